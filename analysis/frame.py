@@ -7,6 +7,7 @@ and bytes are in their columns' names. NaN: a run has no such number."""
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -155,12 +156,11 @@ def runs(ledger: Ledger | None = None) -> pd.DataFrame:
             )
         lines.append(line | {"origin": ledger.origin.get(record["id"], "ours")})
     columns = [*NAMES, *NUMBERS, "settings", "origin"]
-    return chosen(pd.DataFrame(lines, columns=columns))
+    with pd.option_context("mode.string_storage", "python"):  # of so few rows faster than Arrow's
+        return chosen(pd.DataFrame(lines, columns=columns))
 
 
 # --- which runs are in a cell
-
-ORDER = ["protocol", "few", "of_method", "count", "newest"]
 
 
 def chosen(runs: pd.DataFrame) -> pd.DataFrame:
@@ -169,30 +169,26 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     with the fewest deviations, by a method's recipe and not by a study's, and then with the most runs),
     seed (another run of the same settings has that seed). Runs with other settings are never in one
     cell."""
-    runs = runs.assign(left_out=runs.kind.where(runs.kind != "result", ""))
-    results = runs[runs.left_out == ""]
-    if results.empty:
-        return runs
-    facts = results[["id", "protocol"]].assign(
-        key=results.groupby(KEY).ngroup(),
-        variant=results.groupby([*KEY, "cell"]).ngroup(),
-        few=-results.deviations.map(len),
-        of_method=results.recipe.map(of_method),
-    )
-    variants = facts.groupby("variant", sort=False).agg(
-        **{name: (name, "first") for name in ("key", "protocol", "few", "of_method")},
-        count=("id", "size"),
-        newest=("id", "max"),
-    )
-    nearest = variants.sort_values(ORDER, kind="stable").drop_duplicates("key", keep="last")
-    is_shown = facts.variant.isin(nearest.index)
-    of_newest = facts.protocol == facts.key.map(nearest.set_index("key").protocol)
-    by_seed = results[is_shown].assign(few=-facts.few[is_shown]).sort_values(["seed", "few", "id"])
-    again = by_seed.index[by_seed.duplicated([*KEY, "seed"])]
-    left_out = np.select([is_shown, of_newest], ["", "settings"], "protocol")
-    runs.loc[results.index, "left_out"] = left_out
-    runs.loc[again, "left_out"] = "seed"
-    return runs
+    left_out = runs.kind.to_numpy(dtype=object, copy=True)
+    at = (left_out == "result").nonzero()[0]
+    names = [*KEY, "cell", "id", "seed", "protocol", "deviations", "recipe"]
+    results = [*zip(*(runs[name].to_numpy()[at] for name in names), strict=True)]
+    # What orders the variants of a key: protocol, deviations, recipe, count of runs, newest run
+    variants = defaultdict[Any, dict[Any, list[Any]]](dict)
+    for *key, cell, run, _, version, deviations, recipe in results:
+        of = variants[*key].setdefault(cell, [version, -len(deviations), of_method(recipe), 0, ""])
+        of[3:] = of[3] + 1, max(of[4], run)
+    nearest = {key: max(of, key=of.__getitem__) for key, of in variants.items()}
+    seen = set[Any]()
+    in_order = sorted(zip(results, at, strict=True), key=lambda of: (of[0][5], len(of[0][7]), of[0][4]))
+    for (*key, cell, _, seed, version, _, _), place in in_order:
+        shown = nearest[*key]
+        if cell != shown:
+            left_out[place] = "settings" if version == variants[*key][shown][0] else "protocol"
+        else:
+            left_out[place] = "seed" if (*key, seed) in seen else ""
+            seen.add((*key, seed))
+    return runs.assign(left_out=left_out)
 
 
 # --- cells
@@ -241,7 +237,9 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     ):
         if why:
             out[why].setdefault(tuple(key), []).append(run if why == "seed" else of)
-    kept = runs[runs.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    asked = {*KEY, *SUMMED, *OVER_SEEDS, "id", "seed", "preset", "origin", "deviations", "one_class"}
+    used = [name for name in runs if name in asked | {value, "diverged"}]
+    kept = runs.loc[runs.left_out == "", used].sort_values([*KEY, "seed"], kind="stable")
     places = kept.groupby(KEY, sort=False).indices
     lines = list[dict[str, Any]]()
     columns = {name: kept[name].to_numpy() for name in ("id", "seed", "preset", "origin", "deviations")}
@@ -332,20 +330,19 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     )
 
 
-def pairs(runs: pd.DataFrame, row: str, other: str, number: str = "number") -> pd.DataFrame:
-    """The runs of two rows side by side, a line for each model, task and seed that both have, measured on
-    the same: x of `row` and y of `other`, such that more is better, with the ids of both. runs: of
-    `reported`, in cells."""
+def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:
+    """The runs of a row beside those of another ("": of every other), a line for each model, task and seed
+    that both have, measured on the same: x of `row` and y of the other, such that more is better, with the
+    ids of both. runs: of `reported`, in cells."""
     known = runs[(runs.left_out == "") & runs[number].notna()]
     known = known.assign(value=known[number].where(~known.less, -known[number]))
-    left, right = (known[known.row == name] for name in (row, other))
     on = ["model", "task", "seed", "measured", "name"]
-    both = left.merge(right, on=on, suffixes=("", "_other"))
-    return both.rename(columns={"value": "x", "value_other": "y"}).assign(
-        difference=lambda of: np.where(
-            of.x == of.y, 0.0, of.x - of.y
-        )  # two diverged runs may both be infinite
-    )
+    known = known[[*on, "row", "label", "less", "digits", "id", "value"]]
+    right = known[known.row == other] if other else known[known.row != row]
+    both = known[known.row == row].merge(right, on=on, suffixes=("", "_other"))
+    both = both.rename(columns={"value": "x", "value_other": "y"})
+    # Two diverged runs may both be infinite
+    return both.assign(difference=np.where(both.x == both.y, 0.0, both.x - both.y))
 
 
 def median(values: Iterable[float]) -> float:

@@ -13,6 +13,9 @@ from runs.record.text import plural
 
 #: How many runs or rows a note names; of more it gives the number, too.
 NAMED = 3
+#: What a note reads of a run.
+READ = [*KEY, "id", "seed", "origin", "part_of_data", "deviations", "train_rows", "dev_rows", "protocol"]
+READ += ["data", "reported", "sources"]
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways."
 PAGE = "How to read it: docs/tables.md."
@@ -21,7 +24,7 @@ PAGE = "How to read it: docs/tables.md."
 def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), how: str = "") -> list[str]:
     """The notes of a table whose numbers are these cells. runs: all of its models and tasks, among which
     its cells are. extra: other ways in which it deviates. how: what its numbers are."""
-    shown = runs[runs.id.isin({run for ids in cells.ids for run in ids})] if len(cells) else runs[:0]
+    shown = runs.loc[runs.id.isin({run for ids in cells.ids for run in ids}) if len(cells) else [], READ]
     lines = {
         "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
         "Counted like any other": [*odd(cells), *_several_sources(shown)],
@@ -59,7 +62,7 @@ def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def deviations(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells deviate from their recipes, but for a rank that the row's name says."""
     by_word: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for cell in cells.itertuples():
+    for cell in cells[["row", "task", "deviations"]].itertuples():
         rank = f"rank {cell.row.rpartition('_r')[2]} instead of"
         for word in cell.deviations:
             if not word.startswith(rank):
@@ -85,17 +88,16 @@ def measured_unlike(runs: pd.DataFrame) -> list[str]:
     """Tasks whose rows were not measured alike: on other rows of data, or by the best epoch and by the
     last."""
     found = []
-    for (_, task), of in runs.groupby(["model", "task"], sort=False):
-        first = of.drop_duplicates("row").set_index("row")
+    for (_, task), of in runs.drop_duplicates(KEY).groupby(["model", "task"], sort=False):
         facts = {
-            row: {
+            run.row: {
                 "protocol": run.protocol,
                 "training rows": int(run.train_rows),
                 "dev rows": int(run.dev_rows),
                 "data": str(run.data).rpartition(":")[2][:8],
                 "epoch": run.reported,
             }
-            for row, run in first.iterrows()
+            for run in of.itertuples()
         }
         by_words: dict[str, list[str]] = defaultdict(list)
         for row, words in distinctions(facts).items():
@@ -163,7 +165,10 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     if len(cells) and (others := int(cells.left_out.sum())):
         how = "a row shows those nearest to its recipe; all=true shows each"
         found.append(f"{plural(others, 'run')} with other settings ({how})")
-    for cell in cells[cells.older.map(len) > 0].itertuples() if len(cells) else ():
+    several = (
+        cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
+    )
+    for cell in several.itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
         found.append(
             f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol:g}"
@@ -177,9 +182,8 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
     found = []
     for kind, words in (("stopped", "stopped early by train.max_steps"), ("failed", "failed")):
-        names = [
-            f"{run.id} ({run.label} on {run.task_label})" for run in runs[runs.kind == kind].itertuples()
-        ]
+        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]]
+        names = [f"{run.id} ({run.label} on {run.task_label})" for run in of.itertuples()]
         if names:
             found.append(f"{words}: {_enumeration(names, 'runs')}")
     return found

@@ -22,10 +22,12 @@ from runs.record import INTERVAL_SEEDS, interval_name, median_interval
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
 
 
-def statistics_tables(runs: pd.DataFrame, row: str = "vera") -> list[Table]:
+def statistics_tables(
+    runs: pd.DataFrame, row: str = "vera", judged: pd.DataFrame | None = None
+) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
-    the others."""
-    found, compared, words = View(runs).numbers(), comparisons(runs, row), cell_words(runs)
+    the others. judged: their verdicts, where they are at hand."""
+    found, compared, words = View(runs).numbers(), comparisons(runs, row), cell_words(runs, judged)
     tables = []
     for model, of in found.groupby("model"):
         tables.append(cells_table(of, runs[runs.model == model], words))
@@ -50,13 +52,12 @@ def middle(values: Iterable[float]) -> float:
 # --- cells
 
 
-def cell_words(runs: pd.DataFrame) -> dict[tuple[str, ...], str]:
+def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[tuple[str, ...], str]:
     """The verdict on each cell that the paper has, by its run ids, or how many of its numbers are
     reproduced."""
-    found = verdicts(runs)
-    words = defaultdict[tuple[str, ...], list[str]](list)
-    for of in found[found.ran].itertuples():
-        words[of.ids].append(of.word)
+    found, words = verdicts(runs) if judged is None else judged, defaultdict[tuple[str, ...], list[str]](list)
+    for ids, word in found.loc[found.ran, ["ids", "word"]].itertuples(index=False):
+        words[ids].append(word)
     return {
         ids: of[0] if len(set(of)) == 1 else summary(of) or ", ".join(dict.fromkeys(of))
         for ids, of in words.items()
@@ -164,13 +165,12 @@ def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
 
     Columns: x, y and differences, tuples by task and seed; pairs, wins, losses; the median difference with
     its interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
-    runs, lines = reported(chosen(runs)), []
-    for other in sorted({*runs.row} - {row}):
-        for model, of_model in pairs(runs, row, other).groupby("model"):
-            lines += [_compared(model, other, task, of) for task, of in of_model.groupby("task", sort=False)]
-            alike = of_model.groupby(["label", "label_other", "less"], sort=False)
-            lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
-    return pd.DataFrame(lines, columns=COMPARED).sort_values(["model", "other"], kind="stable")
+    lines = []
+    for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
+        lines += [_compared(model, other, task, of) for task, of in both.groupby("task", sort=False)]
+        alike = both.groupby(["label", "label_other", "less"], sort=False)
+        lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
+    return pd.DataFrame(lines, columns=COMPARED)
 
 
 def _compared(model: str, other: str, task: str, of: pd.DataFrame) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 from analysis.render import spreadsheet
@@ -39,7 +40,7 @@ STYLE: Any = {
     "lines.markersize": 5,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "text.parse_math": False,  # a $ in a user's label is a $
     "svg.hashsalt": "vera-bench",  # the same data give the same file
 }
@@ -136,7 +137,7 @@ def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(canvas(figure)).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

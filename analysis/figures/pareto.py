@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from analysis.figures.figure import Figure, Part, colour, marker, nothing, parameter_count
 from analysis.figures.points import metric_label, notes, points, spanned, write_labels
-from analysis.frame import KEY, cells, in_cells, reported
+from analysis.frame import in_cells, reported
 from runs.record import median_interval
 from runs.record.text import megabytes
 
@@ -120,11 +120,8 @@ def _numbers(
     for axis in axes:
         values = pd.to_numeric(runs[axis.column]).replace([math.inf, -math.inf], math.nan)
         of_axis = values.where((runs.status == "done") | (not axis.of_done))
-        by_key = cells(runs.assign(of_axis=of_axis), "of_axis").set_index(KEY)["values"]
-        known = [
-            [v for v in by_key[key] if not math.isnan(v)]
-            for key in found[KEY].itertuples(index=False, name=None)
-        ]
+        by_id = dict(zip(runs.id, of_axis, strict=True))
+        known = [[by_id[run] for run in ids if not math.isnan(by_id[run])] for ids in found.ids]
         for label, count, values in zip(found.label, found.runs, known, strict=True):
             if lost := count - len(values):
                 drawn = "left out" if values else "not drawn"
@@ -219,10 +216,11 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
     plot.margins(MARGIN)
     plot.autoscale_view()
     plot.autoscale(enable=False)
+    bars: Any = {"colors": [*map(colour, drawn.row, drawn.kind)], "alpha": 0.6, "linewidth": 1}
+    plot.hlines(drawn[y], drawn[f"{x} low"], drawn[f"{x} high"], **bars)
+    plot.vlines(drawn[x], drawn[f"{y} low"], drawn[f"{y} high"], **bars)
     for of in drawn.to_dict("records"):
         tint = colour(of["row"], of["kind"])
-        plot.plot([of[f"{x} low"], of[f"{x} high"]], [of[y]] * 2, color=tint, alpha=0.6, linewidth=1)
-        plot.plot([of[x]] * 2, [of[f"{y} low"], of[f"{y} high"]], color=tint, alpha=0.6, linewidth=1)
         if of_metric and not crowded:
             plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=tint, alpha=0.6)
             spots += [(of[x], value) for value in of["values"]]

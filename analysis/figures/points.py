@@ -98,7 +98,8 @@ def write_labels(axes: Any, labels: pd.DataFrame, spots: Sequence[tuple[float, f
     """Writes each label (text, x, y, colour) at the first free place around its point: inside the axes, and
     on no other label and no spot; where none is free, beside the point. A line leads to a distant one. Limits
     and scales of the axes must be final. Returns the texts."""
-    axes.figure.draw_without_rendering()  # the layout: before it, a point has no place
+    axes.figure.get_layout_engine().execute(axes.figure)  # before it, a point has no place
+    axes.figure.set_layout_engine("none")
     unit, frame, texts = axes.figure.dpi / 72, axes.get_window_extent(), list[Any]()
     taken = [Bbox([at - 3 * unit, at + 3 * unit]) for at in axes.transData.transform(spots)]
     places = [(away, *way) for away in DISTANCES for way in DIRECTIONS]

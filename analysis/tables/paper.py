@@ -112,7 +112,7 @@ class _Rows:
         numbers: dict[str, Entry] = dict.fromkeys(self.columns, NONE)
         numbers |= {
             of.column: printed(of, self._decimals(of.column), "*" * (of.task in started))
-            for of in group.itertuples()
+            for of in group[["column", "task", "value", "spread"]].itertuples()
         }
         average = self._paper_average(first) if self.averaged else []
         lines: list[list[Entry]] = [[*head, *numbers.values(), *average, "quoted"]]

@@ -141,7 +141,8 @@ def our_row(
 def gaps(rows: pd.DataFrame, columns: Iterable[str], decimals: int = 1) -> list[Entry]:
     """The differences to the paper's numbers, with half of their intervals where the seeds are enough for a
     verdict. rows: of `beside`, of one row of the paper."""
-    of = {row.column: row for row in rows.itertuples(index=False) if row.ran and row.complete and row.n}
+    read = ["column", "ran", "complete", "n", "difference", "half", "word", "ids"]
+    of = {row.column: row for row in rows[read].itertuples(index=False) if row.ran and row.complete and row.n}
     return [gap(of[column], decimals) if column in of else NONE for column in columns]
 
 
