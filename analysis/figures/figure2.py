@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.figures.figure import Figure, Part, look, parameter_count
 from analysis.figures.points import (
@@ -111,41 +111,23 @@ def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
     ours, quoted = data[(data.runs.map(len) > 0) & data["median"].notna()], data[data.runs.map(len) == 0]
     for label, (kind, _, dash) in RANK_LINES.items():
         of, (colour, marker) = _line(ours, label), look(kind)
-        if dash == "--" and not (of.scaling == "proportional").any():
-            continue
-        if len(of):
-            bars = of["median"] - of.low, of.high - of["median"]
-            whole = {"fmt": f"{dash}{marker}", "linewidth": 1, "elinewidth": 1.3, "label": label}
-            axes.errorbar(of.parameters, of["median"], bars, color=colour, **whole)
+        if len(of) and (dash == "-" or (of.scaling == "proportional").any()):
+            axes.plot([of.parameters] * 2, [of.low, of.high], color=colour, alpha=0.6)
+            axes.plot(of.parameters, of["median"], dash + marker, color=colour, linewidth=1, label=label)
             few = of[of.n < of.wanted]
-            axes.plot(few.parameters, few["median"], marker, color=colour, mfc="white", zorder=3)
-    # The lowest ranks have nearly the same count: by turns to the left and right. A rank has one label.
-    ours = ours.drop_duplicates(["kind", "rank"])
-    for i, at in enumerate(ours.itertuples()):
-        place, side = ((-4, 3), "right") if i % 2 == 0 else ((4, -8), "left")
-        colour = look(at.kind)[0]
-        axes.annotate(
-            f"r={at.rank:g}",
-            (at.parameters, at.median),
-            place,
-            textcoords="offset points",
-            ha=side,
-            fontsize=6,
-            color=colour,
-        )
-    for at in quoted.itertuples():
-        axes.plot(
-            at.parameters,
-            at.median,
-            "x",
-            label=f"{at.method}, paper's table 2 (quoted)",
-            color=look(at.kind)[0],
-            markersize=7,
-        )
+            axes.plot(few.parameters, few["median"], marker, color=colour, markerfacecolor="white", zorder=3)
+    # The lowest ranks have nearly the same count: labels by turns to the left and right, of a rank one
+    for i, of in enumerate(ours.drop_duplicates(["kind", "rank"]).itertuples()):
+        place, side = ((4, -8), "left") if i % 2 else ((-4, 3), "right")
+        more: Any = {"textcoords": "offset points", "fontsize": 6, "color": look(of.kind)[0]}
+        axes.annotate(f"r={of.rank:g}", (of.parameters, of.median), place, ha=side, **more)
+    for of in quoted.itertuples():
+        label, colour = f"{of.method}, paper's table 2 (quoted)", look(of.kind)[0]
+        axes.plot(of.parameters, of.median, "x", label=label, color=colour, markersize=7)
     axes.set(xscale="log", xlabel="trainable parameters, without the classification head", ylabel=name)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
     axes.margins(x=0.1, y=0.12)
     axes.legend()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.figure import Figure, Part, finite, is_varied, look
 from analysis.figures.points import PAPER, by_pair, notes, of_pair, points, printed_rte, stacked
@@ -90,7 +90,7 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     axes.grid(visible=False, axis="x")
     axes.set(yscale="log", ylabel="gain per 1K parameters, % (log)")
     axes.yaxis.set_major_formatter(FuncFormatter("{:g}".format))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
     axes.margins(y=0.15)
     patches = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")]
     fewer = "" if data.complete.all() else " (hollow: fewer seeds)"

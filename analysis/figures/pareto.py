@@ -223,25 +223,42 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
     plot.errorbar(
         drawn[x], drawn[y], *bars, fmt="none", ecolor=[of for of, _ in looks], alpha=0.6, elinewidth=1
     )
-    for of, (colour, marker) in zip(drawn.to_dict("records"), looks, strict=True):
+    drawn = drawn.assign(text=drawn.method, colour=[of for of, _ in looks])
+    if of_metric:
+        ends = map("{:.{}f}".format, drawn[y], drawn.digits.astype(int))
+        drawn["text"] = [f"{label}: {end}" for label, end in zip(drawn.method, ends, strict=True)]
+    named = drawn.frontier | drawn.row.isin(labels)
+    for of, (colour, marker), beside in zip(drawn.to_dict("records"), looks, named, strict=True):
         if of_metric and not crowded:
             plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6)
         face = colour if of["n"] >= of["wanted"] else "white"
-        plot.plot(of[x], of[y], marker, color=colour, markerfacecolor=face, zorder=3)
-        # Beyond the frontier there is nothing: labels of its rows are there, those of others opposite
-        if of["frontier"] or of["row"] in labels or not (crowded or labels):
-            left, up = axes[0].less == of["frontier"], axes[1].less != of["frontier"]
-            text = of["method"] + (f": {of[y]:.{int(of['digits'])}f}" if of_metric else "")
-            sides: Any = {"ha": "right" if left else "left", "va": "bottom" if up else "top"}
-            shift = (-4 if left else 4, 3 if up else -3)
-            plot.annotate(
-                text, (of[x], of[y]), shift, textcoords="offset points", fontsize=7, color=colour, **sides
-            )
+        label = None if crowded or labels or beside else of["text"]
+        plot.plot(of[x], of[y], marker, color=colour, markerfacecolor=face, zorder=3, label=label)
+    write_labels(plot, drawn[named].assign(x=drawn[x], y=drawn[y]), *(axis.less for axis in axes))
+    if not (crowded or labels or named.all()):
+        worse = f"{'upper' if axes[1].less else 'lower'} {'right' if axes[0].less else 'left'}"
+        plot.legend(loc=worse, fontsize=7)
     best = drawn[drawn.frontier]
     if len(best):  # at an x the line is at the best y that a row at least as good in x has
         end, worst = plot.get_xlim()[axes[0].less], plot.get_ylim()[axes[1].less]
         across, up = [best[x].iloc[0], *best[x], end], [worst, *best[y], best[y].iloc[-1]]
         plot.step(across, up, where="post", color="#555555", linewidth=0.9, linestyle="--", zorder=1)
+
+
+def write_labels(plot: Any, rows: pd.DataFrame, less: bool, down: bool) -> list[Any]:
+    """Writes each row's text beside its x and y, to the side where the frontier has nothing, and in the order
+    of y a line apart. Limits and scales must be final. less, down: whether less of x and of y is better.
+    Returns the texts."""
+    height, sign, line = 0.75 * 72 * plot.figure.get_figheight(), -1 if down else 1, 8
+    to_axes, texts, free = plot.transScale + plot.transLimits, list[Any](), -math.inf
+    for of in rows.sort_values("y", ascending=not down, kind="stable").itertuples():
+        across, up = to_axes.transform((of.x, of.y)) * (1, sign * height)
+        free, left = max(up + 3, free + line), across > (0.2 if less else 0.8)  # no label leaves the axes
+        place: Any = {"ha": "right" if left else "left", "va": "top" if down else "bottom", "fontsize": 7}
+        shift = -4 if left else 4, sign * (free - up)
+        more = {"textcoords": "offset points", "color": of.colour}
+        texts.append(plot.annotate(of.text, (of.x, of.y), shift, **place, **more))
+    return texts
 
 
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
