@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
+from pandas.api.types import is_numeric_dtype
 
 from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
@@ -32,7 +33,6 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 5,
     "legend.frameon": False,
@@ -119,22 +119,19 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     files."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
-    for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
-        unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
-            with matplotlib.rc_context(STYLE):
-                canvas(figure).savefig(unfinished, dpi=200, metadata=unstable)
+    with matplotlib.rc_context(STYLE):
+        drawn = canvas(figure)
+        for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
+            unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+            drawn.savefig(unfinished, dpi=200, metadata=unstable)
             os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     write_atomically(csv, to_csv(figure.data))
     return [pdf, png, csv]
 
 
 def to_csv(data: pd.DataFrame) -> str:
     """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
-    words = data.select_dtypes(exclude="number").columns
-    text = data.assign(**{name: data[name].map(_word) for name in words}).rename(columns=_word)
+    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(_word)).rename(columns=_word)
     return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
@@ -149,8 +146,7 @@ def _word(value: Any) -> Any:
 
 def parameter_count(value: float, _: Any = None) -> str:
     """Parameters at an axis: 50K, 2M."""
-    scales = (("M", 1e6), ("K", 1e3))
-    return next((f"{value / scale:g}{unit}" for unit, scale in scales if value >= scale), f"{value:g}")
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}K" if value >= 1e3 else f"{value:g}"
 
 
 def is_varied(row: str) -> bool:

@@ -6,18 +6,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from analysis.figures import points
 from analysis.figures.figure import Figure, Part, look, parameter_count
-from analysis.figures.points import (
-    PAPER,
-    by_pair,
-    metric_label,
-    notes,
-    of_pair,
-    points,
-    printed_rte,
-    spanned,
-    stacked,
-)
 from analysis.inference import smallest_p
 from analysis.paper import GLUE, NAMES, paper
 from runs.record.text import plural
@@ -42,28 +32,28 @@ def figure2(part: Part) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
     and task, and for each model and task of GLUE on which ranks of either vary."""
     ranks, left_out = _comparable(_by_rank(part.runs))
-    found = points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
+    found = points.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
     found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
     several = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1)
     figures = []
-    for pair, suffix, lines in by_pair(zip(several.model, several.task, strict=True)):
-        of, task = of_pair(found, pair), GLUE[pair[1]]
+    for pair, suffix, lines in points.by_pair(zip(several.model, several.task, strict=True)):
+        of, task = points.of_pair(found, pair), GLUE[pair[1]]
         data = of.assign(runs=of.ids).reindex(columns=DATA)
-        lines += notes(of_pair(part.runs, pair), of)
+        lines += points.notes(points.of_pair(part.runs, pair), of)
         if count := left_out.get(pair, 0):
             lines.append(
                 f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."
             )
         if (of.kind == "lora").any():
             lines.append(OF_ALPHA)
-        if pair == PAPER:
-            quoted = printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
+        if pair == points.PAPER:
+            quoted = points.printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
             quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
-            data = stacked(data, quoted.reindex(columns=DATA))
+            data = points.stacked(data, quoted.reindex(columns=DATA))
             lines += _beside_the_paper(data)
         label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
         title = f"Figure 2: {task} by trainable parameters, {label}"
-        metric = f"{task} dev {metric_label(of.metric.iloc[0] if len(of) else 'accuracy')}"
+        metric = f"{task} dev {points.metric_label(of.metric.iloc[0] if len(of) else 'accuracy')}"
         draw = partial(_draw, name=metric)
         figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, _subtitle(of)))
     return figures
@@ -139,4 +129,4 @@ def _subtitle(of: pd.DataFrame) -> str:
         return ""
     which = f"of {most} " if of.n.min() < most else ""
     bars = f"lowest to highest ({which}a {100 * (1 - smallest_p(most)):.0f}% interval)"
-    return f"median of {spanned(of.n)} seeds, {of.reported.iloc[0]} epoch; lines: {bars}"
+    return f"median of {points.spanned(of.n)} seeds, {of.reported.iloc[0]} epoch; lines: {bars}"

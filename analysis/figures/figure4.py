@@ -11,17 +11,14 @@ from analysis.figures.points import PAPER, by_pair, notes, of_pair, points, prin
 from analysis.paper import GLUE, NAMES, paper
 
 GAIN = (
-    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A"
-    " method that is no better than the head alone has 100 / thousands of parameters: the count weighs more"
-    " than the accuracy."
+    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. The"
+    " count weighs more than the accuracy: as good as the head alone is 100 / thousands of parameters."
 )
 IMPLIED = (
     "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy."
     " The printed values do not follow from one such accuracy."
 )
-NO_HEAD = (
-    "No run of the head alone on RTE is here, so that no gain of ours can be computed (experiment=figure4)."
-)
+NO_HEAD = "No run of the head alone on RTE is here, so there is no gain of ours (experiment=figure4)."
 DATA = ["method", "row", "kind", "source", "parameters", "accuracy", "head", "gain", "complete", "runs"]
 
 
@@ -58,7 +55,7 @@ def _gains(of: pd.DataFrame, head: pd.DataFrame, whose: str) -> pd.DataFrame:
         kind=of.method, method=of.label, source=whose, accuracy=of["median"], head=alone["median"]
     )
     made["gain"] = 100 * made.accuracy / made["head"] / (made.parameters / 1000)
-    made["complete"], made["runs"] = made.complete & alone.complete, [(*ids, *alone.ids) for ids in of.ids]
+    made = made.assign(complete=of.complete & alone.complete, runs=[(*ids, *alone.ids) for ids in of.ids])
     return made.sort_values("parameters", kind="stable")[DATA]
 
 

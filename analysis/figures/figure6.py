@@ -10,10 +10,9 @@ from analysis.figures.points import draw_bands
 from analysis.paper import NAMES, paper
 from runs.record import Record
 
-SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
 LEAST = (
-    "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same."
+    "least: of any matrix of that rank, by singular values; where LoRA's fit is the same it has converged."
 )
 LOOKS = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
 
@@ -25,11 +24,9 @@ def figure6(part: Part) -> list[Figure]:
     if fit := shown(part.measures):
         of, size = fit["settings"], fit["settings"]["size"]
         over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
-        lines = [
-            f"{of.method} at rank {of.rank}: {of.of - of.n} of {of.of} errors are not finite."
-            for of in data[data.n < data.of].itertuples()
-        ]
-        words = ", ".join(f"{key} {of[key]}" for key in SETTINGS)
+        for at in data[data.n < data.of].itertuples():
+            lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
+        words = ", ".join(f"{key} {of[key]}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
         lines += [f"Settings (this project's choice): {words}.", LEAST]
         if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
             lines.append(f"{others} other fits are left out: measure {fit['id']} is shown.")

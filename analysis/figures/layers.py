@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -61,27 +62,23 @@ def _one_each(measures: list[Record], runs: pd.DataFrame) -> tuple[list[Record],
     """The measures of runs of one setting, one for each run, in order of seeds; and notes on what that leaves
     out. Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then
     the most runs. runs: by id."""
-    notes, groups = list[str](), defaultdict[str, list[Record]](list)
-    for measure in sorted(measures, key=lambda m: [run["cell"]["seed"] for run in m["of"]]):
+    notes, groups = list[str](), defaultdict[Any, list[Record]](list)
+    for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
         ids = [run["id"] for run in measure["of"]]
         if unknown := [run for run in ids if run not in runs.index]:
             notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here: left out.")
         else:
-            groups[" ".join([str(measure["settings"]), *runs.cell[ids]])].append(measure)
-    if not groups:
-        return [], notes
+            groups[str(measure["settings"]), *runs.cell[ids]].append(measure)
 
     def rank(group: list[Record]) -> tuple[bool, int, int]:
         deviations = sum(len(runs.deviations[run["id"]]) for run in group[0]["of"])
         return group[0]["settings"].get("ranks") == [64, 64], -deviations, len(group)
 
-    chosen = max(groups.values(), key=rank)
-    if others := sum(map(len, groups.values())) - len(chosen):
-        notes.append(f"{others} measures of other settings are left out.")
+    chosen = max(groups.values(), key=rank, default=[])
     by_runs = {tuple(run["id"] for run in measure["of"]): measure for measure in chosen}
-    if again := len(chosen) - len(by_runs):
-        notes.append(f"{again} measures of a run that is measured twice are left out.")
-    return list(by_runs.values()), notes
+    if others := sum(map(len, groups.values())) - len(by_runs):
+        notes.append(f"{others} measures of other settings, or of a run measured before, are left out.")
+    return [*by_runs.values()], notes
 
 
 def by_layer(measures: Sequence[Record], names: Sequence[str]) -> pd.DataFrame:
@@ -107,18 +104,19 @@ def figure3(part: Part) -> list[Figure]:
     vera."""
     figures = []
     for group in measured(
-        part.runs, part.measures, "magnitude", lambda m: m["of"][0]["cell"]["row"] == "vera"
+        part.runs, part.measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"
     ):
         found, count = by_layer(group.measures, ["d", "b"]), len(group.measures)
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
-        notes = _notes(group, part, data, "figure3", "magnitude", "runs have no finite change of d")
+        notes = _notes(group, part, data, "figure3", "magnitude")
         if not group.suffix:
             finding = paper()["figure3"]["finding"]
             notes.append(f"The paper prints no numbers of this figure. Its finding: {finding}.")
         data = data[["site", "layer", "median", "low", "high", "b", "n", "runs"]]
-        title = f"Figure 3: change of d by layer, {group.where}"
         over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
-        figures.append(Figure(f"figure3{group.suffix}", title, data, notes, _draw_sites, over))
+        title = f"Figure 3: change of d by layer, {group.where}"
+        draw = partial(_draw, by="site", looks=SITES, ylabel="‖d - d_init‖₂")
+        figures.append(Figure(f"figure3{group.suffix}", title, data, notes, draw, over))
     return figures
 
 
@@ -129,7 +127,7 @@ def figure5(part: Part) -> list[Figure]:
     for group in measured(part.runs, part.measures, "similarity"):
         found, count = by_layer(group.measures, [*PAIRS]), len(group.measures)
         data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
-        notes = _notes(group, part, data, "figure5", "similarity", "have no cosine (a change that is zero)")
+        notes = _notes(group, part, data, "figure5", "similarity")
         means = of_queries(data).groupby("pair")["median"].mean()
         notes += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
         if not group.suffix:
@@ -137,15 +135,16 @@ def figure5(part: Part) -> list[Figure]:
             rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in of["printed"].items()]
             quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
             data = stacked(data, quoted.assign(source="paper (quoted)", site="query"))
-            notes.append(
-                "The paper prints two means, over the query matrices at rank 64 (quoted); it gives no value"
-                f" by layer. Its finding: {of['finding']}."
+            quotes = (
+                "The paper prints two means, over the query matrices at rank 64 (quoted), and none by layer."
             )
+            notes.append(f"{quotes} Its finding: {of['finding']}.")
         data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
-        title = f"Figure 5: cosine of weight differences, {group.where}"
         matrices = "query matrices" if (data.site == "query").any() else "all adapted matrices"
         over = f"median of {count} pairs of runs, {matrices}" if count > 1 else matrices
-        figures.append(Figure(f"figure5{group.suffix}", title, data, notes, _draw_pairs, over))
+        title = f"Figure 5: cosine of weight differences, {group.where}"
+        draw = partial(_draw, by="pair", looks=OF_PAIRS, ylabel="cosine")
+        figures.append(Figure(f"figure5{group.suffix}", title, data, notes, draw, over))
     return figures
 
 
@@ -155,29 +154,26 @@ def of_queries(data: pd.DataFrame) -> pd.DataFrame:
     return data[(queries if queries.any() else True) & data["median"].notna()]
 
 
-def _notes(group: Measured, part: Part, data: pd.DataFrame, preset: str, kind: str, lost: str) -> list[str]:
+def _notes(group: Measured, part: Part, data: pd.DataFrame, preset: str, kind: str) -> list[str]:
     """The notes of a figure: those of the group, of a table on its runs, and on what has no number."""
     ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
     notes = [*group.notes, *(table_notes(ran, cells(ran)) if len(ran) else [NOTHING.format(preset, kind)])]
     for of in data[data.n < data.of].itertuples():
-        pair = f"{of.pair}, " if kind == "similarity" else ""
-        notes.append(f"{pair}layer {of.layer}, {of.site}: {of.of - of.n} of {of.of} {lost}.")
+        what = f"{of.pair}, layer" if kind == "similarity" else "layer"
+        notes.append(f"{what} {of.layer}, {of.site}: {of.of - of.n} of {of.of} have no finite number.")
     return notes
 
 
-def _draw_sites(axes: Any, data: pd.DataFrame) -> None:
-    draw_bands(axes, data.dropna(subset="median"), "site", SITES, "layer")
-    axes.set(xlabel="layer", ylabel="‖d - d_init‖₂", ylim=(0, None))
+def _draw(axes: Any, data: pd.DataFrame, by: str, looks: dict[str, Any], ylabel: str) -> None:
+    quoted = data.layer.isna()
+    shown = data[~quoted].dropna(subset="median") if by == "site" else of_queries(data[~quoted])
+    draw_bands(axes, shown, by, looks, "layer")
+    for name, mean in zip(data[by][quoted], data["median"][quoted], strict=True):
+        look: Any = {"color": looks[name][0], "linestyle": (0, (1, 2)), "linewidth": 1}
+        axes.axhline(mean, label=f"{name}, paper's mean (quoted)", **look)
+    axes.set(xlabel="layer", ylabel=ylabel)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    if by == "site":
+        axes.set_ylim(bottom=0)
     if axes.lines:
         axes.legend()
-
-
-def _draw_pairs(axes: Any, data: pd.DataFrame) -> None:
-    quoted = data.layer.isna()
-    draw_bands(axes, of_queries(data[~quoted]), "pair", OF_PAIRS, "layer")
-    for pair, mean in data.loc[quoted, ["pair", "median"]].to_numpy():
-        label, dash = f"{pair}, paper's mean (quoted)", (0, (1, 2))
-        axes.axhline(mean, label=label, color=OF_PAIRS[pair][0], linestyle=dash, linewidth=1)
-    axes.set(xlabel="layer", ylabel="cosine")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    axes.legend()
