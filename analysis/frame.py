@@ -463,20 +463,19 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     )
 
 
-def pairs(runs: pd.DataFrame, row: str, other: str, number: str = "number") -> pd.DataFrame:
-    """The runs of two rows side by side, a line for each model, task and seed that both have, measured on
-    the same: x of `row` and y of `other`, such that more is better, with the ids of both. runs: of
-    `reported`, in cells."""
+def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:
+    """The runs of a row beside those of another ("": of every other), a line for each model, task and seed
+    that both have, measured on the same: x of `row` and y of the other, such that more is better, with the
+    ids of both. runs: of `reported`, in cells."""
     known = runs[(runs.left_out == "") & runs[number].notna()]
     known = known.assign(value=known[number].where(~known.less, -known[number]))
-    left, right = (known[known.row == name] for name in (row, other))
     on = ["model", "task", "seed", "measured", "name"]
-    both = left.merge(right, on=on, suffixes=("", "_other"))
-    return both.rename(columns={"value": "x", "value_other": "y"}).assign(
-        difference=lambda of: np.where(
-            of.x == of.y, 0.0, of.x - of.y
-        )  # two diverged runs may both be infinite
-    )
+    known = known[[*on, "row", "label", "less", "digits", "id", "value"]]
+    right = known[known.row == other] if other else known[known.row != row]
+    both = known[known.row == row].merge(right, on=on, suffixes=("", "_other"))
+    both = both.rename(columns={"value": "x", "value_other": "y"})
+    # Two diverged runs may both be infinite
+    return both.assign(difference=np.where(both.x == both.y, 0.0, both.x - both.y))
 
 
 def median(values: Iterable[float]) -> float:

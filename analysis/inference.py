@@ -105,12 +105,9 @@ def improvement_interval(
 
 
 def _above(x: Any, y: Any) -> Any:
-    """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
-    from scipy import stats
-
-    # `method` is for the p-value, which is not used
-    u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic
-    return u / (np.shape(x)[-1] * np.shape(y)[-1])
+    """The share of pairs in which x is above y, along the last axis; of equals half."""
+    x, y = np.asarray(x)[..., :, None], np.asarray(y)[..., None, :]
+    return ((x > y) + (x == y) / 2).mean(axis=(-2, -1))
 
 
 # --- several rows at once

@@ -20,7 +20,7 @@ from analysis.render import Number, Table, grid
 from analysis.results.finding import WORDS, Finding, Side
 from analysis.results.of_figures import FITTED
 from analysis.results.of_rows import MARGIN, left_out
-from analysis.statistics import cell_words, cells_table, costs, middle
+from analysis.statistics import costs, middle, statistics_tables
 from analysis.tables import TABLES, WITHOUT_RECORDS, made
 from analysis.tables.view import View
 from analysis.variants import every_variant
@@ -159,12 +159,7 @@ def study(folder: Path, ledger: Ledger, runs: pd.DataFrame) -> dict[str, str]:
         path = f"{folder.name}_{figure.name}.svg"
         pictures[f"results/{path}"] = figures.svg(figure)
         drawn.append({"title": one_line(figure.title), "path": path, "notes": _new(figure.notes, shown)})
-    words = cell_words(every)
-    cells = [
-        cells_table(of, every[every.model == model], words)
-        for model, of in View(every).numbers().groupby("model")
-    ]
-    whole = [*cells, *ranks(every), costs(every)] if len(every) else []
+    whole = [*statistics_tables(every, ""), *ranks(every), costs(every)] if len(every) else []
     text = rendered(
         "study.md",
         name=folder.name,
