@@ -255,6 +255,7 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "steps": (_in("steps"), "first"),
     "device": (_in("device", "name"), "first"),
     "device_type": (_in("device", "type"), "first"),
+    "threads": (_in("determinism", "threads"), ""),
     "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": (lambda record: tuple(record["deviations"]), ""),
     "protocol": (protocol, "first"),

@@ -177,9 +177,8 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
     found = []
     for kind, words in (("stopped", "stopped early by train.max_steps"), ("failed", "failed")):
-        names = [
-            f"{run.id} ({run.label} on {run.task_label})" for run in runs[runs.kind == kind].itertuples()
-        ]
+        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]]
+        names = [f"{run} ({label} on {task})" for run, label, task in of.itertuples(index=False)]
         if names:
             found.append(f"{words}: {_enumeration(names, 'runs')}")
     return found

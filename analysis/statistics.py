@@ -130,12 +130,12 @@ def _compared(model: str, other: str, task: str, of: pd.DataFrame) -> dict[str, 
     better_low, better_high = improvement_interval(sides) or (math.nan, math.nan)
     labels = {"label": of.label.iloc[0], "other_label": of.label_other.iloc[0]}
     return {"model": model, "other": other, "task": task, **labels} | {
-        **{"x": tuple(of.x), "y": tuple(of.y), "differences": tuple(differences), "pairs": len(of)},
-        **{"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())},
-        **{"difference": statistics.median(differences), "low": low, "high": high},
-        **{"p": sign_test(differences), "better": improvement(sides)},
-        **{"better_low": better_low, "better_high": better_high},
-        **{"digits": int(of.digits.min()), "ids": (*of.id, *of.id_other)},
+        "x": tuple(of.x), "y": tuple(of.y), "differences": tuple(differences), "pairs": len(of),
+        "wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum()),
+        "difference": statistics.median(differences), "low": low, "high": high,
+        "p": sign_test(differences), "better": improvement(sides),
+        "better_low": better_low, "better_high": better_high,
+        "digits": int(of.digits.min()), "ids": (*of.id, *of.id_other),
     }
 
 

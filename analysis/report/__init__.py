@@ -55,7 +55,9 @@ def page(ledger: Ledger) -> str:
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
-        findings=part("the findings", lambda: findings(frame, [*ledger.measures.values()])),
+        findings=part(
+            "the findings", lambda: findings(frame, [*ledger.measures.values()]).to_dict("records")
+        ),
         firm_pairs=FIRM_PAIRS,
         verdict_words=WORDS,
         verdicts=_verdicts(judged),

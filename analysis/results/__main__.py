@@ -43,22 +43,21 @@ def main(arguments: list[str]) -> int:
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
     of = {folder: runs(ledger) for folder, ledger in studies.items()}
-    measures = {name: one for ledger in studies.values() for name, one in ledger.measures.items()}
-    found = findings(pd.concat(of.values(), ignore_index=True).drop_duplicates("id"), [*measures.values()])
-    files = {settings.docs / path: text for path, text in pages(studies, of, found, settings.docs).items()}
+    measures = {folder: [*ledger.measures.values()] for folder, ledger in studies.items()}
+    every = {one["id"]: one for of_study in measures.values() for one in of_study}
+    found = findings(pd.concat(of.values(), ignore_index=True).drop_duplicates("id"), every.values())
+    files = {settings.docs / path: text for path, text in pages(of, measures, found, settings.docs).items()}
     for folder, frame in of.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(frame))
             files[settings.readme] = readme(text, "all studies", near_lora(found))
-    gone = [path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg")]
-    gone = [path for path in gone if path not in files]  # of studies that are no more
+    written = (path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg"))
+    gone = [path for path in written if path not in files]  # of studies that are no more
     if settings.check:
-        # A picture's bytes depend on matplotlib's version.
-        stale = gone + [
-            path
-            for path, text in files.items()
-            if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
-        ]
+        # A picture's bytes depend on matplotlib's version
+        there = {path for path in files if path.is_file()}
+        changed = (path for path in there if path.suffix != ".svg" and path.read_text() != files[path])
+        stale = [*gone, *(files.keys() - there), *changed]
         print(
             "\n".join(f"{path} is not what the records give: make results" for path in stale)
             or "every page is what the records give"
