@@ -288,8 +288,9 @@ def runs(ledger: Ledger | None = None) -> pd.DataFrame:
         lines.append(line | {"origin": ledger.origin.get(record["id"], "ours")})
     columns = [*NAMES, *NUMBERS, "settings", "origin"]
     # Texts as objects: a frame of so many Arrow columns takes twice as long to filter
-    with pd.option_context("future.infer_string", False):
-        return chosen(pd.DataFrame(lines, columns=columns))
+    frame = pd.DataFrame(lines, columns=columns)
+    texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    return chosen(frame.astype(dict.fromkeys(texts, object)))
 
 
 # --- which runs are in a cell

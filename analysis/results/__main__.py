@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     for folder, frame in of.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(frame))
-            files[settings.readme] = readme(text, "all studies", near_lora(found))
+            files[settings.readme] = readme(text, "all studies", near_lora(found.to_dict("records")))
     written = (path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg"))
     gone = [path for path in written if path not in files]  # of studies that are no more
     if settings.check:

@@ -26,8 +26,12 @@ def side(runs: pd.DataFrame) -> dict[str, Any]:
     return {
         **{key: first[key] for key in ("label", "model_label", "task_label")},
         **{key: int(first[key]) for key in ("parameters", "head_parameters")},
-        "ids": tuple(runs.id), "median": middle(runs.number), "mean": float(runs.number.mean()),
-        "epochs": tuple(sorted(set(runs.epochs))), "several": len(several), "best_is_last": last,
+        "ids": tuple(runs.id),
+        "median": middle(runs.number),
+        "mean": float(runs.number.mean()),
+        "epochs": tuple(sorted(set(runs.epochs))),
+        "several": len(several),
+        "best_is_last": last,
     }
 
 

@@ -135,5 +135,7 @@ def _fits(measures: Sequence[Record]) -> Iterator[Finding]:
     }
     yield finding(
         *(about, ("", "", size, ""), equal.tolist(), bool(equal.all()), len(ids)),
-        sides=(of,), unit="", numbers=numbers,
+        sides=(of,),
+        unit="",
+        numbers=numbers,
     )

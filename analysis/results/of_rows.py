@@ -132,8 +132,13 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
     paired, unpaired = both_intervals(pairs, 2 * LEVEL - 1 if near else LEVEL)
     agrees = is_near(pairs, MARGIN) if near else is_above(pairs)
     return {
-        "x": side(x), "y": side(y), "differences": differences, "agrees": agrees,
-        "difference": sum(differences) / len(differences), "paired": paired, "unpaired": unpaired,
+        "x": side(x),
+        "y": side(y),
+        "differences": differences,
+        "agrees": agrees,
+        "difference": sum(differences) / len(differences),
+        "paired": paired,
+        "unpaired": unpaired,
     }
 
 

@@ -1,10 +1,13 @@
 """The README's blocks: the rows of a study, and where VeRA is near LoRA, each between two marks."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from analysis.frame import cells
 from analysis.paper import GLUE, SCORES
 from analysis.render import Entry
+from analysis.results.finding import Finding
 from analysis.results.sections import environment
 from analysis.tables.view import by_row, number, of_runs
 from runs.errors import UserError
@@ -43,11 +46,9 @@ def _score(runs: pd.DataFrame, row: str, key: str, decimals: int) -> Entry:
     return number(cell, decimals=decimals)
 
 
-def near_lora(found: pd.DataFrame) -> str:
+def near_lora(found: Iterable[Finding]) -> str:
     """The README's sentence on the models and tasks where VeRA was held against LoRA, by the verdict."""
-    near = [
-        one for one in found.to_dict("records") if one["finding"] == "VeRA is near LoRA with fewer parameters"
-    ]
+    near = [one for one in found if one["finding"] == "VeRA is near LoRA with fewer parameters"]
     groups = ([one for one in near if one["verdict"] is of] for of in (True, False, None))
     return str(environment().get_template("readme.md").module.near_lora(*groups)).strip()
 
