@@ -290,7 +290,7 @@ def runs(ledger: Ledger | None = None) -> pd.DataFrame:
     # Texts as objects: a frame of so many Arrow columns takes twice as long to filter
     frame = pd.DataFrame(lines, columns=columns)
     texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
-    return chosen(frame.astype(dict.fromkeys(texts, object)))
+    return chosen(frame.astype(dict.fromkeys(texts, object)).copy())  # consolidated
 
 
 # --- which runs are in a cell
