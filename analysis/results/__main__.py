@@ -1,12 +1,10 @@
-"""Writes docs/results.md and a page for each study in docs/results: what this project's own studies found,
-from the records published in runs/records.
+"""Writes docs/results.md and a page for each study in docs/results, from the records in runs/records.
 
     python -m analysis.results                 (make results)
-    python -m analysis.results check=true
+    python -m analysis.results check=true      (only compares the pages with the records)
 
-A study is a folder of published records. Its NOTES.md, written by hand, says how it was run and what a reader
-must know; every number and picture comes from the records. check=true writes nothing and compares the pages
-with the records.
+A study is a folder of published records. Its NOTES.md is written by hand; every number and picture comes
+from the records.
 """
 
 from dataclasses import dataclass

@@ -17,9 +17,9 @@ Finding = dict[str, Any]
 
 
 def side(runs: pd.DataFrame) -> dict[str, Any]:
-    """Of the runs of one row (`frame.reported`): their ids by seed, the median and the mean of the number that
-    their table reports, their epochs, and in how many of `several` (those with more than one epoch) the best
-    one is the last."""
+    """Of the runs of one row (`frame.reported`): their ids by seed, the median and the mean of the number
+    that their table reports, their epochs, and in how many of `several` (runs of more than one epoch) the
+    best one is the last."""
     runs = runs.sort_values(["seed", "id"])
     first, several = runs.iloc[0], runs[runs.evaluations > 1]
     last = int((several.best_epoch == several.last_epoch).sum())
@@ -51,18 +51,18 @@ def finding(
 
     It gets: firm, whether it rests on enough pairs or runs; ids; epochs; the first difference with its
     intervals; and what `decided` adds."""
-    made = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed", "chance": math.nan}
-    made |= {"numbers": {}, "paper_epochs": {}} | more
+    made: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed"}
+    made |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}} | more
     made |= dict(zip(("finding", "source", "kind"), about, strict=True))
     made |= dict(zip(("model", "task", "model_label", "task_label"), where, strict=True))
-    first = next((of for of in made["compared"] if of), {})
-    unknown = (math.nan, math.nan)
+    first, unknown = next(filter(None, made["compared"]), {}), (math.nan, math.nan)
+    made["difference"] = first.get("difference", math.nan)
     made["low"], made["high"] = first.get("paired") or unknown
     made["unpaired_low"], made["unpaired_high"] = first.get("unpaired") or unknown
-    made |= {"difference": first.get("difference", math.nan), "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
     made["epochs"] = tuple(sorted({epochs for of in made["sides"] for epochs in of.get("epochs", ())}))
     made["ids"] = tuple(dict.fromkeys(run for of in made["sides"] for run in of["ids"]))
-    return decided(made | {"holds": tuple(holds), "agrees": agrees})
+    made |= {"holds": tuple(holds), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
+    return decided(made)
 
 
 def decided(made: Finding, crossfit: Finding | None = None) -> Finding:

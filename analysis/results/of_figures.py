@@ -38,18 +38,13 @@ def _of_measures(
     of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
     sides = tuple(side(row) for _, row in of.groupby("conf_row", sort=False))
     words = {is_positive(apart.tolist()) for apart in readings}
-    return finding(
-        about,
-        (cell["model"], cell["task"], label["model"], label["task"]),
-        (pd.concat(readings, axis=1) > 0).all(axis=1).tolist(),
-        words.pop() if len(words) == 1 else None,
-        len(readings[0]),
-        sides=sides,
-        counts=(len(readings[0]),),
-        unit=unit,
-        numbers=numbers,
-        paper_epochs=paper_epochs(of.family.iloc[0], cell["task"]) if sides else {},
-    )
+    where, agrees = (cell["model"], cell["task"], label["model"], label["task"]), None
+    if len(words) == 1:
+        (agrees,) = words
+    holds, n = (pd.concat(readings, axis=1) > 0).all(axis=1).tolist(), len(readings[0])
+    epochs = paper_epochs(of.family.iloc[0], cell["task"]) if sides else {}
+    more = {"sides": sides, "counts": (n,), "unit": unit, "numbers": numbers, "paper_epochs": epochs}
+    return finding(about, where, holds, agrees, n, **more)
 
 
 def _values(measure: Record, *names: str) -> pd.DataFrame:
@@ -60,31 +55,31 @@ def _values(measure: Record, *names: str) -> pd.DataFrame:
     )
 
 
+#: Findings of figure 3: what each says, and the parts of d that it compares, the larger one first.
+MAGNITUDES = {
+    ("d changes more in query than in value", "figure 3", "query"): [("query", "value")],
+    ("d changes more in later layers", "figure 3", "layers"): [("late", "early"), ("last", "first")],
+}
+
+
 def _magnitudes(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 3, run by run; the figure shows the median of the runs."""
     for group in measured(runs, measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"):
         changes = [_values(measure, "d").dropna() for measure in group.measures]
-        if not changes or not all({"query", "value"} <= set(of.site) for of in changes):
-            continue
-        layers = sorted({layer for of in changes for layer in of.layer})
-        middle, first, last = layers[len(layers) // 2], layers[0], layers[-1]
-        means = pd.DataFrame(
-            {
-                "query": of.d[of.site == "query"].mean(),
-                "value": of.d[of.site == "value"].mean(),
-                "early": of.d[of.layer < middle].mean(),
-                "late": of.d[of.layer >= middle].mean(),
-                "first": of.d[of.layer == first].mean(),
-                "last": of.d[of.layer == last].mean(),
-            }
-            for of in changes
-        )
-        later = [means.late - means.early, means["last"] - means["first"]]
-        for about, readings in (
-            (("d changes more in query than in value", "figure 3", "query"), [means["query"] - means.value]),
-            (("d changes more in later layers", "figure 3", "layers"), later),
-        ):
-            yield _of_measures(about, runs, group.measures, readings, means.median().to_dict(), "run")
+        if changes and all({"query", "value"} <= set(of.site) for of in changes):
+            layers = sorted({layer for of in changes for layer in of.layer})
+            means = pd.DataFrame(_means(of, layers) for of in changes)
+            for about, parts in MAGNITUDES.items():
+                apart = [means[more] - means[less] for more, less in parts]
+                yield _of_measures(about, runs, group.measures, apart, means.median().to_dict(), "run")
+
+
+def _means(change: pd.DataFrame, layers: Sequence[int]) -> dict[str, float]:
+    """The mean change of d by part: of sites, of halves of the layers, and of the first and last one."""
+    later = change.layer >= layers[len(layers) // 2]
+    parts = {site: change.site == site for site in ("query", "value")} | {"early": ~later, "late": later}
+    parts |= {"first": change.layer == layers[0], "last": change.layer == layers[-1]}
+    return {name: float(change.d[part].mean()) for name, part in parts.items()}
 
 
 def _similarities(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from analysis.frame import cells
 from analysis.paper import GLUE, SCORES
 from analysis.render import Entry
 from analysis.results.finding import Finding
-from analysis.results.sections import environment
+from analysis.results.sections import macros
 from analysis.tables.view import by_row, number, of_runs
 from runs.errors import UserError
 
@@ -36,7 +36,7 @@ def headline(runs: pd.DataFrame) -> str:
         ratio = first.parameters / int(lora.iloc[0]) if len(lora) else 0
         about = {"label": first.label, "parameters": first.parameters, "ratio": ratio}
         rows.append(about | {"numbers": numbers.values()})
-    return str(environment().get_template("readme.md").module.headline(rows, list(numbers))).strip()
+    return str(macros("readme.md").headline(rows, list(numbers))).strip()
 
 
 def _score(runs: pd.DataFrame, row: str, key: str, decimals: int) -> Entry:
@@ -50,7 +50,7 @@ def near_lora(found: Iterable[Finding]) -> str:
     """The README's sentence on the models and tasks where VeRA was held against LoRA, by the verdict."""
     near = [one for one in found if one["finding"] == "VeRA is near LoRA with fewer parameters"]
     groups = ([one for one in near if one["verdict"] is of] for of in (True, False, None))
-    return str(environment().get_template("readme.md").module.near_lora(*groups)).strip()
+    return str(macros("readme.md").near_lora(*groups)).strip()
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -53,6 +53,11 @@ def _counted(numbers: Sequence[int], word: str) -> str:
     return f"{' to '.join(map(str, numbers))} {word}{'s' * ([*numbers] != [1])}"
 
 
+def macros(page: str) -> Any:
+    """The macros of a template, by name."""
+    return environment().get_template(page).module
+
+
 def rendered(page: str, **gaps: Any) -> str:
     """A page: its template with the gaps filled, without the blank lines that empty parts leave."""
     return re.sub(r"\n{3,}", "\n\n", environment().get_template(page).render(gaps)).strip() + "\n"
@@ -142,7 +147,7 @@ def study(folder: Path, runs: pd.DataFrame, measures: Sequence[Record]) -> dict[
     tables = [of for name in names for of in made(name, every, models=models) if _has_numbers(of)]
     whole = [*statistics_tables(every, ""), *ranks(every), costs(every)] if len(every) else []
     part, pictures, drawn = Part(finished, [*measures]), dict[str, str](), []
-    gaps = {"tables": [_table(of, shown) for of in tables]}
+    gaps: dict[str, Any] = {"tables": [_table(of, shown) for of in tables]}
     for figure in (figure for make in figures.FIGURES.values() for figure in make(part) if figure.ids):
         name = f"{folder.name}_{figure.name}.svg"
         pictures[f"results/{name}"] = figures.svg(figure)

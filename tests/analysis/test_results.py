@@ -16,10 +16,10 @@ from analysis.results.finding import finding
 from analysis.results.of_figures import null_band
 from analysis.results.of_rows import findings, left_out
 from analysis.results.readme import BEGIN, END, headline, near_lora
-from analysis.results.sections import environment, overview
+from analysis.results.sections import macros, overview
 from runs.errors import UserError
 
-WORDS = environment().get_template("words.md").module
+WORDS = macros("words.md")
 NEAR = "VeRA is near LoRA with fewer parameters"
 AGREES, NOT, UNDECIDED = "agrees", "does not agree", "undecided"
 
@@ -101,7 +101,7 @@ def test_a_word_is_bold_from_five_pairs_on_unless_it_is_undecided(vera, counts):
 
 
 def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
-    """VeRA's best epoch is the last one in two of three seeds; LoRA's in one. A single epoch does not rise."""
+    """VeRA's best epoch is the last one in two of three seeds; LoRA's in one. One epoch does not rise."""
 
     def of(row, task, *curves):
         return [record(row, task, s, values=v, model="minilm") for s, v in enumerate(curves)]

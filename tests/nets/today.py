@@ -14,7 +14,7 @@ from analysis.inference import both_intervals
 from analysis.ranks import ranks
 from analysis.render import Number
 from analysis.results import findings as found_findings
-from analysis.results.sections import environment
+from analysis.results.sections import macros
 from analysis.statistics import MODELS, cell_words
 from analysis.statistics import comparisons as compared
 from analysis.tables.view import View
@@ -46,7 +46,7 @@ def cells(ledger: Ledger) -> Lines:
         table = shown.get(cell.ids)
         of = results[results.id.isin(cell.ids)].sort_values("seed")
         yield {
-            **{"model": cell.model, "row": cell.own_row, "task": cell.task, "cell": cell.cell[:12]},
+            "model": cell.model, "row": cell.own_row, "task": cell.task, "cell": cell.cell[:12],
             **_numbers(cell, of),
             "shown": table is not None,
             "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
@@ -116,7 +116,7 @@ def printed_verdicts(ledger: Ledger) -> Lines:
 def findings(ledger: Ledger) -> Lines:
     """The paper's findings on each model and task: the words, how often each holds, the numbers behind it with the
     bounds of intervals, and the runs of each row."""
-    words = environment().get_template("words.md").module
+    words = macros("words.md")
     for one in found_findings(runs(ledger), [*ledger.measures.values()]).to_dict("records"):
         fitted = one["crossfit"]
         yield {
