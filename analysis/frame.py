@@ -131,6 +131,7 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "steps": (at("steps"), "first"),
     "device": (at("device", "name"), "first"),
     "device_type": (at("device", "type"), "first"),
+    "threads": (at("determinism", "threads"), ""),
     "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": (lambda record: tuple(record["deviations"]), ""),
     "protocol": (protocol, "first"),

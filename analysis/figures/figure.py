@@ -111,7 +111,8 @@ def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        FigureCanvasSVG(canvas(figure)).print_svg(text, metadata={"Date": None, "Creator": None})
+        drawn: Any = FigureCanvasSVG(canvas(figure))
+        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

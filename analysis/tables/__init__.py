@@ -1,6 +1,7 @@
 """A table of the paper, or of the demo, from records. TABLES names them."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -99,6 +100,7 @@ def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) ->
 def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list[Table]:
     """A table's parts from some runs, whosever they are; how: as in `make`."""
     view = View(runs, how.get("select", "paper"), how.get("seeds"), tuple(how.get("tasks", ())), whose)
+    view = replace(view, models=tuple(how.get("models", ())))
     if view.tasks:
         view = view.of(runs.task.isin(view.tasks))
     tables = rows(view) if name == "" else TABLES[name](view)

@@ -42,7 +42,7 @@ def _of_spec(spec: Spec, view: View) -> list[Table]:
         ran = sorted(set(varied.model))
     else:
         ran = sorted(set(cells.model))
-    models = list(dict.fromkeys([*spec.models, *ran]))
+    models = [m for m in dict.fromkeys([*spec.models, *ran]) if not view.models or m in view.models]
     return [
         _of_model(spec, view, model, rows[rows.model == model], cells[cells.model == model])
         for model in models

@@ -14,8 +14,7 @@ from analysis.inference import both_intervals
 from analysis.ranks import ranks
 from analysis.render import Number
 from analysis.results import findings as found_findings
-from analysis.results.finding import WORDS
-from analysis.results.sections import environment
+from analysis.results.sections import macros
 from analysis.statistics import MODELS, cell_words
 from analysis.statistics import comparisons as compared
 from analysis.tables.view import View
@@ -120,24 +119,24 @@ def printed_verdicts(ledger: Ledger) -> Lines:
 def findings(ledger: Ledger) -> Lines:
     """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
     with the bounds of intervals, and the runs of each row."""
-    words = environment().get_template("words.md").module
-    for one in found_findings(runs(ledger), [*ledger.measures.values()]):
-        fitted = one.crossfit
+    words = macros("words.md")
+    for one in found_findings(runs(ledger), [*ledger.measures.values()]).to_dict("records"):
+        fitted = one["crossfit"]
         yield {
-            "claim": one.finding,
-            "source": one.source,
+            "claim": one["finding"],
+            "source": one["source"],
             "where": str(words.where(one)).strip(),
-            "verdict": WORDS[one.verdict],
-            "reported": WORDS[one.agrees],
-            "crossfit": fitted and WORDS[fitted.agrees],
-            "firm": one.firm,
-            "holds": [sum(one.holds), len(one.holds)],
+            "verdict": one["word"],
+            "reported": one["reported"],
+            "crossfit": fitted and one["crossfit_word"],
+            "firm": one["firm"],
+            "holds": [sum(one["holds"]), len(one["holds"])],
             "numbers": cell_numbers(str(words.here(one)), every=True),
             "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
             "trained": str(words.trained(one)).strip(),
             "runs": [
-                [of.label, str(words.number(of.median)), str(words.number(of.mean)), *of.ids]
-                for of in one.sides
+                [of["label"], str(words.number(of["median"])), str(words.number(of["mean"])), *of["ids"]]
+                for of in one["sides"]
             ],
         }
 
