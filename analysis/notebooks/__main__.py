@@ -41,7 +41,8 @@ def build(name: str, output: Path) -> Path:
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
     scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
-    exporter: Any = HTMLExporter(**{f"{script}_url": "" for script in scripts})
+    exporter: Any = HTMLExporter  # without annotations of its own
+    exporter = exporter(**{f"{script}_url": "" for script in scripts})
     text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
