@@ -34,6 +34,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 5,
     "legend.frameon": False,

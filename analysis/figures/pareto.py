@@ -262,10 +262,11 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
     plot.errorbar(
         drawn[x], drawn[y], *bars, fmt="none", ecolor=[of for of, _ in looks], alpha=0.6, elinewidth=1
     )
-    drawn = drawn.assign(text=drawn.method, colour=[of for of, _ in looks])
-    if of_metric:
-        ends = map("{:.{}f}".format, drawn[y], drawn.digits.astype(int))
-        drawn["text"] = [f"{label}: {end}" for label, end in zip(drawn.method, ends, strict=True)]
+    text = [
+        f"{label}: {end:.{int(digits)}f}" if of_metric else label
+        for label, end, digits in drawn[["method", y, "digits"]].to_numpy()
+    ]
+    drawn = drawn.assign(text=text, colour=[of for of, _ in looks])
     named = drawn.frontier | drawn.row.isin(labels)
     for of, (colour, marker), beside in zip(drawn.to_dict("records"), looks, named, strict=True):
         if of_metric and not crowded:

@@ -27,4 +27,4 @@ def show(*parts: Any) -> None:
             if page and len(part.data):
                 page.display(page.SVG(svg(part)))
             part = part.data
-        page.display(part) if page else print(part)
+        (page.display if page else print)(part)

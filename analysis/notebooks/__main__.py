@@ -1,10 +1,7 @@
 """Executes the notebooks of this folder, percent scripts, on the records: OUTPUT/notebooks/NAME.ipynb and
 NAME.html.
 
-    python -m analysis.notebooks                    all of them       (make notebooks)
-    python -m analysis.notebooks median_tables      one
-
-jupytext opens the scripts as notebooks; only the scripts are committed.
+    python -m analysis.notebooks [median_tables]      all of them, or one
 """
 
 import os
@@ -45,21 +42,15 @@ def build(name: str, output: Path) -> Path:
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
     scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
     exporter: Any = HTMLExporter  # without annotations of its own
-    text, _ = exporter(**{f"{script}_url": "" for script in scripts}).from_notebook_node(
-        notebook, {"metadata": {"name": name}}
-    )
+    exporter = exporter(**{f"{script}_url": "" for script in scripts})
+    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
 
 
-class Settings(OfRecords):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[NAME ...]")
-    names = [one_of("notebook", name, NAMES) for name in line.names]
-    for name in names or NAMES:
+    line = read(arguments, OfRecords, names="[NAME ...]")
+    for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
         path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0

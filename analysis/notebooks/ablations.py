@@ -1,17 +1,14 @@
 # %% [markdown]
 # # Ablations
 # Table 6: which vectors train, how the matrices are drawn, where d starts. Table 7: shared or own matrices.
-
 # %%
 from analysis import cells, runs, tables
 from analysis.notebooks import ledger, show
 
 records = ledger()
 show(*tables.make("table6", records), *tables.make("table7", records))
-
 # %% [markdown]
 # Every variant of VeRA: medians over seeds.
-
 # %%
 found = cells(runs(records)).query("method == 'vera'")
 show(found.pivot_table(index="label", columns=["model", "task"], values="median").round(1))

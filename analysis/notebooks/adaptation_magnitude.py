@@ -1,7 +1,6 @@
 # %% [markdown]
 # # How much each layer is adapted
 # Figure 3: the change of d by layer. Figure 5: how alike two methods' changes are. Figure 6: random matrices.
-
 # %%
 from analysis import figures, runs
 from analysis.notebooks import ledger, show
@@ -9,7 +8,6 @@ from analysis.notebooks import ledger, show
 records = ledger()
 for name in ("figure3", "figure5", "figure6"):
     show(*figures.make(name, records))
-
 # %%
 measured = {run["id"] for measure in records.measures.values() for run in measure["of"]}
 found = runs(records)

@@ -1,7 +1,6 @@
 # %% [markdown]
 # # Tables of medians
 # The paper's tables, our medians under the paper's numbers; then every cell, and its statistics.
-
 # %%
 from analysis import cells, runs, tables
 from analysis.notebooks import ledger, show
@@ -10,10 +9,8 @@ from analysis.statistics import statistics_tables
 records = ledger()
 for name in ("table2", "table3", "table4", "table5", "demo"):
     show(*tables.make(name, records))
-
 # %%
 found = cells(runs(records))
 show(found[["model", "task", "label", "parameters", "median", "spread", "n", "wanted"]])
-
 # %%
 show(*statistics_tables(runs(records)))
