@@ -197,7 +197,8 @@ def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool
 def chosen_here(model: str) -> list[str]:
     """The rows of a model of the paper whose size is this project's choice, in words."""
     return [
-        f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters for the paper's {of['printed']}"
+        f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
+        f" for the paper's {of['printed']}"
         for of in exact_counts()
         if of["model"] == model and of.get("chosen")
     ]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.paper import SCORES
 from analysis.frame import runs
+from analysis.paper import SCORES
 from analysis.render import Table, markdown
 from analysis.tables import TABLES, View
 from runs.command import OfRecords, entry_point, open_ledger, read, setting

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from analysis.command import open_ledger
-from analysis.frame import label_of
+from analysis.facts import label_of
 from analysis.render import Entry, Table, render
 from runs.command import OfRecords, entry_point, read, setting
 from runs.errors import UserError

@@ -16,25 +16,36 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from analysis.facts import (
+    added_flops,
+    at,
+    cost,
+    crossfit,
+    forgetting,
+    kind_of,
+    label_of,
+    measured_on,
+    metric,
+    of_method,
+    one_draw,
+    optimism,
+    part_of_data,
+    reported_epoch,
+    row_of,
+    score,
+    settings_of,
+)
 from runs.record import (
     CONF,
-    FINISHED,
     Ledger,
     Metric,
     Record,
     cell_id,
-    crossfit_of,
-    defining,
-    epoch_of_table,
     lora_scaling,
     one_class,
-    other_data_seed,
     protocol,
     read_ledger,
-    row_label,
     sample_deviation,
-    seed_value,
-    text_score,
 )
 
 #: What a cell is of.
@@ -46,230 +57,89 @@ PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
 #: Tasks of studies that have more seeds than the protocol: there the preset says it.
 OF_STUDIES = ("alpaca", "reviews")
 
-# --- a run
-
-
-def row_of(record: Record) -> str:
-    """The row of tables that a record belongs to. LoRA of another rank than its recipe's is one row with a
-    constant alpha and another with a proportional one, however alpha was set."""
-    row = str(record["cell"]["row"])
-    return f"{row}_proportional" if lora_scaling(record["config"]) == "proportional" else row
-
-
-def label_of(record: Record) -> str:
-    """The name of a record's method in tables. It says how LoRA's alpha was chosen, which the labels of older
-    records do not, and spells a class of peft as every table does."""
-    by_config = lora_scaling(record["config"]) or record["config"]["method"]["kind"] == "peft"
-    return row_label(record["config"]) if by_config else str(record["label"]["row"])
-
-
-def kind_of(record: Record) -> str:
-    """What a record is: a result, or why it is in no table: failed, stopped (train.max_steps ended it
-    early), or a trial (judged on training rows, task.holdout)."""
-    config = record["config"]
-    if record["status"] not in FINISHED:
-        return "failed"
-    if config["train"].get("max_steps") is not None:
-        return "stopped"
-    return "result" if config["task"].get("holdout") is None else "trial"
-
-
-def reported_epoch(record: Record) -> str:
-    """best or last: the epoch that a table reports of a record."""
-    return epoch_of_table(record["config"]["train"], record["result"]["reported"])
-
-
-def measured_on(record: Record) -> str:
-    """What a record's number was measured on, and how: the data, how many rows of them, the texts that were
-    decoded, the protocol, and whether an epoch was chosen. Numbers that differ in it are not compared."""
-    items, chosen = record["config"]["task"].get("items"), reported_epoch(record) == "best"
-    return repr((protocol(record), chosen, items, *sorted(record["data"].items())))
-
-
-def settings_of(record: Record) -> dict[str, Any]:
-    """What defines a record's result except its seed and what follows it, as one mapping without groups."""
-    settings = dict[str, Any]()
-    for group, values in defining(record["config"]).items():
-        of_group = values if isinstance(values, dict) else {group: values}
-        settings |= {key: value for key, value in of_group.items() if key != "draw_seed"}
-    if record["config"]["method"].get("redrawn"):
-        settings.pop("projection_seed", None)
-    settings |= {"recipe": record["recipe"]["name"], "start": (record.get("start") or {}).get("id")}
-    return settings | {
-        "data_seed": other_data_seed(record),
-        "protocol": protocol(record),
-        "data": record["data"]["content"].rpartition(":")[2][:8],
-        "model": record["model"].rpartition(":")[2][:8],
-    }
-
-
-def forgetting(record: Record) -> float:
-    """Nats a token that a run has lost on its text (above 0), or gained; NaN where it was not measured."""
-    of = record["result"].get("forgetting") or {}
-    whole = of.get("before") is not None and of.get("after") is not None
-    return float(of["after"] - of["before"]) if whole else math.nan
-
-
-#: Tokens of the text whose forward pass `added_flops` counts.
-TOKENS = 512
-#: Methods of this project whose change merges into the weights of the base model, so that inference costs
-#: nothing more (docs/methods.md). Of peft's classes there, one does not merge.
-MERGE = {"none", "head", "full", "bitfit", "ssf", "lora", "dylora", "lora_xs", "tied_lora", "nola"}
-MERGE |= {"adalora", "vera", "vera_plus"}
-PEFT_STAYS = {"LilyConfig"}
-
-
-def added_flops(record: Record) -> float:
-    """FLOPs of a forward pass over TOKENS tokens beyond the base model's: 0 where the method merges, two
-    for each weight of a bottleneck adapter and token, in each block that shares it; NaN where that is not
-    known."""
-    config, method = record["config"], record["config"]["method"]
-    if method["kind"] == "adapter":
-        architecture = config["model"].get("architecture") or {}
-        layers = architecture.get("num_hidden_layers") or architecture.get("n_layer")
-        blocks = int(layers) - int(method.get("drop_layers") or 0) if layers else math.nan
-        return 2.0 * TOKENS * record["parameters"]["adapter"] * (blocks if method.get("share") else 1)
-    of_peft = method["kind"] == "peft" and method["config_class"] not in PEFT_STAYS
-    return 0.0 if of_peft or method["kind"] in MERGE else math.nan
-
-
-def _part_of_data(record: Record) -> bool:
-    """Whether a run was trained or evaluated on as many rows as task.train_rows and task.dev_rows say. With
-    fewer rows than the setting says, the data are whole."""
-    task, data = record["config"]["task"], record["data"]
-    return any(task.get(key) and task[key] == data[key] for key in ("train_rows", "dev_rows"))
-
-
-@cache
-def _of_method(recipe: str) -> bool:
-    """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its
-    rows."""
-    return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
-
-
-def _metric(epoch: str | None, select: str = "paper") -> Callable[[Record], float]:
-    return lambda record: record["result"]["scale"] * seed_value(record, epoch, select)
-
-
-def _crossfit(record: Record) -> float:
-    return float(record["result"]["scale"] * seed_value(record, reported_epoch(record), "crossfit"))
-
-
-def _optimism(record: Record) -> float:
-    of = crossfit_of(record) if record["status"] == "done" and reported_epoch(record) == "best" else None
-    return float(record["result"]["scale"] * of["optimism"]) if of else math.nan
-
-
-def _score(key: str) -> Callable[[Record], float]:
-    return lambda record: math.nan if (score := text_score(record, key)) is None else score
-
-
-def _cost(*keys: str) -> Callable[[Record], float | None]:
-    def number(record: Record) -> float | None:
-        known = [record["cost"][key] for key in keys if record["cost"].get(key) is not None]
-        return float(sum(known)) if known else None
-
-    return number
-
-
-def _in(*path: str) -> Callable[[Record], Any]:
-    def value(record: Record) -> Any:
-        part: Any = record
-        for key in path:
-            part = (part or {}).get(key)
-        return part
-
-    return value
-
-
 #: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
 #: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
 NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "id": (_in("id"), ""),
-    "status": (_in("status"), ""),
+    "id": (at("id"), ""),
+    "status": (at("status"), ""),
     "kind": (kind_of, ""),
-    "model": (_in("cell", "model"), ""),
+    "model": (at("cell", "model"), ""),
     "row": (row_of, ""),
-    "task": (_in("cell", "task"), ""),
-    "seed": (_in("cell", "seed"), ""),
+    "task": (at("cell", "task"), ""),
+    "seed": (at("cell", "seed"), ""),
     "label": (label_of, "first"),
-    "model_label": (_in("label", "model"), "first"),
-    "task_label": (_in("label", "task"), "first"),
-    "method": (_in("config", "method", "kind"), "first"),
+    "model_label": (at("label", "model"), "first"),
+    "task_label": (at("label", "task"), "first"),
+    "method": (at("config", "method", "kind"), "first"),
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
-    "conf_row": (_in("cell", "row"), "first"),
-    "family": (_in("config", "task", "family"), "first"),
-    "preset": (_in("cell", "paper"), ""),
+    "conf_row": (at("cell", "row"), "first"),
+    "family": (at("config", "task", "family"), "first"),
+    "preset": (at("cell", "paper"), ""),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
-    "epochs": (_in("config", "train", "epochs"), "first"),
-    "lr": (_in("config", "train", "lr"), "first"),
-    "lr_head": (_in("config", "train", "lr_head"), "first"),
-    "error": (_in("error"), ""),
+    "epochs": (at("config", "train", "epochs"), "first"),
+    "lr": (at("config", "train", "lr"), "first"),
+    "lr_head": (at("config", "train", "lr_head"), "first"),
+    "error": (at("error"), ""),
 }
 NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "metric": (_in("result", "metric"), "first"),
-    "higher_is_better": (_in("result", "higher_is_better"), "first"),
-    "scale": (_in("result", "scale"), "first"),
+    "metric": (at("result", "metric"), "first"),
+    "higher_is_better": (at("result", "higher_is_better"), "first"),
+    "scale": (at("result", "scale"), "first"),
     "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
     "reported": (reported_epoch, "first"),
-    "value": (_metric(None), ""),
-    "best": (_metric("best"), ""),
-    "last": (_metric("last"), ""),
+    "value": (metric(None), ""),
+    "best": (metric("best"), ""),
+    "last": (metric("last"), ""),
     "best_epoch": (
         lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
         "",
     ),
     "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
-    "crossfit": (_crossfit, ""),
-    "optimism": (_optimism, ""),
-    **{key: (_score(key), "") for key in SCORES},
+    "crossfit": (crossfit, ""),
+    "optimism": (optimism, ""),
+    **{key: (score(key), "") for key in SCORES},
     "forgetting": (forgetting, ""),
-    "forgetting_before": (_in("result", "forgetting", "before"), ""),
-    "forgetting_name": (_in("result", "forgetting", "text"), ""),
-    "forgetting_text": (_in("result", "forgetting", "sha256"), ""),
-    "forgetting_tokens": (_in("result", "forgetting", "tokens"), ""),
+    "forgetting_before": (at("result", "forgetting", "before"), ""),
+    "forgetting_name": (at("result", "forgetting", "text"), ""),
+    "forgetting_text": (at("result", "forgetting", "sha256"), ""),
+    "forgetting_tokens": (at("result", "forgetting", "tokens"), ""),
     "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words
-    "parameters": (_in("parameters", "adapter"), "first"),
-    "head_parameters": (_in("parameters", "head"), "first"),
-    "total_parameters": (_in("parameters", "total"), "first"),
-    "train_rows": (_in("data", "train_rows"), "first"),
-    "dev_rows": (_in("data", "dev_rows"), "first"),
-    "data": (_in("data", "content"), "first"),
-    "part_of_data": (_part_of_data, ""),
-    "shots": (_in("config", "task", "shots"), "first"),
+    "parameters": (at("parameters", "adapter"), "first"),
+    "head_parameters": (at("parameters", "head"), "first"),
+    "total_parameters": (at("parameters", "total"), "first"),
+    "train_rows": (at("data", "train_rows"), "first"),
+    "dev_rows": (at("data", "dev_rows"), "first"),
+    "data": (at("data", "content"), "first"),
+    "part_of_data": (part_of_data, ""),
+    "shots": (at("config", "task", "shots"), "first"),
     "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
-    "rank": (_in("config", "method", "rank"), "first"),
-    "alpha": (_in("config", "method", "alpha"), "first"),
+    "rank": (at("config", "method", "rank"), "first"),
+    "alpha": (at("config", "method", "alpha"), "first"),
     "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
     "judged": (lambda record: record.get("judged") or [], ""),
-    "template": (_in("config", "task", "template"), ""),
-    "seconds": (_cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
+    "template": (at("config", "task", "template"), ""),
+    "seconds": (cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
     **{
-        key: (_cost(key), "median")
+        key: (cost(key), "median")
         for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
     },
-    "peak_memory_bytes": (_cost("peak_memory_bytes"), "median"),
-    "adapter_bytes": (_cost("adapter_bytes"), "median"),
-    "steps": (_in("steps"), "first"),
-    "device": (_in("device", "name"), "first"),
-    "device_type": (_in("device", "type"), "first"),
+    "peak_memory_bytes": (cost("peak_memory_bytes"), "median"),
+    "adapter_bytes": (cost("adapter_bytes"), "median"),
+    "steps": (at("steps"), "first"),
+    "device": (at("device", "name"), "first"),
+    "device_type": (at("device", "type"), "first"),
+    "threads": (at("determinism", "threads"), ""),
     "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": (lambda record: tuple(record["deviations"]), ""),
     "protocol": (protocol, "first"),
     "measured": (measured_on, ""),
     "cell": (cell_id, "first"),
     "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
-    "one_draw": (lambda record: _one_draw(record), "first"),
+    "one_draw": (one_draw, "first"),
 }
-
-
-def _one_draw(record: Record) -> bool:
-    """Whether all seeds share VeRA's random matrices."""
-    method = record["config"]["method"]
-    return method["kind"] == "vera" and not method.get("redrawn")
 
 
 def runs(ledger: Ledger | None = None) -> pd.DataFrame:
@@ -307,7 +177,7 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     # What orders the variants of a key: protocol, deviations, recipe, count of runs, newest run
     variants = defaultdict[Any, dict[Any, list[Any]]](dict)
     for *key, cell, run, _, version, deviations, recipe in results:
-        of = variants[*key].setdefault(cell, [version, -len(deviations), _of_method(recipe), 0, ""])
+        of = variants[*key].setdefault(cell, [version, -len(deviations), of_method(recipe), 0, ""])
         of[3:] = of[3] + 1, max(of[4], run)
     nearest = {key: max(of, key=of.__getitem__) for key, of in variants.items()}
     seen = set[Any]()
@@ -376,33 +246,33 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     columns = {name: kept[name].to_numpy() for name in ("id", "seed", "preset", "origin", "deviations")}
     numbers = {name: pd.to_numeric(kept[name]).to_numpy(float) for name in {value, *OVER_SEEDS, *MEDIANS}}
     diverged, alike = kept.diverged.to_numpy(bool), kept.one_class.to_numpy()
-    for key, at in places.items():
-        values, done = numbers[value][at], at[~diverged[at]] if not diverged[at].all() else at
+    for key, here in places.items():
+        values, done = numbers[value][here], here[~diverged[here]] if not diverged[here].all() else here
         known = not np.isnan(values).any()
         lines.append(
             {
-                "runs": len(at),
+                "runs": len(here),
                 "n": int((~np.isnan(values)).sum()),
                 "values": tuple(values),
-                "seeds": tuple(columns["seed"][at]),
-                "ids": tuple(columns["id"][at]),
+                "seeds": tuple(columns["seed"][here]),
+                "ids": tuple(columns["id"][here]),
                 "median": statistics.median(values) if known else math.nan,
                 "mean": statistics.fmean(values) if known else math.nan,
                 "spread": _spread(values),
-                **{name: _median(numbers[name][at]) for name in OVER_SEEDS},
+                **{name: _median(numbers[name][here]) for name in OVER_SEEDS},
                 **{name: _median(numbers[name][done]) for name in MEDIANS},
-                "diverged": int(diverged[at].sum()),
-                "one_class": tuple(columns["seed"][i] for i in at if isinstance(alike[i], str)),
-                "class_share": next((alike[i] for i in at if isinstance(alike[i], str)), ""),
-                "presets": tuple(dict.fromkeys(columns["preset"][at])),
-                "origins": tuple(dict.fromkeys(columns["origin"][at])),
-                "deviations": tuple(dict.fromkeys(word for i in at for word in columns["deviations"][i])),
+                "diverged": int(diverged[here].sum()),
+                "one_class": tuple(columns["seed"][i] for i in here if isinstance(alike[i], str)),
+                "class_share": next((alike[i] for i in here if isinstance(alike[i], str)), ""),
+                "presets": tuple(dict.fromkeys(columns["preset"][here])),
+                "origins": tuple(dict.fromkeys(columns["origin"][here])),
+                "deviations": tuple(dict.fromkeys(word for i in here for word in columns["deviations"][i])),
                 "left_out": sum(len(out[why].get(key, ())) for why in ("settings", "protocol")),
                 "older": tuple(sorted(set(out["protocol"].get(key, ())))),
                 "again": tuple(out["seed"].get(key, ())),
             }
         )
-    first = kept.iloc[[at[0] for at in places.values()]].reset_index(drop=True)
+    first = kept.iloc[[here[0] for here in places.values()]].reset_index(drop=True)
     made = first[[*KEY, *(name for name in SUMMED if name not in MEDIANS)]].join(pd.DataFrame(lines))
     made = made.reindex(columns=CELL_COLUMNS)
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]

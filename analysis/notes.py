@@ -77,8 +77,9 @@ def parts_of_data(runs: pd.DataFrame) -> list[str]:
         return []
     part = runs[runs.part_of_data & ~runs.deviations.map(lambda of: any("subset of" in word for word in of))]
     sizes = part.groupby(["train_rows", "dev_rows"], sort=True)
+    every = _pairs(runs)
     return [
-        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(_pairs(of), _pairs(runs))})"
+        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(_pairs(of), every)})"
         for (train, dev), of in sizes
     ]
 
@@ -162,9 +163,8 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
     found = []
     if len(cells) and (others := int(cells.left_out.sum())):
-        found.append(
-            f"{plural(others, 'run')} with other settings (a row shows those nearest to its recipe; all=true shows each)"
-        )
+        how = "a row shows those nearest to its recipe; all=true shows each"
+        found.append(f"{plural(others, 'run')} with other settings ({how})")
     several = (
         cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
     )

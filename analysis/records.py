@@ -43,24 +43,23 @@ def flat(ledger: Ledger) -> pd.DataFrame:
 
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
-    ending = Path(settings.out or "-.csv").suffix
-    if ending not in FORMS:
-        raise UserError(f"out={settings.out}: a file that ends in {', '.join(FORMS)}")
+    path = Path(settings.out) if settings.out else None
+    if path and path.suffix not in FORMS:
+        raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")
     ledger = open_chosen(settings)
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
     frame = flat(ledger)
-    if ending == ".csv":
-        text = frame.map(spreadsheet).to_csv(index=False)
-        if not settings.out:
-            sys.stdout.write(text)
-            return 0
-        write_atomically(Path(settings.out), text)
-    elif ending == ".json":
-        write_atomically(Path(settings.out), frame.to_json(orient="records", lines=True))
+    if path is None:
+        sys.stdout.write(frame.map(spreadsheet).to_csv(index=False))
+        return 0
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".csv":
+        write_atomically(path, frame.map(spreadsheet).to_csv(index=False))
     else:
-        frame.to_parquet(settings.out)
-    print(f"Runs: {settings.out} ({len(frame):,} rows, {len(frame.columns)} columns)")
+        write_atomically(path, frame.to_json(orient="records", lines=True))
+    print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
     return 0
 
 

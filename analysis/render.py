@@ -45,10 +45,8 @@ class Number:
     high: float = math.nan
 
     def __str__(self) -> str:
-        if math.isnan(self.value):
-            text = "nan" if self.n is not None else "-"
-        else:
-            text = FORMS[self.form](self)
+        missing = NONE if self.n is None else "nan"
+        text = missing if math.isnan(self.value) else FORMS[self.form](self)
         if not math.isnan(self.high):
             text += f" to {replace(self, value=self.high, high=math.nan)}"
         spread = "" if math.isnan(self.spread) else f" +-{self.spread:.{self.decimals}f}"

@@ -6,20 +6,7 @@ verdicts.
     python -m analysis.stats experiment=table2_base      the runs of a preset
     python -m analysis.stats sweep=last             the runs of a sweep (task=, model=, method=: of these)
 
-Everything is seeded: the same records give the same numbers.
-
-- Interval of the median: percentile bootstrap over seeds (Efron and Tibshirani 1993, chapter 13). With 5
-  seeds or fewer it is the range of the seeds (below 5 tables call it so), which covers the true median with
-  probability 1 - 2 * (1/2)^n: 94% at n=5, 75% at n=3 (order statistics; David and Nagaraja 2003, section
-  7.1). BCa is not used: its acceleration comes from a jackknife, which is not consistent for the median.
-- Sign test on differences paired by task and seed, exact, two-sided, ties dropped (Dixon and Mood 1946). With
-  n pairs it cannot go below 2 * (1/2)^n: 0.0625 at n=5.
-- Probability of improvement P(X > Y) + P(X = Y) / 2, the mean over tasks; its interval resamples the runs of
-  each task (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
-  sections 4.1 and 4.3).
-- Mean ranks over seeds of all rows of a task, Friedman's test that they are alike, and Nemenyi's critical
-  difference of two of them (Demsar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets",
-  section 3.2.2). Its blocks are seeds, not data sets: it says nothing of other tasks.
+What each number is, and where it is from: docs/statistics.md.
 """
 
 from collections.abc import Collection

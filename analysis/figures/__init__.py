@@ -3,14 +3,14 @@
 A figure of another kind: a file with a function from a `Part` to a list of `Figure`, and its name in FIGURES.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.command import split
-from analysis.figures import parameters, pareto
+from analysis.figures import pareto
 from analysis.figures.figure import Figure, Part, save, svg
 from analysis.figures.figure2 import figure2
 from analysis.figures.figure4 import figure4
@@ -26,8 +26,8 @@ FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
     "figure4": figure4,
     "figure5": figure5,
     "figure6": figure6,
-    "parameters": parameters.make,
-    "demo": parameters.demo,
+    "parameters": pareto.parameters,
+    "demo": pareto.demo,
 }
 #: Figures whose points are known rows: a variant has no place in them.
 OF_ROWS = ("figure2",)
@@ -44,25 +44,24 @@ def make(
     every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
     hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in
     Part."""
-    own, published = list[Figure](), list[Figure]()
+    found, taken = list[Figure](), set[str]()
     parts = split(ledger)
-    for ledger_, of, whose, figures in zip(
-        parts, frames or map(runs, parts), ("ours", "published"), (own, published), strict=True
-    ):
-        if ledger_.records or ledger_.measures or (whose == "published" and not own):
-            of = every_variant(of, paper=name in OF_ROWS) if every else of
-            part = Part(of, [*ledger_.measures.values()], whose, **how)
-            figures += (FIGURES | {"pareto": pareto.make})[name](part)
-    taken = {figure.name for figure in own if figure.ids}
-    found = [*own, *(_as_published(figure, taken) if figure.ids else figure for figure in published)]
-    drawn = {figure.name.removesuffix("_published") for figure in found if figure.ids}
+    for ledger_, of, whose in zip(parts, frames or map(runs, parts), ("ours", "published"), strict=True):
+        if not (ledger_.records or ledger_.measures or (whose == "published" and not found)):
+            continue
+        of = every_variant(of, paper=name in OF_ROWS) if every else of
+        part = Part(of, [*ledger_.measures.values()], whose, **how)
+        for figure in (FIGURES | {"pareto": pareto.make})[name](part):
+            if figure.ids and whose == "published":
+                ending = "_published" if figure.name in taken else ""
+                foot, title = (
+                    [*figure.foot, "published by the project, not run here"],
+                    f"{figure.title} (published)",
+                )
+                figure = replace(figure, name=figure.name + ending, title=title, foot=foot)
+            found.append(figure)
+        taken |= {figure.name for figure in found if figure.ids}
     # A figure that nothing has run for is there once, with what it quotes.
+    drawn = {figure.name.removesuffix("_published") for figure in found if figure.ids}
     empty = {figure.name: figure for figure in reversed(found) if figure.name not in drawn}
     return [figure for figure in found if figure.ids or empty.get(figure.name) is figure]
-
-
-def _as_published(figure: Figure, taken: Collection[str]) -> Figure:
-    """A figure of published runs, marked as such. taken: names that it must not have."""
-    name = f"{figure.name}_published" if figure.name in taken else figure.name
-    foot = [*figure.foot, "published by the project, not run here"]
-    return replace(figure, name=name, title=f"{figure.title} (published)", foot=foot)

@@ -43,14 +43,13 @@ def main(arguments: list[str]) -> int:
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
         for figure in make(name, ledger, every, tasks=tasks, axes=axes, labels=labels):
-            notes = [f"  {note}" for note in figure.notes]
+            notes = "".join(f"\n  {note}" for note in figure.notes)
             if figure.data.empty:
-                print("\n".join([f"{figure.title}: nothing to draw", *notes]), file=sys.stderr)
-            else:
-                paths = save(figure, Path(output) / name)
-                png = next(str(path) for path in paths if path.suffix == ".png")
-                print("\n".join([f"{figure.title}", *notes, f"Plot: {png} (.pdf, .csv beside it)"]))
-                drawn += 1
+                print(f"{figure.title}: nothing to draw{notes}", file=sys.stderr)
+                continue
+            _, png, _ = save(figure, Path(output) / name)
+            print(f"{figure.title}{notes}\nPlot: {png} (.pdf, .csv beside it)")
+            drawn += 1
     if not drawn and ledger.records:
         raise UserError(f"{chosen}: nothing could be drawn of the {len(ledger.records)} records")
     if not drawn:
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> int:
 def _axes(figure: str, settings: Settings) -> tuple[str, str]:
     """The names of pareto's axes. Raises UserError for a name that is none, for one name twice, and for axes
     of another figure."""
-    given = {key: value for key in "xy" if (value := getattr(settings, key)) is not None}
+    given = {key: getattr(settings, key) for key in "xy" if getattr(settings, key)}
     if given and figure != "pareto":
         raise UserError(f"{next(iter(given))}=: the axes of {figure} are fixed; pareto has x= and y=")
     for key, name in given.items():

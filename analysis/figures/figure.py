@@ -14,6 +14,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from pandas.api.types import is_numeric_dtype
 
 from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
@@ -26,8 +27,6 @@ MARKERS = {"vera": "D", "lora": "o"}
 #: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
-#: The size of a figure that is as wide as a paper's text, in inches.
-SIZE = (5.5, 3.3)
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -35,14 +34,12 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 5,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "none",
     "text.parse_math": False,  # a $ in a user's label is a $
-    "svg.hashsalt": "vera-bench",  # the same data give the same file
 }
 
 
@@ -66,16 +63,16 @@ class Figure:
 
     The column "runs" of the data has the ids of the runs (or the measure) of each row, none where a number is
     quoted. Without data the notes say why. subtitle: below the title. foot: lines below the picture. size: in
-    inches."""
+    inches, by default as wide as a paper's text."""
 
     name: str
     title: str
     data: pd.DataFrame
     notes: list[str]
-    draw: Callable[[Any, pd.DataFrame], None]
+    draw: Callable[[Any, pd.DataFrame], object]
     subtitle: str = ""
     foot: list[str] = field(default_factory=list)
-    size: tuple[float, float] = SIZE
+    size: tuple[float, float] = (5.5, 3.3)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -83,48 +80,25 @@ class Figure:
         return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
 
 
-def nothing(name: str, title: str, why: str) -> Figure:
-    """A figure that nothing has run for."""
-    return Figure(name, title, pd.DataFrame(), [why], lambda axes, data: None)
+def nothing(name: str, title: str) -> Figure:
+    """A figure of the demo's kind that nothing has run for."""
+    return Figure(name, title, pd.DataFrame(), ["Nothing has run: make demo."], lambda axes, data: None)
 
 
-def colour(row: str, kind: str | None = None) -> str:
-    """The colour of a row of conf/method, which is its method's: vera_r64 has VeRA's. kind: the method, where
-    it is known, so that svft, a custom method, has a colour of its own."""
-    name = _method(row, kind)
-    return COLOURS.get(name) or OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
-
-
-def marker(row: str, kind: str | None = None) -> str:
-    """The marker of a row, which is its method's."""
-    name = _method(row, kind)
-    if name in COLOURS:
-        return MARKERS.get(name, "s")
-    return OTHER_MARKERS[zlib.crc32(name.encode()) // len(OTHERS) % len(OTHER_MARKERS)]
-
-
-def _method(row: str, kind: str | None) -> str:
-    """The method of a row: its kind. Where that is not known, and for methods of PEFT, which share one kind,
-    the row says it."""
-    row = row.partition(" ")[0]
-    if row in COLOURS:
-        return row
-    if kind is None:
-        first = row.partition("_")[0]
-        return first if first in COLOURS else row
-    return row if kind == "peft" else kind
+def look(kind: str, row: str = "") -> tuple[str, str]:
+    """The colour and the marker of a method, by its kind; a method of PEFT, which share one, by its row."""
+    if kind in COLOURS:
+        return COLOURS[kind], MARKERS.get(kind, "s")
+    other, colour = divmod(zlib.crc32((row if kind == "peft" else kind).encode()), len(OTHERS))
+    return OTHERS[colour], OTHER_MARKERS[other % len(OTHER_MARKERS)]
 
 
 # --- files
 
 
 def canvas(figure: Figure) -> Canvas:
-    """The figure as drawn; without data its title and notes as text."""
+    """The figure as drawn. It must have data."""
     whole = Canvas(figsize=figure.size, layout="constrained")
-    if figure.data.empty:
-        words = "\n".join([figure.title, "", *figure.notes])
-        whole.text(0.5, 0.5, words, ha="center", va="center", wrap=True)
-        return whole
     if figure.foot:
         whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
     axes = whole.subplots()
@@ -137,7 +111,8 @@ def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        FigureCanvasSVG(canvas(figure)).print_svg(text, metadata={"Date": None, "Creator": None})
+        drawn: Any = FigureCanvasSVG(canvas(figure))
+        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -146,22 +121,19 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     files."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
-    for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
-        unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
-            with matplotlib.rc_context(STYLE):
-                canvas(figure).savefig(unfinished, dpi=200, metadata=unstable)
+    with matplotlib.rc_context(STYLE):
+        drawn = canvas(figure)
+        for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
+            unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+            drawn.savefig(unfinished, dpi=200, metadata=unstable)
             os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     write_atomically(csv, to_csv(figure.data))
     return [pdf, png, csv]
 
 
 def to_csv(data: pd.DataFrame) -> str:
     """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
-    words = data.select_dtypes(exclude="number").columns
-    text = data.assign(**{name: data[name].map(_word) for name in words}).rename(columns=_word)
+    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(_word)).rename(columns=_word)
     return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
@@ -171,10 +143,12 @@ def _word(value: Any) -> Any:
     return spreadsheet(one_line(value)) if isinstance(value, str) else value
 
 
+# --- numbers and rows
+
+
 def parameter_count(value: float, _: Any = None) -> str:
     """Parameters at an axis: 50K, 2M."""
-    scales = (("M", 1e6), ("K", 1e3))
-    return next((f"{value / scale:g}{unit}" for unit, scale in scales if value >= scale), f"{value:g}")
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}K" if value >= 1e3 else f"{value:g}"
 
 
 def is_varied(row: str) -> bool:

@@ -4,11 +4,10 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.figures import points
-from analysis.figures.figure import MARKERS, Figure, Part, colour, marker, parameter_count
-from analysis.figures.points import LARGE, RTE
+from analysis.figures.figure import Figure, Part, look, parameter_count
 from analysis.inference import smallest_p
 from analysis.paper import GLUE, NAMES, paper
 from runs.record.text import plural
@@ -33,32 +32,30 @@ def figure2(part: Part) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
     and task, and for each model and task of GLUE on which ranks of either vary."""
     ranks, left_out = _comparable(_by_rank(part.runs))
-    found = points.points(ranks, 5)
+    found = points.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
     found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
-    found = found.sort_values(["kind", "rank", "scaling"], kind="stable")
     several = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1)
     figures = []
-    for model, task in points.paper_first(zip(several.model, several.task, strict=True)):
-        of = points.of_pair(found, model, task)
-        notes = points.notes(points.of_pair(part.runs, model, task), of)
+    for pair, suffix, lines in points.by_pair(zip(several.model, several.task, strict=True)):
+        of, task = points.of_pair(found, pair), GLUE[pair[1]]
         data = of.assign(runs=of.ids).reindex(columns=DATA)
-        if count := left_out.get((model, task), 0):
-            notes.append(
+        lines += points.notes(points.of_pair(part.runs, pair), of)
+        if count := left_out.get(pair, 0):
+            lines.append(
                 f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."
             )
         if (of.kind == "lora").any():
-            notes.append(OF_ALPHA)
-        if (model, task) == (LARGE, RTE):
-            data = points.stacked(data, _quoted())
-            notes += _beside_the_paper(of)
-        else:
-            notes.insert(0, points.not_in_the_paper(model, task))
-        title = f"Figure 2: {GLUE[task]} by trainable parameters, {points.label_of(model, of)}"
-        metric = points.metric_label(of.metric.iloc[0] if len(of) else "accuracy")
-        draw = partial(_draw, name=f"{GLUE[task]} dev {metric}")
-        figures.append(
-            Figure(f"figure2{points.suffix(model, task)}", title, data, notes, draw, _subtitle(of))
-        )
+            lines.append(OF_ALPHA)
+        if pair == points.PAPER:
+            quoted = points.printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
+            quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
+            data = points.stacked(data, quoted.reindex(columns=DATA))
+            lines += _beside_the_paper(data)
+        label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
+        title = f"Figure 2: {task} by trainable parameters, {label}"
+        metric = f"{task} dev {points.metric_label(of.metric.iloc[0] if len(of) else 'accuracy')}"
+        draw = partial(_draw, name=metric)
+        figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, _subtitle(of)))
     return figures
 
 
@@ -67,13 +64,9 @@ def _by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     point, so both get one row."""
     plain = runs.row.astype(str).str.fullmatch(r"(vera|lora)(_r\d+)?(_proportional)?")
     runs = runs[(runs.kind == "result") & runs.task.isin(list(GLUE)) & plain & runs["rank"].notna()]
-    rows = runs.method + "_r" + runs["rank"].astype(int).astype(str)
-    proportional = runs.row.str.endswith("_proportional").astype(bool)
-    return runs.assign(
-        row=rows.where(~proportional, rows + "_proportional"),
-        rank=runs["rank"].astype(int),
-        scaling=runs.scaling.fillna(BOTH).where(runs.method == "lora", ""),
-    )
+    rank, scaling = runs["rank"].astype(int), runs.scaling.fillna(BOTH).where(runs.method == "lora", "")
+    ends = runs.row.astype(str).str.extract("(_proportional)$")[0].fillna("")
+    return runs.assign(row=runs.method + "_r" + rank.astype(str) + ends, rank=rank, scaling=scaling)
 
 
 def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, int]]:
@@ -87,22 +80,15 @@ def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, int]]:
     return kept, runs[~runs.id.isin(kept.id)].groupby(pair).size().to_dict()
 
 
-def _quoted() -> pd.DataFrame:
-    """Table 2's two numbers on RTE."""
-    rows = points.printed_rte().loc[["vera", "lora"]]
-    made = rows.assign(kind=rows.row, rank=[256, 8], median=rows.value, scaling="", runs=[(), ()])
-    return made.assign(source="paper, table 2 (quoted)").reindex(columns=DATA)
-
-
-def _beside_the_paper(of: pd.DataFrame) -> list[str]:
+def _beside_the_paper(data: pd.DataFrame) -> list[str]:
     """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
-    notes = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
+    lines = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
+    ours, finding = data[data.runs.map(len) > 0], paper()["figure2"]["finding"]
     for name, (kind, *_) in RANK_LINES.items():
-        missing = [r for r in paper()["figure2"][f"{kind}_ranks"] if r not in set(_line(of, name)["rank"])]
+        missing = [r for r in paper()["figure2"][f"{kind}_ranks"] if r not in set(_line(ours, name)["rank"])]
         if missing:
-            notes.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
-    finding = paper()["figure2"]["finding"]
-    return [*notes, f"The paper's finding: {finding}. It does not say which alpha LoRA's ranks have."]
+            lines.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
+    return [*lines, f"The paper's finding: {finding}. It does not say which alpha LoRA's ranks have."]
 
 
 def _line(data: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -114,33 +100,26 @@ def _line(data: pd.DataFrame, name: str) -> pd.DataFrame:
 def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
     ours, quoted = data[(data.runs.map(len) > 0) & data["median"].notna()], data[data.runs.map(len) == 0]
     for label, (kind, _, dash) in RANK_LINES.items():
-        line, tint = _line(ours, label), colour(kind)
-        if len(line) and (dash == "-" or (line.scaling == "proportional").any()):
-            axes.plot(line.parameters, line["median"], dash, color=tint, linewidth=1, alpha=0.8)
-            axes.plot([], [], dash, marker=MARKERS[kind], color=tint, label=label)
-    for i, of in enumerate(ours.itertuples()):
-        tint = colour(of.kind)
-        axes.plot([of.parameters] * 2, [of.low, of.high], color=tint, alpha=0.6)
-        face = tint if of.n >= of.wanted else "white"
-        axes.plot(of.parameters, of.median, marker(of.kind), color=tint, markerfacecolor=face, zorder=3)
-        place, shift, across, along = (of.parameters, of.high), (0, 4), "center", "baseline"
-        if of.kind == "vera":  # whose lowest ranks have nearly the same count: by turns to the left and right
-            place, shift = (of.parameters, of.median), ((-4, 3), (4, -3))[i % 2]
-            across, along = (("right", "bottom"), ("left", "top"))[i % 2]
-        twice = (
-            of.scaling == "proportional" and ((ours["rank"] == of.rank) & (ours.scaling == "constant")).any()
-        )
-        look: Any = {"textcoords": "offset points", "ha": across, "va": along, "fontsize": 6, "color": tint}
-        axes.annotate("" if twice else f"r={of.rank:g}", place, shift, **look)
+        of, (colour, marker) = _line(ours, label), look(kind)
+        if len(of) and (dash == "-" or (of.scaling == "proportional").any()):
+            axes.plot([of.parameters] * 2, [of.low, of.high], color=colour, alpha=0.6)
+            axes.plot(of.parameters, of["median"], dash + marker, color=colour, linewidth=1, label=label)
+            few = of[of.n < of.wanted]
+            axes.plot(few.parameters, few["median"], marker, color=colour, markerfacecolor="white", zorder=3)
+    # The lowest ranks have nearly the same count: labels by turns to the left and right, of a rank one
+    for i, of in enumerate(ours.drop_duplicates(["kind", "rank"]).itertuples()):
+        place, side = ((4, -8), "left") if i % 2 else ((-4, 3), "right")
+        more: Any = {"textcoords": "offset points", "fontsize": 6, "color": look(of.kind)[0]}
+        axes.annotate(f"r={of.rank:g}", (of.parameters, of.median), place, ha=side, **more)
     for of in quoted.itertuples():
-        look = {"color": colour(of.kind), "markersize": 7, "markeredgewidth": 1.5, "linestyle": "none"}
-        axes.plot(of.parameters, of.median, "x", label=f"{of.method}, paper's table 2 (quoted)", **look)
+        label, colour = f"{of.method}, paper's table 2 (quoted)", look(of.kind)[0]
+        axes.plot(of.parameters, of.median, "x", label=label, color=colour, markersize=7)
     axes.set(xscale="log", xlabel="trainable parameters, without the classification head", ylabel=name)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
     axes.margins(x=0.1, y=0.12)
-    axes.legend(loc="best")
+    axes.legend()
 
 
 def _subtitle(of: pd.DataFrame) -> str:

@@ -5,39 +5,36 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.figure import MARKERS, Figure, Part, colour, finite
-from analysis.figures.layers import draw_band
+from analysis.figures.figure import COLOURS, Figure, Part, finite
+from analysis.figures.points import draw_bands
 from analysis.paper import NAMES, paper
 from runs.record import Record
 
-SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
 LEAST = (
-    "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the same."
+    "least: of any matrix of that rank, by singular values; where LoRA's fit is the same it has converged."
 )
+LOOKS = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
 
 
 def figure6(part: Part) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
-    data, notes, size, over = errors(part.measures), list[str](), 10, ""
+    data, lines, size, over = errors(part.measures), list[str](), 10, ""
     if fit := shown(part.measures):
-        settings = fit["settings"]
-        size, over = (
-            settings["size"],
-            f"mean of {settings['matrices']} matrices, bands from the lowest to the highest",
-        )
-        for of in data[data.n < data.of].itertuples():
-            notes.append(f"{of.method} at rank {of.rank}: {of.of - of.n} of {of.of} errors are not finite.")
-        words = ", ".join(f"{key} {settings[key]}" for key in SETTINGS)
-        notes += [f"Settings (this project's choice): {words}.", LEAST]
+        of, size = fit["settings"], fit["settings"]["size"]
+        over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
+        for at in data[data.n < data.of].itertuples():
+            lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
+        words = ", ".join(f"{key} {of[key]}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
+        lines += [f"Settings (this project's choice): {words}.", LEAST]
         if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
-            notes.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
+            lines.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
     else:
-        notes.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
-    notes.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
+        lines.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
+    lines.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
     title = f"Figure 6: fitting random {size} x {size} matrices"
-    return [Figure("figure6", title, data[data.n > 0], notes, _draw, over)]
+    return [Figure("figure6", title, data[data.n > 0], lines, _draw, over)]
 
 
 def shown(measures: Iterable[Record]) -> Record | None:
@@ -59,13 +56,9 @@ def errors(measures: Iterable[Record]) -> pd.DataFrame:
 
 
 def _draw(axes: Any, data: pd.DataFrame) -> None:
-    for kind, of in data.groupby("kind"):
-        look = colour(kind), "--" if kind == "lora" else "-", MARKERS[kind]
-        draw_band(axes, of, NAMES[kind], look, "parameters", "mean")
-    if (data.kind == "lora").any():
-        first = data.parameters[data.kind == "lora"].min()
-        axes.axvline(first, color="#555555", linestyle=":", linewidth=0.8)
-        at: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate("LoRA, rank 1", (first, 1), (4, -2), va="top", **at)
+    draw_bands(axes, data, "method", LOOKS, "parameters", "mean")
+    first = data.parameters[data.kind == "lora"].min()
+    if first == first:  # LoRA has run
+        axes.axvline(first, color="#555555", linestyle=":", linewidth=0.8, label="LoRA, rank 1")
     axes.set(xlabel="trained parameters", ylabel="mean squared error", ylim=(-0.02, None))
     axes.legend()

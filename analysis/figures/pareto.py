@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.figure import Figure, Part, colour, marker, nothing, parameter_count
-from analysis.figures.points import metric_label, notes, points, spanned, write_labels
-from analysis.frame import in_cells, reported
+from analysis.figures.figure import Figure, Part, is_varied, look, nothing, parameter_count
+from analysis.figures.points import metric_label, notes, of_pair, points, spanned
+from analysis.frame import in_cells
+from analysis.paper import GLUE
 from runs.record import median_interval
 from runs.record.text import megabytes
 
@@ -46,53 +47,96 @@ AXES = {
 USUAL = ("parameters", "metric")
 #: Of more rows than these, labels stand at the frontier alone, and at the rows that the reader asks for.
 CROWDED = 25
-ABOUT = ["method", "row", "kind"]
+#: The x axes of the pictures of a metric of so many rows.
+COSTS = ("parameters", "bytes", "seconds", "memory")
+#: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
+DEMO = [1000, 500]
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 
 
 def make(part: Part) -> list[Figure]:
     """A picture for each model and task."""
-    runs, (x, y) = part.runs[part.runs.kind == "result"], part.axes
-    groups = (runs[runs.task.isin(part.tasks)] if part.tasks else runs).groupby(["task", "model"])
-    figures = [of_rows(of, part, f"pareto_{y}_by_{x}_{task}_{model}") for (task, model), of in groups]
-    return figures or [nothing("pareto", f"{y} against {x}", "Nothing has run: make demo.")]
-
-
-def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False) -> Figure:
-    """The picture of the rows of a model and task. part: its axes, and the rows that have a label beside the
-    frontier's (empty: all or, of very many, none). file: its name. more: what the title says of the data.
-    spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
+    (x, y), runs = part.axes, part.runs[part.runs.kind == "result"]
+    runs = runs[runs.task.isin(part.tasks)] if part.tasks else runs
     found = points(runs)
-    number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
-    other = found[(found.name != number) & ("metric" in part.axes)]
-    lines = [
-        f"{label}: reports {name}, the others {number}: not drawn."
-        for label, name in zip(other.label, other.name, strict=True)
+    figures = [
+        of_rows(of, of_pair(found, pair[::-1]), part, "_".join(["pareto", y, "by", x, *pair]))
+        for pair, of in runs.groupby(["task", "model"])
     ]
-    found = found.drop(other.index)
+    return figures or [nothing("pareto", f"{y} against {x}")]
+
+
+def demo(part: Part) -> list[Figure]:
+    """The demo's: a picture for each model and number of rows (task.train_rows and dev_rows; 0: all)."""
+    runs = part.runs[(part.runs.kind == "result") & (part.runs.task == "reviews")]
+    asked, figures, name = ["asked_train_rows", "asked_dev_rows"], list[Figure](), "accuracy_vs_parameters"
+    several = len(runs[asked].drop_duplicates()) > 1
+    for (*size, model), of in runs.groupby([*asked, "model"]):
+        # The demo's own size and model have the plain name
+        words = [*size] * (several and size != DEMO) + [model] * (model != "minilm")
+        rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
+        figures += _by_cost(of, points(of), part, "_".join(map(str, [name, *words])), rows * several)
+    return figures or [nothing(name, "The demo: dev metric by parameters")]
+
+
+def parameters(part: Part) -> list[Figure]:
+    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
+    other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
+    runs = part.runs[part.runs.kind == "result"]
+    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~runs.row.map(is_varied).astype(bool)
+    runs = runs[runs.task.isin(part.tasks) if part.tasks else usual]
+    found, figures = points(runs), list[Figure]()
+    for (task, model), of in runs.groupby(["task", "model"]):
+        figures += _by_cost(of, of_pair(found, (model, task)), part, f"parameters_{task}_{model}")
+    return figures
+
+
+def _by_cost(runs: pd.DataFrame, found: pd.DataFrame, part: Part, name: str, more: str = "") -> list[Figure]:
+    """A picture of the runs of a model and task; of very many rows a picture for each of COSTS."""
+    costs = COSTS if runs.row.nunique() > CROWDED else COSTS[:1]
+    parts = [replace(part, axes=(cost, "metric")) for cost in costs]
+    return [
+        of_rows(runs, found, of, name.replace("parameters", of.axes[0]), more, spans=True) for of in parts
+    ]
+
+
+def of_rows(
+    runs: pd.DataFrame, found: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False
+) -> Figure:
+    """The picture of the rows of a model and task. found: their `points`. part: its axes, and the rows that
+    have a label beside the frontier's (empty: all or, of very many, none). file: its name. more: what the
+    title says of the data. spans: bars span the seeds, unless the rows are very many; else they are the
+    median's interval."""
+    number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
+    others = (found.name != number) & ("metric" in part.axes)
+    lines = [
+        f"{of.label}: reports {of.name}, the others {number}: not drawn."
+        for of in found[others].itertuples(index=False)
+    ]
+    found = found[~others]
     axes = [_axis(name, found[found.name == number]) for name in part.axes]
-    data, missing = _numbers(found, reported(runs), axes, spans and len(found) <= CROWDED)
+    spans &= len(found) <= CROWDED
+    data, missing = _numbers(found, runs.set_index("id"), axes, spans)
     data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
     scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
-    crowded, foot, counts = len(data) > CROWDED, _foot(data, axes), [*data.runs] or [0]
+    foot, counts = _foot(data, axes), [*data.runs] or [0]
     lines += [*notes(runs, found), *missing, *_unlike(in_cells(runs, found), part.axes), *foot]
-    if crowded or part.labels:
+    if len(data) > CROWDED or part.labels:
         lines.append("Labels: the frontier, and the rows of labels=. Every row is in the data.")
     if data.empty:
         lines.insert(0, "no row has both numbers.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
     title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
     # Of five seeds or fewer the interval is their range (analysis/stats.py)
-    bars = (
-        "lowest to highest" if max(counts) <= 5 or (spans and not crowded) else "95% interval of the median"
-    )
+    bars = "lowest to highest" if spans or max(counts) <= 5 else "95% interval of the median"
     over = f"median of {spanned(counts)} seeds; bars: {bars}" if max(counts) > 1 else "one seed"
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
-    data = data.assign(kind=data.method, method=data.label, runs=data.ids)[[*ABOUT, *ends, *FACTS]]
-    draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if crowded else 4.4)
-    return Figure(file, title, data, lines, draw, f"{over}; dashed: the frontier", foot, size)
+    data = data.assign(kind=data.method, method=data.label, runs=data.ids)
+    draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if len(data) > CROWDED else 4.4)
+    over = f"{over}; dashed: the frontier"
+    return Figure(file, title, data[["method", "row", "kind", *ends, *FACTS]], lines, draw, over, foot, size)
 
 
 def _axis(name: str, found: pd.DataFrame) -> Axis:
@@ -115,18 +159,19 @@ def _numbers(
     found: pd.DataFrame, runs: pd.DataFrame, axes: Sequence[Axis], spans: bool
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells that have both numbers: medians over the seeds, with their intervals or, if `spans`, the
-    range of the seeds; and notes on the seeds that lack one."""
+    range of the seeds; and notes on the seeds that lack one. runs: by id."""
     lines = []
     for axis in axes:
-        values = pd.to_numeric(runs[axis.column]).replace([math.inf, -math.inf], math.nan)
-        of_axis = values.where((runs.status == "done") | (not axis.of_done))
-        by_id = dict(zip(runs.id, of_axis, strict=True))
-        known = [[by_id[run] for run in ids if not math.isnan(by_id[run])] for ids in found.ids]
-        for label, count, values in zip(found.label, found.runs, known, strict=True):
-            if lost := count - len(values):
-                drawn = "left out" if values else "not drawn"
+        values = found["values"]
+        if axis.column != "number":
+            of_run = pd.to_numeric(runs[axis.column]).where((runs.status == "done") | (not axis.of_done))
+            values = [of_run[[*ids]] for ids in found.ids]
+        known = [[v for v in of if math.isfinite(v)] for of in values]
+        for label, count, of in zip(found.label, found.runs, known, strict=True):
+            if lost := count - len(of):
+                drawn = "left out" if of else "not drawn"
                 lines.append(f"{label}: {lost} of {count} runs without a finite {axis.name}: {drawn}.")
-        middles = [statistics.median(values) if values else math.nan for values in known]
+        middles = [statistics.median(of) if of else math.nan for of in known]
         ends = [(min(of), max(of)) if of and spans else median_interval(of) for of in known]
         low, high = zip(*(end or (m, m) for end, m in zip(ends, middles, strict=True)), strict=True)
         found = found.assign(**{axis.name: middles, f"{axis.name} low": low, f"{axis.name} high": high})
@@ -182,22 +227,18 @@ def _foot(data: pd.DataFrame, axes: Sequence[Axis]) -> list[str]:
     """What a picture leaves out, in words: the rows that have failed, and the ends of bars."""
     (kept, failed), lines = (data[~data.failed], data[data.failed]), list[str]()
     for axis in axes:
-        (low, high), ends = (
-            limits(data, axis.name),
-            kept[[f"{axis.name} low", f"{axis.name} high"]].to_numpy(),
-        )
-        room = MARGIN * (high - low)
-        cut = zip(kept.label, (ends[:, 0] < low - room) | (ends[:, 1] > high + room), ends, strict=True)
-        if words := [f"{label} ({' to '.join(map(axis.tick, of))})" for label, outside, of in cut if outside]:
+        (least, most), ends = limits(data, axis.name), [f"{axis.name} low", f"{axis.name} high"]
+        room = MARGIN * (most - least)
+        cut = kept[(kept[ends[0]] < least - room) | (kept[ends[1]] > most + room)].set_index("label")
+        if len(cut):
+            words = [f"{label} ({axis.tick(a)} to {axis.tick(b)})" for label, a, b in cut[ends].itertuples()]
             lines.append(f"bars that leave the picture: {', '.join(words)}")
         if len(failed) and axis.column == "number":
-            names = [
-                f"{label} ({axis.tick(value)})"
-                for label, value in zip(failed.label, failed[axis.name], strict=True)
+            words = [
+                f"{label} ({axis.tick(value)})" for label, value in failed[["label", axis.name]].to_numpy()
             ]
-            lines.append(
-                f"failed (worse than the head alone, diverged, or one class), not drawn: {', '.join(names)}"
-            )
+            why = "failed (worse than the head alone, diverged, or one class), not drawn"
+            lines.append(f"{why}: {', '.join(words)}")
     return lines
 
 
@@ -209,40 +250,54 @@ MARGIN = 0.12
 
 def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]) -> None:
     drawn, (x, y), of_metric = data[~data.failed], (axis.name for axis in axes), axes[1].column == "number"
-    crowded, spots = len(data) > CROWDED, list(zip(drawn[x], drawn[y], strict=True))
+    crowded = len(data) > CROWDED
     for side, axis in zip("xy", axes, strict=True):
         _scale(plot, side, drawn[axis.name], axis)
     plot.update_datalim(list(zip(limits(data, x), limits(data, y), strict=True)))
     plot.margins(MARGIN)
     plot.autoscale_view()
     plot.autoscale(enable=False)
-    bars: Any = {"colors": [*map(colour, drawn.row, drawn.kind)], "alpha": 0.6, "linewidth": 1}
-    plot.hlines(drawn[y], drawn[f"{x} low"], drawn[f"{x} high"], **bars)
-    plot.vlines(drawn[x], drawn[f"{y} low"], drawn[f"{y} high"], **bars)
-    for of in drawn.to_dict("records"):
-        tint = colour(of["row"], of["kind"])
+    looks = [*map(look, drawn.kind, drawn.row)]
+    bars = [(drawn[of] - drawn[f"{of} low"], drawn[f"{of} high"] - drawn[of]) for of in (y, x)]
+    plot.errorbar(
+        drawn[x], drawn[y], *bars, fmt="none", ecolor=[of for of, _ in looks], alpha=0.6, elinewidth=1
+    )
+    drawn = drawn.assign(text=drawn.method, colour=[of for of, _ in looks])
+    if of_metric:
+        ends = map("{:.{}f}".format, drawn[y], drawn.digits.astype(int))
+        drawn["text"] = [f"{label}: {end}" for label, end in zip(drawn.method, ends, strict=True)]
+    named = drawn.frontier | drawn.row.isin(labels)
+    for of, (colour, marker), beside in zip(drawn.to_dict("records"), looks, named, strict=True):
         if of_metric and not crowded:
-            plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=tint, alpha=0.6)
-            spots += [(of[x], value) for value in of["values"]]
-        face = tint if of["n"] >= of["wanted"] else "white"
-        look: Any = {"color": tint, "markerfacecolor": face, "zorder": 3, "linestyle": "none"}
-        plot.plot(of[x], of[y], marker(of["row"], of["kind"]), label=of["method"], **look)
+            plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6)
+        face = colour if of["n"] >= of["wanted"] else "white"
+        label = None if crowded or labels or beside else of["text"]
+        plot.plot(of[x], of[y], marker, color=colour, markerfacecolor=face, zorder=3, label=label)
+    write_labels(plot, drawn[named].assign(x=drawn[x], y=drawn[y]), *(axis.less for axis in axes))
+    if not (crowded or labels or named.all()):
+        worse = f"{'upper' if axes[1].less else 'lower'} {'right' if axes[0].less else 'left'}"
+        plot.legend(loc=worse, fontsize=7)
     best = drawn[drawn.frontier]
     if len(best):  # at an x the line is at the best y that a row at least as good in x has
         end, worst = plot.get_xlim()[axes[0].less], plot.get_ylim()[axes[1].less]
-        line: Any = {"color": "#555555", "linewidth": 0.9, "linestyle": "--", "zorder": 1}
         across, up = [best[x].iloc[0], *best[x], end], [worst, *best[y], best[y].iloc[-1]]
-        plot.step(across, up, where="post", **line)
-    named = drawn[drawn.frontier | drawn.row.isin(labels) | (not crowded and not labels)]
-    values = [
-        f": {value:.{int(digits)}f}" * of_metric for value, digits in zip(named[y], named.digits, strict=True)
-    ]
-    tints = [*map(colour, named.row, named.kind)]
-    write_labels(
-        plot,
-        pd.DataFrame({"x": named[x], "y": named[y], "text": named.method + values, "colour": tints}),
-        spots,
-    )
+        plot.step(across, up, where="post", color="#555555", linewidth=0.9, linestyle="--", zorder=1)
+
+
+def write_labels(plot: Any, rows: pd.DataFrame, less: bool, down: bool) -> list[Any]:
+    """Writes each row's text beside its x and y, to the side where the frontier has nothing, and in the order
+    of y a line apart. Limits and scales must be final. less, down: whether less of x and of y is better.
+    Returns the texts."""
+    height, sign, line = 0.75 * 72 * plot.figure.get_figheight(), -1 if down else 1, 8
+    to_axes, texts, free = plot.transScale + plot.transLimits, list[Any](), -math.inf
+    for of in rows.sort_values("y", ascending=not down, kind="stable").itertuples():
+        across, up = to_axes.transform((of.x, of.y)) * (1, sign * height)
+        free, left = max(up + 3, free + line), across > (0.2 if less else 0.8)  # no label leaves the axes
+        place: Any = {"ha": "right" if left else "left", "va": "top" if down else "bottom", "fontsize": 7}
+        shift = -4 if left else 4, sign * (free - up)
+        more = {"textcoords": "offset points", "color": of.colour}
+        texts.append(plot.annotate(of.text, (of.x, of.y), shift, **place, **more))
+    return texts
 
 
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:

@@ -63,7 +63,9 @@ def page(ledger: Ledger) -> str:
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
-        findings=part("the findings", lambda: findings(frame, [*ledger.measures.values()])),
+        findings=part(
+            "the findings", lambda: findings(frame, [*ledger.measures.values()]).to_dict("records")
+        ),
         firm_pairs=FIRM_PAIRS,
         verdict_words=WORDS,
         verdicts=_verdicts(judged),
@@ -97,7 +99,7 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
 
 
 def _verdict_counts(found: Iterable[Finding]) -> str:
-    counts = Counter(one.verdict for one in found)
+    counts = Counter(one["verdict"] for one in found)
     return ", ".join(f"{word} {counts[verdict]}" for verdict, word in WORDS.items() if counts[verdict])
 
 

@@ -1,11 +1,11 @@
-"""Writes one HTML page from the records: findings, verdicts, tables, figures, statistics and cells.
+"""Writes one HTML page from the records: findings, verdicts, tables, figures, statistics, and a view of
+each cell.
 
     python -m analysis.report       (make report)
 
 The page is OUTPUT/report.html. It holds its data, styles and script, and needs neither a server nor a
 network. The words and numbers of its tables are those of analysis.tables; its verdicts and statistics are
-over your runs and the published ones together.
-"""
+over your runs and the published ones together."""
 
 from pathlib import Path
 

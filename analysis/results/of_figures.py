@@ -1,7 +1,7 @@
 """The findings of the paper's figures 3, 5 and 6, tried on our measures."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from analysis.figures.figure6 import errors
 from analysis.figures.layers import measured
 from analysis.frame import reported
 from analysis.inference import is_positive
-from analysis.results.finding import Finding, Side, paper_epochs, side
+from analysis.results.finding import Finding, finding, paper_epochs, side
 from runs.record import Record
 
 #: A mean squared error below which a fit of N(0, 1) is exact.
@@ -23,34 +23,28 @@ def of_figures(runs: pd.DataFrame, measures: Sequence[Record]) -> list[Finding]:
     return [*_magnitudes(runs, measures), *_similarities(runs, measures), *_fits(measures)]
 
 
-def _finding(
-    about: tuple[str, str, str],
+def _of_measures(
+    about: Sequence[str],
     runs: pd.DataFrame,
     measures: Sequence[Record],
     readings: Sequence[pd.Series],
-    numbers: dict[str, Any],
+    numbers: Mapping[str, float],
     unit: str,
 ) -> Finding:
     """A finding that holds of a run (or a pair of runs) where each of its readings is above 0, and agrees
     where each of them says so over the runs. about: the finding, its figure, and its kind."""
     cell, label = (measures[0]["of"][0][key] for key in ("cell", "label"))
-    ids = dict.fromkeys(run["id"] for measure in measures for run in measure["of"])
-    measured_runs = reported(runs[runs.id.isin(ids)]).set_index("id", drop=False)
-    measured_runs = measured_runs.loc[[run for run in ids if run in measured_runs.index]]
-    sides = [side(of.reset_index(drop=True)) for _, of in measured_runs.groupby("conf_row", sort=False)]
+    ids = list(dict.fromkeys(run["id"] for measure in measures for run in measure["of"]))
+    of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
+    sides = tuple(side(row) for _, row in of.groupby("conf_row", sort=False))
     words = {is_positive(apart.tolist()) for apart in readings}
-    family = measured_runs.family.iloc[0] if len(measured_runs) else ""
-    return Finding(
-        *(*about, cell["model"], cell["task"], label["model"], label["task"]),
-        holds=tuple((pd.concat(readings, axis=1) > 0).all(axis=1).tolist()),
-        agrees=words.pop() if len(words) == 1 else None,
-        pairs=len(readings[0]),
-        sides=tuple(sides),
-        counts=(len(readings[0]),),
-        unit=unit,
-        numbers=numbers,
-        paper_epochs=paper_epochs(family, cell["task"]) if sides else {},
-    )
+    where, agrees = (cell["model"], cell["task"], label["model"], label["task"]), None
+    if len(words) == 1:
+        (agrees,) = words
+    holds, n = (pd.concat(readings, axis=1) > 0).all(axis=1).tolist(), len(readings[0])
+    epochs = paper_epochs(of.family.iloc[0], cell["task"]) if sides else {}
+    more = {"sides": sides, "counts": (n,), "unit": unit, "numbers": numbers, "paper_epochs": epochs}
+    return finding(about, where, holds, agrees, n, **more)
 
 
 def _values(measure: Record, *names: str) -> pd.DataFrame:
@@ -61,51 +55,44 @@ def _values(measure: Record, *names: str) -> pd.DataFrame:
     )
 
 
+#: Findings of figure 3: what each says, and the parts of d that it compares, the larger one first.
+MAGNITUDES = {
+    ("d changes more in query than in value", "figure 3", "query"): [("query", "value")],
+    ("d changes more in later layers", "figure 3", "layers"): [("late", "early"), ("last", "first")],
+}
+
+
 def _magnitudes(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 3, run by run; the figure shows the median of the runs."""
     for group in measured(runs, measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"):
         changes = [_values(measure, "d").dropna() for measure in group.measures]
-        if not changes or not all({"query", "value"} <= set(of.site) for of in changes):
-            continue
-        layers = sorted({layer for of in changes for layer in of.layer})
-        middle, first, last = layers[len(layers) // 2], layers[0], layers[-1]
-        of_runs = pd.DataFrame(
-            {
-                "query": of.d[of.site == "query"].mean(),
-                "value": of.d[of.site == "value"].mean(),
-                "early": of.d[of.layer < middle].mean(),
-                "late": of.d[of.layer >= middle].mean(),
-                "first": of.d[of.layer == first].mean(),
-                "last": of.d[of.layer == last].mean(),
-            }
-            for of in changes
-        )
-        numbers, of = of_runs.median().to_dict(), group.measures
-        apart = [of_runs["query"] - of_runs["value"]]
-        about = ("d changes more in query than in value", "figure 3", "query")
-        yield _finding(about, runs, of, apart, numbers, "run")
-        later = [of_runs.late - of_runs.early, of_runs["last"] - of_runs["first"]]
-        yield _finding(
-            ("d changes more in later layers", "figure 3", "layers"), runs, of, later, numbers, "run"
-        )
+        if changes and all({"query", "value"} <= set(of.site) for of in changes):
+            layers = sorted({layer for of in changes for layer in of.layer})
+            means = pd.DataFrame(_means(of, layers) for of in changes)
+            for about, parts in MAGNITUDES.items():
+                apart = [means[more] - means[less] for more, less in parts]
+                yield _of_measures(about, runs, group.measures, apart, means.median().to_dict(), "run")
+
+
+def _means(change: pd.DataFrame, layers: Sequence[int]) -> dict[str, float]:
+    """The mean change of d by part: of sites, of halves of the layers, and of the first and last one."""
+    later = change.layer >= layers[len(layers) // 2]
+    parts = {site: change.site == site for site in ("query", "value")} | {"early": ~later, "late": later}
+    parts |= {"first": change.layer == layers[0], "last": change.layer == layers[-1]}
+    return {name: float(change.d[part].mean()) for name, part in parts.items()}
 
 
 def _similarities(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 5, pair of runs by pair, over the query matrices; with the band of random matrices."""
-    pairs, finding = (
-        ("lora_vera", "lora_random"),
-        "LoRA's and VeRA's changes resemble each other more than random ones",
-    )
+    words = "LoRA's and VeRA's changes resemble each other more than random ones"
     for group in measured(runs, measures, "similarity"):
-        cosines = [_queries(measure, *pairs).mean() for measure in group.measures]
+        cosines = [_queries(measure, "lora_vera", "lora_random").mean() for measure in group.measures]
         # A pair without a query matrix, or with a change that is zero, has no cosine
-        means = pd.DataFrame(cosines, columns=[*pairs]).dropna()
-        if means.empty:
-            continue
-        numbers = means.median().to_dict() | {"band": null_band(group.measures)}
-        apart = [means.lora_vera - means.lora_random]
-        about = (finding, "figure 5", "similarity")
-        yield _finding(about, runs, group.measures, apart, numbers, "pair")
+        means = pd.DataFrame(cosines, columns=["lora_vera", "lora_random"]).dropna()
+        if len(means):
+            numbers = means.median().to_dict() | {"band": null_band(group.measures)}
+            about, apart = (words, "figure 5", "similarity"), means.lora_vera - means.lora_random
+            yield _of_measures(about, runs, group.measures, [apart], numbers, "pair")
 
 
 def null_band(measures: Sequence[Record]) -> float:
@@ -128,31 +115,22 @@ def _fits(measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 6, count by count. The finding is of every count: one that differs refutes it."""
     found = errors(measures)
     by_count = found[found.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
-    both = (
-        by_count.pivot(index="parameters", columns="kind", values="mean")
-        .reindex(columns=["vera", "lora"])
-        .dropna()
-    )
+    both = by_count.pivot(index="parameters", columns="kind", values="mean")
+    both = both.reindex(columns=["vera", "lora"]).dropna()
     if both.empty:
         return
     equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
     ids, size = found.runs.iloc[0], "10 x 10 matrices"
-    lower = int(((both.vera < both.lora) & ~equal).sum())
-    errors_ = [(int(count), *of) for count, of in zip(both.index, both.to_numpy().tolist(), strict=True)]
-    yield Finding(
-        *(
-            "VeRA and LoRA fit random matrices equally well at equal counts",
-            "figure 6",
-            "fit",
-            "",
-            "",
-            size,
-            "",
-        ),
-        holds=tuple(equal.tolist()),
-        agrees=bool(equal.all()),
-        pairs=len(ids),
-        sides=(Side("both", size, "", ids),),
+    about = ("VeRA and LoRA fit random matrices equally well at equal counts", "figure 6", "fit")
+    of: dict[str, Any] = {"label": "both", "model_label": size, "task_label": "", "ids": ids}
+    of |= {"median": math.nan, "mean": math.nan, "best_is_last": 0, "several": 0}
+    numbers = {
+        "lower": int(((both.vera < both.lora) & ~equal).sum()),
+        "errors": [*both.itertuples(name=None)],
+    }
+    yield finding(
+        *(about, ("", "", size, ""), equal.tolist(), bool(equal.all()), len(ids)),
+        sides=(of,),
         unit="",
-        numbers={"lower": lower, "errors": errors_},
+        numbers=numbers,
     )

@@ -1,19 +1,16 @@
 """The README's blocks: the rows of a study, and where VeRA is near LoRA, each between two marks."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
 from analysis.frame import cells
 from analysis.paper import GLUE, SCORES
-from analysis.render import NONE, Entry, Number
+from analysis.render import Entry
 from analysis.results.finding import Finding
-from analysis.results.sections import environment
-from analysis.statistics import middle
-from analysis.tables.view import Cell, by_row, number, of_runs
+from analysis.results.sections import macros
+from analysis.tables.view import by_row, number, of_runs
 from runs.errors import UserError
-from runs.record import sample_deviation
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
@@ -25,47 +22,35 @@ def headline(runs: pd.DataFrame) -> str:
     labels = found.sort_values("task").drop_duplicates("task").set_index("task").task_label.to_dict()
     tasks = {task: name for task, name in GLUE.items() if task in labels}
     tasks |= {task: name for task, name in labels.items() if task not in GLUE}
-    lora, rows, columns = found[found.row == "lora"].parameters, [], dict.fromkeys(tasks.values())
+    lora, rows, numbers = found[found.row == "lora"].parameters, [], dict[str, Entry]()
     for row, by_task in by_row(found).items():
         first = next(iter(by_task.values()))
-        numbers: dict[str, Entry] = {
-            label: number(by_task[task]) if task in by_task else "missing" for task, label in tasks.items()
+        numbers = {
+            name: number(by_task[task]) if task in by_task else "missing" for task, name in tasks.items()
         }
         if first.family == "e2e":
-            scores = {key: _score(runs, row, key, decimals) for key, (_, decimals) in SCORES.items()}
-            numbers = {SCORES[key][0]: of for key, of in scores.items()}
+            numbers = {name: _score(runs, row, key, digits) for key, (name, digits) in SCORES.items()}
         elif first.family == "instruct":
             size = of_runs(first.adapter_bytes or None, first.ids, form="bytes")
             numbers = {"adapter": size, "held-out perplexity": _score(runs, row, "value", 2)}
         ratio = first.parameters / int(lora.iloc[0]) if len(lora) else 0
-        rows.append(
-            {
-                "label": first.label,
-                "parameters": first.parameters,
-                "ratio": ratio,
-                "numbers": numbers.values(),
-            }
-        )
-        columns = dict.fromkeys(numbers)
-    return str(environment().get_template("readme.md").module.headline(rows, list(columns))).strip()
+        about = {"label": first.label, "parameters": first.parameters, "ratio": ratio}
+        rows.append(about | {"numbers": numbers.values()})
+    return str(macros("readme.md").headline(rows, list(numbers))).strip()
 
 
 def _score(runs: pd.DataFrame, row: str, key: str, decimals: int) -> Entry:
     """The median and spread of a number of a row's seeds, of those that have it."""
-    cell: Cell = next(cells(runs[runs.row == row], key).itertuples())
-    known = [value for value in cell.values if not math.isnan(value)]
-    spread = sample_deviation(known)
-    whole = Number(middle(known), math.nan if spread is None else spread, len(known), cell.wanted, decimals)
-    return whole if known else NONE
+    had = runs[(runs.row == row) & runs[key].notna()]
+    cell = next(cells(had, key).itertuples(), None)
+    return number(cell, decimals=decimals)
 
 
 def near_lora(found: Iterable[Finding]) -> str:
     """The README's sentence on the models and tasks where VeRA was held against LoRA, by the verdict."""
-    near = [one for one in found if one.finding == "VeRA is near LoRA with fewer parameters"]
-    groups: Sequence[list[Finding]] = [
-        [one for one in near if one.verdict is of] for of in (True, False, None)
-    ]
-    return str(environment().get_template("readme.md").module.near_lora(*groups)).strip()
+    near = [one for one in found if one["finding"] == "VeRA is near LoRA with fewer parameters"]
+    groups = ([one for one in near if one["verdict"] is of] for of in (True, False, None))
+    return str(macros("readme.md").near_lora(*groups)).strip()
 
 
 def readme(text: str, study: str, table: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -17,14 +18,13 @@ from analysis.frame import reported
 from analysis.inference import FIRM_PAIRS
 from analysis.ranks import ranks
 from analysis.render import Number, Table, grid
-from analysis.results.finding import WORDS, Finding, Side
+from analysis.results.finding import WORDS, Finding
 from analysis.results.of_figures import FITTED
 from analysis.results.of_rows import MARGIN, left_out
-from analysis.statistics import cell_words, cells_table, costs, middle
+from analysis.statistics import costs, middle, statistics_tables
 from analysis.tables import TABLES, WITHOUT_RECORDS, made
-from analysis.tables.view import View
 from analysis.variants import every_variant
-from runs.record import FINISHED, Ledger, Record, is_trial
+from runs.record import Record
 from runs.record.text import one_line, plural
 
 
@@ -53,70 +53,53 @@ def _counted(numbers: Sequence[int], word: str) -> str:
     return f"{' to '.join(map(str, numbers))} {word}{'s' * ([*numbers] != [1])}"
 
 
+def macros(page: str) -> Any:
+    """The macros of a template, by name."""
+    return environment().get_template(page).module
+
+
 def rendered(page: str, **gaps: Any) -> str:
     """A page: its template with the gaps filled, without the blank lines that empty parts leave."""
     return re.sub(r"\n{3,}", "\n\n", environment().get_template(page).render(gaps)).strip() + "\n"
 
 
 def pages(
-    studies: Mapping[Path, Ledger], runs: Mapping[Path, pd.DataFrame], found: Sequence[Finding], docs: Path
+    runs: Mapping[Path, pd.DataFrame],
+    measures: Mapping[Path, Sequence[Record]],
+    found: pd.DataFrame,
+    docs: Path,
 ) -> dict[str, str]:
-    """The pages of these studies (their folders, with their records and runs), and the pictures that they
+    """The pages of these studies (their folders, with their runs and measures), and the pictures that they
     show, by their paths in docs/. found: the findings over all of them. Benchmarks come from docs/bench."""
-    measures = [measure for ledger in studies.values() for measure in ledger.measures.values()]
-    tries = left_out(runs, measures, found)
-    files = {
-        "results.md": overview(found, [*map(_what_ran, studies.items())], _benches(docs / "bench"), tries)
-    }
-    for folder, ledger in studies.items():
-        files |= study(folder, ledger, runs[folder])
+    tries = left_out(runs, [one for of in measures.values() for one in of], found)
+    files = {"results.md": overview(found.to_dict("records"), runs, _benches(docs / "bench"), tries)}
+    for folder, of in runs.items():
+        files |= study(folder, of, measures[folder])
     return files
 
 
 # --- results.md
 
 
-def _what_ran(study: tuple[Path, Ledger]) -> dict[str, Any]:
-    folder, ledger = study
-    finished = [record for record in ledger if record["status"] in FINISHED]
-    trials = sum(is_trial(record["config"]) for record in finished)
-    costs = [record["cost"] for record in finished]
-    parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
-    return {
-        "name": folder.name,
-        "runs": len(finished) - trials,
-        "trials": trials,
-        "diverged": sum(record["status"] == "diverged" for record in finished),
-        "hours": sum(cost.get(part) or 0.0 for cost in costs for part in parts) / 3600,
-        "devices": sorted({*map(_device, finished)}),
-        "ids": list(ledger.records),
-    }
-
-
-def _device(record: Record) -> str:
-    threads = record["determinism"].get("threads")
-    cpu = f", {plural(threads, 'thread')}" if record["device"]["type"] == "cpu" and threads else ""
-    return f"{record['device']['name']}{cpu}"
-
-
 def overview(
-    found: Iterable[Finding],
-    studies: Sequence[Mapping[str, Any]] = (),
+    found: Sequence[Finding],
+    studies: Mapping[Path, pd.DataFrame] = MappingProxyType({}),
     benches: Sequence[Mapping[str, Any]] = (),
     tries: Sequence[tuple[str, Finding]] = (),
 ) -> str:
     """The page of all studies."""
-    groups, sides = defaultdict[str, list[Finding]](list), dict[Any, Side]()
+    groups, sides = defaultdict[str, list[Finding]](list), dict[Any, dict[str, Any]]()
     for one in found:
-        groups[one.finding].append(one)  # which the paper may have in several tables
-        sides |= {(side.label, side.ids): side for side in one.sides if (side.label, side.ids) not in sides}
-    ids = [run for of in studies for run in of["ids"]]
+        groups[one["finding"]].append(one)  # which the paper may have in several tables
+        for side in one["sides"]:
+            sides.setdefault((side["label"], side["ids"]), side)
+    ids = [run for runs in studies.values() for run in runs.id]
     return rendered(
         "results.md",
         findings=groups,
         sides=sides.values(),
         behind=list(sides),
-        studies=studies,
+        studies=[_what_ran(folder.name, runs[runs.kind != "failed"]) for folder, runs in studies.items()],
         numbers={name: n for n, name in enumerate(groups, 1)},
         tries=tries,
         benches=benches,
@@ -125,6 +108,18 @@ def overview(
         fitted=f"{FITTED:g}",
         repeated=len(ids) - len(set(ids)),
     )
+
+
+def _what_ran(name: str, finished: pd.DataFrame) -> dict[str, Any]:
+    """The counts of a study, its hours and its devices."""
+    trials, diverged = int((finished.kind == "trial").sum()), int(finished.diverged.sum())
+    threads = finished.threads.where(finished.device_type == "cpu")
+    devices = {
+        name + (f", {plural(int(count), 'thread')}" if count == count and count else "")
+        for name, count in zip(finished.device, threads, strict=True)
+    }
+    counts = {"runs": len(finished) - trials, "trials": trials, "diverged": diverged}
+    return {"name": name, "hours": finished.seconds.sum() / 3600, "devices": sorted(devices)} | counts
 
 
 def _benches(folder: Path) -> list[dict[str, Any]]:
@@ -140,43 +135,29 @@ def _benches(folder: Path) -> list[dict[str, Any]]:
 # --- the page of a study
 
 
-def study(folder: Path, ledger: Ledger, runs: pd.DataFrame) -> dict[str, str]:
+def study(folder: Path, runs: pd.DataFrame, measures: Sequence[Record]) -> dict[str, str]:
     """The page of a study and its pictures, by their paths in docs/."""
-    notes, shown = folder / "NOTES.md", set[str]()  # a note stands once on a page
+    path, shown = folder / "NOTES.md", set[str]()  # a note stands once on a page
     finished = runs[runs.kind != "failed"]
     # A study may compare settings of one row, such as epochs. A figure, where they would stand on top of each
     # other, has one of them
     every = every_variant(finished, paper=True)
-    tables = [
-        _table(table, shown)
-        for name in TABLES
-        if name not in WITHOUT_RECORDS
-        for table in made(name, every)
-        if _has_numbers(table)
-    ]
-    part, pictures, drawn = Part(finished, [*ledger.measures.values()]), dict[str, str](), []
+    models = sorted({*every.model})
+    names = [name for name in TABLES if name not in WITHOUT_RECORDS]
+    tables = [of for name in names for of in made(name, every, models=models) if _has_numbers(of)]
+    whole = [*statistics_tables(every, ""), *ranks(every), costs(every)] if len(every) else []
+    part, pictures, drawn = Part(finished, [*measures]), dict[str, str](), []
+    gaps: dict[str, Any] = {"tables": [_table(of, shown) for of in tables]}
     for figure in (figure for make in figures.FIGURES.values() for figure in make(part) if figure.ids):
-        path = f"{folder.name}_{figure.name}.svg"
-        pictures[f"results/{path}"] = figures.svg(figure)
-        drawn.append({"title": one_line(figure.title), "path": path, "notes": _new(figure.notes, shown)})
-    words = cell_words(every)
-    cells = [
-        cells_table(of, every[every.model == model], words)
-        for model, of in View(every).numbers().groupby("model")
-    ]
-    whole = [*cells, *ranks(every), costs(every)] if len(every) else []
-    text = rendered(
-        "study.md",
-        name=folder.name,
-        notes=notes.read_text().strip() if notes.is_file() else "",
-        tables=tables,
-        figures=drawn,
-        statistics=[_table(of, shown) for of in whole],
-        trials=_trials(every),
-        plateau=f"{PLATEAU:g}",
-        runs=_runs(every),
-    )
-    return {f"results/{folder.name}.md": text} | pictures
+        name = f"{folder.name}_{figure.name}.svg"
+        pictures[f"results/{name}"] = figures.svg(figure)
+        drawn.append({"title": one_line(figure.title), "path": name, "notes": _new(figure.notes, shown)})
+    gaps |= {"figures": drawn, "statistics": [_table(of, shown) for of in whole]}
+    gaps |= {"trials": _trials(every), "plateau": f"{PLATEAU:g}", "runs": _runs(every)}
+    notes = path.read_text().strip() if path.is_file() else ""
+    return {
+        f"results/{folder.name}.md": rendered("study.md", name=folder.name, notes=notes, **gaps)
+    } | pictures
 
 
 def _has_numbers(table: Table) -> bool:
@@ -205,19 +186,16 @@ def _table(table: Table, shown: set[str]) -> dict[str, Any]:
 def _runs(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Every run by method, model, task and, of a trial, its rates; in the order of seeds."""
     names = [
-        f"{run.label}, trial, rates {' and '.join(_rates(run))}" if run.kind != "result" else run.label
-        for run in runs.itertuples()
+        label if kind == "result" else f"{label}, trial, rates {' and '.join(_rates(*rates))}"
+        for label, kind, *rates in runs[["label", "kind", "lr", "lr_head"]].itertuples(index=False)
     ]
-    groups = (
-        runs.assign(method=names).sort_values(["seed", "id"]).groupby(["method", "model_label", "task_label"])
-    )
+    ordered = runs.assign(method=names).sort_values(["seed", "id"])
+    groups = ordered.groupby(["method", "model_label", "task_label"])
     return [(*key, list(zip(of.seed, of.id, strict=True))) for key, of in groups]
 
 
-def _rates(run: Any, names: Sequence[str] = ("lr", "lr_head")) -> list[str]:
-    return [
-        f"{rate:g}" for rate in (getattr(run, name) for name in names) if rate is not None and rate == rate
-    ]
+def _rates(*rates: float | None) -> list[str]:
+    return [f"{rate:g}" for rate in rates if rate is not None and rate == rate]
 
 
 #: How far below the best of its trials a rate's value may be, in points, to count as about as good.
@@ -227,24 +205,16 @@ PLATEAU = 2.0
 def _trials(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """The trials on held-out training rows: the budget of each method, and the rates from best to worst."""
     trials = reported(runs[runs.kind == "trial"])
+    rates = trials[["lr", "lr_head"]].where(trials[["method"]].ne("head").to_numpy() | [[False, True]])
     trials = trials.assign(
-        rates=[
-            ", ".join(_rates(run, ("lr_head",) if run.method == "head" else ("lr", "lr_head")))
-            for run in trials.itertuples()
-        ],
+        rates=[", ".join(_rates(*of)) for of in rates.itertuples(index=False)],
         better=trials.number.where(~trials.less, -trials.number),
     )
-    found = []
-    groups = trials.groupby(["model_label", "task_label", "label", "epochs", "train_rows", "dev_rows"])
-    for (model, task, method, epochs, train_rows, dev_rows), of in groups:
-        medians = (
-            of.groupby("rates", sort=False).better.agg(middle).sort_values(ascending=False, kind="stable")
-        )
+    keys, found = ["model_label", "task_label", "label", "epochs", "train_rows", "dev_rows"], []
+    for key, of in trials.groupby(keys):
+        medians = of.groupby("rates", sort=False).better.agg(middle)
+        medians = medians.sort_values(ascending=False, kind="stable")
         near = int((medians >= medians.iloc[0] - PLATEAU - 1e-9).sum())
-        sign = -1 if of.less.iloc[0] else 1
-        rates = [(name, sign * value) for name, value in medians.items()]
-        about = {"model": model, "task": task, "method": method, "epochs": epochs}
-        found.append(
-            about | {"train_rows": int(train_rows), "dev_rows": int(dev_rows), "near": near, "rates": rates}
-        )
+        values = (-medians if of.less.iloc[0] else medians).items()
+        found.append(dict(zip(keys, key, strict=True)) | {"near": near, "rates": list(values)})
     return found

@@ -1,6 +1,7 @@
 """A table of the paper, or of the demo, from records. TABLES names them."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -32,12 +33,20 @@ def _judged(name: str) -> Callable[[View], list[Table]]:
     return lambda view: judged_table(name, view)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[View], list[Table]]] = {
     "table1": table1,
-    **{"table2": _of_spec("table2"), "table3": _of_spec("table3"), "table4": _judged("table4")},
+    "table2": _of_spec("table2"),
+    "table3": _of_spec("table3"),
+    "table4": _judged("table4"),
     **{name: _of_spec(name) for name in ("table5", "table6", "table7")},
-    **{"table8": table8, "table9": table9, "table10": table10, "table11": table11, "table12": table12},
-    **{"table13": _judged("table13"), "demo": demo, "claims": lambda view: claims_table()},
+    "table8": table8,
+    "table9": table9,
+    "table10": table10,
+    "table11": table11,
+    "table12": table12,
+    "table13": _judged("table13"),
+    "demo": demo,
+    "claims": lambda view: claims_table(),
 }
 #: Those that need no record.
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")
@@ -91,6 +100,7 @@ def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) ->
 def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list[Table]:
     """A table's parts from some runs, whosever they are; how: as in `make`."""
     view = View(runs, how.get("select", "paper"), how.get("seeds"), tuple(how.get("tasks", ())), whose)
+    view = replace(view, models=tuple(how.get("models", ())))
     if view.tasks:
         view = view.of(runs.task.isin(view.tasks))
     tables = rows(view) if name == "" else TABLES[name](view)

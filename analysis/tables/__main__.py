@@ -69,12 +69,18 @@ def main(arguments: list[str]) -> int:
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
-    how = {"models": words(settings.model), "tasks": words(settings.task), "columns": words(settings.columns)}
-    for column in how["columns"]:
+    columns = words(settings.columns)
+    for column in columns:
         one_of("column", column, NUMBERS)
-    every = {"every": settings.all, "every_own": bool(settings.sweep)}
     tables = make(
-        name, ledger, select=settings.select, seeds=settings.seeds, cost=settings.cost, **every, **how
+        name,
+        ledger,
+        models=words(settings.model),
+        tasks=words(settings.task),
+        columns=columns,
+        every=settings.all,
+        every_own=bool(settings.sweep),
+        **{key: getattr(settings, key) for key in ("select", "seeds", "cost")},
     )
     if not tables:
         raise _nothing(name, ledger, settings)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.frame import TOKENS, reported
+from analysis.facts import TOKENS
+from analysis.frame import reported
 from analysis.render import NONE, Entry, Number, Row, Table, with_column
 
 #: How the columns of `frame.runs` are written, by how their names end.
@@ -78,8 +79,8 @@ def with_forgetting(table: Table, runs: pd.DataFrame) -> Table:
     between = before[0] if len(before) == 1 else f"{before[0]} to {before[-1]}"
     notes = [
         f"forgetting: cross-entropy on a text that is not trained on ({first.forgetting_name},"
-        f" {first.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model ({between}); nats a"
-        " token, less is better."
+        f" {first.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model"
+        f" ({between}); nats a token, less is better."
     ]
     if others:
         notes.append(f"forgetting on another text, not shown: {', '.join(dict.fromkeys(others))}.")
@@ -161,5 +162,6 @@ def _note(tasks: Sequence[str], every: int, constants: Costs, table: Table, know
     on = ", ".join(table.tasks.get(task, task) for task in tasks)
     if len(tasks) < every:
         on += " (the tasks that every row here has)"
-    values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs"
-    return f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values} and {constants.memory / 1e9:.3g} GB."
+    values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs and"
+    values += f" {constants.memory / 1e9:.3g} GB"
+    return f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}."

@@ -37,7 +37,8 @@ def _of_model(view: View, cells: pd.DataFrame, with_size: bool) -> Table:
     one_count = cells.complete.all() and len(counts) == 1
     over = f"median of {plural(max(counts), 'seed')}" if one_count else "median over the seeds there are"
     size = f"{first.train_rows:,} training and {first.dev_rows:,} dev rows"
-    title = f"{first.task_label} ({first.model_label}, {over}{f', {size}' if with_size else ''}): dev {first.metric}"
+    over += f", {size}" if with_size else ""
+    title = f"{first.task_label} ({first.model_label}, {over}): dev {first.metric}"
     runs = view.runs[view.runs.model == first.model]
     how = f"trainable: without the classification head. {size}."
     if view.select == "crossfit":
@@ -46,7 +47,9 @@ def _of_model(view: View, cells: pd.DataFrame, with_size: bool) -> Table:
         how += " The last epoch alone is evaluated."
     ends = _at_an_end(view, cells)
     if ends:
-        how += f" {END.strip()}: its rate is at an end of the grid that was tried: a rate beyond could be better."
+        how += (
+            f" {END.strip()}: its rate is at an end of the grid that was tried; one beyond could be better."
+        )
     rows = [
         _row(cell, int(lora.iloc[0]) if len(lora) else 0, END * (cell.row in ends))
         for cell in cells.itertuples()

@@ -93,11 +93,6 @@ def _of_model(name: str, view: View, model: str, cells: pd.DataFrame, paper: pd.
         )
     if len(shown) > sum(any(j["bench"] == bench for j in of or []) for of in shown.judged):
         found.append("not judged: python -m runs.answer ID, then python -m runs.judge ID.")
-    if (paper.row == "none").any():
-        found.append(
-            "none: the paper's 2.61 is that of Zheng et al. 2023 (arXiv 2306.05685), who asked with another prompt and"
-            " not in 4 bit: no difference is shown."
-        )
     tasks = {"alpaca": "Alpaca"} | cells.set_index("task").task_label.to_dict()
     return Table(f"{title}: {BENCHES[bench]}{view.title}", HEADER, lines, found, model, tasks)
 

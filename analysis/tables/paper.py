@@ -42,7 +42,7 @@ def _of_spec(spec: Spec, view: View) -> list[Table]:
         ran = sorted(set(varied.model))
     else:
         ran = sorted(set(cells.model))
-    models = list(dict.fromkeys([*spec.models, *ran]))
+    models = [m for m in dict.fromkeys([*spec.models, *ran]) if not view.models or m in view.models]
     return [
         _of_model(spec, view, model, rows[rows.model == model], cells[cells.model == model])
         for model in models
@@ -105,16 +105,10 @@ class _Rows:
         spec, first = self.spec, group.iloc[0]
         group = group[group.column.isin(self.columns)]
         started = set(group[group.like != group.row].task)
-        source = (
-            "paper, * from MNLI"
-            if started or (self.model, first.row) in FROM_MNLI and spec.name == "table2"
-            else "paper"
-        )
-        head = [
-            spec.settings.get(first.method, first.method),
-            source,
-            *([first["size"]] if "params" in spec.head else []),
-        ]
+        from_mnli = spec.name == "table2" and (self.model, first.row) in FROM_MNLI
+        source = "paper, * from MNLI" if from_mnli else "paper"
+        size = [first["size"]] if "params" in spec.head else []
+        head = [spec.settings.get(first.method, first.method), source, *size]
         numbers: dict[str, Entry] = dict.fromkeys(self.columns, NONE)
         numbers |= {
             of.column: printed(of, self._decimals(of.column), "*" * (of.task in started))
@@ -268,11 +262,11 @@ def _over_the_same_seeds(
         keys = [set(zip(part.seed, part.measured, strict=True)) for part in kept.values()]
         shared = set.intersection(*keys) if keys else set()
         if shared and any(len(key) > len(shared) for key in keys):
-            means = [
-                f"{name} {part[[k in shared for k in zip(part.seed, part.measured, strict=True)]].value.mean():.1f}"
+            alike = {
+                name: part[[key in shared for key in zip(part.seed, part.measured, strict=True)]]
                 for name, part in kept.items()
-            ]
-            found.append(
-                f"{GLUE[task]}: rows have unlike seeds; over the {plural(len(shared), 'seed')} that all have: {', '.join(means)}"
-            )
+            }
+            means = ", ".join(f"{name} {part.value.mean():.1f}" for name, part in alike.items())
+            count = plural(len(shared), "seed")
+            found.append(f"{GLUE[task]}: rows have unlike seeds; over the {count} that all have: {means}")
     return found

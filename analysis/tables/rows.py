@@ -23,7 +23,8 @@ def _of_model(view: View, model: str, cells: pd.DataFrame) -> Table:
         name: ", ".join(dict.fromkeys(of.sort_values("order").task_label))
         for name, of in cells.groupby("name", sort=False)
     }
-    how = f"Medians over seeds, +- sample standard deviation (seeds): {'; '.join(f'{name} ({of})' for name, of in on.items())}."
+    names = "; ".join(f"{name} ({of})" for name, of in on.items())
+    how = f"Medians over seeds, +- sample standard deviation (seeds): {names}."
     runs = view.runs[view.runs.model == model]
     done = in_cells(runs, cells)
     lines = [_row(view, ours, list(labels), done[done.row == row]) for row, ours in by_row(cells).items()]

@@ -27,6 +27,7 @@ class View:
     tasks: tuple[str, ...] = ()
     whose: str = "ours"
     trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    models: tuple[str, ...] = ()
 
     def of(self, which: "pd.Series[bool]") -> "View":
         """The view of a part of the runs."""

@@ -1,5 +1,5 @@
-"""Columns beside a table's own: the cost score (PEFT-Bench's printed table from its numbers, and by hand), and
-forgetting."""
+"""Columns beside a table's own: the cost score (PEFT-Bench's printed table from its numbers, and by hand),
+and forgetting."""
 
 import math
 import re
@@ -10,9 +10,10 @@ from ledgers import ledger, of_metric, record, seeds
 from running import ROOT
 
 from analysis import tables
-from analysis.frame import PEFT_STAYS, added_flops, runs
-from analysis.tables.columns import PUBLISHED, Costs, pscp
+from analysis.facts import PEFT_STAYS, added_flops
+from analysis.frame import runs
 from analysis.tables.__main__ import main
+from analysis.tables.columns import PUBLISHED, Costs, pscp
 from runs.errors import UserError
 
 #: Table 3 of PEFT-Bench: the mean metric, parameters, TFLOPs beyond the base model's and GB, and the PSCP.

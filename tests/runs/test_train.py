@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from tiers import sample
 from torch import nn
 
-from analysis.cells import cells
+from analysis.frame import runs as frame_of
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import Metric, cell_id, read_record, record_path
+from runs.record import Ledger, Metric, cell_id, read_record, record_path
 from runs.training import provenance
 from runs.training.build import dev_halves, epoch_batches, rate_factor
 from runs.training.loop import Training
@@ -351,7 +351,7 @@ def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
     assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]
     assert trained([*words, "seed=0"])["curve"] == one["curve"]
     assert cell_id(one) == cell_id(other)
-    assert len(cells([one, other], 2)) == 1
+    assert frame_of(Ledger({one["id"]: one, other["id"]: other})).cell.nunique() == 1
 
 
 def test_a_label_says_by_which_convention_alpha_was_set(words):
