@@ -119,9 +119,7 @@ def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
     assert main([f"output={tmp_path}"]) == 0
     assert "no records of your own in" in capsys.readouterr().err
     text = (tmp_path / "report.html").read_text()
-    assert "from 0 runs" in plain(text)
-    assert "94.6 ±0.1" in plain(part(text, "tables"))
-    assert "No run here can be compared" in plain(part(text, "findings"))
+    assert re.search("from 0 runs.*No run here can be compared.*94.6 ±0.1", plain(text))
     assert cells(text) == {}
 
 
@@ -146,24 +144,19 @@ def test_nothing_is_asked_of_the_network_and_each_link_has_a_target(page):
     assert re.search(r"<summary>MiniLM on reviews[^<]*</summary>\s*<figure><svg", page)
 
 
-# --- in a browser, of a desk and of a phone
-
-
 @pytest.fixture(scope="module")
 def browser(process, tmp_path_factory):
     if not (CHROMIUM.exists() and DRIVER.exists()) and not ALL_TESTS:
         pytest.skip("no chromium and chromedriver here (CI installs them)")
     from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
 
     options, folder = webdriver.ChromeOptions(), tmp_path_factory.mktemp("chromium")
     options.binary_location = str(CHROMIUM)
     for argument in ("headless=new", "no-sandbox", "no-first-run", "disable-gpu", f"user-data-dir={folder}"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER))) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -179,23 +172,18 @@ def test_it_filters_sorts_opens_cells_and_scrolls_down_alone(browser, page, tmp_
     tops = run(f"return [...{row}.cells].map(c => c.getBoundingClientRect().top)")
     assert len(set(tops)) == (1 if width == 1280 else len(tops))  # on a phone below each other, with labels
     assert ("params" in run(f"return getComputedStyle({row}.cells[2], '::before').content")) is (width == 390)
-
     shown = "return [...document.querySelectorAll(arguments[0])].filter(c => c.checkVisibility()).length"
     write = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-    filters, parts = (
-        run("return document.querySelectorAll('[data-filter]')"),
-        ("details:has(.verdict)", ".cell"),
-    )
-    for field, words, of in zip(filters, ("rte wide", "vera COLA"), parts, strict=True):
+    filters = run("return document.querySelectorAll('[data-filter]')")
+    for field, of in zip(filters, ("details:has(.verdict)", ".cell"), strict=True):
         before = run(shown, of)
-        run(write, field, words)
+        run(write, field, "vera COLA incomplete")
         assert before > run(shown, of) == 1
     table = "const t = [...document.querySelectorAll('.cell table')].find(t => t.tBodies.length === 5); "
     of = "[...t.tBodies].map(b => Number(b.rows[0].cells[4].dataset.value))"
     press = "t.tHead.rows[0].cells[4].dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'})); "
     up, down = (run(f"{table}{press}return {of}") for _ in range(2))
     assert up == sorted(set(up)) == down[::-1]
-
     link = "[...document.querySelectorAll('a')].find(a => a.textContent === '78.7 ±1.1')"
     browser.execute_async_script(f"addEventListener('hashchange', () => arguments[0]()); {link}.click()")
     assert "0.01 on RTE" in run("return document.querySelector(location.hash + '[open]').textContent")
