@@ -55,7 +55,8 @@ def finding(
     made |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}} | more
     made |= dict(zip(("finding", "source", "kind"), about, strict=True))
     made |= dict(zip(("model", "task", "model_label", "task_label"), where, strict=True))
-    first, unknown = next(filter(None, made["compared"]), {}), (math.nan, math.nan)
+    first: dict[str, Any] = next(filter(None, made["compared"]), {})
+    unknown = (math.nan, math.nan)
     made["difference"] = first.get("difference", math.nan)
     made["low"], made["high"] = first.get("paired") or unknown
     made["unpaired_low"], made["unpaired_high"] = first.get("unpaired") or unknown
