@@ -48,8 +48,12 @@ def build(name: str, output: Path) -> Path:
     return path
 
 
+class Settings(OfRecords):
+    """None of its own."""
+
+
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="[NAME ...]")
+    line = read(arguments, Settings, names="[NAME ...]")
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
         path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
