@@ -22,8 +22,8 @@ API = {
         *("runs.training.loop", "runs.training.result", "runs.sweep.sweep", "runs.command", "runs.errors"),
     ],
     "analysis": [
-        *("analysis.cells", "analysis.paper", "analysis.compare", "analysis.table", "analysis.inference"),
-        *("analysis.verdicts", "analysis.statistics"),
+        *("analysis.frame", "analysis.beside", "analysis.render", "analysis.paper", "analysis.inference"),
+        *("analysis.variants", "analysis.statistics"),
     ],
 }
 #: Wide enough for code of 95 columns; tables are narrow, so that they need no scrolling.

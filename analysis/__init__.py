@@ -1,3 +1,9 @@
-"""Reading the ledger: the paper's tables and figures beside ours. Imports no torch."""
+"""Tables, figures, statistics and reports from records.
 
-import runs  # which says first what is not installed
+from analysis import runs, cells
+cells(runs())  # a row a cell, of outputs/ and the published records
+"""
+
+from analysis.frame import cells, runs
+
+__all__ = ["cells", "runs"]

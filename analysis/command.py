@@ -1,13 +1,13 @@
 """How the commands of this room open records, and the settings that choose among them."""
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from analysis.own import having, split
 from runs import command
 from runs.command import OfRecords, did_you_mean, setting
 from runs.errors import UserError
-from runs.record import Ledger, read_sweep, sweep_names
+from runs.record import Ledger, Record, read_sweep, sweep_names
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,51 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}
     origin = others.origin | {i: sweep.origin[i] for i in sweep.records}
     return replace(sweep, records=others.records | sweep.records, origin=origin, published=both)
+
+
+# --- parts of a ledger
+
+
+def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
+    """The records of this machine, and the published ones. A run that was done here and is published, too, is
+    in both, with the record of each."""
+    ours = {i: record for i, record in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
+    others = {i: record for i, record in ledger.records.items() if i not in ours}
+    others |= {i: record for i, (_, record) in ledger.published.items()}
+    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
+
+    def part(records: dict[str, Record], own: bool) -> Ledger:
+        measures = {
+            i: measure
+            for i, measure in ledger.measures.items()
+            if (ledger.measured.get(i, "ours") == "ours") is own
+        }
+        return Ledger(records, {i: "ours" if own else origin[i] for i in records}, [], measures)
+
+    return part(ours, True), part(others, False)
+
+
+def having(
+    ledger: Ledger,
+    models: Collection[str] = (),
+    tasks: Collection[str] = (),
+    rows: Collection[str] = (),
+    ids: Collection[str] | None = None,
+    seeds: Collection[str] = (),
+) -> Ledger:
+    """The records of these models, tasks, rows of conf/method and seeds (empty: of all), and of the runs with
+    these ids (None: of all)."""
+    wanted = {"model": models, "task": tasks, "row": rows, "seed": seeds}
+
+    def has(record: Record) -> bool:
+        of_ids = ids is None or record["id"] in ids
+        return of_ids and all(str(record["cell"][key]) in of for key, of in wanted.items() if of)
+
+    records = {i: record for i, record in ledger.records.items() if has(record)}
+    also_published = {i: one for i, one in ledger.published.items() if has(one[1])}
+    measures = {
+        i: measure
+        for i, measure in ledger.measures.items()
+        if all(one["id"] in records or one["id"] not in ledger.records for one in measure["of"])
+    }
+    return replace(ledger, records=records, measures=measures, published=also_published)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.frame import runs
 from analysis.paper import SCORES
-from analysis.table import Table
-from analysis.tables import TABLES
+from analysis.render import Table, markdown
+from analysis.tables import TABLES, View
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
@@ -61,12 +62,12 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
 
 def _all_tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
     """Every table with its name in TABLES, by the key that it is logged under."""
-    tables = {}
+    tables, view = {}, View(runs(ledger))
     for name, make in TABLES.items():
-        parts = make(ledger, "paper", None)
+        parts = make(view)
         for number, table in enumerate(parts, 1):
             key = f"tables/{name}" if len(parts) == 1 else f"tables/{name}_{number}"
-            tables[key] = (name, table.flat())
+            tables[key] = (name, table)
     return tables
 
 
@@ -75,7 +76,7 @@ def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
     return {
         key: {"title": table.title, "columns": table.header, "data": table.texts}
         for key, (_, table) in _all_tables(ledger).items()
-        if table.runs
+        if table.ids
     }
 
 
@@ -140,7 +141,7 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
 def _words(name: str, table: Table) -> str:
     """The table as the records give it, and what the panels beside it show."""
     return (
-        f"{table.render('md')}\n\nMade from the records on {time.strftime('%Y-%m-%d')}; `python -m"
+        f"{markdown(table)}\n\nMade from the records on {time.strftime('%Y-%m-%d')}; `python -m"
         f" analysis.tables {name}` makes it anew. The panels are W&B's view of the runs that were sent to it:"
         " one line or bar a cell (row@model@task), W&B's own median over its runs, whatever their settings;"
         " it samples long histories, and its own panels show means. Numbers for a paper come from the"

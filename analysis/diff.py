@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.cells import label_of
 from analysis.command import open_ledger
-from analysis.table import Table, TableCell, make_row
+from analysis.facts import label_of
+from analysis.render import Entry, Table, render
 from runs.command import OfRecords, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, Metric, Record, without_paths
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     else:
         where = "has not run here" if whose != "ours" else "is not published"
         raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
-    print(compared(first, second, (whose, others), line.settings.all).render(line.settings.format))
+    print(render([compared(first, second, (whose, others), line.settings.all)], line.settings.format))
     return 0
 
 
@@ -72,7 +72,7 @@ def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
 def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:
     """The table of two records: a row for each difference. origins: where they come from."""
     one, other = without_paths(first), without_paths(second)
-    rows, same = list[list[TableCell]](), list[str]()
+    rows, same = list[list[Entry]](), list[str]()
     for title, keys in PARTS.items():
         a, b = _leaves(one, keys), _leaves(other, keys)
         if title == "cost":
@@ -81,7 +81,7 @@ def compared(first: Record, second: Record, origins: tuple[str, str], every: boo
         shown = [*dict.fromkeys([*a, *b])] if every else unlike
         for key in shown:
             numbers = (_word(a.get(key)), _word(b.get(key)), _by(a.get(key), b.get(key), title == "cost"))
-            rows.append(make_row(title, key.removeprefix("config."), *numbers))
+            rows.append([title, key.removeprefix("config."), *numbers])
         same += [f"{title} {len({*a, *b}) - len(unlike)} of {len({*a, *b})}"]
     notes = [_verdict(one, other), f"The same: {', '.join(same)}. Differences are the second less the first."]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
@@ -109,24 +109,24 @@ def _leaves(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
     return dict(leaf for key in keys if key in record for leaf in walk(record[key], key))
 
 
-def _curves(one: Record, other: Record) -> list[list[TableCell]]:
+def _curves(one: Record, other: Record) -> list[list[Entry]]:
     """A row for each column of the curves that differs: the largest difference, and where it is."""
-    rows = []
+    rows = list[list[Entry]]()
     a, b = one.get("curve") or {}, other.get("curve") or {}
     for name in [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
         x, y = a.get(name) or [], b.get(name) or []
         if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
             lengths = (f"{len(x)} values", f"{len(y)} values")
-            rows.append(make_row("curve", name, *lengths, "not the same epochs"))
+            rows.append(["curve", name, *lengths, "not the same epochs"])
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q]
         apart = [(abs(p - q), i) for i, p, q in pairs if _number(p) and _number(q)]
         if not apart:
-            rows.append(make_row("curve", name, "", "", "differs"))
+            rows.append(["curve", name, "", "", "differs"])
             continue
         most, at = max(apart)
         where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
-        rows.append(make_row("curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"))
+        rows.append(["curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"])
     return rows
 
 

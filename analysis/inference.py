@@ -14,7 +14,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, stdtr, stdtrit  # scipy.stats takes a second to import: where it is needed
+from scipy.special import (
+    bdtr,
+    ndtr,
+    stdtr,
+    stdtrit,
+)  # scipy.stats takes a second to import: where it is needed
 
 from runs.record import LEVEL
 
@@ -44,79 +49,16 @@ def median_variance(n: int) -> float:
     return float(n * (middle**2 * joint).sum() / joint.sum())
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic with its variance and the degrees of freedom of that variance. The variance of a single
-    seed, and of a printed number without a spread, is None."""
-
-    value: float
-    variance: float | None
-    df: int
-
-    @classmethod
-    def of(cls, values: Sequence[float], middle: Any = statistics.median) -> "Estimate":
-        """The median (or mean) of the values of some seeds."""
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        return cls.printed(float(middle(values)), spread, len(values), middle)
-
-    @classmethod
-    def printed(
-        cls, value: float, spread: float | None, seeds: int, middle: Any = statistics.median
-    ) -> "Estimate":
-        """A median (or mean) over seeds as a paper prints it, with the sample standard deviation of a
-        seed."""
-        if spread is None or seeds < 2:
-            return cls(value, None, 0)
-        factor = median_variance(seeds) if middle is statistics.median else 1.0
-        return cls(value, factor * spread**2 / seeds, seeds - 1)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Ours minus the paper's. half: half the width of its 95% interval, None where a single seed has run.
-    both: whether the interval has the variance of both sides, or of ours alone, because the paper prints no
-    spread."""
-
-    value: float
-    half: float | None
-    both: bool
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Its two ends; None where there are too few values for one."""
-        return None if self.half is None else (self.value - self.half, self.value + self.half)
-
-    def word(self, margin: float) -> str | None:
-        """The verdict on a replication; None without an interval."""
-        if self.half is None:
-            return None
-        holds = abs(self.value) <= self.half + 1e-9
-        if not self.both:
-            return "inside our interval" if holds else "outside our interval"
-        if not holds:
-            return "not reproduced"
-        return "reproduced" if self.half <= margin + 1e-9 else "consistent, wide"
-
-
-def difference(ours: Estimate, paper: Estimate) -> Difference:
-    """The difference of one cell."""
-    return mean_difference([(ours, paper)])
-
-
-def mean_difference(pairs: Sequence[tuple[Estimate, Estimate]]) -> Difference:
-    """The mean over tasks of ours minus the paper's, with a Welch interval over all sides. Where one cell of
-    the paper has no spread, the paper's are left out of the interval."""
-    value = statistics.fmean(ours.value - paper.value for ours, paper in pairs)
-    both = all(paper.variance is not None for _, paper in pairs)
-    sides = [side for pair in pairs for side in (pair if both else pair[:1])]
-    if any(side.variance is None for side in sides):
-        return Difference(value, None, both)
-    parts = [(float(side.variance or 0.0) / len(pairs) ** 2, side.df) for side in sides]
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return Difference(value, 0.0, both)
-    df = total**2 / sum(part**2 / free for part, free in parts)
-    return Difference(value, float(stdtrit(df, (1 + LEVEL) / 2)) * math.sqrt(total), both)
+def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
+    """Half the width of the interval of a sum or difference of independent estimates, by Student's t with
+    Welch's degrees of freedom. variances, freedoms: of each estimate, along the first axis; further axes
+    are other intervals. 0 where no estimate varies, NaN where a variance is not known."""
+    variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
+    total = variances.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = total**2 / (variances**2 / freedoms).sum(axis=0)
+        half = stdtrit(df, (1 + level) / 2) * np.sqrt(total)
+    return np.where(total == 0, 0.0, half)
 
 
 def outside_by_chance(seeds: int) -> float:
@@ -133,10 +75,9 @@ IMPROVEMENT_RESAMPLES = 2000
 
 def sign_test(differences: Iterable[float]) -> float:
     """The exact two-sided p of the sign test, without differences of zero; 1 where none is left."""
-    from scipy import stats
-
     signs = [difference > 0 for difference in differences if difference != 0]
-    return float(stats.binomtest(sum(signs), len(signs)).pvalue) if signs else 1.0
+    fewer = min(sum(signs), len(signs) - sum(signs))
+    return min(1.0, 2 * float(bdtr(fewer, len(signs), 0.5))) if signs else 1.0
 
 
 def smallest_p(n: int) -> float:
@@ -168,12 +109,9 @@ def improvement_interval(
 
 
 def _above(x: Any, y: Any) -> Any:
-    """The share of pairs in which x is above y, along the last axis: Mann and Whitney's U of all pairs."""
-    from scipy import stats
-
-    # `method` is for the p-value, which is not used
-    u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic
-    return u / (np.shape(x)[-1] * np.shape(y)[-1])
+    """The share of pairs in which x is above y, along the last axis; of equals half."""
+    x, y = np.asarray(x)[..., :, None], np.asarray(y)[..., None, :]
+    return ((x > y) + (x == y) / 2).mean(axis=(-2, -1))
 
 
 # --- several rows at once
@@ -231,12 +169,8 @@ def unpaired_interval(pairs: Sequence[tuple[float, float]], level: float = LEVEL
 
 def _interval(mean: float, sides: Sequence[Sequence[float]], level: float) -> tuple[float, float]:
     """Of a mean, or a difference of means, by Student's t with Welch's degrees of freedom."""
-    parts = [statistics.variance(side) / len(side) for side in sides]
-    total = sum(parts)
-    if total == 0:
-        return mean, mean
-    df = total**2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-    half = float(stdtrit(df, (1 + level) / 2)) * math.sqrt(total)
+    variances = [statistics.variance(side) / len(side) for side in sides]
+    half = float(welch_half(variances, [len(side) - 1 for side in sides], level))
     return mean - half, mean + half
 
 

@@ -1,189 +1,216 @@
-"""The statistics of a ledger as tables: its cells, a row against the others, and what each cell cost."""
+"""The statistics of some runs as tables: their cells, a row against the others, and what each cell cost."""
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
 
 from analysis.beside import summary
-from analysis.cells import Cell, Key, reported_epoch
-from analysis.compare import CROSSFIT, diverged_mark, left_out, of_one_class
-from analysis.inference import smallest_p
-from analysis.series import Comparison, Series, compare, series
-from analysis.table import Table, TableCell, make_row
-from analysis.verdicts import MODELS, verdicts
-from analysis.wanted import all_cells
-from runs.record import INTERVAL_SEEDS, Ledger, crossfit_of, interval_name, median_interval
-from runs.record.text import megabytes
+from analysis.frame import KEY, cells, chosen, pairs, reported
+from analysis.inference import improvement, improvement_interval, sign_test, smallest_p
+from analysis.notes import left_out, odd
+from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
+from analysis.render import NONE, Entry, Number, Table
+from analysis.tables import verdicts
+from analysis.tables.view import Cell, View, count, diverged, of_runs
+from runs.record import INTERVAL_SEEDS, interval_name, median_interval
+
+#: The models of the paper.
+MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
+PAGE = "How to read it: docs/statistics.md."
 
 
-def statistics_tables(ledger: Ledger, row: str = "vera") -> list[Table]:
+def statistics_tables(
+    runs: pd.DataFrame, row: str = "vera", judged: pd.DataFrame | None = None
+) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
-    the others."""
-    by_key, words = all_cells(ledger), defaultdict[tuple[str, ...], list[str]](list)
-    for finding in verdicts(ledger):
-        words[finding.verdict.ids].append(finding.verdict.word)
-    tables = []
-    for model in sorted({key[0] for key in by_key}):
-        ours = {key: cell for key, cell in by_key.items() if key[0] == model}
-        tables += [_cells_table(model, ours, words), *_comparisons_table(model, ours, row)]
+    the others ("": none). judged: their verdicts, where they are at hand."""
+    found, words, tables = View(runs).numbers(), cell_words(runs, judged), list[Table]()
+    compared = comparisons(runs, row)
+    for model, of in found.groupby("model"):
+        tables.append(_cells_table(of, runs[(runs.model == model) & (runs.kind == "result")], words))
+        if len(lines := compared[compared.model == model]):
+            tables.append(_comparisons_table(lines, of, row))
     return tables
 
 
-def cell_word(cell: Cell, model: str, words: Mapping[tuple[str, ...], list[str]]) -> str:
-    """A cell's verdict, or how many of its numbers are reproduced. words: of the verdicts, by run ids."""
-    own = words.get(cell.ids, [])
-    if not own:
-        return "not in the paper" if model in MODELS else "other model"
-    return own[0] if len(set(own)) == 1 else summary(own) or ", ".join(dict.fromkeys(own))
+def interval(values: Iterable[float], ids: Iterable[str], decimals: int) -> Entry:
+    """The interval of the median of the known values; "-" for fewer than two."""
+    low, high = median_interval([value for value in values if not math.isnan(value)]) or (None, math.nan)
+    return of_runs(low, ids, high=high, decimals=decimals)
 
 
-def _cells_table(model: str, by_key: dict[Key, Cell], words: Mapping[tuple[str, ...], list[str]]) -> Table:
-    rows, unknown, other = [], [], list[str]()
-    for (_, _, task), cell in sorted(by_key.items(), key=lambda item: (item[0][2], item[0][1])):
-        facts = cell_facts(cell)
-        numbers = [TableCell(facts[key], cell.ids) for key in FACTS if key != "metric"]
-        seeds, word = f"{cell.count}{diverged_mark(cell)}", cell_word(cell, model, words)
-        rows.append(make_row(cell.label, task, facts["metric"], seeds, *numbers, word))
-        metric = series(cell, "last").name.partition(",")[0]
-        if not facts["metric"].startswith(metric):
-            which = f"{task}: best to optimism are of the dev set's {metric}"
-            other.append(f"{which}; texts are written once, at the end.")
-        if missing := ", ".join(map(str, series(cell).unknown)):
-            unknown.append(f"{cell.label} on {task}: seed {missing} has no number and is in no statistic.")
-    counts = {cell.seeds - cell.unknown for cell in by_key.values()}
-    few, name = sorted((n for n in counts if 1 < n <= 5), reverse=True), interval_name(counts)
-    covers = " or ".join(f"{100 * (1 - smallest_p(n)):.0f}% ({n} seeds)" for n in few)
-    of_few = f" With 5 seeds or fewer it is their range, which covers the true median in {covers} of cases."
-    notes = [
-        f"{name}: percentile bootstrap of the median over seeds.{of_few if few else ''}",
-        "best, last: the median at the best and the last epoch.",
-    ]
-    if any(reported_epoch(cell.records[0]) == "best" for cell in by_key.values()):
-        notes[-1] += f" {CROSSFIT.lower()}"
-        notes.append(
-            "optimism: by that mean, what choosing the epoch on the rows reported adds to a run, the median"
-            " over seeds (best and cross-fitted are medians of their own). An upper estimate: halves choose"
-            " worse."
-        )
-    notes += [*dict.fromkeys(other), *unknown, *of_one_class(by_key), *left_out(by_key)]
-    header = [*("method", "task", "metric", "seeds", "median", name, "best", "last", "best-last")]
-    header += ["cross-fitted", "optimism", "verdict"]
-    return Table(f"{model}: cells", header, rows, notes, model, {key[2]: key[2] for key in by_key})
+def middle(values: Iterable[float]) -> float:
+    """The median of the known values; NaN of none."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
 
 
-def cell_facts(cell: Cell, interval_too: bool = True) -> dict[str, str]:
-    """The statistics of a cell as text (FACTS): metric, median, its interval, best, last, best less last,
-    cross-fitted, and what choosing the epoch adds to a run (optimism)."""
-    main, epoch = series(cell), reported_epoch(cell.records[0])
-    curve = series(cell, epoch)  # of the dev metric, also where the table reports scores of texts
-    best, last = (_median(series(cell, which)) for which in ("best", "last"))
-    gain = None if best is None or last is None else best - last
-    # Where the last epoch is reported, none is chosen
-    fitted_median = _median(series(cell, epoch, "crossfit")) if epoch == "best" else None
-    fitted = (crossfit_of(record) for record in cell.records if record["status"] == "done")
-    scale = cell.records[0]["result"]["scale"]
-    optimism = [scale * one["optimism"] for one in fitted if one and epoch == "best"]
-    bounds = median_interval(list(main.values.values())) if interval_too else None
-    low_high = [number(bound, "", main.decimals) for bound in bounds or ()]
+# --- cells
+
+
+def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[tuple[str, ...], str]:
+    """The verdict on each cell that the paper has, by its run ids, or how many of its numbers are
+    reproduced."""
+    found, words = verdicts(runs) if judged is None else judged, defaultdict[tuple[str, ...], list[str]](list)
+    for ids, word in found.loc[found.ran, ["ids", "word"]].itertuples(index=False):
+        words[ids].append(word)
     return {
-        "metric": main.name,
-        "median": number(_median(main), "", main.decimals),
-        "interval": " to ".join(low_high) or "-",
-        "best": number(best, "", curve.decimals),
-        "last": number(last, "", curve.decimals),
-        "gain": number(gain, "+", curve.decimals),
-        "crossfit": number(fitted_median, "", curve.decimals),
-        "optimism": number(statistics.median(optimism) if optimism else None, "+", curve.decimals),
+        ids: of[0] if len(set(of)) == 1 else summary(of) or ", ".join(dict.fromkeys(of))
+        for ids, of in words.items()
     }
 
 
-FACTS = ("metric", "median", "interval", "best", "last", "gain", "crossfit", "optimism")
+def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str, ...], str]) -> Table:
+    """The cells of a model (`View.numbers`). runs: all of the model, among which they are. words: their
+    verdicts by run ids."""
+    model, name, cells = found.model.iloc[0], interval_name(found.n), found.sort_values(["task", "row"])
+    other = "not in the paper" if model in MODELS else "other model"
+    header = [*("method", "task", "metric", "seeds", "median", name, "best", "last", "best-last")]
+    header += ["cross-fitted", "optimism", "verdict"]
+    rows = [_cell_row(cell, words.get(cell.ids, other)) for cell in cells.itertuples()]
+    texts = found[found["name"] != found.metric + ", " + found.reported + " epoch"]
+    of_dev = [f" Best to optimism are of the dev set's {m}." for m in dict.fromkeys(texts.metric)]
+    notes, without = [f"{name}: bootstrap of the median.{''.join(of_dev)} {PAGE}"], list[str]()
+    for cell in found[found.n < found.runs].itertuples():
+        seeds = (str(seed) for seed, of in zip(cell.seeds, cell.values, strict=True) if math.isnan(of))
+        without.append(f"{cell.label} on {cell.task}: no number of seed {', '.join(seeds)}")
+    parts = {"Counted like any other": odd(found), "Left out": [*without, *left_out(runs, found)]}
+    notes += [f"{word}: {'; '.join(of)}." for word, of in parts.items() if of]
+    return Table(f"{model}: cells", header, rows, notes, model, {task: task for task in found.task})
 
 
-def _median(of: Series) -> float | None:
-    return statistics.median(of.values.values()) if of.values else None
-
-
-def number(value: float | None, sign: str = "", decimals: int = 1) -> str:
-    """A number of a table, "-" where there is none."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:{sign}.{decimals}f}"
-
-
-def _comparisons_table(model: str, by_key: dict[Key, Cell], row: str) -> list[Table]:
-    lines = compare(by_key, row)
-    if not lines:
-        return []
-    compared = {(line.other, line.task) for line in lines}
-    others = [
-        f"{cell.label} on {task}"
-        for (_, other, task), cell in sorted(by_key.items())
-        if other != row and (other, task) not in compared and (model, row, task) in by_key
+def _cell_row(cell: Cell, verdict: str) -> list[Entry]:
+    main, curve, ids = int(cell.digits), int(cell.decimals), cell.ids
+    # Where the last epoch is reported, none is chosen
+    fitted, optimism = (cell.crossfit, cell.optimism) if cell.reported == "best" else (None, None)
+    return [
+        *(cell.label, cell.task, cell.name),
+        Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"),
+        of_runs(middle(cell.values), ids, decimals=main),
+        interval(cell.values, ids, main),
+        *(of_runs(of, ids, decimals=curve) for of in (cell.best, cell.last)),
+        of_runs(cell.best - cell.last, ids, decimals=curve, sign=True),
+        of_runs(fitted, ids, decimals=curve),
+        of_runs(optimism, ids, decimals=curve, sign=True),
+        verdict,
     ]
-    sizes = {line.task: line.labels[0] for line in lines if line.task != "all"}
+
+
+# --- a row against the others
+
+
+def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
+    """A row against every other of the same model: on each task where both have runs, and over these tasks
+    together (task "all"). A positive difference means that the row is better, also of metrics of which less
+    is better.
+
+    Differences are paired by task and seed; a seed that one side lacks, or that was measured on other data,
+    counts nowhere. Tasks are pooled where each row has one size on them, and their metrics one direction.
+    The pooled sign test takes the pairs of all tasks as independent: runs of one seed on two tasks share no
+    draw but the seed's number.
+
+    Columns: x, y and differences, tuples by task and seed; pairs, wins, losses; the median difference with
+    its interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
+    lines = []
+    for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
+        lines += [_compared(model, other, task, of) for task, of in both.groupby("task", sort=False)]
+        alike = both.groupby(["label", "label_other", "less"], sort=False)
+        lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
+    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["model", "other", "task"])
+
+
+def _compared(model: str, other: str, task: str, of: pd.DataFrame) -> dict[str, Any]:
+    """One comparison. of: its pairs."""
+    parts = [part.sort_values("seed") for _, part in of.groupby("task", sort=False)]
+    of, sides = pd.concat(parts), [(part.x.tolist(), part.y.tolist()) for part in parts]
+    differences = of.difference.tolist()
+    low, high = median_interval(differences) or (math.nan, math.nan)
+    better_low, better_high = improvement_interval(sides) or (math.nan, math.nan)
+    labels = {"label": of.label.iloc[0], "other_label": of.label_other.iloc[0]}
+    return {"model": model, "other": other, "task": task, **labels} | {
+        "x": tuple(of.x),
+        "y": tuple(of.y),
+        "differences": tuple(differences),
+        "pairs": len(of),
+        "wins": int((of.difference > 0).sum()),
+        "losses": int((of.difference < 0).sum()),
+        "difference": statistics.median(differences),
+        "low": low,
+        "high": high,
+        "p": sign_test(differences),
+        "better": improvement(sides),
+        "better_low": better_low,
+        "better_high": better_high,
+        "digits": int(of.digits.min()),
+        "ids": (*of.id, *of.id_other),
+    }
+
+
+def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Table:
+    """The comparisons of a model as a table. found: all of its cells."""
+    model, name = lines.model.iloc[0], interval_name(lines.pairs, "pairs")
+    sizes = lines[lines.task != "all"].set_index("task").label.to_dict()
     whose = " and ".join(f"{label} on {task}" for task, label in sizes.items())
     if len(set(sizes.values())) == 1:
-        whose = lines[0].labels[0]
-    rows = [_comparison_row(line) for line in lines]
+        whose = lines.label.iloc[0]
     notes = [
-        f"Positive: {whose} is better. Pairs are of one task and seed: won, lost, equal, and their median.",
-        (
-            f"p: sign test, two-sided. With 5 pairs it is at least {smallest_p(5):.2f}, so 5 seeds alone"
-            " never show p < 0.05. (smallest): all pairs say the same, and more pairs would be needed for a"
-            " smaller p."
-        ),
-        (
-            "P(better): the chance that a run of the one is above a run of the other, the mean over tasks"
-            f" (Agarwal et al. 2021); over the seeds that both have. Its interval needs {INTERVAL_SEEDS}."
-        ),
+        f"Positive: {whose} is better, in pairs of one task and seed. {PAGE}",
+        f"No p is corrected for the number of comparisons; of 5 pairs none is below {smallest_p(5):.2f}"
+        + (", and that of all tasks is too small." if (lines.task == "all").any() else "."),
     ]
-    if any(line.task == "all" for line in lines):
-        notes.append(
-            "all tasks: pools points of different metrics, and takes runs of one seed, and of one dev set, as"
-            " independent: its p is too small."
-        )
-    notes.append("No p is corrected for the number of comparisons.")
-    if others:
+    compared = set(zip(lines.other, lines.task, strict=True))
+    others = found[found.task.isin(found[found.row == row].task) & (found.row != row)].itertuples()
+    if alone := [f"{of.label} on {of.task}" for of in others if (of.row, of.task) not in compared]:
         same = "no seed of theirs was measured on the same data, by the same protocol"
-        notes.append(f"Not compared, as {same}: {', '.join(others)}.")
+        notes.append(f"Not compared, as {same}: {', '.join(alone)}.")
     title = f"{model}: {whose} against the other methods"
-    name = interval_name((line.pairs for line in lines), "pairs")
-    header = ["against", "task", "won/lost/equal", "difference", name, "p", "P(better)", "95% "]
-    return [Table(title, header, rows, notes, model, {task: task for task in sizes})]
+    header = ["against", "task", "won", "lost", "equal", "difference", name, "p", "P(better)", "95% "]
+    rows = [_comparison_row(line) for line in lines.itertuples()]
+    return Table(title, header, rows, notes, model, {task: task for task in sizes})
 
 
-def _comparison_row(line: Comparison) -> list[TableCell]:
-    bounds, chance, digits = line.interval, line.improvement_interval, line.decimals
-    smallest = line.pairs and line.p <= smallest_p(line.pairs) and line.p > 0.05
-    between = f"{number(bounds[0], '+', digits)} to {number(bounds[1], '+', digits)}" if bounds else ""
-    # Where every pair says the same, so does every resample, and few pairs have few: no interval.
-    known = chance and chance[0] < chance[1] and line.pairs >= INTERVAL_SEEDS
-    chances = f"{chance[0]:.2f} to {chance[1]:.2f}" if chance and known else ""
-    texts = [
-        f"{line.wins}/{line.losses}/{line.pairs - line.wins - line.losses}",
-        number(line.difference, "+", digits),
-        between or "-",
-        f"{line.p:.3f}{' (smallest)' if smallest else ''}",
-        f"{line.improvement:.2f}",
-        chances or "-",
+def _comparison_row(line: Any) -> list[Entry]:
+    smallest = line.p <= smallest_p(line.pairs) and line.p > 0.05
+    # Where every pair says the same, so does every resample, and few pairs have few: no interval
+    known = line.better_low < line.better_high and line.pairs >= INTERVAL_SEEDS
+    counts = (line.wins, line.losses, line.pairs - line.wins - line.losses)
+    points: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
+    return [
+        line.other_label,
+        "all tasks" if line.task == "all" else line.task,
+        *(Number(of, form="count", ids=line.ids) for of in counts),
+        of_runs(line.difference, **points),
+        of_runs(line.low, high=line.high, **points),
+        Number(line.p, decimals=3, mark=" (smallest)" * smallest, ids=line.ids),
+        Number(line.better, decimals=2, ids=line.ids),
+        Number(line.better_low, high=line.better_high, decimals=2, ids=line.ids) if known else NONE,
     ]
-    numbers = [TableCell(text, line.ids if text != "-" else ()) for text in texts]
-    return make_row(line.labels[1], "all tasks" if line.task == "all" else line.task, *numbers)
 
 
-def costs(ledger: Ledger) -> Table:
+# --- costs
+
+
+def costs(runs: pd.DataFrame) -> Table:
     """What each cell cost: medians over seeds."""
-    rows = []
-    for (model, _, task), cell in sorted(all_cells(ledger).items()):
-        taken = (cell.cost(f"{kind}_seconds") for kind in ("train", "evaluate", "decode"))
-        seconds = ["-" if of is None else f"{of:,.1f}" for of in taken]
-        sizes = [megabytes(cell.cost("peak_memory_bytes")), megabytes(cell.cost("adapter_bytes"))]
-        devices = sorted({str((record.get("device") or {}).get("name", "-")) for record in cell.records})
-        numbers = [TableCell(text, cell.ids) for text in (f"{cell.parameters:,}", *seconds, *sizes)]
-        seeds = f"{cell.seeds}{diverged_mark(cell)}"
-        rows.append(make_row(cell.label, model, task, seeds, *numbers, " or ".join(devices)))
+    kept = chosen(runs)[lambda of: of.left_out == ""]
+    devices = kept.groupby(KEY).device.agg(lambda of: " or ".join(sorted({*map(str, of)})))
+    rows: list[list[Entry]] = [
+        [
+            *(cell.label, cell.model, cell.task, Number(cell.runs, form="count", mark=diverged(cell))),
+            count(cell),
+            *(
+                of_runs(of, cell.ids)
+                for of in (cell.train_seconds, cell.evaluate_seconds, cell.decode_seconds)
+            ),
+            *(of_runs(of, cell.ids, form="bytes") for of in (cell.peak_memory_bytes, cell.adapter_bytes)),
+            devices[cell.model, cell.row, cell.task],
+        ]
+        for cell in cells(runs).itertuples()
+    ]
     header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s"]
     header += ["memory", "adapter", "device"]
     notes = [

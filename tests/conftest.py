@@ -159,6 +159,7 @@ def undrawn(monkeypatch) -> None:
         to.write("<svg/>") if hasattr(to, "write") else Path(to).touch()
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+    monkeypatch.setattr("matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg", save)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from pathlib import Path
 import scipy.stats
 import yaml
 
+from analysis import tables
+from analysis.frame import cells, runs
 from runs.record import SCHEMA, Ledger
 
 #: Exact counts of the paper's rows: another count would be a row of another size, which is not compared.
@@ -158,3 +160,14 @@ def apart(*tasks, middle=statistics.median, decimals=1):
     parts = [factor * variance / 5 / len(tasks) ** 2 for variance in variances]
     df = sum(parts) ** 2 / sum(part**2 / 4 for part in parts)
     return f"{gap:+.{decimals}f} +-{scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts)):.{decimals}f}"
+
+
+def made(name, of, select="paper", seeds=None, tasks=()):
+    """The parts of a table."""
+    return tables.TABLES[name](tables.View(runs(of), select, seeds, tasks))
+
+
+def cells_of(records, seeds=5, value="value"):
+    """The cells of some records by model, row and task."""
+    of = cells(runs(ledger(*records)), value, seeds)
+    return {(cell.model, cell.row, cell.task): cell for cell in of.itertuples()}

@@ -357,7 +357,9 @@ def run_block(text: str, folder: Path, **names) -> dict:
 
 def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (front,) = blocks(ROOT / "README.md", "python")
+    notebook, front = blocks(ROOT / "README.md", "python")
+    names = run_block(notebook, tiny_roberta)
+    assert len(names["cells"](names["runs"]())) == 0  # in an empty folder
     names = run_block(front, tiny_roberta)
     assert names["method"] == vera.VeRA(rank=12)
     first, second = blocks(ROOT / "docs" / "serving.md", "python")

@@ -18,7 +18,7 @@ FILES = {
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
-CODE_LINES = 23_188
+CODE_LINES = 22_480
 #: Of the data in tests/nets/golden.
 GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
 
@@ -33,11 +33,10 @@ SPINE = (
     *("runs/record/", "runs/run.py", "runs/identity.py"),
     *(f"runs/config/{n}.py" for n in ("__init__", "schema", "files", "expand")),
     *(f"runs/training/{n}.py" for n in ("context", "build", "loop", "state", "train", "result")),
-    *("analysis/cells.py", "analysis/paper.py", "analysis/compare.py", "analysis/table.py"),
-    "analysis/tables/glue.py",
+    *("analysis/frame.py", "analysis/beside.py", "analysis/paper.py", "analysis/tables/paper.py"),
 )
 #: Lines, all of them. A change that needs more raises it.
-SPINE_LINES = 6_576
+SPINE_LINES = 6_850
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
@@ -50,7 +49,8 @@ BESIDE_THE_SPINE = {
         f"runs.training.{n}"
         for n in ("checkpoint", "decode", "features", "flags", "forgetting", "provenance")
     ),
-    "analysis.beside",
+    *(f"analysis.{n}" for n in ("facts", "inference", "notes", "render")),
+    *(f"analysis.tables.{n}" for n in ("e2e", "specs", "view")),
 }
 
 

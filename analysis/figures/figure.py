@@ -1,23 +1,22 @@
-"""The type of a figure, its style, its files, and which of the paper's it stands beside."""
+"""The type of a figure, its style and its files."""
 
-import csv
 import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from pandas.api.types import is_numeric_dtype
 
-from analysis.beside import exact_counts
-from analysis.paper import Printed, printed_rows
-from analysis.table import TableCell, spreadsheet, texts
+from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
 from runs.record.text import one_line
 
@@ -28,8 +27,6 @@ MARKERS = {"vera": "D", "lora": "o"}
 #: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
-#: The size of a figure that is as wide as a paper's text, in inches.
-SIZE = (5.5, 3.3)
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -42,165 +39,117 @@ STYLE: Any = {
     "lines.markersize": 5,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "text.parse_math": False,  # a $ in a user's label is a $
-    "svg.hashsalt": "vera-bench",  # the same data give the same file
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of
+    the pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a
+    label."""
+
+    runs: pd.DataFrame
+    measures: Sequence[Record] = ()
+    whose: str = "ours"
+    tasks: tuple[str, ...] = ()
+    axes: tuple[str, str] = ("parameters", "metric")
+    labels: tuple[str, ...] = ()
 
 
 @dataclass
 class Figure:
-    """A figure: its name and title, the data behind it as text, notes, and how it is drawn.
+    """A figure: its name and title, the data behind it, notes, and what draws the data on matplotlib's axes.
 
-    The last column of the data, "runs", names the run ids (or the measure) of each point. Without rows there
-    is nothing to draw, and the notes say why. size: in inches."""
+    The column "runs" of the data has the ids of the runs (or the measure) of each row, none where a number is
+    quoted. Without data the notes say why. subtitle: below the title. foot: lines below the picture. size: in
+    inches, by default as wide as a paper's text."""
 
     name: str
     title: str
-    header: list[str]
-    rows: list[list[TableCell]]
+    data: pd.DataFrame
     notes: list[str]
-    draw: Callable[[Any], None]
-    size: tuple[float, float] = SIZE
+    draw: Callable[[Any, pd.DataFrame], object]
+    subtitle: str = ""
+    foot: list[str] = field(default_factory=list)
+    size: tuple[float, float] = (5.5, 3.3)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The runs (or measures) behind its numbers, each once."""
+        return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
 
 
-def colour(row: str, kind: str | None = None) -> str:
-    """The colour of a row of conf/method, which is its method's: vera_r64 has VeRA's. kind: the method, where
-    it is known, so that svft, a custom method, has a colour of its own."""
-    name = _method(row, kind)
-    return COLOURS.get(name) or OTHERS[_number(name) % len(OTHERS)]
+def nothing(name: str, title: str) -> Figure:
+    """A figure of the demo's kind that nothing has run for."""
+    return Figure(name, title, pd.DataFrame(), ["Nothing has run: make demo."], lambda axes, data: None)
 
 
-def marker(row: str, kind: str | None = None) -> str:
-    """The marker of a row, which is its method's."""
-    name = _method(row, kind)
-    if name in COLOURS:
-        return MARKERS.get(name, "s")
-    return OTHER_MARKERS[_number(name) // len(OTHERS) % len(OTHER_MARKERS)]
-
-
-def _method(row: str, kind: str | None) -> str:
-    """The method of a row: its kind. Where that is not known, and for methods of PEFT, which share one kind,
-    the row says it."""
-    row = row.partition(" ")[0]
-    if row in COLOURS:
-        return row
-    if kind is None:
-        first = row.partition("_")[0]
-        return first if first in COLOURS else row
-    return row if kind == "peft" else kind
-
-
-def _number(name: str) -> int:
-    return zlib.crc32(name.encode())
+def look(kind: str, row: str = "") -> tuple[str, str]:
+    """The colour and the marker of a method, by its kind; a method of PEFT, which share one, by its row."""
+    if kind in COLOURS:
+        return COLOURS[kind], MARKERS.get(kind, "s")
+    other, colour = divmod(zlib.crc32((row if kind == "peft" else kind).encode()), len(OTHERS))
+    return OTHERS[colour], OTHER_MARKERS[other % len(OTHER_MARKERS)]
 
 
 # --- files
 
 
 def canvas(figure: Figure) -> Canvas:
-    """The figure as drawn; without rows its title and notes as text."""
+    """The figure as drawn. It must have data."""
     whole = Canvas(figsize=figure.size, layout="constrained")
-    if figure.rows:
-        figure.draw(whole)
-    else:
-        whole.text(
-            0.5, 0.5, "\n".join([figure.title, "", *figure.notes]), ha="center", va="center", wrap=True
-        )
+    if figure.foot:
+        whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
+    axes = whole.subplots()
+    axes.set_title("\n".join(filter(None, [figure.title, figure.subtitle])))
+    figure.draw(axes, figure.data)
     return whole
 
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
-    return svg_and_points(figure)[0]
-
-
-def svg_and_points(figure: Figure) -> tuple[str, list[tuple[float, float, str]]]:
-    """The figure as `svg` has it, and its points: where each is, as shares of the width from the left and of
-    the height from the top, and its label and values."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        whole = canvas(figure)
-        whole.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        to_shares, points = whole.transFigure.inverted(), list[tuple[float, float, str]]()
-        for axes in whole.axes:
-            for line in axes.lines:
-                label = str(line.get_label())
-                unnamed = label.startswith("_")
-                # The range of a point and a rule across the axes (axhline) have no points of their own.
-                if (unnamed and line.get_marker() == "None") or line.get_transform() != axes.transData:
-                    continue
-                named = "" if unnamed else f"{label}: "
-                values = np.asarray(line.get_xydata(), dtype=float)
-                for x, y in values[np.isfinite(values).all(axis=1)]:
-                    across, up = to_shares.transform(axes.transData.transform((x, y)))
-                    words = f"{named}{x:,.10g}, {y:.4g}"
-                    points.append((float(across), 1 - float(up), words))
-    return text.getvalue()[text.getvalue().index("<svg") :], points
+        drawn: Any = FigureCanvasSVG(canvas(figure))
+        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
     """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the
     files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
     with matplotlib.rc_context(STYLE):
-        for form, unstable in (("pdf", {"CreationDate": None, "ModDate": None}), ("png", {})):
-            path = folder / f"{figure.name}.{form}"
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                canvas(figure).savefig(unfinished, format=form, dpi=200, metadata=unstable)
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-            paths.append(path)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [[spreadsheet(one_line(cell)) for cell in row] for row in (figure.header, *texts(figure.rows))]
-    )
-    write_atomically(folder / f"{figure.name}.csv", text.getvalue())
-    return [*paths, folder / f"{figure.name}.csv"]
+        drawn = canvas(figure)
+        for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
+            unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+            drawn.savefig(unfinished, dpi=200, metadata=unstable)
+            os.replace(unfinished, path)
+    write_atomically(csv, to_csv(figure.data))
+    return [pdf, png, csv]
 
 
-# --- numbers and words
+def to_csv(data: pd.DataFrame) -> str:
+    """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
+    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(_word)).rename(columns=_word)
+    return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
-def finite(values: Iterable[Any]) -> list[float]:
-    """Those of the values that are finite numbers."""
-    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+def _word(value: Any) -> Any:
+    if isinstance(value, tuple):
+        value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
+    return spreadsheet(one_line(value)) if isinstance(value, str) else value
 
 
-def with_runs(numbers: Iterable[str], of: Iterable[str]) -> list[TableCell]:
-    """Numbers that are made of these runs (or measures), which the last column, "runs", names."""
-    names = tuple(dict.fromkeys(of))
-    return [
-        *(TableCell(text, () if text in ("", "-") else names) for text in numbers),
-        TableCell(" ".join(names)),
-    ]
+# --- numbers and rows
 
 
-def parameter_count(value: float, _: Any) -> str:
+def parameter_count(value: float, _: Any = None) -> str:
     """Parameters at an axis: 50K, 2M."""
-    return next(
-        (f"{value / scale:g}{unit}" for unit, scale in (("M", 1e6), ("K", 1e3)) if value >= scale),
-        f"{value:g}",
-    )
-
-
-def draw_nothing(_: Any) -> None:
-    """Draws nothing."""
-
-
-# --- the paper's figure, and others of its kind
-
-
-#: The model and task of the paper's figures 2 to 4.
-LARGE, RTE = "roberta_large", "rte"
-
-
-def paper_first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Models and tasks in order, after those of the paper's figures, which are always there."""
-    return [(LARGE, RTE), *sorted(set(pairs) - {(LARGE, RTE)})]
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}K" if value >= 1e3 else f"{value:g}"
 
 
 def is_varied(row: str) -> bool:
@@ -211,23 +160,6 @@ def is_varied(row: str) -> bool:
     return re.match(f"{ranks}|{starts}|{ablation}", row) is not None
 
 
-def not_in_the_paper(model: str, task: str) -> str:
-    """A note for a figure of another model and task than the paper's."""
-    return f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
-
-
-def printed_rte() -> dict[str, tuple[Printed, int]]:
-    """Table 2's accuracies on RTE of RoBERTa-large by row, with the exact count of the row's parameters."""
-    counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == LARGE}
-    rte = (number for row in printed_rows("table2", LARGE) for number in row if number.task == RTE)
-    return {number.row: (number, counts[number.row]) for number in rte if number.row in counts}
-
-
-def suffix(model: str, task: str) -> str:
-    """What the name of a figure that is not the paper's own ends with."""
-    return "" if (model, task) == (LARGE, RTE) else f"_{model}_{task}"
-
-
-def model_name(model: str, records: Iterable[Record]) -> str:
-    """A model's label, by its records; the paper's where it has none."""
-    return next((str(r["label"]["model"]) for r in records), "RoBERTa-large" if model == LARGE else model)
+def finite(value: Any) -> float:
+    """The number; NaN where it is none, or infinite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

@@ -1,129 +1,95 @@
 """Figure 4: the performance gain for each 1,000 parameters over the head alone."""
 
-import math
-from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure as Canvas
+import pandas as pd
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
-from analysis.cells import cells
-from analysis.figures.figure import (
-    LARGE,
-    RTE,
-    Figure,
-    colour,
-    is_varied,
-    model_name,
-    not_in_the_paper,
-    paper_first,
-    printed_rte,
-    suffix,
-    with_runs,
-)
-from analysis.figures.seeds import seed_notes
+from analysis.figures.figure import Figure, Part, finite, is_varied, look
+from analysis.figures.points import PAPER, by_pair, notes, of_pair, points, printed_rte, stacked
 from analysis.paper import GLUE, NAMES, paper
-from analysis.table import make_row
-from runs.record import FINISHED, Ledger
 
 GAIN = (
-    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. A"
-    " method that is no better than the head alone has 100 / thousands of parameters: the count weighs more"
-    " than the accuracy."
+    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. The"
+    " count weighs more than the accuracy: as good as the head alone is 100 / thousands of parameters."
 )
+IMPLIED = (
+    "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy."
+    " The printed values do not follow from one such accuracy."
+)
+NO_HEAD = "No run of the head alone on RTE is here, so there is no gain of ours (experiment=figure4)."
+DATA = ["method", "row", "kind", "source", "parameters", "accuracy", "head", "gain", "complete", "runs"]
 
 
-def make(ledger: Ledger) -> list[Figure]:
+def figure4(part: Part) -> list[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B): on RTE, and for
     each model and task whose metric is accuracy and that has runs of the head."""
-    of_glue = (r for r in ledger if r["cell"]["task"] in GLUE and r["status"] in FINISHED)
-    by_key = cells((r for r in of_glue if r["result"]["metric"] == "accuracy"), wanted=5)
-    figures = []
-    for model, task in paper_first((key[0], key[2]) for key in by_key if key[1] == "head"):
-        by_row = {key[1]: cell for key, cell in by_key.items() if (key[0], key[2]) == (model, task)}
-        head = by_row.pop("head", None)
-        # Table 2's rows; ranks and ablations have figures and tables of their own.
-        by_row = {row: cell for row, cell in by_row.items() if cell.parameters and not is_varied(row)}
-        rows, ours, quoted = [], {}, {}
-        notes = [GAIN, *seed_notes({**by_row, **({"head": head} if head else {})})]
-        if (model, task) == (LARGE, RTE):
-            for row, (name, accuracy, value, parameters) in _printed_gains().items():
-                quoted[row] = (name, value)
-                implied = 100 * accuracy / value / (parameters / 1000)
-                numbers = [str(parameters), f"{accuracy:.1f}", f"{implied:.1f}", f"{value:.2f}"]
-                rows.append(make_row(name, "paper (quoted)", *numbers, ""))
-            notes.append(
-                "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's"
-                " accuracy. The printed values do not follow from one such accuracy."
-            )
-        else:
-            notes.insert(0, not_in_the_paper(model, task))
-        if head is None and by_row:
-            notes.append(
-                "No run of the head alone on RTE is here, so that no gain of ours can be computed"
-                " (experiment=figure4)."
-            )
-        if (model, task) == (LARGE, RTE) and not by_row:
-            notes.append("Nothing has run here: experiment=figure4 runs it.")
-        for row, cell in sorted(by_row.items(), key=lambda item: item[1].parameters):
-            if head is None or not head.median():
-                continue
-            gain = 100 * cell.median() / head.median() / (cell.parameters / 1000)
-            if math.isfinite(gain):
-                ours[row] = (cell.label, gain, cell.complete and head.complete)
-            numbers = [str(cell.parameters), f"{cell.median():.1f}", f"{head.median():.1f}", f"{gain:.4g}"]
-            rows.append(make_row(cell.label, "ours", *with_runs(numbers, [*cell.ids, *head.ids])))
-        records = (record for cell in by_row.values() for record in cell.records)
-        title = f"Figure 4: gain per 1K trainable parameters on {GLUE[task]}, {model_name(model, records)}"
-        header = ["method", "source", "parameters", "accuracy", "head", "gain", "runs"]
-        draw = partial(_draw_gains, ours, quoted, title)
-        figures.append(Figure(f"figure4{suffix(model, task)}", title, header, rows, notes, draw))
+    found = points(part.runs[part.runs.task.isin(list(GLUE)) & (part.runs.metric == "accuracy")], 5)
+    heads, figures = found[found.row == "head"], []
+    # Table 2's rows; ranks and ablations have figures and tables of their own.
+    found = found[(found.parameters > 0) & ~found.row.map(is_varied).astype(bool)]
+    for pair, suffix, lines in by_pair(zip(heads.model, heads.task, strict=True)):
+        of, head = of_pair(found, pair), of_pair(heads, pair)
+        data = _gains(of, head, part.whose)
+        lines += [GAIN, *notes(of_pair(part.runs, pair), stacked(of, head))]
+        if pair == PAPER:
+            data = stacked(_printed(), data)
+            lines.append(IMPLIED)
+            if of.empty:
+                lines.append("Nothing has run here: experiment=figure4 runs it.")
+            elif head.empty:
+                lines.append(NO_HEAD)
+        label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
+        title = f"Figure 4: gain per 1K trainable parameters on {GLUE[pair[1]]}, {label}"
+        figures.append(Figure(f"figure4{suffix}", title, data, lines, _draw))
     return figures
 
 
-def _printed_gains() -> dict[str, tuple[str, float, float, int]]:
-    """By row: name, table 2's accuracy on RTE, the printed gain, and the exact count."""
-    gains = {}
-    for row, gain in paper()["figure4"]["printed"].items():
-        number, count = printed_rte()[row]
-        name = number.method if row in NAMES else f"{number.method} {number.size}"
-        gains[row] = (name, number.value, float(gain), count)
-    return gains
+def _gains(of: pd.DataFrame, head: pd.DataFrame, whose: str) -> pd.DataFrame:
+    """Our rows with their gains over the head; none where it has not run, or scored nothing."""
+    if head.empty or not head["median"].iloc[0]:
+        return pd.DataFrame(columns=DATA)
+    alone = head.iloc[0]
+    made = of.assign(
+        kind=of.method, method=of.label, source=whose, accuracy=of["median"], head=alone["median"]
+    )
+    made["gain"] = 100 * made.accuracy / made["head"] / (made.parameters / 1000)
+    made = made.assign(complete=of.complete & alone.complete, runs=[(*ids, *alone.ids) for ids in of.ids])
+    return made.sort_values("parameters", kind="stable")[DATA]
 
 
-def _draw_gains(
-    ours: dict[str, tuple[str, float, bool]], quoted: dict[str, tuple[str, float]], title: str, canvas: Canvas
-) -> None:
-    axes = canvas.subplots()
-    order = list(dict.fromkeys([*quoted, *ours]))
-    wide = 0.38 if ours and quoted else 0.6
-    for i, row in enumerate(order):
-        bars: list[tuple[float, float, dict[str, Any]]] = []
-        if row in quoted:
-            shift = -wide / 2 if row in ours else 0
-            bars.append((shift, quoted[row][1], {"facecolor": "white", "hatch": "////"}))
-        if row in ours:
-            shift = wide / 2 if row in quoted else 0
-            bars.append((shift, ours[row][1], {"facecolor": colour(row) if ours[row][2] else "white"}))
-        for shift, value, style in bars:
-            axes.bar(i + shift, value, wide * 0.92, edgecolor=colour(row), linewidth=0.8, **style)
-            text, top = f"{value:.2g}" if value < 0.1 else f"{value:.2f}", (i + shift, value)
-            axes.annotate(text, top, (0, 2), textcoords="offset points", ha="center", fontsize=6)
-    names = [quoted[row][0] if row in quoted else ours[row][0] for row in order]
-    many = len(order) > 5
-    axes.set_xticks(range(len(order)), names, rotation=20 * many, ha="right" if many else "center")
+def _printed() -> pd.DataFrame:
+    """The paper's gains, with table 2's accuracies, exact counts, and the accuracy of the head that
+    follows."""
+    gains = paper()["figure4"]["printed"]
+    made = printed_rte([*gains]).assign(gain=[*map(float, gains.values())], source="paper (quoted)")
+    made["method"] = made.method.where(made.row.isin(NAMES), made.method + " " + made["size"])
+    made["head"] = 100 * made.value / made.gain / (made.parameters / 1000)
+    return made.assign(accuracy=made.value, complete=True)[DATA]
+
+
+def _draw(axes: Any, data: pd.DataFrame) -> None:
+    data = data[data.gain.map(finite).notna()]
+    quoted, names = data.runs.map(len) == 0, data.drop_duplicates("row").set_index("row").method
+    twice = data.row.isin(data.row[quoted]) & data.row.isin(data.row[~quoted])
+    wide = 0.38 if 0 < quoted.sum() < len(quoted) else 0.6
+    at = names.index.get_indexer(data.row) + twice * (wide / 2 - wide * quoted)
+    edges = [look(of.kind, of.row)[0] for of in data.itertuples()]
+    faces = pd.Series(edges, data.index).where(data.complete & ~quoted, "white")
+    hatches = quoted.map({True: "////", False: ""})
+    bars = axes.bar(at, data.gain, wide * 0.92, color=faces, edgecolor=edges, hatch=hatches, linewidth=0.8)
+    axes.bar_label(
+        bars, [f"{of:.2g}" if of < 0.1 else f"{of:.2f}" for of in data.gain], padding=1, fontsize=6
+    )
+    many = len(names) > 5
+    axes.set_xticks(range(len(names)), names, rotation=20 * many, ha="right" if many else "center")
     axes.grid(visible=False, axis="x")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(yscale="log", ylabel="gain per 1K parameters, % (log)")
+    axes.yaxis.set_major_formatter(FuncFormatter("{:g}".format))
+    axes.minorticks_off()
     axes.margins(y=0.15)
-    axes.set_ylabel("gain per 1K parameters, % (log)")
-    axes.set_title(title)
-    patches = []
-    if quoted:
-        patches.append(Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)"))
-    if ours:
-        fewer = "" if all(whole for *_, whole in ours.values()) else " (hollow: fewer seeds)"
-        patches.append(Patch(facecolor="#555555", label=f"ours{fewer}"))
-    axes.legend(handles=patches, loc="upper left")
+    patches = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")]
+    fewer = "" if data.complete.all() else " (hollow: fewer seeds)"
+    patches += [Patch(color="#555555", label=f"{of}{fewer}") for of in data.source[~quoted].unique()]
+    axes.legend(handles=patches[not quoted.any() :])

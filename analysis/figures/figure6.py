@@ -1,76 +1,64 @@
 """Figure 6: the mean squared error of fitting random matrices, by parameters."""
 
-import statistics
-from collections import defaultdict
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
-from matplotlib.figure import Figure as Canvas
+import pandas as pd
 
-from analysis.figures.bands import Point, draw_band
-from analysis.figures.figure import MARKERS, Figure, colour, finite, with_runs
+from analysis.figures.figure import COLOURS, Figure, Part, finite
+from analysis.figures.points import draw_bands
 from analysis.paper import NAMES, paper
-from analysis.table import TableCell, make_row
-from runs.record import Ledger, sample_deviation
+from runs.record import Record
+
+DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
+LEAST = (
+    "least: of any matrix of that rank, by singular values; where LoRA's fit is the same it has converged."
+)
+LOOKS = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
 
 
-def make(ledger: Ledger) -> list[Figure]:
+def figure6(part: Part) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
-    measures = [m for m in ledger.measures.values() if m["kind"] == "matrix_fit"]
-    rows: list[list[TableCell]] = []
-    lines: dict[str, list[Point]] = defaultdict(list)
-    notes: list[str] = []
-    title, settings = "Figure 6: fitting random 10 x 10 matrices", None
-    if measures:
-        # Each measure is complete in itself: the one with the lowest seed is drawn.
-        chosen = min(measures, key=lambda m: (m["seeds"]["random"], m["id"]))
-        settings, values = chosen["settings"], chosen["values"]
-        title = f"Figure 6: fitting random {settings['size']} x {settings['size']} matrices"
-        for method, rank, count, errors, best in zip(*values.values(), strict=True):
-            numbers = finite(errors)
-            if len(numbers) < len(errors):
-                lost = f"{len(errors) - len(numbers)} of {len(errors)}"
-                notes.append(f"{NAMES[method]} at rank {rank}: {lost} errors are not finite.")
-            if not numbers:
-                continue
-            mean, spread = statistics.fmean(numbers), sample_deviation(numbers) or 0.0
-            least = f"{statistics.fmean(best):.3e}" if best else ""
-            texts = [str(count), f"{mean:.3e}", f"{spread:.3e}", least]
-            rows.append(make_row(NAMES[method], str(rank), *with_runs(texts, [chosen["id"]])))
-            lines[method].append((count, mean, min(numbers), max(numbers)))
-        keys = ("matrices", "target", "steps", "lr", "optimizer")
-        words = ", ".join(f"{key} {settings[key]}" for key in keys)
-        notes.append(f"Settings (this project's choice): {words}.")
-        notes.append(
-            "least: of any matrix of that rank, by singular values; LoRA's fit has converged where it is the"
-            " same."
-        )
-        if len(measures) > 1:
-            notes.append(f"{len(measures) - 1} other fits are left out: measure {chosen['id']} is shown.")
+    data, lines, size, over = errors(part.measures), list[str](), 10, ""
+    if fit := shown(part.measures):
+        of, size = fit["settings"], fit["settings"]["size"]
+        over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
+        for at in data[data.n < data.of].itertuples():
+            lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
+        words = ", ".join(f"{key} {of[key]}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
+        lines += [f"Settings (this project's choice): {words}.", LEAST]
+        if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
+            lines.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
     else:
-        notes.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
-    notes += [
-        "The paper prints no numbers of this figure.",
-        f"The paper's finding: {paper()['figure6']['finding']}.",
-    ]
-    header = ["method", "rank", "parameters", "mse mean", "mse spread", "least", "runs"]
-    draw = partial(_draw_fit, dict(lines), title, settings or {})
-    return [Figure("figure6", title, header, rows, notes, draw)]
+        lines.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
+    lines.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
+    title = f"Figure 6: fitting random {size} x {size} matrices"
+    return [Figure("figure6", title, data[data.n > 0], lines, _draw, over)]
 
 
-def _draw_fit(lines: dict[str, list[Point]], title: str, settings: dict[str, Any], canvas: Canvas) -> None:
-    axes = canvas.subplots()
-    for method in (method for method in ("lora", "vera") if method in lines):
-        dash = "--" if method == "lora" else "-"
-        draw_band(axes, lines[method], (colour(method), dash, MARKERS[method]), NAMES[method])
-    if "lora" in lines:
-        least = min(count for count, *_ in lines["lora"])
-        axes.axvline(least, color="#555555", linestyle=":", linewidth=0.8)
-        at: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        axes.annotate("LoRA, rank 1", (least, 1), (4, -2), va="top", **at)
-    axes.set_xlabel("trained parameters")
-    axes.set_ylabel("mean squared error")
-    axes.set_ylim(bottom=-0.02)
-    axes.set_title(f"{title}\nmean of {settings['matrices']} matrices, bands from the lowest to the highest")
+def shown(measures: Iterable[Record]) -> Record | None:
+    """The fit that is drawn: each is complete in itself, and this has the lowest seed."""
+    fits = [of for of in measures if of["kind"] == "matrix_fit"]
+    return min(fits, key=lambda of: (of["seeds"]["random"], of["id"]), default=None)
+
+
+def errors(measures: Iterable[Record]) -> pd.DataFrame:
+    """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and
+    highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
+    fit, rows = shown(measures) or {"id": "", "values": {}}, []
+    for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
+        mse, best = (pd.Series([*map(finite, values or [])], dtype=float) for values in (mse, least))
+        spread = mse.std() if mse.count() > 1 else 0.0
+        row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread
+        rows.append((*row, best.mean(), mse.count(), len(mse), (fit["id"],)))
+    return pd.DataFrame(rows, columns=DATA)
+
+
+def _draw(axes: Any, data: pd.DataFrame) -> None:
+    draw_bands(axes, data, "method", LOOKS, "parameters", "mean")
+    first = data.parameters[data.kind == "lora"].min()
+    if first == first:  # LoRA has run
+        axes.axvline(first, color="#555555", linestyle=":", linewidth=0.8, label="LoRA, rank 1")
+    axes.set(xlabel="trained parameters", ylabel="mean squared error", ylim=(-0.02, None))
     axes.legend()

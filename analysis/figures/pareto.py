@@ -3,314 +3,317 @@ both."""
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-from matplotlib.figure import Figure as Canvas
+import numpy as np
+import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from analysis.cells import Cell, run_seconds
-from analysis.figures.figure import COLOURS, Figure, colour, draw_nothing, marker, parameter_count, with_runs
-from analysis.figures.labels import Label, place_labels
-from analysis.figures.seeds import metric_label, parameters_label
-from analysis.forgetting import change, texts_of
-from analysis.own import parts_of_data
-from analysis.series import Series, series
-from analysis.table import TableCell, make_row
-from analysis.wanted import all_cells
-from runs.record import Ledger, Record, median_interval
+from analysis.figures.figure import Figure, Part, is_varied, look, nothing, parameter_count
+from analysis.figures.points import metric_label, notes, of_pair, points, spanned
+from analysis.frame import in_cells
+from analysis.paper import GLUE
+from runs.record import median_interval
 from runs.record.text import megabytes
-
-Numbers = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, the values of a cell by seed (a seed without one is left out), how they
-    are printed, and how at the axis (None: as numbers). Less is better, except of most metrics. linear: also
-    where values differ widely."""
+    """What an axis shows: a column of the runs, its label and ticks; from which ratio of its values on it is
+    logarithmic; whether less is better, and whether runs that diverged, which end early, are left out. name:
+    in the data."""
 
-    label: str
-    values: Callable[[Cell], Numbers]
-    form: str
-    tick: Callable[[float, Any], str] | None = None
-    linear: bool = False
-
-
-def _of_records(value: Callable[[Record], float | None]) -> Callable[[Cell], Numbers]:
-    """The values of a cell's records by seed, without those of diverged runs, which ended early."""
-
-    def values(cell: Cell) -> Numbers:
-        done = {r["cell"]["seed"]: value(r) for r in cell.records if r["status"] == "done"}
-        return {seed: float(number) for seed, number in done.items() if number is not None}
-
-    return values
+    column: str
+    label: str = ""
+    tick: Callable[[float], str] = "{:.4g}".format
+    wide: float = 10.0
+    less: bool = True
+    of_done: bool = True
+    name: str = ""
 
 
-def _parameters(cell: Cell) -> Numbers:
-    return {record["cell"]["seed"]: float(record["parameters"]["adapter"]) for record in cell.records}
-
-
-def _size(value: float, _: Any) -> str:
-    return megabytes(value)
-
-
-#: The axes by the names that x= and y= take. The labels of the first two, and the metric's direction and
-#: decimals, are the records'.
+#: The axes by the names that x= and y= take. The metric's is completed from the records, as is a label.
 AXES = {
-    "metric": Axis("", lambda cell: series(cell).values, ""),
-    "parameters": Axis("", _parameters, ".0f", parameter_count),
-    "bytes": Axis("adapter file", _of_records(lambda r: r["cost"].get("adapter_bytes")), ".0f", _size),
-    "seconds": Axis("seconds of a run: training, evaluation and decoding", _of_records(run_seconds), ".1f"),
-    "memory": Axis("peak memory", _of_records(lambda r: r["cost"].get("peak_memory_bytes")), ".0f", _size),
-    "forgetting": Axis("forgetting on a fixed text, nats a token", _of_records(change), ".4f", linear=True),
+    "metric": Axis("number", of_done=False),
+    "parameters": Axis("parameters", "trainable parameters", tick=parameter_count, wide=5, of_done=False),
+    "bytes": Axis("adapter_bytes", "adapter file", megabytes),
+    "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
+    "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
+    "forgetting": Axis("forgetting", "forgetting on a fixed text, nats a token", wide=math.inf),
 }
 USUAL = ("parameters", "metric")
-#: What depends on the machine.
-OF_DEVICES = {"seconds", "memory"}
-#: Values whose ratio is larger have a logarithmic axis.
-WIDE = 10.0
-#: Of more rows than these, labels stand at the frontier and at the paper's methods alone.
+#: Of more rows than these, labels stand at the frontier alone, and at the rows that the reader asks for.
 CROWDED = 25
+#: The x axes of the pictures of a metric of so many rows.
+COSTS = ("parameters", "bytes", "seconds", "memory")
+#: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
+DEMO = [1000, 500]
+FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A row's number on an axis: the median over its seeds and, of several, its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Collection[float]) -> "Point":
-        """The median of these values, one at least."""
-        middle = statistics.median(values)
-        return cls(middle, *(median_interval(list(values)) or (middle, middle)))
+def make(part: Part) -> list[Figure]:
+    """A picture for each model and task."""
+    (x, y), runs = part.axes, part.runs[part.runs.kind == "result"]
+    runs = runs[runs.task.isin(part.tasks)] if part.tasks else runs
+    found = points(runs)
+    figures = [
+        of_rows(of, of_pair(found, pair[::-1]), part, "_".join(["pareto", y, "by", x, *pair]))
+        for pair, of in runs.groupby(["task", "model"])
+    ]
+    return figures or [nothing("pareto", f"{y} against {x}")]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A cell in the picture."""
+def demo(part: Part) -> list[Figure]:
+    """The demo's: a picture for each model and number of rows (task.train_rows and dev_rows; 0: all)."""
+    runs = part.runs[(part.runs.kind == "result") & (part.runs.task == "reviews")]
+    asked, figures, name = ["asked_train_rows", "asked_dev_rows"], list[Figure](), "accuracy_vs_parameters"
+    several = len(runs[asked].drop_duplicates()) > 1
+    for (*size, model), of in runs.groupby([*asked, "model"]):
+        # The demo's own size and model have the plain name
+        words = [*size] * (several and size != DEMO) + [model] * (model != "minilm")
+        rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
+        figures += _by_cost(of, points(of), part, "_".join(map(str, [name, *words])), rows * several)
+    return figures or [nothing(name, "The demo: dev metric by parameters")]
 
-    cell: Cell
-    x: Point
-    y: Point
+
+def parameters(part: Part) -> list[Figure]:
+    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
+    other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
+    runs = part.runs[part.runs.kind == "result"]
+    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~runs.row.map(is_varied).astype(bool)
+    runs = runs[runs.task.isin(part.tasks) if part.tasks else usual]
+    found, figures = points(runs), list[Figure]()
+    for (task, model), of in runs.groupby(["task", "model"]):
+        figures += _by_cost(of, of_pair(found, (model, task)), part, f"parameters_{task}_{model}")
+    return figures
 
 
-def make(ledger: Ledger, tasks: Collection[str] = (), axes: tuple[str, str] = USUAL) -> list[Figure]:
-    """A picture for each model and task. tasks: of these alone. axes: the names of x and y."""
-    by_key = {key: cell for key, cell in all_cells(ledger).items() if not tasks or key[2] in tasks}
-    if not by_key:
-        why = ["Nothing has run: make demo."]
-        return [Figure("pareto", f"{axes[1]} against {axes[0]}", [], [], why, draw_nothing)]
-    pairs = sorted({(task, model) for model, _, task in by_key})
+def _by_cost(runs: pd.DataFrame, found: pd.DataFrame, part: Part, name: str, more: str = "") -> list[Figure]:
+    """A picture of the runs of a model and task; of very many rows a picture for each of COSTS."""
+    costs = COSTS if runs.row.nunique() > CROWDED else COSTS[:1]
+    parts = [replace(part, axes=(cost, "metric")) for cost in costs]
     return [
-        of_cells(
-            [by_key[key] for key in sorted(by_key) if (key[2], key[0]) == pair],
-            axes,
-            f"pareto_{axes[1]}_by_{axes[0]}_{'_'.join(pair)}",
-        )
-        for pair in pairs
+        of_rows(runs, found, of, name.replace("parameters", of.axes[0]), more, spans=True) for of in parts
     ]
 
 
-def of_cells(cells: Sequence[Cell], names: tuple[str, str], file: str) -> Figure:
-    """The picture of the cells of a model and task. names: of its axes. file: the name of the figure."""
-    number = _common_number(cells)
-    rows, notes = _rows(cells, names, number.name)
-    better = (_sign(names[0], number), _sign(names[1], number))
-    rows.sort(key=lambda row: (better[0] * -row.x.value, row.cell.label))
-    best = frontier([(row.x.value, row.y.value) for row in rows], better)
-    if devices := _devices(cells, names):
-        notes.append(f"{devices}: seconds and memory of different machines do not compare.")
-    notes += parts_of_data(record for cell in cells for record in cell.records)
-    if "memory" in names and any(cell.records[0]["device"]["type"] == "cpu" for cell in cells):
-        notes.append("memory on a CPU: the largest of the process, the libraries included.")
-    if "forgetting" in names and len(texts_of(r for cell in cells for r in cell.records)) > 1:
-        notes.append("forgetting was measured on several texts, which do not compare.")
-    axes = (_axis(names[0], number, cells), _axis(names[1], number, cells))
-    label = cells[0].records[0]["label"]
-    words = [axes[i].label.partition(",")[0] if name == "metric" else name for i, name in enumerate(names)]
-    title = f"{label['model']} on {label['task']}: {words[1]} against {words[0]}"
-    header = ["method"]
-    for name in names:
-        shown = number.name if name == "metric" else name
-        header += [shown, f"{shown} low", f"{shown} high"]
-    header += ["seeds", "frontier", "runs"]
-    lines = [_line(row, axes, i in best) for i, row in enumerate(rows)]
-    if not lines:
-        notes.insert(0, "no row has both numbers.")
-    if len(rows) > CROWDED:
-        notes.append("Labels: the frontier, and the methods of the paper. Every row is in the data.")
-    draw = partial(_draw, rows, best, axes, better, title)
-    return Figure(file, title, header, lines, notes, draw, (7, 6.4 if len(rows) > CROWDED else 4.4))
+def of_rows(
+    runs: pd.DataFrame, found: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False
+) -> Figure:
+    """The picture of the rows of a model and task. found: their `points`. part: its axes, and the rows that
+    have a label beside the frontier's (empty: all or, of very many, none). file: its name. more: what the
+    title says of the data. spans: bars span the seeds, unless the rows are very many; else they are the
+    median's interval."""
+    number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
+    others = (found.name != number) & ("metric" in part.axes)
+    lines = [
+        f"{of.label}: reports {of.name}, the others {number}: not drawn."
+        for of in found[others].itertuples(index=False)
+    ]
+    found = found[~others]
+    axes = [_axis(name, found[found.name == number]) for name in part.axes]
+    spans &= len(found) <= CROWDED
+    data, missing = _numbers(found, runs.set_index("id"), axes, spans)
+    data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
+    scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
+    data["frontier"] = on_frontier(*scores.values())
+    data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
+    foot, counts = _foot(data, axes), [*data.runs] or [0]
+    lines += [*notes(runs, found), *missing, *_unlike(in_cells(runs, found), part.axes), *foot]
+    if len(data) > CROWDED or part.labels:
+        lines.append("Labels: the frontier, and the rows of labels=. Every row is in the data.")
+    if data.empty:
+        lines.insert(0, "no row has both numbers.")
+    about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
+    title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
+    # Of five seeds or fewer the interval is their range (analysis/stats.py)
+    bars = "lowest to highest" if spans or max(counts) <= 5 else "95% interval of the median"
+    over = f"median of {spanned(counts)} seeds; bars: {bars}" if max(counts) > 1 else "one seed"
+    ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
+    data = data.assign(kind=data.method, method=data.label, runs=data.ids)
+    draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if len(data) > CROWDED else 4.4)
+    over = f"{over}; dashed: the frontier"
+    return Figure(file, title, data[["method", "row", "kind", *ends, *FACTS]], lines, draw, over, foot, size)
 
 
-def _common_number(cells: Sequence[Cell]) -> Series:
-    """The number that most of the cells report: of texts, a run that diverged before them has another."""
-    reported = [series(cell) for cell in cells]
-    names = [of.name for of in reported]
-    return max(reported, key=lambda of: (names.count(of.name), of.name))
-
-
-def _rows(cells: Sequence[Cell], names: tuple[str, str], number: str) -> tuple[list[Row], list[str]]:
-    """The rows that have both numbers, and notes on the others and on what cells() left out."""
-    rows, notes = list[Row](), list[str]()
-    for cell in cells:
-        if "metric" in names and series(cell).name != number:
-            notes.append(f"{cell.label}: reports {series(cell).name}, and the others {number}: not drawn.")
-            continue
-        points = []
-        for name in names:
-            values = AXES[name].values(cell)
-            finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
-            if len(finite) < cell.seeds:
-                without = f"{cell.seeds - len(finite)} of {cell.seeds} runs"
-                drawn = "left out" if finite else "not drawn"
-                notes.append(f"{cell.label}: {without} without a finite {name}: {drawn}.")
-            points += [Point.of(finite.values())] if finite else []
-        if len(points) == 2:
-            rows.append(Row(cell, *points))
-        if cell.left_out:
-            notes.append(f"{cell.label}: {cell.left_out} records with other settings are left out.")
-        notes += cell.problems
-    fewer = [f"{row.cell.label} ({row.cell.count})" for row in rows if row.cell.seeds < row.cell.wanted]
-    if fewer:
-        notes.insert(0, f"hollow, of fewer seeds than the protocol's: {', '.join(fewer)}.")
-    return rows, notes
-
-
-def _devices(cells: Sequence[Cell], names: tuple[str, str]) -> str:
-    """The machines of these cells in words, where an axis depends on them and there are several."""
-    devices = sorted({str(r["device"]["name"]) for cell in cells for r in cell.records})
-    return ", ".join(devices) if len(devices) > 1 and OF_DEVICES & {*names} else ""
-
-
-def _sign(name: str, number: Series) -> int:
-    """1 where more is better on this axis, -1 where less is."""
-    return 1 if name == "metric" and not number.less else -1
-
-
-def _axis(name: str, number: Series, cells: Sequence[Cell]) -> Axis:
-    """The axis of this name; the metric's has the words of the number that the rows report."""
-    axis = AXES[name]
+def _axis(name: str, found: pd.DataFrame) -> Axis:
+    """The axis of this name; the metric's has the words of the number that the rows report, and that of
+    parameters the count of the head where these rows share it."""
+    axis, first = replace(AXES[name], name=name), found.iloc[0]
     if name == "parameters":
-        return replace(axis, label=parameters_label(cells))
+        heads = [*set(found.head_parameters)]
+        more = f" ({heads[0]:,.0f} more)" if len(heads) == 1 else ""
+        return replace(axis, label=axis.label + f", without the classification head{more}" * any(heads))
     if name != "metric":
         return axis
-    metric, comma, epoch = number.name.partition(", ")
-    words = metric_label(metric, number.decimals)
-    return Axis(f"{words}{comma}{epoch}", axis.values, f".{number.decimals}f", linear=not number.less)
+    metric, comma, epoch = first["name"].partition(", ")
+    dev = "" if metric == "BLEU" else "dev "  # texts are those of the test set
+    label, less = f"{dev}{metric_label(metric, int(first.digits))}{comma}{epoch}", bool(first.less)
+    return replace(axis, label=label, less=less, wide=10.0 if less else math.inf, name=first["name"])
 
 
-def _line(row: Row, axes: tuple[Axis, Axis], best: bool) -> list[TableCell]:
-    """A row of the data."""
-    points = zip((row.x, row.y), axes, strict=True)
-    numbers = [f"{value:{axis.form}}" for p, axis in points for value in (p.value, p.low, p.high)]
-    texts = [*numbers, row.cell.count, "yes" if best else "no"]
-    return make_row(row.cell.label, *with_runs(texts, row.cell.ids))
+def _numbers(
+    found: pd.DataFrame, runs: pd.DataFrame, axes: Sequence[Axis], spans: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """The cells that have both numbers: medians over the seeds, with their intervals or, if `spans`, the
+    range of the seeds; and notes on the seeds that lack one. runs: by id."""
+    lines = []
+    for axis in axes:
+        values = found["values"]
+        if axis.column != "number":
+            of_run = pd.to_numeric(runs[axis.column]).where((runs.status == "done") | (not axis.of_done))
+            values = [of_run[[*ids]] for ids in found.ids]
+        known = [[v for v in of if math.isfinite(v)] for of in values]
+        for label, count, of in zip(found.label, found.runs, known, strict=True):
+            if lost := count - len(of):
+                drawn = "left out" if of else "not drawn"
+                lines.append(f"{label}: {lost} of {count} runs without a finite {axis.name}: {drawn}.")
+        middles = [statistics.median(of) if of else math.nan for of in known]
+        ends = [(min(of), max(of)) if of and spans else median_interval(of) for of in known]
+        low, high = zip(*(end or (m, m) for end, m in zip(ends, middles, strict=True)), strict=True)
+        found = found.assign(**{axis.name: middles, f"{axis.name} low": low, f"{axis.name} high": high})
+    return found.dropna(subset=[axis.name for axis in axes]), lines
 
 
-# --- the frontier
+def _unlike(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Notes on numbers that do not compare."""
+    lines, devices = [], sorted(set(runs.device))
+    if len(devices) > 1 and {"seconds", "memory"} & {*names}:
+        lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
+    if "memory" in names and (runs.device_type == "cpu").any():
+        lines.append("memory on a CPU: the largest of the process, the libraries included.")
+    if "forgetting" in names and runs.forgetting_text[runs.forgetting.notna()].nunique() > 1:
+        lines.append("forgetting was measured on several texts, which do not compare.")
+    return lines
 
 
-def frontier(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
-    """Indices of the points than which no other is better in one number and at least as good in the other,
-    from the best in x to the best in y. better: for x and y 1 where more is better, -1 where less is."""
-    scores = [(better[0] * x, better[1] * y) for x, y in points]
-    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i][0], -scores[i][1], i))
-    kept = list[int]()
-    for i in ranked:
-        if not kept or scores[i][1] > scores[kept[-1]][1] or scores[i] == scores[kept[-1]]:
-            kept.append(i)
-    return kept
+# --- the frontier, and what is far from the others
 
 
-def steps(points: Sequence[tuple[float, float]], worst: tuple[float, float]) -> list[tuple[float, float]]:
-    """The corners of the frontier's line, through its points from the best in x to the best in y: at an x it
-    is at the best y that a row at least as good in x has. worst: where the line begins (y) and ends (x)."""
-    corners = [(points[0][0], worst[1])]
-    for x, y in points:
-        corners += [(x, corners[-1][1]), (x, y)]
-    return [*corners, (worst[0], corners[-1][1])]
+def on_frontier(x: Sequence[float], y: Sequence[float]) -> list[bool]:
+    """Of each point whether no other is better in one number and at least as good in the other. More is
+    better."""
+    spots = list(zip(x, y, strict=True))
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in spots) for x, y in spots]
+
+
+def fence(values: pd.Series) -> tuple[float, float]:
+    """Tukey's outer fence: three interquartile ranges outside the quartiles."""
+    first, third = np.percentile(values, [25, 75]) if len(values) else (math.nan, math.nan)
+    return first - 3 * (third - first), third + 3 * (third - first)
+
+
+def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
+    """The rows that have failed so far from the others that they would squeeze the picture: worse than each
+    row that trains nothing but a head, or most of whose seeds diverged or predict one class; and below the
+    outer fence. score: the metric, more is better."""
+    worse = score < score[data.parameters == 0].min()  # of no such row nothing is
+    broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
+    return (worse | broken) & (score < fence(score)[0])
+
+
+def limits(data: pd.DataFrame, name: str) -> tuple[float, float]:
+    """From where to where an axis goes: the medians of all rows that are drawn, and their bars but for ends
+    outside the outer fence of such ends."""
+    middle, low, high = (data[~data.failed][f"{name}{end}"] for end in ("", " low", " high"))
+    near = [*middle, *low[low >= fence(low)[0]], *high[high <= fence(high)[1]]]
+    return min(near, default=math.nan), max(near, default=math.nan)
+
+
+def _foot(data: pd.DataFrame, axes: Sequence[Axis]) -> list[str]:
+    """What a picture leaves out, in words: the rows that have failed, and the ends of bars."""
+    (kept, failed), lines = (data[~data.failed], data[data.failed]), list[str]()
+    for axis in axes:
+        (least, most), ends = limits(data, axis.name), [f"{axis.name} low", f"{axis.name} high"]
+        room = MARGIN * (most - least)
+        cut = kept[(kept[ends[0]] < least - room) | (kept[ends[1]] > most + room)].set_index("label")
+        if len(cut):
+            words = [f"{label} ({axis.tick(a)} to {axis.tick(b)})" for label, a, b in cut[ends].itertuples()]
+            lines.append(f"bars that leave the picture: {', '.join(words)}")
+        if len(failed) and axis.column == "number":
+            words = [
+                f"{label} ({axis.tick(value)})" for label, value in failed[["label", axis.name]].to_numpy()
+            ]
+            why = "failed (worse than the head alone, diverged, or one class), not drawn"
+            lines.append(f"{why}: {', '.join(words)}")
+    return lines
 
 
 # --- drawing
 
+#: The room around the points, of the length of an axis.
+MARGIN = 0.12
 
-def _draw(
-    rows: Sequence[Row],
-    best: Sequence[int],
-    axes: tuple[Axis, Axis],
-    better: tuple[int, int],
-    title: str,
-    canvas: Canvas,
-) -> None:
-    plot = canvas.subplots()
-    for row in rows:
-        tint, of = colour(_name(row), row.cell.kind), row.cell
-        bar: Any = {"color": tint, "alpha": 0.6, "linewidth": 1}
-        plot.plot([row.x.low, row.x.high], [row.y.value] * 2, **bar)
-        plot.plot([row.x.value] * 2, [row.y.low, row.y.high], **bar)
-        face = tint if of.seeds >= of.wanted else "white"
-        look: Any = {"color": tint, "markerfacecolor": face, "zorder": 3, "linestyle": "none"}
-        plot.plot(row.x.value, row.y.value, marker(_name(row), of.kind), label=of.label, **look)
-    for which, axis in zip("xy", axes, strict=True):
-        _scale(plot, which, [getattr(row, which).value for row in rows], axis)
-    plot.margins(0.12)
-    on = [(rows[i].x.value, rows[i].y.value) for i in best]
-    ends = [plot.get_xlim(), plot.get_ylim()]
-    corners = steps(on, (ends[0][better[0] < 0], ends[1][better[1] < 0]))
-    plot.plot(*zip(*corners, strict=True), color="#555555", linewidth=0.9, linestyle="--", zorder=1)
-    plot.set_xlim(ends[0])
-    plot.set_ylim(ends[1])
-    plot.set_xlabel(axes[0].label)
-    plot.set_ylabel(axes[1].label)
-    plot.set_title(f"{title}\n{_words(rows)}")
-    labels = [
-        Label(row.cell.label, row.x.value, row.y.value, colour(_name(row), row.cell.kind))
-        for i, row in enumerate(rows)
-        if len(rows) <= CROWDED or i in best or _name(row) in COLOURS
+
+def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]) -> None:
+    drawn, (x, y), of_metric = data[~data.failed], (axis.name for axis in axes), axes[1].column == "number"
+    crowded = len(data) > CROWDED
+    for side, axis in zip("xy", axes, strict=True):
+        _scale(plot, side, drawn[axis.name], axis)
+    plot.update_datalim(list(zip(limits(data, x), limits(data, y), strict=True)))
+    plot.margins(MARGIN)
+    plot.autoscale_view()
+    plot.autoscale(enable=False)
+    looks = [*map(look, drawn.kind, drawn.row)]
+    bars = [(drawn[of] - drawn[f"{of} low"], drawn[f"{of} high"] - drawn[of]) for of in (y, x)]
+    plot.errorbar(
+        drawn[x], drawn[y], *bars, fmt="none", ecolor=[of for of, _ in looks], alpha=0.6, elinewidth=1
+    )
+    text = [
+        f"{label}: {end:.{int(digits)}f}" if of_metric else label
+        for label, end, digits in drawn[["method", y, "digits"]].to_numpy()
     ]
-    bars = [((r.x.low, r.y.value), (r.x.high, r.y.value)) for r in rows]
-    bars += [((r.x.value, r.y.low), (r.x.value, r.y.high)) for r in rows]
-    place_labels(canvas, plot, labels, [*bars, *pairwise(corners)])
+    drawn = drawn.assign(text=text, colour=[of for of, _ in looks])
+    named = drawn.frontier | drawn.row.isin(labels)
+    for of, (colour, marker), beside in zip(drawn.to_dict("records"), looks, named, strict=True):
+        if of_metric and not crowded:
+            plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6)
+        face = colour if of["n"] >= of["wanted"] else "white"
+        label = None if crowded or labels or beside else of["text"]
+        plot.plot(of[x], of[y], marker, color=colour, markerfacecolor=face, zorder=3, label=label)
+    write_labels(plot, drawn[named].assign(x=drawn[x], y=drawn[y]), *(axis.less for axis in axes))
+    if not (crowded or labels or named.all()):
+        worse = f"{'upper' if axes[1].less else 'lower'} {'right' if axes[0].less else 'left'}"
+        plot.legend(loc=worse, fontsize=7)
+    best = drawn[drawn.frontier]
+    if len(best):  # at an x the line is at the best y that a row at least as good in x has
+        end, worst = plot.get_xlim()[axes[0].less], plot.get_ylim()[axes[1].less]
+        across, up = [best[x].iloc[0], *best[x], end], [worst, *best[y], best[y].iloc[-1]]
+        plot.step(across, up, where="post", color="#555555", linewidth=0.9, linestyle="--", zorder=1)
 
 
-def _name(row: Row) -> str:
-    return str(row.cell.records[0]["cell"]["row"])
+def write_labels(plot: Any, rows: pd.DataFrame, less: bool, down: bool) -> list[Any]:
+    """Writes each row's text beside its x and y, to the side where the frontier has nothing, and in the order
+    of y a line apart. Limits and scales must be final. less, down: whether less of x and of y is better.
+    Returns the texts."""
+    height, sign, line = 0.75 * 72 * plot.figure.get_figheight(), -1 if down else 1, 8
+    to_axes, texts, free = plot.transScale + plot.transLimits, list[Any](), -math.inf
+    for of in rows.sort_values("y", ascending=not down, kind="stable").itertuples():
+        across, up = to_axes.transform((of.x, of.y)) * (1, sign * height)
+        free, left = max(up + 3, free + line), across > (0.2 if less else 0.8)  # no label leaves the axes
+        place: Any = {"ha": "right" if left else "left", "va": "top" if down else "bottom", "fontsize": 7}
+        shift = -4 if left else 4, sign * (free - up)
+        more = {"textcoords": "offset points", "color": of.colour}
+        texts.append(plot.annotate(of.text, (of.x, of.y), shift, **place, **more))
+    return texts
 
 
-def _words(rows: Sequence[Row]) -> str:
-    """How many seeds, and what the lines are."""
-    counts, line = sorted({row.cell.seeds for row in rows}), "dashed: the frontier"
-    if counts == [1]:
-        return f"one seed; {line}"
-    of = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    # Of five seeds or fewer the interval is their range (analysis/stats.py)
-    bars = "95% interval of the median" if counts[-1] > 5 else "lowest to highest"
-    return f"median of {of} seeds; bars: {bars}; {line}"
-
-
-def _scale(plot: Any, which: str, values: Sequence[float], axis: Axis) -> None:
-    """A logarithmic axis where positive values differ widely, with a linear piece for zeros."""
-    positive, side = [value for value in values if value > 0], getattr(plot, f"{which}axis")
-    tick = axis.tick or (lambda value, _: f"{value:g}")
-    if not axis.linear and positive and min(values) >= 0 and max(positive) > WIDE * min(positive):
-        if min(values) == 0:
-            first, last = math.floor(math.log10(min(positive))), math.log10(max(positive))
-            getattr(plot, f"set_{which}scale")("symlog", linthresh=10.0**first, linscale=0.4)
-            decades = [10.0**power for power in range(first, math.floor(last) + 1)]
-            side.set_major_locator(FixedLocator([0.0, *decades]))
+def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
+    """The label and ticks of an axis: a logarithmic one where positive values differ widely, with a linear
+    piece for zeros."""
+    positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
+    plot.set(**{f"{side}label": axis.label})
+    if len(positive) and values.min() >= 0 and positive.max() > axis.wide * positive.min():
+        if values.min() == 0:
+            powers = range(math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max())) + 1)
+            of_side._set_axes_scale("symlog", linthresh=10.0 ** powers[0], linscale=0.4)
+            of_side.set_major_locator(FixedLocator([0.0, *(10.0**power for power in powers)]))
         else:
-            getattr(plot, f"set_{which}scale")("log")
-            several = max(positive) > 1000 * min(positive)
-            side.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0)))
-        side.set_major_formatter(FuncFormatter(tick))
-        side.set_minor_locator(NullLocator())
-    elif axis.tick:
-        side.set_major_formatter(FuncFormatter(tick))
+            plot.set(**{f"{side}scale": "log"})
+            several = positive.max() > 1000 * positive.min()
+            of_side.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0)))
+        of_side.set_minor_locator(NullLocator())
+    of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

@@ -1,54 +1,30 @@
-"""Notebooks as percent scripts: each is a few calls of analysis/*.py, and runs as a script, too."""
+"""Notebooks as percent scripts: a few calls of analysis, to be edited. Each runs as a script, too."""
 
 import os
-from collections.abc import Iterable
+from typing import Any
 
 from analysis.figures import Figure, svg
-from analysis.report.html import table_html
-from analysis.table import Table, texts
+from analysis.render import Table, markdown
 from runs.command import open_ledger
 from runs.record import Ledger
 
 
 def ledger() -> Ledger:
     """The records of the folder that the environment names (VERA_OUTPUT), or of outputs."""
-    records = open_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
-    if not records.records:
-        print("note: no records yet; tables show the paper's numbers alone")
-    return records
+    return open_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
 
 
-class Shown:
-    """A table or figure: HTML in a notebook, text elsewhere."""
+def show(*parts: Any) -> None:
+    """Shows tables, figures and frames: in a notebook as such, elsewhere as text."""
+    import IPython
 
-    def __init__(self, part: Table | Figure) -> None:
-        self.part = part
-
-    def __repr__(self) -> str:
-        part = self.part
+    page: Any = IPython.display if IPython.get_ipython() else None
+    for part in parts or ("note: there are no records of it yet",):
         if isinstance(part, Table):
-            return part.render("md")
-        rows = ["  ".join(row) for row in [part.header, *texts(part.rows)]]
-        return "\n".join([part.title, *rows, *part.notes])
-
-    def _repr_html_(self) -> str:
-        return ("" if isinstance(self.part, Table) else svg(self.part)) + table_html(self.part, {})
-
-
-def show(parts: Iterable[Table | Figure], what: str) -> None:
-    """Shows each table or figure, or a note that there is none."""
-    shown = [Shown(part) for part in parts]
-    for one in shown:
-        _display(one)
-    if not shown:
-        print(f"note: the ledger holds nothing for {what}")
-
-
-def _display(one: Shown) -> None:
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        print(one)
-        return
-    (display if get_ipython() else print)(one)
+            part = page.Markdown(markdown(part)) if page else markdown(part)
+        if isinstance(part, Figure):
+            print("\n".join([part.title, *part.notes]))
+            if page and len(part.data):
+                page.display(page.SVG(svg(part)))
+            part = part.data
+        (page.display if page else print)(part)

@@ -1,10 +1,7 @@
 """Executes the notebooks of this folder, percent scripts, on the records: OUTPUT/notebooks/NAME.ipynb and
 NAME.html.
 
-    python -m analysis.notebooks                    all of them       (make notebooks)
-    python -m analysis.notebooks median_tables      one
-
-jupytext opens the scripts as notebooks; only the scripts are committed.
+    python -m analysis.notebooks [median_tables]      all of them, or one
 """
 
 import os
@@ -27,14 +24,11 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
 
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
     with tempfile.TemporaryDirectory() as folder:
-        # To the kernel by files of this user: no port is opened. Their folder is named, or it would be the
-        # working directory of either
-        kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-        files, resources = Config({"KernelManager": kernel}), {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, config=files, timeout=600, resources=resources)
-        client.execute(env=os.environ | variables)
+        # To the kernel by files of this user: no port is opened
+        files = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
+        client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": folder}})
+        client.execute(env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables)
 
 
 def build(name: str, output: Path) -> Path:
@@ -42,16 +36,14 @@ def build(name: str, output: Path) -> Path:
     import jupytext
     from nbconvert import HTMLExporter
 
-    notebook = jupytext.read(FOLDER / f"{name}.py")
+    notebook, path = jupytext.read(FOLDER / f"{name}.py"), output / "notebooks" / f"{name}.ipynb"
     execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
-    path = output / "notebooks" / f"{name}.ipynb"
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
+    scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
     exporter: Any = HTMLExporter  # without annotations of its own
-    pages = exporter(
-        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", widget_renderer_url=""
-    )
-    text, _ = pages.from_notebook_node(notebook, {"metadata": {"name": name}})
+    exporter = exporter(**{f"{script}_url": "" for script in scripts})
+    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
 
@@ -62,8 +54,7 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[NAME ...]")
-    names = [one_of("notebook", name, NAMES) for name in line.names]
-    for name in names or NAMES:
+    for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
         path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0

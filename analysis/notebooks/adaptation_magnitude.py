@@ -1,19 +1,14 @@
 # %% [markdown]
 # # How much each layer is adapted
-# Figure 3: the length of the change of d, layer by layer, query and value.
-
+# Figure 3: the change of d by layer. Figure 5: how alike two methods' changes are. Figure 6: random matrices.
 # %%
-from analysis import figures
+from analysis import figures, runs
 from analysis.notebooks import ledger, show
 
 records = ledger()
-show(figures.make("figure3", records), "figure 3 (the change of d, measured from kept adapters)")
-
-# %% [markdown]
-# Figure 5: how alike the changes of two methods are. Figure 6: how well each fits random matrices.
-
+for name in ("figure3", "figure5", "figure6"):
+    show(*figures.make(name, records))
 # %%
-show(figures.make("figure5", records), "figure 5 (similarity of the updates)")
-
-# %%
-show(figures.make("figure6", records), "figure 6 (random matrices)")
+measured = {run["id"] for measure in records.measures.values() for run in measure["of"]}
+found = runs(records)
+show(found[found.id.isin(measured)][["id", "label", "model", "task", "seed", "rank", "value"]])

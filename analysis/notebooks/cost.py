@@ -1,23 +1,14 @@
 # %% [markdown]
 # # Cost
-# Time, memory and bytes of each cell: medians over seeds. Runs of one device may be compared.
-
+# Seconds, memory and bytes of each cell: medians over seeds. Only runs of one device compare.
 # %%
-from analysis import tables
+from analysis import cells, runs, tables
 from analysis.notebooks import ledger, show
-from analysis.statistics import costs
 
 records = ledger()
-show([costs(records)] if records.records else [], "costs (no finished run)")
-
+costs = ["parameters", "seconds", "peak_memory_bytes", "adapter_bytes", "device"]
+show(cells(runs(records))[["model", "task", "label", *costs]])
 # %% [markdown]
-# Table 12: instruction tuning, LoRA and VeRA of rank 64.
-
+# Table 12: instruction tuning. Table 1: what the trained weights take by formula.
 # %%
-show(tables.make("table12", records), "table 12")
-
-# %% [markdown]
-# Table 1: what the trained weights take by formula.
-
-# %%
-show(tables.make("table1", records), "table 1")
+show(*tables.make("table12", records), *tables.make("table1", records))

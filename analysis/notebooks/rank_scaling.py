@@ -1,22 +1,14 @@
 # %% [markdown]
 # # Rank
-# Figure 2: accuracy on RTE against trainable parameters, VeRA and LoRA over their ranks.
-
+# Figure 2: the metric against trained parameters, by rank. Figure 4: the gain for each 1,000 parameters.
 # %%
-from analysis import figures
+from analysis import cells, figures, runs
 from analysis.notebooks import ledger, show
 
 records = ledger()
-show(figures.make("figure2", records), "figure 2 (VeRA and LoRA of several ranks on RTE)")
-
+show(*figures.make("figure2", records), *figures.make("figure4", records), *figures.make("demo", records))
 # %% [markdown]
-# Figure 4: what a thousand trainable parameters gain over training the head alone.
-
+# The same numbers, to be drawn in another way.
 # %%
-show(figures.make("figure4", records), "figure 4 (gain for each 1,000 parameters)")
-
-# %% [markdown]
-# The demo's plot shows the same trade on the small model.
-
-# %%
-show(figures.make("demo", records), "the demo (make demo)")
+ranks = cells(runs(records)).query("method in ['vera', 'lora']").sort_values(["task", "method", "rank"])
+show(ranks[["model", "task", "label", "rank", "alpha", "parameters", "median", "n"]])

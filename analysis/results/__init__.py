@@ -1,5 +1,5 @@
-"""docs/results.md and docs/results/STUDY.md from the published records. findings.py and of_figures.py compare
-the paper's findings with them, sections.py writes the pages, readme.py the README's table."""
+"""docs/results.md and docs/results/STUDY.md from the published records. of_rows.py and of_figures.py try
+the paper's findings on them, sections.py fills the templates of the pages, readme.py those of the README."""
 
-from analysis.results.findings import claims
-from analysis.results.sections import merged, pages
+from analysis.results.of_rows import findings
+from analysis.results.sections import pages

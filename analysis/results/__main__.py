@@ -1,18 +1,19 @@
-"""Writes docs/results.md and a page for each study in docs/results: what this project's own studies found,
-from the records published in runs/records.
+"""Writes docs/results.md and a page for each study in docs/results, from the records in runs/records.
 
     python -m analysis.results                 (make results)
-    python -m analysis.results check=true
+    python -m analysis.results check=true      (only compares the pages with the records)
 
-A study is a folder of published records. Its NOTES.md, written by hand, says how it was run and what a reader
-must know; every number and picture comes from the records. check=true writes nothing and compares the pages
-with the records.
+A study is a folder of published records. Its NOTES.md is written by hand; every number and picture comes
+from the records.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results import claims, merged, pages
+import pandas as pd
+
+from analysis.frame import runs
+from analysis.results import findings, pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
@@ -39,21 +40,22 @@ def main(arguments: list[str]) -> int:
     studies = {folder: read_study(folder) for folder in study_folders()}
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
-    comparisons = claims(merged(studies.values()))
-    files = {settings.docs / path: text for path, text in pages(studies, comparisons, settings.docs).items()}
-    for folder, ledger in studies.items():
+    of = {folder: runs(ledger) for folder, ledger in studies.items()}
+    measures = {folder: [*ledger.measures.values()] for folder, ledger in studies.items()}
+    every = {one["id"]: one for of_study in measures.values() for one in of_study}
+    found = findings(pd.concat(of.values(), ignore_index=True).drop_duplicates("id"), every.values())
+    files = {settings.docs / path: text for path, text in pages(of, measures, found, settings.docs).items()}
+    for folder, frame in of.items():
         if folder.name == FRONT:
-            text = readme(settings.readme.read_text(), FRONT, headline(ledger))
-            files[settings.readme] = readme(text, "all studies", near_lora(comparisons))
-    gone = [path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg")]
-    gone = [path for path in gone if path not in files]  # of studies that are no more
+            text = readme(settings.readme.read_text(), FRONT, headline(frame))
+            files[settings.readme] = readme(text, "all studies", near_lora(found.to_dict("records")))
+    written = (path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg"))
+    gone = [path for path in written if path not in files]  # of studies that are no more
     if settings.check:
-        # A picture's bytes depend on matplotlib's version.
-        stale = gone + [
-            path
-            for path, text in files.items()
-            if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
-        ]
+        # A picture's bytes depend on matplotlib's version
+        there = {path for path in files if path.is_file()}
+        changed = (path for path in there if path.suffix != ".svg" and path.read_text() != files[path])
+        stale = [*gone, *(files.keys() - there), *changed]
         print(
             "\n".join(f"{path} is not what the records give: make results" for path in stale)
             or "every page is what the records give"

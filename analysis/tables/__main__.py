@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, words
-from analysis.own import early_stops, failures, split
+from analysis.command import OfVariants, open_chosen, split, words
+from analysis.frame import NUMBERS, runs
+from analysis.notes import unfinished
+from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
-from runs.command import did_you_mean, entry_point, read, setting
+from runs.command import did_you_mean, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, read_serving, write_atomically
 
@@ -40,6 +42,7 @@ class Settings(OfVariants):
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
     cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
+    columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
     runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
 
@@ -66,12 +69,22 @@ def main(arguments: list[str]) -> int:
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
-    models, tasks, of_sweep = words(settings.model), words(settings.task), bool(settings.sweep)
-    shown = (settings.all, of_sweep, settings.cost)
-    tables = make(name, ledger, settings.select, settings.seeds, models, tasks, *shown)
+    columns = words(settings.columns)
+    for column in columns:
+        one_of("column", column, NUMBERS)
+    tables = make(
+        name,
+        ledger,
+        models=words(settings.model),
+        tasks=words(settings.task),
+        columns=columns,
+        every=settings.all,
+        every_own=bool(settings.sweep),
+        **{key: getattr(settings, key) for key in ("select", "seeds", "cost")},
+    )
     if not tables:
         raise _nothing(name, ledger, settings)
-    text = "\n\n".join(table.render(settings.format, settings.runs) for table in tables)
+    text = render(tables, settings.format, settings.runs)
     print(text)
     if settings.save:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]
@@ -91,11 +104,11 @@ def _without_records(name: str, settings: Settings) -> Ledger:
 
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
-    records = f"{settings.output}/records"
+    records, own = f"{settings.output}/records", runs(split(ledger)[0])
     models, tasks = words(settings.model), words(settings.task)
-    of_table = early_stops(stopped(name, split(ledger)[0], models, tasks))
-    if notes := of_table if name else [*early_stops(ledger), *failures(ledger)]:
-        return UserError(f"no finished run in {records} for {name or 'that'}: {' '.join(notes)}")
+    notes = unfinished(stopped(name, own, models=models, tasks=tasks) if name else own)
+    if notes:
+        return UserError(f"no finished run in {records} for {name or 'that'}: {'; '.join(notes)}")
     of_models = f"{', '.join(models)} for " if models and name else ""
     hint = " (make demo)" if name == "demo" and not settings.chooses else ""
     return UserError(f"no records of {of_models}{name or 'that'} in {records} yet{hint}")

@@ -6,9 +6,8 @@ from typing import Any
 
 from analysis.beside import exact_counts, follows
 from analysis.paper import NAMES, claims
-from analysis.table import Table, TableCell, make_row
+from analysis.render import Entry, Table
 from analysis.tables.counts import binary, memory
-from runs.record import Ledger
 from runs.record.text import plural
 
 #: What measures the rows that no formula gives.
@@ -18,12 +17,12 @@ BASE = "base model"
 VARIANTS = {"merged": "VeRA, one adapter, merged", "not merged": "VeRA, one adapter, not merged"}
 
 
-def claims_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     """The text's claims, each with the paper's number and ours. Needs no record; files and latency come from
     the benchmark of serving, where this machine has done it."""
-    bench: dict[str, Any] = ledger.serving or {"rows": []}
+    bench: dict[str, Any] = serving or {"rows": []}
     rows = [*_memory(), *_files(bench), *_counts(), *_latency(bench)]
-    measured = f"bench-serving: {_origin(bench)}" if ledger.serving else f"{COMMAND} measures files and time."
+    measured = f"bench-serving: {_origin(bench)}" if serving else f"{COMMAND} measures files and time."
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each of GPT-3's 192 matrices, float32; A and B of VeRA come"
         " from a seed. KB, MB, GB, TB: powers of 1024.",
@@ -35,7 +34,11 @@ def claims_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[
     return [Table("Claims of the text", ["claim", "paper", "here", "status"], rows, notes)]
 
 
-def _memory() -> list[list[TableCell]]:
+def _row(*entries: Entry) -> list[Entry]:
+    return [*entries]
+
+
+def _memory() -> list[list[Entry]]:
     """An adapter of GPT-3, and those of a million users."""
     printed = claims()["memory"]
     exact, users = memory(printed["model"], printed["rank"]), printed["users"]
@@ -48,23 +51,23 @@ def _memory() -> list[list[TableCell]]:
     ]
 
 
-def _formula(claim: str, printed: str, size: int) -> list[TableCell]:
+def _formula(claim: str, printed: str, size: int) -> list[Entry]:
     status = "not printed" if printed == "-" else "as printed" if follows(printed, size) else "DIFFERS"
-    return make_row(claim, printed, binary(size), status)
+    return _row(claim, printed, binary(size), status)
 
 
-def _files(bench: dict[str, Any]) -> list[list[TableCell]]:
+def _files(bench: dict[str, Any]) -> list[list[Entry]]:
     """The files that this project writes, and a million of them."""
     users, rows = claims()["memory"]["users"], []
     for row in (row for row in bench["rows"] if row["part"] == "adapter file"):
         name = f"{row['model']}, {row['variant']}"
         held = f"{row['bytes']:,} bytes ({row['parameters']:,} parameters)"
-        rows += [make_row(f"{name}: an adapter's file", "-", held, "written")]
-        rows += [make_row(f"{name}: {users:,} files", "-", binary(row["bytes"] * users), "written")]
-    return rows or [make_row("an adapter's file", "-", COMMAND, "not measured")]
+        rows += [_row(f"{name}: an adapter's file", "-", held, "written")]
+        rows += [_row(f"{name}: {users:,} files", "-", binary(row["bytes"] * users), "written")]
+    return rows or [_row("an adapter's file", "-", COMMAND, "not measured")]
 
 
-def _counts() -> list[list[TableCell]]:
+def _counts() -> list[list[Entry]]:
     """The exact counts of a model's rows, the largest first, beside d_90."""
     d_90, rows = claims()["d_90"], []
     entries = [of for of in exact_counts() if of["model"] == d_90["model"] and of["method"] != "full"]
@@ -74,11 +77,11 @@ def _counts() -> list[list[TableCell]]:
         name += f" r={rank}" if rank else ""
         times = f"{of['count']:,} = {of['count'] / d_90['value']:.0f} x d_90"
         status = "as printed" if follows(printed, of["count"]) else "DIFFERS"
-        rows.append(make_row(f"RoBERTa-base, {name}: parameters", printed, times, status))
-    return [make_row("RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"), *rows]
+        rows.append(_row(f"RoBERTa-base, {name}: parameters", printed, times, status))
+    return [_row("RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"), *rows]
 
 
-def _latency(bench: dict[str, Any]) -> list[list[TableCell]]:
+def _latency(bench: dict[str, Any]) -> list[list[Entry]]:
     """The time of a batch with one adapter, merged and not, over the base model's."""
     seconds = {
         (row["variant"], row["resident"], row["tokens"]): statistics.median(row["seconds"])
@@ -92,9 +95,9 @@ def _latency(bench: dict[str, Any]) -> list[list[TableCell]]:
             if name == variant and (base := seconds.get((BASE, resident, tokens))):
                 times = f"{taken / base:.2f} x ({taken * 1e3:,.0f} ms)"
                 claim = f"RoBERTa-base, VeRA {way}: time at {tokens} tokens"
-                rows.append(make_row(claim, printed, times, "measured"))
+                rows.append(_row(claim, printed, times, "measured"))
         if not any(name == variant for name, _, _ in seconds):
-            rows.append(make_row(f"RoBERTa-base, VeRA {way}: time", printed, COMMAND, "not measured"))
+            rows.append(_row(f"RoBERTa-base, VeRA {way}: time", printed, COMMAND, "not measured"))
     return rows
 
 

@@ -2,8 +2,8 @@
 
 from analysis.beside import follows
 from analysis.paper import paper
-from analysis.table import Table, make_row
-from runs.record import Ledger
+from analysis.render import Table
+from analysis.tables.view import View
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
@@ -22,7 +22,7 @@ def memory(model: str, rank: int) -> dict[str, int]:
     }
 
 
-def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def table1(view: View) -> list[Table]:
     """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed. Needs no
     record."""
     kinds = ("LoRA", "LoRA bytes", "VeRA", "VeRA bytes")
@@ -39,7 +39,7 @@ def table1(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
         shown = [f"{values[0]:,}", binary(values[1]), f"{values[2]:,}", binary(values[3])]
         marked = [text + ("*" if i in differing else "") for i, text in enumerate(printed)]
         pairs = [cell for pair in zip(shown, marked, strict=True) for cell in pair]
-        rows.append(make_row(MODELS[model], str(rank), *pairs, status))
+        rows.append([MODELS[model], str(rank), *pairs, status])
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
         "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",

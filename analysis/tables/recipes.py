@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, recipes
-from analysis.table import Table, make_row
-from runs.record import CONF, Ledger
+from analysis.render import Entry, Table
+from analysis.tables.view import View
+from runs.record import CONF
 
 #: Keys of a recipe as tables call them.
 KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs"}
@@ -53,14 +54,14 @@ def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, Any
     printed: the paper's values by key, a list with one for each column or one for all; None where it prints
     none.
     """
-    rows = []
+    rows = list[list[Entry]]()
     for key, values in printed.items():
         papers = values if isinstance(values, list) else [values] * len(columns)
         ours = [recipe(*column, key) for column in columns.values()]
         pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
         wrong = ", ".join(str(b) for _, b in pairs) if any(a != b for a, b in pairs) else ""
         status = f"DIFFERS: {wrong}" if wrong else "as printed" if pairs else "not printed"
-        rows.append(make_row(KEYS[key], *map(_plain, ours), status))
+        rows.append([KEYS[key], *map(_plain, ours), status])
     chosen: dict[str, None] = {}
     for row, model, _ in columns.values():
         reasons = _recipe_file(row, model).get("chosen") or {}
@@ -73,7 +74,7 @@ def _plain(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def table8(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def table8(view: View) -> list[Table]:
     """The recipes of VeRA on GLUE. Needs no record."""
     tables, common = [], recipes()["glue"]["common"]
     for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
@@ -87,7 +88,7 @@ def table8(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     return tables
 
 
-def table9(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def table9(view: View) -> list[Table]:
     """The recipes of instruction tuning, the same for each Llama. Needs no record."""
     papers = recipes()["instruct"]
     common = papers["common"]
@@ -103,7 +104,7 @@ def table9(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]
     return tables
 
 
-def table10(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def table10(view: View) -> list[Table]:
     """The recipes of VeRA on E2E. Needs no record."""
     papers, common = recipes()["e2e"]["vera"], recipes()["e2e"]["common"]
     columns = {"medium": ("vera", "gpt2_medium", "e2e"), "large": ("vera", "gpt2_large", "e2e")}
@@ -114,7 +115,7 @@ def table10(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table
     return [_recipe_table("Table 10: VeRA on E2E with GPT-2, from conf/recipe", columns, printed, ["AdamW."])]
 
 
-def table11(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def table11(view: View) -> list[Table]:
     """The recipes of image classification. Needs no record."""
     common = recipes()["images"]["common"]
     tables = []

@@ -1,62 +1,63 @@
 """Rows x tasks: whatever has run, of any task, method and model, with its cost."""
 
-from collections import defaultdict
+import math
 
-from analysis import compare
-from analysis.cells import Cell, Key, cells
-from analysis.compare import of_cells
-from analysis.series import series
-from analysis.table import Table, TableCell, make_row
-from runs.record import Ledger
-from runs.record.text import megabytes, one_line
+import pandas as pd
+
+from analysis.frame import in_cells
+from analysis.notes import notes
+from analysis.render import NONE, Entry, Number, Table
+from analysis.tables.view import Cell, View, by_row, count, diverged, of_runs
 
 
-def rows_table(ledger: Ledger, select: str, seeds: int | None = None) -> list[Table]:
+def rows(view: View) -> list[Table]:
     """A table for each model, a row for each method and a column for each task."""
-    by_key = cells(ledger, seeds or 1, select)
-    return [_of_model(model, compare.of_model(by_key, model)) for model in sorted({key[0] for key in by_key})]
+    cells = view.numbers(view.seeds or 1)
+    return [_of_model(view, model, of) for model, of in cells.groupby("model", sort=True)]
 
 
-def _of_model(model: str, by_key: dict[Key, Cell]) -> Table:
-    labels, numbers = dict[str, str](), defaultdict[str, set[str]](set)
-    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
-    for (_, row, task), cell in sorted(by_key.items(), key=lambda item: (-item[1].parameters, item[0])):
-        rows[row][task] = cell
-        labels[task] = one_line(str(cell.records[0]["label"]["task"]))
-        numbers[series(cell).name].add(task)
-    tasks = sorted(labels)
-    name = next(iter(by_key.values())).records[0]["label"]["model"]
-    on_tasks = {what: ", ".join(labels[task] for task in sorted(on)) for what, on in numbers.items()}
-    of = "; ".join(f"{what} ({on})" for what, on in on_tasks.items())
-    notes = [
-        f"Medians over seeds, +- sample standard deviation, and how many seeds: {of}.",
-        "params: without the classification head. s/run: training and evaluation. adapter: the file that a"
-        " run keeps. Both are medians over the row's runs.",
-    ]
-    header = ["method", "source", "params", *(labels[task] for task in tasks), "s/run", "adapter"]
-    lines = [_row(cells_, tasks) for cells_ in rows.values()]
-    return Table(str(name), header, lines, [*notes, *compare.about(by_key)], model, labels, ("best", "last"))
+def _of_model(view: View, model: str, cells: pd.DataFrame) -> Table:
+    cells = cells.assign(order=-cells.parameters).sort_values(["order", "row", "task"], kind="stable")
+    labels = cells.sort_values("task").drop_duplicates("task").set_index("task").task_label.to_dict()
+    on = {
+        name: ", ".join(dict.fromkeys(of.sort_values("order").task_label))
+        for name, of in cells.groupby("name", sort=False)
+    }
+    names = "; ".join(f"{name} ({of})" for name, of in on.items())
+    how = f"Medians over seeds, +- sample standard deviation (seeds): {names}."
+    runs = view.runs[view.runs.model == model]
+    done = in_cells(runs, cells)
+    lines = [_row(view, ours, list(labels), done[done.row == row]) for row, ours in by_row(cells).items()]
+    header = ["method", "source", "params", *labels.values(), "s/run", "adapter"]
+    title = f"{cells.model_label.iloc[0]}{view.title}"
+    return Table(title, header, lines, notes(runs, cells, how=how), model, labels, ("best", "last"))
 
 
-def _row(ours: dict[str, Cell], tasks: list[str]) -> list[TableCell]:
-    """ours: the cells of a row by task. Its cost is over the runs of all of them."""
-    first, *_ = ours.values()
-    whole = Cell([record for cell in ours.values() for record in cell.records], 1)
-    seconds, size = whole.seconds, whole.cost("adapter_bytes")
-    return make_row(
+def _row(view: View, ours: dict[str, Cell], tasks: list[str], runs: pd.DataFrame) -> list[Entry]:
+    """ours: the cells of a row by task. Its cost is the median over the runs of all of them that did not
+    diverge."""
+    first = next(iter(ours.values()))
+    done = runs if runs.diverged.all() else runs[~runs.diverged.astype(bool)]
+    seconds, size = (float(pd.to_numeric(done[key]).median()) for key in ("seconds", "adapter_bytes"))
+    return [
         first.label,
-        "ours",
-        compare.size_of(first),
-        *(_number(ours[task]) if task in ours else "-" for task in tasks),
-        of_cells(f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}", whole),
-        of_cells(megabytes(size) if size else "-", whole),
+        view.whose,
+        count(first),
+        *(_number(ours[task]) if task in ours else NONE for task in tasks),
+        of_runs(seconds, runs.id, decimals=0 if seconds >= 10 else 1),
+        of_runs(size or math.nan, runs.id, form="bytes"),
+    ]
+
+
+def _number(cell: Cell) -> Number:
+    """The number that the task's table reports, of those that have one, with how many: "76.0 +-1.0 (5)"."""
+    known = [value for value in cell.values if value == value]
+    return Number(
+        float(pd.Series(known, dtype=float).median()),
+        cell.spread if cell.n == cell.runs else float(pd.Series(known, dtype=float).std()),
+        cell.n or cell.runs,
+        decimals=int(cell.digits),
+        counted=True,
+        mark=diverged(cell),
+        ids=cell.ids,
     )
-
-
-def _number(cell: Cell) -> TableCell:
-    """The number that the task's table reports, with how many seeds have it: "76.0 +-1.0 (5)"."""
-    of = series(cell)
-    if not of.values:
-        return of_cells(f"nan ({cell.seeds})", cell)
-    number = compare.with_spread(of.values.values(), of.decimals)
-    return of_cells(f"{number} ({len(of.values)}){compare.diverged_mark(cell)}", cell)

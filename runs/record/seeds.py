@@ -112,6 +112,8 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
 
     if len(values) < 2:
         return None
+    if min(values) == max(values):  # such as a count of parameters: every resample says the same
+        return float(values[0]), float(values[0])
     medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
     bounds = []
     for percent in (50 * (1 - level), 50 * (1 + level)):

@@ -1,30 +1,34 @@
-"""A cell beside the paper's number: rows of another size, numbers that are only quoted, and the words for a
+"""Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a
 row."""
 
+import math
 import statistics
 
 import numpy as np
 import pytest
-from ledgers import COUNTS, apart, ledger, record, seeds
+from ledgers import COUNTS, apart, ledger, made, record, seeds
 
-from analysis import beside, inference, tables, verdicts
-from analysis.beside import Beside
-from analysis.cells import Cell, cells
+from analysis import beside, tables
+from analysis.frame import cells, runs
+from analysis.inference import median_variance, welch_half
 from analysis.paper import GLUE, IMAGES
-from analysis.statistics import statistics_tables
 
 
-def sized(
-    row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954), **changes
-):
-    made = [one for task in tasks for one in seeds(row, task, bests, model=model, **changes)]
-    for one in made:
+def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954)):
+    of = [one for task in tasks for one in seeds(row, task, bests, model=model)]
+    for one in of:
         one["parameters"]["adapter"] = count
-    return made
+    return of
 
 
-def status_of(table, source="ours"):
+def statuses(table, source="ours"):
     return [row[-1] for row in table.texts if row[1] == source]
+
+
+def judged(records):
+    """The numbers of the paper that have a cell."""
+    of = tables.verdicts(runs(ledger(*records)))
+    return of[of.ran]
 
 
 # --- the size of a row
@@ -34,7 +38,6 @@ def status_of(table, source="ours"):
     ("row", "count", "size", "same"),
     [
         ("lora_fa", 393216, "3.7M", False),
-        ("lora_fa", 3686400, "3.7M", True),  # rank 75
         ("lora_fa", 3649999, "3.7M", False),
         ("lora_fa", 3650001, "3.7M", True),
         ("vera", 61440, "0.061M", True),
@@ -42,183 +45,118 @@ def status_of(table, source="ours"):
         ("head", 0, "0", True),
         ("head", 61440, "0", False),
         ("none", 0, 0, True),
-        ("adapter_p_3m", 3171840, "3M", True),
         ("lora", 159907840, "159.9M (610MB)", True),  # table 13's
     ],
 )
 def test_a_row_is_the_papers_where_its_count_rounds_to_the_printed_one(row, count, size, same):
-    (cell,) = cells(sized(row, count, ("rte",)), 5).values()
-    assert beside.same_size(cell, "roberta_large", row, size) is same
+    assert beside.same_size(count, "roberta_large", row, size) is same
 
 
 def test_a_row_is_the_papers_where_its_count_is_the_exact_one_of_that_row():
     """393,216 printed as 0.35M, of LoRA on GPT-2 medium and of nothing else."""
-    (cell,) = cells(sized("lora", 393216, ("rte",)), 5).values()
-    assert beside.same_size(cell, "gpt2_medium", "lora", "0.35M")
-    assert not beside.same_size(cell, "gpt2_large", "lora", "0.35M")
-    assert not beside.same_size(cell, "gpt2_medium", "vera", "0.35M")
-    assert not beside.same_size(cell, "gpt2_medium", "lora", "0.77M")
+    assert beside.same_size(393216, "gpt2_medium", "lora", "0.35M")
+    assert not beside.same_size(393216, "gpt2_large", "lora", "0.35M")
+    assert not beside.same_size(393216, "gpt2_medium", "vera", "0.35M")
+    assert not beside.same_size(393216, "gpt2_medium", "lora", "0.77M")
 
 
 def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     for of in COUNTS:
         assert beside.follows(of["printed"], of["count"]) != ("note" in of), of
-    told = [
-        note for model in dict.fromkeys(of["model"] for of in COUNTS) for note in beside.about_counts(model)
-    ]
-    assert len(told) == sum("note" in of or "chosen" in of for of in COUNTS) == 8
-    assert beside.about_counts("gpt2_large") == [
-        "The paper prints 0.77M for lora, whose exact count is 737,280: the printed figure does not follow"
-        " from rank 4."
-    ]
 
 
 def test_a_row_of_another_size_is_not_judged():
     """method=lora_fa method.rank=8 on RoBERTa-large has 393,216 parameters; the paper's row has 3.7M."""
-    made = ledger(*sized("lora_fa", 393216))
-    table = tables.table2(made, "paper")[1]
-    assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.texts)
-    assert not any(note.startswith(("difference:", "reproduced n/m")) for note in table.notes)
-    found = [f.verdict for f in verdicts.verdicts(made) if f.verdict.ids]
-    assert [(said.word, said.difference, said.interval) for said in found] == [("other size", None, None)] * 6
-    assert {row[-1] for row in statistics_tables(made)[0].texts} == {"other size"}
-    fewer = tables.table2(ledger(*sized("lora_fa", 393216, ("rte",))), "paper")[1]
-    assert status_of(fewer) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in fewer.texts)
-
-
-def test_a_row_whose_printed_count_is_off_its_formula_is_judged_and_the_table_says_so():
-    made = [record("lora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
-    for one in made:
-        score = {
-            "bleu": 69 + one["cell"]["seed"] / 10,
-            "nist": 8.5,
-            "meteor": 46.0,
-            "rouge_l": 71.0,
-            "cider": 2.4,
-        }
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **score}]}
-        assert one["parameters"]["adapter"] == 393216
-    table = tables.table3(ledger(*made), "paper")[0]
-    (difference,) = [row for row in table.texts if row[1] == "difference"]
-    assert difference[3] == apart(([69.0, 69.1, 69.2, 69.3, 69.4], 68.9, None)) == "+0.3 +-0.2"
-    assert difference[4] == "-0.19 +-0.00"  # NIST, of the same value in each seed
-    assert beside.about_counts("gpt2_medium")[0] in table.notes
-    assert status_of(table) == ["inside 0/5"]
-
-
-def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints():
-    """AdaLoRA's 590,112 is this project's rank, and not the paper's 0.38M; DyLoRA's rounds to 0.39M."""
-    for row, count, size, same in (("adalora", 590112, "0.38M", False), ("dylora", 393216, "0.39M", True)):
-        (cell,) = cells(sized(row, count, ("e2e",), model="gpt2_medium"), 3).values()
-        assert beside.same_size(cell, "gpt2_medium", row, size) is same
-    made = [record("adalora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
-    for one in made:
-        scores = dict.fromkeys(("bleu", "nist", "meteor", "rouge_l", "cider"), 50.0)
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **scores}]}
-        one["parameters"]["adapter"] = 590112
-    table = tables.table3(ledger(*made), "paper")[0]
-    assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.texts)
-    chosen = [note for note in table.notes if "size and rates chosen here" in note]
-    assert [note.partition(":")[0] for note in chosen] == ["dylora", "adalora"]
-    assert "590,112 parameters for the paper's 0.38M" in chosen[1]
-    assert not any("exact count is 590,112" in note for note in table.notes)
-
-
-def test_table_2_says_which_of_its_printed_counts_is_off_its_formula():
-    (note,) = beside.about_counts("roberta_base")
-    assert note.startswith("The paper prints 125M for full, whose exact count is 124,055,040: ")
-    base, large = tables.table2(ledger(*sized("full", 124055040, model="roberta_base")), "paper")
-    assert note in base.notes
-    assert not any("whose exact count is" in line for line in large.notes)
-    assert any(row[1] == "difference" for row in base.texts)
-
-
-def test_images_and_judged_texts_of_another_size_are_not_judged_either():
+    for tasks in (tuple(GLUE), ("rte",)):
+        of = sized("lora_fa", 393216, tasks)
+        table = made("table2", ledger(*of))[1]
+        assert statuses(table) == ["ours, another size: not compared"]
+        assert not any(row[1] == "difference" for row in table.texts)
+        assert set(judged(of).word) == {"other size"}
     images = sized("lora", 589824, tuple(IMAGES), "vit_base")
     for one in images:
         one["config"]["task"] |= {"family": "images", "shots": 10}
         one["result"]["reported"] = "last"
-    table = tables.table5(ledger(*images), "paper")[0]
-    assert status_of(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.texts)
-    judged = judged_by_gpt_4("lora", [5.0, 5.1, 5.2, 5.3, 5.4])
-    for one in judged:
+    texts = judged_by_gpt_4("lora", [5.0, 5.1, 5.2, 5.3, 5.4])
+    for one in texts:
         one["parameters"]["adapter"] = 40_000
-    table = tables.table4(ledger(*judged), "paper")[0]
-    assert status_of(table) == ["ours, another size: not compared"]
+    for name, of in (("table5", images), ("table4", texts)):
+        table = made(name, ledger(*of))[0]
+        assert statuses(table) == ["ours, another size: not compared"]
+        assert not any(row[1] == "difference" for row in table.texts)
+        assert set(judged(of).word) == {"other size"}
+
+
+def test_a_row_whose_printed_count_is_off_its_formula_is_judged():
+    of = [record("lora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
+    for seed, one in enumerate(of):
+        score = {"bleu": 69 + seed / 10, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **score}]}
+        assert one["parameters"]["adapter"] == 393216
+    table = made("table3", ledger(*of))[0]
+    (difference,) = [row for row in table.texts if row[1] == "difference"]
+    assert difference[3] == apart(([69.0, 69.1, 69.2, 69.3, 69.4], 68.9, None)) == "+0.3 +-0.2"
+    assert difference[4] == "-0.19 +-0.00"  # NIST, of the same value in each seed
+    assert statuses(table) == ["inside 0/5"]
+
+
+def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints():
+    """AdaLoRA's 590,112 is this project's rank, and not the paper's 0.38M; DyLoRA's rounds to 0.39M."""
+    assert not beside.same_size(590112, "gpt2_medium", "adalora", "0.38M")
+    assert beside.same_size(393216, "gpt2_medium", "dylora", "0.39M")
+    of = [record("adalora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
+    for one in of:
+        scores = dict.fromkeys(("bleu", "nist", "meteor", "rouge_l", "cider"), 50.0)
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **scores}]}
+        one["parameters"]["adapter"] = 590112
+    table = made("table3", ledger(*of))[0]
+    assert statuses(table) == ["ours, another size: not compared"]
     assert not any(row[1] == "difference" for row in table.texts)
-    words = {
-        f.verdict.word for one in (images, judged) for f in verdicts.verdicts(ledger(*one)) if f.verdict.ids
-    }
-    assert words == {"other size"}
-
-
-def test_a_dash_is_no_number():
-    """A cell without a difference yet names no runs, or it would be a link to them."""
-    table = tables.table2(ledger(*seeds("vera", "rte"), *seeds("vera", "cola", (0.65, 0.66))), "paper")[0]
-    (difference,) = [row for row in table.rows if row[1].text == "difference"]
-    assert [cell.ids for cell in difference if cell.text == "-"] == [()] * 6
-    assert [cell for cell in difference if cell.ids] == [difference[table.header.index("RTE")]]
+    assert "dylora: size and rates chosen here" in table.notes[0]
+    assert (
+        "adalora: size and rates chosen here, with 590,112 parameters for the paper's 0.38M" in table.notes[0]
+    )
 
 
 # --- judged texts
 
 
 def judged_by_gpt_4(row, means, model="llama_7b"):
-    made = [record(row, "alpaca", seed, model=model) for seed in range(len(means))]
-    for one, mean in zip(made, means, strict=True):
+    of = [record(row, "alpaca", seed, model=model) for seed in range(len(means))]
+    answering = {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0}
+    for one, mean in zip(of, means, strict=True):
         one["config"]["task"] |= {"family": "instruct", "train_rows": None}
         one["result"]["reported"] = "last"
-        one["judged"] = [
-            {
-                "bench": "mt_bench",
-                "judge": "gpt-4",
-                "mean": mean,
-                "low": mean,
-                "high": mean,
-                "n": 160,
-                "n_valid": 160,
-                "turns": {"1": mean, "2": mean},
-                "answering": {
-                    "answer_tokens": 1024,
-                    "top_p": 1.0,
-                    "top_k": None,
-                    "batch": 8,
-                    "without_room": 0,
-                },
-            }
-        ]
-    return made
+        said = {
+            "mean": mean,
+            "low": mean,
+            "high": mean,
+            "n": 160,
+            "n_valid": 160,
+            "turns": {"1": mean, "2": mean},
+        }
+        one["judged"] = [{"bench": "mt_bench", "judge": "gpt-4", "answering": answering, **said}]
+    return of
 
 
 def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
     """Its 2.61 is a number of Zheng et al. 2023, asked with another prompt and not in 4 bit."""
-    made = ledger(*judged_by_gpt_4("none", [2.6, 2.61, 2.62, 2.63, 2.64], "llama_13b"))
-    table = next(table for table in tables.table4(made, "paper") if "Llama 13B" in table.title)
+    of = judged_by_gpt_4("none", [2.6, 2.61, 2.62, 2.63, 2.64], "llama_13b")
+    table = next(table for table in made("table4", ledger(*of)) if "Llama 13B" in table.title)
     lines = [row for row in table.texts if row[0] == "none" or row[1] == "difference"]
     assert [(row[1], row[3], row[-1]) for row in lines] == [
         ("paper", "2.61", "quoted"),
         ("ours", "2.62 +-0.02", "ours"),
     ]
-    assert any(
-        "that of Zheng et al. 2023" in note and "no difference is shown" in note for note in table.notes
-    )
-    (found,) = [
-        f for f in verdicts.verdicts(made) if (f.table, f.model, f.row) == ("table4", "llama_13b", "none")
-    ]
-    assert (found.verdict.word, found.verdict.difference, found.verdict.ids) == ("quoted", None, ())
-    other = next(table for table in tables.table4(made, "paper") if "Llama 7B" in table.title)
-    assert not any("Zheng" in note for note in other.notes)
+    (word,) = tables.verdicts(runs(ledger(*of)))[lambda v: (v.table == "table4") & (v.row == "none")].word
+    assert word == "quoted"
 
 
 def test_a_judges_scores_have_two_decimals_and_their_interval():
-    table = tables.table4(ledger(*judged_by_gpt_4("vera", [4.5, 4.6, 4.7, 4.8, 4.9])), "paper")[0]
+    table = made("table4", ledger(*judged_by_gpt_4("vera", [4.5, 4.6, 4.7, 4.8, 4.9])))[0]
     (difference,) = [row for row in table.texts if row[1] == "difference"]
     assert difference[3] == apart(([4.5, 4.6, 4.7, 4.8, 4.9], 4.77, None), decimals=2) == "-0.07 +-0.24"
-    assert status_of(table) == ["inside 1/1"]
+    assert statuses(table) == ["inside 1/1"]
 
 
 # --- the words for a row
@@ -227,58 +165,78 @@ def test_a_judges_scores_have_two_decimals_and_their_interval():
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["consistent, wide"] * 3 + ["not reproduced"] * 13
     assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
-    assert beside.summary(words[3:8]) == "reproduced 1/5, wide 3, not 1 (0.25 by chance)"
     assert (
         beside.summary(["inside our interval", "outside our interval", "inside our interval"]) == "inside 2/3"
     )
-    assert (
-        beside.summary(["reproduced", "outside our interval"])
-        == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
-    )
+    mixed = beside.summary(["reproduced", "outside our interval"])
+    assert mixed == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
 
 
-def test_words_say_what_they_mean_where_they_stand():
-    assert "12% of perfect replications" in beside.VERDICTS["inside"]
-    assert "5% of perfect replications" in beside.VERDICTS["reproduced"]
-    assert (
-        "at most the margin: 1 point (0.1 for NIST and CIDEr, 0.2 for judges)"
-        in beside.VERDICTS["reproduced"]
-    )
-    assert beside.notes([["VeRA", "paper", "quoted"], ["", "ours", "ours, incomplete"]]) == []
-    whole = beside.notes([["VeRA", "ours", "reproduced 1/2, wide 0, not 1 (0.1 by chance); mean reproduced"]])
-    assert whole == [beside.VERDICTS["reproduced"], beside.VERDICTS["mean"]]
+def of_table_2(*records):
+    rows = beside.beside("table2", cells(runs(ledger(*records))).assign(column=lambda of: of.task))
+    return rows[rows.ran]
 
 
 def test_the_mean_of_a_row_is_judged_where_every_cell_is():
-    def one(bests, printed, spread):
-        return Beside(Cell(seeds(bests=bests), 5), printed, spread)
-
-    even = (0.783, 0.785, 0.787, 0.789, 0.791)
-    far, near = one(even, 79.4, 0.3), one(even, 78.0, 0.3)
-    assert (far.verdict.word, near.verdict.word) == ("not reproduced", "not reproduced")
-    assert beside.mean([far, near]).word(1.0) == "reproduced"  # 0.7 below, 0.7 above
-    assert beside.status([far, near]).endswith("; mean reproduced")
-    values = [78.3, 78.5, 78.7, 78.9, 79.1]
-    assert beside.difference_text(beside.mean([far, near]), 3) == apart(
-        (values, 79.4, 0.3), (values, 78.0, 0.3), decimals=3
+    even = (0.0, 0.002, 0.004, 0.006, 0.008)
+    printed = {"rte": 78.7, "qnli": 91.8}
+    above, below = (
+        [record("vera", task, seed, best / 100 + shift + add) for seed, add in enumerate(even)]
+        for (task, best), shift in zip(printed.items(), (0.01, -0.02), strict=True)
     )
-    assert beside.mean([far]) is None
-    assert beside.mean([far, one(even[:4], 78.7, 0.3)]) is None
-    assert beside.status([far, one(even[:4], 78.7, 0.3)]) == "ours"
+    rows = of_table_2(*above, *below)
+    assert list(rows.word) == ["not reproduced", "not reproduced"]
+    whole = beside.mean_of(rows)
+    values = [[100 * one["result"]["best"] for one in of] for of in (below, above)]
+    expected = apart((values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3)
+    assert f"{whole['difference']:+.3f} +-{whole['half']:.3f}" == expected
+    assert whole["word"] == "reproduced"  # 1.6 below, 1.4 above
+    assert beside.status(rows).endswith("; mean reproduced")
+    assert beside.mean_of(rows[:1]) is None
+    fewer = of_table_2(*above, *below[:4])
+    assert beside.mean_of(fewer) is None
+    assert beside.status(fewer) == ""
 
 
-def test_fewer_seeds_than_a_verdict_needs_have_a_difference_without_an_interval():
-    three = Beside(Cell(seeds(bests=(0.78, 0.79, 0.80)), 3), 78.7, 0.7)
-    assert three.gap() == "+0.3"
-    assert Beside(Cell(seeds(bests=(0.78, 0.79, 0.80)), 5), 78.7, 0.7).gap() == "-"
-    assert three.verdict.word == "incomplete"
-    six = seeds(bests=(0.785, 0.786, 0.787, 0.788, 0.789, 0.787))
-    assert Beside(Cell(six, 5), 78.7, 0.3).verdict.word == "reproduced"
+def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_incomplete():
+    (row,) = of_table_2(*seeds(bests=(0.78, 0.79, 0.80))).itertuples()
+    assert (row.word, round(row.difference, 9)) == ("incomplete", 0.3)
+    six = seeds(task="sst2", bests=(0.944, 0.945, 0.946, 0.947, 0.948, 0.946))
+    assert list(of_table_2(*six).word) == ["reproduced"]
     six[5]["result"]["protocols"]["paper"]["best"] = None  # five have their number, and a sixth has none
-    assert Beside(Cell(six, 5), 78.7, 0.3).verdict.word == "incomplete"
-    by_mean = Beside(Cell(seeds(bests=(0.7, 0.78, 0.79, 0.8, 0.81)), 5), 78.7, 0.7, middle=statistics.fmean)
-    assert by_mean.gap() == apart(([70.0, 78.0, 79.0, 80.0, 81.0], 78.7, 0.7), middle=statistics.fmean)
+    assert list(of_table_2(*six).word) == ["incomplete"]
+
+
+def test_runs_of_the_same_number_are_reproduced_or_not():
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == ["reproduced"]
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == ["not reproduced"]
+
+
+@pytest.mark.parametrize(("middle", "reachable", "beyond"), [("median", 0.65, 0.7), ("mean", 0.8, 0.9)])
+def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(middle, reachable, beyond):
+    """As docs/statistics.md says: of ours any spread and any number of seeds is tried."""
+
+    def narrowest(spread):
+        factor = median_variance(5) if middle == "median" else 1.0
+        ours = np.tile(np.linspace(0, 0.5, 101), 3)
+        freedoms = np.repeat([4, 9, 1000], 101)
+        theirs = np.full(303, factor * spread**2 / 5)
+        return welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min()
+
+    assert narrowest(beyond) > beside.MARGIN
+    assert narrowest(reachable) <= beside.MARGIN
+
+
+def test_welchs_interval_is_scipys():
+    from scipy import stats
+
+    x, y = [78.0, 79.0, 80.5, 77.0, 78.7], [80.0, 81.5, 79.9]
+    half = welch_half([statistics.variance(x) / 5, statistics.variance(y) / 3], [4, 2])
+    bounds = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    assert half == pytest.approx((bounds.high - bounds.low) / 2)
+    assert welch_half([0.0, 0.0], [4, 2]) == 0
+    assert math.isnan(welch_half([math.nan, 1.0], [4, 2]))
 
 
 # --- LoRA's alpha at other ranks
@@ -286,23 +244,17 @@ def test_fewer_seeds_than_a_verdict_needs_have_a_difference_without_an_interval(
 
 def lora(rank, alpha, seed, best, recipe=(8, 8)):
     """recipe: its rank and alpha."""
-    made = record(f"lora_r{rank}", "cola", seed, best, model="minilm")
-    made["id"] += f"-{alpha}"
-    made["config"]["method"] = {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
-    made["config"]["recipe"] = dict(zip(("rank", "alpha"), recipe, strict=True))
-    made["label"] |= {"row": f"LoRA r={rank}"}
-    return made
+    of = record(f"lora_r{rank}", "cola", seed, best, model="minilm")
+    of["id"] += f"-{alpha}"
+    of["config"]["method"] = {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
+    of["config"]["recipe"] = dict(zip(("rank", "alpha"), recipe, strict=True))
+    of["label"] |= {"row": f"LoRA r={rank}"}
+    return of
 
 
 def test_two_conventions_of_alpha_are_two_rows():
-    made = [lora(2, alpha, seed, best) for alpha, best in ((8, 0.1), (2, 0.2)) for seed in range(5)]
-    found = cells(made, 5)
-    assert {key[1]: (cell.seeds, cell.median(), cell.left_out) for key, cell in found.items()} == {
-        "lora_r2": (5, 10.0, 0),
-        "lora_r2_proportional": (5, 20.0, 0),
-    }
-    assert [cell.label for cell in found.values()] == ["LoRA r=2, alpha=8", "LoRA r=2, alpha=r"]
-    table = tables.table2(ledger(*made), "paper")[2]
+    of = [lora(2, alpha, seed, best) for alpha, best in ((8, 0.1), (2, 0.2)) for seed in range(5)]
+    table = made("table2", ledger(*of))[2]
     assert [(row[0], row[3]) for row in table.texts] == [
         ("LoRA r=2, alpha=8", "10.0 +-0.0"),
         ("LoRA r=2, alpha=r", "20.0 +-0.0"),
@@ -319,24 +271,5 @@ def test_two_conventions_of_alpha_are_two_rows():
     ],
 )
 def test_a_rows_label_says_how_alpha_came_about(rank, alpha, recipe, row, label):
-    ((key, cell),) = cells([lora(rank, alpha, 0, 0.5, recipe)], 5).items()
-    assert (key[1], cell.label) == (row, label)
-
-
-@pytest.mark.parametrize(
-    ("middle", "reachable", "beyond"), [(statistics.median, 0.65, 0.7), (statistics.fmean, 0.8, 0.9)]
-)
-def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(middle, reachable, beyond):
-    """As the note under the tables says: of ours any spread and any number of seeds is tried."""
-
-    def narrowest(spread):
-        paper = inference.Estimate.printed(80.0, spread, 5, middle)
-        ours = [
-            inference.Estimate(80.0, variance, df)
-            for variance in np.linspace(0, 0.5, 101)
-            for df in (4, 9, 1000)
-        ]
-        return min(inference.difference(one, paper).half for one in ours)
-
-    assert narrowest(beyond) > beside.MARGIN
-    assert narrowest(reachable) <= beside.MARGIN
+    (run,) = runs(ledger(lora(rank, alpha, 0, 0.5, recipe))).itertuples()
+    assert (run.row, run.label) == (row, label)

@@ -1,14 +1,14 @@
-"""A user's own runs in tables and figures: before the published ones, with their deviations, each variant on
-request."""
+"""A user's own runs in tables: before the published ones, with their deviations, each variant on request."""
 
 import shutil
 
 import pytest
 from ledgers import ledger, record, seeds
 
-from analysis import figures, stats, tables
-from analysis.figures.figure import colour, marker
-from analysis.own import having, measured_unlike, parts_of_data, split, with_variants
+from analysis import tables
+from analysis.command import having, open_ledger, split
+from analysis.frame import cells, runs
+from analysis.notes import deviations, measured_unlike, parts_of_data
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import run_folder, write_record, write_sweep
@@ -18,20 +18,6 @@ def of_study(both, *records):
     for one in records:
         both.origin[one["id"]] = "a_study"
     return both
-
-
-def test_own_runs_that_deviate_stand_first_and_say_how():
-    own = seeds(
-        "vera", "mrpc", bests=(0.7, 0.71), model="minilm", deviations=["epochs 1 instead of 40"], lr=1
-    )
-    theirs = seeds("vera", "mrpc", model="minilm")
-    both = of_study(ledger(*own, *theirs), *theirs)
-    first, *_, last = tables.make("table2", both)
-    assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
-    assert "deviation: epochs 1 instead of 40 (vera on mrpc)" in first.notes
-    assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
-    assert not any("other settings" in note for note in [*first.notes, *last.notes])
-    assert tables.make("table2", split(both)[0])[0].texts == first.texts
 
 
 def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, monkeypatch):
@@ -44,8 +30,6 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, mo
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
     assert mine["id"] == theirs[0]["id"]
     write_record(tmp_path, mine)
-    from analysis.command import open_ledger
-
     first, *_, last = tables.make("table2", open_ledger(str(tmp_path)))
     assert first.texts[0][3] == "50.0 (1/5)"
     assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
@@ -71,7 +55,7 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     both = ledger(*usual, *other)
     (shown, *_) = tables.make("table2", both)
     assert len(shown.rows) == 1
-    assert "all=true shows every variant, with what sets it apart." in shown.notes
+    assert any("all=true" in note for note in shown.notes)
     (shown, *_) = tables.make("table2", both, every=True)
     assert [(row[0], row[3]) for row in shown.texts] == [
         ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
@@ -114,7 +98,7 @@ def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the
         ("LoRA r=8", "published", "65.0 +-7.1 (2)"),
         ("VeRA r=1024", "published", "90.0 (1)"),
     ]
-    assert "all=true shows every variant, with what sets it apart." in last.notes
+    assert any("all=true" in note for note in last.notes)
     _, last = tables.make("", both, every=True, every_own=True)
     assert len(last.rows) == 4
     assert not any("all=true" in note for note in last.notes)
@@ -176,22 +160,6 @@ def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, mon
     ]
 
 
-def test_what_follows_the_seed_sets_no_variant_apart():
-    made = [record("vera_redrawn", "rte", seed, lr=lr) for seed, lr in ((0, 0.1), (1, 0.2), (2, 0.2))]
-    for one in made:
-        one["config"]["method"] |= {"redrawn": True, "projection_seed": one["cell"]["seed"]}
-    rows = {r["cell"]["row"] for r in with_variants(ledger(*made), paper=False)}
-    assert rows == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
-
-
-def test_variants_keep_their_ids_and_leave_the_ledger_as_it_was():
-    both = ledger(*seeds(), *seeds(lr=0.5))
-    named = with_variants(both, paper=False)
-    assert set(named.records) == set(both.records)
-    assert {r["cell"]["row"] for r in named} == {"vera lr 0.01", "vera lr 0.5"}
-    assert {r["cell"]["row"] for r in both} == {"vera"}
-
-
 def test_a_part_of_a_table_by_model_and_task():
     both = ledger(*seeds(task="mrpc"), *seeds(task="cola"), *seeds(task="mrpc", model="minilm"))
     (table,) = tables.make("table2", having(both, ["roberta_base"]), models=["roberta_base"], tasks=["mrpc"])
@@ -211,67 +179,6 @@ def _image(task):
     return one
 
 
-def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
-    few = seeds("vera", "mrpc", bests=(0.8, 0.7))
-    for one in few:
-        one["config"]["task"]["train_rows"] = 10
-    told = "a part of the data: 10 training and 10 dev rows"
-    assert parts_of_data(few) == [told]
-    assert parts_of_data([*few, *seeds("lora", "mrpc")]) == [f"{told} (vera on mrpc)"]
-    most = [one for row in ("lora", "full", "head", "bitfit") for one in seeds(row, "mrpc")]
-    assert parts_of_data([*few, *most]) == [f"{told} (vera on mrpc)"]
-    for one in most:
-        one["config"]["task"]["train_rows"], one["data"]["train_rows"] = 20, 20
-    assert parts_of_data([*few, *most]) == [
-        f"{told} (vera on mrpc)",
-        "a part of the data: 20 training and 10 dev rows (all others)",
-    ]
-
-
-def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
-    made = [one for row in ("vera", "lora", "bitfit") for one in seeds(row, "rte")]
-    of_bitfit = [one for one in made if one["cell"]["row"] == "bitfit"]
-    assert measured_unlike(made) == []
-    for one in of_bitfit:
-        one["data"]["dev_rows"] = 20
-        one["config"]["train"]["evaluate_every"] = 3  # of three epochs
-    told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
-    assert measured_unlike(made) == [f"not measured alike on rte, so not to be compared: {told}."]
-    for name in ("table2", ""):
-        for of in (made, reversed(made)):
-            assert measured_unlike(made)[0] in tables.make(name, ledger(*of))[0].notes
-    # The note names each variant of a row, also of published runs
-    again = [one | {"id": f"{one['id']} again"} for one in seeds("vera", "rte", lr=0.5)]
-    for one in again:
-        one["data"]["dev_rows"] = 20
-    both = ledger(*made, *again)
-    both.origin |= dict.fromkeys(both.origin, "a_study")
-    ((note,),) = [
-        [note for note in table.notes if "alike" in note]
-        for table in tables.make("table2", both, every=True)
-        if table.runs
-    ]
-    assert "epoch best (lora, vera lr 0.01); dev rows 20, epoch best (vera); " in note
-    for one in of_bitfit:
-        one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
-        del one["config"]["train"]["evaluate_every"]
-    told = "data hash (lora, vera); data other (bitfit)"
-    assert measured_unlike(made) == [f"not measured alike on rte, so not to be compared: {told}."]
-
-
-def test_a_run_that_was_stopped_early_is_named(tmp_path, capsys):
-    trial = record("vera", "mrpc", 0, model="minilm")
-    trial["config"]["train"]["max_steps"] = 3
-    trial["steps"] = 3
-    trial["id"] = "0123456789ab"
-    said = "stopped early by train.max_steps, in no table: 0123456789ab (VeRA r=1024 on mrpc, 3 steps)."
-    (first, *_) = tables.make("table2", ledger(trial, *seeds("lora", "mrpc", model="minilm")))
-    assert said in first.notes
-    write_record(tmp_path, trial)
-    with pytest.raises(UserError, match=r"no finished run.*0123456789ab"):
-        main(["task=mrpc", "published=false", f"output={tmp_path}"])
-
-
 def test_seed_takes_these_seeds_alone(tmp_path, capsys):
     for one in seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"):
         write_record(tmp_path, one)
@@ -280,60 +187,6 @@ def test_seed_takes_these_seeds_alone(tmp_path, capsys):
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no records of seed '7'. There are: 0, 1, 2"):
         main([*asked, "seed=7"])
-
-
-def test_runs_are_told_where_all_were_stopped_early(tmp_path):
-    """Also below published rows, for a model that no table of own runs has, and where there is no table."""
-
-    def trials(task, count):
-        made = seeds("vera", task, bests=[0.7] * count, model="minilm")
-        for one in made:
-            one["config"]["train"]["max_steps"] = 3
-        return made
-
-    note = "stopped early by train.max_steps, in no table: "
-    theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
-    own = [*trials("mrpc", 5), *trials("reviews", 1)]
-    for name in ("table2", ""):
-        both = of_study(ledger(*own, *theirs), *theirs)
-        notes = [one for table in tables.make(name, both) for one in table.notes if note in one]
-        assert len(notes) == 1
-        assert notes[0].startswith(f"{note}{6 if name == '' else '5 runs: ' + own[0]['id']}")
-        assert notes[0].endswith(f" and {3 if name == '' else 2} more.")
-    for one in own:
-        write_record(tmp_path, one)
-    with pytest.raises(UserError, match=f"no finished run in .* for demo: {note}{own[-1]['id']} .VeRA"):
-        main(["demo", "published=false", f"output={tmp_path}"])
-    both = of_study(ledger(*own, *theirs), *theirs)
-    assert not any(note in one for table in tables.make("table3", both) for one in table.notes)
-
-
-def test_rows_by_tasks_of_whatever_has_run():
-    own = [
-        *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
-        *seeds("vera", "mine", bests=(0.9,)),
-        *seeds("vera", "rte", bests=(0.6, 0.5)),
-    ]
-    (table,) = tables.make("", ledger(*own))
-    assert table.header == ["method", "source", "params", "mine", "RTE", "s/run", "adapter"]
-    assert table.texts == [
-        ["svft", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
-        ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
-    ]
-    assert len(table.runs[1, 5]) == 3
-    assert ",75.0,5.0,(3)," in table.render("csv")
-    assert ",90.0,,(1)," in table.render("csv")
-    (figure,) = figures.make("parameters", ledger(*own), tasks=["mine"])
-    medians = {row[0].text: row[2].text for row in figure.rows}
-    assert medians == {"svft": "75.0", "VeRA r=1024": "90.0"}
-
-
-def test_a_custom_method_has_a_colour_and_a_marker_of_its_own():
-    rows = {"lora": "lora", "vera": "vera", "svft": "svft", "peft_ia3": "peft", "peft_oft": "peft"}
-    looks = {(colour(row, kind), marker(row, kind)) for row, kind in rows.items()}
-    assert len(looks) == 5
-    assert colour("lora_r4", "lora") == colour("lora") == colour("lora lr 0.1", "lora")
-    assert colour("vera_r64") == colour("vera")
 
 
 def test_what_a_table_without_records_cannot_choose_and_what_has_not_run_is_one_line(tmp_path):
@@ -359,9 +212,148 @@ def test_names_that_no_record_has_are_one_line(tmp_path):
         main(own)
 
 
-def test_statistics_are_of_own_runs_and_then_of_published_ones(capsys, monkeypatch):
-    own, theirs = seeds("vera", "mrpc", model="minilm"), seeds("lora", "mrpc", model="minilm")
-    monkeypatch.setattr(stats, "open_chosen", lambda settings: of_study(ledger(*own, *theirs), *theirs))
-    assert stats.main([]) == 0
-    titles = [line for line in capsys.readouterr().out.splitlines() if ": cells" in line]
-    assert titles == ["minilm: cells", "minilm: cells (published)"]
+def test_own_runs_that_deviate_stand_first_and_say_how():
+    own = seeds(
+        "vera", "mrpc", bests=(0.7, 0.71), model="minilm", deviations=["epochs 1 instead of 40"], lr=1
+    )
+    theirs = seeds("vera", "mrpc", model="minilm")
+    both = of_study(ledger(*own, *theirs), *theirs)
+    first, *_, last = tables.make("table2", both)
+    assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
+    assert "Deviates: epochs 1 instead of 40 (vera on mrpc)." in first.notes
+    assert last.title.endswith("(published)")
+    assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
+    assert any("Published by the project in runs/records: 5 of a_study." in note for note in last.notes)
+    assert not any("Left out" in note for note in [*first.notes, *last.notes])
+    assert tables.make("table2", split(both)[0])[0].texts == first.texts
+
+
+def test_a_rank_that_the_rows_name_says_is_no_deviation():
+    made = [
+        record("lora_r64", deviations=["rank 64 instead of the recipe's 8"]),
+        record(deviations=["rank 64 instead of 8"]),
+    ]
+    assert deviations(cells(runs(ledger(*made)))) == ["rank 64 instead of 8 (vera on rte)"]
+
+
+def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
+    few = seeds("vera", "mrpc", bests=(0.8, 0.7))
+    for one in few:
+        one["config"]["task"]["train_rows"] = 10
+    told = "a part of the data: 10 training and 10 dev rows"
+    assert parts_of_data(runs(ledger(*few))) == [f"{told} (vera on mrpc)"]
+    both = runs(ledger(*few, *seeds("lora", "mrpc")))
+    assert parts_of_data(both) == [f"{told} (vera on mrpc)"]
+    most = [one for row in ("lora", "full") for one in seeds(row, "mrpc")]
+    for one in most:
+        one["config"]["task"]["train_rows"] = one["data"]["train_rows"] = 20
+    assert parts_of_data(runs(ledger(*most))) == [
+        "a part of the data: 20 training and 10 dev rows (all rows)"
+    ]
+    for one in few:
+        one["deviations"] = ["train: 10 rows (a fixed subset of 99)"]
+    assert parts_of_data(runs(ledger(*few))) == []
+
+
+def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
+    made = [one for row in ("vera", "lora", "bitfit") for one in seeds(row, "rte")]
+    of_bitfit = [one for one in made if one["cell"]["row"] == "bitfit"]
+    assert measured_unlike(runs(ledger(*made))) == []
+    for one in of_bitfit:
+        one["data"]["dev_rows"] = 20
+        one["config"]["train"]["evaluate_every"] = 3  # of three epochs
+    told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
+    assert measured_unlike(runs(ledger(*made))) == [
+        f"not measured alike on rte, so not to be compared: {told}"
+    ]
+    for name in ("table2", ""):
+        for of in (made, made[::-1]):
+            assert told in tables.make(name, ledger(*of))[0].notes[0]
+    for one in of_bitfit:
+        one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
+        del one["config"]["train"]["evaluate_every"]
+    (note,) = measured_unlike(runs(ledger(*made)))
+    assert note.endswith("data hash (lora, vera); data other (bitfit)")
+
+
+@pytest.mark.parametrize("part", ["method", "task"])
+@pytest.mark.parametrize(
+    ("uncommitted", "versions", "imports", "told"),
+    [
+        (True, "aab", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 1 | 2"),
+        (None, "aba", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 2 | 1"),
+        (True, "aaa", "ccd", "vera on rte: seeds of 2 versions of what is imported by mine.py: 0, 1 | 2"),
+        (False, "aab", "ccc", None),  # both are in commits that the records name
+        (True, "aaa", "cc ", None),  # an older record lacks `imports`
+        (True, "aaa", "ccc", None),
+    ],
+)
+def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, versions, imports, told):
+    made = seeds("vera", "rte", (0.7, 0.8, 0.9))
+    for one, version, imported in zip(made, versions, imports, strict=True):
+        source = {"file": "mine.py", "sha256": version, "uncommitted": uncommitted}
+        source |= {"imports": imported} if imported != " " else {}
+        one["code"] = one["code"] | {"sources": {part: source}}
+    notes = " ".join(tables.make("table2", ledger(*made))[0].notes)
+    assert (told in notes) if told else "versions of" not in notes
+
+
+def test_what_is_left_out_is_counted_and_named():
+    old, new = [record(seed=s) for s in range(3)], record(seed=3, best=0.5) | {"protocol": 2}
+    again = new | {"id": "zz again"}
+    failed = record(seed=9, status="failed")
+    (note,) = [
+        n
+        for n in tables.make("table2", ledger(*old, new, again, failed))[0].notes
+        if n.startswith("Left out")
+    ]
+    assert "3 runs with other settings" in note
+    assert "vera on rte: runs of protocol 1, not mixed with those of 2" in note
+    assert "more than one record of the same settings and seed: zz again" in note
+    assert f"failed: {failed['id']} (VeRA r=1024 on RTE)" in note
+
+
+def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
+    """Also below published rows, for a model that no table of own runs has, and where there is no table."""
+
+    def trials(task, count):
+        made = seeds("vera", task, bests=[0.7] * count, model="minilm")
+        for one in made:
+            one["config"]["train"]["max_steps"] = 3
+        return made
+
+    theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
+    own = [*trials("mrpc", 7), *trials("reviews", 1)]
+    for name, count in (("table2", 7), ("", 8)):
+        both = of_study(ledger(*own, *theirs), *theirs)
+        notes = [one for table in tables.make(name, both) for one in table.notes if "stopped early" in one]
+        assert len(notes) == 1
+        assert f"stopped early by train.max_steps: {count} runs: {own[0]['id']}" in notes[0]
+    (first, *_) = tables.make("table2", ledger(*own, *seeds("lora", "mrpc", model="minilm")))
+    assert sum("stopped early" in note for note in first.notes) == 1
+    for one in own:
+        write_record(tmp_path, one)
+    with pytest.raises(UserError, match=f"no finished run in .* for demo: stopped early .*{own[-1]['id']}"):
+        main(["demo", "published=false", f"output={tmp_path}"])
+    both = of_study(ledger(*own, *theirs), *theirs)
+    assert not any("stopped" in one for table in tables.make("table3", both) for one in table.notes)
+
+
+def test_rows_by_tasks_of_whatever_has_run():
+    own = [
+        *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
+        *seeds("vera", "mine", bests=(0.9,)),
+        *seeds("vera", "rte", bests=(0.6, 0.5)),
+    ]
+    (table,) = tables.make("", ledger(*own))
+    assert table.header == ["method", "source", "params", "mine", "RTE", "s/run", "adapter"]
+    assert table.texts == [
+        ["svft", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
+        ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
+    ]
+    assert len(table.rows[1][5].ids) == 3
+
+
+def test_a_model_without_a_name_is_none_of_the_papers():
+    (shown, *_) = tables.make("table2", ledger(*seeds("vera", "rte", model="")))
+    assert "a model that the paper does not use" in shown.title

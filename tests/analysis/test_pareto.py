@@ -1,4 +1,4 @@
-"""The frontier by brute force, the picture's data by hand, labels apart, and what is said of odd records."""
+"""The frontier by brute force, the picture's data by hand, failed rows beside it, labels apart."""
 
 import copy
 import json
@@ -6,19 +6,20 @@ import random
 
 import pytest
 from ledgers import ledger, of_metric, record, seeds
-from matplotlib.figure import Figure as Canvas
 
 from analysis import figures
 from analysis.figures import pareto
 from analysis.figures.__main__ import main
 from analysis.figures.figure import canvas
-from analysis.figures.labels import Label, place_labels
-from analysis.table import texts
 from runs.errors import UserError
 
 
+def made(name, *records, **how):
+    return figures.make(name, ledger(*records), **how)
+
+
 def lines(figure):
-    return [dict(zip(figure.header, row, strict=True)) for row in texts(figure.rows)]
+    return {row["method"]: row for row in figure.data.to_dict("records")}
 
 
 def sized(row, parameters, *bests, cost=(), model="minilm", **changes):
@@ -38,114 +39,97 @@ ROWS = [
 ]
 
 
-# --- the frontier
+def peers(count):
+    """So many rows a little better than BitFit."""
+    return [one for i in range(count) for one in sized(f"peer{i:02}", 20_000 + i, 0.78 + 0.0001 * i)]
 
 
-def beats(one, other, better):
-    scores = [[s * v for s, v in zip(better, point, strict=True)] for point in (one, other)]
-    pairs = list(zip(*scores, strict=True))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+# --- the frontier and the data
 
 
-@pytest.mark.parametrize("better", [(-1, 1), (-1, -1), (1, 1), (1, -1)])
-def test_the_frontier_is_what_no_other_row_beats(better):
+def test_the_frontier_is_what_no_other_row_beats():
     draw = random.Random(0)
     for _ in range(300):
         points = [(draw.randrange(6), draw.randrange(6)) for _ in range(draw.randrange(1, 9))]
-        kept = pareto.frontier(points, better)
-        whole = [i for i, p in enumerate(points) if not any(beats(o, p, better) for o in points)]
-        assert sorted(kept) == whole
-        along = [points[i][0] * better[0] for i in kept]
-        assert along == sorted(along, reverse=True)
+        beaten = [any(a >= x and b >= y and (a > x or b > y) for a, b in points) for x, y in points]
+        assert pareto.on_frontier(*zip(*points, strict=True)) == [not lost for lost in beaten]
 
 
-def test_the_line_is_at_the_best_y_that_a_row_at_least_as_good_in_x_has():
-    corners = pareto.steps([(1, 5), (3, 7)], (10, 0))
-    assert corners == [(1, 0), (1, 0), (1, 5), (3, 5), (3, 7), (10, 7)]
-
-
-# --- the data
-
-
-def test_a_row_has_medians_intervals_and_whether_it_is_on_the_frontier():
-    (figure,) = pareto.make(ledger(*ROWS))
+def test_a_row_has_medians_ends_and_whether_it_is_on_the_frontier():
+    (figure,) = made("pareto", *ROWS)
     assert figure.name == "pareto_metric_by_parameters_rte_minilm"
-    found = lines(figure)
-    assert figure.header[:4] == ["method", "parameters", "parameters low", "parameters high"]
-    shown = [
-        (row["method"], row["parameters"], row["accuracy, best epoch"], row["frontier"]) for row in found
-    ]
+    name, found = "accuracy, best epoch", lines(figure)
+    shown = [(key, row["parameters"], round(row[name], 6), row["frontier"]) for key, row in found.items()]
     assert shown == [
-        ("head", "0", "71.0", "yes"),
-        ("VeRA r=1024", "1000", "81.0", "yes"),
-        ("bitfit", "5000", "76.0", "no"),
-        ("full", "2000000", "89.0", "yes"),
+        *(("head", 0, 71.0, True), ("VeRA r=1024", 1000, 81.0, True)),
+        *(("bitfit", 5000, 76.0, False), ("full", 2_000_000, 89.0, True)),
     ]
     # Of three seeds the bootstrap's interval of the median is their range
-    assert (found[1]["accuracy, best epoch low"], found[1]["accuracy, best epoch high"]) == ("80.0", "82.0")
-    assert found[1]["runs"].split() == [r["id"] for r in ROWS if r["cell"]["row"] == "vera"]
+    vera = found["VeRA r=1024"]
+    assert [vera[f"{name} low"], vera[f"{name} high"]] == pytest.approx([80, 82])
+    for x, value in (("bytes", 4000), ("seconds", 11), ("memory", 10**9)):
+        assert lines(made("pareto", *ROWS, axes=(x, "metric"))[0])["VeRA r=1024"][x] == value
+    assert vera["runs"] == tuple(r["id"] for r in ROWS if r["cell"]["row"] == "vera")
+    (line,) = [line for line in canvas(figure).axes[0].get_lines() if line.get_linestyle() == "--"]
+    corners = [(x, round(y, 6)) for x, y in zip(*line.get_data(), strict=True)]
+    assert corners[1:-1] == [(0, 71.0), (1000, 81.0), (2_000_000, 89.0)]  # drawn in steps: across, then up
 
 
 def test_the_direction_is_the_metrics_own():
-    def made(row, parameters, value):
-        return record(row, "alpaca", best=value, values=[value], model="smollm2") | {
-            "parameters": {"adapter": parameters, "head": 0},
-            "result": {
-                **of_metric("perplexity"),
-                "select": "paper",
-                "best": value,
-                "best_epoch": 1.0,
-                "last": value,
-                "protocols": {"paper": {"best": value, "best_epoch": 1.0, "last": value}},
-            },
-        }
-
-    (figure,) = pareto.make(ledger(made("vera", 10, 6.0), made("lora", 20, 5.0), made("full", 30, 5.5)))
-    assert [(row["method"], row["frontier"]) for row in lines(figure)] == [
-        ("VeRA r=1024", "yes"),
-        ("LoRA r=8", "yes"),
-        ("full", "no"),
-    ]
+    rows = (("vera", 10, 6.0), ("lora", 20, 5.0), ("full", 30, 5.5))
+    runs = [record(row, "alpaca", values=[value], model="smollm2") for row, _, value in rows]
+    for one, (_, parameters, _) in zip(runs, rows, strict=True):
+        one["parameters"], one["result"] = (
+            {"adapter": parameters, "head": 0},
+            one["result"] | of_metric("perplexity"),
+        )
+    (figure,) = made("pareto", *runs)
+    assert {key: row["frontier"] for key, row in lines(figure).items()} == {
+        "VeRA r=1024": True,
+        "LoRA r=8": True,
+        "full": False,
+    }
+    assert canvas(figure).axes[0].get_xlabel() == "trainable parameters"
 
 
 @pytest.mark.parametrize("x", pareto.AXES)
-@pytest.mark.parametrize("y", pareto.AXES)
-def test_any_two_are_drawn(x, y):
+def test_any_two_are_drawn(x):
     forgets = {"forgetting": {"text": "t", "sha256": "s", "tokens": 9, "before": 3.0, "after": 3.1}}
     rows = [row | {"result": row["result"] | forgets} for row in ROWS]
-    if x != y:
-        (figure,) = pareto.make(ledger(*rows), axes=(x, y))
-        assert len(figure.rows) == 4
+    for y in {*pareto.AXES} - {x}:
+        (figure,) = made("pareto", *rows, axes=(x, y))
+        assert len(figure.data) == 4
         assert "nan" not in figures.svg(figure)
 
 
-def test_the_numbers_of_the_axes_are_those_of_the_records():
-    axes = {"bytes": "4000", "seconds": "11.0", "memory": "1000000000"}
-    for name, value in axes.items():
-        (figure,) = pareto.make(ledger(*ROWS), axes=(name, "metric"))
-        (vera,) = [row for row in lines(figure) if row["method"] == "VeRA r=1024"]
-        assert vera[name] == value
+def test_bars_of_the_demo_span_the_seeds_and_those_of_pareto_are_the_interval():
+    bests = (0.5, 0.7, 0.71, 0.72, 0.73, 0.74, 0.9)
+    runs = sized("vera", 1000, *bests, task="reviews")
+    name = "accuracy, best epoch"
+    ((demo,), (other,)) = made("demo", *runs), made("pareto", *runs)
+    ends = [[lines(of)["VeRA r=1024"][f"{name} {end}"] for end in ("low", "high")] for of in (demo, other)]
+    assert ends[0] == pytest.approx([50, 90])
+    assert 50 < ends[1][0] < ends[1][1] < 90
+    assert demo.name == "accuracy_vs_parameters"
+    assert "lowest to highest" in demo.subtitle
+    assert "95% interval" in other.subtitle
 
 
 def test_what_is_not_drawn_is_said():
-    odd = [
-        *ROWS,
-        *sized("lora", 3000, float("nan"), 0.8, 0.9),
-        *sized("dora", 3000, float("nan")),
-        record("adapter_p", status="diverged", values=[], model="minilm"),
-    ]
-    odd[0]["device"]["name"] = "another CPU"
-    try:
-        (figure,) = pareto.make(ledger(*odd), axes=("seconds", "metric"))
-    finally:
-        odd[0]["device"]["name"] = "a CPU"
+    odd = [*sized("lora", 3000, float("nan"), 0.8, 0.9), *sized("dora", 3000, float("nan"))]
+    odd += [record("adapter_p", status="diverged", values=[], model="minilm"), *copy.deepcopy(ROWS)]
+    odd[-1]["device"]["name"] = "another CPU"
+    (figure,) = made("pareto", *odd, axes=("seconds", "metric"))
     notes = "\n".join(figure.notes)
-    assert "LoRA r=8: 1 of 3 runs without a finite metric: left out." in notes
-    assert "dora: 1 of 1 runs without a finite metric: not drawn." in notes
-    assert "adapter_p: 1 of 1 runs without a finite seconds: not drawn." in notes
-    assert "a CPU, another CPU: seconds and memory of different machines do not compare." in notes
-    assert notes.startswith("hollow, of fewer seeds than the protocol's: ")
-    assert {row["method"] for row in lines(figure)} == {"head", "VeRA r=1024", "bitfit", "full", "LoRA r=8"}
+    for words in (
+        "LoRA r=8: 1 of 3 runs without a finite accuracy, best epoch: left out.",
+        "dora: 1 of 1 runs without a finite accuracy, best epoch: not drawn.",
+        "adapter_p: 1 of 1 runs without a finite seconds: not drawn.",
+        "a CPU, another CPU: seconds and memory of different machines do not compare.",
+        "hollow, of fewer seeds than the protocol's: ",
+    ):
+        assert words in notes
+    assert {*lines(figure)} == {"head", "VeRA r=1024", "bitfit", "full", "LoRA r=8"}
 
 
 def test_rows_that_report_another_number_are_not_mixed_in():
@@ -153,61 +137,152 @@ def test_rows_that_report_another_number_are_not_mixed_in():
     for one in scored:
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "bleu": 66.0}]}
     plain = record("lora", "e2e", model="gpt2_medium")
-    (figure,) = pareto.make(ledger(*scored, *seeds("full", "e2e", (0.5,), model="gpt2_medium"), plain))
-    assert {row["method"] for row in lines(figure)} in ({"VeRA r=1024"}, {"LoRA r=8", "full"})
-    assert any("reports" in note and note.endswith("not drawn.") for note in figure.notes)
+    (figure,) = made("pareto", *scored, *seeds("full", "e2e", (0.5,), model="gpt2_medium"), plain)
+    assert {*lines(figure)} == {"LoRA r=8", "full"}
+    assert (
+        "VeRA r=1024: reports BLEU, last epoch, the others accuracy, best epoch: not drawn." in figure.notes
+    )
 
 
 def test_axes_with_a_zero_and_wide_values_are_logarithmic_and_a_metrics_are_not():
-    (figure,) = pareto.make(ledger(*ROWS))
-    (axes,) = canvas(figure).axes
-    assert (axes.get_xscale(), axes.get_yscale()) == ("symlog", "linear")
-    (figure,) = pareto.make(ledger(*ROWS[3:]))
-    assert canvas(figure).axes[0].get_xscale() == "log"
     near = [*sized("vera", 1000, 0.8), *sized("lora", 2000, 0.9)]
-    (figure,) = pareto.make(ledger(*near))
-    assert canvas(figure).axes[0].get_xscale() == "linear"
+    scales = []
+    for rows in (ROWS, ROWS[3:], near):
+        (axes,) = canvas(made("pareto", *rows)[0]).axes
+        scales.append((axes.get_xscale(), axes.get_yscale()))
+    assert scales == [("symlog", "linear"), ("log", "linear"), ("linear", "linear")]
+
+
+# --- failed rows
+
+
+def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
+    """Worse than the head alone and far from the others; and so are the ends of bars."""
+    failed, split_ = sized("delora", 9000, 0.40), sized("glora", 9000, 0.80, 0.80, 0.42)
+    (figure,) = made("pareto", *ROWS, *peers(12), *failed, *split_)
+    assert [key for key, row in lines(figure).items() if row["failed"]] == ["delora"]
+    assert any("not drawn: delora (40)" in line for line in figure.foot)
+    assert any("bars that leave the picture: glora (42 to 80)" in line for line in figure.foot)
+    (axes,) = canvas(figure).axes
+    assert 65 < axes.get_ylim()[0] < 70
+    assert len(figure.data) == 18  # every row is in the data
+    assert [*figure.foot] == [note for note in figure.notes if note in figure.foot]
+    # A row as bad that lies near the others, and one on the frontier, are drawn
+    (figure,) = made("pareto", *ROWS, *sized("delora", 9000, 0.69))
+    assert not any(row["failed"] for row in lines(figure).values())
+    assert not figure.foot
+    (figure,) = made("pareto", *ROWS, *peers(12), *sized("delora", -1, 0.40))
+    assert [lines(figure)["delora"][key] for key in ("frontier", "failed")] == [True, False]
+
+
+def test_without_a_head_a_row_has_failed_most_of_whose_seeds_have():
+    broken = sized("lora", 9000, 0.4, 0.4, 0.4, status="diverged")
+    for count, failed in ((2, ["LoRA r=8"]), (1, [])):
+        whole = [one | {"status": "done", "id": one["id"] + "-done"} for one in broken[count:]]
+        (figure,) = made("pareto", *ROWS[3:], *peers(12), *broken[:count], *whole)
+        assert [key for key, row in lines(figure).items() if row["failed"]] == failed
 
 
 # --- labels
 
 
-def test_labels_do_not_lie_on_each_other_or_on_points():
-    page = Canvas(figsize=(7, 4.4), layout="constrained")
-    axes, draw = page.subplots(), random.Random(1)
-    spots = [(draw.random(), draw.random()) for _ in range(25)]
-    axes.plot(*zip(*spots, strict=True), "o")
-    placed = place_labels(page, axes, [Label(f"a row, {i}", *spot, "black") for i, spot in enumerate(spots)])
+@pytest.mark.parametrize("less", [False, True])
+def test_labels_of_the_frontier_do_not_lie_on_each_other_or_leave_the_picture(less):
+    """Also where rows have nearly the same number."""
+    rows = [
+        sized(f"row{i:02}", 1000 * (i + 1), (5 - 0.01 * i) if less else 0.8 + 0.001 * i) for i in range(9)
+    ]
+    runs = [one for of in (*rows, sized("last", 20_000, 4 if less else 0.9)) for one in of]
+    for one in runs if less else ():
+        one["result"] |= of_metric("perplexity")
+    page = canvas(made("pareto", *runs)[0])
     page.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in placed]
-    frame = axes.get_window_extent()
+    (axes,) = page.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 10
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
-    pixels = axes.transData.transform(spots)
-    assert not any(box.contains(*spot) for box in boxes for spot in pixels)
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 for b in boxes)
 
 
-def test_each_row_of_a_picture_is_labelled():
-    (figure,) = pareto.make(ledger(*ROWS))
-    (axes,) = canvas(figure).axes
-    assert {text.get_text() for text in axes.texts} == {"head", "VeRA r=1024", "bitfit", "full"}
+def texts(figure):
+    return {text.get_text() for text in canvas(figure).axes[0].texts} - {""}
 
 
-def test_of_very_many_rows_the_frontier_and_the_papers_methods_are_labelled():
-    """On the demo's picture, too: 26 rows of peft between VeRA and the head, all below both."""
-    peers = [sized(f"peer{i:02}", 20_000 + i, 0.5) for i in range(pareto.CROWDED + 1)]
-    of_all = ledger(*(one for row in [*peers, copy.deepcopy(ROWS)] for one in row))
-    for one in of_all:
-        one["cell"]["task"], one["parameters"]["head"] = "reviews", 148_610
-    (figure,), (demo, *others) = pareto.make(of_all), figures.FIGURES["demo"](of_all)
-    names = [of.name.removeprefix("accuracy_vs_") for of in (demo, *others)]
-    assert names == ["parameters", "bytes", "seconds", "memory"]
-    for picture in (figure, demo):
-        (axes,) = canvas(picture).axes
-        assert {text.get_text() for text in axes.texts} == {"head", "VeRA r=1024", "bitfit", "full"}
-        assert axes.get_xlabel().endswith("without the classification head (148,610 more)")
-        assert "Every row is in the data." in picture.notes[-1]
-        assert len(picture.rows) == pareto.CROWDED + 5
+def test_each_row_is_labelled_with_its_value_or_of_many_the_frontier_and_what_is_asked_for():
+    named = {"head: 71.0", "VeRA r=1024: 81.0", "full: 89.0"}
+    (figure,) = made("pareto", *ROWS)
+    assert texts(figure) == named
+    legend = canvas(figure).axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["bitfit: 76.0"]
+    (figure,) = made("pareto", *ROWS, labels=("vera",))
+    assert texts(figure) == named
+    of_all = [one | {"cell": one["cell"] | {"task": "reviews"}} for one in [*ROWS, *peers(pareto.CROWDED)]]
+    demo = made("demo", *of_all)
+    costs = ["parameters", "bytes", "seconds", "memory"]
+    assert [of.name.removeprefix("accuracy_vs_") for of in demo] == costs
+    assert texts(demo[0]) == named
+    assert texts(made("demo", *of_all, labels=("peer03",))[0]) == named | {"peer03: 78.0"}
+    assert len(demo[0].data) == pareto.CROWDED + 4
+
+
+# --- parameters and demo
+
+
+def test_parameters_shows_each_tasks_own_epoch_and_leaves_other_ranks_to_figure_2():
+    rows = ("head", "vera", "vera_r64", "lora_r1", "vera_only_d")
+    records = [record(row, "rte", s, 0.8, 0.7, model="minilm") for row in rows for s in range(5)]
+    for one in records:
+        one["config"]["method"]["kind"] = one["cell"]["row"].partition("_")[0]
+    shots = [record("vera", "digits", s, 0.8, 0.7, model="dinov2_small") for s in range(3)]
+    for one in shots:
+        one["config"]["task"]["family"] = "images"
+        one["result"]["reported"] = "last"
+    other = record("vera", "alpaca", 0, 0.8, model="smollm2")
+    digits, rte = made("parameters", *records, *shots, other)
+    assert (digits.name, rte.name) == ("parameters_digits_dinov2_small", "parameters_rte_minilm")
+    (of_digits,) = lines(digits).values()
+    assert (round(of_digits["accuracy, last epoch"], 6), of_digits["n"], of_digits["wanted"]) == (70, 3, 5)
+    assert {key: row["accuracy, best epoch"] for key, row in lines(rte).items()} == {
+        "head": 80,
+        "VeRA r=1024": 80,
+    }
+    assert made("parameters") == []
+    (named,) = made("parameters", *records, tasks=("rte",))
+    assert len(lines(named)) == len(rows)
+
+
+def test_parameters_of_a_perplexity_has_its_name_its_decimals_and_its_seeds():
+    runs = [
+        record(row, "alpaca", s, values=[3.2, 3.14 + s], model="smollm2")
+        for row, s in (("vera", 0), ("vera", 1), ("lora", 0))
+    ]
+    for one in runs:
+        one["result"] |= of_metric("perplexity")
+        one["config"]["task"]["family"] = "instruct"
+    (figure,) = made("parameters", *runs, tasks=("alpaca",))
+    told = {
+        key: (row["perplexity, last epoch"], row["n"], row["wanted"]) for key, row in lines(figure).items()
+    }
+    assert told == {"VeRA r=1024": (pytest.approx(3.64), 2, 5), "LoRA r=8": (pytest.approx(3.14), 1, 5)}
+    assert texts(figure) == {"LoRA r=8: 3.14"}
+    assert figure.title == "smollm2 on alpaca: perplexity against parameters"
+    assert canvas(figure).axes[0].get_ylabel() == "dev perplexity, last epoch"
+
+
+def test_the_demos_picture_has_one_number_of_rows():
+    own, other = seeds("vera", "reviews", model="minilm"), seeds("lora", "reviews", model="minilm")
+    for one, rows in [*((one, 500) for one in own), *((one, 2000) for one in other)]:
+        one["config"]["task"] |= {"train_rows": 1000, "dev_rows": rows}
+        one["data"] |= {"train_rows": 1000, "dev_rows": rows}
+    first, second = made("demo", *own, *other)
+    assert (first.name, second.name) == ("accuracy_vs_parameters", "accuracy_vs_parameters_1000_2000")
+    assert [len(figure.data) for figure in (first, second)] == [1, 1]
+    assert "1,000 training and 2,000 dev rows" in second.title
+    failed = record("vera", "reviews", 9, status="failed", model="minilm")
+    failed["config"]["task"] |= {"train_rows": 50}
+    failed.pop("data"), failed.pop("result")
+    assert [figure.name for figure in made("demo", *other, failed)] == ["accuracy_vs_parameters"]
 
 
 # --- the command
@@ -218,11 +293,12 @@ def output(tmp_path):
     (tmp_path / "records").mkdir()
     for one in ROWS:
         (tmp_path / "records" / f"{one['id']}.json").write_text(json.dumps(one))
-    return tmp_path
+    return f"output={tmp_path}"
 
 
-def test_the_command_draws_it_and_refuses_other_axes_in_one_line(output, capsys):
-    assert main(["pareto", "x=bytes", "y=metric", "task=rte", f"output={output}"]) == 0
+def test_the_command_draws_it_and_refuses_other_axes_and_labels_in_one_line(output, capsys):
+    words = ["pareto", "x=bytes", "y=metric", "task=rte", output]
+    assert main([*words, "labels=vera"]) == 0
     assert "pareto_metric_by_bytes_rte_minilm.png" in capsys.readouterr().out
     known = "Known: metric, parameters, bytes, seconds, memory, forgetting"
     with pytest.raises(UserError, match=f"^no axis x= 'params'. Did you mean parameters\\? {known}$"):
@@ -231,6 +307,8 @@ def test_the_command_draws_it_and_refuses_other_axes_in_one_line(output, capsys)
         main(["pareto", "x=bytes", "y=bytes"])
     with pytest.raises(UserError, match=r"^x=: the axes of figure2 are fixed; pareto has x= and y=$"):
         main(["figure2", "x=bytes"])
+    with pytest.raises(UserError, match=r"^no row labels= 'verra'\. Did you mean vera\?"):
+        main([*words, "labels=verra"])
 
 
 @pytest.mark.parametrize(
@@ -243,5 +321,5 @@ def test_the_command_draws_it_and_refuses_other_axes_in_one_line(output, capsys)
     ],
 )
 def test_an_axis_that_is_not_given_is_one_of_the_usual(words, name, output, capsys):
-    main(["pareto", *words, "task=rte", f"output={output}"])
+    main(["pareto", *words, "task=rte", "published=false", output])
     assert f"pareto_{name}_rte" in capsys.readouterr().out

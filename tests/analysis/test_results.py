@@ -1,6 +1,8 @@
-"""docs/results.md from small studies: findings by hand, pictures, trials, and the README's table."""
+"""docs/results.md from small studies: findings by hand, pictures, trials, and the README's table. What the
+findings of the published records and of a made ledger say is in tests/nets/golden/findings.jsonl."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -8,614 +10,416 @@ import pytest
 import scipy.stats
 from ledgers import halves, ledger, of_metric, record, seeds
 
-from analysis import results
+from analysis.frame import runs
 from analysis.results.__main__ import main
-from analysis.results.claim import Claim
+from analysis.results.finding import finding
 from analysis.results.of_figures import null_band
+from analysis.results.of_rows import findings, left_out
 from analysis.results.readme import BEGIN, END, headline, near_lora
-from analysis.results.sections import crossfit_word, overview, tally
-from analysis.statistics import statistics_tables
+from analysis.results.sections import macros, overview
 from runs.errors import UserError
 
+WORDS = macros("words.md")
+NEAR = "VeRA is near LoRA with fewer parameters"
+AGREES, NOT, UNDECIDED = "agrees", "does not agree", "undecided"
 
-def small(row, task, bests, **changes):
+
+def small(row, task, bests, dev_rows=1000, family=None, **changes):
+    """A record a seed. Of ten dev rows a Matthews of 0.4 may be chance."""
     made = seeds(row, task, bests, model="minilm", **changes)
     for one in made:
-        one["determinism"] = {"threads": 1}
-        one["data"]["dev_rows"] = 1000  # of ten, a Matthews of 0.4 may be chance
+        one["determinism"], one["data"]["dev_rows"] = {"threads": 1}, dev_rows
+        one["config"]["task"]["family"] = family or "glue"
         one["result"] |= of_metric("matthews" if task == "cola" else "accuracy")
     return made
 
 
-def said(found, claim):
-    (one,) = [f for f in found if f.claim.startswith(claim)]
+def rows(task, **bests):
+    return [one for row, of in bests.items() for one in small(row, task, of)]
+
+
+def tried(*records, measures=()):
+    """The findings of some records, a mapping each."""
+    return findings(runs(ledger(*records)), measures).to_dict("records")
+
+
+def the(found, name="VeRA is near LoRA"):
+    (one,) = [of for of in found if of["finding"].startswith(name)]
     return one
 
 
-def pairs(x, y, near=False):
-    """What a finding says of two rows, in points by seed, by scipy's t-tests."""
-    (low, high), (lowest, highest) = (
-        test.confidence_interval(0.9 if near else 0.95)
-        for test in (scipy.stats.ttest_rel(x, y), scipy.stats.ttest_ind(x, y, equal_var=False))
-    )
-    of = (
-        f"one-sided 95% bounds {low:+.1f} and {high:+.1f}, unpaired {lowest:+.1f} and {highest:+.1f}"
-        if near
-        else f"95% interval {low:+.1f} to {high:+.1f}, unpaired {lowest:+.1f} to {highest:+.1f}"
-    )
-    return f"({len(x)} pairs by seed: mean {np.mean(x) - np.mean(y):+.1f}, {of})"
+def made_up(name, where, holds, agrees, pairs=1, seeds_=(3,)):
+    where = ("", "", *where.split(", "))
+    numbers = {"lower": 0, "errors": []}
+    return finding((name, "a table", "fit"), where, holds, agrees, pairs, counts=seeds_, numbers=numbers)
 
 
-# --- claims
+# --- findings
 
 
 @pytest.mark.parametrize(
-    ("vera", "medians", "differences", "agrees"),
+    ("vera", "differences", "word"),
     [
-        # From +0.3 on by pair, -0.3 unpaired
-        ((0.43, 0.44, 0.45), "VeRA r=1024 44.0, LoRA r=8 42.0", (2, 2, 1), True),
-        # From -0.3 on by pair, -1.7 unpaired
-        ((0.42, 0.43, 0.44), "VeRA r=1024 43.0, LoRA r=8 42.0", (1, 1, 0), None),
-        # From -1.3 on, though all are near
-        ((0.41, 0.42, 0.43), "VeRA r=1024 42.0, LoRA r=8 42.0", (0, 0, -1), None),
-        ((0.40, 0.42, 0.41), "VeRA r=1024 41.0, LoRA r=8 42.0", (-1, 0, -3), None),
-        # Up to -1.1 by pair, +0.9 unpaired
-        ((0.36, 0.37, 0.42), "VeRA r=1024 37.0, LoRA r=8 42.0", (-5, -5, -2), None),
-        # Up to -3.3, and -2.7
-        ((0.36, 0.37, 0.39), "VeRA r=1024 37.0, LoRA r=8 42.0", (-5, -4, -5), False),
+        ((0.43, 0.44, 0.45), (2, 2, 1), AGREES),  # from +0.3 on by pair, -0.3 unpaired
+        ((0.42, 0.43, 0.44), (1, 1, 0), UNDECIDED),  # from -0.3 on by pair, -1.7 unpaired
+        ((0.41, 0.42, 0.43), (0, 0, -1), UNDECIDED),  # from -1.3 on, though all are near
+        ((0.36, 0.37, 0.42), (-5, -5, -2), UNDECIDED),  # up to -1.1 by pair, +0.9 unpaired
+        ((0.36, 0.38, 0.39), (-5, -4, -5), NOT),  # up to -3.7, and -2.0
     ],
 )
-def test_vera_is_near_lora_by_bounds_of_the_mean_difference(vera, medians, differences, agrees):
-    lora = small("lora", "cola", (0.41, 0.42, 0.44))
-    for one in lora:
-        one["parameters"]["adapter"] = 430080
-    near = said(results.claims(ledger(*small("vera", "cola", vera), *lora)), "VeRA is near LoRA")
-    assert near.where == "MiniLM, cola, 3 epochs, 3 seeds"
-    told = pairs([100 * best for best in vera], (41, 42, 44), near=True)
-    assert near.here == f"{medians} {told}; 0.1 of the parameters, 0.1 with the head"
-    assert near.agrees is agrees
-    assert near.holds == tuple(difference >= -1 for difference in differences)
-    assert near.word == {True: "agrees", False: "does not agree", None: "undecided"}[agrees]
+def test_vera_is_near_lora_by_bounds_of_the_mean_difference(vera, differences, word):
+    lora = (0.41, 0.42, 0.44)
+    made = rows("cola", vera=vera, lora=lora)
+    near = the(tried(*made))
+    x, y = ([100 * best for best in of] for of in (vera, lora))
+    paired = scipy.stats.ttest_rel(x, y).confidence_interval(0.9)
+    unpaired = scipy.stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.9)
+    assert near["difference"] == pytest.approx(np.mean(differences))
+    assert (near["low"], near["high"]) == pytest.approx((paired.low, paired.high))
+    assert (near["unpaired_low"], near["unpaired_high"]) == pytest.approx((unpaired.low, unpaired.high))
+    assert (near["word"], near["reported"], near["crossfit_word"]) == (word,) * 3
+    assert near["holds"] == tuple(difference >= -1 for difference in differences)
+    assert [side["median"] for side in near["sides"]] == pytest.approx([100 * vera[1], 42])
+    assert near["ids"] == tuple(one["id"] for one in made)
+    assert (near["model"], near["task"], near["pairs"], near["epochs"]) == ("minilm", "cola", 3, (3,))
+    one_sided = f"one-sided 95% bounds {paired.low:+.1f} and {paired.high:+.1f}"
+    assert f"(3 pairs by seed: mean {np.mean(differences):+.1f}, {one_sided}, " in str(WORDS.here(near))
+    assert str(WORDS.where(near)) == "MiniLM, cola, 3 epochs, 3 seeds"
 
 
-@pytest.mark.parametrize(("below", "word"), [(0.0, "agrees"), (0.1, "does not agree")])
-def test_a_word_is_bold_from_five_pairs_on(below, word):
-    lora, vera = (0.40, 0.401, 0.402, 0.403, 0.404), (0.401, 0.4, 0.403, 0.402, 0.404)
-    for seeds_ in (4, 5):
-        made = [
-            *small("lora", "cola", lora[:seeds_]),
-            *small("vera", "cola", [best - below for best in vera[:seeds_]]),
-        ]
-        near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-        assert near.word == {4: word, 5: f"**{word}**"}[seeds_]
-        assert near.firm is (seeds_ == 5)
-
-
-def test_an_undecided_word_is_never_bold():
-    made = [*small("lora", "cola", (0.4,) * 5), *small("vera", "cola", (0.3, 0.35, 0.4, 0.45, 0.45))]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert (near.word, near.firm) == ("undecided", True)
+@pytest.mark.parametrize(
+    ("vera", "counts"), [((0.401, 0.4, 0.403, 0.402, 0.404), (4, 5)), ((0.3, 0.35, 0.4, 0.45, 0.45), ())]
+)
+def test_a_word_is_bold_from_five_pairs_on_unless_it_is_undecided(vera, counts):
+    lora = (0.40, 0.401, 0.402, 0.403, 0.404)
+    for n in counts:
+        near = the(tried(*rows("cola", lora=lora[:n], vera=vera[:n])))
+        assert str(WORDS.word(near)) == {4: "agrees", 5: "**agrees**"}[n]
+    if not counts:
+        near = the(tried(*rows("cola", lora=lora, vera=vera)))
+        assert (near["firm"], str(WORDS.word(near))) == (True, "undecided")
 
 
 def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
-    """VeRA's best epoch is the last one in two of three seeds; LoRA's in one."""
-    vera = [
-        record("vera", "cola", s, values=v, model="minilm")
-        for s, v in enumerate(((1, 2, 3), (1, 2, 3), (1, 3, 2)))
-    ]
-    lora = [
-        record("lora", "cola", s, values=v, model="minilm")
-        for s, v in enumerate(((1, 2, 3), (1, 3, 2), (3, 1, 2)))
-    ]
-    near = said(results.claims(ledger(*vera, *lora)), "VeRA is near LoRA")
-    # Table 8's, on CoLA
-    assert near.trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"
-    whole = overview([near])
-    assert f"| {near.trained} | {near.word} |" in whole
-    # One of two
-    assert "still rising" not in said(results.claims(ledger(*vera[1:], *lora)), "VeRA is near LoRA").trained
+    """VeRA's best epoch is the last one in two of three seeds; LoRA's in one. One epoch does not rise."""
+
+    def of(row, task, *curves):
+        return [record(row, task, s, values=v, model="minilm") for s, v in enumerate(curves)]
+
+    vera = of("vera", "cola", (1, 2, 3), (1, 2, 3), (1, 3, 2))
+    lora = of("lora", "cola", (1, 2, 3), (1, 3, 2), (3, 1, 2))
+    trained = str(WORDS.trained(the(tried(*vera, *lora))))
+    assert trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"  # table 8's
+    assert "rising" not in str(WORDS.trained(the(tried(*vera[1:], *lora))))  # one of two
+    single = the(tried(*of("vera", "mrpc", [0.8]), *of("lora", "mrpc", [0.8])))
+    assert str(WORDS.trained(single)) == "1 (paper: 30 BASE, 40 LARGE)"
 
 
-def test_a_single_epoch_is_not_a_rising_one():
-    made = [record(row, "mrpc", 0, values=[0.8], model="minilm") for row in ("vera", "lora")]
-    for one in made:
-        one["data"]["dev_rows"] = 100_000
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").trained == "1 (paper: 30 BASE, 40 LARGE)"
-
-
-def test_numbers_are_of_the_seeds_that_both_have():
+def test_numbers_are_of_the_seeds_that_both_have_measured_on_the_same():
     made = [*small("vera", "cola", (0.9, 0.9, 0.4, 0.42)), *small("lora", "cola", (0.1, 0.1, 0.41, 0.42))[2:]]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert near.where == "MiniLM, cola, 3 epochs, 2 seeds"
-    assert near.here.startswith(f"VeRA r=1024 41.0, LoRA r=8 41.5 {pairs((40, 42), (41, 42), near=True)}")
-    assert results.claims(ledger(*made[:2], *made[4:])) == []
+    near = the(tried(*made))
+    assert (near["counts"], [side["median"] for side in near["sides"]]) == ((2,), [41.0, 41.5])
+    assert tried(*made[:2], *made[4:]) == []
+    made[2]["data"]["dev_rows"] = 500
+    assert the(tried(*made))["holds"] == (True,)
+    made[3]["result"]["protocols"]["paper"]["best"] = None  # a run without its number
+    assert tried(*made) == []
 
 
 def test_one_seed_decides_nothing():
-    one = said(
-        results.claims(ledger(*small("vera", "cola", (0.9,)), *small("lora", "cola", (0.1,)))),
-        "VeRA is near LoRA",
-    )
-    assert "(1 pair by seed: mean +80.0)" in one.here
-    assert one.agrees is None
+    near = the(tried(*rows("cola", vera=(0.9,), lora=(0.1,))))
+    assert (near["difference"], near["agrees"]) == (80.0, None)
+    assert math.isnan(near["low"])
 
 
-def test_rows_that_may_be_chance_are_not_compared():
-    made = [*small("vera", "rte", (0.5, 0.5)), *small("lora", "rte", (0.58, 0.58))]
-    for one in made:
-        one["data"]["dev_rows"] = 277  # as RTE has: a standard error of 3 points
-    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert one.here.endswith("; all may be chance: the larger class is 52.7")
-    assert (one.agrees, one.holds) == (None, ())
-    unique = small("vera_unique", "rte", (0.5, 0.5))
-    for of in unique:
-        of["data"]["dev_rows"] = 277
-    one = said(results.claims(ledger(*made[:2], *unique)), "A and B may be shared")
-    assert one.here.endswith("; all may be chance: the larger class is 52.7")
-    assert one.agrees is None
-    for lora in made[2:]:
-        lora["result"]["protocols"]["paper"]["best"] = 0.6
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").agrees is False
-    # So may a correlation be, of 0.06 and less with 1,000 rows
-    made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.05, 0.06))]
-    one = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert one.here.endswith("; all may be chance: the metric of chance is 0")
-    for lora in made[2:]:
-        lora["result"]["protocols"]["paper"]["best"] = 0.2
-    assert "chance" not in said(results.claims(ledger(*made)), "VeRA is near LoRA").here
-
-
-def test_runs_on_other_data_are_no_finding():
-    made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5, 0.5))]
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True, True)
-    made[0]["data"]["dev_rows"] = 500
-    assert said(results.claims(ledger(*made)), "VeRA is near LoRA").holds == (True,)
-    made[1]["data"]["dev_rows"] = 500
-    assert not results.claims(ledger(*made))
+@pytest.mark.parametrize(
+    ("task", "border", "chance"), [("cola", 10.0, 0.0), ("rte", 52.7 + 2 * (52.7 * 47.3 / 400) ** 0.5, 52.7)]
+)
+@pytest.mark.parametrize("other", ["lora", "vera_unique"])
+def test_rows_that_may_be_chance_are_not_compared(task, border, chance, other):
+    """Two standard errors above chance are learned, of 400 dev rows; one row that has learned is enough."""
+    for above, found in ((-0.01, chance), (0.01, math.nan)):
+        made = [
+            *small("vera", task, (0.0, 0.0), 400),
+            *small(other, task, ((border + above) / 100,) * 2, 400),
+        ]
+        name = "VeRA is near LoRA" if other == "lora" else "A and B may be shared"
+        near = the(tried(*made), name)
+        assert near["chance"] == pytest.approx(found, nan_ok=True)
+        assert near["agrees"] is (False if math.isnan(found) else None)
+        assert bool(near["holds"]) is math.isnan(found)
 
 
 def test_images_are_compared_by_their_last_epoch():
     made = [
-        record(row, "digits", s, 0.9, last + s / 100, model="dinov2_small")
-        for row, last in (("vera", 0.5), ("lora", 0.8))
-        for s in range(2)
+        *small("vera", "digits", (0.9, 0.9), family="images"),
+        *small("lora", "digits", (0.9, 0.9), family="images"),
     ]
-    made[0]["result"]["protocols"]["paper"]["last"] = 0.48
-    for one in made:
-        one["config"]["task"]["family"] = "images"
-        one["result"]["reported"] = "last"
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert near.source.startswith("table 5, means of its data sets")
-    assert near.here.startswith(f"VeRA r=1024 49.5, LoRA r=8 80.5 {pairs((48, 51), (80, 81), near=True)}")
-    assert near.agrees is False  # up to -23.6
-    assert near.trained == "3 (paper: 10)"
+    for one, last in zip(made, (0.48, 0.51, 0.80, 0.81), strict=True):
+        one["result"]["protocols"]["paper"]["last"], one["result"]["reported"] = last, "last"
+    near = the(tried(*made))
+    assert [side["median"] for side in near["sides"]] == [49.5, 80.5]
+    assert (near["source"][:7], near["agrees"], near["crossfit"]) == ("table 5", False, None)
+    assert near["paper_epochs"] == {"": 10}
 
 
-def test_texts_are_compared_by_bleu_where_they_were_decoded():
-    made = [
-        record(row, "e2e", s, values=[3.0, 2.0], model="smollm2")
-        for row in ("vera", "lora")
-        for s in range(2)
-    ]
+def test_texts_are_compared_by_bleu_where_both_were_decoded():
+    made = [*small("vera", "e2e", (3.0, 2.9), family="e2e"), *small("lora", "e2e", (3.0, 2.9), family="e2e")]
     for one in made:
-        one["config"]["task"]["family"] = "e2e"
-        one["result"]["reported"] = "last"
         one["result"] |= of_metric("perplexity")
-    assert results.claims(ledger(*made)) == []  # of which the paper says nothing
-    for one in made:
-        bleu = {"vera": 69.5, "lora": 70.0}[one["cell"]["row"]] + one["cell"]["seed"] / 100
-        one["texts"] = {
-            "scores": [{"which": "last", "variant": "length penalty 0.9", "epoch": 2, "bleu": bleu}]
-        }
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert near.source.startswith("table 3, BLEU: ")
-    assert near.here.startswith("VeRA r=1024 69.5, LoRA r=8 70.0 (2 pairs by seed: mean -0.5, ")
-    assert near.agrees
-    assert near.trained == "2 (paper: 5)"
-    (told,) = [table for table in statistics_tables(ledger(*made)) if table.title == "smollm2: cells"]
-    assert (
-        "e2e: best to optimism are of the dev set's perplexity; texts are written once, at the end."
-        in told.notes
-    )
+    assert tried(*made) == []  # of which the paper says nothing
+    for one in made[2:]:
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
+    assert tried(*made) == []  # a BLEU and a perplexity
+    for one in made[:2]:
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 69.5}]}
+    near = the(tried(*made))
+    assert (near["source"][:7], near["difference"], near["agrees"]) == ("table 3", -0.5, True)
+    assert near["paper_epochs"] == {"": 5}
 
 
-def test_a_finding_that_hangs_on_how_epochs_are_chosen_says_so():
+def test_a_finding_that_hangs_on_how_epochs_are_chosen_is_undecided():
     """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not at the 50 of the
     whole."""
-    made = [one for row in ("vera", "lora") for one in small(row, "cola", (0.5,) * 5)]
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert (near.agrees, crossfit_word(near)) == (True, "**agrees**")
-    for one in made:
-        if one["cell"]["row"] == "vera":
-            lower = 0.4 + one["cell"]["seed"] / 1000
-            halves(one, (0.6, 0.5, lower), (lower, 0.5, 0.6))
-    near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-    assert near.agrees
-    apart = pairs([40 + seed / 10 for seed in range(5)], [50] * 5, near=True)
-    assert crossfit_word(near).startswith(f"**does not agree**: VeRA r=1024 40.2, LoRA r=8 50.0 {apart}")
-    assert crossfit_word(near) in overview([near])
-    assert (near.verdict, near.word) == (None, "undecided (agrees by the best epoch)")
-    assert tally([near]).endswith("| 1 | 0 | 0 | 1 | 1 | 5 of 5 |")
-    assert near_lora([near]).endswith("\nOur seeds decide that on none of 1 pair of model and task.")
-    images = [
-        record(row, "digits", s, values=[0.9, 0.8], model="vit") for row in ("vera", "lora") for s in range(2)
-    ]
-    for one in images:
-        one["config"]["task"]["family"] = "images"
-        one["result"]["reported"] = "last"
-    # Where no epoch is selected
-    assert crossfit_word(said(results.claims(ledger(*images)), "VeRA is near LoRA")) == "-"
+    made = rows("cola", vera=(0.5,) * 5, lora=(0.5,) * 5)
+    assert the(tried(*made))["crossfit_word"] == AGREES
+    for one in made[:5]:
+        lower = 0.4 + one["cell"]["seed"] / 1000
+        halves(one, (0.6, 0.5, lower), (lower, 0.5, 0.6))
+    near = the(tried(*made))
+    assert (near["reported"], near["crossfit_word"], near["word"]) == (AGREES, NOT, UNDECIDED)
+    assert near["crossfit"]["difference"] == pytest.approx(-9.8)
+    assert str(WORDS.word(near)) == "undecided (agrees by the best epoch)"
+    assert str(WORDS.crossfit(near)).startswith("**does not agree**: VeRA r=1024 40.2, ")
+    assert "| 1 | 0 | 0 | 1 | 1 | 5 of 5 |" in overview([near])
 
 
-def test_ablations_are_compared_by_their_means_and_pairs():
-    rows = {"vera": 0.5, "vera_only_d": 0.4, "vera_only_b": 0.3, "vera_uniform": 0.6, "vera_unique": 0.495}
-    rows |= {"vera_d_init_1e-7": 0.295, "vera_d_init_1": 0.3}
-    apart = {"vera_only_d": 0.01, "vera_only_b": 0.02, "vera_d_init_1": -0.01}  # in the third seed
-    made = [
-        one
-        for row, best in rows.items()
-        for one in small(row, "cola", (best, best, best + apart.get(row, 0)))
-    ]
-    found = results.claims(ledger(*made))
-    both, only_d, only_b = (50, 50, 50), (40, 40, 41), (30, 30, 32)
-    assert said(found, "d alone").here == f"only d 40.3; only b 30.7 {pairs(only_d, only_b)}"
-    assert said(found, "d alone").agrees
-    assert (
-        said(found, "both vectors").here
-        == f"both 50.0; only d 40.3 {pairs(both, only_d)}, only b 30.7 {pairs(both, only_b)}"
-    )
-    assert said(found, "both vectors").agrees
-    assert said(found, "A and B by Kaiming").agrees is False
-    assert (
-        said(found, "A and B may be shared").here == "shared 50.0; unique 49.5 (3 pairs by seed: mean +0.5,"
-        " one-sided 95% bounds +0.5 and +0.5, unpaired +0.5 and +0.5)"
-    )
-    assert said(found, "A and B may be shared").agrees
-    assert said(found, "d that starts at 0.1").agrees
-    assert said(found, "d that starts at 1e-7").agrees is None  # below in two seeds, above in the third
-    assert not any(claim.word.startswith("**") for claim in found)  # of three pairs
+@pytest.mark.parametrize(
+    ("name", "agrees", "means"),
+    [
+        ("d alone", True, (40.3, 30.7)),
+        ("both vectors", True, (50.0, 40.3, 30.7)),
+        ("A and B by Kaiming", False, (50.0, 60.0)),
+        ("A and B may be shared", True, (50.0, 49.5)),
+        ("d that starts at 0.1", True, (50.0, 29.7)),
+        ("d that starts at 1e-7", None, (29.5, 29.7)),  # below in two seeds, above in the third
+    ],
+)
+def test_ablations_are_compared_by_their_means_and_pairs(name, agrees, means):
+    bests = {"vera": 0.5, "vera_only_d": 0.4, "vera_only_b": 0.3, "vera_uniform": 0.6, "vera_unique": 0.495}
+    bests |= {"vera_d_init_1e-7": 0.295, "vera_d_init_1": 0.3}
+    third = {"vera_only_d": 0.01, "vera_only_b": 0.02, "vera_d_init_1": -0.01}
+    made = rows("cola", **{row: (of, of, of + third.get(row, 0)) for row, of in bests.items()})
+    found = the(tried(*made), name)
+    assert found["agrees"] is agrees
+    assert [side["mean"] for side in found["sides"]] == pytest.approx(means, abs=0.05)
+    named = zip(found["names"], means, strict=True)
+    assert all(f"{word} {mean:.1f}" in str(WORDS.here(found)) for word, mean in named)
 
 
-def test_both_vectors_agree_only_where_both_comparisons_do():
-    rows = {"vera": (0.5, 0.5, 0.5), "vera_only_b": (0.4, 0.4, 0.4), "vera_only_d": (0.45, 0.55, 0.4)}
-    one = said(
-        results.claims(ledger(*(r for row, bests in rows.items() for r in small(row, "cola", bests)))),
-        "both vectors",
-    )
-    assert (one.agrees, one.holds) == (None, (True, False, True))
+@pytest.mark.parametrize(
+    ("only_d", "only_b", "agrees", "holds"),
+    [
+        ((0.45, 0.55, 0.4), (0.4, 0.4, 0.4), None, (True, False, True)),
+        ((0.6, 0.6, 0.6), (0.4, 0.4, 0.4), False, (False,) * 3),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None, (False,) * 3),  # equal is not better
+    ],
+)
+def test_both_vectors_are_better_only_where_they_beat_each(only_d, only_b, agrees, holds):
+    one = the(tried(*rows("cola", vera=(0.5,) * 3, vera_only_d=only_d, vera_only_b=only_b)), "both vectors")
+    assert (one["agrees"], one["holds"]) == (agrees, holds)
 
 
-def test_both_vectors_are_not_better_where_one_alone_is():
-    made = [
-        *small("vera", "cola", (0.5, 0.5)),
-        *small("vera_only_d", "cola", (0.6, 0.6)),
-        *small("vera_only_b", "cola", (0.4, 0.4)),
-    ]
-    assert said(results.claims(ledger(*made)), "both vectors").agrees is False
+COUNTS = {"vera_r1024": 16896, "vera": 7680, "lora": 73728, "lora_r1": 9216, "lora_r2": 18432}
+HIGH, LOW, MIDDLE = (0.50, 0.51, 0.52, 0.53, 0.54), (0.4, 0.4, 0.41, 0.42, 0.44), (0.45, 0.6, 0.55, 0.5, 0.5)
+TOP = (0.9,) * 5
 
 
-RANKED = {"vera_r1024": 16896, "vera": 7680, "lora": 73728, "lora_r1": 9216, "lora_r2": 18432}
-
-
-def ranks(**bests):
-    """Cells of ranks on CoLA, by row; LoRA's alpha is 8 or, in a row that ends so, its rank
+def ranks(counts=COUNTS, **bests):
+    """The finding on ranks from rows on CoLA; LoRA's alpha is 8 or, in a row that ends so, its rank
     (`proportional`)."""
     made = []
     for name, of_row in bests.items():
         row = name.removesuffix("_proportional")
         for one in small(row, "cola", of_row):
             one["id"] += name
-            one["parameters"]["adapter"] = RANKED[row]
+            one["parameters"]["adapter"] = counts[row]
             if row.startswith("lora"):
                 rank = int(row.partition("_r")[2] or 8)
                 alpha = rank if name.endswith("_proportional") else 8
-                one["config"] |= {
-                    "method": {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
-                }
-                one["config"]["recipe"] = {"rank": 8, "alpha": 8}
+                method = {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
+                one["config"] |= {"method": method, "recipe": {"rank": 8, "alpha": 8}}
             made.append(one)
-    return ledger(*made)
-
-
-HIGH, LOW, MIDDLE = (0.50, 0.51, 0.52, 0.53, 0.54), (0.4, 0.4, 0.41, 0.42, 0.44), (0.45, 0.6, 0.55, 0.5, 0.5)
+    return [one for one in tried(*made) if one["finding"].startswith("of like counts")]
 
 
 @pytest.mark.parametrize(
-    ("constant", "proportional", "words", "agrees"),
+    ("constant", "proportional", "words", "agrees", "firm"),
     [
-        (LOW, LOW, ("agrees", "agrees"), True),
-        ((0.9,) * 5, (0.9,) * 5, ("does not agree", "does not agree"), False),
-        (LOW, (0.9,) * 5, ("agrees", "does not agree"), None),
-        (LOW, MIDDLE, ("agrees", "undecided"), None),
-        ((0.9,) * 5, MIDDLE, ("does not agree", "undecided"), None),
-        (LOW, None, ("agrees", "not run"), None),
-        ((0.9,) * 5, None, ("does not agree", "not run"), None),
-        (None, LOW, ("not run", "agrees"), None),
+        (LOW, LOW, (True, True), True, True),
+        (LOW, LOW[:4], (True, True), True, False),
+        (TOP, TOP, (False, False), False, True),
+        (LOW, TOP, (True, False), None, True),
+        (LOW, MIDDLE, (True, None), None, True),
+        (HIGH, HIGH, (None, None), None, True),  # equal is not above
+        (LOW, None, (True, "not run"), None, True),
+        (None, LOW, ("not run", True), None, True),
     ],
 )
-def test_ranks_are_compared_where_counts_are_nearest_and_by_both_conventions(
-    constant, proportional, words, agrees
-):
-    cells = {"vera_r1024": HIGH, "vera": (0.9,) * 5, "lora": (0.6,) * 5}
+def test_ranks_are_compared_by_both_conventions_of_alpha(constant, proportional, words, agrees, firm):
+    cells = {"vera_r1024": HIGH, "vera": TOP, "lora": (0.6,) * 5}
     cells |= {"lora_r2": constant} if constant else {}
     cells |= {"lora_r2_proportional": proportional} if proportional else {}
-    found = said(results.claims(ranks(**cells)), "of like counts")
-    first, second = found.here.split("; with alpha proportional to the rank: ")
-    assert first.startswith("with a constant alpha: ")
-    assert [side.rpartition(": ")[2] for side in (first, second)] == list(words)
-    assert (found.agrees, found.word) == (
-        agrees,
-        {True: "**agrees**", False: "**does not agree**", None: "undecided"}[agrees],
-    )
-    if constant == proportional == LOW:
-        sides = [[100 * best for best in bests] for bests in (HIGH, LOW)]
-        told = (
-            "vera_r1024 52.0 (16,896 parameters); LoRA r=2, alpha={} 41.0 (18,432 parameters)"
-            f" {pairs(*sides)}"
-        )
-        assert first == f"with a constant alpha: {told.format('8')}: agrees"
-        assert second == f"{told.format('r')}: agrees"
-        assert found.holds == (True,) * 10
-
-
-def test_ranks_of_fewer_pairs_by_one_convention_are_not_bold():
-    cells = {"vera_r1024": HIGH, "vera": HIGH, "lora": HIGH, "lora_r2": LOW, "lora_r2_proportional": LOW[:4]}
-    found = said(results.claims(ranks(**cells)), "of like counts")
-    assert (found.agrees, found.firm) == (True, False)
-
-
-def test_ranks_with_other_counts_are_no_claim():
-    made = [
-        *small("vera", "cola", (0.5,)),
-        *small("vera_r64", "cola", (0.5,)),
-        *small("lora", "cola", (0.4,)),
-        *small("lora_r64", "cola", (0.4,)),
-    ]
-    for one in made:
-        one["parameters"]["adapter"] = {"vera": 7680, "vera_r64": 5376}.get(one["cell"]["row"], 73728)
-    assert not any(claim.claim.startswith("of like counts") for claim in results.claims(ledger(*made)))
-
-
-def of_counts(**counts):
-    """VeRA and LoRA rows by their counts of parameters; VeRA's highest rank is the best by far."""
-    made = []
-    for row, parameters in counts.items():
-        for one in small(row, "cola", (0.9, 0.91) if row == "vera_r1024" else (0.4, 0.41)):
-            one["parameters"]["adapter"] = parameters
-            one["label"] |= {"row": row}
-            made.append(one)
-    return [claim for claim in results.claims(ledger(*made)) if claim.claim.startswith("of like counts")]
+    (found,) = ranks(**cells)
+    assert tuple(of["agrees"] if of else "not run" for of in found["compared"]) == words
+    assert (found["agrees"], found["firm"]) == (agrees, firm)
+    assert str(WORDS.here(found)).count("not run") == words.count("not run")
+    assert {of["x"]["label"] for of in found["compared"] if of} == {"vera_r1024"}
 
 
 @pytest.mark.parametrize(
     ("counts", "near"),
     [
-        # 9,000 away by a factor of 1.8, and 10,000 away by one of 1.5
-        ({"lora_r1": 11_000, "lora_r2": 30_000}, "lora_r2"),
-        ({"lora_r1": 10_000, "lora_r2": 90_000}, "lora_r1"),  # half
+        ({"lora_r1": 11_000, "lora_r2": 30_000}, "LoRA r=2, alpha=8"),  # away by 1.8, and by 1.5
+        ({"lora_r1": 10_000, "lora_r2": 90_000}, "LoRA r=1, alpha=8"),  # half
         ({"lora_r1": 9_999, "lora_r2": 90_000}, None),
-        ({"lora_r1": 1_000, "lora_r2": 40_000}, "lora_r2"),  # twice
+        ({"lora_r1": 1_000, "lora_r2": 40_000}, "LoRA r=2, alpha=8"),  # twice
         ({"lora_r1": 1_000, "lora_r2": 40_001}, None),
         ({"lora_r1": 20_000}, None),  # one rank alone
     ],
 )
 def test_like_counts_are_within_a_factor_of_two(counts, near):
-    found = of_counts(vera=7_680, vera_r1024=20_000, **counts)
-    assert [near in claim.here for claim in found] == ([True] if near else [])
-    assert not of_counts(vera_r1024=20_000, **counts)  # of one rank of VeRA nothing follows
+    bests, all_counts = dict.fromkeys(counts, (0.4, 0.41)), {"vera": 7_680, "vera_r1024": 20_000} | counts
+    found = ranks(all_counts, vera=(0.4, 0.41), vera_r1024=(0.9, 0.91), **bests)
+    assert [one["compared"][0]["y"]["label"] for one in found] == ([near] if near else [])
+    assert not ranks(all_counts, vera_r1024=(0.9, 0.91), **bests)  # of one rank of VeRA nothing follows
 
 
-def test_equal_is_not_better():
-    same = (0.5, 0.5, 0.5)
-    made = [one for row in ("vera_only_d", "vera_only_b", "vera") for one in small(row, "cola", same)]
-    for claim in ("d alone", "both vectors"):
-        found = said(results.claims(ledger(*made)), claim)
-        assert (found.agrees, found.holds) == (None, (False,) * 3)
-    found = said(results.claims(ranks(vera_r1024=same, vera=same, lora=same, lora_r2=same)), "of like counts")
-    assert (found.agrees, found.holds) == (None, (False,) * 3)
+# --- findings on measures
 
 
-@pytest.mark.parametrize(("task", "border"), [("cola", 10.0), ("rte", 52.7 + 2 * (52.7 * 47.3 / 400) ** 0.5)])
-def test_two_standard_errors_above_chance_are_learned(task, border):
-    """Of 400 dev rows; one row that has learned is enough."""
-    for above, chance in ((-0.01, True), (0.01, False)):
-        made = [*small("vera", task, (0.0, 0.0)), *small("lora", task, ((border + above) / 100,) * 2)]
-        for one in made:
-            one["data"]["dev_rows"] = 400
-        near = said(results.claims(ledger(*made)), "VeRA is near LoRA")
-        assert ("all may be chance" in near.here) is chance
-        assert near.agrees is (None if chance else False)
-
-
-def measured(kind, values, of, **changes):
-    cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": 0}
+def measured(kind, values, seed, *of, **changes):
+    cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": seed}
     label = {"row": "VeRA", "model": "MiniLM", "task": "CoLA"}
-    made = {
-        "schema": 1,
-        "id": kind,
-        "kind": kind,
-        "of": [{"id": i, "cell": cell, "label": label} for i in of],
-        "settings": {},
-    }
-    return made | {"seeds": {"random": 0}, "values": values, "summary": {}} | changes
+    runs_ = [{"id": one["id"], "cell": cell, "label": label} for one in of]
+    made = {"schema": 1, "id": f"{kind}-{seed}", "kind": kind, "of": runs_, "settings": {}, "values": values}
+    return made | {"seeds": {"random": 0}, "summary": {}} | changes
 
 
-def test_measures_are_findings_too():
-    vera, lora = small("vera", "cola", (0.4,))[0], small("lora", "cola", (0.4,))[0]
-    d = {"layer": [0, 0, 1, 1], "site": ["query", "value"] * 2, "d": [0.1, 0.2, 0.4, 0.8], "b": [0.0] * 4}
-    cosines = {
-        "layer": [0, 1],
-        "site": ["query"] * 2,
-        "lora_vera": [0.02, 0.04],
-        "lora_random": [0.001, -0.003],
-        "vera_random": [0, 0],
-    }
+def magnitude(query, value):
+    """d of each site by layer."""
+    layers = [*range(len(query)), *range(len(value))]
+    sites = ["query"] * len(query) + ["value"] * len(value)
+    return {"layer": layers, "site": sites, "d": [*query, *value], "b": [0.0] * len(layers)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "agrees", "holds"),
+    [
+        ("d changes more in query", [((0.2, 0.8), (0.1, 0.4))], None, (True,)),  # one run
+        ("d changes more in query", [((0.2, 0.8), (0.1, 0.4))] * 2, True, (True, True)),
+        ("d changes more in query", [((2, 8), (1, 4)), ((1, 4), (2, 8))], None, (True, False)),
+        ("d changes more in later", [((0.1, 0.4), (0.2, 0.8))] * 2, True, (True, True)),
+        # The last layer is less than the first: the halves alone do not decide
+        ("d changes more in later", [((0.5, 0.1, 0.9, 0.4),) * 2] * 3, None, (False,) * 3),
+    ],
+)
+def test_magnitudes_are_findings_run_by_run(name, changes, agrees, holds):
+    vera = small("vera", "cola", (0.4,) * len(changes))
+    measures = [measured("magnitude", magnitude(*of), s, vera[s]) for s, of in enumerate(changes)]
+    found = the(tried(*vera, measures=measures), name)
+    assert (found["agrees"], found["holds"], found["counts"]) == (agrees, holds, (len(changes),))
+    assert found["ids"] == tuple(one["id"] for one in vera)
+
+
+@pytest.mark.parametrize(("random", "agrees"), [(0.001, True), (0.05, None), (-0.05, None)])
+def test_similarities_are_findings_pair_by_pair(random, agrees):
+    """Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the
+    two."""
+    lora, vera = (small(row, "cola", (0.4,) * 3) for row in ("lora", "vera"))
+    cosines = {"layer": [0, 1], "site": ["query"] * 2, "lora_vera": [0.02, 0.04], "vera_random": [0, 0]}
+    measures = [
+        measured("similarity", cosines | {"lora_random": of}, s, lora[s], vera[s])
+        for s, of in enumerate(([0.001, -0.003], [0.001, -0.003], [random, random]))
+    ]
+    found = the(tried(*lora, *vera, measures=measures), "LoRA's and VeRA's")
+    assert (found["agrees"], found["holds"]) == (agrees, (True, True, random < 0.03))
+    assert found["numbers"]["lora_vera"] == pytest.approx(0.03)
+    assert str(WORDS.where(found)) == "MiniLM, CoLA, 3 pairs of runs"
+
+
+def test_a_fit_is_of_every_count():
     fit = {"method": ["lora", "vera", "lora", "vera"], "rank": [1, 10, 2, 30], "parameters": [20, 20, 40, 40]}
     fit |= {"mse": [[0.7], [0.7], [0.5], [0.4]], "best": [[0.7], [0.1], [0.5], [0.1]]}
     settings = {"size": 10, "matrices": 1, "target": "normal", "steps": 1, "lr": 0.1, "optimizer": "adam"}
-    measures = [
-        measured("magnitude", d, [vera["id"]]),
-        measured("similarity", cosines, [lora["id"], vera["id"]]),
-    ]
-    found = results.claims(
-        ledger(vera, lora, measures=[*measures, measured("matrix_fit", fit, [], settings=settings)])
-    )
-    assert (
-        said(found, "d changes more in query").here
-        == "mean over layers, median of the runs: query 0.25, value 0.5"
-    )
-    assert said(found, "d changes more in query").agrees is None  # one run
-    assert said(found, "VeRA and LoRA fit").agrees is not None
-    assert not said(found, "VeRA and LoRA fit").word.startswith("**")  # of one run
-    other = small("vera", "cola", (0.4,))[0] | {"id": "other"}
-    other["cell"] = other["cell"] | {"seed": 1}
-    turned = measured("magnitude", d | {"d": [0.9, 0.2, 1.0, 0.8]}, ["other"], id="turned")
-    turned["of"][0]["cell"] = turned["of"][0]["cell"] | {"seed": 1}
-    both = results.claims(ledger(vera, other, measures=[measures[0], turned]))
-    assert said(both, "d changes more in query").agrees is None  # one run says so, the other does not
-    assert said(both, "d changes more in query").holds == (False, True)
-    # By 0.45 and 0.35: two runs, whose interval is 0.64 wide
-    assert said(both, "d changes more in later").agrees is None
-    third = vera | {"id": "third", "cell": vera["cell"] | {"seed": 2}}
-    again = measured("magnitude", d, ["third"], id="again")
-    again["of"][0]["cell"] = again["of"][0]["cell"] | {"seed": 2}
-    three = results.claims(ledger(vera, other, third, measures=[measures[0], turned, again]))
-    # The last layer less than the first in one run of three: the halves alone do not decide
-    ends = {"layer": [0, 1, 2, 3], "site": ["query"] * 4, "d": [0.5, 0.1, 0.9, 0.4], "b": [1.0] * 4}
-    ends |= {"site": ["query", "value"] * 4, "layer": [0, 0, 1, 1, 2, 2, 3, 3], "b": [1.0] * 8}
-    ends |= {"d": [0.5, 0.5, 0.1, 0.1, 0.9, 0.9, 0.4, 0.4]}
-    mixed = [
-        measured("magnitude", ends, [of["id"]], id=f"ends-{seed}")
-        for seed, of in enumerate((vera, other, third))
-    ]
-    for seed, of in enumerate(mixed):
-        of["of"][0]["cell"] = of["of"][0]["cell"] | {"seed": seed}
-    hangs = said(results.claims(ledger(vera, other, third, measures=mixed)), "d changes more in later")
-    assert (hangs.agrees, hangs.holds) == (None, (False,) * 3)
-    later = said(three, "d changes more in later")
-    assert (later.agrees, later.word, later.where) == (True, "agrees", "MiniLM, CoLA, 3 runs")
-    assert later.trained == "3 (paper: 80 BASE, 40 LARGE)"
-    assert said(found, "d changes more in query").where == "MiniLM, CoLA, 1 run"
-    assert (
-        said(found, "d changes more in later").here
-        == "mean of the first half of the layers, median of the runs: 0.15, of the second 0.6; of the first"
-        " layer 0.15, of the last 0.6"
-    )
-    assert said(found, "LoRA's and VeRA's").where == "MiniLM, CoLA, 1 pair of runs"
-    # Of four cosines with a random matrix, two layers each: 1.96 x sqrt((0.001^2 + 0.003^2) / 4 / 2).
-    assert said(found, "LoRA's and VeRA's").here.endswith(
-        "LoRA and VeRA 3.0e-02, LoRA and random -1.0e-03; 95% of such means with a random matrix lie within"
-        " +-2.2e-03"
-    )
-    assert said(found, "LoRA's and VeRA's").agrees is None
-    pairs_ = [small(row, "cola", (0.4, 0.4, 0.4)) for row in ("lora", "vera")]
-    # Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the
-    # two.
-    for random, agrees in ((0.001, True), (0.05, None), (-0.05, None)):
-        of = [[lora["id"], vera["id"]] for lora, vera in zip(*pairs_, strict=True)]
-        three = [measured("similarity", cosines, ids_, id=str(i)) for i, ids_ in enumerate(of)]
-        for seed, one in enumerate(three):
-            one["of"] = [o | {"cell": o["cell"] | {"seed": seed}} for o in one["of"]]
-        three[2]["values"] = cosines | {"lora_random": [random, random]}
-        claim = said(results.claims(ledger(*pairs_[0], *pairs_[1], measures=three)), "LoRA's and VeRA's")
-        assert (claim.where, claim.agrees) == ("MiniLM, CoLA, 3 pairs of runs", agrees)
-        assert claim.holds == (True, True, random < 0.03)
-    fitted = said(found, "VeRA and LoRA fit")
-    assert (
-        fitted.here
-        == "of 2 counts equal at 1, VeRA's error lower at 1 (VeRA and LoRA at 20: 0.700 and 0.700, 40: 0.400"
-        " and 0.500)"
-    )
-    assert fitted.agrees is False
-
-
-def test_a_run_without_its_number_is_no_finding():
-    made = [*small("vera", "cola", (0.4,)), *small("lora", "cola", (0.4,))]
-    made[0]["result"]["protocols"]["paper"]["best"] = None
-    assert results.claims(ledger(*made)) == []
+    (found,) = tried(measures=[measured("matrix_fit", fit, 0, settings=settings)])
+    assert (found["holds"], found["agrees"], found["firm"]) == ((True, False), False, False)
+    assert found["numbers"] == {"lower": 1, "errors": [(20, 0.7, 0.7), (40, 0.4, 0.5)]}
 
 
 def test_the_band_of_random_cosines_holds_95_percent_of_means():
     """Of 12 layers: in 100 pairs of runs, 200 means with a random matrix."""
     random = np.random.default_rng(0).normal(0, 0.01, (100, 2, 24))
-    measures = []
-    for lora, vera in random.tolist():
-        values = {
-            "site": ["query", "value"] * 12,
-            "lora_random": lora,
-            "vera_random": vera,
-            "lora_vera": [0.5] * 24,
-        }
-        values["lora_random"][1::2] = values["vera_random"][1::2] = [0.9] * 12  # of value: no part of it
-        measures.append({"values": values})
-    band = null_band(measures)
+    random[:, :, 1::2] = 0.9  # of value: no part of it
+    sites = {"site": ["query", "value"] * 12}
+    band = null_band(
+        [{"values": sites | {"lora_random": lora, "vera_random": vera}} for lora, vera in random.tolist()]
+    )
     assert band == pytest.approx(1.96 * 0.01 / 12**0.5, rel=0.05)
-    within = np.abs(random[:, :, ::2].mean(axis=2)) <= band
-    assert within.mean() == pytest.approx(0.95, abs=0.04)
+    assert (np.abs(random[:, :, ::2].mean(axis=2)) <= band).mean() == pytest.approx(0.95, abs=0.04)
     zero = {"site": ["query"], "lora_random": [None], "vera_random": [0.1]}
-    assert null_band([{"values": zero}]) is None  # one number has no band
-
-
-def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
-    near = "VeRA is near LoRA with fewer parameters"
-    found = [
-        Claim(near, "table 2", "MiniLM, CoLA", "", (True, True), True, firm=False),
-        Claim(near, "table 2", "MiniLM, RTE", "", (True,) * 5, None, firm=True),
-        Claim(near, "table 5", "DINOv2-small, digits", "", (False, False, False), False, firm=False),
-        Claim("VeRA and LoRA fit", "figure 6", "10 x 10 matrices", "", (True, False), False, firm=True),
-    ]
-    head, _, *lines = tally(found).splitlines()
-    assert "with at least 5 pairs or runs" in head
-    assert lines == [
-        "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 3 | 1 | 1 | 1 | 1 | 7 of 10 |",
-        "| [2](#finding-2) | VeRA and LoRA fit | 1 | 0 | 1 | 0 | 1 | 1 of 2 |",
-    ]
-
-
-def test_the_page_says_what_its_words_rest_on():
-    """The shares are those of tests/analysis/test_inference.py."""
-    text = " ".join(overview([Claim("c", "figure 2", "w", "h", (True,), True, firm=False)]).split())
-    for words in (
-        "Student's t on the differences, and unpaired, with Welch's t",
-        "a finding that one test alone decides is undecided",
-        "No correction** for how many findings are tried",
-        "one-sided 95% bound of the mean difference X - Y is above -1 point",
-        "Few seeds** rarely decide",
-        '"does not agree" in 15% of cases with 3 pairs, 30% with 5, 58% with 10 and 89% with 20',
-        "Bold** words rest on at least 5 pairs or runs",
-        "pools tasks with different metrics",
-        "share VeRA's runs",
-        "still rising (its best epoch is the last one in most seeds)",
-    ):
-        assert words in text, words
-
-
-def test_without_a_comparable_run_the_page_says_so():
-    text = overview([], what_ran="| a table |")
-    assert "No published run can be compared with a finding of the paper yet." in text
-    assert "| a table |" in text
-    assert "### Finding" not in text
-    assert "{{" not in text
-
-
-def test_bleu_is_not_compared_with_perplexity():
-    made = [
-        record(row, "e2e", s, values=[3.0, 2.0], model="smollm2")
-        for row in ("vera", "lora")
-        for s in range(2)
-    ]
-    for one in made:
-        one["config"]["task"]["family"] = "e2e"
-        one["result"]["reported"] = "last"
-        one["result"] |= of_metric("perplexity")
-        if one["cell"]["row"] == "lora":
-            one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
-        else:
-            one["status"] = "diverged"
-    assert results.claims(ledger(*made)) == []
+    assert math.isnan(null_band([{"values": zero}]))  # one number has no band
 
 
 # --- the page and the README
+
+
+def test_tries_that_no_finding_counts_are_of_runs_that_none_has(tmp_path):
+    """A longer study of the same rows, whose cell is not the one that counts, and a task of no table."""
+    counted = rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
+    longer = [
+        *small("vera", "cola", (0.5, 0.51), deviations=("long",)),
+        *small("lora", "cola", (0.5, 0.51), deviations=("long",)),
+    ]
+    for one in longer:
+        one["id"] += "-longer"
+        one["config"]["train"]["epochs"] = 9
+    mine = [
+        *small("vera", "mine", (0.8, 0.8), family="text"),
+        *small("lora", "mine", (0.8, 0.8), family="text"),
+    ]
+    studies = {tmp_path / "a": runs(ledger(*counted)), tmp_path / "b": runs(ledger(*counted, *longer, *mine))}
+    found = findings(runs(ledger(*counted, *longer, *mine)))
+    assert [*zip(found.task, found.epochs, strict=True)] == [("cola", (3,))]
+    tries = left_out(studies, [], found)
+    assert [(s, of["task"], of["epochs"]) for s, of in tries] == [("b", "mine", (3,)), ("b", "cola", (9,))]
+    text = overview(found.to_dict("records"), tries=tries)
+    assert (
+        "| [1](#finding-1) | [b](results/b.md) | MiniLM, cola, 9 epochs, 2 seeds | VeRA r=1024 50.5" in text
+    )
+    assert left_out({tmp_path / "a": studies[tmp_path / "a"]}, [], found) == []
+
+
+def test_a_line_for_each_finding_counts_the_pairs_that_say_so():
+    found = [
+        made_up(NEAR, "MiniLM, CoLA", (True, True), True),
+        made_up(NEAR, "MiniLM, RTE", (True,) * 5, None, 5),
+        made_up(NEAR, "DINOv2-small, digits", (False, False, False), False),
+        made_up("VeRA | LoRA fit <b>", "10 x 10 matrices, ", (True, False), False, 5),
+    ]
+    text = overview(found)
+    assert f"| [1](#finding-1) | {NEAR} | 3 | 1 | 1 | 1 | 1 | 7 of 10 |" in text
+    assert "| [2](#finding-2) | VeRA \\| LoRA fit &lt;b> | 1 | 0 | 1 | 0 | 1 | 1 of 2 |" in text
+    of_none = overview([])
+    assert "No published run can be compared with a finding of the paper yet." in of_none
+    assert not any(mark in of_none for mark in ("### Finding", "{{", "{%"))
+
+
+def test_the_shares_on_the_page_are_those_of_the_simulation():
+    """tests/analysis/test_inference.py has them."""
+    text = " ".join(overview([]).split())
+    assert "in 15% of cases with 3 pairs, 30% with 5, 58% with 10 and 89% with 20" in text
+    assert "one-sided 95% bound of the mean difference X - Y is above -1 point" in text
 
 
 @pytest.fixture
@@ -624,11 +428,7 @@ def study(tmp_path, monkeypatch):
     folder = tmp_path / "records" / "glue_minilm"
     folder.mkdir(parents=True)
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder.parent)
-    made = [
-        *small("head", "cola", (0.1, 0.2, 0.3)),
-        *small("vera", "cola", (0.41, 0.415, 0.42)),
-        *small("lora", "cola", (0.41,) * 3),
-    ]
+    made = rows("cola", head=(0.1, 0.2, 0.3), vera=(0.41, 0.415, 0.42), lora=(0.41,) * 3)
     for one in made[:3]:
         one["parameters"]["adapter"] = 0
     for rate, best in ((1e-2, 0.2), (4e-2, 0.3)):
@@ -637,14 +437,18 @@ def study(tmp_path, monkeypatch):
         trial["config"]["train"]["lr_head"] = 1e-3
         trial["id"] += "-trial"
         made.append(trial)
-    for one in made:
-        (folder / f"{one['id']}.json").write_text(json.dumps(one))
+    publish(folder, made)
     (folder / "NOTES.md").write_text("Run with love.\n")
-    readme = tmp_path / "README.md"
     begin, end = (mark.format("glue_minilm") for mark in (BEGIN, END))
     of_all = "\n".join(mark.format("all studies") for mark in (BEGIN, END))
-    readme.write_text(f"# Mine\n{begin}\nold\n{end}\n{of_all}\nthe rest\n")
-    return [f"docs={tmp_path / 'docs'}", f"readme={readme}"], tmp_path
+    (tmp_path / "README.md").write_text(f"# Mine\n{begin}\nold\n{end}\n{of_all}\nthe rest\n")
+    return [f"docs={tmp_path / 'docs'}", f"readme={tmp_path / 'README.md'}"], tmp_path
+
+
+def publish(folder, records):
+    folder.mkdir(exist_ok=True)
+    for one in records:
+        (folder / f"{one['id']}.json").write_text(json.dumps(one))
 
 
 def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, capsys):
@@ -654,39 +458,33 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert not (folder / "docs").exists()
     assert main(words) == 0
     text = (folder / "docs" / "results.md").read_text()
-    claim = "VeRA is near LoRA with fewer parameters"
-    assert f"| [1](#finding-1) | {claim} | 1 | 1 | 0 | 0 | 0 | 3 of 3 |" in text
-    assert text.count(claim) == 1
-    assert "In the paper: table 2, averages: LARGE 87.8 and 87.8, BASE 85.2 and 86.6.\n" in text
-    assert "| 3 (paper: 80 BASE, 40 LARGE) | agrees | agrees | R1, R2 |" in text
-    ids = {
-        row: " ".join(f"`{one['id']}`" for one in small(row, "cola", (0.41, 0.415, 0.42)))
-        for row in ("vera", "lora")
-    }
-    assert f"| R1 | VeRA r=1024 | MiniLM, cola | 3 | 41.5 | 41.5 | {ids['vera']} |" in text
-    assert f"| R2 | LoRA r=8 | MiniLM, cola | 3 | 41.0 | 41.0 | {ids['lora']} |" in text
+    vera = " ".join(f"`{one['id']}`" for one in small("vera", "cola", (0.41, 0.415, 0.42)))
+    for line in (
+        f"| [1](#finding-1) | {NEAR} | 1 | 1 | 0 | 0 | 0 | 3 of 3 |",
+        "| 3 (paper: 80 BASE, 40 LARGE) | agrees | agrees | R1, R2 |",
+        f"| R1 | VeRA r=1024 | MiniLM, cola | 3 | 41.5 | 41.5 | {vera} |",
+        "| [glue_minilm](results/glue_minilm.md) | 9 | 2 | 0 | 0.0 | a CPU, 1 thread |",
+    ):
+        assert line in text
     assert "Tries that no finding counts" not in text
-    where = "[glue_minilm](results/glue_minilm.md)"
-    assert f"| {where} | 9 | 2 | 0 | 0.0 | a CPU, 1 thread |" in text
     text = (folder / "docs" / "results" / "glue_minilm.md").read_text()
-    assert "Run with love." in text
-    by_seed = " ".join(f"{seed}: {one}" for seed, one in enumerate(ids["vera"].split()))
-    assert f"| VeRA r=1024 | MiniLM | cola | {by_seed} |" in text
-    assert "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `" in text
-    assert "## Table 2's protocol on minilm, a model that the paper does not use\n" in text
+    by_seed = " ".join(f"{seed}: {one}" for seed, one in enumerate(vera.split()))
     rates = "(0.04, 0.001): 30.0; (0.01, 0.001): 20.0"
-    assert f"| MiniLM | cola | VeRA r=1024 | 3 | 10 and 1,000 | 1 of 2 | {rates} |" in text
-    assert "- params: without the classification head" in text
-    assert "it is their range, which covers the true median in 75% (3 seeds) of cases." in text
-    assert "## Cost of each cell\n" in text
-    headings = re.findall("^## (.*)$", text, re.M)
+    for line in (
+        "Run with love.",
+        f"| VeRA r=1024 | MiniLM | cola | {by_seed} |",
+        "| VeRA r=1024, trial, rates 0.01 and 0.001 | MiniLM | cola | 0: `",
+        "## Table 2's protocol on minilm, a model that the paper does not use\n",
+        f"| MiniLM | cola | VeRA r=1024 | 3 | 10 and 1,000 | 1 of 2 | {rates} |",
+    ):
+        assert line in text
     ranked = "minilm: cola, ranks over 3 seeds"
-    assert headings[1:] == ["Figures", "minilm: cells", ranked, "Cost of each cell", "Tuning", "Runs"]
-    assert "RoBERTa-base: GLUE dev sets" not in text  # nothing of the paper's models is in the study
-    picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
-    assert f"]({picture.name})" in text
+    headings = ["Figures", "minilm: cells", ranked, "Cost of each cell", "Tuning", "Runs"]
+    assert re.findall("^## (.*)$", text, re.M)[1:] == headings
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     assert len(notes) == len(set(notes))
+    picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
+    assert f"]({picture.name})" in text
     assert picture.read_text().startswith("<svg")
     assert main([*words, "check=true"]) == 0
     picture.unlink()
@@ -696,41 +494,12 @@ def test_the_page_has_the_words_the_tables_the_pictures_and_the_trials(study, ca
     assert main([*words, "check=true"]) == 1
 
 
-def test_tries_that_no_finding_counts_are_listed(study):
-    """Another setting of the rows, by the same study's or another's name, and a task of no table."""
-    words, folder = study
-    other = folder / "records" / "longer"
-    other.mkdir()
-    for row, bests in (("vera", (0.5, 0.6, 0.7)), ("lora", (0.7, 0.8, 0.9))):
-        for one in [
-            *small(row, "cola", bests),
-            *(record(row, "reviews", s, 0.8, model="minilm") for s in (0, 1)),
-        ]:
-            one["id"] = f"longer-{row}-{one['cell']['task']}-{one['cell']['seed']}"
-            one["config"]["train"]["epochs"] = 9
-            one["deviations"] = ["9 epochs"]
-            one["config"]["task"]["family"] = "text"
-            (other / f"{one['id']}.json").write_text(json.dumps(one))
-    assert main(words) == 0
-    text = (folder / "docs" / "results.md").read_text()
-    tries = text.partition("### Tries that no finding counts")[2].partition("###")[0]
-    rows = [line for line in tries.splitlines() if line.startswith("| [1]")]
-    assert [row.split(" | ")[1:3] for row in rows] == [
-        ["[longer](results/longer.md)", "MiniLM, cola, 9 epochs, 3 seeds"],
-        ["[longer](results/longer.md)", "MiniLM, reviews, 9 epochs, 2 seeds"],
-    ]
-    assert "mean -20.0" in rows[0]
-    assert "| [1](#finding-1) | VeRA is near LoRA with fewer parameters | 1 | 1 |" in text  # the counted one
-
-
-def test_the_readmes_table_stands_between_its_marks(study):
+def test_the_readmes_tables_stand_between_their_marks(study):
     words, folder = study
     assert main(words) == 0
     text = (folder / "README.md").read_text()
-    assert text.startswith("# Mine\n")
-    assert text.endswith("\nthe rest\n")
+    assert (text[:7], text[-10:], "old" in text) == ("# Mine\n", "\nthe rest\n", False)
     assert "For: MiniLM, cola (3 seeds). Against: none. Undecided: 0." in text
-    assert "old" not in text
     assert "| VeRA r=1024 | 43,008 | 1.00x | 41.5 +-0.5 (3/5) |" in text
     assert "| head | 0 | - | 20.0 +-10.0 (3/5) |" in text
     (folder / "README.md").write_text("# no marks\n")
@@ -738,83 +507,52 @@ def test_the_readmes_table_stands_between_its_marks(study):
         main(words)
 
 
-def test_the_readmes_tables_of_images_texts_and_instructions():
-    made = [
-        record(row, "digits", seed, 0.9, 0.5 + seed / 10, model="dinov2_small")
-        for row in ("vera", "lora")
-        for seed in (0, 1)
-    ]
-    for one in made:
-        one["config"]["task"]["family"] = "images"
-        one["result"]["reported"] = "last"
-        one["parameters"]["adapter"] = {"vera": 100, "lora": 1000}[one["cell"]["row"]]
-    assert headline(ledger(*made)).splitlines() == [
-        "| | trainable | vs LoRA | digits |",
-        "| --- | ---: | ---: | ---: |",
-        "| LoRA r=8 | 1,000 | 1.00x | 55.0 +-7.1 (2/5) |",
-        "| VeRA r=1024 | 100 | 0.10x | 55.0 +-7.1 (2/5) |",
-    ]
-    told = [
-        record("vera", task, seed, values=[3.0, 2.0 + seed], model="smollm2")
-        for task in ("e2e", "alpaca")
-        for seed in (0, 1)
-    ]
-    for one in told:
-        one["config"]["task"]["family"] = {"e2e": "e2e", "alpaca": "instruct"}[one["cell"]["task"]]
-        one["result"]["reported"] = "last"
-        one["result"] |= of_metric("perplexity")
-        scores = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}]}
-    assert headline(ledger(*told[:2])).splitlines() == [
-        "| | trainable | vs LoRA | BLEU | NIST | METEOR | ROUGE-L | CIDEr |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+SCORES = {"bleu": 69.5, "nist": 8.1, "meteor": None, "rouge_l": 70.25, "cider": 2.345}
+
+
+@pytest.mark.parametrize(
+    ("task", "family", "scores", "line"),
+    [
+        ("digits", "images", None, "1.00x | 2.5 +-0.7 (2/5) |"),
         (
-            "| VeRA r=1024 | 43,008 | - | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35"
-            " +-0.00 (2/3) |"
+            *("e2e", "e2e", SCORES),
+            "1.00x | 69.5 +-0.0 (2/3) | 8.10 +-0.00 (2/3) | - | 70.2 +-0.0 (2/3) | 2.35 +-0.00 (2/3) |",
         ),
-    ]
-    for one in told:
-        del one["texts"]
-    assert (
-        headline(ledger(*told[2:])).splitlines()[-1]
-        == "| VeRA r=1024 | 43,008 | - | 172 KB | 2.50 +-0.71 (2/5) |"
-    )
-
-
-def test_a_table_without_a_number_of_ours_beside_the_counts_is_left_out(study):
-    words, folder = study
-    other = folder / "records" / "instructions"
-    other.mkdir()
-    one = record("vera", "alpaca", values=[3.0], model="smollm2")
-    one["config"]["task"] |= {"family": "instruct", "train_rows": None}
-    one["result"]["reported"] = "last"
-    (other / f"{one['id']}.json").write_text(json.dumps(one | {"determinism": {"threads": 1}}))
-    assert main(words) == 0
-    text = (folder / "docs" / "results" / "instructions.md").read_text()
-    assert text.startswith("# instructions\n")
-    assert "MT-Bench" not in text
-    assert "## smollm2: cells\n" in text
+        ("alpaca", "instruct", None, "1.00x | 172 KB | 2.50 +-0.71 (2/5) |"),
+    ],
+)
+def test_the_readmes_tables_of_images_texts_and_instructions(task, family, scores, line):
+    made = [record("lora", task, seed, values=[3.0, 2.0 + seed], model="mine") for seed in (0, 1)]
+    for one in made:
+        one["config"]["task"]["family"] = family
+        one["result"] |= of_metric("perplexity")
+        one["texts"] = {
+            "scores": [{"which": "last", "variant": "0.9", "epoch": 2, **scores}] if scores else []
+        }
+    assert headline(runs(ledger(*made))).splitlines()[-1] == f"| LoRA r=8 | 43,008 | {line}"
 
 
 def test_a_page_has_every_setting_of_a_row_and_a_picture_one_of_them(study):
     words, folder = study
-    other = folder / "records" / "rates"
-    other.mkdir()
     nearest = small("vera", "cola", (0.41, 0.42, 0.43), lr=1e-2)
     further = small("vera", "cola", (0.31, 0.32, 0.33), lr=4e-2, deviations=("another rate",))
-    for one in (*nearest, *further):
-        (other / f"{one['id']}.json").write_text(json.dumps(one))
+    publish(folder / "records" / "rates", [*nearest, *further])
+    one = record("vera", "alpaca", values=[3.0], model="smollm2", determinism={"threads": 1})
+    one["config"]["task"] |= {"family": "instruct", "train_rows": None}
+    one["result"]["reported"] = "last"
+    publish(folder / "records" / "instructions", [one])
     assert main(words) == 0
     text = (folder / "docs" / "results" / "rates.md").read_text()
     for rate, made, median in (("0.01", nearest, "42.0"), ("0.04", further, "32.0")):
         name = f"VeRA r=1024, lr {rate}"
         assert re.search(rf"^\| {name} +\| +cola \|.*\| +{median} \|", text, re.M)
-        ids = " ".join(f"{seed}: `{one['id']}`" for seed, one in enumerate(made))
+        ids = " ".join(f"{seed}: `{of['id']}`" for seed, of in enumerate(made))
         assert f"| {name} | MiniLM | cola | {ids} |" in text
     picture = (folder / "docs" / "results" / "rates_parameters_cola_minilm.svg").read_text()
-    assert "42.0" in picture
-    assert "32.0" not in picture
-    assert "- VeRA r=1024: 3 records with other settings are left out." in text
+    assert ("42.0" in picture, "32.0" in picture) == (True, False)
+    # A table without a number of ours beside the counts is left out
+    text = (folder / "docs" / "results" / "instructions.md").read_text()
+    assert ("MT-Bench" in text, "## smollm2: cells\n" in text) == (False, True)
 
 
 def test_a_picture_that_no_study_has_any_more_goes(study, capsys):
@@ -822,13 +560,10 @@ def test_a_picture_that_no_study_has_any_more_goes(study, capsys):
     old = folder / "docs" / "results" / "gone.svg"
     old.parent.mkdir(parents=True)
     old.write_text("<svg/>")
-    page = old.with_suffix(".md")
-    page.write_text("# gone\n")
     assert main([*words, "check=true"]) == 1
-    assert f"{page} is not what the records give" in capsys.readouterr().out
+    assert f"{old} is not what the records give" in capsys.readouterr().out
     assert main(words) == 0
     assert not old.exists()
-    assert not page.exists()
 
 
 def test_benchmarks_are_shown_with_their_date_and_processor(study):
@@ -849,12 +584,9 @@ def test_without_published_records_it_says_so(tmp_path):
 
 
 def test_the_readme_names_every_task_by_the_verdict_on_vera_beside_lora():
-    near = "VeRA is near LoRA with fewer parameters"
-    made = [
-        Claim(near, "table 2", "MiniLM, STS-B, 2 epochs, 3 seeds", "", (False,), False, firm=False),
-        Claim(near, "table 2", "MiniLM, MRPC, 3 epochs, 5 seeds", "", (True,), None, firm=True),
-        Claim("d changes more", "figure 3", "MiniLM, RTE", "", (True,), True, firm=True),
-    ]
-    text = near_lora(made)
+    found = [made_up(NEAR, "MiniLM, STS-B", (False,), False), made_up(NEAR, "MiniLM, MRPC", (True,), None, 5)]
+    found.append(made_up("d changes more", "MiniLM, RTE", (True,), True, 5))
+    text = near_lora(found)
     assert "For: none. Against: MiniLM, STS-B (3 seeds). Undecided: 1." in text
     assert "RTE" not in text
+    assert near_lora(found[1:]).endswith("\nOur seeds decide that on none of 1 pair of model and task.")

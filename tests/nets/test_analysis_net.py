@@ -3,7 +3,8 @@
 import pytest
 
 from analysis import figures, tables
-from analysis.verdicts import WORDS
+from analysis.beside import WORDS
+from analysis.render import render
 from nets import today
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
@@ -67,7 +68,7 @@ def test_tables_by_the_other_protocol(name, ledgers):
 @pytest.mark.parametrize("name", ["", *tables.TABLES])
 def test_every_table_has_its_forms(name, form, ledgers):
     for table in tables.make(name, ledgers["made"]):
-        assert all(word in table.render(form, True) for word in ("\\begin{tabular}",) * (form == "latex"))
+        assert all(word in render([table], form, True) for word in ("\\begin{tabular}",) * (form == "latex"))
 
 
 @pytest.mark.parametrize("name", figures.NAMES)

@@ -1,158 +1,175 @@
-"""Numbers of a ledger as plain values, as today's code in analysis/ makes them. A rewrite of analysis
-replaces these functions alone: the golden lines stay."""
+"""Numbers of a ledger as plain values, as the code in analysis/ makes them. A rewrite of analysis replaces
+these functions alone: the golden lines stay."""
 
+import math
 import re
-import statistics
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from analysis import figures, results, tables, verdicts
-from analysis.cells import Cell, reported_epoch, variants_of
+import pandas as pd
+
+from analysis import figures, tables
+from analysis.frame import SCORES, runs
 from analysis.inference import both_intervals
-from analysis.paper import SCORES, numbers
 from analysis.ranks import ranks
-from analysis.results.claim import WORDS
-from analysis.series import compare, series
-from analysis.statistics import cell_word
-from analysis.wanted import all_cells, wanted
-from runs.record import Ledger, crossfit_of, median_interval, one_class, one_each, sample_deviation
+from analysis.render import Number
+from analysis.results import findings as found_findings
+from analysis.results.sections import macros
+from analysis.statistics import MODELS, cell_words
+from analysis.statistics import comparisons as compared
+from analysis.tables.view import View
+from runs.record import Ledger, median_interval
 
 Lines = Iterator[dict[str, Any]]
+
+
+def none(value: Any) -> Any:
+    """None for NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def median(values: Any) -> float | None:
+    known = [value for value in values if value is not None and value == value]
+    return none(float(pd.Series(known, dtype=float).median())) if known else None
 
 
 def cells(ledger: Ledger) -> Lines:
     """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
     its table reports over them (None: unknown), and what they cost, as medians."""
-    shown, words = {cell.ids: cell for cell in all_cells(ledger).values()}, defaultdict[Any, list[str]](list)
-    for finding in verdicts.verdicts(ledger):
-        words[finding.verdict.ids].append(finding.verdict.word)
-    for key, variants in sorted(variants_of(ledger).items()):
-        for cell_id, records in sorted(variants.items()):
-            cell = Cell(one_each(records)[0], wanted(key, records))
-            table = shown.get(cell.ids)
-            yield (
-                dict(zip(("model", "row", "task"), key, strict=True))
-                | {"cell": cell_id[:12]}
-                | _numbers(cell)
-                | {
-                    "shown": table is not None,
-                    "left_out": [table.left_out, list(table.again), len(table.problems)] if table else None,
-                    "word": cell_word(cell, key[0], words),
-                }
-            )
+    frame = runs(ledger)
+    shown = {cell.ids: cell for cell in View(frame).numbers().itertuples()}
+    words = cell_words(frame)
+    results = frame[frame.kind == "result"]
+    variants = View(results.assign(own_row=results.row, row=results.row + "\t" + results.cell)).numbers()
+    variants["own_row"] = variants.row.str.partition("\t")[0]
+    for cell in variants.sort_values(["model", "own_row", "task", "cell"]).itertuples():
+        table = shown.get(cell.ids)
+        of = results[results.id.isin(cell.ids)].sort_values("seed")
+        yield {
+            "model": cell.model,
+            "row": cell.own_row,
+            "task": cell.task,
+            "cell": cell.cell[:12],
+            **_numbers(cell, of),
+            "shown": table is not None,
+            "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
+            "word": words.get(cell.ids) or ("not in the paper" if cell.model in MODELS else "other model"),
+        }
 
 
-def _numbers(cell: Cell) -> dict[str, Any]:
-    main, epoch = series(cell), reported_epoch(cell.records[0])
-    values, scale = list(main.values.values()), cell.records[0]["result"]["scale"]
-    optimism = [
-        scale * of["optimism"] for r in cell.records if r["status"] == "done" and (of := crossfit_of(r))
-    ]
-    chosen, scores = epoch == "best", {key: list(cell.scores(key).values()) for key in SCORES}
+def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
+    known = [value for value in cell.values if value == value]
+    scores = {key: of[key].dropna() for key in SCORES}
+    chose = cell.reported == "best"
     return {
         "label": cell.label,
         "ids": list(cell.ids),
-        "values": [main.values.get(seed) for seed in cell.seed_numbers],
-        "n": len(values),
+        "values": list(map(none, cell.values)),
+        "n": cell.n,
         "wanted": cell.wanted,
-        "diverged": cell.diverged,
-        "one_class": sorted(r["cell"]["seed"] for r in cell.records if one_class(r) is not None),
-        "metric": main.name,
-        "median": _median(values),
-        "interval": median_interval(values),
-        "mean": statistics.fmean(values) if values else None,
-        "spread": sample_deviation(values),
-        "best": _median(series(cell, "best").values.values()),
-        "last": _median(series(cell, "last").values.values()),
-        "crossfit": _median(series(cell, "best", "crossfit").values.values()) if chosen else None,
-        "optimism": _median(optimism) if chosen else None,
+        "diverged": int(cell.diverged),
+        "one_class": list(cell.one_class),
+        "metric": cell.name,
+        "median": median(known),
+        "interval": median_interval(known),
+        "mean": none(float(pd.Series(known, dtype=float).mean())),
+        "spread": none(float(pd.Series(known).std())) if all(map(math.isfinite, known)) else None,
+        "best": none(cell.best),
+        "last": none(cell.last),
+        "crossfit": none(cell.crossfit) if chose else None,
+        "optimism": none(cell.optimism) if chose else None,
         "scores": {
-            key: [_median(of), sample_deviation(of)]
-            for key, of in scores.items()
-            if of and cell.records[0].get("texts")
+            key: [median(values), none(float(values.std()))]
+            for key, values in scores.items()
+            if len(values) and of.texts.iloc[0]
         },
         "parameters": [cell.parameters, cell.head_parameters],
         "seconds": [
-            cell.seconds,
-            *(cell.cost(f"{part}_seconds") for part in ("train", "evaluate", "decode")),
+            none(value)
+            for value in (cell.seconds, cell.train_seconds, cell.evaluate_seconds, cell.decode_seconds)
         ],
-        "bytes": cell.cost("adapter_bytes"),
-        "memory": cell.cost("peak_memory_bytes"),
+        "bytes": none(cell.adapter_bytes),
+        "memory": none(cell.peak_memory_bytes),
     }
 
 
-def _median(values: Any) -> float | None:
-    return statistics.median(values) if values else None
-
-
 def printed_verdicts(ledger: Ledger) -> Lines:
-    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the paper's
-    number and spread, the difference, half of its interval, and the margin."""
-    judged = (n for table in verdicts.JUDGED for n in numbers() if n.table == table and n.task)
-    rows: dict[tuple[str, ...], dict[str, Any]] = defaultdict(dict)
-    for n, found in zip(judged, verdicts.verdicts(ledger), strict=True):
-        of, half = found.verdict, None
-        if of.interval and of.difference is not None:
-            half = of.interval[1] - of.difference
-        row = rows[n.table, n.part, n.model, n.method, n.size]
-        row[n.column] = [of.word, of.ours, of.seeds, of.printed, found.spread, of.difference, half, of.margin]
-    for key, row in rows.items():
-        yield dict(zip(("table", "part", "model", "method", "size"), key, strict=True)) | row
+    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the
+    paper's number and spread, the difference, half of its interval, and the margin."""
+    key = ["table", "part", "model", "method", "size"]
+    for names, group in tables.verdicts(runs(ledger)).groupby(key, sort=False):
+        line: dict[str, Any] = dict(zip(key, names, strict=True))
+        for of in group.itertuples():
+            ran = of.ran and of.word != "quoted"
+            judged = ran and of.word not in ("incomplete", "other size")
+            line[of.column] = [
+                *(
+                    of.word,
+                    none(of.ours) if ran else None,
+                    int(of.n) if ran else 0,
+                    of.value,
+                    none(of.spread),
+                ),
+                none(of.difference) if ran and of.word != "other size" else None,
+                *(none(float(of.half)) if judged else None, of.margin if ran else 1.0),
+            ]
+        yield line
 
 
 def findings(ledger: Ledger) -> Lines:
     """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
     with the bounds of intervals, and the runs of each row."""
-    for claim in results.claims(ledger):
-        fitted = claim.crossfit
+    words = macros("words.md")
+    for one in found_findings(runs(ledger), [*ledger.measures.values()]).to_dict("records"):
+        fitted = one["crossfit"]
         yield {
-            "claim": claim.claim,
-            "source": claim.source,
-            "where": claim.where,
-            "verdict": WORDS[claim.verdict],
-            "reported": WORDS[claim.agrees],
-            "crossfit": fitted and WORDS[fitted.agrees],
-            "firm": claim.firm,
-            "holds": [sum(claim.holds), len(claim.holds)],
-            "numbers": cell_numbers(claim.here, every=True),
-            "fitted": fitted and cell_numbers(fitted.here, every=True),
-            "trained": claim.trained,
-            "runs": [[one.row, one.median, one.mean, *one.ids] for one in claim.runs],
+            "claim": one["finding"],
+            "source": one["source"],
+            "where": str(words.where(one)).strip(),
+            "verdict": one["word"],
+            "reported": one["reported"],
+            "crossfit": fitted and one["crossfit_word"],
+            "firm": one["firm"],
+            "holds": [sum(one["holds"]), len(one["holds"])],
+            "numbers": cell_numbers(str(words.here(one)), every=True),
+            "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
+            "trained": str(words.trained(one)).strip(),
+            "runs": [
+                [of["label"], str(words.number(of["median"])), str(words.number(of["mean"])), *of["ids"]]
+                for of in one["sides"]
+            ],
         }
 
 
 def comparisons(ledger: Ledger) -> Lines:
     """VeRA against every other row, by task and over tasks."""
-    for line in compare(all_cells(ledger)):
+    for line in compared(runs(ledger)).itertuples():
+        values = tuple(zip(line.x, line.y, strict=True))
         yield {
             "model": line.model,
             "other": line.other,
             "task": line.task,
             "pairs": [line.pairs, line.wins, line.losses],
-            "median": [line.difference, *(line.interval or ())],
+            "median": [value for value in (line.difference, line.low, line.high) if value == value],
             "p": line.p,
-            "better": [line.improvement, *(line.improvement_interval or ())],
-            "mean": statistics.fmean(line.differences),
-            "two-sided": both_intervals(line.values),
-            "one-sided": both_intervals(line.values, 0.9),
+            "better": [value for value in (line.better, line.better_low, line.better_high) if value == value],
+            "mean": float(pd.Series(line.differences).mean()),
+            "two-sided": both_intervals(values),
+            "one-sided": both_intervals(values, 0.9),
         }
 
 
 def table_rows(name: str, ledger: Ledger, select: str = "paper") -> Lines:
-    """Each row of a table with a number of ours, or of one without records: by column the numbers of its cell
-    (value, spread, seeds, ...), or its text."""
-    made = ranks(ledger) if name == "ranks" else tables.make(name, ledger, select)
+    """Each row of a table with a number of ours, or of one without records: by column the numbers of its
+    cell (value, spread, seeds, ...), or its text."""
+    made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger, select=select)
     for table in made:
-        for row in table.rows:
-            if name in tables.WITHOUT_RECORDS or any(cell.ids for cell in row):
-                by_column = zip(table.header[1:], row[1:], strict=True)
-                found = {
-                    column: cell_numbers(cell.text)
-                    for column, cell in by_column
-                    if cell.text not in ("", "-")
-                }
-                yield {"of": table.model or table.title, "row": row[0].text, **found}
+        for row, texts in zip(table.rows, table.texts, strict=True):
+            ours = any(isinstance(entry, Number) and entry.ids for entry in row)
+            if name in tables.WITHOUT_RECORDS or ours:
+                by_column = zip(table.header[1:], texts[1:], strict=True)
+                found = {column: cell_numbers(text) for column, text in by_column if text not in ("", "-")}
+                yield {"of": table.model or table.title, "row": texts[0], **found}
         if name == "ranks":
             yield {
                 "of": table.title,
@@ -164,9 +181,8 @@ def table_rows(name: str, ledger: Ledger, select: str = "paper") -> Lines:
 def figure_rows(name: str, ledger: Ledger) -> Lines:
     """The data behind a figure that come from runs."""
     for figure in figures.make(name, ledger):
-        for row in figure.rows:
-            if row[-1].text:
-                yield {"of": figure.name, "row": [cell_numbers(cell.text) for cell in row[:-1]]}
+        for row in figure.data[figure.data.runs.astype(bool)].drop(columns="runs").to_dict("records"):
+            yield {"of": figure.name, **{key: none(value) for key, value in row.items()}}
 
 
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")

@@ -574,7 +574,7 @@ def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
     assert (only["judge"], only["answering"]["answer_tokens"]) == ("b", 2)
     capsys.readouterr()
     assert tables(["table4", f"output={output}"]) == 0
-    assert "deviation: answers of at most 2 tokens, not 1024 (VeRA r=8)" in capsys.readouterr().out
+    assert "answers of at most 2 tokens, not 1024 (VeRA r=8)" in capsys.readouterr().out
 
 
 def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):

@@ -22,6 +22,7 @@ COMMANDS = {
     "analysis.diff": ["a", "b"],
     "analysis.figures": ["figure4"],
     "analysis.notebooks": None,
+    "analysis.records": [],
     "analysis.report": [],
     "analysis.results": [],
     "analysis.stats": ["table2"],

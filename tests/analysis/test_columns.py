@@ -1,5 +1,7 @@
-"""The cost score: PEFT-Bench's printed table from its numbers, and the column of a table by hand."""
+"""Columns beside a table's own: the cost score (PEFT-Bench's printed table from its numbers, and by hand),
+and forgetting."""
 
+import math
 import re
 import statistics
 
@@ -8,8 +10,10 @@ from ledgers import ledger, of_metric, record, seeds
 from running import ROOT
 
 from analysis import tables
-from analysis.cost_score import PEFT_STAYS, PUBLISHED, Costs, added_flops, pscp
+from analysis.facts import PEFT_STAYS, added_flops
+from analysis.frame import runs
 from analysis.tables.__main__ import main
+from analysis.tables.columns import PUBLISHED, Costs, pscp
 from runs.errors import UserError
 
 #: Table 3 of PEFT-Bench: the mean metric, parameters, TFLOPs beyond the base model's and GB, and the PSCP.
@@ -62,8 +66,8 @@ def test_a_table_has_it_over_the_tasks_that_all_rows_have():
         "cost score: PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08"
     )
     assert said in table.notes[-1]
-    behind = table.runs[[r[0] for r in table.texts].index("VeRA r=1024"), table.header.index("cost score")]
-    assert set(behind) == {r["id"] for r in ROWS[:5]}
+    (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
+    assert set(row[table.header.index("cost score")].ids) == {r["id"] for r in ROWS[:5]}
 
 
 def test_the_constants_of_the_model():
@@ -103,20 +107,22 @@ def test_over_several_tasks_points_and_memory_are_means():
         ({"kind": "full"}, 0.0),
         ({"kind": "adapter"}, 2 * 512 * 100),
         ({"kind": "peft", "config_class": "LoraConfig"}, 0.0),
-        ({"kind": "peft", "config_class": "LilyConfig"}, None),
-        ({"kind": "my_own"}, None),
+        ({"kind": "peft", "config_class": "LilyConfig"}, math.nan),
+        ({"kind": "my_own"}, math.nan),
     ],
     ids=str,
 )
 def test_what_inference_costs_more(method, flops):
-    assert added_flops({"config": {"method": method}, "parameters": {"adapter": 100}}) == flops
+    record = {"config": {"method": method}, "parameters": {"adapter": 100}}
+    record["config"]["model"] = {}
+    assert added_flops(record) == pytest.approx(flops, nan_ok=True)
 
 
 def test_an_adapter_that_blocks_share_is_computed_in_each():
     method, model = {"kind": "adapter", "share": True}, {"architecture": {"num_hidden_layers": 12}}
     record = {"config": {"method": method, "model": model}, "parameters": {"adapter": 100}}
     assert added_flops(record) == 12 * 2 * 512 * 100
-    assert added_flops(record | {"config": {"method": method, "model": {}}}) is None
+    assert math.isnan(added_flops(record | {"config": {"method": method, "model": {}}}))
 
 
 def test_classes_of_peft_merge_as_the_page_of_methods_says():
@@ -164,3 +170,82 @@ def test_a_table_without_it_is_refused_in_one_line(name, tmp_path):
 def test_another_value_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^cost=true: should be one of none, paper, model"):
         main(["table2", "cost=true", f"output={tmp_path}"])
+
+
+# --- forgetting
+
+
+def forgets(after, before=3.0, sha256="a", text="shipped"):
+    return {"text": text, "sha256": sha256, "tokens": 617, "before": before, "after": after}
+
+
+def told(row="vera", seed=0, forgetting=None, task="e2e", model="gpt2_medium", **changes):
+    """A run of table 3 or 4; forgetting: of its record."""
+    found = record(row, task, seed, model=model, **changes)
+    found["result"]["reported"] = "last"
+    if task == "e2e" and found["status"] == "done":
+        entry = {"which": "last", "epoch": 3.0, "variant": "0.9", "bleu": 68.0, "nist": 8.5, "meteor": 46.0}
+        entry |= {"rouge_l": 70.0, "cider": 2.4}
+        found["texts"] = {"split": "test", "items": 630, "scores": [entry]}
+    if task == "alpaca":
+        found["config"]["task"]["family"] = "instruct"
+        found["judged"] = []
+    if forgetting:
+        found["result"]["forgetting"] = forgetting
+    return found
+
+
+def forgotten(table):
+    """The column of a table by method and source."""
+    at = table.header.index("forgetting")
+    return {(row[0], row[1]): row[at] for row in table.texts}
+
+
+def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_model_had():
+    afters = [3.1, 3.4, 3.2]
+    ours = [told(seed=s, forgetting=forgets(after)) for s, after in enumerate(afters)]
+    table = tables.make("table3", ledger(*ours, told("full")))[0]
+    assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
+    found = forgotten(table)
+    assert found["VeRA r=1024", "ours"] == f"+0.200 +-{statistics.stdev([0.1, 0.4, 0.2]):.3f}"
+    assert found["full", "ours"] == "-"  # an older record
+    assert {text for (_, source), text in found.items() if source in ("paper", "difference")} == {""}
+    (note,) = [note for note in table.notes if note.startswith("forgetting")]
+    assert "(shipped, 617 tokens), after the last epoch less that of the base model (3.000)" in note
+    (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
+    assert row[table.header.index("forgetting")].ids == tuple(r["id"] for r in ours)
+
+
+def test_without_a_record_that_has_it_the_table_is_as_it_was():
+    table = tables.make("table3", ledger(told(), told("full")))[0]
+    assert "forgetting" not in table.header
+    assert not any("forgetting" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("model", ["llama_7b", "smollm2"])
+def test_table_4_has_it_before_a_judge_has_seen_the_answers(model):
+    ours = [told("vera", 0, forgetting=forgets(2.5), task="alpaca", model=model)]
+    table = next(t for t in tables.make("table4", ledger(*ours), seeds=1) if t.model == model)
+    assert forgotten(table)["VeRA r=1024", "ours"] == "-0.500"
+    assert table.header[-1] == "status"
+
+
+def test_seeds_that_lack_it_and_other_texts_are_not_mixed_in():
+    ours = [told(seed=0, forgetting=forgets(3.1)), told(seed=1)]
+    ours += [told("full", 0, forgetting=forgets(9.0, sha256="b", text="b.txt"))]
+    ours += [told("lora", s, forgetting=forgets(3.3, before=3.1)) for s in range(2)]
+    ours += [told("bitfit", 0, forgetting=forgets(None))]
+    table = tables.make("table3", ledger(*ours))[0]
+    found = forgotten(table)
+    assert found["VeRA r=1024", "ours"] == "+0.100 (1/2)"
+    assert found["full", "ours"] == found["bitfit", "ours"] == "-"
+    assert found["LoRA r=8", "ours"] == "+0.200 +-0.000"
+    assert "forgetting on another text, not shown: full." in table.notes
+    assert any("(3.000 to 3.100)" in note for note in table.notes)
+
+
+def test_a_change_that_is_not_finite_is_none():
+    frame = runs(
+        ledger(told(seed=0, forgetting=forgets(None)), told(seed=1, forgetting=forgets(3.5)), told(seed=2))
+    )
+    assert frame.forgetting.tolist() == pytest.approx([math.nan, 0.5, math.nan], nan_ok=True)

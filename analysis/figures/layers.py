@@ -1,0 +1,179 @@
+"""Figures 3 and 5, by layer: how far d has moved, and the cosine of weight differences."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.figure import COLOURS, Figure, Part, finite
+from analysis.figures.points import by_pair, draw_bands, stacked
+from analysis.frame import cells
+from analysis.notes import notes as table_notes
+from analysis.paper import paper
+from runs.record import Record
+
+#: Of sites: query and value of one method are told apart by shade, dash and marker.
+SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key": ("#CC79A7", "-.", "^")}
+PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
+LOOKS = (COLOURS["vera"], "-", "D"), (COLOURS["lora"], "--", "o"), (COLOURS["random"], ":", "^")
+OF_PAIRS = dict(zip(PAIRS.values(), LOOKS, strict=True))
+NOTHING = "Nothing measured: python -m runs experiment={}, then python -m runs.measure {}."
+
+
+# --- which measures
+
+
+@dataclass
+class Measured:
+    """What a figure shows of a model and a task: the measures, one for each run, and notes on what is left
+    out. The paper's model and task are always there, maybe without measures. suffix: of the figure's name,
+    empty where it is the paper's."""
+
+    suffix: str
+    measures: list[Record]
+    notes: list[str]
+
+    @property
+    def where(self) -> str:
+        """The model and task by their labels."""
+        label = self.measures[0]["of"][0]["label"] if self.measures else {}
+        return f"{label.get('model', 'RoBERTa-large')} on {label.get('task', 'RTE')}"
+
+
+def measured(
+    runs: pd.DataFrame, measures: Iterable[Record], kind: str, keep: Callable[[Record], bool] = lambda _: True
+) -> Iterator[Measured]:
+    """The measures of a kind by model and task, the paper's first; none of trials. keep: which measures."""
+    trials = set(runs.id[runs.kind.isin(["trial", "stopped"])])
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for measure in measures:
+        if measure["kind"] == kind and keep(measure) and not trials & {run["id"] for run in measure["of"]}:
+            cell = measure["of"][0]["cell"]
+            groups[cell["model"], cell["task"]].append(measure)
+    for pair, suffix, notes in by_pair(groups):
+        chosen, left_out = _one_each(groups.get(pair, []), runs.set_index("id"))
+        yield Measured(suffix, chosen, [*notes, *left_out])
+
+
+def _one_each(measures: list[Record], runs: pd.DataFrame) -> tuple[list[Record], list[str]]:
+    """The measures of runs of one setting, one for each run, in order of seeds; and notes on what that leaves
+    out. Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then
+    the most runs. runs: by id."""
+    notes, groups = list[str](), defaultdict[Any, list[Record]](list)
+    for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
+        ids = [run["id"] for run in measure["of"]]
+        if unknown := [run for run in ids if run not in runs.index]:
+            notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here: left out.")
+        else:
+            groups[str(measure["settings"]), *runs.cell[ids]].append(measure)
+
+    def rank(group: list[Record]) -> tuple[bool, int, int]:
+        deviations = sum(len(runs.deviations[run["id"]]) for run in group[0]["of"])
+        return group[0]["settings"].get("ranks") == [64, 64], -deviations, len(group)
+
+    chosen = max(groups.values(), key=rank, default=[])
+    by_runs = {tuple(run["id"] for run in measure["of"]): measure for measure in chosen}
+    if others := sum(map(len, groups.values())) - len(by_runs):
+        notes.append(f"{others} measures of other settings, or of a run measured before, are left out.")
+    return [*by_runs.values()], notes
+
+
+def by_layer(measures: Sequence[Record], names: Sequence[str]) -> pd.DataFrame:
+    """Of each of these values of the measures, by site and layer: the median, lowest and highest of those
+    that are finite, with how many these are (n), of how many (of), and the ids of their runs."""
+    key, rows = ["name", "site", "layer"], list[tuple[Any, ...]]()
+    for measure in measures:
+        of, ids = measure["values"], tuple(run["id"] for run in measure["of"])
+        for name in names:
+            sites = zip(of["site"], of["layer"], map(finite, of[name]), strict=True)
+            rows += [(name, *site, ids) for site in sites]
+    groups = pd.DataFrame(rows, columns=[*key, "value", "runs"]).groupby(key, as_index=False)
+    how = {"median": "median", "low": "min", "high": "max", "n": "count", "of": "size"}
+    of_runs = ("runs", lambda of: tuple(dict.fromkeys(run for ids in of for run in ids)))
+    return groups.agg(**{name: ("value", of) for name, of in how.items()}, runs=of_runs)
+
+
+# --- the figures
+
+
+def figure3(part: Part) -> list[Figure]:
+    """How far d has moved, by layer and site: a figure for each model and task with measures of the row
+    vera."""
+    figures = []
+    for group in measured(
+        part.runs, part.measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"
+    ):
+        found, count = by_layer(group.measures, ["d", "b"]), len(group.measures)
+        data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
+        notes = _notes(group, part, data, "figure3", "magnitude")
+        if not group.suffix:
+            finding = paper()["figure3"]["finding"]
+            notes.append(f"The paper prints no numbers of this figure. Its finding: {finding}.")
+        data = data[["site", "layer", "median", "low", "high", "b", "n", "runs"]]
+        over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
+        title = f"Figure 3: change of d by layer, {group.where}"
+        draw = partial(_draw, by="site", looks=SITES, ylabel="‖d - d_init‖₂")
+        figures.append(Figure(f"figure3{group.suffix}", title, data, notes, draw, over))
+    return figures
+
+
+def figure5(part: Part) -> list[Figure]:
+    """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix
+    D)."""
+    figures = []
+    for group in measured(part.runs, part.measures, "similarity"):
+        found, count = by_layer(group.measures, [*PAIRS]), len(group.measures)
+        data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
+        notes = _notes(group, part, data, "figure5", "similarity")
+        means = of_queries(data).groupby("pair")["median"].mean()
+        notes += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
+        if not group.suffix:
+            of = paper()["figure5"]
+            rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in of["printed"].items()]
+            quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
+            data = stacked(data, quoted.assign(source="paper (quoted)", site="query"))
+            quotes = (
+                "The paper prints two means, over the query matrices at rank 64 (quoted), and none by layer."
+            )
+            notes.append(f"{quotes} Its finding: {of['finding']}.")
+        data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
+        matrices = "query matrices" if (data.site == "query").any() else "all adapted matrices"
+        over = f"median of {count} pairs of runs, {matrices}" if count > 1 else matrices
+        title = f"Figure 5: cosine of weight differences, {group.where}"
+        draw = partial(_draw, by="pair", looks=OF_PAIRS, ylabel="cosine")
+        figures.append(Figure(f"figure5{group.suffix}", title, data, notes, draw, over))
+    return figures
+
+
+def of_queries(data: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the query matrices, where there are any, that have a number."""
+    queries = data.site == "query"
+    return data[(queries if queries.any() else True) & data["median"].notna()]
+
+
+def _notes(group: Measured, part: Part, data: pd.DataFrame, preset: str, kind: str) -> list[str]:
+    """The notes of a figure: those of the group, of a table on its runs, and on what has no number."""
+    ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
+    notes = [*group.notes, *(table_notes(ran, cells(ran)) if len(ran) else [NOTHING.format(preset, kind)])]
+    for of in data[data.n < data.of].itertuples():
+        what = f"{of.pair}, layer" if kind == "similarity" else "layer"
+        notes.append(f"{what} {of.layer}, {of.site}: {of.of - of.n} of {of.of} have no finite number.")
+    return notes
+
+
+def _draw(axes: Any, data: pd.DataFrame, by: str, looks: dict[str, Any], ylabel: str) -> None:
+    quoted = data.layer.isna()
+    shown = data[~quoted].dropna(subset="median") if by == "site" else of_queries(data[~quoted])
+    draw_bands(axes, shown, by, looks, "layer")
+    for name, mean in zip(data[by][quoted], data["median"][quoted], strict=True):
+        look: Any = {"color": looks[name][0], "linestyle": (0, (1, 2)), "linewidth": 1}
+        axes.axhline(mean, label=f"{name}, paper's mean (quoted)", **look)
+    axes.set(xlabel="layer", ylabel=ylabel)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    if by == "site":
+        axes.set_ylim(bottom=0)
+    if axes.lines:
+        axes.legend()

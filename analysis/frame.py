@@ -1,0 +1,352 @@
+"""Records as two pandas frames: `runs`, a row a run, and `cells`, a row a cell (model, row, task) over its
+seeds.
+
+Every value is a number or a name; tables make words of them. A metric's columns (value, best, last,
+crossfit, optimism, median, mean, spread) are in the unit that tables print, points for fractions; seconds
+and bytes are in their columns' names. NaN: a run has no such number."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from analysis.facts import (
+    added_flops,
+    at,
+    cost,
+    crossfit,
+    forgetting,
+    kind_of,
+    label_of,
+    measured_on,
+    metric,
+    of_method,
+    one_draw,
+    optimism,
+    part_of_data,
+    reported_epoch,
+    row_of,
+    score,
+    settings_of,
+)
+from runs.record import (
+    CONF,
+    Ledger,
+    Metric,
+    Record,
+    cell_id,
+    lora_scaling,
+    one_class,
+    protocol,
+    read_ledger,
+    sample_deviation,
+)
+
+#: What a cell is of.
+KEY = ["model", "row", "task"]
+SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+#: Seeds of a complete cell: as many as the paper's medians are over, unless a task's protocol has others.
+SEEDS = 5
+PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
+#: Tasks of studies that have more seeds than the protocol: there the preset says it.
+OF_STUDIES = ("alpaca", "reviews")
+
+#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
+#: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
+NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "id": (at("id"), ""),
+    "status": (at("status"), ""),
+    "kind": (kind_of, ""),
+    "model": (at("cell", "model"), ""),
+    "row": (row_of, ""),
+    "task": (at("cell", "task"), ""),
+    "seed": (at("cell", "seed"), ""),
+    "label": (label_of, "first"),
+    "model_label": (at("label", "model"), "first"),
+    "task_label": (at("label", "task"), "first"),
+    "method": (at("config", "method", "kind"), "first"),
+    "scaling": (lambda record: lora_scaling(record["config"]), "first"),
+    "conf_row": (at("cell", "row"), "first"),
+    "family": (at("config", "task", "family"), "first"),
+    "preset": (at("cell", "paper"), ""),
+    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
+    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
+    "epochs": (at("config", "train", "epochs"), "first"),
+    "lr": (at("config", "train", "lr"), "first"),
+    "lr_head": (at("config", "train", "lr_head"), "first"),
+    "error": (at("error"), ""),
+}
+NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "metric": (at("result", "metric"), "first"),
+    "higher_is_better": (at("result", "higher_is_better"), "first"),
+    "scale": (at("result", "scale"), "first"),
+    "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
+    "reported": (reported_epoch, "first"),
+    "value": (metric(None), ""),
+    "best": (metric("best"), ""),
+    "last": (metric("last"), ""),
+    "best_epoch": (
+        lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
+        "",
+    ),
+    "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
+    "crossfit": (crossfit, ""),
+    "optimism": (optimism, ""),
+    **{key: (score(key), "") for key in SCORES},
+    "forgetting": (forgetting, ""),
+    "forgetting_before": (at("result", "forgetting", "before"), ""),
+    "forgetting_name": (at("result", "forgetting", "text"), ""),
+    "forgetting_text": (at("result", "forgetting", "sha256"), ""),
+    "forgetting_tokens": (at("result", "forgetting", "tokens"), ""),
+    "added_flops": (added_flops, ""),
+    "diverged": (lambda record: record["status"] == "diverged", ""),
+    "one_class": (one_class, ""),  # the share of rows that the class has, in words
+    "parameters": (at("parameters", "adapter"), "first"),
+    "head_parameters": (at("parameters", "head"), "first"),
+    "total_parameters": (at("parameters", "total"), "first"),
+    "train_rows": (at("data", "train_rows"), "first"),
+    "dev_rows": (at("data", "dev_rows"), "first"),
+    "data": (at("data", "content"), "first"),
+    "part_of_data": (part_of_data, ""),
+    "shots": (at("config", "task", "shots"), "first"),
+    "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
+    "rank": (at("config", "method", "rank"), "first"),
+    "alpha": (at("config", "method", "alpha"), "first"),
+    "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
+    "judged": (lambda record: record.get("judged") or [], ""),
+    "template": (at("config", "task", "template"), ""),
+    "seconds": (cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
+    **{
+        key: (cost(key), "median")
+        for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
+    },
+    "peak_memory_bytes": (cost("peak_memory_bytes"), "median"),
+    "adapter_bytes": (cost("adapter_bytes"), "median"),
+    "steps": (at("steps"), "first"),
+    "device": (at("device", "name"), "first"),
+    "device_type": (at("device", "type"), "first"),
+    "threads": (at("determinism", "threads"), ""),
+    "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
+    "deviations": (lambda record: tuple(record["deviations"]), ""),
+    "protocol": (protocol, "first"),
+    "measured": (measured_on, ""),
+    "cell": (cell_id, "first"),
+    "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
+    "one_draw": (one_draw, "first"),
+}
+
+
+def runs(ledger: Ledger | None = None) -> pd.DataFrame:
+    """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours", or the study that
+    has published it), settings (what defines its result), and left_out, why it is in no cell ("": it is in
+    one; see `chosen`). Without a ledger: the records of outputs/ and the published ones."""
+    ledger = read_ledger() if ledger is None else ledger
+    lines, settings = [], dict[str, dict[str, Any]]()
+    for record in ledger:
+        line = {name: of(record) for name, (of, _) in NAMES.items()}
+        if line["kind"] != "failed":
+            line |= {name: of(record) for name, (of, _) in NUMBERS.items()}
+            line["settings"] = settings.setdefault(
+                line["cell"], settings_of(record) if line["cell"] not in settings else {}
+            )
+        lines.append(line | {"origin": ledger.origin.get(record["id"], "ours")})
+    columns = [*NAMES, *NUMBERS, "settings", "origin"]
+    with pd.option_context("mode.string_storage", "python"):  # of so few rows faster than Arrow's
+        return chosen(pd.DataFrame(lines, columns=columns))
+
+
+# --- which runs are in a cell
+
+
+def chosen(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol (another variant of
+    its row follows a newer one), settings (another variant is nearer to its recipe: of the newest protocol,
+    with the fewest deviations, by a method's recipe and not by a study's, and then with the most runs),
+    seed (another run of the same settings has that seed). Runs with other settings are never in one
+    cell."""
+    left_out = runs.kind.to_numpy(dtype=object, copy=True)
+    at = (left_out == "result").nonzero()[0]
+    names = [*KEY, "cell", "id", "seed", "protocol", "deviations", "recipe"]
+    results = [*zip(*(runs[name].to_numpy()[at] for name in names), strict=True)]
+    # What orders the variants of a key: protocol, deviations, recipe, count of runs, newest run
+    variants = defaultdict[Any, dict[Any, list[Any]]](dict)
+    for *key, cell, run, _, version, deviations, recipe in results:
+        of = variants[*key].setdefault(cell, [version, -len(deviations), of_method(recipe), 0, ""])
+        of[3:] = of[3] + 1, max(of[4], run)
+    nearest = {key: max(of, key=of.__getitem__) for key, of in variants.items()}
+    seen = set[Any]()
+    in_order = sorted(zip(results, at, strict=True), key=lambda of: (of[0][5], len(of[0][7]), of[0][4]))
+    for (*key, cell, _, seed, version, _, _), place in in_order:
+        shown = nearest[*key]
+        if cell != shown:
+            left_out[place] = "settings" if version == variants[*key][shown][0] else "protocol"
+        else:
+            left_out[place] = "seed" if (*key, seed) in seen else ""
+            seen.add((*key, seed))
+    return runs.assign(left_out=left_out)
+
+
+# --- cells
+
+
+#: The columns of `cells`, after KEY.
+SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
+MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
+OVER_SEEDS = ["best", "last", "crossfit", "optimism"]
+CELL_COLUMNS = [
+    *(*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean", "spread"),
+    *(
+        "best",
+        "last",
+        "crossfit",
+        "optimism",
+        "diverged",
+        "one_class",
+        "class_share",
+        "presets",
+        "origins",
+        "deviations",
+    ),
+    *("left_out", "older", "again"),
+]
+
+
+def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:
+    """The cells of some runs, a row each, sorted by KEY: the statistics of a column of `runs` over the seeds.
+
+    value: the column (value, best, last, crossfit, a score). seeds: how many a complete cell has; by
+    default those of the task's protocol, or of the preset that ran it. Diverged runs and those of one class
+    count like any other; a run without a number makes the statistics NaN.
+
+    Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
+    wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard
+    deviation); best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds that
+    predict one class, and class_share, its share of the rows in words; deviations; presets; origins;
+    left_out, how many results of the row have other settings; older, their older protocols; again, the ids
+    of results that repeat a seed."""
+    runs = chosen(runs)
+    results = runs[runs.kind == "result"]
+    out: dict[str, dict[Any, list[Any]]] = {"settings": {}, "protocol": {}, "seed": {}}
+    for *key, run, of, why in results[[*KEY, "id", "protocol", "left_out"]].itertuples(
+        index=False, name=None
+    ):
+        if why:
+            out[why].setdefault(tuple(key), []).append(run if why == "seed" else of)
+    asked = {*KEY, *SUMMED, *OVER_SEEDS, "id", "seed", "preset", "origin", "deviations", "one_class"}
+    used = [name for name in runs if name in asked | {value, "diverged"}]
+    kept = runs.loc[runs.left_out == "", used].sort_values([*KEY, "seed"], kind="stable")
+    places = kept.groupby(KEY, sort=False).indices
+    lines = list[dict[str, Any]]()
+    columns = {name: kept[name].to_numpy() for name in ("id", "seed", "preset", "origin", "deviations")}
+    numbers = {name: pd.to_numeric(kept[name]).to_numpy(float) for name in {value, *OVER_SEEDS, *MEDIANS}}
+    diverged, alike = kept.diverged.to_numpy(bool), kept.one_class.to_numpy()
+    for key, here in places.items():
+        values, done = numbers[value][here], here[~diverged[here]] if not diverged[here].all() else here
+        known = not np.isnan(values).any()
+        lines.append(
+            {
+                "runs": len(here),
+                "n": int((~np.isnan(values)).sum()),
+                "values": tuple(values),
+                "seeds": tuple(columns["seed"][here]),
+                "ids": tuple(columns["id"][here]),
+                "median": statistics.median(values) if known else math.nan,
+                "mean": statistics.fmean(values) if known else math.nan,
+                "spread": _spread(values),
+                **{name: _median(numbers[name][here]) for name in OVER_SEEDS},
+                **{name: _median(numbers[name][done]) for name in MEDIANS},
+                "diverged": int(diverged[here].sum()),
+                "one_class": tuple(columns["seed"][i] for i in here if isinstance(alike[i], str)),
+                "class_share": next((alike[i] for i in here if isinstance(alike[i], str)), ""),
+                "presets": tuple(dict.fromkeys(columns["preset"][here])),
+                "origins": tuple(dict.fromkeys(columns["origin"][here])),
+                "deviations": tuple(dict.fromkeys(word for i in here for word in columns["deviations"][i])),
+                "left_out": sum(len(out[why].get(key, ())) for why in ("settings", "protocol")),
+                "older": tuple(sorted(set(out["protocol"].get(key, ())))),
+                "again": tuple(out["seed"].get(key, ())),
+            }
+        )
+    first = kept.iloc[[here[0] for here in places.values()]].reset_index(drop=True)
+    made = first[[*KEY, *(name for name in SUMMED if name not in MEDIANS)]].join(pd.DataFrame(lines))
+    made = made.reindex(columns=CELL_COLUMNS)
+    wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
+    return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
+
+
+def _median(values: Any) -> float:
+    """Of those that are known; NaN of none."""
+    known = values[~np.isnan(values)]
+    return statistics.median(known.tolist()) if len(known) else math.nan
+
+
+def _spread(values: Sequence[float]) -> float:
+    deviation = sample_deviation(values)
+    return math.nan if deviation is None else deviation
+
+
+def _wanted(task: str, presets: Iterable[Any]) -> int:
+    """How many seeds a cell should have: those of its protocol, or of the preset that ran it."""
+    of_protocol = PROTOCOLS.get(task, SEEDS)
+    if task not in OF_STUDIES:
+        return of_protocol
+    return max((_seeds(str(preset)) for preset in presets), default=0) or of_protocol
+
+
+@cache
+def _seeds(preset: str) -> int:
+    """How many seeds a preset has; 0 where it is none, or says nothing of them."""
+    path = CONF / "experiment" / f"{preset}.yaml"
+    node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    for key in ("hydra", "sweeper", "params", "seed"):
+        node = node.get(key, {})
+    return len(str(node).split(",")) if node != {} else 0
+
+
+def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are in these cells."""
+    return runs[runs.id.isin({run for ids in cells.ids for run in ids})]
+
+
+# --- the number that tables show
+
+
+def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
+    """The runs with `number`, what their task's table reports, its `name` ("accuracy, best epoch"), whether
+    less of it is better (`less`) and its `digits`: BLEU of the last epoch where a cell's texts were scored,
+    else the metric of the epoch that the table reports, or cross-fitted."""
+    texts = runs.bleu.notna() & (runs.status == "done")
+    of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
+    metric = runs.crossfit if select == "crossfit" else runs.value
+    return runs.assign(
+        number=metric.where(~of_texts, runs.bleu),
+        name=(runs.metric + ", " + runs.reported + " epoch").where(~of_texts, "BLEU, last epoch"),
+        less=(runs.higher_is_better == False) & ~of_texts,  # noqa: E712, an object column
+        digits=runs.decimals.where(~of_texts, 1),
+    )
+
+
+def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:
+    """The runs of a row beside those of another ("": of every other), a line for each model, task and seed
+    that both have, measured on the same: x of `row` and y of the other, such that more is better, with the
+    ids of both. runs: of `reported`, in cells."""
+    known = runs[(runs.left_out == "") & runs[number].notna()]
+    known = known.assign(value=known[number].where(~known.less, -known[number]))
+    on = ["model", "task", "seed", "measured", "name"]
+    known = known[[*on, "row", "label", "less", "digits", "id", "value"]]
+    right = known[known.row == other] if other else known[known.row != row]
+    both = known[known.row == row].merge(right, on=on, suffixes=("", "_other"))
+    both = both.rename(columns={"value": "x", "value_other": "y"})
+    # Two diverged runs may both be infinite
+    return both.assign(difference=np.where(both.x == both.y, 0.0, both.x - both.y))
+
+
+def median(values: Iterable[float]) -> float:
+    """NaN of no values, and where one of them is."""
+    values = list(values)
+    return math.nan if not values or any(map(math.isnan, values)) else statistics.median(values)

@@ -1,0 +1,194 @@
+"""The notes under a table: how its runs differ from what it stands for, what is counted all the same, and
+what is left out; a line each. What holds of every table is in docs/tables.md."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import KEY
+from analysis.variants import distinctions
+from runs.record.text import plural
+
+#: How many runs or rows a note names; of more it gives the number, too.
+NAMED = 3
+#: What a note reads of a run.
+READ = [*KEY, "id", "seed", "origin", "part_of_data", "deviations", "train_rows", "dev_rows", "protocol"]
+READ += ["data", "reported", "sources"]
+#: What cross-fitted selection is, in a sentence.
+CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways."
+PAGE = "How to read it: docs/tables.md."
+
+
+def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), how: str = "") -> list[str]:
+    """The notes of a table whose numbers are these cells. runs: all of its models and tasks, among which
+    its cells are. extra: other ways in which it deviates. how: what its numbers are."""
+    shown = runs.loc[runs.id.isin({run for ids in cells.ids for run in ids}) if len(cells) else [], READ]
+    lines = {
+        "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
+        "Counted like any other": [*odd(cells), *_several_sources(shown)],
+        "Left out": left_out(runs, cells),
+    }
+    found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
+    studies = Counter(shown.origin)
+    del studies["ours"]
+    if studies:
+        of = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+        found.append(f"Published by the project in runs/records: {of}. {how} {PAGE}".replace("  ", " "))
+    else:
+        found.append(f"{how} {PAGE}".strip())
+    return found
+
+
+def where(rows: Iterable[tuple[str, str]], every: Iterable[tuple[str, str]]) -> str:
+    """Rows on tasks as text: "(all rows)" where these are all, else by name."""
+    rows, every = sorted(set(rows)), set(every)
+    if len(every) > 1 and set(rows) == every:
+        return "all rows"
+    return _enumeration([f"{row} on {task}" for row, task in rows], "rows")
+
+
+def _enumeration(names: list[str], what: str) -> str:
+    if len(names) <= 2 * NAMED:
+        return ", ".join(names)
+    return f"{len(names)} {what}: {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+
+
+def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(frame.row, frame.task, strict=True))
+
+
+def deviations(cells: pd.DataFrame) -> list[str]:
+    """How the runs of these cells deviate from their recipes, but for a rank that the row's name says."""
+    by_word: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for cell in cells[["row", "task", "deviations"]].itertuples():
+        rank = f"rank {cell.row.rpartition('_r')[2]} instead of"
+        for word in cell.deviations:
+            if not word.startswith(rank):
+                by_word[word].append((cell.row, cell.task))
+    return [f"{word} ({where(rows, _pairs(cells))})" for word, rows in sorted(by_word.items())]
+
+
+def parts_of_data(runs: pd.DataFrame) -> list[str]:
+    """Each size of a part of the data (task.train_rows, task.dev_rows) that runs were trained and evaluated
+    on, where their deviations do not name it."""
+    if runs.empty:
+        return []
+    part = runs[runs.part_of_data & ~runs.deviations.map(lambda of: any("subset of" in word for word in of))]
+    sizes = part.groupby(["train_rows", "dev_rows"], sort=True)
+    every = _pairs(runs)
+    return [
+        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(_pairs(of), every)})"
+        for (train, dev), of in sizes
+    ]
+
+
+def measured_unlike(runs: pd.DataFrame) -> list[str]:
+    """Tasks whose rows were not measured alike: on other rows of data, or by the best epoch and by the
+    last."""
+    found = []
+    for (_, task), of in runs.drop_duplicates(KEY).groupby(["model", "task"], sort=False):
+        facts = {
+            run.row: {
+                "protocol": run.protocol,
+                "training rows": int(run.train_rows),
+                "dev rows": int(run.dev_rows),
+                "data": str(run.data).rpartition(":")[2][:8],
+                "epoch": run.reported,
+            }
+            for run in of.itertuples()
+        }
+        by_words: dict[str, list[str]] = defaultdict(list)
+        for row, words in distinctions(facts).items():
+            by_words[words].append(str(row))
+        if len(by_words) > 1:
+            each = "; ".join(
+                f"{words} ({_enumeration(sorted(rows), 'rows')})" for words, rows in sorted(by_words.items())
+            )
+            found.append(f"not measured alike on {task}, so not to be compared: {each}")
+    return found
+
+
+def odd(cells: pd.DataFrame) -> list[str]:
+    """Seeds that diverged, that answer one class for every row, and that finished without their number."""
+    if cells.empty:
+        return []
+    found = []
+    if diverged := int(cells.diverged.sum()):
+        found.append(f"{plural(diverged, 'diverged run')} (1d: one of the seeds)")
+    if unknown := int((cells.runs - cells.n).sum()):
+        found.append(f"nan: {plural(unknown, 'run')} that finished without the number")
+    for (task, share), of in cells[cells.one_class.map(len) > 0].groupby(["task", "class_share"]):
+        which = [f"{cell.row}, seed {', '.join(map(str, cell.one_class))}" for cell in of.itertuples()]
+        count = plural(sum(map(len, of.one_class)), "run")
+        found.append(
+            f"predicts one class: {count} on {task}{f' ({share})' if share else ''}: {'; '.join(which)}"
+        )
+    if len(one := cells[cells.one_draw.astype(bool) & (cells.runs > 1)]):
+        rows = _enumeration(sorted(set(one.row)), "rows")
+        found.append(f"one draw of random matrices for all seeds, whose share the spread leaves out ({rows})")
+    return found
+
+
+def _several_sources(runs: pd.DataFrame) -> list[str]:
+    """Each cell whose seeds were made with several versions of its method's or its task's file, or of what
+    that imports, one of which at least is in no commit."""
+    found = []
+    for (_, row, task), of in runs.groupby(KEY, sort=False):
+        for part in ("method", "task"):
+            known = [
+                (seed, source[part])
+                for seed, source in zip(of.seed, of.sources, strict=True)
+                if source.get(part)
+            ]
+            if all(source["uncommitted"] is False for _, source in known):
+                continue
+            for key, what in (("sha256", ""), ("imports", "what is imported by ")):
+                versions: dict[str, list[int]] = defaultdict(list)
+                for seed, source in known:
+                    if key in source:  # older records lack `imports`
+                        versions[source[key]].append(seed)
+                if len(versions) > 1:
+                    seeds = " | ".join(", ".join(map(str, sorted(of))) for of in versions.values())
+                    file = known[0][1]["file"]
+                    found.append(
+                        f"{row} on {task}: seeds of {len(versions)} versions of {what}{file}: {seeds}"
+                    )
+                    break
+    return found
+
+
+def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """Runs of a table's models and tasks that are in none of its cells, and why."""
+    found = []
+    if len(cells) and (others := int(cells.left_out.sum())):
+        how = "a row shows those nearest to its recipe; all=true shows each"
+        found.append(f"{plural(others, 'run')} with other settings ({how})")
+    several = (
+        cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
+    )
+    for cell in several.itertuples():
+        older = ", ".join(f"{number:g}" for number in cell.older)
+        found.append(
+            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol:g}"
+        )
+    if again := [run for ids in (cells.again if len(cells) else []) for run in ids]:
+        found.append(f"more than one record of the same settings and seed: {_enumeration(again, 'runs')}")
+    return [*found, *unfinished(runs)]
+
+
+def unfinished(runs: pd.DataFrame) -> list[str]:
+    """The runs that train.max_steps has stopped early, and those that failed."""
+    found = []
+    for kind, words in (("stopped", "stopped early by train.max_steps"), ("failed", "failed")):
+        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]]
+        names = [f"{run.id} ({run.label} on {run.task_label})" for run in of.itertuples()]
+        if names:
+            found.append(f"{words}: {_enumeration(names, 'runs')}")
+    return found
+
+
+def by_label(words: Mapping[str, Any]) -> list[str]:
+    """Notes, each with the labels of the rows that it is of."""
+    return [f"{word} ({', '.join(dict.fromkeys(labels))})" for word, labels in words.items()]

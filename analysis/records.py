@@ -1,0 +1,67 @@
+"""Writes the records as one table, a row a run, for pandas, R or a spreadsheet.
+
+    python -m analysis.records out=runs.parquet        (.csv, .json)
+    python -m analysis.records task=mrpc method=vera   as CSV on the screen
+
+Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed; left_out says why a run is
+in no cell), and the run's configuration under config. Published runs have their study as origin."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.command import Chosen, open_chosen
+from analysis.frame import runs
+from analysis.render import spreadsheet
+from runs.command import entry_point, read, setting
+from runs.errors import UserError
+from runs.record import Ledger, write_atomically
+
+#: Columns of `runs` that hold more than one value.
+NESTED = ["settings", "sources", "texts", "judged"]
+FORMS = (".parquet", ".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Settings(Chosen):
+    """Which runs are written, and where."""
+
+    out: str | None = setting(None, f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen)")
+
+
+def flat(ledger: Ledger) -> pd.DataFrame:
+    """The runs of a ledger with numbers, names and flags alone: deviations as one text, the configuration
+    in columns of its own."""
+    frame = runs(ledger).drop(columns=NESTED)
+    frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
+    config = pd.json_normalize([{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger])
+    config = config.map(lambda value: str(value) if isinstance(value, list | dict) else value)
+    return frame.join(config.add_prefix("config.").convert_dtypes()).convert_dtypes()
+
+
+def main(arguments: list[str]) -> int:
+    settings = read(arguments, Settings).settings
+    path = Path(settings.out) if settings.out else None
+    if path and path.suffix not in FORMS:
+        raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")
+    ledger = open_chosen(settings)
+    if not ledger.records:
+        raise UserError(f"no records in {settings.output}/records yet (make demo)")
+    frame = flat(ledger)
+    if path is None:
+        sys.stdout.write(frame.map(spreadsheet).to_csv(index=False))
+        return 0
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".csv":
+        write_atomically(path, frame.map(spreadsheet).to_csv(index=False))
+    else:
+        write_atomically(path, frame.to_json(orient="records", lines=True))
+    print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
+    return 0
+
+
+if __name__ == "__main__":
+    entry_point(main)

@@ -1,0 +1,229 @@
+"""A table: rows of numbers and names, and its forms. Words are made here, once: Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from runs.record.text import megabytes, one_line
+
+#: How a number is written: with its decimals and sign; as a count; as a size in bytes.
+FORMS: dict[str, Callable[["Number"], str]] = {
+    "number": lambda of: f"{of.value:{'+' if of.sign else ''},.{of.decimals}f}",
+    "count": lambda of: f"{of.value:,.0f}",
+    "ratio": lambda of: f"{of.value:.2f}x",
+    "general": lambda of: f"{of.value:g}",
+    "bytes": lambda of: megabytes(of.value),
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a table, in the unit that its column's name says.
+
+    spread: what stands behind +-, a standard deviation, or half of an interval. n, wanted: how many seeds
+    have it, of how many; shown where some lack it, or if `counted`. mark: what follows it, such as "1d".
+    verdict: of the number beside the paper's. ids: the runs that it comes from. high: of an interval, whose
+    lower end is the value."""
+
+    value: float
+    spread: float = math.nan
+    n: int | None = None
+    wanted: int | None = None
+    decimals: int = 1
+    sign: bool = False
+    counted: bool = False
+    form: str = "number"
+    mark: str = ""
+    verdict: str = ""
+    ids: tuple[str, ...] = ()
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        missing = NONE if self.n is None else "nan"
+        text = missing if math.isnan(self.value) else FORMS[self.form](self)
+        if not math.isnan(self.high):
+            text += f" to {replace(self, value=self.high, high=math.nan)}"
+        spread = "" if math.isnan(self.spread) else f" +-{self.spread:.{self.decimals}f}"
+        count = f" ({self.n})" if self.counted else ""
+        if self.n is not None and self.wanted is not None and self.n < self.wanted:
+            count = f" ({self.n}/{self.wanted})"
+        return f"{text}{spread}{count}{self.mark}"
+
+
+#: Where there is no number.
+NONE = "-"
+Entry = Number | str
+Row = Sequence[Entry]
+
+
+@dataclass
+class Table:
+    """A title, a header, rows of equal length, and notes under it. The first column names a row; a row
+    without a name belongs to the one above it.
+
+    For the dashboard: its model ("" if it has none), the labels of its tasks by task, and the columns of
+    frame.runs that it shows."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Entry]]
+    notes: list[str] = field(default_factory=list)
+    model: str = ""
+    tasks: dict[str, str] = field(default_factory=dict)
+    shows: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"{self.title}: a row of {len(row)} entries under {len(self.header)} columns"
+                )
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The runs behind its numbers, each once."""
+        numbers = (entry for row in self.rows for entry in row if isinstance(entry, Number))
+        return tuple(dict.fromkeys(run for number in numbers for run in number.ids))
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Its entries as text, each on one line: labels and deviations are users' words."""
+        return [[one_line(str(entry)) for entry in row] for row in self.rows]
+
+    def tidy(self) -> pd.DataFrame:
+        """A row for each of its numbers, and for each text that is not a name."""
+        lines, name = [], ""
+        names = [i for i, column in enumerate(self.header) if i == 0 or column in ("source", "status")]
+        for row in self.rows:
+            name = str(row[0]) or name
+            about = {"table": self.title, "row": name, "source": self._of(row, "source")}
+            for column, entry in zip(self.header, row, strict=True):
+                if self.header.index(column) in names or entry in ("", NONE):
+                    continue
+                line = about | {"column": column, "status": self._of(row, "status")}
+                if isinstance(entry, Number):
+                    line |= {
+                        key: getattr(entry, key)
+                        for key in ("value", "spread", "high", "n", "wanted", "verdict")
+                    }
+                    line |= {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
+                else:
+                    line |= {"text": str(entry)}
+                lines.append(line)
+        return pd.DataFrame(lines, columns=TIDY)
+
+    def _of(self, row: Row, column: str) -> str:
+        return str(row[self.header.index(column)]) if column in self.header else ""
+
+    def data(self) -> pd.DataFrame:
+        """Its texts as a frame, for HTML and LaTeX."""
+        return pd.DataFrame(self.texts, columns=[one_line(name) for name in self.header])
+
+
+#: The columns of CSV.
+TIDY = [
+    "table",
+    "row",
+    "source",
+    "column",
+    "value",
+    "spread",
+    "high",
+    "n",
+    "wanted",
+    "mark",
+    "verdict",
+    "status",
+    "text",
+    "ids",
+]
+
+
+def render(tables: Iterable[Table], form: str = "md", runs: bool = False) -> str:
+    """Tables as md, latex or csv. runs: with the run ids of each number below a table; csv has them anyway,
+    in one frame of all tables."""
+    if form == "csv":
+        text = io.StringIO()
+        whole = pd.concat([table.tidy() for table in tables], ignore_index=True)
+        whole[["n", "wanted"]] = whole[["n", "wanted"]].astype("Int64")
+        words = whole.select_dtypes(exclude="number").columns
+        whole[words] = whole[words].map(spreadsheet)
+        whole.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+        return text.getvalue().rstrip("\n")
+    return "\n\n".join({"md": markdown, "latex": latex}[form](table, runs) for table in tables)
+
+
+def spreadsheet(text: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    formula = isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
+    return f"'{text}" if formula else text
+
+
+def _ids(table: Table) -> list[str]:
+    """A line for each number with its runs."""
+    lines, name = [], ""
+    for row in table.rows:
+        name = str(row[0]) or name
+        whose = name if str(row[0]) else f"{name}, {row[1]}"
+        numbers = zip(table.header, row, strict=True)
+        lines += [f"{whose} / {c}: {' '.join(e.ids)}" for c, e in numbers if isinstance(e, Number) and e.ids]
+    return [one_line(line) for line in lines]
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> list[str]:
+    """The lines of a Markdown table, its first column to the left."""
+    lines = [[one_line(str(cell)).replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust, *([str.rjust if right else str.ljust] * (len(header) - 1))]
+    texts = [
+        [side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in lines
+    ]
+    end = ":" if right else "-"
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + end for width in widths[1:])])
+    first, *others = (f"| {' | '.join(row)} |" for row in texts)
+    return [first, f"|{rule}|", *others]
+
+
+def markdown(table: Table, runs: bool = False) -> str:
+    """A table as Markdown with its title and notes."""
+    ids = _ids(table) if runs else []
+    notes = [one_line(note) for note in table.notes]
+    return "\n".join([one_line(table.title), "", *grid(table.header, table.texts), "", *notes, *ids]).rstrip()
+
+
+#: Characters that LaTeX reads as its own (a [ after the end of a row begins an option), and +-.
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$"}
+_LATEX |= {"<": "$<$", ">": "$>$", "[": "{[}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
+
+
+def escape(text: str) -> str:
+    """A text as LaTeX."""
+    return re.sub(r"\+-|[\\~^<>[&%$#_{}]", lambda match: _LATEX[match[0]], text)
+
+
+def latex(table: Table, runs: bool = False) -> str:
+    """A table as LaTeX for booktabs, its title and notes as comments."""
+    header, *rows = (
+        " & ".join(map(escape, row)) + r" \\" for row in [[*map(one_line, table.header)], *table.texts]
+    )
+    comments = [f"% {one_line(note)}" for note in [*table.notes, *(_ids(table) if runs else [])]]
+    begin = [
+        f"% {one_line(table.title)}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        r"\toprule",
+    ]
+    return "\n".join([*begin, header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", *comments])
+
+
+def with_column(table: Table, name: str, entries: Sequence[Entry], notes: Sequence[str] = ()) -> Table:
+    """The table with one more column, before its status."""
+    at = len(table.header) - (table.header[-1] == "status")
+    rows = [[*row[:at], entry, *row[at:]] for row, entry in zip(table.rows, entries, strict=True)]
+    header = [*table.header[:at], name, *table.header[at:]]
+    return replace(table, header=header, rows=rows, notes=[*table.notes, *notes])

@@ -1,0 +1,85 @@
+"""A finding of the paper beside our runs, as a row of `findings`: which runs, which numbers, and whether they
+agree."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.inference import FIRM_PAIRS
+from analysis.paper import GLUE, recipes
+from analysis.statistics import middle
+
+#: Whether a finding agrees, in a word.
+WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
+Finding = dict[str, Any]
+
+
+def side(runs: pd.DataFrame) -> dict[str, Any]:
+    """Of the runs of one row (`frame.reported`): their ids by seed, the median and the mean of the number
+    that their table reports, their epochs, and in how many of `several` (runs of more than one epoch) the
+    best one is the last."""
+    runs = runs.sort_values(["seed", "id"])
+    first, several = runs.iloc[0], runs[runs.evaluations > 1]
+    last = int((several.best_epoch == several.last_epoch).sum())
+    return {
+        **{key: first[key] for key in ("label", "model_label", "task_label")},
+        **{key: int(first[key]) for key in ("parameters", "head_parameters")},
+        "ids": tuple(runs.id),
+        "median": middle(runs.number),
+        "mean": float(runs.number.mean()),
+        "epochs": tuple(sorted(set(runs.epochs))),
+        "several": len(several),
+        "best_is_last": last,
+    }
+
+
+def finding(
+    about: Sequence[str],
+    where: Sequence[str],
+    holds: Iterable[bool],
+    agrees: bool | None,
+    pairs: int,
+    **more: Any,
+) -> Finding:
+    """A row. about: the finding, its table or figure with the paper's numbers, and its kind, which says what
+    decides it: `compared` (near, shared, above, ranks) or `numbers` (query, layers, similarity, fit). where:
+    model and task, and their labels. holds: in each run, or in each pair. agrees: by the epoch that the table
+    reports. more: sides, the runs behind it; counts, of seeds or of what `unit` says; chance, the metric of
+    chance where no row is above it; paper_epochs.
+
+    It gets: firm, whether it rests on enough pairs or runs; ids; epochs; the first difference with its
+    intervals; and what `decided` adds."""
+    made: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed"}
+    made |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}} | more
+    made |= dict(zip(("finding", "source", "kind"), about, strict=True))
+    made |= dict(zip(("model", "task", "model_label", "task_label"), where, strict=True))
+    first: dict[str, Any] = next(filter(None, made["compared"]), {})
+    unknown = (math.nan, math.nan)
+    made["difference"] = first.get("difference", math.nan)
+    made["low"], made["high"] = first.get("paired") or unknown
+    made["unpaired_low"], made["unpaired_high"] = first.get("unpaired") or unknown
+    made["epochs"] = tuple(sorted({epochs for of in made["sides"] for epochs in of.get("epochs", ())}))
+    made["ids"] = tuple(dict.fromkeys(run for of in made["sides"] for run in of["ids"]))
+    made |= {"holds": tuple(holds), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
+    return decided(made)
+
+
+def decided(made: Finding, crossfit: Finding | None = None) -> Finding:
+    """With the same finding by cross-fitted epochs, where there is one, and the verdict: whether our runs
+    agree however the epoch is chosen, None (undecided) also where the two say different things."""
+    agrees = made["agrees"]
+    verdict = agrees if crossfit is None or crossfit["agrees"] is agrees else None
+    words = {"word": WORDS[verdict], "reported": WORDS[agrees]}
+    words["crossfit_word"] = WORDS[crossfit["agrees"]] if crossfit else ""
+    return made | words | {"verdict": verdict, "crossfit": crossfit}
+
+
+def paper_epochs(family: str, task: str) -> dict[str, int]:
+    """How long the paper trains VeRA on a task, by the size of its model where that matters."""
+    if task in GLUE:
+        vera, column = recipes()["glue"]["vera"], tuple(GLUE).index(task)
+        sizes = {"BASE": "roberta-base", "LARGE": "roberta-large"}
+        return {size: vera[model]["epochs"][column] for size, model in sizes.items()}
+    return {"": recipes()[family]["common"]["epochs"]} if family in ("e2e", "images") else {}

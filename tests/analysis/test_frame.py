@@ -1,0 +1,241 @@
+"""Records as frames: each number recomputed by hand, and what may never meet in one cell."""
+
+import math
+import statistics
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from ledgers import cells_of, halves, ledger, record, seeds
+
+import analysis
+from analysis.frame import KEY, cells, chosen, pairs, reported, runs
+from analysis.variants import every_variant, nearest_to
+from runs.record import PUBLISHED, read_ledger
+
+
+def test_a_notebook_begins_with_two_calls(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
+    assert (analysis.runs, analysis.cells) == (runs, cells)
+    frame = analysis.runs()  # of outputs/ and the published records
+    assert set(frame.id) == {path.stem for path in PUBLISHED.glob("*/*.json")}
+    assert set(frame.kind) == {"result", "trial"}
+    assert len(analysis.cells(frame)) > 100
+
+
+def test_a_run_is_a_row_of_numbers():
+    one = halves(record("vera", "rte", 3), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8))
+    (run,) = runs(ledger(one)).itertuples()
+    assert (run.model, run.row, run.task, run.seed) == ("roberta_base", "vera", "rte", 3)
+    # The best epoch of all of dev is the second or the third, of 75; by half A the second, of which B says
+    # 60, by B the third, of which A says 70
+    assert (run.value, run.best, run.last, run.crossfit) == pytest.approx((75, 75, 75, 65))
+    assert run.optimism == pytest.approx(75 - 65)
+    assert (run.seconds, run.adapter_bytes, run.parameters) == (11, 172032, 43008)
+    assert (run.kind, run.left_out, run.origin, run.reported) == ("result", "", "ours", "best")
+    assert math.isnan(run.bleu)
+
+
+def test_what_a_record_is_and_why_it_is_in_no_cell():
+    trial, stopped = record(seed=1), record(seed=2)
+    trial["config"]["task"]["holdout"] = 0.2
+    stopped["config"]["train"]["max_steps"] = 5
+    failed = record(seed=3, status="failed", error="no memory")
+    again, odd = (
+        record(best=0.99) | {"id": "zz"},
+        record(best=0.9, deviations=["max_length 64"]) | {"id": "a"},
+    )
+    other = record(seed=4, lr=0.5, deviations=["lr 0.5"])
+    newer = [record(row="lora", seed=0), record(row="lora", seed=1) | {"protocol": 2}]
+    frame = runs(ledger(record(), trial, stopped, failed, again, odd, other, *newer)).set_index("id")
+    assert frame.kind.value_counts().to_dict() == {"result": 6, "trial": 1, "stopped": 1, "failed": 1}
+    why = frame.left_out
+    assert why[[trial["id"], stopped["id"], failed["id"]]].tolist() == ["trial", "stopped", "failed"]
+    assert why[[record()["id"], "zz", "a", other["id"]]].tolist() == ["", "seed", "seed", "settings"]
+    assert why[[one["id"] for one in newer]].tolist() == ["protocol", ""]
+    assert frame.error[failed["id"]] == "no memory"
+
+
+def test_a_cell_is_its_seeds():
+    values = (0.80, 0.75, 0.90, 0.70)
+    made = [record(seed=seed, best=value) for seed, value in enumerate(values)]
+    for seed, one in enumerate(made):
+        one["cost"]["train_seconds"] = 10.0 * seed
+    (cell,) = cells_of(made[::-1]).values()
+    points = [100 * value for value in values]
+    assert (cell.runs, cell.n, cell.wanted, cell.complete) == (4, 4, 5, False)
+    assert cell.median == pytest.approx(statistics.median(points))
+    assert cell.mean == pytest.approx(statistics.fmean(points))
+    assert cell.spread == pytest.approx(statistics.stdev(points))
+    assert (cell.best, cell.last) == pytest.approx((77.5, 79.0))
+    assert (cell.train_seconds, cell.seconds) == (15.0, 16.0)
+    assert cell.seeds == (0, 1, 2, 3)
+    assert cell.ids == tuple(one["id"] for one in made)
+    assert cell.values == pytest.approx(tuple(points))
+    (one,) = cells_of(made[:1]).values()
+    assert math.isnan(one.spread)
+
+
+def test_costs_are_of_the_runs_that_did_not_diverge_unless_all_did():
+    made = [record(seed=seed, status=status) for seed, status in enumerate(("done", "diverged", "done"))]
+    for seed, one in enumerate(made):
+        one["cost"]["train_seconds"] = (10.0, 1.0, 30.0)[seed]
+    (cell,) = cells_of(made).values()
+    assert (cell.train_seconds, cell.diverged) == (20.0, 1)
+    (cell,) = cells_of(made[1:2]).values()
+    assert (cell.train_seconds, cell.diverged) == (1.0, 1)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_run_without_a_finite_number_is_counted_and_never_averaged(value):
+    lost = record(seed=5) | {"id": "lost"}
+    lost["result"]["protocols"]["paper"]["best"] = value
+    (cell,) = cells_of([*(record(seed=s) for s in range(5)), lost], 6).values()
+    assert (cell.runs, cell.n, cell.complete) == (6, 5, False)
+    assert all(map(math.isnan, (cell.median, cell.mean, cell.spread)))
+    (gone,) = cells_of([lost | {"status": "diverged"}], 1).values()
+    assert (gone.n, gone.median) == (1, 0.0)
+
+
+def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recipe_and_then_runs():
+    def variant(count, protocol=1, deviations=(), recipe="vera/roberta_base", lr=0.1):
+        of = [record(seed=seed, deviations=deviations, lr=lr) for seed in range(count)]
+        return [one | {"protocol": protocol, "recipe": {"name": recipe}} for one in of]
+
+    two, study = ["2 epochs", "lr 1"], "ranks/roberta_base"
+    order = [
+        variant(1, 2, two, study, 0.2),  # the newest protocol
+        variant(1, 1, ["lr 1"], study, 0.3),  # the fewest deviations
+        variant(2, 1, two, lr=0.4),  # a method's own recipe
+        variant(4, 1, two, study, 0.5),  # the most runs
+        variant(3, 1, two, study, 0.7),  # the newest of equals
+        variant(3, 1, two, study, 0.6),
+    ]
+    for first, nearest in enumerate(order):
+        for left in (order[first:], order[first:][::-1]):
+            (cell,) = cells_of([one for of in left for one in of]).values()
+            assert cell.ids == tuple(one["id"] for one in nearest)
+            others = [of for of in left if of is not nearest]
+            assert cell.left_out == sum(map(len, others))
+            assert cell.older == ((1,) if first == 0 and others else ())
+
+
+@given(
+    some.lists(
+        some.tuples(
+            some.integers(0, 3),
+            some.sampled_from([1, 2]),
+            some.sampled_from([10, 20]),
+            some.sampled_from(["best", "last"]),
+        ),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_disappears(kinds):
+    made = []
+    for number, (seed, protocol, rows, epoch) in enumerate(kinds):
+        one = record(seed=seed) | {"id": f"{number}", "protocol": protocol}
+        one["data"] = one["data"] | {"content": f"sha256:{rows}", "train_rows": rows}
+        one["config"]["train"] = one["config"]["train"] | {"evaluate_every": 3 if epoch == "last" else 1}
+        made.append(one)
+    frame = runs(ledger(*made))
+    for _, of in frame[frame.left_out == ""].groupby(KEY):
+        assert (
+            of.protocol.nunique()
+            == of.train_rows.nunique()
+            == of.reported.nunique()
+            == of.cell.nunique()
+            == 1
+        )
+        assert of.seed.is_unique
+    (cell,) = cells(frame).itertuples()
+    assert cell.runs + cell.left_out + len(cell.again) == len(made) == len(frame)
+    # Each variant has a cell of its own
+    every = cells(every_variant(frame, paper=False))
+    assert (every.runs + every.again.map(len)).sum() == len(made)
+
+
+def test_runs_from_different_starts_or_places_of_data():
+    one, other = record(seed=0), record(seed=1)
+    one["start"], other["start"] = {"from": "a.safetensors", "id": "1"}, {"from": "a.safetensors", "id": "2"}
+    (cell,) = cells_of([one, other]).values()
+    assert (cell.runs, cell.left_out) == (1, 1)
+    # Where the data lie is no setting (ledgers.record: data_dir): seeds run on two machines are one cell
+    (cell,) = cells_of(seeds()).values()
+    assert cell.complete
+
+
+def test_the_seeds_that_a_cell_wants_are_those_of_its_protocol_or_preset():
+    made = [record(task=task) for task in ("rte", "e2e", "alpaca", "reviews")]
+    made[2]["cell"]["paper"], made[3]["cell"]["paper"] = None, "peers_minilm"
+    wanted = {key[2]: cell.wanted for key, cell in cells_of(made, None).items()}
+    assert wanted == {"rte": 5, "e2e": 3, "alpaca": 1, "reviews": 5}
+
+
+def test_a_table_reports_bleu_where_texts_were_scored_and_else_the_metric():
+    texts, plain = record("vera", "e2e"), record("vera", "rte")
+    texts["texts"] = {"scores": [{"which": "last", "variant": "0.9", "bleu": 60.0}]}
+    frame = reported(runs(ledger(texts, plain))).set_index("task")
+    assert (frame.number["e2e"], frame.name["e2e"]) == (60.0, "BLEU, last epoch")
+    assert (frame.number["rte"], frame.name["rte"]) == (80.0, "accuracy, best epoch")
+
+
+def test_pairs_are_of_one_seed_measured_on_the_same():
+    made = [*seeds("vera", bests=(0.8, 0.7, 0.6)), *seeds("lora", bests=(0.7, 0.75, 0.6, 0.9))]
+    made[2]["data"] = made[2]["data"] | {"dev_rows": 20}
+    both = pairs(reported(runs(ledger(*made))), "vera", "lora")
+    assert both.seed.tolist() == [0, 1]
+    assert both.difference.tolist() == pytest.approx([10.0, -5.0])
+
+
+def test_variants_keep_their_ids_and_what_sets_them_apart():
+    frame = runs(ledger(*seeds(), *seeds(lr=0.5)))
+    named = every_variant(frame, paper=False)
+    assert set(named.id) == set(frame.id)
+    assert set(named.row) == {"vera lr 0.01", "vera lr 0.5"}
+    assert set(named.label) == {"VeRA r=1024, lr 0.01", "VeRA r=1024, lr 0.5"}
+    assert set(frame.row) == {"vera"}
+    assert set(every_variant(frame, paper=True).row) == {"vera", "vera lr 0.01"}
+
+
+def test_what_follows_the_seed_sets_no_variant_apart():
+    made = [record("vera_redrawn", "rte", seed, lr=lr) for seed, lr in ((0, 0.1), (1, 0.2), (2, 0.2))]
+    for one in made:
+        one["config"]["method"] |= {"redrawn": True, "projection_seed": one["cell"]["seed"]}
+    named = every_variant(runs(ledger(*made)), paper=False)
+    assert set(named.row) == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
+
+
+def test_the_nearest_variant_to_an_own_run():
+    own = runs(ledger(*seeds("vera", "mine", (0.5,), lr=0.3)))
+    theirs = [
+        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
+        *seeds("vera", "mine", (0.9,), lr=0.3, deviations=["lr"]),
+    ]
+    theirs = [one | {"id": f"{one['id']}-published"} for one in theirs]
+    (cell,) = cells(nearest_to(runs(ledger(*theirs)), own), seeds=1).itertuples()
+    assert (cell.median, cell.n) == (90.0, 1)
+    (cell,) = cells(chosen(runs(ledger(*theirs))), seeds=1).itertuples()
+    assert (cell.median, cell.n) == (75.0, 2)
+
+
+def test_a_ledger_without_runs_has_empty_frames():
+    empty = runs(ledger())
+    assert len(empty) == len(cells(empty)) == len(every_variant(empty, paper=True)) == 0
+    assert set(KEY) <= set(cells(empty))
+    assert isinstance(empty, pd.DataFrame)
+
+
+def test_every_published_record_is_a_run_and_counted_once(monkeypatch):
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
+    frame = runs(read_ledger("none"))
+    assert len(frame) > 1000
+    of = cells(frame)
+    in_cells = sum(map(len, of.ids)) + of.left_out.sum() + sum(map(len, of.again))
+    assert in_cells == (frame.kind == "result").sum()
+    assert (frame.left_out == "").sum() == sum(map(len, of.ids))

@@ -1,0 +1,57 @@
+"""Runs as one table for pandas: every run a row, in each form."""
+
+import pandas as pd
+import pytest
+from ledgers import record
+
+from analysis.records import main
+from runs.errors import UserError
+from runs.record import write_record
+
+
+@pytest.fixture
+def output(tmp_path):
+    trial = record("vera", "mrpc", 7)
+    trial["config"]["task"]["holdout"] = 0.2
+    evil = record("lora", "rte", 0) | {"label": {"row": "=1+1", "model": "m", "task": "t"}}
+    for one in (
+        record("vera", "rte", 0, 0.8),
+        record("vera", "rte", 1, 0.9, deviations=["a", "b"]),
+        trial,
+        evil,
+    ):
+        write_record(tmp_path, one)
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "json"])
+def test_each_run_is_a_row_with_numbers_and_settings(form, output, capsys):
+    path = output / f"runs.{form}"
+    assert main([f"out={path}", f"output={output}", "published=false"]) == 0
+    assert f"Runs: {path} (4 rows, " in capsys.readouterr().out
+    read = {
+        "parquet": pd.read_parquet,
+        "csv": pd.read_csv,
+        "json": lambda of: pd.read_json(of, lines=True),
+    }[form](path)
+    read = read.set_index("id")
+    assert sorted(read.kind) == ["result", "result", "result", "trial"]
+    of = read[(read.row == "vera") & (read.task == "rte")].sort_values("seed")
+    assert of.value.tolist() == pytest.approx([80.0, 90.0])
+    assert of["config.train.lr"].tolist() == [0.01, 0.01]
+    assert of.deviations.tolist()[1] == "a; b"
+    assert read.label[read.row == "lora"].tolist() == ["'=1+1" if form == "csv" else "=1+1"]
+
+
+def test_a_part_of_the_runs_and_csv_on_the_screen(output, capsys):
+    assert main([f"output={output}", "published=false", "task=mrpc"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.startswith("id,status,kind,model,row,task,seed,label")
+    assert ",trial," in line
+
+
+def test_a_form_that_is_none_and_a_folder_without_records_are_one_line(output):
+    with pytest.raises(UserError, match=r"out=runs.xlsx: a file that ends in .parquet, .csv, .json"):
+        main(["out=runs.xlsx", f"output={output}"])
+    with pytest.raises(UserError, match="no records in"):
+        main([f"output={output / 'none'}", "published=false"])
