@@ -12,7 +12,7 @@ from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import Table
 from analysis.tables.claims import claims_table
-from analysis.tables.columns import with_forgetting, with_numbers, with_score
+from analysis.tables.columns import with_against, with_forgetting, with_numbers, with_score
 from analysis.tables.counts import table1
 from analysis.tables.demo import demo
 from analysis.tables.instruct import judged_cells, judged_table, table12
@@ -109,6 +109,8 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
         tables = [with_forgetting(table, runs) for table in tables]
     for column in how.get("columns", ()):
         tables = [with_numbers(table, runs, column) for table in tables]
+    if how.get("against"):
+        tables = [with_against(table, runs, how["against"]) for table in tables]
     if (cost := how.get("cost", "none")) != "none":
         tables = [with_score(table, runs, cost) for table in tables]
     return tables

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, split, words
+from analysis.command import OfVariants, open_chosen, row_name, split, words
 from analysis.frame import NUMBERS, runs
 from analysis.notes import unfinished
 from analysis.render import render
@@ -42,6 +42,7 @@ class Settings(OfVariants):
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
     cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
+    against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
     columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
     runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
@@ -70,6 +71,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
     columns = words(settings.columns)
+    if settings.against:
+        one_of("row", row_name(settings.against), {str(record["cell"]["row"]) for record in ledger})
     for column in columns:
         one_of("column", column, NUMBERS)
     tables = make(
@@ -78,6 +81,7 @@ def main(arguments: list[str]) -> int:
         models=words(settings.model),
         tasks=words(settings.task),
         columns=columns,
+        against=row_name(settings.against) if settings.against else None,
         every=settings.all,
         every_own=bool(settings.sweep),
         **{key: getattr(settings, key) for key in ("select", "seeds", "cost")},
