@@ -76,7 +76,7 @@ def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) ->
     how: select, seeds, tasks as in View; models, whose parts alone are shown; every, each variant of a row;
     every_own, each variant of own rows, and of a published row the variant that is nearest to an own run;
     cost, a column with the cost score by the constants of its paper, or of the table's model; columns,
-    numbers of `frame.runs` as further columns."""
+    numbers of `frame.runs` as further columns; against, a row to which each row's difference is a column."""
     if name in WITHOUT_RECORDS:
         return claims_table(ledger.serving) if name == "claims" else TABLES[name](View(runs(Ledger())))
     own, others = frames or (runs(part) for part in split(ledger))
