@@ -24,9 +24,11 @@ from analysis.facts import TOKENS
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
 from analysis.render import NONE, Entry, Number, Row, Table, with_column
+from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
 FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "count"}
+FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "optimism"), "number")
 
 
 def row_runs(table: Table, row: Row, runs: pd.DataFrame) -> pd.DataFrame:
@@ -43,9 +45,13 @@ def with_numbers(table: Table, runs: pd.DataFrame, name: str) -> Table:
     """The table with a number of `frame.runs`: of each row the median over its runs that did not diverge."""
     entries = list[Entry]()
     form = next((form for end, form in FORMS.items() if name.endswith(end)), "general")
+    try:
+        numbers = pd.to_numeric(runs[name])
+    except (ValueError, TypeError):
+        raise UserError(f"columns={name}: {name} is no number of a run") from None
     for row in table.rows:
         of = row_runs(table, row, runs)
-        known = pd.to_numeric(of[~of.diverged.astype(bool)][name]).dropna()
+        known = numbers[of.index[~of.diverged.astype(bool)]].dropna()
         text = NONE if len(of) else ""
         entries.append(Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else text)
     return with_column(table, name, entries)
@@ -64,7 +70,12 @@ def with_against(table: Table, runs: pd.DataFrame, other: str) -> Table:
         both = pairs(shown, of.row.iloc[0], other) if len(of) and of.row.iloc[0] != other else shown[:0]
         both = both[both.id.isin(of.id)]
         entries.append(mean_difference(both) if len(both) else NONE if len(of) else "")
-    note = f"against {other}: mean difference by pairs of seeds, +- half of its 95% interval."
+    if not any(isinstance(entry, Number) for entry in entries):
+        return table
+    note = (
+        f"against {other}: mean difference over the seeds that both have (positive: better), +- half of its"
+        " 95% interval; over several tasks, the mean of theirs."
+    )
     return with_column(table, f"against {other}", entries, [note])
 
 
