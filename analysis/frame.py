@@ -142,11 +142,12 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
 }
 
 
-def runs(ledger: Ledger | None = None) -> pd.DataFrame:
+def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours", or the study that
     has published it), settings (what defines its result), and left_out, why it is in no cell ("": it is in
     one; see `chosen`). Without a ledger: the records of outputs/ and the published ones."""
-    ledger = read_ledger() if ledger is None else ledger
+    if not isinstance(ledger, Ledger):
+        ledger = read_ledger(ledger or "outputs")
     lines, settings = [], dict[str, dict[str, Any]]()
     for record in ledger:
         line = {name: of(record) for name, (of, _) in NAMES.items()}

@@ -36,6 +36,8 @@ def flat(ledger: Ledger) -> pd.DataFrame:
     in columns of its own."""
     frame = runs(ledger).drop(columns=NESTED)
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
+    frame["left_out"] = frame.left_out.replace("", "no")
+    frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
     config = pd.json_normalize([{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger])
     config = config.map(lambda value: str(value) if isinstance(value, list | dict) else value)
     return frame.join(config.add_prefix("config.").convert_dtypes()).convert_dtypes()
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
     elif path.suffix == ".csv":
         write_atomically(path, frame.map(spreadsheet).to_csv(index=False))
     else:
-        write_atomically(path, frame.to_json(orient="records", lines=True))
+        write_atomically(path, frame.to_json(orient="records"))
     print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
     return 0
 

@@ -17,7 +17,7 @@ FORMS: dict[str, Callable[["Number"], str]] = {
     "number": lambda of: f"{of.value:{'+' if of.sign else ''},.{of.decimals}f}",
     "count": lambda of: f"{of.value:,.0f}",
     "ratio": lambda of: f"{of.value:.2f}x",
-    "general": lambda of: f"{of.value:g}",
+    "general": lambda of: f"{of.value:.4g}",
     "bytes": lambda of: megabytes(of.value),
 }
 
@@ -98,15 +98,20 @@ class Table:
 
     def tidy(self) -> pd.DataFrame:
         """A row for each of its numbers, and for each text that is not a name."""
-        lines, name = [], ""
+        lines, name, tasks = [], "", {label: task for task, label in self.tasks.items()}
         names = [i for i, column in enumerate(self.header) if i == 0 or column in ("source", "status")]
-        for row in self.rows:
+        for number, row in enumerate(self.rows, 1):
             name = str(row[0]) or name
-            about = {"table": self.title, "row": name, "source": self._of(row, "source")}
+            about = {"table": self.title, "model": self.model, "line": number, "row": name}
+            about |= {"source": self._of(row, "source")}
             for column, entry in zip(self.header, row, strict=True):
                 if self.header.index(column) in names or entry in ("", NONE):
                     continue
-                line = about | {"column": column, "status": self._of(row, "status")}
+                line = about | {
+                    "column": column,
+                    "task": tasks.get(column, ""),
+                    "status": self._of(row, "status"),
+                }
                 if isinstance(entry, Number):
                     line |= {
                         key: getattr(entry, key)
@@ -129,9 +134,12 @@ class Table:
 #: The columns of CSV.
 TIDY = [
     "table",
+    "model",
+    "line",
     "row",
     "source",
     "column",
+    "task",
     "value",
     "spread",
     "high",

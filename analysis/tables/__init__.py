@@ -12,7 +12,7 @@ from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import Table
 from analysis.tables.claims import claims_table
-from analysis.tables.columns import with_forgetting, with_numbers, with_score
+from analysis.tables.columns import with_against, with_forgetting, with_numbers, with_score
 from analysis.tables.counts import table1
 from analysis.tables.demo import demo
 from analysis.tables.instruct import judged_cells, judged_table, table12
@@ -76,7 +76,7 @@ def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) ->
     how: select, seeds, tasks as in View; models, whose parts alone are shown; every, each variant of a row;
     every_own, each variant of own rows, and of a published row the variant that is nearest to an own run;
     cost, a column with the cost score by the constants of its paper, or of the table's model; columns,
-    numbers of `frame.runs` as further columns."""
+    numbers of `frame.runs` as further columns; against, a row to which each row's difference is a column."""
     if name in WITHOUT_RECORDS:
         return claims_table(ledger.serving) if name == "claims" else TABLES[name](View(runs(Ledger())))
     own, others = frames or (runs(part) for part in split(ledger))
@@ -109,6 +109,8 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
         tables = [with_forgetting(table, runs) for table in tables]
     for column in how.get("columns", ()):
         tables = [with_numbers(table, runs, column) for table in tables]
+    if how.get("against"):
+        tables = [with_against(table, runs, how["against"]) for table in tables]
     if (cost := how.get("cost", "none")) != "none":
         tables = [with_score(table, runs, cost) for table in tables]
     return tables

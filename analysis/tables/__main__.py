@@ -20,12 +20,13 @@ is computed from formulas, tables 8 to 11 are the recipes of conf/: neither need
 numbers of the paper's text; files and latency in it come from make bench-serving.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, split, words
-from analysis.frame import NUMBERS, runs
+from analysis.command import OfVariants, open_chosen, row_name, split, words
+from analysis.frame import NAMES, NUMBERS, runs
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
@@ -42,6 +43,7 @@ class Settings(OfVariants):
     select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
     cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
+    against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
     columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
     runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
@@ -60,6 +62,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
         )
+    for key in ("against", "columns"):
+        if getattr(settings, key) and name in WITHOUT_RECORDS:
+            raise UserError(f"{key}={getattr(settings, key)}: {name} has no runs")
     if settings.cost != "none" and name in (*WITHOUT_RECORDS, "demo"):
         raise UserError(f"cost={settings.cost}: {name} has no row with a cost score")
     if name in WITHOUT_RECORDS and settings.chooses:
@@ -70,14 +75,17 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
     columns = words(settings.columns)
+    if settings.against:
+        one_of("row", row_name(settings.against), sorted({str(record["cell"]["row"]) for record in ledger}))
     for column in columns:
-        one_of("column", column, NUMBERS)
+        one_of("column", column, [*NAMES, *NUMBERS])
     tables = make(
         name,
         ledger,
         models=words(settings.model),
         tasks=words(settings.task),
         columns=columns,
+        against=row_name(settings.against) if settings.against else None,
         every=settings.all,
         every_own=bool(settings.sweep),
         **{key: getattr(settings, key) for key in ("select", "seeds", "cost")},
@@ -90,7 +98,7 @@ def main(arguments: list[str]) -> int:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]
         path = Path(settings.output) / (name or settings.sweep or "rows") / f"table.{ending}"
         write_atomically(path, text + "\n")
-        print(f"\nTable: {path}")
+        print(f"\nTable: {path}", file=sys.stderr if settings.format == "csv" else sys.stdout)
     return 0
 
 

@@ -1,5 +1,5 @@
 """Columns that any table with rows of ours can have beside its own: a number of `frame.runs` over the row's
-runs (its median), forgetting, and the cost score.
+runs (its median), the difference to another row, forgetting, and the cost score.
 
 forgetting: the cross-entropy on a fixed text after training less that of the base model, in nats a token.
 
@@ -21,11 +21,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.facts import TOKENS
-from analysis.frame import reported
+from analysis.frame import pairs, reported
+from analysis.inference import welch_half
 from analysis.render import NONE, Entry, Number, Row, Table, with_column
+from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
 FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "count"}
+FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "optimism"), "number")
 
 
 def row_runs(table: Table, row: Row, runs: pd.DataFrame) -> pd.DataFrame:
@@ -42,12 +45,53 @@ def with_numbers(table: Table, runs: pd.DataFrame, name: str) -> Table:
     """The table with a number of `frame.runs`: of each row the median over its runs that did not diverge."""
     entries = list[Entry]()
     form = next((form for end, form in FORMS.items() if name.endswith(end)), "general")
+    try:
+        numbers = pd.to_numeric(runs[name])
+    except (ValueError, TypeError):
+        raise UserError(f"columns={name}: {name} is no number of a run") from None
     for row in table.rows:
         of = row_runs(table, row, runs)
-        known = pd.to_numeric(of[~of.diverged.astype(bool)][name]).dropna()
+        known = numbers[of.index[~of.diverged.astype(bool)]].dropna()
         text = NONE if len(of) else ""
         entries.append(Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else text)
     return with_column(table, name, entries)
+
+
+# --- against another row
+
+
+def with_against(table: Table, runs: pd.DataFrame, other: str) -> Table:
+    """The table with each row's mean difference to another row, over the seeds that both have, measured on
+    the same, with half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over
+    tasks (Welch). Positive: the row is better."""
+    shown, entries = reported(runs), list[Entry]()
+    for row in table.rows:
+        of = row_runs(table, row, runs)
+        both = pairs(shown, of.row.iloc[0], other) if len(of) and of.row.iloc[0] != other else shown[:0]
+        both = both[both.id.isin(of.id)]
+        entries.append(mean_difference(both) if len(both) else NONE if len(of) else "")
+    if not any(isinstance(entry, Number) for entry in entries):
+        return table
+    note = (
+        f"against {other}: mean difference over the seeds that both have (positive: better), +- half of its"
+        " 95% interval; over several tasks, the mean of theirs."
+    )
+    return with_column(table, f"against {other}", entries, [note])
+
+
+def mean_difference(both: pd.DataFrame) -> Number:
+    """Of the pairs of two rows (`frame.pairs`): the mean over tasks, with half of its 95% interval; without
+    it where a task has one pair."""
+    of_tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
+    count = len(of_tasks)
+    half = welch_half(of_tasks["var"] / of_tasks["size"] / count**2, of_tasks["size"] - 1)
+    return Number(
+        float(of_tasks["mean"].mean()),
+        float(half) if (of_tasks["size"] > 1).all() else math.nan,
+        decimals=int(both.digits.min()),
+        sign=True,
+        ids=(*both.id, *both.id_other),
+    )
 
 
 # --- forgetting

@@ -8,6 +8,7 @@ import statistics
 import pytest
 from ledgers import ledger, of_metric, record, seeds
 from running import ROOT
+from scipy import stats
 
 from analysis import tables
 from analysis.facts import PEFT_STAYS, added_flops
@@ -15,6 +16,7 @@ from analysis.frame import runs
 from analysis.tables.__main__ import main
 from analysis.tables.columns import PUBLISHED, Costs, pscp
 from runs.errors import UserError
+from runs.record import write_record
 
 #: Table 3 of PEFT-Bench: the mean metric, parameters, TFLOPs beyond the base model's and GB, and the PSCP.
 PRINTED = {
@@ -170,6 +172,33 @@ def test_a_table_without_it_is_refused_in_one_line(name, tmp_path):
 def test_another_value_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^cost=true: should be one of none, paper, model"):
         main(["table2", "cost=true", f"output={tmp_path}"])
+
+
+# --- against another row
+
+
+def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_path):
+    x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.80, 0.75)
+    of = [*seeds("vera", bests=x, model="minilm"), *seeds("lora", bests=(*y, 0.9), model="minilm")]
+    (table,) = (t for t in tables.make("table2", ledger(*of), against="lora") if t.model == "minilm")
+    entries = {row[0]: row[table.header.index("against lora")] for row in table.rows}
+    differences = [100 * (a - b) for a, b in zip(x, y, strict=True)]
+    assert entries["LoRA r=8"] == "-"
+    assert entries["VeRA r=1024"].value == pytest.approx(statistics.fmean(differences))
+    half = stats.t.ppf(0.975, 3) * statistics.stdev(differences) / 2
+    assert entries["VeRA r=1024"].spread == pytest.approx(half)
+    # Over two tasks: the mean of their differences
+    more = [
+        *seeds("vera", "mrpc", (0.9, 0.9), model="minilm"),
+        *seeds("lora", "mrpc", (0.8, 0.7), model="minilm"),
+    ]
+    (table,) = (t for t in tables.make("table2", ledger(*of, *more), against="lora") if t.model == "minilm")
+    entries = {row[0]: row[table.header.index("against lora")] for row in table.rows}
+    assert entries["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
+    for one in of:
+        write_record(tmp_path, one)
+    with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
+        main(["table2", "against=lorra", f"output={tmp_path}", "published=false"])
 
 
 # --- forgetting

@@ -32,7 +32,7 @@ def test_each_run_is_a_row_with_numbers_and_settings(form, output, capsys):
     read = {
         "parquet": pd.read_parquet,
         "csv": pd.read_csv,
-        "json": lambda of: pd.read_json(of, lines=True),
+        "json": pd.read_json,
     }[form](path)
     read = read.set_index("id")
     assert sorted(read.kind) == ["result", "result", "result", "trial"]

@@ -798,7 +798,7 @@ def test_a_column_of_any_number_of_a_run_is_one_word(tmp_path, capsys):
     assert main([*own, "columns=train_seconds,peak_memory_bytes"]) == 0
     printed = capsys.readouterr().out
     assert "| train_seconds | peak_memory_bytes |" in printed
-    assert "|            20 |            1.0 GB |" in printed
+    assert "|          20.0 |            1.0 GB |" in printed
     with pytest.raises(UserError, match=r"no column 'train_second'.*Did you mean train_seconds"):
         main([*own, "columns=train_second"])
 
@@ -859,9 +859,9 @@ def test_a_spreadsheet_runs_no_label():
     header, *read = csv.reader(io.StringIO(text))
     assert header == TIDY
     assert {line[0] for line in read} == {"'=t"}
-    assert all(line[1].startswith("'") for line in read)
-    assert {line[3] for line in read} == {"'=b"}
-    assert {line[4] for line in read} == {"-0.3"}
+    assert all(line[3].startswith("'") for line in read)
+    assert {line[5] for line in read} == {"'=b"}
+    assert {line[7] for line in read} == {"-0.3"}
 
 
 def test_a_label_keeps_its_cell_in_every_form():
@@ -871,7 +871,7 @@ def test_a_label_keeps_its_cell_in_every_form():
     assert r"| a\|b" in markdown[4]
     assert len({len(line) for line in markdown[2:8]}) == 1
     read = list(csv.reader(io.StringIO(render([table], "csv"))))
-    assert [(line[1], line[4]) for line in read[1:]] == [(label, "7680") for label in labels]
+    assert [(line[3], line[7]) for line in read[1:]] == [(label, "7680") for label in labels]
     assert r"\\" + "\n{[}0, 0.1] draw" in render([table], "latex")
 
 
