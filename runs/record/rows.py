@@ -48,9 +48,13 @@ def row_label(config: dict[str, Any]) -> str:
     return f"{label}, alpha={alpha}"
 
 
+#: As their papers spell them: classes of peft that have no row in conf/method.
+PAPERS = ("GraLoRA", "GLoRA", "FRoD", "AdaMSS", "TinyLoRA")
+
+
 @cache
 def _spellings() -> dict[str, str]:
-    """The names of methods in the labels of conf/method, by their small letters."""
+    """The names of methods in the labels of conf/method, and of PAPERS, by their small letters."""
     files = (path.read_text(encoding="utf-8") for path in sorted((CONF / "method").glob("*.yaml")))
     names = (found[1] for text in files if (found := re.search(r"^label: (\S+)", text, re.MULTILINE)))
-    return {name.lower().replace("-", ""): name for name in names}
+    return {name.lower().replace("-", ""): name for name in (*PAPERS, *names)}
