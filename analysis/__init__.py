@@ -1,8 +1,11 @@
 """Tables, figures, statistics and reports from records.
 
-from analysis import runs, cells
+from analysis import cells, runs
+
 cells(runs())  # a row a cell, of outputs/ and the published records
 """
+
+import runs as _runs  # isort: skip  # first: it says which packages are not installed
 
 from analysis.frame import cells, runs
 

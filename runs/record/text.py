@@ -68,9 +68,11 @@ def hidden(value: Any) -> str | None:
 
 def refusal(text: str) -> str:
     """An error as a command prints it: one line of printable characters. A long one lacks its middle, since
-    the file stands at its start and the mend at its end."""
+    the file stands at its start and the mend at its end; one whose mend is a command to type stays whole."""
     line: str = printable(one_line(text))
-    return line if len(line) <= LONGEST else f"{line[:300]} ... {line[305 - LONGEST :]}"
+    if len(line) <= LONGEST or "python -m runs " in line:
+        return line
+    return f"{line[:300]} ... {line[305 - LONGEST :]}"
 
 
 def describe(error: BaseException) -> str:

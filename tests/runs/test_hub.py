@@ -189,7 +189,9 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_
     monkeypatch.setattr(Hub, "fails_with", 503)
     assert "1 done" in call(hub, home, *words, "seed=2").stdout
     other = call(hub, tmp_path / "empty", *words, "seed=3")
-    assert "the hub refuses timm/tiny (" in other.stderr
+    assert (
+        "the hub refuses uoft-cs/cifar100 (" in other.stderr
+    )  # and timm/tiny, in what a long line leaves out
     assert "503" in other.stderr
 
 
