@@ -1,7 +1,6 @@
 """What the VeRA paper prints (analysis/printed: tables, recipes, claims), under the names that its tasks,
 models and rows have in conf/ (names.yaml there)."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -77,15 +76,6 @@ class Printed:
 def numbers() -> tuple[Printed, ...]:
     """Every number of tables 2 to 7, 12 and 13; of each table in its order."""
     return (*_by_model(), *_table4(), *_ablations(), *_table12_and_13())
-
-
-def printed_rows(table: str, model: str | None = None, part: str | None = None) -> list[tuple[Printed, ...]]:
-    """A table's numbers by its rows, in its order; of one model, and of one part of table 6."""
-    rows: dict[tuple[str, str, str, str], list[Printed]] = defaultdict(list)
-    for n in numbers():
-        if n.table == table and model in (None, n.model) and part in (None, n.part):
-            rows[n.part, n.model, n.method, n.size].append(n)
-    return [tuple(row) for row in rows.values()]
 
 
 def _by_model() -> Iterator[Printed]:

@@ -15,7 +15,7 @@ from analysis.notes import notes as table_notes
 from analysis.paper import paper
 from runs.record import Record
 
-#: Of sites: query and value of one method are told apart by shade, dash and marker.
+#: Of sites: shade, dash and marker distinguish query and value of one method.
 SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key": ("#CC79A7", "-.", "^")}
 PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
 LOOKS = (COLOURS["vera"], "-", "D"), (COLOURS["lora"], "--", "o"), (COLOURS["random"], ":", "^")

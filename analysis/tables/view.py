@@ -103,11 +103,6 @@ def of_runs(value: float | None, ids: Iterable[str], **how: Any) -> Entry:
 # --- rows
 
 
-def paper_row(head: Sequence[Entry], numbers: Iterable[Entry]) -> list[Entry]:
-    """A row of the paper."""
-    return [*head, *numbers, "quoted"]
-
-
 def printed(of: Any, decimals: int = 1, mark: str = "") -> Number:
     """A number of the paper with its spread."""
     return Number(of.value, of.spread, decimals=decimals, mark=mark)
