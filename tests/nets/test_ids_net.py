@@ -136,7 +136,7 @@ OWN = {"decoder", "encoder", "vision", "image_folder", "text"}
 
 @pytest.mark.parametrize("group", ["model", "task"])
 def test_the_contents_of_what_is_pinned(group):
-    """Every id holds its own mark of each model in a package or at a revision, and for each data set."""
+    """The contents that ids hold: of each model in a package or at a revision, and of each data set."""
     lines, read = [], {"model": identity.model_content, "task": identity.data_content}[group]
     for name in sorted({path.stem for path in CONF.glob(f"{group}/*.yaml")} - OWN):
         words = [f"task={name}", f"model={MODELS.get(name, 'minilm')}"]
