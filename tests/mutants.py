@@ -41,7 +41,7 @@ PARTS = {
     "runs/training/checkpoint.py": 10,
     "runs/training/build.py": 12,
     "analysis/inference.py": 14,
-    "analysis/cells.py": 12,
+    "analysis/frame.py": 12,
     "analysis/beside.py": 8,
 }
 
