@@ -19,7 +19,7 @@ from typing import Any
 from analysis.frame import runs
 from analysis.paper import SCORES
 from analysis.render import Table, markdown
-from analysis.tables import TABLES, View
+from analysis.tables import TABLES, made
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
@@ -62,9 +62,9 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
 
 def _all_tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
     """Every table with its name in TABLES, by the key that it is logged under."""
-    tables, view = {}, View(runs(ledger))
-    for name, make in TABLES.items():
-        parts = make(view)
+    tables, frame = {}, runs(ledger)
+    for name in TABLES:
+        parts = made(name, frame)
         for number, table in enumerate(parts, 1):
             key = f"tables/{name}" if len(parts) == 1 else f"tables/{name}_{number}"
             tables[key] = (name, table)

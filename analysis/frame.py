@@ -332,6 +332,21 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     )
 
 
+def reported_cells(runs: pd.DataFrame, select: str = "paper", seeds: int | None = None) -> pd.DataFrame:
+    """The cells of the number that each task's table reports (`reported`), with its name, less and digits."""
+    runs = reported(runs, select)
+    about = runs.drop_duplicates("cell").set_index("cell")[["name", "less", "digits"]]
+    return cells(runs, "number", seeds).join(about, on="cell")
+
+
+def by_row(cells: pd.DataFrame, column: str = "task") -> dict[str, dict[str, Any]]:
+    """Cells by row and by column."""
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in cells.itertuples(index=False):
+        rows.setdefault(cell.row, {})[getattr(cell, column)] = cell
+    return rows
+
+
 def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:
     """The runs of a row beside those of another ("": of every other), a line for each model, task and seed
     that both have, measured on the same: x of `row` and y of the other, such that more is better, with the

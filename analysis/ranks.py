@@ -4,9 +4,8 @@ import pandas as pd
 
 from analysis.frame import chosen, reported
 from analysis.inference import Ranks, friedman
-from analysis.render import Entry, Number, Table
+from analysis.render import Entry, Number, Table, of_runs
 from analysis.statistics import interval, middle
-from analysis.tables.view import of_runs
 from runs.record import interval_name
 from runs.record.text import plural
 

@@ -60,6 +60,46 @@ class Number:
 NONE = "-"
 Entry = Number | str
 Row = Sequence[Entry]
+#: A row of `frame.cells`.
+Cell = Any
+
+
+# --- numbers of cells
+
+
+def number(cell: Cell | None, middle: str = "median", decimals: int = 1, verdict: str = "") -> Entry:
+    """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many
+    diverged."""
+    if cell is None or (cell.n == 0 and cell.runs == 0):
+        return NONE
+    return Number(
+        getattr(cell, middle),
+        cell.spread,
+        cell.n,
+        cell.wanted,
+        decimals,
+        mark=diverged(cell),
+        verdict=verdict,
+        ids=cell.ids,
+    )
+
+
+def diverged(cell: Cell) -> str:
+    """What follows a number whose seeds diverged, such as " 1d"."""
+    return f" {cell.diverged}d" if cell.diverged else ""
+
+
+def count(cell: Cell) -> Number:
+    """A cell's trained parameters."""
+    return Number(cell.parameters, form="count", ids=cell.ids)
+
+
+def of_runs(value: float | None, ids: Iterable[str], **how: Any) -> Entry:
+    """A number that comes from these runs; "-" where there is none."""
+    return NONE if value is None or math.isnan(value) else Number(float(value), ids=tuple(ids), **how)
+
+
+# --- tables
 
 
 @dataclass

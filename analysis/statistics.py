@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 
 from analysis.beside import summary
-from analysis.frame import KEY, cells, chosen, pairs, reported
+from analysis.frame import KEY, cells, chosen, pairs, reported, reported_cells
 from analysis.inference import improvement, improvement_interval, sign_test, smallest_p
 from analysis.notes import left_out, odd
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
-from analysis.render import NONE, Entry, Number, Table
+from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
 from analysis.tables import verdicts
-from analysis.tables.view import Cell, View, count, diverged, of_runs
 from runs.record import INTERVAL_SEEDS, interval_name, median_interval
 
 #: The models of the paper.
@@ -28,7 +27,7 @@ def statistics_tables(
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
     the others ("": none). judged: their verdicts, where they are at hand."""
-    found, words, tables = View(runs).numbers(), cell_words(runs, judged), list[Table]()
+    found, words, tables = reported_cells(runs), cell_words(runs, judged), list[Table]()
     compared = comparisons(runs, row)
     for model, of in found.groupby("model"):
         tables.append(_cells_table(of, runs[(runs.model == model) & (runs.kind == "result")], words))
@@ -65,8 +64,8 @@ def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[t
 
 
 def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str, ...], str]) -> Table:
-    """The cells of a model (`View.numbers`). runs: all of the model, among which they are. words: their
-    verdicts by run ids."""
+    """The cells of a model (`frame.reported_cells`). runs: all of the model, among which they are. words:
+    their verdicts by run ids."""
     model, name, cells = found.model.iloc[0], interval_name(found.n), found.sort_values(["task", "row"])
     other = "not in the paper" if model in MODELS else "other model"
     header = [*("method", "task", "metric", "seeds", "median", name, "best", "last", "best-last")]

@@ -164,7 +164,7 @@ def apart(*tasks, middle=statistics.median, decimals=1):
 
 def made(name, of, select="paper", seeds=None, tasks=()):
     """The parts of a table."""
-    return tables.TABLES[name](tables.View(runs(of), select, seeds, tasks))
+    return tables.made(name, runs(of), select=select, seeds=seeds, tasks=tasks)
 
 
 def cells_of(records, seeds=5, value="value"):

@@ -8,8 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.beside import exact_counts, paper
 from analysis.figures.figure import OTHERS
+from analysis.frame import reported_cells
 from analysis.notes import notes as table_notes
-from analysis.tables.view import View
 
 #: The model and task of the paper's figures 2 to 5.
 PAPER = "roberta_large", "rte"
@@ -19,7 +19,7 @@ def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
     """The cells of some runs by the number that their tables report (its `name`, whether `less` is better,
     its `digits`), with the `low` and the `high` of its seeds. All three numbers are NaN where a seed has
     none. seeds: of a complete cell; by default the protocol's."""
-    found = View(runs).numbers(seeds)
+    found = reported_cells(runs, seeds=seeds)
     low, high = (found["values"].map(end).where(found.n == found.runs) for end in (min, max))
     return found.assign(low=low, high=high)
 

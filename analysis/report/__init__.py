@@ -13,14 +13,13 @@ import pandas as pd
 
 from analysis import beside, figures, tables
 from analysis.command import split
-from analysis.frame import KEY, runs
+from analysis.frame import KEY, reported_cells, runs
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, IMAGES, SCORES
 from analysis.render import Number
 from analysis.results import findings, sections
 from analysis.results.finding import WORDS, Finding
 from analysis.statistics import MODELS, costs, statistics_tables
-from analysis.tables.view import View
 from analysis.variants import every_variant
 from runs.record import Ledger, Record, median_interval, without_paths
 from runs.record.text import plural
@@ -115,7 +114,7 @@ def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Every variant of every row, with its runs and their curves: VeRA and LoRA first."""
-    cells = View(every).numbers()
+    cells = reported_cells(every)
     words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
     first = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
     by_id = every.drop_duplicates("id").set_index("id")[OF_A_RUN].to_dict("index")

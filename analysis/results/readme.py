@@ -4,12 +4,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis.frame import cells
+from analysis.frame import by_row, cells
 from analysis.paper import GLUE, SCORES
-from analysis.render import Entry
+from analysis.render import Entry, number, of_runs
 from analysis.results.finding import Finding
 from analysis.results.sections import macros
-from analysis.tables.view import by_row, number, of_runs
 from runs.errors import UserError
 
 #: `make results` writes what stands between these lines of the README.

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.notes import CROSSFIT, notes
-from analysis.render import NONE, Entry, Number, Table
-from analysis.tables.view import Cell, View, count, diverged, of_runs
+from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
+from analysis.tables.view import View
 from runs.record.text import plural
 
 HEADER = ["method", "trainable", "vs LoRA", "best ep.", "spread", "last ep.", "s/run", "adapter", "head"]

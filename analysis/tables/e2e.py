@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis import beside
 from analysis.paper import SCORES
-from analysis.render import NONE, Entry, Number
-from analysis.tables.view import Cell, View, count, gap
+from analysis.render import NONE, Cell, Entry, Number, count
+from analysis.tables.view import View, gap
 
 
 def scored(

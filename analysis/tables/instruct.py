@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
+from analysis.frame import by_row
 from analysis.notes import by_label, notes
 from analysis.paper import BENCHES, LLAMAS
-from analysis.render import NONE, Entry, Number, Table
-from analysis.tables.view import Cell, View, by_row, count, gap, in_order, of_runs, printed
+from analysis.render import NONE, Cell, Entry, Number, Table, count, of_runs
+from analysis.tables.view import View, gap, in_order, printed
 
 #: Rows of Alpaca-cleaned that table 13 trains on; table 4 takes all.
 TABLE_13_ROWS = 10000

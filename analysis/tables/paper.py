@@ -7,23 +7,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import in_cells
+from analysis.frame import by_row, in_cells
 from analysis.notes import CROSSFIT, notes
 from analysis.paper import FROM_MNLI, GLUE, SCORES
-from analysis.render import NONE, Entry, Table
+from analysis.render import NONE, Cell, Entry, Table, number, of_runs
 from analysis.tables.e2e import scored
 from analysis.tables.specs import SPECS, Spec, cells_of, columns_of, settings_of, title_of
-from analysis.tables.view import (
-    Cell,
-    View,
-    by_row,
-    gaps,
-    in_order,
-    number,
-    of_runs,
-    our_row,
-    printed,
-)
+from analysis.tables.view import View, gaps, in_order, our_row, printed
 from runs.record.text import plural
 
 

@@ -4,15 +4,15 @@ import math
 
 import pandas as pd
 
-from analysis.frame import in_cells
+from analysis.frame import by_row, in_cells, reported_cells
 from analysis.notes import notes
-from analysis.render import NONE, Entry, Number, Table
-from analysis.tables.view import Cell, View, by_row, count, diverged, of_runs
+from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
+from analysis.tables.view import View
 
 
 def rows(view: View) -> list[Table]:
     """A table for each model, a row for each method and a column for each task."""
-    cells = view.numbers(view.seeds or 1)
+    cells = reported_cells(view.runs, view.select, view.seeds or 1)
     return [_of_model(view, model, of) for model, of in cells.groupby("model", sort=True)]
 
 

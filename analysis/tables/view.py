@@ -8,11 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import cells, reported
-from analysis.render import NONE, Entry, Number
-
-#: A row of `frame.cells`.
-Cell = Any
+from analysis.frame import cells
+from analysis.render import NONE, Cell, Entry, Number, count, number, of_runs
 
 
 @dataclass(frozen=True)
@@ -38,66 +35,16 @@ class View:
         value = value or ("crossfit" if self.select == "crossfit" else "value")
         return cells(self.runs, value, self.seeds or seeds)
 
-    def numbers(self, seeds: int | None = None) -> pd.DataFrame:
-        """The cells of the number that each task's table reports, with its name."""
-        runs = reported(self.runs, self.select)
-        made = cells(runs, "number", seeds or self.seeds)
-        about = runs.drop_duplicates("cell").set_index("cell")[["name", "less", "digits"]]
-        return made.join(about, on="cell")
-
     @property
     def title(self) -> str:
         """What follows the title of its tables."""
         return "" if self.whose == "ours" else f" ({self.whose})"
 
 
-def by_row(cells: pd.DataFrame, column: str = "task") -> dict[str, dict[str, Cell]]:
-    """Cells by row and by column."""
-    rows: dict[str, dict[str, Cell]] = {}
-    for cell in cells.itertuples(index=False):
-        rows.setdefault(cell.row, {})[getattr(cell, column)] = cell
-    return rows
-
-
 def in_order(names: Iterable[str], first: Sequence[str]) -> list[str]:
     """The names, those of `first` before the others."""
     names = list(names)
     return [name for name in dict.fromkeys([*first, *names]) if name in names]
-
-
-# --- entries
-
-
-def number(cell: Cell | None, middle: str = "median", decimals: int = 1, verdict: str = "") -> Entry:
-    """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many
-    diverged."""
-    if cell is None or (cell.n == 0 and cell.runs == 0):
-        return NONE
-    return Number(
-        getattr(cell, middle),
-        cell.spread,
-        cell.n,
-        cell.wanted,
-        decimals,
-        mark=diverged(cell),
-        verdict=verdict,
-        ids=cell.ids,
-    )
-
-
-def diverged(cell: Cell) -> str:
-    """What follows a number whose seeds diverged, such as " 1d"."""
-    return f" {cell.diverged}d" if cell.diverged else ""
-
-
-def count(cell: Cell) -> Number:
-    """A cell's trained parameters."""
-    return Number(cell.parameters, form="count", ids=cell.ids)
-
-
-def of_runs(value: float | None, ids: Iterable[str], **how: Any) -> Entry:
-    """A number that comes from these runs; "-" where there is none."""
-    return NONE if value is None or math.isnan(value) else Number(float(value), ids=tuple(ids), **how)
 
 
 # --- rows

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures, tables
-from analysis.frame import SCORES, runs
+from analysis.frame import SCORES, reported_cells, runs
 from analysis.inference import both_intervals
 from analysis.ranks import ranks
 from analysis.render import Number
@@ -17,7 +17,6 @@ from analysis.results import findings as found_findings
 from analysis.results.sections import macros
 from analysis.statistics import MODELS, cell_words
 from analysis.statistics import comparisons as compared
-from analysis.tables.view import View
 from runs.record import Ledger, median_interval
 
 Lines = Iterator[dict[str, Any]]
@@ -37,10 +36,10 @@ def cells(ledger: Ledger) -> Lines:
     """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
     its table reports over them (None: unknown), and what they cost, as medians."""
     frame = runs(ledger)
-    shown = {cell.ids: cell for cell in View(frame).numbers().itertuples()}
+    shown = {cell.ids: cell for cell in reported_cells(frame).itertuples()}
     words = cell_words(frame)
     results = frame[frame.kind == "result"]
-    variants = View(results.assign(own_row=results.row, row=results.row + "\t" + results.cell)).numbers()
+    variants = reported_cells(results.assign(own_row=results.row, row=results.row + "\t" + results.cell))
     variants["own_row"] = variants.row.str.partition("\t")[0]
     for cell in variants.sort_values(["model", "own_row", "task", "cell"]).itertuples():
         table = shown.get(cell.ids)
