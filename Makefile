@@ -104,17 +104,17 @@ tune: setup ## learning rates for any cell, on rows held out from training: MODE
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts
 
-bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length; DATA=/local/glue: an epoch on RTE
-	@$(BIN)/python -W ignore -m runs.bench $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT) $(call given,data=,DATA)
+bench: setup ## time and memory beside peft's, in 5 minutes; FULL=1: every model and length
+	@$(BIN)/python -W ignore -m benchmarks $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10,000 resident
-	@$(BIN)/python -W ignore -m runs.bench serving $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m benchmarks serving $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
-	@$(BIN)/python -W ignore -m runs.bench decoding $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m benchmarks decoding $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
-	@$(BIN)/python -W ignore -m runs.bench contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity reads" these alone; DEVICE=cpu: without one
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m gpu_check $(call given,,PART) $(call given,device=,DEVICE) $(call quoted,output=,OUTPUT)

@@ -114,7 +114,6 @@ def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
         ("publish", "STUDY"),
         ("dashboard", "ENTITY"),
         ("dashboard", "JSON"),
-        ("bench", "DATA"),
         ("chaos", "N"),
         ("chaos", "SEED"),
         ("attack", "SEED"),

@@ -27,8 +27,8 @@ COMMANDS = {
     "analysis.results": [],
     "analysis.stats": ["table2"],
     "analysis.tables": ["table1"],
+    "benchmarks": ["training"],
     "runs.answer": None,
-    "runs.bench": ["training"],
     "runs.counts": [],
     "runs.evaluate": ["RUN"],
     "runs.export": ["RUN", "peft", "FOLDER"],
@@ -64,7 +64,7 @@ def names_of(name):
 def test_no_command_is_left_out():
     """Those that take Hydra's words alone have a reader of their own: runs, plan, tune, and W&B's sync."""
     others = {"runs", "runs.sweep.executor", "runs.plan", "runs.tracking", "runs.tune"}
-    starts = [path for room in ("runs", "analysis") for path in (ROOT / room).rglob("*.py")]
+    starts = [path for room in ("runs", "analysis", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     found = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")
         for path in starts
@@ -112,7 +112,7 @@ def test_a_word_too_many_or_too_few_is_one_line(here, name):
     code, text, errors = here(name, *COMMANDS[name], "much")
     assert (code, text) == (2, "")
     assert errors.startswith(f"error: 'much' is too much: python -m {name}")
-    optional = ("analysis.diff", "analysis.stats", "analysis.tables", "runs.bench")
+    optional = ("analysis.diff", "analysis.stats", "analysis.tables", "benchmarks")
     needed = 0 if name in optional else len(COMMANDS[name])
     if needed:
         code, text, errors = here(name, *COMMANDS[name][:-1])
@@ -132,7 +132,7 @@ def test_a_word_too_many_or_too_few_is_one_line(here, name):
         ("analysis.tables", ["tabel2"], "no table 'tabel2'. Did you mean table2?"),
         ("analysis.tables", ["table2", "seeds=1.5"], "seeds=1.5: should be a whole number, or null"),
         ("analysis.figures", ["figur2"], "no figure 'figur2'. Did you mean figure2?"),
-        ("runs.bench", ["--full"], "Settings are words: full=true"),
+        ("benchmarks", ["--full"], "Settings are words: full=true"),
         ("runs.export", ["RUN", "pef", "x"], "no format 'pef'. Did you mean peft?"),
         ("runs.judge", ["RUN", "pases=3"], "no setting pases=. Did you mean passes=?"),
         ("runs.judge", ["RUN", "passes=many"], "passes=many: should be a whole number"),

@@ -1,14 +1,12 @@
 """Beam search for E2E, beside transformers' own."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from runs.bench.models import DEVICE, Row
-from runs.bench.training import timed
+from benchmarks.models import DEVICE
+from benchmarks.timing import Row, interleaved
 from tasks.beam import Search, beam_search
 from tasks.e2e import transformers_search
 
@@ -31,17 +29,9 @@ def decoding(full: bool) -> list[Row]:
         how = {"beams": 10, "length_penalty": [0.9], "no_repeat_ngram": 4, "max_new_tokens": steps}
         ends = (shape["vocab_size"],)  # no token of the vocabulary
         search = Search(10, (0.9,), 4, steps, ends)
-        work: dict[str, Callable[[], Any]] = {
+        work = {
             "model.generate": partial(transformers_search, model, prompts, how, ends),
             "this project's search": partial(beam_search, model, prompts, search),
-            "this project's search, an MR at a time": partial(one_by_one, model, prompts, search),
         }
-        about = {"part": "decoding", "model": label, "items": count, "steps": steps}
-        rows += timed(work, 3, f"{label}, decoding", about)
+        rows += interleaved(work, 3, {"part": "decoding", "model": label, "items": count, "steps": steps})
     return rows
-
-
-def one_by_one(model: nn.Module, prompts: list[list[int]], search: Search) -> None:
-    """Decodes each prompt in a batch of its own."""
-    for prompt in prompts:
-        beam_search(model, [prompt], search)

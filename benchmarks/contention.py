@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from benchmarks.timing import Row, interleaved
 from runs import SPINNING
-from runs.bench.models import Row
 from runs.errors import UserError
 from tasks.parent import tied
 
@@ -28,31 +29,25 @@ BUSY = 2
 
 def contention(full: bool) -> list[Row]:
     """Seconds of an epoch of full fine-tuning, MiniLM on reviews, by how threads wait: on a machine that is
-    idle otherwise, and beside busy processes, in turns."""
-    seconds: dict[tuple[str, str], list[float]] = {}
+    idle otherwise, and beside busy processes."""
     with tempfile.TemporaryDirectory() as folder:
         seeds = itertools.count()  # each run has its own: a finished one would not be done again
-        _epoch(folder, next(seeds), {})  # fetches model and data
-        for _ in range(3 if full else 1):
-            for beside in ("idle", f"beside {BUSY} busy processes"):
-                for name, waits in WAITS.items():
-                    with _busy(0 if beside == "idle" else BUSY):
-                        taken = _epoch(folder, next(seeds), waits)
-                    seconds.setdefault((name, beside), []).append(taken)
-    return [
-        {"part": "contention", "variant": f"{name}, {beside}", "seconds": taken}
-        for (name, beside), taken in seconds.items()
-    ]
+        _epoch(folder, seeds, {}, 0)  # fetches model and data
+        work = {
+            f"{name}, beside {busy} busy processes": partial(_epoch, folder, seeds, waits, busy)
+            for busy in (0, BUSY)
+            for name, waits in WAITS.items()
+        }
+        return interleaved(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
 
 
-def _epoch(folder: str, seed: int, waits: dict[str, str]) -> float:
+def _epoch(folder: str, seeds: Iterator[int], waits: dict[str, str], busy: int) -> float:
     """The seconds that a run says it took to train and to evaluate."""
-    command = ["-m", "runs", "task=reviews", "model=minilm", "method=full", "keep=none", "tracking=off"]
-    command += ["train.epochs=1", f"seed={seed}", f"output={folder}", "table=false"]
+    command = [sys.executable, "-m", "runs", "task=reviews", "model=minilm", "method=full", "keep=none"]
+    command += ["tracking=off", "train.epochs=1", f"seed={next(seeds)}", f"output={folder}", "table=false"]
     env = {name: value for name, value in os.environ.items() if name not in NAMES} | waits
-    done = subprocess.run(
-        [sys.executable, *command], env=env, capture_output=True, text=True, check=False, **tied()
-    )
+    with busy_processes(busy):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, **tied())
     if done.returncode:
         raise UserError(f"the run that is timed failed: {done.stderr.strip().splitlines()[-1:]}")
     latest = max(Path(folder).glob("records/*.json"), key=lambda path: path.stat().st_mtime)
@@ -61,7 +56,7 @@ def _epoch(folder: str, seed: int, waits: dict[str, str]) -> float:
 
 
 @contextmanager
-def _busy(count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
+def busy_processes(count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """So many processes that compute without end, as long as this lasts."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"], **tied()) for _ in range(count)]
     try:

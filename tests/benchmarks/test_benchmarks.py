@@ -1,0 +1,167 @@
+"""Each benchmark runs whole on a small model; what it counts is right. Nothing here asserts a time."""
+
+import itertools
+import json
+import time
+
+import pytest
+import torch
+
+from analysis import tables
+from benchmarks import __main__ as command
+from benchmarks import contention, decoding, models, serving, timing, training
+from benchmarks.models import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
+from runs.errors import UserError
+from runs.record import Ledger, read_serving
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL |= {"vocab_size": 90}
+ROBERTA = Shape("RoBERTa, small", 48, models.ROBERTA | SMALL, sequence=16)
+LLAMA = Shape(
+    "a small Llama block", 48, models.LLAMA | SMALL | {"num_hidden_layers": 1}, ("q_proj", "v_proj"), 16
+)
+VARIANTS = (*training.METHODS, *training.MORE)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command on small models: its rows and its tables."""
+    for module in (training, serving):
+        monkeypatch.setattr(module, "SHAPES", (ROBERTA, LLAMA))
+
+    def call(part, *words):
+        assert command.main([part, f"output={tmp_path}", *words]) == 0
+        text = (tmp_path / "bench" / f"{part}.md").read_text()
+        assert text.strip() in capsys.readouterr().out
+        result = json.loads((tmp_path / "bench" / f"{part}.json").read_text())
+        assert {"machine", "threads", "date", "versions", "code"} < result.keys()
+        return result["rows"], text
+
+    return call
+
+
+def test_the_pieces_take_turns_and_each_round_is_a_ratio(monkeypatch):
+    clock, calls = itertools.accumulate(itertools.cycle([0, 1.0, 0, 2.0])), []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    work = {name: lambda name=name: calls.append(name) for name in "ab"}
+    a, b = timing.interleaved(work, 2, {"part": "p"})
+    assert calls == [*"ab", *"ba", *"ab"]
+    assert (a["seconds"], b["seconds"]) == ([2.0, 1.0], [1.0, 2.0])  # the first round does not count
+    assert (a["ratios"], b["ratios"]) == ([1.0, 1.0], [0.5, 2.0])
+    (own,) = timing.interleaved({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
+    assert own["seconds"] == [7.0]
+    assert "| b | 1 s | 1.5 s | 1.25 | 0.50 to 2.00 |" in timing.markdown([a, b])
+
+
+@pytest.mark.usefixtures("process")  # its memory is measured in one
+def test_training_times_every_variant_beside_peft_s_lora(run):
+    rows, text = run("training", "full=true")
+    steps = [row for row in rows if row["part"] == "training"]
+    assert len(steps) == 2 * 4 * len(VARIANTS)
+    assert all(len(row["seconds"]) == len(row["ratios"]) == 5 for row in steps)
+    assert all(set(row["ratios"]) == {1.0} for row in steps if row["variant"] == training.REFERENCE)
+    peaks = [row["bytes"] for row in rows if row["part"] == "memory"]
+    assert len(peaks) == 2 * len(training.METHODS)
+    assert min(peaks) > 1e7
+    assert all(f"| {name} | " in text for name in VARIANTS)
+
+
+@pytest.mark.slow  # every round of it
+def test_serving_counts_adapters_and_their_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "RESIDENT", (64, 70))
+    rows, text = run("serving")
+    for words in (
+        "VeRA, 64 of 64 adapters",
+        "VeRA, 64 of 70 adapters",
+        "peft VeRA, batch split",
+        "mixed batch",
+    ):
+        assert words in text
+    (resident,) = (row for row in rows if row["part"] == "resident")
+    assert resident["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
+    files = {row["variant"]: row for row in rows if row["part"] == "adapter file"}
+    counts = {name: row["parameters"] for name, row in files.items()}
+    assert counts == {"VeRA r=48": 4 * (32 + 48), "LoRA r=8": 4 * 8 * 64}
+    for row in files.values():
+        assert 0 < row["bytes"] - 4 * row["parameters"] < 4_000  # the header
+    (claims,) = tables.make("claims", Ledger(serving=read_serving(tmp_path)))
+    here = {row[0]: row[2] for row in claims.texts}
+    name = f"{ROBERTA.label}, VeRA r=48: an adapter's file"
+    assert here[name] == f"{files['VeRA r=48']['bytes']:,} bytes (320 parameters)"
+    assert here["RoBERTa-base, VeRA merged: time at 32 tokens"].endswith(" ms)")
+
+
+@pytest.mark.slow  # loads peft
+def test_a_merged_adapter_leaves_the_shared_base_weights_alone(run, monkeypatch):
+    outputs = {}
+
+    def interleaved(work, rounds, about):
+        for name in ("base model", "VeRA, one adapter, merged", "VeRA, one adapter, not merged"):
+            if name in work:
+                outputs.setdefault(name, work[name]()[0])
+        return []
+
+    monkeypatch.setattr(serving, "interleaved", interleaved)
+    monkeypatch.setattr(serving, "RESIDENT", (64, 65))
+    serving.serving(False)
+    base, merged, unmerged = outputs.values()
+    assert torch.allclose(merged, unmerged, rtol=0, atol=1e-6)
+    assert not torch.allclose(merged, base, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow  # two models, both ways
+def test_decoding_times_both_searches(run, monkeypatch):
+    small = decoding.GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90}
+    monkeypatch.setattr(decoding, "MODELS", {"a small GPT-2": small, "another": small})
+    rows, _ = run("decoding", "full=true")
+    assert [len(row["seconds"]) for row in rows] == [3] * 4
+    assert {row["items"] for row in rows} == {8}
+
+
+def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(run, monkeypatch):
+    epochs = []
+
+    def epoch(folder, seeds, waits, busy):
+        epochs.append((next(seeds), waits, busy))
+        return float(len(epochs))
+
+    monkeypatch.setattr(contention, "_epoch", epoch)
+    rows, _ = run("contention")
+    assert [row["seconds"] for row in rows] == [[float(n)] for n in range(2, 8)]
+    assert len({seed for seed, _, _ in epochs}) == 7  # each a run of its own
+    assert [waits for _, waits, _ in epochs[1:]] == [*contention.WAITS.values()] * 2
+    assert [busy for _, _, busy in epochs[1:]] == [0] * 3 + [contention.BUSY] * 3
+
+
+@pytest.mark.usefixtures("process")
+def test_busy_processes_end_with_what_they_are_beside():
+    with contention.busy_processes(2) as others:
+        assert [other.poll() for other in others] == [None, None]
+    assert [other.poll() for other in others] == [-9, -9]
+
+
+def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
+    base = base_model(ROBERTA)
+    batch = batch_of(ROBERTA, base, 64)
+    made = {name: variant(name, base, ROBERTA) for name in VARIANTS}
+    losses = [float(loss_of(model, batch).detach()) for model in made.values()]
+    assert max(losses) - min(losses) < 1e-5
+    for model in made.values():
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        stepper(model)(batch)
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert moved
+        assert moved <= trained
+
+
+def test_copies_share_their_weights_and_full_has_its_own():
+    base = base_model(ROBERTA)
+    places = {p.data_ptr() for p in base.parameters()}
+    assert {p.data_ptr() for p in sharing(base).parameters()} == places
+    assert not places & {p.data_ptr() for p in variant("full", base, ROBERTA).parameters()}
+
+
+def test_an_unknown_part_is_one_line():
+    with pytest.raises(UserError, match=r"no part 'serve'\. Did you mean serving\?"):
+        command.main(["serve"])
