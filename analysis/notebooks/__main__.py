@@ -6,10 +6,12 @@ NAME.html.
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from runs.command import OfRecords, entry_point, one_of, read
+from runs.errors import UserError
 from runs.record import ROOT, write_atomically
 
 FOLDER = Path(__file__).parent
@@ -54,6 +56,8 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[NAME ...]")
+    if not (find_spec("jupytext") and find_spec("nbconvert")):
+        raise UserError("notebooks are not installed: pip install 'vera-bench[notebooks]'")
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
         path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")

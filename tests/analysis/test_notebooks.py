@@ -59,3 +59,9 @@ def test_the_five_notebooks_and_no_other():
     assert sorted(WORDS) == build.NAMES
     with pytest.raises(UserError, match=r"no notebook 'none'\. Known: ablations"):
         build.main(["none"])
+
+
+def test_without_their_packages_they_say_which_extra_has_them(monkeypatch):
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'vera-bench\[notebooks\]'"):
+        build.main([])
