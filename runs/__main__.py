@@ -16,21 +16,29 @@ vera-bench is the same command under a name that a shell can complete (vera-benc
 import os
 import pickle
 import sys
+from dataclasses import dataclass
 
-from runs.command import entry_point
-from runs.config import Command, answered, read_command
+from runs.command import Line, entry_point, help_of, read
+from runs.config import OPTIONS, Command, answered, read_command
 from runs.errors import rank
 from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 
 
+@dataclass(frozen=True)
+class Settings:
+    """All settings are keys of the configuration."""
+
+
 def main(arguments: list[str]) -> int:
     if rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    if answered(arguments, __doc__):
+    words = "groups, keys and values, as below; a list makes a sweep"
+    line = read(arguments, Settings, overrides=words, options=OPTIONS)
+    if answered(line, help_of(Settings, "", words, OPTIONS)):
         return 0
-    command = _compose_once(arguments)
+    command = _compose_once(line)
     again = command.runs if command.launch.redo else []  # without the runs that only others need
     runs = with_starts(command.runs)
     if note := agent_note(runs):
@@ -38,16 +46,16 @@ def main(arguments: list[str]) -> int:
     return sweep(runs, launch=command.launch, again=again).exit_code
 
 
-def _compose_once(arguments: list[str]) -> Command:
+def _compose_once(line: Line[Settings]) -> Command:
     """The runs of a command line. Under torchrun the first process composes them, and the others get them
     through the store of torchrun's agent."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return read_command(arguments)
+        return read_command(line.overrides, line.config_dir)
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if not rank():
-        composed = pickle.dumps(read_command(arguments))
+        composed = pickle.dumps(read_command(line.overrides, line.config_dir))
         store.set("vera-bench/command", composed)  # type: ignore[arg-type]
     command: Command = pickle.loads(store.get("vera-bench/command"))
     return command

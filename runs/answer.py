@@ -65,7 +65,7 @@ class Settings(Questions):
 def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
     """The command line of answer or judge. Raises UserError where it names no run."""
     runs = "the runs, as for python -m runs, in place of ids"
-    line = read(arguments, settings, "[RUN ...]", overrides=runs, passes=COMPOSING)
+    line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
     if not (line.names or line.overrides or line.options):
         raise UserError("which runs? Name their ids, or what composes them, such as experiment=NAME (--help)")
     return line
@@ -100,7 +100,7 @@ def records_of(line: Line[Any]) -> list[Record]:
     if line.names:
         records = [find(name, output) for name in line.names]
     else:
-        runs = only_runs(line.composing(output))
+        runs = only_runs([*line.overrides, f"output={output}"], line.config_dir)
         ledger = open_ledger(output, published=False).records
         records = []
         for run in runs:

@@ -1,6 +1,6 @@
 """The command line of every command of runs and analysis, and how a command ends.
 
-A command's settings are KEY=VALUE words, as in Hydra, and the fields of a dataclass:
+A command's settings are KEY=VALUE words, as in Hydra: the fields of a dataclass, converted by pydantic.
 
     @dataclass(frozen=True)
     class Settings(OfRecords):
@@ -8,38 +8,49 @@ A command's settings are KEY=VALUE words, as in Hydra, and the fields of a datac
 
     line = read(arguments, Settings, names="TABLE")
 
-`python -m ... --help` shows the docstring of the dataclass's module, and the settings.
+`python -m ... --help` shows the settings, and the docstring of the dataclass's module.
 """
 
 import difflib
 import gc
 import inspect
+import json
 import os
 import re
 import select
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.errors import UserError, interrupted_words, is_users, rank
 from runs.record import Ledger, read_ledger
 from runs.record.text import describe, refusal
 
-#: Options of Hydra that commands pass on to compose runs, and whether a value follows.
-COMPOSING = {"-m": False, "--multirun": False, "-cd": True, "--config-dir": True}
 
-#: For each type of a setting: the conversion from text, the pattern of the text, and the type in words.
-_KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
-    bool: (lambda text: text.lower() == "true", "(?i)true|false", "true or false"),
-    int: (int, "[+-]?[0-9]{1,18}", "a whole number"),
-    float: (float, r"(?i)[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,2})?", "a number"),
-    Path: (Path, "(?s).+", "a path"),
-    str: (str, "(?s).*", "text"),
-}
+@dataclass(frozen=True)
+class Option:
+    """An option with a dash. names: short and long. value: what follows it, as --help shows it; "" for
+    nothing. choices: the values that it takes. default: its value where none of the choices follows. taken:
+    whether the command takes it; of another one, `about` says what to do instead."""
+
+    names: tuple[str, ...]
+    about: str
+    value: str = ""
+    choices: tuple[str, ...] = ()
+    default: str = ""
+    taken: bool = True
+
+
+#: Hydra's options of the commands that compose runs.
+COMPOSING = (
+    Option(("-cd", "--config-dir"), "presets, rows, models and tasks from elsewhere, too", "FOLDER"),
+    Option(("-m", "--multirun"), "accepted, and not needed: a list makes a sweep"),
+)
 
 
 def setting(default: Any, about: str, key: str = "") -> Any:
@@ -52,6 +63,7 @@ def setting(default: Any, about: str, key: str = "") -> Any:
 class Common:
     """The settings of every command."""
 
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
     debug: bool = setting(False, "an error keeps its traceback")
 
 
@@ -62,23 +74,24 @@ class OfRecords(Common):
     output: str = setting("outputs", "the folder that holds records/; what is written goes there, too")
 
 
-S = TypeVar("S", bound=Common)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Line(Generic[S]):
-    """A command line, parsed: positional words, settings, those of them that were given (by key), and the
-    overrides and options that compose runs."""
+    """A command line, parsed: positional words, settings, those of them that were given (by key), the
+    overrides that compose runs, and the options by their long names."""
 
     names: tuple[str, ...]
     settings: S
     given: dict[str, Any]
     overrides: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    def composing(self, output: str) -> list[str]:
-        """The arguments for runs.config.expand."""
-        return [*self.options, *self.overrides, f"output={output}"]
+    @property
+    def config_dir(self) -> str | None:
+        """The folder of --config-dir."""
+        return self.options.get("--config-dir")
 
 
 def read(
@@ -86,108 +99,74 @@ def read(
     settings: type[S],
     names: str = "",
     overrides: str = "",
-    passes: Mapping[str, bool] | None = None,
+    options: Sequence[Option] = (),
 ) -> Line[S]:
     """Parses the command line of a command with these settings.
 
     names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
-    purpose of other KEY=VALUE words, if the command takes any (instead of optional names). passes: the
-    options that are passed on, and whether a value follows. Raises UserError for a mistake, SystemExit after
-    --help.
-    """
-    module, passes = inspect.getmodule(settings), passes or {}
-    spec = getattr(module, "__spec__", None)
-    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
-    kinds = get_type_hints(settings)
-    keys = {(f.metadata["key"] or f.name): f for f in fields(settings)}
-    if {"-h", "--help"} & set(arguments):
-        print(f"{inspect.getdoc(module)}\n\n{program} {names}".rstrip(), end=" [KEY=VALUE ...]\n")
-        width = max(len(f"{key}={_word(f.default)}") for key, f in keys.items())
-        for key, f in keys.items():
-            about = f"{_what(kinds[f.name])}: {f.metadata['about']}"
-            print(f"  {f'{key}={_word(f.default)}':<{width}}  {about}")
-        if overrides:
-            print(f"  other KEY=VALUE words: {overrides}; options for them: {', '.join(passes) or 'none'}")
-        print(end="", flush=True)
+    purpose of other KEY=VALUE words, if the command takes any (instead of optional names). options: those
+    with a dash; without one for --help, this prints the help. Raises UserError for a mistake, SystemExit
+    after --help."""
+    usage = f"{_program(settings)} {names}".rstrip()
+    keys = {(f.metadata["key"] or f.name): f.name for f in fields(settings)}  # type: ignore[arg-type]
+    known = {name: option for option in options for name in option.names}
+    if "--help" not in known and {"-h", "--help"} & set(arguments):
+        print(help_of(settings, names, overrides, options), flush=True)
         sys.exit(0)
-    positional, others, options, given = list[str](), list[str](), list[str](), dict[str, Any]()
-    words = iter(arguments)
-    for word in words:
+
+    def unknown(what: str, shown: str) -> UserError:
+        near = (
+            did_you_mean(shown.strip("-").partition("=")[0], keys, "=")
+            or f" Known: {', '.join(f'{key}=' for key in keys)}"
+        )
+        return UserError(f"no {what} {shown}.{near} ({usage} --help)")
+
+    positional, others, found, given = list[str](), list[str](), dict[str, str](), dict[str, str]()
+    words = [*arguments]
+    while words:
+        word = words.pop(0)
         key, equals, text = word.partition("=")
-        if key in passes and (passes[key] or not equals):
-            options += _option(word, passes[key], words)
+        if key in known and not known[key].taken:
+            raise UserError(f"{key} is not taken here: {known[key].about}")
+        if key in known and (known[key].value or not equals):
+            found[known[key].names[-1]] = _value(known[key], key, text, words)
         elif re.match("-.", word):
-            raise UserError(_no_option(word, next(words, ""), {k: kinds[f.name] for k, f in keys.items()}))
+            raise unknown("option", word)
+        elif equals and key in given:
+            raise UserError(f"{word}: {key} is given twice")
         elif equals and key in keys:
-            if key in given:
-                raise UserError(f"{word}: {key} is given twice")
-            given[key] = _value(word, text, kinds[keys[key].name])
+            given[key] = at_home(text)
         elif overrides and (equals or word.startswith("~")):
             others.append(word)
         elif equals and re.fullmatch(r"[+~]*[\w.@-]+", key):
-            raise _no_setting(key, keys, program)
+            raise unknown("setting", f"{key}=")
         else:
             positional.append(word)
     if others and positional and names.startswith("["):  # names or what composes runs, not both
-        raise _no_setting(others[0].partition("=")[0], keys, program)
-    _count(positional, names, f"{program} {names}".rstrip())
-    chosen = settings(**{keys[key].name: value for key, value in given.items()})
-    return Line(tuple(positional), chosen, given, tuple(others), tuple(options))
+        raise unknown("setting", f"{others[0].partition('=')[0]}=")
+    _count(positional, names, usage)
+    plain = {keys[key]: None if text == "null" else text for key, text in given.items()}
+    try:
+        chosen = TypeAdapter(settings).validate_python(plain)
+    except ValidationError as error:
+        raise UserError(mistake(error, {name: key for key, name in keys.items()})) from None
+    values = {key: getattr(chosen, keys[key]) for key in given}
+    return Line(tuple(positional), chosen, values, tuple(others), found)
 
 
-def _option(word: str, valued: bool, words: Iterator[str]) -> list[str]:
-    """An option that is passed on, with its value."""
-    name, _, text = word.partition("=")
-    if valued and not text and (text := next(words, "")) == "":
+def _program(settings: type) -> str:
+    spec = getattr(inspect.getmodule(settings), "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
+
+
+def _value(option: Option, name: str, text: str, words: list[str]) -> str:
+    """An option's value: after its `=`, or the next word, which is then taken from `words`."""
+    if option.value and not text and words and (not option.default or words[0] in option.choices):
+        text = words.pop(0)
+    text = text or option.default
+    if option.value and not text:
         raise UserError(f"{name}: its value is missing")
-    return [name, text] if valued else [name]
-
-
-def _no_setting(key: str, keys: Collection[str], program: str) -> UserError:
-    near = did_you_mean(key, keys, "=") or f" Known: {', '.join(f'{name}=' for name in keys)}"
-    return UserError(f"no setting {key}=.{near} ({program} --help)")
-
-
-def _no_option(word: str, following: str, kinds: Mapping[str, Any]) -> str:
-    """The error for an option, with what to write instead."""
-    name, equals, text = word.lstrip("-").partition("=")
-    known = [key for key in kinds if key == name] or difflib.get_close_matches(name, kinds, 1)
-    if not known:
-        return f"no option {word}. Settings are words: {', '.join(f'{key}=' for key in kinds)} (--help)"
-    if not equals:
-        takes = following and "=" not in following and not following.startswith("-")
-        text = "true" if kinds[known[0]] is bool else following if takes else "VALUE"
-    return f"no option {word}. Settings are words: {known[0]}={text}"
-
-
-def _value(word: str, text: str, kind: Any) -> Any:
-    """The value of a setting's text. Raises UserError where it does not have the setting's type."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    text = re.sub("^~(?=/|$)", lambda _: str(Path.home()), text)  # a shell does not expand it within a word
-    if NoneType in kinds and text == "null":
-        return None
-    for one in kinds:
-        if get_origin(one) is Literal:
-            if text in get_args(one):
-                return text
-        elif one is not NoneType and re.fullmatch(_KINDS[one][1], text):
-            return _KINDS[one][0](text)
-    near = did_you_mean(text, [c for one in kinds if get_origin(one) is Literal for c in get_args(one)])
-    raise UserError(f"{word}: should be {_what(kind)}{near and f'.{near}'}")
-
-
-def _what(kind: Any) -> str:
-    """A type in words."""
-    if isinstance(kind, UnionType):
-        return ", or ".join(_what(one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    return "null" if kind is NoneType else _KINDS[kind][2]
-
-
-def _word(value: Any) -> str:
-    """A default as it is written on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return one_of(f"{name}", text, option.choices) if option.choices else text
 
 
 def _count(given: Sequence[str], names: str, usage: str) -> None:
@@ -198,6 +177,48 @@ def _count(given: Sequence[str], names: str, usage: str) -> None:
         raise UserError(f"{needed[len(given)]} is missing: {usage} (--help)")
     if len(given) > len(shown) and "..." not in names:
         raise UserError(f"{given[len(shown)]!r} is too much: {usage} (--help)")
+
+
+def help_of(settings: type, names: str, overrides: str = "", options: Sequence[Option] = ()) -> str:
+    """The text of --help: the settings and options first, then what the command is for."""
+    rows = {" ".join([", ".join(one.names), one.value]): one.about for one in options if one.taken}
+    for one in fields(settings):
+        kind = one.type.__name__ if isinstance(one.type, type) else str(one.type).removeprefix("typing.")
+        rows[f"{one.metadata['key'] or one.name}={as_word(one.default)}"] = (
+            f"{one.metadata['about']} ({kind})"
+        )
+    rows |= {"KEY=VALUE ...": overrides} if overrides else {}
+    width = max(map(len, rows))
+    lines = [f"{_program(settings)} {names}".rstrip(), *(f"  {left:<{width}}  {rows[left]}" for left in rows)]
+    return "\n".join([*lines, "", str(inspect.getdoc(inspect.getmodule(settings)))])
+
+
+def as_word(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_word, value)) + "]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def at_home(text: str) -> str:
+    """A value with the home folder for a `~` at its start, which a shell does not expand within a word."""
+    return re.sub("^~(?=/|$)", lambda _: str(Path.home()), text)
+
+
+# --- errors
+
+
+def mistake(error: ValidationError, keys: Mapping[str, str] | None = None) -> str:
+    """The first mistake that pydantic has found, in one line: the word that is wrong, what it should be, and
+    the nearest right name. keys: the key on the command line by the name of a field."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    key = (keys or {}).get(place[0]) or ".".join(place)
+    allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+    text = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}={as_word(first['input'])}: {text}.{did_you_mean(str(first['input']), allowed)}".rstrip(".")
 
 
 def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
-from runs.command import OfRecords, entry_point, open_ledger, read
-from runs.config import as_word, choices, expand
+from runs.command import OfRecords, as_word, entry_point, open_ledger, read
+from runs.config import choices, expand
 from runs.errors import UserError
 from runs.record import TASK_PATHS, Record, record_path, run_folder, study_folders, write_record
 from runs.record.text import describe

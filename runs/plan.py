@@ -294,8 +294,8 @@ class Settings(Common):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, overrides="the runs, as for python -m runs", passes=COMPOSING)
-    command = read_command([*line.options, *line.overrides])
+    line = read(arguments, Settings, overrides="the runs, as for python -m runs", options=COMPOSING)
+    command = read_command(line.overrides, line.config_dir)
     runs = command.runs
     if line.settings.watch:
         with contextlib.suppress(KeyboardInterrupt):

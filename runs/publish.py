@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
     named = line.overrides or line.options
-    wanted = set(identify(only_runs(line.composing(output)))) if named else own
+    composing = [*line.overrides, f"output={output}"]
+    wanted = set(identify(only_runs(composing, line.config_dir))) if named else own
     finished = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     records = [record for record in finished if record["config"]["train"]["max_steps"] is None]
     if not records:

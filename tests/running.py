@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from runs.command import entry_point
-from runs.config import GROUPS, as_word, expand
+from runs.command import as_word, entry_point
+from runs.config import GROUPS, expand
 from runs.config.files import Files, without_hydra
 from runs.config.names import dotted
 from runs.identity import run_id

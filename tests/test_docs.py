@@ -21,8 +21,7 @@ import runs.command
 import vera
 from analysis.figures import NAMES
 from analysis.tables import TABLES
-from runs.config import expand
-from runs.config.flags import read_flags
+from runs.config import read_command
 from runs.errors import UserError
 from runs.export.__main__ import FORMATS
 from runs.plan import main as plan
@@ -92,9 +91,9 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
     elif name == "tasks.mt_bench":
         judge_parser().parse_args(words)
     elif name == "runs":
-        flags = read_flags([*words, *options])
-        if not (flags.hydra_help or flags.version or flags.info or flags.shell_completion):
-            expand([*options, *flags.overrides])
+        line = read_line("runs", [*words, *options], monkeypatch)
+        if not {"--hydra-help", "--version", "--info", "--shell-completion"} & line.options.keys():
+            read_command(line.overrides, line.config_dir)
     elif name.startswith("tasks.") or not words:
         assert importlib.util.find_spec(name), name
     else:
@@ -105,10 +104,11 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
             assert line.names[0] in known[name], line.names
         if name == "runs.export":
             assert line.names[1] in FORMATS
+        folder = options[0].partition("=")[2] if options else line.config_dir
         if name == "runs.tune":
-            cells([*line.overrides], line.settings.grid, [*line.options, *options])
+            cells([*line.overrides], line.settings.grid, folder)
         elif line.overrides:
-            expand([*line.options, *options, *line.overrides])
+            read_command(line.overrides, folder)
 
 
 def check(line: str, monkeypatch, options: list[str]) -> None:

@@ -44,7 +44,7 @@ BESIDE_THE_SPINE = {
         f"runs.{n}"
         for n in ("models", "errors", "sources", "file_hash", "lengths", "methods", "gpus", "rates")
     ),
-    *(f"runs.config.{n}" for n in ("check", "flags", "help", "launch", "names", "overrides", "recipes")),
+    *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),
     *(
         f"runs.training.{n}"
         for n in ("checkpoint", "decode", "features", "flags", "forgetting", "provenance")

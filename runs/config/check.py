@@ -6,8 +6,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 import tasks
+from runs.command import as_word
 from runs.config.files import Files, alpha_of, plain
-from runs.config.names import as_sweep, as_word
+from runs.config.names import as_sweep
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.models.wheels import HASH

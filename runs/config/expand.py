@@ -16,10 +16,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.command import COMPOSING, read
 from runs.config import launch as launches
 from runs.config.check import check_followed, check_seed, check_types, check_values, check_whole
 from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
-from runs.config.flags import read_flags
 from runs.config.launch import Launch
 from runs.config.names import as_sweep
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
@@ -47,19 +47,24 @@ class Command:
     launch: Launch
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """The words of `expand` are all overrides."""
+
+
 def expand(arguments: Sequence[str]) -> list[Run]:
-    """The runs of a command line, in order. Raises UserError for any mistake in it."""
-    return read_command(arguments).runs
+    """The runs of a command line's overrides and --config-dir, in order. Raises UserError for any mistake."""
+    line = read(arguments, NoSettings, overrides="the runs", options=COMPOSING)
+    return read_command(line.overrides, line.config_dir).runs
 
 
-def read_command(arguments: Sequence[str]) -> Command:
-    """Reads a command line: overrides, and --config-dir. Raises UserError for any mistake in it.
+def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
+    """Composes the runs of overrides. Raises UserError for any mistake in them.
 
     A preset (experiment=) brings lists of its own; the command line's value for the same key wins. Composing
     takes a tenth of a second a cell, so the runs of a sweep are cached under a hash of the files and of the
     overrides."""
-    flags = read_flags(arguments)
-    files, overrides = Files(flags.config_dir), flags.overrides
+    files, overrides = Files(config_dir), [*overrides]
     texts = {path: path.read_bytes() for path in files.all()}
     code = [PEFT_SITES, *CODE_FILES, *sorted(path for room in CODE for path in room.glob("*.py"))]
     # What an environment variable or a clock says may change between two calls: it is not cached.
@@ -102,13 +107,13 @@ class Grid:
         return math.prod(map(len, self.lists.values())) * len(self.seeds)
 
 
-def only_runs(arguments: Sequence[str]) -> list[Run]:
-    """`expand` for a command that starts no runs. Raises UserError also for an override that says where or
-    how runs are done."""
-    for argument in arguments:
-        if _key(argument) in WHERE:
-            raise UserError(f"{argument} is for python -m runs: this command starts no run")
-    return expand(arguments)
+def only_runs(overrides: Sequence[str], config_dir: str | None) -> list[Run]:
+    """The runs of overrides, for a command that starts none. Raises UserError also for an override that says
+    where or how runs are done."""
+    for override in overrides:
+        if _key(override) in WHERE:
+            raise UserError(f"{override} is for python -m runs: this command starts no run")
+    return read_command(overrides, config_dir).runs
 
 
 def spelt_out(line: str) -> tuple[str, ...]:

@@ -22,8 +22,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.command import as_word
 from runs.config import launch, schema
-from runs.config.names import as_sweep, as_word, did_you_mean, dotted
+from runs.config.names import as_sweep, did_you_mean, dotted
 from runs.config.recipes import check_recipe, known_keys
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe

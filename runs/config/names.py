@@ -1,7 +1,6 @@
 """Names and values on the command line, and suggestions for misspelt names."""
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,15 +33,6 @@ WITHOUT = {
     ),
     **dict.fromkeys(("compile", "torch_compile"), " Runs are not compiled"),
 }
-
-
-def as_word(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(as_word, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

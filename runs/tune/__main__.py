@@ -18,8 +18,8 @@ import re
 from dataclasses import dataclass
 
 from runs.alone import alone
-from runs.command import COMPOSING, Common, entry_point, read, setting
-from runs.config import WHERE, as_word
+from runs.command import COMPOSING, Common, as_word, entry_point, read, setting
+from runs.config import WHERE
 from runs.errors import UserError
 from runs.run import with_starts
 from runs.sweep.attempt import start_fork_server
@@ -38,7 +38,7 @@ class Settings(Common):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, overrides="the cells, as for python -m runs", passes=COMPOSING)
+    line = read(arguments, Settings, overrides="the cells, as for python -m runs", options=COMPOSING)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     # Trials are never tracked, so tracking=off changes nothing
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         why = "a search does its trials here, one after another, and W&B hears of none"
         raise UserError(f"{other} is for python -m runs: {why}")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
-    of_search = cells([*overrides, *debug], line.settings.grid, line.options)
+    of_search = cells([*overrides, *debug], line.settings.grid, line.config_dir)
     runs = [run for cell in of_search for run in cell.runs]
     if not runs[0].config["debug"]:
         start_fork_server()

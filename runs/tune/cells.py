@@ -1,7 +1,6 @@
 """The cells of a search, and the points of their grids."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runs.config import CONF, GROUPS, as_word, expand
+from runs.command import as_word
+from runs.config import CONF, GROUPS, read_command
 from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Record
@@ -30,12 +30,12 @@ Point = tuple[str, ...]
 class Cell:
     """A row on a task, and its grid. overrides: of the command for the best setting, without the searched
     keys. axes: for each key its values, as texts. trials: the runs of each point, one for each seed, in grid
-    order. options: of the command, such as --config-dir."""
+    order. config_dir: of the command."""
 
     overrides: list[str]
     axes: dict[str, list[str]]
     trials: dict[Point, list[Run]]
-    options: Sequence[str] = ()
+    config_dir: str | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -80,8 +80,8 @@ class Cell:
         return [f"{key}={value}" for key, value in zip(self.axes, point, strict=True)]
 
 
-def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -> list[Cell]:
-    """The cells of a command. grid: the setting grid=. options: --config-dir. Raises UserError for an error
+def cells(overrides: list[str], grid: str = "{}", config_dir: str | None = None) -> list[Cell]:
+    """The cells of a command. grid: the setting grid=. Raises UserError for an error
     in any of them."""
     own_grid = _grid(grid)
     seeds = [word for word in overrides if word.startswith("seed=")] or ["seed=0"]
@@ -92,7 +92,7 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
     grids = _read((CONF / "tune.yaml").read_text())
     of_trials = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
     of_command = []
-    for run in expand([*options, *words, *of_trials, "seed=0"]):
+    for run in read_command([*words, *of_trials, "seed=0"], config_dir).runs:
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
             rule = "trials are judged on held-out training rows, never on the dev or test set"
@@ -108,13 +108,13 @@ def cells(overrides: list[str], grid: str = "{}", options: Sequence[str] = ()) -
         decodes = "decode" in task and "task.decode" not in given
         decode = [f"task.decode={TRIAL['task.decode']}"] if decodes else []
         lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        runs = expand([*options, *run.overrides, *decode, *lists, *seeds])
+        runs = read_command([*run.overrides, *decode, *lists, *seeds], config_dir).runs
         points = list(itertools.product(*axes.values()))
         size = len(runs) // len(points)
         trials = {point: runs[i * size : (i + 1) * size] for i, point in enumerate(points)}
         kept = [word for word in run.overrides if word not in of_trials]
         kept = [word for word in kept if not word.startswith("task.holdout=")]
-        of_command.append(Cell(kept, axes, trials, options))
+        of_command.append(Cell(kept, axes, trials, config_dir))
     return of_command
 
 

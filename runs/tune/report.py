@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import tasks
-from runs.config import as_word, keys_of_recipes, read_flags, recipe_by_row
+from runs.command import as_word
+from runs.config import keys_of_recipes, recipe_by_row
 from runs.record import Metric, epoch_of_table, one_class, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
@@ -71,7 +72,8 @@ def best_point(cell: Cell, task: tasks.Task) -> list[Point]:
 
 def best_command(cell: Cell, point: Point) -> str:
     """The command that does a point's run on the real dev set."""
-    return f"python -m runs {shlex.join([*cell.options, *cell.overrides, *cell.overrides_of(point)])}"
+    own = [f"--config-dir={cell.config_dir}"] if cell.config_dir else []
+    return f"python -m runs {shlex.join([*own, *cell.overrides, *cell.overrides_of(point)])}"
 
 
 def edges(cell: Cell, point: Point) -> list[tuple[str, str]]:
@@ -110,7 +112,7 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
 def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
     """The settings that a recipe of the row may have, of those that were searched and those that were given
     with the search: the last part of the key, the value, and the values tried."""
-    known = keys_of_recipes(cell.overrides[0].partition("=")[2], read_flags(cell.options).config_dir)
+    known = keys_of_recipes(cell.overrides[0].partition("=")[2], cell.config_dir)
     given = (word.partition("=") for word in cell.overrides)
     searched = zip(cell.axes, point, cell.axes.values(), strict=True)
     for path, value, values in [*searched, *((path, value, [value]) for path, _, value in given)]:
@@ -121,7 +123,7 @@ def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
 
 def shared_parts(cell: Cell) -> dict[str, Any] | None:
     """by_row of a cell's recipe, if rows share it."""
-    return recipe_by_row(cell.first.recipe, read_flags(cell.options).config_dir)
+    return recipe_by_row(cell.first.recipe, cell.config_dir)
 
 
 def shared_recipes(best: list[tuple[Cell, Point]]) -> str:

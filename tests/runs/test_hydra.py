@@ -96,7 +96,12 @@ def test_what_hydras_options_print():
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
     usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
-    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "-c,--cfg : "):
+    for part in (
+        "python -m runs model=",
+        "launcher: local, ray, serial, slurm",
+        "name: mrpc",
+        "-c, --cfg PART",
+    ):
         assert part in usage
     assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
 
@@ -125,12 +130,12 @@ def test_the_defaults_tree():
         (["hydra/job_logging=disabled"], "the log of a run is runs/ID/log.txt"),
         (["hydra.searchpath=[file:///x]"], "Instead: --config-dir FOLDER"),
         (["--experimental-rerun", "x"], "runs/ID/overrides.yaml"),
-        (["--run"], "--run: leave it out"),
+        (["--run"], "--run is not taken here: leave it out"),
         (["-cn", "other"], "experiment=NAME chooses a preset"),
         (["--config-path=x"], "--config-dir FOLDER adds others"),
         (["--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
         (["--resolve"], "--package and --resolve are for --cfg job"),
-        (["--cfg", "task=rte"], "invalid choice: 'task=rte'"),
+        (["--cfg", "task=rte"], "no --cfg 'task=rte'. Known: job, hydra, all"),
         (
             ["--cfg", "job", "--package", "trian"],
             "--package trian: the configuration has no such part. Did you mean train?",
@@ -262,13 +267,13 @@ def test_of_torchruns_processes_the_first_one_speaks(tmp_path):
 SHOW = """
 import os, sys, runs.__main__ as command
 from types import SimpleNamespace
-rank, compose, folder = os.environ["RANK"], command.read_command, sys.argv[1]
+rank, compose, out = os.environ["RANK"], command.read_command, sys.argv[1]
 def show(name, text):
-    with open(os.path.join(folder, name + rank), "w") as file:
+    with open(os.path.join(out, name + rank), "w") as file:
         file.write(text)
-def read_command(words):
+def read_command(words, folder):
     show("composed", "")
-    return compose(words)
+    return compose(words, folder)
 def sweep(runs, launch, again):
     show("runs", " ".join(run.label for run in runs) + launch.launcher.name)
     return SimpleNamespace(exit_code=0)
