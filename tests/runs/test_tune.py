@@ -408,7 +408,7 @@ def test_the_lines_for_a_recipe_keep_the_recipe_that_the_row_borrows(tmp_path):
     (conf / "method" / "mine.yaml").write_text("kind: bitfit\nlabel: Mine\nkeep: best\nrecipe: lora\n")
     words = ["method=mine", "model=minilm", "--config-dir", str(conf)]
     before = expand([*words, "task=mrpc"])[0].config["train"]
-    (cell,) = lists.cells([*words[:2], "task=cola"], "{train.lr: [0.5], train.lr_head: [1e-3]}", words[2:])
+    (cell,) = lists.cells([*words[:2], "task=cola"], "{train.lr: [0.5], train.lr_head: [1e-3]}", words[3])
     title, *lines = report.recipe(cell, ("0.5", "0.001"), "rows")
     assert title == "for conf/recipe/mine/minilm.yaml:"
     (conf / "recipe" / "mine").mkdir(parents=True)
@@ -591,8 +591,7 @@ def test_the_first_run_of_a_start_holds_nothing_out(words):
 
 
 def test_the_command_of_the_best_setting_has_the_folder_of_its_files(tiny_words, tmp_path):
-    options = ["--config-dir", str(tmp_path)]
-    (cell,) = lists.cells(tiny_words, "{train.lr: [1e-3]}", options)
+    (cell,) = lists.cells(tiny_words, "{train.lr: [1e-3]}", str(tmp_path))
     line = report.best_command(cell, next(iter(cell.trials)))
-    assert shlex.split(line)[:5] == ["python", "-m", "runs", *options]
+    assert shlex.split(line)[:4] == ["python", "-m", "runs", f"--config-dir={tmp_path}"]
     assert expand(shlex.split(line)[3:])[0].config["train"]["lr"] == 1e-3
