@@ -29,39 +29,33 @@ FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
     "parameters": pareto.parameters,
     "demo": pareto.demo,
 }
-#: Figures whose points are known rows: a variant has no place in them.
-OF_ROWS = ("figure2",)
 #: The names of all: "pareto", whose axes a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
+PUBLISHED = "published by the project, not run here"
 
 
 def make(
     name: str, ledger: Ledger, every: bool = False, frames: Sequence[pd.DataFrame] = (), **how: Any
 ) -> list[Figure]:
     """A figure's parts by its name: first of what ran on this machine, then of what the project has
-    published.
+    published. One that nothing has run for is there once, with what it quotes.
 
     every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
-    hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in
-    Part."""
-    found, taken = list[Figure](), set[str]()
-    parts = split(ledger)
-    for ledger_, of, whose in zip(parts, frames or map(runs, parts), ("ours", "published"), strict=True):
-        if not (ledger_.records or ledger_.measures or (whose == "published" and not found)):
+    hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in Part."""
+    found, parts = dict[str, Figure](), split(ledger)
+    for of, table, whose in zip(parts, frames or map(runs, parts), ("ours", "published"), strict=True):
+        if not (of.records or of.measures or (whose == "published" and not found)):
             continue
-        of = every_variant(of, paper=name in OF_ROWS) if every else of
-        part = Part(of, [*ledger_.measures.values()], whose, **how)
-        for figure in (FIGURES | {"pareto": pareto.make})[name](part):
+        # The points of figure 2 are known rows: a variant has no place among them
+        shown = every_variant(table, paper=name == "figure2") if every else table
+        for figure in (FIGURES | {"pareto": pareto.make})[name](
+            Part(shown, [*of.measures.values()], whose, **how)
+        ):
+            before = found.get(figure.name)
             if figure.ids and whose == "published":
-                ending = "_published" if figure.name in taken else ""
-                foot, title = (
-                    [*figure.foot, "published by the project, not run here"],
-                    f"{figure.title} (published)",
-                )
-                figure = replace(figure, name=figure.name + ending, title=title, foot=foot)
-            found.append(figure)
-        taken |= {figure.name for figure in found if figure.ids}
-    # A figure that nothing has run for is there once, with what it quotes.
-    drawn = {figure.name.removesuffix("_published") for figure in found if figure.ids}
-    empty = {figure.name: figure for figure in reversed(found) if figure.name not in drawn}
-    return [figure for figure in found if figure.ids or empty.get(figure.name) is figure]
+                file = f"{figure.name}_published" if before and before.ids else figure.name
+                title, foot = f"{figure.title} (published)", [*figure.foot, PUBLISHED]
+                found[file] = replace(figure, name=file, title=title, foot=foot)
+            elif figure.ids or not before:
+                found[figure.name] = figure
+    return [*found.values()]

@@ -12,65 +12,56 @@ ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measu
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from analysis.command import OfVariants, open_chosen, row_name, words
 from analysis.figures import FIGURES, NAMES, make, save
-from analysis.figures.pareto import AXES, USUAL
 from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
+
+Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
 
 
 @dataclass(frozen=True)
 class Settings(OfVariants):
     """Of `pareto`: what is drawn against what."""
 
-    x: str | None = setting(None, f"of pareto: {', '.join(AXES)} (null: {USUAL[0]})")
-    y: str | None = setting(None, f"of pareto: one of these, too (null: {USUAL[1]})")
-    labels: str | None = setting(None, "rows of conf/method that have a label beside the frontier's (a,b)")
+    x: Name = setting("parameters", "of pareto: the number of its horizontal axis")
+    y: Name = setting("metric", "of pareto: that of its vertical axis")
+    labels: str | None = setting(None, "rows of conf/method that are named beside the frontier's (a,b)")
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="FIGURE")
-    chosen, output = one_of("figure", line.names[0], [*NAMES, "all"]), line.settings.output
-    axes = _axes(chosen, line.settings)
-    ledger = open_chosen(line.settings)
-    tasks, every = words(line.settings.task), line.settings.all or bool(line.settings.sweep)
-    labels = tuple(map(row_name, words(line.settings.labels)))
+    chosen, settings = one_of("figure", line.names[0], [*NAMES, "all"]), line.settings
+    for key in [key for key in "xy" if key in line.given and chosen != "pareto"]:
+        raise UserError(f"{key}=: the axes of {chosen} are fixed; pareto has x= and y=")
+    if settings.x == settings.y:
+        raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
+    ledger = open_chosen(settings)
+    tasks, every = words(settings.task), settings.all or bool(settings.sweep)
+    labels = tuple(map(row_name, words(settings.labels)))
     for label in labels:
         one_of("row labels=", label, sorted({str(record["cell"]["row"]) for record in ledger}))
-    if line.settings.sweep:
+    if settings.sweep:
         tasks = tasks or tuple({str(record["cell"]["task"]) for record in ledger})
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, every, tasks=tasks, axes=axes, labels=labels):
+        for figure in make(name, ledger, every, tasks=tasks, axes=(settings.x, settings.y), labels=labels):
             notes = "".join(f"\n  {note}" for note in figure.notes)
             if figure.data.empty:
                 print(f"{figure.title}: nothing to draw{notes}", file=sys.stderr)
                 continue
-            _, png, _ = save(figure, Path(output) / name)
+            _, png, _ = save(figure, Path(settings.output) / name)
             print(f"{figure.title}{notes}\nPlot: {png} (.pdf, .csv beside it)")
             drawn += 1
     if not drawn and ledger.records:
         raise UserError(f"{chosen}: nothing could be drawn of the {len(ledger.records)} records")
     if not drawn:
-        raise UserError(f"no records of {chosen} in {output}/records yet (make help lists what runs them)")
+        raise UserError(
+            f"no records of {chosen} in {settings.output}/records yet (make help lists what runs them)"
+        )
     return 0
-
-
-def _axes(figure: str, settings: Settings) -> tuple[str, str]:
-    """The names of pareto's axes. Raises UserError for a name that is none, for one name twice, and for axes
-    of another figure."""
-    given = {key: getattr(settings, key) for key in "xy" if getattr(settings, key)}
-    if given and figure != "pareto":
-        raise UserError(f"{next(iter(given))}=: the axes of {figure} are fixed; pareto has x= and y=")
-    for key, name in given.items():
-        one_of(f"axis {key}=", name, AXES)
-    # One alone: the other is the usual, or what is left of the usual two
-    x = given.get("x") or next(name for name in USUAL if name != given.get("y"))
-    y = given.get("y") or next(name for name in reversed(USUAL) if name != x)
-    if x == y:
-        raise UserError(f"x={x} y={y}: two different ones of {', '.join(AXES)}")
-    return x, y
 
 
 if __name__ == "__main__":

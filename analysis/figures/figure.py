@@ -1,21 +1,25 @@
-"""The type of a figure, its style and its files."""
+"""The type of a figure, its style and its files; and what figures share: cells as points, notes on them, the
+paper's model and task, lines with bands."""
 
 import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
+from analysis.beside import exact_counts, paper
+from analysis.frame import reported_cells
+from analysis.notes import notes as table_notes
 from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
 from runs.record.text import one_line
@@ -27,21 +31,16 @@ MARKERS = {"vera": "D", "lora": "o"}
 #: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a $ in a user's label is a $
-}
+STYLE = Path(__file__).parent / "style.mplstyle"
+#: The model and task of the paper's figures 2 to 5.
+PAPER = "roberta_large", "rte"
+#: Other ranks, ablations and other starts, which have figures and tables of their own.
+VARIED = re.compile(
+    r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_"
+    r"|vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
+)
+#: Parameters at an axis: 50k, 2M.
+PARAMETERS = EngFormatter(sep="")
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,6 @@ class Figure:
         return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
 
 
-def nothing(name: str, title: str) -> Figure:
-    """A figure of the demo's kind that nothing has run for."""
-    return Figure(name, title, pd.DataFrame(), ["Nothing has run: make demo."], lambda axes, data: None)
-
-
 def look(kind: str, row: str = "") -> tuple[str, str]:
     """The colour and the marker of a method, by its kind; a method of PEFT, which share one, by its row."""
     if kind in COLOURS:
@@ -94,26 +88,21 @@ def look(kind: str, row: str = "") -> tuple[str, str]:
     return OTHERS[colour], OTHER_MARKERS[other % len(OTHER_MARKERS)]
 
 
-# --- files
-
-
 def canvas(figure: Figure) -> Canvas:
     """The figure as drawn. It must have data."""
     whole = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
         whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
-    axes = whole.subplots()
-    axes.set_title("\n".join(filter(None, [figure.title, figure.subtitle])))
-    figure.draw(axes, figure.data)
+    whole.suptitle("\n".join(filter(None, [figure.title, figure.subtitle])))
+    figure.draw(whole.subplots(), figure.data)
     return whole
 
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
     text = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
-        drawn: Any = FigureCanvasSVG(canvas(figure))
-        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
+        canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -122,7 +111,7 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     files."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         drawn = canvas(figure)
         for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
             unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -134,32 +123,95 @@ def save(figure: Figure, folder: Path) -> list[Path]:
 
 def to_csv(data: pd.DataFrame) -> str:
     """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
-    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(_word)).rename(columns=_word)
+
+    def word(value: Any) -> Any:
+        if isinstance(value, tuple):
+            value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
+        return spreadsheet(one_line(value)) if isinstance(value, str) else value
+
+    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(word)).rename(columns=word)
     return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
-def _word(value: Any) -> Any:
-    if isinstance(value, tuple):
-        value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
-    return spreadsheet(one_line(value)) if isinstance(value, str) else value
+# --- what figures share
 
 
-# --- numbers and rows
+def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
+    """The cells of some runs by the number that their tables report (its `name`, whether `less` is better,
+    its `digits`), with the `low` and the `high` of its seeds. All three numbers are NaN where a seed has
+    none. seeds: of a complete cell; by default the protocol's."""
+    found = reported_cells(runs, seeds=seeds)
+    low, high = (found["values"].map(end).where(found.n == found.runs) for end in (min, max))
+    return found.assign(low=low, high=high)
 
 
-def parameter_count(value: float, _: Any = None) -> str:
-    """Parameters at an axis: 50K, 2M."""
-    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}K" if value >= 1e3 else f"{value:g}"
+def notes(runs: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """Notes on the points of a picture: those that have fewer seeds than their protocol, and those of a
+    table. runs: all of its models and tasks."""
+    fewer = [f"{of.label} ({of.n}/{of.wanted})" for of in found.itertuples() if not of.complete]
+    hollow = [f"hollow, of fewer seeds than the protocol's: {', '.join(fewer)}."] if fewer else []
+    return [*hollow, *table_notes(runs, found)]
 
 
-def is_varied(row: str) -> bool:
-    """Whether a row is another rank, an ablation or another start, which have figures and tables of their
-    own."""
-    ranks, starts = r"(vera|lora|lora_plus|lora_fa)_r\d+", r"lora_mnli|\w+_from_"
-    ablation = r"vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
-    return re.match(f"{ranks}|{starts}|{ablation}", row) is not None
+def is_varied(rows: pd.Series) -> pd.Series:
+    """Of each row whether it is VARIED."""
+    return rows.astype(str).str.match(VARIED)
 
 
 def finite(value: Any) -> float:
     """The number; NaN where it is none, or infinite."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def stacked(*parts: pd.DataFrame) -> pd.DataFrame:
+    """The parts below each other, without the empty ones."""
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def spanned(counts: Sequence[int]) -> str:
+    """The least and the greatest count: "3 to 5"."""
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
+
+
+def metric_label(name: str, digits: int = 1) -> str:
+    """A metric as an axis calls it. digits: a fraction in percent has one, and a BLEU."""
+    if name == "BLEU" or digits != 1:
+        return name
+    return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
+
+
+def by_pair(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str, list[str]]]:
+    """Models and tasks in order, after those of the paper's figures, which are always there: each with what
+    the figure's name ends with, and a note where the paper has no such figure."""
+    yield PAPER, "", []
+    for model, task in sorted(set(pairs) - {PAPER}):
+        note = f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
+        yield (model, task), f"_{model}_{task}", [note]
+
+
+def of_pair(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """The rows of a model and task."""
+    return frame[(frame.model == pair[0]) & (frame.task == pair[1])]
+
+
+def printed_rte(rows: Sequence[str]) -> pd.DataFrame:
+    """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact `parameters` and the
+    columns of a figure's data."""
+    counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == PAPER[0]}
+    table2 = of_pair(paper()[paper().table == "table2"], PAPER).set_index("row", drop=False).loc[[*rows]]
+    kind = table2.row.str.partition("_")[0]
+    return table2.assign(parameters=table2.row.map(counts), kind=kind, runs=[()] * len(table2))
+
+
+def draw_bands(
+    axes: Any, data: pd.DataFrame, by: str, looks: Mapping[str, Sequence[Any]], x: str, y: str = "median"
+) -> None:
+    """A line for each value of a column, with a band from `low` to `high`. looks: the colours, dashes and
+    markers of these values, in the order of the legend."""
+    for i, name in enumerate([*looks, *sorted({*data[by]} - {*looks})]):
+        of, other = data[data[by] == name].sort_values(x), (OTHERS[i % len(OTHERS)], ":", "o")
+        colour, dash, marker = looks.get(name, other)
+        if len(of):
+            axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import LogLocator
 
-from analysis.figures import points
-from analysis.figures.figure import Figure, Part, look, parameter_count
+from analysis.figures import figure as points
+from analysis.figures.figure import Figure, Part, look
 from analysis.inference import smallest_p
 from analysis.paper import GLUE, NAMES, paper
 from runs.record.text import plural
@@ -31,19 +31,19 @@ DATA += ["median", "low", "high", "n", "wanted", "runs"]
 def figure2(part: Part) -> list[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks: a figure for the paper's model
     and task, and for each model and task of GLUE on which ranks of either vary."""
-    ranks, left_out = _comparable(_by_rank(part.runs))
+    every = _by_rank(part.runs)
+    ranks, figures = _comparable(every), list[Figure]()
+    left_out = every[~every.id.isin(ranks.id)].groupby(["model", "task"]).size()
     found = points.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
     found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
     several = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1)
-    figures = []
     for pair, suffix, lines in points.by_pair(zip(several.model, several.task, strict=True)):
         of, task = points.of_pair(found, pair), GLUE[pair[1]]
         data = of.assign(runs=of.ids).reindex(columns=DATA)
         lines += points.notes(points.of_pair(part.runs, pair), of)
-        if count := left_out.get(pair, 0):
-            lines.append(
-                f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."
-            )
+        if count := int(left_out.get(pair, 0)):
+            words = "on other data, or of other epochs, than most ranks: left out."
+            lines.append(f"{plural(count, 'run')} {words}")
         if (of.kind == "lora").any():
             lines.append(OF_ALPHA)
         if pair == points.PAPER:
@@ -51,10 +51,9 @@ def figure2(part: Part) -> list[Figure]:
             quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
             data = points.stacked(data, quoted.reindex(columns=DATA))
             lines += _beside_the_paper(data)
-        label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
+        label, metric = of.iloc[0][["model_label", "metric"]] if len(of) else ("RoBERTa-large", "accuracy")
+        draw = partial(_draw, name=f"{task} dev {points.metric_label(metric)}")
         title = f"Figure 2: {task} by trainable parameters, {label}"
-        metric = f"{task} dev {points.metric_label(of.metric.iloc[0] if len(of) else 'accuracy')}"
-        draw = partial(_draw, name=metric)
         figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, _subtitle(of)))
     return figures
 
@@ -69,26 +68,30 @@ def _by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(row=runs.method + "_r" + rank.astype(str) + ends, rank=rank, scaling=scaling)
 
 
-def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, int]]:
+def _comparable(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of a model and task on the data that most of its rows have and, of each method, with the
-    number of epochs that most of its rows have (of equals the most data or epochs); how many of each are left
-    out."""
-    kept, pair = runs, ["model", "task"]
-    for group, value in ((pair, ["train_rows", "dev_rows"]), ([*pair, "method"], ["epochs"])):
-        votes = kept.groupby([*group, *value], as_index=False).row.nunique().sort_values(["row", *value])
-        kept = kept.merge(votes.drop_duplicates(group, keep="last")[[*group, *value]])
-    return kept, runs[~runs.id.isin(kept.id)].groupby(pair).size().to_dict()
+    number of epochs that most of its rows have (of equals the most data or epochs)."""
+    for group, value in (
+        (["model", "task"], ["train_rows", "dev_rows"]),
+        (["model", "task", "method"], ["epochs"]),
+    ):
+        votes = runs.groupby([*group, *value], as_index=False).row.nunique().sort_values(["row", *value])
+        runs = runs.merge(votes.drop_duplicates(group, keep="last")[[*group, *value]])
+    return runs
 
 
 def _beside_the_paper(data: pd.DataFrame) -> list[str]:
     """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
     lines = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
-    ours, finding = data[data.runs.map(len) > 0], paper()["figure2"]["finding"]
+    ours, printed = data[data.runs.map(len) > 0], paper()["figure2"]
     for name, (kind, *_) in RANK_LINES.items():
-        missing = [r for r in paper()["figure2"][f"{kind}_ranks"] if r not in set(_line(ours, name)["rank"])]
+        missing = [str(r) for r in printed[f"{kind}_ranks"] if r not in set(_line(ours, name)["rank"])]
         if missing:
-            lines.append(f"{name}: not run here at rank {', '.join(map(str, missing))} (make rank-scaling).")
-    return [*lines, f"The paper's finding: {finding}. It does not say which alpha LoRA's ranks have."]
+            lines.append(f"{name}: not run here at rank {', '.join(missing)} (make rank-scaling).")
+    return [
+        *lines,
+        f"The paper's finding: {printed['finding']}. It does not say which alpha LoRA's ranks have.",
+    ]
 
 
 def _line(data: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -116,7 +119,7 @@ def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
         axes.plot(of.parameters, of.median, "x", label=label, color=colour, markersize=7)
     axes.set(xscale="log", xlabel="trainable parameters, without the classification head", ylabel=name)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(parameter_count))
+    axes.xaxis.set_major_formatter(points.PARAMETERS)
     axes.minorticks_off()
     axes.margins(x=0.1, y=0.12)
     axes.legend()

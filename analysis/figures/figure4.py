@@ -6,8 +6,20 @@ import pandas as pd
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from analysis.figures.figure import Figure, Part, finite, is_varied, look
-from analysis.figures.points import PAPER, by_pair, notes, of_pair, points, printed_rte, stacked
+from analysis.figures.figure import (
+    PAPER,
+    Figure,
+    Part,
+    by_pair,
+    finite,
+    is_varied,
+    look,
+    notes,
+    of_pair,
+    points,
+    printed_rte,
+    stacked,
+)
 from analysis.paper import GLUE, NAMES, paper
 
 GAIN = (
@@ -28,10 +40,16 @@ def figure4(part: Part) -> list[Figure]:
     found = points(part.runs[part.runs.task.isin(list(GLUE)) & (part.runs.metric == "accuracy")], 5)
     heads, figures = found[found.row == "head"], []
     # Table 2's rows; ranks and ablations have figures and tables of their own.
-    found = found[(found.parameters > 0) & ~found.row.map(is_varied).astype(bool)]
+    found = found[(found.parameters > 0) & ~is_varied(found.row)].sort_values("parameters", kind="stable")
     for pair, suffix, lines in by_pair(zip(heads.model, heads.task, strict=True)):
         of, head = of_pair(found, pair), of_pair(heads, pair)
-        data = _gains(of, head, part.whose)
+        data = of.assign(kind=of.method, method=of.label, source=part.whose, accuracy=of["median"])
+        if len(head) and head["median"].iloc[0]:  # else there is no gain over it
+            alone = head.iloc[0]
+            data = data.assign(head=alone["median"], complete=of.complete & alone.complete)
+            data["runs"] = [(*ids, *alone.ids) for ids in of.ids]
+            data["gain"] = 100 * data.accuracy / data["head"] / (data.parameters / 1000)
+        data = data.reindex(columns=DATA)[: len(data) * ("gain" in data)]
         lines += [GAIN, *notes(of_pair(part.runs, pair), stacked(of, head))]
         if pair == PAPER:
             data = stacked(_printed(), data)
@@ -44,19 +62,6 @@ def figure4(part: Part) -> list[Figure]:
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[pair[1]]}, {label}"
         figures.append(Figure(f"figure4{suffix}", title, data, lines, _draw))
     return figures
-
-
-def _gains(of: pd.DataFrame, head: pd.DataFrame, whose: str) -> pd.DataFrame:
-    """Our rows with their gains over the head; none where it has not run, or scored nothing."""
-    if head.empty or not head["median"].iloc[0]:
-        return pd.DataFrame(columns=DATA)
-    alone = head.iloc[0]
-    made = of.assign(
-        kind=of.method, method=of.label, source=whose, accuracy=of["median"], head=alone["median"]
-    )
-    made["gain"] = 100 * made.accuracy / made["head"] / (made.parameters / 1000)
-    made = made.assign(complete=of.complete & alone.complete, runs=[(*ids, *alone.ids) for ids in of.ids])
-    return made.sort_values("parameters", kind="stable")[DATA]
 
 
 def _printed() -> pd.DataFrame:
@@ -79,9 +84,8 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     faces = pd.Series(edges, data.index).where(data.complete & ~quoted, "white")
     hatches = quoted.map({True: "////", False: ""})
     bars = axes.bar(at, data.gain, wide * 0.92, color=faces, edgecolor=edges, hatch=hatches, linewidth=0.8)
-    axes.bar_label(
-        bars, [f"{of:.2g}" if of < 0.1 else f"{of:.2f}" for of in data.gain], padding=1, fontsize=6
-    )
+    words = [f"{of:.2g}" if of < 0.1 else f"{of:.2f}" for of in data.gain]
+    axes.bar_label(bars, words, padding=1, fontsize=6)
     many = len(names) > 5
     axes.set_xticks(range(len(names)), names, rotation=20 * many, ha="right" if many else "center")
     axes.grid(visible=False, axis="x")

@@ -5,8 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.figure import COLOURS, Figure, Part, finite
-from analysis.figures.points import draw_bands
+from analysis.figures.figure import COLOURS, Figure, Part, draw_bands, finite
 from analysis.paper import NAMES, paper
 from runs.record import Record
 
@@ -21,7 +20,7 @@ def figure6(part: Part) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
     data, lines, size, over = errors(part.measures), list[str](), 10, ""
-    if fit := shown(part.measures):
+    if fit := _shown(part.measures):
         of, size = fit["settings"], fit["settings"]["size"]
         over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
         for at in data[data.n < data.of].itertuples():
@@ -37,7 +36,7 @@ def figure6(part: Part) -> list[Figure]:
     return [Figure("figure6", title, data[data.n > 0], lines, _draw, over)]
 
 
-def shown(measures: Iterable[Record]) -> Record | None:
+def _shown(measures: Iterable[Record]) -> Record | None:
     """The fit that is drawn: each is complete in itself, and this has the lowest seed."""
     fits = [of for of in measures if of["kind"] == "matrix_fit"]
     return min(fits, key=lambda of: (of["seeds"]["random"], of["id"]), default=None)
@@ -46,7 +45,7 @@ def shown(measures: Iterable[Record]) -> Record | None:
 def errors(measures: Iterable[Record]) -> pd.DataFrame:
     """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and
     highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
-    fit, rows = shown(measures) or {"id": "", "values": {}}, []
+    fit, rows = _shown(measures) or {"id": "", "values": {}}, []
     for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
         mse, best = (pd.Series([*map(finite, values or [])], dtype=float) for values in (mse, least))
         spread = mse.std() if mse.count() > 1 else 0.0

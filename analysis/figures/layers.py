@@ -1,15 +1,13 @@
 """Figures 3 and 5, by layer: how far d has moved, and the cosine of weight differences."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.figures.figure import COLOURS, Figure, Part, finite
-from analysis.figures.points import by_pair, draw_bands, stacked
+from analysis.figures.figure import COLOURS, Figure, Part, by_pair, draw_bands, finite, stacked
 from analysis.frame import cells
 from analysis.notes import notes as table_notes
 from analysis.paper import paper
@@ -23,39 +21,30 @@ OF_PAIRS = dict(zip(PAIRS.values(), LOOKS, strict=True))
 NOTHING = "Nothing measured: python -m runs experiment={}, then python -m runs.measure {}."
 
 
-# --- which measures
-
-
-@dataclass
-class Measured:
-    """What a figure shows of a model and a task: the measures, one for each run, and notes on what is left
-    out. The paper's model and task are always there, maybe without measures. suffix: of the figure's name,
-    empty where it is the paper's."""
+class Measured(NamedTuple):
+    """What a figure shows of a model and a task: what its name ends with, model and task by their labels, the
+    measures, one for each run, and notes on what is left out."""
 
     suffix: str
+    where: str
     measures: list[Record]
     notes: list[str]
 
-    @property
-    def where(self) -> str:
-        """The model and task by their labels."""
-        label = self.measures[0]["of"][0]["label"] if self.measures else {}
-        return f"{label.get('model', 'RoBERTa-large')} on {label.get('task', 'RTE')}"
 
-
-def measured(
-    runs: pd.DataFrame, measures: Iterable[Record], kind: str, keep: Callable[[Record], bool] = lambda _: True
-) -> Iterator[Measured]:
-    """The measures of a kind by model and task, the paper's first; none of trials. keep: which measures."""
+def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Iterator[Measured]:
+    """The measures of a kind by model and task, the paper's first, maybe without measures; none of trials,
+    and magnitudes of the row vera alone."""
     trials = set(runs.id[runs.kind.isin(["trial", "stopped"])])
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for measure in measures:
-        if measure["kind"] == kind and keep(measure) and not trials & {run["id"] for run in measure["of"]}:
-            cell = measure["of"][0]["cell"]
+        cell = measure["of"][0]["cell"] if measure["of"] else {}
+        known = kind == "similarity" or cell.get("row") == "vera"
+        if measure["kind"] == kind and known and not trials & {run["id"] for run in measure["of"]}:
             groups[cell["model"], cell["task"]].append(measure)
     for pair, suffix, notes in by_pair(groups):
         chosen, left_out = _one_each(groups.get(pair, []), runs.set_index("id"))
-        yield Measured(suffix, chosen, [*notes, *left_out])
+        label = chosen[0]["of"][0]["label"] if chosen else {"model": "RoBERTa-large", "task": "RTE"}
+        yield Measured(suffix, f"{label['model']} on {label['task']}", chosen, [*notes, *left_out])
 
 
 def _one_each(measures: list[Record], runs: pd.DataFrame) -> tuple[list[Record], list[str]]:
@@ -96,16 +85,11 @@ def by_layer(measures: Sequence[Record], names: Sequence[str]) -> pd.DataFrame:
     return groups.agg(**{name: ("value", of) for name, of in how.items()}, runs=of_runs)
 
 
-# --- the figures
-
-
 def figure3(part: Part) -> list[Figure]:
     """How far d has moved, by layer and site: a figure for each model and task with measures of the row
     vera."""
     figures = []
-    for group in measured(
-        part.runs, part.measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"
-    ):
+    for group in measured(part.runs, part.measures, "magnitude"):
         found, count = by_layer(group.measures, ["d", "b"]), len(group.measures)
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
         notes = _notes(group, part, data, "figure3", "magnitude")
@@ -128,17 +112,15 @@ def figure5(part: Part) -> list[Figure]:
         found, count = by_layer(group.measures, [*PAIRS]), len(group.measures)
         data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
         notes = _notes(group, part, data, "figure5", "similarity")
-        means = of_queries(data).groupby("pair")["median"].mean()
+        means = _of_queries(data).groupby("pair")["median"].mean()
         notes += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
         if not group.suffix:
             of = paper()["figure5"]
             rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in of["printed"].items()]
             quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
             data = stacked(data, quoted.assign(source="paper (quoted)", site="query"))
-            quotes = (
-                "The paper prints two means, over the query matrices at rank 64 (quoted), and none by layer."
-            )
-            notes.append(f"{quotes} Its finding: {of['finding']}.")
+            quotes = "The paper prints two means, over the query matrices at rank 64 (quoted)"
+            notes.append(f"{quotes}, and none by layer. Its finding: {of['finding']}.")
         data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
         matrices = "query matrices" if (data.site == "query").any() else "all adapted matrices"
         over = f"median of {count} pairs of runs, {matrices}" if count > 1 else matrices
@@ -148,7 +130,7 @@ def figure5(part: Part) -> list[Figure]:
     return figures
 
 
-def of_queries(data: pd.DataFrame) -> pd.DataFrame:
+def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
     """The rows of the query matrices, where there are any, that have a number."""
     queries = data.site == "query"
     return data[(queries if queries.any() else True) & data["median"].notna()]
@@ -166,7 +148,7 @@ def _notes(group: Measured, part: Part, data: pd.DataFrame, preset: str, kind: s
 
 def _draw(axes: Any, data: pd.DataFrame, by: str, looks: dict[str, Any], ylabel: str) -> None:
     quoted = data.layer.isna()
-    shown = data[~quoted].dropna(subset="median") if by == "site" else of_queries(data[~quoted])
+    shown = data[~quoted].dropna(subset="median") if by == "site" else _of_queries(data[~quoted])
     draw_bands(axes, shown, by, looks, "layer")
     for name, mean in zip(data[by][quoted], data["median"][quoted], strict=True):
         look: Any = {"color": looks[name][0], "linestyle": (0, (1, 2)), "linewidth": 1}

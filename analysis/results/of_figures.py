@@ -64,7 +64,7 @@ MAGNITUDES = {
 
 def _magnitudes(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 3, run by run; the figure shows the median of the runs."""
-    for group in measured(runs, measures, "magnitude", lambda of: of["of"][0]["cell"]["row"] == "vera"):
+    for group in measured(runs, measures, "magnitude"):
         changes = [_values(measure, "d").dropna() for measure in group.measures]
         if changes and all({"query", "value"} <= set(of.site) for of in changes):
             layers = sorted({layer for of in changes for layer in of.layer})

@@ -5,9 +5,13 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from runs.errors import UserError
 from runs.evaluate import kept_result, overrides_of
@@ -50,11 +54,12 @@ TEXT_SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 @dataclass(frozen=True)
 class Number:
     """A metric of the run and of its cell. own: of the adapter that is exported; None where it is not known.
-    values: of each seed that has it, by seed."""
+    values: of each seed that has it, by seed. form: a number as tables print it."""
 
     name: str
     own: float | None
     values: dict[int, float]
+    form: Callable[[float], str] = "{:.2f}".format
 
     @property
     def median(self) -> float:
@@ -70,6 +75,10 @@ class Number:
         """What the ends are of."""
         return "their range" if 1 < len(self.values) < INTERVAL_SEEDS else f"{LEVEL:.0%} interval"
 
+    def text(self, value: float | None) -> str:
+        """A value as a table prints it."""
+        return "-" if value is None else self.form(value)
+
 
 def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
     """A run and the others of its cell, one for each seed."""
@@ -83,7 +92,8 @@ def numbers(record: Record, seeds: Mapping[int, Record]) -> list[Number]:
     """The numbers of a run beside those of the other seeds of its cell (`seeds_of`): its metric, and the
     scores of its texts. Without those that a seed lacks, or that are infinite."""
     values = {seed: seed_value(r) for seed, r in seeds.items()}
-    columns = [Number(record["result"]["metric"], kept_result(record, best=False), values)]
+    metric = Metric.of_record(record)
+    columns = [Number(metric.name, kept_result(record, best=False), values, metric.text)]
     for key in TEXT_SCORES:
         scores = {seed: text_score(r, key) for seed, r in seeds.items()}
         known = {seed: score for seed, score in scores.items() if score is not None}
@@ -137,40 +147,61 @@ def card(
     loads: Mapping[str, Any],
     converted: str = "",
 ) -> Any:
-    """The card (huggingface_hub.ModelCard) of an adapter that is to be called `name`. ledger: with the other
-    seeds of its cell, of which the card says who ran them. loads: the settings that load its base model as
-    the run had it. converted: what a conversion to LoRA lost, in words; the numbers of the seeds are then of
-    the adapters before it, and none of this one's."""
+    """The card (huggingface_hub.ModelCard) of an adapter to be called `name`, by the template card.md.
+    ledger: with the other seeds of its cell, of which the card says who ran them. loads: the settings that
+    load its base model as the run had it. converted: what a conversion to LoRA lost, in words; the numbers of
+    the seeds are then of the adapters before it, and none of this one's."""
     from huggingface_hub import ModelCard
 
     record = without_paths(record)
-    seeds = seeds_of(record, ledger)
-    own = numbers(record, seeds)
-    base = origin.name if origin else "a local model"
-    seed, kind = f" (seed {record['cell']['seed']})", record["config"]["method"]["kind"]
-    what = f"{row_label(record['config'])} on {record['label']['task']}"
-    what = f"a LoRA converted from {what}" if converted else what
-    parts = [
-        f"# {name.rpartition('/')[2]}",
-        _safe(f"An adapter of {base} in peft's format: {what}, trained with vera-bench."),
-        _safe(f"Note on the base model: {origin.note}.") if origin and origin.note else "",
-        converted,
-        "## Results",
-        _results(record, own, f"before conversion{seed}" if converted else f"this adapter{seed}"),
-        _whose(seeds, ledger),
-        "## Use",
-        _use(record, name, loads),
-        "## How it was made",
-        _making(record, origin, licence),
-    ]
-    shown, tags = ([], ["lora", kind]) if converted else (own, [kind])
-    header = metadata(record, name, origin, licence, shown, tags).to_yaml()
-    return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
+    seeds, config = seeds_of(record, ledger), record["config"]
+    own, (data, commit) = numbers(record, seeds), _data(record)
+    _, auto, reader = KINDS[config["model"]["modality"]]
+    shown, tags = ([], ["lora"]) if converted else (own, [])
+    method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
+    versions = {key: record["versions"].get(key) for key in ("torch", "transformers", "peft")}
+    gaps = {
+        "header": metadata(record, name, origin, licence, shown, [*tags, config["method"]["kind"]]).to_yaml(),
+        "title": name.rpartition("/")[2],
+        "method": row_label(config),
+        "settings": ", ".join(f"{key} {json.dumps(of)}" for key, of in method.items() if of is not None),
+        "metric": Metric.of_record(record),
+        "numbers": own,
+        "interval": interval_name(len(number.values) for number in own),
+        "origins": [ledger.origin.get(run["id"], "ours") for run in seeds.values()],
+        "loads": ", ".join([repr(name), *(f"{key}={value!r}" for key, value in loads.items())]),
+        "versions": ", ".join(f"{key} {value}" for key, value in versions.items() if value),
+        "committed": is_committed(record),
+        "command": _command(record),
+    }
+    more = {"origin": origin, "licence": licence, "converted": converted, "auto": auto, "reader": reader}
+    gaps |= more | {"record": record, "config": config, "data": data, "commit": commit, "name": repr(name)}
+    return ModelCard(_template().render(gaps))
 
 
-def _safe(text: str) -> str:
-    """A label or another text of a record as Markdown: one line, which begins no HTML."""
-    return one_line(text).replace("<", "&lt;")
+def _template() -> jinja2.Template:
+    """card.md. Each gap becomes one line that begins no HTML, so that no label or other text of a record
+    forges a heading; what is marked as safe stays as it is."""
+
+    def safe(value: object) -> object:
+        return value if isinstance(value, Markup) else one_line(str(value)).replace("<", "&lt;")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        finalize=safe,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md")
+
+
+def _command(record: Record) -> str:
+    """The words that make the run; nothing where no words do any more, or files of its own are gone."""
+    try:
+        return shlex.join(overrides_of(record))
+    except UserError:
+        return ""
 
 
 def _split(record: Record, number: Number) -> str | None:
@@ -197,92 +228,3 @@ def _data(record: Record) -> tuple[str | None, str | None]:
     """The data set's name on the hub, and the commit that was read; of a local copy no commit."""
     hub, (name, _, commit) = record["config"]["task"].get("hub"), record["data"]["content"].partition("@")
     return hub, commit.partition(" ")[0] or None if hub == name else None
-
-
-def _results(record: Record, own: list[Number], title: str) -> str:
-    """A table of the numbers as tables print them, and what they are of. title: of the run's own column."""
-    metric, name = Metric.of_record(record), interval_name(len(number.values) for number in own)
-    few = name.startswith("range")
-    lines = [
-        f"| | {title} | median | {name if few else f'{name} interval'} | seeds |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for number in own:
-        text = metric.text if number.name == metric.name else "{:.2f}".format
-        ends = " to ".join(map(text, number.interval)) if number.interval else "-"
-        mine = "-" if number.own is None else text(number.own)
-        name, median = _safe(number.name), text(number.median)
-        lines.append(f"| {name} | {mine} | {median} | {ends} | {len(number.values)} |")
-    data, reported = record["data"], record["result"]["reported"]
-    rows = f"{data['train_rows']:,} training rows, {data['dev_rows']:,} dev rows."
-    scale = f" {_safe(metric.name)} x {metric.scale:g}." if metric.scale != 1 else ""
-    texts = " Scores of texts are those of the last epoch." if len(own) > 1 else ""
-    table = "\n".join(lines) if own else "A seed ended without a number."
-    ends = "range that of the same numbers" if few else "interval a bootstrap of it"
-    of = f"The median is over each seed's {reported} epoch on dev, the {ends}."
-    return f"{table}\n\n{rows} {of}{scale}{texts}"
-
-
-def _whose(seeds: Mapping[int, Record], ledger: Ledger) -> str:
-    """A sentence on the seeds that are not of this machine, but of the project's published records."""
-    published = [run["id"] for run in seeds.values() if ledger.origin.get(run["id"], "ours") != "ours"]
-    if not published:
-        return ""
-    studies = ", ".join(sorted({f"runs/records/{ledger.origin[run]}" for run in published}))
-    are = "is a run" if len(published) == 1 else "are runs"
-    return f"{len(published)} of the {len(seeds)} seeds {are} that vera-bench has published in {studies}."
-
-
-def _use(record: Record, name: str, loads: Mapping[str, Any]) -> str:
-    _, auto, reader = KINDS[record["config"]["model"]["modality"]]
-    given = "".join(f", {key}={value!r}" for key, value in loads.items())
-    four_bit = record["config"]["model"].get("quantise")
-    note = "\n\nIt was trained over base weights in 4 bit (NF4, double quantisation)." if four_bit else ""
-    return (
-        f"```python\nfrom peft import {auto}\nfrom transformers import {reader}\n\n"
-        f"model = {auto}.from_pretrained({name!r}{given}).eval()\n"
-        f"{'processor' if 'Image' in reader else 'tokenizer'} = {reader}.from_pretrained({name!r})\n```{note}"
-    )
-
-
-def _making(record: Record, origin: Origin | None, licence: str | None) -> str:
-    """The parameters, settings, command and code of the run, its deviations and the licence."""
-    count, config, code = record["parameters"], record["config"], record["code"]
-    total = f"; the model has {count['total']:,}" if count.get("total") else ""
-    method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
-    settings = ", ".join(f"{key} {json.dumps(value)}" for key, value in method.items() if value is not None)
-    rate = config["train"].get("lr_head")
-    head = f" (head {rate:g})" if count["head"] and rate is not None else ""
-    dirty = "" if is_committed(record) else " with code that is not in it"
-    recipe = record["recipe"].get("source")
-    model = f"{origin.name} at {origin.revision}" if origin and origin.revision else ""
-    data, commit = _data(record)
-    where = f" at {commit}" if commit else ", a local copy"
-    as_base = ", as the base model" if origin and origin.licence == licence else ""
-    facts = [
-        f"Trained parameters: {count['adapter']:,} in the adapter, {count['head']:,} in the head{total}.",
-        f"Method: {row_label(config)}" + (f" ({settings})." if settings else "."),
-        f"Base model: {model}." if model else "",
-        f"Data: {data}, {config['task']['name']}{where}." if data else "",
-        f"Training: {record['steps']:,} steps of {record['effective_batch']} rows, seed {config['seed']},"
-        f" learning rate {config['train']['lr']:g}{head}.",
-        f"Recipe: {recipe}." if recipe else "",
-        f"Code: vera-bench at commit {code['commit']}{dirty}." if code["commit"] else "",
-        f"Run: {record['id']} on {record['device']['name']}; {_versions(record)}.",
-        *(f"Deviation: {deviation}." for deviation in record["deviations"]),
-        f"Licence: {licence}{as_base}." if licence else "",
-    ]
-    return "\n".join(f"- {_safe(fact)}" for fact in facts if fact) + _command(record)
-
-
-def _command(record: Record) -> str:
-    """The command that makes the run; nothing where no words do any more, or files of its own are gone."""
-    try:
-        return f"\n\n```sh\npython -m runs {shlex.join(overrides_of(record))}\n```"
-    except UserError:
-        return ""
-
-
-def _versions(record: Record) -> str:
-    versions = {key: record["versions"].get(key) for key in ("torch", "transformers", "peft")}
-    return ", ".join(f"{key} {value}" for key, value in versions.items() if value)
