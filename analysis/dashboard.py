@@ -9,10 +9,11 @@ before. What a run is called in W&B, and under which names its numbers are there
 runs/tracking/payload.py.
 """
 
+import contextlib
 import json
 import os
-import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
 RUNS_SHOWN = 1000
 #: The run of W&B that holds the tables.
 TABLES_RUN = "vera-bench-tables"
+#: A table as the records give it, and what the panels beside it show.
+WORDS = (
+    "{}\n\nMade from the records on {}; `python -m analysis.tables {}` makes it anew. The panels are W&B's"
+    " view of the runs that were sent to it: one line or bar a cell (row@model@task), W&B's own median over"
+    " its runs, whatever their settings; it samples long histories, and its own panels show means. Numbers"
+    " for a paper come from the records."
+)
 COLUMNS = [
     *("summary:status", "summary:best", "summary:last", "summary:best_epoch", "summary:metric"),
     *("summary:parameters/adapter", "config:train.value.lr", "config:cell.value.seed"),
@@ -44,12 +52,12 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
     """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
     import wandb_workspaces.workspaces as ws
 
-    tables = [(name, table) for name, table in _all_tables(ledger).values() if table.tasks]
+    sections = [_section(name, table, ledger) for name, table in _tables(ledger).values() if table.tasks]
     return ws.Workspace(
         entity=entity,
         project=project,
         name="vera-bench: the paper's tables",
-        sections=[_medians(ledger), *(_section(name, table, ledger) for name, table in tables)],
+        sections=[_medians(logged_tables(ledger)), *sections],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(
             filters="Tags() not in ['trial']",
@@ -60,54 +68,43 @@ def workspace(ledger: Ledger, entity: str, project: str) -> Any:
     )
 
 
-def _all_tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
+def _tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
     """Every table with its name in TABLES, by the key that it is logged under."""
-    tables, frame = {}, runs(ledger)
-    for name in TABLES:
-        parts = made(name, frame)
-        for number, table in enumerate(parts, 1):
-            key = f"tables/{name}" if len(parts) == 1 else f"tables/{name}_{number}"
-            tables[key] = (name, table)
-    return tables
+    frame = runs(ledger)
+    parts = {name: made(name, frame) for name in TABLES}
+    return {
+        f"tables/{name}" + f"_{number}" * (len(of) > 1): (name, table)
+        for name, of in parts.items()
+        for number, table in enumerate(of, 1)
+    }
 
 
 def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
     """The columns and texts of each table that has runs, which are logged as a wandb.Table."""
     return {
         key: {"title": table.title, "columns": table.header, "data": table.texts}
-        for key, (_, table) in _all_tables(ledger).items()
+        for key, (_, table) in _tables(ledger).items()
         if table.ids
     }
 
 
-def log_tables(tables: dict[str, dict[str, Any]], entity: str, project: str, output: str) -> None:
+def _log(tables: dict[str, dict[str, Any]], entity: str, project: str, output: str) -> None:
     """Logs the tables in one run of W&B, always the same: a panel would join the tables of several runs."""
     import wandb
 
-    if not tables:
-        return
-    run = wandb.init(
-        entity=entity,
-        project=project,
-        id=TABLES_RUN,
-        resume="allow",
-        name="tables: medians over seeds",
-        job_type="tables",
-        tags=["tables"],
-        dir=output,
-        settings=quiet_settings(),
-    )
-    run.log({key: wandb.Table(table["columns"], table["data"]) for key, table in tables.items()})
-    run.finish()
+    name, of = "tables: medians over seeds", {"entity": entity, "project": project, "dir": output}
+    kind: dict[str, Any] = {"job_type": "tables", "tags": ["tables"], "settings": quiet_settings()}
+    with wandb.init(id=TABLES_RUN, resume="allow", name=name, **of, **kind) as run:
+        run.log({key: wandb.Table(table["columns"], table["data"]) for key, table in tables.items()})
 
 
-def _medians(ledger: Ledger) -> Any:
+def _medians(tables: dict[str, dict[str, Any]]) -> Any:
     """The section with the logged tables."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
     panels: list[Any] = []
-    for key, table in logged_tables(ledger).items():
+    for key, table in tables.items():
         panels.append(wr.MarkdownPanel(markdown=table["title"], layout=wr.Layout(w=24, h=2)))
         panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=wr.Layout(w=24, h=10)))
     layout = ws.SectionLayoutSettings(columns=1, rows=2)
@@ -121,12 +118,11 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
 
     alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
     alike |= {"groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
-    panels: list[Any] = [wr.MarkdownPanel(markdown=_words(name, table))]
+    panels: list[Any] = [wr.MarkdownPanel(markdown=WORDS.format(markdown(table), date.today(), name))]
     for task, label in table.tasks.items():
         cell = cell_key(table.model, task)
-        panels.append(
-            wr.LinePlot(title=f"{label}: dev metric by epoch", x="epoch", y=[f"{cell}/dev"], **alike)
-        )
+        title = f"{label}: dev metric by epoch"
+        panels.append(wr.LinePlot(title=title, x="epoch", y=[f"{cell}/dev"], **alike))
         for number in table.shows:
             title, metric = f"{label}: {NUMBERS[number]}", f"{cell}/{number}"
             panels.append(wr.BarPlot(title=title, metrics=[metric], max_bars_to_show=100, **alike))
@@ -136,17 +132,6 @@ def _section(name: str, table: Table, ledger: Ledger) -> Any:
     ours = any(r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks for r in ledger)
     layout = ws.SectionLayoutSettings(columns=3, rows=3)
     return ws.Section(name=table.title, panels=panels, is_open=ours, layout_settings=layout)
-
-
-def _words(name: str, table: Table) -> str:
-    """The table as the records give it, and what the panels beside it show."""
-    return (
-        f"{markdown(table)}\n\nMade from the records on {time.strftime('%Y-%m-%d')}; `python -m"
-        f" analysis.tables {name}` makes it anew. The panels are W&B's view of the runs that were sent to it:"
-        " one line or bar a cell (row@model@task), W&B's own median over its runs, whatever their settings;"
-        " it samples long histories, and its own panels show means. Numbers for a paper come from the"
-        " records."
-    )
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -164,17 +149,15 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
     entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     if not entity:
         raise ValueError("no entity: name one: entity=NAME")
-    saved = workspace(ledger, entity, project)
-    remembered = Path(output) / "wandb" / "dashboard.url"
-    try:
+    saved, remembered = workspace(ledger, entity, project), Path(output) / "wandb" / "dashboard.url"
+    with contextlib.suppress(Exception):  # none was saved, or it has been deleted
         before = ws.Workspace.from_url(remembered.read_text().strip())
         if (before.entity, before.project) == (entity, project):
             before.name, before.sections = saved.name, saved.sections
             before.settings, before.runset_settings = saved.settings, saved.runset_settings
             saved = before
-    except Exception:  # none was saved, or it has been deleted
-        pass
-    log_tables(logged_tables(ledger), entity, project, output)
+    if tables := logged_tables(ledger):
+        _log(tables, entity, project, output)
     saved.save()
     write_atomically(remembered, f"{saved.url}\n")
     return str(saved.url)
@@ -200,8 +183,8 @@ def main(arguments: list[str]) -> int:
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
         if file:
-            whole = workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name)
-            text = json.dumps(spec(whole) | {"tables": logged_tables(ledger)}, indent=1)
+            whole = spec(workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name))
+            text = json.dumps(whole | {"tables": logged_tables(ledger)}, indent=1)
         else:
             text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:

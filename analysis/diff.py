@@ -7,7 +7,7 @@ An id may be cut short. What is the same is counted, not listed (all=true lists 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,15 @@ from runs.record import Ledger, Metric, Record, without_paths
 #: Parts of a record that are compared as keys and values, by their titles.
 PARTS: dict[str, tuple[str, ...]] = {
     "configuration": (
-        *("cell", "config", "recipe", "groups", "seeds", "start"),
-        *("effective_batch", "micro_batch", "steps"),
+        "cell",
+        "config",
+        "recipe",
+        "groups",
+        "seeds",
+        "start",
+        "effective_batch",
+        "micro_batch",
+        "steps",
     ),
     "model and data": ("model", "protocol", "data", "parameters"),
     "code": ("code",),
@@ -63,9 +70,7 @@ def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
     ids = [i for i in ledger.records if i.startswith(name)]
     if len(ids) != 1:
         several = f"{', '.join(sorted(ids)[:5])}: give more of the id" if ids else "none"
-        raise UserError(
-            f"records of {output}/records and the published ones that begin with {name!r}: {several}"
-        )
+        raise UserError(f"records in {output}/records or published that begin with {name!r}: {several}")
     return ledger.records[ids[0]], ledger.origin[ids[0]]
 
 
@@ -74,59 +79,51 @@ def compared(first: Record, second: Record, origins: tuple[str, str], every: boo
     one, other = without_paths(first), without_paths(second)
     rows, same = list[list[Entry]](), list[str]()
     for title, keys in PARTS.items():
-        a, b = _leaves(one, keys), _leaves(other, keys)
-        if title == "cost":
-            rows += _curves(one, other)
-        unlike = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-        shown = [*dict.fromkeys([*a, *b])] if every else unlike
-        for key in shown:
-            numbers = (_word(a.get(key)), _word(b.get(key)), _by(a.get(key), b.get(key), title == "cost"))
-            rows.append([title, key.removeprefix("config."), *numbers])
-        same += [f"{title} {len({*a, *b}) - len(unlike)} of {len({*a, *b})}"]
+        a, b, cost = _leaves(one, keys), _leaves(other, keys), title == "cost"
+        both = {key: (a.get(key), b.get(key)) for key in a | b}
+        rows += _curves(one, other) if cost else []
+        for key, (x, y) in both.items():
+            if every or x != y:
+                rows.append([title, key.removeprefix("config."), _word(x), _word(y), _by(x, y, cost)])
+        same.append(f"{title} {sum(x == y for x, y in both.values())} of {len(both)}")
     notes = [_verdict(one, other), f"The same: {', '.join(same)}. Differences are the second less the first."]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
     names = [f"{record['id']} ({of})" for record, of in zip((first, second), whose, strict=True)]
     labels = [f"{label_of(r)} on {r['label']['task']}, seed {r['cell']['seed']}" for r in (first, second)]
-    title = labels[0] if labels[0] == labels[1] else " beside ".join(labels)
+    title = " beside ".join(dict.fromkeys(labels))
     return Table(title, ["part", "what", *names, "difference"], rows, notes)
 
 
-def _leaves(record: Record, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The values of these parts of a record by dotted keys."""
-
-    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if prefix in IGNORED:
-            return
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                yield from walk(inner, f"{prefix}.{key}")
-        elif isinstance(value, list) and value:
-            for number, inner in enumerate(value):
-                yield from walk(inner, f"{prefix}.{number}")
-        else:
-            yield prefix, value
-
-    return dict(leaf for key in keys if key in record for leaf in walk(record[key], key))
+def _leaves(of: Mapping[str, Any], keys: Iterable[str], above: str = "") -> dict[str, Any]:
+    """The values of these keys by dotted keys, those of lists by their places."""
+    found = dict[str, Any]()
+    for name, value in ((f"{above}{key}", of[key]) for key in keys if key in of):
+        if isinstance(value, list):
+            value = {str(place): one for place, one in enumerate(value)} or value
+        if isinstance(value, Mapping) and value and name not in IGNORED:
+            found |= _leaves(value, value, f"{name}.")
+        elif name not in IGNORED:
+            found[name] = value
+    return found
 
 
 def _curves(one: Record, other: Record) -> list[list[Entry]]:
     """A row for each column of the curves that differs: the largest difference, and where it is."""
     rows = list[list[Entry]]()
     a, b = one.get("curve") or {}, other.get("curve") or {}
-    for name in [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
+    for name in a | b:
         x, y = a.get(name) or [], b.get(name) or []
-        if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
-            lengths = (f"{len(x)} values", f"{len(y)} values")
-            rows.append(["curve", name, *lengths, "not the same epochs"])
-            continue
-        pairs = [(i, p, q) for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q]
-        apart = [(abs(p - q), i) for i, p, q in pairs if _number(p) and _number(q)]
-        if not apart:
+        apart = [
+            (abs(p - q), i) for i, (p, q) in enumerate(zip(x, y, strict=False)) if _numbers(p, q) and p != q
+        ]
+        if x != y and (len(x) != len(y) or a.get("epoch") != b.get("epoch")):
+            rows.append(["curve", name, f"{len(x)} values", f"{len(y)} values", "not the same epochs"])
+        elif apart:
+            most, at = max(apart)
+            where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
+            rows.append(["curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"])
+        elif x != y:
             rows.append(["curve", name, "", "", "differs"])
-            continue
-        most, at = max(apart)
-        where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
-        rows.append(["curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"])
     return rows
 
 
@@ -136,31 +133,31 @@ def _verdict(one: Record, other: Record) -> str:
     if not a or not b:
         return "One of the two has no result."
     hashes = [r.get("predictions") or {} for r in (one, other)]
-    predictions = ""
-    if all(hashes):
-        predictions = f"; the predictions are {'the same' if hashes[0] == hashes[1] else 'others'}"
-    metric, key = Metric.of_record(one), one["result"]["reported"]
+    alike = "the same" if hashes[0] == hashes[1] else "others"
+    metric, key = Metric.of_record(one), a["reported"]
+    x, y, where = a.get(key), b.get(key), f"{a['metric']} at the {key} epoch"
     if a["metric"] != b["metric"]:
-        return f"Their metrics differ: {a['metric']} and {b['metric']}{predictions}."
-    if a.get(key) == b.get(key):
-        return f"Result: the same {a['metric']} at the {key} epoch{predictions}."
-    if not (_number(a.get(key)) and _number(b.get(key))):
-        return f"Result: {_word(a.get(key))} and {_word(b.get(key))}{predictions}."
-    points = metric.scale * (b[key] - a[key])
-    return f"Result: {a['metric']} at the {key} epoch differs by {points:+.{metric.decimals}f}{predictions}."
+        words = f"Their metrics differ: {a['metric']} and {b['metric']}"
+    elif x == y:
+        words = f"Result: the same {where}"
+    elif _numbers(x, y):
+        words = f"Result: {where} differs by {metric.scale * (y - x):+.{metric.decimals}f}"
+    else:
+        words = f"Result: {_word(x)} and {_word(y)}"
+    return words + f"; the predictions are {alike}" * all(hashes) + "."
 
 
 def _by(a: Any, b: Any, ratio: bool) -> str:
     """The second value less the first, or over it if `ratio`; "" where they are no numbers."""
     if a == b:
         return "the same"
-    if not (_number(a) and _number(b)):
+    if not _numbers(a, b):
         return ""
     return f"{b / a:.2f}x" if ratio and a else f"{b - a:+.4g}"
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _numbers(*values: Any) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _word(value: Any) -> str:

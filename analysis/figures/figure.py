@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from pandas.api.types import is_numeric_dtype
@@ -102,7 +103,8 @@ def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        canvas(figure).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        drawn: Any = FigureCanvasSVG(canvas(figure))  # once, where savefig draws for the layout before
+        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

@@ -22,7 +22,7 @@ from analysis.figures.figure import (
     points,
     spanned,
 )
-from analysis.frame import in_cells, reported
+from analysis.frame import in_cells
 from analysis.paper import GLUE
 from runs.record import median_interval
 from runs.record.text import megabytes
@@ -62,10 +62,8 @@ MARGIN = 0.12
 def make(part: Part) -> list[Figure]:
     """A picture of the axes of `part` for each model and task."""
     runs = part.runs[(part.runs.kind == "result") & (part.runs.task.isin(part.tasks) | (not part.tasks))]
-    name = f"pareto_{part.axes[1]}_by_{part.axes[0]}"
-    return [
-        of_rows(of, part, "_".join([name, *pair])) for pair, of in runs.groupby(["task", "model"]) if len(of)
-    ]
+    name, groups = f"pareto_{part.axes[1]}_by_{part.axes[0]}", runs.groupby(["task", "model"])
+    return [of_rows(of, points(of), part, "_".join([name, *pair])) for pair, of in groups]
 
 
 def demo(part: Part) -> list[Figure]:
@@ -93,16 +91,18 @@ def parameters(part: Part) -> list[Figure]:
 
 def _by_cost(runs: pd.DataFrame, part: Part, name: str, more: str = "") -> list[Figure]:
     """A picture of the runs of a model and task; of very many rows a picture for each of COSTS."""
-    costs = COSTS if runs.row.nunique() > CROWDED else COSTS[:1]
+    costs, found = COSTS if runs.row.nunique() > CROWDED else COSTS[:1], points(runs)
     parts = {name.replace("parameters", x): Part(runs, axes=(x, "metric"), labels=part.labels) for x in costs}
-    return [of_rows(runs, of, file, more, spans=True) for file, of in parts.items()]
+    return [of_rows(runs, found, of, file, more, spans=True) for file, of in parts.items()]
 
 
-def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False) -> Figure:
-    """The picture of the rows of a model and task. part: its axes, and the rows that the legend names beside
-    the frontier (empty: all or, of very many, none). file: its name. more: what the title says of the data.
-    spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
-    found, of_run = points(runs), reported(runs).set_index("id")
+def of_rows(
+    runs: pd.DataFrame, found: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False
+) -> Figure:
+    """The picture of the rows of a model and task. found: their `points`. part: its axes, and the rows that
+    the legend names beside the frontier (empty: all or, of very many, none). file: its name. more: what the
+    title says of the data. spans: bars span the seeds, unless the rows are very many; else they are the
+    median's interval."""
     number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
     others = (found.name != number) & ("metric" in part.axes)
     lines = [
@@ -113,7 +113,7 @@ def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bo
     spans &= len(found) <= CROWDED
     data, missing = found, list[str]()
     for axis in axes:
-        data, of_axis = _with_numbers(data, of_run, axis, spans)
+        data, of_axis = _with_numbers(data, runs, axis, spans)
         missing += of_axis
     data = data.dropna(subset=[axis.name for axis in axes])
     data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
@@ -154,14 +154,17 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
 
 
 def _with_numbers(
-    found: pd.DataFrame, of_run: pd.DataFrame, axis: Axis, spans: bool
+    found: pd.DataFrame, runs: pd.DataFrame, axis: Axis, spans: bool
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the numbers of an axis: medians over the seeds that have one, with their intervals or,
-    if `spans`, the range of the seeds; and notes on the seeds that lack it. of_run: the runs by id."""
-    # What a run cost that diverged, and so ended early, is no cost of the row
-    counts = (of_run.status == "done") | (axis.column in ("number", "parameters"))
-    values = pd.to_numeric(of_run[axis.column]).where(counts)
-    known = [[value for value in values[[*ids]] if math.isfinite(value)] for ids in found.ids]
+    if `spans`, the range of the seeds; and notes on the seeds that lack it."""
+    values = found["values"]
+    if axis.column != "number":
+        # What a run cost that diverged, and so ended early, is no cost of the row
+        counts = (runs.status == "done") | (axis.column == "parameters")
+        of_run = dict(zip(runs.id, pd.to_numeric(runs[axis.column]).where(counts), strict=True))
+        values = found.ids.map(lambda ids: [of_run[run] for run in ids])
+    known = [[value for value in of if math.isfinite(value)] for of in values]
     lines = [
         f"{label}: {count - len(of)} of {count} runs without a finite {axis.name}:"
         f" {'left out' if of else 'not drawn'}."

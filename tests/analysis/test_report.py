@@ -10,7 +10,7 @@ from tiers import ALL_TESTS
 
 from analysis import report, tables
 from analysis.render import Number
-from analysis.report.__main__ import main
+from analysis.report import main
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 EVIL = "</script ><img src=x onerror=alert(1)>{{ 7 * 7 }}"

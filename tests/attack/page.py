@@ -11,7 +11,7 @@ from typing import Any
 from ledgers import record
 from tiers import ALL_TESTS
 
-from analysis.report.__main__ import main
+from analysis.report import main
 from attack.cases import Case, Home, WrongError
 from runs.record import write_record
 

@@ -237,7 +237,7 @@ class Ledger:
             ),
             Command("stats", "analysis.stats", lambda f: [f"output={f}"], True, self._tells("VeRA")),
             Command("figures", "analysis.figures.__main__", lambda f: ["parameters", f"output={f}"], True),
-            Command("report", "analysis.report.__main__", lambda f: [f"output={f}"], True, self._page),
+            Command("report", "analysis.report", lambda f: [f"output={f}"], True, self._page),
             Command(
                 "dashboard",
                 "analysis.dashboard",

@@ -181,29 +181,28 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
     assert (alone.interval, len(alone.values)) == (None, 1)
 
 
-def test_a_card_says_which_of_its_seeds_others_ran():
-    seeds = {seed: made_record(seed=seed) for seed in range(3)}
-    ledger = Ledger({one["id"]: one for one in seeds.values()}, {one["id"]: "ours" for one in seeds.values()})
-    assert card._whose(seeds, ledger) == ""
-    ledger.origin[seeds[2]["id"]] = "glue_minilm"
-    told = "1 of the 3 seeds is a run that vera-bench has published in runs/records/glue_minilm."
-    assert card._whose(seeds, ledger) == told
-    ledger.origin[seeds[1]["id"]] = "demo_minilm"
-    told = "2 of the 3 seeds are runs that vera-bench has published in runs/records/demo_minilm,"
-    assert card._whose(seeds, ledger) == f"{told} runs/records/glue_minilm."
-    assert card._whose({0: seeds[0]}, ledger) == ""
-    for one in seeds.values():
-        one["config"]["method"]["label"] = "VeRA"
-        one["config"]["model"]["modality"] = "text"
-    text = str(card.card(seeds[0], ledger, "mine", None, "mit", {}))
-    assert f"{told} runs/records/glue_minilm.\n" in text
+def test_a_card_says_which_of_its_seeds_others_ran_and_what_its_interval_is():
+    def text_of(count, studies):
+        runs = [made_record(seed=seed) for seed in range(count)]
+        for one in runs:
+            one["config"]["method"]["label"], one["config"]["model"]["modality"] = "VeRA", "text"
+        origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
+        ledger = Ledger({one["id"]: one for one in runs}, origin)
+        return str(card.card(runs[0], ledger, "mine", None, "mit", {}))
+
+    assert "published in" not in text_of(1, ["ours"])
+    one = "1 of the 3 seeds is a run that vera-bench has published in runs/records/b.\n"
+    assert one in text_of(3, ["ours", "ours", "b"])
+    text = text_of(3, ["ours", "b", "a"])
+    assert (
+        "2 of the 3 seeds are runs that vera-bench has published in runs/records/a, runs/records/b.\n" in text
+    )
     assert "| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |" in text
     assert "| | this adapter (seed 0) | median | range of 3 seeds | seeds |" in text
     assert "95%" not in text
-    five = {seed: made_record(seed=seed) for seed in range(5)}
-    (number, *_) = card.numbers(five[0], five)
-    assert card._metric_name(number).endswith("median of 5 seeds, 95% interval 0.8 to 0.8")
-    assert "| median | 95% interval | seeds |" in card._results(five[0], [number], "mine")
+    of_five = text_of(5, ["ours"] * 5)
+    assert "median of 5 seeds, 95% interval 0.8 to 0.8" in " ".join(of_five.split())
+    assert "| median | 95% interval | seeds |" in of_five
 
 
 @pytest.mark.usefixtures("process")

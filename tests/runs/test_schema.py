@@ -12,7 +12,7 @@ from ledgers import record, seeds
 
 from analysis import dashboard, stats
 from analysis.figures.__main__ import main as figures_main
-from analysis.report.__main__ import main as report_main
+from analysis.report import main as report_main
 from analysis.tables.__main__ import main as tables_main
 from runs import evaluate, plan, publish
 from runs.errors import UserError

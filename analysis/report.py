@@ -1,10 +1,16 @@
-"""One HTML page from the records: what was found, verdicts, tables, figures, statistics, and each cell with
-its runs and curves. report.html is its template."""
+"""Writes one HTML page from the records: findings, verdicts, tables, figures, statistics, and a view of
+each cell with its runs and curves. report.html is its template.
+
+    python -m analysis.report       (make report)
+
+The page is OUTPUT/report.html. It holds its data, styles and script, and needs neither a server nor a
+network. The words and numbers of its tables are those of analysis.tables; its verdicts and statistics are
+over your runs and the published ones together."""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +18,18 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside, figures, tables
-from analysis.command import split
+from analysis.command import open_ledger, split
 from analysis.frame import KEY, reported_cells, runs
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, IMAGES, SCORES
-from analysis.render import Number
+from analysis.render import Number, Table
 from analysis.results import findings, sections
 from analysis.results.finding import WORDS, Finding
 from analysis.statistics import MODELS, costs, statistics_tables
 from analysis.variants import every_variant
-from runs.record import Ledger, Record, median_interval, without_paths
-from runs.record.text import plural
+from runs.command import OfRecords, entry_point, read
+from runs.record import Ledger, Record, median_interval, without_paths, write_atomically
+from runs.record.text import megabytes, plural
 
 #: Parts of a record that the view of a cell shows beside its configuration.
 SHOWN = (
@@ -48,39 +55,33 @@ RUNS_SHOWN = 8_000
 
 def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label; a part that a record spoils is left out, with a line."""
-    problems = [*ledger.problems]
-    frame = runs(ledger)
-    frames = tuple(runs(one) for one in split(ledger))
-    judged = tables.verdicts(frame)
+    problems, frame = [*ledger.problems], runs(ledger)
+    frames = runs((parts := split(ledger))[0]), runs(parts[1])
+    judged, measures = tables.verdicts(frame), [*ledger.measures.values()]
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
     environment.filters["verdict_counts"] = _verdict_counts
+    drawn = [
+        figure
+        for name in figures.FIGURES
+        for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
+    ]
     return environment.get_template("report.html").render(
-        date=time.strftime("%Y-%m-%d"),
+        date=date.today(),
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
-        findings=part(
-            "the findings", lambda: findings(frame, [*ledger.measures.values()]).to_dict("records")
-        ),
+        findings=part("the findings", lambda: findings(frame, measures).to_dict("records")),
         firm_pairs=FIRM_PAIRS,
         verdict_words=WORDS,
         verdicts=_verdicts(judged),
-        words=beside.WORDS,
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
         tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
-        figures=[
-            (figure, figures.svg(figure) if len(figure.data) else "")
-            for name in figures.FIGURES
-            for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
-        ],
-        statistics=part(
-            "the statistics",
-            lambda: [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else [],
-        ),
+        figures=[(figure, figures.svg(figure) if len(figure.data) else "") for figure in drawn],
+        statistics=part("the statistics", partial(_statistics, frame, judged)),
         cells=found,
         anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},
         left_out=_left_out(frame),
@@ -97,6 +98,10 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
         return []
 
 
+def _statistics(frame: pd.DataFrame, judged: pd.DataFrame) -> list[Table]:
+    return [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else []
+
+
 def _verdict_counts(found: Iterable[Finding]) -> str:
     counts = Counter(one["verdict"] for one in found)
     return ", ".join(f"{word} {counts[verdict]}" for verdict, word in WORDS.items() if counts[verdict])
@@ -104,32 +109,27 @@ def _verdict_counts(found: Iterable[Finding]) -> str:
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The numbers of the paper beside ours, by table and model; those of which one has run first."""
-    rows = rows.assign(column=rows.column.map(COLUMNS).fillna(rows.column))
-    groups = [
-        (f"Table {table[5:]}, {MODELS[model]}", of)
-        for (table, model), of in rows.groupby(["table", "model"], sort=False)
-    ]
-    return sorted(groups, key=lambda group: not group[1].ran.any())
+    groups = rows.assign(column=rows.column.replace(COLUMNS)).groupby(["table", "model"], sort=False)
+    named = [(f"Table {table[5:]}, {MODELS[model]}", of) for (table, model), of in groups]
+    return sorted(named, key=lambda group: not group[1].ran.any())
 
 
 def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Every variant of every row, with its runs and their curves: VeRA and LoRA first."""
-    cells = reported_cells(every)
+    cells, shown = reported_cells(every), 0
     words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
     first = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
     by_id = every.drop_duplicates("id").set_index("id")[OF_A_RUN].to_dict("index")
-    shown = 0
     for cell in cells.assign(first=first).sort_values(["first", "model", "task", "row"]).itertuples():
         known = [value for value in cell.values if value == value]
         shown += cell.runs
+        records = [ledger.records[run] for run in cell.ids] if shown <= RUNS_SHOWN else []
         yield {
             "cell": cell,
             "interval": median_interval(known) if len(known) >= beside.SEEDS else None,
             "words": words.get(cell.ids, []),
-            "facts": _facts(ledger.records[cell.ids[0]]) if shown <= RUNS_SHOWN else [],
-            "runs": [{"id": i, **by_id[i], "curve": curve(ledger.records[i]["curve"])} for i in cell.ids]
-            if shown <= RUNS_SHOWN
-            else [],
+            "facts": _facts(records[0]) if records else [],
+            "runs": [{"id": r["id"], **by_id[r["id"]], "curve": curve(r["curve"])} for r in records],
         }
 
 
@@ -159,13 +159,15 @@ def _flat(of: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """The runs that are in no cell of a table, and why."""
-    reasons = {
-        "trial": "judged on training rows",
-        "settings": "other settings than the cell of the tables",
-        "protocol": "an older protocol",
-        "seed": "a second record of the same settings and seed",
-    }
-    lists = []
+    lists, reasons = (
+        list[tuple[str, list[str]]](),
+        {
+            "trial": "judged on training rows",
+            "settings": "other settings than the cell of the tables",
+            "protocol": "an older protocol",
+            "seed": "a second record of the same settings and seed",
+        },
+    )
     for reason, words in reasons.items():
         groups = frame[frame.left_out == reason].groupby(KEY).size()
         lines = [f"{row} on {task}, {model}: {count}" for (model, row, task), count in groups.items()]
@@ -175,3 +177,20 @@ def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     names = early.id + " (" + early.label + " on " + early.task_label + ", " + early.model_label + ")"
     lists.append(("Runs that have not finished", [*(names + ": " + early.kind + ": " + why)]))
     return [(title, lines) for title, lines in lists if lines]
+
+
+class Settings(OfRecords):
+    """None of its own."""
+
+
+def main(arguments: list[str]) -> int:
+    output = read(arguments, Settings).settings.output
+    ledger = open_ledger(output)
+    path = Path(output) / "report.html"
+    write_atomically(path, page(ledger))
+    print(f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})")
+    return 0
+
+
+if __name__ == "__main__":
+    entry_point(main)
