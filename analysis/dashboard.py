@@ -92,9 +92,10 @@ def _log(tables: dict[str, dict[str, Any]], entity: str, project: str, output: s
     """Logs the tables in one run of W&B, always the same: a panel would join the tables of several runs."""
     import wandb
 
-    name, of = "tables: medians over seeds", {"entity": entity, "project": project, "dir": output}
-    kind: dict[str, Any] = {"job_type": "tables", "tags": ["tables"], "settings": quiet_settings()}
-    with wandb.init(id=TABLES_RUN, resume="allow", name=name, **of, **kind) as run:
+    of: dict[str, Any] = {"entity": entity, "project": project, "dir": output}
+    of |= {"job_type": "tables", "tags": ["tables"], "settings": quiet_settings()}
+    name = "tables: medians over seeds"
+    with wandb.init(id=TABLES_RUN, resume="allow", name=name, **of) as run:
         run.log({key: wandb.Table(table["columns"], table["data"]) for key, table in tables.items()})
 
 

@@ -135,7 +135,8 @@ def _verdict(one: Record, other: Record) -> str:
     hashes = [r.get("predictions") or {} for r in (one, other)]
     alike = "the same" if hashes[0] == hashes[1] else "others"
     metric, key = Metric.of_record(one), a["reported"]
-    x, y, where = a.get(key), b.get(key), f"{a['metric']} at the {key} epoch"
+    values: tuple[Any, Any] = a.get(key), b.get(key)
+    (x, y), where = values, f"{a['metric']} at the {key} epoch"
     if a["metric"] != b["metric"]:
         words = f"Their metrics differ: {a['metric']} and {b['metric']}"
     elif x == y:
