@@ -6,16 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ledgers
 import pytest
-from ledgers import of_metric
+from ledgers import ledger, record
 from wandb_server import good, refusing
 
 from analysis import dashboard, tables
 from analysis.frame import runs as runs_of
 from analysis.paper import GLUE
 from runs.errors import UserError
-from runs.record import SCHEMA, Ledger, write_record
+from runs.record import write_record
 from runs.tracking import account
 from runs.tracking.payload import points_of, summary_of
 
@@ -33,51 +32,12 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def record(task="reviews", model="minilm", row="vera", seed=0):
-    both = {"best": 0.8, "best_epoch": 1.0, "last": 0.7}
-    return {
-        "schema": SCHEMA,
-        "id": f"{model}-{row}-{task}-{seed}",
-        "status": "done",
-        "error": None,
-        "cell": {"paper": None, "row": row, "model": model, "task": task, "seed": seed},
-        "label": {"row": row, "model": "MiniLM", "task": "reviews"},
-        "config": {
-            "model": {"name": model, "path": "m"},
-            "task": {"name": task},
-            "method": {"kind": row},
-            "train": {"epochs": 3},
-            "seed": seed,
-        },
-        "recipe": {"name": "r"},
-        "model": "hash",
-        "data": {"content": "hash", "train_rows": 10, "dev_rows": 5},
-        "parameters": {"adapter": 7680, "head": 10, "formula": 7680},
-        "curve": {
-            "epoch": [1.0, 2.0],
-            "step": [1, 2],
-            "train_loss": [0.5, 0.4],
-            "metric": [0.8, 0.7],
-            "metric_select": [0.8, 0.7],
-            "metric_report": [0.8, 0.7],
-        },
-        "result": {
-            **of_metric("accuracy"),
-            "select": "paper",
-            **both,
-            "protocols": {"paper": both, "crossfit": {}},
-        },
-        "cost": {"train_seconds": 1.0, "evaluate_seconds": 1.0, "adapter_bytes": 1, "peak_memory_bytes": 1},
-        "deviations": [],
-    }
+def of_demo(*seeds):
+    return ledger(*(record("vera", "reviews", seed, model="minilm") for seed in seeds))
 
 
-def ledger_of(*records):
-    return Ledger({r["id"]: r for r in records}, {r["id"]: "ours" for r in records})
-
-
-def sections_of(ledger):
-    spec = dashboard.spec(dashboard.workspace(ledger, "me", "vera-bench"))["spec"]["section"]
+def sections_of(found):
+    spec = dashboard.spec(dashboard.workspace(found, "me", "vera-bench"))["spec"]["section"]
     return {section["name"]: section for section in spec["panelBankConfig"]["sections"]}, spec
 
 
@@ -88,24 +48,24 @@ def names_in(section):
     return [name.removeprefix("summary:") for name in names if name]
 
 
-def test_every_table_has_a_section_with_its_own_tasks():
-    ledger = ledger_of(record())
-    sections, spec = sections_of(ledger)
-    made = [table for name in tables.TABLES for table in tables.made(name, runs_of(ledger)) if table.tasks]
-    assert list(sections) == ["Tables from records", *(table.title for table in made)]
+DEMO = "reviews (MiniLM, median over the seeds there are): dev accuracy"
+
+
+def test_every_table_has_a_section_with_its_own_tasks_and_the_table_from_the_records():
+    sections, spec = sections_of(of_demo(0))
+    frame = runs_of(of_demo(0))
+    made = [table for name in tables.TABLES for table in tables.made(name, frame) if table.tasks]
     # Logged tables; 2 of table 2, 2 of 3, 4 of 4, 2 of 5, 3 of 6, 7, 12, 13, demo; 1 and 8 to 11 show no run
+    assert list(sections) == ["Tables from records", *(table.title for table in made)]
     assert len(sections) == 1 + 17
-    base = sections["Table 2, RoBERTa-base: GLUE dev sets"]
-    assert [f"cells/roberta_base/{task}/dev" for task in GLUE] == [
-        n for n in names_in(base) if n.endswith("/dev")
-    ]
+    base, demo = sections["Table 2, RoBERTa-base: GLUE dev sets"], sections[DEMO]
+    curves = [name for name in names_in(base) if name.endswith("/dev")]
+    assert curves == [f"cells/roberta_base/{task}/dev" for task in GLUE]
     assert "cells/gpt2_medium/e2e/rouge_l" in names_in(sections["Table 3, GPT-2 medium: E2E NLG"])
-    assert "cells/vit_base/food101/last" in names_in(
-        sections["Table 5, ViT-B/16: 10 training images a class"]
-    )
-    demo = sections["reviews (MiniLM, median over the seeds there are): dev accuracy"]
-    assert demo["isOpen"]
-    assert not base["isOpen"]
+    assert (demo["isOpen"], base["isOpen"]) == (True, False)
+    words = demo["panels"][0]["config"]["value"]
+    assert "80.0 |" in words
+    assert "`python -m analysis.tables demo`" in words
     # One group a cell, by the median; trials are left out, as from the tables.
     for panel in (p["config"] for s in sections.values() for p in s["panels"] if "metrics" in p["config"]):
         assert (panel["groupBy"], panel["groupAgg"]) == ("group", "median")
@@ -117,22 +77,12 @@ def test_every_table_has_a_section_with_its_own_tasks():
 
 def test_a_panel_asks_for_what_a_run_logs():
     """The names on both sides: a panel that asks for another one would stay empty."""
-    done = record()
+    (done,) = of_demo(0)
+    done["curve"]["step"] = [1, 2, 3]
     logged = set(summary_of(done)) | {name for point in points_of(done) for name in point}
-    sections, _ = sections_of(ledger_of(done))
-    demo = next(section for name, section in sections.items() if name.startswith("reviews"))
-    assert names_in(demo)
-    assert set(names_in(demo)) <= logged
-    assert {"epoch", "parameters/adapter"} <= logged
-
-
-def test_each_section_holds_the_table_from_the_records():
-    sections, _ = sections_of(ledger_of(record()))
-    demo = next(section for name, section in sections.items() if name.startswith("reviews"))
-    words = demo["panels"][0]["config"]["value"]
-    assert "|     80.0 |" in words
-    assert "`python -m analysis.tables demo`" in words
-    assert "Numbers for a paper come from the records" in words
+    asked = set(names_in(sections_of(of_demo(0))[0][DEMO]))
+    assert asked
+    assert asked | {"epoch", "parameters/adapter"} <= logged
 
 
 def test_json_needs_no_network_and_no_login(tmp_path, capsys):
@@ -146,20 +96,15 @@ def test_json_needs_no_network_and_no_login(tmp_path, capsys):
 
 def test_json_has_the_tables_that_would_be_logged(tmp_path, capsys):
     """Those with numbers of records, as texts; the workspace has a panel for each."""
-    assert dashboard.logged_tables(ledger_of()) == {}
-    ledger = ledger_of(record(), record(seed=1))
-    tables = dashboard.logged_tables(ledger)
-    assert list(tables) == ["tables/demo"]
-    demo = tables["tables/demo"]
+    assert dashboard.logged_tables(ledger()) == {}
+    ((key, demo),) = dashboard.logged_tables(of_demo(0, 1)).items()
+    assert key == "tables/demo"
     assert {len(row) for row in demo["data"]} == {len(demo["columns"])}
     assert any("80.0" in cell for row in demo["data"] for cell in row)
-    sections, _ = sections_of(ledger)
-    section = sections["Tables from records"]
-    assert section["isOpen"]
-    titles, (panel,) = section["panels"][::2], section["panels"][1::2]
-    assert [title["config"]["value"] for title in titles] == [demo["title"]]
+    title, panel = sections_of(of_demo(0, 1))[0]["Tables from records"]["panels"]
+    assert title["config"]["value"] == demo["title"]
     assert '"tables/demo"' in json.dumps(panel)
-    write_record(tmp_path / "outputs", ledgers.record())
+    write_record(tmp_path / "outputs", record())
     assert dashboard.main(["json=-", f"output={tmp_path / 'outputs'}"]) == 0
     assert list(json.loads(capsys.readouterr().out)["tables"]) == ["tables/table2_1"]
 
@@ -184,17 +129,11 @@ def test_errors_are_one_line(monkeypatch):
 @pytest.mark.usefixtures("process")
 def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
     """In processes of their own: wandb keeps an address for the life of one."""
-    write_record(tmp_path / "outputs", ledgers.record())
+    write_record(tmp_path / "outputs", record())
     with good() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        command = [
-            sys.executable,
-            "-m",
-            "analysis.dashboard",
-            f"output={tmp_path / 'outputs'}",
-            "project=p",
-        ]
+        command = [sys.executable, "-m", "analysis.dashboard", f"output={tmp_path / 'outputs'}", "project=p"]
         said = [
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90).stdout
             for _ in range(2)

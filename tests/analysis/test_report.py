@@ -102,15 +102,11 @@ def test_what_is_left_out_is_said_with_its_reason(page):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_of_a_large_ledger_the_first_cells_show_their_runs(monkeypatch):
+def test_a_large_ledger_and_a_part_that_cannot_be_made_cost_what_they_are_and_no_more(monkeypatch):
     monkeypatch.setattr(report, "RUNS_SHOWN", 7)
-    assert [text.count("<polyline") for text in cells(report.page(mixed())).values()] == [3, 2, 0, 0, 0]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_part_that_cannot_be_made_leaves_a_line_and_the_others(monkeypatch):
     monkeypatch.setitem(tables.TABLES, "table4", lambda view: {}["judged"])
     text = report.page(mixed())
+    assert [cell.count("<polyline") for cell in cells(text).values()] == [3, 2, 0, 0, 0]
     assert "table4 could not be made: KeyError: 'judged'" in plain(part(text, "left-out"))
     assert re.search("Table 2, RoBERTa-base.*Table 13", plain(part(text, "tables")))
 
