@@ -18,19 +18,10 @@ from runs.command import OfRecords, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, Metric, Record, without_paths
 
+SIZES = ("effective_batch", "micro_batch", "steps")
 #: Parts of a record that are compared as keys and values, by their titles.
 PARTS: dict[str, tuple[str, ...]] = {
-    "configuration": (
-        "cell",
-        "config",
-        "recipe",
-        "groups",
-        "seeds",
-        "start",
-        "effective_batch",
-        "micro_batch",
-        "steps",
-    ),
+    "configuration": ("cell", "config", "recipe", "groups", "seeds", "start", *SIZES),
     "model and data": ("model", "protocol", "data", "parameters"),
     "code": ("code",),
     "versions": ("versions",),

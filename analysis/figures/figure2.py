@@ -20,10 +20,6 @@ RANK_LINES = {
     "LoRA, constant alpha": ("lora", ("constant", "given", BOTH), "-"),
     "LoRA, alpha proportional to r": ("lora", ("proportional", BOTH), "--"),
 }
-OF_ALPHA = (
-    "constant alpha: the recipe's at every rank (Hu et al. 2022). proportional: the recipe's alpha / rank"
-    " times the rank. Rates are the recipe's: one for all ranks, or one for each."
-)
 DATA = ["method", "kind", "rank", "alpha", "scaling", "source", "parameters"]
 DATA += ["median", "low", "high", "n", "wanted", "runs"]
 
@@ -44,8 +40,6 @@ def figure2(part: Part) -> list[Figure]:
         if count := int(left_out.get(pair, 0)):
             words = "on other data, or of other epochs, than most ranks: left out."
             lines.append(f"{plural(count, 'run')} {words}")
-        if (of.kind == "lora").any():
-            lines.append(OF_ALPHA)
         if pair == points.PAPER:
             quoted = points.printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
             quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")

@@ -22,15 +22,9 @@ from analysis.figures.figure import (
 )
 from analysis.paper import GLUE, NAMES, paper
 
-GAIN = (
-    "Gain, by the paper's formula: 100 x accuracy / accuracy of the head alone / thousands of parameters. The"
-    " count weighs more than the accuracy: as good as the head alone is 100 / thousands of parameters."
+NOTHING = (
+    "The rows and the head alone have not both run on RTE, so there is no gain of ours (experiment=figure4)."
 )
-IMPLIED = (
-    "head, of the paper's: the head-only accuracy that follows from a printed value and table 2's accuracy."
-    " The printed values do not follow from one such accuracy."
-)
-NO_HEAD = "No run of the head alone on RTE is here, so there is no gain of ours (experiment=figure4)."
 DATA = ["method", "row", "kind", "source", "parameters", "accuracy", "head", "gain", "complete", "runs"]
 
 
@@ -50,14 +44,10 @@ def figure4(part: Part) -> list[Figure]:
             data["runs"] = [(*ids, *alone.ids) for ids in of.ids]
             data["gain"] = 100 * data.accuracy / data["head"] / (data.parameters / 1000)
         data = data.reindex(columns=DATA)[: len(data) * ("gain" in data)]
-        lines += [GAIN, *notes(of_pair(part.runs, pair), stacked(of, head))]
+        lines += notes(of_pair(part.runs, pair), stacked(of, head))
         if pair == PAPER:
             data = stacked(_printed(), data)
-            lines.append(IMPLIED)
-            if of.empty:
-                lines.append("Nothing has run here: experiment=figure4 runs it.")
-            elif head.empty:
-                lines.append(NO_HEAD)
+            lines += [NOTHING] * (of.empty or head.empty)
         label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
         title = f"Figure 4: gain per 1K trainable parameters on {GLUE[pair[1]]}, {label}"
         figures.append(Figure(f"figure4{suffix}", title, data, lines, _draw))

@@ -10,9 +10,6 @@ from analysis.paper import NAMES, paper
 from runs.record import Record
 
 DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
-LEAST = (
-    "least: of any matrix of that rank, by singular values; where LoRA's fit is the same it has converged."
-)
 LOOKS = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
 
 
@@ -26,7 +23,7 @@ def figure6(part: Part) -> list[Figure]:
         for at in data[data.n < data.of].itertuples():
             lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
         words = ", ".join(f"{key} {of[key]}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
-        lines += [f"Settings (this project's choice): {words}.", LEAST]
+        lines.append(f"Settings (this project's choice): {words}.")
         if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
             lines.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
     else:

@@ -122,8 +122,6 @@ def of_rows(
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
     foot, counts = _foot(data, axes), [*data.runs] or [0]
     lines += [*notes(runs, found), *missing, *_unlike(in_cells(runs, found), part.axes), *foot]
-    if len(data) > CROWDED or part.labels:
-        lines.append("Legend: the frontier, and the rows of labels=. Every row is in the data.")
     if data.empty:
         lines.insert(0, "no row has both numbers.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"

@@ -110,13 +110,15 @@ def metadata(
 
     task, kind = record["config"]["task"], KINDS[record["config"]["model"]["modality"]][0]
     data, commit = _data(record)
+    # On the hub, where it is known
+    split = "validation" if task.get("family") == "glue" else None
     results = [
         EvalResult(
             task_type=kind,
             dataset_type=data or task["name"],
             dataset_name=record["label"]["task"],
             dataset_config=task["name"] if task.get("family") == "glue" else None,
-            dataset_split=_split(record, number),
+            dataset_split=record["texts"]["split"] if number.name in TEXT_SCORES else split,
             dataset_revision=commit,
             metric_type=METRICS.get(number.name, number.name),
             metric_name=_metric_name(number),
@@ -202,13 +204,6 @@ def _command(record: Record) -> str:
         return shlex.join(overrides_of(record))
     except UserError:
         return ""
-
-
-def _split(record: Record, number: Number) -> str | None:
-    """The split on the hub that a number is of, where it is known."""
-    if number.name in TEXT_SCORES:
-        return str(record["texts"]["split"])
-    return "validation" if record["config"]["task"].get("family") == "glue" else None
 
 
 def _metric_name(number: Number) -> str:
