@@ -274,7 +274,7 @@ def test_the_command_draws_it_and_refuses_other_axes_and_labels_in_one_line(outp
     assert main([*words, "labels=vera"]) == 0
     assert "pareto_metric_by_bytes_rte_minilm.png" in capsys.readouterr().out
     for bad, why in (
-        (["pareto", "x=params"], "^x=params: should be one of .* Did you mean parameters"),
+        (["pareto", "x=params"], "^x=params: should be .* Did you mean parameters"),
         (["pareto", "x=metric"], "^x=metric y=metric: give two different ones$"),
         (["figure2", "x=bytes"], "^x=: the axes of figure2 are fixed; pareto has x= and y=$"),
         ([*words, "labels=verra"], r"^no row labels= 'verra'\. Did you mean vera\?"),
