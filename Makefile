@@ -127,7 +127,7 @@ results: setup ## docs/results.md and the README's table, from the published rec
 	@$(BIN)/python -m analysis.results
 
 sync: setup ## uploads to Weights & Biases the runs that were written offline, each once
-	@$(BIN)/python -m runs.tracking sync $(call quoted,output=,OUTPUT)
+	@WANDB__GRAPHQL_RETRY_MAX=3 WANDB_DIR=$(call quoted,,OUTPUT) $(BIN)/python -m wandb sync --yes
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
 	@$(BIN)/python -m analysis.dashboard $(call quoted,output=,OUTPUT) $(call given,entity=,ENTITY) $(call given,project=,PROJECT) \

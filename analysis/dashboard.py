@@ -6,12 +6,14 @@
 A section for each table: the table itself as the records give it, and for each of its columns the dev metric
 by epoch and the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved
 before. What a run is called in W&B, and under which names its numbers are there, is in
-runs/tracking/payload.py.
+runs/tracking.py.
 """
 
 import contextlib
 import json
 import os
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -25,7 +27,7 @@ from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 from runs.record.text import first_line
-from runs.tracking import cell_key, check_account, project, quiet_settings
+from runs.tracking import PROJECT, cell_key, quiet_settings
 
 #: Panels for the numbers that tables show.
 NUMBERS = {"best": "best epoch", "last": "last epoch"}
@@ -142,6 +144,26 @@ def spec(workspace: Any) -> dict[str, Any]:
     return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": content}
 
 
+def check_account() -> None:
+    """Raises UserError where nobody is logged in, or the server does not answer: wandb would retry for many
+    minutes. Sets wandb quiet and online for the rest of this process."""
+    import wandb
+
+    os.environ |= {"WANDB_MODE": "online", "WANDB_SILENT": "true"}
+    url, why = str(wandb.setup().settings.base_url).rstrip("/"), ""
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError(f"not logged in to {url}. Run `wandb login`, or set WANDB_API_KEY")
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except urllib.error.HTTPError as error:  # an answer, such as "not found"
+        why = f"it answers {error.code}" if error.code >= 500 else ""
+    except (OSError, ValueError) as error:  # with the system's reason inside
+        reason = getattr(error, "reason", error)
+        why = getattr(reason, "strerror", None) or str(reason)
+    if why:
+        raise UserError(f"{url} cannot be reached ({why})")
+
+
 def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
     """Saves the workspace to W&B, in place of the one saved before. Returns its address."""
     import wandb
@@ -175,12 +197,10 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
-    file, entity, name = settings.json, settings.entity, settings.project or project()
+    file, entity = settings.json, settings.entity
+    name = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
     if not file:
-        try:
-            check_account()
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        check_account()
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
         if file:

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # a GPU's number is the driver's, not its rank by speed
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # batches of hundreds of shapes fragment the memory
     "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",  # cuDNN plans each shape of a batch anew, some 50 ms
+    "WANDB_ERROR_REPORTING": "false",  # or wandb reports its crashes to a server of its makers
     "TOKENIZERS_PARALLELISM": "false",  # or tokenizers warn in every forked process
 }
 #: A thread without work waits in a loop, by default for long, on a core that another process may need. Beside

@@ -8,6 +8,10 @@ class UserError(Exception):
     """A user's mistake. The message says what is wrong, where, and what to do."""
 
 
+class StoppedError(Exception):
+    """A run was asked to stop, and has saved what it needs to continue."""
+
+
 class DeviceError(UserError):
     """A GPU is here that torch cannot use, or is no longer: another process, or machine, may have it."""
 

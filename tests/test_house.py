@@ -42,7 +42,17 @@ BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.reviews"),
     *(
         f"runs.{n}"
-        for n in ("models", "errors", "sources", "file_hash", "lengths", "methods", "gpus", "rates")
+        for n in (
+            "models",
+            "errors",
+            "sources",
+            "file_hash",
+            "lengths",
+            "methods",
+            "gpus",
+            "rates",
+            "tracking",
+        )
     ),
     *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),
     *(

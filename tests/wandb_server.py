@@ -6,6 +6,10 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+#: What a server may answer to everything.
+ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+GARBAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{garbage]"
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -21,12 +25,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def do_POST(self):
-        body = self.body()
+        body = json.loads(self.body())
         if "graphql" in self.path:
-            self.server.told.append(json.loads(body))
-            return self.answer({"data": self.data(json.loads(body))})
+            self.server.told.append(body)
+            return self.answer({"data": self.data(body["query"], body.get("variables", {}))})
         if self.path.endswith("file_stream"):
-            self.server.streams.append((self.path.split("/")[-2], json.loads(body)))
+            self.server.streams.append((self.path.split("/")[-2], body))
         return self.answer({})
 
     def body(self):
@@ -39,19 +43,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def data(self, asked):
-        query, variables = asked["query"], asked.get("variables", {})
+    def data(self, query, variables):
         entity = {"id": "RW50", "name": "me"}
         if "upsertBucket" in query:
             project = {"id": "UHI=", "name": variables["project"], "entity": entity}
-            bucket = {
-                "id": "QnU=",
-                "name": variables["name"],
-                "config": "{}",
-                "project": project,
-                "historyLineCount": 0,
-            }
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            bucket = {"id": "QnU=", "name": variables["name"], "config": "{}", "project": project}
+            return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "QWc="}}}
         if "agentHeartbeat" in query:
@@ -76,16 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             node = {"id": "VjE=", "displayName": "x", "spec": self.server.view["spec"]}
             return {"project": {"allViews": {"edges": [{"node": node}]}}}
         if "viewer" in query:
-            return {
-                "viewer": {
-                    "id": "VXM=",
-                    "entity": "me",
-                    "username": "me",
-                    "email": "",
-                    "flags": "{}",
-                    "teams": {"edges": []},
-                }
-            }
+            names = {"entity": "me", "username": "me", "email": "", "flags": "{}"}
+            return {"viewer": {"id": "VXM=", **names, "teams": {"edges": []}}}
         return {}
 
 
@@ -94,6 +83,27 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, *_):
         """Nothing: a client that hangs up is no news."""
+
+    def run(self, name):
+        """What was told of a run: the variables of its creation, its configuration, history and summary, and
+        the exit codes with which it ended."""
+        upserts = [told["variables"] for told in self.told if "upsertBucket" in told["query"]]
+        made = [each for each in upserts if each["name"] == name]
+        config = [json.loads(each["config"]) for each in made if each.get("config")][-1]
+        bodies = [body for run_id, body in self.streams if run_id == name]
+        files = [body["files"] for body in bodies if body.get("files")]
+        lines = {
+            kind: [json.loads(line) for each in files for line in each.get(kind, {}).get("content", [])]
+            for kind in ("wandb-history.jsonl", "wandb-summary.json")
+        }
+        return {
+            "made": {key: value for each in made for key, value in each.items() if value is not None},
+            "config": {key: of["value"] for key, of in config.items()},
+            "history": lines["wandb-history.jsonl"],
+            "summary": lines["wandb-summary.json"][-1] if lines["wandb-summary.json"] else {},
+            "exit": [body["exitcode"] for body in bodies if body.get("complete")],
+            "preempting": any(body.get("preempting") for body in bodies),
+        }
 
 
 @contextlib.contextmanager
@@ -114,7 +124,7 @@ def good():
 
 @contextlib.contextmanager
 def bad(answer):
-    """A port that answers every request with these bytes. None: never. Its address."""
+    """The address of a port that answers everything with these bytes. None: never."""
     listener = socket.create_server(("127.0.0.1", 0))
     kept = []
 
@@ -122,12 +132,11 @@ def bad(answer):
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                if answer is None:
-                    kept.append(connection)
-                    continue
-                with contextlib.suppress(OSError), connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+                kept.append(connection)
+                if answer is not None:
+                    with contextlib.suppress(OSError), connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
 
     threading.Thread(target=serve, daemon=True).start()
     try:

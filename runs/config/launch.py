@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runs.errors import UserError
-from runs.tracking.settings import Tracking
+from runs.tracking import Tracking
 
 
 @dataclass

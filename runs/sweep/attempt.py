@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from runs import SEVERAL
-from runs.errors import DeviceError, is_users
+from runs.errors import DeviceError, StoppedError, is_users
 from runs.record import run_folder
 from runs.record.text import FULL, describe
 from runs.run import Run
@@ -27,6 +27,7 @@ from runs.sweep import progress
 from runs.sweep.display import Event
 from runs.sweep.leases import Heart, Lease, LostLeaseError
 from runs.sweep.signals import STOPPING, handling
+from runs.tracking import Tracking
 from tasks.parent import PARENT
 
 #: The exit code of a run's process that was asked to stop and can continue (sysexits.h: temporary failure).
@@ -48,9 +49,12 @@ class Ending:
 class Attempt:
     """One attempt of a run, in a process of its own. A signal's handler, or another thread, may `stop` it."""
 
-    def __init__(self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], tracking: Tracking
+    ) -> None:
         """attempts: of progress.read_attempts."""
         self.run, self.run_id, self.lease, self.attempts = run, run_id, lease, attempts
+        self.tracking = tracking
         self.stopping = False  # whether it was asked to stop
         self._child: Any = None
         self._phase = "loading"
@@ -70,7 +74,7 @@ class Attempt:
         killed_before = _kernel_kills()
         # The server may be older than the lease on a device
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        work = (self.run, self.run_id, self.lease, self.attempts, sender, visible)
+        work = (self.run, self.run_id, self.lease, self.attempts, self.tracking, sender, visible)
         child = context.Process(target=_child, args=work, daemon=True)
         try:
             child.start()
@@ -194,7 +198,13 @@ def _leave() -> None:
 
 
 def _child(
-    run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], events: Connection, visible: str | None
+    run: Run,
+    run_id: str,
+    lease: Lease,
+    attempts: dict[str, Any],
+    tracking: Tracking,
+    events: Connection,
+    visible: str | None,
 ) -> None:
     """The main function of a run's process. Its output goes into the run's log, its events to the executor,
     and an error as one event. visible: CUDA_VISIBLE_DEVICES."""
@@ -211,18 +221,8 @@ def _child(
 
     for number in STOPPING:
         signal.signal(number, ask_to_stop)
-    folder = run_folder(run.config["output"], run_id)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = progress.append(folder / "log.txt")
-    except OSError as error:
-        cause, words = cause_of(error)
-        events.send({"cause": cause, "error": words})
-        sys.exit(1)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
-    from runs.training.context import Stop, StoppedError
+    _print_to_log(run, run_id, events)
+    from runs.training.context import Stop
     from runs.training.loop import Training
     from runs.training.train import train
 
@@ -239,7 +239,7 @@ def _child(
                 os._exit(1)
 
     try:
-        train(Training(run, run_id, report, lease, stop, attempts))
+        train(Training(run, run_id, report, lease, stop, attempts), tracking)
     except StoppedError:
         os._exit(INTERRUPTED)
     except BaseException as error:
@@ -250,6 +250,21 @@ def _child(
         cause, words = cause_of(error)
         events.send({"cause": cause, "error": words})
         sys.exit(1)
+
+
+def _print_to_log(run: Run, run_id: str, events: Connection) -> None:
+    """Has this process print into the run's log."""
+    folder = run_folder(run.config["output"], run_id)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = progress.append(folder / "log.txt")
+    except OSError as error:
+        cause, words = cause_of(error)
+        events.send({"cause": cause, "error": words})
+        sys.exit(1)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
 
 
 #: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot start without some.

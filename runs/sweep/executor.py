@@ -25,11 +25,11 @@ from runs.run import Run
 from runs.sweep import progress
 from runs.sweep.attempt import Attempt, Ending, start_fork_server
 from runs.sweep.devices import lease_device
-from runs.sweep.display import LINES, Display, Event, estimate
-from runs.sweep.jobs import Job, Outcome, Sweep, finished_record, settle, settled_record
+from runs.sweep.display import LINES, Display, estimate
+from runs.sweep.jobs import Job, Outcome, Sweep, settle, settled_record
 from runs.sweep.leases import Heart, Lease, LostLeaseError, Watcher, holder_words
 from runs.sweep.signals import handling
-from runs.tracking import Tracker
+from runs.tracking import of_run
 from tasks.parent import end_with
 
 #: How often a run is tried again after a cause, unless it has saved more in between.
@@ -51,7 +51,6 @@ class Executor:
         self.sweep, self.display, self.waits, self.alone = sweep, display, waits, alone
         self.output = sweep.jobs[0].output
         self.watcher = Watcher(self.output, sweep.lease_seconds)
-        self.tracker = Tracker(sweep.tracking, self.output, runs=[job.run for job in sweep.jobs])
         self.outcome = Outcome()
         self.attempt: Attempt | None = None  # the current one
         self.signal: int | None = None  # the one that asked for an end
@@ -75,7 +74,6 @@ class Executor:
                         time.sleep(min(1.0, self.sweep.lease_seconds / 8))
         finally:
             self.display.close()
-            self.tracker.close()
         self.outcome.interrupted = self.signal is not None
         return self.outcome
 
@@ -104,13 +102,7 @@ class Executor:
         return True
 
     def _settle(self, job: Job, seconds: float | None) -> bool:
-        settled = settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
-        # Of a run that had a record before, only an agent's sweep waits for the numbers
-        skipped = settled and seconds is None and job.run == self.tracker.agents
-        if skipped and (record := finished_record(job.output, job.id)):
-            self.tracker.begin(job.run, job.id)
-            self.tracker.end(record)
-        return settled
+        return settle(job, self.sweep, self.outcome, self.display, self.watcher, seconds)
 
     def _show_waiting(self, pending: list[Job], next_line: dict[str, float]) -> None:
         """Shows who does the jobs that are left: once on a terminal, elsewhere once a minute.
@@ -147,10 +139,10 @@ class Executor:
         if lease.generation > LOST_EXECUTORS:
             self._fail(job, lease, f"{LOST_EXECUTORS} executors fell silent over it", attempts)
             return "record"
-        self.tracker.begin(job.run, job.id)
+        tracking = of_run(self.sweep.tracking, job.run, [other.run for other in self.sweep.jobs])
         while True:
             run = replace(job.run, config=job.run.config | attempts["settings"])
-            ending = self._attempt(Attempt(run, job.id, lease, attempts), heart)
+            ending = self._attempt(Attempt(run, job.id, lease, attempts, tracking), heart)
             if ending.cause == "mistake" and self.alone:
                 raise UserError(ending.error)
             if ending.cause in ("record", "interrupted", "lost"):
@@ -167,22 +159,15 @@ class Executor:
             attempts["ended"].append(ending.error)
             self.display.line(f"{_short(ending.error)}: {words}")
             self._with_room(lambda: progress.write_attempts(self.output, job.id, attempts))
-        record = settled_record(job, {})
-        self.tracker.end(record if ending.cause not in ("interrupted", "lost") else None)
         return ending.cause
 
     def _attempt(self, attempt: Attempt, heart: Heart) -> Ending:
         """Makes one attempt, which `_stop` can end."""
-
-        def show(event: Event) -> None:
-            self.display.show(event)
-            self.tracker.event(event)
-
         self.attempt = attempt
         if self.signal is not None:  # the signal came before there was an attempt to stop
             attempt.stop()
         try:
-            return attempt.go(heart, show, self.display.remind)
+            return attempt.go(heart, self.display.show, self.display.remind)
         finally:
             self.attempt = None
 

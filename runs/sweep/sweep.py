@@ -23,7 +23,7 @@ from runs.record.text import duration, plural
 from runs.run import Run
 from runs.sweep.attempt import start_fork_server
 from runs.sweep.devices import devices, take_device
-from runs.sweep.display import Board, Display, Event
+from runs.sweep.display import Board, Display
 from runs.sweep.executor import Executor
 from runs.sweep.jobs import (
     Job,
@@ -43,7 +43,7 @@ from runs.sweep.preflight import check_folders, preflight
 from runs.sweep.progress import in_the_way, read_attempts
 from runs.sweep.redo import put_back, set_all_aside
 from runs.sweep.supervise import supervise
-from runs.tracking import Tracker
+from runs.tracking import Tracker, log_file, of_run
 
 
 def sweep(
@@ -70,6 +70,8 @@ def sweep(
         text = str(error).rstrip(".")
         raise UserError(f"{text}{'' if text.endswith('?') else '.'} Nothing was started.") from None
     output = runs[0].config["output"]
+    before = _trouble(output)
+    _send_to_agent(jobs, finished, launch)
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(output) / folder)
     aside = set_all_aside(replaced, output, launch.lease_seconds) if replaced and first else []
@@ -85,6 +87,10 @@ def sweep(
     else:
         undo = functools.partial(put_back, aside, output)
         outcome = supervise(plan, Board(len(runs), name_task), launch, undo)
+    if first and _trouble(output) > before:
+        words = "make sync" if output == "outputs" else f"make sync OUTPUT={output}"
+        why = f"{words} uploads what was written offline ({log_file(output)})"
+        print(f"note: W&B does not have everything: {why}", file=sys.stderr)
     if not part:
         _summary(jobs, outcome, time.monotonic() - started)
     in_tables = not all(is_trial(run.config) for run in runs)
@@ -147,15 +153,9 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
     from runs.training.train import train
 
     outcome, output = Outcome(), plan.jobs[0].output
-    tracker = Tracker(plan.tracking, output, runs=[job.run for job in plan.jobs])
-
-    def show(event: Event) -> None:
-        display.show(event)
-        tracker.event(event)
-
     watcher = Watcher(output, plan.lease_seconds) if first else None
     alone = "LOCAL_RANK" not in os.environ
-    with contextlib.closing(display), contextlib.closing(tracker):
+    with contextlib.closing(display):
         for job in plan.jobs:
             if job.id in finished:
                 settle(job, plan, outcome, display, watcher, None)
@@ -171,13 +171,25 @@ def _do_here(plan: Sweep, display: Display, finished: set[str], first: bool) -> 
                     continue
                 if first and finished_record(job.output, job.id):  # the other processes do not know of it
                     raise UserError(f"{job.run.label}: another command has finished it. Give this one again")
-                tracker.begin(job.run, job.id)
                 # A micro-batch that was halved, since memory ran out
                 run = dataclasses.replace(job.run, config=job.run.config | attempts["settings"])
-                train(Training(run, job.id, show, lease, attempts=attempts))
+                tracking = of_run(plan.tracking, job.run, [other.run for other in plan.jobs])
+                train(Training(run, job.id, display.show, lease, attempts=attempts), tracking)
             settle(job, plan, outcome, display, watcher, time.monotonic() - start)
-            tracker.end(settled_record(job, {}, quiet=True))
     return outcome
+
+
+def _send_to_agent(jobs: list[Job], finished: set[str], launch: Launch) -> None:
+    """Sends the run that `wandb agent` started this command for, where it has its record already."""
+    for job in jobs:
+        settings = of_run(launch.tracking, job.run, [other.run for other in jobs])
+        if settings.agent and job.id in finished and (record := finished_record(job.output, job.id)):
+            Tracker(settings, job.run, job.id, record).finish(record)
+
+
+def _trouble(output: str) -> int:
+    """How much has gone wrong with W&B: the bytes of its log."""
+    return log_file(output).stat().st_size if log_file(output).exists() else 0
 
 
 def _summary(jobs: list[Job], outcome: Outcome, seconds: float) -> None:

@@ -12,8 +12,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
+from runs.errors import StoppedError
 from runs.record import Metric, Record, run_folder
 from runs.run import Run
+from runs.tracking import Tracker
 from runs.training.build import build, make_accelerator
 
 Report = Callable[[dict[str, Any]], None]
@@ -31,10 +33,6 @@ class Owner(Protocol):
 
     def write(self, output: str | Path, record: Record) -> None:
         """Writes the run's record, once. Raises LostLeaseError as `check` does."""
-
-
-class StoppedError(Exception):
-    """The run was asked to stop, and has saved what it needs to continue."""
 
 
 def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
@@ -70,6 +68,7 @@ class Context:
     """
 
     owner: Owner | None = None
+    tracker: Tracker | None = None
 
     def __init__(self, run: Run, run_id: str, report: Report, start: bool = True) -> None:
         """start: fill the adapter from the run or file that init_from names."""

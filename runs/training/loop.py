@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tasks
 import vera
-from runs.errors import UserError, rank
+from runs.errors import StoppedError, UserError, rank
 from runs.run import Run
 from runs.sources import sources
 from runs.training.build import (
@@ -33,12 +33,12 @@ from runs.training.build import (
     set_rates,
 )
 from runs.training.checkpoint import Checkpoint
-from runs.training.context import Context, Owner, Report, Stop, StoppedError
+from runs.training.context import Context, Owner, Report, Stop
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
 from runs.training.flags import not_deterministic
 from runs.training.forgetting import base_loss, forgetting
-from runs.training.provenance import changes, code_state, conditions, provenance, write_configuration
+from runs.training.provenance import changes, code_state, conditions, write_configuration
 from runs.training.state import Plan, State
 
 #: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
@@ -68,7 +68,6 @@ class Training(Context):
         self.attempts = attempts or {"ended": [], "deviations": []}
         # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
-        report({"phase": "loading", "provenance": provenance(self.code, self.accelerator.device)})
         if self.config.get("gradient_checkpointing"):
             checkpoint_gradients(self.raw_model)
         self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
@@ -287,6 +286,8 @@ class Training(Context):
         state.seconds["evaluate"] += time.monotonic() - started
         if self.plan.total_steps:
             self._progress(point["train_loss"], "evaluated")
+        if self.tracker:
+            self.tracker.epoch(state.curve, self.metric.name)
 
     def best(self) -> int:
         """Index of the best evaluation so far."""

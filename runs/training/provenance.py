@@ -1,6 +1,5 @@
 """What a run was done with: configuration, code, versions, machine."""
 
-import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -83,9 +82,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     return described | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
 
 
-def provenance(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The process, code, versions and device of a run, for those who follow it (tracking)."""
-    return {"pid": os.getpid(), "code": code, "versions": versions(), "device": machine(device)}
+def made_with(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The code, versions and device of a run, as its record has them."""
+    return {"code": dict(code), "versions": versions(), "device": machine(device)}
 
 
 def conditions(code: dict[str, Any], device: torch.device, **others: Any) -> dict[str, Any]:

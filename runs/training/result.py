@@ -28,7 +28,7 @@ from runs.run import Run, key_of
 from runs.training.build import count
 from runs.training.flags import flags
 from runs.training.loop import Training
-from runs.training.provenance import machine, versions
+from runs.training.provenance import made_with
 
 #: A record's note on VeRA's A and B, by method.redrawn.
 DRAWS = {
@@ -65,9 +65,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "chosen": recipe.get("chosen", {}),
         },
         "seeds": _seeds(config),
-        "code": dict(training.code),
-        "versions": versions(),
-        "device": machine(training.accelerator.device),
+        **made_with(training.code, training.accelerator.device),
         "determinism": _determinism(training),
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),

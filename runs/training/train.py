@@ -2,17 +2,22 @@
 
 from runs.lengths import keep_lengths
 from runs.record import Record, write_record
+from runs.tracking import Tracker, Tracking
 from runs.training.loop import Training
+from runs.training.provenance import made_with
 from runs.training.result import build_record
 
 
-def train(training: Training) -> Record:
+def train(training: Training, tracking: Tracking | None = None) -> Record:
     """Does one run and writes its record. The files that a killed run needs stay; whoever reads the record
-    removes them.
+    removes them. tracking: whether W&B shows the run. Raises StoppedError where `training.stop` asks for it,
+    LostLeaseError where another executor has the run."""
+    own = made_with(training.code, training.accelerator.device)
+    training.tracker = Tracker(tracking, training.run, training.run_id, own)
+    return training.tracker.follow(lambda: _train(training))
 
-    Raises StoppedError where `training.stop` asks for it, and LostLeaseError where another executor has the
-    run.
-    """
+
+def _train(training: Training) -> Record:
     config, accelerator = training.config, training.accelerator
     if accelerator.is_main_process:
         keep_lengths(training.run, training.task)
@@ -26,10 +31,8 @@ def train(training: Training) -> Record:
             # The model has the best epoch's values since decoding. The file in full precision stays until the
             # record is there: a killed run would decode from it again, and rounded values give other texts.
             training.write(training.folder / "adapter_best_rounded.safetensors")
-        if training.owner:
-            training.owner.write(config["output"], record)
-        else:
-            write_record(config["output"], record)
+        write = training.owner.write if training.owner else write_record
+        write(config["output"], record)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return record
@@ -44,5 +47,4 @@ def _illustrate(training: Training) -> None:
     try:
         training.task.illustrate(training.folder, training.predictions)
     except Exception as error:  # a run is worth more than its pictures
-        why = f"{type(error).__name__}: {error}"
-        print(f"the pictures of its predictions were not drawn ({why})", flush=True)
+        print(f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})", flush=True)

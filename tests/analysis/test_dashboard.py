@@ -1,12 +1,12 @@
 """The workspace of Weights & Biases for the tables."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from ledgers import ledger, record
 from wandb_server import good, refusing
 
@@ -15,8 +15,7 @@ from analysis.frame import runs as runs_of
 from analysis.paper import GLUE
 from runs.errors import UserError
 from runs.record import write_record
-from runs.tracking import account
-from runs.tracking.payload import points_of, summary_of
+from runs.tracking import points, summary_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own affair
@@ -79,7 +78,9 @@ def test_a_panel_asks_for_what_a_run_logs():
     """The names on both sides: a panel that asks for another one would stay empty."""
     (done,) = of_demo(0)
     done["curve"]["step"] = [1, 2, 3]
-    logged = set(summary_of(done)) | {name for point in points_of(done) for name in point}
+    cell = f"cells/{done['cell']['model']}/{done['cell']['task']}"
+    sent = points(done["curve"], done["result"]["metric"], cell)
+    logged = set(summary_of(done)) | {name for point in sent for name in point}
     asked = set(names_in(sections_of(of_demo(0))[0][DEMO]))
     assert asked
     assert asked | {"epoch", "parameters/adapter"} <= logged
@@ -111,11 +112,11 @@ def test_json_has_the_tables_that_would_be_logged(tmp_path, capsys):
 
 @pytest.mark.usefixtures("process")
 def test_errors_are_one_line(monkeypatch):
-    monkeypatch.setattr(account, "base_url", lambda: os.environ["WANDB_BASE_URL"])
-    monkeypatch.setattr(account, "logged_in", lambda: False)
+    wandb.teardown()  # it would remember another test's server
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
     with pytest.raises(UserError, match="Run `wandb login`, or set WANDB_API_KEY"):
         dashboard.main([])
-    monkeypatch.setattr(account, "logged_in", lambda: True)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
     with pytest.raises(UserError, match=r"cannot be reached \(Connection refused\)"):
         dashboard.main([])
     monkeypatch.setattr(dashboard, "check_account", lambda: None)

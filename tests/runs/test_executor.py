@@ -660,7 +660,7 @@ def test_a_time_limit_saves_and_the_same_command_goes_on(words, tmp_path):
 @pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
 def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, tmp_path):
     """At the end of the last epoch, where no step is left to be done after it; the epoch may end early."""
-    from runs.training.context import StoppedError
+    from runs.errors import StoppedError
     from runs.training.train import train
 
     words = [*words, *more]

@@ -281,10 +281,10 @@ def test_a_file_that_cannot_grow_is_one_line_too(words):
 def test_a_killed_process_is_a_failed_run_and_the_next_one_goes_on(words, monkeypatch):
     runs = expand([*words, "seed=0,1", "train.max_steps=1"])
 
-    def kill_the_first(run, settled, lease, attempts, events, visible):
+    def kill_the_first(run, *rest):
         if run.seed == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        sweep_child(run, settled, lease, attempts, events, visible)
+        sweep_child(run, *rest)
 
     sweep_child = attempt._child
     monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
