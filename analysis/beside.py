@@ -15,6 +15,7 @@ import yaml
 from analysis.frame import SEEDS
 from analysis.inference import median_variance, welch_half
 from analysis.paper import FROM_MNLI, numbers
+from analysis.render import Number
 from runs.record import CONF, LEVEL
 
 #: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR
@@ -48,16 +49,18 @@ def paper() -> pd.DataFrame:
     return frame.assign(like=frame.row.where(~mnli, frame.row + "_mnli"))
 
 
-def beside(table: str, cells: pd.DataFrame) -> pd.DataFrame:
-    """The paper's numbers of a table, a row each, with our cells: `ours`, the `difference` (ours less the
-    paper's), `half` of its 95% interval, the `margin` that half may have, and the `word` of the verdict.
+def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
+    """The paper's numbers of a table, or of a part of it, a row each, with our cells: `ours`, the
+    `difference` (ours less the paper's), `half` of its 95% interval, the `margin` that half may have, and the
+    `word` of the verdict.
 
     cells: of `frame.cells`, with `column` where a cell has several numbers (the scores of E2E). Welch's t
     over both sides, as medians or means vary; where the paper prints no spread, over ours alone.
     reproduced: the interval holds 0, and half of it is at most the margin; consistent, wide: it is wider;
     not reproduced: it does not hold 0. Fewer than SEEDS, or a seed without the number, are incomplete,
     however close; a row that trains another number of parameters is of another size."""
-    printed = paper()[(paper().table == table) & (paper().task != "")].reset_index(drop=True)
+    of = paper()[lambda of: (of.table == table) & (of.task != "") & (of.part.isin([part]) if part else True)]
+    printed = of.reset_index(drop=True)
     on = ["model", "like", "task"]
     ours = cells.rename(columns={"row": "like", "spread": "our_spread", "label": "our_label"})
     if "column" in ours:
@@ -85,29 +88,30 @@ def beside(table: str, cells: pd.DataFrame) -> pd.DataFrame:
     rows["variance"], rows["paper_variance"] = variance, theirs
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
+    sizes = zip(rows["size"], has, rows.parameters.fillna(-1), rows.model, rows.row, strict=True)
     same = np.array(
         [
             not size or (ran and same_size(int(count), model, row, size))
-            for size, ran, count, model, row in zip(
-                rows["size"], has, rows.parameters.fillna(-1), rows.model, rows.row, strict=True
-            )
-        ]
+            for size, ran, count, model, row in sizes
+        ],
+        dtype=bool,
     )
     rows["same_size"] = same
     enough = (n >= SEEDS) & (n == rows.runs)
-    holds = rows.difference.abs() <= rows.half + 1e-9
     rows["word"] = np.select(
-        [
-            *(rows.quoted & (~has | rows.table.isin(["table4", "table13"])), ~has, ~same, ~enough),
-            *(~both & holds, ~both, ~holds, rows.half <= rows.margin + 1e-9),
-        ],
-        [
-            *("quoted", "not run", "other size", "incomplete"),
-            *(*WITHOUT_SPREAD, "not reproduced", "reproduced"),
-        ],
-        "consistent, wide",
+        [rows.quoted & (~has | rows.table.isin(["table4", "table13"])), ~has, ~same, ~enough],
+        [*map(np.array, ("quoted", "not run", "other size", "incomplete"))],
+        word(rows.difference, rows.half, both, rows.margin),
     )
     return rows.assign(ran=has)
+
+
+def word(difference: Any, half: Any, both: Any, margin: Any) -> Any:
+    """The verdicts on differences, arrays or numbers; see `beside`. both: whether the paper prints a spread,
+    too."""
+    holds, narrow = np.abs(difference) <= half + 1e-9, half <= margin + 1e-9
+    with_spread = np.select([~holds, narrow], ["not reproduced", "reproduced"], "consistent, wide")
+    return np.where(both, with_spread, np.where(holds, *WITHOUT_SPREAD))
 
 
 def mean_of(rows: pd.DataFrame) -> dict[str, Any] | None:
@@ -124,17 +128,7 @@ def mean_of(rows: pd.DataFrame) -> dict[str, Any] | None:
         )
     )
     difference = float(rows.difference.mean())
-    return {"difference": difference, "half": half, "word": word(difference, half, both, MARGIN)}
-
-
-def word(difference: float, half: float, both: bool, margin: float) -> str:
-    """The verdict on one difference; see `beside`."""
-    holds = abs(difference) <= half + 1e-9
-    if not both:
-        return WITHOUT_SPREAD[not holds]
-    if not holds:
-        return "not reproduced"
-    return "reproduced" if half <= margin + 1e-9 else "consistent, wide"
+    return {"difference": difference, "half": half, "word": str(word(difference, half, both, MARGIN))}
 
 
 def summary(words: Any) -> str:
@@ -202,3 +196,13 @@ def chosen_here(model: str) -> list[str]:
         for of in exact_counts()
         if of["model"] == model and of.get("chosen")
     ]
+
+
+# --- the difference
+
+
+def gap(row: Any, decimals: int = 1) -> Number:
+    """The difference of a row of `beside`, with half of its interval where the seeds are enough for a
+    verdict."""
+    half = row.half if row.n >= SEEDS else math.nan
+    return Number(row.difference, half, decimals=decimals, sign=True, verdict=row.word, ids=row.ids)

@@ -1,4 +1,5 @@
-"""What a row of `frame.runs` says of a run: functions of its record."""
+"""What a row of `frame.runs` says of a run: functions of its record, and the columns that they make (NAMES,
+NUMBERS, at the end). A column is added there, by one line."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +9,14 @@ from typing import Any
 from runs.record import (
     CONF,
     FINISHED,
+    Metric,
     Record,
+    cell_id,
     crossfit_of,
     defining,
     epoch_of_table,
     lora_scaling,
+    one_class,
     other_data_seed,
     protocol,
     row_label,
@@ -158,3 +162,91 @@ def one_draw(record: Record) -> bool:
     """Whether all seeds share VeRA's random matrices."""
     method = record["config"]["method"]
     return method["kind"] == "vera" and not method.get("redrawn")
+
+
+# --- the columns of `frame.runs`
+
+SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
+#: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
+NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "id": (at("id"), ""),
+    "status": (at("status"), ""),
+    "kind": (kind_of, ""),
+    "model": (at("cell", "model"), ""),
+    "row": (row_of, ""),
+    "task": (at("cell", "task"), ""),
+    "seed": (at("cell", "seed"), ""),
+    "label": (label_of, "first"),
+    "model_label": (at("label", "model"), "first"),
+    "task_label": (at("label", "task"), "first"),
+    "method": (at("config", "method", "kind"), "first"),
+    "scaling": (lambda record: lora_scaling(record["config"]), "first"),
+    "conf_row": (at("cell", "row"), "first"),
+    "family": (at("config", "task", "family"), "first"),
+    "preset": (at("cell", "paper"), ""),
+    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
+    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
+    "epochs": (at("config", "train", "epochs"), "first"),
+    "lr": (at("config", "train", "lr"), "first"),
+    "lr_head": (at("config", "train", "lr_head"), "first"),
+    "error": (at("error"), ""),
+}
+NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
+    "metric": (at("result", "metric"), "first"),
+    "higher_is_better": (at("result", "higher_is_better"), "first"),
+    "scale": (at("result", "scale"), "first"),
+    "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
+    "reported": (reported_epoch, "first"),
+    "value": (metric(None), ""),
+    "best": (metric("best"), ""),
+    "last": (metric("last"), ""),
+    "best_epoch": (
+        lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
+        "",
+    ),
+    "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
+    "crossfit": (crossfit, ""),
+    "optimism": (optimism, ""),
+    **{key: (score(key), "") for key in SCORES},
+    "forgetting": (forgetting, ""),
+    "forgetting_before": (at("result", "forgetting", "before"), ""),
+    "forgetting_name": (at("result", "forgetting", "text"), ""),
+    "forgetting_text": (at("result", "forgetting", "sha256"), ""),
+    "forgetting_tokens": (at("result", "forgetting", "tokens"), ""),
+    "added_flops": (added_flops, ""),
+    "diverged": (lambda record: record["status"] == "diverged", ""),
+    "one_class": (one_class, ""),  # the share of rows that the class has, in words
+    "parameters": (at("parameters", "adapter"), "first"),
+    "head_parameters": (at("parameters", "head"), "first"),
+    "total_parameters": (at("parameters", "total"), "first"),
+    "train_rows": (at("data", "train_rows"), "first"),
+    "dev_rows": (at("data", "dev_rows"), "first"),
+    "data": (at("data", "content"), "first"),
+    "part_of_data": (part_of_data, ""),
+    "shots": (at("config", "task", "shots"), "first"),
+    "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
+    "rank": (at("config", "method", "rank"), "first"),
+    "alpha": (at("config", "method", "alpha"), "first"),
+    "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
+    "judged": (lambda record: record.get("judged") or [], ""),
+    "template": (at("config", "task", "template"), ""),
+    "seconds": (cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
+    **{
+        key: (cost(key), "median")
+        for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
+    },
+    "peak_memory_bytes": (cost("peak_memory_bytes"), "median"),
+    "adapter_bytes": (cost("adapter_bytes"), "median"),
+    "steps": (at("steps"), "first"),
+    "device": (at("device", "name"), "first"),
+    "device_type": (at("device", "type"), "first"),
+    "threads": (at("determinism", "threads"), ""),
+    "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
+    "deviations": (lambda record: tuple(record["deviations"]), ""),
+    "protocol": (protocol, "first"),
+    "measured": (measured_on, ""),
+    "cell": (cell_id, "first"),
+    "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
+    "one_draw": (one_draw, "first"),
+}

@@ -8,7 +8,7 @@ and bytes are in their columns' names. NaN: a run has no such number."""
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,130 +16,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.facts import (
-    added_flops,
-    at,
-    cost,
-    crossfit,
-    forgetting,
-    kind_of,
-    label_of,
-    measured_on,
-    metric,
-    of_method,
-    one_draw,
-    optimism,
-    part_of_data,
-    reported_epoch,
-    row_of,
-    score,
-    settings_of,
-)
-from runs.record import (
-    CONF,
-    Ledger,
-    Metric,
-    Record,
-    cell_id,
-    lora_scaling,
-    one_class,
-    protocol,
-    read_ledger,
-    sample_deviation,
-)
+from analysis.facts import NAMES, NUMBERS, of_method, settings_of
+from runs.record import CONF, Ledger, read_ledger, sample_deviation
 
 #: What a cell is of.
 KEY = ["model", "row", "task"]
-SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 #: Seeds of a complete cell: as many as the paper's medians are over, unless a task's protocol has others.
 SEEDS = 5
 PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
 #: Tasks of studies that have more seeds than the protocol: there the preset says it.
 OF_STUDIES = ("alpaca", "reviews")
-
-#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
-#: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
-NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "id": (at("id"), ""),
-    "status": (at("status"), ""),
-    "kind": (kind_of, ""),
-    "model": (at("cell", "model"), ""),
-    "row": (row_of, ""),
-    "task": (at("cell", "task"), ""),
-    "seed": (at("cell", "seed"), ""),
-    "label": (label_of, "first"),
-    "model_label": (at("label", "model"), "first"),
-    "task_label": (at("label", "task"), "first"),
-    "method": (at("config", "method", "kind"), "first"),
-    "scaling": (lambda record: lora_scaling(record["config"]), "first"),
-    "conf_row": (at("cell", "row"), "first"),
-    "family": (at("config", "task", "family"), "first"),
-    "preset": (at("cell", "paper"), ""),
-    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
-    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
-    "epochs": (at("config", "train", "epochs"), "first"),
-    "lr": (at("config", "train", "lr"), "first"),
-    "lr_head": (at("config", "train", "lr_head"), "first"),
-    "error": (at("error"), ""),
-}
-NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "metric": (at("result", "metric"), "first"),
-    "higher_is_better": (at("result", "higher_is_better"), "first"),
-    "scale": (at("result", "scale"), "first"),
-    "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
-    "reported": (reported_epoch, "first"),
-    "value": (metric(None), ""),
-    "best": (metric("best"), ""),
-    "last": (metric("last"), ""),
-    "best_epoch": (
-        lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
-        "",
-    ),
-    "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
-    "crossfit": (crossfit, ""),
-    "optimism": (optimism, ""),
-    **{key: (score(key), "") for key in SCORES},
-    "forgetting": (forgetting, ""),
-    "forgetting_before": (at("result", "forgetting", "before"), ""),
-    "forgetting_name": (at("result", "forgetting", "text"), ""),
-    "forgetting_text": (at("result", "forgetting", "sha256"), ""),
-    "forgetting_tokens": (at("result", "forgetting", "tokens"), ""),
-    "added_flops": (added_flops, ""),
-    "diverged": (lambda record: record["status"] == "diverged", ""),
-    "one_class": (one_class, ""),  # the share of rows that the class has, in words
-    "parameters": (at("parameters", "adapter"), "first"),
-    "head_parameters": (at("parameters", "head"), "first"),
-    "total_parameters": (at("parameters", "total"), "first"),
-    "train_rows": (at("data", "train_rows"), "first"),
-    "dev_rows": (at("data", "dev_rows"), "first"),
-    "data": (at("data", "content"), "first"),
-    "part_of_data": (part_of_data, ""),
-    "shots": (at("config", "task", "shots"), "first"),
-    "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
-    "rank": (at("config", "method", "rank"), "first"),
-    "alpha": (at("config", "method", "alpha"), "first"),
-    "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
-    "judged": (lambda record: record.get("judged") or [], ""),
-    "template": (at("config", "task", "template"), ""),
-    "seconds": (cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
-    **{
-        key: (cost(key), "median")
-        for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
-    },
-    "peak_memory_bytes": (cost("peak_memory_bytes"), "median"),
-    "adapter_bytes": (cost("adapter_bytes"), "median"),
-    "steps": (at("steps"), "first"),
-    "device": (at("device", "name"), "first"),
-    "device_type": (at("device", "type"), "first"),
-    "threads": (at("determinism", "threads"), ""),
-    "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
-    "deviations": (lambda record: tuple(record["deviations"]), ""),
-    "protocol": (protocol, "first"),
-    "measured": (measured_on, ""),
-    "cell": (cell_id, "first"),
-    "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
-    "one_draw": (one_draw, "first"),
-}
 
 
 def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
@@ -200,22 +86,9 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
 OVER_SEEDS = ["best", "last", "crossfit", "optimism"]
-CELL_COLUMNS = [
-    *(*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean", "spread"),
-    *(
-        "best",
-        "last",
-        "crossfit",
-        "optimism",
-        "diverged",
-        "one_class",
-        "class_share",
-        "presets",
-        "origins",
-        "deviations",
-    ),
-    *("left_out", "older", "again"),
-]
+CELL_COLUMNS = [*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean"]
+CELL_COLUMNS += ["spread", *OVER_SEEDS, "diverged", "one_class", "class_share", "presets", "origins"]
+CELL_COLUMNS += ["deviations", "left_out", "older", "again"]
 
 
 def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:

@@ -2,20 +2,16 @@
 what is left out; a line each. What holds of every table is in docs/tables.md."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis.frame import KEY
+from analysis.frame import KEY, in_cells
 from analysis.variants import distinctions
 from runs.record.text import plural
 
 #: How many runs or rows a note names; of more it gives the number, too.
 NAMED = 3
-#: What a note reads of a run.
-READ = [*KEY, "id", "seed", "origin", "part_of_data", "deviations", "train_rows", "dev_rows", "protocol"]
-READ += ["data", "reported", "sources"]
 #: What cross-fitted selection is, in a sentence.
 CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways."
 PAGE = "How to read it: docs/tables.md."
@@ -24,7 +20,7 @@ PAGE = "How to read it: docs/tables.md."
 def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), how: str = "") -> list[str]:
     """The notes of a table whose numbers are these cells. runs: all of its models and tasks, among which
     its cells are. extra: other ways in which it deviates. how: what its numbers are."""
-    shown = runs.loc[runs.id.isin({run for ids in cells.ids for run in ids}) if len(cells) else [], READ]
+    shown = in_cells(runs, cells)
     lines = {
         "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
         "Counted like any other": [*odd(cells), *_several_sources(shown)],
@@ -33,12 +29,9 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
     studies = Counter(shown.origin)
     del studies["ours"]
-    if studies:
-        of = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
-        found.append(f"Published by the project in runs/records: {of}. {how} {PAGE}".replace("  ", " "))
-    else:
-        found.append(f"{how} {PAGE}".strip())
-    return found
+    of = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+    published = f"Published by the project in runs/records: {of}. " if of else ""
+    return [*found, f"{published}{how} {PAGE}".replace("  ", " ").strip()]
 
 
 def where(rows: Iterable[tuple[str, str]], every: Iterable[tuple[str, str]]) -> str:
@@ -187,8 +180,3 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
         if names:
             found.append(f"{words}: {_enumeration(names, 'runs')}")
     return found
-
-
-def by_label(words: Mapping[str, Any]) -> list[str]:
-    """Notes, each with the labels of the rows that it is of."""
-    return [f"{word} ({', '.join(dict.fromkeys(labels))})" for word, labels in words.items()]

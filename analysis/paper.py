@@ -2,7 +2,7 @@
 models and rows have in conf/ (names.yaml there)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,64 +75,42 @@ class Printed:
 @cache
 def numbers() -> tuple[Printed, ...]:
     """Every number of tables 2 to 7, 12 and 13; of each table in its order."""
-    return (*_by_model(), *_table4(), *_ablations(), *_table12_and_13())
+    names, found = _printed("names.yaml"), list[Printed]()
+    of_one_task = {"table3": "e2e"} | dict.fromkeys(("table4", "table12", "table13"), "alpaca")
+    for table, part, model, method, size, values in _lines():
+        rows = names["rows"].get(table, {})
+        row = rows.get(f"{method} {size}") or rows.get(method, method)
+        name = method if table in ("table6", "table7") else NAMES.get(method, method)
+        quoted = row in names["quoted"].get(table, ())
+        for column, value in values.items():
+            task = of_one_task.get(table, "" if column == "avg" else column)
+            number, spread = map(float, value) if isinstance(value, list) else (float(value), None)
+            about = (table, part, model.replace("-", "_"), row, name, size, task, column)
+            found.append(Printed(*about, number, spread, quoted))
+    return tuple(found)
 
 
-def _by_model() -> Iterator[Printed]:
-    """Tables 2, 3 and 5: a part for each model, a column for each task or score."""
+def _lines() -> Iterator[tuple[str, str, str, str, str, dict[str, Any]]]:
+    """Each row of printed/tables.yaml: its table, part, model, method (or setting) and size, and its values
+    by column, x or [x, spread]."""
+    content = paper()
     for table in ("table2", "table3", "table5"):
-        columns = paper()[table]["columns"][2:]
-        for model in (key for key in paper()[table] if key != "columns"):
-            for method, size, *values in paper()[table][model]:
-                for column, value in zip(columns, values, strict=True):
-                    task = "e2e" if table == "table3" else "" if column == "avg" else column
-                    yield _number(table, model, method, task, column, value, str(size))
-
-
-def _table4() -> Iterator[Printed]:
-    for model, method, size, score in paper()["table4"]["rows"]:
-        yield _number("table4", model, method, "alpaca", "score", score, str(size))
-
-
-def _ablations() -> Iterator[Printed]:
-    """Tables 6 and 7: a row for each setting of VeRA."""
-    parts = [("table6", part) for part in ("scaling_vectors", "matrix_init", "d_init")]
-    for table, part in [*parts, ("table7", "rows")]:
-        for setting, *values in paper()[table][part]:
-            for task, value in zip(paper()[table]["columns"][1:], values, strict=True):
-                number = _number(table, "roberta_large", str(setting), task, task, value)
-                yield replace(number, part=part if table == "table6" else "", method=str(setting))
-
-
-def _table12_and_13() -> Iterator[Printed]:
+        columns = content[table]["columns"][2:]
+        for model in (key for key in content[table] if key != "columns"):
+            for method, size, *values in content[table][model]:
+                yield table, "", model, method, str(size), dict(zip(columns, values, strict=True))
+    for model, method, size, score in content["table4"]["rows"]:
+        yield "table4", "", model, method, str(size), {"score": score}
+    for table, part in [
+        *(("table6", of) for of in ("scaling_vectors", "matrix_init", "d_init")),
+        ("table7", ""),
+    ]:
+        columns = content[table]["columns"][1:]
+        for setting, *values in content[table][part or "rows"]:
+            yield table, part, "roberta_large", str(setting), "", dict(zip(columns, values, strict=True))
     for table in ("table12", "table13"):
-        for values in paper()[table]["rows"]:
-            row = dict(zip(paper()[table]["columns"], values, strict=True))
-            method, size = row.pop("method"), ""
-            if table == "table13":
-                size = f"{row.pop('params')} ({row.pop('bytes')})"
-            for column, value in row.items():
-                yield _number(table, "llama_7b", method, "alpaca", column, value, size)
-
-
-def _number(
-    table: str, model: str, method: str, task: str, column: str, value: Any, size: str = ""
-) -> Printed:
-    """method: the first column of the row. value: as in tables.yaml, x or [x, spread]."""
-    names = _printed("names.yaml")
-    rows = names["rows"].get(table, {})
-    row = rows.get(f"{method} {size}") or rows.get(method, method)
-    value, spread = value if isinstance(value, list) else (value, None)
-    return Printed(
-        table,
-        "",
-        model.replace("-", "_"),
-        row,
-        NAMES.get(method, method),
-        size,
-        task,
-        column,
-        float(value),
-        None if spread is None else float(spread),
-        row in names["quoted"].get(table, ()),
-    )
+        for values in content[table]["rows"]:
+            row = dict(zip(content[table]["columns"], values, strict=True))
+            method = row.pop("method")
+            size = f"{row.pop('params')} ({row.pop('bytes')})" if table == "table13" else ""
+            yield table, "", "llama_7b", method, size, row

@@ -4,12 +4,14 @@ import csv
 import io
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
+from runs.record import sample_deviation
 from runs.record.text import megabytes, one_line
 
 #: How a number is written: with its decimals and sign; as a count; as a size in bytes.
@@ -81,6 +83,21 @@ def number(cell: Cell | None, middle: str = "median", decimals: int = 1, verdict
         mark=diverged(cell),
         verdict=verdict,
         ids=cell.ids,
+    )
+
+
+def known(cell: Cell, decimals: int = 1, verdict: str = "") -> Entry:
+    """The median and spread of the seeds that have a number; "-" where none has."""
+    values = [value for value in cell.values if value == value]
+    spread = sample_deviation(values)
+    return of_runs(
+        statistics.median(values) if values else None,
+        cell.ids,
+        spread=math.nan if spread is None else spread,
+        n=len(values),
+        wanted=cell.wanted,
+        decimals=decimals,
+        verdict=verdict,
     )
 
 
@@ -166,31 +183,10 @@ class Table:
     def _of(self, row: Row, column: str) -> str:
         return str(row[self.header.index(column)]) if column in self.header else ""
 
-    def data(self) -> pd.DataFrame:
-        """Its texts as a frame, for HTML and LaTeX."""
-        return pd.DataFrame(self.texts, columns=[one_line(name) for name in self.header])
-
 
 #: The columns of CSV.
-TIDY = [
-    "table",
-    "model",
-    "line",
-    "row",
-    "source",
-    "column",
-    "task",
-    "value",
-    "spread",
-    "high",
-    "n",
-    "wanted",
-    "mark",
-    "verdict",
-    "status",
-    "text",
-    "ids",
-]
+TIDY = ["table", "model", "line", "row", "source", "column", "task", "value", "spread", "high", "n", "wanted"]
+TIDY += ["mark", "verdict", "status", "text", "ids"]
 
 
 def render(tables: Iterable[Table], form: str = "md", runs: bool = False) -> str:
@@ -267,11 +263,3 @@ def latex(table: Table, runs: bool = False) -> str:
         r"\toprule",
     ]
     return "\n".join([*begin, header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", *comments])
-
-
-def with_column(table: Table, name: str, entries: Sequence[Entry], notes: Sequence[str] = ()) -> Table:
-    """The table with one more column, before its status."""
-    at = len(table.header) - (table.header[-1] == "status")
-    rows = [[*row[:at], entry, *row[at:]] for row, entry in zip(table.rows, entries, strict=True)]
-    header = [*table.header[:at], name, *table.header[at:]]
-    return replace(table, header=header, rows=rows, notes=[*table.notes, *notes])

@@ -1,7 +1,7 @@
 """A table of the paper, or of the demo, from records. TABLES names them."""
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,56 +11,49 @@ from analysis.command import split
 from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import Table
-from analysis.tables.claims import claims_table
+from analysis.tables.build import Spec, View, build, of_paper
 from analysis.tables.columns import with_against, with_forgetting, with_numbers, with_score
-from analysis.tables.counts import table1
-from analysis.tables.demo import demo
-from analysis.tables.instruct import judged_cells, judged_table, table12
-from analysis.tables.paper import paper_table
-from analysis.tables.recipes import table8, table9, table10, table11
-from analysis.tables.rows import rows
-from analysis.tables.specs import SPECS, cells_of
-from analysis.tables.view import View
+from analysis.tables.formulas import claims_table, table1
+from analysis.tables.judged import JUDGED
+from analysis.tables.recipes import recipe_tables
+from analysis.tables.specs import ROWS, SPECS, demo
 from analysis.variants import every_variant, nearest_to
 from runs.record import Ledger
 
 
-def _of_spec(name: str) -> Callable[[View], list[Table]]:
-    return lambda view: paper_table(name, view)
+def _recipes(number: int, view: View) -> list[Table]:
+    return recipe_tables(number)
 
 
-def _judged(name: str) -> Callable[[View], list[Table]]:
-    return lambda view: judged_table(name, view)
+def _of_specs(*specs: Spec) -> Callable[[View], list[Table]]:
+    return lambda view: [table for spec in specs for table in build(spec, view)]
 
 
+_PAPER = SPECS | JUDGED
+#: By their names, from how their runs are shown; those that need no record, too.
 TABLES: dict[str, Callable[[View], list[Table]]] = {
-    "table1": table1,
-    "table2": _of_spec("table2"),
-    "table3": _of_spec("table3"),
-    "table4": _judged("table4"),
-    **{name: _of_spec(name) for name in ("table5", "table6", "table7")},
-    "table8": table8,
-    "table9": table9,
-    "table10": table10,
-    "table11": table11,
-    "table12": table12,
-    "table13": _judged("table13"),
+    "table1": lambda view: table1(),
+    **{
+        name: _of_specs(*_PAPER[name])
+        for name in ("table2", "table3", "table4", "table5", "table6", "table7")
+    },
+    **{f"table{number}": partial(_recipes, number) for number in range(8, 12)},
+    **{name: _of_specs(*_PAPER[name]) for name in ("table12", "table13")},
     "demo": demo,
     "claims": lambda view: claims_table(),
 }
 #: Those that need no record.
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")
-#: The tables whose numbers have a verdict, in the order of a page.
-JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained and judged model, beside our cell: `beside.beside` of
-    each of JUDGED."""
-    view, found = View(runs, seeds=beside.SEEDS), []
-    for name in JUDGED:
-        cells = cells_of(SPECS[name][0], view) if name in SPECS else judged_cells(name, runs, beside.SEEDS)
-        found.append(beside.beside(name, cells))
+    each table, in the order of a page."""
+    view, found = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
+    for name in ("table2", "table3", "table4", "table13", "table5", "table6", "table7"):
+        for spec in _PAPER[name]:
+            numbers = of_paper(spec, view)[1]
+            found.append(numbers.drop_duplicates(["model", "method", "size", "column"]))
     return pd.concat(found, ignore_index=True)
 
 
@@ -99,12 +92,10 @@ def make(name: str, ledger: Ledger, frames: Frames | None = None, **how: Any) ->
 
 def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list[Table]:
     """A table's parts from some runs, whosever they are; how: as in `make`."""
-    view = View(runs, how.get("select", "paper"), how.get("seeds"), tuple(how.get("tasks", ())), whose)
-    view = replace(view, models=tuple(how.get("models", ())))
-    if view.tasks:
-        view = view.of(runs.task.isin(view.tasks))
-    tables = rows(view) if name == "" else TABLES[name](view)
-    tables = [table for table in tables if not how.get("models") or table.model in how["models"]]
+    tasks, models = tuple(how.get("tasks", ())), tuple(how.get("models", ()))
+    of_tasks = runs[runs.task.isin(tasks)] if tasks else runs
+    view = View(of_tasks, how.get("select", "paper"), how.get("seeds"), tasks, models, whose)
+    tables = build(ROWS, view) if name == "" else TABLES[name](view)
     if name in ("table3", "table4", "table13"):
         tables = [with_forgetting(table, runs) for table in tables]
     for column in how.get("columns", ()):

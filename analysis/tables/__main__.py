@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.command import OfVariants, open_chosen, row_name, split, words
-from analysis.frame import NAMES, NUMBERS, runs
+from analysis.facts import NAMES, NUMBERS
+from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped

@@ -1,5 +1,6 @@
 """Columns that any table with rows of ours can have beside its own: a number of `frame.runs` over the row's
-runs (its median), the difference to another row, forgetting, and the cost score.
+runs (its median), the difference to another row, forgetting, and the cost score. A column is a function from
+the runs of a row to its entry.
 
 forgetting: the cross-entropy on a fixed text after training less that of the base model, in nats a token.
 
@@ -14,16 +15,15 @@ computes beyond the base model, in FLOPs. Mm: the largest memory in training, in
 
 import math
 import statistics
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 
 import pandas as pd
 
 from analysis.facts import TOKENS
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
-from analysis.render import NONE, Entry, Number, Row, Table, with_column
+from analysis.render import NONE, Entry, Number, Row, Table
 from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
@@ -41,20 +41,35 @@ def row_runs(table: Table, row: Row, runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs.id.isin(ids)] if named and whose in ("ours", "published") else runs[:0]
 
 
+def with_column(
+    table: Table,
+    runs: pd.DataFrame,
+    name: str,
+    entry: Callable[[pd.DataFrame], Entry],
+    notes: Iterable[str] = (),
+) -> Table:
+    """The table with one more column, before its status. entry: of the runs of a row of ours."""
+    at = len(table.header) - (table.header[-1] == "status")
+    of_rows = [row_runs(table, row, runs) for row in table.rows]
+    entries = [entry(of) if len(of) else "" for of in of_rows]
+    rows = [[*row[:at], of, *row[at:]] for row, of in zip(table.rows, entries, strict=True)]
+    header = [*table.header[:at], name, *table.header[at:]]
+    return replace(table, header=header, rows=rows, notes=[*table.notes, *notes])
+
+
 def with_numbers(table: Table, runs: pd.DataFrame, name: str) -> Table:
     """The table with a number of `frame.runs`: of each row the median over its runs that did not diverge."""
-    entries = list[Entry]()
     form = next((form for end, form in FORMS.items() if name.endswith(end)), "general")
     try:
         numbers = pd.to_numeric(runs[name])
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
-    for row in table.rows:
-        of = row_runs(table, row, runs)
+
+    def entry(of: pd.DataFrame) -> Entry:
         known = numbers[of.index[~of.diverged.astype(bool)]].dropna()
-        text = NONE if len(of) else ""
-        entries.append(Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else text)
-    return with_column(table, name, entries)
+        return Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else NONE
+
+    return with_column(table, runs, name, entry)
 
 
 # --- against another row
@@ -64,27 +79,28 @@ def with_against(table: Table, runs: pd.DataFrame, other: str) -> Table:
     """The table with each row's mean difference to another row, over the seeds that both have, measured on
     the same, with half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over
     tasks (Welch). Positive: the row is better."""
-    shown, entries = reported(runs), list[Entry]()
-    for row in table.rows:
-        of = row_runs(table, row, runs)
-        both = pairs(shown, of.row.iloc[0], other) if len(of) and of.row.iloc[0] != other else shown[:0]
+    shown = reported(runs)
+
+    def entry(of: pd.DataFrame) -> Entry:
+        row = of.row.iloc[0]
+        both = pairs(shown, row, other) if row != other else shown[:0]
         both = both[both.id.isin(of.id)]
-        entries.append(mean_difference(both) if len(both) else NONE if len(of) else "")
-    if not any(isinstance(entry, Number) for entry in entries):
-        return table
+        return mean_difference(both) if len(both) else NONE
+
     note = (
         f"against {other}: mean difference over the seeds that both have (positive: better), +- half of its"
         " 95% interval; over several tasks, the mean of theirs."
     )
-    return with_column(table, f"against {other}", entries, [note])
+    made = with_column(table, runs, f"against {other}", entry, [note])
+    at = made.header.index(f"against {other}")
+    return made if any(isinstance(row[at], Number) for row in made.rows) else table
 
 
 def mean_difference(both: pd.DataFrame) -> Number:
     """Of the pairs of two rows (`frame.pairs`): the mean over tasks, with half of its 95% interval; without
     it where a task has one pair."""
     of_tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
-    count = len(of_tasks)
-    half = welch_half(of_tasks["var"] / of_tasks["size"] / count**2, of_tasks["size"] - 1)
+    half = welch_half(of_tasks["var"] / of_tasks["size"] / len(of_tasks) ** 2, of_tasks["size"] - 1)
     return Number(
         float(of_tasks["mean"].mean()),
         float(half) if (of_tasks["size"] > 1).all() else math.nan,
@@ -103,32 +119,27 @@ def with_forgetting(table: Table, runs: pd.DataFrame) -> Table:
     shown = runs[runs.id.isin(table.ids) & runs.forgetting.notna()]
     if shown.empty:
         return table
-    texts = Counter(shown.forgetting_text)
-    most = min(texts, key=lambda text: (-texts[text], text))
-    entries, others = list[Entry](), list[str]()
-    for row in table.rows:
-        of = row_runs(table, row, runs)
-        alike = of[(of.forgetting_text == most) & of.forgetting.notna()].forgetting
-        if len(alike):
-            spread = float(alike.std()) if len(alike) > 1 else math.nan
-            number = Number(
-                float(alike.median()), spread, len(alike), len(of), 3, sign=True, ids=tuple(of.id)
-            )
-            entries.append(number)
-            continue
-        entries.append(NONE if len(of) else "")
-        others += [str(row[0])] * bool(of.forgetting.notna().any())
-    before = sorted({f"{value:.3f}" for value in shown[shown.forgetting_text == most].forgetting_before})
-    first = shown[shown.forgetting_text == most].iloc[0]
-    between = before[0] if len(before) == 1 else f"{before[0]} to {before[-1]}"
+    most = shown.forgetting_text.mode().iloc[0]
+    alike = shown[shown.forgetting_text == most]
+
+    def entry(of: pd.DataFrame) -> Entry:
+        known = alike[alike.id.isin(of.id)].forgetting
+        median, spread = float(known.median()), float(known.std())
+        return (
+            Number(median, spread, len(known), len(of), 3, sign=True, ids=(*of.id,)) if len(known) else NONE
+        )
+
+    before, about = alike.forgetting_before.astype(float), alike.iloc[0]
+    between = " to ".join(dict.fromkeys(f"{value:.3f}" for value in (before.min(), before.max())))
     notes = [
-        f"forgetting: cross-entropy on a text that is not trained on ({first.forgetting_name},"
-        f" {first.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model"
+        f"forgetting: cross-entropy on a text that is not trained on ({about.forgetting_name},"
+        f" {about.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model"
         f" ({between}); nats a token, less is better."
     ]
-    if others:
+    others = shown[~shown.row.isin(alike.row)].label
+    if len(others):
         notes.append(f"forgetting on another text, not shown: {', '.join(dict.fromkeys(others))}.")
-    return with_column(table, "forgetting", entries, notes)
+    return with_column(table, runs, "forgetting", entry, notes)
 
 
 # --- cost score
@@ -149,63 +160,55 @@ PUBLISHED = Costs(5e8, 10e12, 94e9)
 
 def pscp(points: float, costs: Costs, constants: Costs) -> float:
     """The score; see the module."""
-    pairs = ((getattr(costs, key), getattr(constants, key)) for key in ("parameters", "flops", "memory"))
-    return points / math.prod(1 + cost / constant for cost, constant in pairs)
+    both = zip(astuple(costs), astuple(constants), strict=True)
+    return points / math.prod(1 + cost / constant for cost, constant in both)
 
 
-def over(runs: pd.DataFrame, tasks: Sequence[str]) -> tuple[float, Costs] | None:
+def points_and_costs(runs: pd.DataFrame, tasks: Sequence[str]) -> tuple[float, Costs] | None:
     """A row's points and costs over these tasks, means of medians over seeds; None where one is not known,
     or the metric is not in points of which more is better."""
-    points, memory, flops = [], [], []
+    found = list[tuple[float, float, float]]()
     for task in tasks:
         of = reported(runs[runs.task == task])
         sizes = pd.to_numeric(of[of.status == "done"].peak_memory_bytes)
-        known = not of.less.any() and of.number.notna().all() and sizes.notna().all() and (sizes > 0).all()
-        if of.empty or sizes.empty or not known or of.added_flops.isna().any():
+        known = not of.less.any() and of.number.notna().all() and of.added_flops.notna().all()
+        if sizes.empty or not known or not (sizes > 0).all():
             return None
-        points.append(float(of.number.median()))
-        memory.append(float(sizes.median()))
-        flops.append(float(of.added_flops.iloc[0]))
-    return statistics.fmean(points), Costs(float(runs.parameters.max()), max(flops), statistics.fmean(memory))
+        found.append((float(of.number.median()), float(sizes.median()), float(of.added_flops.iloc[0])))
+    if not found:
+        return None
+    points, memory, flops = zip(*found, strict=True)
+    costs = Costs(float(runs.parameters.max()), max(flops), statistics.fmean(memory))
+    return statistics.fmean(points), costs
 
 
 def with_score(table: Table, runs: pd.DataFrame, which: str) -> Table:
     """The table with a column of scores for its rows of ours. which: "paper", with PEFT-Bench's constants, or
-    "model", with those of the table's model. A table without a source column stays as it is."""
+    "model", with those of the table's model: its parameters, two FLOPs for each of them and token, and the
+    largest memory of the table's rows. A table without a source column stays as it is."""
     if "source" not in table.header:
         return table
-    rows = [row_runs(table, row, runs) for row in table.rows]
-    of_tasks = [set(of.task) for of in rows if len(of)]
-    tasks = sorted(set.intersection(*of_tasks)) if of_tasks else []
-    known = [over(of, tasks) if len(of) and tasks else None for of in rows]
-    constants = PUBLISHED if which == "paper" else _of_model(pd.concat(rows), known)
-    entries: list[Entry] = [
-        Number(pscp(*found, constants), ids=tuple(of[of.task.isin(tasks)].id))
-        if found
-        else NONE
-        if len(of)
-        else ""
-        for of, found in zip(rows, known, strict=True)
-    ]
-    every = set().union(*of_tasks)
-    return with_column(table, "cost score", entries, [_note(tasks, len(every), constants, table, any(known))])
+    rows = [of for of in (row_runs(table, row, runs) for row in table.rows) if len(of)]
+    of_tasks = [{*of.task} for of in rows]
+    tasks, constants = sorted(set.intersection(*of_tasks)) if of_tasks else [], PUBLISHED
+    known = [found for of in rows if (found := points_and_costs(of, tasks))]
+    if which == "model":
+        total = pd.to_numeric(pd.concat([runs[:0], *rows]).total_parameters).fillna(0).min() or math.inf
+        total = float(total) if total == total else math.inf
+        memory = max((costs.memory for _, costs in known), default=math.inf)
+        constants = Costs(total, 2 * TOKENS * total, memory)
 
+    def entry(of: pd.DataFrame) -> Entry:
+        found = points_and_costs(of, tasks)
+        return Number(pscp(*found, constants), ids=(*of[of.task.isin(tasks)].id,)) if found else NONE
 
-def _of_model(runs: pd.DataFrame, known: Sequence[tuple[float, Costs] | None]) -> Costs:
-    """Constants of a table's model: its parameters, two FLOPs for each of them and token, and the largest
-    memory of the table's rows."""
-    memory = max((found[1].memory for found in known if found), default=0.0)
-    parameters = float(pd.to_numeric(runs.total_parameters).fillna(0).min()) if len(runs) else 0.0
-    return Costs(parameters or math.inf, 2 * TOKENS * parameters or math.inf, memory or math.inf)
-
-
-def _note(tasks: Sequence[str], every: int, constants: Costs, table: Table, known: bool) -> str:
-    if not known:
+    if known:
+        on = ", ".join(table.tasks.get(task, task) for task in tasks)
+        on += " (the tasks that every row here has)" if len(tasks) < len(set().union(*of_tasks)) else ""
+        values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs and"
+        values += f" {constants.memory / 1e9:.3g} GB"
+        note = f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}."
+    else:
         why = "the metric is no percentage, memory or FLOPs are not known, or the rows share no task"
-        return f"cost score: no row has one ({why})."
-    on = ", ".join(table.tasks.get(task, task) for task in tasks)
-    if len(tasks) < every:
-        on += " (the tasks that every row here has)"
-    values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs and"
-    values += f" {constants.memory / 1e9:.3g} GB"
-    return f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}."
+        note = f"cost score: no row has one ({why})."
+    return with_column(table, runs, "cost score", entry, [note])

@@ -1,14 +1,14 @@
 """Tables 8 to 11: the recipes of conf/recipe, beside those that the paper prints."""
 
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, recipes
+from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, recipes
 from analysis.render import Entry, Table
-from analysis.tables.view import View
 from runs.record import CONF
 
 #: Keys of a recipe as tables call them.
@@ -16,6 +16,10 @@ KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens",
 KEYS |= {"lr": "learning rate", "lr_head": "learning rate, head", "schedule": "schedule"}
 KEYS |= {"warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps", "weight_decay": "weight decay"}
 KEYS |= {"label_smoothing": "label smoothing"}
+#: The columns of a table: its names, each with row, model and task; and the paper's values by key, a list
+#: with one for each column or one for all (None: it prints none).
+Columns = Mapping[str, tuple[str, str, str]]
+Printed = Mapping[str, Any]
 
 
 @cache
@@ -45,87 +49,73 @@ def recipe(row: str, model: str, task: str, key: str) -> Any:
         return value
 
 
-Column = tuple[str, str, str]  # row, model, task
+def _of(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
 
 
-def _recipe_table(title: str, columns: dict[str, Column], printed: dict[str, Any], notes: list[str]) -> Table:
-    """The recipe's values, a line for each key; the last column says whether the paper prints the same.
+def _table8() -> Iterator[tuple[str, Columns, Printed, str]]:
+    common = recipes()["glue"]["common"]
+    for model, label in ROBERTA.items():
+        papers = recipes()["glue"]["vera"][model.replace("_", "-")]
+        printed = _of(papers, "rank") | {"effective_batch": papers["batch"]}
+        printed |= _of(papers, "max_length", "epochs", "lr", "lr_head")
+        printed |= _of(common, "warmup_ratio", "schedule") | {"weight_decay": None}
+        columns = {name: ("vera", model, task) for task, name in GLUE.items()}
+        yield f"{label}: VeRA on GLUE", columns, printed, "AdamW."
 
-    printed: the paper's values by key, a list with one for each column or one for all; None where it prints
-    none.
-    """
+
+def _table9() -> Iterator[tuple[str, Columns, Printed, str]]:
+    papers, common = recipes()["instruct"], recipes()["instruct"]["common"]
+    printed = {key: [papers[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
+    printed |= {"effective_batch": common["batch"] * common["accumulation"]}
+    printed |= _of(common, "epochs", "warmup_ratio", "schedule") | {"max_length": None}
+    note = f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
+    for model, label in LLAMAS.items():
+        columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
+        yield f"{label}: instruction tuning", columns, printed, note
+
+
+def _table10() -> Iterator[tuple[str, Columns, Printed, str]]:
+    papers, common = recipes()["e2e"]["vera"], recipes()["e2e"]["common"]
+    columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
+    printed = {key: [papers[f"gpt2-{size}"][key] for size in columns] for key in ("rank", "lr")}
+    printed |= {"effective_batch": common["batch"]}
+    printed |= _of(common, "epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
+    yield ": VeRA on E2E with GPT-2", columns, printed, "AdamW."
+
+
+def _table11() -> Iterator[tuple[str, Columns, Printed, str]]:
+    for model, label in VIT.items():
+        for row in ("head", "full", "lora", "vera"):
+            printed = _of(recipes()["images"][model.replace("_", "-")][row], "rank", "lr", "lr_head")
+            printed |= _of(recipes()["images"]["common"], "epochs", "schedule", "weight_decay")
+            printed |= {"effective_batch": None, "warmup_ratio": None}
+            columns = {name: (row, model, task) for task, name in IMAGES.items()}
+            yield f"{label}, {NAMES[row]}: images", columns, printed, "AdamW. 10 training images a class."
+
+
+def recipe_tables(number: int) -> list[Table]:
+    """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
+    the last column says whether the paper prints the same."""
+    tables = {8: _table8, 9: _table9, 10: _table10, 11: _table11}
+    return [_table(f"Table {number}", *of) for of in tables[number]()]
+
+
+def _table(number: str, about: str, columns: Columns, printed: Printed, note: str) -> Table:
     rows = list[list[Entry]]()
     for key, values in printed.items():
         papers = values if isinstance(values, list) else [values] * len(columns)
         ours = [recipe(*column, key) for column in columns.values()]
         pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
-        wrong = ", ".join(str(b) for _, b in pairs) if any(a != b for a, b in pairs) else ""
-        status = f"DIFFERS: {wrong}" if wrong else "as printed" if pairs else "not printed"
+        status = "as printed" if pairs else "not printed"
+        if any(a != b for a, b in pairs):
+            status = f"DIFFERS: {', '.join(str(b) for _, b in pairs)}"
         rows.append([KEYS[key], *map(_plain, ours), status])
-    chosen: dict[str, None] = {}
-    for row, model, _ in columns.values():
-        reasons = _recipe_file(row, model).get("chosen") or {}
-        chosen |= dict.fromkeys(f"{key}: {why}" for key, why in reasons.items())
-    notes = [*notes, *(f"this project's choice: {line}" for line in chosen)]
-    return Table(title, ["hyperparameter", *columns, "paper"], rows, notes)
+    files = [_recipe_file(row, model).get("chosen") or {} for row, model, _ in columns.values()]
+    chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for of in files for key, why in of.items())
+    title = f"{number}{about if about[0] == ':' else f', {about}'}, from conf/recipe"
+    return Table(title, ["hyperparameter", *columns, "paper"], rows, [note, *chosen])
 
 
 def _plain(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def table8(view: View) -> list[Table]:
-    """The recipes of VeRA on GLUE. Needs no record."""
-    tables, common = [], recipes()["glue"]["common"]
-    for name, label in (("roberta-base", "RoBERTa-base"), ("roberta-large", "RoBERTa-large")):
-        papers = recipes()["glue"]["vera"][name]
-        printed = {"rank": papers["rank"], "effective_batch": papers["batch"]}
-        printed |= {key: papers[key] for key in ("max_length", "epochs", "lr", "lr_head")}
-        printed |= {key: common[key] for key in ("warmup_ratio", "schedule")} | {"weight_decay": None}
-        columns = {GLUE[task]: ("vera", name.replace("-", "_"), task) for task in GLUE}
-        title = f"Table 8, {label}: VeRA on GLUE, from conf/recipe"
-        tables.append(_recipe_table(title, columns, printed, ["AdamW."]))
-    return tables
-
-
-def table9(view: View) -> list[Table]:
-    """The recipes of instruction tuning, the same for each Llama. Needs no record."""
-    papers = recipes()["instruct"]
-    common = papers["common"]
-    printed = {key: [papers[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
-    printed |= {"effective_batch": common["batch"] * common["accumulation"]}
-    printed |= {key: common[key] for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": None}
-    notes = [f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."]
-    tables = []
-    for model, label in LLAMAS.items():
-        columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
-        title = f"Table 9, {label}: instruction tuning, from conf/recipe"
-        tables.append(_recipe_table(title, columns, printed, notes))
-    return tables
-
-
-def table10(view: View) -> list[Table]:
-    """The recipes of VeRA on E2E. Needs no record."""
-    papers, common = recipes()["e2e"]["vera"], recipes()["e2e"]["common"]
-    columns = {"medium": ("vera", "gpt2_medium", "e2e"), "large": ("vera", "gpt2_large", "e2e")}
-    printed = {key: [papers[name][key] for name in ("gpt2-medium", "gpt2-large")] for key in ("rank", "lr")}
-    printed |= {"effective_batch": common["batch"]}
-    keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
-    printed |= {key: common[key] for key in keys}
-    return [_recipe_table("Table 10: VeRA on E2E with GPT-2, from conf/recipe", columns, printed, ["AdamW."])]
-
-
-def table11(view: View) -> list[Table]:
-    """The recipes of image classification. Needs no record."""
-    common = recipes()["images"]["common"]
-    tables = []
-    for name, label in (("vit-base", "ViT-B/16"), ("vit-large", "ViT-L/16")):
-        for row in ("head", "full", "lora", "vera"):
-            papers = recipes()["images"][name][row]
-            columns = {IMAGES[task]: (row, name.replace("-", "_"), task) for task in IMAGES}
-            printed = {key: papers[key] for key in ("rank", "lr", "lr_head") if key in papers}
-            printed |= {key: common[key] for key in ("epochs", "schedule", "weight_decay")}
-            printed |= {"effective_batch": None, "warmup_ratio": None}
-            title = f"Table 11, {label}, {NAMES[row]}: images, from conf/recipe"
-            tables.append(_recipe_table(title, columns, printed, ["AdamW. 10 training images a class."]))
-    return tables

@@ -1,169 +1,337 @@
-"""What the tables of the paper that are rows x columns of cells are: 2, 3, 5, 6 and 7."""
+"""What the tables of cells are: 2, 3, 5, 6, 7 and 12, the demo, and rows x tasks. judged.py has 4 and 13."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import SCORES as KEYS
-from analysis.paper import GLUE, GPT2, IMAGES, ROBERTA, SCORES, VIT
-from analysis.tables.view import View
-
-OURS = ("full", "head", "bitfit", "lora", "vera")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A table of the paper.
-
-    models: its models, with their names. columns: its tasks, or the scores of its one task, with their
-    names. belongs: which runs are its. seeds: of a complete cell. middle: whether it prints medians or
-    means. head: its columns before the numbers. first: the order of other models' rows. part: of table 6,
-    which of its three, with its settings' names. others: whether rows and tasks that the paper has not are
-    shown, too. shows: for the dashboard."""
-
-    name: str
-    title: str
-    about: str
-    models: dict[str, str]
-    columns: dict[str, str]
-    belongs: Callable[[pd.DataFrame], "pd.Series[bool]"]
-    seeds: int = 5
-    middle: str = "median"
-    head: tuple[str, ...] = ("method", "source", "params")
-    first: tuple[str, ...] = OURS
-    part: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
-    others: bool = True
-    shows: tuple[str, ...] = ("best",)
-
-    @property
-    def scored(self) -> bool:
-        """Whether its columns are scores of texts."""
-        return self.name == "table3"
+from analysis.facts import SCORES as KEYS
+from analysis.frame import in_cells, reported_cells
+from analysis.notes import CROSSFIT
+from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, ROBERTA, SCORES, VIT
+from analysis.render import Cell, Entry, Number, Table, count, diverged, known, of_runs
+from analysis.tables.build import Own, Spec, View, build, titled
+from runs.record.text import plural
 
 
-def _glue(runs: pd.DataFrame) -> "pd.Series[bool]":
-    return runs.task.isin(GLUE)
+def field(name: str, **how: Any) -> Callable[[Own, pd.DataFrame], Entry]:
+    """A column with a number of a row's cell."""
+    return lambda own, runs: of_runs(getattr(first(own), name), first(own).ids, **how)
 
 
-def _images(runs: pd.DataFrame) -> "pd.Series[bool]":
-    return runs.family == "images"
+def first(own: Own) -> Cell:
+    """The first cell of a row."""
+    return next(iter(own.values()))
 
 
-def _decoded(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """The runs of E2E that have texts, or diverged before they had any."""
-    return (runs.task == "e2e") & (
-        runs.texts.map(lambda of: bool(of) and of == of) | (runs.status == "diverged")
+def chosen_here(model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
+    """Rows whose size this project chose; other numbers of images a class than the paper's 10; why scores are
+    missing, such as for want of Java."""
+    found = beside.chosen_here(model)
+    if model in VIT or (made.family == "images").any():
+        for task, other in made.groupby("task").shots.agg(lambda of: set(of) - {10}).items():
+            counts = " or ".join("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
+            found += [f"{task}: {counts} images a class"] if other else []
+    entries = [entry for of in in_cells(runs, made).texts for entry in of or []]
+    return [*found, *sorted({why for entry in entries for why in (entry.get("unavailable") or {}).values()})]
+
+
+# --- table 3: scores of texts
+
+
+def scored(spec: Spec, view: View) -> pd.DataFrame:
+    """The cells of the five scores: of the last epoch as the paper decodes; by other length penalties; and of
+    the best epoch, where it is another."""
+    found = [_scores(spec, view)]
+    runs = in_cells(view.runs, found[0])
+    texts, last = [of or [] for of in runs.texts], runs.last_epoch
+    for way in dict.fromkeys(entry["variant"] for of in texts for entry in of):
+        has = [any(entry["variant"] == way for entry in of) and of[0]["variant"] != way for of in texts]
+        found.append(_scores(spec, _by(view, runs, has, "last", way), f"length penalty {way}"))
+    has = [
+        any(e["which"] == "best" and e["epoch"] != end for e in of)
+        for of, end in zip(texts, last, strict=True)
+    ]
+    found.append(_scores(spec, _by(view, runs, has, "best"), "best epoch"))
+    return pd.concat([of for of in found if len(of)] or found[:1], ignore_index=True)
+
+
+def _by(view: View, runs: pd.DataFrame, has: list[bool], which: str, way: str = "") -> View:
+    """The rows of which a run has an epoch's texts, decoded in a way, with their scores; 0 of a run that
+    diverged before it had texts."""
+    runs = runs[pd.Series(has, runs.index, dtype=bool).groupby([runs.model, runs.row]).transform("any")]
+    texts = [
+        next((e for e in of or [] if e["which"] == which and e["variant"] == (way or of[0]["variant"])), None)
+        for of in runs.texts
+    ]
+    none = runs.diverged.map({True: 0.0, False: math.nan})
+    scores = {
+        key: [zero if of is None else of.get(key) for of, zero in zip(texts, none, strict=True)]
+        for key in KEYS
+    }
+    return replace(view, runs=runs.assign(**scores))
+
+
+def _scores(spec: Spec, view: View, variant: str = "") -> pd.DataFrame:
+    made = [view.cells(spec.seeds, key, key).assign(variant=variant) for key in KEYS]
+    return pd.concat(made, ignore_index=True)
+
+
+# --- table 12: what training costs
+
+
+def costs(spec: Spec, view: View) -> pd.DataFrame:
+    """The cells of minutes, seconds a step, tokens a second and GB: medians of what a run has."""
+    made = view.cells(spec.seeds)
+    made = made[made.row.isin(spec.names)]
+    numbers = {"minutes": made.train_seconds / 60, "s/step": made.train_seconds / made.steps.clip(lower=1)}
+    numbers |= {"tok/s": made.tokens_per_second, "gpu_gb": made.peak_memory_bytes / 1e9}
+    return pd.concat([made.assign(column=column, median=of) for column, of in numbers.items()])
+
+
+# --- rows x tasks
+
+
+def rows_by_tasks(spec: Spec, view: View) -> pd.DataFrame:
+    """The cells of whatever has run, by the number that each task's table reports; what trains most first."""
+    made = reported_cells(view.runs, view.select, view.seeds or spec.seeds)
+    made = made.assign(column=made.task, variant="", order=-made.parameters)
+    return made.sort_values(["order", "row", "task"], kind="stable")
+
+
+def counted(cell: Cell, *_: Any) -> Entry:
+    """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)"."""
+    of = known(cell, int(cell.digits))
+    of = of if isinstance(of, Number) else Number(math.nan, n=cell.runs, ids=cell.ids)
+    return replace(of, counted=True, mark=diverged(cell), wanted=None)
+
+
+def over_tasks(name: str, own: Own, runs: pd.DataFrame) -> Entry:
+    """The median of a cost over the runs of all tasks that did not diverge."""
+    done = runs if runs.diverged.all() else runs[~runs.diverged.astype(bool)]
+    of = float(pd.to_numeric(done[name]).median())
+    if name == "seconds":
+        return of_runs(of, runs.id, decimals=0 if of >= 10 else 1)
+    return of_runs(of or math.nan, runs.id, form="bytes")
+
+
+def of_rows(spec: Spec, view: View, made: pd.DataFrame) -> str:
+    """Which numbers the tasks report."""
+    by_name = made.groupby("name", sort=False)
+    on = {name: ", ".join(dict.fromkeys(of.sort_values("order").task_label)) for name, of in by_name}
+    names = "; ".join(f"{name} ({of})" for name, of in on.items())
+    return f"Medians over seeds, +- sample standard deviation (seeds): {names}."
+
+
+ROWS = Spec(
+    "",
+    lambda model, made: str(made.model_label.iloc[0]),
+    lambda runs: runs.model.notna(),
+    cells=rows_by_tasks,
+    seeds=1,
+    entry=counted,
+    more={"s/run": partial(over_tasks, "seconds"), "adapter": partial(over_tasks, "adapter_bytes")},
+    tail=(),
+    first=None,
+    how=of_rows,
+    shows=("best", "last"),
+)
+
+
+# --- the demo
+
+#: Marks a row whose rate is at an end of its grid.
+END = " ^"
+
+
+def demo(view: View) -> list[Table]:
+    """Every method on the demo's task, with what it costs: a table for each model and number of rows."""
+    runs = view.runs[view.runs.task == "reviews"]
+    asked = runs[["asked_train_rows", "asked_dev_rows"]].apply(tuple, axis=1) if len(runs) else runs.task
+    sizes = sorted({*asked[runs.kind == "result"]})
+    parts = [replace(view, runs=runs[(asked == size) | (runs.kind == "trial")]) for size in sizes]
+    spec = replace(DEMO, title=partial(_title, len(sizes) > 1))
+    return [table for part in parts for table in build(spec, part)]
+
+
+def _title(with_size: bool, model: str, made: pd.DataFrame) -> str:
+    """with_size: whether it has the number of rows, as there are tables of others."""
+    of, counts = made.iloc[0], {*made.runs}
+    one = made.complete.all() and len(counts) == 1
+    over = f"median of {plural(max(counts), 'seed')}" if one else "median over the seeds there are"
+    over += f", {_size(of)}" if with_size else ""
+    return f"{of.task_label} ({of.model_label}, {over}): dev {of.metric}"
+
+
+def _size(cell: Cell) -> str:
+    return f"{cell.train_rows:,} training and {cell.dev_rows:,} dev rows"
+
+
+def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
+    """The cells, the best first, with their parameters beside LoRA's (ratio); labels say which seeds lack and
+    whether a rate is the lowest or highest of those that trials on held-out rows tried."""
+    made = view.cells(0)
+    trials = view.runs[view.runs.kind == "trial"].groupby(["model", "row"])
+    marks = pd.Series("", made.index)
+    for rate in ("lr", "lr_head"):
+        ends = made[["model", "row"]].join(trials[rate].agg(["min", "max", "nunique"]), on=["model", "row"])
+        at_end = (made[rate] == ends["min"]) | (made[rate] == ends["max"])
+        marks = marks.mask(at_end & (ends["nunique"] > 1), END)
+    fewer = [f" ({of.n}/{of.wanted} seeds)" * (not of.complete) for of in made.itertuples()]
+    trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
+    return made.assign(
+        label=made.label + marks + fewer,
+        ratio=(made.parameters / made.model.map(lora)).where(trains),
+        adapter_bytes=made.adapter_bytes.where(trains),
+        head_bytes=4 * made.head_parameters,
+        unknown=made.runs - made.n,
+        less=-made["median"],
+    ).sort_values(["unknown", "less"], kind="stable")
+
+
+def of_demo(spec: Spec, view: View, made: pd.DataFrame) -> str:
+    """What its columns are, and marks."""
+    how, results = f"trainable: without the classification head. {_size(made.iloc[0])}.", view.runs
+    results = results[(results.model == made.model.iloc[0]) & (results.kind == "result")]
+    if view.select == "crossfit":
+        how += f" {CROSSFIT}"
+    elif (results.evaluations == 1).all():
+        how += " The last epoch alone is evaluated."
+    if made.label.str.contains(END, regex=False).any():
+        how += (
+            f" {END.strip()}: its rate is at an end of the grid that was tried; one beyond could be better."
+        )
+    return how
+
+
+def with_nan(name: str) -> Callable[[Own, pd.DataFrame], Entry]:
+    """A number of the cell that is nan where a seed has none."""
+    return lambda own, runs: Number(
+        getattr(first(own), name),
+        n=first(own).n,
+        mark=diverged(first(own)) * (name == "median"),
+        ids=first(own).ids,
     )
 
 
-def _ablation(name: str, part: str, about: str, settings: dict[str, str]) -> Spec:
+DEMO = Spec(
+    "demo",
+    partial(_title, False),
+    lambda runs: runs.model.notna(),
+    cells=demo_cells,
+    head=("method",),
+    tail=(),
+    first=None,
+    more={
+        "trainable": lambda own, runs: count(first(own)),
+        "vs LoRA": field("ratio", form="ratio"),
+        "best ep.": with_nan("median"),
+        "spread": field("spread"),
+        "last ep.": with_nan("last"),
+        "s/run": field("seconds", decimals=0),
+        "adapter": field("adapter_bytes", form="bytes"),
+        "head": field("head_bytes", form="bytes"),
+    },
+    how=of_demo,
+    tasks={"reviews": "reviews"},
+)
+
+
+# --- the paper's
+
+
+def decoded(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """The runs of E2E that have texts, diverged before they had any, or are no results."""
+    texts = runs.texts.map(lambda of: bool(of) and of == of).astype(bool)
+    return (runs.task == "e2e") & (texts | (runs.status == "diverged") | (runs.kind != "result"))
+
+
+TABLE2 = Spec(
+    *("table2", titled("Table 2", ROBERTA, "Table 2, {}: GLUE dev sets"), lambda runs: runs.task.isin(GLUE)),
+    *(ROBERTA, GLUE),
+    first=("full", "head", "bitfit", "lora", "vera"),
+    notes=chosen_here,
+)
+TABLE3 = Spec(
+    *("table3", titled("Table 3", GPT2, "Table 3, {}: E2E NLG"), decoded, GPT2),
+    {key: name for key, (name, _) in SCORES.items()},
+    cells=scored,
+    seeds=3,
+    decimals={key: decimals for key, (_, decimals) in SCORES.items()},
+    entry=lambda cell, _, decimals, verdict: known(cell, decimals, verdict),
+    wanted=("bleu",),
+    incomplete="{0.runs} of {0.wanted} seeds",
+    status=lambda view, first, usual: "" if first.variant else usual,
+    first=("full", "lora", "vera"),
+    notes=chosen_here,
+    tasks={"e2e": "E2E"},
+    shows=KEYS,
+)
+TABLE5 = Spec(
+    "table5",
+    titled("Table 5", VIT, "Table 5, {}: 10 training images a class"),
+    lambda runs: runs.family == "images",
+    VIT,
+    IMAGES,
+    first=("head", "full", "lora", "vera"),
+    notes=chosen_here,
+    shows=("last",),
+)
+
+
+def _ablation(name: str, part: str, about: str, tasks: Sequence[str], names: dict[str, str]) -> Spec:
+    """A part of table 6 or 7. names: of its settings, by our rows."""
+    models, title = {"roberta_large": ROBERTA["roberta_large"]}, f"Table {name[5:]}, {about}, {{}}"
     return Spec(
-        name,
-        f"Table {name[5:]}",
-        about,
-        {"roberta_large": "RoBERTa-large"},
-        GLUE,
-        _glue,
+        *(name, titled(name, models, title, title)),
+        *(lambda runs: runs.task.isin(GLUE) & runs.row.isin(names), models),
+        {task: GLUE[task] for task in tasks},
         middle="mean",
         head=("setting", "source"),
+        first=[*names],
         part=part,
-        settings=settings,
-        others=False,
+        names=names,
     )
 
 
+VECTORS = {"vera": "d and b", "vera_only_d": "only d", "vera_only_b": "only b"}
+MATRICES = {"vera": "Kaiming uniform", "vera_kaiming_normal": "Kaiming normal"}
+MATRICES |= {"vera_uniform": "uniform [0, 0.1]"}
+INITIAL_D = {"vera": "0.1", "vera_d_init_1e-7": "1e-7", "vera_d_init_1": "1.0"}
+SHARED = {"vera": "shared A, B", "vera_unique": "unique A, B"}
+LLAMA_7B = {"llama_7b": LLAMAS["llama_7b"]}
+TWELVE = (", {}", "'s protocol on {}")
+TABLE12 = Spec(
+    "table12",
+    titled("Table 12", LLAMA_7B, *(f"Table 12{of}: time and memory, rank 64" for of in TWELVE)),
+    lambda runs: (runs.family == "instruct") & (runs["rank"] == 64),
+    LLAMA_7B,
+    {"minutes": "minutes", "s/step": "s/step", "tok/s": "tok/s", "gpu_gb": "GB"},
+    cells=costs,
+    seeds=1,
+    decimals={"s/step": 2, "tok/s": 0, "gpu_gb": 2},
+    entry=lambda cell, _, decimals, verdict: of_runs(cell.median, cell.ids, decimals=decimals),
+    more={"device": lambda own, runs: str(first(own).device)},
+    status=lambda view, first, usual: view.whose,
+    names={"lora": "LoRA r=64", "vera_r64": "VeRA r=64"},
+    compared=lambda variant: False,
+    how=lambda *_: "minutes: of training alone, the median over seeds. GB: on a CPU the process's.",
+    tasks={"alpaca": "Alpaca"},
+    shows=("train_seconds", "peak_memory_bytes"),
+)
 SPECS: dict[str, tuple[Spec, ...]] = {
-    "table2": (Spec("table2", "Table 2", "GLUE dev sets", ROBERTA, GLUE, _glue),),
-    "table3": (
-        Spec(
-            *(
-                "table3",
-                "Table 3",
-                "E2E NLG",
-                GPT2,
-                {key: name for key, (name, _) in SCORES.items()},
-                _decoded,
-            ),
-            seeds=3,
-            first=("full", "lora", "vera"),
-            shows=KEYS,
-        ),
-    ),
-    "table5": (
-        Spec(
-            *("table5", "Table 5", "10 training images a class", VIT, IMAGES, _images),
-            first=("head", "full", "lora", "vera"),
-            shows=("last",),
-        ),
-    ),
+    "table2": (TABLE2,),
+    "table3": (TABLE3,),
+    "table5": (TABLE5,),
     "table6": (
-        _ablation(
-            "table6",
-            "scaling_vectors",
-            "scaling vectors",
-            {"vera": "d and b", "only_d": "only d", "only_b": "only b"},
-        ),
-        _ablation(
-            *("table6", "matrix_init", "matrix initialisation"),
-            {
-                "kaiming_uniform": "Kaiming uniform",
-                "kaiming_normal": "Kaiming normal",
-                "uniform_0_0.1": "uniform [0, 0.1]",
-            },
-        ),
-        _ablation("table6", "d_init", "initial d", {"0.1": "0.1", "1e-07": "1e-7", "1.0": "1.0"}),
+        _ablation("table6", "scaling_vectors", "scaling vectors", ("mrpc", "rte"), VECTORS),
+        _ablation("table6", "matrix_init", "matrix initialisation", ("mrpc", "rte"), MATRICES),
+        _ablation("table6", "d_init", "initial d", ("mrpc", "rte"), INITIAL_D),
     ),
-    "table7": (
-        _ablation("table7", "", "random matrices", {"shared": "shared A, B", "unique": "unique A, B"}),
-    ),
+    "table7": (_ablation("table7", "", "random matrices", ("mrpc", "rte", "cola", "stsb"), SHARED),),
+    "table12": (TABLE12,),
 }
-
-
-def cells_of(spec: Spec, view: View) -> pd.DataFrame:
-    """The cells that a table's numbers come from, with `column`: the task, or the score."""
-    view = view.of(spec.belongs(view.runs))
-    if view.tasks and not spec.scored:
-        view = view.of(view.runs.task.isin(view.tasks))
-    if not spec.scored:
-        made = view.cells(spec.seeds)
-        return made.assign(column=made.task)
-    return pd.concat([view.cells(spec.seeds, key).assign(column=key) for key in KEYS], ignore_index=True)
-
-
-def columns_of(spec: Spec, view: View, model: str, cells: pd.DataFrame) -> dict[str, str]:
-    """The columns of a model's table: the paper's, and of another model those that have run."""
-    if spec.scored:
-        return spec.columns
-    names = cells.drop_duplicates("task").set_index("task").task_label.to_dict() if len(cells) else {}
-    if not spec.others:
-        tasks = set(cells[cells.row != "vera"].task) if model not in spec.models else set(printed_tasks(spec))
-    else:
-        tasks = set(spec.columns if model in spec.models else ()) | set(names)
-    if view.tasks:
-        tasks &= set(view.tasks)
-    order = spec.columns if spec.others or model not in spec.models else printed_tasks(spec)
-    known = {task: spec.columns[task] for task in order if task in tasks and task in spec.columns}
-    return known | {task: names.get(task, task) for task in sorted(tasks - set(spec.columns))}
-
-
-def printed_tasks(spec: Spec) -> list[str]:
-    paper = beside.paper()
-    return list(paper[(paper.table == spec.name) & (paper.part == spec.part)].task.unique())
-
-
-def title_of(spec: Spec, model: str) -> str:
-    if not spec.others:
-        return f"{spec.title}, {spec.about}, {spec.models.get(model, model)}"
-    if model in spec.models:
-        return f"{spec.title}, {spec.models[model]}: {spec.about}"
-    return f"{spec.title}'s protocol on {model}, a model that the paper does not use"
-
-
-def settings_of(spec: Spec) -> dict[str, str]:
-    """The names of an ablation's settings, by our rows."""
-    paper = beside.paper()
-    of = paper[(paper.table == spec.name) & (paper.part == spec.part)]
-    return {row: spec.settings[method] for row, method in zip(of.row, of.method, strict=True)}

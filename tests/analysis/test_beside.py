@@ -104,18 +104,9 @@ def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints
     """AdaLoRA's 590,112 is this project's rank, and not the paper's 0.38M; DyLoRA's rounds to 0.39M."""
     assert not beside.same_size(590112, "gpt2_medium", "adalora", "0.38M")
     assert beside.same_size(393216, "gpt2_medium", "dylora", "0.39M")
-    of = [record("adalora", "e2e", seed, model="gpt2_medium") for seed in range(5)]
-    for one in of:
-        scores = dict.fromkeys(("bleu", "nist", "meteor", "rouge_l", "cider"), 50.0)
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 3.0, **scores}]}
-        one["parameters"]["adapter"] = 590112
-    table = made("table3", ledger(*of))[0]
-    assert statuses(table) == ["ours, another size: not compared"]
-    assert not any(row[1] == "difference" for row in table.texts)
-    assert "dylora: size and rates chosen here" in table.notes[0]
-    assert (
-        "adalora: size and rates chosen here, with 590,112 parameters for the paper's 0.38M" in table.notes[0]
-    )
+    (note, *_) = made("table3", ledger())[0].notes
+    assert "dylora: size and rates chosen here" in note
+    assert "adalora: size and rates chosen here, with 590,112 parameters for the paper's 0.38M" in note
 
 
 # --- judged texts
@@ -127,15 +118,10 @@ def judged_by_gpt_4(row, means, model="llama_7b"):
     for one, mean in zip(of, means, strict=True):
         one["config"]["task"] |= {"family": "instruct", "train_rows": None}
         one["result"]["reported"] = "last"
-        said = {
-            "mean": mean,
-            "low": mean,
-            "high": mean,
-            "n": 160,
-            "n_valid": 160,
-            "turns": {"1": mean, "2": mean},
-        }
-        one["judged"] = [{"bench": "mt_bench", "judge": "gpt-4", "answering": answering, **said}]
+        about = {"bench": "mt_bench", "judge": "gpt-4", "answering": answering, "n": 160, "n_valid": 160}
+        one["judged"] = [
+            about | dict.fromkeys(("mean", "low", "high"), mean) | {"turns": {"1": mean, "2": mean}}
+        ]
     return of
 
 
@@ -150,13 +136,6 @@ def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
     ]
     (word,) = tables.verdicts(runs(ledger(*of)))[lambda v: (v.table == "table4") & (v.row == "none")].word
     assert word == "quoted"
-
-
-def test_a_judges_scores_have_two_decimals_and_their_interval():
-    table = made("table4", ledger(*judged_by_gpt_4("vera", [4.5, 4.6, 4.7, 4.8, 4.9])))[0]
-    (difference,) = [row for row in table.texts if row[1] == "difference"]
-    assert difference[3] == apart(([4.5, 4.6, 4.7, 4.8, 4.9], 4.77, None), decimals=2) == "-0.07 +-0.24"
-    assert statuses(table) == ["inside 1/1"]
 
 
 # --- the words for a row
@@ -206,9 +185,7 @@ def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_inco
     assert list(of_table_2(*six).word) == ["reproduced"]
     six[5]["result"]["protocols"]["paper"]["best"] = None  # five have their number, and a sixth has none
     assert list(of_table_2(*six).word) == ["incomplete"]
-
-
-def test_runs_of_the_same_number_are_reproduced_or_not():
+    # Without a spread of ours
     assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == ["reproduced"]
     assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == ["not reproduced"]
 
@@ -250,15 +227,6 @@ def lora(rank, alpha, seed, best, recipe=(8, 8)):
     of["config"]["recipe"] = dict(zip(("rank", "alpha"), recipe, strict=True))
     of["label"] |= {"row": f"LoRA r={rank}"}
     return of
-
-
-def test_two_conventions_of_alpha_are_two_rows():
-    of = [lora(2, alpha, seed, best) for alpha, best in ((8, 0.1), (2, 0.2)) for seed in range(5)]
-    table = made("table2", ledger(*of))[2]
-    assert [(row[0], row[3]) for row in table.texts] == [
-        ("LoRA r=2, alpha=8", "10.0 +-0.0"),
-        ("LoRA r=2, alpha=r", "20.0 +-0.0"),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -58,27 +58,37 @@ ROWS = [
 ]
 
 
+def scored(records, cost="paper", name="table2"):
+    """The table of MiniLM with its cost scores."""
+    return next(t for t in tables.make(name, records, cost=cost) if t.model == "minilm")
+
+
 def test_a_table_has_it_over_the_tasks_that_all_rows_have():
-    (table,) = (t for t in tables.make("table2", ledger(*ROWS), cost="paper") if t.model == "minilm")
+    table = scored(ledger(*ROWS))
     assert table.header[-2:] == ["cost score", "status"]
     vera = 80.0 / ((1 + 7_680 / 5e8) * (1 + 1 / 94))
     adapter = 90.0 / ((1 + 76_128 / 5e8) * (1 + 2 * 512 * 76_128 / 10e12) * (1 + 2 / 94))
     assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
-    said = (
-        "cost score: PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08"
-    )
-    assert said in table.notes[-1]
+    told = "PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08"
+    assert f"cost score: {told}" in table.notes[-1]
     (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
     assert set(row[table.header.index("cost score")].ids) == {r["id"] for r in ROWS[:5]}
+    published = ledger(*ROWS)
+    published.origin.update(dict.fromkeys(published.origin, "study"))
+    assert column(scored(published)) == column(table)
+    assert "cost score" not in scored(published, "none").header
 
 
-def test_the_constants_of_the_model():
-    (table,) = (t for t in tables.make("table2", ledger(*ROWS), cost="model") if t.model == "minilm")
-    total = 20_000_000 + 7_680
+def test_the_constants_of_the_model_and_the_means_over_several_tasks():
+    table, total = scored(ledger(*ROWS), "model"), 20_000_000 + 7_680
     vera = 80.0 / ((1 + 7_680 / total) * (1 + 1 / 2))
     adapter = 90.0 / ((1 + 76_128 / total) * (1 + 76_128 / total) * (1 + 1))
     assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
     assert table.notes[-1].endswith("and 2 GB.")
+    table = scored(ledger(*(r for r in ROWS if r["cell"]["row"] == "vera")))
+    wanted = statistics.fmean([80.0, 70.0]) / ((1 + 7_680 / 5e8) * (1 + 2 / 94))
+    assert column(table)["VeRA r=1024"] == f"{wanted:.1f}"
+    assert "over MRPC, RTE;" in table.notes[-1]
 
 
 def test_a_row_of_ours_below_the_papers_has_one_too():
@@ -92,14 +102,6 @@ def test_a_row_of_ours_below_the_papers_has_one_too():
     ours = [row[at] for row in table.texts if row[1] == "ours"]
     assert len(ours) == 2
     assert all(float(score) > 70 for score in ours)
-
-
-def test_over_several_tasks_points_and_memory_are_means():
-    rows = [r for r in ROWS if r["cell"]["row"] == "vera"]
-    (table,) = (t for t in tables.make("table2", ledger(*rows), cost="paper") if t.model == "minilm")
-    wanted = statistics.fmean([80.0, 70.0]) / ((1 + 7_680 / 5e8) * (1 + 2 / 94))
-    assert column(table)["VeRA r=1024"] == f"{wanted:.1f}"
-    assert "over MRPC, RTE;" in table.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +141,7 @@ def test_what_is_not_known_is_a_dash():
     rows += of_kind("mine", "my_own", 100, 10**9) + of_kind("lora", "lora", 73_728, None)
     for one in rows[-5:]:
         del one["cost"]["peak_memory_bytes"]
-    (table,) = (t for t in tables.make("table2", ledger(*rows), cost="paper") if t.model == "minilm")
-    found = column(table)
+    found = column(scored(ledger(*rows)))
     assert (found["mine"], found["LoRA r=8"]) == ("-", "-")
     assert found["VeRA r=1024"] not in ("-", "")
 
@@ -154,22 +155,10 @@ def test_a_perplexity_has_none_and_the_note_says_so():
     assert table.notes[-1].startswith("cost score: no row has one (the metric is no percentage")
 
 
-def test_published_rows_have_it_too_and_without_it_the_table_is_as_it_was():
-    published = ledger(*ROWS)
-    published.origin.update(dict.fromkeys(published.origin, "study"))
-    (table,) = (t for t in tables.make("table2", published, cost="paper") if t.model == "minilm")
-    assert column(table)["VeRA r=1024"] != ""
-    (plain,) = (t for t in tables.make("table2", published) if t.model == "minilm")
-    assert "cost score" not in plain.header
-
-
 @pytest.mark.parametrize("name", ["table1", "table8", "demo"])
 def test_a_table_without_it_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=f"^cost=model: {name} has no row with a cost score$"):
         main([name, "cost=model", f"output={tmp_path}"])
-
-
-def test_another_value_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^cost=true: should be one of none, paper, model"):
         main(["table2", "cost=true", f"output={tmp_path}"])
 
@@ -243,12 +232,6 @@ def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_mod
     assert "(shipped, 617 tokens), after the last epoch less that of the base model (3.000)" in note
     (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
     assert row[table.header.index("forgetting")].ids == tuple(r["id"] for r in ours)
-
-
-def test_without_a_record_that_has_it_the_table_is_as_it_was():
-    table = tables.make("table3", ledger(told(), told("full")))[0]
-    assert "forgetting" not in table.header
-    assert not any("forgetting" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("model", ["llama_7b", "smollm2"])

@@ -3,7 +3,6 @@
 import math
 import statistics
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -224,14 +223,10 @@ def test_the_nearest_variant_to_an_own_run():
     assert (cell.median, cell.n) == (75.0, 2)
 
 
-def test_a_ledger_without_runs_has_empty_frames():
+def test_every_published_record_is_a_run_and_counted_once_and_an_empty_ledger_has_frames(monkeypatch):
     empty = runs(ledger())
     assert len(empty) == len(cells(empty)) == len(every_variant(empty, paper=True)) == 0
     assert set(KEY) <= set(cells(empty))
-    assert isinstance(empty, pd.DataFrame)
-
-
-def test_every_published_record_is_a_run_and_counted_once(monkeypatch):
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     frame = runs(read_ledger("none"))
     assert len(frame) > 1000

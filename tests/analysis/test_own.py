@@ -20,13 +20,18 @@ def of_study(both, *records):
     return both
 
 
+def publish(folder, monkeypatch, records):
+    """Publishes records as a study below a folder."""
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder / "studies")
+    for one in records:
+        write_record(folder, one)
+    (folder / "studies").mkdir()
+    (folder / "records").rename(folder / "studies" / "a_study")
+
+
 def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
     theirs = seeds("vera", "mrpc", model="minilm")
-    for one in theirs:
-        write_record(tmp_path, one)
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
+    publish(tmp_path, monkeypatch, theirs)
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
     assert mine["id"] == theirs[0]["id"]
     write_record(tmp_path, mine)
@@ -70,17 +75,6 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
 
 
-def test_a_rank_that_a_label_has_is_not_said_twice():
-    made = [*seeds("lora", "mrpc", model="minilm"), *seeds("lora", "mrpc", (0.6,), model="minilm", lr=0.5)]
-    for one in made:
-        rank = 16 if one["config"]["train"]["lr"] == 0.5 else 8
-        method = one["config"]["method"] | {"rank": rank, "label": f"LoRA r={rank}"}
-        one["config"] = one["config"] | {"method": method}
-        one["label"] = one["label"] | {"row": f"LoRA r={rank}"}
-    (shown, *_) = tables.make("table2", ledger(*made), every=True)
-    assert sorted(row[0] for row in shown.texts) == ["LoRA r=16, lr 0.5", "LoRA r=8, lr 0.01"]
-
-
 def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the_own_run():
     own = seeds("vera", "mine", (0.5,), lr=0.3)
     theirs = [
@@ -104,32 +98,10 @@ def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the
     assert not any("all=true" in note for note in last.notes)
 
 
-def test_the_command_shows_a_sweep_with_the_nearest_published_variants(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
-    for one in [*seeds("vera", "mine", (0.7, 0.8), lr=0.1), *seeds("vera", "mine", (0.9,), lr=0.2)]:
-        write_record(tmp_path, one)
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
-    own = seeds("vera", "mine", (0.6,), lr=0.2, status="diverged")
-    for one in own:
-        write_record(tmp_path, one)
-    write_sweep(tmp_path, "mine", [one["id"] for one in own])
-    shown = []
-    for more in ([], ["all=true"]):
-        assert main(["sweep=mine", f"output={tmp_path}", *more]) == 0
-        shown.append([line for line in capsys.readouterr().out.splitlines() if " published |" in line])
-    assert [len(lines) for lines in shown] == [1, 2]
-    assert "90.0 (1)" in shown[0][0]
-
-
 def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, capsys):
     """Though the project has published the same runs."""
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
     made = seeds("vera", "mine", (0.7, 0.8, 0.9))
-    for one in made:
-        write_record(tmp_path, one)
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "records").rename(tmp_path / "studies" / "a_study")
+    publish(tmp_path, monkeypatch, made)
     write_sweep(tmp_path, "mine", [one["id"] for one in made])
     for done in range(3):
         assert main(["sweep=mine", f"output={tmp_path}"]) == 0
@@ -179,37 +151,25 @@ def _image(task):
     return one
 
 
-def test_seed_takes_these_seeds_alone(tmp_path, capsys):
+def test_names_that_no_record_has_are_one_line(tmp_path, capsys):
+    own = ["published=false", f"output={tmp_path}"]
+    with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
+        main(["demo", *own])
     for one in seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"):
         write_record(tmp_path, one)
-    asked = ["table2", "model=minilm", "published=false", f"output={tmp_path}"]
-    assert main([*asked, "seed=0,2"]) == 0
+    assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"no records of seed '7'. There are: 0, 1, 2"):
-        main([*asked, "seed=7"])
-
-
-def test_what_a_table_without_records_cannot_choose_and_what_has_not_run_is_one_line(tmp_path):
-    output = f"output={tmp_path}"
-    with pytest.raises(UserError, match=r"table8 has no records: model=, task=, .* choose nothing in it"):
-        main(["table8", "model=roberta_base", output])
-    with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
-        main(["demo", output, "published=false"])
-    write_record(tmp_path, record("vera", "rte", model="minilm"))
-    with pytest.raises(UserError, match=r"no records of minilm for table4 in .*records yet$"):
-        main(["table4", "model=minilm", output, "published=false"])
-
-
-def test_names_that_no_record_has_are_one_line(tmp_path):
-    for one in seeds("vera", "mrpc"):
-        write_record(tmp_path, one)
-    own = ["published=false", f"output={tmp_path}"]
-    with pytest.raises(UserError, match=r"no records of task 'mrcp'. Did you mean mrpc\?"):
-        main(["task=mrcp", *own])
-    with pytest.raises(UserError, match=r"no sweep 'nine' in .*/sweeps. There are: none"):
-        main(["sweep=nine", *own])
-    with pytest.raises(UserError, match=r"name a table .*, or task="):
-        main(own)
+    for words, refusal in {
+        "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
+        "table2 seed=7": "no records of seed '7'. There are: 0, 1, 2",
+        "table2 model=minilmm": r"no records of model 'minilmm'. Did you mean minilm\?",
+        "sweep=nine": "no sweep 'nine' in .*/sweeps. There are: none",
+        "table4 model=minilm": "no records of minilm for table4 in .*records yet$",
+        "table8 model=minilm": "table8 has no records: model=, task=, .* choose nothing in it",
+        "": "name a table .*, or task=",
+    }.items():
+        with pytest.raises(UserError, match=refusal):
+            main([*words.split(), *own])
 
 
 def test_own_runs_that_deviate_stand_first_and_say_how():
@@ -352,8 +312,3 @@ def test_rows_by_tasks_of_whatever_has_run():
         ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
     ]
     assert len(table.rows[1][5].ids) == 3
-
-
-def test_a_model_without_a_name_is_none_of_the_papers():
-    (shown, *_) = tables.make("table2", ledger(*seeds("vera", "rte", model="")))
-    assert "a model that the paper does not use" in shown.title

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures, tables
-from analysis.frame import SCORES, reported_cells, runs
+from analysis.facts import SCORES
+from analysis.frame import reported_cells, runs
 from analysis.inference import both_intervals
 from analysis.ranks import ranks
 from analysis.render import Number

@@ -1,0 +1,298 @@
+"""How a table of cells is made, for each model: the paper's rows, ours below them with the difference, and
+rows that the paper has not. What a table is says its Spec (specs.py, judged.py)."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from analysis import beside
+from analysis.frame import cells
+from analysis.notes import CROSSFIT, notes
+from analysis.paper import GLUE, IMAGES
+from analysis.render import NONE, Cell, Entry, Number, Table, count, number
+
+#: A row's cells by column, and a line of a table.
+Own = Mapping[str, Cell]
+Line = list[Entry]
+
+
+@dataclass(frozen=True)
+class View:
+    """The runs that a table is made from, and how: the choice of the epoch (paper or crossfit), the seeds of
+    a complete cell (None: the table's), the tasks and models that are shown (empty: all), and whose runs
+    these are."""
+
+    runs: pd.DataFrame
+    select: str = "paper"
+    seeds: int | None = None
+    tasks: Sequence[str] = ()
+    models: Sequence[str] = ()
+    whose: str = "ours"
+
+    def cells(self, seeds: int, value: str = "", column: str = "") -> pd.DataFrame:
+        """The cells of its runs, with their column. seeds: of a complete one, unless others are asked for.
+        value: the column of runs. column: by default the task."""
+        value = value or ("crossfit" if self.select == "crossfit" else "value")
+        made = cells(self.runs, value, self.seeds or seeds)
+        return made.assign(column=column or made.task, variant="")
+
+
+def titled(name: str, models: Mapping[str, str], of: str, other: str = "") -> Callable[[str, Any], str]:
+    """The title of a table of one of the paper's models, in which {} is its name, and of another model."""
+    other = other or f"{name}'s protocol on {{}}, a model that the paper does not use"
+    return lambda model, _: (of if model in models else other).format(models.get(model, model))
+
+
+def reads(spec: "Spec", view: View, made: pd.DataFrame) -> str:
+    """What the numbers of a table of medians or means over seeds are."""
+    epochs, middle = " or ".join(sorted(set(made.reported))), spec.middle.capitalize()
+    if view.select != "crossfit":
+        return f"{middle}s over seeds of the {epochs or 'reported'} epoch, +- sample standard deviation."
+    if epochs == "last" or not spec.by_task:
+        return "select= changes nothing here: the last epoch is reported."
+    return f"{middle}s over seeds. {CROSSFIT}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a table is.
+
+    title: by model and its cells. belongs: which runs are its. models, columns: the paper's, with their
+    names. cells: of its runs; a cell has `column`, the task or the score that it is of, and `variant`, where
+    a row has several lines (another way of decoding, another judge). seeds: of a complete cell. middle:
+    median or mean. entry: a cell as a number. more: columns after the numbers, and how an entry comes of a
+    row's cells and runs. head, tail: columns around the numbers. wanted: what a complete row has, where the
+    columns are no tasks. status: of a row of ours, by its cells and the usual words. first: rows that stand
+    before others (None: in the order of cells). part: of the paper's table. names: of the paper's rows, by
+    ours. quoted: what else stands in the paper's rows. compared: the variants that stand beside the paper.
+    how, notes: what its notes say. tasks: their names, where columns are no tasks. shows: for the
+    dashboard."""
+
+    name: str
+    title: Callable[[str, pd.DataFrame], str]
+    belongs: Callable[[pd.DataFrame], "pd.Series[bool]"]
+    models: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    cells: Callable[["Spec", View], pd.DataFrame] = lambda spec, view: view.cells(spec.seeds)
+    seeds: int = 5
+    middle: str = "median"
+    decimals: Mapping[str, int] = field(default_factory=dict)
+    entry: Callable[..., Entry] = number
+    more: Mapping[str, Callable[[Own, pd.DataFrame], Entry]] = field(default_factory=dict)
+    head: Sequence[str] = ("method", "source", "params")
+    tail: Sequence[str] = ("status",)
+    wanted: Sequence[str] = ()
+    incomplete: str = "incomplete"
+    status: Callable[[View, Cell, str], str] = lambda view, first, usual: usual
+    first: Sequence[str] | None = ()
+    part: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    quoted: Mapping[str, str] = field(default_factory=dict)
+    compared: Callable[[str], bool] = lambda variant: variant == ""
+    how: Callable[["Spec", View, pd.DataFrame], str] = reads
+    notes: Callable[[str, pd.DataFrame, pd.DataFrame], Iterable[str]] = lambda model, runs, made: ()
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    shows: tuple[str, ...] = ("best",)
+
+    @property
+    def by_task(self) -> bool:
+        """Whether its columns are tasks."""
+        return not self.tasks
+
+    @property
+    def ablation(self) -> bool:
+        """Whether its rows are settings of one method."""
+        return self.head[0] == "setting"
+
+
+def of_paper(spec: Spec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
+    made = spec.cells(spec, replace(view, runs=view.runs[spec.belongs(view.runs)]))
+    if not spec.models:  # it has none
+        return made, beside.paper()[:0].assign(ran=False, same_size=True, word="", variant="")
+    return made, beside.beside(spec.name, made[made.variant.map(spec.compared).astype(bool)], spec.part)
+
+
+def build(spec: Spec, view: View) -> list[Table]:
+    """A table for each of the paper's models, and for each other model that has such runs."""
+    made, printed = of_paper(spec, view)
+    ran = sorted(set((made[made.row != "vera"] if spec.ablation else made).model))
+    models = [model for model in dict.fromkeys([*spec.models, *ran]) if model in (view.models or [model])]
+    view = replace(view, runs=view.runs[spec.belongs(view.runs)])
+    return [
+        _Model(spec, view, model, made[made.model == model], printed[printed.model == model]).table()
+        for model in models
+    ]
+
+
+class _Model:
+    """A table of one model. made: its cells. paper: the paper's numbers with them."""
+
+    def __init__(self, spec: Spec, view: View, model: str, made: pd.DataFrame, paper: pd.DataFrame) -> None:
+        self.spec, self.view, self.model, self.paper = spec, view, model, paper
+        self.columns = self._tasks(made) if spec.by_task else dict(spec.columns)
+        self.made = made[made.column.isin(self.columns)] if spec.by_task else made
+        self.averaged = spec.name == "table2" and len(self.columns) == len(GLUE)
+        averages = beside.paper()[
+            lambda of: (of.model == model) & (of.table == spec.name) & (of.column == "avg")
+        ]
+        self.averages = averages.set_index(["method", "size"]).value
+        self.ours, self.used = dict[str, list[dict[str, Cell]]](), set[str]()
+        by = ["row", "variant"] if spec.by_task else ["row", "task", "variant"]
+        for (row, *_), of in self.made.groupby(by, sort=False):
+            self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
+
+    def _tasks(self, made: pd.DataFrame) -> dict[str, str]:
+        """Its tasks with their names: the paper's, and those that have run."""
+        spec, papers = self.spec, self.model in self.spec.models
+        if spec.ablation:
+            made = made[:0] if papers else made[made.row != "vera"]
+        ran = made.drop_duplicates("task").set_index("task").task_label.to_dict()
+        tasks = {*ran, *(spec.columns if papers else ())}
+        tasks &= {*self.view.tasks} or tasks
+        names = {**(spec.columns if papers else {}), **GLUE, **IMAGES} if spec.models else {}
+        known = {task: name for task, name in names.items() if task in tasks}
+        return known | {task: ran[task] for task in sorted(tasks - {*known})}
+
+    def table(self) -> Table:
+        """The table, with its notes."""
+        spec, view, model = self.spec, self.view, self.model
+        groups = self.paper.groupby(["method", "size"], sort=False)
+        lines = [line for _, group in groups for line in self._of_paper(group)]
+        rest = [row for row in self.ours if row not in self.used]
+        if spec.first is not None:
+            rest = sorted(rest, key=lambda row: (*(row != first for first in spec.first or ()), row))
+        lines += [line for row in rest for i, own in enumerate(self.ours[row]) for line in self._ours(own, i)]
+        header = [*spec.head, *self.columns.values(), *["Avg"] * self.averaged, *spec.more, *spec.tail]
+        runs, cells = view.runs[view.runs.model == model], self.made.drop_duplicates(["row", "task"])
+        tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
+        return Table(
+            spec.title(model, cells) + ("" if view.whose == "ours" else f" ({view.whose})"),
+            header,
+            lines,
+            notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells)),
+            model,
+            self.columns if spec.by_task else tasks,
+            spec.shows,
+        )
+
+    def _line(self, numbers: Mapping[str, Entry], empty: Entry, **of: Entry) -> Line:
+        """A line: numbers by column, and its other entries by the names of theirs. empty: where it has no
+        number."""
+        columns = [*self.columns, *["avg"] * self.averaged]
+        head, tail = self.spec.head[1:], (*self.spec.more, *self.spec.tail)
+        return [
+            of.get("name", ""),
+            *(of.get(name, "") for name in head),
+            *(numbers.get(column, empty) for column in columns),
+            *(of.get(name, "") for name in tail),
+        ]
+
+    # --- the paper's rows, and ours
+
+    def _of_paper(self, group: pd.DataFrame) -> list[Line]:
+        """The paper's row, ours, and the difference; ours twice where the paper's started from MNLI on some
+        tasks."""
+        spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
+        group = group[group.column.isin(self.columns)]
+        numbers: dict[str, Entry] = {
+            of.column: Number(
+                of.value, of.spread, decimals=self._decimals(of), mark="*" * (of.like != of.row)
+            )
+            for of in group.itertuples()
+        }
+        if self.averaged:
+            numbers["avg"] = Number(self.averages[first.method, first["size"]])
+        about = {"name": spec.names.get(first.row, first.method), "params": first["size"], **spec.quoted}
+        about |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted"}
+        lines = [self._line(numbers, NONE if spec.by_task else "", **about)]
+        for like in dict.fromkeys([first.row, *group.like]):
+            of = group[group.like == like]
+            self.used.add(like)
+            for i, own in enumerate(self.ours.get(like, [])):
+                whole = own
+                if like != first.row:
+                    own = {task: cell for task, cell in own.items() if task in {*of.task}}
+                    plain = next(iter(self.ours.get(first.row, [])), {})
+                    whole = {task: cell for task, cell in plain.items() if task not in {*of.task}} | own
+                lines += self._ours(own, i, of, group, whole) if own else []
+        return lines
+
+    def _ours(
+        self,
+        own: Own,
+        again: int = 0,
+        like: pd.DataFrame | None = None,
+        group: pd.DataFrame | None = None,
+        whole: Own | None = None,
+    ) -> list[Line]:
+        """Our row, and its difference to the paper's. again: how many lines the row has already. group: the
+        paper's row that it stands below, and `like` its numbers that are compared with ours. whole: what its
+        average is over."""
+        spec, view, first, whole = self.spec, self.view, next(iter(own.values())), whole or own
+        those, of_row = self.paper[:0], [*(spec.columns if self.model in spec.models else self.columns)]
+        if like is not None:
+            those = like[like.ran & (like.variant == first.variant) & (like.word != "quoted")]
+            of_row = like.task.tolist() if (like.like != like.row).any() else of_row
+        wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
+        words = dict(zip(those.column, those.word, strict=True))
+        numbers = dict.fromkeys(wanted, "missing") | {
+            column: spec.entry(cell, spec.middle, self._decimals(cell), words.get(column, ""))
+            for column, cell in own.items()
+        }
+        if average := self._average(whole):
+            numbers["avg"] = average
+        label = first.label
+        if spec.ablation:
+            label = "" if like is not None else spec.names[first.row]
+        apart = f", {first.variant}" if first.variant and "judge" not in spec.more else ""
+        about: dict[str, Entry] = {"source": view.whose + apart, "status": self._status(own, those, wanted)}
+        about |= {} if again else {"name": label, "params": count(first)}
+        runs = view.runs[view.runs.id.isin({run for cell in own.values() for run in cell.ids})]
+        about |= {name: of(own, runs) for name, of in spec.more.items()}
+        gaps = {
+            of.column: beside.gap(of, self._decimals(of)) for of in those.itertuples() if of.complete and of.n
+        }
+        if not gaps or not those.same_size.all():
+            return [self._line(numbers, NONE, **about)]
+        if average and group is not None and (len(those) == len(group) or (those.like != those.row).all()):
+            gaps["avg"] = self._average_gap(average, group[group.ran])
+        return [self._line(numbers, NONE, **about), self._line(gaps, NONE, source="difference")]
+
+    def _status(self, own: Own, those: pd.DataFrame, wanted: Sequence[str]) -> str:
+        """The words for a row of ours."""
+        spec, view, first = self.spec, self.view, next(iter(own.values()))
+        usual = beside.status(those, mean=spec.by_task) if view.select == "paper" or not spec.by_task else ""
+        usual = usual or ("other model" if spec.by_task and self.model not in spec.models else view.whose)
+        if not all(column in own and own[column].complete for column in wanted):
+            usual = f"{view.whose}, {spec.incomplete.format(first)}"
+        if not those.same_size.all():
+            usual = f"{view.whose}, another size: not compared"
+        if diverged := sum({cell.task: int(cell.diverged) for cell in own.values()}.values()):
+            usual += f", {diverged} diverged"
+        return spec.status(view, first, usual)
+
+    def _decimals(self, of: Any) -> int:
+        return self.spec.decimals.get(of.column, 1)
+
+    # --- table 2's average
+
+    def _average(self, own: Own) -> Number | None:
+        """The mean over tasks of the medians over seeds; None unless every task is there with all its
+        seeds."""
+        if not self.averaged or set(own) != set(GLUE) or not all(cell.complete for cell in own.values()):
+            return None
+        ids = tuple(run for cell in own.values() for run in cell.ids)
+        return Number(statistics.fmean(cell.median for cell in own.values()), ids=ids)
+
+    def _average_gap(self, average: Number, both: pd.DataFrame) -> Number:
+        """Its difference to the paper's. both: the paper's row with our cells."""
+        if whole := beside.mean_of(both):
+            return replace(
+                average, value=whole["difference"], spread=whole["half"], sign=True, verdict=whole["word"]
+            )
+        papers = self.averages[both.method.iloc[0], both["size"].iloc[0]]
+        return replace(average, value=average.value - papers, sign=True)
