@@ -43,15 +43,7 @@ BESIDE_THE_SPINE = {
     *(
         f"runs.{n}"
         for n in (
-            "models",
-            "errors",
-            "sources",
-            "file_hash",
-            "lengths",
-            "methods",
-            "gpus",
-            "rates",
-            "tracking",
+            *("command", "models", "errors", "sources", "file_hash", "methods", "gpus", "rates", "tracking"),
         )
     ),
     *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),

@@ -109,7 +109,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
     for key in ("lr", "lr_head", "weight_decay", "warmup_ratio", "adam_eps"):
         if not 0 <= train[key] < float("inf"):
             raise UserError(f"train.{key}={train[key]}: should be a number that is not negative")
-    # Whether the model has such parameters is seen where it is at hand (runs/pairs.py)
+    # Whether the model has such parameters is seen where it is at hand (runs/meta.py)
     for key, base in BASES.items():
         train[key] = rates_of(train[key], train[base], key)
     if not 0 <= train["adam_beta2"] < 1:

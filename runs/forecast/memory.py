@@ -3,9 +3,9 @@ and the activations of a micro-batch."""
 
 from dataclasses import replace
 
-from runs.errors import UserError
-from runs.forecast.outline import padded_length, shape_of_run
-from runs.forecast.rows import Sources
+from runs import models
+from runs.forecast.cost import batch_of
+from runs.forecast.rows import known_data
 from runs.run import Run
 
 #: Bytes that a forward pass keeps for each token, layer and unit of width, in float32: `make bench` counts 45
@@ -19,30 +19,26 @@ SHARE = 0.8
 BESIDE = 1.5e9
 
 
-def training_bytes(run: Run, sources: Sources) -> float | None:
-    """Of a run, in bytes; None where the model's architecture or its rows' lengths are not known, or where
-    the dev set is too small, as the run itself says."""
-    shape, config = shape_of_run(run), run.config
-    try:
-        length = padded_length(run, sources)
-    except UserError:
+def training_bytes(run: Run) -> float | None:
+    """Of a run, in bytes; None where the model's architecture or its rows' lengths are not known. A block has
+    12 x width^2 weights, as in BERT, GPT-2 and ViT; Llama's have about as many."""
+    data, config = known_data(run), run.config
+    get = (models.architecture_of(config["model"]) or {}).get
+    layers, width = get("num_hidden_layers") or get("n_layer"), get("hidden_size") or get("n_embd")
+    if not (data and layers and width and (batch := batch_of(run, data))):
         return None
-    if shape is None or length is None:
-        return None
-    vocabulary = shape.vocabulary or (0 if shape.patch else 50_000)
     of_weight = 0.53 if config["model"].get("quantise") else 4.0  # NF4's blocks have scales
     if run.method["kind"] == "full":
         of_weight *= 4  # gradients, and AdamW's two moments
-    weights = shape.weights * of_weight + vocabulary * shape.hidden * max(of_weight, 4.0)
-    whole = config["train"]["effective_batch"]
-    tokens = min(config["micro_batch"] or whole, whole) * length
-    half = config["train"]["precision"] in ("bf16", "fp16")
-    kept = KEPT * shape.layers
+    vocabulary = get("vocab_size", 0)
+    weights = 12 * layers * width**2 * of_weight + vocabulary * width * max(of_weight, 4.0)
+    half = 2 if config["train"]["precision"] in ("bf16", "fp16") else 1
+    kept = KEPT * layers
     if config.get("gradient_checkpointing"):  # the inputs of all layers, and the whole of one at a time
-        kept = CHECKPOINTED * shape.layers + KEPT
-    activations = tokens * shape.hidden * kept / (2 if half else 1)
-    logits = tokens * shape.vocabulary * 8.0  # in float32, with their gradient
-    return weights + activations + logits + BESIDE
+        kept = CHECKPOINTED * layers + KEPT
+    reads_out = config["model"]["modality"] == "text generation"  # in float32, with their gradient
+    of_token = width * kept / half + (vocabulary * 8.0 if reads_out else 0.0)
+    return float(weights + batch.rows * batch.length * of_token + BESIDE)
 
 
 def fitting(run: Run, free: float) -> dict[str, int]:
@@ -52,8 +48,8 @@ def fitting(run: Run, free: float) -> dict[str, int]:
     rows, whole = run.config["train"]["effective_batch"], run.config["micro_batch"]
     if whole is not None:
         return {}
-    sources, smaller = Sources(), run
-    while (needed := training_bytes(smaller, sources)) and needed > SHARE * free and rows > 1:
+    smaller = run
+    while (needed := training_bytes(smaller)) and needed > SHARE * free and rows > 1:
         rows //= 2
         smaller = replace(run, config=run.config | {"micro_batch": rows})
     return {} if smaller is run else {"micro_batch": rows}

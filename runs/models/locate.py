@@ -239,6 +239,12 @@ def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
     return json_mapping(str(folder / "config.json")) if folder else None
 
 
+def image_side(kind: str | None, side: int | None) -> int:
+    """The pixels of an image's side as a model of this type and image_size reads it. DINOv2 was pretrained at
+    518 pixels, and its preprocessing cuts images to 224."""
+    return 224 if kind == "dinov2" or not side else side
+
+
 @cache
 def json_mapping(path: str) -> dict[str, Any] | None:
     """The mapping in a JSON file; None for a file that cannot be read, or has another content."""

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import gpus
-from runs.config import Launcher, Local
 from runs.forecast.memory import SHARE, training_bytes
-from runs.forecast.rows import Sources
 from runs.run import Run
 from tasks.parent import tied
 
@@ -26,10 +24,10 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 
 
-def room(runs: Sequence[Run], sources: Sources, devices: int) -> int:
+def room(runs: Sequence[Run], devices: int) -> int:
     """How many of these runs fit on each device at once: by the memory that is free on the fullest one, and
     by the machine's cores. 1 where a run's memory is not known."""
-    free, needs = gpus.free_memory(), [training_bytes(run, sources) for run in runs]
+    free, needs = gpus.free_memory(), [training_bytes(run) for run in runs]
     if free is None or not needs or any(need is None for need in needs):
         return 1
     by_memory = int(SHARE * free / max(need for need in needs if need))
@@ -63,18 +61,6 @@ def pinned(place: int, places: int) -> dict[str, Any]:
         os.sched_setaffinity(0, share)
 
     return how | {"preexec_fn": begin}
-
-
-def advice(runs: Sequence[Run], sources: Sources, launcher: Launcher) -> str | None:
-    """A line for the plan where runs could share the GPUs of this machine and would not; None elsewhere."""
-    devices = [uuid for group in gpus.uuids().values() for uuid in group]
-    fit = room(runs, sources, len(devices)) if devices and runs else 1
-    if fit == 1 or getattr(launcher, "runs_per_device", 1) not in (None, 1):
-        return None
-    share = "they share it where MPS can be started"
-    if not isinstance(launcher, Local):
-        share = f"with launcher=local {share}"
-    return f"{fit} of these runs fit on each GPU by memory and cores: {share}"
 
 
 class MPS:

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 
 from runs.config import launch as settings
 from runs.errors import UserError
-from runs.forecast.rows import Sources
 from runs.gpus import cores
 from runs.record import ROOT
 from runs.run import Run
@@ -89,7 +88,7 @@ def local(sweep: Path, names: list[str], shared: int | None, runs: Sequence[Run]
         return LocalProcesses(sweep, names, shared or 1)
     mps = MPS()
     most = MOST if mps.start() else measured(runs[0].config["output"])
-    return LocalProcesses(sweep, names, shared or min(most, room(runs, Sources(), len(names))), mps)
+    return LocalProcesses(sweep, names, shared or min(most, room(runs, len(names))), mps)
 
 
 class LocalProcesses:

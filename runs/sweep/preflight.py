@@ -8,8 +8,8 @@ import tasks
 from runs import models
 from runs.errors import UserError
 from runs.identity import hash_of, start_file
+from runs.meta import refusal
 from runs.methods import make_method
-from runs.pairs import refusal
 from runs.record import run_folder
 from runs.run import Run
 from runs.sweep.jobs import Job

@@ -1,6 +1,5 @@
 """One run, from its start to its record."""
 
-from runs.lengths import keep_lengths
 from runs.record import Record, write_record
 from runs.tracking import Tracker, Tracking
 from runs.training.loop import Training
@@ -19,8 +18,6 @@ def train(training: Training, tracking: Tracking | None = None) -> Record:
 
 def _train(training: Training) -> Record:
     config, accelerator = training.config, training.accelerator
-    if accelerator.is_main_process:
-        keep_lengths(training.run, training.task)
     record = build_record(training, training.go())
     done = record["status"] == "done"
     if done and training.task.pictures:

@@ -10,12 +10,12 @@ reads        how often a training step waits for the device
 repeats      the same steps three times, to the bit
 memory       a run whose memory ends halves its micro-batch
 families     every kind of task through python -m runs: twice, and killed and resumed
-speed        steps of table 2's rows, by precision: the plan's hours come from here
+speed        steps of table 2's rows, by precision, and their FLOP a second
 crowd        steps a second of several processes on one device
 
 Each part is done in a process of its own, and ends after three minutes on a GPU at the latest. What it finds
-stands in OUTPUT/gpu_check/PART.json; all parts together in gpu.json, which is committed as docs/gpu.json
-where it is of a GPU that others may have. The exit code is 1 where a check failed.
+stands in OUTPUT/gpu_check/PART.json; all parts together in gpu.json. The exit code is 1 where a
+check failed.
 """
 
 import contextlib
@@ -106,18 +106,15 @@ def read_part(path: Path, part: str, device: str, problem: str = "") -> dict[str
 
 
 def joined(folder: Path, device: str) -> dict[str, Any]:
-    """All parts that lie in a folder, of one kind of device; those of earlier commands, too. paces: for the
-    plan (runs/forecast/pace.py). crowd: steps a second by the number of processes (runs/sweep/crowd.py)."""
+    """All parts that lie in a folder, of one kind of device; those of earlier commands, too. crowd: steps
+    a second by the number of processes (runs/sweep/crowd.py)."""
     found = {part: read_part(folder / f"{part}.json", part, device) for part in PARTS}
     parts = {name: part for name, part in found.items() if part["device"] == device and "date" in part}
     failed = {name: failures(part) for name, part in parts.items() if failures(part)}
-    paces = [
-        one["pace"] for part in parts.values() for one in part["findings"] if one.get("pace") is not None
-    ]
     crowd = {
         one["how"]: one["rates"] for part in parts.values() for one in part["findings"] if one.get("rates")
     }
-    return {"device": device, "failed": failed, "paces": paces, "crowd": crowd, "parts": parts}
+    return {"device": device, "failed": failed, "crowd": crowd, "parts": parts}
 
 
 if __name__ == "__main__":

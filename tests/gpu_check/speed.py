@@ -1,7 +1,7 @@
 """Milliseconds of a training step at table 2's shapes, by row and precision: as a clock has them, and as the
 device is busy. Where the first is far above the second, the host is what is waited for.
 
-Each row's pace stands in the findings as the plan reads it (runs/forecast/pace.py)."""
+tflops: what the largest step reaches, in TFLOP/s, for a line of conf/cards.yaml."""
 
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,7 @@ import torch
 
 from gpu_check.report import Report, steady
 from gpu_check.timing import SHAPES, Steps, run_of
-from runs import probe
-from runs.forecast.pace import pace_key
+from runs import meta
 
 ROWS = ("vera", "lora", "bitfit", "full", "adapter_drop_300k", "adapter_drop_900k")
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -41,10 +40,13 @@ def timed(report: Report, row: str, precision: str) -> None:
             if report.on_gpu:
                 busy[tokens] = device_seconds(steps, rows, length)
                 words[-1] += f" (device {busy[tokens] * 1e3:.1f})"
-    key = {name: value for name, value in pace_key(run).items() if name != "machine"}
-    pace = probe.pace(seconds)
-    kept = {"card": report.header["machine"]["name"], "key": key, "step": pace.step, "token": pace.token}
-    report.measured(f"{precision}, {row}", ", ".join(words), seconds=seconds, device_seconds=busy, pace=kept)
+    rows, length = shapes[-1]
+    counted = meta.flops(run, rows, length, 0)
+    tflops = counted[1] / seconds[rows * length] / 1e12 if counted else None
+    words.append(f"{tflops:.1f} TFLOP/s")
+    report.measured(
+        f"{precision}, {row}", ", ".join(words), seconds=seconds, device_seconds=busy, tflops=tflops
+    )
     steps.accelerator.free_memory()
     if report.on_gpu:
         del steps

@@ -1,14 +1,14 @@
-"""Training steps of table 2's rows with random weights of RoBERTa-base's architecture, as runs/probe.py makes
-them."""
+"""Training steps of table 2's rows with random weights of RoBERTa-base's architecture, on random rows."""
 
 from typing import Any
 
 import torch
 
-from runs import probe
+from runs import models
 from runs.config import expand
+from runs.methods import make_method
 from runs.run import Run
-from runs.training.build import make_accelerator
+from runs.training.build import make_accelerator, make_optimizer, optimizer_groups
 
 #: Rows and tokens of each: SST-2's batches of 16 and of 64, and QNLI's of 64.
 SHAPES = {
@@ -35,14 +35,37 @@ class Steps:
     """Training steps of a run, on batches of any size."""
 
     def __init__(self, run: Run) -> None:
-        self.accelerator = make_accelerator(run)
+        self.accelerator, self.train = make_accelerator(run), run.config["train"]
         torch.manual_seed(0)
-        self.model, method = probe._model(run, self.accelerator.device)
-        self.step = probe._Step(run, self.model, method, self.accelerator, 0)
+        outline = models.skeleton(run.config["model"], 2)
+        with torch.device(self.accelerator.device):
+            self.raw = type(outline)(outline.config)
+        self.method = make_method(run.method)
+        self.method.adapt(self.raw)
+        optimizer = make_optimizer(
+            optimizer_groups(self.method, self.raw, self.train), self.train, self.accelerator.device
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.method.before_training(self.raw, 1000)
+        self.count = 0
 
     def __call__(self, rows: int, length: int) -> Any:
-        self.step.length = length
-        return self.step(rows * length)
+        device = self.accelerator.device
+        ids = torch.randint(5, self.raw.config.vocab_size, (rows, length), device=device)
+        mask = torch.ones_like(ids)
+        mask[0, -1] = 0  # nearly every batch has padding
+        labels = torch.zeros(rows, dtype=torch.long, device=device)
+        self.model.train()
+        with self.accelerator.autocast():
+            loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        self.accelerator.backward(loss)
+        trained = [p for p in self.raw.parameters() if p.requires_grad]
+        self.accelerator.clip_grad_norm_(trained, self.train["clip"] or 1.0)
+        self.optimizer.step()
+        self.count += 1
+        self.method.after_step(self.raw, self.count)
+        self.optimizer.zero_grad()
+        return float(loss.detach())  # waits for the device
 
     def wait(self) -> None:
         if self.accelerator.device.type == "cuda":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import pairs
+from runs import meta
 from runs.config import expand
 from runs.errors import UserError
 from runs.plan import plan
@@ -33,7 +33,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     assert "\n" not in str(error.value)
     assert not (Path(runs[0].config["output"]) / "runs").exists()
     (run,) = expand([*decoder_words, "method=peft", "method.sites=[c_attn]"])
-    assert pairs.refusal(run) is None
+    assert meta.refusal(run) is None
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
 def test_what_a_class_needs_is_told_from_the_configuration_alone(name, why, words):
     plain = [word for word in words if not word.startswith("method.")]
     (run,) = expand([*plain, "method=peft", *f"method.config_class={name}".split()])
-    told = pairs.refusal(run)
+    told = meta.refusal(run)
     assert (told is None) == (why is None)
     assert (why or "") in (told or "")
 
@@ -65,17 +65,17 @@ def test_a_refusal_of_pefts_own_is_told(decoder_words):
         (run,) = expand(
             [*decoder_words, "method=peft", f"method.config_class={name}", "method.sites=[c_attn]"]
         )
-        assert words in pairs.refusal(run)
+        assert words in meta.refusal(run)
 
 
 def test_a_model_that_is_not_here_is_judged_by_the_files_word_or_not_at_all():
     (run,) = expand(["model=gpt2_medium", "task=e2e", "method=peft"])
-    assert pairs.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
+    assert meta.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
     (run,) = expand(["model=decoder", "model.hub=owner/name", "task=e2e", "method=peft"])
-    assert pairs.refusal(run) is None
+    assert meta.refusal(run) is None
 
 
 def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
-    monkeypatch.setattr(pairs, "_refusal", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(meta, "_refusal", lambda *_: pytest.fail("built a model"))
     (run,) = expand(words)
-    assert pairs.refusal(run) is None
+    assert meta.refusal(run) is None

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 
 import vera
-from runs import pairs
+from runs import meta
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
@@ -100,8 +100,8 @@ def test_it_is_refused_by_the_plan_and_before_a_sweep_starts(words):
     with pytest.raises(UserError, match=re.escape("Nothing was started.")) as error:
         sweep.sweep(runs)
     assert "\n" not in str(error.value)
-    assert pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={B:2x}"))[0]) is None
-    told = pairs.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={Bx:0}"))[0])
+    assert meta.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={B:2x}"))[0]) is None
+    told = meta.refusal(expand(lora(words, "train.lr_by={B:1e-2}", "train.decay_by={Bx:0}"))[0])
     assert "train.decay_by: no trained parameter's name ends with 'Bx'" in told
 
 
@@ -115,7 +115,7 @@ def test_it_is_refused_by_the_plan_and_before_a_sweep_starts(words):
 )
 def test_the_plan_knows_what_a_peer_cannot_do(method, why, words):
     (run,) = expand([*[word for word in words if not word.startswith("method.")], *method])
-    told = pairs.refusal(run)
+    told = meta.refusal(run)
     assert (told is None) == (why is None)
     assert (why or "") in (told or "")
 

@@ -26,8 +26,7 @@ def lora(words):
 def text_of(words) -> str:
     runs = expand(words)
     ledger = read_ledger(runs[0].config["output"], published=False)
-    first = [run for run in starts(runs) if run not in runs]
-    return plan.text(plan.plan(runs, ledger), ledger, plan.plan(first, ledger))
+    return plan.text(plan.plan(runs, ledger), ledger)
 
 
 def mnli_rows(words):

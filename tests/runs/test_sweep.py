@@ -356,11 +356,12 @@ def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, 
     assert not composed
 
 
-def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole(words):
+def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole_but_by_their_flops(words):
     small = [*words, "task.train_rows=16", "task.dev_rows=8"]
     trained(small)
     assert "est. " in call_here("runs.plan", *small, "seed=1", check=0).stdout
-    assert "no estimate" in call_here("runs.plan", *words, check=0).stdout
+    text = call_here("runs.plan", *words, check=0).stdout
+    assert "(FLOPs at the rate of 1 finished run of other cells on this device)" in text
 
 
 def test_a_run_without_steps_is_no_measure_of_others(words):
@@ -387,8 +388,8 @@ def test_an_estimate_goes_by_steps_not_by_runs(words):
     record = trained([*words, "train.max_steps=2"])
     record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
     (whole,) = expand(words)  # 2 epochs of 5 steps
-    assert cost._seconds(whole, record) == pytest.approx(10 * 2.0 + 2 * 3.0)
-    assert cost._seconds(trial, record) == pytest.approx(2 * 2.0 + 3.0)
+    assert cost._seconds(cost.Left(whole), record) == pytest.approx(10 * 2.0 + 2 * 3.0)
+    assert cost._seconds(cost.Left(trial), record) == pytest.approx(2 * 2.0 + 3.0)
 
 
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):

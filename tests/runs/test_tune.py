@@ -106,9 +106,9 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert (best_run.config["task"]["holdout"], best_run.config["keep"]) == (None, "best")
     assert best_run.config["train"]["lr"] == float(trials[0]["train.lr"])
     assert f"    lr: {{rte: {trials[0]['train.lr']}}}" in text
-    # Trials enter no table and measure no other run, but they can be published.
+    # Trials enter no table and are like no other run, but they can be published.
     assert (frame_of(ledger).left_out != "").all()
-    assert "no estimate" in cost(plan([best_run], ledger), ledger)
+    assert "of other cells on this device" in cost(plan([best_run], ledger), ledger)
     like = expand([*tiny_words, "task.holdout=0.2", "seed=7"])
     assert "est. " in cost(plan(like, ledger), ledger)
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.kernels.cost import choose
-from vera.kernels.merged import Layer, Merged, bias, mark, merged_weight, vectors_of
+from vera.kernels.merged import Layer, Merged, bias, mark, merged_weight, vectors_of, without_autocast
 from vera.kernels.onednn import frozen_linear, product, traced, usable
 from vera.sites import is_transposed, size
 
@@ -84,7 +84,7 @@ class Group:
         trains = x.requires_grad or any(p.requires_grad for change in changes for p in change.parameters())
         training = trains and torch.is_grad_enabled()
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+        autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
         path = "factor" if self.check(layers) or not x.numel() or traced() else self.path
         plan = choose(
             x.numel() // x.shape[-1] if x.numel() else 0,
@@ -100,7 +100,7 @@ class Group:
         if plan.path == "factor":
             return _factor(layers, x)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             merged = [merged_weight(layer, dtype, self.kept if plan.keep else None) for layer in layers]
             if training:
                 return list(Merged.apply(x, layers, merged, plan, dtype, *vectors_of(*layers)))  # type: ignore[no-untyped-call]

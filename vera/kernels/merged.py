@@ -1,6 +1,7 @@
 """Through the merged weight W = W0 + (b * B) (d * A): the weight, and gradients."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Merged(torch.autograd.Function):
         gx: Tensor | None = None
         downs: dict[int, Tensor] = {}
         first = 0  # index of the layer's first vector: each of its changes has a b and a d
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             for i, (layer, gy) in enumerate(zip(ctx.layers, gys, strict=True)):
                 own = range(first, first + 2 * len(layer.changes), 2)
                 first = own.stop
@@ -82,6 +83,11 @@ class Merged(torch.autograd.Function):
                     if needs[at + 1]:
                         grads[at + 1] = c.sum(0) if b is None else b @ c
         return None if gx is None else gx.view(x.shape).to(ctx.x_dtype), None, None, None, None, *grads
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off on a kind of device; torch knows none for meta."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 @torch.no_grad()

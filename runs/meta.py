@@ -1,0 +1,155 @@
+"""A run's model and method on torch's device meta, which has shapes and no values: whether the method fits
+the model, and how many FLOPs a pass takes. No weights are needed, so a model of 7B costs no memory.
+
+Methods that compute on the weights (an SVD, say) pass here, and fail in the run if they fail."""
+
+import contextlib
+import copy
+import io
+import json
+import warnings
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from runs import models
+from runs.errors import UserError
+from runs.identity import hash_of
+from runs.methods import make_method
+from runs.rates import BASES, patterns_of
+from runs.record import cache_folder, write_atomically
+from runs.run import Run
+
+#: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
+CHECKED = ("peft", "ssf", "lora_xs")
+#: The outputs of a model whose data are not read, by modality.
+LABELS = {"text": 2, "image": 100, "text generation": 0}
+
+
+def refusal(run: Run) -> str | None:
+    """Why a run's method does not fit its model, in one line; None where it does, or where that is not known.
+
+    This checks peft's methods, the few of our own that not every model takes, and train.lr_by and decay_by,
+    which name parameters. The rest need linear layers only, and importing torch takes seconds."""
+    rates = {key: run.config["train"].get(key) or {} for key in BASES}
+    words = words_of(run) if run.method["kind"] in CHECKED or any(rates.values()) else None
+    return _refusal(*words, json.dumps(rates), run.config["model"]["label"]) if words else None
+
+
+def words_of(run: Run) -> tuple[str, str] | None:
+    """A run's model and method as keys; None where the model's architecture is not known."""
+    model = run.config["model"]
+    try:
+        folder = models.locate(model)
+    except UserError:  # the run itself raises it
+        return None
+    if folder is None and not model["architecture"]:
+        return None
+    words = {key: model[key] for key in ("architecture", "settings", "modality")}
+    return json.dumps({**words, "folder": folder and str(folder)}), json.dumps(run.method)
+
+
+@cache
+def _refusal(model: str, method: str, rates: str, label: str) -> str | None:
+    import vera
+
+    try:
+        adapter = make_method(json.loads(method))
+        network = adapted(model, adapter)
+        groups = adapter.parameter_groups(network).values()
+        for key, by in json.loads(rates).items():
+            patterns_of([name for parameters in groups for name in parameters], by, key)
+    except (vera.AdapterError, UserError) as error:
+        # On the meta device some computations fail that work on weights, and torch names the device
+        return None if "meta" in str(error.__context__) else f"{label}: {error}"
+    except Exception:  # such as an architecture that transformers lacks: loading it raises that again
+        return None
+    return None
+
+
+@cache
+def _whole(model: str) -> Any:
+    """The model of these words (see words_of), on the device meta."""
+    words = json.loads(model)
+    folder = Path(words["folder"]) if words["folder"] else None
+    return models.skeleton(words, LABELS[words["modality"]], folder)
+
+
+def adapted(model: str, method: Any, blocks: int | None = None) -> Any:
+    """A model with a method, on the device meta. blocks: its transformer blocks; None: all. The run itself
+    shows peft's warnings."""
+    import torch
+
+    config = copy.deepcopy(_whole(model).config)
+    if blocks:
+        config.num_hidden_layers = blocks
+    with torch.device("meta"):
+        network = type(_whole(model))(config)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        method.adapt(network)
+    return network
+
+
+# --- FLOPs
+
+
+def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, float] | None:
+    """FLOPs of a forward pass over so many rows, and of a training pass, as torch's counter counts them:
+    products and attention, nearly everything. None where torch cannot count them.
+
+    length: tokens of a row, padding included. predicted: those that a language model reads out. The count is
+    kept in the cache, so a later plan does not import torch."""
+    if (words := words_of(run)) is None:
+        return None
+    # AdapterDrop counts with every adapter: it drops blocks at random, or more than two of them
+    whole = {"drop_layers": 0, "drop_per_batch": False} if run.method["kind"] == "adapter" else {}
+    # 4-bit weights cannot be merged with VeRA's
+    plain = {"path": "factor"} if run.method["kind"] == "vera" and run.config["model"]["quantise"] else {}
+    method = json.dumps(json.loads(words[1]) | whole | plain)
+    size = (rows, length, predicted, run.config["task"].get("image_size"))
+    key = [words[0], method, size, *map(version, ("torch", "transformers", "peft"))]
+    path = cache_folder() / "flops" / f"{hash_of(key)[:24]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_bytes())
+        return kept and (float(kept[0]), float(kept[1]))
+    try:
+        # Of one block and of two: each further block takes what the second one does
+        depth = getattr(_whole(words[0]).config, "num_hidden_layers", None)
+        one, two = (_count(words[0], method, n, size) for n in ((1, 2) if depth else (None, None)))
+        forward, training = (a + ((depth or 1) - 1) * (b - a) for a, b in zip(one, two, strict=True))
+        counted = forward, training
+    except Exception:  # of a model's own code, of a method that looks at values
+        counted = None
+    with contextlib.suppress(OSError):  # a read-only home costs time, no more
+        write_atomically(path, json.dumps(counted))
+    return counted
+
+
+def _count(model: str, method: str, blocks: int | None, size: tuple[Any, ...]) -> tuple[float, float]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = adapted(model, make_method(json.loads(method)), blocks)
+    with FlopCounterMode(display=False) as forward:
+        logits = cast(torch.Tensor, run_forward(network.train(), *size))
+    with FlopCounterMode(display=False) as backward:
+        if logits.requires_grad:
+            logits.sum().backward()  # type: ignore[no-untyped-call]
+    return float(forward.get_total_flops()), float(forward.get_total_flops() + backward.get_total_flops())
+
+
+def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:
+    """The logits for random rows, on the network's device. image: pixels of a side; None: the model's."""
+    import torch
+
+    config, device = network.config, next(network.parameters()).device
+    if hasattr(config, "image_size"):
+        side = image or models.image_side(config.model_type, config.image_size)
+        settings = {"interpolate_pos_encoding": True} if config.model_type == "vit" and image else {}
+        return network(pixel_values=torch.randn(rows, 3, side, side, device=device), **settings).logits
+    ids = torch.randint(5, config.vocab_size, (rows, length), device=device)
+    if not predicted:
+        return network(input_ids=ids).logits
+    return network(input_ids=ids, logits_to_keep=predicted).logits
