@@ -1,30 +1,33 @@
-"""Intervals, tests and the two rules of judgement, on plain numbers: a cell against the paper's, a finding
-over paired runs.
+"""Intervals, tests and the rules of judgement, on plain numbers: a cell against the paper's, a finding over
+pairs of runs of one seed and over tasks. docs/statistics.md has the rules, tests/analysis/test_inference.py
+how often each errs.
 
 A cell is compared by the difference of two statistics, each with the variance of what it is: the mean of n
 normals has sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's
-degrees of freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval. A finding is compared by the mean
-difference of two rows over the seeds of both, by pair (Student's t) and unpaired (Welch's)."""
+degrees of freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval."""
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import (
+from scipy.special import (  # scipy.stats takes a second: where it is needed
     bdtr,
+    fdtrc,
+    nctdtr,
     ndtr,
     stdtr,
     stdtrit,
-)  # scipy.stats takes a second to import: where it is needed
+)
 
 from runs.record import LEVEL
 
-#: Pairs from which on a finding's word is bold: with fewer, one more seed often changes it.
+#: Pairs from which on a word is bold: with fewer, one more seed often changes it.
 FIRM_PAIRS = 5
+#: X is near Y if they are at most so many points apart.
+MARGIN = 1.0
 
 
 @cache
@@ -59,12 +62,6 @@ def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
         df = total**2 / (variances**2 / freedoms).sum(axis=0)
         half = stdtrit(df, (1 + level) / 2) * np.sqrt(total)
     return np.where(total == 0, 0.0, half)
-
-
-def outside_by_chance(seeds: int) -> float:
-    """How often a perfect replication is "outside our interval", which leaves out that the paper's number, of
-    as many seeds, varies as much as ours."""
-    return float(2 * stdtr(seeds - 1, -stdtrit(seeds - 1, (1 + LEVEL) / 2) / math.sqrt(2)))
 
 
 # --- over seeds and tasks
@@ -144,64 +141,146 @@ def friedman(values: Sequence[Sequence[float]]) -> Ranks:
     )
 
 
-# --- findings
-
-#: An interval of a mean difference; None where there are too few values for one.
-Interval = tuple[float, float] | None
+# --- means and their words
 
 
-def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
-    """Two-sided interval of the mean of paired differences, by Student's t; None for fewer than two pairs and
-    where a difference is not finite (a diverged run's perplexity is infinite)."""
-    if len(differences) < 2 or not all(map(math.isfinite, differences)):
-        return None
-    return _interval(statistics.fmean(differences), [differences], level)
+@dataclass(frozen=True)
+class Mean:
+    """A mean, in points, its standard error and degrees of freedom (numbers, or arrays of them); NaN where
+    it is not known. between: of a mean over tasks, the standard deviation of their true differences."""
+
+    mean: Any
+    error: Any
+    freedom: Any
+    between: Any = math.nan
+
+    def interval(self, level: float = LEVEL) -> Any:
+        """Its two ends, by Student's t."""
+        half = stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2) * self.error
+        with np.errstate(invalid="ignore"):
+            return self.mean - half, self.mean + half
+
+    def margin(self) -> Any:
+        """The smallest margin at which two one-sided tests at 5% call it near 0."""
+        return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
+
+    def sign(self) -> Any:
+        """1 where its 95% interval is above 0, -1 where it is below, else 0."""
+        low, high = self.interval()
+        return np.where(low > 0, 1, np.where(high < 0, -1, 0))
+
+    def p(self) -> Any:
+        """The two-sided p of Student's t against 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 2 * stdtr(np.maximum(self.freedom, 1), -np.abs(self.mean / self.error))
+
+    def near(self, margin: float = MARGIN) -> Any:
+        """1 where two one-sided tests at 5% show it within the margin of 0 (Schuirmann 1987), -1 where one
+        shows it beyond the margin, else 0."""
+        low, high = self.interval(2 * LEVEL - 1)
+        return np.where(self.margin() < margin, 1, np.where((high < -margin) | (low > margin), -1, 0))
 
 
-def unpaired_interval(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> Interval:
-    """Two-sided interval of the mean of X less the mean of Y by Welch's t, as though no run of one had a seed
-    of the other. pairs: X and Y by seed. None where `paired_interval` is."""
-    sides: Any = tuple(zip(*pairs, strict=True))
-    if len(pairs) < 2 or not all(math.isfinite(value) for side in sides for value in side):
-        return None
-    return _interval(statistics.fmean(sides[0]) - statistics.fmean(sides[1]), sides, level)
+def mean_of(values: Any) -> Mean:
+    """The mean along the last axis, whose NaN are no values. NaN for fewer than two, and where a value is
+    infinite (a diverged run's perplexity)."""
+    values = np.asarray(values, dtype=float)
+    n = (~np.isnan(values)).sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(values, axis=-1) / n
+        squares = np.nansum((values - mean[..., None]) ** 2, axis=-1) + 0 * mean
+        return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 
 
-def _interval(mean: float, sides: Sequence[Sequence[float]], level: float) -> tuple[float, float]:
-    """Of a mean, or a difference of means, by Student's t with Welch's degrees of freedom."""
-    variances = [statistics.variance(side) / len(side) for side in sides]
-    half = float(welch_half(variances, [len(side) - 1 for side in sides], level))
-    return mean - half, mean + half
+# --- a finding over its tasks
 
 
-def is_near(pairs: Sequence[tuple[float, float]], margin: float) -> bool | None:
-    """Whether X is near Y, by pair and unpaired: True where both one-sided 95% bounds of the mean difference
-    are above -margin, False where both other bounds are below it, else None. pairs: X and Y by seed."""
-    return _beyond(-margin, *both_intervals(pairs, 2 * LEVEL - 1))
+def over_tasks(differences: Any, collapsed: Any, weighted: bool = True) -> Mean:
+    """The mean of paired differences over tasks. differences: by task and seed, along the last two axes, NaN
+    where there is none; collapsed: which of them have a collapsed run.
+
+    weighted: a random-effects mean (`random_effects`), whose variances are pooled over the tasks without a
+    collapsed run; one with such a run has its own. Else Student's t over the tasks' means."""
+    differences, collapsed = np.asarray(differences, dtype=float), np.asarray(collapsed)
+    of = mean_of(differences)
+    if not weighted:
+        return mean_of(of.mean)
+    n = of.freedom + 1
+    whole = ~(collapsed & ~np.isnan(differences)).any(axis=-1) & (n > 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own = of.error**2 * n
+        freedom = np.where(whole, of.freedom, 0)
+        pooled = np.where(whole, own * freedom, 0).sum(axis=-1) / freedom.sum(axis=-1)
+        pooled = np.where(np.isnan(pooled), np.nanmax(own, axis=-1, initial=0), pooled)[..., None]
+        return random_effects(of.mean, np.where(whole | (n < 2), pooled, own) / n)
 
 
-def is_above(pairs: Sequence[tuple[float, float]]) -> bool | None:
-    """Whether X is above Y, by pair and unpaired: True where both 95% intervals of the mean difference are
-    above 0, False where both are below, else None. pairs: X and Y by seed."""
-    return _beyond(0.0, *both_intervals(pairs))
+def random_effects(means: Any, variances: Any) -> Mean:
+    """The random-effects mean along the last axis, whose NaN are no means: the variance between them by Paule
+    and Mandel (1982), the error and Student's t by Hartung and Knapp (2001)."""
+    known = ~np.isnan(means)
+    freedom = known.sum(axis=-1) - 1
+    means, variances = np.where(known, means, 0.0), np.where(known, np.maximum(variances, 1e-12), np.inf)
+    between, spread = np.zeros(freedom.shape), np.zeros(freedom.shape)
+    for _ in range(50):  # Newton's steps from 0 rise to the solution (DerSimonian and Kacker 2007)
+        weights = 1 / (variances + between[..., None])
+        mean = (weights * means).sum(axis=-1) / weights.sum(axis=-1)
+        squares = weights * (means - mean[..., None]) ** 2
+        spread, slope = squares.sum(axis=-1), (weights * squares).sum(axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            between = np.maximum(0, between + np.where(slope > 0, (spread - freedom) / slope, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(spread / freedom / weights.sum(axis=-1))
+    return Mean(mean, error, freedom, np.sqrt(between))
 
 
-def is_positive(values: Sequence[float]) -> bool | None:
-    """True where the 95% interval of the mean is above 0, False where it is below, else None."""
-    return _beyond(0.0, paired_interval(values))
+# --- a study of many rows
 
 
-def both_intervals(pairs: Sequence[tuple[float, float]], level: float = LEVEL) -> tuple[Interval, Interval]:
-    """The interval of the mean difference by pair, and unpaired. What one of the two alone decides is not
-    decided."""
-    return paired_interval([x - y for x, y in pairs], level), unpaired_interval(pairs, level)
+@dataclass(frozen=True)
+class TwoWay:
+    """An analysis of variance of rows by seeds, without repetitions: the residual standard deviation and its
+    degrees of freedom; the share of the variance within a row that its seed has (the intraclass
+    correlation), and the p of seeds that are alike."""
+
+    deviation: float
+    freedom: int
+    correlation: float
+    p: float
 
 
-def _beyond(limit: float, *intervals: Interval) -> bool | None:
-    """True where all intervals are above the limit, False where all are below, else None."""
-    known = [interval for interval in intervals if interval]
-    if len(known) < len(intervals):
-        return None
-    if all(low > limit for low, _ in known):
-        return True
-    return False if all(high < limit for _, high in known) else None
+def two_way(values: Any) -> TwoWay:
+    """values: rows by seeds, two of each at least."""
+    values = np.asarray(values, dtype=float)
+    rows, seeds = values.shape
+    of_seeds = rows * values.mean(axis=0).var(ddof=1)
+    residual = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    freedom = (rows - 1) * (seeds - 1)
+    variance = (residual**2).sum() / freedom
+    between = (of_seeds - variance) / rows
+    p = fdtrc(seeds - 1, freedom, of_seeds / variance)
+    return TwoWay(math.sqrt(variance), freedom, float(between / (between + variance)), float(p))
+
+
+def holm(p: Any) -> Any:
+    """p corrected for their number (Holm 1979); NaN stays NaN, and counts for nothing."""
+    found = np.asarray(p, dtype=float).copy()
+    order = np.argsort(found)[: (~np.isnan(found)).sum()]
+    found[order] = np.minimum(1, np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1)))
+    return found
+
+
+# --- what it costs to decide
+
+
+def seeds_to_decide(deviation: float, margin: float = MARGIN, power: float = 0.8, sides: int = 2) -> int:
+    """Pairs after which two rows that are alike are called near with this power. deviation: of differences.
+    sides: 1 for the test against -margin alone. By the noncentral t; both sides fail together so rarely that
+    each gets half of the failures."""
+    n = 2
+    while n < 100_000:
+        shift = math.sqrt(n) * margin / deviation if deviation else math.inf
+        if math.isinf(shift) or 1 - nctdtr(n - 1, shift, stdtrit(n - 1, LEVEL)) >= 1 - (1 - power) / sides:
+            return n
+        n += 1
+    return n

@@ -19,9 +19,8 @@ from analysis import tables
 from analysis.command import Chosen, having, open_chosen, row_name, split
 from analysis.frame import runs
 from analysis.notes import unfinished
-from analysis.ranks import ranks
 from analysis.render import render
-from analysis.statistics import statistics_tables
+from analysis.statistics import ranks, statistics_tables
 from runs.command import did_you_mean, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import CONF

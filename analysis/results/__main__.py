@@ -10,10 +10,8 @@ from the records.
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from analysis.frame import runs
-from analysis.results import findings, pages
+from analysis.results import pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
@@ -40,15 +38,12 @@ def main(arguments: list[str]) -> int:
     studies = {folder: read_study(folder) for folder in study_folders()}
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
-    of = {folder: runs(ledger) for folder, ledger in studies.items()}
-    measures = {folder: [*ledger.measures.values()] for folder, ledger in studies.items()}
-    every = {one["id"]: one for of_study in measures.values() for one in of_study}
-    found = findings(pd.concat(of.values(), ignore_index=True).drop_duplicates("id"), every.values())
-    files = {settings.docs / path: text for path, text in pages(of, measures, found, settings.docs).items()}
-    for folder, frame in of.items():
+    made, summed = pages(studies, settings.docs)
+    files = {settings.docs / path: text for path, text in made.items()}
+    for folder, ledger in studies.items():
         if folder.name == FRONT:
-            text = readme(settings.readme.read_text(), FRONT, headline(frame))
-            files[settings.readme] = readme(text, "all studies", near_lora(found.to_dict("records")))
+            text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))
+            files[settings.readme] = readme(text, "all studies", near_lora(summed))
     written = (path for path in (settings.docs / "results").glob("*") if path.suffix in (".md", ".svg"))
     gone = [path for path in written if path not in files]  # of studies that are no more
     if settings.check:

@@ -47,19 +47,13 @@ def finding(
     decides it: `compared` (near, shared, above, ranks) or `numbers` (query, layers, similarity, fit). where:
     model and task, and their labels. holds: in each run, or in each pair. agrees: by the epoch that the table
     reports. more: sides, the runs behind it; counts, of seeds or of what `unit` says; chance, the metric of
-    chance where no row is above it; paper_epochs.
+    chance where no row is above it; paper, its numbers of both rows by model; paper_epochs.
 
-    It gets: firm, whether it rests on enough pairs or runs; ids; epochs; the first difference with its
-    intervals; and what `decided` adds."""
-    made: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed"}
+    It gets: firm, whether it rests on enough pairs or runs; ids; epochs; and what `decided` adds."""
+    made: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed", "paper": {}}
     made |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}} | more
     made |= dict(zip(("finding", "source", "kind"), about, strict=True))
     made |= dict(zip(("model", "task", "model_label", "task_label"), where, strict=True))
-    first: dict[str, Any] = next(filter(None, made["compared"]), {})
-    unknown = (math.nan, math.nan)
-    made["difference"] = first.get("difference", math.nan)
-    made["low"], made["high"] = first.get("paired") or unknown
-    made["unpaired_low"], made["unpaired_high"] = first.get("unpaired") or unknown
     made["epochs"] = tuple(sorted({epochs for of in made["sides"] for epochs in of.get("epochs", ())}))
     made["ids"] = tuple(dict.fromkeys(run for of in made["sides"] for run in of["ids"]))
     made |= {"holds": tuple(holds), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}

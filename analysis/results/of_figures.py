@@ -10,7 +10,7 @@ from analysis.figures.figure import finite
 from analysis.figures.figure6 import errors
 from analysis.figures.layers import measured
 from analysis.frame import reported
-from analysis.inference import is_positive
+from analysis.inference import mean_of
 from analysis.results.finding import Finding, finding, paper_epochs, side
 from runs.record import Record
 
@@ -37,10 +37,9 @@ def _of_measures(
     ids = list(dict.fromkeys(run["id"] for measure in measures for run in measure["of"]))
     of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
     sides = tuple(side(row) for _, row in of.groupby("conf_row", sort=False))
-    words = {is_positive(apart.tolist()) for apart in readings}
-    where, agrees = (cell["model"], cell["task"], label["model"], label["task"]), None
-    if len(words) == 1:
-        (agrees,) = words
+    signs = {int(mean_of(apart).sign()) for apart in readings}
+    where = (cell["model"], cell["task"], label["model"], label["task"])
+    agrees = {1: True, -1: False}.get(signs.pop()) if len(signs) == 1 else None
     holds, n = (pd.concat(readings, axis=1) > 0).all(axis=1).tolist(), len(readings[0])
     epochs = paper_epochs(of.family.iloc[0], cell["task"]) if sides else {}
     more = {"sides": sides, "counts": (n,), "unit": unit, "numbers": numbers, "paper_epochs": epochs}

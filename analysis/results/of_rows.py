@@ -3,59 +3,37 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+import yaml
 
-from analysis.frame import chosen, reported
-from analysis.inference import both_intervals, is_above, is_near
+from analysis.frame import KEY, chosen, reported
+from analysis.inference import MARGIN, mean_of
 from analysis.paper import GLUE
 from analysis.results.finding import Finding, decided, finding, paper_epochs, side
 from analysis.results.of_figures import of_figures
-from runs.record import LEVEL, Record
-
-#: X is near Y if it is at most so many points below.
-MARGIN = 1.0
+from runs.record import Record
 
 
 class Rule(NamedTuple):
     """A finding that compares rows of these tables: the first row with each other one, by the margin (near,
-    of medians; shared, of means) or by 0 (above, of means). rows: with their names beside the numbers."""
+    of medians; shared, of means) or by 0 (above, of means). source: the paper's table. rows: with their names
+    beside the numbers. tables: "text" is in none of the paper's, see `tries`. paper: its numbers of both rows
+    by model."""
 
     finding: str
     source: str
     kind: str
     rows: dict[str, str]
-    tables: tuple[str, ...] = ("glue", "images", "text")
+    tables: Sequence[str] = ("glue", "images", "text")
+    paper: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
-def _near(name: str, row: str, source: str, *tables: str) -> Rule:
-    return Rule(f"VeRA is near {name} with fewer parameters", source, "near", {"vera": "", row: ""}, tables)
-
-
-def _above(words: str, **rows: str) -> Rule:
-    return Rule(words, "table 6", "above", {f"vera_{row}".rstrip("_"): name for row, name in rows.items()})
-
-
-MEANS = "table 5, means of its data sets: BASE 87.5 and"
-#: "text" is in no table of the paper: see `left_out`.
-RULES = [
-    _near("LoRA", "lora", "table 2, averages: LARGE 87.8 and 87.8, BASE 85.2 and 86.6", "glue", "text"),
-    _near("Adapter P", "adapter_p", "table 2, LARGE, averages: 87.8, and 87.6 or 86.8", "glue"),
-    _near("full fine-tuning", "full", "table 2, BASE, averages: 85.2 and 85.2", "glue", "text"),
-    _near("LoRA", "lora", "table 3, BLEU: MEDIUM 70.1 and 68.9, LARGE 70.3 and 70.1", "e2e"),
-    _near("LoRA", "lora", f"{MEANS} 88.1, LARGE 86.1 and 86.0", "images"),
-    _near("full fine-tuning", "full", f"{MEANS} 88.8, LARGE 86.1 and 85.8", "images"),
-    _above("d alone is better than b alone", only_d="only d", only_b="only b"),
-    _above("both vectors are better than one", _="both", only_d="only d", only_b="only b"),
-    _above("A and B by Kaiming's uniform draw beat one on [0, 0.1]", _="Kaiming", uniform="[0, 0.1]"),
-    _above("d that starts at 0.1 beats d that starts at 1", _="0.1", d_init_1="1"),
-    _above("d that starts at 1e-7 beats d that starts at 1", **{"d_init_1e-7": "1e-7", "d_init_1": "1"}),
-    Rule(
-        *("A and B may be shared: with them VeRA is near a pair for each matrix", "table 7", "shared"),
-        {"vera": "shared", "vera_unique": "unique"},
-    ),
-]
+FINDINGS = Path(__file__).parents[1] / "printed" / "findings.yaml"
+RULES = [Rule(**one) for one in yaml.safe_load(FINDINGS.read_text())]
 
 
 def findings(
@@ -67,26 +45,45 @@ def findings(
     texts = (of_table == "e2e") & runs.get("bleu", pd.Series(math.nan, runs.index)).notna()
     kept = chosen(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
     kept = kept[kept.left_out == ""].sort_values(["model", "task", "seed"], kind="stable")
-    fitted = reported(kept[(kept.of_table != "e2e") & (kept.reported == "best")], "crossfit")
-    crossfit = {(one["finding"], one["model"], one["task"]): one for one in _of_rows(fitted)}
-    found = [*_of_rows(reported(kept)), *of_figures(runs, list(measures))]
+    by_halves = kept[(kept.of_table != "e2e") & (kept.reported == "best")]
+    crossfit = {
+        (one["finding"], one["model"], one["task"]): one
+        for one in _of_rows(collapsed(reported(by_halves, "crossfit")))
+    }
+    found = [*_of_rows(collapsed(reported(kept))), *of_figures(runs, list(measures))]
     return pd.DataFrame(
         decided(one, crossfit.get((one["finding"], one["model"], one["task"]))) for one in found
     )
 
 
-def left_out(
-    studies: Mapping[Path, pd.DataFrame], measures: Sequence[Record], counted: pd.DataFrame
-) -> list[tuple[str, Finding]]:
-    """Findings on runs that no counted one has, with their study: of other settings of a row, of which a cell
-    shows one, and of tasks that are in no table of the paper. By study and number of epochs."""
-    known = {(one["finding"], run) for one in counted.to_dict("records") for run in one["ids"]}
+#: A run has collapsed, too, if it has less than so much of its row's median.
+COLLAPSED = 2 / 3
+
+
+def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with `collapsed`: diverged, one class for every row, or far below its row's median."""
+    ratio = runs.number / runs.groupby(KEY).number.transform("median")
+    far = (1 / ratio).where(runs.less, ratio) < COLLAPSED
+    return runs.assign(collapsed=far | runs.diverged.astype(bool) | runs.one_class.notna())
+
+
+def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence[Record]]) -> list[Finding]:
+    """Every try of a finding, with its `studies`: those of all runs together, and by study and number of
+    epochs those on runs that none of these has, of other settings of a row, of which a cell shows one, and
+    of tasks that are in no table of the paper."""
+    every = {one["id"]: one for of_study in measures.values() for one in of_study}
+    together = pd.concat(studies.values(), ignore_index=True).drop_duplicates("id")
+    found = findings(together, every.values()).to_dict("records")
+    known = {(one["finding"], run) for one in found for run in one["ids"]}
+    for folder, runs in studies.items():
+        for _, of_epochs in runs.groupby("epochs"):
+            of = findings(of_epochs, measures[folder], ("glue", "images", "text")).to_dict("records")
+            found += [one for one in of if {(one["finding"], run) for run in one["ids"]} - known]
+    names = {run: folder.name for folder, runs in reversed(studies.items()) for run in runs.id}
+    names |= {one["id"]: folder.name for folder, of_study in measures.items() for one in of_study}
     return [
-        (folder.name, one)
-        for folder, runs in studies.items()
-        for _, of_epochs in runs.groupby("epochs")
-        for one in findings(of_epochs, measures, ("glue", "images", "text")).to_dict("records")
-        if {(one["finding"], run) for run in one["ids"]} - known
+        one | {"studies": sorted({names[side["ids"][-1]] for side in one["sides"] if side["ids"]})}
+        for one in found
     ]
 
 
@@ -119,22 +116,21 @@ def _over_same_seeds(rows: Mapping[str, pd.DataFrame], *names: str) -> list[pd.D
 
 
 def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, Any]:
-    """X against Y in pairs of runs of one seed, such that more is better: both sides, the differences and
-    their mean, its interval by pair and unpaired, and the answer of the rule. near: by one-sided bounds
-    against MARGIN, else against 0."""
-    sign = -1 if x.less.iloc[0] else 1
-    pairs = tuple(zip((sign * x.number).tolist(), (sign * y.number).tolist(), strict=True))
-    differences = [0.0 if a == b else a - b for a, b in pairs]  # of two infinite numbers
-    paired, unpaired = both_intervals(pairs, 2 * LEVEL - 1 if near else LEVEL)
-    agrees = is_near(pairs, MARGIN) if near else is_above(pairs)
+    """X against Y in pairs of runs of one seed, such that more is better: both sides, the differences by
+    seed, which of them have a collapsed run, their mean, and the answer of the rule. near: by the margin,
+    else by 0."""
+    sign, same = -1 if x.less.iloc[0] else 1, x.number.to_numpy() == y.number.to_numpy()
+    with np.errstate(invalid="ignore"):  # of two infinite numbers
+        differences = np.where(same, 0.0, sign * (x.number.to_numpy() - y.number.to_numpy()))
+    mean = mean_of(differences)
     return {
         "x": side(x),
         "y": side(y),
-        "differences": differences,
-        "agrees": agrees,
-        "difference": sum(differences) / len(differences),
-        "paired": paired,
-        "unpaired": unpaired,
+        "seeds": tuple(x.seed),
+        "differences": differences.tolist(),
+        "collapsed": (x.collapsed.to_numpy() | y.collapsed.to_numpy()).tolist(),
+        "mean": mean,
+        "agrees": {1: True, -1: False}.get(int(mean.near() if near else mean.sign())),
     }
 
 
@@ -162,10 +158,11 @@ def _tried(rule: Rule, rows: Sequence[pd.DataFrame]) -> Finding:
     near = rule.kind != "above"
     compared = [compare(rows[0], other, near) for other in rows[1:]]
     least = map(min, zip(*(of["differences"] for of in compared), strict=True))
-    holds = [difference >= -MARGIN - 1e-9 if near else difference > 0 for difference in least]
+    holds = [abs(difference) <= MARGIN + 1e-9 if near else difference > 0 for difference in least]
     words = [of["agrees"] for of in compared]
     agrees = False if False in words else None if None in words else True
-    return _of_compared(rule[:3], rows, compared, holds, agrees, names=tuple(rule.rows.values()))
+    names, paper = tuple(rule.rows.values()), dict(rule.paper)
+    return _of_compared(rule[:3], rows, compared, holds, agrees, names=names, paper=paper)
 
 
 #: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent.

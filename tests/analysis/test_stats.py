@@ -11,8 +11,15 @@ from ledgers import halves, ledger, of_metric, record, seeds
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
-from analysis.ranks import ranks
-from analysis.statistics import cell_words, comparisons, costs, interval, middle, statistics_tables
+from analysis.statistics import (
+    cell_words,
+    comparisons,
+    costs,
+    interval,
+    middle,
+    ranks,
+    statistics_tables,
+)
 from runs.errors import UserError
 from runs.record import CONF, median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES

@@ -1,0 +1,109 @@
+"""A finding over its tasks: the mean difference by each analysis, and the word on which all of them agree."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.inference import Mean, mean_of, over_tasks, seeds_to_decide
+from analysis.results.finding import Finding
+
+#: What decides a finding over several tasks: weighted or not, without collapsed runs or with them.
+ANALYSES = {
+    "weighted": (True, False),
+    "unweighted": (False, False),
+    "weighted without collapsed runs": (True, True),
+    "unweighted without collapsed runs": (False, True),
+}
+
+
+def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Each finding over all of its tries, a line for each of its comparisons: finding, name (of the
+    comparison), kind, tries, paper, tasks (the Mean of each, by model and task), analyses (a Mean by name),
+    word, why (where analyses differ), margin (the smallest at which all would call it near), seeds (pairs a
+    task to decide at MARGIN). A finding that compares no rows has no tasks."""
+    made = list[dict[str, Any]]()
+    for name in dict.fromkeys(one["finding"] for one in found):
+        tries = [one for one in found if one["finding"] == name]
+        names = tries[0]["names"] if len(tries[0]["compared"]) > 1 else ("",)
+        for place, comparison in enumerate(names[-len(tries[0]["compared"]) or None :]):
+            about = {"finding": name, "name": comparison, "kind": tries[0]["kind"]}
+            paper = {(one["source"], model): of for one in tries for model, of in one["paper"].items()}
+            made.append(
+                about
+                | {"tries": tries, "paper": paper}
+                | _decided(_pairs(tries, place), about["kind"] in ("near", "shared"))
+            )
+    return made
+
+
+def _pairs(tries: Sequence[Finding], place: int) -> pd.DataFrame:
+    """The differences of one comparison by task (model and task), try and seed. Tries at chance are out, and
+    those with a diverged perplexity."""
+    lines = [
+        (f"{one['model_label']}, {one['task_label']}", number, *pair)
+        for number, one in enumerate(tries)
+        if math.isnan(one["chance"]) and place < len(one["compared"]) and (of := one["compared"][place])
+        if np.isfinite(of["differences"]).all()
+        for pair in zip(of["seeds"], of["differences"], of["collapsed"], strict=True)
+    ]
+    return pd.DataFrame(lines, columns=["where", "number", "seed", "difference", "collapsed"])
+
+
+def _decided(pairs: pd.DataFrame, near: bool) -> dict[str, Any]:
+    """Tries of one task are averaged by seed, so that a task counts once however often it was tried."""
+    if pairs.empty:
+        return {"tasks": {}, "analyses": {}, "word": "", "why": "", "margin": math.nan, "seeds": 0}
+    by_seed = pairs.groupby(["where", "seed"], sort=False).agg({"difference": "mean", "collapsed": "any"})
+    by_task = by_seed.unstack()
+    every, collapsed = by_task.difference.to_numpy(float), by_task.collapsed.eq(True).to_numpy()
+    kept, analyses = np.where(collapsed, np.nan, every), dict[str, Mean]()
+    for name, (weighted, without) in ANALYSES.items():
+        if (collapsed.any() or not without) and (len(every) > 1 or weighted):
+            of = (kept, np.zeros_like(collapsed)) if without else (every, collapsed)
+            analyses[name] = over_tasks(*of, weighted) if len(every) > 1 else mean_of(of[0][0])
+    words = {name: word(mean, near) for name, mean in analyses.items()}
+    by_word = {of: [name for name in words if words[name] == of] for of in dict.fromkeys(words.values())}
+    deviation = pooled_deviation(pairs)
+    return {
+        "tasks": {where: mean_of(of) for where, of in zip(by_task.index, every, strict=True)},
+        "analyses": analyses,
+        "word": next(iter(by_word)) if len(by_word) == 1 else "depends",
+        "why": "; ".join(f"{of}: {', '.join(names)}" for of, names in by_word.items()),
+        "margin": max(float(mean.margin()) for mean in analyses.values()),
+        "seeds": seeds_to_decide(deviation) if deviation == deviation else 0,
+    }
+
+
+def pooled_deviation(pairs: pd.DataFrame) -> float:
+    """The standard deviation of differences within a try, without collapsed runs; NaN of single pairs."""
+    of = pairs[~pairs.collapsed].groupby(["where", "number"]).difference
+    freedom = (of.count() - 1).clip(lower=0)
+    return math.sqrt((of.var() * freedom).sum() / freedom.sum()) if freedom.sum() else math.nan
+
+
+def word(mean: Mean, near: bool) -> str:
+    """What a mean difference says: near (within the margin), above, below or undecided."""
+    if near and mean.near() > 0:
+        return "near"
+    return {1: "above", -1: "below", 0: "undecided"}[int(mean.sign())]
+
+
+def pictured(one: Mapping[str, Any]) -> bool:
+    """Whether the forest plot has a finding: that VeRA is near a row, on several tasks."""
+    return bool(one["kind"] == "near" and len(one["tasks"]) > 1)
+
+
+def forest_lines(made: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What the forest plot shows, by line: title, paper (its averages), task or pooled; the difference with
+    its 95% interval."""
+    lines = list[tuple[Any, ...]]()
+    for one in filter(pictured, made):
+        against = one["finding"].removeprefix("VeRA is near ").removesuffix(" with fewer parameters")
+        lines.append(("title", f"less {against}", *[math.nan] * 3))
+        lines += [("paper", "the paper's averages", x - y, *[math.nan] * 2) for x, y in one["paper"].values()]
+        for kind, means in (("task", one["tasks"]), ("pooled", one["analyses"])):
+            lines += [(kind, name, mean.mean, *mean.interval()) for name, mean in means.items()]
+    return pd.DataFrame(lines, columns=["kind", "label", "difference", "low", "high"])
