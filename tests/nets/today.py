@@ -11,13 +11,13 @@ import pandas as pd
 from analysis import figures, tables
 from analysis.facts import SCORES
 from analysis.frame import reported_cells, runs
-from analysis.inference import both_intervals
-from analysis.ranks import ranks
+from analysis.inference import mean_of
 from analysis.render import Number
 from analysis.results import findings as found_findings
 from analysis.results.sections import macros
 from analysis.statistics import MODELS, cell_words
 from analysis.statistics import comparisons as compared
+from analysis.statistics import ranks
 from runs.record import Ledger, median_interval
 
 Lines = Iterator[dict[str, Any]]
@@ -144,7 +144,7 @@ def findings(ledger: Ledger) -> Lines:
 def comparisons(ledger: Ledger) -> Lines:
     """VeRA against every other row, by task and over tasks."""
     for line in compared(runs(ledger)).itertuples():
-        values = tuple(zip(line.x, line.y, strict=True))
+        mean, known = mean_of(line.differences), len(line.differences) > 1
         yield {
             "model": line.model,
             "other": line.other,
@@ -154,8 +154,8 @@ def comparisons(ledger: Ledger) -> Lines:
             "p": line.p,
             "better": [value for value in (line.better, line.better_low, line.better_high) if value == value],
             "mean": float(pd.Series(line.differences).mean()),
-            "two-sided": both_intervals(values),
-            "one-sided": both_intervals(values, 0.9),
+            "two-sided": mean.interval() if known else None,
+            "one-sided": mean.interval(0.9) if known else None,
         }
 
 
