@@ -26,6 +26,16 @@ def test_the_pages_are_those_of_the_records(capsys):
     assert main(["check=true"]) == 0, capsys.readouterr()
 
 
+def test_the_pages_can_be_read():
+    docs = PUBLISHED.parents[1] / "docs"
+    assert len((docs / "results.md").read_text().splitlines()) <= 120
+    assert sum(len(path.read_text().split()) for path in (docs / "results").glob("*.md")) <= 12_000
+    for study in STUDIES:
+        answer, table = (docs / "results" / f"{study.name}.md").read_text().split("\n\n")[2:4]
+        assert len(answer.split()) <= 80
+        assert table.startswith("| method")
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
 def test_a_study_is_whole_and_says_how_it_was_run(study):
     ledger = read_study(study)
