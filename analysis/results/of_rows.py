@@ -79,7 +79,7 @@ def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence
         for _, of_epochs in runs.groupby("epochs"):
             of = findings(of_epochs, measures[folder], ("glue", "images", "text")).to_dict("records")
             found += [one for one in of if {(one["finding"], run) for run in one["ids"]} - known]
-    names = {run: folder.name for folder, runs in reversed(studies.items()) for run in runs.id}
+    names = {run: folder.name for folder, runs in [*studies.items()][::-1] for run in runs.id}
     names |= {one["id"]: folder.name for folder, of_study in measures.items() for one in of_study}
     return [
         one | {"studies": sorted({names[side["ids"][-1]] for side in one["sides"] if side["ids"]})}

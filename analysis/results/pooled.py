@@ -62,8 +62,9 @@ def _decided(pairs: pd.DataFrame, near: bool) -> dict[str, Any]:
     kept, analyses = np.where(collapsed, np.nan, every), dict[str, Mean]()
     for name, (weighted, without) in ANALYSES.items():
         if (collapsed.any() or not without) and (len(every) > 1 or weighted):
-            of = (kept, np.zeros_like(collapsed)) if without else (every, collapsed)
-            analyses[name] = over_tasks(*of, weighted) if len(every) > 1 else mean_of(of[0][0])
+            values, flags = (kept, np.zeros_like(collapsed)) if without else (every, collapsed)
+            several = len(values) > 1
+            analyses[name] = over_tasks(values, flags, weighted) if several else mean_of(values[0])
     words = {name: word(mean, near) for name, mean in analyses.items()}
     by_word = {of: [name for name in words if words[name] == of] for of in dict.fromkeys(words.values())}
     deviation = pooled_deviation(pairs)

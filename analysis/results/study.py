@@ -39,7 +39,13 @@ def gaps(
     drawn = [(one_line(figure.title), f"{folder.name}_{figure.name}.svg") for figure in made]
     whole, notes = rows_table(every)
     table, alike = informative(whole)
-    page = {"name": folder.name, "answer": answer, "change": change, "details": details, "figures": drawn}
+    page: dict[str, Any] = {
+        "name": folder.name,
+        "answer": answer,
+        "change": change,
+        "details": details,
+        "figures": drawn,
+    }
     page |= {"lines": grid(table.header, table.texts) if table.rows else [], "alike": alike}
     return page | notes | {"cells": cell_lines(every)}, pictures
 
