@@ -8,7 +8,7 @@ from analysis.figures.figure import COLOURS, Figure
 from analysis.inference import MARGIN
 
 #: The farthest difference on the axis, in points.
-FARTHEST = 8.0
+FARTHEST = 11.0
 MARKS = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("s", COLOURS["vera"])}
 
 
@@ -27,7 +27,7 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     for of in data[data.kind.isin(MARKS)].itertuples():
         marker, colour = MARKS[of.kind]
         face = "none" if of.kind == "paper" else colour
-        axes.plot(of.difference, of.place, marker, markersize=4, mfc=face, color=colour, clip_on=False)
+        axes.plot(of.difference, of.place, marker, markersize=4, mfc=face, color=colour)
         axes.plot([max(of.low, -FARTHEST), min(of.high, FARTHEST)], [of.place] * 2, color=colour)
         for end, sign, beyond in ((-FARTHEST, "<", of.low < -FARTHEST), (FARTHEST, ">", of.high > FARTHEST)):
             axes.plot([end] * beyond, [of.place] * beyond, sign, color=colour, markersize=4, clip_on=False)
