@@ -207,6 +207,7 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     ),
     "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
     "crossfit": (crossfit, ""),
+    "half": (metric("best", "half"), ""),
     "optimism": (optimism, ""),
     **{key: (score(key), "") for key in SCORES},
     "forgetting": (forgetting, ""),

@@ -2,8 +2,8 @@
 seeds.
 
 Every value is a number or a name; tables make words of them. A metric's columns (value, best, last,
-crossfit, optimism, median, mean, spread) are in the unit that tables print, points for fractions; seconds
-and bytes are in their columns' names. NaN: a run has no such number."""
+crossfit, half, optimism, median, mean, spread) are in the unit that tables print, points for fractions;
+seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
 import math
 import statistics
@@ -196,7 +196,7 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     else the metric of the epoch that the table reports, or cross-fitted."""
     texts = runs.bleu.notna() & (runs.status == "done")
     of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
-    metric = runs.crossfit if select == "crossfit" else runs.value
+    metric = runs.value if select == "paper" else runs[select]
     return runs.assign(
         number=metric.where(~of_texts, runs.bleu),
         name=(runs.metric + ", " + runs.reported + " epoch").where(~of_texts, "BLEU, last epoch"),

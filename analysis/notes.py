@@ -12,8 +12,11 @@ from runs.record.text import plural
 
 #: How many runs or rows a note names; of more it gives the number, too.
 NAMED = 3
-#: What cross-fitted selection is, in a sentence.
-CROSSFIT = "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways."
+#: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
+SELECTED = {
+    "crossfit": "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways.",
+    "half": "The epoch is chosen on one half of dev and reported on the other, one split for all seeds.",
+}
 PAGE = "How to read it: docs/tables.md."
 
 

@@ -41,7 +41,9 @@ class Settings(OfVariants):
     """Which runs a table shows, and how it is printed."""
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
-    select: Literal["paper", "crossfit"] = setting("paper", "the paper's epoch, or one of half of dev")
+    select: Literal["paper", "crossfit", "half"] = setting(
+        "paper", "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)"
+    )
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
     cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
     against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")

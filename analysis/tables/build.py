@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import beside
 from analysis.frame import cells
-from analysis.notes import CROSSFIT, notes
+from analysis.notes import SELECTED, notes
 from analysis.paper import GLUE, IMAGES
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
 
@@ -21,9 +21,9 @@ Line = list[Entry]
 
 @dataclass(frozen=True)
 class View:
-    """The runs that a table is made from, and how: the choice of the epoch (paper or crossfit), the seeds of
-    a complete cell (None: the table's), the tasks and models that are shown (empty: all), and whose runs
-    these are."""
+    """The runs that a table is made from, and how: how the epoch is chosen (paper, crossfit or half), the
+    seeds of a complete cell (None: the table's), the tasks and models that are shown (empty: all), and whose
+    runs these are."""
 
     runs: pd.DataFrame
     select: str = "paper"
@@ -35,7 +35,7 @@ class View:
     def cells(self, seeds: int, value: str = "", column: str = "") -> pd.DataFrame:
         """The cells of its runs, with their column. seeds: of a complete one, unless others are asked for.
         value: the column of runs. column: by default the task."""
-        value = value or ("crossfit" if self.select == "crossfit" else "value")
+        value = value or ("value" if self.select == "paper" else self.select)
         made = cells(self.runs, value, self.seeds or seeds)
         return made.assign(column=column or made.task, variant="")
 
@@ -49,11 +49,11 @@ def titled(name: str, models: Mapping[str, str], of: str, other: str = "") -> Ca
 def reads(spec: "Spec", view: View, made: pd.DataFrame) -> str:
     """What the numbers of a table of medians or means over seeds are."""
     epochs, middle = " or ".join(sorted(set(made.reported))), spec.middle.capitalize()
-    if view.select != "crossfit":
+    if view.select not in SELECTED:
         return f"{middle}s over seeds of the {epochs or 'reported'} epoch, +- sample standard deviation."
-    if epochs == "last" or not spec.by_task:
+    if (epochs == "last" and view.select == "crossfit") or not spec.by_task:
         return "select= changes nothing here: the last epoch is reported."
-    return f"{middle}s over seeds. {CROSSFIT}"
+    return f"{middle}s over seeds. {SELECTED[view.select]}"
 
 
 @dataclass(frozen=True)

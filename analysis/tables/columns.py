@@ -28,7 +28,7 @@ from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
 FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "count"}
-FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "optimism"), "number")
+FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", "optimism"), "number")
 
 
 def row_runs(table: Table, row: Row, runs: pd.DataFrame) -> pd.DataFrame:

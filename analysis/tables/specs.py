@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import beside
 from analysis.facts import SCORES as KEYS
 from analysis.frame import in_cells, reported_cells
-from analysis.notes import CROSSFIT
+from analysis.notes import SELECTED
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, ROBERTA, SCORES, VIT
 from analysis.render import Cell, Entry, Number, Table, count, diverged, known, of_runs
 from analysis.tables.build import Own, Spec, View, build, titled
@@ -197,8 +197,8 @@ def of_demo(spec: Spec, view: View, made: pd.DataFrame) -> str:
     """What its columns are, and marks."""
     how, results = f"trainable: without the classification head. {_size(made.iloc[0])}.", view.runs
     results = results[(results.model == made.model.iloc[0]) & (results.kind == "result")]
-    if view.select == "crossfit":
-        how += f" {CROSSFIT}"
+    if view.select in SELECTED:
+        how += f" {SELECTED[view.select]}"
     elif (results.evaluations == 1).all():
         how += " The last epoch alone is evaluated."
     if made.label.str.contains(END, regex=False).any():

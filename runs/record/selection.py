@@ -35,10 +35,14 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict
 
 
 def best_and_last(record: Record, select: str) -> dict[str, Any]:
-    """A record's best and last number by a protocol, "paper" or "crossfit"; empty where it has none."""
+    """A record's best and last number by paper, crossfit or half (A chooses, B reports); empty without."""
     if select == "paper":
         return dict(record["result"].get("protocols", {}).get("paper") or {})
-    return crossfit_of(record) or {}
+    found, curve = crossfit_of(record) or {}, record["curve"]
+    if select == "half" and found:
+        best = curve["metric_report"][curve["epoch"].index(found["best_epoch"][0])]
+        return {"best": best, "last": curve["metric_report"][-1]}
+    return found
 
 
 def crossfit_of(record: Record) -> dict[str, Any] | None:

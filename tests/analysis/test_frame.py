@@ -30,7 +30,7 @@ def test_a_run_is_a_row_of_numbers():
     assert (run.model, run.row, run.task, run.seed) == ("roberta_base", "vera", "rte", 3)
     # The best epoch of all of dev is the second or the third, of 75; by half A the second, of which B says
     # 60, by B the third, of which A says 70
-    assert (run.value, run.best, run.last, run.crossfit) == pytest.approx((75, 75, 75, 65))
+    assert (run.value, run.best, run.last, run.crossfit, run.half) == pytest.approx((75, 75, 75, 65, 60))
     assert run.optimism == pytest.approx(75 - 65)
     assert (run.seconds, run.adapter_bytes, run.parameters) == (11, 172032, 43008)
     assert (run.kind, run.left_out, run.origin, run.reported) == ("result", "", "ours", "best")

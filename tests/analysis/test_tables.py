@@ -161,11 +161,12 @@ def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other():
     75. An older record's second protocol, "unbiased", is in no table."""
     of = [halves(record("vera", t, s), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for t in GLUE for s in range(5)]
     of[0]["result"]["protocols"]["unbiased"] = {"best": 0.6, "best_epoch": 2.0, "last": 0.8}
-    fitted, own = (made("table2", ledger(*of), select)[0] for select in ("crossfit", "paper"))
+    fitted, own, half = (made("table2", ledger(*of), select)[0] for select in ("crossfit", "paper", "half"))
     assert rows(fitted)["VeRA r=1024", "ours"]["RTE"] == "65.0 +-0.0"
     assert rows(own)["VeRA r=1024", "ours"]["RTE"] == "75.0 +-0.0"
+    assert rows(half)["VeRA r=1024", "ours"]["RTE"] == "60.0 +-0.0"
     # The paper's number is not cross-fitted: no verdict
-    assert rows(fitted)["VeRA r=1024", "ours"]["status"] == "ours"
+    assert {rows(of)["VeRA r=1024", "ours"]["status"] for of in (fitted, half)} == {"ours"}
 
 
 def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():

@@ -114,7 +114,7 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
     assert crossfit(odd, 10, ACCURACY) is None
     record = {"curve": odd, "data": {"dev_rows": 10}, "result": of_metric("accuracy")}
-    assert best_and_last(record, "crossfit") == {}
+    assert best_and_last(record, "crossfit") == best_and_last(record, "half") == {}
     assert best_and_last(record, "paper") == {}  # of a run that diverged before its first epoch
 
 
@@ -129,6 +129,9 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     assert best_and_last(record, "paper") == paper
     assert best_and_last(record, "crossfit")["best"] == pytest.approx(0.65)
     assert math.isclose(best_and_last(record, "crossfit")["optimism"], 0.1)
+    # Half A chooses the second epoch, of which half B says 0.6; as perplexities the first
+    assert best_and_last(record, "half") == {"best": 0.6, "last": 0.8}
+    assert best_and_last(record | {"result": of_metric("perplexity")}, "half")["best"] == 0.5
 
 
 @pytest.mark.parametrize(
