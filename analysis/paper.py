@@ -11,23 +11,23 @@ import yaml
 
 
 @cache
-def _printed(name: str) -> dict[str, Any]:
+def printed_file(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "printed" / name).read_text())
     return content
 
 
 #: Names of tasks, benches, models and methods in tables, by their names in conf/.
-GLUE: dict[str, str] = _printed("names.yaml")["glue"]
-IMAGES: dict[str, str] = _printed("names.yaml")["images"]
-BENCHES: dict[str, str] = _printed("names.yaml")["benches"]
-ROBERTA: dict[str, str] = _printed("names.yaml")["roberta"]
-GPT2: dict[str, str] = _printed("names.yaml")["gpt2"]
-VIT: dict[str, str] = _printed("names.yaml")["vit"]
-LLAMAS: dict[str, str] = _printed("names.yaml")["llamas"]
-NAMES: dict[str, str] = _printed("names.yaml")["methods"]
+GLUE: dict[str, str] = printed_file("names.yaml")["glue"]
+IMAGES: dict[str, str] = printed_file("names.yaml")["images"]
+BENCHES: dict[str, str] = printed_file("names.yaml")["benches"]
+ROBERTA: dict[str, str] = printed_file("names.yaml")["roberta"]
+GPT2: dict[str, str] = printed_file("names.yaml")["gpt2"]
+VIT: dict[str, str] = printed_file("names.yaml")["vit"]
+LLAMAS: dict[str, str] = printed_file("names.yaml")["llamas"]
+NAMES: dict[str, str] = printed_file("names.yaml")["methods"]
 #: The scores of E2E's texts: the name, and the decimals that the paper prints.
 SCORES: dict[str, tuple[str, int]] = {
-    key: (name, decimals) for key, (name, decimals) in _printed("names.yaml")["scores"].items()
+    key: (name, decimals) for key, (name, decimals) in printed_file("names.yaml")["scores"].items()
 }
 #: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI. Our run of such a task
 #: is comparable only if it started there, too.
@@ -36,17 +36,17 @@ FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 
 def paper() -> dict[str, Any]:
     """The content of printed/tables.yaml, with the formulas and findings beside the numbers."""
-    return _printed("tables.yaml")
+    return printed_file("tables.yaml")
 
 
 def claims() -> dict[str, Any]:
     """Numbers of the paper's text."""
-    return _printed("claims.yaml")
+    return printed_file("claims.yaml")
 
 
 def recipes() -> dict[str, Any]:
     """The hyperparameters that the papers print."""
-    return _printed("recipes.yaml")
+    return printed_file("recipes.yaml")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Printed:
 @cache
 def numbers() -> tuple[Printed, ...]:
     """Every number of tables 2 to 7, 12 and 13; of each table in its order."""
-    names, found = _printed("names.yaml"), list[Printed]()
+    names, found = printed_file("names.yaml"), list[Printed]()
     of_one_task = {"table3": "e2e"} | dict.fromkeys(("table4", "table12", "table13"), "alpaca")
     for table, part, model, method, size, values in _lines():
         rows = names["rows"].get(table, {})

@@ -1,4 +1,5 @@
-"""Writes docs/results.md and a page for each study in docs/results, from the records in runs/records.
+"""Writes docs/results.md and a page for each study in docs/results, from the records in runs/records; and
+docs/others.md, from analysis/printed/others.yaml.
 
     python -m analysis.results                 (make results)
     python -m analysis.results check=true      (only compares the pages with the records)
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.frame import runs
-from analysis.results import pages
+from analysis.results import of_others, pages
 from analysis.results.readme import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
     made, summed = pages(studies, settings.docs)
-    files = {settings.docs / path: text for path, text in made.items()}
+    files = {settings.docs / path: text for path, text in (made | of_others.pages()).items()}
     for folder, ledger in studies.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))

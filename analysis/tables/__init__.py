@@ -1,22 +1,24 @@
 """A table of the paper, or of the demo, from records. TABLES names them."""
 
 from collections.abc import Callable, Collection
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
 
 from analysis import beside
 from analysis.command import split
-from analysis.frame import runs
+from analysis.frame import by_row, runs
 from analysis.notes import unfinished
-from analysis.render import Table
+from analysis.render import Cell, Table
 from analysis.tables.build import Spec, View, build, of_paper
 from analysis.tables.columns import with_against, with_forgetting, with_numbers, with_score
 from analysis.tables.formulas import claims_table, table1
 from analysis.tables.judged import JUDGED
 from analysis.tables.recipes import recipe_tables
 from analysis.tables.specs import ROWS, SPECS, demo
+from analysis.tables.theirs import with_others
 from analysis.variants import every_variant, nearest_to
 from runs.record import Ledger
 
@@ -44,6 +46,8 @@ TABLES: dict[str, Callable[[View], list[Table]]] = {
 }
 #: Those that need no record.
 WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")
+#: The tables with lines of what others report.
+OTHERS = ("table2", "table3", "table4", "table5")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +100,9 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
     of_tasks = runs[runs.task.isin(tasks)] if tasks else runs
     view = View(of_tasks, how.get("select", "paper"), how.get("seeds"), tasks, models, whose)
     tables = build(ROWS, view) if name == "" else TABLES[name](view)
+    if name in OTHERS and how.get("others", "false") != "false":
+        chosen = cache(partial(_by_choice, name, view))
+        tables = [with_others(table, name, chosen, how["others"] == "all") for table in tables]
     if name in ("table3", "table4", "table13"):
         tables = [with_forgetting(table, runs) for table in tables]
     for column in how.get("columns", ()):
@@ -105,6 +112,11 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
     if (cost := how.get("cost", "none")) != "none":
         tables = [with_score(table, runs, cost) for table in tables]
     return tables
+
+
+def _by_choice(name: str, view: View, epoch: str) -> dict[str, dict[str, Cell]]:
+    """The cells of a table by row and column, with the epoch chosen as a source of `others` chose it."""
+    return by_row(of_paper(_PAPER[name][0], replace(view, select=epoch or "paper"))[0], "column")
 
 
 def stopped(

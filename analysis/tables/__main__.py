@@ -48,6 +48,9 @@ class Settings(OfVariants):
     cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
     against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
     columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
+    others: Literal["true", "all", "false"] = setting(
+        "true", "what independent groups report below a row of tables 2 to 5 (all: a line each)"
+    )
     runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
 
@@ -91,7 +94,7 @@ def main(arguments: list[str]) -> int:
         against=row_name(settings.against) if settings.against else None,
         every=settings.all,
         every_own=bool(settings.sweep),
-        **{key: getattr(settings, key) for key in ("select", "seeds", "cost")},
+        **{key: getattr(settings, key) for key in ("select", "seeds", "cost", "others")},
     )
     if not tables:
         raise _nothing(name, ledger, settings)

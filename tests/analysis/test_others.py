@@ -1,0 +1,149 @@
+"""What others report: the data, their page, and the lines of the tables."""
+
+import math
+
+import pytest
+from ledgers import halves, ledger, record
+
+from analysis import frame, tables
+from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others
+from analysis.paper import GLUE, IMAGES, numbers
+from analysis.results import of_others
+from analysis.tables.__main__ import main
+from runs.record import CONF, ROOT
+
+PAPER = {(of.model, of.row, of.column): of.value for of in numbers() if of.table in ("table2", "table5")}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_says_where_its_numbers_are_from(source):
+    of = SOURCES[source]
+    assert all(of[key] for key in ("name", "cite", "url", "where", "read", "note"))
+    for part in of["parts"]:
+        for row in part["rows"]:
+            assert row.keys() <= {*ABOUT, "model", "row", "by", "note", "values"}
+            assert len(row["values"]) == len(part["columns"])
+            assert row["row"] in METHODS
+
+
+def test_a_number_is_in_the_unit_of_the_paper():
+    theirs = others()
+    assert {*theirs.epoch} <= {*EPOCHS}
+    known = theirs[theirs.model.str.startswith(("roberta_", "vit_"))]
+    assert all((CONF / "model" / f"{model}.yaml").is_file() for model in known.model)
+    assert known.value.between(50, 100).all()
+    assert {*known.column} <= {"sst2", "mrpc", "cola", "qnli", "rte", "stsb", "avg", *IMAGES}
+
+
+def test_an_average_is_that_of_its_tasks():
+    """To half of the last digit of an average with one decimal, and what rounding its tasks adds."""
+    rows = others().query("model.str.startswith('roberta_')").groupby(["label", "model", "row", "sites"])
+    for key, of in rows:
+        values = dict(zip(of.column, of.value, strict=True))
+        if average := values.pop("avg", None):
+            assert math.fsum(values.values()) / 6 == pytest.approx(average, abs=0.1), key
+
+
+def test_a_copy_of_the_papers_row_is_no_entry():
+    rows = others().groupby(["label", "model", "row", "sites"])
+    for key, of in rows:
+        alike = [PAPER.get((one.model, one.row, one.column)) == one.value for one in of.itertuples()]
+        assert not all(alike) or len(alike) < 2, key
+
+
+def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
+    like = others().query("model == 'roberta_base' and row == 'vera' and column == 'rte'").set_index("source")
+    assert dict(like.like) == {"randlora": "vera_all", "c3a": "vera", "vblora": "vera_all"}
+    assert dict(like.same) == {"randlora": False, "c3a": True, "vblora": False}
+    assert (CONF / "method" / "vera_all.yaml").is_file()
+    assert others().query("model == 'llama_7b'").same.all()  # table 4's rows adapt every linear layer
+
+
+def test_the_page_is_what_the_data_give():
+    """A picture's bytes depend on matplotlib's version."""
+    made = of_others.pages()
+    assert (ROOT / "docs" / "others.md").read_text() == made["others.md"], "make results"
+    assert (ROOT / "docs" / "others.svg").is_file()
+    assert "VB-LoRA 85.5 (r 1,024, all linear)" in made["others.md"]
+
+
+def test_the_picture_leaves_out_what_started_from_mnli():
+    data = of_others.picture().data.set_index(["source", "model", "row", "column"]).difference
+    assert data["c3a", "roberta_base", "vera", "rte"] == pytest.approx(75.74 - 78.7)
+    assert ("c3a", "roberta_base", "lora", "rte") not in data
+    assert ("c3a", "roberta_large", "lora", "rte") in data
+
+
+# --- the lines of the tables
+
+
+def table(name, *records, others="true", model=0):
+    return tables.made(name, frame.runs(ledger(*records)), others=others)[model]
+
+
+def line(of, source, number=0):
+    """The line of a source, by column."""
+    found = [dict(zip(of.header, row, strict=True)) for row in of.texts if row[1] == source]
+    return found[number]
+
+
+def test_below_a_row_of_the_paper_is_what_others_report():
+    theirs = line(table("table2"), "others", -1)
+    assert (theirs["RTE"], theirs["Avg"]) == ("74.9^, 75.7, 81.9^", "82.7^, 83.4, 85.5^")
+    assert theirs["status"] == "last epoch, epoch by other rows, best epoch"
+    assert "others" not in {row[1] for row in table("table2", others="false").texts}
+    each = table("table2", others="all")
+    assert line(each, "RandLoRA", -1)["RTE"] == "74.9 +-1.5^"
+    assert line(each, "C3A", -1)["status"] == "r 1,024, q, v; epoch by other rows"
+    assert line(table("table5"), "others", -1)["Food-101"] == "76.0"
+    assert line(table("table4", model=2), "others")["score"] == "5.63, 5.70"
+
+
+def lora(a, b, task="cola"):
+    """LoRA on RoBERTa-large, 5 seeds: the best epoch of half A is the first, of all of dev the second."""
+    return [
+        halves(record("lora", task, seed, model="roberta_large"), (a, a - 0.02, 0.1), (b, b + 0.1, 0.1))
+        for seed in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (0.66, 0.62, "CoLA within what others report (62.8 to 67.0)"),
+        (0.80, 0.60, "CoLA within what others report (62.8 to 67.0)"),  # below those by other rows alone
+        (0.90, 0.80, "CoLA outside what others report (62.8 to 67.0)"),
+        (0.30, 0.20, "CoLA outside what others report (62.8 to 67.0)"),
+    ],
+)
+def test_three_sources_make_a_range_that_ours_is_within_or_outside(a, b, words):
+    """Each source beside ours by its own choice of the epoch."""
+    made = table("table2", *lora(a, b), model=1)
+    assert line(made, "ours")["status"].endswith(f"; {words}")
+    by_half = line(table("table2", *lora(a, b), others="all", model=1), "C3A")
+    assert by_half["CoLA"] == f"65.2 +-0.8 ({100 * b - 65.16:+.1f})"
+    by_best = line(table("table2", *lora(a, b), others="all", model=1), "microsoft/LoRA issue 35")
+    assert by_best["CoLA"] == f"67.0 ({100 * (a + b + 0.08) / 2 - 67.0:+.1f})"
+
+
+def test_fewer_sources_or_seeds_have_no_word():
+    made = table("table2", *lora(0.6, 0.6, "sst2"), *lora(0.6, 0.6)[:3], model=1)
+    assert "what others report" not in line(made, "ours")["status"]
+    assert line(made, "others", -2)["SST-2"] == "95.5^, 95.5 (-35.5), 96.0 (-36.0)"
+
+
+def test_our_average_is_compared_where_every_task_is_complete():
+    runs = [of for task in GLUE for of in lora(0.86, 0.86, task)]
+    each = table("table2", *runs, others="all", model=1)
+    assert line(each, "C3A")["Avg"] == "86.0 (+0.0)"
+    assert line(table("table2", *runs[5:], others="all", model=1), "C3A")["Avg"] == "86.0"
+
+
+def test_the_command_shows_them_and_leaves_them_out(tmp_path, capsys):
+    words = ["table3", f"output={tmp_path}", "published=false"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "68.7 to 68.9" in shown
+    assert "docs/others.md" in shown
+    assert main([*words, "others=false"]) == 0
+    assert "others" not in capsys.readouterr().out
