@@ -1,5 +1,6 @@
 """What the site (mkdocs.yml) has beside the files of docs/: README.md as its first page, CONTRIBUTING.md,
-CHANGELOG.md, and a page of the API reference for each package, from the docstrings."""
+CHANGELOG.md, a script with which the search works from the disk, and a page of the API reference for each
+package, from the docstrings."""
 
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     add("index.md", (ROOT / "README.md").read_text().replace("](docs/", "]("))
     add("site.css", STYLE)
+    add("iframe-worker.js", (ROOT / ".ci" / "iframe-worker.js").read_text())
     for name in LINKED:
         add(name, (ROOT / name).read_text().replace("](docs/", "]("))
     for package, modules in API.items():
