@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from runs.command import Line, entry_point, help_of, read
 from runs.config import OPTIONS, Command, answered, read_command
-from runs.errors import rank
+from runs.errors import UserError, rank
 from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
@@ -38,6 +38,10 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, overrides=words, options=OPTIONS)
     if answered(line, help_of(Settings, "", words, OPTIONS)):
         return 0
+    if old := next((word for word in arguments if word.startswith("lease_seconds=")), None):
+        raise UserError(
+            f"{old}: there are no leases any more, since the kernel knows who lives. Leave it out"
+        )
     command = _compose_once(line)
     again = command.runs if command.launch.redo else []  # without the runs that only others need
     runs = with_starts(command.runs)

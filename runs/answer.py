@@ -28,10 +28,10 @@ import numpy as np
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
 from runs.config import only_runs
 from runs.errors import UserError
-from runs.evaluate import as_run, find, restore
+from runs.evaluate import find, restore
 from runs.identity import data_content, run_id
 from runs.record import FINISHED, Record, run_folder, write_atomically
-from runs.sweep.leases import held
+from runs.sweep.claim import claimed
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
@@ -72,7 +72,7 @@ def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
 
 
 def main(arguments: list[str]) -> int:
-    from runs.sweep.display import Display
+    from runs.sweep.display import Display, head
 
     line = read_line(arguments, Settings)
     if "LOCAL_RANK" in os.environ:
@@ -81,13 +81,18 @@ def main(arguments: list[str]) -> int:
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
-    display = Display(len(records), name_task=False)
+    display = Display(len(records))
     for position, (record, config) in enumerate(zip(records, configs, strict=True), 1):
-        display.start(position, as_run(record))
-        with held(config["output"], f"{record['id']}-{config['task']['bench']}"):
-            path, short = answer(record, config, display.show)
+        name = f"{record['label']['row']} seed {record['cell']['seed']}"
+        line_head, bench = head(position, len(records), name), config["task"]["bench"]
+
+        def show(event: dict[str, Any], line_head: str = line_head) -> None:
+            display.show([(line_head, event)])
+
+        with claimed(config["output"], f"{record['id']}-{bench}", f"{bench} of {name}"):
+            path, short = answer(record, config, show)
         note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
-        display.line(f"answers: {path}{note}")
+        display.line(f"{line_head}  answers: {path}{note}")
     return 0
 
 

@@ -19,9 +19,12 @@ import tasks
 from runs.command import OfRecords, as_word, entry_point, open_ledger, read
 from runs.config import choices, expand
 from runs.errors import UserError
-from runs.record import TASK_PATHS, Record, record_path, run_folder, study_folders, write_record
+from runs.file_hash import check_kept
+from runs.record import TASK_PATHS, Record, finished_record, record_path, run_folder, study_folders
 from runs.record.text import describe
 from runs.run import Run
+from runs.sweep.claim import amend
+from runs.training.files import tidy
 from tasks.base import Decoding
 from tasks.forgetting import is_path
 
@@ -51,6 +54,7 @@ def main(arguments: list[str]) -> int:
     if record.get("texts"):
         texts = run_folder(output, record["id"]) / "decoded_last.jsonl"
         _check_file(texts, "the run decoded texts, where it was done", "file of texts", record, output)
+        check_kept(record, texts.with_name("decoded_best.jsonl"))
     same = score_again(record, output, name) if record.get("texts") else True
     if record.get("texts") and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
@@ -90,8 +94,7 @@ def _forgetting_again(record: Record, context: "Context", before: float | None, 
     recorded = record["result"].get("forgetting")
     if recorded is None:
         if record_path(output, record["id"]).is_file():  # and not a published one
-            record["result"]["forgetting"] = again
-            write_record(output, record)
+            amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}})
             print("forgetting added to the record")
         return True
     if recorded["sha256"] != again["sha256"]:
@@ -138,7 +141,7 @@ def score_again(record: Record, output: str, name: str) -> bool:
         before |= added | ({"unavailable": reasons} if reasons else {})
         same, extended = same and equal, extended or bool(added)
     if extended:
-        write_record(output, record)
+        amend(output, record["id"], lambda _: {"texts": record["texts"]})
     return same
 
 
@@ -179,9 +182,12 @@ def kept_files(record: Record, output: str, best: bool = False) -> dict[str, Pat
 
 
 def _check_file(path: Path, why: str, what: str, record: Record, output: str) -> None:
-    """Raises UserError where a file of a run is missing. why: of a run that was done here."""
+    """Raises UserError where a file of a run is missing, or of another attempt. why: of a run that was done
+    here."""
+    if finished_record(output, record["id"]):
+        tidy(output, record)  # a kill may have left the file with its attempt
     if path.is_file():
-        return
+        return check_kept(record, path)
     if not (record["config"]["keep"] == "none" or record_path(output, record["id"]).is_file()):
         why = f"the run is a published one, whose {what} is not in this repository"
     raise UserError(

@@ -7,7 +7,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from runs.record import cache_folder, write_atomically
+from runs.errors import UserError
+from runs.record import Record, cache_folder, write_atomically
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
@@ -16,6 +17,17 @@ MISSING = "missing"
 def file_hash(path: Path) -> str:
     """A file's SHA-256, or MISSING; from the user's cache where the file was read before."""
     return _file_hash(str(path.resolve()), *stamp(path))
+
+
+def check_kept(record: Record, path: Path) -> None:
+    """Raises UserError where a file of a run is not the one that its record names. Older records name
+    none."""
+    wanted = record.get("files", {}).get(path.name)
+    if wanted and digest(path) != wanted:
+        raise UserError(
+            f"{path} is not the file that the record of run {record['id']} names: something has changed it."
+            " redo=true makes the run again"
+        )
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -28,8 +40,8 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256 of the current content; of several files, as if they were one. MISSING where one of them is
-    not there or is no regular file: whether it is needed is for the task to say."""
+    """SHA-256 of the current content; of several files, as if they were one. MISSING where one of them is not
+    there or is no regular file: whether it is needed is for the task to say."""
     whole = hashlib.sha256()
     for path in paths:
         if not path.is_file():

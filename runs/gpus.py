@@ -23,44 +23,31 @@ def may_be_here() -> bool:
     return any(glob.glob(path) for path in DRIVERS) or bool(uuids())
 
 
-def uuids() -> dict[str, list[str]]:
-    """The UUIDs of NVIDIA's GPUs by their numbers (PCI order); of a GPU that is cut into slices (MIG), those
-    of its slices. Empty where the driver does not answer."""
+def uuids() -> dict[str, str]:
+    """The UUIDs of NVIDIA's GPUs by their numbers (PCI order). Empty where the driver does not answer."""
     return _answer(
-        lambda: {
-            str(index): _slices(handle) or [pynvml.nvmlDeviceGetUUID(handle)]
-            for index, handle in enumerate(_handles())
-        },
-        {},
+        lambda: {str(i): pynvml.nvmlDeviceGetUUID(handle) for i, handle in enumerate(_handles())}, {}
     )
 
 
 def visible() -> list[str]:
-    """The UUIDs of NVIDIA's GPUs, or of their slices, that CUDA_VISIBLE_DEVICES names, in its order; without
-    it, of all."""
+    """The UUIDs of NVIDIA's GPUs that CUDA_VISIBLE_DEVICES names, in its order, others (MIG slices) as they
+    are; without it, of all."""
     by_number, words = uuids(), named()
-    every = [uuid for group in by_number.values() for uuid in group]
     if words is None:
-        return every
+        return [*by_number.values()]
     # CUDA takes the beginning of a UUID, too
-    begun = {word: [uuid for uuid in every if uuid.startswith(word)] for word in words}
-    return [uuid for word in words for uuid in by_number.get(word) or begun[word] or [word]]
-
-
-def free_memory() -> float | None:
-    """Bytes that are free on the fullest of the visible GPUs; None where there is none, or the driver does
-    not answer."""
-
-    return _answer(lambda: min(map(_free, visible())), None)
+    begun = {
+        word: next((uuid for uuid in by_number.values() if uuid.startswith(word)), word) for word in words
+    }
+    return [by_number.get(word, begun[word]) for word in words]
 
 
 def free_bytes(name: str) -> float:
     """Bytes that are free on a GPU, by its UUID; 0 where the driver does not answer."""
-    return _answer(lambda: _free(name), 0.0)
-
-
-def _free(uuid: str) -> float:
-    return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).free)
+    return _answer(
+        lambda: float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(name)).free), 0.0
+    )
 
 
 def names() -> list[str]:
@@ -97,7 +84,7 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
         return otherwise
     try:
         return question()
-    except (pynvml.NVMLError, ValueError):  # ValueError: the least of nothing
+    except pynvml.NVMLError:
         return otherwise
     finally:
         pynvml.nvmlShutdown()
@@ -105,22 +92,6 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
 
 def _handles() -> list[Any]:
     return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-
-
-def _slices(handle: Any) -> list[str]:
-    """The UUIDs of a GPU's MIG slices; none where it is whole."""
-    try:
-        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
-        count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle) if current else 0
-    except pynvml.NVMLError:  # a GPU that has no MIG
-        return []
-    slices = []
-    for index in range(count):
-        try:
-            slices.append(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
-        except pynvml.NVMLError:  # fewer than there may be
-            continue
-    return slices
 
 
 def named() -> list[str] | None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.file_hash import MISSING, digest, file_hash, stamp
+from runs.file_hash import MISSING, check_kept, digest, file_hash, stamp
 from runs.record import (
     Record,
     cache_folder,
@@ -142,6 +142,7 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
             f"waits for the adapter of {name}, which kept none: delete {record} and run it again with"
             " keep=best"
         )
+    check_kept(_record(record), path)
     return path
 
 
@@ -195,3 +196,34 @@ def hash_files(files: Mapping[str, Path]) -> str:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
             write_atomically(cached, whole)
     return whole
+
+
+# --- the runs of a command
+
+
+def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> list[str]:
+    """The ids of runs whose models and data the preflight has fetched.
+
+    ids: those that were known before. Raises UserError for a run without a pinned revision."""
+    ids = ids or [None] * len(runs)
+    others = iter(identify([run for run, run_id in zip(runs, ids, strict=True) if run_id is None]))
+    final = list[str]()
+    for run, known in zip(runs, ids, strict=True):
+        run_id = known or next(others)
+        if run_id is None:
+            raise UserError(
+                f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
+                " model.revision="
+            )
+        final.append(run_id)
+    return final
+
+
+def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
+    """Raises UserError where two runs have the same id."""
+    seen = set[str]()
+    for run, run_id in zip(runs, ids, strict=True):
+        if run_id in seen:
+            raise UserError(f"{run.label} appears twice in this sweep")
+        if run_id is not None:
+            seen.add(run_id)

@@ -20,9 +20,9 @@ from typing import Any
 from runs.answer import Questions, answers_path, config_of, read_line, records_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
-from runs.record import Record, record_path, write_record
+from runs.record import Record, finished_record, record_path, write_record
 from runs.record.text import describe
-from runs.sweep.jobs import finished_record
+from runs.sweep.claim import claimed
 from tasks.mt_bench import (
     Judge,
     JudgeError,
@@ -72,27 +72,28 @@ def main(arguments: list[str]) -> int:
     print(outcome.report(file))
     saved, rows = read_judgments(file), list[dict[str, Any]]()
     for before_judging, is_here, (bench, folder, answers) in zip(records, here, answered, strict=True):
-        # Read again: judging takes hours, in which another judge's scores may have come
-        record = finished_record(output, before_judging["id"]) if is_here else before_judging
-        if record is None:
-            print(f"run {before_judging['id']}: its record is gone, and gets no scores")
-            gone = True
-            continue
-        entry = summary(folder, bench, answers, by, saved)
-        entry["answering"] = _answering(output, record, bench)
-        # What stays: of other benches, and of other judges that judged the same answers
-        judged = [
-            j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == entry["answers"]
-        ]
-        before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
-        if before and before["passes"] > by.passes:
-            print(
-                f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and"
-                " keeps them"
-            )
-            entry = before
-        if entry["judged"] == entry["n"]:  # a part of the scores is no result
-            write_record(output, {**record, "judged": [*(j for j in judged if j is not before), entry]})
+        with claimed(output, before_judging["id"], f"run {before_judging['id']}"):
+            # Read again: judging takes hours, in which another judge's scores may have come
+            record = finished_record(output, before_judging["id"]) if is_here else before_judging
+            if record is None:
+                print(f"run {before_judging['id']}: its record is gone, and gets no scores")
+                gone = True
+                continue
+            entry = summary(folder, bench, answers, by, saved)
+            entry["answering"] = _answering(output, record, bench)
+            # What stays: of other benches, and of other judges that judged the same answers
+            judged = [
+                j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == entry["answers"]
+            ]
+            before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
+            if before and before["passes"] > by.passes:
+                print(
+                    f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and"
+                    " keeps them"
+                )
+                entry = before
+            if entry["judged"] == entry["n"]:  # a part of the scores is no result
+                write_record(output, {**record, "judged": [*(j for j in judged if j is not before), entry]})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
     if rows:
         print(table(rows))

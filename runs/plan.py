@@ -23,14 +23,14 @@ from runs.command import COMPOSING, Common, entry_point, open_ledger, read, sett
 from runs.config import read_command
 from runs.errors import UserError
 from runs.forecast.cost import Left, estimate
-from runs.identity import Contents, data_of, identify, start_file
+from runs.identity import Contents, check_ids, data_of, identify, start_file
 from runs.meta import refusal
 from runs.record import Ledger, is_trial, read_ledger, records_folder, run_folder
 from runs.record.text import duration, plural
 from runs.run import Run, starts
-from runs.sweep.jobs import check_ids
-from runs.sweep.leases import lease_seconds, leases_folder
-from runs.sweep.progress import metric_words, read_progress
+from runs.sweep.claim import Claim
+from runs.sweep.display import metric_words, read_progress
+from runs.training.files import last_checkpoint
 
 #: The states of a run: its mark in the grid, and what the legend says of the mark.
 STATES = {
@@ -61,7 +61,6 @@ class Planned:
 
 def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     """The state of each run, from the ledger and the files of this machine alone."""
-    running = leased_runs(runs[0].config["output"]) if runs else set[str]()
     finished: dict[tuple[Any, ...], set[str]] = defaultdict(set)  # the data that a cell has finished on
     for record in ledger:
         if record["status"] == "done" and not is_trial(record["config"]):
@@ -69,7 +68,7 @@ def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
             finished[cell].add(record["data"]["content"])
     contents, problems, planned = Contents(), dict[int, str](), list[Planned]()
     for index, (run, run_id) in enumerate(zip(runs, identify(runs, problems), strict=True)):
-        one = _planned(run, run_id, problems.get(index), ledger, running, contents)
+        one = _planned(run, run_id, problems.get(index), ledger, contents)
         elsewhere = finished[run.row, run.model, run.config["task"]["name"], run.seed]
         if one.state == "missing" and elsewhere and elsewhere - {data_of(run, contents)}:
             one = replace(one, why=OTHER_DATA)
@@ -77,20 +76,7 @@ def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     return planned
 
 
-def leased_runs(output: str) -> set[str]:
-    """The ids of runs whose executors raised a lease's counter within the last minute, or within half of a
-    longer lease. This compares clocks, so it is shown and decides nothing."""
-    ids = set()
-    for path in leases_folder(output).glob("*.*"):
-        with contextlib.suppress(OSError):
-            if abs(time.time() - path.stat().st_mtime) < max(60.0, lease_seconds(path) / 2):
-                ids.add(path.stem)
-    return ids
-
-
-def _planned(
-    run: Run, run_id: str | None, why: str | None, ledger: Ledger, running: set[str], contents: Contents
-) -> Planned:
+def _planned(run: Run, run_id: str | None, why: str | None, ledger: Ledger, contents: Contents) -> Planned:
     """One run's state. why: it has no id."""
     record = ledger.records.get(run_id) if run_id else None
     if why or (record is None and (why := refusal(run))):
@@ -100,9 +86,9 @@ def _planned(
         return Planned(run, "unknown", why)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
-    folder = run_folder(run.config["output"], run_id)
-    checkpoint, progress = folder / "checkpoint.safetensors", read_progress(run.config["output"], run_id)
-    if run_id in running:
+    output, folder = run.config["output"], run_folder(run.config["output"], run_id)
+    checkpoint, progress = last_checkpoint(output, run_id), read_progress(output, run_id)
+    if Claim(output, run_id).is_held():
         return Planned(run, "running", "", progress, _saved_steps(checkpoint))
     if run.config["init_from"]:
         try:
@@ -111,13 +97,15 @@ def _planned(
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({folder / 'log.txt'})")
-    if checkpoint.is_file():
+    if checkpoint:
         return Planned(run, "partial", "", progress, _saved_steps(checkpoint))
     return Planned(run, "missing")
 
 
-def _saved_steps(checkpoint: Path) -> int:
-    """The steps that a checkpoint has; 0 for a file that is none."""
+def _saved_steps(checkpoint: Path | None) -> int:
+    """The steps that a checkpoint has; 0 for none, and for a file that is none."""
+    if checkpoint is None:
+        return 0
     try:
         with safe_open(checkpoint, "np") as file:
             return int(json.loads(file.metadata()["header"])["state"]["step"])

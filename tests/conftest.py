@@ -84,9 +84,9 @@ def no_published_records(request, tmp_path_factory) -> Iterator[None]:
         yield
 
 
-def made(what: str, *where) -> Path:
+def made(what: str, *where, **how) -> Path:
     """By a function of tiny.py, which imports what pytest_collection has first."""
-    return getattr(importlib.import_module("tiny"), what)(*where)
+    return getattr(importlib.import_module("tiny"), what)(*where, **how)
 
 
 @pytest.fixture(scope="session")
@@ -257,6 +257,14 @@ def words(tiny_bert, glue, tmp_path) -> list[str]:
         "device=cpu",
         f"output={tmp_path / 'outputs'}",
     ]
+
+
+@pytest.fixture
+def dropout_words(words, tmp_path_factory) -> list[str]:
+    """Dropout on, so that torch's generator matters."""
+    folder, parts = tmp_path_factory.mktemp("dropout"), ("hidden", "attention_probs")
+    made("save_tiny", folder, "bert", **{f"{part}_dropout_prob": 0.1 for part in parts})
+    return [f"model.path={folder}" if w.startswith("model.path=") else w for w in words]
 
 
 @pytest.fixture

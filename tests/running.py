@@ -21,7 +21,6 @@ from runs.config.names import dotted
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep
-from runs.sweep.progress import clear
 from runs.training.loop import Training
 from runs.training.train import train
 
@@ -34,7 +33,6 @@ def do(words):
     """A run in this process; its record, as written."""
     (run,) = expand(words)
     train(Training(run, run_id(run), lambda event: None))
-    clear(run.config["output"], run_id(run), run.config["keep"])  # as whoever sees the record does
     return read_record(record_path(run.config["output"], run_id(run)))
 
 
@@ -154,7 +152,7 @@ def values_of(groups):
         plain = without_hydra(files.defaults(tuple(groups)), resolve=True)
     keys = dict(dotted(plain))
     parents = {key.rpartition(".")[0] for key in keys}
-    where = ("launcher", "tracking", "lease_seconds", "redo")
+    where = ("launcher", "tracking", "redo")
     return [
         f"{key}={as_word(value)}"
         for key, value in keys.items()

@@ -189,7 +189,7 @@ def test_a_product_that_is_not_as_exact_as_float32_shows(monkeypatch):
 def test_cards_are_those_of_the_driver(monkeypatch, tmp_path):
     """Beside a stand-in for both: two cards, of which torch sees what CUDA_VISIBLE_DEVICES says."""
     seen = ["aaaa", "bbbb"]
-    monkeypatch.setattr("runs.gpus.uuids", lambda: {"0": ["GPU-aaaa"], "1": ["GPU-bbbb"]})
+    monkeypatch.setattr("runs.gpus.uuids", lambda: {"0": "GPU-aaaa", "1": "GPU-bbbb"})
     monkeypatch.setattr("runs.gpus.driver", lambda: "580.1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(seen))
     card = lambda i: SimpleNamespace(uuid=seen[i], name="Card 80GB")  # noqa: E731

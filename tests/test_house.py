@@ -49,7 +49,16 @@ BESIDE_THE_SPINE = {
     *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),
     *(
         f"runs.training.{n}"
-        for n in ("checkpoint", "decode", "features", "flags", "forgetting", "provenance")
+        for n in (
+            "checkpoint",
+            "decode",
+            "failures",
+            "features",
+            "files",
+            "flags",
+            "forgetting",
+            "provenance",
+        )
     ),
     *(f"analysis.{n}" for n in ("facts", "inference", "notes", "render")),
 }

@@ -31,7 +31,7 @@ from runs.run import Run, run_from
 
 OWN = [field.name for field in dataclasses.fields(Config)]
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
-WHERE = ("launcher", "tracking", "lease_seconds", "redo", "table")
+WHERE = ("launcher", "tracking", "redo", "table")
 #: The code that turns the files of conf/ into runs.
 CODE = (Path(__file__).parent, Path(__file__).parents[1] / "record")
 CODE_FILES = [Path(__file__).parents[1] / name for name in ("rates.py", "run.py")]

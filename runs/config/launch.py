@@ -27,15 +27,15 @@ class Serial(Launcher):
 
 @dataclass
 class Local(Launcher):
-    """One executor for each place on each device of this machine."""
+    """Runs at once on the devices of this machine, each in a process of its own."""
 
     name: str = "local"
-    runs_per_device: int | None = None  # null: by memory and cores where MPS can serve a GPU, else 1
+    runs_per_device: int = 1  # how many runs share a device
 
 
 @dataclass
 class Slurm(Launcher):
-    """An array of Slurm jobs, each with one executor. The names are submitit's, where it has one.
+    """An array of Slurm jobs, each with one worker. The names are submitit's, where it has one.
 
     Other options of sbatch (comment, exclude, mail_user ...) go into additional_parameters."""
 
@@ -60,7 +60,7 @@ class Slurm(Launcher):
 
 @dataclass
 class Ray(Launcher):
-    """Ray workers, each with one executor."""
+    """Ray workers."""
 
     name: str = "ray"
     executors: int | None = None  # how many at once; null: one a run, at most 8
@@ -69,8 +69,6 @@ class Ray(Launcher):
 
 
 LAUNCHERS = (Serial, Local, Slurm, Ray)
-#: The largest lease_seconds: no executor waits longer for a silent one.
-LONGEST_LEASE = 3600
 MODES = (None, "online", "offline", "off")
 
 
@@ -80,7 +78,6 @@ class Launch:
 
     launcher: Launcher = field(default_factory=Serial)
     tracking: Tracking = field(default_factory=Tracking)
-    lease_seconds: float = 30.0  # how long an executor may be silent before another takes over its run
     redo: bool = False  # whether runs that have a record are done again; what they left is set aside
     table: bool = True  # whether a sweep ends with the table of its runs
 
@@ -98,7 +95,7 @@ def from_plain(values: dict[str, Any]) -> Launch:
         raise UserError(
             f"tracking.mode={values['tracking']['mode']}: should be one of null, online, offline, off"
         )
-    rest = {key: values[key] for key in ("lease_seconds", "redo", "table")}
+    rest = {key: values[key] for key in ("redo", "table")}
     launch = Launch(launcher, Tracking(**values["tracking"]), **rest)
     for key in ("runs_per_device", "executors"):
         if (count := settings.get(key)) is not None and count < 1:
@@ -106,8 +103,4 @@ def from_plain(values: dict[str, Any]) -> Launch:
     for key in ("init", "remote", "additional_parameters"):
         if not isinstance(settings.get(key), dict | None):
             raise UserError(f"launcher.{key}={settings[key]}: should be a mapping, such as {{a: b}}")
-    if not 1 <= launch.lease_seconds <= LONGEST_LEASE:
-        raise UserError(
-            f"lease_seconds={launch.lease_seconds:g}: should be at least 1, at most {LONGEST_LEASE}"
-        )
     return launch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runs.errors import UserError
+from runs.file_hash import check_kept
 from runs.measure.record import new_measure
 from runs.record import Record, run_folder
 
@@ -35,6 +36,7 @@ class Adapter:
             kept = record["config"]["keep"] != "none"
             why = "kept one, where it was done" if kept else "kept no adapter (keep=best keeps it)"
             raise UserError(f"{path} is not there: run {record['id']} {why}")
+        check_kept(record, path)
         self.record, self.path = record, path
         self.header, tensors = read_file(path, FORMAT)
         self.method: Any = method_of(path, self.header)

@@ -35,6 +35,7 @@ from runs.record.files import (
 )
 from runs.record.ledger import (
     Ledger,
+    finished_record,
     read_ledger,
     read_measure,
     read_record,

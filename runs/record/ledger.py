@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from runs.record.cell import cell_id, other_data_seed, protocol
-from runs.record.files import read_regular, records_folder, run_folder
+from runs.record.files import read_regular, record_path, records_folder, run_folder
 from runs.record.measure import MEASURE_SCHEMA, check_measure
 from runs.record.place import PUBLISHED
 from runs.record.schema import FINISHED, MIGRATIONS, SCHEMA, Record, check
@@ -165,6 +165,16 @@ def read_serving(output: str | Path) -> dict[str, Any] | None:
     raise ValueError(f"{path}: not a benchmark of serving")
 
 
+def finished_record(output: str | Path, run_id: str | None) -> Record | None:
+    """The record of a run that is done or has diverged; None where there is none, or one that cannot be
+    read."""
+    try:
+        record = read_record(record_path(output, run_id)) if run_id else None
+    except ValueError:
+        return None
+    return record if record and record["status"] in FINISHED else None
+
+
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     ledger = Ledger()
@@ -248,8 +258,8 @@ def _json_files(folder: Path) -> list[str]:
 
 def _some_files(folder: Path, wanted: Collection[str]) -> list[str]:
     """The records of these runs, and new ones of the others: of tens of thousands, the newest of a share.
-    Names are hashes, so that a share is like the whole; to ask 97,000 files for their time takes a
-    quarter of a second."""
+    Names are hashes, so that a share is like the whole; to ask 97,000 files for their time takes a quarter of
+    a second."""
     paths = _json_files(folder)
     chosen = {f"{folder}/{run_id}.json" for run_id in wanted}.intersection(paths)
     others = [path for path in paths if path not in chosen]

@@ -312,7 +312,7 @@ class Failed(TypedDict):
     status: Literal["done", "diverged", "failed"]
     error: str | None
     tries: list[str]  # how earlier attempts ended
-    claim: NotRequired[str]  # of a failed run: the lease of the executor that wrote the record
+    claim: NotRequired[str | None]  # of a failed run: the attempt that wrote the record
     cell: CellName
     label: Label
     config: Config
@@ -343,6 +343,7 @@ class Finished(Failed):
     result: Result
     texts: NotRequired[Texts | None]
     judged: NotRequired[list[Judged]]
+    files: NotRequired[dict[str, str]]  # SHA-256 of each file that the run keeps
     cost: Cost
     predictions: NotRequired[dict[str, str | None]]  # hashes, for the best and the last epoch
     deviations: list[str]  # from the recipe and the usual protocol, in words

@@ -1,9 +1,7 @@
-"""Many runs: the checks before the first one, the executors that do them, and the end of each.
+"""Many runs: the checks before the first one, what does them, and the end of each.
 
 sweep.py is a whole command. jobs.py: the runs of a command, and how each is settled. preflight.py: the
-checks. executor.py does runs, each attempt in a process of its own (attempt.py), and can be asked to stop
-(signals.py). launchers.py starts executors elsewhere, and supervise.py watches them. leases.py keeps two
-executors from doing the same run, devices.py two commands from using the same device. progress.py: the files
-of a run that has begun. redo.py sets aside what redo=true replaces. display.py shows all that. Nothing is
-imported here: a plan needs leases and progress alone.
+checks. attempt.py is one run in a process of its own, claim.py the lock that keeps two processes off it.
+launch.py: what starts those processes, here, on Slurm and on Ray. devices.py keeps two commands off the same
+device, display.py shows all that. Nothing is imported here: a plan needs locks and progress alone.
 """

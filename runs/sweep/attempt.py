@@ -1,164 +1,57 @@
-"""One attempt of a run, in a process of its own: its work, and how it ended.
+"""One run, in a process of its own: it takes the run's lock, trains, and tries again where that helps.
 
 The processes are forked from a server that has imported torch already. So a run starts in a fraction of a
 second, and no state leaks from one run to the next."""
 
 import contextlib
-import errno
+import dataclasses
+import gc
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from runs import SEVERAL
-from runs.errors import DeviceError, StoppedError, is_users
-from runs.record import run_folder
-from runs.record.text import FULL, describe
+from runs.errors import StoppedError, is_users
+from runs.record import check_regular, finished_record, run_folder
+from runs.record.text import describe, duration
 from runs.run import Run
-from runs.sweep import progress
-from runs.sweep.display import Event
-from runs.sweep.leases import Heart, Lease, LostLeaseError
-from runs.sweep.signals import STOPPING, handling
+from runs.sweep.claim import Claim
 from runs.tracking import Tracking
+from runs.training.failures import ROOM, Stop, cause_of, less_memory, wait_for_room, with_room
+from runs.training.files import Attempt, saved
 from tasks.parent import PARENT
 
-#: The exit code of a run's process that was asked to stop and can continue (sysexits.h: temporary failure).
-INTERRUPTED = 75
-#: Seconds that an executor and its run's process have to save, after they were asked to stop.
-GRACE = 60
+Event = dict[str, Any]
+#: The exit codes of a run's process. DONE: it has a record; FAILED: it sends why not, and leaves a failed
+#: record, but for a mistake of a single run. STOPPED: it can go on. AGAIN: a new process may succeed.
+DONE, FAILED, BUSY, AGAIN, STOPPED = 0, 1, 73, 74, 75
+#: The signals that ask a command to stop. Slurm's come before the end of a job's time.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+#: Seconds between two writings of a run's progress.
+EVERY = 1.0
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How an attempt ended. cause: record, mistake, memory, killed, device, disk, error, interrupted or lost.
-    phase: of training, at the end."""
-
-    cause: str
-    error: str = ""
-    phase: str = ""
-
-
-class Attempt:
-    """One attempt of a run, in a process of its own. A signal's handler, or another thread, may `stop` it."""
-
-    def __init__(
-        self, run: Run, run_id: str, lease: Lease, attempts: dict[str, Any], tracking: Tracking
-    ) -> None:
-        """attempts: of progress.read_attempts."""
-        self.run, self.run_id, self.lease, self.attempts = run, run_id, lease, attempts
-        self.tracking = tracking
-        self.stopping = False  # whether it was asked to stop
-        self._child: Any = None
-        self._phase = "loading"
-        self._error: Event | None = None  # that the process sent before it gave up
-
-    def stop(self) -> None:
-        """Asks the run to save and to end."""
-        self.stopping = True
-        if self._child is not None:
-            self._child.terminate()
-
-    def go(self, heart: Heart, show: Callable[[Event], None], idle: Callable[[], None]) -> Ending:
-        """Does the run; returns how that ended. show: called with each event of the run. idle: called after
-        each second without an event."""
-        context = multiprocessing.get_context("forkserver")
-        receiver, sender = context.Pipe(duplex=False)
-        killed_before = _kernel_kills()
-        # The server may be older than the lease on a device
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        work = (self.run, self.run_id, self.lease, self.attempts, self.tracking, sender, visible)
-        child = context.Process(target=_child, args=work, daemon=True)
-        try:
-            child.start()
-        except (OSError, EOFError):  # a broken connection: the server was killed at this moment
-            return Ending("killed", "the process that runs are forked from was killed", "loading")
-        finally:
-            sender.close()
-        self._child = child  # `stop` can reach it from here on
-        try:
-            self._follow(child, receiver, heart, show, idle)
-            child.join()
-        except BaseException:
-            _end(child)
-            raise
-        finally:
-            self._child = None
-            receiver.close()
-        return Ending("lost") if heart.lost else self._ending(child.exitcode or 0, killed_before)
-
-    def _follow(
-        self,
-        child: Any,
-        receiver: Connection,
-        heart: Heart,
-        show: Callable[[Event], None],
-        idle: Callable[[], None],
-    ) -> None:
-        """Passes the process's events on until it ends, and writes the run's progress into its folder."""
-        latest: Event = {}
-        written, process = 0.0, {"host": os.uname().nodename, "pid": os.getpid()}
-        while True:
-            if self.stopping and child.is_alive():
-                child.terminate()  # `stop` may have come before there was a process
-            if heart.lost:
-                child.kill()
-            try:
-                if not receiver.poll(1.0):
-                    idle()
-                    continue
-                event = receiver.recv()
-            except EOFError:
-                return
-            if "cause" in event:
-                self._error = event
-                continue
-            self._phase = event["phase"]
-            show(event)
-            latest = {k: v for k, v in latest.items() if k not in ("done", "of", "milestone")} | event
-            if self._phase != "training" or time.monotonic() - written > 2:
-                written = time.monotonic()
-                progress.write_progress(self.run.config["output"], self.run_id, latest | process)
-
-    def _ending(self, code: int, killed_before: int) -> Ending:
-        """The meaning of the process's exit code and of the error that it sent."""
-        if self._error:
-            return Ending(self._error["cause"], self._error["error"], self._phase)
-        stopped = self.stopping and code in [-number for number in STOPPING]
-        if code == INTERRUPTED or stopped:
-            return Ending("interrupted")
-        if code == 0:
-            return Ending("record")
-        if code == -signal.SIGKILL and _kernel_kills() > killed_before:
-            return Ending("memory", "out of memory: the kernel ended the process", self._phase)
-        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from has ended, too
-            return Ending("killed", "the process was killed (signal 9; out of memory?)", self._phase)
-        words = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Ending("killed" if code < 0 else "error", f"the process ended with {words}", self._phase)
-
-
-def _end(child: Any) -> None:
-    """Ends a run's process, which may save first. A second Ctrl-C ends it at once."""
-    end, warned = time.monotonic() + GRACE, False
+@contextlib.contextmanager
+def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
+    """Sets the handler of signals for a block. It does nothing outside the main thread, where Python allows
+    it."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in signals} if main else {}
     try:
-        while child.is_alive() and time.monotonic() < end:
-            child.terminate()  # again, for a process that had not set its handler yet
-            child.join(1)
-            if child.is_alive() and not warned:
-                warned = True
-                why = "saving a checkpoint. Ctrl-C again does not wait for it"
-                print(f"\n{why}", file=sys.stderr, flush=True)
+        yield
     finally:
-        if child.is_alive():
-            child.kill()
-            child.join(5)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def start_fork_server(several: bool = True) -> None:
@@ -166,138 +59,202 @@ def start_fork_server(several: bool = True) -> None:
     continues. several: whether more than one run will be; a single one waits for fewer imports."""
     if several:
         os.environ[SEVERAL] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs.preload"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
     os.environ[PARENT] = str(os.getpid())
     # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
-    # inherits what this process ignores now. The server ends with this process (with this thread, to be
-    # exact), and its runs with it: see runs/preload.py and tasks/parent.py.
+    # inherits what this process ignores now. It ends with this process (with this thread, to be exact), and
+    # its runs with it: see runs/preload.py and tasks/parent.py.
     with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
         multiprocessing.forkserver.ensure_running()
 
 
-def _kernel_kills() -> int:
-    """How often the kernel has killed a process of this machine or container for lack of memory."""
-    count = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+class Process:
+    """A run's process. alone: a user's mistake leaves no record. visible: the run's CUDA_VISIBLE_DEVICES,
+    where they are not this process's. ready: what multiprocessing.connection.wait waits for."""
+
+    def __init__(self, run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.ready, sender = context.Pipe(duplex=False)
+        work = (run, run_id, tracking, alone, visible, sender)
+        self.child: Any = context.Process(target=_child, args=work, daemon=True)
         try:
-            lines = Path(path).read_text().splitlines()
-        except OSError:
-            continue
-        count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return count
+            self.child.start()
+        except (OSError, EOFError):  # the server was killed at this moment
+            self.child = None
+        finally:
+            sender.close()
+
+    def stop(self) -> None:
+        """Asks the run to save and to end."""
+        if self.child is not None:
+            self.child.terminate()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self.child is not None:
+            self.child.kill()
+
+    def ended(self) -> tuple[int, str]:
+        """Waits for its end; returns its exit code, and why it has no finished record."""
+        with contextlib.closing(self.ready):
+            try:
+                words: str = self.ready.recv()
+            except (EOFError, OSError):
+                words = ""
+        if self.child is not None:
+            self.child.join()
+        code = self.child.exitcode if self.child is not None else -signal.SIGKILL
+        if code in (-signal.SIGKILL, 255):  # 255: the server that it was forked from has ended, too
+            return code, "the process was killed (signal 9; out of memory?)"
+        return (
+            code,
+            words or f"the process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}",
+        )
 
 
-def _leave() -> None:
-    """Ends a run's process, which can continue. Under MPS, work that is left on a GPU may hang the others."""
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        with contextlib.suppress(Exception):
-            torch.cuda.synchronize()
-    os._exit(INTERRUPTED)
+def reporter(run: Run, run_id: str, also: Callable[[Event], None]) -> Callable[[Event], None]:
+    """A function that writes a run's events into its progress.json, for whoever looks on. also: called with
+    each."""
+    path, latest, written = run_folder(run.config["output"], run_id) / "progress.json", Event(), 0.0
+    process = {"host": os.uname().nodename, "pid": os.getpid()}
+
+    def report(event: Event) -> None:
+        nonlocal latest, written
+        also(event)
+        of_now = ("done", "of", "milestone")
+        latest = {key: value for key, value in latest.items() if key not in of_now} | event
+        if event["phase"] != "training" or time.monotonic() - written > EVERY:
+            written, partial = time.monotonic(), path.with_name(f".{path.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):  # a full disk must not stop the run here
+                partial.write_text(json.dumps(latest | process))
+                os.replace(partial, path)
+
+    return report
 
 
 def _child(
-    run: Run,
-    run_id: str,
-    lease: Lease,
-    attempts: dict[str, Any],
-    tracking: Tracking,
-    events: Connection,
-    visible: str | None,
+    run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None, sender: Connection
 ) -> None:
-    """The main function of a run's process. Its output goes into the run's log, its events to the executor,
-    and an error as one event. visible: CUDA_VISIBLE_DEVICES."""
-    if visible is not None:
+    """The main function of a run's process. Its output goes into the run's log. It sends one text: why there
+    is no record, or a failed one."""
+    if visible is not None:  # the server may be older than the lock on a device
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the executor handles Ctrl-C, and ends this process
-    stop: Any = None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
+    attempt, stop, claim = list[Attempt](), Stop(), Claim(run.config["output"], run_id)
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        if stop is not None and stop.listens:
+    def ask_to_stop(*_: object) -> None:
+        if stop.listens:
             stop.wanted = True
         else:
-            _leave()
+            _leave(attempt)
 
     for number in STOPPING:
         signal.signal(number, ask_to_stop)
-    _print_to_log(run, run_id, events)
-    from runs.training.context import Stop
-    from runs.training.loop import Training
-    from runs.training.train import train
-
-    stop = Stop()
-    last = 0.0
-
-    def report(event: Event) -> None:
-        nonlocal last
-        if event["phase"] != "training" or time.monotonic() - last > 0.25:
-            last = time.monotonic()
-            try:
-                events.send(event)
-            except OSError:  # the executor was killed
-                os._exit(1)
-
     try:
-        train(Training(run, run_id, report, lease, stop, attempts), tracking)
-    except StoppedError:
-        os._exit(INTERRUPTED)
-    except BaseException as error:
-        if not is_users(error) and not isinstance(error, LostLeaseError):
-            import traceback
+        _log_into(run, run_id)
+        code, words = BUSY, ""
+        if claim.take():  # which it holds to its end
+            code, words = carry_out(run, run_id, attempt, stop, tracking, alone)
+    except Exception as error:  # such as a log that cannot be written
+        code, words = FAILED, describe(error)
+    sender.send(words)
+    if code == STOPPED:
+        os._exit(code)
+    sys.exit(code)
 
-            traceback.print_exc()
-        cause, words = cause_of(error)
-        events.send({"cause": cause, "error": words})
-        sys.exit(1)
 
-
-def _print_to_log(run: Run, run_id: str, events: Connection) -> None:
-    """Has this process print into the run's log."""
-    folder = run_folder(run.config["output"], run_id)
+def carry_out(
+    run: Run, run_id: str, attempt: list[Attempt], stop: Stop, tracking: Tracking, alone: bool
+) -> tuple[int, str]:
+    """Does a run whose lock this process has. Returns the exit code, and why there is no finished record.
+    attempt: becomes this one."""
+    output = run.config["output"]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = progress.append(folder / "log.txt")
-    except OSError as error:
-        cause, words = cause_of(error)
-        events.send({"cause": cause, "error": words})
-        sys.exit(1)
+        if finished_record(output, run_id):
+            return DONE, ""
+        attempt.append(with_room(lambda: Attempt(output, run_id), stop))
+        return _until_done(run, attempt[0], stop, tracking, alone)
+    except Exception as error:
+        if finished_record(output, run_id):  # of another attempt, where locks let both pass
+            return DONE, ""
+        return FAILED, describe(error)
+
+
+def _log_into(run: Run, run_id: str) -> None:
+    """Opens the run's log at its end, as this process's output. A pipe in its place would block."""
+    path = run_folder(run.config["output"], run_id) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
+    check_regular(os.fstat(log), path)
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
 
 
-#: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot start without some.
-MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDACachingAllocator",
-)
-#: What they say of a device that fails, or is lost: a new process may find it again.
-DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802", "unable to find an engine")
+def _leave(attempt: Sequence[Attempt]) -> None:
+    """Ends a run's process, which can go on. Under MPS, work that is left on a GPU may hang the others."""
+    torch = sys.modules.get("torch")
+    with contextlib.suppress(Exception):
+        for one in attempt:
+            one.save(stopped=True)
+        if torch and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    os._exit(STOPPED)
 
 
-def cause_of(error: BaseException) -> tuple[str, str]:
-    """The cause of an error as `Ending` has it, and the error in one line."""
-    words, name = describe(error), type(error).__name__
-    if isinstance(error, LostLeaseError):
-        return "lost", words
-    if isinstance(error, DeviceError):
-        return "device", words
-    if is_users(error):
-        return "mistake", words
-    from_torch = isinstance(error, RuntimeError)  # torch.AcceleratorError and torch.OutOfMemoryError, too
-    if (
-        isinstance(error, MemoryError)
-        or name == "OutOfMemoryError"
-        or getattr(error, "errno", None) == errno.ENOMEM
-        or (from_torch and any(word in str(error) for word in MEMORY))
-    ):
-        return "memory", "out of memory"
-    if isinstance(error, OSError):
-        return ("disk" if error.errno in FULL else "mistake"), words
-    if name == "AcceleratorError" or (from_torch and any(word in str(error) for word in DEVICE)):
-        return "device", f"{name}: {words}"
-    return "error", f"{name}: {words}"
+def _until_done(run: Run, attempt: Attempt, stop: Stop, tracking: Tracking, alone: bool) -> tuple[int, str]:
+    """Trains until the run has a record, cannot have one, or was asked to stop. Returns the exit code, and
+    why."""
+    phase, output = ["loading"], run.config["output"]
+
+    def show(event: Event) -> None:
+        phase[0] = event["phase"]
+
+    report, pauses, before = reporter(run, attempt.run_id, show), [*ROOM], saved(output, attempt.run_id)
+    while True:
+        error = _train(run, attempt, stop, report, tracking)
+        if error is None or finished_record(output, attempt.run_id):  # else this one is late
+            return DONE, ""
+        cause, words = error
+        gc.collect()
+        if (now := saved(output, attempt.run_id)) != before:
+            pauses, before = [*ROOM], now
+        if cause == "stopped":
+            attempt.save(stopped=True)
+            return STOPPED, ""
+        if cause == "memory" and less_memory(run.config | attempt.settings, phase[0], attempt):
+            print(f"{words}: tried again with {attempt.deviations[-1]}", flush=True)
+        elif cause == "disk" and pauses:
+            print(f"{words}: tried again in {duration(pauses[0])}", flush=True)
+            wait_for_room(pauses.pop(0), stop)
+        elif cause == "mistake" and alone:
+            return FAILED, words
+        elif cause != "device":
+            with_room(partial(attempt.fail, run, words), stop)
+            return FAILED, words
+        attempt.ended.append(words)
+        with_room(partial(attempt.save, stopped=cause == "device"), stop)
+        if cause == "device":
+            return AGAIN, words
+
+
+def _train(
+    run: Run, attempt: Attempt, stop: Stop, report: Callable[[Event], None], tracking: Tracking
+) -> tuple[str, str] | None:
+    """Trains once; returns the cause and the words of an error. With this function's end the error is gone,
+    and with it the tensors that its traceback holds."""
+    from runs.training.loop import Training
+    from runs.training.train import train
+
+    stop.listens = False
+    try:
+        stop.check()
+        now = dataclasses.replace(run, config=run.config | attempt.settings)
+        train(Training(now, attempt.run_id, report, attempt, stop), tracking)
+        return None
+    except StoppedError:
+        return "stopped", ""
+    except BaseException as error:
+        if not is_users(error) and not finished_record(run.config["output"], attempt.run_id):
+            traceback.print_exc()
+        return cause_of(error)

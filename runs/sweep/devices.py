@@ -1,10 +1,7 @@
-"""The devices of this machine, and leases on them: two commands share one only where the user asks for it."""
+"""The devices of this machine, and locks on them: two commands share one only where the user asks for it."""
 
 import contextlib
-import functools
-import os
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,60 +26,42 @@ def devices(device: str) -> list[str]:
     return gpus.visible() or [str(index) for index in range(torch.cuda.device_count())]
 
 
-@dataclass(frozen=True)
-class DeviceLease:
-    """A device that this process holds. The kernel releases it when the process ends, however it does."""
+@dataclass(eq=False)
+class Place:
+    """A place for one run at a time. gpus: to choose from; none on a CPU, or where a scheduler has chosen.
+    name: the one that it has."""
 
-    name: str
-    lock: FileLock
+    gpus: list[str]
+    runs_per_device: int = 1
+    name: str | None = None
+    _lock: FileLock | None = None
 
-    def use(self) -> None:
-        """Makes this the only device that processes started from now on see."""
-        if self.name not in ("cpu", "mps"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.name
+    def take(self) -> bool:
+        """Takes the least shared GPU, if it has none yet. Returns False while all have `runs_per_device`
+        runs, over all commands of this machine."""
+        if not self.gpus or self.name:
+            return True
+        # Another user's program may have filled one
+        emptiest = sorted(self.gpus, key=gpus.free_bytes, reverse=True)
+        for share in range(self.runs_per_device):
+            for name in emptiest:
+                if lock := _lock(f"{name}.{share}"):  # the kernel releases it when this process ends
+                    self.name, self._lock = name, lock
+                    return True
+        return False
+
+    def release(self) -> None:
+        """Gives the GPU back."""
+        if self._lock:
+            self._lock.release()
+        self.name = self._lock = None
 
 
-def lease_device(names: list[str], runs_per_device: int) -> DeviceLease:
-    """The least shared of these devices; waits while each has `runs_per_device` runs, over all commands of
-    this machine."""
-    if note := waiting_note(names, runs_per_device):
-        print(note, flush=True)
-    while (lease := _free_device(names, runs_per_device)) is None:
-        time.sleep(2)
-    return lease
-
-
-@functools.cache
-def take_device(device: str, runs_per_device: int) -> DeviceLease | None:
-    """A GPU for the rest of this process; None where `device=` means cpu or mps, which commands share."""
+def places(device: str, runs_per_device: int, every: bool) -> list[Place]:
+    """The places of this machine for runs with this `device=`; only one unless every."""
     names = devices(device)
-    if {"cpu", "mps"} & set(names):
-        return None
-    lease = lease_device(names, runs_per_device)
-    lease.use()
-    return lease
-
-
-def waiting_note(names: list[str], runs_per_device: int) -> str | None:
-    """A line for the user where no device is free now; None where one is."""
-    if lease := _free_device(names, runs_per_device):
-        lease.lock.release()
-        return None
-    return (
-        f"every device is in use by another command here ({', '.join(names)}): waiting for one. "
-        f"launcher.runs_per_device={runs_per_device + 1} shares them"
-    )
-
-
-def _free_device(names: list[str], runs_per_device: int) -> DeviceLease | None:
-    """The least shared of the devices; None where all are taken."""
-    # Another user's program may have filled one
-    emptiest = sorted(names, key=gpus.free_bytes, reverse=True)
-    for share in range(runs_per_device):
-        for name in emptiest:
-            if lock := _lock(f"{name}.{share}"):
-                return DeviceLease(name, lock)
-    return None
+    count = len(names) * runs_per_device if every else 1
+    return [Place([] if {"cpu", "mps"} & set(names) else names, runs_per_device) for _ in range(count)]
 
 
 def _lock(name: str) -> FileLock | None:

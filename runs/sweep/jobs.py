@@ -1,31 +1,29 @@
-"""The runs of one command: their ids, and how each ends. One function settles a run, whoever did it."""
+"""The runs of one command, and how each ends. One function settles a run, whoever did it."""
 
 import functools
-import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from runs.errors import UserError
-from runs.identity import hash_of, identify
-from runs.record import FINISHED, Record, read_record, record_path, run_folder, write_atomically
-from runs.run import Run, run_from
-from runs.sweep import progress
-from runs.sweep.display import Display
-from runs.sweep.leases import Watcher
+from runs.identity import hash_of
+from runs.record import FINISHED, Record, read_record, record_path, run_folder
+from runs.record.text import duration
+from runs.run import Run
+from runs.sweep.claim import Claim
+from runs.sweep.display import Display, differs, read_progress, result_words
 from runs.tracking import Tracking
+from runs.training.files import tidy
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep."""
+    """A run of a sweep. head: how its lines begin, with its number and what tells it from the others."""
 
-    position: int  # in the sweep, from 1
+    head: str
     run: Run
     id: str
-    words: str = ""  # the overrides that distinguish it from others of the same row and task
 
     @property
     def output(self) -> str:
@@ -40,6 +38,16 @@ class Job:
     def log(self) -> str:
         """The path of its log."""
         return str(run_folder(self.output, self.id) / "log.txt")
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The last event of its training; empty where nobody has begun it."""
+        return read_progress(self.output, self.id)
+
+    @property
+    def claim(self) -> Claim:
+        """The lock that its process takes."""
+        return Claim(self.output, self.id)
 
 
 @dataclass
@@ -60,25 +68,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What an executor needs to know."""
+    """What a worker needs to know. Paths begin at the command's folder."""
 
     jobs: list[Job]
-    failed_before: dict[str, str | None]  # the owners ("claim") of failed records from before, by run
-    lease_seconds: float
+    failed_before: dict[str, str | None]  # the attempts ("claim") of failed records from before, by run
     tracking: Tracking
-
-    def save(self, path: Path) -> None:
-        """Writes this, and the folder that paths begin at, for executors in other processes, maybe on other
-        machines."""
-        write_atomically(path, json.dumps(asdict(self) | {"folder": os.getcwd()}))
-
-    @staticmethod
-    def load(path: Path) -> "Sweep":
-        """Reads what `save` wrote, and changes to its folder."""
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        os.chdir(plain.pop("folder"))
-        jobs = [Job(**job | {"run": run_from(job["run"])}) for job in plain["jobs"]]
-        return Sweep(**plain | {"jobs": jobs, "tracking": Tracking(**plain["tracking"])})
 
 
 def name_of(jobs: Sequence[Job]) -> str:
@@ -87,79 +81,36 @@ def name_of(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].run.experiment or 'runs'}-{hash_of([folder, [job.id for job in jobs]])[:8]}"
 
 
-# --- ids
-
-
-def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> list[str]:
-    """The ids of runs whose models and data the preflight has fetched.
-
-    ids: those that were known before. Raises UserError for a run without a pinned revision."""
-    ids = ids or [None] * len(runs)
-    others = iter(identify([run for run, run_id in zip(runs, ids, strict=True) if run_id is None]))
-    final = list[str]()
-    for run, known in zip(runs, ids, strict=True):
-        run_id = known or next(others)
-        if run_id is None:
-            raise UserError(
-                f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
-                " model.revision="
-            )
-        final.append(run_id)
-    return final
-
-
-def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
-    """Raises UserError where two runs have the same id."""
-    seen = set[str]()
-    for run, run_id in zip(runs, ids, strict=True):
-        if run_id in seen:
-            raise UserError(f"{run.label} appears twice in this sweep")
-        if run_id is not None:
-            seen.add(run_id)
-
-
-def distinguishing_words(runs: Sequence[Run]) -> list[str]:
-    """For each run the overrides that the others lack, without those that a line shows anyway: row, model,
-    task and seed."""
-    common = set.intersection(*(set(run.overrides) for run in runs))
-    groups = ("method", "method.config_class", "model", "task", "recipe", "seed")
-    return [
-        " ".join(w for w in run.overrides if w not in common and w.partition("=")[0] not in groups)
-        for run in runs
-    ]
-
-
-# --- how it ends
-
-
 def settle(
-    job: Job, sweep: Sweep, outcome: Outcome, display: Display, watcher: Watcher | None, seconds: float | None
+    job: Job, sweep: Sweep, outcome: Outcome, display: Display, seconds: float | None, error: str = ""
 ) -> bool:
-    """Settles a job that has ended: counts it, shows its line, and removes the files that its run needed to
-    continue. Returns False while there is no record, and nothing else in the record's place.
+    """Settles a job that has ended: counts it, shows its line, and tidies what its attempts left. Returns
+    False while there is no record, and no error.
 
-    seconds: the time that it took, where this command did it; None where it was done before or elsewhere.
-    watcher: None where somebody else removes the files."""
+    seconds: the time that it took, 0 where that is not known here; None where it was done before. error: why
+    its process could write no record."""
     record = settled_record(job, sweep.failed_before)
-    error = progress.obstacle(job.record) if record is None else record["error"]
-    if record is None and error is None:
+    if record is None and not error:
         return False
-    display.start(job.position, job.run, job.words)
     if record is None or record["status"] == "failed":
-        outcome.failed.append((job.run, str(error), job.log))
-        display.line(f"FAILED: {error} ({job.log})")
+        error = record["error"] if record else error
+        outcome.failed.append((job.run, error, job.log))
+        display.line(f"{job.head}  FAILED: {error} ({job.log})")
         return True
-    if watcher:
-        _tidy(job, record, watcher)
+    tidy(job.output, record)
     if seconds is None:
         outcome.skipped += 1
-        display.skipped(record, job.run)
+        if (why := differs(record, job.run)) or not display.brief:
+            there = f"already done ({result_words(record)}, run {job.id}), skipped"
+            display.line(f"{job.head}  {': '.join(filter(None, [there, '; '.join(why)]))}")
     elif record["status"] == "diverged":
         outcome.diverged.append((job.run, record["error"], job.log))
-        display.line(f"DIVERGED: {record['error']}")
+        display.line(f"{job.head}  DIVERGED: {record['error']}")
     else:
         outcome.done += 1
-        display.done(record, seconds)
+        parts = ("train", "evaluate", "decode")
+        seconds = seconds or sum(record["cost"].get(f"{part}_seconds", 0.0) for part in parts)
+        display.line(f"{job.head}  {result_words(record)}  {duration(seconds)}  run {job.id}")
     return True
 
 
@@ -176,24 +127,6 @@ def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool =
     return record if record["status"] in FINISHED or not before else None
 
 
-def finished_record(output: str, run_id: str | None) -> Record | None:
-    """The record of a finished run. One that cannot be read counts as none, and the executor names it."""
-    try:
-        record = read_record(record_path(output, run_id)) if run_id else None
-    except ValueError:
-        return None
-    return record if record and record["status"] in FINISHED else None
-
-
 @functools.cache
 def _print_once(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _tidy(job: Job, record: Record, watcher: Watcher) -> None:
-    """Removes the files that a finished run no longer needs, and what killed processes left of it. Every
-    command that sees its record may do so."""
-    # The record's `keep`: this command's may be another, since it is no part of the id
-    progress.clear(job.output, job.id, record["config"]["keep"])
-    progress.sweep_up(job.output, job.id)
-    watcher.forget(job.id)

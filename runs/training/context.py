@@ -2,9 +2,8 @@
 optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +11,17 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.errors import StoppedError
-from runs.record import Metric, Record, run_folder
+from runs.record import Metric, run_folder
 from runs.run import Run
 from runs.tracking import Tracker
 from runs.training.build import build, make_accelerator
+from runs.training.failures import Stop
 
 Report = Callable[[dict[str, Any]], None]
 #: A function from a split and its rows to a batch of what the trained part of the model takes.
 Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
 #: What adapter_precision may be.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Owner(Protocol):
-    """The lease on a run that several executors may want (runs/sweep/leases.py)."""
-
-    def check(self) -> None:
-        """Raises LostLeaseError where another executor has taken the run over."""
-
-    def write(self, output: str | Path, record: Record) -> None:
-        """Writes the run's record, once. Raises LostLeaseError as `check` does."""
 
 
 def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
@@ -43,39 +32,23 @@ def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) 
     return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
 
 
-@dataclass
-class Stop:
-    """A request to stop, such as SIGTERM before a time limit.
-
-    listens: the run checks for it between steps and during evaluation. At other times its process may end at
-    once: there is nothing to save yet, or decoded texts are on disk.
-    """
-
-    wanted: bool = False
-    listens: bool = False
-
-    def check(self) -> None:
-        """Raises StoppedError where a stop is wanted."""
-        if self.wanted:
-            raise StoppedError
-
-
 class Context:
     """A run's task, model, method, accelerator and folder.
 
     raw_model: the adapted model on the device, which data parallel does not wrap. report: called with the
-    events that are shown while the run is on. owner: the run's lease, where it has one.
+    events that are shown while the run is on.
     """
 
-    owner: Owner | None = None
     tracker: Tracker | None = None
 
-    def __init__(self, run: Run, run_id: str, report: Report, start: bool = True) -> None:
-        """start: fill the adapter from the run or file that init_from names."""
+    def __init__(
+        self, run: Run, run_id: str, report: Report, start: bool = True, folder: Path | None = None
+    ) -> None:
+        """start: fill the adapter from the run or file that init_from names. folder: for the files that are
+        written; by default the run's."""
         self.run, self.run_id, self.report, self.stop = run, run_id, report, Stop()
         self.config, self.settings = run.config, run.config["train"]
-        self.folder: Path = run_folder(self.config["output"], run_id)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder or run_folder(self.config["output"], run_id)
         self.accelerator = make_accelerator(run)
         if self.accelerator.device.type == "cuda":  # a process may do one run after another
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
@@ -83,11 +56,6 @@ class Context:
         self.task, self.raw_model, self.method = build(run, self.accelerator.device, start)
         self.metric = Metric.of_task(self.task)
         self.raw_model.to(self.accelerator.device)
-
-    def check_owner(self) -> None:
-        """Raises LostLeaseError where another executor has taken the run over and writes these files now."""
-        if self.owner:
-            self.owner.check()
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """A batch on the device."""
@@ -132,7 +100,6 @@ class Context:
         adapter_precision."""
         if not self.accelerator.is_main_process:
             return
-        self.check_owner()
         if self.method.adapter_parameters(self.raw_model):
             dtype = DTYPES[precision or self.config["adapter_precision"]]
             vera.save(self.raw_model, self.method, adapter, dtype)

@@ -51,7 +51,6 @@ def decode_epochs(
     context.report({"phase": "scoring"})
     if not context.accelerator.is_main_process:  # the main process writes the record
         return {}
-    context.check_owner()
     write(task, context.folder, texts)
     entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
@@ -175,7 +174,6 @@ def write_down(
     accelerator.wait_for_everyone()  # all have read the file before the main process writes
     file = None
     if accelerator.is_main_process:
-        context.check_owner()
         file = _continue(path, of, saved)
     left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index

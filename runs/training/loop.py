@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,11 @@ from runs.training.build import (
     set_rates,
 )
 from runs.training.checkpoint import Checkpoint
-from runs.training.context import Context, Owner, Report, Stop
+from runs.training.context import Context, Report
 from runs.training.decode import decode_epochs, rehearse
+from runs.training.failures import Stop
 from runs.training.features import compute
+from runs.training.files import CHECKPOINT, Attempt
 from runs.training.flags import not_deterministic
 from runs.training.forgetting import base_loss, forgetting
 from runs.training.provenance import changes, code_state, conditions, write_configuration
@@ -56,16 +58,15 @@ class Training(Context):
         run: Run,
         run_id: str,
         report: Report,
-        owner: Owner | None = None,
+        attempt: Attempt | None = None,
         stop: Stop | None = None,
-        attempts: Mapping[str, Any] | None = None,
     ) -> None:
-        """attempts: how earlier ones `ended`, and the `deviations` that follow (runs/sweep/progress.py)."""
+        """attempt: by default a new one. Of torchrun's processes all take the first one's."""
         if not rank():
             write_configuration(run, run_id)
-        super().__init__(run, run_id, report)
-        self.owner, self.stop = owner, stop or Stop()
-        self.attempts = attempts or {"ended": [], "deviations": []}
+        self.attempt = attempt or Attempt(run.config["output"], run_id)
+        super().__init__(run, run_id, report, folder=self.attempt.folder)
+        self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         if self.config.get("gradient_checkpointing"):
@@ -80,7 +81,7 @@ class Training(Context):
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
         # Data parallel wraps what trains; the method works on raw_model, which stays as it is.
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
-        path, device = self.folder / "checkpoint.safetensors", self.accelerator.device
+        path, device = self.folder / CHECKPOINT, self.accelerator.device
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
         self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
@@ -312,7 +313,6 @@ class Training(Context):
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
-            self.check_owner()
             self.checkpoint.save(dataclasses.asdict(self.state), self.method.training_state(self.raw_model))
 
     def _resume(self) -> bool:

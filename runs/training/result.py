@@ -54,7 +54,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "id": training.run_id,
         "status": state.status,
         "error": state.error,
-        "tries": training.attempts["ended"],
+        "tries": training.attempt.ended,
         **run.names,
         "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
         "config": config,
@@ -90,7 +90,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "last": predictions[-1] if predictions else None,
         },
         "deviations": [
-            *(*deviations(run, task.notes), *training.notes, *training.attempts["deviations"]),
+            *(*deviations(run, task.notes), *training.notes, *training.attempt.deviations),
             *_miscounted(parameters),
         ],
     }

@@ -1,6 +1,6 @@
 """One run, from its start to its record."""
 
-from runs.record import Record, write_record
+from runs.record import Record
 from runs.tracking import Tracker, Tracking
 from runs.training.loop import Training
 from runs.training.provenance import made_with
@@ -8,9 +8,9 @@ from runs.training.result import build_record
 
 
 def train(training: Training, tracking: Tracking | None = None) -> Record:
-    """Does one run and writes its record. The files that a killed run needs stay; whoever reads the record
-    removes them. tracking: whether W&B shows the run. Raises StoppedError where `training.stop` asks for it,
-    LostLeaseError where another executor has the run."""
+    """Does one run, writes its record, and moves the attempt's files into the run's folder. Where another
+    attempt has finished the run before, its record and files stay, and this one's are removed. tracking:
+    whether W&B shows the run. Raises StoppedError where `training.stop` asks for it."""
     own = made_with(training.code, training.accelerator.device)
     training.tracker = Tracker(tracking, training.run, training.run_id, own)
     return training.tracker.follow(lambda: _train(training))
@@ -28,8 +28,8 @@ def _train(training: Training) -> Record:
             # The model has the best epoch's values since decoding. The file in full precision stays until the
             # record is there: a killed run would decode from it again, and rounded values give other texts.
             training.write(training.folder / "adapter_best_rounded.safetensors")
-        write = training.owner.write if training.owner else write_record
-        write(config["output"], record)
+        if not training.attempt.finish(record):
+            training.attempt.remove()
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return record

@@ -21,10 +21,10 @@ from runs.alone import alone
 from runs.command import COMPOSING, Common, as_word, entry_point, read, setting
 from runs.config import WHERE
 from runs.errors import UserError
+from runs.identity import check_ids
+from runs.preflight import preflight
 from runs.run import with_starts
 from runs.sweep.attempt import start_fork_server
-from runs.sweep.jobs import check_ids
-from runs.sweep.preflight import preflight
 from runs.tune.cells import cells
 from runs.tune.report import best_point, report, shared_recipes
 from runs.tune.trials import search

@@ -13,10 +13,9 @@ from yaml import YAMLError
 from runs.command import as_word
 from runs.config import CONF, GROUPS, read_command
 from runs.errors import UserError
-from runs.identity import hash_of
-from runs.record import Record
+from runs.identity import final_ids, hash_of
+from runs.record import Record, finished_record
 from runs.run import Run
-from runs.sweep.jobs import final_ids, finished_record
 
 #: Overrides of a trial that the command for the best setting does not have.
 TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}

@@ -28,13 +28,12 @@ from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 from runs.sweep import sweep
-from runs.sweep.leases import _boot
 
-#: Seconds after which a command hangs: it takes some five, and a lease here grows old in two.
+#: Seconds after which a command hangs: it takes some five.
 PATIENCE = 60
 DEEP = "[" * 100_000
 #: So many cases share a command. Those that begin like this have one of their own: they may end it.
-GROUP, ALONE = 16, ("runs/ID: ", "records: ", "runs: ", "leases: ", "lease named RUN.999999999")
+GROUP, ALONE = 16, ("runs/ID: ", "records: ", "runs: ", "locks: ", "leases: ")
 
 
 @dataclass
@@ -48,9 +47,6 @@ class Place:
     @property
     def record(self) -> Path:
         return self.made(record_path(self.output, self.id))
-
-    def lease(self, generation: object = 1) -> Path:
-        return self.made(self.output / "leases" / f"{self.id}.{generation}")
 
     def own(self, name: str) -> Path:
         return self.made(run_folder(self.output, self.id) / name)
@@ -145,82 +141,38 @@ BYTES = {
 }
 
 
-def owner(**changes: object) -> dict:
-    """A lease as an executor of another machine has written it, with changes; None leaves a key out."""
-    found = {
-        "beat": "0" * 12,
-        "token": "abc",
-        "host": "elsewhere",
-        "pid": 5,
-        "started": "77",
-        "boot": "another",
-        "lease_seconds": 2.0,
-    }
-    return {key: value for key, value in (found | changes).items() if value is not ...}
-
-
-LEASES: dict[str, object] = {
-    "sound, of another machine": owner(),
-    "sound, of this machine, dead": owner(boot=_boot(), pid=2**22 + 1),
-    "without pid, of this machine": owner(boot=_boot(), pid=...),
-    "without started": owner(boot=_boot(), started=...),
-    "without host": owner(host=...),
-    "without boot": owner(boot=...),
-    "pid a text": owner(boot=_boot(), pid="x"),
-    "pid a path": owner(boot=_boot(), pid="../../dev/zero"),
-    "pid -1": owner(boot=_boot(), pid=-1),
-    "pid 0": owner(boot=_boot(), pid=0),
-    "pid true": owner(boot=_boot(), pid=True),
-    "pid 10^30": owner(boot=_boot(), pid=10**30),
-    "pid 1.5": owner(boot=_boot(), pid=1.5),
-    "started a list": owner(boot=_boot(), started=["77"]),
-    "started a number": owner(boot=_boot(), started=77),
-    "boot a dict": owner(boot={"a": 1}),
-    "boot a list": owner(boot=[_boot()]),
-    "token a number": owner(token=12),
-    "token null": owner(token=None),
-    "token a list": owner(token=[]),
-    "beat a number": owner(beat=0),
-    "host a dict": owner(host={}),
-    "another key": owner(more=1),
-    "a list": [owner()],
-    "null": None,
+FOREIGN = {
+    "ended": [],
+    "settings": {"output": "{other}", "micro_batch": -5},
+    "deviations": [],
+    "stopped": True,
 }
-NAMES = [
-    "007",
-    "01",
-    "0",
-    "٣",
-    "²",
-    "+1",
-    "-1",
-    " 1",
-    "1 ",
-    "1_0",
-    "10" + "0" * 29,
-    "9" * 200,
-    "1.1",
-    "x",
-    "",
-    "999999999",
-    "11",
-]
-
-FOREIGN = {"ended": [], "settings": {"output": "{other}", "micro_batch": -5}, "deviations": []}
 TRIES: dict[str, object] = {
     "foreign: another output, micro_batch -5": FOREIGN,
     "micro_batch 0": {"ended": [], "settings": {"micro_batch": 0}, "deviations": []},
     "micro_batch true": {"ended": [], "settings": {"micro_batch": True}, "deviations": []},
-    "micro_batch 10^30": {"ended": [], "settings": {"micro_batch": 10**30}, "deviations": []},
+    "micro_batch 10^30": {
+        "ended": [],
+        "settings": {"micro_batch": 10**30},
+        "deviations": [],
+    },
     "micro_batch 2.5": {"ended": [], "settings": {"micro_batch": 2.5}, "deviations": []},
     "micro_batch a list": {"ended": [], "settings": {"micro_batch": [4]}, "deviations": []},
     "eval_batch a text": {"ended": [], "settings": {"eval_batch": "x"}, "deviations": []},
-    "seed and train": {"ended": [], "settings": {"seed": 7, "train": {}, "keep": "none"}, "deviations": []},
+    "seed and train": {
+        "ended": [],
+        "settings": {"seed": 7, "train": {}, "keep": "none"},
+        "deviations": [],
+    },
     "settings a list": {"ended": [], "settings": [1], "deviations": []},
     "ended of numbers": {"ended": [1, None], "settings": {}, "deviations": []},
     "ended null": {"ended": None, "settings": {}, "deviations": []},
     "deviations of dicts": {"ended": [], "settings": {"micro_batch": 4}, "deviations": [{}]},
-    "deviations of another's": {"ended": [], "settings": {}, "deviations": ["state of the art"]},
+    "deviations of another's": {
+        "ended": [],
+        "settings": {},
+        "deviations": ["state of the art"],
+    },
     "a list": [],
     "our own": {
         "ended": ["out of memory"],
@@ -253,121 +205,60 @@ def deep_checkpoint(path: Path) -> None:
     save_file(tensors, path, {"header": DEEP, "sha256": _digest(DEEP, tensors)})
 
 
+#: A run's files, those of an attempt included.
+OWN = ("progress.json", "log.txt", "adapter.safetensors", "head.safetensors")
+OF_ATTEMPT = ("attempt.json", "checkpoint.safetensors", "decoded_last.jsonl")
+
+
 def ways() -> Iterator[tuple[str, Callable[[Place], object], list[str]]]:
     """Name, what is put there, and words of the command."""
+    own = [*OWN, *(f"attempts/here.1.x/{name}" for name in OF_ATTEMPT)]
     for name, put in ODD.items():
         yield f"record: {name}", lambda at, put=put: put(at.record), []
-        yield f"lease RUN.1: {name}", lambda at, put=put: put(at.lease()), []
-        for own in (
-            "attempts.json",
-            "progress.json",
-            "log.txt",
-            "checkpoint.safetensors",
-            "adapter.safetensors",
-            "head.safetensors",
-        ):
-            yield f"{own}: {name}", lambda at, put=put, own=own: put(at.own(own)), []
+        yield f"lock: {name}", lambda at, put=put: put(at.made(at.output / "locks" / at.id)), []
         yield f"runs/ID: {name}", lambda at, put=put: put(at.made(run_folder(at.output, at.id))), []
+        yield f"attempts: {name}", lambda at, put=put: put(at.own("attempts")), []
+        for of in own:
+            yield f"{of}: {name}", lambda at, put=put, of=of: put(at.own(of)), []
     for name, change in NO_RECORD.items():
-        yield (
-            f"record: {name}",
-            lambda at, change=change: at.record.write_text(json.dumps(change(at.good))),
-            [],
-        )
+        text = functools.partial(lambda at, change: json.dumps(change(at.good)), change=change)
+        yield f"record: {name}", lambda at, text=text: at.record.write_text(text(at)), []
     for name, content in BYTES.items():
         yield f"record: {name}", lambda at, content=content: at.record.write_bytes(content), []
-        yield f"lease RUN.1: {name}", lambda at, content=content: at.lease().write_bytes(content), []
-        for own in (
-            "attempts.json",
-            "progress.json",
-            "checkpoint.safetensors",
-            "adapter.safetensors",
-            "head.safetensors",
-        ):
-            yield f"{own}: {name}", lambda at, content=content, own=own: at.own(own).write_bytes(content), []
+        for of in own:
+            yield f"{of}: {name}", lambda at, content=content, of=of: at.own(of).write_bytes(content), []
     yield "record: 65 MB of spaces", lambda at: at.record.write_bytes(b" " * (65 << 20)), []
-    yield (
-        "checkpoint.safetensors: deep metadata",
-        lambda at: at.own("checkpoint.safetensors").write_bytes(good_header()),
-        [],
-    )
-    yield (
-        "checkpoint.safetensors: deep, with its checksum",
-        lambda at: deep_checkpoint(at.own("checkpoint.safetensors")),
-        [],
-    )
-    yield (
-        "checkpoint.safetensors: a header of 2^40",
-        lambda at: at.own("checkpoint.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}"),
-        [],
-    )
-    for name, lease in LEASES.items():
-        yield f"lease: {name}", lambda at, lease=lease: at.lease().write_text(json.dumps(lease)), []
-    for name in NAMES:
-        yield (
-            f"lease named RUN.{name}"[:60],
-            lambda at, name=name: at.lease(name).write_text(json.dumps(owner())),
-            [],
-        )
-    for name in ("007", "11", "999999999"):
-        yield f"lease named RUN.{name}: a folder", lambda at, name=name: as_folder(at.lease(name)), []
-    yield (
-        "half a lease: a folder",
-        lambda at: as_folder(at.made(at.output / "leases" / f".{at.id}.1.here.1.2")),
-        [],
-    )
+    for name, damage in {
+        "deep metadata": lambda path: path.write_bytes(good_header()),
+        "deep, with its checksum": deep_checkpoint,
+        "a header of 2^40": lambda path: path.write_bytes((2**40).to_bytes(8, "little") + b"{}"),
+    }.items():
+        yield f"checkpoint: {name}", lambda at, damage=damage: damage(with_tries(at, TRIES["our own"])), []
     for name, tries in TRIES.items():
-        text = json.dumps(tries)
-        yield (
-            f"attempts.json: {name}",
-            lambda at, text=text: at.own("attempts.json").write_text(
-                text.replace("{other}", f"{at.output}-other")
-            ),
-            [],
-        )
-    for name, progress in PROGRESS.items():
-        yield (
-            f"progress.json: {name}",
-            lambda at, p=progress: at.own("progress.json").write_text(json.dumps(p)),
-            [],
-        )
+        yield f"attempt.json: {name}", lambda at, tries=tries: with_tries(at, tries), []
+    for name, event in PROGRESS.items():
+        text = json.dumps(event)
+        yield f"progress.json: {name}", lambda at, text=text: at.own("progress.json").write_text(text), []
     yield "runs/ID: a file", lambda at: at.made(run_folder(at.output, at.id)).write_text("mine"), []
-    yield "runs/ID/.hidden: a folder", lambda at: as_folder(at.own(".hidden")), []
     yield "runs/ID/notes: a folder", lambda at: as_folder(at.own("notes")), []
-    for name in ("records", "runs", "leases"):
+    for name in ("records", "runs", "locks", "leases"):
         yield f"{name}: a file", lambda at, name=name: at.made(at.output / name).write_text("mine"), []
         yield f"{name}: a link to nothing", lambda at, name=name: as_dangling(at.made(at.output / name)), []
     local = ["launcher=local"]
     for name in ("a folder", "a fifo", "a link to nothing"):
         yield f"local, record: {name}", lambda at, name=name: ODD[name](at.record), local
-    yield (
-        "local, record: result null",
-        lambda at: at.record.write_text(json.dumps(at.good | {"result": None})),
-        local,
-    )
-    yield "local, lease RUN.1: a folder", lambda at: as_folder(at.lease()), local
-    yield "local, lease RUN.1: garbage", lambda at: at.lease().write_bytes(b"\xff"), local
-    yield (
-        "local, lease: sound, of another machine",
-        lambda at: at.lease().write_text(json.dumps(owner())),
-        local,
-    )
-    yield "local, lease named RUN.007", lambda at: at.lease("007").write_text(json.dumps(owner())), local
-    yield (
-        "local, lease named RUN.999999999",
-        lambda at: at.lease("999999999").write_text(json.dumps(owner())),
-        local,
-    )
-    yield (
-        "local, attempts.json: foreign",
-        lambda at: at.own("attempts.json").write_text(json.dumps(FOREIGN)),
-        local,
-    )
+    yield "local, attempt.json: foreign", lambda at: with_tries(at, FOREIGN), local
     yield "local, log.txt: a fifo", lambda at: os.mkfifo(at.own("log.txt")), local
     yield "debug=true, record: a folder", lambda at: as_folder(at.record), ["debug=true"]
-    yield "debug=true, log.txt: a fifo", lambda at: os.mkfifo(at.own("log.txt")), ["debug=true"]
     yield "redo=true, record: a folder", lambda at: as_folder(at.record), ["redo=true"]
-    yield "redo=true, lease RUN.1: a folder", lambda at: as_folder(at.lease()), ["redo=true"]
+
+
+def with_tries(at: Place, tries: object) -> Path:
+    """An earlier attempt that has left this; the path of its checkpoint."""
+    path = at.own("attempts/here.1.x/attempt.json")
+    tries = tries | {"stopped": True} if isinstance(tries, dict) else tries
+    path.write_text(json.dumps(tries).replace("{other}", f"{at.output}-other"))
+    return path.with_name("checkpoint.safetensors")
 
 
 def start(words: list[str], printed: Path) -> multiprocessing.Process:
@@ -405,7 +296,7 @@ def attempt(
     """A command over a run for each case and one that meets nothing; the table's rows. None: they did not
     hold together."""
     many = f"seed={','.join(map(str, range(len(group) + 1)))}"
-    command = [*words, f"output={output}", many, "lease_seconds=2", *more]
+    command = [*words, f"output={output}", many, *more]
     places = [Place(output, record["id"], record) for record in good[: len(group) + 1]]
     for (_, put, _), at in zip(group, places[1:], strict=True):
         put(at)
@@ -488,7 +379,7 @@ def _case(home: Home, group: list[tuple], words: list[str], good: list[dict]) ->
         if rows is None or any("**" in row for row in rows):
             raise WrongError("not all of them hold beside each other" if rows is None else rows[0])
 
-    kind = "records, leases and a run's own files" if not group[0][2] else f"the same with {group[0][2][0]}"
+    kind = "records, locks and a run's own files" if not group[0][2] else f"the same with {group[0][2][0]}"
     halves = (lambda: [_case(home, [way], words, good) for way in group]) if len(group) > 1 else None
     more = {"seconds": 120, "patience": PATIENCE + 30 * len(group), "megabytes": 900, "network": True}
     return Case(kind, group[0][0], act, "taken", len(group), folder=folder, halves=halves, **more)

@@ -1,121 +1,93 @@
-"""What tests/chaos.py puts around its processes, from outside: Python imports this file at its start.
+"""What tests/chaos.py puts into its processes, from outside: Python imports this file at its start.
 
-It widens windows that last microseconds (before and after a file is synced, renamed, linked or removed), says
-in CHAOS_HOME/phase/PID what the process is doing, and, where asked, lets the clock jump or the disk be full.
-"""
+A run's process asks at each phase (of training, as progress.json says it, and before and after each file that
+it writes) whether CHAOS_HOME/aim names this phase. The one that takes the aim, by renaming it, does what it
+says to itself, to the server that it was forked from, to its command or to all of them. With CHAOS_NO_LOCKS,
+locks let everybody pass, as on a file system that has none."""
 
-import errno
+import json
 import os
-import random
-import threading
+import signal
 import time
 
 HOME = os.environ.get("CHAOS_HOME", "")
-SLOW = float(os.environ.get("CHAOS_SLOW", "0"))
-DICE = random.Random()  # not the global one: a run's checkpoint holds its state
-
 #: What a file's path tells of what is written; the first that fits.
 KINDS = (
-    ("/leases/", "writing a lease"),
-    ("/records/", "writing a record"),
+    ("/locks/", "taking the lock"),
+    ("/records/", "writing the record"),
+    ("attempt.json", "writing the attempt"),
     ("checkpoint", "writing a checkpoint"),
     ("adapter", "writing an adapter"),
-    ("head", "writing an adapter"),
-    ("decoded_", "decoding"),
-    ("progress.json", "writing progress"),
-    ("attempts.json", "writing attempts"),
-    ("/sweeps/", "writing the sweep's file"),
+    ("head", "writing a head"),
+    ("decoded_", "writing texts"),
 )
 
 
-class Phase:
-    """A small file that always says what this process does, to whoever kills it: a pwrite is whole or not at
-    all."""
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
-    def __init__(self) -> None:
-        self.pid, self.file, self.base = 0, -1, "starting"
 
-    def say(self, words: str) -> None:
-        if self.pid != os.getpid():  # a fork has a file of its own
-            self.pid = os.getpid()
-            self.file = os.open(f"{HOME}/phase/{self.pid}", os.O_WRONLY | os.O_CREAT)
-        os.pwrite(self.file, words.ljust(60).encode(), 0)
-
-    def during(self, path: str, act, instead: str = ""):
-        """Does what a process is to be caught in, with a pause before and after it."""
-        here = threading.current_thread() is threading.main_thread()  # the heart's thread says nothing
-        words = instead or next((words for part, words in KINDS if part in path), "")
-        if here and words:
-            self.say(words)
-        time.sleep(DICE.random() * SLOW)
-        try:
-            return act()
-        finally:
-            time.sleep(DICE.random() * SLOW)
-            if here and words:
-                self.say(self.base)
+def reach(phase: str) -> None:
+    """Says that this process is in a phase; ends or stops whom the aim names, if it is this one's."""
+    try:
+        with open(f"{HOME}/aim") as file:
+            aim = json.load(file)
+        if aim["phase"] != phase:
+            return
+        os.rename(f"{HOME}/aim", f"{HOME}/hit")  # the real one: only one process can
+    except (OSError, ValueError):
+        return
+    server = parent_of(os.getpid())
+    if aim["who"] == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif aim["who"] == "everything":
+        os.killpg(os.getpgid(parent_of(server)), signal.SIGKILL)
+    else:
+        os.kill(
+            {"run": os.getpid(), "server": server, "command": parent_of(server)}[aim["who"]], signal.SIGKILL
+        )
+        time.sleep(5)  # the signal, or the parent's death, is on its way
 
 
 def install() -> None:
-    phase, outputs = Phase(), f"{HOME}/outputs"
-    fsync, replace, link, unlink, clock = os.fsync, os.replace, os.link, os.unlink, time.time
-
-    def slow_fsync(file) -> None:
-        path = os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
-        if os.path.exists(f"{HOME}/full") and "/leases/" not in path:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return phase.during(path, lambda: fsync(file)) if path.startswith(outputs) else fsync(file)
+    outputs, replace, link, rmdir, opened = f"{HOME}/outputs", os.replace, os.link, os.rmdir, os.open
 
     def around(real):
-        def slow(source, target, **more):
+        def call(source, target, **more):
             path = os.path.abspath(target)
-            return (
-                phase.during(path, lambda: real(source, target, **more))
-                if path.startswith(outputs)
-                else real(source, target)
-            )
+            if not path.startswith(outputs):
+                return real(source, target, **more)
+            if path.endswith("progress.json"):
+                with open(source) as file:
+                    words = json.load(file)["phase"]
+                reach("training" if words.startswith(("training", "evaluated")) else words.partition(" (")[0])
+                return real(source, target, **more)
+            into = "/attempts/" in str(source) and "/attempts/" not in path
+            words = "moving files in" if into else next((w for part, w in KINDS if part in path), "")
+            reach(f"before {words}")
+            made = real(source, target, **more)
+            reach(f"after {words}")
+            return made
 
-        return slow
+        return call
 
-    def slow_unlink(path, **more) -> None:
-        full = os.path.abspath(path) if isinstance(path, str | os.PathLike) else ""
-        if not full.startswith(outputs) or not os.path.lexists(full):
-            return unlink(path, **more)
-        words = "giving back a lease" if "/leases/" in full else "" if "/." in full else "clearing up"
-        return phase.during(full, lambda: unlink(path, **more), words)
+    def clear(path, **more) -> None:
+        if str(path).endswith("attempts") or "/attempts" in str(path):
+            reach("clearing up")
+        rmdir(path, **more)
 
-    os.fsync, os.replace, os.link, os.unlink = slow_fsync, around(replace), around(link), slow_unlink
+    def take(path, *more, **others) -> int:
+        if isinstance(path, str) and path.startswith(f"{outputs}") and "/locks/" in path:
+            reach("taking the lock")
+        return opened(path, *more, **others)
 
-    if os.environ.get("CHAOS_CLOCK"):
-        jump = [0.0]
+    os.replace, os.link, os.rmdir, os.open = around(replace), around(link), clear, take
+    if os.environ.get("CHAOS_NO_LOCKS"):
+        import fcntl
 
-        def jumping_clock() -> float:
-            if DICE.random() < 0.1:
-                jump[0] = DICE.uniform(-12, 12) * 3600
-            return clock() + jump[0]
-
-        time.time = jumping_clock
-
-    from multiprocessing.connection import Connection
-
-    send = Connection.send
-
-    def send_and_say(self, event) -> None:
-        """A run's process tells its executor what it begins; the killer hears it at the same time."""
-        if isinstance(event, dict) and "phase" in event:
-            words = event["phase"]
-            words = (
-                "training"
-                if words.startswith(("training", "evaluated", "resuming"))
-                else words.partition(" (")[0]
-            )
-            phase.base = words
-            phase.say(words)
-        send(self, event)
-
-    Connection.send = send_and_say
-    phase.say(phase.base)
+        fcntl.flock = lambda *_: None
 
 
-if HOME and SLOW:
+if HOME:
     install()

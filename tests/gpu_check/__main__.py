@@ -107,7 +107,7 @@ def read_part(path: Path, part: str, device: str, problem: str = "") -> dict[str
 
 def joined(folder: Path, device: str) -> dict[str, Any]:
     """All parts that lie in a folder, of one kind of device; those of earlier commands, too. crowd: steps
-    a second by the number of processes (runs/sweep/crowd.py)."""
+    a second by the number of processes."""
     found = {part: read_part(folder / f"{part}.json", part, device) for part in PARTS}
     parts = {name: part for name, part in found.items() if part["device"] == device and "date" in part}
     failed = {name: failures(part) for name, part in parts.items() if failures(part)}

@@ -1,5 +1,5 @@
 """Steps a second of 1, 2, 4 and 8 processes that train on one device at once: what several runs on it bring,
-without NVIDIA's MPS and with it.
+without NVIDIA's MPS, or with it where it serves this machine (docs/gpu.md).
 
 A step is LoRA's on a batch of SST-2, which keeps a large GPU busy for a part of the time only. All processes
 are started first; then some of them train, while the others wait."""
@@ -12,34 +12,19 @@ from pathlib import Path
 
 from gpu_check.report import Report
 from gpu_check.timing import SHAPES, Steps, run_of
-from runs.sweep.crowd import MPS, PIPE
 
 SECONDS = {True: 8.0, False: 2.0}
 
 
 def run(report: Report, home: Path) -> None:
-    mps = MPS()
-    if serves():
-        series(report, "MPS was on", {})
-    else:
-        series(report, "without MPS" if report.on_gpu else "", {})
-    if not report.on_gpu:
-        report.absent("several at once with MPS")
-    elif not serves():
-        if mps.start():
-            try:
-                series(report, "with MPS", mps.environment)
-            finally:
-                mps.stop()
-        else:
-            report.measured("several at once with MPS", "MPS cannot be started here")
+    series(report, ("MPS was on" if serves() else "without MPS") if report.on_gpu else "")
 
 
-def series(report: Report, how: str, environment: dict[str, str]) -> None:
+def series(report: Report, how: str) -> None:
     """Measures each number of processes once. how: in words, what serves them."""
     counts = (1, 2, 4, 8) if report.on_gpu else (1, 2)
     command = [sys.executable, "-W", "ignore", "-m", "gpu_check.crowd", report.device]
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         for _ in range(counts[-1])
@@ -68,7 +53,9 @@ def series(report: Report, how: str, environment: dict[str, str]) -> None:
 
 def serves() -> bool:
     """Whether MPS serves this machine already."""
-    return os.path.exists(os.path.join(os.environ.get(PIPE, "/tmp/nvidia-mps"), "control"))
+    return os.path.exists(
+        os.path.join(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control")
+    )
 
 
 def rates_of(workers: list[subprocess.Popen[str]], seconds: float) -> list[float]:

@@ -18,7 +18,6 @@ from runs import evaluate
 from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
-from runs.sweep.leases import LostLeaseError, Watcher
 from runs.training import decode
 from runs.training.loop import Training
 
@@ -268,19 +267,6 @@ def test_seconds_of_other_weights_or_of_a_damaged_file_do_not_count(text, tmp_pa
     path = tmp_path / "decode_seconds.json"
     path.write_text(text)
     assert decode.Clock(path, "w").seconds() < 5
-
-
-def test_a_late_owner_leaves_the_texts_of_the_next_one_alone(e2e_words):
-    trained(e2e_words)
-    path = folder_of(e2e_words) / "decoded_last.jsonl"
-    before = path.read_bytes()
-    (run,) = expand(e2e_words)
-    lease = Watcher(run.config["output"], 30).take(run_id(run))
-    training = Training(run, run_id(run), lambda event: None, owner=lease)
-    lease.path.rename(lease.path.with_suffix(".2"))
-    with pytest.raises(LostLeaseError):
-        decode._texts(training, "last", decode.Clock(training.folder / "decode_seconds.json", "w"))
-    assert path.read_bytes() == before
 
 
 def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):

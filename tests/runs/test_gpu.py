@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,8 @@ from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, UserError, rank
 from runs.identity import run_id
-from runs.sweep import devices, launchers
+from runs.sweep import devices, display, jobs, pool
+from runs.tracking import Tracking
 from runs.training import build, context, flags
 from runs.training.checkpoint import Checkpoint
 from runs.training.loop import Training
@@ -26,8 +26,8 @@ from tasks.mt_bench import read_questions
 
 
 class Nvml:
-    """Stands in for pynvml: on a machine with these GPUs, of which each has a UUID, or several where it is
-    cut into slices; without any, one whose driver does not answer."""
+    """Stands in for pynvml: on a machine with these GPUs, of which each has a UUID; without any, one whose
+    driver does not answer."""
 
     class NVMLError(Exception):
         pass
@@ -53,28 +53,15 @@ class Nvml:
         return self.cards[index]
 
     def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
-        if uuid not in {name for card in self.cards for name in ([card] if isinstance(card, str) else card)}:
+        if uuid not in self.cards:
             raise self.NVMLError("Not Found")
         return uuid
 
     def nvmlDeviceGetUUID(self, handle):  # noqa: N802
-        return handle if isinstance(handle, str) else "GPU-parent"
+        return handle
 
     def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
         return SimpleNamespace(free=8 * 2**30 if handle == "GPU-aaaa" else 2**30)
-
-    def nvmlDeviceGetMigMode(self, handle):  # noqa: N802
-        if isinstance(handle, str):
-            raise self.NVMLError("Not Supported")
-        return (1, 1)
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle):  # noqa: N802
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):  # noqa: N802
-        if index >= len(handle):
-            raise self.NVMLError("Not Found")
-        return handle[index]
 
 
 @pytest.fixture
@@ -121,22 +108,13 @@ def test_devices_are_those_that_are_visible(machine, monkeypatch):
     assert devices.devices("auto") == ["0", "1"]
 
 
-def test_a_card_in_slices_is_as_many_devices(machine):
-    machine.cards(("MIG-1", "MIG-2"), "GPU-bbbb")
-    assert devices.devices("auto") == ["MIG-1", "MIG-2", "GPU-bbbb"]
-    machine.visible("0")
-    assert devices.devices("auto") == ["MIG-1", "MIG-2"]
-
-
-def test_memory_is_that_of_the_fullest_gpu_and_a_driver_is_asked_and_let_go(machine):
-    assert (gpus.free_memory(), gpus.driver(), gpus.pynvml.open) == (2**30, "550.54", 0)
-    # Of those that a run may use
-    for words, free in (("0", 8 * 2**30), ("GPU-a", 8 * 2**30), ("1,0", 2**30), ("GPU-gone", None)):
-        machine.visible(words)
-        assert gpus.free_memory() == free
+def test_a_driver_is_asked_and_let_go(machine):
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.pynvml.open) == (8 * 2**30, "550.54", 0)
+    machine.visible("GPU-b,GPU-gone")
+    assert gpus.visible() == ["GPU-bbbb", "GPU-gone"]
     machine.visible(None)
     machine.cards()
-    assert (gpus.free_memory(), gpus.driver(), gpus.uuids()) == (None, None, {})
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.uuids()) == (0, None, {})
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
@@ -169,63 +147,59 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 # --- who has which
 
 
-def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch, capsys):
-    names = devices.devices("auto")
-    first, second = devices.lease_device(names, 1), devices.lease_device(names, 1)
+def test_two_runs_meet_on_a_device_on_purpose_only(machine):
+    first, second, third = (*devices.places("auto", 1, every=True), *devices.places("auto", 1, every=False))
+    assert first.take()
+    assert second.take()
     assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
-    first.use()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
-    shared = devices.lease_device(names, 2)
+    assert not third.take()
+    (shared, *_) = devices.places("auto", 2, every=True)
+    assert shared.take()
     assert shared.name == "GPU-aaaa"
-    waits = iter([None])
-
-    def sleep(_):
-        next(waits)  # once: or the lease would not have been taken after the first one's end
-        second.lock.release()
-
-    monkeypatch.setattr(devices.time, "sleep", sleep)
-    assert devices.lease_device(names, 1).name == "GPU-bbbb"
-    assert (
-        "every device is in use by another command here (GPU-aaaa, GPU-bbbb): waiting"
-        in capsys.readouterr().out
-    )
-
-
-def test_a_later_sweep_of_a_process_goes_on_with_its_device(machine, request):
-    devices.take_device.cache_clear()  # of a sweep that another test did in this process
-    request.addfinalizer(devices.take_device.cache_clear)
-    assert devices.take_device("cpu", 1) is None
-    lease = devices.take_device("auto", 1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == lease.name == "GPU-aaaa"
-    assert devices.take_device("auto", 1) is lease  # and does not wait for the one that it holds
-    assert devices._lock("GPU-aaaa.0") is None
+    second.release()
+    assert third.take()
+    assert third.name == "GPU-bbbb"
+    assert [place.take() for place in devices.places("cpu", 3, every=True)] == [True] * 3
 
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(machine, tmp_path):
     script = (
         f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
-        "lease = devices.lease_device(['x'], 1); print('has it', flush=True); input()"
+        "place = devices.Place(['x']); print(place.take(), flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "has it\n"
-    assert devices._lock("x.0") is None
+    assert process.stdout.readline() == "True\n"
+    assert not devices.Place(["x"]).take()
     process.kill()
     process.wait()
-    assert devices._lock("x.0") is not None
+    assert devices.Place(["x"]).take()
 
 
-@pytest.mark.usefixtures("process")
-def test_a_local_launcher_says_on_the_screen_that_its_executors_wait(machine, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(launchers.sys, "executable", shutil.which("true"))
-    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
-    assert capsys.readouterr().out == ""
-    lease = devices.lease_device(["x"], 1)  # of another command
-    launchers.LocalProcesses(tmp_path / "sweep.json", ["x"], 1).start(1)
-    assert "every device is in use by another command here (x): waiting" in capsys.readouterr().out
-    lease.lock.release()
+def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words, monkeypatch, capsys):
+    seen, runs = [], expand([*(word for word in words if word != "device=cpu"), "seed=0,1"])
+    others = devices.places("auto", 1, every=True)
+    assert all(place.take() for place in others)
+
+    class Process:
+        ready = None
+
+        def __init__(self, run, run_id, tracking, alone, visible):
+            seen.append((run.seed, visible))
+
+        def ended(self):
+            return 1, "it broke"
+
+    monkeypatch.setattr(pool, "Process", Process)
+    monkeypatch.setattr(pool, "wait", lambda ready, timeout: ready)
+    monkeypatch.setattr(pool.time, "sleep", lambda _: others[1].release())
+    todo = jobs.Sweep([jobs.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], {}, Tracking("off"))
+    outcome = pool.Pool(todo, devices.places("auto", 1, every=True), display.Display(2)).go()
+    assert (seen, len(outcome.failed)) == ([(0, "GPU-bbbb"), (1, "GPU-bbbb")], 2)
+    assert "every device is in use by another command here (GPU-aaaa, GPU-bbbb)" in capsys.readouterr().out
+    assert devices.places("auto", 1, every=False)[0].take()  # given back
 
 
 # --- what is asked of torch

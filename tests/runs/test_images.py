@@ -34,8 +34,8 @@ from runs.errors import UserError
 from runs.export.__main__ import main as export
 from runs.identity import run_id
 from runs.models import wheels
+from runs.preflight import preflight
 from runs.record import cache_folder, run_folder
-from runs.sweep.preflight import preflight
 from runs.sweep.sweep import sweep
 from runs.training.features import compute
 from runs.training.loop import Training

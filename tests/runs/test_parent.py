@@ -28,14 +28,6 @@ if __name__ == "__main__":
     print(run.exitcode, flush=True)
     time.sleep(60)
 """
-#: One that has an executor started.
-COMMAND = """
-import time
-from pathlib import Path
-from runs.sweep.launchers import LocalProcesses
-LocalProcesses(Path(__file__).parent / "sweep.json", ["cpu"], 1).start(1)
-time.sleep(60)
-"""
 SCORES = """
 from tasks.e2e_metrics import scores
 scores([["a cat"]], ["a dog"])
@@ -157,15 +149,6 @@ def test_nobody_ends_with_the_tracker_of_shared_memory(family, light):
     for pid in parent.members("resource_tracker"):
         os.kill(pid, signal.SIGKILL)
     assert parent.process.stdout.readline() == "0\n"
-    parent.kill()
-    parent.assert_gone()
-
-
-def test_an_executor_ends_with_the_command_that_started_it(family):
-    """Of the local launcher; before it has imported anything."""
-    parent = family(COMMAND)
-    (executor,) = wait_for(lambda: parent.members("runs.sweep.executor"))
-    os.kill(executor, signal.SIGSTOP)  # it does nothing of its own from here on
     parent.kill()
     parent.assert_gone()
 

@@ -12,7 +12,6 @@ from runs.meta import refusal
 from runs.methods import make_method
 from runs.record import run_folder
 from runs.run import Run
-from runs.sweep.jobs import Job
 from tasks.images import preprocessing
 
 
@@ -71,12 +70,12 @@ def _distinct(runs: list[Run], *parts: str) -> list[Run]:
     return list({hash_of([run.config[part] for part in parts]): run for run in runs}.values())
 
 
-def check_folders(jobs: list[Job]) -> None:
+def check_folders(output: str, ids: list[str]) -> None:
     """Raises UserError where a file or the like has the name of a folder that the runs write to."""
-    output = Path(jobs[0].output)
-    shared = (output, *(output / name for name in ("records", "leases", "runs", "sweeps")))
+    whole = Path(output)
+    shared = (whole, *(whole / name for name in ("records", "locks", "runs", "sweeps")))
     users = [(folder, "runs keep their") for folder in shared]
-    users += [(run_folder(output, job.id), f"the run {job.id} keeps its") for job in jobs]
+    users += [(run_folder(output, run_id), f"the run {run_id} keeps its") for run_id in ids]
     for folder, user in users:
         if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{folder} is not a folder, but {user} files there. Move it away")

@@ -1,0 +1,387 @@
+"""What commands make of finished runs: plan, publish, evaluate and export."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import ledgers
+import pytest
+from running import call_here, elsewhere, output_of, trained
+from tiers import sample
+
+from runs import evaluate, plan, publish
+from runs.config import expand
+from runs.config.files import Files
+from runs.errors import UserError
+from runs.forecast import cost
+from runs.identity import run_id
+from runs.record import Ledger, read_ledger, read_record, record_path, run_folder, write_record
+from runs.sweep.claim import claimed
+
+# --- plan, publish, evaluate
+
+
+def test_the_plan_says_where_each_run_stands(words):
+    every = [*words, "seed=0,1,2,3", "train.max_steps=2"]
+    runs = expand(every)
+    output = output_of(words)
+    assert "missing 4" in call_here("runs.plan", *every, check=0).stdout
+    record = trained([*words, "seed=0", "train.max_steps=2"])
+    write_record(output, record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"})
+    write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
+    text = call_here("runs.plan", *every, check=0).stdout
+    assert "1 task x 1 row x 4 seeds = 4 runs on encoder" in text
+    assert "2/4 df" in text
+    assert "done 1 · diverged 1 · failed 1 · missing 1" in text
+    assert "from 1 finished run)" in text
+    assert "failed: VeRA r=8 on RTE, seed 1: it broke" in text
+    blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
+    nothing = call_here("runs.plan", *blocked, check=0).stdout
+    assert "blocked 4" in nothing
+    assert "nothing that can be done yet" in nothing
+    unknown = call_here("runs.plan", "model=roberta_base", "model.revision=null", "task=rte", check=0).stdout
+    assert "0/1 ?" in unknown
+    assert "has no pinned revision" in unknown
+
+
+def test_the_plan_says_that_cells_have_finished_on_other_data(words, tmp_path):
+    record = trained([*words, "train.epochs=1"])
+    folder = tmp_path / "other" / "RTE"
+    shutil.copytree(Path(record["config"]["task"]["data_dir"]) / "RTE", folder)
+    lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
+    (folder / "dev.tsv").write_text("".join(lines[:-1]))
+    ledger = read_ledger(output_of(words))
+    for place, told in ((record["config"]["task"]["data_dir"], 0), (folder.parent, 1)):
+        runs = expand([*elsewhere(words, **{"task.data_dir": place}), "train.epochs=2"])
+        text = plan.text(plan.plan(runs, ledger), ledger)
+        said = "missing: 1 run of which the cell has finished on data of other content: task.data_dir= names"
+        assert text.count(said) == told
+
+
+#: Presets, their cells and their seeds.
+WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
+
+
+@pytest.mark.parametrize(("paper", "cells", "seeds"), sample(WHOLE, WHOLE[0]))
+def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
+    """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
+    composed = []
+    once = Files.compose
+    monkeypatch.setattr(
+        Files, "compose", lambda files, overrides: composed.append(overrides) or once(files, overrides)
+    )
+    runs = expand([f"experiment={paper}", f"output={tmp_path}"])
+    assert len(runs) == cells * seeds
+    # The cells, the preset itself, and the defaults that types are checked against
+    assert len(composed) < cells + 5
+    composed.clear()
+    assert expand([f"experiment={paper}", f"output={tmp_path}"]) == runs
+    assert not composed
+
+
+def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole_but_by_their_flops(words):
+    small = [*words, "task.train_rows=16", "task.dev_rows=8"]
+    trained(small)
+    assert "est. " in call_here("runs.plan", *small, "seed=1", check=0).stdout
+    text = call_here("runs.plan", *words, check=0).stdout
+    assert "(FLOPs at the rate of 1 finished run of other cells on this device)" in text
+
+
+def test_a_run_without_steps_is_no_measure_of_others(words):
+    """method=none is evaluated once: nothing can be told from it of a run that trains, and the plan says
+    so."""
+    plain = [w for w in words if not w.startswith("method.")]
+    trained([*plain, "method=none"])
+    assert "no estimate" in call_here("runs.plan", *plain, "method=lora", check=0).stdout
+    assert "est. " in call_here("runs.plan", *plain, "method=none", "seed=1", check=0).stdout
+
+
+def test_a_head_that_trains_alone_is_no_measure_of_others(words):
+    """Its features may be computed once."""
+    head = trained([*(w for w in words if not w.startswith("method.")), "method=head"])
+    (run,) = expand(words)
+    assert cost._like(run, [head]) == []
+    (other,) = expand([*(w for w in words if not w.startswith("method.")), "method=head", "seed=1"])
+    assert cost._like(other, [head]) == [head]
+
+
+def test_an_estimate_goes_by_steps_not_by_runs(words):
+    """A trial of 2 steps is no measure of a run of 10: its pace is."""
+    (trial,) = expand([*words, "train.max_steps=2"])
+    record = trained([*words, "train.max_steps=2"])
+    record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
+    (whole,) = expand(words)  # 2 epochs of 5 steps
+    assert cost._seconds(cost.Left(whole), record) == pytest.approx(10 * 2.0 + 2 * 3.0)
+    assert cost._seconds(cost.Left(trial), record) == pytest.approx(2 * 2.0 + 3.0)
+
+
+def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
+    runs = expand([*words, "seed=0,1"])
+    for more in (["seed=0"], ["seed=1"], ["train.max_steps=1"]):  # the last one is a trial, and stays here
+        trained([*words, *more])
+    failed = read_record(record_path(output_of(words), run_id(runs[1])))
+    write_record(output_of(words), failed | {"status": "failed"})
+    done = read_record(record_path(output_of(words), run_id(runs[0])))
+    done["code"]["dirty"] = False
+    for source in done["code"]["sources"].values():
+        source["uncommitted"] = False
+    write_record(output_of(words), done)
+    assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
+    assert "1 record in runs/records/my_study\n" in capsys.readouterr().out
+    done["code"]["sources"]["method"]["uncommitted"] = None  # of another repository
+    write_record(output_of(words), done)
+    assert publish.main(["my_study", f"output={output_of(words)}"]) == 0
+    assert "(1 made with code that is in no commit of this repository)" in capsys.readouterr().out
+    published = list((tmp_path / "published" / "my_study").glob("*.json"))
+    assert [p.stem for p in published] == [run_id(runs[0])]
+    assert str(tmp_path) not in published[0].read_text()
+    elsewhere = read_ledger(tmp_path / "nothing")
+    assert elsewhere.origin == {run_id(runs[0]): "my_study"}
+    assert read_ledger(output_of(words)).origin[run_id(runs[0])] == "ours"
+    copy = tmp_path / "copy" / "records" / published[0].name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(published[0].read_bytes())
+    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "my_study"}
+
+    with pytest.raises(UserError, match=r"no finished record to publish in .*: what is there was copied"):
+        publish.main(["again", f"output={tmp_path / 'copy'}"])
+    # As a run leaves it whose record names no path
+    (tmp_path / "copy" / "runs" / run_id(runs[0])).mkdir(parents=True)
+    assert read_ledger(tmp_path / "copy").origin == {run_id(runs[0]): "ours"}
+    with pytest.raises(UserError, match="a name of a-z"):
+        publish.main(["../up", f"output={output_of(words)}"])
+    with pytest.raises(UserError, match="no finished record"):
+        publish.main(["my_study", f"output={tmp_path / 'nothing'}"])
+
+
+def test_a_finished_run_is_checked_from_its_files(words, capsys):
+    found = trained(words)["id"]
+    assert evaluate.main([found[:6], f"output={output_of(words)}"]) == 0
+    assert "the same" in capsys.readouterr().out
+    adapter = Path(output_of(words)) / "runs" / found / "adapter.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole[:200])
+    done = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2)
+    assert f"{adapter} is not the file that the record of run {found} names" in done.stderr.splitlines()[-1]
+    record = read_record(record_path(output_of(words), found))
+    write_record(output_of(words), {key: record[key] for key in record if key != "files"})  # an older one
+    done = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2)
+    assert "adapter.safetensors: damaged, or not a file of the format" in done.stderr.splitlines()[-1]
+    adapter.unlink()
+    # Or a record that was copied
+    told = call_here("runs.evaluate", found, f"output={output_of(words)}", check=2).stderr
+    assert "is not there: the run kept one, where it was done (its record is" in told
+    assert told.strip().endswith("redo=true")
+    none = trained([*words, "train.epochs=1", "keep=none"])
+    told = call_here("runs.evaluate", none["id"], f"output={output_of(words)}", check=2).stderr
+    assert "the run kept none (its record is" in told
+    assert " keep=best " in told
+    assert (
+        "no records begin with 'zzz'"
+        in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
+    )
+
+
+KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
+FROZEN = ("lora_fa", "vera_unique", "lora_xs", "nola")
+
+
+@pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
+def test_any_method_is_checked_from_its_files(method, words, capsys):
+    plain = [w for w in words if not w.startswith("method.")]
+    record = trained([*plain, f"method={method}"])
+    assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
+    assert (record["steps"] == 0) == (method == "none")
+    assert record["parameters"]["adapter"] == record["parameters"]["formula"]
+    assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
+
+
+DIFFER = r"Outputs of (\d+) dev rows differ by at most ([\d.e+-]+); the largest is ([\d.e+-]+)\."
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_merged_model_differs_by_float32s_rounding_whatever_the_run_computed_in(
+    precision, words, tmp_path, capsys
+):
+    from runs.export import __main__ as export
+
+    found = trained([*words, "train.lr=1", f"train.precision={precision}"])["id"]
+    assert export.main([found, "merged", str(tmp_path / "merged"), f"output={output_of(words)}"]) == 0
+    _, differ, largest = map(float, re.search(DIFFER, capsys.readouterr().out).groups())
+    assert differ < 1e-5 * largest
+
+
+def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
+    """To peft, into a plain model folder, and into half precision: each answers as the run's own files do."""
+    import peft
+    import torch
+    from tiny import answer
+    from transformers import AutoModelForSequenceClassification
+
+    from runs.export import __main__ as export
+    from vera.methods.vera_layer import VeRAChange
+
+    found, output = trained([*words, "train.lr=1"])["id"], f"output={output_of(words)}"
+    for form in ("peft", "merged", "fp16", "bf16"):
+        assert export.main([found, form, str(tmp_path / form), output]) == 0
+    printed = capsys.readouterr().out
+    assert f"where base is the model of {tiny_bert}" in printed
+    files = [*tmp_path.rglob("*.safetensors"), tmp_path / "fp16", tmp_path / "peft" / "adapter_config.json"]
+    assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
+    assert "from the fp16 file" in printed
+    rows, differ, largest = map(float, re.search(DIFFER, printed).groups())
+    assert rows == 24
+    assert differ < 1e-5 * largest
+    # A change whose weight() says another thing than its forward; then a merge of another model, untried
+    real = VeRAChange.weight
+    monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert "VeRAChange.forward is not x @ weight().T" in done.stderr
+    monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
+    done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+    assert f"run {found} is not written: merged, it is another model. Outputs of 24 dev rows" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "wrong").exists()
+    monkeypatch.undo()
+    expected = answer(
+        evaluate.restore(read_record(record_path(output_of(words), found)), output_of(words)).raw_model.eval()
+    )
+    named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (named["base_model_name_or_path"], named["revision"]) == (tiny_bert.name, None)
+    for form in ("peft", "merged"):
+        assert not [
+            path for path in (tmp_path / form).glob("*.json") if str(tiny_bert.parent) in path.read_text()
+        ]
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(answer(merged), expected, atol=1e-4)
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval()
+    assert not torch.allclose(answer(base), expected, atol=1e-2)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    assert torch.allclose(answer(theirs.base_model.model), expected, atol=1e-4)
+    assert 2 * (tmp_path / "fp16").stat().st_size < 2 * 4 * 8 * (32 + 8) + 2 * 160 * 8 + 2048
+    for words_, message in (
+        (
+            [found, "gguf", str(tmp_path / "x")],
+            "no format 'gguf'. Known: peft, hub, lora, merged, fp16, bf16",
+        ),
+        ([found, "peft", str(tmp_path / "peft")], "is there already"),
+        (["zzz", "peft", str(tmp_path / "x")], "no records begin with 'zzz'"),
+    ):
+        done = call_here("runs.export.__main__", *words_, output, check=2)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_an_adapter_is_kept_in_half_precision_on_request(words):
+    from safetensors.torch import load_file
+
+    (run,) = expand([*words, "adapter_precision=fp16"])
+    assert run_id(run) == run_id(expand(words)[0])  # a matter of storage: the result is the same run's
+    trained([*words, "adapter_precision=fp16"])
+    tensors = load_file(Path(output_of(words)) / "runs" / run_id(run) / "adapter.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
+
+
+def test_a_watch_forgets_a_record_that_was_set_aside(words, monkeypatch, capsys):
+    record = trained(words)
+    path = record_path(output_of(words), record["id"])
+
+    def sleep(seconds):
+        if not path.exists():
+            raise KeyboardInterrupt
+        path.rename(path.with_suffix(".aside"))
+
+    monkeypatch.setattr(plan.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        plan.watch(expand([*words, "seed=0,1"]))
+    printed = capsys.readouterr().out
+    assert printed.index("done 1 · missing 1") < printed.index("missing 2")
+
+
+def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
+    runs = expand([*words, "seed=0,1"])
+    output = output_of(words)
+    event = {
+        "phase": "training",
+        "epoch": 2,
+        "epochs": 5,
+        "step": 9,
+        "steps": 25,
+        "seconds_left": 61.0,
+        "host": "node7",
+    }
+    event |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
+    event |= {"loss": 0.5, "pace": 3.0, "unit": "tokens"}
+    folder = run_folder(output, run_id(runs[0]))
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(event))
+    with claimed(output, run_id(runs[0]), "it"):
+        shown = plan.text(plan.plan(runs, Ledger()), Ledger())
+        assert "0/2 *" in shown
+        assert "running 1 · missing 1" in shown
+        assert (
+            "running: VeRA r=8 on RTE, seed 0: epoch 2/5, accuracy 75.0 (best 80.0), left: 1m01s (on node7)"
+            in shown
+        )
+        assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
+    assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
+    (folder / "attempts" / "here.1.x").mkdir(parents=True)
+    (folder / "attempts" / "here.1.x" / "checkpoint.safetensors").touch()
+    shown = plan.text(plan.plan(runs, Ledger()), Ledger())
+    assert "0/2 r" in shown
+    assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown  # it goes on from there
+
+    def finish(_):
+        for run in runs:
+            cell = {"paper": None, "model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
+            write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
+
+    monkeypatch.setattr(plan.time, "sleep", finish)
+    assert plan.main([*words, "seed=0,1", "watch=true", "redo=true"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("partial 1 · missing 1") < printed.index("done 2")
+    assert "redo=true: also 2 runs that are done, beyond that estimate" in printed
+
+
+# --- the command that makes a record's run
+
+
+@pytest.mark.usefixtures("process")
+def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monkeypatch, tmp_path):
+    output = output_of(words)
+    record = trained([*words, "train.max_steps=1", "keep=none"])
+    done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
+    assert (
+        f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: "
+        in done.stderr
+    )
+    command = done.stderr.partition("python -m runs ")[2].split()
+    assert {"keep=best", "redo=true", f"output={output}"} <= set(command)
+    assert not any(word.startswith("train.lr_head=") for word in command)  # which follows train.lr
+    call_here("runs", *command, "device=cpu", check=0)
+    call_here("runs.evaluate", record["id"], f"output={output}", check=0)
+    # Published, and its data elsewhere.
+    study = tmp_path / "published" / "study"
+    record["config"]["task"]["data_dir"] = "glue_of_others"
+    study.mkdir(parents=True)
+    (study / f"{record['id']}.json").write_text(json.dumps(record))
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
+    done = call_here("runs.evaluate", record["id"], f"output={tmp_path / 'other'}", check=2)
+    assert str(study / f"{record['id']}.json") in done.stderr
+    assert "task.data_dir=/where/glue_of_others" in done.stderr
+    assert "redo=true" not in done.stderr
+
+
+def test_overrides_of_a_row_of_pefts(words):
+    kept = [word for word in words if not word.startswith("method.")]
+    given = [*kept, "method=peft", "method.config={use_dora: true, r: 4}", 'method.label="DoRA, four"']
+    given.append("init_from=0123456789ab")
+    (run,) = expand(given)
+    cell = {"paper": None, "row": run.row, "model": run.model, "task": run.task, "seed": run.seed}
+    found = evaluate.overrides_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
+    (again,) = expand([*found, *(word for word in words if word.startswith(("output=", "device=")))])
+    assert (again.row, again.config) == (run.row, run.config)
