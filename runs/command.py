@@ -217,7 +217,9 @@ def mistake(error: ValidationError, keys: Mapping[str, str] | None = None) -> st
     place = [str(part) for part in first["loc"]]
     key = (keys or {}).get(place[0]) or ".".join(place)
     allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
-    text = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = f"one of {', '.join(allowed)}" if allowed else kinds.get(first["type"].partition("_")[0])
+    text = f"should be {kind}" if kind else first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key}={as_word(first['input'])}: {text}.{did_you_mean(str(first['input']), allowed)}".rstrip(".")
 
 

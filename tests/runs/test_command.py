@@ -89,11 +89,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(name):
     [
         ("analysis.tables", ["table2", "--format", "latex"], "no option --format. Did you mean format=?"),
         ("analysis.tables", ["table2", "--zzz"], "no option --zzz. Known: debug=, output=, "),
-        ("analysis.tables", ["table2", "format=latx"], "'latex' or 'csv'. Did you mean latex?"),
+        ("analysis.tables", ["table2", "format=latx"], "one of md, latex, csv. Did you mean latex?"),
         ("analysis.tables", ["table2", "outptu=x"], "no setting outptu=. Did you mean output=? (python -m"),
         ("analysis.tables", ["table2", "x=1"], "no setting x=. Known: debug=, output=, sweep=, model="),
         ("analysis.tables", ["tabel2"], "no table 'tabel2'. Did you mean table2?"),
-        ("analysis.tables", ["table2", "seeds=1.5"], "seeds=1.5: should be a valid integer"),
+        ("analysis.tables", ["table2", "seeds=1.5"], "seeds=1.5: should be a whole number"),
         ("analysis.tables", ["table2", "much"], "'much' is too much: python -m analysis.tables [TABLE]"),
         ("analysis.tables", ["table2", "all=true", "all=False"], "all=False: all is given twice"),
         ("analysis.figures", ["figur2"], "no figure 'figur2'. Did you mean figure2?"),
