@@ -18,7 +18,7 @@ import pickle
 import sys
 from dataclasses import dataclass
 
-from runs.command import Line, entry_point, help_of, read
+from runs.command import Line, entry_point, help_of, read, setting
 from runs.config import OPTIONS, Command, answered, read_command
 from runs.errors import UserError, rank
 from runs.run import with_starts
@@ -28,7 +28,9 @@ from runs.tracking import agent_note
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings are keys of the configuration."""
+    """The settings of python -m runs that are no keys of the configuration."""
+
+    sources: bool = setting(False, "with --cfg job: each value, and where it comes from")
 
 
 def main(arguments: list[str]) -> int:

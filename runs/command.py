@@ -34,15 +34,12 @@ from runs.record.text import describe, refusal
 
 @dataclass(frozen=True)
 class Option:
-    """An option with a dash. names: short and long. value: what follows it, as --help shows it; "" for
-    nothing. choices: the values that it takes. default: its value where none of the choices follows. taken:
-    whether the command takes it; of another one, `about` says what to do instead."""
+    """An option with a dash. names: short and long. value: what follows it, as --help shows it, "[WHAT]"
+    where it may be left out, "" for nothing. taken: else it is refused, and `about` says what to do."""
 
     names: tuple[str, ...]
     about: str
     value: str = ""
-    choices: tuple[str, ...] = ()
-    default: str = ""
     taken: bool = True
 
 
@@ -126,9 +123,7 @@ def read(
     while words:
         word = words.pop(0)
         key, equals, text = word.partition("=")
-        if key in known and not known[key].taken:
-            raise UserError(f"{key} is not taken here: {known[key].about}")
-        if key in known and (known[key].value or not equals):
+        if key in known and not (equals and known[key].taken and not known[key].value):
             found[known[key].names[-1]] = _value(known[key], key, text, words)
         elif re.match("-.", word):
             raise unknown("option", word)
@@ -144,7 +139,11 @@ def read(
             positional.append(word)
     if others and positional and names.startswith("["):  # names or what composes runs, not both
         raise unknown("setting", f"{others[0].partition('=')[0]}=")
-    _count(positional, names, usage)
+    shown = names.split()
+    for name in [name for name in shown if name[0] not in "[."][len(positional) :]:
+        raise UserError(f"{name} is missing: {usage} (--help)")
+    if len(positional) > len(shown) and "..." not in names:
+        raise UserError(f"{positional[len(shown)]!r} is too much: {usage} (--help)")
     plain = {keys[key]: None if text == "null" else text for key, text in given.items()}
     try:
         chosen = TypeAdapter(settings).validate_python(plain)
@@ -161,22 +160,14 @@ def _program(settings: type) -> str:
 
 def _value(option: Option, name: str, text: str, words: list[str]) -> str:
     """An option's value: after its `=`, or the next word, which is then taken from `words`."""
-    if option.value and not text and words and (not option.default or words[0] in option.choices):
+    if not option.taken:
+        raise UserError(f"{name} is not taken here: {option.about}")
+    optional = option.value.startswith("[")
+    if option.value and not text and words and not (optional and re.search("^-|=", words[0])):
         text = words.pop(0)
-    text = text or option.default
-    if option.value and not text:
+    if option.value and not (text or optional):
         raise UserError(f"{name}: its value is missing")
-    return one_of(f"{name}", text, option.choices) if option.choices else text
-
-
-def _count(given: Sequence[str], names: str, usage: str) -> None:
-    """Raises UserError where there are more or fewer positional words than the command takes."""
-    shown = names.split()
-    needed = [name for name in shown if name[0] not in "[."]
-    if len(given) < len(needed):
-        raise UserError(f"{needed[len(given)]} is missing: {usage} (--help)")
-    if len(given) > len(shown) and "..." not in names:
-        raise UserError(f"{given[len(shown)]!r} is too much: {usage} (--help)")
+    return text
 
 
 def help_of(settings: type, names: str, overrides: str = "", options: Sequence[Option] = ()) -> str:
@@ -210,16 +201,17 @@ def at_home(text: str) -> str:
 # --- errors
 
 
-def mistake(error: ValidationError, keys: Mapping[str, str] | None = None) -> str:
+def mistake(error: ValidationError, names: Mapping[str, str] | None = None, within: str = "") -> str:
     """The first mistake that pydantic has found, in one line: the word that is wrong, what it should be, and
-    the nearest right name. keys: the key on the command line by the name of a field."""
+    the nearest right name. names: of fields, on the command line. within: what stands before the key."""
     first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
-    key = (keys or {}).get(place[0]) or ".".join(place)
+    key = within + ".".join((names or {}).get(str(part), str(part)) for part in first["loc"])
+    if first["type"] in ("value_error", "missing"):
+        return str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{key} is missing"
     allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     kind = f"one of {', '.join(allowed)}" if allowed else kinds.get(first["type"].partition("_")[0])
-    text = f"should be {kind}" if kind else first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    text = f"should be {kind}" if kind else first["msg"].removeprefix("Input ")
     return f"{key}={as_word(first['input'])}: {text}.{did_you_mean(str(first['input']), allowed)}".rstrip(".")
 
 
@@ -268,14 +260,12 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
             code = 141
         elif debug or (not isinstance(error, KeyboardInterrupt | OSError) and not is_users(error)):
             raise
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"\n{interrupted_words()}", file=sys.stderr)
-            code = 130
         else:
+            stopped = isinstance(error, KeyboardInterrupt)
             text = describe(error) if isinstance(error, OSError) else refusal(str(error))
             if not rank():  # of torchrun's processes the first one prints
-                print(f"error: {text}", file=sys.stderr)
-            code = 2
+                print(f"\n{interrupted_words()}" if stopped else f"error: {text}", file=sys.stderr)
+            code = 130 if stopped else 2
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runs.errors import StoppedError, rank
 from runs.record import Record, hide_paths, is_trial, run_folder, without_paths
@@ -37,7 +37,7 @@ class Tracking:
     stats: with W&B's statistics of the system. adapter: the adapter that is kept becomes an artifact.
     agent: whether `wandb agent` started the command for this run (`of_run` sets it)."""
 
-    mode: str | None = None
+    mode: Literal["online", "offline", "off"] | None = None
     stats: bool = False
     adapter: bool = False
     agent: bool = field(default=False, metadata={"omegaconf_ignore": True})  # no key of the command line

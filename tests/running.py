@@ -156,5 +156,6 @@ def values_of(groups):
     return [
         f"{key}={as_word(value)}"
         for key, value in keys.items()
-        if key not in (*parents, *GROUPS, "task.name", "model.name") and not key.startswith(where)
+        if key not in (*parents, *GROUPS, "task.name", "model.name")
+        and not key.startswith((*where, "recipe.", "model.architecture"))
     ]

@@ -43,7 +43,8 @@ BESIDE_THE_SPINE = {
     *(
         f"runs.{n}"
         for n in (
-            *("command", "models", "errors", "sources", "file_hash", "methods", "gpus", "rates", "tracking"),
+            *("command", "models", "models.wheels", "errors", "sources", "file_hash", "methods", "gpus"),
+            *("rates", "tracking"),
         )
     ),
     *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),

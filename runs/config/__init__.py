@@ -1,7 +1,8 @@
 """From the files of conf/ and the overrides of a command line to runs."""
 
 from runs.config.expand import WHERE, Command, expand, only_runs, read_command
-from runs.config.files import GROUPS, choices, keys_of_recipes, parts, recipe_by_row
+from runs.config.files import GROUPS, Files, choices, parts
 from runs.config.launch import Launch, Launcher, Local, Serial
+from runs.config.recipes import known_keys
 from runs.config.show import OPTIONS, answered
 from runs.record import CONF

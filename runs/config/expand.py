@@ -1,11 +1,8 @@
 """From the overrides of a command line to its runs: Hydra composes each cell, this file lists the cells."""
 
-import contextlib
 import copy
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -14,29 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from runs.command import COMPOSING, read
+from runs.command import COMPOSING, mistake, read
 from runs.config import launch as launches
-from runs.config.check import check_followed, check_seed, check_types, check_values, check_whole
-from runs.config.files import GROUPS, PEFT_SITES, Files, groups_of, plain
+from runs.config.check import checked
+from runs.config.files import GROUPS, Files, plain
 from runs.config.launch import Launch
 from runs.config.names import as_sweep
-from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
-from runs.config.schema import Config
+from runs.config.overrides import RUN_ID, split, values
+from runs.config.schema import Seed
 from runs.errors import UserError
-from runs.record import cache_folder, write_atomically
-from runs.record.text import first_line
-from runs.run import Run, run_from
+from runs.run import Run
 
-OWN = [field.name for field in dataclasses.fields(Config)]
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
 WHERE = ("launcher", "tracking", "redo", "table")
-#: The code that turns the files of conf/ into runs.
-CODE = (Path(__file__).parent, Path(__file__).parents[1] / "record")
-CODE_FILES = [Path(__file__).parents[1] / name for name in ("rates.py", "run.py")]
-#: Resolvers whose value may be another one at the next call.
-CHANGING = re.compile(rb"oc\.env|\$\{(now|hydra|random)\b")
+#: The most runs of one command: a range with a zero too many is refused before it takes hours.
+MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -59,29 +50,17 @@ def expand(arguments: Sequence[str]) -> list[Run]:
 
 
 def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
-    """Composes the runs of overrides. Raises UserError for any mistake in them.
-
-    A preset (experiment=) brings lists of its own; the command line's value for the same key wins. Composing
-    takes a tenth of a second a cell, so the runs of a sweep are cached under a hash of the files and of the
-    overrides."""
-    files, overrides = Files(config_dir), [*overrides]
-    texts = {path: path.read_bytes() for path in files.all()}
-    code = [PEFT_SITES, *CODE_FILES, *sorted(path for room in CODE for path in room.glob("*.py"))]
-    # What an environment variable or a clock says may change between two calls: it is not cached.
-    cacheable = not any(CHANGING.search(text) for text in [*texts.values(), *map(str.encode, overrides)])
-    texts |= {path: path.read_bytes() for path in code}
-    contents = [(str(path), text) for path, text in texts.items()]
-    digest = hashlib.sha256(repr((overrides, files.folders, contents)).encode())
-    cached = cache_folder() / "plans" / f"{digest.hexdigest()[:24]}.json"
-    if cacheable and cached.is_file():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OSError):  # a damaged one: compose again
-            command = json.loads(cached.read_bytes())
-            return Command([*map(run_from, command["runs"])], launches.from_plain(command["launch"]))
-    command = _read(overrides, files)
-    if cacheable and len(command.runs) > 1:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-            write_atomically(cached, json.dumps(dataclasses.asdict(command)))
-    return command
+    """Composes the runs of overrides. A preset (experiment=) brings lists of its own; the command line's
+    value for the same key wins. Raises UserError for any mistake."""
+    files, runs, launch = Files(config_dir), list[Run](), Launch()
+    with files.hydra():
+        grid = read_grid([*overrides], files)
+        for combination in grid.combinations():
+            cfg = files.compose(combination)
+            if not runs:  # the same for all runs of a command
+                launch = launches.from_plain({key: plain(cfg[key]) for key in WHERE})
+            runs += _runs_of(cfg, combination, grid, files)
+    return Command(runs, launch)
 
 
 @dataclass(frozen=True)
@@ -151,17 +130,6 @@ def read_grid(overrides: list[str], files: Files) -> Grid:
     return grid
 
 
-def _read(overrides: list[str], files: Files) -> Command:
-    with files.hydra():
-        grid, runs, launch = read_grid(overrides, files), list[Run](), Launch()
-        for combination in grid.combinations():
-            with_recipe, cfg = files.compose_with_recipe(combination)
-            if not runs:  # the same for all runs of a command
-                launch = launches.from_plain({key: plain(cfg[key]) for key in WHERE})
-            runs += _runs_of(cfg, combination, with_recipe, grid, files)
-        return Command(runs, launch)
-
-
 def _lists_of(preset: str, files: Files, fixed: dict[str, str]) -> dict[str, list[str]]:
     """The lists of a preset, except for keys that the command line gives one value."""
     files.path("experiment", preset)  # raises UserError where there is no such file
@@ -169,19 +137,14 @@ def _lists_of(preset: str, files: Files, fixed: dict[str, str]) -> dict[str, lis
     return {key: values(key, str(text)) for key, text in params.items() if key not in fixed}
 
 
-def _runs_of(
-    cfg: DictConfig, overrides: tuple[str, ...], with_recipe: tuple[str, ...], grid: Grid, files: Files
-) -> list[Run]:
-    """A run of a cell for each seed. with_recipe: the overrides, with the choice of another row's recipe."""
+def _runs_of(cfg: DictConfig, overrides: tuple[str, ...], grid: Grid, files: Files) -> list[Run]:
+    """A run of a cell for each seed."""
     choices, preset = cfg.hydra.runtime.choices, grid.preset
     if preset and not cfg.get("recipe"):
-        wanted = choices.get("recipe") or f"{choices['method']}/{choices['model']}"
-        names = [name for name in files.choices("recipe") if name.partition("/")[2] == choices["model"]]
-        shared = [name for name in names if choices["method"] in files.read("recipe", name).get("by_row", {})]
-        take = f"Take recipe={shared[0]}, write" if shared else "Write"
+        wanted = choices.get("recipe") or f"{choices.method}/{choices.model}"
         raise UserError(
-            f"preset {preset} has no recipe for {wanted}. {take} conf/recipe/{wanted}.yaml, "
-            "or choose one of its models or methods (METHODS=, MODEL=)"
+            f"preset {preset} has no recipe for {wanted}: write conf/recipe/{wanted}.yaml, take another one"
+            " (recipe=ROW/MODEL), or choose one of its models or methods (METHODS=, MODEL=)"
         )
     # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone, and
     # one configuration is copied.
@@ -195,35 +158,27 @@ def _runs_of(
             config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
             runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
         else:
-            runs.append(_make_run(cfg, overrides, with_recipe, preset, files))
+            runs.append(_make_run(cfg, overrides, preset, files))
     return runs
 
 
 def seed_of(line: str) -> int:
     """The seed of an override. Raises UserError for a value that is no seed."""
     text = line.partition("=")[2]
-    if not text.removeprefix("-").isdecimal():
+    try:
+        seed: int = TypeAdapter(Seed).validate_python(text)
+    except ValidationError as error:
         several = as_sweep("seed", text) or ". Several: seed=0,1,2"
-        raise UserError(f"seed={text}: should be a whole number{several}")
-    check_seed("seed", int(text))
-    return int(text)
+        raise UserError(f"{mistake(error, within='seed')}{several}") from None
+    return seed
 
 
-def _make_run(
-    cfg: DictConfig, overrides: tuple[str, ...], with_recipe: tuple[str, ...], preset: str, files: Files
-) -> Run:
+def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
     """The run of a composed configuration, checked."""
     choices = cfg.hydra.runtime.choices
-    recipe = str(choices.get("recipe")) if cfg.get("recipe") else "defaults"
-    try:
-        config: dict[str, Any] = {key: plain(cfg[key]) for key in cfg if key in OWN}
-    except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
-    check_whole(config)
-    changed = check_types(config, overrides, files, groups_of(with_recipe))
-    check_values(config, files)
-    check_followed(config, cfg)
-    method, row = config["method"], choices["method"]
+    recipe = str(choices.recipe) if cfg.get("recipe") else "defaults"
+    config, changed = checked(cfg, overrides, files)
+    method, row = config["method"], choices.method
     if method["kind"] == "peft":
         if sum("method.config_class" in line for line in overrides) > 1:
             raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
@@ -235,14 +190,14 @@ def _make_run(
         row = f"peft_{_slug(method['label'])}"
     start = None
     if config["init_from"]:
-        name, start = _start(config, choices["model"], overrides, files)
+        name, start = _start(config["init_from"], choices.model, overrides, files)
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
     cell = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
-    others = [line for line in overrides if _key(line) not in ("method", "model", "task", *WHERE)]
-    model, task = choices["model"], choices["task"]
-    return Run(row, model, task, cfg.seed, recipe, preset or None, config, start, changed, [*cell, *others])
+    words = [*cell, *(line for line in overrides if _key(line) not in ("method", "model", "task", *WHERE))]
+    names = (row, choices.model, choices.task, config["seed"], recipe, preset or None)
+    return Run(*names, config, start, changed, words)
 
 
 def _key(line: str) -> str:
@@ -261,14 +216,11 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
 
 
-def _start(
-    config: dict[str, Any], model: str, overrides: tuple[str, ...], files: Files
-) -> tuple[str, Run | None]:
+def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> tuple[str, Run | None]:
     """The start of a run: its name for the label and, for init_from=ROW@TASK, the run whose adapter it is.
 
     That run has this one's model, data folder and training overrides, its own recipe, and seed 0.
     """
-    text = config["init_from"] = str(config["init_from"])
     row, at, task = text.partition("@")
     if not at or "/" in text:
         is_id = re.fullmatch(RUN_ID, text)
@@ -289,8 +241,7 @@ def _start(
         and (not key.startswith("task.") or key.split(".")[1] in of_task)
     ]
     lines = (*carried, f"model={model}", f"method={row}", f"task={task}", "seed=0")
-    with_recipe, cfg = files.compose_with_recipe(lines)
-    run = _make_run(cfg, lines, with_recipe, "", files)
+    run = _make_run(files.compose(lines), lines, "", files)
     if run.start:
         raise UserError(f"init_from={text}: {row} starts from another run itself")
     return task, run

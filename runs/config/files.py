@@ -3,10 +3,12 @@
 Hydra's compose API is used rather than its main(): a sweep is expanded before anything starts, so that it can
 be counted, planned and checked, and every error is one line."""
 
+import copy
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,13 +21,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.command import as_word
-from runs.config import launch, schema
 from runs.config.names import as_sweep, did_you_mean, dotted
-from runs.config.recipes import check_recipe, known_keys
+from runs.config.recipes import check_recipe, of_row
+from runs.config.schema import BASE
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 from runs.record.text import first_line
@@ -39,11 +40,11 @@ OPEN = (
     *("method.config", "model.settings", "train.lr_by", "train.decay_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
-#: Keys that every file of these groups has, with an example.
+#: Keys that every file of these groups has.
 KEYS_OF_FILES = {
-    "model": {"name": "my_model", "label": "My model", "modality": "text"},
-    "task": {"name": "my_task", "label": "My task", "family": "text", "modality": "text"},
-    "method": {"kind": "lora", "label": "LoRA r=8", "keep": "best"},
+    "model": ("name", "label", "modality"),
+    "task": ("name", "label", "family", "modality"),
+    "method": ("kind", "label", "keep"),
 }
 
 
@@ -91,9 +92,7 @@ OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
 OmegaConf.register_new_resolver("keep", _keep, replace=True)
-ConfigStore.instance().store(name="schema", node=schema.Settings)
-for launcher in launch.LAUNCHERS:
-    ConfigStore.instance().store(group="schema/launcher", name=launcher.name, node=launcher)
+ConfigStore.instance().store(name="schema", node=BASE)
 
 
 class Elsewhere(SearchPathPlugin):
@@ -108,6 +107,23 @@ class Elsewhere(SearchPathPlugin):
 
 
 Plugins.instance().register(Elsewhere)
+
+
+class ReadOnce:
+    """Hydra's repository of files, which reads each file once for all the cells of a sweep."""
+
+    def __init__(self, repository: Any) -> None:
+        self.repository, self.loaded = repository, cache(repository.load_config)
+
+    def __deepcopy__(self, memo: Any) -> "ReadOnce":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.repository, name)
+
+    def load_config(self, config_path: str) -> Any:
+        """A copy of a file's content, into which Hydra then merges others; None where there is no file."""
+        return copy.deepcopy(self.loaded(config_path=config_path))
 
 
 class Files:
@@ -130,7 +146,7 @@ class Files:
                     )
             self.folders.append(folder)
         self._defaults: dict[tuple[str, ...], DictConfig] = {}
-        self._checked, self._own_tasks = set[str](), set[str]()
+        self.recipes: dict[str, dict[str, Any]] = {}
         self._choices: dict[str, list[str]] = {}
 
     @contextmanager
@@ -142,80 +158,61 @@ class Files:
         Elsewhere.folders = self.folders[1:]
         try:
             with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
-                yield GlobalHydra.instance().hydra
+                hydra: Any = GlobalHydra.instance().hydra
+                hydra.config_loader.repository = ReadOnce(hydra.config_loader.repository)
+                yield hydra
         finally:
             GlobalHydra.instance().hydra = others
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
-        """The configuration that Hydra composes, with its own part. Raises UserError, in one line, for what
-        it refuses."""
+        """What Hydra composes, with Hydra's own part, and the recipe as its row sees it. Raises UserError for
+        what Hydra refuses, and for a key that `+` adds or a recipe has and nothing reads."""
+        self._check_added(overrides)
         try:
-            return compose("config", list(overrides), return_hydra_config=True)
+            cfg = compose("config", list(overrides), return_hydra_config=True)
         except yaml.YAMLError as error:
             raise UserError(f"no YAML: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(self._explain(error, overrides)) from None
+            raise UserError(self._refusal(error, overrides)) from None
+        for group, keys in KEYS_OF_FILES.items():
+            for key in keys:
+                if key not in cfg[group]:
+                    path = self.path(group, cfg.hydra.runtime.choices[group])
+                    raise UserError(f"{path}: {key}: is missing")
+        with open_dict(cfg):
+            self._take_recipe(cfg, any(re.match("~?recipe(=|$)", line) for line in overrides))
+        return cfg
 
-    def compose_with_recipe(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], DictConfig]:
-        """The configuration, and the overrides that compose it: a row without a recipe for this model takes
-        the recipe of the row that its file names, and its own part (by_row) of a recipe that rows share
-        takes the place of what all have. Raises UserError for a key of the recipe that nothing reads."""
-        self._check_added(overrides)
-        cfg = self.compose(overrides)
-        for group in KEYS_OF_FILES:
-            if group in cfg:
-                self._check_needed(group, cfg.hydra.runtime.choices[group], cfg[group])
-        other = cfg.get("method", {}).get("recipe")
-        chosen = any(re.match(r"~?recipe\b", line) for line in overrides)
-        if not (cfg.get("recipe") or chosen or other is None):
-            recipe = f"{other}/{cfg.hydra.runtime.choices['recipe'].partition('/')[2]}"  # a preset may choose
-            if recipe in self.choices("recipe"):
-                overrides = (*overrides, f"recipe={recipe}")
-                cfg = self.compose(overrides)
-        if cfg.get("recipe"):
-            self._own_tasks.add(str(cfg.task.get("name")))
-            self._check_recipe(str(cfg.hydra.runtime.choices["recipe"]), cfg.recipe)
-        if "by_row" in (cfg.get("recipe") or {}):
-            part = cfg.recipe.by_row.get(row_word(cfg)) or {}
-            # A value for one task would stand before the row's own for all tasks
-            others = (f"~recipe.by_task.{key}" for key in part if key in (cfg.recipe.get("by_task") or {}))
-            own = (f"++recipe.{key}={as_word(plain(value))}" for key, value in part.items())
-            # How a value was chosen is said of rows that have it
-            said, task = cfg.recipe.get("chosen") or {}, cfg.recipe.get("by_task") or {}
-            here = {*cfg.recipe, *task, *part, *(part.get("by_task") or {})}
-            unsaid = (f"~recipe.chosen.{key}" for key in said if key not in here)
-            overrides = (*overrides, "~recipe.by_row", *others, *unsaid, *own)
-            cfg = self.compose(overrides)
-        return overrides, cfg
-
-    def _check_needed(self, group: str, name: str, part: DictConfig) -> None:
-        """Raises UserError where a group's file lacks a key that each has, or a row's file names recipes that
-        nobody has written."""
-        for key, example in KEYS_OF_FILES[group].items():
-            if key not in part:
-                raise UserError(f"{self.path(group, name)}: {key}: is missing, such as {key}: {example}")
+    def _take_recipe(self, cfg: DictConfig, chosen: bool) -> None:
+        """Puts a row's recipe into the configuration: the one that was chosen, its own for the model, or else
+        that of the row that its file names (recipe: lora)."""
+        runtime, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
         rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
-        other = part.get("recipe")
-        if group == "method" and other is not None and other not in rows:
-            near = did_you_mean(str(other), rows) or f" Known: {', '.join(rows)}"
-            raise UserError(
-                f"{self.path(group, name)}: recipe: {other}: no row with recipes has this name.{near}"
-            )
+        if other not in (None, *rows):
+            path, near = self.path("method", runtime.method), did_you_mean(str(other), rows)
+            raise UserError(f"{path}: recipe: {other}: no row with recipes has this name.{near}")
+        name = str(runtime.get("recipe"))
+        if not (cfg.get("recipe") or chosen or other is None):
+            name = f"{other}/{name.partition('/')[2]}"  # a preset may choose the model
+        if not cfg.get("recipe") and name not in self.choices("recipe"):
+            return
+        if name not in self.recipes:
+            found = cfg.recipe or compose(f"recipe/{name}").recipe[name.partition("/")[0]]
+            content: Any = OmegaConf.to_container(found)
+            check_recipe(self, name, content, {str(cfg.task.get("name"))})
+            self.recipes[name] = content
+        cfg.recipe, runtime.recipe = of_row(self.recipes[name], row_word(cfg)), name
 
     def _check_added(self, overrides: tuple[str, ...]) -> None:
         """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
-        for line in overrides:
-            if not line.startswith("+"):
-                continue
-            key, keys = line.lstrip("+").partition("=")[0], self.known_keys(groups_of(overrides))
+        groups = groups_of(overrides)
+        for line in (one for one in overrides if one.startswith("+") and one not in groups):
+            key, keys = line.lstrip("+").partition("=")[0], self.known_keys(groups)
             opens = [mapping for mapping in OPEN if mapping in keys]
-            if key.startswith(tuple(f"{mapping}." for mapping in opens)):
-                continue
-            if key not in keys:
-                close = did_you_mean(key, keys)
-                raise UserError(f"no key {key!r}.{close} (+ adds to {', '.join(opens)} alone)")
-            if not line.startswith("++"):
-                raise UserError(f"{line}: {key} is there already; without the + it is set")
+            if not key.startswith(tuple(f"{mapping}." for mapping in opens)) and key not in keys:
+                raise UserError(
+                    f"no key {key!r}.{did_you_mean(key, keys)} (+ adds to {', '.join(opens)} alone)"
+                )
 
     def defaults(self, groups: tuple[str, ...]) -> DictConfig:
         """The configuration with these group choices and no other override, composed once."""
@@ -225,7 +222,8 @@ class Files:
 
     def known_keys(self, groups: tuple[str, ...] = ()) -> list[str]:
         """Every key that an override may set with these group choices, dotted."""
-        return [key for key, _ in dotted(without_hydra(self.defaults(groups), resolve=False))]
+        keys = (key for key, _ in dotted(without_hydra(self.defaults(groups), resolve=False)))
+        return [key for key in keys if not key.startswith(("recipe", "model.architecture."))]
 
     # --- files
 
@@ -263,56 +261,23 @@ class Files:
         content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
         return dict(content)
 
-    def _check_recipe(self, name: str, recipe: DictConfig) -> None:
-        if name not in self._checked:
-            check_recipe(self, name, OmegaConf.to_container(recipe), self._own_tasks)
-            self._checked.add(name)
-
-    # --- errors
-
-    def _explain(self, error: Exception, overrides: tuple[str, ...]) -> str:
-        """Hydra's error in one line: which key is unknown, and which one was probably meant."""
+    def _refusal(self, error: Exception, overrides: tuple[str, ...]) -> str:
+        """Hydra's error in one line, or the first key that there is not, with the nearest one."""
         groups = groups_of(overrides)
         # Where there are only groups, composing them is what failed
         known = self.known_keys(groups) if groups != overrides else []
         for line in overrides:
-            key, _, value = line.lstrip("+~").partition("=")
-            if "method.config" in known and key not in known and key.startswith("method."):
-                name = key.removeprefix("method.").removeprefix("config.")
-                return (
-                    f"no key {key!r}. A class of peft takes its own settings (peft's names) in one:"
-                    f" method.config='{{{name}: {value}}}'"
-                )
-            if known and key not in known and key not in GROUPS:
+            key = line.lstrip("+~").partition("=")[0]
+            if known and key not in (*known, *GROUPS):
                 return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
-        cause = error.__cause__ or error.__context__ or error
-        for line in overrides:
-            key, _, value = line.lstrip("+~").partition("=")
-            if re.search(rf"full_key: {re.escape(key)}$", f"{error}\n{cause}", re.MULTILINE):
-                for text, wanted in TYPE_ERRORS.items():
-                    if text in str(cause):
-                        return f"{line}: should be {wanted}{as_sweep(key, value)}"
-                return f"{line}: {first_line(cause)}"
-            if line.startswith("~") and line in str(error):
-                return f"{line}: every run has this key. {key}=VALUE sets it"
-        if first_line(error).endswith("raised while composing config:"):
-            return f"{first_line(error).partition(':')[0]}: {first_line(cause)}"
-        return first_line(error)
-
-
-#: How OmegaConf says that a value has the wrong type.
-TYPE_ERRORS = {
-    "to Float": "a number",
-    "to Integer": "a whole number",
-    "to string": "text",
-    "valid bool": "true or false",
-}
+        last = first_line(error.__cause__ or error.__context__ or error)
+        place = first_line(error).partition(":")[0] if first_line(error).startswith("In ") else ""
+        return f"{place}: {last}" if place else last
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The overrides that choose files, or a row's part of a recipe."""
-    keys = {line: line.lstrip("~+").partition("=")[0] for line in overrides}
-    return tuple(line for line, key in keys.items() if key in GROUPS or key.startswith("recipe."))
+    """The overrides that choose files."""
+    return tuple(line for line in overrides if line.lstrip("~+").partition("=")[0] in GROUPS)
 
 
 def plain(node: Any) -> Any:
@@ -336,17 +301,6 @@ def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 def choices(group: str) -> list[str]:
     """The names of the files of a group of conf/."""
     return Files().choices(group)
-
-
-def recipe_by_row(name: str, config_dir: str | None = None) -> dict[str, Any] | None:
-    """The parts of the rows that share a recipe; None for a recipe of one row, and where there is none."""
-    files = Files(config_dir)
-    return files.read("recipe", name).get("by_row") if name in files.choices("recipe") else None
-
-
-def keys_of_recipes(row: str, config_dir: str | None = None) -> list[str]:
-    """The keys of a row's recipes that something reads."""
-    return known_keys(Files(config_dir), row, "")
 
 
 def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

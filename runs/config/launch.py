@@ -3,11 +3,18 @@
 None of it is part of a run's identity or configuration: a sweep can start with one launcher and continue with
 another."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from runs.command import mistake
+from runs.config.schema import Count
 from runs.errors import UserError
 from runs.tracking import Tracking
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 @dataclass
@@ -17,30 +24,30 @@ class Launcher:
     name: str = "?"
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Serial(Launcher):
     """One run after another, each in a process of its own."""
 
     name: str = "serial"
-    runs_per_device: int = 1  # how many runs of several commands may share a device
+    runs_per_device: Count = 1  # how many runs of several commands may share a device
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Local(Launcher):
     """Runs at once on the devices of this machine, each in a process of its own."""
 
     name: str = "local"
-    runs_per_device: int = 1  # how many runs share a device
+    runs_per_device: Count = 1  # how many runs share a device
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Slurm(Launcher):
     """An array of Slurm jobs, each with one worker. The names are submitit's, where it has one.
 
     Other options of sbatch (comment, exclude, mail_user ...) go into additional_parameters."""
 
     name: str = "slurm"
-    executors: int | None = None  # how many at once; null: one a run, at most 8
+    executors: Count | None = None  # how many at once; null: one a run, at most 8
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -55,24 +62,23 @@ class Slurm(Launcher):
     max_num_timeout: int = 1000  # how often a job goes back into the queue
     signal_delay_s: int = 120  # how many seconds before its time limit a job gets a signal
     setup: list[str] = field(default_factory=list)  # shell commands before the executor's
-    additional_parameters: Any = None  # a mapping: of sbatch: {exclude: node7}
+    additional_parameters: dict[str, Any] | None = None  # of sbatch: {exclude: node7}
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Ray(Launcher):
     """Ray workers."""
 
     name: str = "ray"
-    executors: int | None = None  # how many at once; null: one a run, at most 8
-    init: Any = None  # a mapping: of ray.init: {address: auto}
-    remote: Any = None  # a mapping: of ray.remote: {num_gpus: 1}
+    executors: Count | None = None  # how many at once; null: one a run, at most 8
+    init: dict[str, Any] | None = None  # of ray.init: {address: auto}
+    remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
 
 
-LAUNCHERS = (Serial, Local, Slurm, Ray)
-MODES = (None, "online", "offline", "off")
+LAUNCHERS = {of.name: of for of in (Serial, Local, Slurm, Ray)}
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Launch:
     """Where and how the runs of a command are done."""
 
@@ -84,23 +90,14 @@ class Launch:
 
 def from_plain(values: dict[str, Any]) -> Launch:
     """From the plain values of a composed configuration. Raises UserError for a value that is not allowed."""
-    settings, kinds = dict(values["launcher"]), {of.name: of for of in LAUNCHERS}
-    if settings["name"] not in kinds:
-        raise UserError(f"launcher.name={settings['name']}: should be one of {', '.join(kinds)}")
+    name = values["launcher"].get("name")
+    if name not in LAUNCHERS:
+        raise UserError(f"launcher.name={name}: should be one of {', '.join(LAUNCHERS)}")
     try:
-        launcher = kinds[settings["name"]](**settings)
-    except TypeError:
-        raise UserError(f"launcher.name={settings['name']}: launcher={settings['name']} chooses it") from None
-    if values["tracking"]["mode"] not in MODES:
-        raise UserError(
-            f"tracking.mode={values['tracking']['mode']}: should be one of null, online, offline, off"
-        )
-    rest = {key: values[key] for key in ("redo", "table")}
-    launch = Launch(launcher, Tracking(**values["tracking"]), **rest)
-    for key in ("runs_per_device", "executors"):
-        if (count := settings.get(key)) is not None and count < 1:
-            raise UserError(f"launcher.{key}={count}: should be at least 1")
-    for key in ("init", "remote", "additional_parameters"):
-        if not isinstance(settings.get(key), dict | None):
-            raise UserError(f"launcher.{key}={settings[key]}: should be a mapping, such as {{a: b}}")
-    return launch
+        launcher = LAUNCHERS[name](**values["launcher"])
+    except ValidationError as error:
+        raise UserError(mistake(error, within="launcher.")) from None
+    try:
+        return TypeAdapter(Launch).validate_python(values | {"launcher": launcher})
+    except ValidationError as error:
+        raise UserError(mistake(error)) from None

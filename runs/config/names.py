@@ -25,16 +25,6 @@ HABITS = {
 }
 
 
-#: What keys of other harnesses ask for, and is not there.
-WITHOUT = {
-    **dict.fromkeys(
-        ("patience", "early_stopping", "early_stopping_patience", "load_best_model_at_end"),
-        " No run stops early: each epoch is evaluated, and the best one's adapter is kept (keep=best)",
-    ),
-    **dict.fromkeys(("compile", "torch_compile"), " Runs are not compiled"),
-}
-
-
 def did_you_mean(name: str, known: list[str]) -> str:
     """A sentence with the nearest right name or, for a key of a group, with the keys of the group; else
     empty."""
@@ -45,8 +35,6 @@ def did_you_mean(name: str, known: list[str]) -> str:
         return f" Did you mean {exact}?"
     if HABITS.get(last) in known:
         return f" Did you mean {HABITS[last]}?"
-    if last in WITHOUT:
-        return WITHOUT[last]
     close = [k for k in known if k.startswith(f"{name}_")][:4] or [
         k for k in known if k.endswith(f".{last}")
     ][:1]
@@ -64,10 +52,8 @@ def as_sweep(key: str, value: str) -> str:
 
 
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values, without those that no override sets: the recipe's, an architecture's."""
+    """Dotted keys and their values, those of mappings too."""
     for key, value in node.items():
-        if f"{prefix}{key}".startswith(("recipe", "model.architecture.")):
-            continue
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{key}.")

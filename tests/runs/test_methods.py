@@ -104,15 +104,10 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
         (["method=LoRA(r=4, lora_alpha=8)"], "Did you mean method=lora method.rank=4 method.alpha=8?"),
         (["method=OSF"], "Did you mean peft:OSFConfig?"),
         (["method=IA3"], "Did you mean ia3?"),  # a row of its own
-        (
-            ["method=peft", "method.r=4"],
-            "takes its own settings (peft's names) in one: method.config='{r: 4}'",
-        ),
-        (["method=peft", "method.config.r=4"], "in one: method.config='{r: 4}'"),
-        (["method=vera", "method.kind=a.b"], "a class is named by a file"),
+        (["method=peft", "method.r=4"], "no key 'method.r'"),
+        (["method=peft", "method.config.r=4"], "no key 'method.config.r'"),
+        (["method=vera", "method.kind=a.b"], "a file names what is called"),
         (["method=vera", "gradient_accumulation_steps=4"], "Did you mean micro_batch?"),
-        (["method=vera", "train.patience=3"], "No run stops early: each epoch is evaluated"),
-        (["method=vera", "train.torch_compile=true"], "Runs are not compiled"),
     ],
 )
 def test_another_librarys_spelling_gets_the_right_suggestion(given, meant, words):
@@ -203,7 +198,7 @@ def test_a_file_without_a_key_that_every_method_has_is_one_line(key, own, words)
     file = own / "conf" / "method" / "biases.yaml"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(f"{key}:")))
-    with pytest.raises(UserError, match=rf"{file}: {key}: is missing, such as {key}: "):
+    with pytest.raises(UserError, match=rf"{file}: {key}: is missing"):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 
@@ -220,7 +215,7 @@ def test_a_task_or_model_without_a_key_that_each_has_is_one_line(group, key, tmp
         lines = [line for line in text.splitlines() if name != group or not line.startswith(f"{key}:")]
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.yaml").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=rf"{group}/mine.yaml: {key}: is missing, such as {key}: "):
+    with pytest.raises(UserError, match=rf"{group}/mine.yaml: {key}: is missing"):
         expand(["task=mine", "model=mine", "--config-dir", str(tmp_path)])
     # Nor does it end the message of another mistake
     with pytest.raises(UserError, match="model vit_base takes image, task reviews is text"):

@@ -10,7 +10,7 @@ import yaml
 from tiny import save_tiny
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from runs import models, pairs
+from runs import meta, models
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.identity import run_id
@@ -191,10 +191,10 @@ def test_rates_by_the_row():
 def test_an_unknown_pattern_names_the_class_own_parameters():
     words = ["method=vblora_matched", "experiment=peers_minilm", "seed=0"]
     (run,) = expand([*words, "train.lr_by={bank: 1e-2}"])
-    assert re.search(r"no trained parameter's name ends with 'bank'. There are: .*vblora", pairs.refusal(run))
+    assert re.search(r"no trained parameter's name ends with 'bank'. There are: .*vblora", meta.refusal(run))
     for row in ("vblora_matched", "lora_plus"):
         (run,) = expand([f"method={row}", *words[1:]])
-        assert pairs.refusal(run) is None
+        assert meta.refusal(run) is None
 
 
 @pytest.mark.slow
@@ -266,17 +266,22 @@ def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("lorra: {lr: 1}", "no method of the name 'lorra'. Did you mean lora?"),
-        ("lora: {size: 1}", "by_row: lora: no key 'size' for the row lora."),
-        ("lora: {chosen: {lr: x}}", "by_row: lora: no key 'chosen' for the row lora."),
-        ("lora: {by_task: {lr: {reviewz: 1}}}", "no task 'reviewz', in by_task: lr. Did you mean reviews?"),
-        ("lora: 3", "by_row should be a mapping, such as {lora: {lr: ...}}"),
+        ("lorra: {lr: 1}", "no method 'lorra'. Did you mean lora?"),
+        ("lora: {size: 1}", "by_row.lora.size: nothing reads it."),
+        ("lora: {chosen: {lr: x}}", "by_row.lora.chosen: nothing reads it."),
+        (
+            "lora: {by_task: {lr: {reviewz: 1}}}",
+            "by_row.lora.by_task.lr.reviewz: nothing reads it. Did you mean reviews?",
+        ),
+        ("lora: 3", "by_row.lora=3: "),
     ],
 )
 def test_a_part_that_nothing_reads_is_refused(part, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         expand([*shared(tmp_path, f"lr: 1e-3\nby_row:\n  {part}\n"), "method=lora"])
-    with pytest.raises(UserError, match="no key 'rank'"):  # what only some rows read stands in their parts
+    with pytest.raises(
+        UserError, match="rank: nothing reads it"
+    ):  # what only some rows read stands in their parts
         expand([*shared(tmp_path, "rank: 2\nby_row: {}\n"), "method=lora"])
 
 

@@ -137,7 +137,7 @@ def test_a_value_that_is_no_rate_is_refused(value, message, words):
 
 
 def test_adams_second_beta_is_below_one(words):
-    with pytest.raises(UserError, match=r"train.adam_beta2=1.0: should be at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"train.adam_beta2=1.0: should be less than 1"):
         expand(lora(words, "train.adam_beta2=1"))
 
 

@@ -566,7 +566,7 @@ def test_a_trial_counts_by_all_of_its_runs():
             ["task.holdout=null"],
             "task.holdout=null: trials are judged on held-out training rows, never on the dev or test set",
         ),
-        (["task.holdout=1"], "task.holdout=1: should be a number between 0 and 1"),
+        (["task.holdout=1"], "task.holdout=1: should be less than 1"),
         (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
         (["grid={method.rank: [0], train.lr: [1]}"], "rank must be a whole number of at least 1, got 0"),
         (["seed=0,0"], "appears twice in this sweep"),
