@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from runs.identity import hash_of
-from runs.record import FINISHED, Record, read_record, record_path, run_folder
+from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
 from runs.record.text import duration
 from runs.run import Run
 from runs.sweep.claim import Claim
 from runs.sweep.display import Display, differs, read_progress, result_words
-from runs.tracking import Tracking
+from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import tidy
 
 
@@ -112,6 +112,13 @@ def settle(
         seconds = seconds or sum(record["cost"].get(f"{part}_seconds", 0.0) for part in parts)
         display.line(f"{job.head}  {result_words(record)}  {duration(seconds)}  run {job.id}")
     return True
+
+
+def send_to_agent(job: Job, sweep: Sweep) -> None:
+    """Sends a run that this command did not do, where `wandb agent` started the command for it."""
+    settings = of_run(sweep.tracking, job.run, [other.run for other in sweep.jobs])
+    if settings.agent and (record := finished_record(job.output, job.id)):
+        Tracker(settings, job.run, job.id, record).finish(record)
 
 
 def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:

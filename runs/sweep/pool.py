@@ -14,7 +14,7 @@ from runs.sweep.attempt import BUSY, FAILED, STOPPED, Process, handling
 from runs.sweep.claim import PATIENCE
 from runs.sweep.devices import Place
 from runs.sweep.display import Display
-from runs.sweep.jobs import Job, Outcome, Sweep, settle
+from runs.sweep.jobs import Job, Outcome, Sweep, send_to_agent, settle
 from runs.tracking import of_run
 from runs.training.files import Attempt, saved
 
@@ -84,6 +84,8 @@ class Pool:
         for job in [job for job in self.pending if job not in on]:
             if settle(job, self.sweep, self.outcome, self.display, seconds):
                 self.pending.remove(job)
+                if seconds is not None:
+                    send_to_agent(job, self.sweep)
 
     def _start(self) -> None:
         """Starts a run at each free place."""

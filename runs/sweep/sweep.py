@@ -34,10 +34,10 @@ from runs.sweep.attempt import Event, reporter, start_fork_server
 from runs.sweep.claim import check_leases, claimed
 from runs.sweep.devices import devices, places
 from runs.sweep.display import Display, head
-from runs.sweep.jobs import Job, Outcome, Sweep, name_of, settle, settled_record
+from runs.sweep.jobs import Job, Outcome, Sweep, name_of, send_to_agent, settle, settled_record
 from runs.sweep.launch import check_launcher, environment, launched
 from runs.sweep.pool import Pool
-from runs.tracking import Tracker, log_file, of_run
+from runs.tracking import log_file, of_run
 from runs.training.files import Attempt
 
 
@@ -66,13 +66,15 @@ def sweep(
         raise UserError(f"{text}{'' if text.endswith('?') else '.'} Nothing was started.") from None
     output = runs[0].config["output"]
     trouble = _trouble(output)
-    _send_to_agent(jobs, left, launch)
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(output) / folder)
     if replaced and first:
         count = sum(set_aside(record, output) for record in replaced)
         print(f"redo: {plural(count, 'record')} set aside, in {Path(output) / 'replaced'}", flush=True)
     plan = Sweep(jobs, _failed(jobs), launch.tracking)
+    for job in jobs:
+        if job.run not in left:
+            send_to_agent(job, plan)
     if first and not part and len(jobs) > 1:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for room
             write_sweep(output, name_of(jobs), [job.id for job in jobs])
@@ -185,14 +187,6 @@ def _do_here(plan: Sweep, display: Display) -> Outcome:
                         raise
             settle(job, plan, outcome, display, time.monotonic() - start if attempt else None)
     return outcome
-
-
-def _send_to_agent(jobs: list[Job], left: list[Run], launch: Launch) -> None:
-    """Sends the run that `wandb agent` started this command for, where it has its record already."""
-    for job in jobs:
-        settings = of_run(launch.tracking, job.run, [other.run for other in jobs])
-        if settings.agent and job.run not in left and (record := finished_record(job.output, job.id)):
-            Tracker(settings, job.run, job.id, record).finish(record)
 
 
 def _trouble(output: str) -> int:
