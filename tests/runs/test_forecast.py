@@ -381,7 +381,7 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
 
     (run,) = expand(words)
     record, whole = trained([*words, "seed=1"]), outline(run)
-    path = run_folder(output_of(words), run_id(run)) / "checkpoint.safetensors"
+    path = run_folder(output_of(words), run_id(run)) / "attempts" / "a" / "checkpoint.safetensors"
     path.parent.mkdir(parents=True)
     header = json.dumps({"state": {"step": whole.steps // 2}})
     save_file({"x": torch.zeros(1)}, path, {"header": header})

@@ -594,10 +594,13 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
     ("words", "message"),
     [
         (["launcher=slrum"], "no launcher 'slrum'. Did you mean slurm?"),
-        (["launcher.runs_per_device=0"], "launcher.runs_per_device=0: should be at least 1"),
+        (["launcher.runs_per_device=0"], "launcher.runs_per_device=0: should be greater than or equal to 1"),
         (["runs_per_device=2"], "no key 'runs_per_device'. Did you mean launcher.runs_per_device?"),
         (["launcher.executors=3"], "no key 'launcher.executors'. launcher has: name, runs_per_device"),
-        (["launcher=ray", "launcher.executors=0"], "launcher.executors=0: should be at least 1"),
+        (
+            ["launcher=ray", "launcher.executors=0"],
+            "launcher.executors=0: should be greater than or equal to 1",
+        ),
         (["launcher=slurm", "launcher.partitoin=gpu"], "Did you mean launcher.partition?"),
         (["launcher=slurm", "launcher.cpus_per_task=many"], "launcher.cpus_per_task=many: should be a whole"),
     ],
@@ -619,10 +622,10 @@ def test_a_launcher_gets_its_settings():
 @pytest.mark.parametrize("name", choices("launcher"))
 def test_a_launchers_file_has_what_its_type_has(name):
     """With the same defaults: launchers are made in tests and notebooks, too."""
-    (of,) = (launcher for launcher in settings.LAUNCHERS if launcher.name == name)
+    of = settings.LAUNCHERS[name]
     assert read_command([f"launcher={name}"]).launch.launcher == of()
     written = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text()).keys() - {"defaults"}
-    assert written == {field.name for field in dataclasses.fields(of)} - {"name"}
+    assert written == {field.name for field in dataclasses.fields(of)}
 
 
 def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):

@@ -543,7 +543,7 @@ def test_flowers_with_missing_files_are_refused(tmp_path):
         ("task.augment=mixup", "should be one of none, flip, crop"),
         ("task.bad_images=ignore", "should be one of refuse, skip"),
         ("task.crop_scale=[0.5,2.0]", "two shares of the area"),
-        ("task.crop_scale=[a,b]", "two shares of the area"),
+        ("task.crop_scale=[2.0,3.0]", "two shares of the area"),
         ("task.image_size=-3", "at least 1"),
         ("task.data_dir=/nowhere/at/all", "no such folder"),
         (f"task.data_dir={__file__}", "no folder"),
