@@ -23,7 +23,7 @@ ABSENT = {
     "memory": 1,
     "families": 2,
     "speed": 2,
-    "crowd": 1,
+    "crowd": 0,
 }
 
 

@@ -19,15 +19,13 @@ from runs.config.check import checked
 from runs.config.files import GROUPS, Files, plain
 from runs.config.launch import Launch
 from runs.config.names import as_sweep
-from runs.config.overrides import RUN_ID, split, values
+from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
 from runs.config.schema import Seed
 from runs.errors import UserError
 from runs.run import Run
 
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
 WHERE = ("launcher", "tracking", "redo", "table")
-#: The most runs of one command: a range with a zero too many is refused before it takes hours.
-MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The overrides of a command line, in Hydra's grammar: parsed and checked, with their lists expanded."""
 
+import itertools
 import re
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 
 from runs.command import at_home
@@ -15,6 +16,8 @@ from runs.errors import UserError
 from runs.record.text import first_line
 
 RUN_ID = "[0-9a-f]{12}"
+#: The most runs of one command: a range with a zero too many is refused before it takes memory.
+MOST_RUNS = 100_000
 #: Groups that every command has a choice of.
 NEEDED = ("model", "task", "method", "launcher", "tracking")
 #: Mappings of which a key may be taken away.
@@ -121,13 +124,16 @@ def _check(override: Override, shown: str) -> None:
 
 
 def _values(override: Override) -> list[str]:
-    """An override for each value of a list. Raises UserError for a sweep that has no list of values."""
+    """An override for each value of a list. Raises UserError for a sweep that has no list of values, and for
+    more than MOST_RUNS values, before they are made."""
     line, value = override.input_line or "", override.value()
     if override.is_interval_sweep():
         raise UserError(f"{line}: an interval has no values to run through: a list, or python -m runs.tune")
     if isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list):
         raise UserError(f"{line}: choice() or range() beside or within a list: write one list, KEY=a,b")
     try:
+        if isinstance(value, RangeSweep) and [*itertools.islice(value.range(), MOST_RUNS, MOST_RUNS + 1)]:
+            raise UserError(f"{line}: more values than the {MOST_RUNS:,} runs that one command takes")
         texts = [f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()]
     except (HydraException, ValueError, ArithmeticError) as error:
         raise UserError(f"{line}: cannot be listed ({first_line(error)})") from None

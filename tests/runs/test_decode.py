@@ -300,13 +300,17 @@ def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path,
         "task.beams=6",
     ]
     straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
-    path = folder_of(killed) / "decoded_last.jsonl"
     process = started(*killed)
-    while process.is_alive() and not (path.is_file() and path.read_text().count("\n") > 5):
+
+    def written():
+        paths = folder_of(killed).glob("attempts/*/decoded_last.jsonl")
+        return max((path.read_text().count("\n") for path in paths), default=0)
+
+    while process.is_alive() and written() <= 5:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    saved = path.read_text().count("\n") - 1
+    saved = written() - 1
     assert 5 <= saved < 40
     resumed = do(killed)
     assert comparable(resumed) == comparable(do(straight))
@@ -374,12 +378,7 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
         }
     path = run_folder(output, record["id"]) / "decoded_last.jsonl"
     path.write_text(path.read_text().replace('"0.9": "', '"0.9": "more '))
-    assert evaluate.main([record["id"], f"output={output}"]) == 1
-    assert "NOT the same" in capsys.readouterr().out
-    path.write_text("\n".join(path.read_text().split("\n")[:2]) + "\n")
-    with pytest.raises(
-        evaluate.UserError, match=r"cannot be read \(2 of the 3 texts are missing or damaged\)"
-    ):
+    with pytest.raises(evaluate.UserError, match="is not the file that the record of run"):
         evaluate.main([record["id"], f"output={output}"])
     path.unlink()
     with pytest.raises(evaluate.UserError, match=r"is not there: the run decoded texts, .*python -m runs "):
@@ -389,10 +388,6 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
 @pytest.mark.usefixtures("process")
 def test_a_sweep_shows_decoding_and_the_score(e2e_words):
     done = call("runs", *e2e_words, check=0)
-    assert "dev perplexity" in done.stdout
-    assert "decoding (last epoch) 0/3" in done.stdout
-    assert "decoding (last epoch) 3/3" in done.stdout
-    assert "left: run 0s and 3 texts" in done.stdout
     log = (folder_of(e2e_words) / "log.txt").read_text()
     assert "epoch 2: train loss" in log
     assert "last epoch, 0.9: bleu 0.00, nist 0.00" in log

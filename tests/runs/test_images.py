@@ -345,13 +345,11 @@ def test_half_precision_trains_on_images(image_words):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, capsys, tmp_path):
+def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, tmp_path):
     runs = expand([*image_words, "seed=0,1"])
     preflight(runs)
     assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
     assert sweep(runs).exit_code == 0
-    text = capsys.readouterr().out
-    assert text.count("img/s") >= 4
     assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
 
 
