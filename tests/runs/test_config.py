@@ -69,7 +69,7 @@ task.family=null | task.family=null: should be
 method.rank=choice(1,2),3 | method.rank=choice(1,2),3: choice() or range() beside or within a list
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
-seed=range(0,100001) | 100,001 runs, and one command takes at most 100,000
+seed=range(0,100001) | more values than the 100,000 runs that one command takes
 model.settings={a:[{_target_:os.system}]} | no override does
 hydra=default | hydra=default: not taken here. Instead: output=FOLDER
 train.lr=[1e-2,1e-3] | A sweep has no brackets: train.lr=
