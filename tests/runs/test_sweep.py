@@ -740,18 +740,19 @@ def slurm(process):
 
 
 def test_on_slurm_two_runs_longer_than_a_job_are_done_by_requeue_alone(slurm, words, tmp_path):
-    """One job at a time, of a minute, of which the signal leaves 20 seconds."""
-    many = [*words, "seed=0,1", "train.epochs=600"]
+    """One job at a time, of a minute, of which the signal leaves 20 seconds: 330 epochs on an idle core. Slurm
+    queues a job again for two minutes each time."""
+    many = [*words, "seed=0,1", "train.epochs=450"]
     limits = ["launcher.timeout_min=1", "launcher.signal_delay_s=40", "launcher.cpus_per_task=1"]
     process = start(*many, "launcher=slurm", "launcher.executors=1", *limits)
-    printed, _ = process.communicate(timeout=500)
+    printed, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, printed
     assert "2 done, 0 already there" in printed
     assert printed.count("worker started") == 1
     assert all("resumed at step" in log_of(run) for run in expand(many))
     end_of(
         many,
-        [do([*elsewhere(words, output=tmp_path / "s"), "train.epochs=600", f"seed={s}"]) for s in (0, 1)],
+        [do([*elsewhere(words, output=tmp_path / "s"), "train.epochs=450", f"seed={s}"]) for s in (0, 1)],
     )
 
 
