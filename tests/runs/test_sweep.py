@@ -740,8 +740,8 @@ def slurm(process):
 
 
 def test_on_slurm_two_runs_longer_than_a_job_are_done_by_requeue_alone(slurm, words, tmp_path):
-    """One job at a time, of a minute, of which the signal leaves 20 seconds: 330 epochs on an idle core. Slurm
-    queues a job again for two minutes each time."""
+    """One job at a time, of a minute, of which the signal leaves 20 seconds: 330 epochs on an idle core.
+    Slurm holds a requeued job back for two minutes."""
     many = [*words, "seed=0,1", "train.epochs=450"]
     limits = ["launcher.timeout_min=1", "launcher.signal_delay_s=40", "launcher.cpus_per_task=1"]
     process = start(*many, "launcher=slurm", "launcher.executors=1", *limits)
