@@ -8,7 +8,7 @@ again. Each has an aim: who is killed, or stopped, when a run comes to which pha
 A stopped run goes on once another command, which no lock keeps off, has done the same run. Between commands
 files are damaged. When a folder has every record, the plain command has to end with exit code 0, and records,
 adapters and texts have to be those of the undisturbed sweep, with nothing else left. An aim whose phase never
-came fails the campaign. What happened stands in docs/chaos.md.
+came fails the campaign. docs/chaos.md says what happened.
 """
 
 import itertools

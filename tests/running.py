@@ -123,6 +123,11 @@ def make_folder(path) -> None:
     (path / "mine").touch()
 
 
+#: What a run tells of itself in the middle of its training.
+TRAINING = {"phase": "training", "epoch": 2, "epochs": 5, "step": 9, "steps": 25, "seconds_left": 61.0}
+TRAINING |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
+TRAINING |= {"loss": 0.5, "pace": 1500, "unit": "tokens"}
+
 #: What may stand in a file's place and is none, and what makes it there.
 ODD = {
     "a folder": make_folder,

@@ -69,8 +69,7 @@ def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...]
             parent[part] = node = [float(x) if type(x) is int else x for x in node]
         if node != wanted and not key.startswith("task."):
             changed.append(line)
-        alike = None in (wanted, node) or type(node) is type(wanted) or key.startswith("train.")
-        if not alike:
+        if not (None in (wanted, node) or type(node) is type(wanted) or key.startswith("train.")):
             kind = TYPES.get(type(wanted), "a mapping {a:b}")
             raise UserError(f"{line}: should be {kind}, such as {as_word(wanted)}{as_sweep(key, text)}")
     return changed

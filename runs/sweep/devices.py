@@ -29,7 +29,7 @@ def devices(device: str) -> list[str]:
 @dataclass(eq=False)
 class Place:
     """A place for one run at a time. gpus: to choose from; none on a CPU, or where a scheduler has chosen.
-    name: the one that it has."""
+    name: its own."""
 
     gpus: list[str]
     runs_per_device: int = 1

@@ -1,4 +1,4 @@
-"""The runs of one command, and how each ends. One function settles a run, whoever did it."""
+"""The runs of one command, and how each ends. One function counts and shows each end, whoever did the run."""
 
 import functools
 import sys
@@ -81,15 +81,15 @@ def name_of(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].run.experiment or 'runs'}-{hash_of([folder, [job.id for job in jobs]])[:8]}"
 
 
-def settle(
+def try_finish(
     job: Job, sweep: Sweep, outcome: Outcome, display: Display, seconds: float | None, error: str = ""
 ) -> bool:
-    """Settles a job that has ended: counts it, shows its line, and tidies what its attempts left. Returns
+    """Counts a job that has ended, shows its line, and tidies what its attempts left. Returns
     False while there is no record, and no error.
 
-    seconds: the time that it took, 0 where that is not known here; None where it was done before. error: why
+    seconds: how long it took, 0 where that is not known here; None where it was done before. error: why
     its process could write no record."""
-    record = settled_record(job, sweep.failed_before)
+    record = final_record(job, sweep.failed_before)
     if record is None and not error:
         return False
     if record is None or record["status"] == "failed":
@@ -121,7 +121,7 @@ def send_to_agent(job: Job, sweep: Sweep) -> None:
         Tracker(settings, job.run, job.id, record).finish(record)
 
 
-def settled_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
+def final_record(job: Job, failed_before: dict[str, str | None], quiet: bool = False) -> Record | None:
     """The record of a job that has ended: finished, or failed since the sweep began. A damaged one counts as
     none; quiet: without a line."""
     try:

@@ -22,7 +22,7 @@ from runs.record.text import plural
 from runs.sweep.attempt import handling, start_fork_server
 from runs.sweep.devices import Place
 from runs.sweep.display import Display
-from runs.sweep.jobs import Outcome, Sweep, name_of, settle
+from runs.sweep.jobs import Outcome, Sweep, name_of, try_finish
 from runs.sweep.pool import GRACE, Pool
 
 #: The most workers of a sweep where `executors` is null.
@@ -35,7 +35,7 @@ def launched(sweep: Sweep, display: Display, launcher: Launcher) -> Outcome:
     """Has workers do the runs until none is left, and shows what they do. If they or this command are killed,
     nothing is lost."""
     outcome, signals, empty, before = Outcome(), list[int](), 0, None
-    pending = [job for job in sweep.jobs if not settle(job, sweep, outcome, display, None)]
+    pending = [job for job in sweep.jobs if not try_finish(job, sweep, outcome, display, None)]
     display.line(f"{outcome.skipped} already done, {len(pending)} to do")
     folder = (Path(sweep.jobs[0].output) / "sweeps" / name_of(sweep.jobs)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def launched(sweep: Sweep, display: Display, launcher: Launcher) -> Outcome:
                     display.line(f"{plural(count, 'worker')} started ({engine.logs})")
                 display.show(on, len(pending))
                 time.sleep(1.0)
-                pending = [job for job in pending if not settle(job, sweep, outcome, display, 0.0)]
+                pending = [job for job in pending if not try_finish(job, sweep, outcome, display, 0.0)]
             outcome.interrupted = bool(signals)
         finally:
             display.close()
@@ -69,7 +69,7 @@ class SlurmJobs:
     """An array of Slurm jobs, through submitit. squeue counts the living ones: sacct does not notice a killed
     job on a cluster without accounting."""
 
-    #: Settings with submitit's own names for every cluster, and those that it has for Slurm alone.
+    #: Settings with submitit's own names for every cluster, and its names for Slurm alone.
     GENERAL = ("timeout_min", "nodes", "cpus_per_task", "gpus_per_node", "mem_gb")
     SPECIAL = (
         *("partition", "account", "qos", "constraint", "gres", "array_parallelism", "signal_delay_s"),

@@ -14,7 +14,7 @@ from runs.sweep.attempt import BUSY, FAILED, STOPPED, Process, handling
 from runs.sweep.claim import PATIENCE
 from runs.sweep.devices import Place
 from runs.sweep.display import Display
-from runs.sweep.jobs import Job, Outcome, Sweep, send_to_agent, settle
+from runs.sweep.jobs import Job, Outcome, Sweep, send_to_agent, try_finish
 from runs.tracking import of_run
 from runs.training.files import Attempt, saved
 
@@ -54,7 +54,7 @@ class Pool:
 
     def go(self) -> Outcome:
         """Does runs until none is left that this process can do."""
-        self._settle(None)
+        self._finish_elsewhere(None)
         if self.pending and not any(place.take() for place in self.places):
             place = self.places[0]
             self.display.line(
@@ -68,7 +68,7 @@ class Pool:
                     if not (self.running or self.waits):
                         break
                     self._look()
-                    self._settle(0.0)
+                    self._finish_elsewhere(0.0)
         finally:
             self._end()
             self.display.close()
@@ -77,12 +77,12 @@ class Pool:
         self.outcome.interrupted = bool(self.signal)
         return self.outcome
 
-    def _settle(self, seconds: float | None) -> None:
-        """Settles the runs that are not on here and have a record: from before (None), or of another
+    def _finish_elsewhere(self, seconds: float | None) -> None:
+        """Finishes the runs that are not on here and have a record: from before (None), or of another
         command."""
         on = [running.job for running in self.running]
         for job in [job for job in self.pending if job not in on]:
-            if settle(job, self.sweep, self.outcome, self.display, seconds):
+            if try_finish(job, self.sweep, self.outcome, self.display, seconds):
                 self.pending.remove(job)
                 if seconds is not None:
                     send_to_agent(job, self.sweep)
@@ -117,12 +117,12 @@ class Pool:
                 self.display.line(f"{job.head}  is being done by {job.claim.holder()}: waiting for it")
 
     def _ended(self, running: Running) -> None:
-        """Settles a run whose process has ended, or leaves it pending for another try."""
+        """Finishes a run whose process has ended, or leaves it pending for another try."""
         job, (code, error) = running.job, running.process.ended()
         if code == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
         seconds = time.monotonic() - running.since
-        if settle(job, self.sweep, self.outcome, self.display, seconds, error if code == FAILED else ""):
+        if try_finish(job, self.sweep, self.outcome, self.display, seconds, error if code == FAILED else ""):
             self.pending.remove(job)
         elif code not in (BUSY, STOPPED) and not self.signal:
             before, count = self._tries.get(job.id, (None, 0))

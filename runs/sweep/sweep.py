@@ -34,7 +34,7 @@ from runs.sweep.attempt import Event, reporter, start_fork_server
 from runs.sweep.claim import check_leases, claimed
 from runs.sweep.devices import devices, places
 from runs.sweep.display import Display, head
-from runs.sweep.jobs import Job, Outcome, Sweep, name_of, send_to_agent, settle, settled_record
+from runs.sweep.jobs import Job, Outcome, Sweep, final_record, name_of, send_to_agent, try_finish
 from runs.sweep.launch import check_launcher, environment, launched
 from runs.sweep.pool import Pool
 from runs.tracking import log_file, of_run
@@ -144,7 +144,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _failed(jobs: list[Job]) -> dict[str, str | None]:
     """The attempts of failed records that exist before the sweep, by run. A failed record of another one is
     of this sweep."""
-    records = [(job.id, settled_record(job, {}, quiet=True)) for job in jobs]
+    records = [(job.id, final_record(job, {}, quiet=True)) for job in jobs]
     return {i: record.get("claim") for i, record in records if record and record["status"] == "failed"}
 
 
@@ -185,7 +185,7 @@ def _do_here(plan: Sweep, display: Display) -> Outcome:
                     except BaseException:
                         attempt.save(stopped=True)
                         raise
-            settle(job, plan, outcome, display, time.monotonic() - start if attempt else None)
+            try_finish(job, plan, outcome, display, time.monotonic() - start if attempt else None)
     return outcome
 
 

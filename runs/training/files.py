@@ -172,7 +172,8 @@ def tidy(output: str | Path, record: Record) -> None:
     """Moves the files that a finished record names into its run's folder, where a kill has left them with an
     attempt, and removes what the attempts left. Everybody who sees the record may do so."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    (folder / "progress.json").unlink(missing_ok=True)
+    for path in (folder / "progress.json", *folder.glob(".progress.json.*")):  # one that a kill cut off, too
+        path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return
     for name, wanted in record.get("files", {}).items():

@@ -14,7 +14,7 @@ speed        steps of table 2's rows, by precision, and their FLOP a second
 crowd        steps a second of several processes on one device
 
 Each part is done in a process of its own, and ends after three minutes on a GPU at the latest. What it finds
-stands in OUTPUT/gpu_check/PART.json; all parts together in gpu.json. The exit code is 1 where a
+is written to OUTPUT/gpu_check/PART.json; all parts together in gpu.json. The exit code is 1 where a
 check failed.
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
-from running import call_here, elsewhere, output_of, trained
+from running import TRAINING, call_here, elsewhere, output_of, trained
 from tiers import sample
 
 from runs import evaluate, plan, publish
@@ -302,17 +302,7 @@ def test_a_watch_forgets_a_record_that_was_set_aside(words, monkeypatch, capsys)
 def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     runs = expand([*words, "seed=0,1"])
     output = output_of(words)
-    event = {
-        "phase": "training",
-        "epoch": 2,
-        "epochs": 5,
-        "step": 9,
-        "steps": 25,
-        "seconds_left": 61.0,
-        "host": "node7",
-    }
-    event |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
-    event |= {"loss": 0.5, "pace": 3.0, "unit": "tokens"}
+    event = TRAINING | {"host": "node7"}
     folder = run_folder(output, run_id(runs[0]))
     folder.mkdir(parents=True)
     (folder / "progress.json").write_text(json.dumps(event))

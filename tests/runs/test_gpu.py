@@ -26,7 +26,7 @@ from tasks.mt_bench import read_questions
 
 
 class Nvml:
-    """Stands in for pynvml: on a machine with these GPUs, of which each has a UUID; without any, one whose
+    """A replacement for pynvml: a machine with these GPUs, of which each has a UUID; without any, one whose
     driver does not answer."""
 
     class NVMLError(Exception):

@@ -20,7 +20,7 @@ import pytest
 import submitit
 import torch
 import yaml
-from running import ROOT, ForkNow, call, call_here, comparable, do, elsewhere, output_of, trained
+from running import ROOT, TRAINING, ForkNow, call, call_here, comparable, do, elsewhere, output_of, trained
 from tiers import ALL_TESTS, guard
 
 import runs.__main__
@@ -396,26 +396,9 @@ def test_two_commands_race_to_the_same(words, tmp_path):
 def test_a_log_shows_a_line_a_minute_and_a_terminal_a_line_a_run(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    event = {
-        "phase": "training",
-        "epoch": 2,
-        "epochs": 5,
-        "step": 9,
-        "steps": 25,
-        "seconds_left": 61.0,
-        "loss": 0.5,
-    }
-    event |= {
-        "metric_name": "accuracy",
-        "scale": 100.0,
-        "metric": 0.75,
-        "best": 0.8,
-        "pace": 1500,
-        "unit": "tokens",
-    }
     words = "epoch 2/5  step 9/25  loss 0.500  dev accuracy 75.0 (best 80.0)  1.5k tokens/s  left: 1m01s"
     shown = display.Display(12)
-    one, two = [("[ 1/12] a", event)], [("[ 1/12] a", event), ("[ 2/12] b", {"phase": "loading"})]
+    one, two = [("[ 1/12] a", TRAINING)], [("[ 1/12] a", TRAINING), ("[ 2/12] b", {"phase": "loading"})]
     for now[0], running in ((29, one), (31, one), (90, one), (91.5, two)):
         shown.show(running, 11)
     assert capsys.readouterr().out.splitlines() == [
@@ -445,23 +428,23 @@ def test_a_line_has_the_words_that_tell_its_run_from_the_others_and_no_word_twic
     ]
 
 
-def test_one_function_settles_a_run_whoever_did_it(words, capsys):
+def test_one_function_counts_a_run_whoever_did_it(words, capsys):
     """The same count everywhere. Without the seconds of a run its record's are shown."""
     (run,) = expand(words)
     job, plan = jobs.Job("[1/1] VeRA seed 0", run, run_id(run)), jobs.Sweep([], {}, Tracking("off"))
 
-    def settle(seconds, error="", brief=False):
+    def try_finish(seconds, error="", brief=False):
         outcome, shown = jobs.Outcome(), display.Display(1, brief=brief)
-        settled = jobs.settle(job, plan, outcome, shown, seconds, error)
-        return settled, outcome.done, outcome.skipped, len(outcome.diverged), len(outcome.failed)
+        ended = jobs.try_finish(job, plan, outcome, shown, seconds, error)
+        return ended, outcome.done, outcome.skipped, len(outcome.diverged), len(outcome.failed)
 
-    assert settle(5.0) == settle(None) == (False, 0, 0, 0, 0)
-    assert settle(5.0, "no room") == (True, 0, 0, 0, 1)
+    assert try_finish(5.0) == try_finish(None) == (False, 0, 0, 0, 0)
+    assert try_finish(5.0, "no room") == (True, 0, 0, 0, 1)
     assert capsys.readouterr().out == f"{job.head}  FAILED: no room ({job.log})\n"
     made = ledgers.record() | {"id": job.id, "config": run.config}
     write_record(job.output, made)
-    assert settle(5.0) == settle(0.0) == (True, 1, 0, 0, 0)
-    assert settle(None) == settle(None, brief=True) == (True, 0, 1, 0, 0)
+    assert try_finish(5.0) == try_finish(0.0) == (True, 1, 0, 0, 0)
+    assert try_finish(None) == try_finish(None, brief=True) == (True, 0, 1, 0, 0)
     result = "accuracy 80.0 at epoch 2, last 79.0"
     assert capsys.readouterr().out.splitlines() == [
         f"{job.head}  {result}  5s  run {job.id}",
@@ -469,11 +452,11 @@ def test_one_function_settles_a_run_whoever_did_it(words, capsys):
         f"{job.head}  already done ({result}, run {job.id}), skipped",
     ]
     write_record(job.output, made | {"status": "diverged", "error": "the loss became NaN"})
-    assert settle(5.0) == (True, 0, 0, 1, 0)
+    assert try_finish(5.0) == (True, 0, 0, 1, 0)
     write_record(job.output, made | {"status": "failed", "error": "it broke", "claim": "a"})
-    assert settle(5.0) == (True, 0, 0, 0, 1)
+    assert try_finish(5.0) == (True, 0, 0, 0, 1)
     plan = jobs.Sweep([], {job.id: "a"}, Tracking("off"))  # it failed before
-    assert settle(5.0) == (False, 0, 0, 0, 0)
+    assert try_finish(5.0) == (False, 0, 0, 0, 0)
 
 
 # --- redo=true
