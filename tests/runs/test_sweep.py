@@ -59,10 +59,11 @@ def start(*words):
 
 def wait_for(there, process, seconds=120):
     end = time.monotonic() + seconds
-    while not there():
+    while not (found := there()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
+    return found
 
 
 def checkpoints(words):
@@ -740,13 +741,17 @@ def test_on_slurm_two_runs_longer_than_a_job_are_done_by_requeue_alone(slurm, wo
 
 
 def test_on_slurm_the_run_of_a_killed_job_goes_on(slurm, words):
-    many = [*words, "seed=0,1", "train.epochs=120", "checkpoint_minutes=0"]
+    many = [*words, "seed=0,1", "train.epochs=200", "checkpoint_minutes=0"]
     process = start(*many, "launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1")
     wait_for(lambda: len(checkpoints(words)) == 2, process)
     name = next(Path(output_of(words)).glob("sweeps/*.json")).stem
     squeue = ["squeue", "--noheader", "--array", f"--name={name}", "--states=RUNNING", "--format=%i"]
-    first = subprocess.run(squeue, capture_output=True, text=True, check=True).stdout.split()[0]
-    subprocess.run(["scancel", "--signal=KILL", first], check=True)
+
+    def running():
+        """A busy controller answers squeue with an error, now and then."""
+        return subprocess.run(squeue, capture_output=True, text=True).stdout.split()
+
+    subprocess.run(["scancel", "--signal=KILL", wait_for(running, process)[0]], check=True)
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     assert any("resumed at step" in log_of(run) for run in expand(many))
@@ -782,6 +787,7 @@ def test_data_parallel_trains_and_decodes_as_one_process_does(kind, request, tmp
     )
     for key in ("train_loss", "dev_loss"):
         assert second["curve"][key] == pytest.approx(first["curve"][key], abs=1e-5)
-    assert second["curve"]["metric"] == first["curve"]["metric"]
+    # A perplexity is a loss's exponential: it differs in the last digits, too
+    assert second["curve"]["metric"] == pytest.approx(first["curve"]["metric"], rel=1e-6)
     assert second["texts"] == first["texts"]
     assert second["files"].keys() == first["files"].keys()
