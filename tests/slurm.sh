@@ -7,6 +7,7 @@ conf=$root/slurm.conf
 node=$(hostname -s)
 
 if [ "${1:-}" = stop ]; then
+  scancel --user="$(id -un)" || true # what a test that failed has left
   for name in slurmctld slurmd; do
     if [ -f "$root/$name.pid" ]; then kill "$(cat "$root/$name.pid")" || true; fi
   done
@@ -57,7 +58,8 @@ END
 echo CgroupPlugin=disabled >"$root/cgroup.conf"
 ln -sfn "$conf" /etc/slurm/slurm.conf
 ln -sfn "$root/cgroup.conf" /etc/slurm/cgroup.conf
-pidof slurmctld >/dev/null || slurmctld -f "$conf" </dev/null >/dev/null 2>&1
+# -c: without the jobs of tests that were killed
+pidof slurmctld >/dev/null || slurmctld -c -f "$conf" </dev/null >/dev/null 2>&1
 pidof slurmd >/dev/null || slurmd -f "$conf" -N "$node" </dev/null >/dev/null 2>&1
 for _ in $(seq 100); do
   if sinfo --noheader --format=%T | grep -qE 'idle|mixed|allocated'; then exit 0; fi

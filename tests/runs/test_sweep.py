@@ -749,7 +749,7 @@ def test_on_slurm_the_run_of_a_killed_job_goes_on(slurm, words):
 
     def running():
         """A busy controller answers squeue with an error, now and then."""
-        return subprocess.run(squeue, capture_output=True, text=True).stdout.split()
+        return subprocess.run(squeue, stdout=subprocess.PIPE, text=True).stdout.split()
 
     subprocess.run(["scancel", "--signal=KILL", wait_for(running, process)[0]], check=True)
     printed, _ = process.communicate(timeout=200)
