@@ -102,7 +102,8 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
     tables = build(ROWS, view) if name == "" else TABLES[name](view)
     if name in OTHERS and how.get("others", "false") != "false":
         chosen = cache(partial(_by_choice, name, view))
-        tables = [with_others(table, name, chosen, how["others"] == "all") for table in tables]
+        each = how["others"] == "all"
+        tables = [with_others(table, name, partial(chosen, table.model), each) for table in tables]
     if name in ("table3", "table4", "table13"):
         tables = [with_forgetting(table, runs) for table in tables]
     for column in how.get("columns", ()):
@@ -114,9 +115,10 @@ def made(name: str, runs: pd.DataFrame, whose: str = "ours", **how: Any) -> list
     return tables
 
 
-def _by_choice(name: str, view: View, epoch: str) -> dict[str, dict[str, Cell]]:
-    """The cells of a table by row and column, with the epoch chosen as a source of `others` chose it."""
-    return by_row(of_paper(_PAPER[name][0], replace(view, select=epoch or "paper"))[0], "column")
+def _by_choice(name: str, view: View, model: str, epoch: str) -> dict[str, dict[str, Cell]]:
+    """The cells of a model by row and column, with the epoch chosen as a source of `others` chose it."""
+    made, _ = of_paper(_PAPER[name][0], replace(view, select=epoch or "paper"))
+    return by_row(made[made.model == model], "column")
 
 
 def stopped(

@@ -122,6 +122,8 @@ def test_three_sources_make_a_range_that_ours_is_within_or_outside(a, b, words):
     assert line(made, "ours")["status"].endswith(f"; {words}")
     by_half = line(table("table2", *lora(a, b), others="all", model=1), "C3A")
     assert by_half["CoLA"] == f"65.2 +-0.8 ({100 * b - 65.16:+.1f})"
+    of_base = line(table("table2", *lora(a, b), others="all", model=0), "C3A", 2)
+    assert of_base["CoLA"] == "61.0 +-1.6"  # no run of another model is beside it
     by_best = line(table("table2", *lora(a, b), others="all", model=1), "microsoft/LoRA issue 35")
     assert by_best["CoLA"] == f"67.0 ({100 * (a + b + 0.08) / 2 - 67.0:+.1f})"
 
