@@ -52,10 +52,11 @@ help: ## this list
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(call quoted,,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
-	@echo "setting up .venv (one to three minutes)"
+	@printf "setting up .venv (one to three minutes)"
 	@$(call quoted,,PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(VERSIONS) -e '.[bench,dev]' \
-	    || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(VERSIONS) -e '.[bench,dev]' & pip=$$!; \
+	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; \
+	wait $$pip || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
 	@touch $@
 
