@@ -37,8 +37,7 @@ def family(settings: Settings) -> ModuleType:
     """The module of the task's family. Raises DataError for a name that is none, and imports nothing then."""
     name = settings["family"]
     if name not in families():
-        known = f"it is one of {', '.join(families())} (the files of tasks/)"
-        raise DataError(f"no task family {name!r}: {known}")
+        raise DataError(f"no task family {name!r}: it is one of {', '.join(families())}")
     return importlib.import_module(f"tasks.{name}")
 
 

@@ -156,8 +156,7 @@ class Task(ABC):
     def hold_out(self, share: float) -> None:
         """Replaces the dev rows by a random share in (0, 1) of the training rows, the same for every seed.
         Raises DataError for a family without this, or too few rows."""
-        problem = f"the task family of {self.name} cannot hold out training rows"
-        raise DataError(f"task.holdout={share:g}: {problem}")
+        raise DataError(f"task.holdout={share:g}: the family of {self.name} holds no training rows out")
 
     @abstractmethod
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
@@ -281,6 +280,5 @@ def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held += [rows[i] for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")]
     if len(held) < 2:
-        problem = f"{name} has too few training rows, two at least should be held out"
-        raise DataError(f"task.holdout={share:g}: {problem}")
+        raise DataError(f"task.holdout={share:g}: {name} has too few training rows")
     return sorted(held)

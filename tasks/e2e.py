@@ -54,8 +54,7 @@ class E2ETask(Continuations, Decoding):
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
         if self.decodes:
-            given = f"task.holdout={share:g} with task.decode={self.split}"
-            raise DataError(f"{given}: texts of a trial are not decoded, set it to none")
+            raise DataError(f"task.holdout={share:g} with task.decode={self.split}: set decode to none")
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
         held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
@@ -68,8 +67,7 @@ class E2ETask(Continuations, Decoding):
         # GPT-2's separator where the vocabulary has it: an instruction model's end token ends a turn
         self._end = SEPARATOR if SEPARATOR in tokenizer.get_vocab() else tokenizer.eos_token
         if self._end is None:
-            needed = "the model's tokenizer has no end-of-text token, which separates MR and reference"
-            raise DataError(f"{self.name}: {needed}")
+            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
         end = tokenizer.convert_tokens_to_ids(self._end)
         self._tokenizer = tokenizer
         self.prepare_text(tokenizer, positions)
@@ -82,14 +80,12 @@ class E2ETask(Continuations, Decoding):
             self._rows[split] = []
             for prompt, reference, (mr, _) in zip(prompts, references, pairs, strict=True):
                 if len(prompt) + 2 > max_length:
-                    room = "leaves no room for a reference after"
-                    raise DataError(f"train.max_length={max_length} {room} {quoted(mr)}")
+                    raise DataError(f"train.max_length={max_length} leaves no reference to {quoted(mr)}")
                 self._rows[split].append(([*prompt, end, *reference, end][:max_length], len(prompt)))
         self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
         new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
         if self._prompts and positions is not None and longest + new > positions:
-            room = f"with its MR a text takes {longest + new} tokens, the model has {positions} positions"
-            raise DataError(f"task.max_new_tokens={new}: {room}")
+            raise DataError(f"task.max_new_tokens={new}: a text with its MR exceeds {positions} positions")
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
 

@@ -11,7 +11,6 @@ BLEU is sacrebleu's, METEOR 1.5, ROUGE-L and CIDEr are pycocoevalcap's behind it
 need Java. NIST has no package that agrees with mteval, and is computed here from its definition."""
 
 import argparse
-import atexit
 import json
 import math
 import os
@@ -159,34 +158,22 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
 
     tokenised: Tokenised = _quietly("the PTB tokeniser", run)
     if tokenised.pop(end, None) != ["end"]:
-        why = "out of memory? is it Java 8 or newer?"
-        raise JavaError(f"java ended before the PTB tokeniser was done ({why})")
+        raise JavaError("java ended before the PTB tokeniser was done (out of memory, or older than 8?)")
     return tokenised
-
-
-#: Idle processes of METEOR, by this process and Java. Each reads paraphrases for seconds before its first
-#: text, and a run has two to four sets of texts.
-_WAITING: dict[tuple[int, str | None], Any] = {}
-atexit.register(_WAITING.clear)
 
 
 def _meteor(expected: Tokenised, given: Tokenised) -> float:
     from pycocoevalcap.meteor import meteor
 
     _tie(meteor)
-    key = os.getpid(), shutil.which("java")
 
     def run() -> float:
-        scorer = _WAITING.pop(key, None)
-        if scorer is None or scorer.meteor_p.poll() is not None:
-            scorer = meteor.Meteor()
+        scorer = meteor.Meteor()
         try:
-            score = float(scorer.compute_score(expected, given)[0])
+            return float(scorer.compute_score(expected, given)[0])
         finally:
             if scorer.lock.locked():  # an error leaves it locked, and the scorer's end would wait for ever
                 scorer.lock.release()
-        _WAITING[key] = scorer
-        return score
 
     return float(_quietly("METEOR", run))
 
@@ -235,8 +222,7 @@ def read_references(path: Path) -> list[list[str]]:
         if line.strip():
             items[-1].append(line.strip())
         elif not items[-1]:
-            rule = "one blank line stands between items"
-            raise DataError(f"{path} line {number}: an item without references ({rule})")
+            raise DataError(f"{path} line {number}: an item without references (one blank line ends it)")
         else:
             items.append([])
     return items

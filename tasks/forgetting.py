@@ -76,8 +76,7 @@ def fixed_text(settings: Mapping[str, Any]) -> FixedText | None:
         return FixedText(where, _read(_fetched(where), where))
     path = Path(where)
     if not path.is_file():
-        what = "not a file" if path.exists() else "no such file"
-        raise DataError(f"task.{KEY}={where}: {what}. It is a path, hub:OWNER/NAME/FILE, null or none")
+        raise DataError(f"task.{KEY}={where}: no such file (a path, hub:OWNER/NAME/FILE, null or none)")
     return FixedText(path.name, _read(path, where))
 
 
@@ -99,8 +98,7 @@ def _fetched(where: str) -> Path:
     """The local copy of a file on the hub."""
     parts = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)/([^@*?\[]+)(?:@([\w./-]+))?", where)
     if parts is None:
-        form = "hub:OWNER/NAME/FILE, such as hub:me/texts/one.txt, with @REVISION at its end to pin it"
-        raise DataError(f"task.{KEY}={where}: should be {form}")
+        raise DataError(f"task.{KEY}={where}: should be hub:OWNER/NAME/FILE, with @REVISION to pin it")
     repo, name, revision = parts.groups()
     instead = f"Give a local copy: task.{KEY}=/where/{Path(name).name}"
     path = snapshot(repo, revision, [name], "dataset", instead) / name

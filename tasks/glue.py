@@ -153,10 +153,8 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
         # A folder with one of the two files, or with the task's name, is the right one
         if files or (folder.is_dir() and folder.name in (spec.folder, name)):
             missing = spec.dev if "train" in files else "train"
-            form = f"{name} needs {missing}.tsv or the hub's parquet files"
-            raise DataError(f"{folder / missing}.tsv: no such file ({form})")
-    option = f"task.data_dir for {name}"
-    raise DataError(f"{data_dir}: holds neither train.tsv nor a folder {spec.folder} ({option})")
+            raise DataError(f"{folder / missing}.tsv: no such file (or the hub's parquet)")
+    raise DataError(f"{data_dir}: holds no train.tsv and no folder {spec.folder} (task.data_dir)")
 
 
 def _read(path: Path, spec: Spec) -> Rows:
@@ -177,8 +175,7 @@ def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int 
     # The hub's class labels are indices in the order of spec.classes; -1 marks hidden test labels
     if parquet and spec.classes is not None:
         if value not in range(len(spec.classes)):
-            problem = f"is not one of 0 to {len(spec.classes) - 1}"
-            raise DataError(f"{path} row {line}: label {quoted(value)} {problem}")
+            raise DataError(f"{path} row {line}: label {quoted(value)} is none of {len(spec.classes)}")
         return int(value)
     number = parse_label(value, spec.classes, path, line)
     if spec.classes is None and not 0 <= number <= 5:

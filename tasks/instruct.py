@@ -136,8 +136,7 @@ class InstructTask(Continuations):
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
-            needed = "the model's tokenizer has no end-of-text token, which ends a response"
-            raise DataError(f"{self.name}: {needed}")
+            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
         self.tokenizer, self.positions = tokenizer, positions
         self.prepare_text(tokenizer, positions)
         left_out = 0
@@ -156,8 +155,7 @@ class InstructTask(Continuations):
                     self._rows[split].append((ids, len(prompt) - 1))
             left_out += len(rows) - len(self._rows[split])
             if not self._rows[split]:
-                room = f"leaves no room for a response in any {split} row"
-                raise DataError(f"{self.name}: train.max_length={max_length} {room}")
+                raise DataError(f"train.max_length={max_length} leaves no {split} row a response")
         if left_out:
             self.notes.append(f"{left_out} rows left out, whose prompt fills train.max_length={max_length}")
 
@@ -200,8 +198,7 @@ def load(settings: Any) -> InstructTask:
     path = _local(data_folder(settings, "*.json", "/where/alpaca"))
     rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
     if len(rows) < count + 2:
-        held_rows = f"of which task.dev_rows={count} are held out"
-        raise DataError(f"{path}: {len(rows)} rows, {held_rows}: too few are left")
+        raise DataError(f"{path}: {len(rows)} rows are too few for task.dev_rows={count}")
     held = set(fixed_subset(len(rows), count, f"{name}, held out"))
     rest = [row for i, row in enumerate(rows) if i not in held]
     train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
@@ -247,8 +244,7 @@ def _local(folder: Path) -> Path:
             return files[0]
         if files:
             names = ", ".join(str(path.relative_to(folder)) for path in files[:4])
-            mend = "Give one (task.data_dir=/its/file.json)"
-            raise DataError(f"{folder}: {len(files)} JSON files ({names}). {mend}")
+            raise DataError(f"{folder}: {len(files)} JSON files ({names}): give one")
     raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
 
 

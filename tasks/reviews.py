@@ -35,8 +35,7 @@ def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
     if not all(path.is_file() for path in files.values()):
         rows = select(_ratings(cache))
         if train_rows + dev_rows > len(rows):
-            problem = "task.train_rows + task.dev_rows is more than that"
-            raise DataError(f"reviews has {len(rows)} rows: {problem}")
+            raise DataError(f"task.train_rows and dev_rows are more than the {len(rows)} reviews")
         _write(files["dev"], rows[:dev_rows])
         _write(files["train"], rows[dev_rows : dev_rows + train_rows])
     return files

@@ -93,15 +93,13 @@ def source(settings: Any) -> Source:
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if not settings.get("train_file"):
-        formats = "CSV, TSV, JSONL, parquet; task.dev_file="
-        raise DataError(f"the task names no data. Give task.train_file= ({formats}) or task.hub=")
+        raise DataError("the task names no data. Give task.train_file= or task.hub=")
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
     for path in files.values():
         if not path.is_file():
-            problem = "a folder, and a file is wanted" if path.is_dir() else "no such file"
-            raise DataError(f"{path}: {problem}")
+            raise DataError(f"{path}: no such file")
     return Source(files=files)
 
 
@@ -130,8 +128,7 @@ def load(settings: Any) -> TextTask:
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
     if classes is None and metric != "pearson":
-        where = tables["train"][0]
-        raise DataError(f"{where}: its labels are numbers, and task.metric={metric} is of classes: pearson")
+        raise DataError(f"{tables['train'][0]}: its labels are numbers: not task.metric={metric}")
     splits = {}
     for split, (where, rows) in tables.items():
         labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows]
@@ -180,8 +177,7 @@ def read_rows(path: Path, reader: csv.DictReader) -> Iterator[Row]:
     """Rows of a CSV file. Raises DataError for one with another number of columns than the header."""
     for row in reader:
         if None in row or None in row.values():
-            columns = len(reader.fieldnames or [])
-            raise DataError(f"{path} line {reader.line_num}: not {columns} columns. Is it cut off?")
+            raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
         yield reader.line_num, row
 
 
@@ -209,8 +205,7 @@ class Lines(Iterator[AnyStr]):
             raise StopIteration
         self.number += 1
         if len(line) > LONGEST_LINE:
-            much = f"more than {LONGEST_LINE:,} characters in one line"
-            raise DataError(f"{self.path} line {self.number}: {much}. Does the file lack its ends of lines?")
+            raise DataError(f"{self.path} line {self.number}: more than {LONGEST_LINE:,} characters")
         return line
 
     def read(self, instead: str = "") -> AnyStr:
@@ -218,8 +213,7 @@ class Lines(Iterator[AnyStr]):
         then."""
         text = self._file.read(LONGEST_TEXT + 1)
         if len(text) > LONGEST_TEXT:
-            much = f"more than {LONGEST_TEXT:,} characters in a file that is read as a whole"
-            raise DataError(f"{self.path}: {much}{instead and '. '}{instead}")
+            raise DataError(f"{self.path}: more than {LONGEST_TEXT:,} characters. {instead}".strip())
         return text
 
 

@@ -7,7 +7,6 @@ again from its configuration are not stored either: the header holds their finge
 peft."""
 
 import copy
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from vera.base_weights import base_fingerprint, base_names, same_base, without_w
 from vera.budget import Budget
 from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header, write_file
 from vera.errors import AdapterError
-from vera.methods import METHODS, Method, make_method
+from vera.methods import Method, make_method
 from vera.methods.adapted import (
     adaptation,
     disable,
@@ -162,19 +161,11 @@ def method_of(path: str | Path, header: dict[str, Any]) -> Method:
     nobody has imported."""
     try:
         return make_method(**header["method"])
-    except AdapterError as error:
-        kind, own = header["method"]["kind"], header.get("class")
-        if not isinstance(kind, str) or kind in METHODS:
-            raise AdapterError(f"{path}: {error}") from None
-        its = f" of its class, {own}," if isinstance(own, str) else ", if that is a method of somebody's own,"
-        raise AdapterError(
-            f"{path}: no method of kind {kind!r}: the module{its} has to be imported first. Known:"
-            f" {', '.join(sorted(METHODS))}"
-        ) from None
-    except (KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{path}: its header describes no method ({error}). Not written by this project?"
-        ) from None
+    except (AdapterError, KeyError, TypeError) as error:
+        own = header.get("class")
+        hint = f" (import {own} first)" if isinstance(own, str) else ""
+        why = str(error) if isinstance(error, AdapterError) else f"its header describes no method: {error}"
+        raise AdapterError(f"{path}{hint}: {why}") from None
 
 
 def _file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
@@ -199,13 +190,13 @@ def _check_adapter(
     left_out = method.redrawn(adapted) - tensors.keys()
     theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
     if theirs != ours:
-        raise AdapterError(_mismatch(Path(path), theirs, ours, method.hint))
+        theirs = theirs if isinstance(theirs, dict) else {}
+        different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+        differ = ", ".join(f"{k} {str(theirs.get(k))[:16]}, here {str(ours.get(k))[:16]}" for k in different)
+        raise AdapterError(f"{path}: relies on what is not the same here ({differ}). {method.hint}")
     check_tensors(path, {name: tensor for name, tensor in needed.items() if name not in left_out}, tensors)
     if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
-        raise AdapterError(
-            f"{path}: trained on other base weights than this model's; allow_other_base=True loads it all the"
-            " same"
-        )
+        raise AdapterError(f"{path}: trained on other base weights (allow_other_base=True loads it anyway)")
     return left_out
 
 
@@ -253,34 +244,3 @@ def _fill(needed: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             needed[name].copy_(tensor)
-
-
-def _mismatch(path: Path, theirs: Any, ours: dict[str, Any], hint: str) -> str:
-    """The message where what a file relies on is not what this model has (Method.fixed)."""
-    theirs = theirs if isinstance(theirs, dict) else {}
-    keys = theirs.keys() | ours.keys()
-    if "peft" in keys:
-        here, drew = importlib.metadata.version("peft"), theirs.get("peft")
-        why = "Another processor, precision or torch, or other base weights?"
-        return (
-            f"{path.name} leaves out what peft {drew} drew from the configuration, and peft {here} draws it"
-            f" otherwise. {why if drew == here else f'Install peft=={drew}'}"
-        )
-    if "fingerprint" not in keys:  # of a method that relies on something else than projections
-        different = [key for key in sorted(keys) if theirs.get(key) != ours.get(key)]
-        differ = ", ".join(f"{key} {theirs.get(key)!r}, here {ours.get(key)!r}" for key in different)
-        return f"{path.name} relies on what this model does not have ({differ}). {hint}"
-    if theirs.get("scheme") != ours.get("scheme"):
-        return (
-            f"{path.name} needs projections of scheme {theirs.get('scheme')!r}, this version makes"
-            f" {ours.get('scheme')!r}"
-        )
-    trained, here = (
-        f"{str(fixed.get('fingerprint'))[:8]} (seed {fixed.get('seed')}, largest"
-        f" {fixed.get('outputs')}x{fixed.get('inputs')})"
-        for fixed in (theirs, ours)
-    )
-    return (
-        f"{path.name} was trained with projections {trained}, this model makes {here}. Same base model and"
-        " sites?"
-    )

@@ -10,7 +10,8 @@ there, with zeros for the key:
 A and B of VeRA are stored: peft cannot draw ours."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,24 +29,34 @@ from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.peft_settings import rewrites_base
 from vera.methods.vera import VeRA
-from vera.methods.vera_layer import VeRAChange
-from vera.peft_config import CONFIG, OTHER_LORA, check_config, head_modules
 from vera.projections import INITS, Init, ProjectionSpec
-from vera.sites import (
-    ALIASES,
-    WHOLE,
-    find_sites,
-    head_parameters,
-    head_prefixes,
-    is_linear,
-    is_transposed,
-    size,
-)
+from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_transposed, size
 
-WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
 #: peft's task types, by the end of the model class's name.
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+#: Our settings by peft's names, and peft's defaults. r and lora_alpha count all blocks of a fused layer.
+SETTINGS = {
+    "LORA": {"r": ("rank", None), "lora_alpha": ("alpha", 8), "lora_dropout": ("dropout", 0.0)},
+    "VERA": {
+        "r": ("rank", None),
+        "d_initial": ("d_init", 0.1),
+        "vera_dropout": ("dropout", 0.0),
+        "projection_prng_key": ("projection_seed", 0),
+    },
+}
+#: The tensor of each kind whose length is the rank.
+RANKED = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
+#: Settings of peft's LoRA that make it another method than the one here, where they are set.
+OTHER_LORA = (
+    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
+    *("target_parameters", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"),
+    *("arrow_config", "kasa_config", "velora_config", "monteclora_config", "loftq_config", "corda_config"),
+    "lora_ga_config",
+)
+#: Others that change which layers are adapted, or how far, and that an export never sets.
+UNSET = ("use_rslora", "layers_to_transform", "exclude_modules")
 
 
 def export_peft(
@@ -63,9 +74,7 @@ def export_peft(
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
-        raise AdapterError(
-            f"peft's format has no place for method {kind}: it takes vera, lora and peft's own"
-        )
+        raise AdapterError(f"peft's format has no place for method {kind}: only vera, lora and peft's own")
     with taken_back(model, adapted.method):
         config, tensors = _parts(model, adapted.method)
         write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
@@ -94,7 +103,7 @@ def write_peft(
         else None,
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
-        "modules_to_save": head_modules(model),
+        "modules_to_save": _head_modules(model),
         "inference_mode": True,
     }
     folder = Path(folder)
@@ -117,26 +126,23 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     Raises AdapterError in one line, with the model unchanged, for any other kind of adapter, one that does
     not fit, or one whose adapter_config.json was changed after `export_peft`."""
     if adaptation(model):
-        raise AdapterError(
-            "this model is adapted already: import onto a fresh copy of the base model, or unload it"
-        )
+        raise AdapterError("this model is adapted already: unload it, or take a fresh copy of the base model")
     folder = Path(folder)
     config, tensors, ours = _read(folder)
     try:
-        method = make_method(**ours) if ours else _method(model, folder, config, tensors)
-    except AdapterError:
-        raise
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise AdapterError(
-            f"{folder}: its {CONFIG} describes no adapter ({type(error).__name__}: {error})"
-        ) from None
+        if ours:
+            method = make_method(ours.pop("kind", None), **ours)
+        else:
+            method = _method(model, folder, config, tensors)
+    except (TypeError, OverflowError) as error:
+        raise AdapterError(f"{folder}: its {CONFIG} describes no adapter ({first_line(error)})") from None
     if not isinstance(method, VeRA | LoRA):
         raise AdapterError(f"{folder}: an adapter of type {method.kind}; VERA and LORA are read here")
     trial = without_weights(model)
     method.adapt(trial)
     described, parts = _parts(trial, method)
     if ours:
-        check_config(folder, config, described, model)
+        _check_unedited(folder, config, described)
     head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
     needed = {name: t for name, t in (parts | head).items() if name in tensors or name not in optional}
@@ -166,14 +172,36 @@ def _base_name(model: nn.Module) -> str | None:
     return (Path(name).resolve().name if local else name) or None
 
 
+def _head_modules(model: nn.Module) -> list[str] | None:
+    """The modules of a model's head, as modules_to_save has them."""
+    head = head_parameters(model)
+    return [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)] or None
+
+
 def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapted model's configuration and tensors as peft has them, without the head."""
+    """An adapted model's configuration and tensors as peft has them, without the head. Raises AdapterError
+    where peft, which has one rank and one pair for all layers, has no place for them."""
     if method.kind == "peft":
         return _peft_parts(model)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
-    config, tensors = _lora_parts(layers, method) if method.kind == "lora" else _vera_parts(layers, method)
-    transposed = any(is_transposed(layer.base) for layer in layers.values())
-    return config | {"target_modules": sorted(layers), "bias": "none", "fan_in_fan_out": transposed}, tensors
+    layers, rank = _layers(model), cast(Any, method).rank
+    counts = {len(layer.changes) for layer in layers.values()}
+    if len(counts) != 1:
+        raise AdapterError("peft has one rank for all sites: blocks of fused layers and whole ones differ")
+    count, kind = counts.pop(), method.kind.upper()
+    config = {theirs: getattr(method, ours) for theirs, (ours, _) in SETTINGS[kind].items()}
+    config |= {key: count * config[key] for key in ("r", "lora_alpha") if key in config}
+    config |= {
+        "peft_type": kind,
+        "target_modules": sorted(layers),
+        "bias": "none",
+        "fan_in_fan_out": any(is_transposed(layer.base) for layer in layers.values()),
+    }
+    tensors = {} if kind == "LORA" else _pair(layers, method, count)
+    config |= {"save_projection": True} if tensors else {}
+    for path, layer in layers.items():
+        for name, shape, pieces in _places(layer, rank):
+            tensors[f"{PREFIX}{path}.{name}"] = _assembled(shape, pieces)
+    return config, tensors
 
 
 def _peft_parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -190,80 +218,56 @@ def plain(config: Any) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in settings}
 
 
-def _blocks(layers: Mapping[str, AdaptedLinear]) -> int:
-    """How many changes each layer has; peft has one rank for all."""
-    counts = {len(layer.changes) for layer in layers.values()}
-    if len(counts) != 1:
-        raise AdapterError(
-            "peft has one rank for all sites: blocks of fused layers beside whole layers do not fit"
-        )
-    return counts.pop()
+def _layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
 
 
-def _changes(layer: AdaptedLinear) -> list[tuple[Any, slice]]:
-    """A layer's changes, each with its rows of the outputs."""
-    return [(change, layer.blocks[name]) for name, change in layer.changes.items()]
+def _blocks(layer: AdaptedLinear, rank: int) -> list[tuple[Any, slice, slice]]:
+    """A layer's changes, each with its rows of the outputs and its part of peft's ranks."""
+    blocks = enumerate(layer.changes.items())
+    return [(change, layer.blocks[name], slice(i * rank, (i + 1) * rank)) for i, (name, change) in blocks]
 
 
-def _stacked_b(layer: AdaptedLinear, rank: int) -> Tensor:
-    """B of all changes of a layer as one matrix, (outputs, changes * rank): [[B_q, 0], [0, 0], [0, B_v]]."""
-    changes = _changes(layer)
-    b = changes[0][0].B.new_zeros(size(layer.base)[1], len(changes) * rank)
-    for i, (change, rows) in enumerate(changes):
-        b[rows, i * rank : (i + 1) * rank] = change.B
-    return b
+#: Values of ours, each with its place in a tensor of peft's.
+Pieces = list[tuple[tuple[slice, ...], Tensor]]
 
 
-def _lora_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    count, rank = _blocks(layers), method.rank
-    tensors: dict[str, Tensor] = {}
-    for path, layer in layers.items():
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.cat([change.A for change, _ in _changes(layer)])
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = _stacked_b(layer, rank)
-    # alpha / rank is the scale on both sides.
-    config = {
-        "peft_type": "LORA",
-        "r": count * rank,
-        "lora_alpha": count * method.alpha,
-        "lora_dropout": method.dropout,
-    }
-    return config, tensors
+def _places(layer: AdaptedLinear, rank: int) -> Iterator[tuple[str, tuple[int, ...], Pieces]]:
+    """Name and shape of each of peft's tensors for a layer, and the places in it of ours, on the way out and
+    in. A vector that VeRA leaves out is all ones there."""
+    blocks, (inputs, outputs) = _blocks(layer, rank), size(layer.base)
+    ranks = len(blocks) * rank
+    if isinstance(blocks[0][0], LoRAChange):
+        yield "lora_A.weight", (ranks, inputs), [((at,), c.A) for c, _, at in blocks]
+        yield "lora_B.weight", (outputs, ranks), [((rows, at), c.B) for c, rows, at in blocks]
+        return
+    one = blocks[0][0].A.new_ones(())
+    yield "vera_lambda_d", (ranks,), [((at,), one if c.d is None else c.d) for c, _, at in blocks]
+    yield "vera_lambda_b", (outputs,), [((rows,), one if c.b is None else c.b) for c, rows, _ in blocks]
 
 
-def _vera_parts(layers: Mapping[str, AdaptedLinear], method: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    count, rank = _blocks(layers), method.rank
+def _assembled(shape: Sequence[int], pieces: Pieces) -> Tensor:
+    """A tensor with these values at their places, and zeros elsewhere."""
+    tensor = pieces[0][1].new_zeros(shape)
+    for place, value in pieces:
+        tensor[place] = value
+    return tensor
+
+
+def _pair(layers: Mapping[str, AdaptedLinear], method: Any, count: int) -> dict[str, Tensor]:
+    """VeRA's A and B as peft has them, one pair for all layers."""
     if method.projections != "shared":
-        raise AdapterError(
-            f"peft has one pair A and B for all sites: projections={method.projections} does not fit its"
-            " format"
-        )
+        raise AdapterError(f"peft has one pair A and B: projections={method.projections} does not fit")
     first = next(iter(layers.values()))
-    pair = _changes(first)[0][0].pair
+    blocks = _blocks(first, method.rank)
+    pair = blocks[0][0].pair
     if all(WHOLE in layer.changes for layer in layers.values()):
-        a, b = pair.A, pair.B
-    else:
-        if len({(size(layer.base), str(layer.blocks)) for layer in layers.values()}) > 1:
-            raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
-        a, b = torch.cat([pair.A] * count), _stacked_b(first, rank)
-    tensors = {"base_model.vera_A": a, "base_model.vera_B": b}
-    for path, layer in layers.items():
-        vector = torch.zeros(size(layer.base)[1], dtype=a.dtype, device=a.device)
-        for change, rows in _changes(layer):
-            vector[rows] = 1.0 if change.b is None else change.b
-        ones = a.new_ones(rank)
-        tensors[f"{PREFIX}{path}.vera_lambda_b"] = vector
-        tensors[f"{PREFIX}{path}.vera_lambda_d"] = torch.cat(
-            [ones if c.d is None else c.d for c, _ in _changes(layer)]
-        )
-    config = {
-        "peft_type": "VERA",
-        "r": count * rank,
-        "d_initial": method.d_init,
-        "vera_dropout": method.dropout,
-        "projection_prng_key": method.projection_seed,
-        "save_projection": True,
-    }
-    return config, tensors
+        return dict(zip(sorted(PAIR), (pair.A, pair.B), strict=True))
+    if len({(size(layer.base), str(layer.blocks)) for layer in layers.values()}) > 1:
+        raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
+    shape = size(first.base)[1], count * method.rank
+    b = _assembled(shape, [((rows, at), change.B) for change, rows, at in blocks])
+    return dict(zip(sorted(PAIR), (torch.cat([pair.A] * count), b), strict=True))
 
 
 # --- in
@@ -288,55 +292,58 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
             raise ValueError("not a mapping")
         if ours and ours.get("kind") == "peft":
             ours = None  # peft's own method, exported
+        kind, init = config.get("peft_type"), config.get("init_lora_weights")
     except PermissionError as error:
         raise AdapterError(f"{error.filename}: permission denied. Its owner can let you read it") from None
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{folder}: damaged ({first_line(error)}). Get the adapter again") from None
+    if str(kind) not in SETTINGS:
+        raise AdapterError(f"{folder}: an adapter of type {kind}; VERA and LORA are read here")
+    others = [key for key in OTHER_LORA if config.get(key)]
+    others += ["bias"] if config.get("bias", "none") != "none" else []
+    others += ["init_lora_weights"] if rewrites_base(init) else []
+    if others:
+        raise AdapterError(f"{folder}: {kind} with {others[0]}={config[others[0]]} is another method here")
     return config, tensors, ours
+
+
+def _check_unedited(folder: Path, config: Mapping[str, Any], described: dict[str, Any]) -> None:
+    """Raises AdapterError where adapter_config.json, which peft obeys, was edited after the export: the
+    weights' metadata describe another adapter. peft may write it again, with names cut to their ends."""
+    names = tuple(f".{name}" for name in config.get("target_modules") or ())
+    same = all(f".{path}".endswith(names) for path in described.pop("target_modules"))
+    edited = [] if same else ["target_modules"]
+    edited += [key for key in UNSET if config.get(key)]
+    del described["fan_in_fan_out"]  # peft corrects it
+    edited += [key for key, value in described.items() if config.get(key) != value]
+    if edited:
+        found = str(config.get(edited[0]))[:80]
+        raise AdapterError(f"{folder}: {CONFIG} says {edited[0]}={found}, not its weights. Export it again")
 
 
 def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
     """The method of an adapter that peft itself wrote."""
-    kind = config.get("peft_type")
-    if kind not in ("LORA", "VERA"):
-        raise AdapterError(
-            f"{folder}: an adapter of type {kind}; VERA and LORA are read here (others train as method=peft)"
-        )
-    ending = ".lora_A.weight" if kind == "LORA" else ".vera_lambda_d"
+    kind = config["peft_type"]
+    ending, rank = RANKED[kind], config.get("r")
     # (rank, ...)
-    a_or_d = {name: tensor for name, tensor in tensors.items() if name.endswith(ending)}
-    paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in a_or_d]
-    sites = _sites(model, paths, folder)
-    others = ["bias"] if config.get("bias", "none") != "none" else []
-    others += [key for key in OTHER_LORA if kind == "LORA" and config.get(key)]
-    if others:
-        name, key = {"LORA": "LoRA", "VERA": "VeRA"}[kind], others[0]
-        raise AdapterError(f"{folder}: {name} with {key}={config[key]} is another method than {name} here")
-    if kind == "LORA" and rewrites_base(config.get("init_lora_weights")):
-        raise AdapterError(
-            f"{folder}: init_lora_weights={config['init_lora_weights']} changed the base weights too"
-        )
-    rank, ranks = config["r"], {len(tensor) for tensor in a_or_d.values() if tensor.ndim}
+    ranked = {name: tensor for name, tensor in tensors.items() if name.endswith(ending)}
+    sites = _sites(model, [name.removeprefix(PREFIX).removesuffix(ending) for name in ranked], folder)
+    ranks = {len(tensor) for tensor in ranked.values() if tensor.ndim}
     if ranks != {rank}:
         own = ", ".join(map(str, sorted(ranks))) or "nothing"
         raise AdapterError(f"{folder}: its {CONFIG} says r={rank}, its tensors {own}")
-    if kind == "LORA":
-        alpha = float(config.get("lora_alpha", 8)) * (rank**0.5 if config.get("use_rslora") else 1)
-        return LoRA(rank, sites, alpha, float(config.get("lora_dropout", 0.0)))
+    settings = {ours: config.get(theirs, default) for theirs, (ours, default) in SETTINGS[kind].items()}
+    if config.get("use_rslora"):
+        settings["alpha"] = settings["alpha"] * ranks.pop() ** 0.5
+    method = make_method(kind.lower(), sites=sites, **settings)
+    if not isinstance(method, VeRA):
+        return method
     shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
-    seed = config.get("projection_prng_key", 0)
     widest = max(i for i, _ in shapes), max(o for _, o in shapes)
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise AdapterError(f"{folder}: its {CONFIG} says projection_prng_key={seed!r}, which is no seed")
-    init = _init_of(tensors, seed, rank, *widest)
+    init = _init_of(tensors, method.projection_seed, method.rank, *widest)
     if init is None:
-        raise AdapterError(
-            f"{folder}: its A and B are of no known scheme for seed {seed}. Drawn by another version of"
-            " torch?"
-        )
-    return VeRA(
-        rank, sites, float(config.get("d_initial", 0.1)), float(config.get("vera_dropout", 0.0)), init, seed
-    )
+        raise AdapterError(f"{folder}: its seed draws another A and B here. Of another version of torch?")
+    return replace(method, init=init)
 
 
 def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
@@ -349,17 +356,8 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
                 return sites
         except AdapterError:
             continue
-    head = [path for path in paths if f"{path}.".startswith(head_prefixes(model))]
-    if head:
-        raise AdapterError(
-            f"{folder}: adapts {head[0]}, a part of the head, which trains as a whole here: cannot be"
-            " imported"
-        )
-    linear = {path for path, m in model.named_modules() if is_linear(m)}
-    lacking = next((path for path in paths if path not in linear), None)
-    if lacking is None:  # find_sites leaves out a language model's output layer
-        raise AdapterError(f"{folder}: adapts {', '.join(paths)}, which no sites name: cannot be imported")
-    raise AdapterError(f"{folder}: this model lacks a linear layer {lacking}. Same base model?")
+    which = [path for path in paths if f"{path}.".startswith(head_prefixes(model))] or paths
+    raise AdapterError(f"{folder}: no sites here, head apart, are {', '.join(which)}. Same base model?")
 
 
 def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> Init | None:
@@ -376,17 +374,11 @@ def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outp
 @torch.no_grad()
 def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
     """Copies checked tensors into an adapted model, without the zeros and ones that peft alone needs."""
-    rank = cast(Any, method).rank
-    for path, layer in ((n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)):
-        for i, (change, rows) in enumerate(_changes(layer)):
-            ranks, name = slice(i * rank, (i + 1) * rank), f"{PREFIX}{path}"
-            if isinstance(change, LoRAChange):
-                change.A.copy_(tensors[f"{name}.lora_A.weight"][ranks])
-                change.B.copy_(tensors[f"{name}.lora_B.weight"][rows, ranks])
-            if isinstance(change, VeRAChange) and change.d is not None:
-                change.d.copy_(tensors[f"{name}.vera_lambda_d"][ranks])
-            if isinstance(change, VeRAChange) and change.b is not None:
-                change.b.copy_(tensors[f"{name}.vera_lambda_b"][rows])
+    for path, layer in _layers(model).items():
+        for name, _, pieces in _places(layer, cast(Any, method).rank):
+            for place, value in pieces:
+                if isinstance(value, nn.Parameter):
+                    value.copy_(tensors[f"{PREFIX}{path}.{name}"][place])
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import unload
-from vera.peft_config import CONFIG
-from vera.peft_format import PREFIX, export_peft, plain, write_peft
+from vera.peft_format import CONFIG, PREFIX, export_peft, plain, write_peft
 from vera.sites import is_transposed
 
 

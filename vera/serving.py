@@ -47,10 +47,7 @@ class Adapters:
         """Raises AdapterError where the model carries an adapter, or does not keep its samples apart."""
         refuse_many(model)
         if getattr(getattr(model, "config", None), "model_type", None) in TOKENS_FIRST:
-            raise AdapterError(
-                f"a {type(model).__name__} lays out its batch by tokens: samples cannot have adapters of"
-                " their own"
-            )
+            raise AdapterError(f"a {type(model).__name__} lays out its batch by tokens, not by samples")
         if adaptation(model):
             raise AdapterError("this model carries an adapter: its base model takes many (vera.unload)")
         self.model = model
@@ -188,9 +185,7 @@ class Adapters:
         active = self._active or []
         self._set(self._used, repeats=True)
         if result is not None and not self._head_called and any(name in self.heads for name in active):
-            raise AdapterError(
-                "an adapter's own head was never called by this model: the answer was not its own"
-            )
+            raise AdapterError("an adapter's own head was never called by this model")
 
     def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head: replaces the outputs of adapters with heads of their own."""
@@ -198,9 +193,7 @@ class Adapters:
         if not any(name in self.heads for name in names):
             return output
         if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
-            raise AdapterError(
-                "this model's head does not give an answer for each sample: adapters cannot have their own"
-            )
+            raise AdapterError("this model's head gives no answer for each sample: none can have its own")
         names = [name for name in names for _ in range(len(output) // len(names))]
         rows: dict[str, list[int]] = {}  # of each adapter with a head of its own
         for row, name in enumerate(names):
@@ -283,6 +276,4 @@ class Adapters:
 def _refuse_names(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
     """A forward pre-hook of the backbone, which would ignore the names."""
     if "adapter_names" in keywords:
-        raise AdapterError(
-            "adapter_names goes to the whole model; for a part of it: with adapters.use(names)"
-        )
+        raise AdapterError("adapter_names goes to the whole model; for a part: with adapters.use(names)")

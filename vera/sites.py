@@ -73,9 +73,7 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     first = {linears[path]: path for path in targets}
     for path, m in model.named_modules(remove_duplicate=False):
         if first.get(m, path) != path:
-            raise AdapterError(
-                f"{first[m]} and {path} are one and the same layer: it cannot be adapted in one place alone"
-            )
+            raise AdapterError(f"{first[m]} and {path} are one and the same layer: not adapted")
     return {
         path: dict(sorted(targets[path].items(), key=lambda b: b[1].start))
         for path in linears
@@ -190,10 +188,7 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     children = [block for stack in stacks for block in stack.children()]
     blocks = [(block, layout) for block in children if (layout := _layout(block))]
     if not blocks:
-        raise AdapterError(
-            f"the blocks of a {type(model).__name__} are not known here: adapters have no place"
-            " (vera/sites.py)"
-        )
+        raise AdapterError(f"the blocks of a {type(model).__name__} are not known here: no adapters fit")
     return blocks
 
 

@@ -19,15 +19,13 @@ def local_files(
     """The files of a local copy by their names inside it. data_dir: the set's own folder, or for a published
     set the folder of several sets. Raises DataError where it holds no images."""
     if not data_dir.is_dir():
-        problem = "no folder" if data_dir.exists() else "no such folder"
-        raise DataError(f"{data_dir}: {problem} (task.data_dir)")
+        raise DataError(f"{data_dir}: no such folder (task.data_dir)")
     inner = (data_dir / folder for folder in FOLDERS.get(name, ()))
     data_dir = next((folder for folder in inner if folder.is_dir()), data_dir)
     files = _upstream(name, data_dir) or _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
     if not files:
         if any(path.name.lower().endswith(ENDINGS) for path in data_dir.iterdir()):
-            problem = "images without folders for their classes. Is the folder above meant?"
-            raise DataError(f"{data_dir}: {problem} (task.data_dir)")
+            raise DataError(f"{data_dir}: images without folders for their classes (task.data_dir)")
         layouts = f"{UPSTREAM[name]}, " if name in UPSTREAM else ""
         layouts += "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg"
         raise DataError(f"{data_dir}: no images. It should hold {layouts}")
@@ -56,8 +54,7 @@ def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
             return files
         for folder in (data_dir, data_dir / "cifar-100-python"):
             if all((folder / file).is_file() for file in ("train", "test", "meta")):
-                mend = "Take CIFAR-100's binary version (cifar-100-binary)"
-                raise DataError(f"{folder} holds pickles, which can run code. {mend}")
+                raise DataError(f"{folder} holds pickles, which can run code. Take cifar-100-binary")
     if name == "food101":
         lists = {f"meta/{split}.txt": data_dir / "meta" / f"{split}.txt" for split in ("train", "test")}
         if all(path.is_file() for path in lists.values()):
@@ -86,8 +83,7 @@ def _parquet(data_dir: Path, train_splits: Sequence[str], test_split: str | None
         folders = sorted({path.parent for path in paths})
         if len(folders) > 1:
             several = ", ".join(str(folder.relative_to(data_dir)) for folder in folders)
-            problem = f"parquet files of several configurations ({several})"
-            raise DataError(f"{data_dir}: {problem}. Give one (task.data_dir=)")
+            raise DataError(f"{data_dir}: parquet files of several configurations: {several}")
         files |= {f"{split}/{number}.parquet": path for number, path in enumerate(paths)}
         missing += [] if paths else [split]
     if files and missing:
@@ -133,8 +129,7 @@ def _subfolders(folder: Path) -> list[Path]:
 def _check_class(folder: Path, images: list[Path]) -> None:
     """Raises DataError for a folder that is not one of a class: without images, or with folders of images."""
     if not images:
-        problem = f"a folder for a class without an image ({', '.join(ENDINGS[:6])}, ...)"
-        raise DataError(f"{folder}: {problem}. Remove it, or fill it")
+        raise DataError(f"{folder}: a folder for a class without an image. Remove it, or fill it")
     inner = sorted({path.relative_to(folder).parts[0] for path in images})
     if len(inner) > 1 and all(path.parent != folder for path in images):
         problem = f"holds folders of images ({listed(inner)}), where images of one class are expected"

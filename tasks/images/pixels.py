@@ -109,8 +109,7 @@ def preprocessing(folder: Path) -> Preprocessing:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
     kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
-    belongs = "How images are prepared belongs to the weights: copy it, too"
-    raise DataError(f"{folder}{kind}: no preprocessor_config.json. {belongs}")
+    raise DataError(f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too")
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -238,8 +237,7 @@ def _file(item: Path | bytes) -> Path | io.BytesIO:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # grey in more than 8 bits, which Pillow would clip
         if not image.mode.startswith("I;16"):
-            kind = "floating-point" if image.mode == "F" else "32-bit"
-            raise BadImageError(f"{kind} pixels, whose range is not known")
+            raise BadImageError(f"pixels of {image.mode}, whose range is not known")
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -35,8 +35,7 @@ class Unreadable:
         more = f" and {count - len(shown)} more" if count > len(shown) else ""
         images = "1 image" if count == 1 else f"{count} images"
         if self.refused:
-            mend = "Mend or remove them, or leave them out by task.bad_images=skip"
-            raise DataError(f"{self.task}: {images} cannot be read: {first}{more}. {mend}")
+            raise DataError(f"{self.task}: {images} cannot be read: {first}{more} (or task.bad_images=skip)")
         return f"{images} that cannot be read left out: {first}{more}"
 
     def fail(self, problem: str) -> NoReturn:

@@ -38,8 +38,7 @@ def source(settings: Any) -> Source:
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if settings["name"] == "digits":
         return Source(files={"digits.csv.gz": sets.digits_file()})
-    layout = "train/CLASS/*.jpg, test/CLASS/*.jpg"
-    raise DataError(f"the task names no images. Give task.data_dir=/a/folder ({layout}) or task.hub=")
+    raise DataError("the task names no images. Give task.data_dir=/a/folder or task.hub=")
 
 
 def load(settings: Any) -> "ImageTask":
@@ -118,8 +117,7 @@ class ImageTask(Task):
 
     def _check_set(self) -> None:
         if self.num_labels < 2:
-            needed = "Two are needed; is task.data_dir a folder too high?"
-            raise DataError(f"{self.name}: one class, {named(self.classes[0])}. {needed}")
+            raise DataError(f"{self.name}: one class, {named(self.classes[0])}. Is task.data_dir too high?")
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
@@ -128,8 +126,7 @@ class ImageTask(Task):
             raise DataError(f"{self.name}: {few}{mend if self.shots else ''}")
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and whole and not self.settings["holdout"]:
-            given = "task.shots=null" if self.shots is None else f"task.shots={self.shots}"
-            raise DataError(f"{self.name}: there is no test split, and {given} leaves nothing to evaluate on")
+            raise DataError(f"{self.name}: no test split, and task.shots={self.shots} leaves no image for it")
         sizes = self.num_labels, len(self.set.train), len(self.set.test or ())
         published = PUBLISHED.get(self.name, sizes)
         if sizes != published:
@@ -198,8 +195,7 @@ class ImageTask(Task):
         held = [max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0 for rows in drawn]
         pairs = [np.split(rows, [len(rows) - count]) for rows, count in zip(drawn, held, strict=True)]
         if not all(len(train) for train, _ in pairs):
-            given = f"task.holdout={self.holdout} of task.shots={self.shots}"
-            raise DataError(f"{self.name}: {given} leaves nothing to train on")
+            raise DataError(f"{self.name}: task.holdout={self.holdout} leaves nothing to train on")
         return [train for train, _ in pairs], [dev for _, dev in pairs]
 
     def _file(self, split: str, pool: Pool) -> tuple[Array, dict[int, str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.mt_bench.judgments import Judge, Judgment, Messages, append, rating, read_judgments
-from tasks.text import LONGEST_LINE
 
 
 class JudgeError(Exception):
@@ -87,10 +86,8 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
     if not (secret.isascii() and secret.isprintable()):
         raise JudgeError("OPENAI_API_KEY holds a character that no key has")
     url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    form = r"https?://([^/\s@]*@)?([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?"
-    if not re.fullmatch(form, url, re.ASCII):
-        example = "http://localhost:8000/v1 (--base-url or OPENAI_BASE_URL)"
-        raise JudgeError(f"{_public(url)!r} is no address such as {example}")
+    if not re.fullmatch(r"https?://([^/\s@]*@)?[\w.\[:\]-]+(/[!-~]*)?", url, re.ASCII):
+        raise JudgeError(f"{_public(url)!r} is no address such as http://localhost:8000/v1")
     return url, secret
 
 
@@ -105,10 +102,7 @@ async def _ask_all(
         if isinstance(answer, str):
             return answer
         row = {"key": key, "judge": by.name, "temperature": by.temperature, "max_tokens": by.max_tokens}
-        line = json.dumps(row | asdict(answer)).encode() + b"\n"
-        if len(line) > LONGEST_LINE:  # read_judgments would refuse the file
-            return f"a reply that is too long to be saved: more than {LONGEST_LINE:,} bytes"
-        append(file, line)
+        append(file, json.dumps(row | asdict(answer)).encode() + b"\n")
         outcome.asked += 1
         bar.update()
         return None
@@ -144,8 +138,7 @@ async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
     except openai.APIStatusError as error:
         code, body = f"HTTP {error.status_code}", error.body
         if error.status_code == 404 or error.code == "model_not_found":
-            problem = f"knows no judge {by.name!r} ({code}). Most addresses end in /v1"
-            raise JudgeError(f"{url} {problem}") from None
+            raise JudgeError(f"{url} knows no judge {by.name!r} ({code}). Does it end in /v1?") from None
         if error.status_code in (401, 403):  # the server's own message may hold a part of the key
             raise JudgeError(f"{url} refuses the key in OPENAI_API_KEY ({code})") from None
         if error.code == "insufficient_quota":

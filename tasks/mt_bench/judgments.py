@@ -10,7 +10,6 @@ from string import Formatter
 
 from tasks.base import DataError, quoted
 from tasks.mt_bench.questions import Question, digest, number_and_turns, read_rows
-from tasks.text import Lines
 
 #: Categories that are judged with a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
@@ -41,8 +40,7 @@ def prompts(
         texts, referenced = {"question": q.turns, "answer": answers[q.id]}, q.category in REFERENCED
         if referenced:
             if len(references.get(q.id, ())) < len(q.turns):
-                problem = f"no reference answer to each turn of question {q.id} ({q.category})"
-                raise DataError(f"{file}: {problem}")
+                raise DataError(f"{file}: no reference answer to each turn of question {q.id}")
             texts["ref_answer"] = references[q.id]
         for turn in range(1, len(q.turns) + 1):
             name = f"single-{'math-' * referenced}v1{'-multi-turn' * (turn > 1)}"
@@ -128,7 +126,7 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
     judgments = dict[str, Judgment]()
     try:
         with open(file, "rb") as opened:
-            for number, line in enumerate(Lines(file, opened), 1):
+            for number, line in enumerate(opened, 1):
                 judgment = _judgment(line, f"{file} line {number}")
                 if judgment is not None:
                     judgments.setdefault(*judgment)

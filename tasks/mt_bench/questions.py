@@ -82,8 +82,7 @@ def read_answers(
         number, turns = number_and_turns(where, row)
         model = str(row["model_id"]) if model is None else model
         if row["model_id"] != model:
-            other = quoted(row["model_id"])
-            raise DataError(f"{where}: an answer of {other} in an answer file of {quoted(model)}")
+            raise DataError(f"{where}: an answer of {quoted(row['model_id'])}, not of {quoted(model)}")
         if number not in by_number:
             raise DataError(f"{where}: the bench has no question {number}")
         if number in answers:

@@ -137,26 +137,6 @@ def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
     assert any("published set has" in note for note in task.notes) == (name != "image_folder")
 
 
-def test_one_folder_may_hold_all_the_published_sets(tmp_path):
-    cifar(tmp_path / "all" / "cifar-100-binary")
-    food(tmp_path / "all" / "food-101")
-    flowers(tmp_path / "all" / "flowers102")
-    write_images(tmp_path / "all" / "NWPU-RESISC45", test=0)
-    for name in ("cifar100", "food101", "flowers102", "resisc45"):
-        task = load(name, tmp_path, f"task.data_dir={tmp_path / 'all'}", "task.shots=3")
-        assert len(task.classes) == 3
-        assert (
-            task.set.train.names
-            == load(name, tmp_path, f"task.data_dir={home(tmp_path, name)}", "task.shots=3").set.train.names
-        )
-
-
-def home(folder, name):
-    return next(
-        path for path in (folder / "all").iterdir() if name[:4] in path.name.lower().replace("nwpu-", "")
-    )
-
-
 @pytest.mark.parametrize("name", ["cifar100", "food101", "flowers102", "resisc45"])
 def test_the_published_sets_come_as_image_folders_too(name, tmp_path, images):
     check(prepared(name, tmp_path, f"task.data_dir={images}", "task.shots=3"), 3, 4)
@@ -193,14 +173,9 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
     task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2")
     assert task.classes == ["ant", "bee", "cow"]
     check(task, 2, 4)
+    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=2", "task.image_column=photo"]
     with pytest.raises(DataError, match=r"no column 'photo'. It has: image, label"):
-        load(
-            "image_folder",
-            tmp_path,
-            f"task.data_dir={tmp_path / 'data'}",
-            "task.shots=2",
-            "task.image_column=photo",
-        )
+        load("image_folder", tmp_path, *words)
 
 
 @pytest.mark.parametrize(
@@ -221,13 +196,6 @@ def test_strange_labels_in_parquet_files_are_one_clear_line(labels, message, tmp
         load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
 
 
-def test_parquet_files_of_two_configurations_are_not_mixed(tmp_path):
-    for name in ("a", "b"):
-        parquet(tmp_path / "data" / name, ["train", "test"])
-    with pytest.raises(DataError, match=r"several configurations \(a/data, b/data\)"):
-        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
-
-
 def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
@@ -244,11 +212,6 @@ def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
         task = prepared("image_folder", tmp_path, *words, f"task.image_column={column}")
         for split in ("train", "dev"):
             assert (task.collate(split, [0])["pixel_values"] == shade).all()
-
-
-def test_a_folder_of_images_without_classes_is_told_apart_from_an_empty_one(tmp_path, images):
-    with pytest.raises(DataError, match="images without folders for their classes"):
-        load("image_folder", tmp_path, f"task.data_dir={images / 'train' / 'ant'}")
 
 
 def test_digits_are_scikit_learns(tmp_path):
@@ -278,23 +241,16 @@ def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on
         assert sorted([*names(task, "train"), *names(task, "dev")]) == sorted(everything)
 
 
-def test_the_draw_follows_the_data_seed_and_not_the_trainings(tmp_path, images):
-    where = f"task.data_dir={images}"
-    first, same, other = (
-        prepared("image_folder", tmp_path, where, "task.shots=2", *words)
-        for words in (["seed=1", "data_seed=7"], ["seed=2", "data_seed=7"], ["seed=1", "data_seed=8"])
+def test_the_draw_follows_the_data_seed_and_not_the_trainings_and_fewer_shots_are_a_part(tmp_path, images):
+    first, same, other, more = (
+        prepared("image_folder", tmp_path, f"task.data_dir={images}", *words)
+        for words in (
+            *(["task.shots=2", "seed=1", "data_seed=7"], ["task.shots=2", "seed=2", "data_seed=7"]),
+            *(["task.shots=2", "seed=1", "data_seed=8"], ["task.shots=5", "seed=1", "data_seed=7"]),
+        )
     )
     assert first.selection == same.selection != other.selection
-
-
-def test_fewer_shots_are_a_part_of_more(tmp_path, images):
-    few, more = (
-        prepared("image_folder", tmp_path, f"task.data_dir={images}", f"task.shots={k}") for k in (2, 5)
-    )
-    assert set(names(few, "train")) < set(names(more, "train"))
-
-
-def test_a_set_of_several_seeds_is_planned_with_a_draw_each():
+    assert set(names(first, "train")) < set(names(more, "train"))
     runs = expand(["task=digits", "model=dinov2_small", "seed=0,1,2"])
     assert [run.config["task"]["draw_seed"] for run in runs] == [0, 1, 2]
 
@@ -365,119 +321,137 @@ def test_augmented_views_follow_the_draw(tmp_path, images):
 
 
 def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
-    write_images(tmp_path / "data", train=6, test=4)
-    (tmp_path / "data" / "train" / "bee" / "bee_000.png").write_bytes(b"")
-    (tmp_path / "data" / "train" / "bee" / "bee_001.png").write_bytes(b"\x89PNG broken")
-    whole = (tmp_path / "data" / "test" / "ant" / "ant_002.png").read_bytes()
-    (tmp_path / "data" / "test" / "ant" / "ant_002.png").write_bytes(whole[: len(whole) // 2])
-    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=4"]
-    with pytest.raises(DataError) as refused:
+    """A list may name what is not there, and a link may lead nowhere."""
+    folder = write_images(tmp_path / "data", train=6, test=4)
+    (folder / "train" / "bee" / "bee_000.png").write_bytes(b"")
+    (folder / "train" / "bee" / "bee_001.png").write_bytes(b"\x89PNG broken")
+    (folder / "test" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    broken = folder / "test" / "ant" / "ant_002.png"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    words = [f"task.data_dir={folder}", "task.shots=4"]
+    with pytest.raises(DataError, match=r"test/ant/ant_002.png.*task.bad_images=skip") as refused:
         prepared("image_folder", tmp_path, *words)
-    text = str(refused.value)
-    assert "\n" not in text
-    assert "test/ant/ant_002.png" in text
-    assert "task.bad_images=skip" in text
+    assert "\n" not in str(refused.value)
     task = prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
     assert np.bincount(task.labels("train")).tolist() == [4, 4, 4]
     assert np.bincount(task.labels("dev")).tolist() == [3, 4, 4]
-    assert "train/bee/bee_000.png" not in names(task, "train")
-    (note,) = [note for note in task.notes if "cannot be read" in note]
-    drawn = {"train/bee/bee_000.png", "train/bee/bee_001.png"} & set(note.replace(";", " ").split())
-    assert note.startswith(f"{1 + len(drawn)} image")
+    drawn = {"train/bee/bee_000.png", "train/bee/bee_001.png"} & set(task.unreadable)
     assert drawn  # of six, four are drawn, and two are broken
-    with pytest.raises(
-        DataError, match=r"class bee has 4 training images that can be read, fewer than task.shots=5"
-    ):
+    assert set(task.unreadable) == {"test/ant/ant_002.png", "test/ant/gone.png"} | drawn
+    (note,) = [note for note in task.notes if "cannot be read" in note]
+    assert note.startswith(f"{2 + len(drawn)} images")
+    with pytest.raises(DataError, match=r"class bee has 4 training images.*task.shots=5"):
         prepared("image_folder", tmp_path, words[0], "task.shots=5", "task.bad_images=skip")
 
 
-def test_an_image_that_is_listed_and_not_there_is_one_that_cannot_be_read(tmp_path):
-    """A list may name what is not there, and a link may lead nowhere."""
-    write_images(tmp_path / "data", train=6, test=4)
-    (tmp_path / "data" / "test" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=4"]
-    with pytest.raises(DataError, match=r"1 image cannot be read: test/ant/gone.png \(.*No such file"):
-        prepared("image_folder", tmp_path, *words)
-    task = prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
-    assert list(task.unreadable) == ["test/ant/gone.png"]
-    assert len(task.labels("dev")) == 12
+def pickles(folder):
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(b"\x80\x04")
 
 
-def test_a_published_set_is_not_made_of_the_folders_of_others(tmp_path, images):
-    """A folder above the data sets would make them the classes of one of them."""
+def cut(folder):
+    path = cifar(folder / "cifar100") / "train.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def two_names(folder):
+    (cifar(folder / "cifar100") / "fine_label_names.txt").write_text("apple\nbear\n")
+
+
+def no_flower(folder):
+    (flowers(folder / "flowers102") / "jpg" / "image_00002.jpg").unlink()
+
+
+def no_matlab(folder):
+    (flowers(folder / "flowers102") / "setid.mat").write_bytes(b"nonsense")
+
+
+def other_sets(folder):
     for name in ("birds", "fish"):
-        shutil.copytree(images, tmp_path / "all" / name)
-    with pytest.raises(DataError, match=r"birds holds folders of images \(test, train\).*a folder too high"):
-        load("flowers102", tmp_path, f"task.data_dir={tmp_path / 'all'}", "task.shots=4")
+        write_images(folder / name)
 
 
-def test_without_a_test_split_a_broken_image_is_named_once(tmp_path):
-    write_images(tmp_path / "data", train=6, test=0)
-    (tmp_path / "data" / "bee" / "bee_000.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 image cannot be read: bee/bee_000.png \(empty\)"):
-        prepared("resisc45", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+def folders(how):
+    """Image folders with a fault."""
 
+    def make(folder):
+        write_images(folder, test=0 if how == "one split" else 4)
+        others = (("train", "ing_set"), ("test", "_set"))
+        {
+            "few": lambda: [p.unlink() for p in sorted((folder / "train" / "bee").iterdir())[1:]],
+            "extra": lambda: write_images(folder, classes=("dog",), train=0, test=2),
+            "renamed": lambda: (folder / "test" / "cow").rename(folder / "test" / "kow"),
+            "one class": lambda: [
+                shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")
+            ],
+            "one split": lambda: None,
+            "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
+            "no classes": lambda: (
+                [shutil.move(p, folder) for p in (folder / "train" / "ant").iterdir()]
+                + [shutil.rmtree(folder / s) for s in ("train", "test")]
+            ),
+            "ambiguous": lambda: write_images(folder, classes=("bus", "car"), train=5, test=0),
+            "other names": lambda: [(folder / s).rename(folder / f"{s}{end}") for s, end in others],
+            "no images": lambda: [
+                p.unlink() for s in ("train", "test") for p in (folder / s / "bee").iterdir()
+            ],
+        }[how]()
 
-OTHERS = (("train", "ing_set"), ("test", "_set"))
-
-
-def change(folder, how):
-    {
-        "few": lambda: [p.unlink() for p in sorted((folder / "train" / "bee").iterdir())[1:]],
-        "extra": lambda: write_images(folder, classes=("dog",), train=0, test=2),
-        "renamed": lambda: (folder / "test" / "cow").rename(folder / "test" / "kow"),
-        "one class": lambda: [
-            shutil.rmtree(folder / s / c) for s in ("train", "test") for c in ("ant", "bee")
-        ],
-        "empty": lambda: [shutil.rmtree(p) for p in folder.iterdir()],
-        "ambiguous": lambda: write_images(folder, classes=("bus", "car"), train=5, test=0),
-        "splits by other names": lambda: [(folder / s).rename(folder / f"{s}{end}") for s, end in OTHERS],
-        "a class without images": lambda: [
-            p.unlink() for s in ("train", "test") for p in (folder / s / "bee").iterdir()
-        ],
-    }[how]()
+    return make
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("name", "make", "named"),
     [
-        ("few", "class bee has 1 training images, fewer than task.shots=4"),
-        ("extra", "the class folders of train and test differ: only test has dog"),
-        ("renamed", "differ: only train has cow; only test has kow"),
-        ("one class", "one class, cow. Two are needed"),
-        ("empty", "no images. It should hold train/CLASS/"),
-        ("ambiguous", "is train a split or a class"),
-        ("splits by other names", r"test_set holds folders of images \(ant, bee, cow\).*a folder too high"),
-        ("a class without images", r"train/bee: a folder for a class without an image"),
+        *(
+            ("cifar100", pickles, "pickles"),
+            ("cifar100", cut, "train.bin"),
+            ("cifar100", two_names, "label 2"),
+        ),
+        *(("flowers102", no_flower, "image_00002.jpg"), ("flowers102", no_matlab, "setid.mat")),
+        ("flowers102", other_sets, r"birds holds folders of images \(test, train\)"),
+        ("image_folder", folders("few"), "class bee has 1 training images, fewer than task.shots=4"),
+        ("image_folder", folders("extra"), "only test has dog"),
+        ("image_folder", folders("renamed"), "only train has cow; only test has kow"),
+        ("image_folder", folders("one class"), "one class, cow"),
+        ("image_folder", folders("empty"), "no images. It should hold train/CLASS/"),
+        ("image_folder", folders("no classes"), "images without folders for their classes"),
+        ("image_folder", folders("ambiguous"), "is train a split or a class"),
+        ("image_folder", folders("other names"), r"test_set holds folders of images \(ant, bee, cow\)"),
+        ("image_folder", folders("no images"), "train/bee: a folder for a class without an image"),
+        *(
+            ("image_folder", lambda folder: [parquet(folder / name, ["train", "test"]) for name in "ab"], two)
+            for two in ("a/data, b/data",)
+        ),
     ],
 )
-def test_bad_folders_are_one_clear_line(how, message, tmp_path):
-    write_images(tmp_path / "data")
-    change(tmp_path / "data", how)
-    with pytest.raises(DataError, match=message):
-        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
+def test_bad_folders_are_one_clear_line(name, make, named, tmp_path):
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    with pytest.raises(DataError, match=named) as error:
+        load(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shots", ["null", "6"])
+def test_no_test_split_and_all_images_leave_nothing(shots, tmp_path):
+    folders("one split")(tmp_path / "data")
+    with pytest.raises(DataError, match="no test split"):
+        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
 
 
 def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
     write_images(tmp_path / "data", test=0)
-    hidden = (
-        ".ipynb_checkpoints/x.png",
-        "__MACOSX/x.png",
-        "ant/.ipynb_checkpoints/x.png",
-        "ant/__MACOSX/deep/x.png",
-    )
-    for name in (*hidden, "ant/Thumbs.db", "ant/._ant_000.png", "README.md"):
+    hidden = (".ipynb_checkpoints", "__MACOSX", "ant/.ipynb_checkpoints", "ant/__MACOSX/deep")
+    others = ("ant/Thumbs.db", "ant/._ant_000.png", "README.md")
+    for name in (*(f"{folder}/x.png" for folder in hidden), *others):
         path = tmp_path / "data" / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"x")
-    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     (tmp_path / "data" / "ant" / "album.png").mkdir()
+    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     assert task.classes == ["ant", "bee", "cow"]
     assert len(task.set.train) == 18
-    assert (
-        len(load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3").set.train)
-        == 18
-    )
 
 
 def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_path, images):
@@ -505,67 +479,19 @@ def test_a_folder_with_train_alone_is_one_split(tmp_path, images):
     check(task, 4, 2)
 
 
-def test_cifar_pickles_are_refused(tmp_path):
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
-    for name in ("train", "test", "meta"):
-        (folder / name).write_bytes(b"\x80\x04")
-    with pytest.raises(DataError, match="holds pickles, which can run code"):
-        load("cifar100", tmp_path, f"task.data_dir={tmp_path}")
-
-
-def test_cut_cifar_files_and_labels_out_of_range_are_refused(tmp_path):
-    folder = cifar(tmp_path / "a")
-    raw = (folder / "train.bin").read_bytes()
-    (folder / "train.bin").write_bytes(raw[:-5])
-    with pytest.raises(DataError, match="not whole records of 3,074 bytes"):
-        load("cifar100", tmp_path, f"task.data_dir={folder}", "task.shots=2")
-    (folder / "train.bin").write_bytes(raw)
-    (folder / "fine_label_names.txt").write_text("apple\nbear\n")
-    with pytest.raises(DataError, match="label 2, but 2 class names"):
-        load("cifar100", tmp_path, f"task.data_dir={folder}", "task.shots=2")
-
-
-def test_flowers_with_missing_files_are_refused(tmp_path):
-    folder = flowers(tmp_path / "data")
-    (folder / "jpg" / "image_00002.jpg").unlink()
-    with pytest.raises(DataError, match=r"jpg/image_00002.jpg: no such file \(1 of 9 lack\)"):
-        load("flowers102", tmp_path, f"task.data_dir={folder}", "task.shots=2")
-    (folder / "setid.mat").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"setid.mat: not a MATLAB file"):
-        load("flowers102", tmp_path, f"task.data_dir={folder}", "task.shots=2")
-
-
 @pytest.mark.parametrize(
-    ("word", "message"),
+    "word",
     [
-        ("task.shots=0", "task.shots=0: should be a whole number of at least 1"),
-        ("task.augment=mixup", "should be one of none, flip, crop"),
-        ("task.bad_images=ignore", "should be one of refuse, skip"),
-        ("task.crop_scale=[0.5,2.0]", "two shares of the area"),
-        ("task.crop_scale=[2.0,3.0]", "two shares of the area"),
-        ("task.image_size=-3", "at least 1"),
-        ("task.data_dir=/nowhere/at/all", "no such folder"),
-        (f"task.data_dir={__file__}", "no folder"),
+        *("task.shots=0", "task.augment=mixup", "task.bad_images=ignore", "task.crop_scale=[0.5,2.0]"),
+        *("task.crop_scale=[2.0,3.0]", "task.image_size=-3", "task.data_dir=/nowhere/at/all"),
+        *(f"task.data_dir={__file__}", "task.data_dir=null"),
     ],
 )
-def test_settings_out_of_range_are_one_clear_line(word, message, tmp_path, images):
+def test_settings_out_of_range_are_one_clear_line(word, tmp_path, images):
     words = [f"task.data_dir={images}", "task.shots=2"]
     words = [w for w in words if w.partition("=")[0] != word.partition("=")[0]]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=word.partition("=")[0]):
         load("image_folder", tmp_path, *words, word)
-
-
-def test_a_task_without_data_says_what_to_give(tmp_path):
-    with pytest.raises(DataError, match="the task names no images"):
-        load("image_folder", tmp_path)
-
-
-def test_no_test_split_and_all_images_leave_nothing(tmp_path):
-    write_images(tmp_path / "data", test=0)
-    for shots in ("null", "6"):
-        with pytest.raises(DataError, match="leaves nothing to evaluate on"):
-            load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
 
 
 def test_no_test_split_and_all_images_can_be_tuned_on(tmp_path):

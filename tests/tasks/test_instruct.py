@@ -154,36 +154,36 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
     assert 0 < len(task._rows["train"]) < 8
     assert any("left out, whose prompt fills" in note for note in task.notes)
     assert all(last + 1 < len(ids) <= limit for ids, last in task._rows["train"])
-    with pytest.raises(DataError, match="leaves no room for a response"):
+    with pytest.raises(DataError, match="max_length=5"):
         task.prepare(tokenizer, 5, 256)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        ("[{", "not JSON"),
-        ('{"a": 1}', "not a list of rows"),
-        ('[{"instruction": "x"}]', "row 0: no instruction with an output. It has: instruction"),
-        ('[{"instruction": "x", "output": 3}]', "row 0: instruction, input and output should be texts"),
+        *(
+            ("[{", "rows.json"),
+            ('{"a": 1}', "rows.json"),
+            ('[{"instruction": "x"}]', "row 0"),
+            ('["x"]', "row 0"),
+        ),
+        *(
+            ('[{"instruction": "x", "output": 3}]', "row 0"),
+            ('[{"instruction": "", "output": "y"}]', "row 0"),
+        ),
         (
             '[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]',
             "row 1: an empty output",
         ),
-        ('[{"instruction": "", "output": "y"}]', "row 0: an empty instruction"),
         ('[{"instruction": "\\ud800", "output": "y"}]', "row 0: half a character"),
-        ('["x"]', "row 0: no instruction with an output. It has: str"),
-        ('[{"instruction": "x", "output": "y"}]', "1 rows, of which task.dev_rows=2 are held out"),
-        ("[" * 200_000, "rows.json: JSON of more than 100 levels"),
-        ('[{"instruction": ' + "[" * 99 + "]" * 99 + "}]", "rows.json: JSON of more than 100 levels"),
-        (
-            "[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]",
-            "It has: key0, .*, key11 and 4,988 more",
-        ),
+        *(('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"), ("[" * 200_000, "rows.json")),
+        ('[{"instruction": ' + "[" * 99 + "]" * 99 + "}]", "rows.json"),
+        ("[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]", "key11 and 4,988 more"),
     ],
 )
-def test_bad_rows_are_one_line(content, message, tmp_path):
+def test_bad_rows_are_one_line(content, named, tmp_path):
     (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=named) as error:
         load(f"task.data_dir={tmp_path}", "task.dev_rows=2")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 300
@@ -195,16 +195,10 @@ def test_a_file_or_a_line_without_end_is_refused(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr("tasks.text.LONGEST_TEXT", 200)
     assert len(read_rows(tmp_path / "rows.jsonl")) == 3
-    (tmp_path / "blank.jsonl").write_text("\n\n" + json.dumps({"instruction": "x", "output": ""}))
-    with pytest.raises(DataError, match=r"blank.jsonl row 2: an empty output"):
-        read_rows(tmp_path / "blank.jsonl")
-    too_long = (
-        r"rows.json: more than 200 characters in a file that is read as a whole. Give JSON lines: .*\.jsonl"
-    )
-    with pytest.raises(DataError, match=too_long):
+    with pytest.raises(DataError, match=r"rows.json: more than 200 characters.*\.jsonl"):
         read_rows(tmp_path / "rows.json")
     monkeypatch.setattr("tasks.text.LONGEST_LINE", 90)
-    with pytest.raises(DataError, match=r"rows.jsonl line 1: more than 90 characters in one line"):
+    with pytest.raises(DataError, match=r"rows.jsonl line 1"):
         read_rows(tmp_path / "rows.jsonl")
 
 
@@ -236,46 +230,31 @@ def test_rows_a_line_each(tmp_path):
         read_rows(tmp_path / "rows.jsonl")
 
 
+GOOD = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+
+
 @pytest.mark.parametrize(
-    ("template", "message"),
+    ("change", "named"),
     [
-        ("{", "not JSON"),
-        ("[]", "not a JSON object"),
-        ("[" * 200_000, r"t.json: JSON of more than 100 levels \(task.template\)"),
-        ('{"prompt_no_input": "{instruction}"}', "prompt_input should be a text"),
-        (
-            '{"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}',
-            r"it should have {instruction}, {input}",
+        *(
+            ({"prompt_input": value}, "prompt_input")
+            for value in (None, "{instruction}", "{instruction!r}{input}")
         ),
-        (
-            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{question}"}',
-            r"\['question'\], it should have",
-        ),
-        (
-            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction} }"}',
-            "A brace of the text",
-        ),
-        (
-            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction:d}"}',
-            "and nothing in them",
-        ),
-        (
-            '{"prompt_input": "{instruction!r}{input}", "prompt_no_input": "{instruction}"}',
-            "and nothing in them",
-        ),
-        (
-            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}", "stop": 5}',
-            "stop is 5",
-        ),
-        (
-            '{"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}\\ud800"}',
-            "half a character",
+        *(({"prompt_no_input": value}, "prompt_no_input") for value in ("{question}", "{instruction:d}")),
+        *(({"prompt_no_input": f"{{instruction}}{end}"}, "prompt_no_input") for end in (" }", "\ud800")),
+        *(
+            ({"stop": 5}, "stop is 5"),
+            ("{", "not JSON"),
+            ("[]", "not a JSON object"),
+            ("[" * 200_000, "t.json"),
         ),
     ],
 )
-def test_bad_templates_are_one_line(template, message, alpaca, tmp_path):
+def test_bad_templates_are_one_line(change, named, alpaca, tmp_path):
+    template = change if isinstance(change, str) else json.dumps(GOOD | change)
     (tmp_path / "t.json").write_text(template)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"t.json.*{named}|{named}") as error:
         load(f"task.data_dir={alpaca}", f"task.template={tmp_path / 't.json'}")
+    assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="No such file"):
         load(f"task.data_dir={alpaca}", f"task.template={tmp_path / 'gone.json'}")

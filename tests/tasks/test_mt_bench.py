@@ -1,7 +1,6 @@
 """MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in
 every way."""
 
-import functools
 import itertools
 import json
 import os
@@ -83,78 +82,41 @@ def test_questions(data):
 
 
 def test_temperatures_are_those_of_fastchat():
-    by_category = {
-        "writing": 0.7,
-        "roleplay": 0.7,
-        "extraction": 0,
-        "math": 0,
-        "coding": 0,
-        "reasoning": 0,
-        "stem": 0.1,
-    }
-    by_category |= {"humanities": 0.1, "fermi": 0.7}
-    assert {category: temperature(category) for category in by_category} == by_category
+    expected = dict.fromkeys(("writing", "roleplay", "fermi"), 0.7) | {"stem": 0.1, "humanities": 0.1}
+    expected |= dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0)
+    assert {category: temperature(category) for category in expected} == expected
 
 
+WRONG_TURNS = ((', "b"', ""), ('"b"', '"b", "c"'), ('"b"', '" "'))
 GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        (GOOD + '{"question_id": 82,\n', "question.jsonl line 2: not JSON"),
-        (GOOD + '{"question_id": 82, "turns": ["a", "b"]}', "line 2: no 'category'"),
-        ("[1]", "line 1: no 'question_id'"),
-        (GOOD.replace(', "b"', ""), "line 1: question 81 has 1 turn, mt_bench has 2"),
-        (GOOD.replace('"b"', '"b", "c"'), "line 1: question 81 has 3 turns, mt_bench has 2"),
-        (GOOD + "\n" + GOOD, "line 3: question 81 a second time"),
-        (GOOD.replace('"b"', '" "'), "line 1: question 81 has an empty turn"),
-        (
-            GOOD.replace('["a", "b"]', '"ab"'),
-            "line 1: question_id is to be a whole number, turns a list of texts",
-        ),
-        (GOOD.replace('"b"', "2"), "turns a list of texts"),
-        (GOOD.replace("81", '"81"'), "question_id is to be a whole number"),
-        ("", "question.jsonl: no questions"),
-        (GOOD + "[" * 200_000, "question.jsonl line 2: JSON of more than 100 levels"),
-        (GOOD.replace('"writing"', "[" * 100 + "]" * 100), "line 1: JSON of more than 100 levels"),
-        (GOOD.replace("81", "9" * 4000), "question_id is to be a whole number"),
+        (GOOD + '{"question_id": 82,\n', "line 2"),
+        (GOOD + '{"question_id": 82, "turns": ["a"]}', "line 2: no 'category'"),
+        *(("[1]", "line 1: no 'question_id'"), (GOOD + "\n" + GOOD, "line 3"), ("", "no questions")),
+        *((GOOD.replace(old, new), "question 81") for old, new in WRONG_TURNS),
+        *((GOOD.replace(old, new), "turns a list") for old, new in (('"b"', "2"), ('["a", "b"]', '"ab"'))),
+        *((GOOD.replace("81", number), "question_id") for number in ('"81"', "9" * 4000)),
+        (GOOD + "[" * 200_000, "line 2"),
+        (GOOD.replace('"writing"', "[" * 100 + "]" * 100), "line 1"),
+        (None, "No such file"),
     ],
 )
-def test_questions_that_are_wrong(text, message, data):
-    (data / "mt_bench" / "question.jsonl").write_text(text)
+def test_questions_that_are_wrong(text, named, data):
+    path = data / "mt_bench" / "question.jsonl"
+    path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DataError) as caught:
         read_questions(data, "mt_bench")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < len(str(data)) + 200
-
-
-def test_a_question_or_a_judgment_without_end_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.text.LONGEST_LINE", 100)
-    (data / "mt_bench" / "question.jsonl").write_text(GOOD + GOOD.replace('"a"', f'"{"a" * 100}"'))
-    with pytest.raises(DataError, match=r"question.jsonl line 2: more than 100 characters in one line"):
-        read_questions(data, "mt_bench")
-    (tmp_path / "judge.jsonl").write_text("\n" + "x" * 101)
-    with pytest.raises(DataError, match=r"judge.jsonl line 2: more than 100 characters in one line"):
-        read_judgments(tmp_path / "judge.jsonl")
-
-
-@pytest.mark.parametrize(
-    "line", ["[" * 200_000, '{"key": [], "reply": "[[7]]", "prompt_tokens": 1, "completion_tokens": 1}']
-)
-def test_a_file_of_something_else_is_no_judgments(line, tmp_path):
-    (tmp_path / "judge.jsonl").write_text("{\n" + line)
-    with pytest.raises(DataError, match=r"judge.jsonl line 2: not a judgment$"):
-        read_judgments(tmp_path / "judge.jsonl")
-
-
-def test_benches_and_files_that_are_not_there(data):
-    with pytest.raises(DataError, match=r"no bench 'arena'. Known: mt_bench, vicuna_bench"):
+    line = str(caught.value)
+    assert line.startswith(str(path))
+    assert named in line
+    assert "\n" not in line
+    assert len(line) < len(str(data)) + 200
+    with pytest.raises(DataError, match="arena"):
         read_questions(data, "arena")
-    (data / "mt_bench" / "question.jsonl").unlink()
-    with pytest.raises(DataError, match=r"question.jsonl: No such file"):
-        read_questions(data, "mt_bench")
 
 
 def test_where_the_data_are(data, tmp_path, monkeypatch):
@@ -198,42 +160,33 @@ def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("edit", "named"),
     [
-        (
-            lambda rows: rows[2].update(model_id="other"),
-            "line 3: an answer of 'other' in an answer file of 'own'",
-        ),
-        (lambda rows: [rows.pop(), rows.pop(1)], "no answer to 2 of 4 questions: 101, 151"),
-        (lambda rows: rows.clear(), "no answer to 4 of 4 questions: 81, 101, 111, 151"),
+        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
+        (lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
+        (lambda rows: rows.clear(), "81, 101, 111, 151"),
         (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
-        (lambda rows: rows.append(rows[0]), "line 5: an answer to question 81 a second time"),
-        (lambda rows: rows[1]["choices"][0]["turns"].pop(), "line 2: 1 turn for question 101, which has 2"),
+        (lambda rows: rows.append(rows[0]), "line 5"),
+        (lambda rows: rows[1]["choices"][0]["turns"].pop(), "line 2: 1 turn for question 101"),
         (lambda rows: rows[1].pop("model_id"), "line 2: no 'model_id'"),
-        (
-            lambda rows: rows[1]["choices"].clear(),
-            "line 2: question_id is to be a whole number, turns a list of texts",
-        ),
-        (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: question_id is to be"),
+        (lambda rows: rows[1]["choices"].clear(), "line 2: question_id"),
+        (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: question_id"),
         (lambda rows: rows[1]["choices"][0]["turns"].append("\ud83d"), "line 2: half a character"),
     ],
 )
-def test_answers_that_are_wrong(edit, message, data, answers, capsys):
+def test_answers_that_are_wrong(edit, named, data, answers, capsys):
+    questions = read_questions(data, "mt_bench")
+    assert read_answers(answers, questions, "own")[0] == "own"
+    with pytest.raises(DataError, match="line 1: an answer of 'own', not of 'mine'"):
+        read_answers(answers, questions, "mine")
     rows = [json.loads(text) for text in answers.read_text().splitlines()]
     edit(rows)
     jsonl(answers, rows)
     assert main(["show", str(answers), "--data", str(data)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {answers}")
-    assert message in said
+    assert named in said
     assert said.count("\n") == 1
-
-
-def test_an_answer_file_of_another_model(data, answers):
-    questions = read_questions(data, "mt_bench")
-    assert read_answers(answers, questions, "own")[0] == "own"
-    with pytest.raises(DataError, match="line 1: an answer of 'own' in an answer file of 'mine'"):
-        read_answers(answers, questions, "mine")
 
 
 # --- prompts and ratings
@@ -270,47 +223,34 @@ def test_braces_in_an_answer_are_text(data):
     assert found[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
 
 
-def test_an_empty_system_prompt_is_left_out(data):
-    jsonl(
-        data / "judge_prompts.jsonl",
-        [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items()],
-    )
-    assert [m["role"] for m in asked_for(data)[81, 1]] == ["user"]
-
-
-@pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_that_is_missing(name, data):
-    rows = [{"name": n, "system_prompt": "", "prompt_template": t} for n, t in PROMPTS.items() if n != name]
-    jsonl(data / "judge_prompts.jsonl", rows)
-    with pytest.raises(DataError, match=f"judge_prompts.jsonl: no prompt '{name}'"):
-        asked_for(data)
+def prompts_with(data, **change):
+    """The file of prompts, each with this change, and without those that `leave` names."""
+    leave = change.pop("leave", None)
+    rows = [{"name": n, "system_prompt": "", "prompt_template": t} | change for n, t in PROMPTS.items()]
+    jsonl(data / "judge_prompts.jsonl", [row for row in rows if row["name"] != leave])
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("change", "named"),
     [
-        "{question} {reference}",
-        "{0}",
-        "{question",
-        "{question.x}",
-        "{question:>9999999999999}",
-        "{question!r}",
+        *(({"leave": name}, f"no prompt '{name}'") for name in PROMPTS),
+        *(
+            ({"prompt_template": template}, "prompt 'single-v1'")
+            for template in (
+                *("{question} {reference}", "{0}", "{question", "{question.x}", "{question!r}"),
+                "{question:>9999999999999}",
+            )
+        ),
+        *(({key: value}, "line 1") for key, value in (("name", ["x"]), ("prompt_template", 7))),
+        ({"system_prompt": None}, "line 1"),
     ],
+    ids=str,
 )
-def test_a_prompt_that_cannot_be_filled(template, data):
-    rows = [{"name": n, "system_prompt": "", "prompt_template": template} for n in PROMPTS]
-    jsonl(data / "judge_prompts.jsonl", rows)
-    with pytest.raises(DataError, match="prompt 'single-v1' has a placeholder that cannot be filled"):
-        asked_for(data)
-
-
-@pytest.mark.parametrize("change", [{"name": ["single-v1"]}, {"prompt_template": 7}, {"system_prompt": None}])
-def test_a_prompt_that_is_no_text(change, data):
-    rows = [{"name": n, "system_prompt": "", "prompt_template": t} | change for n, t in PROMPTS.items()]
-    jsonl(data / "judge_prompts.jsonl", rows)
-    with pytest.raises(
-        DataError, match=r"judge_prompts.jsonl line 1: name, system_prompt, prompt_template are to be texts"
-    ):
+def test_a_prompt_that_is_missing_or_cannot_be_filled(change, named, data):
+    prompts_with(data)
+    assert [m["role"] for m in asked_for(data)[81, 1]] == ["user"]  # an empty system prompt is left out
+    prompts_with(data, **change)
+    with pytest.raises(DataError, match=f"judge_prompts.jsonl.*{named}"):
         asked_for(data)
 
 
@@ -330,22 +270,10 @@ def test_a_reference_answer_that_is_missing(data):
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ("Rating: [[7]]", 7),
-        ("Rating: [[7.5]]", 7.5),
-        ("[[10]] or [[3]]", 10),
-        ("[4] at first, but in the end [[6]]", 6),
-        ("Rating: [8]", 8),
-        ("see [2], [9]", 2),
-        ("[[1]]", 1),
-        ("Rating: 7", None),
-        ("Rating: [[7/10]]", None),
-        ("Rating: [[ 7 ]]", None),
-        ("[[rating]]", None),
-        ("", None),
-        ("[[0]]", None),
-        ("[[11]] not [[5]]", None),
-        ("[100]", None),
-        ("[[" + "9" * 400 + "]]", None),
+        *(("Rating: [[7]]", 7), ("Rating: [[7.5]]", 7.5), ("[[10]] or [[3]]", 10), ("Rating: [8]", 8)),
+        *(("[4] at first, but in the end [[6]]", 6), ("see [2], [9]", 2), ("[[1]]", 1), ("Rating: 7", None)),
+        *(("Rating: [[7/10]]", None), ("Rating: [[ 7 ]]", None), ("[[rating]]", None), ("", None)),
+        *(("[[0]]", None), ("[[11]] not [[5]]", None), ("[100]", None), ("[[" + "9" * 400 + "]]", None)),
         ("[[\u0667]]", None),
     ],
 )
@@ -430,36 +358,13 @@ def test_the_interval_pools_what_is_drawn(data):
     assert found["high"] == pytest.approx(draws[-7])
 
 
-def test_nothing_valid_is_none(data):
+@pytest.mark.parametrize("scores", [{}, {(81, 1, 1): None}], ids=str)
+def test_nothing_valid_is_none(scores, data):
     by, given = Judge(), answers_of("own")
-    for scores in ({}, {(81, 1, 1): None}):
-        found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
-        assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
-        assert (
-            set(found["turns"].values())
-            == set(found["categories"].values())
-            == set(found["pass_means"])
-            == {None}
-        )
-        assert found["judged"] == len(scores)
-
-
-def test_the_interval_is_that_of_the_mean_of_many_questions(tmp_path, data):
-    """As wide as the standard error says, and of whole questions: two equal turns narrow nothing."""
-    rng = np.random.default_rng(5)
-    numbers, values = range(200, 280), rng.uniform(1, 10, 80)
-    rows = [{"question_id": n, "category": "stem", "turns": ["q", f"r{n}"]} for n in numbers]
-    jsonl(data / "mt_bench" / "question.jsonl", rows)
-    given, by = {n: [f"a{n}", "b"] for n in numbers}, Judge()
-    scores = {
-        (n, turn, 1): round(float(v), 3) for n, v in zip(numbers, values, strict=True) for turn in (1, 2)
-    }
     found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
-    half = 1.96 * values.std() / 80**0.5
-    assert found["low"] == pytest.approx(values.mean() - half, abs=0.03)
-    assert found["high"] == pytest.approx(values.mean() + half, abs=0.03)
-    again = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
-    assert again == found
+    assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
+    of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
+    assert (of_all, found["judged"]) == ({None}, len(scores))
 
 
 def test_the_hash_of_the_answers_tells_them_apart(data):
@@ -488,20 +393,8 @@ def test_a_model_is_judged_and_shown(data, answers, capsys):
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0] == "8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed"
-    heading = [
-        "model",
-        "judge",
-        "mean",
-        "95% interval",
-        "turn 1",
-        "turn 2",
-        "writing",
-        "reasoning",
-        "math",
-        "humanities",
-        "valid",
-    ]
-    assert re.split("  +", lines[1]) == heading
+    heading = "model  judge  mean  95% interval  turn 1  turn 2  writing  reasoning  math  humanities  valid"
+    assert re.sub("  +", "  ", lines[1]) == heading
     cells = re.split("  +", lines[2])
     assert cells[:3] == ["own", "gpt-4", "6.25"]
     assert cells[4:] == ["7.25", "5.25", "7.00", "5.00", "6.00", "7.00", "8 of 8"]
@@ -512,12 +405,7 @@ def test_a_model_is_judged_and_shown(data, answers, capsys):
     assert server.keys == {f"Bearer {KEY}"}
     rows = [json.loads(line) for line in Path("outputs/judgments/gpt-4.jsonl").read_text().splitlines()]
     assert rows[0]["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
-    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens", "judge")] == [
-        8.0,
-        100,
-        20,
-        "gpt-4",
-    ]
+    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
     # Shown again without a server, and without a key.
     os.environ.pop("OPENAI_API_KEY")
     assert main(["show", str(answers), "--data", str(data)]) == 0
@@ -529,17 +417,6 @@ def test_a_model_is_judged_and_shown(data, answers, capsys):
     # Judged again: nothing to pay, so no key, and no server.
     assert run(data, "http://127.0.0.1:9/v1", answers) == 0
     assert capsys.readouterr().out.startswith("0 judged anew, 8 taken from")
-
-
-def test_vicuna_bench_has_one_turn(data, tmp_path, capsys):
-    path = tmp_path / "v.jsonl"
-    write_answers(path, "own", answers_of("own", "vicuna_bench"), read_questions(data, "vicuna_bench"))
-    with JudgeServer() as server:
-        assert run(data, server, path, "--bench", "vicuna_bench", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["judging"] == {"asked": 3, "cached": 0, "failed": 0, "reasons": {}}
-    assert found["models"][0]["turns"] == {"1": 7.0}
-    assert (found["models"][0]["low"], found["models"][0]["high"]) == (7.0, 7.0)
 
 
 def test_the_address_and_the_key_of_the_environment(data, answers, monkeypatch):
@@ -572,45 +449,22 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, capsys):
     assert found["models"][0]["n"] == 24
 
 
-def test_two_judges_have_a_file_each_and_may_share_one(data, answers, tmp_path, capsys):
-    with JudgeServer() as server:
-        assert run(data, server, answers) == 0
-        assert run(data, server, answers, judge_name="org/judge:7b") == 0
-        assert sorted(p.name for p in Path("outputs/judgments").iterdir()) == [
-            "gpt-4.jsonl",
-            "org_judge_7b.jsonl",
-        ]
-        for name in ("a", "b"):
-            assert run(data, server, answers, "--judgments", tmp_path / "all.jsonl", judge_name=name) == 0
-        assert len(server.requests) == 32
-        assert (
-            run(
-                data,
-                server,
-                answers,
-                "--judgments",
-                tmp_path / "all.jsonl",
-                "--max-tokens",
-                "9",
-                judge_name="a",
-            )
-            == 0
-        )
-        assert len(server.requests) == 40
-    assert len(read_judgments(tmp_path / "all.jsonl")) == 24
-
-
-def test_an_answer_is_judged_once_whatever_file_it_is_in(data, answers, tmp_path, capsys):
-    questions = read_questions(data, "mt_bench")
+def test_an_answer_is_judged_once_whatever_file_it_is_in_and_by_each_judge(data, answers, tmp_path, capsys):
+    questions, near = read_questions(data, "mt_bench"), answers_of("own") | {151: ["own on 151.1", "new"]}
     write_answers(tmp_path / "copy.jsonl", "copy", answers_of("own"), questions)
-    write_answers(
-        tmp_path / "near.jsonl", "near", answers_of("own") | {151: ["own on 151.1", "new"]}, questions
-    )
+    write_answers(tmp_path / "near.jsonl", "near", near, questions)
     with JudgeServer() as server:
         assert run(data, server, answers, tmp_path / "copy.jsonl", tmp_path / "near.jsonl") == 0
-    assert len(server.requests) == 9
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["own", "copy", "near"]
+        assert len(server.requests) == 9
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[2:]] == ["own", "copy", "near"]
+        for words, asked in ((["a"], 17), (["b"], 25), (["a", "--max-tokens", "9"], 33), (["b"], 33)):
+            more = ["--judgments", tmp_path / "all.jsonl", *words[1:]]
+            assert run(data, server, answers, *more, judge_name=words[0]) == 0
+            assert len(server.requests) == asked
+        assert run(data, server, answers, judge_name="org/judge:7b") == 0
+    assert {p.name for p in Path("outputs/judgments").iterdir()} == {"gpt-4.jsonl", "org_judge_7b.jsonl"}
+    assert len(read_judgments(tmp_path / "all.jsonl")) == 24
 
 
 def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, capsys):
@@ -625,68 +479,20 @@ def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, cap
     assert [found[key] for key in ("n", "judged", "n_valid", "mean")] == [8, 8, 7, 4.0]
 
 
-def test_a_reply_that_the_file_could_not_hold_is_told_and_not_saved(data, answers, monkeypatch, capsys):
-    monkeypatch.setattr("tasks.mt_bench.client.LONGEST_LINE", 1000)
-    monkeypatch.setattr("tasks.text.LONGEST_LINE", 1000)
-    # The questions are longer
-    monkeypatch.setattr("tasks.mt_bench.questions.open_text", functools.partial(open, encoding="utf-8"))
-    with JudgeServer(
-        lambda prompt, nth: Reply("x" * 1000) if prompt.endswith("own on 81.1") else score(7)
-    ) as server:
-        assert run(data, server, answers) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("7 judged anew")
-    assert lines[1] == "  1 not judged: a reply that is too long to be saved: more than 1,000 bytes"
-    assert len(read_judgments(Path("outputs/judgments/gpt-4.jsonl"))) == 7
-
-
-def test_a_reply_of_null_is_a_reply(data, answers, capsys):
-    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
-    with JudgeServer(lambda prompt, nth: Reply(body=body)) as server:
-        assert run(data, server, answers) == 0
-    assert "0 of 8" in capsys.readouterr().out
-
-
 # --- a server that misbehaves
 
 
-@pytest.mark.parametrize(
-    ("trouble", "least"),
-    [
-        (error(429, retry_after="0.8"), 0.8),
-        (error(500), 0.3),
-        (error(503, retry_after="0.01"), 0),
-        (DROP, 0.3),
-        (Reply("half of it", status=0), 0.3),
-        (Reply("late", wait=0.9), 0.9),
-    ],
-    ids=["429", "500", "503", "dropped", "dropped half-way", "late"],
-)
-def test_trouble_that_passes_is_retried(trouble, least, data, answers, capsys):
-    """By the openai package, whose own pause is half a second; a server may ask for another."""
+@pytest.mark.parametrize("trouble", [error(429, retry_after="0.1"), error(500), DROP], ids=str)
+def test_trouble_that_passes_is_retried(trouble, data, answers, capsys):
+    """By the openai package."""
 
     def reply(prompt, nth):
-        return trouble if "own on 111.1" in prompt and "own on 111.2" not in prompt and nth == 1 else score(7)
+        return trouble if prompt.endswith("own on 111.1") and nth == 1 else score(7)
 
     with JudgeServer(reply) as server:
-        assert run(data, server, answers, "--timeout", "0.6" if trouble.wait else "5") == 0
+        assert run(data, server, answers) == 0
     assert capsys.readouterr().out.startswith("8 judged anew, 0 taken from")
-    asked = [
-        t
-        for t, r in zip(server.times, server.requests, strict=True)
-        if "own on 111" in r["messages"][1]["content"]
-    ]
-    again = [r["messages"][1]["content"] for r in server.requests]
-    assert len(again) == 9
-    assert max(asked) - min(asked) >= least
-
-
-def test_the_prompt_that_goes_ahead_is_tried_again(data, answers, capsys):
-    with JudgeServer(
-        lambda prompt, nth: error(500, retry_after="0.01") if len(server.requests) < 3 else score(7)
-    ) as server:
-        assert run(data, server, answers, "--concurrency", "1") == 0
-    assert "8 judged anew" in capsys.readouterr().out
+    assert len(server.requests) == 9
 
 
 def failing(*texts):
@@ -726,10 +532,10 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
             "the reply is no chat completion",
         ),
         (Reply(body=b"{", headers={}), "the reply is no chat completion"),
-        (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
-        (Reply(body={"choices": []}), "the reply is no chat completion"),
-        (Reply(body=[1]), "the reply is no chat completion"),
-        (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
+        *(
+            (Reply(body=body), "the reply is no chat completion")
+            for body in (b"[" * 200_000, {"choices": []}, [1], {"choices": [{"message": {"content": [7]}}]})
+        ),
         (Reply(wait=2.0), "no reply in time"),
         (DROP, "the connection broke off"),
         (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
@@ -776,12 +582,6 @@ def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(
     assert len(read_judgments(Path("outputs/judgments/gpt-4.jsonl"))) == judged
 
 
-def test_an_address_without_the_path_is_an_unknown_judge(data, answers, capsys):
-    with JudgeServer() as server:
-        assert run(data, server.url.removesuffix("/v1"), answers) == 2
-    assert "Most addresses end in /v1" in capsys.readouterr().err
-
-
 def test_nothing_listens(data, answers, capsys):
     with JudgeServer() as server:
         url = server.url
@@ -794,20 +594,14 @@ def test_nothing_listens(data, answers, capsys):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "http://", "ftp://x/v1", "http://x:y/v1", "http://a b/v1", "http://x:99999/v1"]
+    "url", ["localhost:8000", "http://", "ftp://x/v1", "http://user:hidden@a b/v1", "http://user:hidden@x/v1"]
 )
-def test_addresses_that_are_none(url, data, answers, capsys):
+def test_addresses_that_are_none_and_a_password_that_is_not_printed(url, data, answers, capsys):
     assert run(data, url, answers) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-
-
-def test_a_password_in_the_address_is_not_printed(data, answers, capsys):
-    with JudgeServer() as server:
-        for url in (server.url.replace("/v1", ""), "http://x:y/v1"):
-            assert run(data, url.replace("//", "//user:hidden@"), answers) == 2
-            assert "hidden" not in capsys.readouterr().err
+    assert "hidden" not in said
 
 
 @pytest.mark.parametrize(
@@ -893,58 +687,22 @@ def test_nothing_is_paid_that_cannot_be_saved(data, answers, tmp_path, monkeypat
     assert capsys.readouterr().err == f"error: {tmp_path}/full.jsonl: No space left on device\n"
 
 
-def test_a_disk_that_is_full_half_way_stops_the_judging(data, answers, monkeypatch, capsys):
-    write = os.write
-    with JudgeServer() as server, monkeypatch.context() as patch:
-        patch.setattr(
-            os,
-            "write",
-            lambda f, line: write(f, line[:40] if b'"key"' in line and len(server.requests) > 2 else line),
-        )
-        assert run(data, server, answers, "--concurrency", "1") == 2
-        assert len(server.requests) == 3
-    said = capsys.readouterr().err
-    assert "could not be written in full" in said
-    assert said.count("\n") == 1
-    with JudgeServer() as server:
-        assert run(data, server, answers) == 0
-        assert len(server.requests) == 6
-
-
 # --- processes
 
 
 def start(data, server, *words):
-    command = [
-        sys.executable,
-        "-m",
-        "tasks.mt_bench",
-        "judge",
-        *map(str, words),
-        "--data",
-        str(data),
-        "--base-url",
-        server.url,
-    ]
-    return subprocess.Popen(
-        [*command, "--timeout", "20"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ["-m", "tasks.mt_bench", "judge", *words, "--data", data, "--base-url", server.url]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *map(str, command), "--timeout", "20"], env=env, **how)
 
 
 class Holding:
     """Answers a number of requests, and holds on to the others until they are let go, unpaid."""
 
     def __init__(self, number):
-        self.count, self.number, self.free, self.held = (
-            itertools.count(),
-            number,
-            threading.Event(),
-            threading.Event(),
-        )
+        self.count, self.number = itertools.count(), number
+        self.free, self.held = threading.Event(), threading.Event()
 
     def __call__(self, prompt, nth):
         if next(self.count) < self.number or self.free.is_set():

@@ -26,6 +26,9 @@ from tasks.images.pixels import (
 )
 
 SIZES = [(256, 256), (300, 401), (300, 402), (300, 403), (225, 500), (32, 32), (640, 333), (227, 229)]
+PROCESSOR = "preprocessor_config.json"
+SIDE = {"height": 224, "width": 224}
+SQUARE = {"crop_size": SIDE}
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -49,29 +52,14 @@ def normalised(wanted, image):
 @pytest.mark.parametrize(
     "config",
     [
-        {**VIT_IMAGES, "size": {"height": 224, "width": 224}},
+        {**VIT_IMAGES, "size": SIDE},
         {**VIT_IMAGES, "size": 224},  # as older files write it
-        {
-            **VIT_IMAGES,
-            "size": {"height": 256, "width": 256},
-            "crop_size": {"height": 224, "width": 224},
-            "do_center_crop": True,
-        },
+        VIT_IMAGES | SQUARE | {"size": {"height": 256, "width": 256}, "do_center_crop": True},
         DINOV2_IMAGES,
         {**DINOV2_IMAGES, "image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224},
-        {
-            **VIT_IMAGES,
-            "image_processor_type": "DeiTImageProcessor",
-            "size": 256,
-            "crop_size": 224,
-            "resample": 3,
-        },
-        {
-            **VIT_IMAGES,
-            "image_processor_type": "SiglipImageProcessor",
-            "size": {"height": 224, "width": 224},
-            "resample": 3,
-        },
+        VIT_IMAGES
+        | {"image_processor_type": "DeiTImageProcessor", "size": 256, "crop_size": 224, "resample": 3},
+        VIT_IMAGES | {"image_processor_type": "SiglipImageProcessor", "size": SIDE, "resample": 3},
     ],
     ids=["ViT", "ViT, older", "ViT, cut", "DINOv2", "CLIP, older", "DeiT", "SigLIP"],
 )
@@ -114,44 +102,28 @@ def test_another_size_keeps_the_share_of_the_cut_out():
     assert VIT.at(32) == Preprocessing((32, 32), (32, 32), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
+UNKNOWN = [
+    *({"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 0.1}, {"crop_pct": 0.9}),
+    *({"image_processor_type": "EfficientNetImageProcessor"}, {"do_center_crop": True}, {"resample": None}),
+    *({"size": {"shortest_edge": 224}}, {"size": None}, {"size": "x"}, {"image_processor_type": None}),
+]
+
+
 @pytest.mark.parametrize(
-    ("files", "message"),
+    "files",
     [
-        ({}, "no preprocessor_config.json"),
-        ({"preprocessor_config.json": "{"}, "not known here"),
-        (
-            {"preprocessor_config.json": "[" * 200_000},
-            r"not known here \(preprocessor_config.json: JSON of more than 100 levels",
-        ),
-        (
-            {"preprocessor_config.json": "[]"},
-            r"not known here \(preprocessor_config.json: not a JSON object\)",
-        ),
-        ({"config.json": "[" * 200_000}, r"not known here \(config.json: JSON of more than 100 levels\)"),
-        ({"config.json": "[]"}, r"not known here \(config.json: not a JSON object\)"),
-        ({"preprocessor_config.json": '{"size": 224}'}, "image_processor_type None; known: ViT, "),
-        *(
-            ({"preprocessor_config.json": json.dumps({**VIT_IMAGES, "size": 224, **change})}, message)
-            for change, message in [
-                ({"do_normalize": False}, "do_normalize=false"),
-                ({"do_rescale": False}, "do_rescale=false"),
-                ({"rescale_factor": 0.1}, "rescale_factor=0.1"),
-                ({"image_processor_type": "EfficientNetImageProcessor"}, "EfficientNetImageProcessor; known"),
-                ({"crop_pct": 0.9}, "crop_pct=0.9"),
-                ({"do_center_crop": True}, "no 'crop_size'"),
-                ({"size": {"shortest_edge": 224}}, "a shorter edge without a centre crop"),
-                ({"resample": None}, "no 'resample'"),
-                ({"size": None}, "not known here"),
-                ({"size": "x"}, "not known here"),
-            ]
-        ),
+        {},
+        *({name: text} for name in ("config.json", PROCESSOR) for text in ("{", "[]", "[" * 200_000)),
+        *({PROCESSOR: json.dumps({**VIT_IMAGES, "size": 224, **change})} for change in UNKNOWN),
     ],
 )
-def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, message, tmp_path):
+def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, tmp_path):
     for name, text in {"config.json": "{}", **files}.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="not known here" if files else PROCESSOR) as error:
         preprocessing(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # --- decoding
@@ -205,18 +177,6 @@ def test_a_photograph_is_turned_as_its_exif_says():
     )
 
 
-def test_the_first_frame_of_an_animation_counts():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    raw = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert np.asarray(decode(raw))[0, 0].tolist() == [255, 0, 0]
-
-
-def test_a_cmyk_jpeg_keeps_its_colours():
-    image = Image.new("RGB", (16, 16), (200, 40, 40))
-    got = np.asarray(decode(encoded(image.convert("CMYK"), "JPEG", quality=95))).astype(int)
-    assert abs(got - (200, 40, 40)).max() < 12
-
-
 def huge():
     """A small file that claims 40,000 x 40,000 pixels."""
     raw = bytearray(encoded(Image.new("1", (16, 16))))
@@ -235,11 +195,14 @@ def huge():
         (encoded(noise(64, 64), "JPEG")[:700], "truncated"),
         (encoded(noise(64, 64))[:-200], "truncated"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not an image"),
-        (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "floating-point pixels"),
-        (encoded(Image.fromarray(np.full((8, 8), 200, np.int32)), "TIFF"), "32-bit pixels"),
+        (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "pixels of F"),
+        (encoded(Image.fromarray(np.full((8, 8), 200, np.int32)), "TIFF"), "pixels of I"),
         (huge(), "exceeds limit"),
+        *(
+            (encoded(noise(32, 32), form), "not an image")
+            for form in ("ICO", "TGA", "JPEG2000", "DDS", "PDF")
+        ),
     ],
-    ids=["empty", "text", "half a JPEG", "half a PNG", "zeros", "float", "32 bits", "huge"],
 )
 def test_a_broken_image_says_why(raw, why, tmp_path):
     path = tmp_path / "image.jpg"
@@ -281,28 +244,10 @@ def test_the_formats_that_the_docs_name_are_read(form, tmp_path):
     assert abs(got - np.asarray(image)).mean() < 20
 
 
-@pytest.mark.parametrize("form", ["ICO", "TGA", "PCX", "JPEG2000", "DDS", "PDF"])
-def test_other_formats_are_not_read_whatever_their_name(form, tmp_path):
-    (tmp_path / "image.png").write_bytes(encoded(noise(32, 32), form))
-    with pytest.raises(BadImageError, match="not an image"):
-        decode(tmp_path / "image.png")
-
-
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "image.png")
     with pytest.raises(BadImageError, match="not a file"):
         decode(tmp_path / "image.png")
-
-
-def test_a_big_image_is_read_without_a_word(recwarn):
-    image = Image.new("L", (10000, 9500))  # beyond the size at which Pillow warns
-    assert decode(encoded(image)).size == (10000, 9500)
-    assert not recwarn
-
-
-def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(BadImageError, match="No such file"):
-        decode(tmp_path / "gone.jpg")
 
 
 # --- augmentation, and the file of prepared images
@@ -390,13 +335,6 @@ def test_a_damaged_file_of_prepared_images_is_made_again(which, damage, tmp_path
     again, bad = prepared(items, 2, "key", VIT, tmp_path, 1)
     np.testing.assert_array_equal(again, wanted)
     assert bad == {}
-
-
-def test_whoever_may_read_the_folder_may_read_the_prepared_images(tmp_path):
-    prepared([np.full((8, 8, 3), 10, np.uint8)], 1, "key", VIT, tmp_path, 1)
-    (tmp_path / "usual").write_text("")
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json", ""}
 
 
 def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):

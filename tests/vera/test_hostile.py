@@ -4,7 +4,6 @@ it was."""
 import hashlib
 import json
 import os
-import random
 import re
 import resource
 import select
@@ -55,112 +54,29 @@ def changed(table, **words):
     return table
 
 
-ODD = [
-    None,
-    -1,
-    0,
-    10**6,
-    10**30,
-    1e308,
-    True,
-    "x",
-    "",
-    [],
-    {},
-    [[]],
-    ["query"] * 5,
-    [""],
-    "../../x",
-    float("nan"),
-    {"a": 1},
-]
-
-
-def at_random(good, rng) -> bytes:
-    """A good file with one thing changed: of its table, its header, its data or its length."""
-    table, data = changed(good[0]), good[1]
-    names = [name for name in table if name != "__metadata__"]
-    name, kind = rng.choice(names), rng.randrange(14)
-    entry, header = table[name], json.loads(table["__metadata__"]["header"])
-    if kind == 0:
-        entry["dtype"] = rng.choice(["F64", "F16", "I64", "BOOL", "F8_E4M3", "C64", "XX", ""])
-    elif kind == 1:
-        entry["shape"] = [
-            rng.choice([-1, 0, 1, 2**31, 2**62, 2**64, 10**30, 1.5, "a", None])
-        ] * rng.randrange(1, 5)
-    elif kind == 2:
-        entry["data_offsets"] = table[rng.choice(names)]["data_offsets"]
-    elif kind == 3:
-        entry["data_offsets"] = [rng.choice([-1, 0, 10**18, 2**64]), rng.choice([-5, 4, len(data), 2**63])]
-    elif kind == 4:
-        del table[name]
-    elif kind == 5:
-        table[rng.choice(["", "\0", "a" * 100_000, "__class__.x", "..", "/etc/passwd"])] = table.pop(name)
-    elif kind == 6:
-        data += bytes(rng.randrange(1, 4096))
-    elif kind == 7:
-        data = data[: rng.randrange(len(data))]
-    elif kind == 8:
-        place = rng.randrange(len(data) // 4) * 4
-        data = data[:place] + struct.pack("<f", rng.choice([float("nan"), float("inf")])) + data[place + 4 :]
-    elif kind == 9:
-        kinds = ["full", "head", "none", "peft", "lora", "bitfit", "adapter"]
-        header["method"][rng.choice([*header["method"], "new"])] = rng.choice(ODD + kinds)
-    elif kind == 10:
-        header[rng.choice(list(header))] = rng.choice([None, 1, "x", [], {}, [1], {"kind": "vera"}])
-    elif kind == 11:
-        header["fixed"][rng.choice(list(header["fixed"]))] = rng.choice([None, 1, "x", [], {}, "a" * 10**6])
-    if kind in (9, 10, 11):
-        table["__metadata__"]["header"] = json.dumps(header)
-    if kind == 12:
-        table["__metadata__"]["header"] = rng.choice(
-            ["", "[]", "null", '"x"', "[" * 5000, '{"a":' * 3000, "NaN"]
-        )
-    length = rng.choice([0, 1, 7, 2**20, 2**32, 2**63, 2**64 - 1]) if kind == 13 else None
-    return build(table, data, length)
-
-
 BOMB = "((([a-z0-9_.])+)+)+!"
-LORA = {
-    "target_modules": BOMB,
-    "exclude_modules": BOMB,
-    "rank_pattern": {BOMB: 8},
-    "alpha_pattern": {BOMB: 8},
-    "r": 10**9,
-    "lora_alpha": 10**30,
-    "layer_replication": [[0, 2]] * 10**5,
-    "trainable_token_indices": [0, 10**9],
-    "megatron_config": [1],
-    "init_lora_weights": "OLoRA",
-    "lora_dropout": float("nan"),
-    "modules_to_save": ["bert"],
-}
+LORA = [
+    *({key: BOMB} for key in ("target_modules", "exclude_modules")),
+    *({key: {BOMB: 8}} for key in ("rank_pattern", "alpha_pattern")),
+    *({"layer_replication": value} for value in ([[0, 2]] * 10**5, [[0, 2]], [[0, 10**7]])),
+    *({"r": 10**9}, {"r": 10**6}, {"lora_alpha": 10**30}, {"lora_dropout": float("nan")}),
+    *({"trainable_token_indices": [0, 10**9]}, {"megatron_config": [1]}, {"init_lora_weights": "OLoRA"}),
+    *({"modules_to_save": ["bert"]}, {"target_modules": ["query"] * 10**5}, {"target_modules": "a" * 10**6}),
+    {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": BOMB},
+    {"base_model_name_or_path": "http://127.0.0.1:9/", "revision": "x"},
+]
 PEFT = [
-    *(("LoraConfig", {key: value}) for key, value in LORA.items()),
-    ("LoraConfig", {"r": 10**6}),
-    ("LoraConfig", {"layer_replication": [[0, 2]]}),
-    ("LoraConfig", {"layer_replication": [[0, 10**7]]}),
-    ("LoraConfig", {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": BOMB}),
-    ("LoraConfig", {"target_modules": ["query"] * 10**5}),
-    ("LoraConfig", {"target_modules": "a" * 10**6}),
-    ("LoraConfig", {"base_model_name_or_path": "http://127.0.0.1:9/", "revision": "x"}),
-    ("IA3Config", {"feedforward_modules": BOMB}),
-    ("OSFConfig", {"rank_pattern": {BOMB: 2}}),
-    ("VeraConfig", {"r": 10**7}),
-    ("VBLoRAConfig", {"num_vectors": 10**8}),
-    ("FourierFTConfig", {"n_frequency": 10**12}),
-    ("LoHaConfig", {"r": 10**8}),
-    ("LoKrConfig", {"r": 10**8}),
-    ("HRAConfig", {"r": 10**8}),
+    *(("LoraConfig", config) for config in LORA),
+    *(("IA3Config", {"feedforward_modules": BOMB}), ("OSFConfig", {"rank_pattern": {BOMB: 2}})),
+    *((name, {"r": 10**8}) for name in ("LoHaConfig", "LoKrConfig", "HRAConfig", "VeraConfig")),
+    *(("VBLoRAConfig", {"num_vectors": 10**8}), ("FourierFTConfig", {"n_frequency": 10**12})),
     ("AdaLoraConfig", {"init_r": 10**8}),
     ("UniLoraConfig", {"r": 10**7}),  # one that looks at values: installed on a copy with weights
     ("LilyConfig", {"num_B": 10**6}),  # loops of Python's, with some of torch's inside
     ("PeanutConfig", {"depth": 10**6}),
     ("PsoftConfig", {"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 10**9}),
     ("BOFTConfig", {"boft_n_butterfly_factor": 10**3}),
-    ("os.system", {}),
-    ("PeftModel", {}),
-    ("x" * 10**5, {}),
+    *((name, {}) for name in ("os.system", "PeftModel", "x" * 10**5)),
 ]
 
 
@@ -178,20 +94,10 @@ def by_hand(good):
     yield "a name of 1 MB", build(table | {"a" * 2**20: tensor}, data)
     method = json.loads(table["__metadata__"]["header"])["method"]
     for words in (
-        *(
-            {"d_init": 10**30},
-            {"d_init": 1e300},
-            {"rank": 10**30},
-            {"rank": 10**9},
-            {"rank": 2048},
-            {"dropout": 10**30},
-        ),
-        *(
-            {"sites": ["query"] * 10**5},
-            {"sites": ["q" * 10**6]},
-            {"sites": "query"},
-            {"vectors": ["b"] * 10**5},
-        ),
+        *({"d_init": value} for value in (10**30, 1e300)),
+        *({"rank": value} for value in (10**30, 10**9, 2048)),
+        *({"sites": value} for value in (["query"] * 10**5, ["q" * 10**6], "query")),
+        *({"dropout": 10**30}, {"vectors": ["b"] * 10**5}),
         *({"projection_seed": 10**30}, {"kind": ["vera"] * 10**5}, {"kind": "__init__"}, {"self": 1}),
     ):
         yield f"method {words}"[:60], build(changed(table, method=method | words), data)
@@ -267,16 +173,6 @@ def test_no_file_made_by_hand_hangs_exhausts_or_changes_anything(good, tmp_path)
     assert [p for p in problems if p] == []
 
 
-def test_no_file_changed_at_random_does(good, tmp_path):
-    rng, loaded, problems = random.Random(7), 0, []
-    for number in range(30):
-        told = attempt(at_random(good, rng), tmp_path / "adapter")
-        loaded += told[0] == "loaded"
-        problems.append(None if told[0] == "loaded" else refusal(number, told))
-    assert [p for p in problems if p] == []
-    assert loaded < 5
-
-
 def test_many_adapters_and_heads_are_compared_before_they_are_read(good, tmp_path):
     """A file of 256 MB, by its length (it takes no place on the disk): refused with none of it in memory."""
     table, data = good
@@ -309,5 +205,5 @@ def test_many_adapters_and_heads_are_compared_before_they_are_read(good, tmp_pat
         (sparse(head), vera.load_head),
     ):
         result, _, grown = attempt(content, tmp_path / "adapter", longer(load))
-        assert "unknown). Same base model" in result
+        assert "Same base model" in result
         assert grown < 100

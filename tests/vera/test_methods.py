@@ -2,6 +2,7 @@
 have."""
 
 import copy
+import dataclasses
 
 import peft
 import pytest
@@ -122,19 +123,6 @@ def test_outputs_gradients_and_merged_weights_equal_pefts(name, kind):
         assert torch.allclose(our.base.weight, their.get_base_layer().weight, rtol=0, atol=1e-10)
 
 
-def test_the_peft_init_is_pefts_model_as_it_comes():
-    base = tiny_model()
-    ours = copy.deepcopy(base)
-    vera.VeRA(rank=12, init="peft", projection_seed=9).adapt(ours)
-    theirs = peft.get_peft_model(
-        base, peft.VeraConfig(r=12, projection_prng_key=9, target_modules=["query", "value"])
-    )
-    layer = next(m for m in theirs.modules() if isinstance(m, peft.tuners.vera.Linear))
-    first = next(changes(ours))
-    assert torch.equal(first.A, layer.vera_A["default"])
-    assert torch.equal(first.B, layer.vera_B["default"])
-
-
 def test_parity_holds_where_shapes_differ():
     """A 32 -> 64 and a 64 -> 16 layer share one 64-wide pair; both sides draw it themselves."""
 
@@ -181,18 +169,22 @@ def test_vera_is_its_formula():
     assert torch.allclose(layer(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
-def test_vera_starts_as_the_base_model_with_gradient_in_b_only():
+@pytest.mark.parametrize("name", ["vera", "vera_only_b", "vera_only_d"])
+def test_vera_starts_as_the_base_model_with_gradient_in_b_or_the_only_vector(name):
     model = tiny_model().double()
     before = model(ids()).logits
-    METHODS["vera"].adapt(model)
+    METHODS[name].adapt(model)
     after = model(ids()).logits
     assert torch.equal(before, after)
     after.square().sum().backward()
-    for layer in changes(model):
-        assert torch.equal(layer.d, torch.full_like(layer.d, 0.1))
-        assert not layer.b.any()
-        assert not layer.d.grad.any()
-        assert layer.b.grad.any()
+    for change in changes(model):
+        vectors = {n: p for n, p in (("b", change.b), ("d", change.d)) if p is not None}
+        moves = "b" if "b" in vectors else "d"
+        assert not vectors[moves].any()
+        assert vectors[moves].grad.any()
+        if len(vectors) == 2:
+            assert torch.equal(change.d, torch.full_like(change.d, 0.1))
+            assert not change.d.grad.any()
 
 
 def test_one_storage_for_a_and_b_and_vectors_of_their_own():
@@ -207,19 +199,6 @@ def test_one_storage_for_a_and_b_and_vectors_of_their_own():
     assert layers[0].A.dtype == torch.float64
     copied = list(changes(copy.deepcopy(model)))
     assert len({layer.A.data_ptr() for layer in copied}) == 1
-
-
-def test_a_narrower_matrix_uses_the_leading_slice():
-    """Sites of different shapes: the pair is as large as the widest, as peft does it too."""
-    model = tiny_model()
-    vera.VeRA(rank=12, sites=("query", "dense")).adapt(model)
-    (pair,) = projections(model)
-    assert (pair.A.shape, pair.B.shape) == ((12, 64), (64, 12))
-    for layer in changes(model):
-        assert layer.A.shape == (12, layer.inputs)
-        assert layer.B.shape == (layer.outputs, 12)
-        assert torch.equal(layer.A, pair.A[:, : layer.inputs])
-    assert "bert.pooler.dense" not in {n for n, m in model.named_modules() if m in set(adapted_layers(model))}
 
 
 def test_the_projection_seed_is_apart_from_the_training_seed():
@@ -332,24 +311,6 @@ def test_bitfit_counts_biases_of_any_name_and_no_mask():
     assert counts["gpt_neo"] == 2 * (2 * 32 + 32 + 128 + 32) + 32
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_changes_what_trains_and_nothing_else(name):
-    model = adapted(name)
-    if name == "none":
-        assert not any(p.requires_grad for p in model.parameters())
-        return
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    METHODS[name].before_training(model, 10)
-    torch.manual_seed(0)  # of AdapterDrop's draw: no block is dropped
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    model.train()(ids(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
-    optimizer.step()
-    for parameter_name, parameter in model.named_parameters():
-        changed = not torch.equal(before[parameter_name], parameter)
-        # Gradients of an unused position's embedding row are zero, but AdamW's decay still moves the matrix.
-        assert changed == parameter.requires_grad, parameter_name
-
-
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_merge_equals_unmerged_and_unmerge_restores_bit_for_bit(name):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)):
@@ -382,19 +343,6 @@ def test_disabled_is_the_base_model(name):
     assert not torch.equal(model(ids()).logits, base(ids()).logits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_dtype_in_is_dtype_out(name, dtype):
-    model = tiny_model().to(dtype)
-    METHODS[name].adapt(model)
-    layer = next(adapted_layers(model))
-    assert layer(torch.randn(2, 32).to(dtype)).dtype == dtype
-    # The vectors stay in float32 or better over half-precision weights.
-    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {
-        torch.promote_types(dtype, torch.float32)
-    }
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
@@ -405,6 +353,8 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
     METHODS[name].adapt(model)
     shake(model, 0.01)
     layer = next(adapted_layers(model))
+    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {torch.float32}
+    assert layer(x).dtype == dtype
     output, weight = layer.base(x), layer.weight().clone()
     for block, rows in layer.blocks.items():
         change = layer.changes[block]
@@ -418,13 +368,6 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_give_the_method_back(name):
     assert vera.make_method(**METHODS[name].settings()) == METHODS[name]
-
-
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_adapting_twice_is_refused(name):
-    model = adapted(name)
-    with pytest.raises(vera.AdapterError, match="already"):
-        METHODS[name].adapt(model)
 
 
 @pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
@@ -460,40 +403,109 @@ def test_a_copy_of_an_adapted_model_is_independent(name):
         assert not torch.equal(answer(copied), before)
 
 
+#: Settings that make no sense, by method; the refusal names the first of each.
+SENSELESS = {
+    "vera": [
+        *({"rank": 0}, {"rank": 2.5}, {"rank": True}, {"rank": None}, {"vectors": []}, {"d_init": 0.0}),
+        *({"d_init": 0.1, "vectors": ["d"]}, {"projections": "own"}, {"init": "x"}, {"path": "fast"}),
+        *(
+            {"weights": "maybe"},
+            {"dropout": 0.1, "path": "hybrid"},
+            {"projections": "unique", "init": "peft"},
+        ),
+        *({"projection_seed": -1}, {"projection_seed": 2**64}),
+    ],
+    "lora": [{"ranks": 3}, {"dropout": 1.0}, {"alpha": "8"}, {"freeze_a": 1}],
+    "vera_plus": [{"c_init": 0.0}, {"d_init": 0.0}],
+    "nola": [{"basis_seed": -1}, {"bases": 0}],
+    "adapter": [
+        *({"bottleneck": 0}, {"placement": "x"}, {"drop_layers": -1}),
+        {"drop_layers": 1, "drop_per_batch": True},
+    ],
+    "adalora": [
+        *({"init_rank": 1}, {"interval": 0}, {"beta1": 1.0}, {"orthogonality": -1.0}),
+        *({"final_share": 0.5, "initial_share": share} for share in (0.5, 2e3, -0.1)),
+    ],
+    "ssf": [{"rank": 4}],
+    "verra": [{"kind": "verra"}],
+}
+NEEDED = {"adapter": {"bottleneck": 4}, "nola": {"rank": 4, "bases": 2}, "ssf": {}}
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("kind", "settings"), [(kind, one) for kind, every in SENSELESS.items() for one in every], ids=str
+)
+def test_settings_that_make_no_sense_are_refused(kind, settings):
+    named, (key, value) = next(iter(settings)), next(iter(settings.items()))
+    needed = NEEDED.get(kind, {"rank": 4})
+    with pytest.raises(vera.AdapterError, match=str(value) if key == "kind" else named):
+        vera.make_method(**({"kind": kind} | needed | settings))
+
+
+def linears(**sizes) -> nn.Module:
+    return nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})
+
+
+class AttentionCl(nn.Module):
+    """As timm's of this name, which splits each head into three."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+
+def same_layer_twice():
+    layer = nn.Linear(8, 8)
+    return nn.ModuleDict({key: nn.ModuleDict({"query": layer}) for key in "ab"})
+
+
+def of_peft():
+    return peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "named"),
     [
-        ({"kind": "verra"}, "no method of kind 'verra'"),
-        ({"kind": "vera", "rank": 0}, "rank must be a whole number of at least 1, got 0"),
-        ({"kind": "vera", "rank": 2.5}, "rank must be a whole number"),
-        ({"kind": "lora", "rank": 4, "dropout": 1.0}, "dropout must be in"),
-        ({"kind": "lora", "rank": 4, "ranks": 3}, "no setting 'ranks'"),
-        ({"kind": "lora", "rank": 4, "alpha": "8"}, "alpha must be a number, got '8'"),
-        ({"kind": "lora", "rank": 4, "freeze_a": 1}, "freeze_a must be true or false, got 1"),
-        ({"kind": "vera", "rank": True}, "rank must be a whole number, got True"),
-        ({"kind": "vera", "rank": 4, "vectors": []}, r"vectors must be \[b,d\], \[b\] or \[d\], got \[\]"),
-        ({"kind": "vera", "rank": 4, "vectors": ["d"]}, "without b, d must start at 0"),
-        (
-            {"kind": "vera", "rank": 4, "projections": "own"},
-            "projections must be one of shared, by_shape, unique",
-        ),
-        ({"kind": "vera", "rank": 4, "init": "xavier"}, "init must be one of kaiming_uniform, "),
-        ({"kind": "vera", "rank": 4, "init": "peft", "projections": "unique"}, "init=peft draws one pair"),
-        ({"kind": "vera", "rank": 4, "projection_seed": -1}, "projection_seed must be in"),
-        ({"kind": "adapter", "bottleneck": 0}, "bottleneck must be a whole number of at least 1"),
-        (
-            {"kind": "adapter", "bottleneck": 4, "placement": "middle"},
-            "placement must be one of houlsby, pfeiffer, lin",
-        ),
-        (
-            {"kind": "adapter", "bottleneck": 4, "drop_layers": 1, "drop_per_batch": True},
-            "exclude each other",
-        ),
+        (vera.VeRA(4, sites=("qeury",)), tiny_model, r"'qeury'.*dense, key, query, value, all-linear"),
+        (vera.VeRA(4, sites=()), tiny_model, "sites"),
+        (vera.VeRA(4), lambda: linears(query_key_value=(8, 24)), r"sites=\[query_key_value\]"),
+        (vera.VeRA(4), lambda: nn.Sequential(AttentionCl()), r"sites=\[qkv\]"),
+        (vera.VeRA(4, sites=("query",)), same_layer_twice, r"a\.query and b\.query"),
+        (vera.VeRA(4, sites=("c_attn", "query")), lambda: tiny("GPT-2"), "whole"),
+        (vera.VeRA(4), lambda: nn.Linear(3, 3), "no linear layer"),
+        (vera.VeRA(4), of_peft, "peft"),
+        *((vera.VeRA(3000), tiny_model, "3000"), (vera.LoRA(3000), tiny_model, "3000")),
+        *((vera.Adapter(3000), tiny_model, "3000"), (vera.Adapter(4), lambda: nn.Linear(3, 3), "Linear")),
+        (vera.Adapter(4, drop_layers=2), tiny_model, "drop_layers=2"),
+        (vera.Full(), lambda: quantise(tiny_model()), "quantised"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, words):
-    with pytest.raises(vera.AdapterError, match=words):
-        vera.make_method(**settings)
+def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(method, model, named):
+    model = model()
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with pytest.raises(vera.AdapterError, match=named):
+        method.adapt(model)
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
+
+
+def shared_weight():
+    model = linears(query=(8, 8), value=(8, 8))
+    model["value"].weight = model["query"].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "named"), [(lambda: quantise(tiny_model()), "quantised"), (shared_weight, "shares its weight")]
+)
+def test_what_cannot_take_a_merge_or_a_second_adapter_is_refused(model, named):
+    model = model()
+    with pytest.raises(vera.AdapterError, match="nothing to merge"):
+        METHODS["vera"].merge(model)
+    METHODS["vera"].adapt(model)
+    with pytest.raises(vera.AdapterError, match=named):
+        METHODS["vera"].merge(model)
+    with pytest.raises(vera.AdapterError, match="already"):
+        METHODS["lora"].adapt(model)
 
 
 def test_a_sequential_model_is_adapted_too():
@@ -505,31 +517,11 @@ def test_a_sequential_model_is_adapted_too():
     assert torch.equal(model(x), expected)
 
 
-def test_a_wrong_site_lists_the_models_own():
-    model = tiny_model()
-    with pytest.raises(vera.AdapterError, match=r"'qeury'.*dense, key, query, value, all-linear"):
-        vera.VeRA(rank=4, sites=("qeury",)).adapt(model)
-    assert all(p.requires_grad for p in model.parameters())  # nothing has changed
-    with pytest.raises(vera.AdapterError, match="names no matrix"):
-        vera.VeRA(rank=4, sites=()).adapt(tiny_model())
-
-
 DROPPING = {
-    "lora": vera.LoRA(rank=4, dropout=0.5),
-    "vera": vera.VeRA(rank=12, dropout=0.5),
-    "vera_unique": vera.VeRA(rank=12, projections="unique", dropout=0.5),
-    "vera_plus": vera.VeRAPlus(rank=12, dropout=0.5),
-    "lora_xs": vera.LoRAXS(rank=4, dropout=0.5),
-    "tied_lora": vera.TiedLoRA(rank=4, dropout=0.5),
-    "nola": vera.NoLA(rank=4, bases=6, dropout=0.5),
-    "dylora": vera.DyLoRA(rank=4, dropout=0.5),
-    "adalora": vera.AdaLoRA(rank=2, init_rank=6, dropout=0.5),
+    name: dataclasses.replace(METHODS[name], dropout=0.5)
+    for name in LOW_RANK
+    if hasattr(METHODS[name], "dropout")
 }
-
-
-def test_every_method_with_dropout_is_tested():
-    with_dropout = {kind for kind, made in vera.METHODS.items() if hasattr(made, "dropout")}
-    assert {method.kind for method in DROPPING.values()} == with_dropout
 
 
 @torch.no_grad()
@@ -552,12 +544,6 @@ def test_dropout_acts_on_the_adapters_input_in_training_only(name):
     assert torch.equal(after[kept], 2 * x[kept])
     change.dropout = nn.Identity()
     torch.testing.assert_close(output, layer.base(x) + change(after), rtol=0, atol=1e-5)
-
-
-def test_a_rank_beyond_sense_is_refused():
-    for method in (vera.VeRA(rank=3000), vera.LoRA(rank=3000), vera.Adapter(bottleneck=3000)):
-        with pytest.raises(vera.AdapterError, match="3000 is beyond sense for matrices of at most 32"):
-            method.adapt(tiny_model())
 
 
 # --- sites by architecture
@@ -618,84 +604,7 @@ def test_the_key_block_of_a_fused_projection_stays_exactly_zero(name, architectu
         assert own == {"query", "value"}
 
 
-def test_a_fused_query_and_value_is_what_separate_layers_would_do():
-    """timm's fused qkv against q, k and v as three linear layers with the same weights, adapted alike."""
-
-    class Separate(nn.Module):
-        def __init__(self, fused: nn.Linear):
-            super().__init__()
-            for i, name in enumerate(("query", "key", "value")):
-                layer = nn.Linear(32, 32)
-                layer.weight, layer.bias = (
-                    nn.Parameter(p[32 * i : 32 * i + 32].clone()) for p in (fused.weight, fused.bias)
-                )
-                setattr(self, name, layer)
-
-        def forward(self, x):
-            return torch.cat([self.query(x), self.key(x), self.value(x)], -1)
-
-    model = tiny("ViT of timm").double()
-    separate = nn.ModuleList(Separate(block.attn.qkv) for block in model.blocks)
-    for name in ("lora", "vera"):
-        METHODS[name].adapt(model)
-        METHODS[name].adapt(separate)
-        shake(model)
-        with torch.no_grad():
-            for ours, theirs in zip(changes(model), changes(separate), strict=True):
-                for key, value in ours.named_parameters():
-                    theirs.get_parameter(key).copy_(value)
-        x = torch.randn(5, 32, dtype=torch.float64)
-        for block, three in zip(model.blocks, separate, strict=True):
-            assert torch.allclose(block.attn.qkv(x), three(x), rtol=0, atol=1e-12)
-        vera.unload(model)
-        vera.unload(separate)
-
-
-def test_sites_can_be_named_by_the_end_of_their_path():
-    found = find_sites(tiny("GPT-2"), ("mlp.c_proj", "c_attn"))
-    assert [path.partition(".h.")[2] for path in found] == [
-        "0.attn.c_attn",
-        "0.mlp.c_proj",
-        "1.attn.c_attn",
-        "1.mlp.c_proj",
-    ]
-    assert all(list(blocks) == ["whole"] for blocks in found.values())
-    with pytest.raises(vera.AdapterError, match="both whole and by its blocks"):
-        find_sites(tiny("GPT-2"), ("c_attn", "query"))
-
-
-def test_a_fused_order_that_is_not_known_is_refused():
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.query_key_value = nn.Linear(8, 24)
-
-    with pytest.raises(
-        vera.AdapterError, match=r"query is a part of query_key_value, in an order.*sites=\[query_key_value\]"
-    ):
-        vera.VeRA(rank=4).adapt(Mixed())
-    vera.VeRA(rank=4, sites=("query_key_value",)).adapt(Mixed())
-
-
 # --- VeRA's ablations
-
-
-@pytest.mark.parametrize(
-    ("name", "formula"), [("vera_only_b", "b * (B @ (A @ x))"), ("vera_only_d", "B @ (d * (A @ x))")]
-)
-def test_one_vector_alone_is_its_formula_and_starts_as_the_base_model(name, formula):
-    model = tiny_model().double()
-    METHODS[name].adapt(model)
-    for change in changes(model):
-        assert not any(p.any() for p in change.parameters())  # the one vector there is starts at zero
-    assert torch.equal(answer(model), answer(tiny_model().double()))
-    answer(model).square().sum().backward()
-    assert all(p.grad.any() for change in changes(model) for p in change.parameters())
-    shake(model)
-    change = next(changes(model))
-    x = torch.randn(32, dtype=torch.float64)
-    expected = eval(formula, {"A": change.A, "B": change.B, "b": change.b, "d": change.d, "x": x})
-    assert torch.allclose(change(x), expected, rtol=0, atol=1e-12)
 
 
 def test_unique_and_by_shape_have_pairs_of_their_own():
@@ -818,63 +727,34 @@ def test_dropped_layers_have_no_adapter():
     model = tiny_model()
     METHODS["adapter_dropped"].adapt(model)
     assert [hasattr(layer.output.LayerNorm, "adapter") for layer in model.bert.encoder.layer] == [False, True]
-    with pytest.raises(vera.AdapterError, match="leaves none of the model's 2 blocks"):
-        vera.Adapter(4, drop_layers=2).adapt(tiny_model())
 
 
 def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only():
     model = tiny_model(num_hidden_layers=4)
     METHODS["adapter_drop"].adapt(model)
-    adapters = [layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer]
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(60):
-        model.train()
-        answer(model)
-        dropped = [adapter.dropped for adapter in adapters]
-        assert dropped == sorted(dropped, reverse=True)  # the first ones
-        seen.add(sum(dropped))
-    assert seen == {0, 1, 2, 3}  # from none to all but the last
-    model.eval()
-    answer(model)
-    assert not any(adapter.dropped for adapter in adapters)
-    model.train()
-    torch.manual_seed(1)
-    drawn = []
-    for _ in range(20):
-        answer(model)
-        drawn.append(sum(adapter.dropped for adapter in adapters))
-    torch.manual_seed(1)
-    again = []
-    for _ in range(20):
-        answer(model)
-        again.append(sum(adapter.dropped for adapter in adapters))
-    assert drawn == again
-
-
-def test_a_dropped_block_is_the_base_models():
-    model = tiny_model(num_hidden_layers=3)
-    METHODS["adapter_drop"].adapt(model)
     shake(model)
-    for layer in model.bert.encoder.layer[:2]:
-        layer.output.LayerNorm.adapter.enabled = False
-    expected = answer(model)
-    for layer in model.bert.encoder.layer[:2]:
-        layer.output.LayerNorm.adapter.enabled = True
-    model.train()  # without dropout, so that only the draw differs
-    answers = []
-    for _ in range(30):
-        answers.append(answer(model))
-        if sum(layer.output.LayerNorm.adapter.dropped for layer in model.bert.encoder.layer) == 2:
-            assert torch.equal(answers[-1], expected)
-            break
-    else:
-        raise AssertionError("two blocks were never dropped")
+    adapters = [layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer]
+    alone = {}  # the answers with the first blocks' adapters off
 
+    def dropped(seed):
+        torch.manual_seed(seed)
+        for _ in range(60):
+            output = answer(model.train())
+            first = [adapter.dropped for adapter in adapters]
+            assert first == sorted(first, reverse=True)
+            assert torch.equal(output, alone[sum(first)])
+            yield sum(first)
 
-def test_a_model_whose_blocks_are_not_known_is_refused():
-    with pytest.raises(vera.AdapterError, match="the blocks of a Linear are not known here"):
-        vera.Adapter(4).adapt(nn.Linear(3, 3))
+    for count in range(4):
+        for i, adapter in enumerate(adapters):
+            adapter.enabled = i >= count
+        alone[count] = answer(model.eval())
+        assert not any(adapter.dropped for adapter in adapters)
+    for adapter in adapters:
+        adapter.enabled = True
+    drawn = list(dropped(1))
+    assert set(drawn) == {0, 1, 2, 3}  # from none to all but the last
+    assert list(dropped(1)) == drawn
 
 
 # --- gradients arrive where activations are checkpointed
@@ -925,15 +805,6 @@ def test_gradients_pass_through_4_bit_weights_after_an_evaluation():
     assert difference.abs().max() < 0.01 * gradients["never"].abs().max()
 
 
-def test_quantised_weights_cannot_take_a_merge():
-    model = quantise(tiny_model())
-    METHODS["vera"].adapt(model)
-    with pytest.raises(vera.AdapterError, match="a quantised base cannot be merged into"):
-        METHODS["vera"].merge(model)
-    with pytest.raises(vera.AdapterError, match="full fine-tuning cannot train quantised weights"):
-        METHODS["full"].adapt(quantise(tiny_model()))
-
-
 def test_an_adapter_trained_over_4_bit_weights_loads_onto_the_whole_ones(tmp_path):
     """And the other way round: what was not quantised tells whether the base is the same."""
     for trained, other in ((quantise, lambda m: m), (lambda m: m, quantise)):
@@ -950,28 +821,6 @@ def test_an_adapter_trained_over_4_bit_weights_loads_onto_the_whole_ones(tmp_pat
 
 
 # --- what goes wrong in other people's models
-
-
-def test_layers_that_share_a_weight_are_not_merged():
-    model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
-    model["value"].weight = model["query"].weight
-    METHODS["vera"].adapt(model)
-    with pytest.raises(vera.AdapterError, match="shares its weight"):
-        METHODS["vera"].merge(model)
-
-
-def test_one_layer_in_two_places_is_refused():
-    layer = nn.Linear(8, 8)
-    with pytest.raises(vera.AdapterError, match=r"a\.query and b\.query are one and the same layer"):
-        vera.VeRA(rank=4, sites=("query",)).adapt(
-            nn.ModuleDict({k: nn.ModuleDict({"query": layer}) for k in "ab"})
-        )
-
-
-def test_a_model_that_was_cast_after_adapting_runs():
-    for name in ("lora", "vera", "adapter_p"):
-        for dtype in (torch.bfloat16, torch.float16):
-            assert answer(adapted(name).to(dtype)).dtype == dtype
 
 
 def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
@@ -998,16 +847,6 @@ def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
         other[0].base["changes"].weight.add_(1)
     with pytest.raises(vera.AdapterError, match="other base weights"):
         vera.load(other, tmp_path / "a")
-
-
-def test_a_fused_projection_that_interleaves_heads_is_refused():
-    class AttentionCl(nn.Module):  # as timm's of this name, which splits each head into three
-        def __init__(self):
-            super().__init__()
-            self.qkv = nn.Linear(8, 24)
-
-    with pytest.raises(vera.AdapterError, match="query is a part of qkv, in an order that is not known"):
-        vera.VeRA(rank=4).adapt(nn.Sequential(AttentionCl()))
 
 
 def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
@@ -1052,17 +891,6 @@ def test_switching_off_takes_a_merge_back_and_a_merge_needs_the_adapter_on(name)
             METHODS[name].merge(model)
 
 
-def test_a_start_at_which_nothing_can_train_is_refused():
-    """b starts at zero, and so do all gradients where another factor is zero, too."""
-    for make in (
-        lambda: vera.VeRA(rank=4, d_init=0.0),
-        lambda: vera.VeRAPlus(rank=4, d_init=0.0),
-        lambda: vera.VeRAPlus(rank=4, c_init=0.0),
-    ):
-        with pytest.raises(vera.AdapterError, match="b starts at 0"):
-            make()
-
-
 def test_modules_that_were_in_evaluation_stay_so():
     model = tiny_model().train()
     model.bert.embeddings.eval()
@@ -1072,27 +900,6 @@ def test_modules_that_were_in_evaluation_stay_so():
     evaluated = tiny_model()
     METHODS["vera"].adapt(evaluated)
     assert not any(layer.training for layer in adapted_layers(evaluated))
-
-
-def test_a_model_of_pefts_is_told_apart():
-    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
-    with pytest.raises(vera.AdapterError, match="carries an adapter of peft's"):
-        METHODS["vera"].adapt(model)
-    with pytest.raises(vera.AdapterError, match="nothing to merge"):
-        METHODS["vera"].merge(tiny_model())
-    with pytest.raises(vera.AdapterError, match="no linear layer inside"):
-        METHODS["vera"].adapt(nn.Linear(3, 3))
-
-
-def test_a_refused_merge_of_pefts_leaves_the_model_for_a_later_one():
-    method, model = vera.Peft("LoraConfig"), tiny_model()
-    with pytest.raises(vera.AdapterError, match="nothing to merge"):
-        method.merge(model)
-    method.adapt(model)
-    shake(model)
-    expected = answer(model)
-    vera.unload(model, merge=True)
-    assert torch.allclose(answer(model), expected, atol=1e-5)
 
 
 def test_both_heads_of_a_distilled_model_train():
@@ -1107,7 +914,3 @@ def test_both_heads_of_a_distilled_model_train():
         *("head_dist.weight", "head_dist.bias"),
     }
     assert isinstance(model.head, nn.Linear)
-
-
-def test_lists_are_as_good_as_tuples():
-    assert vera.VeRA(rank=4, sites=["query"]) == vera.VeRA(rank=4, sites=("query",))

@@ -4,7 +4,7 @@
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -97,52 +97,20 @@ def test_a_blocks_weight_is_a_view_or_unpacked():
         base_weight(whole)
 
 
-def test_settings_may_be_none_or_one_of_several():
-    @dataclass(frozen=True)
-    class Picky(vera.Method, kind="picky"):
-        most: int | None = None
-        order: Literal["up", "down"] = "up"
+def test_a_method_that_refuses_half_way_leaves_no_hook(method, monkeypatch):
+    def install(self, model):
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)
+            module.register_forward_pre_hook(lambda *_: None)
+        raise vera.AdapterError("no further")
 
-        def install(self, model):
-            pass
-
-        def count(self, model):
-            return 0
-
-    try:
-        assert Picky(most=3, order="down").settings() == {"kind": "picky", "most": 3, "order": "down"}
-        assert Picky().most is None
-        for wrong, message in (
-            ({"most": "3"}, "most must be a whole number"),
-            ({"order": "left"}, "one of up, down"),
-        ):
-            with pytest.raises(vera.AdapterError, match=message):
-                Picky(**wrong)
-    finally:
-        del METHODS["picky"]
-
-
-def test_a_method_that_refuses_half_way_leaves_no_hook():
-    @dataclass(frozen=True)
-    class Halfway(vera.Method, kind="halfway"):
-        def install(self, model):
-            for module in model.modules():
-                module.register_forward_hook(lambda *_: None)
-                module.register_forward_pre_hook(lambda *_: None)
-            raise vera.AdapterError("no further")
-
-        def count(self, model):
-            return 0
-
+    monkeypatch.setattr(type(method), "install", install)
     model = tiny_model("bert")
     kept = len(model._forward_pre_hooks)
-    try:
-        with pytest.raises(vera.AdapterError, match="no further"):
-            Halfway().adapt(model)
-        assert not any(module._forward_hooks for module in model.modules())
-        assert sum(len(module._forward_pre_hooks) for module in model.modules()) == kept
-    finally:
-        del METHODS["halfway"]
+    with pytest.raises(vera.AdapterError, match="no further"):
+        method.adapt(model)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == kept
 
 
 def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(method):
@@ -165,10 +133,7 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(metho
             vera.load(tiny_model(), path)
     finally:
         METHODS["xs"] = of
-    name = f"{of.__module__}.{of.__qualname__}"
-    assert str(error.value).startswith(
-        f"{path}: no method of kind 'xs': the module of its class, {name}, has to be imported first. Known: "
-    )
+    assert f"import {of.__module__}.{of.__qualname__} first" in str(error.value)
     assert vera.load(tiny_model(), path) == method
     lora = vera.make_method("lora", rank=2, alpha=2)
     plain = tiny_model()
@@ -264,22 +229,30 @@ def wrong():
     METHODS.pop("wrong", None)
 
 
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])  # GPT-2's is a block of a fused projection
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("plain", r"Plain has no nn.Parameter"),
+        ("plain", "Plain has no nn.Parameter"),
         # A change of one column would be added to each of them
         ("forward", r"Plain.forward returns shape \(4, 9, 1\), where \(4, 9, 32\) is needed"),
         ("nothing", r"Plain.forward returns nothing, where \(4, 9, 32\) is needed"),
     ],
 )
-def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, wrong):
-    model, _ = wrong(name)
+def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, architecture, wrong):
     with pytest.raises(vera.AdapterError, match=message):
-        model(torch.randint(3, 30, (4, 9)))
-    fused, _ = wrong(name, "GPT-2")  # a block of a fused projection
-    with pytest.raises(vera.AdapterError, match=message):
-        fused(torch.randint(3, 30, (4, 9)))
+        wrong(name, architecture)[0](torch.randint(3, 30, (4, 9)))
+
+
+def not_merged(model, message, *merges, error=vera.AdapterError):
+    """Each of these merges fails, and leaves every weight as it was."""
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for merge in merges:
+        with pytest.raises(error, match=message) as raised:
+            merge(model)
+        assert "\n" not in str(raised.value)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(layer.merged for layer in adapted_layers(model))
 
 
 @pytest.mark.parametrize(
@@ -287,25 +260,17 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, w
     [
         ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
         ("no weight", r"Plain.weight returns nothing, where \(32, 32\) is needed"),
-        (
-            "module",
-            r"another layer \(\S+query.base.weight and \S+changes.whole.base.weight\): merged",
-        ),
+        ("module", r"\(\S+query.base.weight and \S+changes.whole.base.weight\)"),
     ],
 )
 def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, wrong):
     model, method = wrong(name)
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    with pytest.raises(vera.AdapterError, match=message):
-        method.merge(model)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert not any(layer.merged for layer in adapted_layers(model))
+    not_merged(model, message, method.merge)
 
 
 def test_a_merge_that_fails_half_way_is_taken_back(wrong, monkeypatch):
     model, method = wrong("", site="all-linear")
     shake(model)
-    before = {n: p.clone() for n, p in model.named_parameters()}
     first, real = next(adapted_layers(model)), AdaptedLinear.merge
 
     def merge(layer):
@@ -314,38 +279,21 @@ def test_a_merge_that_fails_half_way_is_taken_back(wrong, monkeypatch):
         real(layer)
 
     monkeypatch.setattr(AdaptedLinear, "merge", merge)
-    with pytest.raises(MemoryError):
-        method.merge(model)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert not any(layer.merged for layer in adapted_layers(model))
+    not_merged(model, "", method.merge, error=MemoryError)
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("shift", "which a merge adds: at x = 0 it is "),
-        ("square", "which a merge adds: at a random x it is off by "),
-        ("half", "which a merge adds: at a random x it is off by "),
-        ("transposed", "which a merge adds: at a random x it is off by "),
-    ],
-)
-def test_a_change_whose_forward_is_not_its_weight_is_not_merged(name, why, dtype, architecture, wrong):
+@pytest.mark.parametrize("name", ["shift", "square", "half", "transposed"])
+def test_a_change_whose_forward_is_not_its_weight_is_not_merged(name, dtype, architecture, wrong):
     """Not in the first weight either: here one change is wrong, the last."""
     model, method = wrong("", architecture, site="value", dtype=dtype)
     shake(model)
     last = list(changes(model))[-1]
     last.wrong = name
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    for merge in (method.merge, lambda model: vera.unload(model, merge=True)):
-        with pytest.raises(
-            vera.AdapterError, match=r"Plain.forward is not x @ weight\(\).T, " + why
-        ) as error:
-            merge(model)
-        assert "\n" not in str(error.value)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert not any(layer.merged for layer in adapted_layers(model))
+    message = r"Plain.forward is not x @ weight\(\).T, which a merge adds: at "
+    message += "x = 0 it is" if name == "shift" else "a random x it is off by"
+    not_merged(model, message, method.merge, lambda model: vera.unload(model, merge=True))
     last.wrong = ""
     expected = answer(model)
     method.merge(model)
@@ -386,10 +334,3 @@ def test_a_class_that_is_not_finished_says_what_it_lacks():
             vera.make_method("no_count", rank=4)
     finally:
         del METHODS["no_decorator"], METHODS["no_count"], METHODS["hinted"]
-
-
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_is_a_word_of_64_bits(seed):
-    for kind, settings in (("vera", {"projection_seed": seed}), ("nola", {"bases": 2, "basis_seed": seed})):
-        with pytest.raises(vera.AdapterError, match=rf"_seed must be in \[0, 2\^64\), got {seed}"):
-            vera.make_method(kind, rank=4, **settings)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft_classes import SMALL, classes, of_class, roberta_base
 from safetensors.torch import load_file
+from support import PAGE
 from tiny import answer, quantise, shake, tiny, tiny_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -34,147 +35,63 @@ def method_of(name: str, **config) -> vera.Peft:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_method_of_peft_trains_saves_loads_and_unloads_or_says_why_not(name, tmp_path):
+def test_a_class_of_peft_is_refused_or_has_a_small_file_and_leaves_the_model_as_it_was(name, tmp_path):
+    """What it trains, merges, saves and exports: test_support.py."""
     method, model = method_of(name), tiny_model()
     if name in REFUSED:
         with pytest.raises(vera.AdapterError, match=REFUSED[name]) as error:
             method.adapt(model)
         assert "\n" not in str(error.value)
-        # As it was
-        assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
-        assert all(p.requires_grad for p in model.parameters())
-        return
-    method.adapt(model)
-    method.before_training(model, 10)
-    assert method.count(model) > 0
-    groups = method.parameter_groups(model)
-    assert set(groups["head"]) == {
-        f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")
-    }
-    shake(model, 0.05)
-    expected = answer(model)
-    expected.square().sum().backward()
-    assert any(p.grad is not None and p.grad.any() for p in groups["adapter"].values())
-    method.after_step(model, 1)
-    vera.save(model, method, tmp_path / "adapter.safetensors")
-    theirs = peft.get_peft_model_state_dict(model._peft_wrapper[0], save_embedding_layers=False)
-    assert size_of(load_file(tmp_path / "adapter.safetensors")) <= 1.05 * size_of(theirs)
-    torch.manual_seed(9)  # what peft draws at random must come from the file, or from its configuration
-    again = tiny_model()
-    assert vera.load(again, tmp_path / "adapter.safetensors") == method
-    with torch.no_grad():
-        for n, p in method.parameter_groups(again)["head"].items():
-            p.copy_(groups["head"][n])
-    assert torch.equal(answer(again), answer(model))
-    weights = {n: p.clone() for n, p in model.named_parameters()}
-    if name == "LilyConfig":
-        with pytest.raises(vera.AdapterError, match="peft cannot merge LilyConfig"):
-            method.merge(model)
     else:
-        method.merge(model)
-        assert torch.allclose(answer(model), answer(again), atol=1e-4)
-    method.unmerge(model)
-    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-    vera.unload(model)
-    assert {n for n, _ in model.named_modules()} == {n for n, _ in tiny_model().named_modules()}
+        method.adapt(model)
+        assert len(method.parameter_groups(model)["head"]) == 4
+        vera.save(model, method, tmp_path / "a")
+        theirs = peft.get_peft_model_state_dict(model._peft_wrapper[0], save_embedding_layers=False)
+        assert size_of(load_file(tmp_path / "a")) <= 1.05 * size_of(theirs)
+        vera.unload(model)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def size_of(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-#: What each class trains in RoBERTa-base at peft's defaults, head apart.
-COUNTS = {
-    "BOFTConfig": 92_160,
-    "BeftConfig": 9_216,
-    "C3AConfig": 55_296,
-    "DeftConfig": 294_912,
-    "DeloraConfig": 294_936,
-    "FourierFTConfig": 24_000,
-    "GloraConfig": 737_520,
-    "GraloraConfig": 1_179_648,
-    "HRAConfig": 147_456,
-    "HiraConfig": 1_179_648,
-    "IA3Config": 55_296,
-    "LNTuningConfig": 38_400,
-    "LilyConfig": 689_664,
-    "LoHaConfig": 589_824,
-    "LoKrConfig": 26_112,
-    "LoraConfig": 294_912,
-    "MissConfig": 1_179_648,
-    "OFTConfig": 285_696,
-    "OSFConfig": 14_164_992,
-    "PeanutConfig": 1_179_648,
-    "PsoftConfig": 13_440,
-    "PveraConfig": 30_720,
-    "RandLoraConfig": 460_800,
-    "RoadConfig": 18_432,
-    "SupertuningConfig": 141_552,
-    "TinyLoraConfig": 1_536,
-    "UniLoraConfig": 256,
-    "VBLoRAConfig": 212_992,
-    "VeraConfig": 24_576,
-    "WaveFTConfig": 62_208,
-}
-#: Those that look at values as they are installed, in two of its layers (AdaLoRA: 442,656 in twelve).
-COUNTS_OF_TWO_LAYERS = {
-    "AdaLoraConfig": 73_776,
-    "AdamssConfig": 5_072,
-    "FrodConfig": 26_664,
-    "ShiraConfig": 196_608,
-}
+#: Those that look at values as they are installed: tried in two of its twelve layers.
+LOOKS = ("AdaLoraConfig", "AdamssConfig", "FrodConfig", "ShiraConfig")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in COUNTS_OF_TWO_LAYERS else ())
+        pytest.param(name, marks=pytest.mark.slow if name in LOOKS else ())
         for name in CLASSES
         if name not in REFUSED
     ],
 )
-def test_what_each_class_trains_in_roberta_base(name):
-    with torch.device("meta" if name in COUNTS else "cpu"):
-        model = roberta_base(12 if name in COUNTS else 2)
+def test_what_each_class_trains_in_roberta_base_is_what_the_page_says(name):
+    """docs/methods.md, the head apart."""
+    layers = 2 if name in LOOKS else 12
+    with torch.device("cpu" if name in LOOKS else "meta"):
+        model = roberta_base(layers)
     method = vera.Peft(name)
     method.adapt(model)
-    counts = {**COUNTS, **COUNTS_OF_TWO_LAYERS}
-    assert name in counts, f"new in peft {peft.__version__}: its count in RoBERTa-base is not known"
-    assert method.count(model) == counts[name]
-
-
-def minilm() -> nn.Module:
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    with torch.device("meta"):
-        return BertForSequenceClassification(BertConfig(**sizes))
-
-
-@pytest.mark.parametrize(
-    ("name", "count"), [("IA3Config", 13_824), ("BeftConfig", 2_304), ("LNTuningConfig", 9_984)]
-)
-def test_a_class_that_changes_no_weight_has_sites_of_its_own(name, count):
-    model, method = minilm(), vera.Peft(name)
-    assert method.sites == tuple(method.settings()["sites"])  # which a file and a record hold, resolved
-    method.adapt(model)
-    assert method.count(model) == count
-    assert {p.numel() for p in method.adapter_parameters(model).values()} <= {384, 1536}
-    assert not any("attention.output.dense" in n for n in method.adapter_parameters(model))
-    assert not any(n.startswith(("classifier", "bert.pooler")) for n in method.adapter_parameters(model))
+    (row,) = (line for line in PAGE.read_text().splitlines() if re.match(rf"\| {name} .*\d,\d\d\d ", line))
+    assert method.count(model) * 12 // layers == int(row.split("|")[3].replace(",", ""))
 
 
 def test_ia3_scales_the_input_of_the_feed_forward_and_the_outputs_of_key_and_value():
-    model = minilm()
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig(**sizes))
     vera.Peft("IA3Config").adapt(model)
     shapes = {
-        n.rpartition("layer.0.")[2]: list(p.shape)
+        n.rpartition("layer.0.")[2].partition(".ia3")[0]: list(p.shape)
         for n, p in model.named_parameters()
         if "layer.0." in n and "ia3" in n
     }
-    assert shapes == {
-        "attention.self.key.ia3_l.default": [384, 1],
-        "attention.self.value.ia3_l.default": [384, 1],
-        "output.dense.ia3_l.default": [1, 1536],
-    }
+    key, value = "attention.self.key", "attention.self.value"
+    assert shapes == {key: [384, 1], value: [384, 1], "output.dense": [1, 1536]}
 
 
 @pytest.mark.parametrize("architecture", ["GPT-2", "Llama", "ViT", "DINOv2", "ViT of timm in transformers"])
@@ -205,19 +122,10 @@ class Unknown(nn.Module):
         return self.mixer(x)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("IA3Config", "adapts key, value, feed_forward_out: no linear layer is a 'key' site of this model"),
-        ("LNTuningConfig", "adapts norms: a Unknown has no LayerNorm and no RMSNorm"),
-        ("TrainableTokensConfig", "needs to be told what it trains: name target_modules in config"),
-    ],
-)
-def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name, words):
-    with pytest.raises(vera.AdapterError) as error:
+@pytest.mark.parametrize("name", ["IA3Config", "LNTuningConfig", "TrainableTokensConfig"])
+def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name):
+    with pytest.raises(vera.AdapterError, match=r"target_modules in config$") as error:
         vera.Peft(name).adapt(Unknown())
-    assert words in str(error.value)
-    assert str(error.value).endswith("target_modules in config")
     assert "\n" not in str(error.value)
 
 
@@ -280,21 +188,6 @@ def test_a_merged_model_is_saved_as_it_was_before(name, tmp_path):
     assert torch.equal(answer(fresh), expected)
 
 
-@pytest.mark.parametrize("name", ["LoraConfig", "LNTuningConfig", "IA3Config"])
-def test_what_is_switched_off_is_not_merged(name):
-    model, method = tiny_model(), method_of(name)
-    method.adapt(model)
-    shake(model)
-    expected = answer(model)
-    vera.disable(model)
-    for merge in (method.merge, lambda model: vera.unload(model, merge=True)):
-        with pytest.raises(vera.AdapterError, match="switched off"):
-            merge(model)
-    vera.disable(model, False)
-    vera.unload(model, merge=True)
-    assert torch.allclose(answer(model), expected, atol=1e-5)
-
-
 def test_a_weight_that_another_layer_shares_takes_no_merge_but_that_of_tokens():
     """GPT-2's output layer has the weight of its embeddings."""
     model, method = tiny("GPT-2"), vera.Peft("LoraConfig", {"r": 4, "target_modules": ["wte"]})
@@ -308,11 +201,6 @@ def test_a_weight_that_another_layer_shares_takes_no_merge_but_that_of_tokens():
     expected = answer(model)
     method.merge(model)
     assert torch.allclose(answer(model), expected, atol=1e-5)
-
-
-def test_tokens_beside_another_method_are_refused():
-    with pytest.raises(vera.AdapterError, match=r"trainable_token_indices: tokens train by TrainableTokensC"):
-        vera.Peft("LoraConfig", {"trainable_token_indices": [1, 2]}).adapt(tiny_model())
 
 
 # --- quantised weights
@@ -368,15 +256,13 @@ def test_what_peft_draws_otherwise_is_refused_by_its_version(tmp_path, monkeypat
     vera.save(model, method, tmp_path / "adapter")
     assert size_of(load_file(tmp_path / "adapter")) == 4 * method.count(model)  # b and d, and neither A nor B
     fresh = tiny_model()
-    here = re.escape(peft.__version__)
-    with pytest.raises(vera.AdapterError, match=r"what peft 0\.0\.1 drew .* Install peft==0\.0\.1$"):
-        vera.load(fresh, tmp_path / "older")
     real = peft.tuners.vera.model._kaiming_init
-    monkeypatch.setattr(peft.tuners.vera.model, "_kaiming_init", lambda *a, **k: real(*a, **k) * 2)
-    words = rf"leaves out what peft {here} drew from the .* and peft {here} draws it otherwise"
-    with pytest.raises(vera.AdapterError, match=words) as error:
-        vera.load(fresh, tmp_path / "adapter")
-    assert "\n" not in str(error.value)
+    for name, named in (("older", f"peft 0.0.1, here {peft.__version__}"), ("adapter", "fingerprint")):
+        if name == "adapter":
+            monkeypatch.setattr(peft.tuners.vera.model, "_kaiming_init", lambda *a, **k: real(*a, **k) * 2)
+        with pytest.raises(vera.AdapterError, match=re.escape(named)) as error:
+            vera.load(fresh, tmp_path / name)
+        assert "\n" not in str(error.value)
     assert [n for n, _ in fresh.named_parameters()] == [n for n, _ in tiny_model().named_parameters()]
     vera.Peft("LoraConfig").adapt(fresh)
 
@@ -412,10 +298,6 @@ def test_a_look_at_what_is_drawn_moves_no_random_number():
     assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True))
 
 
-def test_refused_names_are_all_of_pefts():
-    assert set(REFUSED) <= set(CLASSES)
-
-
 @pytest.mark.parametrize(
     "method", [vera.VeRA(rank=4), vera.BitFit(), vera.Adapter(4), vera.Peft("IA3Config"), vera.Full()]
 )
@@ -441,90 +323,34 @@ def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
     method.adapt(model)
     with torch.no_grad():
         model.bert.encoder.layer[0].attention.self.query.base_layer.weight.add_(0.1)
-    with pytest.raises(vera.AdapterError, match="has changed the base weights: load a fresh copy"):
+    with pytest.raises(vera.AdapterError, match="has changed the base weights"):
         vera.unload(model)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("name", "config", "named"),
     [
-        ({"config_class": "LoraKonfig"}, "has no method 'LoraKonfig'. Did you mean LoraConfig?"),
-        ({"config_class": "loraconfig"}, "has no method 'loraconfig'. Did you mean LoraConfig?"),
-        ({"config_class": "get_peft_model"}, "has no method 'get_peft_model'"),
-        ({"config_class": "PromptTuningConfig"}, "changes the input, not the model: not supported"),
-        (
-            {"config_class": "LoraConfig", "config": {"rank": 4}},
-            "peft's LoraConfig has no setting 'rank'. It has: ",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"r": 0}},
-            "peft's LoraConfig on a BertForSequenceClassification: ",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"task_type": "SEQ_CLS"}},
-            "the head trains with every method here",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"modules_to_save": ["classifier"]}},
-            "the head trains with every method here",
-        ),
-        ({"config_class": "LoraConfig", "config": {"bias": "all"}}, "bias=all trains base weights"),
-        (
-            {"config_class": "LoraConfig", "config": {"init_lora_weights": "pissa"}},
-            "pissa rewrites base weights",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"init_lora_weights": "OLoRA"}},
-            "OLoRA rewrites base weights",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"target_modules": "("}},
-            (
-                "peft's LoraConfig: target_modules takes module names and plain words of at most 300 letters,"
-                " no patterns"
-            ),
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"layer_replication": [[0, 2]]}},
-            "another model of the base",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"lora_alpha": 10**400}},
-            "lora_alpha must be a finite number",
-        ),
-        ({"config_class": "VBLoRAConfig"}, "must be divisible by `vector_length`"),
-        (
-            {"config_class": "AdaLoraConfig", "config": {"total_step": 3}},
-            "total_step: it is the run's own number of steps",
-        ),
-        (
-            {"config_class": "LoraConfig", "config": {"corda_config": {"cache_file": "x"}}},
-            "a configuration of its own",
-        ),
-        (
-            {"config_class": "XLoraConfig", "config": {"adapters": {"a": "owner/name"}}},
-            "a forward pass of its own",
-        ),
-        (
-            {"config_class": "AdamssConfig", "config": {"use_asa": True}},
-            "a state that no checkpoint here holds",
-        ),
-        ({"config_class": "LoraConfig", "sites": ["qeury"]}, "no linear layer is a 'qeury' site"),
+        *((name, {}, "Did you mean LoraConfig?") for name in ("LoraKonfig", "loraconfig")),
+        *(("get_peft_model", {}, "'get_peft_model'"), ("PromptTuningConfig", {}, "the input, not the model")),
+        *(("LoraConfig", {"rank": 4}, "'rank'"), ("LoraConfig", {"r": 0}, "BertForSequenceClassification")),
+        *(("LoraConfig", {"task_type": "SEQ_CLS"}, "task_type"), ("LoraConfig", {"bias": "all"}, "bias=all")),
+        ("LoraConfig", {"modules_to_save": ["classifier"]}, "modules_to_save"),
+        *(("LoraConfig", {"init_lora_weights": init}, "rewrites base") for init in ("pissa", "OLoRA")),
+        *(("LoraConfig", {"target_modules": "("}, "target_modules"), ("VBLoRAConfig", {}, "vector_length")),
+        ("LoraConfig", {"layer_replication": [[0, 2]]}, "layer_replication"),
+        ("LoraConfig", {"lora_alpha": 10**400}, "lora_alpha"),
+        ("LoraConfig", {"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
+        ("LoraConfig", {"corda_config": {"cache_file": "x"}}, "corda_config"),
+        ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward pass"),
     ],
+    ids=str,
 )
-def test_what_cannot_be_is_one_line(settings, words):
+def test_what_cannot_be_is_one_line(name, config, named):
     with pytest.raises(vera.AdapterError) as error:
-        vera.make_method("peft", **settings).adapt(tiny_model())
-    assert words in str(error.value)
+        vera.make_method("peft", config_class=name, config=config).adapt(tiny_model())
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_fused_projection_is_adapted_whole_and_only_by_its_name():
-    with pytest.raises(
-        vera.AdapterError, match=r"as a whole, not its query and value: name it, sites=\[c_attn\]"
-    ):
-        vera.Peft("LoraConfig").adapt(tiny("GPT-2"))
-    vera.Peft("LoraConfig", sites=("c_attn",)).adapt(tiny("GPT-2"))
 
 
 def test_target_modules_of_ones_own():
@@ -535,20 +361,6 @@ def test_target_modules_of_ones_own():
         for n, p in model.named_parameters()
         if "lora_" in n
     } == {"intermediate.dense"}
-
-
-def test_lora_by_peft_trains_as_lora_here():
-    """The same start, the same data: the same losses."""
-    losses = {}
-    for method in (vera.LoRA(rank=4, alpha=6.0), vera.Peft("LoraConfig", {"r": 4, "lora_alpha": 6})):
-        model = tiny_model()
-        method.adapt(model)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for name, p in method.adapter_parameters(model).items():
-                p.copy_(torch.zeros_like(p) if "B" in name else torch.randn(p.shape, generator=generator))
-        losses[method.kind] = train(model, method, [p for p in model.parameters() if p.requires_grad])
-    assert losses["peft"] == pytest.approx(losses["lora"], abs=1e-6)
 
 
 def train(model, method, parameters, steps=12):
@@ -612,6 +424,8 @@ def test_adaloras_allocation_goes_on_from_its_state():
     straight, whole = vera.Peft("AdaLoraConfig", ADALORA), tiny_model()
     torch.manual_seed(5)
     straight.adapt(whole)
+    with pytest.raises(vera.AdapterError, match="leave none of 5 steps"):
+        straight.before_training(whole, 5)
     straight.before_training(whole, 12)
     halves = copy.deepcopy(whole)
     sgd = lambda model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)  # noqa: E731
@@ -638,13 +452,6 @@ def test_adaloras_allocation_goes_on_from_its_state():
     steps(resumed, 6, 12)
     for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_adalora_without_room_for_its_schedule_is_refused():
-    method, model = vera.Peft("AdaLoraConfig", {"tinit": 5, "tfinal": 5}), tiny_model()
-    method.adapt(model)
-    with pytest.raises(vera.AdapterError, match="tinit 5 and tfinal 5 leave none of 8 steps"):
-        method.before_training(model, 8)
 
 
 # --- base weights
@@ -687,10 +494,6 @@ def test_no_class_and_no_initial_value_changes_a_base_weight(name):
             assert not refused
 
 
-def test_the_ways_to_write_olora_are_among_the_initial_values():
-    assert {"olora", "OLORA", "Olora", "pissa_niter_2"} <= {value for _, value in inits("LoraConfig")}
-
-
 @pytest.mark.parametrize("init", ["olora", "OLoRA", "pissa"])
 def test_an_initial_value_that_no_list_knows_is_found_by_the_fingerprint(init, monkeypatch):
     """And the base weights are put back."""
@@ -701,9 +504,3 @@ def test_an_initial_value_that_no_list_knows_is_found_by_the_fingerprint(init, m
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
     vera.LoRA(rank=4).adapt(model)
-
-
-def test_the_head_may_be_adapted_by_its_name():
-    model = tiny_model()
-    vera.Peft("LoraConfig", {"target_modules": ["dense"]}).adapt(model)
-    assert "bert.pooler.dense.lora_A.default.weight" in dict(model.named_parameters())

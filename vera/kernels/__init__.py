@@ -20,5 +20,3 @@ layers a training step costs, in FLOPs, and keeps for the backward pass, in elem
 from vera.kernels.cost import Plan, choose, flops
 from vera.kernels.group import Group, unchanged
 from vera.kernels.onednn import frozen_linear
-
-__all__ = ["Group", "Plan", "choose", "flops", "frozen_linear", "unchanged"]

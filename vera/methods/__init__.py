@@ -30,14 +30,9 @@ def make_method(kind: str, **settings: Any) -> Method:
     own_fields = {field.name: field for field in dataclasses.fields(own)}
     unknown = sorted(set(settings) - set(own_fields))
     if unknown:
-        raise AdapterError(
-            f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(own_fields) or 'none'}"
-        )
+        raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}")
     required = [n for n, f in own_fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in settings]
     if missing:
         raise AdapterError(f"method {kind} needs {', '.join(missing)}")
     return own(**settings)
-
-
-__all__ = ["METHODS", "Method", "disable", "frozen_extra", "make_method", "unload"]

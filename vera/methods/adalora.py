@@ -97,11 +97,7 @@ class AdaLoRA(Method, kind="adalora"):
     def before_training(self, model: nn.Module, total_steps: int) -> None:
         begins, ends = round(self.initial_share * total_steps), round(self.final_share * total_steps)
         if begins + ends >= total_steps:
-            raise AdapterError(
-                f"AdaLoRA: of {total_steps} steps, initial_share={self.initial_share:g} and"
-                f" final_share={self.final_share:g} leave none to gather importance in: lower them, or train"
-                " longer"
-            )
+            raise AdapterError(f"initial_share and final_share leave none of {total_steps} steps")
         next(changes(model)).allocation = Allocation(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:

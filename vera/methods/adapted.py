@@ -41,9 +41,7 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 def adapt_with(model: nn.Module, method: Any) -> None:
     """See `Method.adapt`."""
     if adaptation(model):
-        raise AdapterError(
-            "this model is adapted already: start from a fresh copy of the base model, or unload it"
-        )
+        raise AdapterError("this model is adapted already: unload it, or take a fresh copy of the base model")
     if any("base_layer" in m._modules for m in model.modules()):
         raise AdapterError("this model carries an adapter of peft's: take it out first (peft_model.unload())")
     base_names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
@@ -120,9 +118,7 @@ def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> 
     """A forward pre-hook. transformers' models ignore unknown keywords, such as peft's choice among several
     adapters."""
     if "adapter_names" in keywords:
-        raise AdapterError(
-            "this model carries one adapter: adapter_names chooses among several (vera.Adapters holds them)"
-        )
+        raise AdapterError("this model carries one adapter: adapter_names is for vera.Adapters")
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:

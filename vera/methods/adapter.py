@@ -103,32 +103,23 @@ class Adapter(Method, kind="adapter"):
         if self.drop_layers < 0:
             raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
         if self.drop_layers and self.drop_per_batch:
-            raise AdapterError(
-                "drop_layers and drop_per_batch exclude each other: dropped for good, or drawn for each batch"
-            )
+            raise AdapterError("drop_layers and drop_per_batch exclude each other: give one of them")
 
     def install(self, model: nn.Module) -> None:
         blocks = find_blocks(model)
         if self.drop_layers >= len(blocks):
-            raise AdapterError(
-                f"drop_layers={self.drop_layers} leaves none of the model's {len(blocks)} blocks an adapter"
-            )
+            raise AdapterError(f"drop_layers={self.drop_layers} leaves none of {len(blocks)} blocks")
         widths = [self._width(block, layout) for block, layout in blocks]
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
-            raise AdapterError(
-                f"the blocks have several widths ({min(widths)} to {max(widths)}): no adapter fits all"
-                " (share=false)"
-            )
+            raise AdapterError("blocks of several widths share no adapter: share=false")
         first: dict[int, Bottleneck] = {}  # by position in a block, for sharing
         for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
             linear: Any = next(m for m in block.modules() if is_linear(m))
             for position, (path, hook) in enumerate(self._positions(layout)):
                 module = block.get_submodule(path)
                 if hasattr(module, "adapter"):
-                    raise AdapterError(
-                        f"a {type(module).__name__} of this model has an 'adapter' of its own already"
-                    )
+                    raise AdapterError(f"a {type(module).__name__} here has an 'adapter' of its own already")
                 adapter = Bottleneck(widths[index], self, index, linear.weight.device, adapter_dtype(linear))
                 if self.share:
                     shared = first.setdefault(position, adapter)
@@ -154,9 +145,7 @@ class Adapter(Method, kind="adapter"):
         for norm in norms:
             if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
                 return int(norm.weight.numel())
-        raise AdapterError(
-            f"the width of a {type(block).__name__} is not known: adapters have no place (vera/sites.py)"
-        )
+        raise AdapterError(f"the width of a {type(block).__name__} is not known: no place for adapters")
 
     def remove(self, model: nn.Module) -> None:
         for module in list(model.modules()):

@@ -15,9 +15,7 @@ class Full(Method, kind="full"):
 
     def install(self, model: nn.Module) -> None:
         if not all(p.is_floating_point() for p in model.parameters()):
-            raise AdapterError(
-                "full fine-tuning cannot train quantised weights: load the base model unquantised"
-            )
+            raise AdapterError("full fine-tuning cannot train quantised weights: load them unquantised")
         model.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:

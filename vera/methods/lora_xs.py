@@ -96,14 +96,9 @@ class LoRAXS(Method, kind="lora_xs"):
 
         def change(path: str, block: str, base: Any, inputs: int, outputs: int) -> XSChange:
             if not base.weight.is_floating_point():
-                raise AdapterError(
-                    "LoRA-XS takes singular vectors of whole weights: load the base model unquantised"
-                )
+                raise AdapterError("LoRA-XS needs whole weights: load the base model unquantised")
             if self.rank > min(inputs, outputs):
-                raise AdapterError(
-                    f"rank {self.rank} is above that of {path}, a matrix of {outputs} x {inputs}: it has"
-                    f" {min(inputs, outputs)} singular vectors"
-                )
+                raise AdapterError(f"rank {self.rank} is above that of {path}, {outputs} x {inputs}")
             return XSChange(base, base_weight(base, targets[path][block]), self)
 
         wrap(model, targets, change)

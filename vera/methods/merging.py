@@ -27,18 +27,11 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
         names[id(p)].append(name)
     for layer, enabled in layers:
         if not enabled:
-            raise AdapterError(
-                "this adapter is switched off: vera.disable(model, False) comes before a merge"
-            )
+            raise AdapterError("this adapter is switched off: vera.disable(model, False) comes first")
         if not layer.weight.is_floating_point():  # type: ignore[operator]
-            raise AdapterError(
-                "a quantised base cannot be merged into: load the adapter onto the unquantised base model"
-            )
+            raise AdapterError("a quantised base cannot be merged into: load it unquantised")
         if len(shared := names[id(layer.weight)]) > 1:
-            raise AdapterError(
-                f"an adapted layer shares its weight with another layer ({' and '.join(shared)}): merged,"
-                " both would change"
-            )
+            raise AdapterError(f"an adapted layer shares its weight ({' and '.join(shared)}): not merged")
 
 
 @torch.no_grad()
@@ -53,9 +46,7 @@ def check_changes(layers: Iterable[AdaptedLinear]) -> None:
         try:
             weight, update, at_zero = trial.weight(), trial(x), trial(torch.zeros_like(x))
         except RuntimeError as error:
-            raise AdapterError(
-                f"{of} does not compute in float64, as a merge tries it ({first_line(error)})"
-            ) from None
+            raise AdapterError(f"{of} cannot be merged: it fails in float64 ({first_line(error)})") from None
         layer.require(name, "weight", weight, (outputs, inputs))
         layer.require(name, "forward", update, (*x.shape[:-1], outputs))
         if (shift := float(at_zero.abs().max())) > 0:
@@ -66,10 +57,7 @@ def check_changes(layers: Iterable[AdaptedLinear]) -> None:
             why = f"at a random x it is off by {off:.2g}, of {largest:.2g}"
         else:
             continue
-        raise AdapterError(
-            f"{of}.forward is not x @ weight().T, which a merge adds: {why}. A shift, or what is not linear,"
-            " has no place in a Change: see docs/own_method.md"
-        )
+        raise AdapterError(f"{of}.forward is not x @ weight().T, which a merge adds: {why}")
 
 
 @torch.no_grad()
@@ -89,9 +77,7 @@ def check_layers(config_class: str, layers: Iterable[Any]) -> None:
         except Exception as error:
             raise AdapterError(f"peft cannot merge {config_class}: {first_line(error)}") from None
         if off > NEAR * largest:
-            raise AdapterError(
-                f"peft cannot merge {config_class}: a merged layer is off by {off:.2g}, of {largest:.2g}"
-            )
+            raise AdapterError(f"peft cannot merge {config_class}: it is off by {off:.2g}, of {largest:.2g}")
 
 
 def random_rows(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

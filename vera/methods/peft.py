@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Peft(AllocatesRanks, kind="peft"):
 
     AdaLoRA's schedule follows the run's number of steps: see peft_ranks. Methods that change the input rather
     than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused."""
+
+    hint: ClassVar[str] = "Drawn by another version of peft, processor, precision or torch? Install that one"
 
     config_class: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -105,10 +107,7 @@ class Peft(AllocatesRanks, kind="peft"):
         for name in ("_peft_wrapper", "_peft_base", "_peft_drawn", "_peft_final"):
             model.__dict__.pop(name, None)
         if not unchanged:
-            raise AdapterError(
-                f"peft's {self.config_class} has changed the base weights: load a fresh copy of the base"
-                " model"
-            )
+            raise AdapterError(f"peft's {self.config_class} has changed the base weights: load them afresh")
 
     def count(self, model: nn.Module) -> int:
         """The size of what trains: peft has no formula."""

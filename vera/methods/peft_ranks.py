@@ -30,10 +30,7 @@ class AllocatesRanks(Method):
         if allocator is not None:
             config = allocator.peft_config
             if config.tinit >= total_steps - config.tfinal:
-                raise AdapterError(
-                    f"AdaLoRA: tinit {config.tinit} and tfinal {config.tfinal} leave none of {total_steps}"
-                    " steps"
-                )
+                raise AdapterError(f"AdaLoRA: tinit and tfinal leave none of {total_steps} steps: lower them")
             allocator.set_total_step(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:

@@ -66,10 +66,7 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
         elif isinstance(value, list | tuple):
             todo += [(key, part) for part in value]
         elif isinstance(value, str) and not PLAIN.fullmatch(value):
-            raise AdapterError(
-                f"{owner}: {key} takes module names and plain words of at most 300 letters, no patterns"
-                f" (layers_to_transform chooses layers): got {value!r}"
-            )
+            raise AdapterError(f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}")
         elif isinstance(value, int | float) and not abs(value) < limit:
             raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
         if left < len(todo):
@@ -112,10 +109,8 @@ def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
             raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
     if config.get("bias", "none") != "none":
         raise AdapterError(f"peft's {name}: bias={config['bias']} trains base weights: not supported")
-    if rewrites_base(config.get("init_lora_weights")):
-        raise AdapterError(
-            f"peft's {name}: {config['init_lora_weights']} rewrites base weights: not supported"
-        )
+    if rewrites_base(init := config.get("init_lora_weights")):
+        raise AdapterError(f"peft's {name}: init_lora_weights={init} rewrites base weights: not supported")
     # Such a configuration may name files or other adapters, and come from a stranger's file
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
@@ -161,9 +156,7 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
     for path, blocks in layers.items():
         if WHOLE not in blocks:
             whole = ",".join([path.rpartition(".")[2], *(site for site in sites if site not in BLOCKS)])
-            raise AdapterError(
-                f"peft adapts {path} as a whole, not its {' and '.join(blocks)}: name it, sites=[{whole}]"
-            )
+            raise AdapterError(f"peft adapts {path} as a whole: name it, sites=[{whole}]")
     return [*layers, *norms]
 
 

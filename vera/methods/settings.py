@@ -29,9 +29,7 @@ def check_settings(method: Any) -> None:
         try:
             hints = get_type_hints(type(method))
         except NameError as error:
-            raise AdapterError(
-                f"the annotations of {type(method).__name__} cannot be read: {error}"
-            ) from None
+            raise AdapterError(f"annotations of {type(method).__name__}: {error}") from None
     for field in fields(method):
         if isinstance(getattr(method, field.name), list):
             object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
@@ -60,9 +58,7 @@ def check_settings(method: Any) -> None:
         if kind is tuple and not all(isinstance(word, str) for word in value):
             raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
         if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
-            raise AdapterError(
-                f"{field.name} has at most {MOST_WORDS} words, none longer than as many letters"
-            )
+            raise AdapterError(f"{field.name} has at most {MOST_WORDS} words, of as many letters")
     rank, dropout = getattr(method, "rank", 1), getattr(method, "dropout", 0.0)
     if rank < 1:
         raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")

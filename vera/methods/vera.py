@@ -49,18 +49,13 @@ class VeRA(Method, kind="vera"):
         if self.vectors not in VECTORS:
             raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(self.vectors)}]")
         if "b" not in self.vectors and self.d_init != 0:
-            raise AdapterError(
-                "without b, d must start at 0 (d_init=0), for the model to start as the base; got"
-                f" {self.d_init}"
-            )
+            raise AdapterError(f"without b, d must start at 0, as the base model: d_init={self.d_init}")
         if self.vectors == ("b", "d") and self.d_init == 0:
             raise AdapterError("b starts at 0: with d_init=0, too, no gradient would ever leave it")
         if self.init == "peft" and self.projections != "shared":
             raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
         if self.dropout and self.path not in ("auto", "factor"):
-            raise AdapterError(
-                f"path={self.path} has no place for dropout on the adapter's input: path=auto, or dropout=0"
-            )
+            raise AdapterError(f"path={self.path} has no place for dropout: path=auto, or dropout=0")
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)

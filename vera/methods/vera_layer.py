@@ -85,9 +85,7 @@ class VeRAChange(Change):
             count = next(len(v) for v in self.rows if v is not None)
             times, rest = divmod(len(u), count)
             if rest or (times != 1 and not self.repeats):
-                raise AdapterError(
-                    f"{len(u)} samples at a layer for {count} adapter names: does this model fold its batch?"
-                )
+                raise AdapterError(f"a layer gets {len(u)} samples, for {count} adapter names")
             # (samples, length) beside (samples, ..., length)
             shape = len(u), *[1] * (u.dim() - 2), -1
             b, d = (v if v is None else v.repeat_interleave(times, 0).view(shape) for v in self.rows)
