@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
+from tasks.files import only_file
 from tasks.text import open_text, read_parquet, read_rows
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
@@ -60,12 +61,7 @@ def _file(folder: Path, name: str) -> Path | None:
     """A file by its name, or the hub's parquet file of a split: validation-00000.parquet,
     default/validation/0000.parquet."""
     inner = (f"{name}*.parquet", f"{name}/*.parquet")
-    patterns = [name] if "." in name else [*inner, *(f"*/{pattern}" for pattern in inner)]
-    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    if len(paths) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in paths)
-        raise DataError(f"{folder}: {len(paths)} parquet files for {name}, one is expected: {names}")
-    return paths[0] if paths else None
+    return only_file(folder, *([name] if "." in name else [*inner, *(f"*/{pattern}" for pattern in inner)]))
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:

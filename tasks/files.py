@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the one file of a folder."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from tasks.base import DataError, listed
 
 
 @contextlib.contextmanager
@@ -20,3 +22,17 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:
+    """The file of the first pattern that has one; None without any. Raises DataError where it has several.
+
+    without: the name of a file that does not count."""
+    for pattern in patterns:
+        paths = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != without)
+        if len(paths) > 1:
+            names = listed(path.relative_to(folder) for path in paths)
+            raise DataError(f"{folder}: {len(paths)} files where one is expected: {names}")
+        if paths:
+            return paths[0]
+    return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
 from tasks.fetch.hub import content, data_folder
+from tasks.files import only_file
 from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet, read_rows
 
 PROTOCOL = 1
@@ -139,15 +140,8 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
         "dev": (f"{spec.dev}.tsv", f"{hub_dev}*.parquet", f"{spec.dev}.parquet"),
     }
     for folder in (data_dir, data_dir / spec.folder, data_dir / name):
-        files = {}
-        for split, names in patterns.items():
-            found = (sorted(path for path in folder.glob(n) if path.is_file()) for n in names)
-            paths = next(filter(None, found), [])
-            if len(paths) > 1:
-                listing = ", ".join(path.name for path in paths)
-                raise DataError(f"{folder}: {len(paths)} files for {split}, one is expected: {listing}")
-            if paths:
-                files[split] = paths[0]
+        found = {split: only_file(folder, *names) for split, names in patterns.items()}
+        files = {split: path for split, path in found.items() if path}
         if len(files) == 2:
             return files
         # A folder with one of the two files, or with the task's name, is the right one

@@ -18,6 +18,7 @@ from typing import Any
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out, listed, parse_json, quoted
 from tasks.continuations import Continuations
 from tasks.fetch.hub import content, data_folder
+from tasks.files import only_file
 from tasks.forgetting import fixed_text
 from tasks.mt_bench import BENCHES
 from tasks.text import open_text
@@ -237,14 +238,8 @@ def _local(folder: Path) -> Path:
         return folder
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (task.data_dir)")
-    for pattern in ("*.json", "*/*.json"):
-        files = sorted(path for path in folder.glob(pattern) if path.is_file())
-        files = [path for path in files if path.name != "dataset_infos.json"]
-        if len(files) == 1:
-            return files[0]
-        if files:
-            names = ", ".join(str(path.relative_to(folder)) for path in files[:4])
-            raise DataError(f"{folder}: {len(files)} JSON files ({names}): give one")
+    if path := only_file(folder, "*.json", "*/*.json", without="dataset_infos.json"):
+        return path
     raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
 
 

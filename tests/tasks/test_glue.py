@@ -79,7 +79,7 @@ def test_a_split_in_several_files_is_refused(glue, tmp_path):
     for i in range(2):
         pyarrow.parquet.write_table(table, tmp_path / f"train-0000{i}-of-00002.parquet")
     pyarrow.parquet.write_table(table, tmp_path / "validation-00000-of-00001.parquet")
-    words = r"2 files for train, one is expected: train-00000-of-00002.parquet, "
+    words = r"one is expected: train-00000-of-00002.parquet, "
     with pytest.raises(tasks.DataError, match=words):
         tasks.load(settings("cola", tmp_path))
 

@@ -209,7 +209,7 @@ def test_bad_folders_and_settings_are_one_line(tmp_path):
         load(f"task.data_dir={tmp_path}")
     write_alpaca(tmp_path)
     (tmp_path / "more.json").write_text("[]")
-    with pytest.raises(DataError, match=r"2 JSON files \(alpaca_own.json, more.json\). Give one"):
+    with pytest.raises(DataError, match=r"one is expected: alpaca_own.json, more.json"):
         load(f"task.data_dir={tmp_path}")
     assert load(f"task.data_dir={tmp_path / 'alpaca_own.json'}", "task.dev_rows=2").splits["train"]
     with pytest.raises(DataError, match=r"task\.dev_rows=1: should be at least 2"):
