@@ -3,7 +3,6 @@
 Pillow does the work in threads (it releases the GIL while it decodes and resizes), without torch. Pixels stay
 bytes until they are on the device."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -294,16 +293,15 @@ def prepared(
     """All images of a set, uint8 (count, 3, height, width), from a file in `folder` that is made once; and
     the indices of those that cannot be read (their pixels are zero), with the reason.
 
-    key: a hash of the images. A damaged file is made again. A full disk raises OSError."""
+    key: a hash of the images. A full disk raises OSError."""
     made_with = repr(
         (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
     )
     path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
     reasons, shape = path.with_suffix(".json"), (count, 3, *wanted.size)
-    with contextlib.suppress(OSError, ValueError, EOFError, AttributeError):
-        pixels, bad = np.load(path, mmap_mode="r"), json.loads(reasons.read_text())
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return pixels, {int(index): why for index, why in bad.items()}
+    if path.is_file() and reasons.is_file():
+        bad = json.loads(reasons.read_text())
+        return np.load(path, mmap_mode="r"), {int(index): why for index, why in bad.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
         if time.time() - leftover.stat().st_mtime > 600:

@@ -159,23 +159,21 @@ def test_the_hubs_parquet_files(name, splits, columns, dev, tmp_path):
 
 
 def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
-    rng = np.random.default_rng(0)
+    rng, words = np.random.default_rng(0), ["ant", "bee", "cow"] * 4
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
-        file = [io.BytesIO() for _ in range(12)]
-        for number, target in enumerate(file):
+        files = [io.BytesIO() for _ in words]
+        for number, target in enumerate(files):
             Image.fromarray(picture(number % 3, rng)).save(target, "PNG")
-        words = ["ant", "bee", "cow"] * 4
-        table = pyarrow.table(
-            {"image": [{"bytes": f.getvalue(), "path": None} for f in file], "label": words}
-        )
+        images = [{"bytes": file.getvalue(), "path": None} for file in files]
+        table = pyarrow.table({"image": images, "label": words})
         pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
-    task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=2")
+    where = [f"task.data_dir={tmp_path / 'data'}", "task.shots=2"]
+    task = prepared("image_folder", tmp_path, *where)
     assert task.classes == ["ant", "bee", "cow"]
     check(task, 2, 4)
-    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=2", "task.image_column=photo"]
     with pytest.raises(DataError, match=r"no column 'photo'. It has: image, label"):
-        load("image_folder", tmp_path, *words)
+        load("image_folder", tmp_path, *where, "task.image_column=photo")
 
 
 @pytest.mark.parametrize(

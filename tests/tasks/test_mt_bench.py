@@ -147,16 +147,12 @@ def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
 
 
 def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
-    before = answers.read_bytes()
-    for wrong in ({81: ["a", "b"]}, answers_of("own") | {81: ["a"]}):
-        with pytest.raises(ValueError, match="do not fit"):
-            write_answers(answers, "own", wrong, read_questions(data, "mt_bench"))
-    with pytest.raises(TypeError):
-        write_answers(
-            answers, "own", answers_of("own") | {151: ["a", object()]}, read_questions(data, "mt_bench")
-        )
+    before, own, questions = answers.read_bytes(), answers_of("own"), read_questions(data, "mt_bench")
+    for wrong in ({81: ["a", "b"]}, own | {81: ["a"]}, own | {151: ["a", object()]}):
+        with pytest.raises((ValueError, TypeError)):
+            write_answers(answers, "own", wrong, questions)
     assert answers.read_bytes() == before
-    assert [p.name for p in answers.parent.iterdir() if p.name.startswith(".")] == []
+    assert not [p.name for p in answers.parent.iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
@@ -254,16 +250,18 @@ def test_a_prompt_that_is_missing_or_cannot_be_filled(change, named, data):
         asked_for(data)
 
 
-def test_a_reference_answer_that_is_missing(data):
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([answer_row(101, ["Bo.", "Neither."])], r"question 111"),
+        ([answer_row(101, ["Bo."]), answer_row(111, ["5", "10"])], "question 101"),
+        (None, r"gpt-4.jsonl: No such file"),
+    ],
+)
+def test_a_reference_answer_that_is_missing(rows, named, data):
     known = data / "mt_bench" / "reference_answer" / "gpt-4.jsonl"
-    jsonl(known, [answer_row(101, ["Bo.", "Neither."])])
-    with pytest.raises(DataError, match=r"no reference answer to each turn of question 111 \(math\)"):
-        asked_for(data)
-    jsonl(known, [answer_row(101, ["Bo."]), answer_row(111, ["5", "10"])])
-    with pytest.raises(DataError, match="each turn of question 101"):
-        asked_for(data)
-    known.unlink()
-    with pytest.raises(DataError, match=r"gpt-4.jsonl: No such file"):
+    known.unlink() if rows is None else jsonl(known, rows)
+    with pytest.raises(DataError, match=named):
         asked_for(data)
 
 
@@ -467,18 +465,6 @@ def test_an_answer_is_judged_once_whatever_file_it_is_in_and_by_each_judge(data,
     assert len(read_judgments(tmp_path / "all.jsonl")) == 24
 
 
-def test_a_reply_without_rating_is_paid_kept_and_not_averaged(data, answers, capsys):
-    def reply(prompt, nth):
-        return Reply("I would rather not.") if "own on 81.2" in prompt else score(4)
-
-    with JudgeServer(reply) as server:
-        assert run(data, server, answers, "--json") == 0
-        assert run(data, server, answers) == 0
-        assert len(server.requests) == 8
-    found = json.loads(capsys.readouterr().out.splitlines()[0])["models"][0]
-    assert [found[key] for key in ("n", "judged", "n_valid", "mean")] == [8, 8, 7, 4.0]
-
-
 # --- a server that misbehaves
 
 
@@ -604,24 +590,16 @@ def test_addresses_that_are_none_and_a_password_that_is_not_printed(url, data, a
     assert "hidden" not in said
 
 
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("", "Set OPENAI_API_KEY; a local server takes any word"),
-        (" ", "Set OPENAI"),
-        ("ключ", "a character that no key has"),
-    ],
-)
-def test_keys_that_are_none(key, message, data, answers, monkeypatch, capsys):
+@pytest.mark.parametrize("key", ["", " ", "ключ"])
+def test_keys_that_are_none(key, data, answers, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with JudgeServer() as server:
         assert run(data, server, answers) == 2
         assert not server.requests
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
-    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    with JudgeServer() as server:
+        said = capsys.readouterr().err
+        assert "OPENAI_API_KEY" in said
+        assert said.count("\n") == 1
+        monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
         assert run(data, server, answers) == 0
         assert server.keys == {f"Bearer {KEY}"}
 
@@ -675,16 +653,6 @@ def test_a_file_of_something_else_is_not_written_to(data, answers, tmp_path, cap
         assert "Not a directory" in capsys.readouterr().err
         assert not server.requests
     assert answers.read_bytes() == before
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
-def test_nothing_is_paid_that_cannot_be_saved(data, answers, tmp_path, monkeypatch, capsys):
-    (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr("tasks.mt_bench.client.read_judgments", lambda file: {})  # it would never end
-    with JudgeServer() as server:
-        assert run(data, server, answers, "--judgments", tmp_path / "full.jsonl") == 2
-        assert not server.requests
-    assert capsys.readouterr().err == f"error: {tmp_path}/full.jsonl: No space left on device\n"
 
 
 # --- processes

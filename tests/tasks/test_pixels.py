@@ -319,24 +319,6 @@ def test_images_are_prepared_once(tmp_path):
         assert len(list(tmp_path.glob("*.npy"))) == made
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"garbage", b"\x93NUMPY\x01\x00", None], ids=["empty", "garbage", "cut", "shape"]
-)
-@pytest.mark.parametrize("which", ["npy", "json"])
-def test_a_damaged_file_of_prepared_images_is_made_again(which, damage, tmp_path):
-    items = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20)]
-    wanted, _ = prepared(items, 2, "key", VIT, tmp_path, 1)
-    wanted = np.array(wanted)
-    (path,) = tmp_path.glob(f"*.{which}")
-    if damage is None:
-        np.save(path.with_suffix(".npy"), np.zeros((1, 3, 16, 16), np.uint8))
-    else:
-        path.write_bytes(damage)
-    again, bad = prepared(items, 2, "key", VIT, tmp_path, 1)
-    np.testing.assert_array_equal(again, wanted)
-    assert bad == {}
-
-
 def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):
     items = [np.full((8, 8, 3), 10, np.uint8)] * 3
 
