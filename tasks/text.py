@@ -99,7 +99,7 @@ def source(settings: Any) -> Source:
         files["dev"] = Path(settings["dev_file"])
     for path in files.values():
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path}: no such file (task.train_file, task.dev_file)")
     return Source(files=files)
 
 

