@@ -1,27 +1,23 @@
-"""Builds a workspace of Weights & Biases for the tables, from the same definitions as analysis.tables.
+"""Logs the tables to Weights & Biases, with a workspace that shows them and the curves of their cells.
 
     python -m analysis.dashboard entity=TEAM project=NAME      (make dashboard)
     python -m analysis.dashboard json=FILE                     what it would save, without W&B
 
-A section for each table: the table itself as the records give it, and for each of its columns the dev metric
-by epoch and the numbers that the table shows, grouped by cell. Saved again, it replaces what it has saved
-before. What a run is called in W&B, and under which names its numbers are there, is in
-runs/tracking.py.
+A table is logged as the records give it; a panel for each model and task has the dev metric by epoch, a line
+a cell. Saved again, the workspace replaces what was saved before. What a run is called in W&B, and under
+which names its numbers are there, is in runs/tracking.py.
 """
 
 import contextlib
 import json
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from analysis.frame import runs
-from analysis.paper import SCORES
-from analysis.render import Table, markdown
+from analysis.render import Table
 from analysis.tables import TABLES, made
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
@@ -29,112 +25,54 @@ from runs.record import Ledger, write_atomically
 from runs.record.text import first_line
 from runs.tracking import PROJECT, cell_key, quiet_settings
 
-#: Panels for the numbers that tables show.
-NUMBERS = {"best": "best epoch", "last": "last epoch"}
-NUMBERS |= {"train_seconds": "seconds of training", "peak_memory_bytes": "memory"}
-NUMBERS |= {key: name for key, (name, _) in SCORES.items()}
-#: How many runs a panel shows. W&B's default is ten; a table has up to 250.
+#: How many runs a panel shows. W&B's default is ten.
 RUNS_SHOWN = 1000
 #: The run of W&B that holds the tables.
 TABLES_RUN = "vera-bench-tables"
-#: A table as the records give it, and what the panels beside it show.
-WORDS = (
-    "{}\n\nMade from the records on {}; `python -m analysis.tables {}` makes it anew. The panels are W&B's"
-    " view of the runs that were sent to it: one line or bar a cell (row@model@task), W&B's own median over"
-    " its runs, whatever their settings; it samples long histories, and its own panels show means. Numbers"
-    " for a paper come from the records."
-)
-COLUMNS = [
-    *("summary:status", "summary:best", "summary:last", "summary:best_epoch", "summary:metric"),
-    *("summary:parameters/adapter", "config:train.value.lr", "config:cell.value.seed"),
-]
 
 
-def workspace(ledger: Ledger, entity: str, project: str) -> Any:
-    """The workspace (wandb_workspaces.workspaces.Workspace) for all tables."""
+def logged_tables(ledger: Ledger) -> dict[str, Table]:
+    """The tables that have runs, by the key that each is logged under."""
+    frame, found = runs(ledger), dict[str, Table]()
+    for name in TABLES:
+        parts = made(name, frame)
+        found |= {f"tables/{name}" + f"_{i}" * (len(parts) > 1): of for i, of in enumerate(parts, 1)}
+    return {key: table for key, table in found.items() if table.ids}
+
+
+def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: str) -> Any:
+    """The workspace (wandb_workspaces.workspaces.Workspace): the tables, and each cell's curves."""
     import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2 import interface as wr
 
-    sections = [_section(name, table, ledger) for name, table in _tables(ledger).values() if table.tasks]
+    shown, wide = list[Any](), {height: wr.Layout(w=24, h=height) for height in (2, 10)}
+    for key, table in tables.items():
+        shown.append(wr.MarkdownPanel(markdown=table.title, layout=wide[2]))
+        shown.append(wr.WeavePanelSummaryTable(table_name=key, layout=wide[10]))
+    cells = sorted({(record["cell"]["model"], record["cell"]["task"]) for record in ledger})
+    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
+    alike |= {"x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
+    curves = [
+        wr.LinePlot(title=f"{task}, {model}: dev metric", y=[f"{cell_key(model, task)}/dev"], **alike)
+        for model, task in cells
+    ]
+    parts = {"Tables from records": (shown, 1), "Curves (W&B's medians over its runs)": (curves, 3)}
     return ws.Workspace(
         entity=entity,
         project=project,
         name="vera-bench: the paper's tables",
-        sections=[_medians(logged_tables(ledger)), *sections],
+        sections=[
+            ws.Section(
+                name=name,
+                panels=panels,
+                is_open=True,
+                layout_settings=ws.SectionLayoutSettings(columns=columns, rows=2),
+            )
+            for name, (panels, columns) in parts.items()
+        ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
-        runset_settings=ws.RunsetSettings(
-            filters="Tags() not in ['trial']",
-            groupby=[ws.Metric("Group")],
-            order=[ws.Ordering(ws.Metric("Group"))],
-            pinned_columns=COLUMNS,
-        ),
+        runset_settings=ws.RunsetSettings(filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]),
     )
-
-
-def _tables(ledger: Ledger) -> dict[str, tuple[str, Table]]:
-    """Every table with its name in TABLES, by the key that it is logged under."""
-    frame = runs(ledger)
-    parts = {name: made(name, frame) for name in TABLES}
-    return {
-        f"tables/{name}" + f"_{number}" * (len(of) > 1): (name, table)
-        for name, of in parts.items()
-        for number, table in enumerate(of, 1)
-    }
-
-
-def logged_tables(ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """The columns and texts of each table that has runs, which are logged as a wandb.Table."""
-    return {
-        key: {"title": table.title, "columns": table.header, "data": table.texts}
-        for key, (_, table) in _tables(ledger).items()
-        if table.ids
-    }
-
-
-def _log(tables: dict[str, dict[str, Any]], entity: str, project: str, output: str) -> None:
-    """Logs the tables in one run of W&B, always the same: a panel would join the tables of several runs."""
-    import wandb
-
-    of: dict[str, Any] = {"entity": entity, "project": project, "dir": output}
-    of |= {"job_type": "tables", "tags": ["tables"], "settings": quiet_settings()}
-    name = "tables: medians over seeds"
-    with wandb.init(id=TABLES_RUN, resume="allow", name=name, **of) as run:
-        run.log({key: wandb.Table(table["columns"], table["data"]) for key, table in tables.items()})
-
-
-def _medians(tables: dict[str, dict[str, Any]]) -> Any:
-    """The section with the logged tables."""
-    import wandb_workspaces.workspaces as ws
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    panels: list[Any] = []
-    for key, table in tables.items():
-        panels.append(wr.MarkdownPanel(markdown=table["title"], layout=wr.Layout(w=24, h=2)))
-        panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=wr.Layout(w=24, h=10)))
-    layout = ws.SectionLayoutSettings(columns=1, rows=2)
-    return ws.Section(name="Tables from records", panels=panels, is_open=True, layout_settings=layout)
-
-
-def _section(name: str, table: Table, ledger: Ledger) -> Any:
-    """A table's section: open where there are records of its own."""
-    import wandb_workspaces.workspaces as ws
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
-    alike |= {"groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
-    panels: list[Any] = [wr.MarkdownPanel(markdown=WORDS.format(markdown(table), date.today(), name))]
-    for task, label in table.tasks.items():
-        cell = cell_key(table.model, task)
-        title = f"{label}: dev metric by epoch"
-        panels.append(wr.LinePlot(title=title, x="epoch", y=[f"{cell}/dev"], **alike))
-        for number in table.shows:
-            title, metric = f"{label}: {NUMBERS[number]}", f"{cell}/{number}"
-            panels.append(wr.BarPlot(title=title, metrics=[metric], max_bars_to_show=100, **alike))
-            if number in ("best", "last"):
-                x, y = wr.SummaryMetric("parameters/adapter"), wr.SummaryMetric(metric)
-                panels.append(wr.ScatterPlot(title=f"{title} by trainable parameters", x=x, y=y, log_x=True))
-    ours = any(r["cell"]["model"] == table.model and r["cell"]["task"] in table.tasks for r in ledger)
-    layout = ws.SectionLayoutSettings(columns=3, rows=3)
-    return ws.Section(name=table.title, panels=panels, is_open=ours, layout_settings=layout)
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -150,37 +88,37 @@ def check_account() -> None:
     import wandb
 
     os.environ |= {"WANDB_MODE": "online", "WANDB_SILENT": "true"}
-    url, why = str(wandb.setup().settings.base_url).rstrip("/"), ""
+    url = str(wandb.setup().settings.base_url).rstrip("/")
     if not wandb.login(prompt=False, verify=False):
         raise UserError(f"not logged in to {url}. Run `wandb login`, or set WANDB_API_KEY")
     try:
         urllib.request.urlopen(url, timeout=10).close()
-    except urllib.error.HTTPError as error:  # an answer, such as "not found"
-        why = f"it answers {error.code}" if error.code >= 500 else ""
-    except (OSError, ValueError) as error:  # with the system's reason inside
-        reason = getattr(error, "reason", error)
-        why = getattr(reason, "strerror", None) or str(reason)
-    if why:
-        raise UserError(f"{url} cannot be reached ({why})")
+    except (OSError, ValueError) as error:
+        if getattr(error, "code", 500) >= 500:  # below: an answer, such as "not found"
+            raise UserError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from None
 
 
 def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
-    """Saves the workspace to W&B, in place of the one saved before. Returns its address."""
+    """Logs the tables, and saves the workspace in place of the one saved before. Returns its address."""
     import wandb
     import wandb_workspaces.workspaces as ws
 
     entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     if not entity:
         raise ValueError("no entity: name one: entity=NAME")
-    saved, remembered = workspace(ledger, entity, project), Path(output) / "wandb" / "dashboard.url"
+    tables, remembered = logged_tables(ledger), Path(output) / "wandb" / "dashboard.url"
+    saved = workspace(ledger, tables, entity, project)
     with contextlib.suppress(Exception):  # none was saved, or it has been deleted
         before = ws.Workspace.from_url(remembered.read_text().strip())
         if (before.entity, before.project) == (entity, project):
             before.name, before.sections = saved.name, saved.sections
             before.settings, before.runset_settings = saved.settings, saved.runset_settings
             saved = before
-    if tables := logged_tables(ledger):
-        _log(tables, entity, project, output)
+    if tables:  # always in one run of W&B: a panel would join the tables of several
+        about: dict[str, Any] = {"id": TABLES_RUN, "name": "tables: medians over seeds", "tags": ["tables"]}
+        about |= {"entity": entity, "project": project, "dir": output, "settings": quiet_settings()}
+        with wandb.init(job_type="tables", resume="allow", **about) as run:
+            run.log({key: wandb.Table(of.header, of.texts) for key, of in tables.items()})
     saved.save()
     write_atomically(remembered, f"{saved.url}\n")
     return str(saved.url)
@@ -204,8 +142,10 @@ def main(arguments: list[str]) -> int:
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
         if file:
-            whole = spec(workspace(ledger, entity or os.environ.get("WANDB_ENTITY") or "", name))
-            text = json.dumps(whole | {"tables": logged_tables(ledger)}, indent=1)
+            tables = logged_tables(ledger)
+            whole = spec(workspace(ledger, tables, entity or os.environ.get("WANDB_ENTITY") or "", name))
+            whole["tables"] = {key: {"columns": of.header, "data": of.texts} for key, of in tables.items()}
+            text = json.dumps(whole, indent=1)
         else:
             text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
     except Exception as error:

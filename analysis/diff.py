@@ -3,34 +3,27 @@
     python -m analysis.diff ID          a run of this machine, and the published record of the same id
     python -m analysis.diff ID ID       any two
 
-An id may be cut short. What is the same is counted, not listed (all=true lists it).
+An id may be cut short. all=true lists what is the same, too.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import pandas as pd
 
 from analysis.command import open_ledger
 from analysis.facts import label_of
 from analysis.render import Entry, Table, render
 from runs.command import OfRecords, entry_point, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, Metric, Record, without_paths
+from runs.record import Ledger, Record, without_paths
 
-SIZES = ("effective_batch", "micro_batch", "steps")
-#: Parts of a record that are compared as keys and values, by their titles.
-PARTS: dict[str, tuple[str, ...]] = {
-    "configuration": ("cell", "config", "recipe", "groups", "seeds", "start", *SIZES),
-    "model and data": ("model", "protocol", "data", "parameters"),
-    "code": ("code",),
-    "versions": ("versions",),
-    "device": ("device", "determinism"),
-    "result": ("status", "error", "result", "texts", "judged", "predictions", "deviations"),
-    "cost": ("cost",),
-}
-#: Where files lie and what a run was called, which are no differences between runs.
-IGNORED = ("config.output", "config.recipe", "config.debug", "cell.paper")
+#: Where files lie and what a run was called, which are no differences between runs; and curves, which have
+#: rows of their own.
+IGNORED = ("schema", "id", "label", "tries", "curve", "cell.paper", "config.output", "config.recipe")
+IGNORED += ("config.debug",)
 
 
 @dataclass(frozen=True)
@@ -68,88 +61,62 @@ def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
 def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:
     """The table of two records: a row for each difference. origins: where they come from."""
     one, other = without_paths(first), without_paths(second)
-    rows, same = list[list[Entry]](), list[str]()
-    for title, keys in PARTS.items():
-        a, b, cost = _leaves(one, keys), _leaves(other, keys), title == "cost"
-        both = {key: (a.get(key), b.get(key)) for key in a | b}
-        rows += _curves(one, other) if cost else []
-        for key, (x, y) in both.items():
-            if every or x != y:
-                rows.append([title, key.removeprefix("config."), _word(x), _word(y), _by(x, y, cost)])
-        same.append(f"{title} {sum(x == y for x, y in both.values())} of {len(both)}")
-    notes = [_verdict(one, other), f"The same: {', '.join(same)}. Differences are the second less the first."]
+    a, b = leaves(one), leaves(other)
+    rows: list[list[Entry]] = [
+        [key, _word(a.get(key)), _word(b.get(key)), _difference(a.get(key), b.get(key))]
+        for key in a | b
+        if not f"{key}.".startswith(tuple(f"{of}." for of in IGNORED)) and (every or a.get(key) != b.get(key))
+    ]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
     names = [f"{record['id']} ({of})" for record, of in zip((first, second), whose, strict=True)]
     labels = [f"{label_of(r)} on {r['label']['task']}, seed {r['cell']['seed']}" for r in (first, second)]
-    title = " beside ".join(dict.fromkeys(labels))
-    return Table(title, ["part", "what", *names, "difference"], rows, notes)
+    notes = [f"Reported: {_reported(one)}; {_reported(other)}. Differences are the second less the first."]
+    header = ["what", *names, "difference"]
+    return Table(" beside ".join(dict.fromkeys(labels)), header, [*rows, *_curves(one, other)], notes)
 
 
-def _leaves(of: Mapping[str, Any], keys: Iterable[str], above: str = "") -> dict[str, Any]:
-    """The values of these keys by dotted keys, those of lists by their places."""
+def leaves(of: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a record by dotted keys, those of its lists by their places."""
     found = dict[str, Any]()
-    for name, value in ((f"{above}{key}", of[key]) for key in keys if key in of):
+    for key, value in of.items():
         if isinstance(value, list):
             value = {str(place): one for place, one in enumerate(value)} or value
-        if isinstance(value, Mapping) and value and name not in IGNORED:
-            found |= _leaves(value, value, f"{name}.")
-        elif name not in IGNORED:
-            found[name] = value
+        inner = isinstance(value, Mapping) and value
+        found |= leaves(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
     return found
 
 
 def _curves(one: Record, other: Record) -> list[list[Entry]]:
     """A row for each column of the curves that differs: the largest difference, and where it is."""
     rows = list[list[Entry]]()
-    a, b = one.get("curve") or {}, other.get("curve") or {}
+    a, b = (of.get("curve") or {} for of in (one, other))
     for name in a | b:
-        x, y = a.get(name) or [], b.get(name) or []
-        apart = [
-            (abs(p - q), i) for i, (p, q) in enumerate(zip(x, y, strict=False)) if _numbers(p, q) and p != q
-        ]
-        if x != y and (len(x) != len(y) or a.get("epoch") != b.get("epoch")):
-            rows.append(["curve", name, f"{len(x)} values", f"{len(y)} values", "not the same epochs"])
-        elif apart:
-            most, at = max(apart)
+        x, y = (pd.Series(of.get(name) or [], dtype=float) for of in (a, b))
+        if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
+            rows.append([f"curve.{name}", f"{len(x)} values", f"{len(y)} values", "not the same epochs"])
+        elif not x.equals(y):
+            apart = (y - x).abs()[~((x == y) | (x.isna() & y.isna()))].fillna(math.inf)
+            at = apart.idxmax()
             where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
-            rows.append(["curve", name, _word(x[at]), _word(y[at]), f"{most:.3g} ({where})"])
-        elif x != y:
-            rows.append(["curve", name, "", "", "differs"])
+            rows.append([f"curve.{name}", _word(x[at]), _word(y[at]), f"{apart[at]:.3g} ({where})"])
     return rows
 
 
-def _verdict(one: Record, other: Record) -> str:
-    """Whether the two say the same, in a sentence."""
-    a, b = (r.get("result") or {} for r in (one, other))
-    if not a or not b:
-        return "One of the two has no result."
-    hashes = [r.get("predictions") or {} for r in (one, other)]
-    alike = "the same" if hashes[0] == hashes[1] else "others"
-    metric, key = Metric.of_record(one), a["reported"]
-    values: tuple[Any, Any] = a.get(key), b.get(key)
-    (x, y), where = values, f"{a['metric']} at the {key} epoch"
-    if a["metric"] != b["metric"]:
-        words = f"Their metrics differ: {a['metric']} and {b['metric']}"
-    elif x == y:
-        words = f"Result: the same {where}"
-    elif _numbers(x, y):
-        words = f"Result: {where} differs by {metric.scale * (y - x):+.{metric.decimals}f}"
-    else:
-        words = f"Result: {_word(x)} and {_word(y)}"
-    return words + f"; the predictions are {alike}" * all(hashes) + "."
+def _reported(record: Record) -> str:
+    """The number that a table reports of a record, in words."""
+    result = record.get("result")
+    if not result:
+        return "no result"
+    return f"{result['metric']} {_word(result.get(result['reported']))} at the {result['reported']} epoch"
 
 
-def _by(a: Any, b: Any, ratio: bool) -> str:
-    """The second value less the first, or over it if `ratio`; "" where they are no numbers."""
+def _difference(a: Any, b: Any) -> str:
+    """The second value less the first, and over it; "" where they are no numbers."""
     if a == b:
         return "the same"
-    if not _numbers(a, b):
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in (a, b)):
         return ""
-    return f"{b / a:.2f}x" if ratio and a else f"{b - a:+.4g}"
-
-
-def _numbers(*values: Any) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return f"{b - a:+.4g}" + (f" ({b / a:.2f}x)" if a else "")
 
 
 def _word(value: Any) -> str:

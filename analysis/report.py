@@ -19,35 +19,33 @@ import pandas as pd
 
 from analysis import beside, figures, tables
 from analysis.command import open_ledger, split
-from analysis.frame import KEY, reported_cells, runs
+from analysis.diff import leaves
+from analysis.frame import reported_cells, runs
 from analysis.inference import FIRM_PAIRS
-from analysis.paper import GLUE, IMAGES, SCORES
-from analysis.render import Number, Table
+from analysis.others import NAMED
+from analysis.render import Number
 from analysis.results import findings, sections
 from analysis.results.finding import WORDS, Finding
-from analysis.statistics import MODELS, costs, statistics_tables
+from analysis.statistics import statistics_tables
 from analysis.variants import every_variant
 from runs.command import OfRecords, entry_point, read
 from runs.record import Ledger, Record, median_interval, without_paths, write_atomically
-from runs.record.text import megabytes, plural
+from runs.record.text import megabytes
 
 #: Parts of a record that the view of a cell shows beside its configuration.
-SHOWN = (
-    "recipe",
-    "start",
-    "code",
-    "versions",
-    "device",
-    "determinism",
-    "model",
-    "data",
-    "parameters",
-    "groups",
-)
+SHOWN = ("config", "recipe", "start", "code", "versions", "device", "determinism", "model", "data")
+SHOWN += ("parameters", "groups")
 #: And of each of its runs.
 OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
-#: The names of the paper's columns.
-COLUMNS = {**GLUE, **IMAGES, **{key: name for key, (name, _) in SCORES.items()}}
+#: Why a run is in no cell of a table, by `left_out` of frame.runs.
+LEFT_OUT = {
+    "trial": "trials, judged on training rows",
+    "settings": "other settings than the cell of the tables",
+    "protocol": "an older protocol",
+    "seed": "a second record of the same settings and seed",
+    "failed": "failed",
+    "stopped": "stopped early by train.max_steps",
+}
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below
 #: 20 MB.
 RUNS_SHOWN = 8_000
@@ -62,7 +60,7 @@ def page(ledger: Ledger) -> str:
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
-    environment.filters["verdict_counts"] = _verdict_counts
+    environment.filters |= {"verdict_counts": _verdict_counts, "megabytes": megabytes}
     drawn = [
         figure
         for name in figures.FIGURES
@@ -81,10 +79,10 @@ def page(ledger: Ledger) -> str:
         seeds=beside.SEEDS,
         tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
         figures=[(figure, figures.svg(figure) if len(figure.data) else "") for figure in drawn],
-        statistics=part("the statistics", partial(_statistics, frame, judged)),
+        statistics=part("the statistics", lambda: statistics_tables(frame, judged=judged)),
         cells=found,
         anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},
-        left_out=_left_out(frame),
+        left_out=[(words, frame[frame.left_out == why]) for why, words in LEFT_OUT.items()],
         problems=problems,
     )
 
@@ -98,10 +96,6 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
         return []
 
 
-def _statistics(frame: pd.DataFrame, judged: pd.DataFrame) -> list[Table]:
-    return [*statistics_tables(frame, judged=judged), costs(frame)] if len(frame) else []
-
-
 def _verdict_counts(found: Iterable[Finding]) -> str:
     counts = Counter(one["verdict"] for one in found)
     return ", ".join(f"{word} {counts[verdict]}" for verdict, word in WORDS.items() if counts[verdict])
@@ -109,8 +103,8 @@ def _verdict_counts(found: Iterable[Finding]) -> str:
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The numbers of the paper beside ours, by table and model; those of which one has run first."""
-    groups = rows.assign(column=rows.column.replace(COLUMNS)).groupby(["table", "model"], sort=False)
-    named = [(f"Table {table[5:]}, {MODELS[model]}", of) for (table, model), of in groups]
+    groups = rows.assign(column=rows.column.replace(NAMED)).groupby(["table", "model"], sort=False)
+    named = [(f"Table {table[5:]}, {NAMED[model]}", of) for (table, model), of in groups]
     return sorted(named, key=lambda group: not group[1].ran.any())
 
 
@@ -143,40 +137,9 @@ def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
 
 def _facts(record: Record) -> list[tuple[str, Any]]:
     """Configuration and provenance of a record, by dotted keys."""
-    record = without_paths(record)
-    config = {key: value for key, value in record["config"].items() if key not in ("recipe", "output")}
-    parts = {"config": config} | {part: record[part] for part in SHOWN if part in record}
-    return [*_flat(parts)]
-
-
-def _flat(of: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in of.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        elif value is not None:
-            yield f"{above}{key}", value
-
-
-def _left_out(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """The runs that are in no cell of a table, and why."""
-    lists, reasons = (
-        list[tuple[str, list[str]]](),
-        {
-            "trial": "judged on training rows",
-            "settings": "other settings than the cell of the tables",
-            "protocol": "an older protocol",
-            "seed": "a second record of the same settings and seed",
-        },
-    )
-    for reason, words in reasons.items():
-        groups = frame[frame.left_out == reason].groupby(KEY).size()
-        lines = [f"{row} on {task}, {model}: {count}" for (model, row, task), count in groups.items()]
-        lists.append((f"{plural(int(groups.sum()), 'run')}: {words}", lines))
-    early = frame[frame.kind.isin(["failed", "stopped"])]
-    why = early.error.where(early.kind == "failed", "train.max_steps")
-    names = early.id + " (" + early.label + " on " + early.task_label + ", " + early.model_label + ")"
-    lists.append(("Runs that have not finished", [*(names + ": " + early.kind + ": " + why)]))
-    return [(title, lines) for title, lines in lists if lines]
+    known = leaves({part: of for part, of in without_paths(record).items() if part in SHOWN})
+    hidden = ("config.recipe.", "config.output")
+    return [(key, of) for key, of in known.items() if of is not None and not key.startswith(hidden)]
 
 
 class Settings(OfRecords):

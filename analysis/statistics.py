@@ -1,5 +1,5 @@
-"""The statistics of some runs as tables: their cells, a row against the others, all rows of a task by ranks
-(Friedman's test), and what each cell cost."""
+"""The statistics of some runs as tables: their cells, a row against the others, and all rows of a task by
+ranks (Friedman's test)."""
 
 import math
 import statistics
@@ -10,18 +10,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.beside import summary
-from analysis.frame import KEY, cells, chosen, pairs, reported, reported_cells
+from analysis.frame import chosen, pairs, reported, reported_cells
 from analysis.inference import Ranks, friedman, improvement, improvement_interval, sign_test, smallest_p
-from analysis.notes import left_out, odd
+from analysis.notes import notes
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
-from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
+from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs
 from analysis.tables import verdicts
 from runs.record import INTERVAL_SEEDS, interval_name, median_interval
 from runs.record.text import plural
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
-PAGE = "How to read it: docs/statistics.md."
 
 
 def statistics_tables(
@@ -68,20 +67,18 @@ def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[t
 def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str, ...], str]) -> Table:
     """The cells of a model (`frame.reported_cells`). runs: all of the model, among which they are. words:
     their verdicts by run ids."""
-    model, name, cells = found.model.iloc[0], interval_name(found.n), found.sort_values(["task", "row"])
+    model, name = found.model.iloc[0], interval_name(found.n)
     other = "not in the paper" if model in MODELS else "other model"
-    header = [*("method", "task", "metric", "seeds", "median", name, "best", "last", "best-last")]
-    header += ["cross-fitted", "optimism", "verdict"]
-    rows = [_cell_row(cell, words.get(cell.ids, other)) for cell in cells.itertuples()]
-    texts = found[found["name"] != found.metric + ", " + found.reported + " epoch"]
-    of_dev = [f" Best to optimism are of the dev set's {m}." for m in dict.fromkeys(texts.metric)]
-    notes, without = [f"{name}: bootstrap of the median.{''.join(of_dev)} {PAGE}"], list[str]()
-    for cell in found[found.n < found.runs].itertuples():
-        seeds = (str(seed) for seed, of in zip(cell.seeds, cell.values, strict=True) if math.isnan(of))
-        without.append(f"{cell.label} on {cell.task}: no number of seed {', '.join(seeds)}")
-    parts = {"Counted like any other": odd(found), "Left out": [*without, *left_out(runs, found)]}
-    notes += [f"{word}: {'; '.join(of)}." for word, of in parts.items() if of]
-    return Table(f"{model}: cells", header, rows, notes, model, {task: task for task in found.task})
+    header = ["method", "task", "metric", "seeds", "median", name, "best", "last", "cross-fitted"]
+    rows = [
+        _cell_row(cell, words.get(cell.ids, other))
+        for cell in found.sort_values(["task", "row"]).itertuples()
+    ]
+    how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
+    tasks = {task: task for task in found.task}
+    table = Table(f"{model}: cells", [*header, "optimism", "verdict"], rows, [], model, tasks)
+    table.notes = notes(runs, found, how=how)
+    return table
 
 
 def _cell_row(cell: Cell, verdict: str) -> list[Entry]:
@@ -93,9 +90,7 @@ def _cell_row(cell: Cell, verdict: str) -> list[Entry]:
         Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"),
         of_runs(middle(cell.values), ids, decimals=main),
         interval(cell.values, ids, main),
-        *(of_runs(of, ids, decimals=curve) for of in (cell.best, cell.last)),
-        of_runs(cell.best - cell.last, ids, decimals=curve, sign=True),
-        of_runs(fitted, ids, decimals=curve),
+        *(of_runs(of, ids, decimals=curve) for of in (cell.best, cell.last, fitted)),
         of_runs(optimism, ids, decimals=curve, sign=True),
         verdict,
     ]
@@ -114,64 +109,48 @@ def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
     The pooled sign test takes the pairs of all tasks as independent: runs of one seed on two tasks share no
     draw but the seed's number.
 
-    Columns: x, y and differences, tuples by task and seed; pairs, wins, losses; the median difference with
-    its interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
+    Columns: differences, a tuple by task and seed; pairs, wins, losses; the median difference with its
+    interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
     lines = []
     for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
-        lines += [_compared(model, other, task, of) for task, of in both.groupby("task", sort=False)]
+        parts = [(task, of) for task, of in both.groupby("task", sort=False)]
         alike = both.groupby(["label", "label_other", "less"], sort=False)
-        lines += [_compared(model, other, "all", of) for _, of in alike if of.task.nunique() > 1]
-    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["model", "other", "task"])
+        parts += [("all", of) for _, of in alike if of.task.nunique() > 1]
+        lines += [{"model": model, "other": other, "task": task} | _compared(of) for task, of in parts]
+    return pd.DataFrame(lines, columns=None if lines else ["model", "other", "task"])
 
 
-def _compared(model: str, other: str, task: str, of: pd.DataFrame) -> dict[str, Any]:
+def _compared(of: pd.DataFrame) -> dict[str, Any]:
     """One comparison. of: its pairs."""
     parts = [part.sort_values("seed") for _, part in of.groupby("task", sort=False)]
     of, sides = pd.concat(parts), [(part.x.tolist(), part.y.tolist()) for part in parts]
     differences = of.difference.tolist()
     low, high = median_interval(differences) or (math.nan, math.nan)
     better_low, better_high = improvement_interval(sides) or (math.nan, math.nan)
-    labels = {"label": of.label.iloc[0], "other_label": of.label_other.iloc[0]}
-    return {"model": model, "other": other, "task": task, **labels} | {
-        "x": tuple(of.x),
-        "y": tuple(of.y),
-        "differences": tuple(differences),
-        "pairs": len(of),
-        "wins": int((of.difference > 0).sum()),
-        "losses": int((of.difference < 0).sum()),
-        "difference": statistics.median(differences),
-        "low": low,
-        "high": high,
-        "p": sign_test(differences),
-        "better": improvement(sides),
-        "better_low": better_low,
-        "better_high": better_high,
-        "digits": int(of.digits.min()),
-        "ids": (*of.id, *of.id_other),
-    }
+    found = {"label": of.label.iloc[0], "other_label": of.label_other.iloc[0], "pairs": len(of)}
+    found |= {"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())}
+    found |= {"differences": tuple(differences), "difference": statistics.median(differences)}
+    found |= {"low": low, "high": high, "p": sign_test(differences), "better": improvement(sides)}
+    found |= {"better_low": better_low, "better_high": better_high, "digits": int(of.digits.min())}
+    return found | {"ids": (*of.id, *of.id_other)}
 
 
 def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Table:
     """The comparisons of a model as a table. found: all of its cells."""
     model, name = lines.model.iloc[0], interval_name(lines.pairs, "pairs")
-    sizes = lines[lines.task != "all"].set_index("task").label.to_dict()
-    whose = " and ".join(f"{label} on {task}" for task, label in sizes.items())
-    if len(set(sizes.values())) == 1:
-        whose = lines.label.iloc[0]
+    whose = " and ".join(lines.label.unique())
     notes = [
-        f"Positive: {whose} is better, in pairs of one task and seed. {PAGE}",
+        f"Positive: {whose} is better, in pairs of one task and seed. How to read it: docs/statistics.md.",
         f"No p is corrected for the number of comparisons; of 5 pairs none is below {smallest_p(5):.2f}"
         + (", and that of all tasks is too small." if (lines.task == "all").any() else "."),
     ]
     compared = set(zip(lines.other, lines.task, strict=True))
     others = found[found.task.isin(found[found.row == row].task) & (found.row != row)].itertuples()
     if alone := [f"{of.label} on {of.task}" for of in others if (of.row, of.task) not in compared]:
-        same = "no seed of theirs was measured on the same data, by the same protocol"
-        notes.append(f"Not compared, as {same}: {', '.join(alone)}.")
-    title = f"{model}: {whose} against the other methods"
+        notes.append(f"Not compared, as no seed is of the same data and protocol: {', '.join(alone)}.")
     header = ["against", "task", "won", "lost", "equal", "difference", name, "p", "P(better)", "95% "]
     rows = [_comparison_row(line) for line in lines.itertuples()]
-    return Table(title, header, rows, notes, model, {task: task for task in sizes})
+    return Table(f"{model}: {whose} against the other methods", header, rows, notes, model)
 
 
 def _comparison_row(line: Any) -> list[Entry]:
@@ -248,32 +227,3 @@ def _ranks_row(runs: pd.DataFrame, mean: float, behind: float, found: Ranks) -> 
         Number(mean, ids=ids),
         "not told apart" if behind < found.critical else "told apart",
     ]
-
-
-# --- costs
-
-
-def costs(runs: pd.DataFrame) -> Table:
-    """What each cell cost: medians over seeds."""
-    kept = chosen(runs)[lambda of: of.left_out == ""]
-    devices = kept.groupby(KEY).device.agg(lambda of: " or ".join(sorted({*map(str, of)})))
-    rows: list[list[Entry]] = [
-        [
-            *(cell.label, cell.model, cell.task, Number(cell.runs, form="count", mark=diverged(cell))),
-            count(cell),
-            *(
-                of_runs(of, cell.ids)
-                for of in (cell.train_seconds, cell.evaluate_seconds, cell.decode_seconds)
-            ),
-            *(of_runs(of, cell.ids, form="bytes") for of in (cell.peak_memory_bytes, cell.adapter_bytes)),
-            devices[cell.model, cell.row, cell.task],
-        ]
-        for cell in cells(runs).itertuples()
-    ]
-    header = ["method", "model", "task", "seeds", "params", "train s", "evaluate s", "decode s"]
-    header += ["memory", "adapter", "device"]
-    notes = [
-        "Medians over the seeds that did not diverge. Memory: the device's largest, on a CPU the process's."
-        " Compare runs of one device only."
-    ]
-    return Table("Cost of each cell", header, rows, notes)

@@ -11,15 +11,7 @@ from ledgers import halves, ledger, of_metric, record, seeds
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
-from analysis.statistics import (
-    cell_words,
-    comparisons,
-    costs,
-    interval,
-    middle,
-    ranks,
-    statistics_tables,
-)
+from analysis.statistics import cell_words, comparisons, interval, middle, ranks, statistics_tables
 from runs.errors import UserError
 from runs.record import CONF, median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES
@@ -131,7 +123,7 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
             one["label"] = one["label"] | {"row": "VeRA r=64"}
     assert tasks() == tasks("lora") == ["e2e", "alpaca"]
     _, table = statistics_tables(of(*records))
-    assert table.title.endswith("VeRA r=64 on e2e and VeRA r=1024 on alpaca against the other methods")
+    assert table.title.endswith("VeRA r=1024 and VeRA r=64 against the other methods")
 
 
 def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
@@ -181,27 +173,13 @@ def test_statistics_name_what_they_leave_out():
     (table,) = statistics_tables(of(record(), record(seed=1, best=0.7), silent))
     (line,) = lines_of(table)
     assert (line["seeds"], line["median"]) == ("2/5", "75.0")
-    assert table.notes[2] == "Left out: VeRA r=1024 on rte: no number of seed 2."
+    assert any("nan: 1 run that finished without the number" in note for note in table.notes)
     others = [*seeds("vera"), *seeds("lora"), *seeds("full")]
     for one in others[10:]:
         one["data"]["content"] = "other"
     _, table = statistics_tables(of(*others))
     assert [row[0] for row in table.texts] == ["LoRA r=8"]
-    assert table.notes[2].endswith("by the same protocol: full on rte.")
-
-
-def test_a_cost_is_of_the_runs_that_have_it_and_did_not_diverge():
-    made = seeds("vera")
-    for seed, one in enumerate(made):
-        one["cost"] |= {"train_seconds": 100.0 + seed}
-        if seed < 3:
-            del one["cost"]["peak_memory_bytes"]
-    made[4] |= {"status": "diverged"}
-    made[4]["cost"] |= {"train_seconds": 1.0}
-    table = costs(of(*made))
-    line = dict(zip(table.header, table.texts[0], strict=True))
-    assert (line["train s"], line["memory"], line["decode s"]) == ("101.5", "1.0 GB", "-")
-    assert line["seeds"] == "5 1d"
+    assert table.notes[2].endswith("full on rte.")
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
@@ -218,7 +196,7 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     for r in gone:
         r["result"] |= of_metric("perplexity")
     (line,) = compared(*gone)
-    assert (line.x, line.differences, line.wins, line.losses) == ((-math.inf,), (0.0,), 0, 0)
+    assert (line.differences, line.wins, line.losses) == ((0.0,), 0, 0)
     assert lines_of(statistics_tables(of(*gone))[0])[0]["median"] == "inf"
 
 
@@ -263,7 +241,7 @@ def test_a_cells_word_is_of_the_cell_that_the_paper_means():
 
 @pytest.mark.parametrize(
     ("reported", "columns"),
-    [("best", ["75.0", "75.0", "+0.0", "70.0", "+5.0"]), ("last", ["75.0", "75.0", "+0.0", "-", "-"])],
+    [("best", ["75.0", "75.0", "70.0", "+5.0"]), ("last", ["75.0", "75.0", "-", "-"])],
 )
 def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
     """Over three seeds: best and cross-fitted are medians of their own, and so is their
@@ -276,7 +254,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
     for one in made:
         one["result"]["reported"] = reported
     (line,) = lines_of(statistics_tables(of(*made))[0])
-    assert [line[key] for key in ("best", "last", "best-last", "cross-fitted", "optimism")] == columns
+    assert [line[key] for key in ("best", "last", "cross-fitted", "optimism")] == columns
 
 
 def test_each_line_of_cells_is_of_its_own_runs():
