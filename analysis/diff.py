@@ -22,8 +22,10 @@ from runs.record import Ledger, Record, without_paths
 
 #: Where files lie and what a run was called, which are no differences between runs; and curves, which have
 #: rows of their own.
-IGNORED = ("schema", "id", "label", "tries", "curve", "cell.paper", "config.output", "config.recipe")
-IGNORED += ("config.debug",)
+IGNORED = (
+    *("schema", "id", "label", "tries", "curve", "cell.paper"),
+    *("config.output", "config.recipe", "config.debug"),
+)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from runs.record import Ledger, Record, median_interval, without_paths, write_at
 from runs.record.text import megabytes
 
 #: Parts of a record that the view of a cell shows beside its configuration.
-SHOWN = ("config", "recipe", "start", "code", "versions", "device", "determinism", "model", "data")
-SHOWN += ("parameters", "groups")
+SHOWN = ["config", "recipe", "start", "code", "versions", "device", "determinism", "model", "data"]
+SHOWN += ["parameters", "groups"]
 #: And of each of its runs.
 OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
 #: Why a run is in no cell of a table, by `left_out` of frame.runs.

@@ -31,7 +31,6 @@ FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
 }
 #: The names of all: "pareto", whose axes a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
-PUBLISHED = "published by the project, not run here"
 
 
 def make(
@@ -48,14 +47,12 @@ def make(
             continue
         # The points of figure 2 are known rows: a variant has no place among them
         shown = every_variant(table, paper=name == "figure2") if every else table
-        for figure in (FIGURES | {"pareto": pareto.make})[name](
-            Part(shown, [*of.measures.values()], whose, **how)
-        ):
+        part = Part(shown, [*of.measures.values()], whose, **how)
+        for figure in (FIGURES | {"pareto": pareto.make})[name](part):
             before = found.get(figure.name)
             if figure.ids and whose == "published":
                 file = f"{figure.name}_published" if before and before.ids else figure.name
-                title, foot = f"{figure.title} (published)", [*figure.foot, PUBLISHED]
-                found[file] = replace(figure, name=file, title=title, foot=foot)
+                found[file] = replace(figure, name=file, title=f"{figure.title} (published)")
             elif figure.ids or not before:
                 found[figure.name] = figure
     return [*found.values()]

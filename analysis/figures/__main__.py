@@ -55,12 +55,8 @@ def main(arguments: list[str]) -> int:
             _, png, _ = save(figure, Path(settings.output) / name)
             print(f"{figure.title}{notes}\nPlot: {png} (.pdf, .csv beside it)")
             drawn += 1
-    if not drawn and ledger.records:
-        raise UserError(f"{chosen}: nothing could be drawn of the {len(ledger.records)} records")
     if not drawn:
-        raise UserError(
-            f"no records of {chosen} in {settings.output}/records yet (make help lists what runs them)"
-        )
+        raise UserError(f"no records of {chosen} in {settings.output}/records (make help: what runs them)")
     return 0
 
 

@@ -20,7 +20,6 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.beside import exact_counts, paper
 from analysis.frame import reported_cells
-from analysis.notes import notes as table_notes
 from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
 from runs.record.text import one_line
@@ -145,14 +144,6 @@ def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
     found = reported_cells(runs, seeds=seeds)
     low, high = (found["values"].map(end).where(found.n == found.runs) for end in (min, max))
     return found.assign(low=low, high=high)
-
-
-def notes(runs: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Notes on the points of a picture: those that have fewer seeds than their protocol, and those of a
-    table. runs: all of its models and tasks."""
-    fewer = [f"{of.label} ({of.n}/{of.wanted})" for of in found.itertuples() if not of.complete]
-    hollow = [f"hollow, of fewer seeds than the protocol's: {', '.join(fewer)}."] if fewer else []
-    return [*hollow, *table_notes(runs, found)]
 
 
 def is_varied(rows: pd.Series) -> pd.Series:

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
-from analysis.figures import figure as points
+from analysis.figures import figure as shared
 from analysis.figures.figure import Figure, Part, look
-from analysis.inference import smallest_p
+from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, paper
 from runs.record.text import plural
 
@@ -22,6 +22,9 @@ RANK_LINES = {
 }
 DATA = ["method", "kind", "rank", "alpha", "scaling", "source", "parameters"]
 DATA += ["median", "low", "high", "n", "wanted", "runs"]
+QUOTED = (
+    "The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8. Its finding"
+)
 
 
 def figure2(part: Part) -> list[Figure]:
@@ -30,25 +33,26 @@ def figure2(part: Part) -> list[Figure]:
     every = _by_rank(part.runs)
     ranks, figures = _comparable(every), list[Figure]()
     left_out = every[~every.id.isin(ranks.id)].groupby(["model", "task"]).size()
-    found = points.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
+    found = shared.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
     found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
     several = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1)
-    for pair, suffix, lines in points.by_pair(zip(several.model, several.task, strict=True)):
-        of, task = points.of_pair(found, pair), GLUE[pair[1]]
+    for pair, suffix, lines in shared.by_pair(zip(several.model, several.task, strict=True)):
+        of, task = shared.of_pair(found, pair), GLUE[pair[1]]
         data = of.assign(runs=of.ids).reindex(columns=DATA)
-        lines += points.notes(points.of_pair(part.runs, pair), of)
+        lines += notes(shared.of_pair(part.runs, pair), of)
         if count := int(left_out.get(pair, 0)):
             words = "on other data, or of other epochs, than most ranks: left out."
             lines.append(f"{plural(count, 'run')} {words}")
-        if pair == points.PAPER:
-            quoted = points.printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
+        if pair == shared.PAPER:
+            quoted = shared.printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
             quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
-            data = points.stacked(data, quoted.reindex(columns=DATA))
-            lines += _beside_the_paper(data)
+            data = shared.stacked(data, quoted.reindex(columns=DATA))
+            lines.append(f"{QUOTED}: {paper()['figure2']['finding']}. It does not say LoRA's alpha.")
         label, metric = of.iloc[0][["model_label", "metric"]] if len(of) else ("RoBERTa-large", "accuracy")
-        draw = partial(_draw, name=f"{task} dev {points.metric_label(metric)}")
+        seeds = f"median of {shared.spanned(of.n)} seeds; lines: lowest to highest" if len(of) else ""
+        draw = partial(_draw, name=f"{task} dev {shared.metric_label(metric)}")
         title = f"Figure 2: {task} by trainable parameters, {label}"
-        figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, _subtitle(of)))
+        figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, seeds))
     return figures
 
 
@@ -74,30 +78,10 @@ def _comparable(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def _beside_the_paper(data: pd.DataFrame) -> list[str]:
-    """Notes of the paper's own model and task: what is quoted, and the ranks that have not run."""
-    lines = ["The paper prints no numbers of this figure: crosses are its table 2's RTE, ranks 256 and 8."]
-    ours, printed = data[data.runs.map(len) > 0], paper()["figure2"]
-    for name, (kind, *_) in RANK_LINES.items():
-        missing = [str(r) for r in printed[f"{kind}_ranks"] if r not in set(_line(ours, name)["rank"])]
-        if missing:
-            lines.append(f"{name}: not run here at rank {', '.join(missing)} (make rank-scaling).")
-    return [
-        *lines,
-        f"The paper's finding: {printed['finding']}. It does not say which alpha LoRA's ranks have.",
-    ]
-
-
-def _line(data: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows of the data that are on a line."""
-    kind, scalings, _ = RANK_LINES[name]
-    return data[(data.kind == kind) & data.scaling.isin(scalings)]
-
-
 def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
     ours, quoted = data[(data.runs.map(len) > 0) & data["median"].notna()], data[data.runs.map(len) == 0]
-    for label, (kind, _, dash) in RANK_LINES.items():
-        of, (colour, marker) = _line(ours, label), look(kind)
+    for label, (kind, scalings, dash) in RANK_LINES.items():
+        of, (colour, marker) = ours[(ours.kind == kind) & ours.scaling.isin(scalings)], look(kind)
         if len(of) and (dash == "-" or (of.scaling == "proportional").any()):
             axes.plot([of.parameters] * 2, [of.low, of.high], color=colour, alpha=0.6)
             axes.plot(of.parameters, of["median"], dash + marker, color=colour, linewidth=1, label=label)
@@ -113,17 +97,7 @@ def _draw(axes: Any, data: pd.DataFrame, name: str) -> None:
         axes.plot(of.parameters, of.median, "x", label=label, color=colour, markersize=7)
     axes.set(xscale="log", xlabel="trainable parameters, without the classification head", ylabel=name)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(points.PARAMETERS)
+    axes.xaxis.set_major_formatter(shared.PARAMETERS)
     axes.minorticks_off()
     axes.margins(x=0.1, y=0.12)
     axes.legend()
-
-
-def _subtitle(of: pd.DataFrame) -> str:
-    """How many seeds, which epoch, and what the bars are. The range of n seeds misses the median of such runs
-    where all lie on one side: a sign test's smallest p."""
-    if of.empty or (most := int(of.n.max())) < 2:
-        return ""
-    which = f"of {most} " if of.n.min() < most else ""
-    bars = f"lowest to highest ({which}a {100 * (1 - smallest_p(most)):.0f}% interval)"
-    return f"median of {points.spanned(of.n)} seeds, {of.reported.iloc[0]} epoch; lines: {bars}"

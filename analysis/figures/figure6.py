@@ -11,25 +11,21 @@ from runs.record import Record
 
 DATA = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least", "n", "of", "runs"]
 LOOKS = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
+NOTHING = "Nothing measured: python -m runs.measure matrix_fit takes ten seconds."
 
 
 def figure6(part: Part) -> list[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
-    data, lines, size, over = errors(part.measures), list[str](), 10, ""
-    if fit := _shown(part.measures):
-        of, size = fit["settings"], fit["settings"]["size"]
-        over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
-        for at in data[data.n < data.of].itertuples():
-            lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
-        words = ", ".join(f"{key} {of[key]}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
-        lines.append(f"Settings (this project's choice): {words}.")
-        if others := sum(of["kind"] == "matrix_fit" for of in part.measures) - 1:
-            lines.append(f"{others} other fits are left out: measure {fit['id']} is shown.")
-    else:
-        lines.append("Nothing measured: python -m runs.measure matrix_fit takes ten seconds.")
+    data, fit = errors(part.measures), _shown(part.measures)
+    of = fit["settings"] if fit else {}
+    words = ", ".join(f"{key} {of.get(key)}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
+    lines = [f"Measure {fit['id']}; settings (this project's choice): {words}." if fit else NOTHING]
+    for at in data[data.n < data.of].itertuples():
+        lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
     lines.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
-    title = f"Figure 6: fitting random {size} x {size} matrices"
+    over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest" if fit else ""
+    title = f"Figure 6: fitting random {of.get('size', 10)} x {of.get('size', 10)} matrices"
     return [Figure("figure6", title, data[data.n > 0], lines, _draw, over)]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figures.figure import COLOURS, Figure, Part, by_pair, draw_bands, finite, stacked
 from analysis.frame import cells
-from analysis.notes import notes as table_notes
+from analysis.notes import notes
 from analysis.paper import paper
 from runs.record import Record
 
@@ -33,41 +33,33 @@ class Measured(NamedTuple):
 
 def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Iterator[Measured]:
     """The measures of a kind by model and task, the paper's first, maybe without measures; none of trials,
-    and magnitudes of the row vera alone."""
-    trials = set(runs.id[runs.kind.isin(["trial", "stopped"])])
+    and magnitudes of the row vera alone. One for each run, of runs of one setting: of several the paper's
+    rank 64 in figure 5, then what deviates least from its recipe, then the most runs."""
+    known, trials = runs.set_index("id"), set(runs.id[runs.kind.isin(["trial", "stopped"])])
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for measure in measures:
-        cell = measure["of"][0]["cell"] if measure["of"] else {}
-        known = kind == "similarity" or cell.get("row") == "vera"
-        if measure["kind"] == kind and known and not trials & {run["id"] for run in measure["of"]}:
-            groups[cell["model"], cell["task"]].append(measure)
-    for pair, suffix, notes in by_pair(groups):
-        chosen, left_out = _one_each(groups.get(pair, []), runs.set_index("id"))
-        label = chosen[0]["of"][0]["label"] if chosen else {"model": "RoBERTa-large", "task": "RTE"}
-        yield Measured(suffix, f"{label['model']} on {label['task']}", chosen, [*notes, *left_out])
-
-
-def _one_each(measures: list[Record], runs: pd.DataFrame) -> tuple[list[Record], list[str]]:
-    """The measures of runs of one setting, one for each run, in order of seeds; and notes on what that leaves
-    out. Of several settings: the paper's rank 64 in figure 5, then what deviates least from its recipe, then
-    the most runs. runs: by id."""
-    notes, groups = list[str](), defaultdict[Any, list[Record]](list)
     for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
-        ids = [run["id"] for run in measure["of"]]
-        if unknown := [run for run in ids if run not in runs.index]:
-            notes.append(f"measure {measure['id']}: no record of run {', '.join(unknown)} is here: left out.")
-        else:
-            groups[str(measure["settings"]), *runs.cell[ids]].append(measure)
+        cell = measure["of"][0]["cell"] if measure["of"] else {}
+        shown = measure["kind"] == kind and (kind == "similarity" or cell.get("row") == "vera")
+        if shown and not trials & {run["id"] for run in measure["of"]}:
+            groups[cell["model"], cell["task"]].append(measure)
+    for pair, suffix, lines in by_pair(groups):
+        settings, found = defaultdict[Any, dict[Any, Record]](dict), groups.get(pair, [])
+        for measure in found:
+            ids = tuple(run["id"] for run in measure["of"])
+            if {*ids} <= {*known.index}:
+                settings[str(measure["settings"]), *known.cell[[*ids]]][ids] = measure
 
-    def rank(group: list[Record]) -> tuple[bool, int, int]:
-        deviations = sum(len(runs.deviations[run["id"]]) for run in group[0]["of"])
-        return group[0]["settings"].get("ranks") == [64, 64], -deviations, len(group)
+        def rank(group: dict[Any, Record]) -> tuple[bool, int, int]:
+            ids, first = next(iter(group.items()))
+            deviations = sum(map(len, known.deviations[[*ids]]))
+            return first["settings"].get("ranks") == [64, 64], -deviations, len(group)
 
-    chosen = max(groups.values(), key=rank, default=[])
-    by_runs = {tuple(run["id"] for run in measure["of"]): measure for measure in chosen}
-    if others := sum(map(len, groups.values())) - len(by_runs):
-        notes.append(f"{others} measures of other settings, or of a run measured before, are left out.")
-    return [*by_runs.values()], notes
+        chosen = [*max(settings.values(), key=rank, default={}).values()]
+        if others := len(found) - len(chosen):
+            why = "of other settings, of a run measured before, or of one without a record"
+            lines.append(f"{others} measures are left out: {why}.")
+        label = chosen[0]["of"][0]["label"] if chosen else {"model": "RoBERTa-large", "task": "RTE"}
+        yield Measured(suffix, f"{label['model']} on {label['task']}", chosen, lines)
 
 
 def by_layer(measures: Sequence[Record], names: Sequence[str]) -> pd.DataFrame:
@@ -92,15 +84,16 @@ def figure3(part: Part) -> list[Figure]:
     for group in measured(part.runs, part.measures, "magnitude"):
         found, count = by_layer(group.measures, ["d", "b"]), len(group.measures)
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
-        notes = _notes(group, part, data, "figure3", "magnitude")
+        lines = _notes(group, part, data, "figure3", "magnitude")
         if not group.suffix:
-            finding = paper()["figure3"]["finding"]
-            notes.append(f"The paper prints no numbers of this figure. Its finding: {finding}.")
+            lines.append(
+                f"The paper prints no numbers of this figure. Its finding: {paper()['figure3']['finding']}."
+            )
         data = data[["site", "layer", "median", "low", "high", "b", "n", "runs"]]
         over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
         title = f"Figure 3: change of d by layer, {group.where}"
         draw = partial(_draw, by="site", looks=SITES, ylabel="‖d - d_init‖₂")
-        figures.append(Figure(f"figure3{group.suffix}", title, data, notes, draw, over))
+        figures.append(Figure(f"figure3{group.suffix}", title, data, lines, draw, over))
     return figures
 
 
@@ -111,22 +104,22 @@ def figure5(part: Part) -> list[Figure]:
     for group in measured(part.runs, part.measures, "similarity"):
         found, count = by_layer(group.measures, [*PAIRS]), len(group.measures)
         data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
-        notes = _notes(group, part, data, "figure5", "similarity")
+        lines = _notes(group, part, data, "figure5", "similarity")
         means = _of_queries(data).groupby("pair")["median"].mean()
-        notes += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
+        lines += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
         if not group.suffix:
             of = paper()["figure5"]
             rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in of["printed"].items()]
             quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
             data = stacked(data, quoted.assign(source="paper (quoted)", site="query"))
             quotes = "The paper prints two means, over the query matrices at rank 64 (quoted)"
-            notes.append(f"{quotes}, and none by layer. Its finding: {of['finding']}.")
+            lines.append(f"{quotes}, and none by layer. Its finding: {of['finding']}.")
         data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
         matrices = "query matrices" if (data.site == "query").any() else "all adapted matrices"
         over = f"median of {count} pairs of runs, {matrices}" if count > 1 else matrices
         title = f"Figure 5: cosine of weight differences, {group.where}"
         draw = partial(_draw, by="pair", looks=OF_PAIRS, ylabel="cosine")
-        figures.append(Figure(f"figure5{group.suffix}", title, data, notes, draw, over))
+        figures.append(Figure(f"figure5{group.suffix}", title, data, lines, draw, over))
     return figures
 
 
@@ -139,11 +132,10 @@ def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
 def _notes(group: Measured, part: Part, data: pd.DataFrame, preset: str, kind: str) -> list[str]:
     """The notes of a figure: those of the group, of a table on its runs, and on what has no number."""
     ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
-    notes = [*group.notes, *(table_notes(ran, cells(ran)) if len(ran) else [NOTHING.format(preset, kind)])]
-    for of in data[data.n < data.of].itertuples():
-        what = f"{of.pair}, layer" if kind == "similarity" else "layer"
-        notes.append(f"{what} {of.layer}, {of.site}: {of.of - of.n} of {of.of} have no finite number.")
-    return notes
+    odd = data[data.n < data.of]
+    gone = [f"{of.site}, layer {of.layer}: {of.of - of.n} of {of.of} not finite." for of in odd.itertuples()]
+    of_runs = notes(ran, cells(ran)) if len(ran) else [NOTHING.format(preset, kind)]
+    return [*group.notes, *of_runs, *gone]
 
 
 def _draw(axes: Any, data: pd.DataFrame, by: str, looks: dict[str, Any], ylabel: str) -> None:

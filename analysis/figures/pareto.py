@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.figures.figure import (
     PARAMETERS,
@@ -18,11 +18,11 @@ from analysis.figures.figure import (
     is_varied,
     look,
     metric_label,
-    notes,
     points,
     spanned,
 )
 from analysis.frame import in_cells
+from analysis.notes import notes
 from analysis.paper import GLUE
 from runs.record import median_interval
 from runs.record.text import megabytes
@@ -55,8 +55,6 @@ COSTS = ("parameters", "bytes", "seconds", "memory")
 #: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
 DEMO = [1000, 500]
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
-#: The room around the points, of the length of an axis.
-MARGIN = 0.12
 
 
 def make(part: Part) -> list[Figure]:
@@ -103,37 +101,38 @@ def of_rows(
     the legend names beside the frontier (empty: all or, of very many, none). file: its name. more: what the
     title says of the data. spans: bars span the seeds, unless the rows are very many; else they are the
     median's interval."""
-    number = max(found.name, key=lambda name: ((found.name == name).sum(), name))
-    others = (found.name != number) & ("metric" in part.axes)
-    lines = [
-        f"{of.label}: reports {of.name}, the others {number}: not drawn." for of in found[others].itertuples()
-    ]
+    number = found["name"].mode().iloc[-1]
+    others = (found["name"] != number) & ("metric" in part.axes)
+    lines = [f"{of.label}: reports {of.name}: not drawn." for of in found[others].itertuples()]
     found = found[~others]
-    axes = [_axis(name, found[found.name == number]) for name in part.axes]
     spans &= len(found) <= CROWDED
-    data, missing = found, list[str]()
+    axes = [_axis(name, found[found["name"] == number]) for name in part.axes]
+    data = found
     for axis in axes:
-        data, of_axis = _with_numbers(data, runs, axis, spans)
-        missing += of_axis
+        data, missing = _with_numbers(data, runs, axis, spans)
+        lines += missing
     data = data.dropna(subset=[axis.name for axis in axes])
     data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
     scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
-    foot, counts = _foot(data, axes), [*data.runs] or [0]
-    lines += [*notes(runs, found), *missing, *_unlike(in_cells(runs, found), part.axes), *foot]
-    if data.empty:
-        lines.insert(0, "no row has both numbers.")
+    failed = [f"{of['label']} ({of[number]:.4g})" for of in data[data.failed].to_dict("records")]
+    why = "failed (worse than the head alone, diverged, or one class), not drawn"
+    foot = [f"{why}: {', '.join(failed)}"] * bool(failed)
+    devices = sorted(set(in_cells(runs, found).device))
+    if len(devices) > 1 and {"seconds", "memory"} & {*part.axes}:
+        lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
     title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
+    seeds = [*data.runs] or [0]
     # Of five seeds or fewer the interval is their range (analysis/stats.py)
-    bars = "lowest to highest" if spans or max(counts) <= 5 else "95% interval of the median"
-    over = f"median of {spanned(counts)} seeds; bars: {bars}" if max(counts) > 1 else "one seed"
+    bars = "lowest to highest" if spans or max(seeds) <= 5 else "95% interval of the median"
+    over = f"median of {spanned(seeds)} seeds; bars: {bars}; dashed: the frontier"
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
+    data = data[["method", "row", "kind", *ends, *FACTS]]
     draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if len(data) > CROWDED else 4.4)
-    over = f"{over}; dashed: the frontier"
-    return Figure(file, title, data[["method", "row", "kind", *ends, *FACTS]], lines, draw, over, foot, size)
+    return Figure(file, title, data, [*lines, *foot, *notes(runs, found)], draw, over, foot, size)
 
 
 def _axis(name: str, found: pd.DataFrame) -> Axis:
@@ -162,30 +161,17 @@ def _with_numbers(
         counts = (runs.status == "done") | (axis.column == "parameters")
         of_run = dict(zip(runs.id, pd.to_numeric(runs[axis.column]).where(counts), strict=True))
         values = found.ids.map(lambda ids: [of_run[run] for run in ids])
-    known = [[value for value in of if math.isfinite(value)] for of in values]
-    lines = [
-        f"{label}: {count - len(of)} of {count} runs without a finite {axis.name}:"
-        f" {'left out' if of else 'not drawn'}."
-        for label, count, of in zip(found.label, found.runs, known, strict=True)
-        if len(of) < count
-    ]
-    middles = [statistics.median(of) if of else math.nan for of in known]
-    ends = [(min(of), max(of)) if of and spans else median_interval(of) for of in known]
-    low, high = zip(*(end or (m, m) for end, m in zip(ends, middles, strict=True)), strict=True)
-    numbers: dict[str, Any] = {axis.name: middles, f"{axis.name} low": low, f"{axis.name} high": high}
-    return found.assign(**numbers), lines
-
-
-def _unlike(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Notes on numbers that do not compare."""
-    lines, devices = [], sorted(set(runs.device))
-    if len(devices) > 1 and {"seconds", "memory"} & {*names}:
-        lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
-    if "memory" in names and (runs.device_type == "cpu").any():
-        lines.append("memory on a CPU: the largest of the process, the libraries included.")
-    if "forgetting" in names and runs.forgetting_text[runs.forgetting.notna()].nunique() > 1:
-        lines.append("forgetting was measured on several texts, which do not compare.")
-    return lines
+    numbers, lines = list[tuple[float, ...]](), list[str]()
+    for label, of in zip(found.label, values, strict=True):
+        known = [value for value in of if math.isfinite(value)]
+        if len(known) < len(of):
+            lines.append(f"{label}: {len(of) - len(known)} of {len(of)} runs without a finite {axis.name}.")
+        middle = statistics.median(known) if known else math.nan
+        ends = (min(known), max(known)) if known and spans else median_interval(known)
+        numbers.append((middle, *(ends or (middle, middle))))
+    names = [f"{axis.name}{end}" for end in ("", " low", " high")]
+    columns = dict(zip(names, map(list, zip(*numbers, strict=True)), strict=True))
+    return found.assign(**columns), lines
 
 
 # --- the frontier, and what is far from the others
@@ -213,35 +199,15 @@ def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     return (worse | broken) & (score < fence(score)[0])
 
 
-def limits(data: pd.DataFrame, name: str) -> tuple[float, float]:
-    """From where to where an axis goes: the medians of all rows that are drawn, and their bars but for ends
-    outside the outer fence of such ends."""
-    middle, low, high = (data[~data.failed][f"{name}{end}"] for end in ("", " low", " high"))
-    near = [*middle, *low[low >= fence(low)[0]], *high[high <= fence(high)[1]]]
-    return min(near, default=math.nan), max(near, default=math.nan)
-
-
-def _foot(data: pd.DataFrame, axes: Sequence[Axis]) -> list[str]:
-    """What a picture leaves out, in words: the rows that have failed, and the ends of bars."""
-    lines = []
-    for axis in axes:
-        (least, most), name, drawn = limits(data, axis.name), axis.name, data[~data.failed]
-        room, ends = MARGIN * (most - least), [f"{name} low", f"{name} high"]
-        cut = drawn[(drawn[ends[0]] < least - room) | (drawn[ends[1]] > most + room)][["label", *ends]]
-        failed = data.loc[data.failed & (axis.column == "number"), ["label", name]]
-        why = "failed (worse than the head alone, diverged, or one class), not drawn"
-        for what, rows in (("bars that leave the picture", cut), (why, failed)):
-            words = [f"{label} ({' to '.join(map(axis.tick, of))})" for label, *of in rows.to_numpy()]
-            lines += [f"{what}: {', '.join(words)}"] * bool(words)
-    return lines
-
-
 def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]) -> None:
     drawn, (x, y), of_metric = data[~data.failed], (axis.name for axis in axes), axes[1].column == "number"
     for side, axis in zip("xy", axes, strict=True):
         _scale(plot, side, drawn[axis.name], axis)
-    plot.update_datalim(list(zip(limits(data, x), limits(data, y), strict=True)))
-    plot.margins(MARGIN)
+        # A bar whose end is far from all others leaves the picture, and squeezes no axis
+        low, high = drawn[f"{axis.name} low"], drawn[f"{axis.name} high"]
+        near = pd.concat([drawn[axis.name], low[low >= fence(low)[0]], high[high <= fence(high)[1]]])
+        plot.update_datalim([(of, of) for of in near], updatex=side == "x", updatey=side == "y")
+    plot.margins(0.12)
     plot.autoscale_view()
     plot.autoscale(enable=False)
     looks, few = [*map(look, drawn.kind, drawn.row)], len(data) <= CROWDED
@@ -268,18 +234,18 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with a linear piece for
     zeros."""
-    positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
+    positive, of_side, scale = (
+        values[values > 0],
+        getattr(plot, f"{side}axis"),
+        getattr(plot, f"set_{side}scale"),
+    )
     plot.set(**{f"{side}label": axis.label})
     if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
-        tens = [
-            10.0**k
-            for k in range(*(math.floor(math.log10(end)) for end in (positive.min(), 100 * positive.max())))
-        ]
         if values.min() == 0:
-            getattr(plot, f"set_{side}scale")("symlog", linthresh=tens[0], linscale=0.4)
-            of_side.set_major_locator(FixedLocator([0.0, *tens]))
+            scale("symlog", linthresh=10.0 ** math.floor(math.log10(positive.min())), linscale=0.4)
         else:
-            getattr(plot, f"set_{side}scale")("log")
-            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if len(tens) < 6 else (1.0,)))
-        of_side.set_minor_locator(NullLocator())
+            scale("log")
+            few = positive.max() < 1e4 * positive.min()
+            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+        of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

@@ -123,7 +123,7 @@ def test_tasks_are_taken_together_where_rows_have_one_size_and_numbers_one_sign(
             one["label"] = one["label"] | {"row": "VeRA r=64"}
     assert tasks() == tasks("lora") == ["e2e", "alpaca"]
     _, table = statistics_tables(of(*records))
-    assert table.title.endswith("VeRA r=1024 and VeRA r=64 against the other methods")
+    assert table.title.endswith("VeRA r=64 and VeRA r=1024 against the other methods")
 
 
 def test_a_presets_statistics_have_the_row_that_ran_for_another_preset():
