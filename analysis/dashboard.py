@@ -118,7 +118,7 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
         about: dict[str, Any] = {"id": TABLES_RUN, "name": "tables: medians over seeds", "tags": ["tables"]}
         about |= {"entity": entity, "project": project, "dir": output, "settings": quiet_settings()}
         with wandb.init(job_type="tables", resume="allow", **about) as run:
-            run.log({key: wandb.Table(of.header, of.texts) for key, of in tables.items()})
+            run.log({key: wandb.Table([*of.header], of.texts) for key, of in tables.items()})
     saved.save()
     write_atomically(remembered, f"{saved.url}\n")
     return str(saved.url)

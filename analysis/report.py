@@ -71,7 +71,7 @@ def page(ledger: Ledger) -> str:
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
-        findings=part("the findings", lambda: findings(frame, measures).to_dict("records")),
+        findings=part("the findings", lambda: findings(frame, measures)),
         firm_pairs=FIRM_PAIRS,
         verdict_words=WORDS,
         verdicts=_verdicts(judged),

@@ -50,6 +50,7 @@ def figure2(part: Part) -> list[Figure]:
             lines.append(f"{QUOTED}: {paper()['figure2']['finding']}. It does not say LoRA's alpha.")
         label, metric = of.iloc[0][["model_label", "metric"]] if len(of) else ("RoBERTa-large", "accuracy")
         seeds = f"median of {shared.spanned(of.n)} seeds; lines: lowest to highest" if len(of) else ""
+        seeds += "; hollow: fewer seeds" * bool((of.n < of.wanted).any())
         draw = partial(_draw, name=f"{task} dev {shared.metric_label(metric)}")
         title = f"Figure 2: {task} by trainable parameters, {label}"
         figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, seeds))

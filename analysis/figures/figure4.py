@@ -72,5 +72,6 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     axes.minorticks_off()
     axes.margins(y=0.15)
     patches = [Patch(facecolor="white", hatch="////", edgecolor="#555555", label="paper (quoted)")]
-    patches += [Patch(color="#555555", label=of) for of in data.source[~quoted].unique()]
+    fewer = "" if data.complete.all() else " (hollow: fewer seeds)"
+    patches += [Patch(color="#555555", label=f"{of}{fewer}") for of in data.source[~quoted].unique()]
     axes.legend(handles=patches[not quoted.any() :])

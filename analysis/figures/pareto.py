@@ -127,7 +127,8 @@ def of_rows(
     seeds = [*data.runs] or [0]
     # Of five seeds or fewer the interval is their range (analysis/stats.py)
     bars = "lowest to highest" if spans or max(seeds) <= 5 else "95% interval of the median"
-    over = f"median of {spanned(seeds)} seeds; bars: {bars}; dashed: the frontier"
+    over = f"median of {spanned(seeds)} seeds; bars: {bars}" if max(seeds) > 1 else "one seed"
+    over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool((data.n < data.wanted).any())
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
     data = data[["method", "row", "kind", *ends, *FACTS]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis.frame import runs
 from analysis.results import of_others, pages
-from analysis.results.readme import headline, near_lora, readme
+from analysis.results.sections import headline, near_lora, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import INSTALLED, ROOT, read_study, study_folders, write_atomically

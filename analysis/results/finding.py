@@ -1,5 +1,4 @@
-"""A finding of the paper beside our runs, as a row of `findings`: which runs, which numbers, and whether they
-agree."""
+"""A finding of the paper beside our runs, as a mapping: which runs, which numbers, and whether they agree."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,10 @@ from analysis.statistics import middle
 #: Whether a finding agrees, in a word.
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
 Finding = dict[str, Any]
+ABOUT = ("finding", "source", "kind", "model", "task", "model_label", "task_label")
+#: What a finding has that is told nothing else.
+PLAIN: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed", "paper": {}}
+PLAIN |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}}
 
 
 def side(runs: pd.DataFrame) -> dict[str, Any]:
@@ -21,39 +24,23 @@ def side(runs: pd.DataFrame) -> dict[str, Any]:
     that their table reports, their epochs, and in how many of `several` (runs of more than one epoch) the
     best one is the last."""
     runs = runs.sort_values(["seed", "id"])
-    first, several = runs.iloc[0], runs[runs.evaluations > 1]
-    last = int((several.best_epoch == several.last_epoch).sum())
-    return {
-        **{key: first[key] for key in ("label", "model_label", "task_label")},
-        **{key: int(first[key]) for key in ("parameters", "head_parameters")},
-        "ids": tuple(runs.id),
-        "median": middle(runs.number),
-        "mean": float(runs.number.mean()),
-        "epochs": tuple(sorted(set(runs.epochs))),
-        "several": len(several),
-        "best_is_last": last,
-    }
+    several = runs[runs.evaluations > 1]
+    made = {"label": runs.label.iloc[0], "parameters": int(runs.parameters.iloc[0]), "ids": tuple(runs.id)}
+    made |= {"median": middle(runs.number), "mean": float(runs.number.mean()), "several": len(several)}
+    made["best_is_last"] = int((several.best_epoch == several.last_epoch).sum())
+    return made | {"epochs": tuple(sorted(set(runs.epochs)))}
 
 
 def finding(
-    about: Sequence[str],
-    where: Sequence[str],
-    holds: Iterable[bool],
-    agrees: bool | None,
-    pairs: int,
-    **more: Any,
+    about: Sequence[str], holds: Iterable[bool], agrees: bool | None, pairs: int, **more: Any
 ) -> Finding:
-    """A row. about: the finding, its table or figure with the paper's numbers, and its kind, which says what
-    decides it: `compared` (near, shared, above, ranks) or `numbers` (query, layers, similarity, fit). where:
-    model and task, and their labels. holds: in each run, or in each pair. agrees: by the epoch that the table
-    reports. more: sides, the runs behind it; counts, of seeds or of what `unit` says; chance, the metric of
-    chance where no row is above it; paper, its numbers of both rows by model; paper_epochs.
+    """A finding. about: ABOUT; its kind says what decides it: `compared` (near, shared, above, ranks) or
+    `numbers` (query, layers, similarity, fit). holds: in each run, or in each pair. agrees: by the epoch
+    that the table reports. more: of PLAIN: sides, the runs behind it; counts, of seeds or of what `unit`
+    says; chance, the metric of chance where no row is above it; paper, its numbers of both rows by model.
 
     It gets: firm, whether it rests on enough pairs or runs; ids; epochs; and what `decided` adds."""
-    made: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed", "paper": {}}
-    made |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}} | more
-    made |= dict(zip(("finding", "source", "kind"), about, strict=True))
-    made |= dict(zip(("model", "task", "model_label", "task_label"), where, strict=True))
+    made = PLAIN | more | dict(zip(ABOUT, about, strict=True))
     made["epochs"] = tuple(sorted({epochs for of in made["sides"] for epochs in of.get("epochs", ())}))
     made["ids"] = tuple(dict.fromkeys(run for of in made["sides"] for run in of["ids"]))
     made |= {"holds": tuple(holds), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
@@ -65,9 +52,9 @@ def decided(made: Finding, crossfit: Finding | None = None) -> Finding:
     agree however the epoch is chosen, None (undecided) also where the two say different things."""
     agrees = made["agrees"]
     verdict = agrees if crossfit is None or crossfit["agrees"] is agrees else None
-    words = {"word": WORDS[verdict], "reported": WORDS[agrees]}
+    words = {"verdict": verdict, "word": WORDS[verdict], "reported": WORDS[agrees]}
     words["crossfit_word"] = WORDS[crossfit["agrees"]] if crossfit else ""
-    return made | words | {"verdict": verdict, "crossfit": crossfit}
+    return made | words | {"crossfit": crossfit}
 
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:

@@ -1,63 +1,56 @@
-"""The paper's findings, tried on our records: a row for each finding, model and task, with its numbers."""
+"""The paper's findings, tried on our records: a mapping for each finding, model and task, with its
+numbers."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.frame import KEY, chosen, reported
 from analysis.inference import MARGIN, mean_of
-from analysis.paper import GLUE
+from analysis.paper import GLUE, printed_file
 from analysis.results.finding import Finding, decided, finding, paper_epochs, side
 from analysis.results.of_figures import of_figures
 from runs.record import Record
 
-
-class Rule(NamedTuple):
-    """A finding that compares rows of these tables: the first row with each other one, by the margin (near,
-    of medians; shared, of means) or by 0 (above, of means). source: the paper's table. rows: with their names
-    beside the numbers. tables: "text" is in none of the paper's, see `tries`. paper: its numbers of both rows
-    by model."""
-
-    finding: str
-    source: str
-    kind: str
-    rows: dict[str, str]
-    tables: Sequence[str] = ("glue", "images", "text")
-    paper: Mapping[str, Sequence[float]] = MappingProxyType({})
-
-
-FINDINGS = Path(__file__).parents[1] / "printed" / "findings.yaml"
-RULES = [Rule(**one) for one in yaml.safe_load(FINDINGS.read_text())]
+#: The findings that compare rows of some tables: see the file's head.
+RULES: Any = printed_file("findings.yaml")
+#: Those of the paper's tables, and "text", which is in none: a user's own, see `tries`.
+PAPERS, TABLES = ("glue", "images"), ("glue", "images", "text")
+#: A run has collapsed, too, if it has less than so much of its row's median.
+COLLAPSED = 2 / 3
+#: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent.
+LARGER_CLASS = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7}
+#: Tasks of GLUE whose metric is a correlation: chance gives 0.
+CORRELATED = {"cola", "stsb"}
+#: LoRA's rows by how alpha follows the rank; the recipe's own rank is of both.
+CONVENTIONS = {
+    "a constant alpha": r"lora(_r\d+)?",
+    "alpha proportional to the rank": r"lora(_r\d+_proportional)?",
+}
+HIGH_RANK = ("of like counts of parameters, VeRA of a high rank is above LoRA", "figure 2", "ranks")
 
 
 def findings(
-    runs: pd.DataFrame, measures: Iterable[Record] = (), tables: Sequence[str] = ("glue", "images")
-) -> pd.DataFrame:
-    """Every finding of the paper that the runs and measures can be compared with, a row each: see
-    `finding.finding`. tables: those whose tasks count, beside table 3's."""
+    runs: pd.DataFrame, measures: Iterable[Record] = (), tables: Sequence[str] = PAPERS
+) -> list[Finding]:
+    """Every finding of the paper that the runs and measures can be compared with: see `finding.finding`.
+    tables: those whose tasks count, beside table 3's."""
     of_table = runs.family.where(~runs.task.isin(GLUE), "glue")
     texts = (of_table == "e2e") & runs.get("bleu", pd.Series(math.nan, runs.index)).notna()
     kept = chosen(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
     kept = kept[kept.left_out == ""].sort_values(["model", "task", "seed"], kind="stable")
     by_halves = kept[(kept.of_table != "e2e") & (kept.reported == "best")]
-    crossfit = {
-        (one["finding"], one["model"], one["task"]): one
-        for one in _of_rows(collapsed(reported(by_halves, "crossfit")))
-    }
+    crossfit = {_key(one): one for one in _of_rows(collapsed(reported(by_halves, "crossfit")))}
     found = [*_of_rows(collapsed(reported(kept))), *of_figures(runs, list(measures))]
-    return pd.DataFrame(
-        decided(one, crossfit.get((one["finding"], one["model"], one["task"]))) for one in found
-    )
+    return [decided(one, crossfit.get(_key(one))) for one in found]
 
 
-#: A run has collapsed, too, if it has less than so much of its row's median.
-COLLAPSED = 2 / 3
+def _key(one: Finding) -> tuple[str, str, str]:
+    return one["finding"], one["model"], one["task"]
 
 
 def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -72,12 +65,11 @@ def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence
     epochs those on runs that none of these has, of other settings of a row, of which a cell shows one, and
     of tasks that are in no table of the paper."""
     every = {one["id"]: one for of_study in measures.values() for one in of_study}
-    together = pd.concat(studies.values(), ignore_index=True).drop_duplicates("id")
-    found = findings(together, every.values()).to_dict("records")
+    found = findings(pd.concat(studies.values(), ignore_index=True).drop_duplicates("id"), every.values())
     known = {(one["finding"], run) for one in found for run in one["ids"]}
     for folder, runs in studies.items():
         for _, of_epochs in runs.groupby("epochs"):
-            of = findings(of_epochs, measures[folder], ("glue", "images", "text")).to_dict("records")
+            of = findings(of_epochs, measures[folder], TABLES)
             found += [one for one in of if {(one["finding"], run) for run in one["ids"]} - known]
     names = {run: folder.name for folder, runs in [*studies.items()][::-1] for run in runs.id}
     names |= {one["id"]: folder.name for folder, of_study in measures.items() for one in of_study}
@@ -94,7 +86,7 @@ def _of_rows(runs: pd.DataFrame) -> list[Finding]:
         of = of.assign(block=list(zip(of.seed, of.measured, strict=True)))
         rows, table = {str(row): part for row, part in of.groupby("row")}, of.of_table.iloc[0]
         for place, rule in enumerate(RULES):
-            if table in rule.tables and (sides := _over_same_seeds(rows, *rule.rows)):
+            if table in rule.get("tables", TABLES) and (sides := _over_same_seeds(rows, *rule["rows"])):
                 found.append((place, _tried(rule, sides)))
         if table != "e2e":
             found += ((len(RULES), one) for one in _ranks(rows))
@@ -122,16 +114,10 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
     sign, same = -1 if x.less.iloc[0] else 1, x.number.to_numpy() == y.number.to_numpy()
     with np.errstate(invalid="ignore"):  # of two infinite numbers
         differences = np.where(same, 0.0, sign * (x.number.to_numpy() - y.number.to_numpy()))
-    mean = mean_of(differences)
-    return {
-        "x": side(x),
-        "y": side(y),
-        "seeds": tuple(x.seed),
-        "differences": differences.tolist(),
-        "collapsed": (x.collapsed.to_numpy() | y.collapsed.to_numpy()).tolist(),
-        "mean": mean,
-        "agrees": {1: True, -1: False}.get(int(mean.near() if near else mean.sign())),
-    }
+    mean, broken = mean_of(differences), x.collapsed.to_numpy() | y.collapsed.to_numpy()
+    made = {"x": side(x), "y": side(y), "seeds": tuple(x.seed), "differences": differences.tolist()}
+    agrees = {1: True, -1: False}.get(int(mean.near() if near else mean.sign()))
+    return made | {"collapsed": broken.tolist(), "mean": mean, "agrees": agrees}
 
 
 def _of_compared(
@@ -147,28 +133,23 @@ def _of_compared(
     if not math.isnan(chance):
         holds, agrees = (), None
     pairs = min(len(of["differences"]) for of in compared if of)
-    more |= {"counts": tuple(sorted({len(of) for of in rows})), "chance": chance}
+    more |= {"compared": tuple(compared), "counts": tuple(sorted({len(of) for of in rows})), "chance": chance}
     more |= {"sides": tuple(map(side, rows)), "paper_epochs": paper_epochs(first.of_table, first.task)}
-    where = (first.model, first.task, first.model_label, first.task_label)
-    return finding(about, where, holds, agrees, pairs, compared=tuple(compared), **more)
+    about = (*about, first.model, first.task, first.model_label, first.task_label)
+    return finding(about, holds, agrees, pairs, **more)
 
 
-def _tried(rule: Rule, rows: Sequence[pd.DataFrame]) -> Finding:
+def _tried(rule: Mapping[str, Any], rows: Sequence[pd.DataFrame]) -> Finding:
     """A finding against several rows holds and agrees where it does against each."""
-    near = rule.kind != "above"
+    near = rule["kind"] != "above"
     compared = [compare(rows[0], other, near) for other in rows[1:]]
     least = map(min, zip(*(of["differences"] for of in compared), strict=True))
     holds = [abs(difference) <= MARGIN + 1e-9 if near else difference > 0 for difference in least]
     words = [of["agrees"] for of in compared]
     agrees = False if False in words else None if None in words else True
-    names, paper = tuple(rule.rows.values()), dict(rule.paper)
-    return _of_compared(rule[:3], rows, compared, holds, agrees, names=names, paper=paper)
-
-
-#: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent.
-LARGER_CLASS = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7}
-#: Tasks of GLUE whose metric is a correlation: chance gives 0.
-CORRELATED = {"cola", "stsb"}
+    more = {"names": tuple(rule["rows"].values()), "paper": rule.get("paper", {})}
+    about = [rule[key] for key in ("finding", "source", "kind")]
+    return _of_compared(about, rows, compared, holds, agrees, **more)
 
 
 def _chance(rows: Sequence[pd.DataFrame]) -> float:
@@ -182,23 +163,12 @@ def _chance(rows: Sequence[pd.DataFrame]) -> float:
     return chance if all(of.number.median() <= chance + 2 * error for of in rows) else math.nan
 
 
-# --- of like counts of parameters
-
-#: LoRA's rows by how alpha follows the rank; the recipe's own rank is of both.
-CONVENTIONS = {
-    "a constant alpha": r"lora(_r\d+)?",
-    "alpha proportional to the rank": r"lora(_r\d+_proportional)?",
-}
-
-
 def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
     """VeRA of the highest rank that has run, against LoRA of the rank with the nearest count of parameters.
     Once for each convention of LoRA's alpha; the finding agrees only where it does by both. rows: of one
     model and task."""
-    sizes = pd.Series(
-        {row: of.parameters.iloc[0] for row, of in rows.items() if of.number.notna().all()}, dtype=float
-    )
-    sizes.index = sizes.index.astype(str)
+    whole = {row: float(of.parameters.iloc[0]) for row, of in rows.items() if of.number.notna().all()}
+    sizes = pd.Series(whole, pd.Index([*whole], dtype=str), dtype=float)
     vera = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")]
     if len(vera) < 2:  # one rank alone is no comparison of ranks
         return
@@ -212,9 +182,8 @@ def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         words = [of["agrees"] if of else None for of in compared]
         holds = [difference > 0 for of in compared if of for difference in of["differences"]]
         agrees = words[0] if words[0] is words[1] else None
-        about = ("of like counts of parameters, VeRA of a high rank is above LoRA", "figure 2", "ranks")
-        rows_ = list(shown.values())
-        yield _of_compared(about, rows_, compared, holds, agrees, names=tuple(CONVENTIONS))
+        of_rows = list(shown.values())
+        yield _of_compared(HIGH_RANK, of_rows, compared, holds, agrees, names=tuple(CONVENTIONS))
 
 
 def _nearest(high: float, lora: pd.Series) -> str:

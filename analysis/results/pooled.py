@@ -27,15 +27,12 @@ def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
     made = list[dict[str, Any]]()
     for name in dict.fromkeys(one["finding"] for one in found):
         tries = [one for one in found if one["finding"] == name]
+        paper = {(one["source"], model): of for one in tries for model, of in one["paper"].items()}
+        about = {"finding": name, "kind": tries[0]["kind"], "tries": tries, "paper": paper}
         names = tries[0]["names"] if len(tries[0]["compared"]) > 1 else ("",)
         for place, comparison in enumerate(names[-len(tries[0]["compared"]) or None :]):
-            about = {"finding": name, "name": comparison, "kind": tries[0]["kind"]}
-            paper = {(one["source"], model): of for one in tries for model, of in one["paper"].items()}
-            made.append(
-                about
-                | {"tries": tries, "paper": paper}
-                | _decided(_pairs(tries, place), about["kind"] in ("near", "shared"))
-            )
+            decided = _decided(_pairs(tries, place), about["kind"] in ("near", "shared"))
+            made.append(about | {"name": comparison} | decided)
     return made
 
 
@@ -63,26 +60,21 @@ def _decided(pairs: pd.DataFrame, near: bool) -> dict[str, Any]:
     for name, (weighted, without) in ANALYSES.items():
         if (collapsed.any() or not without) and (len(every) > 1 or weighted):
             values, flags = (kept, np.zeros_like(collapsed)) if without else (every, collapsed)
-            several = len(values) > 1
-            analyses[name] = over_tasks(values, flags, weighted) if several else mean_of(values[0])
+            analyses[name] = over_tasks(values, flags, weighted) if len(every) > 1 else mean_of(values[0])
     words = {name: word(mean, near) for name, mean in analyses.items()}
     by_word = {of: [name for name in words if words[name] == of] for of in dict.fromkeys(words.values())}
-    deviation = pooled_deviation(pairs)
+    # The variance of differences within a try, without collapsed runs
+    within = pairs[~pairs.collapsed].groupby(["where", "number"]).difference
+    freedom = (within.count() - 1).clip(lower=0)
+    variance = (within.var() * freedom).sum() / freedom.sum() if freedom.sum() else math.nan
     return {
         "tasks": {where: mean_of(of) for where, of in zip(by_task.index, every, strict=True)},
         "analyses": analyses,
         "word": next(iter(by_word)) if len(by_word) == 1 else "depends",
         "why": "; ".join(f"{of}: {', '.join(names)}" for of, names in by_word.items()),
         "margin": max(float(mean.margin()) for mean in analyses.values()),
-        "seeds": seeds_to_decide(deviation) if deviation == deviation else 0,
+        "seeds": 0 if math.isnan(variance) else seeds_to_decide(math.sqrt(variance)),
     }
-
-
-def pooled_deviation(pairs: pd.DataFrame) -> float:
-    """The standard deviation of differences within a try, without collapsed runs; NaN of single pairs."""
-    of = pairs[~pairs.collapsed].groupby(["where", "number"]).difference
-    freedom = (of.count() - 1).clip(lower=0)
-    return math.sqrt((of.var() * freedom).sum() / freedom.sum()) if freedom.sum() else math.nan
 
 
 def word(mean: Mean, near: bool) -> str:

@@ -1,8 +1,8 @@
 """The pages as Markdown, through the templates beside this file: results.md with the findings, study.md with
-a study; words.md, a finding in words; readme.md."""
+a study; words.md, a finding in words; readme.md, the README's blocks."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,14 +11,20 @@ import jinja2
 import pandas as pd
 
 from analysis.figures import forest, svg
-from analysis.frame import runs
+from analysis.frame import cells, runs
 from analysis.inference import FIRM_PAIRS, MARGIN, seeds_to_decide
+from analysis.paper import GLUE
+from analysis.render import number
 from analysis.results import study
 from analysis.results.finding import WORDS, Finding
 from analysis.results.of_rows import tries
 from analysis.results.pooled import forest_lines, pictured, summaries
+from runs.errors import UserError
 from runs.record import Ledger
 from runs.record.text import one_line, plural
+
+#: `make results` writes what stands between these lines of the README.
+BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
 
 
 def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
@@ -31,20 +37,10 @@ def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"cell": _in_cell}
-    made.globals |= {"plural": plural, "counted": _counted, "verdicts": WORDS}
-    made.globals |= {"margin": f"{MARGIN:g}", "firm_pairs": FIRM_PAIRS, "seeds_to_decide": seeds_to_decide}
+    made.filters["cell"] = lambda text: one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
+    made.globals |= {"plural": plural, "verdicts": WORDS, "firm_pairs": FIRM_PAIRS}
+    made.globals |= {"margin": f"{MARGIN:g}", "seeds_to_decide": seeds_to_decide}
     return made
-
-
-def _in_cell(text: object) -> str:
-    """A text of a Markdown table, in which a label's sign begins neither a column nor HTML."""
-    return one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _counted(numbers: Sequence[int], word: str) -> str:
-    """Such as "3 to 5 seeds"."""
-    return f"{' to '.join(map(str, numbers))} {word}{'s' * ([*numbers] != [1])}"
 
 
 def macros(page: str) -> Any:
@@ -84,3 +80,35 @@ def overview(
     numbers = {name: n for n, name in enumerate(dict.fromkeys(one["finding"] for one in made), 1)}
     gaps = {"found": found, "made": made, "ran": ran, "numbers": numbers, "benches": benches}
     return rendered("results.md", **gaps, drawn=any(map(pictured, made)))
+
+
+# --- the README's blocks
+
+
+def headline(runs: pd.DataFrame) -> str:
+    """A table of the README: the rows of a study of GLUE, those that train most first."""
+    found = cells(runs).sort_values("parameters", ascending=False, kind="stable")
+    tasks = {task: name for task, name in GLUE.items() if task in set(found.task)}
+    lora = found[found.row == "lora"].parameters.max()
+    rows = [
+        {"label": of.label.iloc[0], "parameters": size, "ratio": size / lora if lora == lora else 0}
+        | {"numbers": [number(next(of[of.task == task].itertuples(), None)) for task in tasks]}
+        for (size, _), of in found.groupby(["parameters", "row"], sort=False)
+    ]
+    return str(macros("readme.md").headline(rows, list(tasks.values()))).strip()
+
+
+def near_lora(made: Iterable[Mapping[str, Any]]) -> str:
+    """The README's sentence on VeRA beside LoRA over all tasks. made: the summaries of findings."""
+    near = [one for one in made if one["finding"] == "VeRA is near LoRA with fewer parameters"]
+    return str(macros("readme.md").near_lora(near)).strip()
+
+
+def readme(text: str, study: str, block: str) -> str:
+    """The README with a block between its two marks. Raises UserError where a mark is missing."""
+    first, last = BEGIN.format(study), END.format(study)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end:
+        raise UserError(f"README.md lacks the lines {first} and {last}")
+    return f"{before}{first}\n\n{block}\n\n{last}{after}"

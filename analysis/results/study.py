@@ -35,19 +35,18 @@ def gaps(
     # A study may compare settings of one row, such as epochs. A figure, where they would stand on top of each
     # other, has one of them
     made = [of for make in figures.FIGURES.values() for of in make(Part(finished, [*measures])) if of.ids]
-    pictures = {f"results/{folder.name}_{figure.name}.svg": figures.svg(figure) for figure in made}
-    drawn = [(one_line(figure.title), f"{folder.name}_{figure.name}.svg") for figure in made]
-    whole, notes = rows_table(every)
-    table, alike = informative(whole)
-    page: dict[str, Any] = {
-        "name": folder.name,
-        "answer": answer,
-        "change": change,
-        "details": details,
-        "figures": drawn,
-    }
-    page |= {"lines": grid(table.header, table.texts) if table.rows else [], "alike": alike}
-    return page | notes | {"cells": cell_lines(every)}, pictures
+    files = {f"{folder.name}_{figure.name}.svg": figure for figure in made}
+    table, page = rows_table(every)
+    # Columns that say nothing are left out, and what is the same of every row is said once
+    columns = [(name, {*of}) for name, of in zip(table.header, zip(*table.texts, strict=True), strict=True)]
+    kept = [i for i, (_, of) in enumerate(columns) if len(of) > 1 or i == 0]
+    page["alike"] = {name: next(iter(of)) for name, of in columns[1:] if len(of) == 1 and not of & {NONE, ""}}
+    rows = [[row[i] for i in kept] for row in table.texts]
+    page["lines"] = grid([table.header[i] for i in kept], rows) if rows else []
+    page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
+    page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
+    pictures = {f"results/{file}": figures.svg(of) for file, of in files.items()}
+    return page | {"cells": cell_lines(every)}, pictures
 
 
 # --- its rows
@@ -77,11 +76,7 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
             points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
             low, high = map(float, mean.interval())
             names = cell.label + "^" * at_end, cell.model_label, cell.task_label
-            numbers = (
-                count(cell),
-                number(cell, decimals=int(cell.digits)),
-                of_runs(float(mean.mean), **points),
-            )
+            numbers = count(cell), number(cell, decimals=int(cell.digits)), of_runs(mean.mean, **points)
             lines.append([*names, *numbers, of_runs(low, high=high, **points)])
     p = holm([of.p() for of in means])
     for line, of, mean in zip(lines, p, means, strict=True):
@@ -101,15 +96,6 @@ def pooled(runs: pd.DataFrame) -> TwoWay | None:
     seeds = by_row.columns[by_row.notna().sum() >= MANY]
     rows = by_row[seeds].dropna()
     return two_way(rows) if len(rows) >= MANY and len(seeds) > 1 else None
-
-
-def informative(table: Table) -> tuple[Table, dict[str, str]]:
-    """The table without the columns that say nothing, or the same of every row; and what these say."""
-    columns = [(name, {*of}) for name, of in zip(table.header, zip(*table.texts, strict=True), strict=True)]
-    kept = [i for i, (_, of) in enumerate(columns) if len(of) > 1 or i == 0]
-    alike = {name: next(iter(of)) for name, of in columns[1:] if len(of) == 1 and not of & {NONE, ""}}
-    rows = [[row[i] for i in kept] for row in table.rows]
-    return Table("", [table.header[i] for i in kept], rows), alike
 
 
 # --- what is folded

@@ -119,11 +119,10 @@ def test_what_is_not_drawn_is_said():
     (figure,) = made("pareto", *odd, axes=("seconds", "metric"))
     notes = "\n".join(figure.notes)
     for words in (
-        "LoRA r=8: 1 of 3 runs without a finite accuracy, best epoch: left out.",
-        "dora: 1 of 1 runs without a finite accuracy, best epoch: not drawn.",
-        "adapter_p: 1 of 1 runs without a finite seconds: not drawn.",
+        "LoRA r=8: 1 of 3 runs without a finite accuracy, best epoch.",
+        "dora: 1 of 1 runs without a finite accuracy, best epoch.",
+        "adapter_p: 1 of 1 runs without a finite seconds.",
         "a CPU, another CPU: seconds and memory of different machines do not compare.",
-        "hollow, of fewer seeds than the protocol's: ",
     ):
         assert words in notes
     assert {*lines(figure)} == {"head", "VeRA r=1024", "bitfit", "full", "LoRA r=8"}
@@ -136,9 +135,7 @@ def test_rows_that_report_another_number_are_not_mixed_in():
     plain = record("lora", "e2e", model="gpt2_medium")
     (figure,) = made("pareto", *scored, *seeds("full", "e2e", (0.5,), model="gpt2_medium"), plain)
     assert {*lines(figure)} == {"LoRA r=8", "full"}
-    assert (
-        "VeRA r=1024: reports BLEU, last epoch, the others accuracy, best epoch: not drawn." in figure.notes
-    )
+    assert "VeRA r=1024: reports BLEU, last epoch: not drawn." in figure.notes
 
 
 def test_axes_with_a_zero_and_wide_values_are_logarithmic_and_a_metrics_are_not():
@@ -159,11 +156,9 @@ def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
     (figure,) = made("pareto", *ROWS, *peers(12), *failed, *split_)
     assert [key for key, row in lines(figure).items() if row["failed"]] == ["delora"]
     assert any("not drawn: delora (40)" in line for line in figure.foot)
-    assert any("bars that leave the picture: glora (42 to 80)" in line for line in figure.foot)
     (axes,) = canvas(figure).axes
     assert 65 < axes.get_ylim()[0] < 70
     assert len(figure.data) == 18  # every row is in the data
-    assert [*figure.foot] == [note for note in figure.notes if note in figure.foot]
     # A row as bad that lies near the others, and one on the frontier, are drawn
     (figure,) = made("pareto", *ROWS, *sized("delora", 9000, 0.69))
     assert not any(row["failed"] for row in lines(figure).values())

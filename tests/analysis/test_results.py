@@ -15,8 +15,7 @@ from analysis.results.__main__ import main
 from analysis.results.of_figures import null_band
 from analysis.results.of_rows import collapsed, findings, tries
 from analysis.results.pooled import forest_lines, summaries
-from analysis.results.readme import BEGIN, END, near_lora
-from analysis.results.sections import macros, overview
+from analysis.results.sections import BEGIN, END, macros, near_lora, overview
 from analysis.results.study import rows_table
 from runs.errors import UserError
 
@@ -41,7 +40,7 @@ def rows(task, **bests):
 
 def tried(*records, measures=()):
     """The findings of some records, a mapping each."""
-    return findings(runs(ledger(*records)), measures).to_dict("records")
+    return findings(runs(ledger(*records)), measures)
 
 
 def the(found, name="VeRA is near LoRA"):

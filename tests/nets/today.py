@@ -119,7 +119,7 @@ def findings(ledger: Ledger) -> Lines:
     """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
     with the bounds of intervals, and the runs of each row."""
     words = macros("words.md")
-    for one in found_findings(runs(ledger), [*ledger.measures.values()]).to_dict("records"):
+    for one in found_findings(runs(ledger), [*ledger.measures.values()]):
         fitted = one["crossfit"]
         yield {
             "claim": one["finding"],
