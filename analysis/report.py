@@ -8,7 +8,6 @@ network. The words and numbers of its tables are those of analysis.tables; its v
 over your runs and the published ones together."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from functools import partial
@@ -21,11 +20,9 @@ from analysis import beside, figures, tables
 from analysis.command import open_ledger, split
 from analysis.diff import leaves
 from analysis.frame import reported_cells, runs
-from analysis.inference import FIRM_PAIRS
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results import findings, sections
-from analysis.results.finding import WORDS, Finding
 from analysis.statistics import statistics_tables
 from analysis.variants import every_variant
 from runs.command import OfRecords, entry_point, read
@@ -60,7 +57,7 @@ def page(ledger: Ledger) -> str:
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
-    environment.filters |= {"verdict_counts": _verdict_counts, "megabytes": megabytes}
+    environment.filters["megabytes"] = megabytes
     drawn = [
         figure
         for name in figures.FIGURES
@@ -72,8 +69,6 @@ def page(ledger: Ledger) -> str:
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
         findings=part("the findings", lambda: findings(frame, measures)),
-        firm_pairs=FIRM_PAIRS,
-        verdict_words=WORDS,
         verdicts=_verdicts(judged),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
@@ -94,11 +89,6 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
     except Exception as error:
         problems.append(f"{what} could not be made: {type(error).__name__}: {error}")
         return []
-
-
-def _verdict_counts(found: Iterable[Finding]) -> str:
-    counts = Counter(one["verdict"] for one in found)
-    return ", ".join(f"{word} {counts[verdict]}" for verdict, word in WORDS.items() if counts[verdict])
 
 
 def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

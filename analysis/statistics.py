@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from analysis.frame import chosen, pairs, reported, reported_cells
 from analysis.inference import Ranks, friedman, improvement, improvement_interval, sign_test, smallest_p
 from analysis.notes import notes
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
-from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs
+from analysis.render import NONE, Entry, Number, Table, diverged, of_runs
 from analysis.tables import verdicts
 from runs.record import INTERVAL_SEEDS, interval_name, median_interval
 from runs.record.text import plural
@@ -68,32 +69,26 @@ def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str,
     """The cells of a model (`frame.reported_cells`). runs: all of the model, among which they are. words:
     their verdicts by run ids."""
     model, name = found.model.iloc[0], interval_name(found.n)
-    other = "not in the paper" if model in MODELS else "other model"
+    other, rows = "not in the paper" if model in MODELS else "other model", list[list[Entry]]()
+    for cell in found.sort_values(["task", "row"]).itertuples():
+        main, curve, ids = int(cell.digits), int(cell.decimals), cell.ids
+        numbers = [cell.best, cell.last, cell.crossfit, cell.optimism]
+        if cell.reported != "best":  # where the last epoch is reported, none is chosen
+            numbers[2:] = [math.nan] * 2
+        rows.append(
+            [
+                *(cell.label, cell.task, cell.name),
+                Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"),
+                of_runs(middle(cell.values), ids, decimals=main),
+                interval(cell.values, ids, main),
+                *(of_runs(of, ids, decimals=curve, sign=i == 3) for i, of in enumerate(numbers)),
+                words.get(cell.ids, other),
+            ]
+        )
     header = ["method", "task", "metric", "seeds", "median", name, "best", "last", "cross-fitted"]
-    rows = [
-        _cell_row(cell, words.get(cell.ids, other))
-        for cell in found.sort_values(["task", "row"]).itertuples()
-    ]
     how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
-    tasks = {task: task for task in found.task}
-    table = Table(f"{model}: cells", [*header, "optimism", "verdict"], rows, [], model, tasks)
-    table.notes = notes(runs, found, how=how)
-    return table
-
-
-def _cell_row(cell: Cell, verdict: str) -> list[Entry]:
-    main, curve, ids = int(cell.digits), int(cell.decimals), cell.ids
-    # Where the last epoch is reported, none is chosen
-    fitted, optimism = (cell.crossfit, cell.optimism) if cell.reported == "best" else (None, None)
-    return [
-        *(cell.label, cell.task, cell.name),
-        Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"),
-        of_runs(middle(cell.values), ids, decimals=main),
-        interval(cell.values, ids, main),
-        *(of_runs(of, ids, decimals=curve) for of in (cell.best, cell.last, fitted)),
-        of_runs(optimism, ids, decimals=curve, sign=True),
-        verdict,
-    ]
+    title, tasks = f"{model}: cells", {task: task for task in found.task}
+    return Table(title, [*header, "optimism", "verdict"], rows, notes(runs, found, how=how), model, tasks)
 
 
 # --- a row against the others
@@ -148,27 +143,25 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
     others = found[found.task.isin(found[found.row == row].task) & (found.row != row)].itertuples()
     if alone := [f"{of.label} on {of.task}" for of in others if (of.row, of.task) not in compared]:
         notes.append(f"Not compared, as no seed is of the same data and protocol: {', '.join(alone)}.")
+    rows = list[list[Entry]]()
+    for line in lines.itertuples():
+        smallest = line.p <= smallest_p(line.pairs) and line.p > 0.05
+        # Where every pair says the same, so does every resample, and few pairs have few: no interval
+        known = line.better_low < line.better_high and line.pairs >= INTERVAL_SEEDS
+        counts = (line.wins, line.losses, line.pairs - line.wins - line.losses)
+        points: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
+        better = partial(Number, decimals=2, ids=line.ids)
+        rows.append(
+            [
+                *(line.other_label, "all tasks" if line.task == "all" else line.task),
+                *(Number(of, form="count", ids=line.ids) for of in counts),
+                *(of_runs(line.difference, **points), of_runs(line.low, high=line.high, **points)),
+                Number(line.p, decimals=3, mark=" (smallest)" * smallest, ids=line.ids),
+                *(better(line.better), better(line.better_low, high=line.better_high) if known else NONE),
+            ]
+        )
     header = ["against", "task", "won", "lost", "equal", "difference", name, "p", "P(better)", "95% "]
-    rows = [_comparison_row(line) for line in lines.itertuples()]
     return Table(f"{model}: {whose} against the other methods", header, rows, notes, model)
-
-
-def _comparison_row(line: Any) -> list[Entry]:
-    smallest = line.p <= smallest_p(line.pairs) and line.p > 0.05
-    # Where every pair says the same, so does every resample, and few pairs have few: no interval
-    known = line.better_low < line.better_high and line.pairs >= INTERVAL_SEEDS
-    counts = (line.wins, line.losses, line.pairs - line.wins - line.losses)
-    points: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
-    return [
-        line.other_label,
-        "all tasks" if line.task == "all" else line.task,
-        *(Number(of, form="count", ids=line.ids) for of in counts),
-        of_runs(line.difference, **points),
-        of_runs(line.low, high=line.high, **points),
-        Number(line.p, decimals=3, mark=" (smallest)" * smallest, ids=line.ids),
-        Number(line.better, decimals=2, ids=line.ids),
-        Number(line.better_low, high=line.better_high, decimals=2, ids=line.ids) if known else NONE,
-    ]
 
 
 # --- all rows of a task at once

@@ -49,20 +49,18 @@ def main(arguments: list[str]) -> int:
     gone = [path for path in written if path not in files]  # of studies that are no more
     if settings.check:
         # A picture's bytes depend on matplotlib's version
-        there = {path for path in files if path.is_file()}
-        changed = (path for path in there if path.suffix != ".svg" and path.read_text() != files[path])
-        stale = [*gone, *(files.keys() - there), *changed]
-        print(
-            "\n".join(f"{path} is not what the records give: make results" for path in stale)
-            or "every page is what the records give"
-        )
+        stale = gone + [
+            path
+            for path, text in files.items()
+            if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
+        ]
+        print(*(f"{path} is not what the records give: make results" for path in stale), sep="\n")
         return 1 if stale else 0
     for path in gone:
         path.unlink()
     for path, text in files.items():
         write_atomically(path, text)
-        if path.suffix == ".md":
-            print(f"Results: {path}")
+    print(f"Results: {settings.docs / 'results.md'}, and {len(files) - 1} files more")
     return 0
 
 
