@@ -11,16 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from analysis.figures.figure import (
-    PARAMETERS,
-    Figure,
-    Part,
-    is_varied,
-    look,
-    metric_label,
-    points,
-    spanned,
-)
+from analysis.figures import figure as shared
+from analysis.figures.figure import Figure, Part, look, points
 from analysis.frame import in_cells
 from analysis.notes import notes
 from analysis.paper import GLUE
@@ -42,7 +34,7 @@ class Axis(NamedTuple):
 #: The axes by the names that x= and y= take. What the metric is called is in the records.
 AXES = {
     "metric": Axis("number"),
-    "parameters": Axis("parameters", "trainable parameters", PARAMETERS),
+    "parameters": Axis("parameters", "trainable parameters", shared.PARAMETERS),
     "bytes": Axis("adapter_bytes", "adapter file", megabytes),
     "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
     "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
@@ -82,7 +74,7 @@ def parameters(part: Part) -> list[Figure]:
     """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
     other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
     runs = part.runs[part.runs.kind == "result"]
-    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~is_varied(runs.row)
+    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~shared.is_varied(runs.row)
     pairs = runs[runs.task.isin(part.tasks) if part.tasks else usual].groupby(["task", "model"])
     return [of for pair, runs in pairs for of in _by_cost(runs, part, "_".join(["parameters", *pair]))]
 
@@ -127,7 +119,7 @@ def of_rows(
     seeds = [*data.runs] or [0]
     # Of five seeds or fewer the interval is their range (analysis/stats.py)
     bars = "lowest to highest" if spans or max(seeds) <= 5 else "95% interval of the median"
-    over = f"median of {spanned(seeds)} seeds; bars: {bars}" if max(seeds) > 1 else "one seed"
+    over = f"median of {shared.spanned(seeds)} seeds; bars: {bars}" if max(seeds) > 1 else "one seed"
     over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool((data.n < data.wanted).any())
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
@@ -147,7 +139,7 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
         return axis
     metric, comma, epoch = first["name"].partition(", ")
     dev = "" if metric == "BLEU" else "dev "  # texts are those of the test set
-    label = f"{dev}{metric_label(metric, int(first.digits))}{comma}{epoch}"
+    label = f"{dev}{shared.metric_label(metric, int(first.digits))}{comma}{epoch}"
     return axis._replace(label=label, less=bool(first.less), name=first["name"])
 
 

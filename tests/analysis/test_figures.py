@@ -123,26 +123,6 @@ def test_ranks_on_other_tasks_and_models_are_figures_of_their_own_and_never_mixe
     assert canvas(found[1]).axes[0].get_ylabel() == "CoLA dev Matthews x 100"
 
 
-def test_ranks_on_other_data_or_of_other_epochs_are_no_points_of_a_line():
-    def runs_of(kind, rank, rows, epochs, **more):
-        found = [ranked(kind, rank, seed, 0.8, model="minilm", **more) for seed in range(2)]
-        for one in found:
-            one["data"] |= {"train_rows": rows}
-            one["config"]["train"]["epochs"] = epochs
-            one["id"] += f"-{rows}-{epochs}"
-        return found
-
-    alike = [one for rank in (1, 16, 1024) for one in runs_of("vera", rank, 2000, 15)]
-    alike += [one for rank in (1, 2) for one in runs_of("lora", rank, 2000, 10)]  # a method's own recipe
-    others = [*runs_of("vera", 256, 5000, 3), *runs_of("lora", 8, 5000, 3), *runs_of("lora", 4, 2000, 15)]
-    ranks = [("LoRA", 1), ("LoRA", 2), ("VeRA", 1), ("VeRA", 16), ("VeRA", 1024)]
-    variant = runs_of("vera", 16, 2000, 15, lr=0.5)  # all=true loses no rank that has a variant
-    for every, records in ((False, alike + others), (True, alike + others + variant)):
-        figure = made("figure2", records, every=every)[-1]
-        assert [(row["method"], row["rank"]) for row in lines(figure)] == ranks
-        assert "6 runs on other data, or of other epochs, than most ranks: left out." in figure.notes
-
-
 # --- figures 3 and 5
 
 
