@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures import figure as shared
 from analysis.figures.figure import Figure, Part, look, points
@@ -227,18 +227,17 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with a linear piece for
     zeros."""
-    positive, of_side, scale = (
-        values[values > 0],
-        getattr(plot, f"{side}axis"),
-        getattr(plot, f"set_{side}scale"),
-    )
+    positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
+    scale = getattr(plot, f"set_{side}scale")
     plot.set(**{f"{side}label": axis.label})
     if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
+        low, high = math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max()))
+        tens = [10.0**power for power in range(low, high + 1)]
         if values.min() == 0:
-            scale("symlog", linthresh=10.0 ** math.floor(math.log10(positive.min())), linscale=0.4)
+            scale("symlog", linthresh=tens[0], linscale=0.4)
+            of_side.set_major_locator(FixedLocator([0.0, *tens]))
         else:
             scale("log")
-            few = positive.max() < 1e4 * positive.min()
-            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if len(tens) < 6 else (1.0,)))
         of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))
