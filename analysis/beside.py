@@ -14,7 +14,7 @@ import yaml
 
 from analysis.frame import SEEDS
 from analysis.inference import median_variance, welch_half
-from analysis.paper import FROM_MNLI, numbers
+from analysis.paper import numbers
 from analysis.render import Number
 from runs.record import CONF, LEVEL
 
@@ -35,20 +35,6 @@ WORDS = (
 HALF_DIGIT = 0.05
 
 
-@cache
-def paper() -> pd.DataFrame:
-    """Every number that the paper prints of a trained model, a row each (paper.Printed), with `like`, our
-    row that it is compared with: where the paper's started from an adapter of MNLI, only one that did so,
-    too."""
-    frame = pd.DataFrame(numbers())
-    mnli = [
-        task in FROM_MNLI.get((model, row), ())
-        for model, row, task in frame[["model", "row", "task"]].to_numpy()
-    ]
-    mnli = np.array(mnli) & (frame.table == "table2")
-    return frame.assign(like=frame.row.where(~mnli, frame.row + "_mnli"))
-
-
 def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     """The paper's numbers of a table, or of a part of it, a row each, with our cells: `ours`, the
     `difference` (ours less the paper's), `half` of its 95% interval, the `margin` that half may have, and the
@@ -59,8 +45,8 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     reproduced: the interval holds 0, and half of it is at most the margin; consistent, wide: it is wider;
     not reproduced: it does not hold 0. Fewer than SEEDS, or a seed without the number, are incomplete,
     however close; a row that trains another number of parameters is of another size."""
-    of = paper()[lambda of: (of.table == table) & (of.task != "") & (of.part.isin([part]) if part else True)]
-    printed = of.reset_index(drop=True)
+    printed = numbers()[lambda of: (of.table == table) & (of.task != "") & (of.part == (part or of.part))]
+    printed = printed.reset_index(drop=True)
     on = ["model", "like", "task"]
     ours = cells.rename(columns={"row": "like", "spread": "our_spread", "label": "our_label"})
     if "column" in ours:

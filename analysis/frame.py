@@ -233,9 +233,3 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number")
     both = both.rename(columns={"value": "x", "value_other": "y"})
     # Two diverged runs may both be infinite
     return both.assign(difference=np.where(both.x == both.y, 0.0, both.x - both.y))
-
-
-def median(values: Iterable[float]) -> float:
-    """NaN of no values, and where one of them is."""
-    values = list(values)
-    return math.nan if not values or any(map(math.isnan, values)) else statistics.median(values)

@@ -1,12 +1,13 @@
 """What the VeRA paper prints (analysis/printed: tables, recipes, claims), under the names that its tasks,
 models and rows have in conf/ (names.yaml there)."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 
@@ -49,68 +50,47 @@ def recipes() -> dict[str, Any]:
     return printed_file("recipes.yaml")
 
 
-@dataclass(frozen=True)
-class Printed:
-    """A number that the paper prints of a trained model.
-
-    model, row, task: as in conf/; task is "" for a mean over tasks. part: of table 6, which of its three.
-    method, size: the paper's name of the row and its trained parameters, as printed. column: as in
-    printed/tables.yaml. spread: over seeds, as printed. quoted: whether the authors took the row from earlier
-    work.
-    """
-
-    table: str
-    part: str
-    model: str
-    row: str
-    method: str
-    size: str
-    task: str
-    column: str
-    value: float
-    spread: float | None
-    quoted: bool
+#: The tables with numbers of trained models, and the model of those that name none.
+_TABLES = {"table2": "", "table3": "", "table5": "", "table4": "", "table6": "roberta-large"}
+_TABLES |= {"table7": "roberta-large", "table12": "llama-7b", "table13": "llama-7b"}
+#: Tables of one task, whose columns are scores or costs of it.
+_TASKS = {"table3": "e2e"} | dict.fromkeys(("table4", "table12", "table13"), "alpaca")
 
 
 @cache
-def numbers() -> tuple[Printed, ...]:
-    """Every number of tables 2 to 7, 12 and 13; of each table in its order."""
-    names, found = printed_file("names.yaml"), list[Printed]()
-    of_one_task = {"table3": "e2e"} | dict.fromkeys(("table4", "table12", "table13"), "alpaca")
+def numbers() -> pd.DataFrame:
+    """Every number that the paper prints of a trained model, a row each: of tables 2 to 7, 12 and 13.
+
+    model, row, task: as in conf/; task is "" for a mean over tasks. part: of table 6, which of its three.
+    method, size: the paper's name of the row and its trained parameters, as printed. column: as in
+    printed/tables.yaml. value, spread: over seeds, as printed (NaN: none). quoted: whether the authors took
+    the row from earlier work. like: our row that it is compared with: where the paper's started from an
+    adapter of MNLI, only one that did so, too."""
+    names, found = printed_file("names.yaml"), list[dict[str, Any]]()
     for table, part, model, method, size, values in _lines():
         rows = names["rows"].get(table, {})
         row = rows.get(f"{method} {size}") or rows.get(method, method)
-        name = method if table in ("table6", "table7") else NAMES.get(method, method)
-        quoted = row in names["quoted"].get(table, ())
+        about = {"table": table, "part": part, "model": model, "row": row, "size": size}
+        about["method"] = method if table in ("table6", "table7") else NAMES.get(method, method)
+        about["quoted"] = row in names["quoted"].get(table, ())
         for column, value in values.items():
-            task = of_one_task.get(table, "" if column == "avg" else column)
-            number, spread = map(float, value) if isinstance(value, list) else (float(value), None)
-            about = (table, part, model.replace("-", "_"), row, name, size, task, column)
-            found.append(Printed(*about, number, spread, quoted))
-    return tuple(found)
+            task = _TASKS.get(table, "" if column == "avg" else column)
+            mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
+            value, spread = value if isinstance(value, list) else (value, math.nan)
+            of = {"task": task, "column": column, "value": float(value), "spread": float(spread)}
+            found.append(about | of | {"like": f"{row}_mnli" if mnli else row})
+    return pd.DataFrame(found)
 
 
 def _lines() -> Iterator[tuple[str, str, str, str, str, dict[str, Any]]]:
     """Each row of printed/tables.yaml: its table, part, model, method (or setting) and size, and its values
     by column, x or [x, spread]."""
-    content = paper()
-    for table in ("table2", "table3", "table5"):
-        columns = content[table]["columns"][2:]
-        for model in (key for key in content[table] if key != "columns"):
-            for method, size, *values in content[table][model]:
-                yield table, "", model, method, str(size), dict(zip(columns, values, strict=True))
-    for model, method, size, score in content["table4"]["rows"]:
-        yield "table4", "", model, method, str(size), {"score": score}
-    for table, part in [
-        *(("table6", of) for of in ("scaling_vectors", "matrix_init", "d_init")),
-        ("table7", ""),
-    ]:
-        columns = content[table]["columns"][1:]
-        for setting, *values in content[table][part or "rows"]:
-            yield table, part, "roberta_large", str(setting), "", dict(zip(columns, values, strict=True))
-    for table in ("table12", "table13"):
-        for values in content[table]["rows"]:
-            row = dict(zip(content[table]["columns"], values, strict=True))
-            method = row.pop("method")
-            size = f"{row.pop('params')} ({row.pop('bytes')})" if table == "table13" else ""
-            yield table, "", "llama_7b", method, size, row
+    for table, of_all in _TABLES.items():
+        columns, *groups = paper()[table].items()
+        for key, lines in groups:
+            for line in lines:
+                row = dict(zip(columns[1], line, strict=True))
+                model = of_all or row.pop("model", key)
+                method, size = str(row.pop(next(iter(row)))), str(row.pop("params", ""))
+                size += f" ({row.pop('bytes')})" if "bytes" in row else ""
+                yield table, key if table == "table6" else "", model.replace("-", "_"), method, size, row

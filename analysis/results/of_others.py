@@ -5,11 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import beside
 from analysis.figures.figure import Figure, look, svg
 from analysis.frame import runs
 from analysis.others import EPOCHS, NAMED, SOURCES, others, setting
-from analysis.paper import GLUE, IMAGES, NAMES, ROBERTA, VIT
+from analysis.paper import GLUE, IMAGES, NAMES, ROBERTA, VIT, numbers
 from analysis.render import grid
 from analysis.results.sections import rendered
 from analysis.tables import made
@@ -34,7 +33,7 @@ def pages() -> dict[str, str]:
 
 def _paper(table: str, model: str, row: str, column: str) -> str:
     where = "table == @table and model == @model and row == @row and column == @column"
-    return f"{beside.paper().query(where).value.iloc[0]:g}"
+    return f"{numbers().query(where).value.iloc[0]:g}"
 
 
 def _said(model: str, row: str, column: str) -> str:
@@ -55,7 +54,7 @@ def less_lora(frame: pd.DataFrame) -> pd.DataFrame:
 def picture() -> Figure:
     """Others' VeRA and LoRA less the paper's, task by task; where the paper's LoRA started from MNLI there is
     no point."""
-    paper = beside.paper()[lambda of: of.table.isin(["table2", "table5"]) & (of.like == of.row)]
+    paper = numbers()[lambda of: of.table.isin(["table2", "table5"]) & (of.like == of.row)]
     paper = paper[paper.row.isin(["vera", "lora"]) & (paper.task != "")]
     on = ["model", "row", "column"]
     both = others().merge(paper[[*on, "value"]], on=on, suffixes=("", "_paper"))

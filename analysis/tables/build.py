@@ -1,5 +1,5 @@
-"""How a table of cells is made, for each model: the paper's rows, ours below them with the difference, and
-rows that the paper has not. What a table is says its Spec (specs.py, judged.py)."""
+"""How a table of cells is made, for each model: the paper's rows, what others report of them, ours below them
+with the difference, and rows that the paper has not. What a table is says its Spec (specs.py, judged.py)."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,21 +9,26 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import cells
+from analysis.frame import by_row, cells, in_cells
 from analysis.notes import SELECTED, notes
-from analysis.paper import GLUE, IMAGES
+from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
+from analysis.tables.columns import Column, against, forgetting, number_of, score
+from analysis.tables.theirs import NOTE, line, others_of, verdict
 
-#: A row's cells by column, and a line of a table.
+#: A row's cells by column.
 Own = Mapping[str, Cell]
-Line = list[Entry]
 
 
 @dataclass(frozen=True)
 class View:
-    """The runs that a table is made from, and how: how the epoch is chosen (paper, crossfit or half), the
-    seeds of a complete cell (None: the table's), the tasks and models that are shown (empty: all), and whose
-    runs these are."""
+    """The runs that a table is made from, and how.
+
+    select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell (None: the table's).
+    tasks, models: those that are shown (empty: all). whose: whose runs these are. others: what independent
+    groups report below a row of the paper (true: a line; all: a line each). columns: further numbers of
+    `frame.runs`. against: a row to which each row's difference is a column. cost: a column with the cost
+    score, by the constants of its paper, or of the table's model."""
 
     runs: pd.DataFrame
     select: str = "paper"
@@ -31,6 +36,10 @@ class View:
     tasks: Sequence[str] = ()
     models: Sequence[str] = ()
     whose: str = "ours"
+    others: str = "false"
+    columns: Sequence[str] = ()
+    against: str | None = None
+    cost: str = "none"
 
     def cells(self, seeds: int, value: str = "", column: str = "") -> pd.DataFrame:
         """The cells of its runs, with their column. seeds: of a complete one, unless others are asked for.
@@ -38,12 +47,6 @@ class View:
         value = value or ("value" if self.select == "paper" else self.select)
         made = cells(self.runs, value, self.seeds or seeds)
         return made.assign(column=column or made.task, variant="")
-
-
-def titled(name: str, models: Mapping[str, str], of: str, other: str = "") -> Callable[[str, Any], str]:
-    """The title of a table of one of the paper's models, in which {} is its name, and of another model."""
-    other = other or f"{name}'s protocol on {{}}, a model that the paper does not use"
-    return lambda model, _: (of if model in models else other).format(models.get(model, model))
 
 
 def reads(spec: "Spec", view: View, made: pd.DataFrame) -> str:
@@ -60,20 +63,22 @@ def reads(spec: "Spec", view: View, made: pd.DataFrame) -> str:
 class Spec:
     """What a table is.
 
-    title: by model and its cells. belongs: which runs are its. models, columns: the paper's, with their
-    names. cells: of its runs; a cell has `column`, the task or the score that it is of, and `variant`, where
-    a row has several lines (another way of decoding, another judge). seeds: of a complete cell. middle:
-    median or mean. entry: a cell as a number. more: columns after the numbers, and how an entry comes of a
-    row's cells and runs. head, tail: columns around the numbers. wanted: what a complete row has, where the
-    columns are no tasks. status: of a row of ours, by its cells and the usual words. first: rows that stand
-    before others (None: in the order of cells). part: of the paper's table. names: of the paper's rows, by
-    ours. quoted: what else stands in the paper's rows. compared: the variants that stand beside the paper.
-    how, notes: what its notes say. tasks: their names, where columns are no tasks. shows: for the
-    dashboard."""
+    title, other: of one of the paper's models, and of another one; {0} is its name, {1} its first cell.
+    belongs: which runs are its. models, columns: the paper's, with their names. cells: of its runs; a cell
+    has `column`, the task or the score that it is of, and `variant`, where a row has several lines (another
+    way of decoding, another judge). seeds: of a complete cell. middle: median or mean. entry: a cell as a
+    number. more: columns after the numbers, and how an entry comes of a row's cells and runs. head, tail:
+    columns around the numbers. wanted: what a complete row has, where the columns are no tasks. status: of a
+    row of ours, by its cells and the usual words. first: rows that stand before others (None: in the order of
+    cells). part: of the paper's table. names: of the paper's rows, by ours. quoted: what else stands in the
+    paper's rows. compared: the variants that stand beside the paper. how, notes: what its notes say. tasks:
+    their names, where columns are no tasks. shows: for the dashboard. others, forgets: whether it has lines
+    of what others report, and a column of forgetting."""
 
     name: str
-    title: Callable[[str, pd.DataFrame], str]
     belongs: Callable[[pd.DataFrame], "pd.Series[bool]"]
+    title: str = ""
+    other: str = "{0}"
     models: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     cells: Callable[["Spec", View], pd.DataFrame] = lambda spec, view: view.cells(spec.seeds)
@@ -96,6 +101,8 @@ class Spec:
     notes: Callable[[str, pd.DataFrame, pd.DataFrame], Iterable[str]] = lambda model, runs, made: ()
     tasks: Mapping[str, str] = field(default_factory=dict)
     shows: tuple[str, ...] = ("best",)
+    others: bool = False
+    forgets: bool = False
 
     @property
     def by_task(self) -> bool:
@@ -107,12 +114,16 @@ class Spec:
         """Whether its rows are settings of one method."""
         return self.head[0] == "setting"
 
+    def digits(self, column: str) -> int:
+        """The decimals of a column."""
+        return self.decimals.get(column, 1)
+
 
 def of_paper(spec: Spec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
     made = spec.cells(spec, replace(view, runs=view.runs[spec.belongs(view.runs)]))
     if not spec.models:  # it has none
-        return made, beside.paper()[:0].assign(ran=False, same_size=True, word="", variant="")
+        return made, numbers()[:0].assign(ran=False, same_size=True, word="", variant="")
     return made, beside.beside(spec.name, made[made.variant.map(spec.compared).astype(bool)], spec.part)
 
 
@@ -129,21 +140,24 @@ def build(spec: Spec, view: View) -> list[Table]:
 
 
 class _Model:
-    """A table of one model. made: its cells. paper: the paper's numbers with them."""
+    """A table of one model. made: its cells. paper: the paper's numbers with them. ours: the cells of each
+    row of ours, one mapping for each of its lines. lines: those made so far: entries by the names of head,
+    more and tail, numbers by column, and the runs of a row of ours that it begins."""
 
     def __init__(self, spec: Spec, view: View, model: str, made: pd.DataFrame, paper: pd.DataFrame) -> None:
         self.spec, self.view, self.model, self.paper = spec, view, model, paper
         self.columns = self._tasks(made) if spec.by_task else dict(spec.columns)
         self.made = made[made.column.isin(self.columns)] if spec.by_task else made
         self.averaged = spec.name == "table2" and len(self.columns) == len(GLUE)
-        averages = beside.paper()[
-            lambda of: (of.model == model) & (of.table == spec.name) & (of.column == "avg")
-        ]
+        averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
-        self.ours, self.used = dict[str, list[dict[str, Cell]]](), set[str]()
+        self.ours, self.used = dict[str, list[Own]](), set[str]()
+        self.lines = list[tuple[dict[str, Entry], dict[str, Entry], pd.DataFrame]]()
         by = ["row", "variant"] if spec.by_task else ["row", "task", "variant"]
         for (row, *_), of in self.made.groupby(by, sort=False):
             self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
+        shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
+        self.theirs = others_of(model, shown, self._by_choice)
 
     def _tasks(self, made: pd.DataFrame) -> dict[str, str]:
         """Its tasks with their names: the paper's, and those that have run."""
@@ -160,55 +174,80 @@ class _Model:
     def table(self) -> Table:
         """The table, with its notes."""
         spec, view, model = self.spec, self.view, self.model
-        groups = self.paper.groupby(["method", "size"], sort=False)
-        lines = [line for _, group in groups for line in self._of_paper(group)]
+        for _, group in self.paper.groupby(["method", "size"], sort=False):
+            self._of_paper(group)
         rest = [row for row in self.ours if row not in self.used]
         if spec.first is not None:
             rest = sorted(rest, key=lambda row: (*(row != first for first in spec.first or ()), row))
-        lines += [line for row in rest for i, own in enumerate(self.ours[row]) for line in self._ours(own, i)]
-        header = [*spec.head, *self.columns.values(), *["Avg"] * self.averaged, *spec.more, *spec.tail]
+        for row in rest:
+            for i, own in enumerate(self.ours[row]):
+                self._ours(own, i)
         runs, cells = view.runs[view.runs.model == model], self.made.drop_duplicates(["row", "task"])
         tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
+        tasks = self.columns if spec.by_task else tasks
+        title = spec.title if model in spec.models else spec.other
+        title = title.format(spec.models.get(model, model), next(cells.itertuples(), None))
+        found = notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells))
+        if self.theirs.row.isin(self.paper.row).any():
+            found.append(NOTE)
+        added, lines = self._added(runs, tasks), list[list[Entry]]()
+        ends = [*spec.more, *(of.name for of in added), *spec.tail]
+        for about, of_columns, own in self.lines:
+            about |= {of.name: of.entry(own) for of in added if len(own)}
+            head, tail = ([about.get(name, "") for name in names] for names in (spec.head, ends))
+            lines.append([*head, *of_columns.values(), *tail])
         return Table(
-            spec.title(model, cells) + ("" if view.whose == "ours" else f" ({view.whose})"),
-            header,
+            title if view.whose == "ours" else f"{title} ({view.whose})",
+            [*spec.head, *self.columns.values(), *["Avg"] * self.averaged, *ends],
             lines,
-            notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells)),
+            [*found, *(note for of in added for note in of.notes)],
             model,
-            self.columns if spec.by_task else tasks,
+            tasks,
             spec.shows,
         )
 
-    def _line(self, numbers: Mapping[str, Entry], empty: Entry, **of: Entry) -> Line:
-        """A line: numbers by column, and its other entries by the names of theirs. empty: where it has no
-        number."""
-        columns = [*self.columns, *["avg"] * self.averaged]
-        head, tail = self.spec.head[1:], (*self.spec.more, *self.spec.tail)
-        return [
-            of.get("name", ""),
-            *(of.get(name, "") for name in head),
-            *(numbers.get(column, empty) for column in columns),
-            *(of.get(name, "") for name in tail),
-        ]
+    def _added(self, runs: pd.DataFrame, tasks: Mapping[str, str]) -> list[Column]:
+        """The columns beside the table's own. runs: all of its model."""
+        view, rows = self.view, [of for *_, of in self.lines if len(of)]
+        added = forgetting(in_cells(runs, self.made)) if self.spec.forgets else []
+        shown = {of.name for of in added}
+        added += [number_of(name, runs) for name in view.columns if name not in shown]
+        if view.against:
+            added += against(view.against, runs, rows)
+        if view.cost != "none" and "source" in self.spec.head:
+            added.append(score(view.cost, rows, tasks))
+        return added
+
+    def _line(
+        self, about: dict[str, Entry], numbers: Mapping[str, Entry], own: Any = None, empty: Entry = NONE
+    ) -> None:
+        """Adds a line. numbers: by column. empty: where it has none. own: the runs of a row of ours that it
+        begins."""
+        whole = {column: numbers.get(column, empty) for column in [*self.columns, *["avg"] * self.averaged]}
+        self.lines.append((about, whole, self.view.runs[:0] if own is None else own))
 
     # --- the paper's rows, and ours
 
-    def _of_paper(self, group: pd.DataFrame) -> list[Line]:
-        """The paper's row, ours, and the difference; ours twice where the paper's started from MNLI on some
-        tasks."""
+    def _of_paper(self, group: pd.DataFrame) -> None:
+        """The paper's row, what others report, ours, and the difference; ours twice where the paper's started
+        from MNLI on some tasks."""
         spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
         group = group[group.column.isin(self.columns)]
         numbers: dict[str, Entry] = {
             of.column: Number(
-                of.value, of.spread, decimals=self._decimals(of), mark="*" * (of.like != of.row)
+                of.value, of.spread, decimals=spec.digits(of.column), mark="*" * (of.like != of.row)
             )
             for of in group.itertuples()
         }
         if self.averaged:
             numbers["avg"] = Number(self.averages[first.method, first["size"]])
-        about = {"name": spec.names.get(first.row, first.method), "params": first["size"], **spec.quoted}
-        about |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted"}
-        lines = [self._line(numbers, NONE if spec.by_task else "", **about)]
+        about = {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
+        about |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted", **spec.quoted}
+        self._line(about, numbers, empty=NONE if spec.by_task else "")
+        theirs = self.theirs[self.theirs.row == first.row]
+        each, word = self.view.others == "all", verdict(theirs[theirs.same])
+        for _, of in theirs.groupby(["label", "sites"] if each else "row", sort=False):
+            self._line(*line(of, each))
         for like in dict.fromkeys([first.row, *group.like]):
             of = group[group.like == like]
             self.used.add(like)
@@ -218,8 +257,9 @@ class _Model:
                     own = {task: cell for task, cell in own.items() if task in {*of.task}}
                     plain = next(iter(self.ours.get(first.row, [])), {})
                     whole = {task: cell for task, cell in plain.items() if task not in {*of.task}} | own
-                lines += self._ours(own, i, of, group, whole) if own else []
-        return lines
+                if own:
+                    self._ours(own, i, of, group, whole, word)
+                    word = ""
 
     def _ours(
         self,
@@ -228,10 +268,11 @@ class _Model:
         like: pd.DataFrame | None = None,
         group: pd.DataFrame | None = None,
         whole: Own | None = None,
-    ) -> list[Line]:
+        word: str = "",
+    ) -> None:
         """Our row, and its difference to the paper's. again: how many lines the row has already. group: the
         paper's row that it stands below, and `like` its numbers that are compared with ours. whole: what its
-        average is over."""
+        average is over. word: what its status goes on with."""
         spec, view, first, whole = self.spec, self.view, next(iter(own.values())), whole or own
         those, of_row = self.paper[:0], [*(spec.columns if self.model in spec.models else self.columns)]
         if like is not None:
@@ -240,7 +281,7 @@ class _Model:
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
         words = dict(zip(those.column, those.word, strict=True))
         numbers = dict.fromkeys(wanted, "missing") | {
-            column: spec.entry(cell, spec.middle, self._decimals(cell), words.get(column, ""))
+            column: spec.entry(cell, spec.middle, spec.digits(column), words.get(column, ""))
             for column, cell in own.items()
         }
         if average := self._average(whole):
@@ -249,18 +290,22 @@ class _Model:
         if spec.ablation:
             label = "" if like is not None else spec.names[first.row]
         apart = f", {first.variant}" if first.variant and "judge" not in spec.more else ""
-        about: dict[str, Entry] = {"source": view.whose + apart, "status": self._status(own, those, wanted)}
-        about |= {} if again else {"name": label, "params": count(first)}
+        status = "; ".join(filter(None, [self._status(own, those, wanted), word]))
+        about: dict[str, Entry] = {"source": view.whose + apart, "status": status}
+        about |= {} if again else {spec.head[0]: label, "params": count(first)}
         runs = view.runs[view.runs.id.isin({run for cell in own.values() for run in cell.ids})]
         about |= {name: of(own, runs) for name, of in spec.more.items()}
+        self._line(about, numbers, None if again else runs)
         gaps = {
-            of.column: beside.gap(of, self._decimals(of)) for of in those.itertuples() if of.complete and of.n
+            of.column: beside.gap(of, spec.digits(of.column))
+            for of in those.itertuples()
+            if of.complete and of.n
         }
-        if not gaps or not those.same_size.all():
-            return [self._line(numbers, NONE, **about)]
-        if average and group is not None and (len(those) == len(group) or (those.like != those.row).all()):
-            gaps["avg"] = self._average_gap(average, group[group.ran])
-        return [self._line(numbers, NONE, **about), self._line(gaps, NONE, source="difference")]
+        if gaps and those.same_size.all():
+            whole_row = group is not None and len(those) == len(group)
+            if average and group is not None and (whole_row or (those.like != those.row).all()):
+                gaps["avg"] = self._average_gap(average, group[group.ran])
+            self._line({"source": "difference"}, gaps)
 
     def _status(self, own: Own, those: pd.DataFrame, wanted: Sequence[str]) -> str:
         """The words for a row of ours."""
@@ -275,8 +320,12 @@ class _Model:
             usual += f", {diverged} diverged"
         return spec.status(view, first, usual)
 
-    def _decimals(self, of: Any) -> int:
-        return self.spec.decimals.get(of.column, 1)
+    def _by_choice(self, epoch: str) -> dict[str, dict[str, Cell]]:
+        """Our cells by row and column, with the epoch chosen as a source of `others` chose it."""
+        spec, runs = self.spec, self.view.runs
+        view = replace(self.view, select=epoch or "paper", runs=runs[runs.model == self.model])
+        made = spec.cells(spec, view)
+        return by_row(made[made.variant.map(spec.compared).astype(bool)], "column")
 
     # --- table 2's average
 

@@ -15,15 +15,15 @@ computes beyond the base model, in FLOPs. Mm: the largest memory in training, in
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import pandas as pd
 
 from analysis.facts import TOKENS
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
-from analysis.render import NONE, Entry, Number, Row, Table
+from analysis.render import NONE, Entry, Number
 from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
@@ -31,34 +31,18 @@ FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "cou
 FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", "optimism"), "number")
 
 
-def row_runs(table: Table, row: Row, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs behind a row of ours; none for a row of the paper, and for one that belongs to the row above
-    it."""
-    # Tables 6 and 7 name a setting once, in the paper's row
-    named = row[0] != "" or table.header[0] == "setting"
-    whose = row[table.header.index("source")] if "source" in table.header else "ours"
-    ids = {run for entry in row if isinstance(entry, Number) for run in entry.ids}
-    return runs[runs.id.isin(ids)] if named and whose in ("ours", "published") else runs[:0]
+@dataclass(frozen=True)
+class Column:
+    """A column beside a table's own: its name, its entry of the runs of a row of ours, and what notes say."""
+
+    name: str
+    entry: Callable[[pd.DataFrame], Entry]
+    notes: Sequence[str] = ()
 
 
-def with_column(
-    table: Table,
-    runs: pd.DataFrame,
-    name: str,
-    entry: Callable[[pd.DataFrame], Entry],
-    notes: Iterable[str] = (),
-) -> Table:
-    """The table with one more column, before its status. entry: of the runs of a row of ours."""
-    at = len(table.header) - (table.header[-1] == "status")
-    of_rows = [row_runs(table, row, runs) for row in table.rows]
-    entries = [entry(of) if len(of) else "" for of in of_rows]
-    rows = [[*row[:at], of, *row[at:]] for row, of in zip(table.rows, entries, strict=True)]
-    header = [*table.header[:at], name, *table.header[at:]]
-    return replace(table, header=header, rows=rows, notes=[*table.notes, *notes])
-
-
-def with_numbers(table: Table, runs: pd.DataFrame, name: str) -> Table:
-    """The table with a number of `frame.runs`: of each row the median over its runs that did not diverge."""
+def number_of(name: str, runs: pd.DataFrame) -> Column:
+    """A number of `frame.runs`: of each row the median over its runs that did not diverge. runs: all of the
+    table's."""
     form = next((form for end, form in FORMS.items() if name.endswith(end)), "general")
     try:
         numbers = pd.to_numeric(runs[name])
@@ -69,31 +53,29 @@ def with_numbers(table: Table, runs: pd.DataFrame, name: str) -> Table:
         known = numbers[of.index[~of.diverged.astype(bool)]].dropna()
         return Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else NONE
 
-    return with_column(table, runs, name, entry)
+    return Column(name, entry)
 
 
 # --- against another row
 
 
-def with_against(table: Table, runs: pd.DataFrame, other: str) -> Table:
-    """The table with each row's mean difference to another row, over the seeds that both have, measured on
-    the same, with half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over
-    tasks (Welch). Positive: the row is better."""
+def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> list[Column]:
+    """Each row's mean difference to another row, over the seeds that both have, measured on the same, with
+    half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks (Welch).
+    Positive: the row is better. Where no row has one there is no column."""
     shown = reported(runs)
 
     def entry(of: pd.DataFrame) -> Entry:
-        row = of.row.iloc[0]
-        both = pairs(shown, row, other) if row != other else shown[:0]
-        both = both[both.id.isin(of.id)]
+        both = pairs(shown, of.row.iloc[0], other)
+        both = both[both.id.isin(of.id) & (both.row != other)]
         return mean_difference(both) if len(both) else NONE
 
     note = (
         f"against {other}: mean difference over the seeds that both have (positive: better), +- half of its"
         " 95% interval; over several tasks, the mean of theirs."
     )
-    made = with_column(table, runs, f"against {other}", entry, [note])
-    at = made.header.index(f"against {other}")
-    return made if any(isinstance(row[at], Number) for row in made.rows) else table
+    known = any(isinstance(entry(of), Number) for of in rows)
+    return [Column(f"against {other}", entry, [note])] if known else []
 
 
 def mean_difference(both: pd.DataFrame) -> Number:
@@ -113,21 +95,17 @@ def mean_difference(both: pd.DataFrame) -> Number:
 # --- forgetting
 
 
-def with_forgetting(table: Table, runs: pd.DataFrame) -> Table:
-    """The table with a column of forgetting; without runs that measured it, the table as it is. Another
-    text than that of most runs is not compared."""
-    shown = runs[runs.id.isin(table.ids) & runs.forgetting.notna()]
+def forgetting(runs: pd.DataFrame) -> list[Column]:
+    """Forgetting, where some of a table's runs measured it; on another text than most, it is not compared."""
+    shown = runs[runs.forgetting.notna()]
     if shown.empty:
-        return table
-    most = shown.forgetting_text.mode().iloc[0]
-    alike = shown[shown.forgetting_text == most]
+        return []
+    alike = shown[shown.forgetting_text == shown.forgetting_text.mode().iloc[0]]
 
     def entry(of: pd.DataFrame) -> Entry:
         known = alike[alike.id.isin(of.id)].forgetting
-        median, spread = float(known.median()), float(known.std())
-        return (
-            Number(median, spread, len(known), len(of), 3, sign=True, ids=(*of.id,)) if len(known) else NONE
-        )
+        median, spread, n = float(known.median()), float(known.std()), len(known)
+        return Number(median, spread, n, len(of), 3, sign=True, ids=tuple(of.id)) if n else NONE
 
     before, about = alike.forgetting_before.astype(float), alike.iloc[0]
     between = " to ".join(dict.fromkeys(f"{value:.3f}" for value in (before.min(), before.max())))
@@ -139,7 +117,7 @@ def with_forgetting(table: Table, runs: pd.DataFrame) -> Table:
     others = shown[~shown.row.isin(alike.row)].label
     if len(others):
         notes.append(f"forgetting on another text, not shown: {', '.join(dict.fromkeys(others))}.")
-    return with_column(table, runs, "forgetting", entry, notes)
+    return [Column("forgetting", entry, notes)]
 
 
 # --- cost score
@@ -182,19 +160,16 @@ def points_and_costs(runs: pd.DataFrame, tasks: Sequence[str]) -> tuple[float, C
     return statistics.fmean(points), costs
 
 
-def with_score(table: Table, runs: pd.DataFrame, which: str) -> Table:
-    """The table with a column of scores for its rows of ours. which: "paper", with PEFT-Bench's constants, or
-    "model", with those of the table's model: its parameters, two FLOPs for each of them and token, and the
-    largest memory of the table's rows. A table without a source column stays as it is."""
-    if "source" not in table.header:
-        return table
-    rows = [of for of in (row_runs(table, row, runs) for row in table.rows) if len(of)]
+def score(which: str, rows: Sequence[pd.DataFrame], names: Mapping[str, str]) -> Column:
+    """The cost score. which: "paper", with PEFT-Bench's constants, or "model", with those of the table's
+    model: its parameters, two FLOPs for each of them and token, and the largest memory of the table's rows.
+    rows: the runs of each row of ours. names: of tasks."""
     of_tasks = [{*of.task} for of in rows]
     tasks, constants = sorted(set.intersection(*of_tasks)) if of_tasks else [], PUBLISHED
     known = [found for of in rows if (found := points_and_costs(of, tasks))]
     if which == "model":
-        total = pd.to_numeric(pd.concat([runs[:0], *rows]).total_parameters).fillna(0).min() or math.inf
-        total = float(total) if total == total else math.inf
+        totals = [float(pd.to_numeric(of.total_parameters).fillna(0).min()) for of in rows]
+        total = min(totals, default=0.0) or math.inf
         memory = max((costs.memory for _, costs in known), default=math.inf)
         constants = Costs(total, 2 * TOKENS * total, memory)
 
@@ -202,13 +177,12 @@ def with_score(table: Table, runs: pd.DataFrame, which: str) -> Table:
         found = points_and_costs(of, tasks)
         return Number(pscp(*found, constants), ids=(*of[of.task.isin(tasks)].id,)) if found else NONE
 
+    why = "the metric is no percentage, memory or FLOPs are not known, or the rows share no task"
+    note = f"cost score: no row has one ({why})."
     if known:
-        on = ", ".join(table.tasks.get(task, task) for task in tasks)
+        on = ", ".join(names.get(task, task) for task in tasks)
         on += " (the tasks that every row here has)" if len(tasks) < len(set().union(*of_tasks)) else ""
         values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs and"
-        values += f" {constants.memory / 1e9:.3g} GB"
-        note = f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}."
-    else:
-        why = "the metric is no percentage, memory or FLOPs are not known, or the rows share no task"
-        note = f"cost score: no row has one ({why})."
-    return with_column(table, runs, "cost score", entry, [note])
+        note = f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}"
+        note += f" {constants.memory / 1e9:.3g} GB."
+    return Column("cost score", entry, [note])

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.frame import in_cells
 from analysis.paper import BENCHES, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, known
-from analysis.tables.build import Own, Spec, View, titled
+from analysis.tables.build import Own, Spec, View
 
 #: Rows of Alpaca-cleaned that table 13 trains on; table 4 takes all.
 TABLE_13_ROWS = 10000
@@ -136,11 +136,11 @@ def status(bench: str, view: View, first: Cell, usual: str) -> str:
 def judged(name: str, bench: str, models: dict[str, str]) -> Spec:
     """The spec of a table."""
     number, of = f"Table {name[5:]}", BENCHES[bench]
-    other = f"{number}'s protocol on {{}}, a model that the paper does not use: {of}"
     return Spec(
         name,
-        titled(number, LLAMAS, f"{number}, {{}}: {of}", other),
         partial(belongs, name, bench),
+        f"{number}, {{}}: {of}",
+        f"{number}'s protocol on {{}}, a model that the paper does not use: {of}",
         models,
         {"score": "score"},
         cells=partial(judged_cells, bench),
@@ -161,6 +161,8 @@ def judged(name: str, bench: str, models: dict[str, str]) -> Spec:
         notes=partial(notes, bench),
         tasks={"alpaca": "Alpaca"},
         shows=(),
+        others=name == "table4",
+        forgets=True,
     )
 
 

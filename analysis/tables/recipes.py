@@ -9,7 +9,7 @@ import yaml
 
 from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, recipes
 from analysis.render import Entry, Table
-from runs.record import CONF
+from runs.record import CONF, Ledger
 
 #: Keys of a recipe as tables call them.
 KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs"}
@@ -94,7 +94,7 @@ def _table11() -> Iterator[tuple[str, Columns, Printed, str]]:
             yield f"{label}, {NAMES[row]}: images", columns, printed, "AdamW. 10 training images a class."
 
 
-def recipe_tables(number: int) -> list[Table]:
+def recipe_tables(number: int, _: Ledger | None = None) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
     the last column says whether the paper prints the same."""
     tables = {8: _table8, 9: _table9, 10: _table10, 11: _table11}

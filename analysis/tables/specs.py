@@ -14,7 +14,7 @@ from analysis.frame import in_cells, reported_cells
 from analysis.notes import SELECTED
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, ROBERTA, SCORES, VIT
 from analysis.render import Cell, Entry, Number, Table, count, diverged, known, of_runs
-from analysis.tables.build import Own, Spec, View, build, titled
+from analysis.tables.build import Own, Spec, View, build
 from runs.record.text import plural
 
 
@@ -129,8 +129,8 @@ def of_rows(spec: Spec, view: View, made: pd.DataFrame) -> str:
 
 ROWS = Spec(
     "",
-    lambda model, made: str(made.model_label.iloc[0]),
     lambda runs: runs.model.notna(),
+    other="{1.model_label}",
     cells=rows_by_tasks,
     seeds=1,
     entry=counted,
@@ -154,17 +154,15 @@ def demo(view: View) -> list[Table]:
     asked = runs[["asked_train_rows", "asked_dev_rows"]].apply(tuple, axis=1) if len(runs) else runs.task
     sizes = sorted({*asked[runs.kind == "result"]})
     parts = [replace(view, runs=runs[(asked == size) | (runs.kind == "trial")]) for size in sizes]
-    spec = replace(DEMO, title=partial(_title, len(sizes) > 1))
+    other = "{1.task_label} ({1.model_label}, {1.over}{1.size}): dev {1.metric}"
+    spec = replace(DEMO, other=other if len(sizes) > 1 else other.replace("{1.size}", ""))
     return [table for part in parts for table in build(spec, part)]
 
 
-def _title(with_size: bool, model: str, made: pd.DataFrame) -> str:
-    """with_size: whether it has the number of rows, as there are tables of others."""
-    of, counts = made.iloc[0], {*made.runs}
-    one = made.complete.all() and len(counts) == 1
-    over = f"median of {plural(max(counts), 'seed')}" if one else "median over the seeds there are"
-    over += f", {_size(of)}" if with_size else ""
-    return f"{of.task_label} ({of.model_label}, {over}): dev {of.metric}"
+def _seeds(of: pd.DataFrame) -> str:
+    """What the medians of these cells are over."""
+    one = of.complete.all() and of.runs.nunique() == 1
+    return f"median of {plural(of.runs.iloc[0], 'seed')}" if one else "median over the seeds there are"
 
 
 def _size(cell: Cell) -> str:
@@ -190,6 +188,8 @@ def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
         head_bytes=4 * made.head_parameters,
         unknown=made.runs - made.n,
         less=-made["median"],
+        over=made.model.map({model: _seeds(of) for model, of in made.groupby("model")}),
+        size=[f", {_size(of)}" for of in made.itertuples()],
     ).sort_values(["unknown", "less"], kind="stable")
 
 
@@ -220,7 +220,6 @@ def with_nan(name: str) -> Callable[[Own, pd.DataFrame], Entry]:
 
 DEMO = Spec(
     "demo",
-    partial(_title, False),
     lambda runs: runs.model.notna(),
     cells=demo_cells,
     head=("method",),
@@ -250,14 +249,25 @@ def decoded(runs: pd.DataFrame) -> "pd.Series[bool]":
     return (runs.task == "e2e") & (texts | (runs.status == "diverged") | (runs.kind != "result"))
 
 
+#: The title of another model's table.
+OTHER = "{}'s protocol on {{}}, a model that the paper does not use"
 TABLE2 = Spec(
-    *("table2", titled("Table 2", ROBERTA, "Table 2, {}: GLUE dev sets"), lambda runs: runs.task.isin(GLUE)),
-    *(ROBERTA, GLUE),
+    "table2",
+    lambda runs: runs.task.isin(GLUE),
+    "Table 2, {}: GLUE dev sets",
+    OTHER.format("Table 2"),
+    ROBERTA,
+    GLUE,
     first=("full", "head", "bitfit", "lora", "vera"),
     notes=chosen_here,
+    others=True,
 )
 TABLE3 = Spec(
-    *("table3", titled("Table 3", GPT2, "Table 3, {}: E2E NLG"), decoded, GPT2),
+    "table3",
+    decoded,
+    "Table 3, {}: E2E NLG",
+    OTHER.format("Table 3"),
+    GPT2,
     {key: name for key, (name, _) in SCORES.items()},
     cells=scored,
     seeds=3,
@@ -270,25 +280,32 @@ TABLE3 = Spec(
     notes=chosen_here,
     tasks={"e2e": "E2E"},
     shows=KEYS,
+    others=True,
+    forgets=True,
 )
 TABLE5 = Spec(
     "table5",
-    titled("Table 5", VIT, "Table 5, {}: 10 training images a class"),
     lambda runs: runs.family == "images",
+    "Table 5, {}: 10 training images a class",
+    OTHER.format("Table 5"),
     VIT,
     IMAGES,
     first=("head", "full", "lora", "vera"),
     notes=chosen_here,
     shows=("last",),
+    others=True,
 )
 
 
 def _ablation(name: str, part: str, about: str, tasks: Sequence[str], names: dict[str, str]) -> Spec:
     """A part of table 6 or 7. names: of its settings, by our rows."""
-    models, title = {"roberta_large": ROBERTA["roberta_large"]}, f"Table {name[5:]}, {about}, {{}}"
+    title = f"Table {name[5:]}, {about}, {{}}"
     return Spec(
-        *(name, titled(name, models, title, title)),
-        *(lambda runs: runs.task.isin(GLUE) & runs.row.isin(names), models),
+        name,
+        lambda runs: runs.task.isin(GLUE) & runs.row.isin(names),
+        title,
+        title,
+        {"roberta_large": ROBERTA["roberta_large"]},
         {task: GLUE[task] for task in tasks},
         middle="mean",
         head=("setting", "source"),
@@ -304,11 +321,11 @@ MATRICES |= {"vera_uniform": "uniform [0, 0.1]"}
 INITIAL_D = {"vera": "0.1", "vera_d_init_1e-7": "1e-7", "vera_d_init_1": "1.0"}
 SHARED = {"vera": "shared A, B", "vera_unique": "unique A, B"}
 LLAMA_7B = {"llama_7b": LLAMAS["llama_7b"]}
-TWELVE = (", {}", "'s protocol on {}")
 TABLE12 = Spec(
     "table12",
-    titled("Table 12", LLAMA_7B, *(f"Table 12{of}: time and memory, rank 64" for of in TWELVE)),
     lambda runs: (runs.family == "instruct") & (runs["rank"] == 64),
+    "Table 12, {}: time and memory, rank 64",
+    "Table 12's protocol on {}: time and memory, rank 64",
     LLAMA_7B,
     {"minutes": "minutes", "s/step": "s/step", "tok/s": "tok/s", "gpu_gb": "GB"},
     cells=costs,

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.others import EPOCHS, NAMED, others, setting
-from analysis.paper import GLUE, SCORES, numbers
-from analysis.render import NONE, Cell, Entry, Number, Table
+from analysis.paper import GLUE, SCORES
+from analysis.render import Cell, Entry, Number
 from runs.record.text import plural
 
 #: From so many sources with the paper's target modules on, ours is within their range or outside it.
@@ -21,47 +22,28 @@ NOTE = (
 )
 
 
-def with_others(
-    table: Table, name: str, chosen: Callable[[str], Mapping[str, Mapping[str, Cell]]], each: bool = False
-) -> Table:
-    """The table with what others report below each row of the paper: one line, or one for each source.
+def others_of(
+    model: str, columns: Sequence[str], chosen: Callable[[str], Mapping[str, Mapping[str, Cell]]]
+) -> pd.DataFrame:
+    """What others report of a model in these columns, and `less`, ours less theirs: NaN where we have none,
+    or not of every seed. chosen: our cells by row and column, for a choice of the epoch."""
+    theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
+    by_epoch = {epoch: chosen(epoch) for epoch in theirs.epoch.unique()}
 
-    chosen: our cells by row and column, for a choice of the epoch. Where ENOUGH sources have the paper's
-    target modules, the status of our row goes on whether ours is within their range: neither above nor below
-    all of them, each by its own choice of the epoch."""
-    keys = {label: key for key, label in table.tasks.items()} | {"Avg": "avg", "score": "score"}
-    keys |= {label: key for key, (label, _) in SCORES.items()}
-    columns = [keys.get(label, "") for label in table.header[3:-1]]
-    of_size = {
-        (of.method, of.size): of.row for of in numbers() if (of.table, of.model) == (name, table.model)
-    }
-    theirs = others()[lambda of: (of.model == table.model) & of.column.isin(columns)]
-    theirs = theirs.assign(less=[_ours(chosen, of) - of.value for of in theirs.itertuples()])
-    rows, word = list[list[Entry]](), ""
-    for row in table.rows:
-        if word and isinstance(row[2], Number):  # ours, of the paper's row above
-            row, word = [*row[:-1], f"{row[-1]}; {word}"], ""
-        rows.append(row)
-        if str(row[1]).startswith("paper"):
-            of = theirs[theirs.row == of_size.get((str(row[0]), str(row[2])))]
-            word = _verdict(of[of.same])
-            lines = of.groupby(["label", "sites"] if each else "row", sort=False)
-            rows += [_line(part, columns, each) for _, part in lines]
-    notes = [*table.notes, NOTE] if len(rows) > len(table.rows) else table.notes
-    return replace(table, rows=rows, notes=notes)
+    def ours(of: Any) -> float:
+        cells = by_epoch[of.epoch].get(of.like, {})
+        wanted = GLUE if of.column == "avg" else [of.column]
+        if not all(column in cells and cells[column].complete for column in wanted):
+            return math.nan
+        middle = np.mean if of.statistic == "mean" else np.median
+        return float(np.mean([middle(cells[column].values) for column in wanted]))
+
+    return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
 
 
-def _ours(chosen: Callable[[str], Mapping[str, Mapping[str, Cell]]], of: Any) -> float:
-    """Our number beside a source's; NaN where we have none, or not of every seed."""
-    cells = chosen(of.epoch).get(of.like, {})
-    wanted = [cells.get(column) for column in (GLUE if of.column == "avg" else [of.column])]
-    if any(cell is None or not cell.complete for cell in wanted):
-        return math.nan
-    return sum(getattr(cell, "mean" if of.statistic == "mean" else "median") for cell in wanted) / len(wanted)
-
-
-def _verdict(of: pd.DataFrame) -> str:
-    """Such as "CoLA within what others report (62.8 to 67.0)"; "" with fewer sources or without ours."""
+def verdict(of: pd.DataFrame) -> str:
+    """Whether ours is within the range of ENOUGH sources with the paper's target modules, neither above nor
+    below all of them: "CoLA within what others report (62.8 to 67.0)"; "" with fewer, or without ours."""
     words = []
     for column, part in of.groupby("column", sort=False):
         if len(part) >= ENOUGH and part.less.notna().all():
@@ -70,14 +52,15 @@ def _verdict(of: pd.DataFrame) -> str:
     return ", ".join(words)
 
 
-def _line(of: pd.DataFrame, columns: Sequence[str], each: bool) -> list[Entry]:
-    """A line of one source, or of all."""
-    entries = {"": ""} | {column: _entry(part) for column, part in of.groupby("column")}
+def line(of: pd.DataFrame, each: bool) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """A line of one source (each), or of all: entries by the names of their columns, numbers by column."""
     first, epochs = of.to_dict("records")[0], ", ".join(dict.fromkeys(of.epoch.map(EPOCHS)))
-    seeds = " of ".join(filter(None, [first["statistic"], first["seeds"] and plural(first["seeds"], "seed")]))
-    status = "; ".join(filter(None, [setting(first), epochs, seeds])) if each else epochs
-    source, size = (first["label"], first["params"]) if each else ("others", "")
-    return ["", source, size, *(entries.get(column, NONE) for column in columns), status]
+    about: dict[str, Entry] = {"source": "others", "status": epochs}
+    if each:
+        seeds = [first["statistic"], first["seeds"] and plural(first["seeds"], "seed")]
+        status = "; ".join(filter(None, [setting(first), epochs, " of ".join(filter(None, seeds))]))
+        about = {"source": first["label"], "params": first["params"], "status": status}
+    return about, {column: _entry(part) for column, part in of.groupby("column")}
 
 
 def _entry(of: pd.DataFrame) -> Entry:

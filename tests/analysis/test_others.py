@@ -12,7 +12,7 @@ from analysis.results import of_others
 from analysis.tables.__main__ import main
 from runs.record import CONF, ROOT
 
-PAPER = {(of.model, of.row, of.column): of.value for of in numbers() if of.table in ("table2", "table5")}
+PAPER = numbers().query("table in ('table2', 'table5')").set_index(["model", "row", "column"]).value
 
 
 @pytest.mark.parametrize("source", SOURCES)

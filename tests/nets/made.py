@@ -2,10 +2,11 @@
 occurs."""
 
 import re
+from typing import Any
 
 from ledgers import COUNTS, record
 
-from analysis.paper import FROM_MNLI, SCORES, Printed, numbers
+from analysis.paper import FROM_MNLI, SCORES, numbers
 from nets.golden import short_hash
 from runs.record import Ledger
 
@@ -23,7 +24,7 @@ CASES = (
 PATTERN = (-1.0, 0.5, 0.0, -0.5, 1.0, 0.25)
 
 
-def size(number: Printed) -> int:
+def size(number: Any) -> int:
     """The trained parameters of the paper's row."""
     text = number.size.partition(" ")[0] or "0.061M"  # tables 6 and 7 have the size of table 2's LARGE
     for of in COUNTS:
@@ -36,8 +37,8 @@ def size(number: Printed) -> int:
 def made_ledger() -> Ledger:
     """Each cell of tables 2 to 7 and 13 by the next case; what one cell is, is so for its next task, too, so
     that rows of one kind are there. And rows that the paper does not have."""
-    cells = dict[tuple[str, ...], list[Printed]]()
-    for n in numbers():
+    cells = dict[tuple[str, ...], list[Any]]()
+    for n in numbers().itertuples():
         if n.task and n.table != "table12":
             row = (
                 f"{n.row}_mnli"
