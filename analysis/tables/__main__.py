@@ -6,7 +6,6 @@
     python -m analysis.tables task=mine                 the same of a task (model=, method=)
     python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
     python -m analysis.tables table2 select=crossfit save=true
-    python -m analysis.tables table2 cost=model         a column with one score of metric and cost
 
 Your own runs come first, also those that deviate from the recipe; below them, what the project has published
 (published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
@@ -45,7 +44,6 @@ class Settings(OfVariants):
         "paper", "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)"
     )
     seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
-    cost: Literal["none", "paper", "model"] = setting("none", "a cost score, with these constants")
     against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
     columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
     others: Literal["true", "all", "false"] = setting(
@@ -71,8 +69,6 @@ def main(arguments: list[str]) -> int:
     for key in ("against", "columns"):
         if getattr(settings, key) and name in WITHOUT_RECORDS:
             raise UserError(f"{key}={getattr(settings, key)}: {name} has no runs")
-    if settings.cost != "none" and name in (*WITHOUT_RECORDS, "demo"):
-        raise UserError(f"cost={settings.cost}: {name} has no row with a cost score")
     if name in WITHOUT_RECORDS and settings.chooses:
         raise UserError(
             f"{name} has no records: model=, task=, method=, seed= and sweep= choose nothing in it"
@@ -94,7 +90,7 @@ def main(arguments: list[str]) -> int:
         against=row_name(settings.against) if settings.against else None,
         every=settings.all,
         every_own=bool(settings.sweep),
-        **{key: getattr(settings, key) for key in ("select", "seeds", "cost", "others")},
+        **{key: getattr(settings, key) for key in ("select", "seeds", "others")},
     )
     if not tables:
         raise _nothing(name, ledger, settings)

@@ -13,7 +13,7 @@ from analysis.frame import by_row, cells, in_cells
 from analysis.notes import SELECTED, notes
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
-from analysis.tables.columns import Column, against, forgetting, number_of, score
+from analysis.tables.columns import Column, against, forgetting, number_of
 from analysis.tables.theirs import NOTE, line, others_of, verdict
 
 #: A row's cells by column.
@@ -27,8 +27,7 @@ class View:
     select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell (None: the table's).
     tasks, models: those that are shown (empty: all). whose: whose runs these are. others: what independent
     groups report below a row of the paper (true: a line; all: a line each). columns: further numbers of
-    `frame.runs`. against: a row to which each row's difference is a column. cost: a column with the cost
-    score, by the constants of its paper, or of the table's model."""
+    `frame.runs`. against: a row to which each row's difference is a column."""
 
     runs: pd.DataFrame
     select: str = "paper"
@@ -39,7 +38,6 @@ class View:
     others: str = "false"
     columns: Sequence[str] = ()
     against: str | None = None
-    cost: str = "none"
 
     def cells(self, seeds: int, value: str = "", column: str = "") -> pd.DataFrame:
         """The cells of its runs, with their column. seeds: of a complete one, unless others are asked for.
@@ -190,7 +188,7 @@ class _Model:
         found = notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells))
         if self.theirs.row.isin(self.paper.row).any():
             found.append(NOTE)
-        added, lines = self._added(runs, tasks), list[list[Entry]]()
+        added, lines = self._added(runs), list[list[Entry]]()
         ends = [*spec.more, *(of.name for of in added), *spec.tail]
         for about, of_columns, own in self.lines:
             about |= {of.name: of.entry(own) for of in added if len(own)}
@@ -206,16 +204,14 @@ class _Model:
             spec.shows,
         )
 
-    def _added(self, runs: pd.DataFrame, tasks: Mapping[str, str]) -> list[Column]:
+    def _added(self, runs: pd.DataFrame) -> list[Column]:
         """The columns beside the table's own. runs: all of its model."""
-        view, rows = self.view, [of for *_, of in self.lines if len(of)]
+        view = self.view
         added = forgetting(in_cells(runs, self.made)) if self.spec.forgets else []
         shown = {of.name for of in added}
         added += [number_of(name, runs) for name in view.columns if name not in shown]
         if view.against:
-            added += against(view.against, runs, rows)
-        if view.cost != "none" and "source" in self.spec.head:
-            added.append(score(view.cost, rows, tasks))
+            added += against(view.against, runs, [of for *_, of in self.lines if len(of)])
         return added
 
     def _line(

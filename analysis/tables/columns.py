@@ -1,26 +1,13 @@
 """Columns that any table with rows of ours can have beside its own: a number of `frame.runs` over the row's
-runs (its median), the difference to another row, forgetting, and the cost score. A column is a function from
-the runs of a row to its entry.
-
-forgetting: the cross-entropy on a fixed text after training less that of the base model, in nats a token.
-
-cost score: PEFT-Bench's PSCP (Belanec et al., arXiv 2511.21285, equation 3; the published constants and
-table 3 by kinit-sk/PEFT-Factory, scripts/peftfactory/cal_psqp.py at 45de8ee).
-
-    PSCP = P / ((1 + Mp / Cp) (1 + Mf / Cf) (1 + Mm / Cm))
-
-P: the metric in points. Mp: trained parameters. Mf: what a forward pass over one text of 512 tokens
-computes beyond the base model, in FLOPs. Mm: the largest memory in training, in bytes. Every exponent is
-1."""
+runs (its median), the difference to another row, and forgetting, the cross-entropy on a fixed text after
+training less that of the base model, in nats a token."""
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.facts import TOKENS
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
 from analysis.render import NONE, Entry, Number
@@ -118,71 +105,3 @@ def forgetting(runs: pd.DataFrame) -> list[Column]:
     if len(others):
         notes.append(f"forgetting on another text, not shown: {', '.join(dict.fromkeys(others))}.")
     return [Column("forgetting", entry, notes)]
-
-
-# --- cost score
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Trained parameters, FLOPs and bytes: of a row, or the constants that they are divided by."""
-
-    parameters: float
-    flops: float
-    memory: float
-
-
-#: PEFT-Bench's constants, for Llama 3 8B: near full fine-tuning, and the memory of an H100 NVL.
-PUBLISHED = Costs(5e8, 10e12, 94e9)
-
-
-def pscp(points: float, costs: Costs, constants: Costs) -> float:
-    """The score; see the module."""
-    both = zip(astuple(costs), astuple(constants), strict=True)
-    return points / math.prod(1 + cost / constant for cost, constant in both)
-
-
-def points_and_costs(runs: pd.DataFrame, tasks: Sequence[str]) -> tuple[float, Costs] | None:
-    """A row's points and costs over these tasks, means of medians over seeds; None where one is not known,
-    or the metric is not in points of which more is better."""
-    found = list[tuple[float, float, float]]()
-    for task in tasks:
-        of = reported(runs[runs.task == task])
-        sizes = pd.to_numeric(of[of.status == "done"].peak_memory_bytes)
-        known = not of.less.any() and of.number.notna().all() and of.added_flops.notna().all()
-        if sizes.empty or not known or not (sizes > 0).all():
-            return None
-        found.append((float(of.number.median()), float(sizes.median()), float(of.added_flops.iloc[0])))
-    if not found:
-        return None
-    points, memory, flops = zip(*found, strict=True)
-    costs = Costs(float(runs.parameters.max()), max(flops), statistics.fmean(memory))
-    return statistics.fmean(points), costs
-
-
-def score(which: str, rows: Sequence[pd.DataFrame], names: Mapping[str, str]) -> Column:
-    """The cost score. which: "paper", with PEFT-Bench's constants, or "model", with those of the table's
-    model: its parameters, two FLOPs for each of them and token, and the largest memory of the table's rows.
-    rows: the runs of each row of ours. names: of tasks."""
-    of_tasks = [{*of.task} for of in rows]
-    tasks, constants = sorted(set.intersection(*of_tasks)) if of_tasks else [], PUBLISHED
-    known = [found for of in rows if (found := points_and_costs(of, tasks))]
-    if which == "model":
-        totals = [float(pd.to_numeric(of.total_parameters).fillna(0).min()) for of in rows]
-        total = min(totals, default=0.0) or math.inf
-        memory = max((costs.memory for _, costs in known), default=math.inf)
-        constants = Costs(total, 2 * TOKENS * total, memory)
-
-    def entry(of: pd.DataFrame) -> Entry:
-        found = points_and_costs(of, tasks)
-        return Number(pscp(*found, constants), ids=(*of[of.task.isin(tasks)].id,)) if found else NONE
-
-    why = "the metric is no percentage, memory or FLOPs are not known, or the rows share no task"
-    note = f"cost score: no row has one ({why})."
-    if known:
-        on = ", ".join(names.get(task, task) for task in tasks)
-        on += " (the tasks that every row here has)" if len(tasks) < len(set().union(*of_tasks)) else ""
-        values = f"{constants.parameters:.3g} parameters, {constants.flops:.3g} FLOPs and"
-        note = f"cost score: PSCP of PEFT-Bench over {on}; its constants are {values}"
-        note += f" {constants.memory / 1e9:.3g} GB."
-    return Column("cost score", entry, [note])

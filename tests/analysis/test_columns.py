@@ -1,12 +1,11 @@
-"""Columns beside a table's own: the cost score (PEFT-Bench's printed table from its numbers, and by hand),
-and forgetting."""
+"""Columns beside a table's own: what inference costs more, the difference to another row, and forgetting."""
 
 import math
 import re
 import statistics
 
 import pytest
-from ledgers import ledger, of_metric, record, seeds
+from ledgers import ledger, record, seeds
 from running import ROOT
 from scipy import stats
 
@@ -14,94 +13,8 @@ from analysis import tables
 from analysis.facts import PEFT_STAYS, added_flops
 from analysis.frame import runs
 from analysis.tables.__main__ import main
-from analysis.tables.columns import PUBLISHED, Costs, pscp
 from runs.errors import UserError
 from runs.record import write_record
-
-#: Table 3 of PEFT-Bench: the mean metric, parameters, TFLOPs beyond the base model's and GB, and the PSCP.
-PRINTED = {
-    "IA3": (74.7, 196_608, 8.69 - 8.38, 28.41, 55.62),
-    "Prompt Tuning": (50.0, 409_600, 10.05 - 8.38, 42.47, 29.49),
-    "Prefix Tuning": (45.9, 34_177_536, 8.39 - 8.38, 27.61, 33.18),
-    "P-Tuning": (51.7, 53_130_752, 10.06 - 8.38, 34.53, 29.26),
-    "LoRA": (80.1, 14_680_064, 0.0, 27.75, 60.08),
-    "LNTuning": (77.8, 266_240, 0.0, 27.43, 60.19),
-}
-
-
-@pytest.mark.parametrize("method", PRINTED)
-def test_the_papers_table_comes_of_its_numbers(method):
-    points, parameters, tera, giga, printed = PRINTED[method]
-    assert pscp(points, Costs(parameters, tera * 1e12, giga * 1e9), PUBLISHED) == pytest.approx(
-        printed, abs=0.006
-    )
-
-
-def of_kind(row, kind, parameters, memory, bests=(0.8, 0.82, 0.81, 0.8, 0.8), **changes):
-    found = seeds(row, bests=bests, model="minilm", **changes)
-    for one in found:
-        one["config"]["method"] = {"kind": kind, "rank": 8}
-        one["parameters"] |= {"adapter": parameters, "total": 20_000_000 + parameters}
-        one["cost"]["peak_memory_bytes"] = memory
-    return found
-
-
-def column(table):
-    at = table.header.index("cost score")
-    return {row[0]: row[at] for row in table.texts if row[0]}
-
-
-ROWS = [
-    *of_kind("vera", "vera", 7_680, 10**9),
-    *of_kind("adapter_p", "adapter", 76_128, 2 * 10**9, bests=(0.9, 0.9, 0.8)),
-    *of_kind("vera", "vera", 7_680, 3 * 10**9, bests=(0.7, 0.7, 0.7, 0.7, 0.7), task="mrpc"),
-]
-
-
-def scored(records, cost="paper", name="table2"):
-    """The table of MiniLM with its cost scores."""
-    return next(t for t in tables.make(name, records, cost=cost) if t.model == "minilm")
-
-
-def test_a_table_has_it_over_the_tasks_that_all_rows_have():
-    table = scored(ledger(*ROWS))
-    assert table.header[-2:] == ["cost score", "status"]
-    vera = 80.0 / ((1 + 7_680 / 5e8) * (1 + 1 / 94))
-    adapter = 90.0 / ((1 + 76_128 / 5e8) * (1 + 2 * 512 * 76_128 / 10e12) * (1 + 2 / 94))
-    assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
-    told = "PSCP of PEFT-Bench over RTE (the tasks that every row here has); its constants are 5e+08"
-    assert f"cost score: {told}" in table.notes[-1]
-    (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
-    assert set(row[table.header.index("cost score")].ids) == {r["id"] for r in ROWS[:5]}
-    published = ledger(*ROWS)
-    published.origin.update(dict.fromkeys(published.origin, "study"))
-    assert column(scored(published)) == column(table)
-    assert "cost score" not in scored(published, "none").header
-
-
-def test_the_constants_of_the_model_and_the_means_over_several_tasks():
-    table, total = scored(ledger(*ROWS), "model"), 20_000_000 + 7_680
-    vera = 80.0 / ((1 + 7_680 / total) * (1 + 1 / 2))
-    adapter = 90.0 / ((1 + 76_128 / total) * (1 + 76_128 / total) * (1 + 1))
-    assert column(table) == {"VeRA r=1024": f"{vera:.1f}", "adapter_p": f"{adapter:.1f}"}
-    assert table.notes[-1].endswith("and 2 GB.")
-    table = scored(ledger(*(r for r in ROWS if r["cell"]["row"] == "vera")))
-    wanted = statistics.fmean([80.0, 70.0]) / ((1 + 7_680 / 5e8) * (1 + 2 / 94))
-    assert column(table)["VeRA r=1024"] == f"{wanted:.1f}"
-    assert "over MRPC, RTE;" in table.notes[-1]
-
-
-def test_a_row_of_ours_below_the_papers_has_one_too():
-    """Tables 6 and 7 name a setting once, in the paper's row."""
-    made = [r for row in ("vera", "vera_only_d") for r in seeds(row, model="roberta_large")]
-    for one in made:
-        one["parameters"] |= {"total": 355_000_000}
-        one["config"]["method"] |= {"kind": "vera"}
-    (table,) = (t for t in tables.make("table6", ledger(*made), cost="paper") if "scaling" in t.title)
-    at = table.header.index("cost score")
-    ours = [row[at] for row in table.texts if row[1] == "ours"]
-    assert len(ours) == 2
-    assert all(float(score) > 70 for score in ours)
 
 
 @pytest.mark.parametrize(
@@ -134,33 +47,6 @@ def test_classes_of_peft_merge_as_the_page_of_methods_says():
     letters = dict(re.findall(r"^\| (\w+Config) +\| \S+ +\| (\S+)", page, re.M))  # on RoBERTa
     assert len(letters) > 40
     assert {name for name, of in letters.items() if of[0] == "T" and of[1] != "M"} == PEFT_STAYS
-
-
-def test_what_is_not_known_is_a_dash():
-    rows = of_kind("vera", "vera", 7_680, 10**9)
-    rows += of_kind("mine", "my_own", 100, 10**9) + of_kind("lora", "lora", 73_728, None)
-    for one in rows[-5:]:
-        del one["cost"]["peak_memory_bytes"]
-    found = column(scored(ledger(*rows)))
-    assert (found["mine"], found["LoRA r=8"]) == ("-", "-")
-    assert found["VeRA r=1024"] not in ("-", "")
-
-
-def test_a_perplexity_has_none_and_the_note_says_so():
-    one = record("vera", "alpaca", values=[5.0], model="smollm2")
-    one["config"]["task"]["family"] = "instruct"
-    one["result"] |= of_metric("perplexity")
-    (table,) = tables.make("", ledger(one), cost="model")
-    assert column(table) == {"VeRA r=1024": "-"}
-    assert table.notes[-1].startswith("cost score: no row has one (the metric is no percentage")
-
-
-@pytest.mark.parametrize("name", ["table1", "table8", "demo"])
-def test_a_table_without_it_is_refused_in_one_line(name, tmp_path):
-    with pytest.raises(UserError, match=f"^cost=model: {name} has no row with a cost score$"):
-        main([name, "cost=model", f"output={tmp_path}"])
-    with pytest.raises(UserError, match=r"^cost=true: should be one of none, paper, model"):
-        main(["table2", "cost=true", f"output={tmp_path}"])
 
 
 # --- against another row
