@@ -140,22 +140,11 @@ def score(key: str) -> Callable[[Record], float]:
     return lambda record: math.nan if (score := text_score(record, key)) is None else score
 
 
-def cost(*keys: str) -> Callable[[Record], float | None]:
-    def number(record: Record) -> float | None:
-        known = [record["cost"][key] for key in keys if record["cost"].get(key) is not None]
-        return float(sum(known)) if known else None
-
-    return number
-
-
-def at(*path: str) -> Callable[[Record], Any]:
-    def value(record: Record) -> Any:
-        part: Any = record
-        for key in path:
-            part = (part or {}).get(key)
-        return part
-
-    return value
+def seconds(record: Record) -> float | None:
+    """Of training, evaluation and decoding."""
+    keys = ("train_seconds", "evaluate_seconds", "decode_seconds")
+    known = [record["cost"][key] for key in keys if record["cost"].get(key) is not None]
+    return float(sum(known)) if known else None
 
 
 def one_draw(record: Record) -> bool:
@@ -166,83 +155,66 @@ def one_draw(record: Record) -> bool:
 
 # --- the columns of `frame.runs`
 
-SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
-#: The columns of `runs`: how each comes from a record, and what `cells` makes of it: its first value, its
-#: median over the runs that did not diverge, or nothing (""). A failed run has those of NAMES alone.
-NAMES: dict[str, tuple[Callable[[Record], Any], str]] = {
+#: How a column comes from a record, and what `cells` makes of it: its first value, its median over the runs
+#: that did not diverge, or nothing ("").
+Columns = dict[str, tuple[Callable[[Record], Any], str]]
+
+
+def at(path: str) -> Callable[[Record], Any]:
+    """The value of a record at a path, such as cost.train_seconds; None where it has none."""
+
+    def value(record: Record) -> Any:
+        part: Any = record
+        for key in path.split("."):
+            part = (part or {}).get(key)
+        return part
+
+    return value
+
+
+def values(how: str, **paths: str) -> Columns:
+    """Columns that are values of a record, by their paths there."""
+    return {name: (at(path), how) for name, path in paths.items()}
+
+
+#: The columns that a failed run has, too.
+NAMES: Columns = {
     "id": (at("id"), ""),
     "status": (at("status"), ""),
     "kind": (kind_of, ""),
-    "model": (at("cell", "model"), ""),
+    "model": (at("cell.model"), ""),
     "row": (row_of, ""),
-    "task": (at("cell", "task"), ""),
-    "seed": (at("cell", "seed"), ""),
     "label": (label_of, "first"),
-    "model_label": (at("label", "model"), "first"),
-    "task_label": (at("label", "task"), "first"),
-    "method": (at("config", "method", "kind"), "first"),
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
-    "conf_row": (at("cell", "row"), "first"),
-    "family": (at("config", "task", "family"), "first"),
-    "preset": (at("cell", "paper"), ""),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
-    "epochs": (at("config", "train", "epochs"), "first"),
-    "lr": (at("config", "train", "lr"), "first"),
-    "lr_head": (at("config", "train", "lr_head"), "first"),
-    "error": (at("error"), ""),
 }
-NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
-    "metric": (at("result", "metric"), "first"),
-    "higher_is_better": (at("result", "higher_is_better"), "first"),
-    "scale": (at("result", "scale"), "first"),
+NAMES |= values("", task="cell.task", seed="cell.seed", preset="cell.paper", error="error")
+NAMES |= values("first", model_label="label.model", task_label="label.task", conf_row="cell.row")
+NAMES |= values("first", method="config.method.kind", family="config.task.family")
+NAMES |= values("first", epochs="config.train.epochs", lr="config.train.lr", lr_head="config.train.lr_head")
+
+SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+NUMBERS: Columns = {
     "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
     "reported": (reported_epoch, "first"),
     "value": (metric(None), ""),
     "best": (metric("best"), ""),
     "last": (metric("last"), ""),
-    "best_epoch": (
-        lambda record: (record["result"].get("protocols") or {}).get("paper", {}).get("best_epoch"),
-        "",
-    ),
     "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
     "crossfit": (crossfit, ""),
     "half": (metric("best", "half"), ""),
     "optimism": (optimism, ""),
     **{key: (score(key), "") for key in SCORES},
     "forgetting": (forgetting, ""),
-    "forgetting_before": (at("result", "forgetting", "before"), ""),
-    "forgetting_name": (at("result", "forgetting", "text"), ""),
-    "forgetting_text": (at("result", "forgetting", "sha256"), ""),
-    "forgetting_tokens": (at("result", "forgetting", "tokens"), ""),
     "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words
-    "parameters": (at("parameters", "adapter"), "first"),
-    "head_parameters": (at("parameters", "head"), "first"),
-    "total_parameters": (at("parameters", "total"), "first"),
-    "train_rows": (at("data", "train_rows"), "first"),
-    "dev_rows": (at("data", "dev_rows"), "first"),
-    "data": (at("data", "content"), "first"),
     "part_of_data": (part_of_data, ""),
-    "shots": (at("config", "task", "shots"), "first"),
     "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
-    "rank": (at("config", "method", "rank"), "first"),
-    "alpha": (at("config", "method", "alpha"), "first"),
     "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
     "judged": (lambda record: record.get("judged") or [], ""),
-    "template": (at("config", "task", "template"), ""),
-    "seconds": (cost("train_seconds", "evaluate_seconds", "decode_seconds"), "median"),
-    **{
-        key: (cost(key), "median")
-        for key in ("train_seconds", "evaluate_seconds", "decode_seconds", "tokens_per_second")
-    },
-    "peak_memory_bytes": (cost("peak_memory_bytes"), "median"),
-    "adapter_bytes": (cost("adapter_bytes"), "median"),
-    "steps": (at("steps"), "first"),
-    "device": (at("device", "name"), "first"),
-    "device_type": (at("device", "type"), "first"),
-    "threads": (at("determinism", "threads"), ""),
+    "seconds": (seconds, "median"),
     "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": (lambda record: tuple(record["deviations"]), ""),
     "protocol": (protocol, "first"),
@@ -251,3 +223,17 @@ NUMBERS: dict[str, tuple[Callable[[Record], Any], str]] = {
     "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
     "one_draw": (one_draw, "first"),
 }
+NUMBERS |= values("first", metric="result.metric", higher_is_better="result.higher_is_better")
+NUMBERS |= values("first", scale="result.scale", data="data.content", steps="steps")
+NUMBERS |= values("first", train_rows="data.train_rows", dev_rows="data.dev_rows", shots="config.task.shots")
+NUMBERS |= values("first", parameters="parameters.adapter", head_parameters="parameters.head")
+NUMBERS |= values("first", total_parameters="parameters.total", rank="config.method.rank")
+NUMBERS |= values("first", alpha="config.method.alpha", device="device.name", device_type="device.type")
+NUMBERS |= values("median", train_seconds="cost.train_seconds", evaluate_seconds="cost.evaluate_seconds")
+NUMBERS |= values("median", decode_seconds="cost.decode_seconds", peak_memory_bytes="cost.peak_memory_bytes")
+NUMBERS |= values("median", tokens_per_second="cost.tokens_per_second", adapter_bytes="cost.adapter_bytes")
+NUMBERS |= values("", threads="determinism.threads", template="config.task.template")
+NUMBERS |= values("", best_epoch="result.protocols.paper.best_epoch")
+NUMBERS |= values("", forgetting_name="result.forgetting.text", forgetting_text="result.forgetting.sha256")
+NUMBERS |= values("", forgetting_before="result.forgetting.before")
+NUMBERS |= values("", forgetting_tokens="result.forgetting.tokens")

@@ -155,33 +155,22 @@ class Table:
 
     def tidy(self) -> pd.DataFrame:
         """A row for each of its numbers, and for each text that is not a name."""
-        lines, name, tasks = [], "", {label: task for task, label in self.tasks.items()}
-        names = [i for i, column in enumerate(self.header) if i == 0 or column in ("source", "status")]
+        lines, name, tasks = list[dict[str, Any]](), "", {label: task for task, label in self.tasks.items()}
         for number, row in enumerate(self.rows, 1):
             name = str(row[0]) or name
+            of_row = dict(zip(self.header, row, strict=True))
             about = {"table": self.title, "model": self.model, "line": number, "row": name}
-            about |= {"source": self._of(row, "source")}
-            for column, entry in zip(self.header, row, strict=True):
-                if self.header.index(column) in names or entry in ("", NONE):
+            about |= {key: str(of_row.get(key, "")) for key in ("source", "status")}
+            for column, entry in [*zip(self.header, row, strict=True)][1:]:
+                if column in ("source", "status") or entry in ("", NONE):
                     continue
-                line = about | {
-                    "column": column,
-                    "task": tasks.get(column, ""),
-                    "status": self._of(row, "status"),
-                }
+                line = about | {"column": column, "task": tasks.get(column, "")}
                 if isinstance(entry, Number):
-                    line |= {
-                        key: getattr(entry, key)
-                        for key in ("value", "spread", "high", "n", "wanted", "verdict")
-                    }
-                    line |= {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
+                    line |= vars(entry) | {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
                 else:
-                    line |= {"text": str(entry)}
+                    line["text"] = str(entry)
                 lines.append(line)
         return pd.DataFrame(lines, columns=TIDY)
-
-    def _of(self, row: Row, column: str) -> str:
-        return str(row[self.header.index(column)]) if column in self.header else ""
 
 
 #: The columns of CSV.

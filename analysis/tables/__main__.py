@@ -66,13 +66,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
         )
-    for key in ("against", "columns"):
-        if getattr(settings, key) and name in WITHOUT_RECORDS:
-            raise UserError(f"{key}={getattr(settings, key)}: {name} has no runs")
-    if name in WITHOUT_RECORDS and settings.chooses:
-        raise UserError(
-            f"{name} has no records: model=, task=, method=, seed= and sweep= choose nothing in it"
-        )
+    if name in WITHOUT_RECORDS and (settings.chooses or settings.against or settings.columns):
+        keys = "model=, task=, method=, seed=, sweep=, against= and columns="
+        raise UserError(f"{name} has no records: {keys} choose nothing in it")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
@@ -87,10 +83,12 @@ def main(arguments: list[str]) -> int:
         models=words(settings.model),
         tasks=words(settings.task),
         columns=columns,
-        against=row_name(settings.against) if settings.against else None,
+        against=row_name(settings.against or "") or None,
         every=settings.all,
         every_own=bool(settings.sweep),
-        **{key: getattr(settings, key) for key in ("select", "seeds", "others")},
+        select=settings.select,
+        seeds=settings.seeds,
+        others=settings.others,
     )
     if not tables:
         raise _nothing(name, ledger, settings)

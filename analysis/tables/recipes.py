@@ -1,5 +1,6 @@
 """Tables 8 to 11: the recipes of conf/recipe, beside those that the paper prints."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -49,47 +50,38 @@ def recipe(row: str, model: str, task: str, key: str) -> Any:
         return value
 
 
-def _of(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: values[key] for key in keys if key in values}
-
-
-def _table8() -> Iterator[tuple[str, Columns, Printed, str]]:
-    common = recipes()["glue"]["common"]
-    for model, label in ROBERTA.items():
-        papers = recipes()["glue"]["vera"][model.replace("_", "-")]
-        printed = _of(papers, "rank") | {"effective_batch": papers["batch"]}
-        printed |= _of(papers, "max_length", "epochs", "lr", "lr_head")
-        printed |= _of(common, "warmup_ratio", "schedule") | {"weight_decay": None}
-        columns = {name: ("vera", model, task) for task, name in GLUE.items()}
-        yield f"{label}: VeRA on GLUE", columns, printed, "AdamW."
-
-
-def _table9() -> Iterator[tuple[str, Columns, Printed, str]]:
-    papers, common = recipes()["instruct"], recipes()["instruct"]["common"]
-    printed = {key: [papers[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
-    printed |= {"effective_batch": common["batch"] * common["accumulation"]}
-    printed |= _of(common, "epochs", "warmup_ratio", "schedule") | {"max_length": None}
-    note = f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
-    for model, label in LLAMAS.items():
-        columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
-        yield f"{label}: instruction tuning", columns, printed, note
-
-
-def _table10() -> Iterator[tuple[str, Columns, Printed, str]]:
-    papers, common = recipes()["e2e"]["vera"], recipes()["e2e"]["common"]
-    columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
-    printed = {key: [papers[f"gpt2-{size}"][key] for size in columns] for key in ("rank", "lr")}
-    printed |= {"effective_batch": common["batch"]}
-    printed |= _of(common, "epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
-    yield ": VeRA on E2E with GPT-2", columns, printed, "AdamW."
-
-
-def _table11() -> Iterator[tuple[str, Columns, Printed, str]]:
-    for model, label in VIT.items():
-        for row in ("head", "full", "lora", "vera"):
-            printed = _of(recipes()["images"][model.replace("_", "-")][row], "rank", "lr", "lr_head")
-            printed |= _of(recipes()["images"]["common"], "epochs", "schedule", "weight_decay")
-            printed |= {"effective_batch": None, "warmup_ratio": None}
+def _parts(number: int) -> Iterator[tuple[str, Columns, Printed, str]]:
+    """The tables of a number: what each is about, its columns, what the paper prints, and a note."""
+    of = recipes()[{8: "glue", 9: "instruct", 10: "e2e", 11: "images"}[number]]
+    common: dict[str, Any] = of["common"]
+    if number == 8:
+        common = {key: common[key] for key in ("warmup_ratio", "schedule")} | {"weight_decay": None}
+        for model, label in ROBERTA.items():
+            papers = dict(of["vera"][model.replace("_", "-")])
+            papers["effective_batch"] = papers["batch"]
+            keys = ("rank", "effective_batch", "max_length", "epochs", "lr", "lr_head")
+            columns = {name: ("vera", model, task) for task, name in GLUE.items()}
+            yield f"{label}: VeRA on GLUE", columns, {key: papers[key] for key in keys} | common, "AdamW."
+    elif number == 9:
+        printed = {key: [of[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
+        printed |= {"effective_batch": common["batch"] * common["accumulation"]}
+        printed |= {key: common[key] for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": None}
+        note = f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
+        for model, label in LLAMAS.items():
+            columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
+            yield f"{label}: instruction tuning", columns, printed, note
+    elif number == 10:
+        columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
+        printed = {key: [of["vera"][f"gpt2-{size}"][key] for size in columns] for key in ("rank", "lr")}
+        keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
+        printed |= {"effective_batch": common["batch"]} | {key: common[key] for key in keys}
+        yield ": VeRA on E2E with GPT-2", columns, printed, "AdamW."
+    else:
+        common = {key: common[key] for key in ("epochs", "schedule", "weight_decay")}
+        common |= {"effective_batch": None, "warmup_ratio": None}
+        for (model, label), row in itertools.product(VIT.items(), ("head", "full", "lora", "vera")):
+            papers = of[model.replace("_", "-")][row]
+            printed = {key: papers[key] for key in ("rank", "lr", "lr_head") if key in papers} | common
             columns = {name: (row, model, task) for task, name in IMAGES.items()}
             yield f"{label}, {NAMES[row]}: images", columns, printed, "AdamW. 10 training images a class."
 
@@ -97,8 +89,7 @@ def _table11() -> Iterator[tuple[str, Columns, Printed, str]]:
 def recipe_tables(number: int, _: Ledger | None = None) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
     the last column says whether the paper prints the same."""
-    tables = {8: _table8, 9: _table9, 10: _table10, 11: _table11}
-    return [_table(f"Table {number}", *of) for of in tables[number]()]
+    return [_table(f"Table {number}", *of) for of in _parts(number)]
 
 
 def _table(number: str, about: str, columns: Columns, printed: Printed, note: str) -> Table:

@@ -45,40 +45,28 @@ def chosen_here(model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]
 
 def scored(spec: Spec, view: View) -> pd.DataFrame:
     """The cells of the five scores: of the last epoch as the paper decodes; by other length penalties; and of
-    the best epoch, where it is another."""
-    found = [_scores(spec, view)]
+    the best epoch, where it is another. A run that diverged before it had texts has 0."""
+    found = [view.cells(spec.seeds, key, key) for key in KEYS]
     runs = in_cells(view.runs, found[0])
-    texts, last = [of or [] for of in runs.texts], runs.last_epoch
-    for way in dict.fromkeys(entry["variant"] for of in texts for entry in of):
-        has = [any(entry["variant"] == way for entry in of) and of[0]["variant"] != way for of in texts]
-        found.append(_scores(spec, _by(view, runs, has, "last", way), f"length penalty {way}"))
-    has = [
-        any(e["which"] == "best" and e["epoch"] != end for e in of)
-        for of, end in zip(texts, last, strict=True)
-    ]
-    found.append(_scores(spec, _by(view, runs, has, "best"), "best epoch"))
+    texts, none = [of or [] for of in runs.texts], runs.diverged.map({True: 0.0, False: math.nan})
+    ways = dict.fromkeys(entry["variant"] for of in texts for entry in of)
+    for which, way in [*(("last", way) for way in ways), ("best", "")]:
+        has, entries = list[bool](), list[dict[str, Any] | None]()
+        for of, end in zip(texts, runs.last_epoch, strict=True):
+            usual = of[0]["variant"] if of else ""
+            wanted = (which, way or usual)
+            entry = next((one for one in of if (one["which"], one["variant"]) == wanted), None)
+            has.append(entry is not None and (way != usual if way else entry["epoch"] != end))
+            entries.append(entry)
+        other = pd.Series(has, runs.index, dtype=bool).groupby([runs.model, runs.row]).transform("any")
+        scores = {
+            key: [zero if of is None else of.get(key) for of, zero in zip(entries, none, strict=True)]
+            for key in KEYS
+        }
+        of_way = replace(view, runs=runs.assign(**scores)[other])
+        variant = f"length penalty {way}" if way else "best epoch"
+        found += [of_way.cells(spec.seeds, key, key).assign(variant=variant) for key in KEYS]
     return pd.concat([of for of in found if len(of)] or found[:1], ignore_index=True)
-
-
-def _by(view: View, runs: pd.DataFrame, has: list[bool], which: str, way: str = "") -> View:
-    """The rows of which a run has an epoch's texts, decoded in a way, with their scores; 0 of a run that
-    diverged before it had texts."""
-    runs = runs[pd.Series(has, runs.index, dtype=bool).groupby([runs.model, runs.row]).transform("any")]
-    texts = [
-        next((e for e in of or [] if e["which"] == which and e["variant"] == (way or of[0]["variant"])), None)
-        for of in runs.texts
-    ]
-    none = runs.diverged.map({True: 0.0, False: math.nan})
-    scores = {
-        key: [zero if of is None else of.get(key) for of, zero in zip(texts, none, strict=True)]
-        for key in KEYS
-    }
-    return replace(view, runs=runs.assign(**scores))
-
-
-def _scores(spec: Spec, view: View, variant: str = "") -> pd.DataFrame:
-    made = [view.cells(spec.seeds, key, key).assign(variant=variant) for key in KEYS]
-    return pd.concat(made, ignore_index=True)
 
 
 # --- table 12: what training costs

@@ -1,12 +1,9 @@
 """Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a
 row."""
 
-import math
-import statistics
-
 import numpy as np
 import pytest
-from ledgers import COUNTS, apart, ledger, made, record, seeds
+from ledgers import COUNTS, apart, instructed, ledger, made, record, seeds
 
 from analysis import beside, tables
 from analysis.frame import cells, runs
@@ -77,7 +74,7 @@ def test_a_row_of_another_size_is_not_judged():
     for one in images:
         one["config"]["task"] |= {"family": "images", "shots": 10}
         one["result"]["reported"] = "last"
-    texts = judged_by_gpt_4("lora", [5.0, 5.1, 5.2, 5.3, 5.4])
+    texts = [instructed("lora", seed, scores=[("gpt-4", 5 + seed / 10)]) for seed in range(5)]
     for one in texts:
         one["parameters"]["adapter"] = 40_000
     for name, of in (("table5", images), ("table4", texts)):
@@ -112,22 +109,9 @@ def test_a_size_that_was_chosen_here_is_the_papers_only_by_what_the_paper_prints
 # --- judged texts
 
 
-def judged_by_gpt_4(row, means, model="llama_7b"):
-    of = [record(row, "alpaca", seed, model=model) for seed in range(len(means))]
-    answering = {"answer_tokens": 1024, "top_p": 1.0, "top_k": None, "batch": 8, "without_room": 0}
-    for one, mean in zip(of, means, strict=True):
-        one["config"]["task"] |= {"family": "instruct", "train_rows": None}
-        one["result"]["reported"] = "last"
-        about = {"bench": "mt_bench", "judge": "gpt-4", "answering": answering, "n": 160, "n_valid": 160}
-        one["judged"] = [
-            about | dict.fromkeys(("mean", "low", "high"), mean) | {"turns": {"1": mean, "2": mean}}
-        ]
-    return of
-
-
 def test_llama_13b_without_training_is_quoted_even_where_ours_is_judged():
     """Its 2.61 is a number of Zheng et al. 2023, asked with another prompt and not in 4 bit."""
-    of = judged_by_gpt_4("none", [2.6, 2.61, 2.62, 2.63, 2.64], "llama_13b")
+    of = [instructed("none", s, "llama_13b", scores=[("gpt-4", 2.6 + s / 100)]) for s in range(5)]
     table = next(table for table in made("table4", ledger(*of)) if "Llama 13B" in table.title)
     lines = [row for row in table.texts if row[0] == "none" or row[1] == "difference"]
     assert [(row[1], row[3], row[-1]) for row in lines] == [
@@ -203,17 +187,6 @@ def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_
 
     assert narrowest(beyond) > beside.MARGIN
     assert narrowest(reachable) <= beside.MARGIN
-
-
-def test_welchs_interval_is_scipys():
-    from scipy import stats
-
-    x, y = [78.0, 79.0, 80.5, 77.0, 78.7], [80.0, 81.5, 79.9]
-    half = welch_half([statistics.variance(x) / 5, statistics.variance(y) / 3], [4, 2])
-    bounds = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
-    assert half == pytest.approx((bounds.high - bounds.low) / 2)
-    assert welch_half([0.0, 0.0], [4, 2]) == 0
-    assert math.isnan(welch_half([math.nan, 1.0], [4, 2]))
 
 
 # --- LoRA's alpha at other ranks

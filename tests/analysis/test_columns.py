@@ -5,7 +5,7 @@ import re
 import statistics
 
 import pytest
-from ledgers import ledger, record, seeds
+from ledgers import instructed, ledger, seeds, texts
 from running import ROOT
 from scipy import stats
 
@@ -83,19 +83,10 @@ def forgets(after, before=3.0, sha256="a", text="shipped"):
     return {"text": text, "sha256": sha256, "tokens": 617, "before": before, "after": after}
 
 
-def told(row="vera", seed=0, forgetting=None, task="e2e", model="gpt2_medium", **changes):
-    """A run of table 3 or 4; forgetting: of its record."""
-    found = record(row, task, seed, model=model, **changes)
-    found["result"]["reported"] = "last"
-    if task == "e2e" and found["status"] == "done":
-        entry = {"which": "last", "epoch": 3.0, "variant": "0.9", "bleu": 68.0, "nist": 8.5, "meteor": 46.0}
-        entry |= {"rouge_l": 70.0, "cider": 2.4}
-        found["texts"] = {"split": "test", "items": 630, "scores": [entry]}
-    if task == "alpaca":
-        found["config"]["task"]["family"] = "instruct"
-        found["judged"] = []
-    if forgetting:
-        found["result"]["forgetting"] = forgetting
+def told(seed=0, forgetting=None, row="vera"):
+    """A run of table 3; forgetting: of its record."""
+    found = texts(row, seed)
+    found["result"] |= {"forgetting": forgetting} if forgetting else {}
     return found
 
 
@@ -108,7 +99,7 @@ def forgotten(table):
 def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_model_had():
     afters = [3.1, 3.4, 3.2]
     ours = [told(seed=s, forgetting=forgets(after)) for s, after in enumerate(afters)]
-    table = tables.make("table3", ledger(*ours, told("full")))[0]
+    table = tables.make("table3", ledger(*ours, told(row="full")))[0]
     assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
     found = forgotten(table)
     assert found["VeRA r=1024", "ours"] == f"+0.200 +-{statistics.stdev([0.1, 0.4, 0.2]):.3f}"
@@ -122,17 +113,18 @@ def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_mod
 
 @pytest.mark.parametrize("model", ["llama_7b", "smollm2"])
 def test_table_4_has_it_before_a_judge_has_seen_the_answers(model):
-    ours = [told("vera", 0, forgetting=forgets(2.5), task="alpaca", model=model)]
-    table = next(t for t in tables.make("table4", ledger(*ours), seeds=1) if t.model == model)
+    ours = instructed(model=model)
+    ours["result"]["forgetting"] = forgets(2.5)
+    table = next(t for t in tables.make("table4", ledger(ours), seeds=1) if t.model == model)
     assert forgotten(table)["VeRA r=1024", "ours"] == "-0.500"
     assert table.header[-1] == "status"
 
 
 def test_seeds_that_lack_it_and_other_texts_are_not_mixed_in():
     ours = [told(seed=0, forgetting=forgets(3.1)), told(seed=1)]
-    ours += [told("full", 0, forgetting=forgets(9.0, sha256="b", text="b.txt"))]
-    ours += [told("lora", s, forgetting=forgets(3.3, before=3.1)) for s in range(2)]
-    ours += [told("bitfit", 0, forgetting=forgets(None))]
+    ours += [told(0, forgets(9.0, sha256="b", text="b.txt"), "full")]
+    ours += [told(s, forgets(3.3, before=3.1), "lora") for s in range(2)]
+    ours += [told(0, forgets(None), "bitfit")]
     table = tables.make("table3", ledger(*ours))[0]
     found = forgotten(table)
     assert found["VeRA r=1024", "ours"] == "+0.100 (1/2)"

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from ledgers import halves, ledger, record
+from ledgers import halves, instructed, ledger, record
 
 from analysis import frame, tables
 from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others
@@ -97,6 +97,9 @@ def test_below_a_row_of_the_paper_is_what_others_report():
     assert line(each, "C3A", -1)["status"] == "r 1,024, q, v; epoch by other rows"
     assert line(table("table5"), "others", -1)["Food-101"] == "76.0"
     assert line(table("table4", model=2), "others")["score"] == "5.63, 5.70"
+    judged = instructed("lora", model="llama2_7b", scores=[("gpt-4", 5.33), ("gpt-4o", 9.0)])
+    ours = tables.made("table4", frame.runs(ledger(judged)), others="true", seeds=1)[2]
+    assert line(ours, "others")["score"] == "5.63 (-0.30), 5.70 (-0.37)"  # GPT-4's score beside theirs
 
 
 def lora(a, b, task="cola"):

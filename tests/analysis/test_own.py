@@ -141,14 +141,6 @@ def test_a_part_of_a_table_by_model_and_task():
     assert rows["VeRA r=1024", "ours"][-1].startswith("reproduced 0/1")
     (table,) = tables.make("table2", having(both, ["minilm"]), models=["minilm"], tasks=["mrpc"])
     assert table.header[3:] == ["MRPC", "status"]
-    (images,) = tables.make("table5", ledger(_image("digits"), _image("cifar100")), tasks=["digits"])[:1]
-    assert images.header == ["method", "source", "params", "digits", "status"]
-
-
-def _image(task):
-    one = record("vera", task, 0, 0.8, model="dinov2_small")
-    one["config"]["task"]["family"] = "images"
-    return one
 
 
 def test_names_that_no_record_has_are_one_line(tmp_path, capsys):
@@ -297,18 +289,3 @@ def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
         main(["demo", "published=false", f"output={tmp_path}"])
     both = of_study(ledger(*own, *theirs), *theirs)
     assert not any("stopped" in one for table in tables.make("table3", both) for one in table.notes)
-
-
-def test_rows_by_tasks_of_whatever_has_run():
-    own = [
-        *seeds("svft", "mine", bests=(0.7, 0.75, 0.8)),
-        *seeds("vera", "mine", bests=(0.9,)),
-        *seeds("vera", "rte", bests=(0.6, 0.5)),
-    ]
-    (table,) = tables.make("", ledger(*own))
-    assert table.header == ["method", "source", "params", "mine", "RTE", "s/run", "adapter"]
-    assert table.texts == [
-        ["svft", "ours", "43,008", "75.0 +-5.0 (3)", "-", "11", "172 KB"],
-        ["VeRA r=1024", "ours", "43,008", "90.0 (1)", "55.0 +-7.1 (2)", "11", "172 KB"],
-    ]
-    assert len(table.rows[1][5].ids) == 3

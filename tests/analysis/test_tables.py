@@ -11,7 +11,7 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
-from ledgers import apart, halves, ledger, made, record, seeds
+from ledgers import apart, halves, instructed, ledger, made, record, seeds, shot, texts
 
 from analysis import tables
 from analysis.beside import follows
@@ -22,7 +22,7 @@ from analysis.tables import recipes
 from analysis.tables.__main__ import main
 from analysis.tables.formulas import memory
 from runs.errors import UserError
-from runs.record import Ledger, read_ledger, read_serving, write_record
+from runs.record import Ledger, read_ledger, write_record
 from runs.sweep.display import result_words
 
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
@@ -93,25 +93,15 @@ def test_an_incomplete_set_of_seeds_never_passes_for_a_complete_one():
     assert rows(made("table2", ledger(*records))[0])["VeRA r=1024", "ours"]["STS-B"] == "missing"
 
 
-def test_a_row_that_started_elsewhere_is_not_compared():
-    table = made("table2", ledger(*complete("lora")))[0]
-    paper, difference = rows(table)["LoRA", "paper, * from MNLI"], rows(table)["", "difference"]
-    assert paper["RTE"] == "86.6 +-0.7*"
-    assert (difference["RTE"], difference["MRPC"], difference["STS-B"], difference["Avg"]) == (
-        "-",
-        "-",
-        "-",
-        "-",
-    )
-    assert difference["CoLA"] == apart(([80.0, 75.0, 90.0, 70.0, 85.0], 63.4, 1.2))
-
-
 def test_our_row_from_mnli_is_compared_with_the_papers():
     """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
     three."""
     started = ("mrpc", "rte", "stsb")
     from_mnli = [record("lora_mnli", task, seed, 0.9) for task in started for seed in range(5)]
     table = made("table2", ledger(*complete("lora"), *from_mnli))[0]
+    plain = dict(zip(table.header, next(r for r in table.texts if r[1] == "difference"), strict=True))
+    assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4  # LoRA's started elsewhere
+    assert rows(table)["LoRA", "paper, * from MNLI"]["RTE"] == "86.6 +-0.7*"
     ours = rows(table)["lora_mnli", "ours"]
     assert (ours["RTE"], ours["CoLA"], ours["Avg"]) == ("90.0 +-0.0", "-", "85.0")
     # Of 90.0: MRPC 89.7 +-0.7, whose interval is 1.04 wide at least, RTE 86.6 and STS-B 91.5.
@@ -190,25 +180,6 @@ def test_the_papers_own_averages_follow_from_its_cells():
             assert average == pytest.approx(mean, abs=0.06), method
 
 
-def test_table_6_shows_means_beside_the_papers():
-    values = (0.80, 0.75, 0.90, 0.70, 0.95)
-    rows_ = ("vera", "vera_only_d", "vera_uniform", "vera_d_init_1")
-    records = [record(row, "rte", s, v, model="roberta_large") for row in rows_ for s, v in enumerate(values)]
-    vectors, _, initial = (table.texts for table in made("table6", ledger(*records)))
-    of, mean = [100 * value for value in values], statistics.fmean
-    assert vectors[0] == ["d and b", "paper", "90.5 +-0.7", "85.8 +-0.7", "quoted"]
-    # The median is 80.0
-    assert vectors[1] == ["", "ours", "missing", f"82.0 +-{statistics.stdev(of):.1f}", "ours, incomplete"]
-    assert vectors[2] == ["", "difference", "-", apart((of, 85.8, 0.7), middle=mean), ""]
-    assert vectors[3:5] == [["only d", "paper", "89.7 +-0.0", "67.0 +-13.9", "quoted"], vectors[1]]
-    assert [row[3] for row in initial if row[1] == "difference"] == [
-        apart((of, *printed), middle=mean) for printed in ((85.8, 0.7), (60.3, 12.4))
-    ]
-    part = made("table6", ledger(*(r for r in records if r["cell"]["seed"] < 3)))[0].texts
-    assert part[1][3].endswith("(3/5)")
-    assert not any(row[1] == "difference" for row in part)
-
-
 def test_table_7_and_other_models_with_ablations():
     pair = ("vera", "vera_unique")
     records = [record(row, t, s, 0.9, model="roberta_large") for row in pair for t in GLUE for s in range(5)]
@@ -230,23 +201,6 @@ def test_table_7_and_other_models_with_ablations():
 
 
 # --- table 3
-
-SCORES = {"bleu": 68.0, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
-
-
-def texts(row="lora", seed=0, add=0.0, best_epoch=5.0, status="done", model="gpt2_medium", **without):
-    """A record of E2E: last and best epoch, two length penalties, an eighth of a point apart."""
-    found = record(row, "e2e", seed, best=3.2, last=3.3, model=model, status=status)
-    entries = []
-    for i, (which, variant) in enumerate((w, v) for w in ("last", "best") for v in ("0.9", "0.8")):
-        scores = {key: value + add + 0.125 * i for key, value in SCORES.items()} | without
-        entries.append(
-            {"which": which, "epoch": 5.0 if which == "last" else best_epoch, "variant": variant, **scores}
-        )
-    done = status == "done"
-    found["curve"] = {"epoch": [1.0, 2.0, 3.0, 4.0, 5.0] if done else [1.0]}
-    found["texts"] = {"split": "test", "items": 630, "scores": entries} if done else None
-    return found
 
 
 def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penalties():
@@ -310,38 +264,6 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
 # --- table 5
 
 
-def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes):
-    made = record(row, task, seed, last + 0.05, last, model=model, **changes)
-    made["config"]["task"] |= {
-        "family": "images",
-        "shots": shots,
-        "draw_seed": seed,
-        "workers": seed,
-        "cache_dir": f"/c/{seed}",
-    }
-    made["label"]["task"] = name or task
-    made["result"]["reported"] = "last"
-    return made
-
-
-def test_table_5_reports_the_last_epoch_over_seeds_that_drew_their_own_images():
-    images = ("cifar100", "food101", "flowers102", "resisc45")
-    records = [shot("vera", task, seed, 0.80 + 0.01 * seed) for task in images for seed in range(5)]
-    base, large = made("table5", ledger(*records))
-    ours = rows(base)["VeRA r=1024", "ours"]
-    assert ours["CIFAR-100"] == f"82.0 +-{statistics.stdev([80, 81, 82, 83, 84]):.1f}"
-    # The paper prints no spread: never reproduced
-    assert ours["status"] == "inside 0/4; mean outside our interval"
-    values = [80.0, 81.0, 82.0, 83.0, 84.0]
-    assert rows(base)["", "difference"]["CIFAR-100"] == apart((values, 84.8, None)) == "-2.8 +-2.4"
-    near = [shot("vera", task, seed, 0.83 + 0.01 * seed) for task in images for seed in range(5)]
-    base, _ = made("table5", ledger(*near))
-    # 85 +-2.4 of 84.8
-    assert rows(base)["VeRA r=1024", "ours"]["status"] == "inside 1/4; mean outside our interval"
-    assert rows(base)["VeRA", "paper"]["RESISC45"] == "77.0"
-    assert [row[1] for row in large.texts] == ["paper"] * 4
-
-
 def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
     records = [shot("head", "resisc45", 0, 0.5), shot("bitfit", "resisc45", 0, 0.6)]
     records += [
@@ -360,31 +282,6 @@ def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
 
 
 # --- tables 4, 12 and 13
-
-
-def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(), bench="mt_bench", **changes):
-    """A record of instruction tuning, judged with a mean by each judge."""
-    found = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
-    found["id"] += f"-{train_rows}"
-    found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
-    found["result"]["reported"] = "last"
-    found["config"]["method"]["rank"] = {"vera": 1024, "lora": 64, "vera_r64": 64}.get(row)
-    found |= {"steps": 100, "device": {"name": "Own GPU"}}
-    found["judged"] = [
-        {
-            "bench": bench,
-            "judge": judge,
-            "mean": mean,
-            "low": mean - 0.5,
-            "high": mean + 0.5,
-            "n": 160,
-            "n_valid": 159,
-            "turns": {"1": mean + 0.25, "2": mean - 0.25},
-            "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "batch": 8, "without_room": 0},
-        }
-        for judge, mean in scores
-    ]
-    return found
 
 
 def llama(found, label="Llama 7B"):
@@ -540,18 +437,6 @@ def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
     found = {(row[0], row[1]): row for row in table.texts}
     assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
     assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
-    assert found["GPT-3", "256"][2:6] == ["1,207,959,552", "1207.9M", "4.5 GB", "4.6GB*"]
-    states = [row[-1] for row in table.texts]
-    assert states == [
-        *["as printed"] * 4,
-        *(
-            "VeRA differs",
-            "as printed",
-            "VeRA with A and B",
-            "VeRA with A and B",
-            "LoRA differs, VeRA with A and B",
-        ),
-    ]
     assert [row for row in table.texts if "*" in "".join(row)] == [
         row for row in table.texts if row[-1] != "as printed"
     ]
@@ -589,13 +474,6 @@ def test_the_recipes_of_conf_are_the_papers():
     of = [table for name in ("table8", "table9", "table10", "table11") for table in made(name, ledger())]
     assert len(of) == 2 + 4 + 1 + 8
     assert {row[-1] for table in of for row in table.texts} == {"as printed", "not printed"}
-    # And by eye, from the paper's tables 8 to 11.
-    lines = [{row[0]: row[1:-1] for row in table.texts} for table in of]
-    assert lines[0]["learning rate"] == ["0.004", "0.01", "0.01", "0.01", "0.004", "0.01"]
-    assert lines[0]["epochs"] == ["60", "30", "80", "25", "160", "80"]
-    assert lines[1]["learning rate, head"] == ["0.006", "0.003", "0.006", "0.0002", "0.002", "0.002"]
-    assert lines[6]["learning rate"] == ["0.1", "0.02"]
-    assert lines[10]["learning rate"] == ["0.02", "0.04", "0.04", "0.07"]
 
 
 def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
@@ -637,18 +515,14 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
         assert text if form == "csv" else all(table.title in text for table in found)
 
 
-def test_every_cell_of_ours_names_its_runs():
-    records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
-    table = made("table2", ledger(*records))[0]
-    of_rte, of_cola = (
-        tuple(r["id"] for r in records if r["cell"]["task"] == task) for task in ("rte", "cola")
-    )
-    assert entry(table, "RTE").ids == of_rte
-    assert entry(table, "CoLA", "difference").ids == of_cola
+def test_runs_are_listed_below_a_table_on_request():
+    of = [*seeds("vera", "rte", (0.7, 0.8, 0.9)), *seeds("vera", "cola")]
+    table, ids = made("table2", ledger(*of))[0], " ".join(one["id"] for one in of[:3])
+    assert entry(table, "CoLA", "difference").ids == tuple(one["id"] for one in of[3:])
     assert not any(e.ids for row in table.rows if row[1] == "paper" for e in row if isinstance(e, Number))
-    assert f"VeRA r=1024 / RTE: {' '.join(of_rte)}" in render([table], "md", True).splitlines()
-    assert f"% VeRA r=1024 / RTE: {' '.join(of_rte)}" in render([table], "latex", True).splitlines()
-    assert of_rte[0] not in render([table])
+    for form, mark in (("md", ""), ("latex", "% ")):
+        assert f"{mark}VeRA r=1024 / RTE: {ids}" in render([table], form, True).splitlines()
+    assert ids not in render([table])
 
 
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
@@ -800,24 +674,20 @@ def test_claims_of_the_text_follow_from_formulas_and_exact_counts():
     assert rows_["RoBERTa-base, Adapter D: parameters"][0] == "0.3M"
 
 
-def test_claims_show_what_the_benchmark_of_serving_measured():
-    (table,) = tables.make("claims", Ledger(serving=BENCH))
-    rows_ = {row[0]: row[1:] for row in table.texts}
-    assert rows_["RoBERTa-base, VeRA merged: time at 32 tokens"] == ["none", "1.01 x (2,020 ms)", "measured"]
-    assert rows_["RoBERTa-base, VeRA not merged: time at 32 tokens"] == ["-", "1.25 x (2,500 ms)", "measured"]
-    assert rows_["M, VeRA r=2: an adapter's file"] == ["-", "1,048,576 bytes (250,000 parameters)", "written"]
-    assert "bench-serving: a CPU, 2 threads, 2026-11-27; 64 requests in a batch." in table.notes
-    assert rows_["M, VeRA r=2: 1,000,000 files"] == ["-", "976.6 GB", "written"]
-    assert not any("make bench-serving" in row for row in table.texts)
-
-
-def test_claims_read_the_benchmark_of_an_output_folder(tmp_path, capsys):
-    assert read_serving(tmp_path) is None
+def test_claims_show_the_benchmark_of_serving_of_an_output_folder(tmp_path, capsys):
     (tmp_path / "bench").mkdir()
     path = tmp_path / "bench" / "serving.json"
     path.write_text(json.dumps(BENCH))
     assert main(["claims", f"output={tmp_path}"]) == 0
-    assert "1.01 x (2,020 ms)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "make bench-serving" not in printed
+    for told in (
+        "1.01 x (2,020 ms)",
+        "1.25 x (2,500 ms)",
+        "1,048,576 bytes (250,000 parameters)",
+        "976.6 GB",
+    ):
+        assert told in printed
     assert read_ledger(tmp_path, published=False).serving == BENCH
     for damaged in ("{", "[]", '{"rows": [{}]}', '{"rows": 3}'):
         path.write_text(damaged)
