@@ -15,7 +15,6 @@ import yaml
 from analysis.frame import SEEDS
 from analysis.inference import median_variance, welch_half
 from analysis.paper import numbers
-from analysis.render import Number
 from runs.record import CONF, LEVEL
 
 #: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR
@@ -172,23 +171,3 @@ def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool
         for entry in exact_counts()
         if entry["printed"] == size and not entry.get("chosen")
     )
-
-
-def chosen_here(model: str) -> list[str]:
-    """The rows of a model of the paper whose size is this project's choice, in words."""
-    return [
-        f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
-        f" for the paper's {of['printed']}"
-        for of in exact_counts()
-        if of["model"] == model and of.get("chosen")
-    ]
-
-
-# --- the difference
-
-
-def gap(row: Any, decimals: int = 1) -> Number:
-    """The difference of a row of `beside`, with half of its interval where the seeds are enough for a
-    verdict."""
-    half = row.half if row.n >= SEEDS else math.nan
-    return Number(row.difference, half, decimals=decimals, sign=True, verdict=row.word, ids=row.ids)

@@ -5,10 +5,8 @@ Every value is a number or a name; tables make words of them. A metric's columns
 crossfit, half, optimism, median, mean, spread) are in the unit that tables print, points for fractions;
 seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
-import math
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -17,7 +15,7 @@ import pandas as pd
 import yaml
 
 from analysis.facts import NAMES, NUMBERS, of_method, settings_of
-from runs.record import CONF, Ledger, read_ledger, sample_deviation
+from runs.record import CONF, Ledger, read_ledger
 
 #: What a cell is of.
 KEY = ["model", "row", "task"]
@@ -106,62 +104,51 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     of results that repeat a seed."""
     runs = chosen(runs)
     results = runs[runs.kind == "result"]
-    out: dict[str, dict[Any, list[Any]]] = {"settings": {}, "protocol": {}, "seed": {}}
-    for *key, run, of, why in results[[*KEY, "id", "protocol", "left_out"]].itertuples(
-        index=False, name=None
-    ):
-        if why:
-            out[why].setdefault(tuple(key), []).append(run if why == "seed" else of)
-    asked = {*KEY, *SUMMED, *OVER_SEEDS, "id", "seed", "preset", "origin", "deviations", "one_class"}
-    used = [name for name in runs if name in asked | {value, "diverged"}]
-    kept = runs.loc[runs.left_out == "", used].sort_values([*KEY, "seed"], kind="stable")
-    places = kept.groupby(KEY, sort=False).indices
-    lines = list[dict[str, Any]]()
-    columns = {name: kept[name].to_numpy() for name in ("id", "seed", "preset", "origin", "deviations")}
-    numbers = {name: pd.to_numeric(kept[name]).to_numpy(float) for name in {value, *OVER_SEEDS, *MEDIANS}}
-    diverged, alike = kept.diverged.to_numpy(bool), kept.one_class.to_numpy()
-    for key, here in places.items():
-        values, done = numbers[value][here], here[~diverged[here]] if not diverged[here].all() else here
-        known = not np.isnan(values).any()
-        lines.append(
-            {
-                "runs": len(here),
-                "n": int((~np.isnan(values)).sum()),
-                "values": tuple(values),
-                "seeds": tuple(columns["seed"][here]),
-                "ids": tuple(columns["id"][here]),
-                "median": statistics.median(values) if known else math.nan,
-                "mean": statistics.fmean(values) if known else math.nan,
-                "spread": _spread(values),
-                **{name: _median(numbers[name][here]) for name in OVER_SEEDS},
-                **{name: _median(numbers[name][done]) for name in MEDIANS},
-                "diverged": int(diverged[here].sum()),
-                "one_class": tuple(columns["seed"][i] for i in here if isinstance(alike[i], str)),
-                "class_share": next((alike[i] for i in here if isinstance(alike[i], str)), ""),
-                "presets": tuple(dict.fromkeys(columns["preset"][here])),
-                "origins": tuple(dict.fromkeys(columns["origin"][here])),
-                "deviations": tuple(dict.fromkeys(word for i in here for word in columns["deviations"][i])),
-                "left_out": sum(len(out[why].get(key, ())) for why in ("settings", "protocol")),
-                "older": tuple(sorted(set(out["protocol"].get(key, ())))),
-                "again": tuple(out["seed"].get(key, ())),
-            }
-        )
-    first = kept.iloc[[here[0] for here in places.values()]].reset_index(drop=True)
-    made = first[[*KEY, *(name for name in SUMMED if name not in MEDIANS)]].join(pd.DataFrame(lines))
+    kept = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    kept = kept.assign(value_of=kept[value])
+    names = list(dict.fromkeys(["value_of", *OVER_SEEDS, *MEDIANS]))
+    kept[names] = kept[names].apply(pd.to_numeric).astype(float)
+    kept["diverged"] = kept.diverged.astype(bool)
+    by = kept.groupby(KEY, sort=False)
+    done = kept.assign(**kept[MEDIANS].where(~kept.diverged | by.diverged.transform("all")))
+    alike = kept[kept.one_class.map(lambda of: isinstance(of, str)).astype(bool)].groupby(KEY)
+    other = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
+    older = results[results.left_out == "protocol"].groupby(KEY)
+    again = results[results.left_out == "seed"].groupby(KEY)
+    n, values = by.value_of.count(), by.value_of
+    whole = n == by.size()
+    made = by.nth(0).set_index(KEY)[[name for name in SUMMED if name not in MEDIANS]]
+    made = made.assign(
+        runs=by.size(),
+        n=n,
+        **{
+            name: by[of].agg(tuple) for name, of in (("values", "value_of"), ("seeds", "seed"), ("ids", "id"))
+        },
+        median=values.median().where(whole),
+        mean=values.mean().where(whole),
+        spread=values.std().where(whole),
+        **by[OVER_SEEDS].median(),
+        **done.groupby(KEY, sort=False)[MEDIANS].median(),
+        diverged=by.diverged.sum(),
+        one_class=alike.seed.agg(tuple),
+        class_share=alike.one_class.first(),
+        presets=by.preset.agg(_distinct),
+        origins=by.origin.agg(_distinct),
+        deviations=by.deviations.agg(lambda of: _distinct(word for words in of for word in words)),
+        left_out=other.size(),
+        older=older.protocol.agg(lambda of: tuple(sorted({*of}))),
+        again=again.id.agg(tuple),
+    )
+    for name in ("one_class", "older", "again"):
+        made[name] = [of if isinstance(of, tuple) else () for of in made[name]]
+    made = made.fillna({"class_share": "", "left_out": 0}).astype({"left_out": int}).reset_index()
     made = made.reindex(columns=CELL_COLUMNS)
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
     return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
 
 
-def _median(values: Any) -> float:
-    """Of those that are known; NaN of none."""
-    known = values[~np.isnan(values)]
-    return statistics.median(known.tolist()) if len(known) else math.nan
-
-
-def _spread(values: Sequence[float]) -> float:
-    deviation = sample_deviation(values)
-    return math.nan if deviation is None else deviation
+def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _wanted(task: str, presets: Iterable[Any]) -> int:

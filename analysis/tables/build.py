@@ -1,6 +1,7 @@
 """How a table of cells is made, for each model: the paper's rows, what others report of them, ours below them
 with the difference, and rows that the paper has not. What a table is says its Spec (specs.py, judged.py)."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import by_row, cells, in_cells
+from analysis.frame import SEEDS, by_row, cells, in_cells
 from analysis.notes import SELECTED, notes
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
@@ -292,11 +293,12 @@ class _Model:
         runs = view.runs[view.runs.id.isin({run for cell in own.values() for run in cell.ids})]
         about |= {name: of(own, runs) for name, of in spec.more.items()}
         self._line(about, numbers, None if again else runs)
-        gaps = {
-            of.column: beside.gap(of, spec.digits(of.column))
-            for of in those.itertuples()
-            if of.complete and of.n
-        }
+        gaps = dict[str, Entry]()
+        for of in (of for of in those.itertuples() if of.complete and of.n):
+            half = of.half if of.n >= SEEDS else math.nan  # enough for a verdict
+            gaps[of.column] = Number(
+                of.difference, half, decimals=spec.digits(of.column), sign=True, verdict=of.word, ids=of.ids
+            )
         if gaps and those.same_size.all():
             whole_row = group is not None and len(those) == len(group)
             if average and group is not None and (whole_row or (those.like != those.row).all()):
@@ -319,6 +321,8 @@ class _Model:
     def _by_choice(self, epoch: str) -> dict[str, dict[str, Cell]]:
         """Our cells by row and column, with the epoch chosen as a source of `others` chose it."""
         spec, runs = self.spec, self.view.runs
+        if self.made.empty:
+            return {}
         view = replace(self.view, select=epoch or "paper", runs=runs[runs.model == self.model])
         made = spec.cells(spec, view)
         return by_row(made[made.variant.map(spec.compared).astype(bool)], "column")

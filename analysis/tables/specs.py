@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import beside
+from analysis.beside import exact_counts
 from analysis.facts import SCORES as KEYS
 from analysis.frame import in_cells, reported_cells
 from analysis.notes import SELECTED
@@ -31,7 +31,12 @@ def first(own: Own) -> Cell:
 def chosen_here(model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
     """Rows whose size this project chose; other numbers of images a class than the paper's 10; why scores are
     missing, such as for want of Java."""
-    found = beside.chosen_here(model)
+    found = [
+        f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
+        f" for the paper's {of['printed']}"
+        for of in exact_counts()
+        if of["model"] == model and of.get("chosen")
+    ]
     if model in VIT or (made.family == "images").any():
         for task, other in made.groupby("task").shots.agg(lambda of: set(of) - {10}).items():
             counts = " or ".join("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
