@@ -1,13 +1,18 @@
-"""What independent groups report (printed/others.yaml, whose head says what a source has), as a frame."""
+"""What independent groups report (printed/others.yaml, whose head says what a source has), as a frame; and
+the lines `others` of tables 2 to 5, each beside ours by its own choice of the epoch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
+from analysis.render import Cell, Entry, Number
+from runs.record.text import plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
 #: How a source chose the epoch that it reports.
@@ -60,3 +65,74 @@ def setting(of: Mapping[str, Any]) -> str:
     rank, sites = of.get("rank"), of.get("sites", "")
     sites = {"qv": "q, v", "all-linear": "all linear"}.get(sites, sites)
     return ", ".join(filter(None, [f"r {rank:,}" if rank else "", sites]))
+
+
+# --- the lines of tables
+
+#: From so many sources with the paper's target modules on, ours is within their range or outside it.
+ENOUGH = 3
+NOTE = (
+    "others: independent groups (docs/others.md); ^ on other target modules than the paper's; in brackets"
+    " ours less theirs, ours by their choice of the epoch and their statistic."
+)
+
+
+def others_of(
+    model: str, columns: Sequence[str], chosen: Callable[[str], Mapping[str, Mapping[str, Cell]]]
+) -> pd.DataFrame:
+    """What others report of a model in these columns, and `less`, ours less theirs: NaN where we have none,
+    or not of every seed. chosen: our cells by row and column, for a choice of the epoch."""
+    theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
+    by_epoch = {epoch: chosen(epoch) for epoch in theirs.epoch.unique()}
+
+    def ours(of: Any) -> float:
+        cells = by_epoch[of.epoch].get(of.like, {})
+        wanted = GLUE if of.column == "avg" else [of.column]
+        if not all(column in cells and cells[column].complete for column in wanted):
+            return math.nan
+        middle = np.mean if of.statistic == "mean" else np.median
+        return float(np.mean([middle(cells[column].values) for column in wanted]))
+
+    return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
+
+
+def verdict(of: pd.DataFrame) -> str:
+    """Whether ours is within the range of ENOUGH sources with the paper's target modules, neither above nor
+    below all of them: "CoLA within what others report (62.8 to 67.0)"; "" with fewer, or without ours."""
+    words = []
+    for column, part in of.groupby("column", sort=False):
+        if len(part) >= ENOUGH and part.less.notna().all():
+            where = "within" if part.less.min() <= 0 <= part.less.max() else "outside"
+            words.append(f"{NAMED[column]} {where} what others report ({_range(part)})")
+    return ", ".join(words)
+
+
+def line(of: pd.DataFrame, each: bool) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """A line of one source (each), or of all: entries by the names of their columns, numbers by column."""
+    first, epochs = of.to_dict("records")[0], ", ".join(dict.fromkeys(of.epoch.map(EPOCHS)))
+    about: dict[str, Entry] = {"source": "others", "status": epochs}
+    if each:
+        seeds = [first["statistic"], first["seeds"] and plural(first["seeds"], "seed")]
+        status = "; ".join(filter(None, [setting(first), epochs, " of ".join(filter(None, seeds))]))
+        about = {"source": first["label"], "params": first["params"], "status": status}
+    return about, {column: _entry(part) for column, part in of.groupby("column")}
+
+
+def _entry(of: pd.DataFrame) -> Entry:
+    """A source's number, or all of several, of ENOUGH with the paper's target modules their range."""
+    many = of.same.sum() >= ENOUGH
+    shown = [_range(of[of.same])] if many else []
+    for one in of[~(of.same & many)].itertuples():
+        number = Number(one.value, one.spread if len(of) == 1 else math.nan, decimals=_digits(one.column))
+        less = Number(one.less, decimals=number.decimals, sign=True)
+        mark = ("" if one.same else "^") + ("" if math.isnan(one.less) else f" ({less})")
+        shown.append(replace(number, mark=mark))
+    return shown[0] if len(shown) == 1 else ", ".join(map(str, shown))
+
+
+def _range(of: pd.DataFrame) -> Number:
+    return Number(of.value.min(), high=of.value.max(), decimals=_digits(of.column.iloc[0]))
+
+
+def _digits(column: str) -> int:
+    return SCORES[column][1] if column in SCORES else 2 if column == "score" else 1

@@ -61,7 +61,7 @@ BESIDE_THE_SPINE = {
             "provenance",
         )
     ),
-    *(f"analysis.{n}" for n in ("facts", "inference", "notes", "render", "tables.columns", "tables.theirs")),
+    *(f"analysis.{n}" for n in ("facts", "inference", "notes", "others", "render", "tables.columns")),
 }
 
 

@@ -12,9 +12,8 @@ from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import Table
 from analysis.tables.build import View, build, of_paper
-from analysis.tables.formulas import claims_table, table1
+from analysis.tables.formulas import claims_table, recipe_tables, table1
 from analysis.tables.judged import JUDGED
-from analysis.tables.recipes import recipe_tables
 from analysis.tables.specs import ROWS, SPECS, demo
 from analysis.variants import every_variant, nearest_to
 from runs.record import Ledger

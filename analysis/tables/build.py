@@ -12,10 +12,10 @@ import pandas as pd
 from analysis import beside
 from analysis.frame import SEEDS, by_row, cells, in_cells
 from analysis.notes import SELECTED, notes
+from analysis.others import NOTE, line, others_of, verdict
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
 from analysis.tables.columns import Column, against, forgetting, number_of
-from analysis.tables.theirs import NOTE, line, others_of, verdict
 
 #: A row's cells by column.
 Own = Mapping[str, Cell]

@@ -18,7 +18,7 @@ from analysis.beside import follows
 from analysis.facts import NUMBERS
 from analysis.paper import paper
 from analysis.render import TIDY, Number, Table, escape, render
-from analysis.tables import recipes
+from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.formulas import memory
 from runs.errors import UserError
@@ -477,10 +477,10 @@ def test_the_recipes_of_conf_are_the_papers():
 
 
 def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
-    other = copy.deepcopy(recipes._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
-    whole = recipes._recipe_file
+    other = copy.deepcopy(formulas._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
+    whole = formulas._recipe_file
     monkeypatch.setattr(
-        recipes, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model)
+        formulas, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model)
     )
     (table,) = made("table10", ledger())
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
