@@ -184,12 +184,14 @@ NAMES: Columns = {
     "kind": (kind_of, ""),
     "model": (at("cell.model"), ""),
     "row": (row_of, ""),
+    "task": (at("cell.task"), ""),
+    "seed": (at("cell.seed"), ""),
     "label": (label_of, "first"),
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
 }
-NAMES |= values("", task="cell.task", seed="cell.seed", preset="cell.paper", error="error")
+NAMES |= values("", preset="cell.paper", error="error")
 NAMES |= values("first", model_label="label.model", task_label="label.task", conf_row="cell.row")
 NAMES |= values("first", method="config.method.kind", family="config.task.family")
 NAMES |= values("first", epochs="config.train.epochs", lr="config.train.lr", lr_head="config.train.lr_head")

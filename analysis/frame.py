@@ -141,8 +141,9 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     )
     for name in ("one_class", "older", "again"):
         made[name] = [of if isinstance(of, tuple) else () for of in made[name]]
-    made = made.fillna({"class_share": "", "left_out": 0}).astype({"left_out": int}).reset_index()
-    made = made.reindex(columns=CELL_COLUMNS)
+    made["class_share"] = [of if isinstance(of, str) else "" for of in made.class_share]
+    made["left_out"] = made.left_out.fillna(0).astype(int)
+    made = made.reset_index().reindex(columns=CELL_COLUMNS)
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
     return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
 
@@ -197,14 +198,6 @@ def reported_cells(runs: pd.DataFrame, select: str = "paper", seeds: int | None 
     runs = reported(runs, select)
     about = runs.drop_duplicates("cell").set_index("cell")[["name", "less", "digits"]]
     return cells(runs, "number", seeds).join(about, on="cell")
-
-
-def by_row(cells: pd.DataFrame, column: str = "task") -> dict[str, dict[str, Any]]:
-    """Cells by row and by column."""
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in cells.itertuples(index=False):
-        rows.setdefault(cell.row, {})[getattr(cell, column)] = cell
-    return rows
 
 
 def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The notes under a table: how its runs differ from what it stands for, what is counted all the same, and
 what is left out; a line each. What holds of every table is in docs/tables.md."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 
 import pandas as pd
@@ -30,9 +30,8 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
         "Left out": left_out(runs, cells),
     }
     found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
-    studies = Counter(shown.origin)
-    del studies["ours"]
-    of = ", ".join(f"{count} of {study}" for study, count in sorted(studies.items()))
+    studies = shown.origin[shown.origin != "ours"].value_counts().sort_index()
+    of = ", ".join(f"{count} of {study}" for study, count in studies.items())
     published = f"Published by the project in runs/records: {of}. " if of else ""
     return [*found, f"{published}{how} {PAGE}".replace("  ", " ").strip()]
 
@@ -57,13 +56,11 @@ def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 def deviations(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells deviate from their recipes, but for a rank that the row's name says."""
-    by_word: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for cell in cells[["row", "task", "deviations"]].itertuples():
-        rank = f"rank {cell.row.rpartition('_r')[2]} instead of"
-        for word in cell.deviations:
-            if not word.startswith(rank):
-                by_word[word].append((cell.row, cell.task))
-    return [f"{word} ({where(rows, _pairs(cells))})" for word, rows in sorted(by_word.items())]
+    each = cells[["row", "task", "deviations"]].explode("deviations").dropna()
+    ranks = each.row.map(lambda row: f"rank {row.rpartition('_r')[2]} instead of")
+    named = [word.startswith(rank) for word, rank in zip(each.deviations, ranks, strict=True)]
+    by_word = each[~pd.Series(named, each.index, dtype=bool)].groupby("deviations")
+    return [f"{word} ({where(_pairs(of), _pairs(cells))})" for word, of in by_word]
 
 
 def parts_of_data(runs: pd.DataFrame) -> list[str]:
@@ -158,18 +155,15 @@ def _several_sources(runs: pd.DataFrame) -> list[str]:
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
     found = []
-    if len(cells) and (others := int(cells.left_out.sum())):
+    if others := int(cells.left_out.sum()):
         how = "a row shows those nearest to its recipe; all=true shows each"
         found.append(f"{plural(others, 'run')} with other settings ({how})")
-    several = (
-        cells.loc[cells.older.map(len) > 0, ["row", "task", "older", "protocol"]] if len(cells) else cells
-    )
-    for cell in several.itertuples():
+    for cell in cells[cells.older.map(len) > 0].itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
         found.append(
             f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol:g}"
         )
-    if again := [run for ids in (cells.again if len(cells) else []) for run in ids]:
+    if again := [run for ids in cells.again for run in ids]:
         found.append(f"more than one record of the same settings and seed: {_enumeration(again, 'runs')}")
     return [*found, *unfinished(runs)]
 

@@ -19,14 +19,23 @@ from analysis.variants import every_variant, nearest_to
 from runs.record import Ledger
 
 _PAPER = SPECS | JUDGED
-#: Tables that need no record, by their names, from a ledger.
-WITHOUT_RECORDS: dict[str, Callable[[Ledger], list[Table]]] = {
-    "table1": lambda ledger: table1(),
+
+
+def _of_paper(number: int, view: View) -> list[Table]:
+    return [table for spec in _PAPER[f"table{number}"] for table in build(spec, view)]
+
+
+#: By their names, from how their runs are shown; those that need no record, too. In the order of a page.
+TABLES: dict[str, Callable[[View], list[Table]]] = {
+    "table1": lambda view: table1(),
+    **{f"table{number}": partial(_of_paper, number) for number in range(2, 8)},
     **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
-    "claims": lambda ledger: claims_table(ledger.serving),
+    **{f"table{number}": partial(_of_paper, number) for number in (12, 13)},
+    "demo": demo,
+    "claims": lambda view: claims_table(),
 }
-#: Every table, in the order of a page.
-TABLES = (*(f"table{number}" for number in range(1, 14)), "demo", "claims")
+#: Those that need no record.
+WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +64,7 @@ def make(
     row; every_own: each variant of own rows, and of a published row the variant that is nearest to an own
     run. how: what View takes."""
     if name in WITHOUT_RECORDS:
-        return WITHOUT_RECORDS[name](ledger)
+        return claims_table(ledger.serving) if name == "claims" else made(name, runs(Ledger()))
     own, others = frames or (runs(part) for part in split(ledger))
     tables = list[Table]()
     if len(own) or others.empty:
@@ -77,12 +86,8 @@ def make(
 
 def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any) -> list[Table]:
     """A table's parts from some runs, whosever they are; how: what View takes."""
-    if name in WITHOUT_RECORDS:
-        return WITHOUT_RECORDS[name](Ledger())
     view = View(runs[runs.task.isin(tasks)] if tasks else runs, tasks=tuple(tasks), **how)
-    if name == "demo":
-        return demo(view)
-    return [table for spec in (_PAPER[name] if name else (ROWS,)) for table in build(spec, view)]
+    return TABLES[name](view) if name else build(ROWS, view)
 
 
 def stopped(

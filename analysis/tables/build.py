@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import SEEDS, by_row, cells, in_cells
+from analysis.frame import SEEDS, cells, in_cells
 from analysis.notes import SELECTED, notes
 from analysis.others import NOTE, line, others_of, verdict
 from analysis.paper import GLUE, IMAGES, numbers
@@ -131,20 +131,27 @@ def build(spec: Spec, view: View) -> list[Table]:
     made, printed = of_paper(spec, view)
     ran = sorted(set((made[made.row != "vera"] if spec.ablation else made).model))
     models = [model for model in dict.fromkeys([*spec.models, *ran]) if model in (view.models or [model])]
-    view = replace(view, runs=view.runs[spec.belongs(view.runs)])
-    return [
-        _Model(spec, view, model, made[made.model == model], printed[printed.model == model]).table()
-        for model in models
-    ]
+    runs = view.runs[spec.belongs(view.runs)]
+    parts = [[of[of.model == model] for of in (runs, made, printed)] for model in models]
+    return [_Model(spec, view, model, *part).table() for model, part in zip(models, parts, strict=True)]
 
 
 class _Model:
-    """A table of one model. made: its cells. paper: the paper's numbers with them. ours: the cells of each
-    row of ours, one mapping for each of its lines. lines: those made so far: entries by the names of head,
-    more and tail, numbers by column, and the runs of a row of ours that it begins."""
+    """A table of one model. runs: those that belong to it. made: its cells. paper: the paper's numbers with
+    them. ours: the cells of each row of ours, one mapping for each of its lines. lines: those made so far:
+    entries by the names of head, more and tail, numbers by column, and the runs of a row of ours that it
+    begins."""
 
-    def __init__(self, spec: Spec, view: View, model: str, made: pd.DataFrame, paper: pd.DataFrame) -> None:
-        self.spec, self.view, self.model, self.paper = spec, view, model, paper
+    def __init__(
+        self,
+        spec: Spec,
+        view: View,
+        model: str,
+        runs: pd.DataFrame,
+        made: pd.DataFrame,
+        paper: pd.DataFrame,
+    ) -> None:
+        self.spec, self.view, self.model, self.runs, self.paper = spec, view, model, runs, paper
         self.columns = self._tasks(made) if spec.by_task else dict(spec.columns)
         self.made = made[made.column.isin(self.columns)] if spec.by_task else made
         self.averaged = spec.name == "table2" and len(self.columns) == len(GLUE)
@@ -181,7 +188,7 @@ class _Model:
         for row in rest:
             for i, own in enumerate(self.ours[row]):
                 self._ours(own, i)
-        runs, cells = view.runs[view.runs.model == model], self.made.drop_duplicates(["row", "task"])
+        runs, cells = self.runs, self.made.drop_duplicates(["row", "task"])
         tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
         tasks = self.columns if spec.by_task else tasks
         title = spec.title if model in spec.models else spec.other
@@ -189,7 +196,7 @@ class _Model:
         found = notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells))
         if self.theirs.row.isin(self.paper.row).any():
             found.append(NOTE)
-        added, lines = self._added(runs), list[list[Entry]]()
+        added, lines = self._added(), list[list[Entry]]()
         ends = [*spec.more, *(of.name for of in added), *spec.tail]
         for about, of_columns, own in self.lines:
             about |= {of.name: of.entry(own) for of in added if len(own)}
@@ -205,10 +212,10 @@ class _Model:
             spec.shows,
         )
 
-    def _added(self, runs: pd.DataFrame) -> list[Column]:
-        """The columns beside the table's own. runs: all of its model."""
-        view = self.view
-        added = forgetting(in_cells(runs, self.made)) if self.spec.forgets else []
+    def _added(self) -> list[Column]:
+        """The columns beside the table's own."""
+        view, runs = self.view, self.view.runs[self.view.runs.model == self.model]
+        added = forgetting(in_cells(self.runs, self.made)) if self.spec.forgets else []
         shown = {of.name for of in added}
         added += [number_of(name, runs) for name in view.columns if name not in shown]
         if view.against:
@@ -290,7 +297,7 @@ class _Model:
         status = "; ".join(filter(None, [self._status(own, those, wanted), word]))
         about: dict[str, Entry] = {"source": view.whose + apart, "status": status}
         about |= {} if again else {spec.head[0]: label, "params": count(first)}
-        runs = view.runs[view.runs.id.isin({run for cell in own.values() for run in cell.ids})]
+        runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
         about |= {name: of(own, runs) for name, of in spec.more.items()}
         self._line(about, numbers, None if again else runs)
         gaps = dict[str, Entry]()
@@ -320,12 +327,11 @@ class _Model:
 
     def _by_choice(self, epoch: str) -> dict[str, dict[str, Cell]]:
         """Our cells by row and column, with the epoch chosen as a source of `others` chose it."""
-        spec, runs = self.spec, self.view.runs
         if self.made.empty:
             return {}
-        view = replace(self.view, select=epoch or "paper", runs=runs[runs.model == self.model])
-        made = spec.cells(spec, view)
-        return by_row(made[made.variant.map(spec.compared).astype(bool)], "column")
+        made = self.spec.cells(self.spec, replace(self.view, select=epoch or "paper", runs=self.runs))
+        rows = made[made.variant.map(self.spec.compared).astype(bool)].groupby("row")
+        return {row: {cell.column: cell for cell in of.itertuples(index=False)} for row, of in rows}
 
     # --- table 2's average
 

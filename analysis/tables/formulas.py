@@ -14,7 +14,7 @@ import yaml
 from analysis.beside import exact_counts, follows
 from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, claims, paper, recipes
 from analysis.render import Entry, Table
-from runs.record import CONF, Ledger
+from runs.record import CONF
 from runs.record.text import plural
 
 #: Adapted matrices (query and key of each block) and their width.
@@ -217,8 +217,8 @@ def _parts(number: int) -> Iterator[tuple[str, Columns, Printed, str]]:
     elif number == 10:
         columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
         printed = {key: [of["vera"][f"gpt2-{size}"][key] for size in columns] for key in ("rank", "lr")}
-        keys = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
-        printed |= {"effective_batch": common["batch"]} | {key: common[key] for key in keys}
+        of_all = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
+        printed |= {"effective_batch": common["batch"]} | {key: common[key] for key in of_all}
         yield ": VeRA on E2E with GPT-2", columns, printed, "AdamW."
     else:
         common = {key: common[key] for key in ("epochs", "schedule", "weight_decay")}
@@ -230,7 +230,7 @@ def _parts(number: int) -> Iterator[tuple[str, Columns, Printed, str]]:
             yield f"{label}, {NAMES[row]}: images", columns, printed, "AdamW. 10 training images a class."
 
 
-def recipe_tables(number: int, _: Ledger | None = None) -> list[Table]:
+def recipe_tables(number: int, _: object = None) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
     the last column says whether the paper prints the same."""
     return [_table(f"Table {number}", *of) for of in _parts(number)]

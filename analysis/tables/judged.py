@@ -16,6 +16,8 @@ from analysis.paper import BENCHES, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, known
 from analysis.tables.build import Own, Spec, View
 
+#: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
+FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
 #: Rows of Alpaca-cleaned that table 13 trains on; table 4 takes all.
 TABLE_13_ROWS = 10000
 
@@ -99,18 +101,9 @@ def notes(bench: str, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> lis
     for run in runs[~runs.cell.isin(runs[prompts].cell) & ~runs.template.astype(bool)].itertuples():
         labels["prompts in this project's own words, not Alpaca's"][run.label] = None
     for run, of in judgements(bench, runs):
-        how, words = of["answering"], []
-        if how["answer_tokens"] != 1024:
-            words.append(f"answers of at most {how['answer_tokens']} tokens, not 1024")
-        if (how["top_p"], how["top_k"]) != (1, 50):
-            likeliest = "all tokens" if how["top_k"] is None else f"the {how['top_k']} likeliest tokens"
-            likeliest += f" (top_p {how['top_p']:g})" if how["top_p"] != 1 else ""
-            usual = "FastChat's are drawn from the 50 likeliest, transformers' default"
-            words.append(f"sampled from {likeliest}; {usual}")
-        if how["without_room"]:
-            words.append(f"{how['without_room']} answers cut short or empty for want of positions")
-        for word in words:
-            labels[word][run.label] = None
+        for key, usual in FASTCHAT.items():
+            if (value := of["answering"][key]) != usual:
+                labels[f"{key} {value} instead of FastChat's {usual}"][run.label] = None
     return [f"{word} ({', '.join(of)})" for word, of in labels.items()]
 
 

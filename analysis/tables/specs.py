@@ -155,7 +155,7 @@ def demo(view: View) -> list[Table]:
 def _seeds(of: pd.DataFrame) -> str:
     """What the medians of these cells are over."""
     one = of.complete.all() and of.runs.nunique() == 1
-    return f"median of {plural(of.runs.iloc[0], 'seed')}" if one else "median over the seeds there are"
+    return f"median of {plural(int(of.runs.iloc[0]), 'seed')}" if one else "median over the seeds there are"
 
 
 def _size(cell: Cell) -> str:
@@ -172,7 +172,7 @@ def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
         ends = made[["model", "row"]].join(trials[rate].agg(["min", "max", "nunique"]), on=["model", "row"])
         at_end = (made[rate] == ends["min"]) | (made[rate] == ends["max"])
         marks = marks.mask(at_end & (ends["nunique"] > 1), END)
-    fewer = [f" ({of.n}/{of.wanted} seeds)" * (not of.complete) for of in made.itertuples()]
+    fewer = ["" if of.complete else f" ({of.n}/{of.wanted} seeds)" for of in made.itertuples()]
     trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
     return made.assign(
         label=made.label + marks + fewer,

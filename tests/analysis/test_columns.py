@@ -12,6 +12,7 @@ from scipy import stats
 from analysis import tables
 from analysis.facts import PEFT_STAYS, added_flops
 from analysis.frame import runs
+from analysis.render import Number
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import write_record
@@ -70,6 +71,10 @@ def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_
     (table,) = (t for t in tables.make("table2", ledger(*of, *more), against="lora") if t.model == "minilm")
     entries = {row[0]: row[table.header.index("against lora")] for row in table.rows}
     assert entries["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
+    # In a table without that row, too
+    unique = seeds("vera_unique", bests=(0.9, 0.9, 0.9, 0.9), model="minilm")
+    table, _ = tables.make("table7", ledger(*of, *unique), against="lora")
+    assert all(isinstance(row[table.header.index("against lora")], Number) for row in table.rows)
     for one in of:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
