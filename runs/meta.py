@@ -11,7 +11,7 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from runs import models
 from runs.errors import UserError
@@ -33,21 +33,21 @@ def refusal(run: Run) -> str | None:
     This checks peft's methods, the few of our own that not every model takes, and train.lr_by and decay_by,
     which name parameters. The rest need linear layers only, and importing torch takes seconds."""
     rates = {key: run.config["train"].get(key) or {} for key in BASES}
-    words = words_of(run) if run.method["kind"] in CHECKED or any(rates.values()) else None
-    return _refusal(*words, json.dumps(rates), run.config["model"]["label"]) if words else None
+    if run.method["kind"] not in CHECKED and not any(rates.values()):
+        return None
+    words = (words_of(run), json.dumps(run.method), json.dumps(rates))
+    return _refusal(*words, run.config["model"]["label"]) if words[0] else None
 
 
-def words_of(run: Run) -> tuple[str, str] | None:
-    """A run's model and method as keys; None where the model's architecture is not known."""
+def words_of(run: Run) -> str:
+    """A run's model as a key; empty where its architecture is not known."""
     model = run.config["model"]
     try:
         folder = models.locate(model)
     except UserError:  # the run itself raises it
-        return None
-    if folder is None and not model["architecture"]:
-        return None
+        return ""
     words = {key: model[key] for key in ("architecture", "settings", "modality")}
-    return json.dumps({**words, "folder": folder and str(folder)}), json.dumps(run.method)
+    return json.dumps({**words, "folder": folder and str(folder)}) if folder or model["architecture"] else ""
 
 
 @cache
@@ -56,8 +56,7 @@ def _refusal(model: str, method: str, rates: str, label: str) -> str | None:
 
     try:
         adapter = make_method(json.loads(method))
-        network = adapted(model, adapter)
-        groups = adapter.parameter_groups(network).values()
+        groups = adapter.parameter_groups(adapted(model, adapter)).values()
         for key, by in json.loads(rates).items():
             patterns_of([name for parameters in groups for name in parameters], by, key)
     except (vera.AdapterError, UserError) as error:
@@ -92,52 +91,43 @@ def adapted(model: str, method: Any, blocks: int | None = None) -> Any:
     return network
 
 
-# --- FLOPs
-
-
 def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, float] | None:
     """FLOPs of a forward pass over so many rows, and of a training pass, as torch's counter counts them:
     products and attention, nearly everything. None where torch cannot count them.
 
     length: tokens of a row, padding included. predicted: those that a language model reads out. The count is
     kept in the cache, so a later plan does not import torch."""
-    if (words := words_of(run)) is None:
-        return None
-    # AdapterDrop counts with every adapter: it drops blocks at random, or more than two of them
-    whole = {"drop_layers": 0, "drop_per_batch": False} if run.method["kind"] == "adapter" else {}
-    # 4-bit weights cannot be merged with VeRA's
-    plain = {"path": "factor"} if run.method["kind"] == "vera" and run.config["model"]["quantise"] else {}
-    method = json.dumps(json.loads(words[1]) | whole | plain)
+    # AdapterDrop counts with every adapter: it drops blocks at random, or more than two of them. VeRA's
+    # weights cannot be merged with 4-bit ones
+    plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
+    plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
+    method = run.method | plain.get(run.method["kind"], {})
     size = (rows, length, predicted, run.config["task"].get("image_size"))
-    key = [words[0], method, size, *map(version, ("torch", "transformers", "peft"))]
-    path = cache_folder() / "flops" / f"{hash_of(key)[:24]}.json"
+    key = [words := words_of(run), method, size, *map(version, ("torch", "transformers", "peft"))]
+    path, counted = cache_folder() / "flops" / f"{hash_of(key)[:24]}.json", None
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_bytes())
         return kept and (float(kept[0]), float(kept[1]))
-    try:
+    with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
         # Of one block and of two: each further block takes what the second one does
-        depth = getattr(_whole(words[0]).config, "num_hidden_layers", None)
-        one, two = (_count(words[0], method, n, size) for n in ((1, 2) if depth else (None, None)))
-        forward, training = (a + ((depth or 1) - 1) * (b - a) for a, b in zip(one, two, strict=True))
-        counted = forward, training
-    except Exception:  # of a model's own code, of a method that looks at values
-        counted = None
+        depth = _whole(words).config.num_hidden_layers
+        one, two = (_count(words, make_method(method), blocks, size) for blocks in (1, 2))
+        counted = tuple(a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
     with contextlib.suppress(OSError):  # a read-only home costs time, no more
         write_atomically(path, json.dumps(counted))
     return counted
 
 
-def _count(model: str, method: str, blocks: int | None, size: tuple[Any, ...]) -> tuple[float, float]:
-    import torch
+def _count(model: str, method: Any, blocks: int, size: tuple[Any, ...]) -> tuple[float, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = adapted(model, make_method(json.loads(method)), blocks)
-    with FlopCounterMode(display=False) as forward:
-        logits = cast(torch.Tensor, run_forward(network.train(), *size))
-    with FlopCounterMode(display=False) as backward:
+    network = adapted(model, method, blocks).train()
+    with FlopCounterMode(display=False) as counter:
+        logits = run_forward(network, *size)
+        forward = counter.get_total_flops()
         if logits.requires_grad:
-            logits.sum().backward()  # type: ignore[no-untyped-call]
-    return float(forward.get_total_flops()), float(forward.get_total_flops() + backward.get_total_flops())
+            logits.sum().backward()
+    return float(forward), float(counter.get_total_flops())
 
 
 def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:
@@ -150,6 +140,4 @@ def run_forward(network: Any, rows: int, length: int, predicted: int, image: int
         settings = {"interpolate_pos_encoding": True} if config.model_type == "vit" and image else {}
         return network(pixel_values=torch.randn(rows, 3, side, side, device=device), **settings).logits
     ids = torch.randint(5, config.vocab_size, (rows, length), device=device)
-    if not predicted:
-        return network(input_ids=ids).logits
-    return network(input_ids=ids, logits_to_keep=predicted).logits
+    return network(input_ids=ids, **({"logits_to_keep": predicted} if predicted else {})).logits

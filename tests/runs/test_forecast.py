@@ -13,14 +13,13 @@ import yaml
 from running import ROOT, call_here, do, output_of, trained
 from tiers import sample
 
-from runs import gpus, meta, plan
+from runs import forecast, meta, plan
 from runs.config import CONF, expand
 from runs.errors import UserError
-from runs.forecast import cost, rates, rows
-from runs.forecast.cost import Left, outline
-from runs.forecast.rows import GRID, Lengths, known_data
+from runs.forecast import GRID, Lengths, Planned, known_data, outline
 from runs.identity import run_id
 from runs.record import Ledger, read_ledger, run_folder
+from runs.record.text import duration
 from runs.training.state import Plan
 
 
@@ -60,8 +59,8 @@ def test_steps_and_rows_are_those_of_the_run(kind, changes, request):
     before = outline(run)
     record = do([*words, *changes])
     assert before.steps == record["steps"]
-    data = known_data(run)
-    assert (data.train.rows, data.dev.rows) == (record["data"]["train_rows"], record["data"]["dev_rows"])
+    train, dev, _ = known_data(run)
+    assert (train.rows, dev.rows) == (record["data"]["train_rows"], record["data"]["dev_rows"])
 
 
 def test_the_table_has_the_rows_that_the_tasks_know():
@@ -91,8 +90,8 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
         entry = table.get(task["name"])
         if record["status"] != "done" or not record["steps"] or entry is None or task.get("holdout"):
             continue
-        known = rows._published(task, entry)
-        where = Plan.of({"evaluate_every": 1, **config["train"]}, known.train.rows, known.dev.rows, True)
+        train, dev, _ = forecast._published(task, entry)
+        where = Plan.of({"evaluate_every": 1, **config["train"]}, train.rows, dev.rows, True)
         assert where.total_steps == record["steps"], path.name
         if record["steps"] % where.steps_per_epoch:
             continue
@@ -100,7 +99,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
         epochs = record["steps"] // where.steps_per_epoch
         of = entry["tokens"]["train"]
         length = Lengths(1, of["mean"], tuple(of["at"])).cut(config["train"]["max_length"]).mean
-        assert epochs * known.train.rows * length == pytest.approx(tokens, rel=0.1), path.name
+        assert epochs * train.rows * length == pytest.approx(tokens, rel=0.1), path.name
         seen += 1
     assert seen >= 10
 
@@ -143,9 +142,10 @@ def test_lengths_of_ones_own_texts_are_guessed_from_their_characters(words, tmp_
         "task.label_column=label",
     ]
     (run,) = expand([*plain, *own, "task.holdout=0.25"])
-    data = known_data(run)
-    assert (data.train.rows + data.dev.rows, data.exact) == (36, True)  # four are dev rows without it
-    assert data.train.mean == pytest.approx(17 / 4 + 3, rel=0.1)
+    train, dev, basis = known_data(run)
+    assert train.rows + dev.rows == 36  # four are dev rows without it
+    assert train.mean == pytest.approx(17 / 4 + 3, rel=0.1)
+    assert basis == (forecast.KNOWN, "lengths assumed: four characters a token")
     assert "lengths assumed: four characters a token" in plan_of([*plain, *own, "task.holdout=0.25"])
 
 
@@ -253,12 +253,12 @@ def test_a_model_of_7b_is_counted_without_its_weights_and_as_published():
 def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
     words = ["model=roberta_base", "task=rte", "seed=0"]
     (vb,) = expand([*words, "method=peft", "method.config_class=VBLoRAConfig"])
-    assert outline(vb).flops is None
+    assert outline(vb).flops == 0
     (lora,) = expand([*words, "method=lora"])
     first = outline(lora)
     monkeypatch.setattr(meta, "_count", lambda *_: pytest.fail("it was counted before"))
     assert outline(lora) == first
-    lines = cost.estimate([Left(vb), Left(lora)], Ledger())
+    lines = forecast.estimate([Planned(vb, "missing"), Planned(lora, "missing")], Ledger())
     assert "FLOPs are not known of peft_vblora" in lines
 
 
@@ -278,44 +278,24 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
     assert "est. " not in text
     flops = len(runs) * known.flops
     hours = plan_of(words, card="H100")
-    assert (
-        f"est. {cost.duration(flops / 26.8e12)} left on one device (FLOPs at the rate that conf/cards"
-        in hours
-    )
+    assert f"est. {duration(flops / 26.8e12)} left on one device (FLOPs at the rate that conf/cards" in hours
     with pytest.raises(UserError, match=r"^card=H1: conf/cards.yaml has H100, A100$"):
         plan_of(words, card="H1")
 
 
-def test_the_card_of_this_machine_is_assumed_as_the_file_says(monkeypatch):
-    (run,) = expand(["model=roberta_base", "task=rte", "method=lora", "train.precision=bf16"])
-    assert rates.assumed(run) is None
-    monkeypatch.setattr(gpus, "names", lambda: ["NVIDIA A100-SXM4-80GB"] * 2)
-    assert rates.assumed(run)[0] == yaml.safe_load((CONF / "cards.yaml").read_text())["A100"]["bf16"]
-    assert rates.assumed(replace(run, config=run.config | {"device": "cpu"})) is None
-    monkeypatch.setattr(gpus, "names", lambda: ["NVIDIA A100-SXM4-80GB", "NVIDIA L4"])
-    assert rates.assumed(run) is None
-
-
-def test_nothing_is_claimed_where_nothing_is_known(words, tmp_path, tiny_bert, monkeypatch):
+def test_nothing_is_claimed_where_nothing_is_known():
     # No row counts: a data set of the hub that nobody has described
     named = ["task.hub=nobody/knows", "task.revision=" + "0" * 40, "task.name=mine"]
     runs = expand(["model=minilm", "task=text", *named])
-    assert cost.estimate([Left(run) for run in runs], Ledger()) == (
-        "no estimate: no finished run is like these, and how many rows of data they have is not known here"
-    )
+    text = forecast.estimate([Planned(run, "missing") for run in runs], Ledger())
+    assert text == "no estimate: how many rows of data some runs have is not known here"
     # Rows, and no lengths
     (mnli,) = expand(["model=roberta_base", "task=mnli", "method=lora"])
     steps = math.ceil(392702 / mnli.config["train"]["effective_batch"]) * mnli.config["train"]["epochs"]
-    assert outline(mnli) == cost.Outline(steps, ("rows of data are known",))
-    text = cost.estimate([Left(mnli)], Ledger())
+    assert outline(mnli) == forecast.Outline(steps, (forecast.KNOWN,))
+    text = forecast.estimate([Planned(mnli, "missing")], Ledger())
     assert " tokens" not in text
     assert "FLOPs are not known of lora" in text
-    # A copy that is too large to count has the published rows, and the plan says so
-    monkeypatch.setattr(rows, "QUICK_BYTES", 0)
-    rows._known.cache_clear()
-    (run,) = expand(words)
-    assert "rows of data are about right: not counted here" in cost.estimate([Left(run)], Ledger())
-    rows._known.cache_clear()
 
 
 @pytest.mark.usefixtures("process")
@@ -342,8 +322,8 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     assert "left on one device (FLOPs at a probe's rate on this device)" in out
     (run,) = expand(words)
     assert not (Path(output_of(words)) / "records").exists()
-    flops, _ = rates.measured(run)
-    assert cost._forecast([Left(run)], [], None)[1][0][0] == pytest.approx(outline(run).flops / flops)
+    flops, _ = forecast.rate_of(run, [])
+    assert f"est. {duration(outline(run).flops / flops)} left" in out
     # Kept: nothing is measured twice, and another row has a rate of its own
     assert "for each of 0 rows" in call_here("runs.plan", *words, "probe=true", check=0).stdout
     assert "no estimate of time: probe=true" in plan_of([*words, "method.rank=4"])
@@ -357,7 +337,10 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
 
 
 def test_a_probe_that_cannot_be_made_is_named_and_the_plan_goes_on(words, monkeypatch):
-    monkeypatch.setattr("runs.probe.Training", lambda *_: (_ for _ in ()).throw(UserError("no room here")))
+    def full(*_):
+        raise UserError("no room here")
+
+    monkeypatch.setattr("runs.training.loop.Training", full)
     text = call_here("runs.plan", *words, "probe=true", check=0).stdout
     assert text.index("left out (no room here)") < text.index("no estimate of time")
 
@@ -365,10 +348,12 @@ def test_a_probe_that_cannot_be_made_is_named_and_the_plan_goes_on(words, monkey
 @pytest.mark.parametrize("damage", ["", "[]", '{"flops": "x"}', '{"flops": null}'])
 def test_a_damaged_rate_is_none(words, damage):
     (run,) = expand(words)
-    rates.keep(run, 5.0)
-    assert rates.measured(run) == (5.0, "a probe's rate on this device")
-    rates._path(run).write_text(damage)
-    assert rates.measured(run) is None
+    file = forecast.rate_file(run)
+    file.parent.mkdir(parents=True)
+    file.write_text('{"flops": 5.0}')
+    assert forecast.rate_of(run, []) == (5.0, "a probe's rate on this device")
+    file.write_text(damage)
+    assert forecast.rate_of(run, []) is None
 
 
 # --- what a checkpoint has
@@ -387,7 +372,7 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     save_file({"x": torch.zeros(1)}, path, {"header": header})
     (planned,) = plan.plan([run], Ledger())
     assert (planned.state, planned.steps) == ("partial", whole.steps // 2)
-    (left,) = plan._left([planned])
+    assert plan.left([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
-    assert cost._seconds_left(left, [record]) == pytest.approx(seconds / 2, rel=1e-3)
+    assert forecast._as_finished(planned, [record]) == pytest.approx(seconds / 2, rel=1e-3)
     assert f"{whole.steps - whole.steps // 2:,} steps" in plan.cost([planned], Ledger())

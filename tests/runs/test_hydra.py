@@ -57,7 +57,7 @@ def plan_of(*words):
 def test_lists_and_the_grammar_of_overrides(words, count, rows, tmp_path):
     """-m or not: the same sweep."""
     counted, shown = plan_of(*words, f"output={tmp_path}")
-    assert f"= {count} run{'s' * (count > 1)} on minilm" in counted
+    assert f": {count} run{'s' * (count > 1)} on minilm" in counted
     assert shown == rows
     assert plan_of("-m", *words, f"output={tmp_path}") == (counted, shown)
     assert plan_of("--multirun", *words, f"output={tmp_path}") == (counted, shown)
@@ -200,7 +200,7 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     ]
     assert {run.config["task"]["train_rows"] for run in runs} == {8}
     counted, rows = plan_of(*mine)
-    assert "= 4 runs" in counted
+    assert ": 4 runs" in counted
     assert rows == ["my_vera", "vera"]
     assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
     quick = ["train.max_steps=1", "tracking=off", "debug=true", "table=false"]

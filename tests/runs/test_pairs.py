@@ -34,21 +34,24 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("method", "why"),
     [
         ("TrainableTokensConfig", "needs to be told what it trains: name target_modules in config"),
         ("XLoraConfig", "needs a forward pass of its own"),
         ("LoraKonfig", "Did you mean LoraConfig?"),
         ("FrodConfig", None),  # which computes with the weights: what they alone could tell is not told
-        ("AdamssConfig", None),
         ("ShiraConfig", "more shira params than the total number"),
         ("ShiraConfig method.config={r:4}", None),
         ("LNTuningConfig", None),
+        ("method=ssf", "has no patch embedding: SSF is for image models"),
+        ("method=lora_xs method.rank=33", "rank 33 is above that of bert.encoder.layer.0"),
+        ("method=lora_xs method.rank=32", None),
     ],
 )
-def test_what_a_class_needs_is_told_from_the_configuration_alone(name, why, words):
+def test_what_a_method_needs_is_told_from_the_configuration_alone(method, why, words):
     plain = [word for word in words if not word.startswith("method.")]
-    (run,) = expand([*plain, "method=peft", *f"method.config_class={name}".split()])
+    peft = [] if method.startswith("method=") else ["method=peft"]
+    (run,) = expand([*plain, *peft, *(method if not peft else f"method.config_class={method}").split()])
     told = meta.refusal(run)
     assert (told is None) == (why is None)
     assert (why or "") in (told or "")

@@ -1,0 +1,393 @@
+"""What the runs of a plan still take: steps, tokens, FLOPs, time and disk. torch is imported where FLOPs are
+counted for the first time (runs/meta.py), and by `probe`."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+import tasks
+from runs import gpus, meta, models
+from runs.config import CONF
+from runs.errors import UserError
+from runs.identity import hash_of
+from runs.record import Ledger, Record, cache_folder, run_folder, write_atomically
+from runs.record.text import describe, duration, megabytes, plural
+from runs.run import UNLIKE_OTHERS, Run
+from runs.training.state import Plan
+
+#: Settings of a task that decide how much a run computes.
+AMOUNTS = ("train_rows", "dev_rows", "holdout", "shots", "image_size", "items", "decode", "beams")
+#: Shares of the rows, sorted by length, at which the length is known. The longest row of a batch decides how
+#: much is computed, so the grid is finer at its end.
+GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
+#: Shares over which a mean is taken.
+EVENLY = (np.arange(2000) + 0.5) / 2000
+#: The most steps and seconds of a probe, for each row of a model.
+STEPS, SECONDS = 20, 20
+
+
+# --- rows of data and their lengths
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of a split's rows, in tokens. at: at the shares of GRID, or () where no length is known.
+    predicted: how many of a row's tokens a language model is trained to predict, on average."""
+
+    rows: int
+    mean: float = 0.0
+    at: tuple[float, ...] = ()
+    predicted: float = 0.0
+
+    def cut(self, longest: float) -> "Lengths":
+        """These lengths where rows are cut to so many tokens. The end of a row is cut, which is predicted."""
+        at = tuple(min(length, longest) for length in self.at)
+        mean = self.mean * float(np.interp(EVENLY, GRID, at).mean() / np.interp(EVENLY, GRID, self.at).mean())
+        return Lengths(self.rows, mean, at, max(self.predicted - (self.mean - mean), 0.0))
+
+    def padded(self, batch: int, blocks: int = 1) -> float:
+        """The tokens that a row takes in a batch on average, padded to the batch's longest row.
+
+        blocks: 1 for random batches; for batches of like lengths, how many are sorted together. The largest
+        of n draws lies at the share u^(1/n) for a random share u; the k-th of n sorted draws at k / (n + 1)
+        on average."""
+        sorted_together = np.arange(1, blocks + 1) * batch / (batch * blocks + 1)
+        share = sorted_together if blocks > 1 else EVENLY ** (1 / batch)
+        return float(np.interp(share, GRID, self.at).mean())
+
+
+#: Of a run's rows for training, its rows for evaluation, and in words how both are known.
+Data = tuple[Lengths, Lengths, tuple[str, ...]]
+KNOWN = "rows of data are known"
+ABOUT = "rows of data are about right: not counted here, or some may be left out"
+
+
+def known_data(run: Run) -> Data | None:
+    """What is known of a run's data; None where the number of rows is not. Local files are counted; of the
+    hub's data these are the published numbers (conf/rows.yaml)."""
+    return _known(json.dumps(run.config["task"]))
+
+
+@cache
+def _known(settings: str) -> Data | None:
+    task: dict[str, Any] = json.loads(settings)
+    published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
+    data = _published(task, published) if published else None
+    if task.get("data_dir") or task.get("train_file") or not data:
+        data = _counted(task) or (data and (data[0], data[1], (ABOUT,)))
+    if not data or not published or "tokens" not in published:
+        return data
+    of = {s: Lengths(0, **values | {"at": tuple(values["at"])}) for s, values in published["tokens"].items()}
+    train, dev = of["train"], of["train" if task.get("holdout") else "dev"]
+    words = data[2][0], "lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)"
+    words += (published["note"],) if "note" in published else ()
+    return replace(train, rows=data[0].rows), replace(dev, rows=data[1].rows), words
+
+
+def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> Data:
+    """From an entry of conf/rows.yaml and the task's settings."""
+    (train, dev), share, shots, exact = entry["rows"].values(), task.get("holdout"), task.get("shots"), True
+    if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
+        train, rest = (entry["classes"] * shots if shots else train), train
+        dev = dev or rest - train
+        dev = min(task.get("dev_rows") or dev, dev)
+    else:
+        # Without a dev set its rows are held out, and a row whose prompt fills max_length is left out
+        exact, held = dev > 0, 0 if dev else task["dev_rows"]
+        dev = task.get("dev_rows") or dev
+        train = min(task.get("train_rows") or train - held, train - held)
+    if share:  # of each class, which rounds
+        dev = max(math.ceil(share * (shots or train)) * (entry["classes"] if shots else 1), 2)
+        train, exact = train - dev, False
+    return Lengths(train), Lengths(dev), (KNOWN if exact else ABOUT,)
+
+
+def _counted(task: Mapping[str, Any]) -> Data | None:
+    """By reading the files; of texts the lengths, too."""
+    try:
+        if not tasks.source(task).files:
+            return None
+        loaded: Any = tasks.load({**task, "decode": "none"} if task["family"] == "e2e" else task)
+    except (UserError, tasks.DataError):  # of bad data: the run itself raises it
+        return None
+    if task["family"] == "images":
+        rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
+        return _published(task, {"rows": rows, "classes": loaded.num_labels})
+    if not hasattr(loaded, "splits"):
+        return None
+    words = (ABOUT if task["family"] == "instruct" else KNOWN, "lengths assumed: four characters a token")
+    return _measured(loaded.splits["train"]), _measured(loaded.splits["dev"]), words
+
+
+def _measured(rows: Any) -> Lengths:
+    """From texts: tasks.Rows, or rows of several parts, of which the last one is predicted."""
+    if isinstance(rows, tasks.Rows):
+        parts: list[Any] = list(zip(rows.texts, rows.pairs or [""] * len(rows), strict=True))
+    else:
+        parts = [tuple(vars(row).values()) if hasattr(row, "__dict__") else tuple(row) for row in rows]
+    tokens = np.array([sum(map(len, part)) / 4 + 3 for part in parts])
+    predicted = float(np.mean([len(part[-1]) / 4 + 1 for part in parts]))
+    return Lengths(len(parts), float(tokens.mean()), tuple(np.quantile(tokens, GRID).tolist()), predicted)
+
+
+# --- one run
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run will take, from its first step on; 0 for what is not known."""
+
+    steps: int  # of the optimizer
+    basis: tuple[str, ...]  # how the numbers of rows and their lengths are known
+    tokens: float = 0.0  # of training, without padding; of images the patches
+    flops: float = 0.0  # of training and evaluation, padding included; without decoding
+    step_flops: float = 0.0
+
+    def after(self, steps: int) -> "Outline":
+        """What is left of it after so many steps."""
+        share = 1 - min(steps / max(self.steps, 1), 1.0)
+        rest = max(self.steps - steps, 0)
+        return replace(self, steps=rest, tokens=share * self.tokens, flops=share * self.flops)
+
+
+def outline(run: Run) -> Outline | None:
+    """What a run will take; None where its number of rows is not known."""
+    config, task = run.config, run.config["task"]
+    if (data := known_data(run)) is None:
+        return None
+    train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
+    plan = _plan_of(run, train.rows, dev.rows)
+    if not (train.at and dev.at):
+        return Outline(plan.total_steps, basis)
+    whole = min(plan.batch, train.rows)
+    rows, evaluated = min(config["micro_batch"] or whole, whole), min(config["eval_batch"], dev.rows)
+    batches = tasks.base.block(task)  # that are sorted by length together
+    length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
+    epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
+    trained = epochs * train.rows + min(rest * plan.batch, train.rows)
+    tokens = trained * train.mean
+    if (counted := meta.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))) is None:
+        return Outline(plan.total_steps, basis, tokens)
+    forward, training = (each / rows for each in counted)
+    training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
+    # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one
+    of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
+    evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
+    flops = trained * training + evaluations * dev.rows * of_dev
+    if run.method["kind"] == "head" and task.get("augment") == "none":
+        # Each image passes the model once: a head's inputs are kept (runs/training/features.py)
+        flops = (train.rows + dev.rows) * forward
+    return Outline(plan.total_steps, basis, tokens, flops, whole * training)
+
+
+def _as_read(run: Run, lengths: Lengths) -> Lengths:
+    """The lengths of a split's rows as the model reads them: cut to its longest, or the patches of images."""
+    get, longest = (models.architecture_of(run.config["model"]) or {}).get, run.config["train"]["max_length"]
+    if run.config["task"]["modality"] == "image":
+        side = run.config["task"].get("image_size") or models.image_side(get("model_type"), get("image_size"))
+        patches = (side // get("patch_size", side)) ** 2 + 1
+        return Lengths(lengths.rows, patches, (patches,) * len(GRID))
+    longest = min(longest, get("max_position_embeddings") or get("n_positions") or longest)
+    return lengths.cut(longest) if lengths.at else lengths
+
+
+def _plan_of(run: Run, rows: int, dev_rows: int) -> Plan:
+    return Plan.of(run.config["train"], rows, max(dev_rows, 2), run.method["kind"] != "none")
+
+
+# --- FLOP a second
+
+#: And in words where the number is from.
+Rate = tuple[float, str]
+
+
+def probe(runs: Iterable[Run]) -> None:
+    """Trains some steps of each row of each model, on one of its tasks, and keeps the FLOP a second. Rows
+    that were measured here before are left out; a line gives the reason for each that cannot be measured."""
+    cells = {cell_key(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS}
+    known = ((run, outline(run)) for run in cells.values() if not rate_of(run, []))
+    rows = {rate_file(run): (run, one.step_flops) for run, one in known if one and one.flops}
+    print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {plural(len(rows), 'row')}")
+    for number, (file, (run, flops)) in enumerate(rows.items(), 1):
+        name = f"probe {number}/{len(rows)}: {run.label}"
+        try:
+            times = _step_seconds(run)
+        except Exception as error:  # of the run's settings, of a model's own code, of a full device
+            print(f"{name}: left out ({describe(error)})")
+            continue
+        rate = len(times) * flops / sum(times)
+        with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
+            write_atomically(file, json.dumps({"flops": rate, "of": run.label}))
+        print(f"{name}: {plural(len(times), 'step')} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s")
+
+
+def _step_seconds(run: Run) -> list[float]:
+    """The seconds of training steps, without the first one, which loads kernels."""
+    from runs.training.build import epoch_batches
+    from runs.training.loop import Training
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = run.config | {"output": folder, "init_from": None}
+        training = Training(replace(run, config=config, start=None), "probe", lambda event: None)
+        size, times = config["train"]["effective_batch"], list[float]()
+        batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)[: STEPS + 1]
+        training.task.begin_epoch(0, batches)
+        while len(times) < len(batches) and sum(times[1:]) < SECONDS:
+            start = time.perf_counter()
+            float(training.step(batches[len(times)]))  # waits for the device
+            times.append(time.perf_counter() - start)
+        training.accelerator.free_memory()
+    return times[1:] or times
+
+
+def rate_file(run: Run) -> Path:
+    """Where a probe keeps the FLOP a second of a run's row: by machine, model, precision and row."""
+    config = run.config
+    cards = gpus.names() if config["device"] != "cpu" else []
+    where = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    row = [config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
+    machine = [cards, gpus.processor(), len(gpus.cores()), where, version("torch")]
+    key = hash_of([machine, row, run.method, config["train"]["precision"]])
+    return cache_folder() / "rates" / f"{key[:24]}.json"
+
+
+def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
+    """As conf/cards.yaml assumes it of a card. Without one this machine's: as a probe has measured it for the
+    run's row, or as up to three finished runs of other cells in the same precision had it. Raises UserError
+    for a card that the file lacks."""
+    precision = run.config["train"]["precision"]
+    if card:
+        cards = yaml.safe_load((CONF / "cards.yaml").read_text())
+        if card not in cards:
+            raise UserError(f"card={card}: conf/cards.yaml has {', '.join(cards)}")
+        return cards[card][precision], f"the rate that conf/cards.yaml assumes of one {card}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate on this device"
+    here = (gpus.names() if run.config["device"] != "cpu" else []) or [gpus.processor()]
+    alike = [
+        record
+        for record in done
+        if record["config"]["method"]["kind"] not in UNLIKE_OTHERS and record["device"]["name"] in here
+        if record["config"]["train"].get("precision") == precision
+    ]
+    had = list[float]()
+    for record in alike[-3:]:
+        seconds, cell = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"], record["cell"]
+        with contextlib.suppress(KeyError, TypeError):  # of a record from before a setting
+            one = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, record["config"]))
+            had += [one.flops / seconds] if one and one.flops and seconds else []
+    words = f"the rate of {plural(len(had), 'finished run')} of other cells on this device"
+    return (float(np.median(had)), words) if had else None
+
+
+# --- runs that are left
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run and its state (STATES in runs/plan.py); `why` in one line. steps: those that its checkpoint has.
+    progress: of one that has begun, the last event of its training (runs/training/loop.py), and its host."""
+
+    run: Run
+    state: str
+    why: str = ""
+    steps: int = 0
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+
+def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -> str:
+    """What these runs still take, in a line or more: by their own progress, from finished runs of their
+    cells, or else FLOPs over a rate. card: of conf/cards.yaml, whose hours are wanted."""
+    done = [] if card else [record for record in ledger if record["status"] == "done"]
+    cells = {cell_key(one.run): one.run for one in left}
+    like = {key: _like(run, done) for key, run in cells.items()}
+    bar = tqdm([key for key in cells if not like[key]], "counting FLOPs", leave=False, disable=None, delay=2)
+    outlines = {key: outline(cells[key]) for key in bar}
+    rates = {key: rate_of(cells[key], done, card) for key, each in outlines.items() if each and each.flops}
+    new, times, sources, disk = list[Outline](), list[float](), dict[str, None](), 0.0
+    for one in left:
+        key, seconds = cell_key(one.run), None if card else one.progress.get("seconds_left")
+        if like[key]:
+            seconds = _as_finished(one, like[key]) if seconds is None else seconds
+            disk += float(np.median([*map(_bytes, like[key])]))
+        elif each := outlines[key]:
+            new.append(each.after(one.steps))
+            if seconds is None and (rate := rates.get(key)):
+                seconds, sources[f"FLOPs at {rate[1]}"] = new[-1].flops / rate[0], None
+        times += [] if seconds is None else [seconds]
+    lines = _amounts(new)
+    if None in outlines.values():
+        lines.append("no estimate: how many rows of data some runs have is not known here")
+    if rows := dict.fromkeys(cells[key].row for key, each in outlines.items() if each and not each.flops):
+        why = "nothing tells their rows' lengths, or torch cannot count them"
+        lines.append(f"FLOPs are not known of {', '.join(rows)}: {why}")
+    if slow := {rate_file(cells[key]) for key, rate in rates.items() if not rate}:
+        lines.append(f"no estimate of time: probe=true measures {plural(len(slow), 'row')}, {SECONDS}s each")
+    if any(cells[key].config["task"].get("decode", "none") != "none" for key in rates):
+        lines.append("the time of decoding is not in it: a finished run shows it")
+    if times:
+        ids = {record["id"] for records in like.values() for record in records}
+        words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
+        share = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
+        lines.append(f"est. {duration(sum(times))} left on one device{share}{words and f' ({words})'}")
+        lines[-1] += f", {megabytes(disk)} on disk" if disk else ""
+    return "\n".join(lines)
+
+
+def _amounts(new: Sequence[Outline]) -> list[str]:
+    """Lines on what runs will compute that no finished run is like."""
+    tokens, flops = sum(each.tokens for each in new), sum(each.flops for each in new)
+    amounts = [f"{sum(each.steps for each in new):,} steps"]
+    amounts += [f"{tokens / 1e6:,.0f}M tokens"] if tokens else []
+    amounts += [f"{flops:.1e} FLOP".replace("e+", "e")] if flops else []
+    basis = "; ".join(dict.fromkeys(words for each in new for words in each.basis))
+    return [f"forecast for {plural(len(new), 'run')}: {', '.join(amounts)}", f"  ({basis})"] if new else []
+
+
+def _like(run: Run, done: Sequence[Record]) -> list[Record]:
+    """Finished runs of the same cell, with the same settings of the task that decide the amount of work."""
+    task, cell = run.config["task"], (run.row, run.model, run.config["task"]["name"])
+    return [
+        record
+        for record in done
+        if tuple(record["cell"][key] for key in ("row", "model", "task")) == cell
+        and all(record["config"]["task"].get(key) == task.get(key) for key in AMOUNTS)
+    ]
+
+
+def _as_finished(one: Planned, like: Sequence[Record]) -> float:
+    """The seconds that a run has left if its steps, with evaluation, are as fast as those of finished runs of
+    its cell, which may have had more or fewer."""
+    times = list[float]()
+    for record in like:
+        cost, rows = record["cost"], record["data"]
+        steps = _plan_of(one.run, rows["train_rows"], rows["dev_rows"]).total_steps
+        share = max(steps - one.steps, 0) / record["steps"] if record["steps"] else 1.0
+        seconds = cost["train_seconds"] + cost["evaluate_seconds"]
+        times.append(share * seconds + cost.get("decode_seconds", 0.0))
+    return float(np.median(times))
+
+
+def _bytes(record: Record) -> int:
+    """What a finished run takes on disk: its folder, or without one here, its adapter and head."""
+    files = run_folder(record["config"]["output"], record["id"]).rglob("*")
+    kept = int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
+    return sum(path.stat().st_size for path in files if path.is_file()) or kept
+
+
+def cell_key(run: Run) -> tuple[str, ...]:
+    """The key that runs share which differ in their seeds alone."""
+    return (run.row, run.model, run.task, *run.overrides)
