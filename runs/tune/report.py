@@ -1,10 +1,10 @@
 """The report of a search: all trials, the overrides of the best one, and the lines for its recipe."""
 
-import csv
-import io
 import shlex
 from collections.abc import Iterator
 from typing import Any
+
+import pandas as pd
 
 import tasks
 from runs.command import as_word
@@ -26,32 +26,26 @@ def report(cell: Cell, task: tasks.Task) -> str:
     """The text of the report. Writes the trials as trials.csv, too (values as fractions)."""
     metric = Metric.of_task(task)
     trials = ranked(cell, metric)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([metric.name, "spread", *cell.axes, "state", "runs"])
-    rows = []
-    for trial in trials:
-        value = trial.value
-        spread = None if value is None else sample_deviation(trial.values)
-        state = "complete" if value is not None else "no number" if trial.done else "failed"
-        writer.writerow([value, spread, *trial.point, state, " ".join(trial.ids)])
-        runs = f"{len(trial.ids)}{f' {trial.diverged} diverged' * bool(trial.diverged)}"
-        runs += "" if value is not None else f" {state}"
-        numbers = ["-" if number is None else metric.text(number) for number in (value, spread)]
-        rows.append([*numbers, *trial.point, runs])
-    write_atomically(cell.folder / "trials.csv", file.getvalue())
+    frame = pd.DataFrame([dict(zip(cell.axes, trial.point, strict=True)) for trial in trials])
+    frame.insert(0, metric.name, [trial.value for trial in trials])
+    frame.insert(1, "spread", [sample_deviation(t.values) if t.value is not None else None for t in trials])
+    frame["state"], frame["diverged"] = [t.state for t in trials], [t.diverged for t in trials]
+    frame["runs"] = [" ".join(trial.ids) for trial in trials]
+    write_atomically(cell.folder / "trials.csv", frame.to_csv(index=False))
+    for key in (metric.name, "spread"):
+        frame[key] = ["-" if pd.isna(value) else metric.text(value) for value in frame[key]]
+    trial_table = frame.drop(columns="runs").to_string(index=False)
     model, of = (cell.first.config[part]["label"] for part in ("model", "task"))
     title = f"{cell.first.row} on {of} ({model})"
-    trial_table = table([metric.name, "spread", *cell.axes, "runs"], rows)
     best = trials[0]
     if best.value is None:
-        return "\n".join([f"{title}: no trial has a value", "", *trial_table])
+        return "\n".join([f"{title}: no trial has a value", "", trial_table])
     held, rest = (best.records[0]["data"][f"{part}_rows"] for part in ("dev", "train"))
     which = f"{epoch_of_table(cell.first.config['train'], task.reported)} epoch"
     judged = f"{held} held-out training rows ({rest} trained on), {which}, {plural(cell.seeds, 'seed')}"
-    lines = [f"{title}: {metric.name} on {judged}", "", *trial_table, ""]
+    lines = [f"{title}: {metric.name} on {judged}", "", trial_table, ""]
     if best.diverged:
-        return "\n".join([f"{title}: in each trial a run diverged", "", *trial_table])
+        return "\n".join([f"{title}: in each trial a run diverged", "", trial_table])
     equal = sum(trial.value == best.value and not trial.diverged for trial in trials)
     shares = [share for t in trials for record in t.records if (share := one_class(record)) is not None]
     if shares:
@@ -153,11 +147,3 @@ def _flow(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(of)}" for key, of in value.items()) + "}"
     return as_word(value)
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table with right-aligned columns, in ASCII."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows)]
-    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    return [f"| {' | '.join(line)} |" for line in lines]

@@ -39,6 +39,11 @@ class Trial:
         return None if math.isnan(mean) else mean
 
     @property
+    def state(self) -> str:
+        """complete, no number (finished without the metric), or failed."""
+        return "complete" if self.value is not None else "no number" if self.done else "failed"
+
+    @property
     def diverged(self) -> int:
         """How many of its runs diverged."""
         return sum(record["status"] == "diverged" for record in self.records)
