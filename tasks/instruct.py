@@ -105,7 +105,6 @@ def _check_placeholders(where: str, text: Any, names: list[str]) -> None:
         expected = ", ".join(f"{{{name}}}" for name in names)
         problem = f"has the placeholders {quoted(sorted(fields))}"
         raise DataError(f"{where} {problem}, it should have {expected} and nothing in them")
-    _check_surrogates(where, text)
 
 
 @dataclass(frozen=True)
@@ -266,12 +265,4 @@ def _example(row: Any, where: str) -> Example:
         raise DataError(f"{where}: instruction, input and output should be texts")
     if not parts[0].strip() or not parts[2].strip():
         raise DataError(f"{where}: an empty {'instruction' if not parts[0].strip() else 'output'}")
-    _check_surrogates(where, "".join(parts))
     return Example(*parts)
-
-
-def _check_surrogates(where: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: half a character (a lone surrogate), which no tokenizer takes") from None

@@ -10,7 +10,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, AnyStr
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,6 +38,7 @@ PROTOCOL = 1
 #: The settings that name columns.
 SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=")
 METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
+LARGEST = float(np.finfo(np.float32).max)
 
 #: The number of a row's line in its file, and the row's values by column.
 Row = tuple[int, dict[str, Any]]
@@ -191,15 +192,14 @@ LONGEST_LINE = 10_000_000
 LONGEST_TEXT = 100_000_000
 
 
-class Lines(Iterator[AnyStr]):
+class Lines(Iterator[str]):
     """The lines of an open file, with line ends. number: how many have been read. Raises DataError for a line
     of more than LONGEST_LINE characters."""
 
-    def __init__(self, path: Path, file: IO[AnyStr]) -> None:
-        self.path, self.number = path, 0
-        self._file: IO[AnyStr] = file
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self.path, self.number, self._file = path, 0, file
 
-    def __next__(self) -> AnyStr:
+    def __next__(self) -> str:
         line = self._file.readline(LONGEST_LINE + 1)
         if not line:
             raise StopIteration
@@ -208,7 +208,7 @@ class Lines(Iterator[AnyStr]):
             raise DataError(f"{self.path} line {self.number}: more than {LONGEST_LINE:,} characters")
         return line
 
-    def read(self, instead: str = "") -> AnyStr:
+    def read(self, instead: str = "") -> str:
         """The rest of the file. Raises DataError for more than LONGEST_TEXT characters. instead: what to do
         then."""
         text = self._file.read(LONGEST_TEXT + 1)
@@ -218,7 +218,7 @@ class Lines(Iterator[AnyStr]):
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[Lines[str]]:
+def open_text(path: Path) -> Iterator[Lines]:
     """Opens UTF-8 text with or without a byte order mark. Errors of reading and of csv become DataErrors."""
     csv.field_size_limit(LONGEST_LINE)
     try:
@@ -279,28 +279,22 @@ def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
         return fraction is not None
     if fraction is None and any(_number(label) is None for _, label in labels):
         return False
-    line, value = odd
     others = "are numbers" if fraction is None else f"have a fractional part ({quoted(fraction)})"
-    mend = "Mend it, or say that all are classes: task.regression=false"
-    problem = f"label {quoted(value)} is not a finite number"
-    raise DataError(f"{where} line {line}: {problem}, and others {others}. {mend}")
+    problem = f"label {quoted(odd[1])} is not a finite number, and others {others}"
+    raise DataError(f"{where} line {odd[0]}: {problem}. For classes: task.regression=false")
 
 
 def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: int) -> int | float:
     """The index of a class, or a number where classes is None. Raises DataError with file and line for any
     other label, also for NaN where a file has numbers: it stands for a missing value."""
-    if classes is None:
-        number = _number(value)
-        if number is not None and abs(number) <= np.finfo(np.float32).max:
-            return number
-        problem = "is not a number" if number is None else "is not a finite number of 32 bits"
-    elif isinstance(value, float) and not math.isfinite(value):
-        problem = "is not a finite number"
-    elif str(value) in classes:
+    number = _number(value)
+    if classes is None and number is not None and abs(number) <= LARGEST:
+        return number
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if classes is not None and finite and str(value) in classes:
         return classes.index(str(value))
-    else:
-        problem = f"is not one of {listed(classes)}"
-    raise DataError(f"{where} line {line}: label {quoted(value)} {problem}")
+    kind = f"one of {listed(classes)}" if classes and finite else "a finite number of 32 bits"
+    raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}")
 
 
 def _is_finite(value: Any) -> bool:

@@ -143,8 +143,6 @@ def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    except RecursionError:
-        row = None
     try:
         tokens = int(row["prompt_tokens"]), int(row["completion_tokens"])
         key, reply = row["key"], row["reply"]

@@ -134,9 +134,7 @@ def number_and_turns(where: str, row: Mapping[str, Any]) -> tuple[int, list[str]
         number, turns = row["question_id"], (row["choices"][0] if "choices" in row else row)["turns"]
         if type(number) is not int or number.bit_length() > 63 or type(turns) is not list or not turns:
             raise TypeError
-        "".join(turns).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: half a character (a lone surrogate), which no judge can be sent") from None
+        "".join(turns)
     except (LookupError, TypeError):
         raise DataError(f"{where}: question_id is to be a whole number, turns a list of texts") from None
     return number, turns

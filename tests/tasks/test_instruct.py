@@ -175,9 +175,9 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
             '[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]',
             "row 1: an empty output",
         ),
-        ('[{"instruction": "\\ud800", "output": "y"}]', "row 0: half a character"),
+        ('[{"instruction": "\\ud800", "output": "y"}]', "rows.json: not JSON"),
         *(('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"), ("[" * 200_000, "rows.json")),
-        ('[{"instruction": ' + "[" * 99 + "]" * 99 + "}]", "rows.json"),
+        ('[{"instruction": ' + "[" * 250 + "]" * 250 + "}]", "rows.json"),
         ("[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]", "key11 and 4,988 more"),
     ],
 )
@@ -241,7 +241,7 @@ GOOD = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction
             for value in (None, "{instruction}", "{instruction!r}{input}")
         ),
         *(({"prompt_no_input": value}, "prompt_no_input") for value in ("{question}", "{instruction:d}")),
-        *(({"prompt_no_input": f"{{instruction}}{end}"}, "prompt_no_input") for end in (" }", "\ud800")),
+        *(({"prompt_no_input": "{instruction} }"}, "prompt_no_input"), ({"stop": "\ud800"}, "not JSON")),
         *(
             ({"stop": 5}, "stop is 5"),
             ("{", "not JSON"),

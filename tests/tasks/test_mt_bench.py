@@ -101,7 +101,7 @@ GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
         *((GOOD.replace(old, new), "turns a list") for old, new in (('"b"', "2"), ('["a", "b"]', '"ab"'))),
         *((GOOD.replace("81", number), "question_id") for number in ('"81"', "9" * 4000)),
         (GOOD + "[" * 200_000, "line 2"),
-        (GOOD.replace('"writing"', "[" * 100 + "]" * 100), "line 1"),
+        (GOOD.replace('"writing"', "[" * 250 + "]" * 250), "line 1"),
         (None, "No such file"),
     ],
 )
@@ -167,7 +167,7 @@ def test_answers_that_do_not_fit_leave_the_file_as_it_was(data, answers):
         (lambda rows: rows[1].pop("model_id"), "line 2: no 'model_id'"),
         (lambda rows: rows[1]["choices"].clear(), "line 2: question_id"),
         (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: question_id"),
-        (lambda rows: rows[1]["choices"][0]["turns"].append("\ud83d"), "line 2: half a character"),
+        (lambda rows: rows[1]["choices"][0]["turns"].append("\ud83d"), "line 2: not JSON"),
     ],
 )
 def test_answers_that_are_wrong(edit, named, data, answers, capsys):

@@ -136,8 +136,8 @@ ROW = '{"text": "x", "label": 1}\n'
         ("a.csv", "text,label\nx,1\ny,b\n", {"regression": True}, "a.csv line 3: label 'b'"),
         ("a.csv", 'text,label\n"x,1\n', {}, "a.csv line 2"),
         ("a.jsonl", ROW + "[" * 200_000, {}, "a.jsonl line 2"),
-        ("a.jsonl", '{"text": "x", "label": ' + "[" * 100 + "]" * 100 + "}", {}, "a.jsonl line 1"),
-        ("a.jsonl", '{"a": ' * 101 + "1" + "}" * 101, {}, "a.jsonl line 1"),
+        ("a.jsonl", '{"text": "x", "label": ' + "[" * 250 + "]" * 250 + "}", {}, "a.jsonl line 1"),
+        ("a.jsonl", '{"a": ' * 250 + "1" + "}" * 250, {}, "a.jsonl line 1"),
         ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", {}, "a.jsonl line 1"),
         *(("a.txt", "x", {}, "a.txt"), ("a.parquet", "x", {}, "a.parquet")),
     ],
@@ -175,11 +175,8 @@ def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, lab
 @pytest.mark.parametrize("label", ["n/a", "nan"])
 def test_words_among_scores_are_asked_about(label, tmp_path):
     train = write(tmp_path / "train.csv", [*SCORES, ("x", label)])
-    said = (
-        rf"train.csv line 22: label '{label}' is not a finite number, and others have a fractional part"
-        r" \('0.14\d+'\)"
-    )
-    with pytest.raises(DataError, match=said + r"\. .* all are classes: task.regression=false"):
+    said = rf"train.csv line 22: label '{label}' is not a finite number, and others have a fractional part"
+    with pytest.raises(DataError, match=said + r" \('0.14\d+'\)\. .*task.regression=false"):
         tasks.load(settings(train, dev_file=str(train)))
     assert len(tasks.load(settings(train, dev_file=str(train), regression=False)).classes) == 21
 
@@ -196,7 +193,7 @@ def test_nan_is_a_class_among_words_and_none_among_whole_numbers(tmp_path):
     missing = tmp_path / "missing.jsonl"
     missing.write_text("\n".join(f'{{"text": "x", "label": {y}}}' for y in ('"yes"', '"no"', "NaN")))
     for regression in (None, False):
-        with pytest.raises(DataError, match=r"missing.jsonl line 3: label nan is not a finite number"):
+        with pytest.raises(DataError, match=r"missing.jsonl line 3: label nan is not"):
             tasks.load(settings(missing, dev_file=str(missing), regression=regression))
 
 
