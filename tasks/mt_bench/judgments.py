@@ -1,12 +1,13 @@
 """The judge's prompts, its ratings, and the file of judgments."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+
+from pydantic_core import from_json
 
 from tasks.base import DataError, quoted
 from tasks.mt_bench.questions import Question, digest, number_and_turns, read_rows
@@ -140,7 +141,7 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
 def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
     """A key and its judgment; None for a line that is not JSON."""
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except ValueError:
         return None
     try:

@@ -137,11 +137,6 @@ def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
     assert any("published set has" in note for note in task.notes) == (name != "image_folder")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "food101", "flowers102", "resisc45"])
-def test_the_published_sets_come_as_image_folders_too(name, tmp_path, images):
-    check(prepared(name, tmp_path, f"task.data_dir={images}", "task.shots=3"), 3, 4)
-
-
 @pytest.mark.parametrize(
     ("name", "splits", "columns", "dev"),
     [
@@ -462,19 +457,14 @@ def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("train", "test"),
-    [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")],
+    ("train", "test", "dev"),
+    [("Train", "Test", 4), ("training", "testing", 4), ("TRAIN", "Validation", 4), ("train", None, 3)],
 )
-def test_splits_by_other_names(train, test, tmp_path, images):
+def test_splits_by_other_names_or_one_alone(train, test, dev, tmp_path, images):
     shutil.copytree(images / "train", tmp_path / "data" / train)
-    shutil.copytree(images / "test", tmp_path / "data" / test)
-    check(prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, 4)
-
-
-def test_a_folder_with_train_alone_is_one_split(tmp_path, images):
-    shutil.copytree(images / "train", tmp_path / "data" / "train")
-    task = prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
-    check(task, 4, 2)
+    if test:
+        shutil.copytree(images / "test", tmp_path / "data" / test)
+    check(prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, dev)
 
 
 @pytest.mark.parametrize(
