@@ -1,9 +1,8 @@
-"""A low-rank method written after lora.py, whose frozen part comes back from the base weights: LoRA-XS
-(Balazy et al. 2024), which trains an r x r matrix between a weight's leading singular vectors."""
+"""Methods of somebody's own: their kind, their file, their settings, and what of them cannot be merged."""
 
+import importlib
 import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -19,64 +18,13 @@ from vera.methods.layers import AdaptedLinear, Change, adapted_layers, base_weig
 from vera.sites import find_sites
 
 
-class XSChange(Change):
-    def __init__(self, weight, rank):
-        super().__init__()
-        self.outputs, self.inputs = weight.shape
-        u, s, vh = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-        # No part of the state dict, nor of `saved`: install computes them again
-        self.register_buffer("left", u[:, :rank] * s[:rank], persistent=False)
-        self.register_buffer("right", vh[:rank].clone(), persistent=False)
-        self.core = nn.Parameter(torch.zeros(rank, rank, device=weight.device))
-
-    def forward(self, x):
-        return x @ self.right.T @ self.core.T @ self.left.T
-
-    def weight(self):
-        return self.left @ self.core @ self.right
-
-
 @pytest.fixture
 def method():
-    @dataclass(frozen=True)
-    class LoRAXS(vera.Method, kind="xs"):
-        rank: int
-        sites: tuple[str, ...] = ("query", "value")
+    class Mine(vera.LoRA, kind="mine"):
+        """Without settings of its own."""
 
-        def install(self, model):
-            found = find_sites(model, self.sites)
-            wrap(
-                model,
-                found,
-                lambda path, block, base, inputs, outputs: XSChange(
-                    base_weight(base, found[path][block]), self.rank
-                ),
-            )
-
-        def count(self, model):
-            return sum(self.rank**2 for _ in changes(model))
-
-    yield LoRAXS(4)
-    del METHODS["xs"]
-
-
-@pytest.mark.parametrize("prepare", [lambda model: model, quantise], ids=["float32", "4 bit"])
-@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
-def test_its_file_holds_what_trains_and_loads_onto_a_fresh_base(architecture, prepare, method, tmp_path):
-    model, fresh = (prepare(tiny(architecture)) for _ in range(2))
-    before = answer(model)
-    method.adapt(model)
-    assert torch.equal(answer(model), before)
-    shake(model)
-    vera.save(model, method, tmp_path / "a.safetensors")
-    names = read_file(tmp_path / "a.safetensors", FORMAT)[1]
-    assert len(names) == len(list(changes(model)))
-    assert sum(t.numel() for t in names.values()) == method.count(model)
-    assert vera.load(fresh, tmp_path / "a.safetensors") == method
-    assert all(torch.equal(a.core, b.core) for a, b in zip(changes(model), changes(fresh), strict=True))
-    vera.save_head(model, tmp_path / "h.safetensors")
-    vera.load_head(fresh, tmp_path / "h.safetensors")
-    assert torch.equal(answer(fresh), answer(model))
+    yield Mine(4)
+    METHODS.pop("mine", None)
 
 
 def test_a_blocks_weight_is_a_view_or_unpacked():
@@ -114,25 +62,25 @@ def test_a_method_that_refuses_half_way_leaves_no_hook(method, monkeypatch):
 
 
 def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(method):
-    lora, ours = METHODS["lora"], METHODS["xs"]
+    lora, ours = METHODS["lora"], METHODS["mine"]
     with pytest.raises(vera.AdapterError, match=r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
         type("Mine", (vera.Method,), {}, kind="lora")
     assert METHODS["lora"] is lora
     names = {"__module__": ours.__module__, "__qualname__": ours.__qualname__}
-    again = type("LoRAXS", (vera.Method,), names, kind="xs")
-    assert METHODS["xs"] is again
+    again = type("Mine", (vera.Method,), names, kind="mine")
+    assert METHODS["mine"] is again
 
 
 def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(method, tmp_path):
     model, path = tiny_model(), tmp_path / "own.safetensors"
     method.adapt(model)
     vera.save(model, method, path)
-    of = METHODS.pop("xs")
+    of = METHODS.pop("mine")
     try:
         with pytest.raises(vera.AdapterError) as error:
             vera.load(tiny_model(), path)
     finally:
-        METHODS["xs"] = of
+        METHODS["mine"] = of
     assert f"import {of.__module__}.{of.__qualname__} first" in str(error.value)
     assert vera.load(tiny_model(), path) == method
     lora = vera.make_method("lora", rank=2, alpha=2)
@@ -142,13 +90,9 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(metho
     assert "class" not in read_file(tmp_path / "lora.safetensors", FORMAT)[0]
 
 
-def test_a_settings_type_may_be_written_in_any_way():
-    """As in a module with postponed annotations, or of an older Python."""
-    code = """
+POSTPONED = """
 from __future__ import annotations
-import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Optional
 import vera
 
@@ -160,20 +104,22 @@ class Postponed(vera.Method, kind="postponed_of_a_test"):
     def install(self, model): pass
     def count(self, model): return 0
 """
-    space: dict = {"__name__": "postponed_of_a_test"}
-    sys.modules["postponed_of_a_test"] = SimpleNamespace(**space)
+
+
+def test_a_settings_type_may_be_written_in_any_way(tmp_path, monkeypatch):
+    """As in a module with postponed annotations, or of an older Python."""
+    (tmp_path / "postponed_of_a_test.py").write_text(POSTPONED)
+    monkeypatch.syspath_prepend(tmp_path)
     try:
-        exec(compile(code, "postponed", "exec"), space)
-        sys.modules["postponed_of_a_test"].__dict__.update(space)
-        own = space["Postponed"]
+        own = importlib.import_module("postponed_of_a_test").Postponed
         assert own(rank=3, words=["a"]).words == ("a",)
-        with pytest.raises(vera.AdapterError, match="rank must be a whole number, got 'x'"):
-            own(rank="x")
-        with pytest.raises(vera.AdapterError, match=r"odd: a setting of type <class 'bytes'>; known: int"):
-            own(odd=b"x")
+        assert own().settings() == {"kind": "postponed_of_a_test", "rank": None, "words": [], "odd": None}
+        for wrong, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
+            with pytest.raises(vera.AdapterError, match=named):
+                own(**wrong)
     finally:
         METHODS.pop("postponed_of_a_test", None)
-        del sys.modules["postponed_of_a_test"]
+        sys.modules.pop("postponed_of_a_test", None)
 
 
 class Plain(Change):
