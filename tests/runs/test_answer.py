@@ -583,7 +583,7 @@ def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
     path = run_folder(output, record["id"]) / "mt_bench.jsonl"
     text = path.read_text()
     path.write_text(text.replace(record["id"], "another"))
-    with pytest.raises(DataError, match=f"an answer of 'another' in an answer file of '{record['id']}'"):
+    with pytest.raises(DataError, match=f"an answer of 'another', not of '{record['id']}'"):
         judge.main([record["id"], f"output={output}"])
     path.write_text(text)
     with (
