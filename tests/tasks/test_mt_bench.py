@@ -422,7 +422,7 @@ def test_the_address_and_the_key_of_the_environment(data, answers, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         assert main(["judge", str(answers), "--data", str(data)]) == 0
         assert len(server.requests) == 8
-        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        monkeypatch.setenv("OPENAI_API_KEY", " another\n")
         outcome = judge([[{"role": "user", "content": "x"}]], Judge(), Path("f"))
     assert (outcome.asked, server.keys) == (1, {f"Bearer {KEY}", "Bearer another"})
 
@@ -579,42 +579,31 @@ def test_nothing_listens(data, answers, capsys):
     assert said.count("\n") == 1
 
 
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "http://", "ftp://x/v1", "http://user:hidden@a b/v1", "http://user:hidden@x/v1"]
+    ("url", "key", "words", "named"),
+    [
+        *((url, KEY, [], "address") for url in ("localhost:8000", "http://", "ftp://x/v1")),
+        *((url, KEY, [], "") for url in ("http://user:hidden@a b/v1", "http://user:hidden@x/v1")),
+        *((NOWHERE, key, [], "OPENAI_API_KEY") for key in ("", " ", "ключ")),
+        *((NOWHERE, KEY, [f"--{name}", "0"], "above 0") for name in ("passes", "concurrency", "timeout")),
+        *((NOWHERE, KEY, words, "above 0") for words in (["--retries", "-1"], ["--judge", ""])),
+    ],
 )
-def test_addresses_that_are_none_and_a_password_that_is_not_printed(url, data, answers, capsys):
-    assert run(data, url, answers) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert "hidden" not in said
-
-
-@pytest.mark.parametrize("key", ["", " ", "ключ"])
-def test_keys_that_are_none(key, data, answers, monkeypatch, capsys):
+def test_what_no_judge_can_be_asked_with_is_one_line(
+    url, key, words, named, data, answers, monkeypatch, capsys
+):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with JudgeServer() as server:
-        assert run(data, server, answers) == 2
-        assert not server.requests
-        said = capsys.readouterr().err
-        assert "OPENAI_API_KEY" in said
-        assert said.count("\n") == 1
-        monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-        assert run(data, server, answers) == 0
-        assert server.keys == {f"Bearer {KEY}"}
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--passes", "0"], ["--concurrency", "0"], ["--retries", "-1"], ["--timeout", "0"], ["--judge", ""]],
-)
-def test_options_that_make_no_sense(words, data, answers, capsys):
     assert (
-        main(["judge", str(answers), "--data", str(data), "--base-url", "http://127.0.0.1:9/v1", *words]) == 2
+        main(["judge", str(answers), "--data", str(data), "--base-url", url, "--retries", "0", *words]) == 2
     )
     said = capsys.readouterr().err
-    assert "above 0" in said
+    assert said.startswith("error: ")
+    assert named in said
     assert said.count("\n") == 1
+    assert "hidden" not in said
 
 
 # --- the file of judgments
