@@ -26,9 +26,8 @@ def local_files(
     if not files:
         if any(path.name.lower().endswith(ENDINGS) for path in data_dir.iterdir()):
             raise DataError(f"{data_dir}: images without folders for their classes (task.data_dir)")
-        layouts = f"{UPSTREAM[name]}, " if name in UPSTREAM else ""
-        layouts += "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg"
-        raise DataError(f"{data_dir}: no images. It should hold {layouts}")
+        layouts = [*UPSTREAM.get(name, ()), "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg"]
+        raise DataError(f"{data_dir}: no images. It should hold {', '.join(layouts)}")
     return files
 
 
@@ -39,32 +38,27 @@ FOLDERS = {
     "flowers102": ("flowers102", "flowers-102"),
     "resisc45": ("resisc45", "NWPU-RESISC45"),
 }
-#: The published files of each, for an error message.
+#: The files of each as published, beside those of single images.
 UPSTREAM = {
-    "cifar100": "train.bin, test.bin and fine_label_names.txt",
-    "food101": "images/ and meta/",
-    "flowers102": "jpg/, imagelabels.mat and setid.mat",
+    "cifar100": ("train.bin", "test.bin", "fine_label_names.txt"),
+    "food101": ("meta/train.txt", "meta/test.txt"),
+    "flowers102": ("setid.mat", "imagelabels.mat"),
 }
 
 
 def _upstream(name: str, data_dir: Path) -> dict[str, Path]:
-    if name == "cifar100":
-        files = {file: data_dir / file for file in ("train.bin", "test.bin", "fine_label_names.txt")}
-        if all(path.is_file() for path in files.values()):
-            return files
+    files = {file: data_dir / file for file in UPSTREAM.get(name, ())}
+    if not all(path.is_file() for path in files.values()):
         for folder in (data_dir, data_dir / "cifar-100-python"):
-            if all((folder / file).is_file() for file in ("train", "test", "meta")):
+            if name == "cifar100" and all((folder / file).is_file() for file in ("train", "test", "meta")):
                 raise DataError(f"{folder} holds pickles, which can run code. Take cifar-100-binary")
+        return {}
     if name == "food101":
-        lists = {f"meta/{split}.txt": data_dir / "meta" / f"{split}.txt" for split in ("train", "test")}
-        if all(path.is_file() for path in lists.values()):
-            lines = [line for path in lists.values() for line in read_words(path)]
-            return lists | {f"images/{line}.jpg": data_dir / "images" / f"{line}.jpg" for line in lines}
+        lines = [f"images/{line}.jpg" for path in list(files.values()) for line in read_words(path)]
+        files |= {line: data_dir / line for line in lines}
     if name == "flowers102":
-        files = {file: data_dir / file for file in ("setid.mat", "imagelabels.mat")}
-        if all(path.is_file() for path in files.values()):
-            return files | {f"jpg/{path.name}": path for path in sorted((data_dir / "jpg").glob("*.jpg"))}
-    return {}
+        files |= {f"jpg/{path.name}": path for path in sorted((data_dir / "jpg").glob("*.jpg"))}
+    return files
 
 
 def read_words(path: Path) -> list[str]:

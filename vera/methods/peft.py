@@ -174,17 +174,13 @@ class Peft(AllocatesRanks, kind="peft"):
         except Exception as error:
             raise AdapterError(f"peft cannot unmerge {self.config_class}: {first_line(error)}") from None
         with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
-            for parameter, weight in self._unmerged(model):
-                parameter.copy_(weight)
+            for name, weight in cast(Any, model._peft_unmerged).items():
+                model.get_parameter(name).copy_(weight)
         del model._peft_unmerged
 
     def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        return {id(parameter): weight for parameter, weight in self._unmerged(model)}
-
-    def _unmerged(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Parameters that took a merge, each with its values before that."""
         kept: dict[str, Tensor] = getattr(model, "_peft_unmerged", {})
-        return [(model.get_parameter(name), weight) for name, weight in kept.items()]
+        return {id(model.get_parameter(name)): weight for name, weight in kept.items()}
 
     def forget_unmerged(self, model: nn.Module) -> None:
         del model._peft_unmerged
