@@ -60,7 +60,7 @@ def check_settings(method: Any) -> None:
         if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
             raise AdapterError(f"{field.name} has at most {MOST_WORDS} words, of as many letters")
     rank, dropout = getattr(method, "rank", 1), getattr(method, "dropout", 0.0)
-    if rank < 1:
+    if rank is not None and rank < 1:
         raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
     if not 0 <= dropout < 1:
         raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
