@@ -265,20 +265,6 @@ def test_a_reference_answer_that_is_missing(rows, named, data):
         asked_for(data)
 
 
-@pytest.mark.parametrize(
-    ("reply", "value"),
-    [
-        *(("Rating: [[7]]", 7), ("Rating: [[7.5]]", 7.5), ("[[10]] or [[3]]", 10), ("Rating: [8]", 8)),
-        *(("[4] at first, but in the end [[6]]", 6), ("see [2], [9]", 2), ("[[1]]", 1), ("Rating: 7", None)),
-        *(("Rating: [[7/10]]", None), ("Rating: [[ 7 ]]", None), ("[[rating]]", None), ("", None)),
-        *(("[[0]]", None), ("[[11]] not [[5]]", None), ("[100]", None), ("[[" + "9" * 400 + "]]", None)),
-        ("[[\u0667]]", None),
-    ],
-)
-def test_ratings(reply, value):
-    assert rating(reply) == value
-
-
 def test_ratings_are_those_of_fastchats_expressions():
     """On random replies made of what the expressions look at."""
     patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
