@@ -14,8 +14,7 @@ from analysis.figures import pareto
 from analysis.figures.figure import Figure, Part, save, svg
 from analysis.figures.figure2 import figure2
 from analysis.figures.figure4 import figure4
-from analysis.figures.figure6 import figure6
-from analysis.figures.layers import figure3, figure5
+from analysis.figures.measures import figure3, figure5, figure6
 from analysis.frame import runs
 from analysis.variants import every_variant
 from runs.record import Ledger

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.figure import finite
-from analysis.figures.figure6 import errors
-from analysis.figures.layers import measured
+from analysis.figures.measures import errors, measured
 from analysis.frame import reported
 from analysis.inference import mean_of
 from analysis.results.finding import Finding, finding, paper_epochs, side

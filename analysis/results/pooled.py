@@ -1,4 +1,5 @@
-"""A finding over its tasks: the mean difference by each analysis, and the word on which all of them agree."""
+"""A finding over its tasks: the mean difference by each analysis, the word on which all of them agree, and
+their forest plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.inference import Mean, mean_of, over_tasks, seeds_to_decide
+from analysis.figures.figure import COLOURS, Figure
+from analysis.inference import MARGIN, Mean, mean_of, over_tasks, seeds_to_decide
 from analysis.results.finding import Finding
 
 #: What decides a finding over several tasks: weighted or not, without collapsed runs or with them.
@@ -17,6 +19,9 @@ ANALYSES = {
     "weighted without collapsed runs": (True, True),
     "unweighted without collapsed runs": (False, True),
 }
+#: The farthest difference on the axis, in points.
+FARTHEST = 11.0
+MARKS = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("s", COLOURS["vera"])}
 
 
 def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -84,19 +89,38 @@ def word(mean: Mean, near: bool) -> str:
     return {1: "above", -1: "below", 0: "undecided"}[int(mean.sign())]
 
 
-def pictured(one: Mapping[str, Any]) -> bool:
-    """Whether the forest plot has a finding: that VeRA is near a row, on several tasks."""
-    return bool(one["kind"] == "near" and len(one["tasks"]) > 1)
-
-
-def forest_lines(made: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """What the forest plot shows, by line: title, paper (its averages), task or pooled; the difference with
-    its 95% interval."""
+def forest(made: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The forest plot of the findings that VeRA is near a row, on several tasks, if there are any: by line
+    (title, paper, its averages, task or pooled) the difference with its 95% interval. Lines of one kind and
+    label that follow each other share a place."""
     lines = list[tuple[Any, ...]]()
-    for one in filter(pictured, made):
+    for one in (one for one in made if one["kind"] == "near" and len(one["tasks"]) > 1):
         against = one["finding"].removeprefix("VeRA is near ").removesuffix(" with fewer parameters")
         lines.append(("title", f"less {against}", *[math.nan] * 3))
         lines += [("paper", "the paper's averages", x - y, *[math.nan] * 2) for x, y in one["paper"].values()]
         for kind, means in (("task", one["tasks"]), ("pooled", one["analyses"])):
             lines += [(kind, name, mean.mean, *mean.interval()) for name, mean in means.items()]
-    return pd.DataFrame(lines, columns=["kind", "label", "difference", "low", "high"])
+    data = pd.DataFrame(lines, columns=["kind", "label", "difference", "low", "high"])
+    place = (data.label != data.label.shift()) | (data.kind != data.kind.shift())
+    data = data.assign(place=place.cumsum() - 1)
+    title, size = "VeRA less the other row, in points, with 95% intervals", (5.5, 0.7 + 0.16 * place.sum())
+    return Figure("forest", title, data, [], _draw, size=size) if lines else None
+
+
+def _draw(axes: Any, data: pd.DataFrame) -> None:
+    axes.axvspan(-MARGIN, MARGIN, color="#dddddd", zorder=0)
+    axes.axvline(0, color="#777777", linewidth=0.8)
+    for of in data[data.kind.isin(MARKS)].itertuples():
+        marker, colour = MARKS[of.kind]
+        face = "none" if of.kind == "paper" else colour
+        axes.plot(of.difference, of.place, marker, markersize=4, mfc=face, color=colour)
+        axes.plot([max(of.low, -FARTHEST), min(of.high, FARTHEST)], [of.place] * 2, color=colour)
+        for end, sign, beyond in ((-FARTHEST, "<", of.low < -FARTHEST), (FARTHEST, ">", of.high > FARTHEST)):
+            axes.plot([end] * beyond, [of.place] * beyond, sign, color=colour, markersize=4, clip_on=False)
+    names = data.drop_duplicates("place")
+    axes.set_xlim(-FARTHEST, FARTHEST)
+    axes.set_yticks(names.place, names.label)
+    axes.set_ylim(names.place.max() + 0.5, -0.5)
+    for label, kind in zip(axes.get_yticklabels(), names.kind, strict=True):
+        label.set_fontweight("bold" if kind in ("title", "pooled") else "normal")
+    axes.grid(visible=False, axis="y")

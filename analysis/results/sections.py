@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from analysis.figures import forest, svg
+from analysis.figures import svg
 from analysis.frame import cells, runs
 from analysis.inference import FIRM_PAIRS, MARGIN, seeds_to_decide
 from analysis.paper import GLUE
@@ -18,7 +18,7 @@ from analysis.render import number
 from analysis.results import study
 from analysis.results.finding import WORDS, Finding
 from analysis.results.of_rows import tries
-from analysis.results.pooled import forest_lines, pictured, summaries
+from analysis.results.pooled import forest, summaries
 from runs.errors import UserError
 from runs.record import Ledger
 from runs.record.text import one_line, plural
@@ -61,8 +61,8 @@ def pages(studies: Mapping[Path, Ledger], docs: Path) -> tuple[dict[str, str], l
     found = tries(of, measures)
     made = summaries(found)
     files = {"results.md": overview(found, made, of, sorted(docs.glob("bench/*/*.md")))}
-    if any(map(pictured, made)):
-        files["results/forest.svg"] = svg(forest.figure(forest_lines(made)))
+    if plot := forest(made):
+        files["results/forest.svg"] = svg(plot)
     for folder, frame in of.items():
         gaps, pictures = study.gaps(folder, frame, measures[folder])
         files |= {f"results/{folder.name}.md": rendered("study.md", **gaps)} | pictures
@@ -79,7 +79,7 @@ def overview(
     ran = [(folder.name, of[of.kind != "failed"]) for folder, of in studies.items()]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(one["finding"] for one in made), 1)}
     gaps = {"found": found, "made": made, "ran": ran, "numbers": numbers, "benches": benches}
-    return rendered("results.md", **gaps, drawn=any(map(pictured, made)))
+    return rendered("results.md", **gaps, drawn=forest(made))
 
 
 # --- the README's blocks

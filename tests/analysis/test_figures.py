@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
-from ledgers import ledger, of_metric, record, seeds
+from ledgers import ledger, record, seeds
 
 from analysis import figures
 from analysis.figures.__main__ import main
 from analysis.figures.figure import COLOURS, Figure, canvas, look, to_csv
-from analysis.figures.layers import measured
+from analysis.figures.measures import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
 from runs.errors import UserError
@@ -107,20 +107,6 @@ def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_t
     (point,) = lines(figure, source="ours")
     assert of(point, "median", "low", "high", "n") == pytest.approx([75, 70, 80, 2])
     assert any(f"same settings and seed: {twice[1]['id']}" in note for note in figure.notes)
-
-
-def test_ranks_on_other_tasks_and_models_are_figures_of_their_own_and_never_mixed():
-    records = [ranked("vera", r, 0, best, model="minilm") for r in (1, 64) for best in (0.8, 0.55)]
-    for one, task in zip(records, ("rte", "cola") * 2, strict=True):
-        one["cell"]["task"] = task
-        one["id"] += task
-        one["result"] |= of_metric("matthews")
-    found = made("figure2", [*records, ranked("lora", 8, 0, 0.8, model="lone")])
-    assert [figure.name for figure in found] == ["figure2", "figure2_minilm_cola", "figure2_minilm_rte"]
-    medians = [{round(row["median"], 6) for row in lines(figure)} for figure in found[1:]]
-    assert medians == [{55}, {80}]
-    assert found[1].title == "Figure 2: CoLA by trainable parameters, A model"
-    assert canvas(found[1]).axes[0].get_ylabel() == "CoLA dev Matthews x 100"
 
 
 # --- figures 3 and 5

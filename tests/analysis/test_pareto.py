@@ -84,19 +84,6 @@ def test_any_two_are_drawn(x):
     assert "nan" not in figures.svg(found[0])
 
 
-def test_bars_of_the_demo_span_the_seeds_and_those_of_pareto_are_the_interval():
-    bests = (0.5, 0.7, 0.71, 0.72, 0.73, 0.74, 0.9)
-    runs = sized("vera", 1000, *bests, task="reviews")
-    name = "accuracy, best epoch"
-    ((demo,), (other,)) = made("demo", *runs), made("pareto", *runs)
-    ends = [[lines(of)["VeRA r=1024"][f"{name} {end}"] for end in ("low", "high")] for of in (demo, other)]
-    assert ends[0] == pytest.approx([50, 90])
-    assert 50 < ends[1][0] < ends[1][1] < 90
-    assert demo.name == "accuracy_vs_parameters"
-    assert "lowest to highest" in demo.subtitle
-    assert "95% interval" in other.subtitle
-
-
 def test_what_is_not_drawn_is_said():
     odd = [*sized("lora", 3000, float("nan"), 0.8, 0.9), *sized("dora", 3000, float("nan"))]
     odd += [record("adapter_p", status="diverged", values=[], model="minilm"), *copy.deepcopy(ROWS)]

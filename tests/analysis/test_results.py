@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import halves, ledger, of_metric, record, seeds
+from ledgers import halves, ledger, of_metric, seeds
 
 from analysis.frame import runs
 from analysis.results.__main__ import main
 from analysis.results.of_figures import null_band
 from analysis.results.of_rows import collapsed, findings, tries
-from analysis.results.pooled import forest_lines, summaries
+from analysis.results.pooled import forest, summaries
 from analysis.results.sections import BEGIN, END, macros, near_lora, overview
 from analysis.results.study import rows_table
 from runs.errors import UserError
@@ -94,18 +94,6 @@ def test_pairs_are_of_seeds_that_both_have_on_the_same_data_and_five_make_a_word
         assert str(WORDS.word(the(tried(*rows("cola", lora=five[:n], vera=five[:n]))))) == word
 
 
-def test_the_epochs_stand_beside_the_papers_and_what_was_still_rising():
-    """VeRA's best epoch is the last one in two of three seeds; LoRA's in one."""
-    curves = {"vera": ((1, 2, 3), (1, 2, 3), (1, 3, 2)), "lora": ((1, 2, 3), (1, 3, 2), (3, 1, 2))}
-    made = [
-        record(row, "cola", s, values=v, model="minilm")
-        for row, of in curves.items()
-        for s, v in enumerate(of)
-    ]
-    trained = str(WORDS.trained(the(tried(*made))))
-    assert trained == "3 (paper: 80 BASE, 40 LARGE); still rising: VeRA r=1024 (2 of 3)"  # table 8's
-
-
 @pytest.mark.parametrize(
     ("task", "border", "chance"), [("cola", 10.0, 0.0), ("rte", 52.7 + 2 * (52.7 * 47.3 / 400) ** 0.5, 52.7)]
 )
@@ -122,22 +110,6 @@ def test_rows_that_may_be_chance_are_not_compared(task, border, chance, other):
         assert near["chance"] == pytest.approx(found, nan_ok=True)
         assert near["agrees"] is (False if math.isnan(found) else None)
         assert bool(near["holds"]) is math.isnan(found)
-
-
-def test_texts_are_compared_by_bleu_where_both_were_decoded():
-    made = [*small("vera", "e2e", (3.0, 2.9), family="e2e"), *small("lora", "e2e", (3.0, 2.9), family="e2e")]
-    for one in made:
-        one["result"] |= of_metric("perplexity")
-    assert tried(*made) == []  # of which the paper says nothing
-    for one in made[2:]:
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 70.0}]}
-    assert tried(*made) == []  # a BLEU and a perplexity
-    for one in made[:2]:
-        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "epoch": 2, "bleu": 69.5}]}
-    near = the(tried(*made))
-    assert (near["source"][:7], near["agrees"]) == ("table 3", True)
-    assert near["compared"][0]["mean"].mean == pytest.approx(-0.5)
-    assert near["paper_epochs"] == {"": 5}
 
 
 def test_a_finding_that_hangs_on_how_epochs_are_chosen_is_undecided():
@@ -237,31 +209,6 @@ def measured(kind, values, seed, *of, **changes):
     return made | {"seeds": {"random": 0}, "summary": {}} | changes
 
 
-def magnitude(query, value):
-    """d of each site by layer."""
-    layers = [*range(len(query)), *range(len(value))]
-    sites = ["query"] * len(query) + ["value"] * len(value)
-    return {"layer": layers, "site": sites, "d": [*query, *value], "b": [0.0] * len(layers)}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "agrees", "holds"),
-    [
-        ("d changes more in query", [((0.2, 0.8), (0.1, 0.4))], None, (True,)),  # one run
-        ("d changes more in query", [((2, 8), (1, 4)), ((1, 4), (2, 8))], None, (True, False)),
-        ("d changes more in later", [((0.1, 0.4), (0.2, 0.8))] * 2, True, (True, True)),
-        # The last layer is less than the first: the halves alone do not decide
-        ("d changes more in later", [((0.5, 0.1, 0.9, 0.4),) * 2] * 3, None, (False,) * 3),
-    ],
-)
-def test_magnitudes_are_findings_run_by_run(name, changes, agrees, holds):
-    vera = small("vera", "cola", (0.4,) * len(changes))
-    measures = [measured("magnitude", magnitude(*of), s, vera[s]) for s, of in enumerate(changes)]
-    found = the(tried(*vera, measures=measures), name)
-    assert (found["agrees"], found["holds"], found["counts"]) == (agrees, holds, (len(changes),))
-    assert found["ids"] == tuple(one["id"] for one in vera)
-
-
 @pytest.mark.parametrize(("random", "agrees"), [(0.001, True), (0.05, None), (-0.05, None)])
 def test_similarities_are_findings_pair_by_pair(random, agrees):
     """Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the
@@ -325,7 +272,7 @@ def test_a_finding_over_its_tasks_says_a_word_where_all_analyses_agree():
     assert (near["word"], len(near["analyses"])) == ("depends", 4)
     assert "undecided: unweighted" in near["why"]
     assert near["analyses"]["unweighted without collapsed runs"].mean == pytest.approx(-2.0, abs=0.1)
-    kinds = forest_lines([near]).kind.value_counts().to_dict()
+    kinds = forest([near]).data.kind.value_counts().to_dict()
     assert kinds == {"paper": 2, "pooled": 4, "task": 4, "title": 1}
 
 

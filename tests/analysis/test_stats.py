@@ -10,7 +10,7 @@ from ledgers import halves, ledger, of_metric, record, seeds
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
-from analysis.statistics import cell_words, comparisons, interval, middle, ranks, statistics_tables
+from analysis.statistics import comparisons, interval, middle, ranks, statistics_tables
 from runs.errors import UserError
 from runs.record import CONF, median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES
@@ -204,17 +204,6 @@ def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
     for one in found.itertuples():
         assert (CONF / "method" / f"{one.row}.yaml").is_file() or one.word == "quoted", one.row
         assert (CONF / "model" / f"{one.model}.yaml").is_file(), one.model
-
-
-def test_a_cells_word_is_of_the_cell_that_the_paper_means():
-    from_mnli = seeds("lora_mnli", "stsb", (0.913, 0.914, 0.915, 0.916, 0.917))
-    found = of(*from_mnli, *seeds("lora", "mrpc"))
-    assert cell_words(found) == {tuple(r["id"] for r in from_mnli): "reproduced"}
-    told = {line["verdict"] for line in lines_of(statistics_tables(found, "none")[0])}
-    assert told == {"reproduced", "not in the paper"}
-    # In tables 2, 6 and 7: 80.0 in all of them, which is one word
-    both = seeds("vera", "rte", (0.8,) * 5, model="roberta_large")
-    assert [*cell_words(of(*both)).values()] == ["not reproduced"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Figures 3 and 5, by layer: how far d has moved, and the cosine of weight differences."""
+"""Figures of measures: by layer, how far d has moved (3) and the cosine of weight differences (5); and the
+mean squared error of fitting random matrices (6)."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ import pandas as pd
 from analysis.figures.figure import COLOURS, Figure, Part, by_pair, draw_bands, finite, stacked
 from analysis.frame import cells
 from analysis.notes import notes
-from analysis.paper import paper
+from analysis.paper import NAMES, paper
 from runs.record import Record
 
 #: Of sites: shade, dash and marker distinguish query and value of one method.
@@ -18,6 +19,22 @@ SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key":
 PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
 LOOKS = (COLOURS["vera"], "-", "D"), (COLOURS["lora"], "--", "o"), (COLOURS["random"], ":", "^")
 OF_PAIRS = dict(zip(PAIRS.values(), LOOKS, strict=True))
+OF_FITS = [
+    "method",
+    "kind",
+    "rank",
+    "parameters",
+    "mean",
+    "low",
+    "high",
+    "spread",
+    "least",
+    "n",
+    "of",
+    "runs",
+]
+FITTED = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
+NO_FIT = "Nothing measured: python -m runs.measure matrix_fit takes ten seconds."
 NOTHING = "Nothing measured: python -m runs experiment={}, then python -m runs.measure {}."
 
 
@@ -151,3 +168,48 @@ def _draw(axes: Any, data: pd.DataFrame, by: str, looks: dict[str, Any], ylabel:
         axes.set_ylim(bottom=0)
     if axes.lines:
         axes.legend()
+
+
+# --- figure 6
+
+
+def figure6(part: Part) -> list[Figure]:
+    """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
+    E)."""
+    data, fit = errors(part.measures), _shown(part.measures)
+    of = fit["settings"] if fit else {}
+    words = ", ".join(f"{key} {of.get(key)}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
+    lines = [f"Measure {fit['id']}; settings (this project's choice): {words}." if fit else NO_FIT]
+    for at in data[data.n < data.of].itertuples():
+        lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
+    lines.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
+    over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest" if fit else ""
+    title = f"Figure 6: fitting random {of.get('size', 10)} x {of.get('size', 10)} matrices"
+    return [Figure("figure6", title, data[data.n > 0], lines, _draw_fits, over)]
+
+
+def _shown(measures: Iterable[Record]) -> Record | None:
+    """The fit that is drawn: each is complete in itself, and this has the lowest seed."""
+    fits = [of for of in measures if of["kind"] == "matrix_fit"]
+    return min(fits, key=lambda of: (of["seeds"]["random"], of["id"]), default=None)
+
+
+def errors(measures: Iterable[Record]) -> pd.DataFrame:
+    """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and
+    highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
+    fit, rows = _shown(measures) or {"id": "", "values": {}}, []
+    for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
+        mse, best = (pd.Series([*map(finite, values or [])], dtype=float) for values in (mse, least))
+        spread = mse.std() if mse.count() > 1 else 0.0
+        row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread
+        rows.append((*row, best.mean(), mse.count(), len(mse), (fit["id"],)))
+    return pd.DataFrame(rows, columns=OF_FITS)
+
+
+def _draw_fits(axes: Any, data: pd.DataFrame) -> None:
+    draw_bands(axes, data, "method", FITTED, "parameters", "mean")
+    first = data.parameters[data.kind == "lora"].min()
+    if first == first:  # LoRA has run
+        axes.axvline(first, color="#555555", linestyle=":", linewidth=0.8, label="LoRA, rank 1")
+    axes.set(xlabel="trained parameters", ylabel="mean squared error", ylim=(-0.02, None))
+    axes.legend()
