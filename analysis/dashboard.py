@@ -45,10 +45,10 @@ def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: st
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    shown, wide = list[Any](), {height: wr.Layout(w=24, h=height) for height in (2, 10)}
+    shown, (low, high) = list[Any](), (wr.Layout(w=24, h=height) for height in (2, 10))
     for key, table in tables.items():
-        shown.append(wr.MarkdownPanel(markdown=table.title, layout=wide[2]))
-        shown.append(wr.WeavePanelSummaryTable(table_name=key, layout=wide[10]))
+        shown.append(wr.MarkdownPanel(markdown=table.title, layout=low))
+        shown.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
     cells = sorted({(record["cell"]["model"], record["cell"]["task"]) for record in ledger})
     alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
     alike |= {"x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
@@ -56,20 +56,14 @@ def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: st
         wr.LinePlot(title=f"{task}, {model}: dev metric", y=[f"{cell_key(model, task)}/dev"], **alike)
         for model, task in cells
     ]
-    parts = {"Tables from records": (shown, 1), "Curves (W&B's medians over its runs)": (curves, 3)}
+    wide, name = ws.SectionLayoutSettings(columns=1, rows=2), "vera-bench: the paper's tables"
+    first = ws.Section(name="Tables from records", panels=shown, is_open=True, layout_settings=wide)
+    second = ws.Section(name="Curves (W&B's medians over its runs)", panels=curves, is_open=True)
     return ws.Workspace(
         entity=entity,
         project=project,
-        name="vera-bench: the paper's tables",
-        sections=[
-            ws.Section(
-                name=name,
-                panels=panels,
-                is_open=True,
-                layout_settings=ws.SectionLayoutSettings(columns=columns, rows=2),
-            )
-            for name, (panels, columns) in parts.items()
-        ],
+        name=name,
+        sections=[first, second],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]),
     )

@@ -389,19 +389,6 @@ def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, cap
         main(words)
 
 
-def test_a_page_has_every_setting_of_a_row_and_a_picture_one_of_them(study):
-    words, folder = study
-    nearest = small("vera", "cola", (0.41, 0.42, 0.43), lr=1e-2)
-    further = small("vera", "cola", (0.31, 0.32, 0.33), lr=4e-2, deviations=("another rate",))
-    publish(folder / "records" / "rates", [*nearest, *further])
-    assert main(words) == 0
-    text = (folder / "docs" / "results" / "rates.md").read_text()
-    for rate, median in (("0.01", "42.0"), ("0.04", "32.0")):
-        assert re.search(rf"^\| VeRA r=1024, lr {rate} +\| +{median} ", text, re.M)
-    picture = (folder / "docs" / "results" / "rates_parameters_cola_minilm.svg").read_text()
-    assert ("42.0" in picture, "32.0" in picture) == (True, False)
-
-
 def test_without_published_records_it_says_so(tmp_path):
     with pytest.raises(UserError, match="no published records"):
         main([f"docs={tmp_path}"])
