@@ -52,7 +52,7 @@ def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: st
     cells = sorted({(record["cell"]["model"], record["cell"]["task"]) for record in ledger})
     alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
     alike |= {"x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
-    curves = [
+    curves: list[Any] = [
         wr.LinePlot(title=f"{task}, {model}: dev metric", y=[f"{cell_key(model, task)}/dev"], **alike)
         for model, task in cells
     ]
