@@ -84,7 +84,7 @@ test-all: test ## and the slow tests: those that start processes, Java or a real
 chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## hostile files, overrides and requests, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two or three minutes
+attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two or three minutes
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the imports between the packages
@@ -117,7 +117,7 @@ bench-decoding: setup ## beam search beside transformers' own, in a minute or tw
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
-gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity reads" these alone; DEVICE=cpu: without one
+gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity speed" these alone; DEVICE=cpu: without one
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m gpu_check $(call given,,PART) $(call given,device=,DEVICE) $(call quoted,output=,OUTPUT)
 
 publish: setup ## copies finished records to runs/records/STUDY: STUDY=name

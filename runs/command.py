@@ -143,7 +143,7 @@ def read(
     for name in [name for name in shown if name[0] not in "[."][len(positional) :]:
         raise UserError(f"{name} is missing: {usage} (--help)")
     if len(positional) > len(shown) and "..." not in names:
-        raise UserError(f"{positional[len(shown)]!r} is too much: {usage} (--help)")
+        raise UserError(f"{positional[len(shown)][:60]!r} is too much: {usage} (--help)")
     plain = {keys[key]: None if text == "null" else text for key, text in given.items()}
     try:
         chosen = TypeAdapter(settings).validate_python(plain)

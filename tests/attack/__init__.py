@@ -1,1 +1,0 @@
-"""A campaign of files, words and requests from strangers: see __main__.py."""
