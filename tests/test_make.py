@@ -158,8 +158,8 @@ def test_paths_may_hold_spaces_and_args_quotes(make):
 
 def test_the_check_of_a_gpu_is_given_its_parts_and_its_device(make):
     assert make("gpu-check") == [["-W", "ignore", "-m", "gpu_check", "output=outputs"]]
-    (words,) = make("gpu-check", "PART=parity reads", "DEVICE=cpu", "OUTPUT=my outputs")
-    assert words[3:] == ["gpu_check", "parity reads", "device=cpu", "output=my outputs"]
+    (words,) = make("gpu-check", "PART=parity speed", "DEVICE=cpu", "OUTPUT=my outputs")
+    assert words[3:] == ["gpu_check", "parity speed", "device=cpu", "output=my outputs"]
 
 
 def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):

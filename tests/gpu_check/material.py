@@ -1,5 +1,4 @@
-"""Tiny models and data on disk, and the words of one run of each family; and larger models without weights of
-anybody's."""
+"""Tiny models and data on disk, and the words of one run of each family."""
 
 import os
 import shutil
@@ -8,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-import torch
-from torch import nn
 
 ROOT = Path(__file__).parents[2]
-#: Of RoBERTa-base, as it is on a GPU, and as a CPU has time for.
-ROBERTA = {
-    True: {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    False: {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192},
-}
 
 
 def text(home: Path, **changes: Any) -> list[str]:
@@ -57,28 +49,14 @@ def llama(home: Path) -> list[str]:
     ]
 
 
-def command(words: list[str]) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", "runs", *words]
-
-
-def environment(home: Path, *places: Path, **more: str) -> dict[str, str]:
-    """Of a command: without Java, whose scores take ten seconds. places: before the others on Python's
-    path."""
+def command(words: list[str], home: Path, *places: Path, **more: str) -> dict[str, Any]:
+    """What subprocess is given for `python -m runs`, without Java, whose scores take ten seconds. places:
+    before the others on Python's path; more: of its environment."""
     programs = home / "bin"
-    if not programs.exists():
-        programs.mkdir()
-        for name in ("git", "uname"):
-            if found := shutil.which(name):
-                (programs / name).symlink_to(found)
+    programs.mkdir(exist_ok=True)
+    for name in ("git", "uname"):
+        if (found := shutil.which(name)) and not (programs / name).exists():
+            (programs / name).symlink_to(found)
     path = os.pathsep.join([*map(str, places), str(ROOT)])
-    return os.environ | {"PATH": str(programs), "PYTHONPATH": path} | more
-
-
-def roberta(device: str, large: bool, **changes: Any) -> nn.Module:
-    """A classifier of RoBERTa-base's shape, or a small one; random weights, the same each time."""
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    more = {"vocab_size": 50265 if large else 1000, "max_position_embeddings": 514, "pad_token_id": 1}
-    torch.manual_seed(0)
-    with torch.device(device):
-        return RobertaForSequenceClassification(RobertaConfig(**ROBERTA[large] | more | changes))
+    environment = os.environ | {"PATH": str(programs), "PYTHONPATH": path} | more
+    return {"args": [sys.executable, "-W", "ignore", "-m", "runs", *words], "cwd": ROOT, "env": environment}

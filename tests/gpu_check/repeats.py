@@ -8,36 +8,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from gpu_check.report import Report
 from tiny import shake
 from torch import Tensor, nn
 
 import vera
-from gpu_check import material
-from gpu_check.report import Report
 from runs.config import expand
 from runs.training.build import make_optimizer
 from runs.training.flags import set_flags
 
 STEPS, TIMES = 5, 3
-Batch = dict[str, Tensor]
+#: Models: class and settings. RoBERTa has dropout and padding.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "RoBERTa": ("RobertaForSequenceClassification", {"max_position_embeddings": 514}),
+    "ViT": ("ViTForImageClassification", {}),
+    "Llama": ("LlamaForCausalLM", {"use_cache": False}),
+}
+#: Layers, width and heads, and rows and length of a batch: on a GPU, and as a CPU has time for.
+SHAPES = {
+    True: {"RoBERTa": (12, 768, 12, 16, 250), "ViT": (12, 768, 12, 32, 224), "Llama": (4, 1024, 16, 4, 512)},
+    False: {"RoBERTa": (2, 96, 4, 4, 200), "ViT": (2, 96, 12, 2, 224), "Llama": (2, 128, 4, 2, 160)},
+}
 
 
 def run(report: Report, home: Path) -> None:
     (own,) = expand(["model=roberta_base", "task=rte", "method=vera", "seed=0"])
     set_flags(own, torch.device(report.device))
-    for make in (of_roberta, of_vit, of_llama):
-        with report.guarded(f"repeats of {make.__name__.removeprefix('of_')}"):
-            name, model, batch, precision = make(report.device, report.on_gpu)
+    for name, (kind, settings) in MODELS.items():
+        with report.guarded(f"repeats of {name}"):
+            layers, width, heads, rows, length = SHAPES[report.on_gpu][name]
+            settings |= {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+            of, precision = getattr(transformers, kind), "bf16" if name == "Llama" else "fp32"
+            torch.manual_seed(0)
+            with torch.device(report.device):
+                model = of(of.config_class(**settings, intermediate_size=4 * width, vocab_size=1000))
+            batch = {key: value.to(report.device) for key, value in batch_of(name, rows, length).items()}
             for method in (vera.VeRA(rank=64), vera.Full()):
                 copied = copy.deepcopy(model)
                 method.adapt(copied)
                 shake(copied, 0.01)
                 hashes = [trained(copy.deepcopy(copied), batch, precision) for _ in range(TIMES)]
-                what = f"{name}, {precision}, {method.kind}: {STEPS} steps {TIMES} times"
+                what = f"{name} {rows} x {length}, {precision}, {method.kind}: {STEPS} steps {TIMES} times"
                 report.check(f"{what}, to the bit", len(set(hashes)) == 1, " ".join(hashes))
 
 
-def trained(model: nn.Module, batch: Batch, precision: str) -> str:
+def batch_of(name: str, rows: int, length: int) -> dict[str, Tensor]:
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(rows) % 2
+    if name == "ViT":
+        return {"pixel_values": torch.randn(rows, 3, length, length, generator=generator), "labels": labels}
+    ids = torch.randint(5, 900, (rows, length), generator=generator)
+    if name == "Llama":
+        return {"input_ids": ids, "labels": ids}
+    mask = torch.ones_like(ids)
+    mask[1, length - 70 :] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def trained(model: nn.Module, batch: dict[str, Tensor], precision: str) -> str:
     """A hash of what has been trained after some steps."""
     device = next(model.parameters()).device
     torch.manual_seed(1)
@@ -53,49 +81,4 @@ def trained(model: nn.Module, batch: Batch, precision: str) -> str:
         optimizer.zero_grad()
     if not torch.isfinite(loss):
         raise AssertionError(f"the loss is {float(loss)}")
-    values = hashlib.sha256()
-    for p in parameters:
-        values.update(p.detach().cpu().numpy().tobytes())
-    return values.hexdigest()[:16]
-
-
-def of_roberta(device: str, large: bool) -> tuple[str, nn.Module, Batch, str]:
-    """With dropout and padding."""
-    rows, length = (16, 250) if large else (4, 200)
-    ids = torch.randint(5, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, length - 70 :] = 0
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(rows) % 2}
-    model = material.roberta(device, large)
-    return f"RoBERTa {rows} x {length}", model, moved(batch, device), "fp32"
-
-
-def of_vit(device: str, large: bool) -> tuple[str, nn.Module, Batch, str]:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    rows, layers, width = (32, 12, 768) if large else (2, 2, 96)
-    sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_labels": 10}
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = ViTForImageClassification(ViTConfig(**sizes, intermediate_size=4 * width))
-    images = torch.randn(rows, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    batch = {"pixel_values": images, "labels": torch.arange(rows) % 10}
-    return f"ViT {rows} x 197", model, moved(batch, device), "fp32"
-
-
-def of_llama(device: str, large: bool) -> tuple[str, nn.Module, Batch, str]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    rows, length = (4, 512) if large else (2, 160)
-    width, heads = (1024, 16) if large else (128, 4)
-    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads}
-    sizes |= {"intermediate_size": 2 * width, "num_hidden_layers": 4 if large else 2, "vocab_size": 1000}
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**sizes, use_cache=False))
-    ids = torch.randint(5, 900, (rows, length), generator=torch.Generator().manual_seed(0))
-    return f"Llama {rows} x {length}", model, moved({"input_ids": ids, "labels": ids}, device), "bf16"
-
-
-def moved(batch: Batch, device: str) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
+    return hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in parameters)).hexdigest()[:16]

@@ -1,8 +1,14 @@
-"""What a part of the check finds: a line on the screen for each thing, and all of it in PART.json."""
+"""What a part of the check finds: a line on the screen for each thing, and all of it in PART.json.
 
+python -m gpu_check.report PART DEVICE FOLDER does one part; __main__.py starts it."""
+
+import importlib
 import json
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +24,9 @@ class Report:
 
     def __init__(self, part: str, device: str, folder: Path, header: dict[str, Any] | None = None) -> None:
         self.part, self.device, self.path = part, device, folder / f"{part}.json"
-        self.header, self.began = header or {}, time.monotonic()
+        self.header, self.began, self.on_gpu = header or {}, time.monotonic(), device == "cuda"
         self.findings: list[dict[str, Any]] = []
         self.write()
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device == "cuda"
 
     def check(self, name: str, passed: bool, detail: str = "", **values: Any) -> None:
         """Something that has to hold. values: the numbers behind it, for whoever reads the file."""
@@ -34,9 +36,10 @@ class Report:
         """A number to keep."""
         self._add("    ", name, detail, {"passed": None, **values})
 
-    def absent(self, name: str) -> None:
-        """Something that only a GPU can show, on a CPU."""
-        self._add("  - ", name, "not on a CPU", {"passed": None, "absent": True})
+    def absent(self, *names: str) -> None:
+        """What only a GPU can show, on a CPU."""
+        for name in () if self.on_gpu else names:
+            self._add("  - ", name, "not on a CPU", {"passed": None, "absent": True})
 
     @contextmanager
     def guarded(self, name: str) -> Iterator[None]:
@@ -52,9 +55,8 @@ class Report:
     def write(self, ended: bool = False) -> None:
         seconds = round(time.monotonic() - self.began, 1)
         made = {"part": self.part, "device": self.device, "ended": ended, "seconds": seconds}
-        write_atomically(
-            self.path, json.dumps(made | self.header | {"findings": self.findings}, indent=1) + "\n"
-        )
+        whole = made | self.header | {"findings": self.findings}
+        write_atomically(self.path, json.dumps(whole, indent=1) + "\n")
 
     def _add(self, mark: str, name: str, detail: str, values: dict[str, Any]) -> None:
         print(f"{mark}  {name}{detail and ': '}{detail}", flush=True)
@@ -75,13 +77,23 @@ def tally(parts: list[dict[str, Any]]) -> str:
     return f"{passed} passed, {sum(len(failures(part)) for part in parts)} failed, {absent} not on a CPU"
 
 
-def steady(step: Callable[[], Any], times: int, wait: Callable[[], None]) -> float:
-    """Seconds a call, once it is warm. wait: until the device has done what it was given."""
-    for _ in range(min(times, 5)):
-        step()
-    wait()
-    began = time.perf_counter()
-    for _ in range(times):
-        step()
-    wait()
-    return (time.perf_counter() - began) / times
+def main(part: str, device: str, folder: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as home:
+        os.environ["XDG_CACHE_HOME"] = f"{home}/cache"  # nothing of the user's is read or written
+        import torch
+        from transformers.utils import logging
+
+        from runs.training.provenance import code_state, machine, versions
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        header = {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device(device))}
+        header |= {"threads": torch.get_num_threads(), "versions": versions(), "code": code_state()}
+        report = Report(part, device, Path(folder), header)
+        with report.guarded(f"{part} goes on to its end"):
+            importlib.import_module(f"gpu_check.{part}").run(report, Path(home))
+        report.write(ended=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,64 +1,114 @@
-"""Milliseconds of a training step at table 2's shapes, by row and precision: as a clock has them, and as the
-device is busy. Where the first is far above the second, the host is what is waited for.
+"""Milliseconds of a training step at table 2's shapes, by row and precision.
 
 tflops: what the largest step reaches, in TFLOP/s, for a line of conf/cards.yaml."""
 
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from gpu_check.report import Report
 
-from gpu_check.report import Report, steady
-from gpu_check.timing import SHAPES, Steps, run_of
-from runs import meta
+from runs import meta, models
+from runs.config import expand
+from runs.methods import make_method
+from runs.run import Run
+from runs.training.build import make_accelerator, make_optimizer, optimizer_groups
 
 ROWS = ("vera", "lora", "bitfit", "full", "adapter_drop_300k", "adapter_drop_900k")
-PRECISIONS = ("fp32", "tf32", "bf16")
+#: Rows and tokens of each: SST-2's batches of 16 and of 64, and QNLI's of 64.
+SHAPES = {
+    True: {"SST-2": [(16, 18), (64, 18)], "QNLI": [(64, 65)]},
+    False: {"SST-2": [(2, 8)], "QNLI": [(4, 16)]},
+}
+#: What a CPU has time for, in place of RoBERTa-base.
+SMALL = (
+    "{model_type: roberta, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 200,"
+)
+SMALL += "intermediate_size: 96, max_position_embeddings: 80, type_vocab_size: 1}"
 
 
 def run(report: Report, home: Path) -> None:
-    for precision in PRECISIONS:
-        if precision == "tf32" and not report.on_gpu:
-            report.absent("steps in tf32")
-            continue
+    report.absent("steps in tf32")
+    for precision in ("fp32", "tf32", "bf16") if report.on_gpu else ("fp32", "bf16"):
         for row in ROWS if report.on_gpu else ROWS[:4]:
             with report.guarded(f"{row}, {precision}"):
                 timed(report, row, precision)
-    if not report.on_gpu:
-        report.absent("milliseconds for which the device is busy")
 
 
 def timed(report: Report, row: str, precision: str) -> None:
     run = run_of(row, precision, report.device)
     steps = Steps(run)
-    seconds, busy, words = {}, {}, []
+    seconds, words = {}, []
     for task, shapes in SHAPES[report.on_gpu].items():
         for rows, length in shapes:
             tokens = rows * length
-            seconds[tokens] = steady(partial(steps, rows, length), 20 if report.on_gpu else 2, steps.wait)
+            seconds[tokens] = steady(partial(steps, rows, length), 20 if report.on_gpu else 2)
             words.append(f"{task} {rows} x {length} {seconds[tokens] * 1e3:.1f} ms")
-            if report.on_gpu:
-                busy[tokens] = device_seconds(steps, rows, length)
-                words[-1] += f" (device {busy[tokens] * 1e3:.1f})"
-    rows, length = shapes[-1]
     counted = meta.flops(run, rows, length, 0)
-    tflops = counted[1] / seconds[rows * length] / 1e12 if counted else None
-    words.append(f"{tflops:.1f} TFLOP/s")
-    report.measured(
-        f"{precision}, {row}", ", ".join(words), seconds=seconds, device_seconds=busy, tflops=tflops
-    )
+    tflops = counted[1] / seconds[tokens] / 1e12 if counted else None
+    detail = ", ".join([*words, f"{tflops:.1f} TFLOP/s"])
+    report.measured(f"{precision}, {row}", detail, seconds=seconds, tflops=tflops)
     steps.accelerator.free_memory()
     if report.on_gpu:
         del steps
         torch.cuda.empty_cache()
 
 
-def device_seconds(steps: Steps, rows: int, length: int, times: int = 3) -> float:
-    """For how long a step's kernels keep the device busy."""
-    from torch.profiler import ProfilerActivity, profile
+def steady(step: Callable[[], Any], times: int) -> float:
+    """Seconds a call, once it is warm; a call waits for the device."""
+    for _ in range(min(times, 5)):
+        step()
+    began = time.perf_counter()
+    for _ in range(times):
+        step()
+    return (time.perf_counter() - began) / times
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(times):
-            steps(rows, length)
-        steps.wait()
-    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e6 / times
+
+def run_of(method: str, precision: str, device: str) -> Run:
+    """A cell of table 2 (base), small on a CPU."""
+    words = ["experiment=table2_base", f"method={method}", "task=sst2", "seed=0", f"device={device}"]
+    words += [f"train.precision={precision}"]
+    if device == "cpu":
+        words += [f"model.architecture={SMALL}", *(["method.rank=16"] if method == "vera" else [])]
+    return expand(words)[0]
+
+
+class Steps:
+    """Training steps of a run with random weights of its architecture, on random batches of any size."""
+
+    def __init__(self, run: Run) -> None:
+        self.accelerator, self.train = make_accelerator(run), run.config["train"]
+        torch.manual_seed(0)
+        outline = models.skeleton(run.config["model"], 2)
+        with torch.device(self.accelerator.device):
+            self.raw = type(outline)(outline.config)
+        self.method = make_method(run.method)
+        self.method.adapt(self.raw)
+        groups = optimizer_groups(self.method, self.raw, self.train)
+        optimizer = make_optimizer(groups, self.train, self.accelerator.device)
+        self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.method.before_training(self.raw, 1000)
+        self.count = 0
+
+    def __call__(self, rows: int, length: int) -> float:
+        device = self.accelerator.device
+        ids = torch.randint(5, self.raw.config.vocab_size, (rows, length), device=device)
+        mask = torch.ones_like(ids)
+        mask[0, -1] = 0  # nearly every batch has padding
+        labels = torch.zeros(rows, dtype=torch.long, device=device)
+        self.model.train()
+        with self.accelerator.autocast():
+            loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        self.accelerator.backward(loss)
+        trained = [p for p in self.raw.parameters() if p.requires_grad]
+        self.accelerator.clip_grad_norm_(trained, self.train["clip"] or 1.0)
+        self.optimizer.step()
+        self.count += 1
+        self.method.after_step(self.raw, self.count)
+        self.optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return float(loss.detach())

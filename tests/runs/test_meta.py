@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from gpu_check.watch import Watch, on_meta
 from running import ROOT
 from tiers import sample
+from watch import Watch, on_meta
 
 from runs import SEVERAL
 from runs.config import expand
