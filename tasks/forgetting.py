@@ -60,7 +60,7 @@ class FixedText:
             ids = torch.tensor([self._ids[start : start + self._window]], device=device)
             # The last token predicts nothing; no cache, which no call would read
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0].float()
-            total += float(cross_entropy(logits, ids[0, 1:], reduction="none").cpu().double().sum())
+            total += float(cross_entropy(logits, ids[0, 1:], reduction="none").detach().cpu().double().sum())
         return total / self.tokens
 
 

@@ -80,7 +80,7 @@ def near(model: nn.Module, method: vera.Method) -> float:
         return 1e-6
     expected = answer(model)
     vera.disable(model)
-    effect = float((answer(model) - expected).abs().max())
+    effect = float((answer(model) - expected).detach().abs().max())
     vera.disable(model, False)
     check(torch.equal(answer(model), expected), "switched off and on, it answers otherwise")
     check(effect > 1e-3, f"the adapter changes the answer by {effect} only")
