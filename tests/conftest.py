@@ -89,59 +89,31 @@ def made(what: str, *where, **how) -> Path:
     return getattr(importlib.import_module("tiny"), what)(*where, **how)
 
 
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory) -> Path:
-    return made("save_tiny", tmp_path_factory.mktemp("tiny_bert"), "bert")
+def folder(name: str, what: str, *how):
+    """A session's fixture: a folder that a function of tiny.py has filled."""
+
+    @pytest.fixture(scope="session", name=name)
+    def make(tmp_path_factory) -> Path:
+        return made(what, tmp_path_factory.mktemp(name), *how)
+
+    return make
 
 
-@pytest.fixture(scope="session")
-def tiny_roberta(tmp_path_factory) -> Path:
-    return made("save_tiny", tmp_path_factory.mktemp("tiny_roberta"), "roberta")
-
-
-@pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory) -> Path:
-    return made("save_gpt2", tmp_path_factory.mktemp("tiny_gpt2"))
-
-
-@pytest.fixture(scope="session")
-def e2e(tmp_path_factory) -> Path:
-    return made("write_e2e", tmp_path_factory.mktemp("e2e"))
-
-
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> Path:
-    return made("save_llama", tmp_path_factory.mktemp("tiny_llama"))
-
-
-@pytest.fixture(scope="session")
-def alpaca(tmp_path_factory) -> Path:
-    return made("write_alpaca", tmp_path_factory.mktemp("alpaca"))
+tiny_bert = folder("tiny_bert", "save_tiny", "bert")
+tiny_roberta = folder("tiny_roberta", "save_tiny", "roberta")
+tiny_gpt2 = folder("tiny_gpt2", "save_gpt2")
+tiny_llama = folder("tiny_llama", "save_llama")
+tiny_vit = folder("tiny_vit", "save_vit")
+tiny_timm = folder("tiny_timm", "save_timm")
+e2e = folder("e2e", "write_e2e")
+alpaca = folder("alpaca", "write_alpaca")
+glue = folder("glue", "write_glue")
+images = folder("images", "write_images")
 
 
 @pytest.fixture(scope="session")
 def mt_bench(tmp_path_factory) -> Path:
     return write_mt_bench(tmp_path_factory.mktemp("mt_bench"))
-
-
-@pytest.fixture(scope="session")
-def glue(tmp_path_factory) -> Path:
-    return made("write_glue", tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="session")
-def tiny_vit(tmp_path_factory) -> Path:
-    return made("save_vit", tmp_path_factory.mktemp("tiny_vit"))
-
-
-@pytest.fixture(scope="session")
-def tiny_timm(tmp_path_factory) -> Path:
-    return made("save_timm", tmp_path_factory.mktemp("tiny_timm"))
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
-    return made("write_images", tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
@@ -176,86 +148,49 @@ def no_hang() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+# --- the command-line words of small runs, of two epochs
+
+
 @pytest.fixture
 def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
-    """The command-line words of a small run that decodes: tiny GPT-2 on own restaurants, two epochs of two
-    steps."""
+    """One that decodes: tiny GPT-2 on own restaurants, two steps an epoch."""
     return [
-        "model=decoder",
-        f"model.path={tiny_gpt2}",
+        *("model=decoder", f"model.path={tiny_gpt2}"),
         "model.settings={embd_pdrop:0.0,attn_pdrop:0.0,resid_pdrop:0.0}",
-        "task=e2e",
-        f"task.data_dir={e2e}",
-        "task.beams=3",
-        "task.max_new_tokens=8",
-        "train.epochs=2",
-        "train.effective_batch=4",
-        "train.max_length=64",
-        "train.lr=1e-2",
-        "method.rank=8",
-        "device=cpu",
-        "eval_batch=6",
-        f"output={tmp_path / 'outputs'}",
+        *("task=e2e", f"task.data_dir={e2e}", "task.beams=3", "task.max_new_tokens=8", "train.epochs=2"),
+        *("train.effective_batch=4", "train.max_length=64", "train.lr=1e-2", "method.rank=8"),
+        *("device=cpu", "eval_batch=6", f"output={tmp_path / 'outputs'}"),
     ]
 
 
 @pytest.fixture
 def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
-    """The command-line words of a small run on instructions: tiny Llama, eight rows, two epochs of two
-    steps."""
+    """Instructions: tiny Llama, eight rows, two steps an epoch."""
     return [
-        "model=decoder",
-        f"model.path={tiny_llama}",
-        "task=alpaca",
-        f"task.data_dir={alpaca}",
-        "task.dev_rows=2",
-        f"task.mt_bench_dir={mt_bench}",
-        "task.answer_tokens=6",
-        "train.epochs=2",
-        "train.effective_batch=4",
-        "train.max_length=96",
-        "train.lr=1e-2",
-        "method.rank=8",
-        "device=cpu",
-        "eval_batch=3",
-        f"output={tmp_path / 'outputs'}",
+        *("model=decoder", f"model.path={tiny_llama}", "task=alpaca", f"task.data_dir={alpaca}"),
+        *("task.dev_rows=2", f"task.mt_bench_dir={mt_bench}", "task.answer_tokens=6", "train.epochs=2"),
+        *("train.effective_batch=4", "train.max_length=96", "train.lr=1e-2", "method.rank=8"),
+        *("device=cpu", "eval_batch=3", f"output={tmp_path / 'outputs'}"),
     ]
 
 
 @pytest.fixture
 def image_words(tiny_vit, images, tmp_path) -> list[str]:
-    """The command-line words of a small run on images: tiny ViT, three classes, four images of each, two
-    epochs."""
+    """Images: tiny ViT, three classes, four images of each."""
     return [
-        "model=vision",
-        f"model.path={tiny_vit}",
-        "task=image_folder",
-        f"task.data_dir={images}",
-        "task.shots=4",
-        "train.epochs=2",
-        "train.effective_batch=4",
-        "train.lr=1e-2",
-        "method.rank=8",
-        "device=cpu",
-        f"output={tmp_path / 'outputs'}",
+        *("model=vision", f"model.path={tiny_vit}", "task=image_folder", f"task.data_dir={images}"),
+        *("task.shots=4", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
+        *("device=cpu", f"output={tmp_path / 'outputs'}"),
     ]
 
 
 @pytest.fixture
 def words(tiny_bert, glue, tmp_path) -> list[str]:
-    """The command-line words of a small run: tiny BERT on the own RTE rows, two epochs."""
+    """Texts: tiny BERT on the own RTE rows."""
     return [
-        "model=encoder",
-        f"model.path={tiny_bert}",
-        "task=rte",
-        f"task.data_dir={glue}",
-        "train.epochs=2",
-        "train.effective_batch=8",
-        "train.max_length=32",
-        "train.lr=1e-2",
-        "method.rank=8",
-        "device=cpu",
-        f"output={tmp_path / 'outputs'}",
+        *("model=encoder", f"model.path={tiny_bert}", "task=rte", f"task.data_dir={glue}"),
+        *("train.epochs=2", "train.effective_batch=8", "train.max_length=32", "train.lr=1e-2"),
+        *("method.rank=8", "device=cpu", f"output={tmp_path / 'outputs'}"),
     ]
 
 

