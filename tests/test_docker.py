@@ -12,6 +12,8 @@ import tomllib
 import pytest
 from running import ROOT
 
+pytestmark = pytest.mark.properties
+
 #: One instruction a line, without comments.
 LINES = [
     line.split(maxsplit=1)

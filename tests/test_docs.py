@@ -29,6 +29,8 @@ from runs.tune.cells import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS
 
+pytestmark = pytest.mark.properties
+
 #: runs.config has a function of that name, too.
 composed = sys.modules["runs.config.expand"]
 #: All but the page of results, whose text is that of the studies' notes.

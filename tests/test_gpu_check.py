@@ -11,6 +11,8 @@ from gpu_check import environment, families, parity
 from gpu_check.report import Report, failures, tally
 from running import call_here
 
+pytestmark = pytest.mark.parity
+
 #: What only a GPU can show, by the part that says so.
 ABSENT = {"environment": 1, "parity": 0, "repeats": 0, "memory": 0, "families": 6, "speed": 1}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.nets
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("vera", "tasks", "runs", "analysis")
 FILES = {

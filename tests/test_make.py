@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.properties
+
 ROOT = Path(__file__).parents[1]
 
 

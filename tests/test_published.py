@@ -16,6 +16,8 @@ from runs.evaluate import overrides_of
 from runs.identity import run_id
 from runs.record import FINISHED, PUBLISHED, crossfit_of, defining, is_trial, read_study, study_folders
 
+pytestmark = pytest.mark.nets
+
 STUDIES = study_folders()
 #: The smallest one of each family.
 SMALL = [folder for folder in STUDIES if folder.name in ("alpaca_smollm2", "e2e_smollm2", "images_dinov2")]

@@ -1,13 +1,17 @@
-"""A test that does what makes it slow, and does not say so by a fixture, fails."""
+"""A test that does what makes it slow, and does not say so by a fixture, fails; and each file has a kind."""
 
 import multiprocessing
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import tiers
 from tiers import guard, pairs
 from transformers import AutoModel
+
+pytestmark = pytest.mark.properties
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,10 @@ def test_each_row_and_each_column_is_among_the_fast_pairs(rows, columns):
     fast = [one.values for one in found if not one.marks]
     assert ({row for row, _ in fast}, {column for _, column in fast}) == (set(rows), set(columns))
     assert len(fast) == max(len(rows), len(columns))
+
+
+def test_each_file_has_one_of_the_five_kinds():
+    kinds = "contract|parity|determinism|properties|nets"
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        marks = re.findall(rf"^pytestmark = .*pytest\.mark\.({kinds})\b", path.read_text(), re.M)
+        assert len(marks) == 1, f"{path.name}: give it one kind, pytestmark = pytest.mark.({kinds})"

@@ -22,6 +22,8 @@ from runs import installed, publish
 from runs.errors import UserError
 from runs.record import place
 
+pytestmark = pytest.mark.properties
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = {"numpy", "safetensors", "torch"}
 ROOMS = ("vera", "tasks", "runs", "analysis")

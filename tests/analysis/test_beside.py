@@ -10,6 +10,8 @@ from analysis.frame import cells, runs
 from analysis.inference import median_variance, welch_half
 from analysis.paper import GLUE, IMAGES
 
+pytestmark = pytest.mark.properties
+
 
 def sized(row, count, tasks=tuple(GLUE), model="roberta_large", bests=(0.95, 0.951, 0.952, 0.953, 0.954)):
     of = [one for task in tasks for one in seeds(row, task, bests, model=model)]

@@ -17,6 +17,8 @@ from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import write_record
 
+pytestmark = pytest.mark.properties
+
 
 @pytest.mark.parametrize(
     ("method", "flops"),

@@ -16,7 +16,7 @@ from runs.record import write_record
 from runs.tracking import points
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own affair
+pytestmark = pytest.mark.properties
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from analysis.diff import compared, main
 from runs.errors import UserError
 from runs.record import PUBLISHED, read_record, write_record
 
+pytestmark = pytest.mark.properties
+
 OURS = ("ours", "ours")
 
 

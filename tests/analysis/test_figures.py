@@ -17,6 +17,8 @@ from analysis.paper import NAMES
 from runs.errors import UserError
 from runs.record import Ledger
 
+pytestmark = pytest.mark.properties
+
 
 def made(name, records, *measures, **how):
     """The parts of a figure by name."""

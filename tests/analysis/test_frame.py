@@ -13,6 +13,8 @@ from analysis.frame import KEY, cells, chosen, pairs, reported, runs
 from analysis.variants import every_variant, nearest_to
 from runs.record import PUBLISHED, read_ledger
 
+pytestmark = pytest.mark.properties
+
 
 def test_a_notebook_begins_with_two_calls(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

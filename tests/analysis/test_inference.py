@@ -22,6 +22,8 @@ from analysis.inference import (
     welch_half,
 )
 
+pytestmark = pytest.mark.parity
+
 DRAWS = 2000
 #: False words of a rule, at most; it is meant to have 5%.
 FALSE = 0.07

@@ -12,6 +12,8 @@ from analysis.notebooks import __main__ as build
 from runs.errors import UserError
 from runs.record import write_record
 
+pytestmark = pytest.mark.properties
+
 WORDS = {
     "ablations": "VeRA r=1024",
     "adaptation_magnitude": "Nothing measured",

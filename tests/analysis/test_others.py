@@ -12,6 +12,8 @@ from analysis.results import of_others
 from analysis.tables.__main__ import main
 from runs.record import CONF, ROOT
 
+pytestmark = pytest.mark.properties
+
 PAPER = numbers().query("table in ('table2', 'table5')").set_index(["model", "row", "column"]).value
 
 

@@ -13,6 +13,8 @@ from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import run_folder, write_record, write_sweep
 
+pytestmark = pytest.mark.properties
+
 
 def of_study(both, *records):
     for one in records:

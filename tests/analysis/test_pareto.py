@@ -13,6 +13,8 @@ from analysis.figures.__main__ import main
 from analysis.figures.figure import canvas
 from runs.errors import UserError
 
+pytestmark = pytest.mark.properties
+
 
 def made(name, *records, **how):
     return figures.make(name, ledger(*records), **how)

@@ -8,6 +8,8 @@ from analysis.records import main
 from runs.errors import UserError
 from runs.record import write_record
 
+pytestmark = pytest.mark.properties
+
 
 @pytest.fixture
 def output(tmp_path):

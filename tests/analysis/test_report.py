@@ -14,6 +14,8 @@ from analysis import report, tables
 from analysis.render import Number
 from analysis.report import main
 
+pytestmark = pytest.mark.properties
+
 ROOT = Path(__file__).parents[1]
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 EVIL = "</script ><img src=x onerror=alert(1)>{{ 7 * 7 }}"

@@ -19,6 +19,8 @@ from analysis.results.sections import BEGIN, END, macros, near_lora, overview
 from analysis.results.study import rows_table
 from runs.errors import UserError
 
+pytestmark = pytest.mark.properties
+
 WORDS = macros("words.md")
 NEAR = "VeRA is near LoRA with fewer parameters"
 AGREES, NOT, UNDECIDED = "agrees", "does not agree", "undecided"

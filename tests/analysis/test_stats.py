@@ -15,6 +15,8 @@ from runs.errors import UserError
 from runs.record import CONF, median_interval, write_record, write_sweep
 from runs.record.seeds import RESAMPLES
 
+pytestmark = pytest.mark.parity
+
 VALUES = [64.1, 65.6, 60.3, 66.0, 65.2, 64.8, 63.9]
 
 

@@ -25,6 +25,8 @@ from runs.errors import UserError
 from runs.record import Ledger, read_ledger, write_record
 from runs.sweep.display import result_words
 
+pytestmark = pytest.mark.properties
+
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 
 

@@ -14,6 +14,8 @@ from benchmarks.models import Shape, base_model, batch_of, loss_of, sharing, ste
 from runs.errors import UserError
 from runs.record import Ledger, read_serving
 
+pytestmark = pytest.mark.parity
+
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SMALL |= {"vocab_size": 90}
 ROBERTA = Shape("RoBERTa, small", 48, models.ROBERTA | SMALL, sequence=16)

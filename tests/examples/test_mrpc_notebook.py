@@ -9,6 +9,8 @@ from running import ROOT
 
 from analysis.notebooks.__main__ import execute
 
+pytestmark = pytest.mark.properties
+
 FILE = ROOT / "examples" / "mrpc.ipynb"
 
 

@@ -26,6 +26,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import vera
 
+pytestmark = pytest.mark.contract
+
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
 TEXTS = [
     "the dog sees the cat .",

@@ -10,6 +10,8 @@ from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
 from runs.record import PUBLISHED, read_ledger
 
+pytestmark = pytest.mark.nets
+
 LEDGERS = ("published", "made")
 #: Of the made ledger's cells.
 BRIEF = ("model", "row", "task", "label", "ids", "n", "wanted", "median", "spread", "parameters", "word")

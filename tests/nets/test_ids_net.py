@@ -19,6 +19,8 @@ from runs.record import CONF, PUBLISHED, read_study
 from runs.run import Run
 from runs.training.build import optimizer_groups
 
+pytestmark = pytest.mark.nets
+
 STUDIES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir())
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 #: Of each kind of task and model a preset or two of few cells: a cell takes a quarter of a second to compose.

@@ -7,6 +7,8 @@ from running import do
 
 from nets.golden import same_json
 
+pytestmark = pytest.mark.nets
+
 #: What another machine, day, folder or version changes; its type stands instead.
 ELSEWHERE = re.compile(
     r"\.(id|cell_id|config_hash|model|content|selection|commit|dirty|hash|sha256|output|path|data_dir|mt_bench_dir|cache_dir)$"

@@ -28,6 +28,8 @@ from tasks import DataError
 from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions
 
+pytestmark = pytest.mark.determinism
+
 COUNT = len(QUESTIONS["mt_bench"])
 
 

@@ -33,6 +33,8 @@ from runs.training.files import CHECKPOINT, Attempt, last_checkpoint, saved, tid
 from runs.training.loop import Training
 from runs.training.train import train
 
+pytestmark = pytest.mark.determinism
+
 # --- what an error means
 
 

@@ -16,6 +16,8 @@ from runs import command
 from runs.command import COMPOSING, Common, OfRecords, Option, entry_point, read, setting
 from runs.errors import UserError
 
+pytestmark = pytest.mark.properties
+
 #: The commands, each with positional words that it takes.
 COMMANDS = {
     "analysis.dashboard": [],

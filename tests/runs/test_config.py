@@ -14,6 +14,8 @@ import vera
 from runs.config import CONF, choices, expand, files, parts
 from runs.errors import UserError
 
+pytestmark = pytest.mark.properties
+
 GLUE = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb"]
 ROOT = Path(__file__).parents[2]
 

@@ -6,6 +6,8 @@ import yaml
 from runs import counts
 from runs.config import CONF
 
+pytestmark = pytest.mark.parity
+
 ENTRIES = yaml.safe_load((CONF / "counts.yaml").read_text())
 
 

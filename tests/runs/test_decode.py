@@ -21,6 +21,8 @@ from runs.record import read_record, record_path, run_folder
 from runs.training import decode
 from runs.training.loop import Training
 
+pytestmark = pytest.mark.determinism
+
 FILES = {"adapter.safetensors", "adapter_best.safetensors", "decoded_last.jsonl", "references.txt"}
 FILES |= {f"{which}_{penalty}.txt" for which in ("last", "best") for penalty in ("0.9", "0.8")}
 

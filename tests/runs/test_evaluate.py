@@ -17,6 +17,8 @@ from runs.identity import run_id
 from runs.record import Ledger, read_ledger, read_record, record_path, run_folder, write_record
 from runs.sweep.claim import claimed
 
+pytestmark = pytest.mark.properties
+
 # --- plan, publish, evaluate
 
 

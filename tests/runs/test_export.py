@@ -26,6 +26,8 @@ from runs.export import card
 from runs.record import Ledger, cell_id, median_interval
 from vera import AdapterError
 
+pytestmark = pytest.mark.properties
+
 TOKEN, ANOTHERS, READING = "own-token", "anothers-token", "read-token"
 
 

@@ -22,6 +22,8 @@ from runs.record import Ledger, read_ledger, run_folder
 from runs.record.text import duration
 from runs.training.state import Plan
 
+pytestmark = pytest.mark.parity
+
 
 @pytest.fixture(autouse=True)
 def new_cache(monkeypatch, tmp_path):

@@ -20,6 +20,8 @@ from runs.training.loop import Training
 from tasks import DataError
 from tasks.forgetting import fixed_text
 
+pytestmark = pytest.mark.determinism
+
 
 def text_of(path):
     text = fixed_text({})

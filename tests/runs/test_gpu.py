@@ -24,6 +24,8 @@ from runs.training.checkpoint import Checkpoint
 from runs.training.loop import Training
 from tasks.mt_bench import read_questions
 
+pytestmark = pytest.mark.properties
+
 
 class Nvml:
     """A replacement for pynvml: a machine with these GPUs, of which each has a UUID; without any, one whose

@@ -18,6 +18,8 @@ from runs.methods import make_method
 from runs.record import NOT_SETTINGS, read_study, study_folders
 from runs.training.build import make_optimizer, optimizer_groups
 
+pytestmark = pytest.mark.parity
+
 #: Of each recipe with an authors' source, on a task: learning rate and weight decay by the end of a
 #: parameter's name (the first that fits), and AdamW's second beta. Written from the files named, and not from
 #: conf. None: the authors' optimizer or model is another, and the rate is this project's.

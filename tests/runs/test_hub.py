@@ -23,6 +23,8 @@ import tasks
 from runs.record import read_record
 from tasks.fetch.hub import cached, content, snapshot
 
+pytestmark = pytest.mark.properties
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import run_folder
 
+pytestmark = pytest.mark.properties
+
 
 def plan_of(*words):
     """The first line of a plan, which counts the runs, and its lines of rows."""

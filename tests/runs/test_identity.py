@@ -16,6 +16,8 @@ from runs.identity import hash_files, identify, run_id
 from runs.record import cache_folder
 from tasks import DataError
 
+pytestmark = pytest.mark.properties
+
 
 def identity(words) -> str:
     (run,) = expand(words)

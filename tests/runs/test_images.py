@@ -42,6 +42,8 @@ from runs.training.loop import Training
 from runs.training.train import train
 from tasks import DataError
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.fixture
 def pictures():

@@ -16,6 +16,8 @@ from runs.measure.fit import matrix_fit
 from runs.record import read_ledger, record_path, run_folder, write_record
 from vera.methods.layers import changes
 
+pytestmark = pytest.mark.properties
+
 
 @pytest.fixture(scope="module")
 def pair(tiny_roberta, glue, tmp_path_factory):

@@ -15,6 +15,8 @@ from runs import SEVERAL
 from runs.config import expand
 from runs.training.loop import Training
 
+pytestmark = pytest.mark.properties
+
 VERA = ["method=vera", "method.rank=8"]
 #: Ways in which VeRA is computed, and the other rows.
 METHODS = {

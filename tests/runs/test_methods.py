@@ -18,6 +18,8 @@ from runs.sources import changed
 from runs.training import loop
 from vera.methods.layers import changes
 
+pytestmark = pytest.mark.contract
+
 OWN = '''
 import dataclasses
 from dataclasses import dataclass

@@ -29,6 +29,8 @@ from runs.models import wheels
 from runs.models.locate import PACKAGED
 from tasks import DataError
 
+pytestmark = pytest.mark.parity
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"intermediate_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 #: Weights of a block: their names in transformers, and in GGUF.

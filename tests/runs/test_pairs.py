@@ -12,6 +12,8 @@ from runs.plan import plan
 from runs.record import Ledger
 from runs.sweep import sweep
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.fixture
 def decoder_words(e2e_words) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
+pytestmark = pytest.mark.determinism
+
 #: Seconds that what is left may take to end: a slow machine's, and far from what the children here would live
 #: for.
 PATIENCE = 5

@@ -20,6 +20,8 @@ from runs.training.loop import Training
 from runs.training.train import train
 from runs.tune import cells
 
+pytestmark = pytest.mark.contract
+
 BASE, MINILM = (768, 24, 43_008), (384, 12, 7_680)  # width, adapted matrices, VeRA's count
 #: Of each row with a size: its count by the method's own formula (width d, matrices n, size s), and the sizes
 #: that there are.

@@ -10,6 +10,8 @@ from runs.run import with_starts
 from runs.training.loop import Training
 from runs.training.train import train
 
+pytestmark = pytest.mark.contract
+
 #: How many cells each has.
 PRESETS = {
     "table2_base": 36,

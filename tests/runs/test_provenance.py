@@ -9,6 +9,8 @@ from running import ROOT, trained
 from runs import sources
 from runs.training import provenance
 
+pytestmark = pytest.mark.properties
+
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):

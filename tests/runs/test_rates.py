@@ -16,6 +16,8 @@ from runs.identity import run_id
 from runs.rates import patterns_of
 from runs.training.build import optimizer_groups
 
+pytestmark = pytest.mark.parity
+
 TRAIN = {"lr": 1e-3, "lr_head": 2e-3, "weight_decay": 0.1, "decay_all": False}
 
 

@@ -21,6 +21,8 @@ from runs.record import (
     write_record,
 )
 
+pytestmark = pytest.mark.properties
+
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
 
 

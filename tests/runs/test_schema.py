@@ -28,6 +28,8 @@ from runs.record import (
 )
 from runs.record.schema import check
 
+pytestmark = pytest.mark.properties
+
 
 def changed(path, value):
     """A record with another value at a path such as curve.metric; ... takes the key out."""

@@ -18,6 +18,8 @@ from runs.sweep import sweep
 from runs.training.loop import Training
 from runs.training.train import train
 
+pytestmark = pytest.mark.properties
+
 
 @pytest.fixture
 def lora(words):

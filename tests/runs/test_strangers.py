@@ -20,6 +20,8 @@ from tasks import DataError
 from vera.checked_file import write_file
 from vera.errors import AdapterError
 
+pytestmark = pytest.mark.properties
+
 #: A terminal's title, a cleared screen, a return, a C1 sequence, turned directions, a mark, half a character.
 EVIL = ["\x1b]0;PWN\x07", "\x1b[2J", "a\rb", "\x9b31m", "\x7f", "\u202eabc", "\u2066", "\u200f", "\ud800"]
 

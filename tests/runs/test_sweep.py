@@ -36,6 +36,8 @@ from runs.tracking import Tracking
 from runs.training import failures
 from runs.training.loop import Training
 
+pytestmark = pytest.mark.determinism
+
 
 @pytest.fixture
 def fork(process, monkeypatch):

@@ -23,7 +23,7 @@ from runs.tracking import Tracker, Tracking, about_run, summary_of
 from runs.training.loop import Training
 from runs.training.train import train
 
-pytestmark = pytest.mark.usefixtures("process")
+pytestmark = [pytest.mark.properties, pytest.mark.usefixtures("process")]
 
 
 @pytest.fixture(autouse=True)

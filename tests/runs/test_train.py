@@ -23,6 +23,8 @@ from runs.training.build import dev_halves, epoch_batches, rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations, summarise
 
+pytestmark = pytest.mark.determinism
+
 
 def training(words) -> Training:
     (run,) = expand(words)

@@ -34,6 +34,8 @@ from runs.tune import report
 from runs.tune import trials as search
 from runs.tune.__main__ import main as tune_main
 
+pytestmark = pytest.mark.determinism
+
 ROOT = Path(__file__).parents[2]
 
 

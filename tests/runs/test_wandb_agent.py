@@ -15,6 +15,8 @@ from runs.record import read_record, record_path
 from runs.run import with_starts
 from runs.tracking import Tracking, agent_note, of_run
 
+pytestmark = pytest.mark.properties
+
 EXAMPLE = ROOT / "examples" / "wandb_sweep.yaml"
 
 

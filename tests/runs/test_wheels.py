@@ -25,6 +25,8 @@ from runs.models.locate import PATTERNS
 from runs.training.build import build
 from tasks import DataError
 
+pytestmark = pytest.mark.properties
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 

@@ -11,6 +11,8 @@ from tiny import tiny
 from tasks.beam import Search, ban_repeats, beam_search
 from tasks.e2e import transformers_search
 
+pytestmark = pytest.mark.parity
+
 
 def sharp(architecture, scale=6):
     """A tiny model with opinions: its logits differ by more than rounding."""

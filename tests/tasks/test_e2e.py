@@ -20,6 +20,8 @@ from runs import models
 from runs.config import CONF
 from tasks.e2e_files import KEYS, linearise, tokenise
 
+pytestmark = pytest.mark.properties
+
 SETTINGS = yaml.safe_load((CONF / "task" / "e2e.yaml").read_text()) | {
     "name": "e2e",
     "label_smoothing": 0.1,

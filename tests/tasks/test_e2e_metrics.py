@@ -15,6 +15,8 @@ import pytest
 from tasks import e2e_metrics
 from tasks.e2e_metrics import METRICS, bleu, nist, scores
 
+pytestmark = pytest.mark.parity
+
 ROOT = Path(__file__).parents[2]
 
 #: Items of our own, with 3, 1, 2 and 4 references, and what a system might have written.

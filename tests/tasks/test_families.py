@@ -4,6 +4,8 @@ import pytest
 
 import tasks
 
+pytestmark = pytest.mark.properties
+
 
 def test_each_task_of_conf_is_of_a_known_family():
     assert tasks.families() == ("e2e", "glue", "images", "instruct", "text")

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tasks import DataError, forgetting
 from tasks.forgetting import OWN_TEXT, FixedText, fixed_text, is_path
 
+pytestmark = pytest.mark.parity
+
 
 def of(value):
     return fixed_text({"forgetting_text": value})

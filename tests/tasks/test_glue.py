@@ -11,6 +11,8 @@ from tiny import write_glue
 import tasks
 from runs.config import CONF
 
+pytestmark = pytest.mark.properties
+
 NAMES = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli"]
 
 

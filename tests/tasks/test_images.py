@@ -19,6 +19,8 @@ from runs.config import expand
 from tasks import DataError
 from tasks.images.pixels import Preprocessing
 
+pytestmark = pytest.mark.properties
+
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 

@@ -14,6 +14,8 @@ from runs.config import expand
 from tasks import DataError
 from tasks.instruct import OWN_TEMPLATE, read_rows, read_template
 
+pytestmark = pytest.mark.parity
+
 
 def load(*words):
     (run,) = expand(["model=decoder", "model.path=/x", "task=alpaca", *words])

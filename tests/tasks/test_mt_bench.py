@@ -38,6 +38,8 @@ from tasks.mt_bench import (
 from tasks.mt_bench.__main__ import main
 from tasks.mt_bench.judgments import Judgment
 
+pytestmark = pytest.mark.parity
+
 ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
 

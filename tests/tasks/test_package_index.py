@@ -15,6 +15,8 @@ import pytest
 from tasks import DataError
 from tasks.fetch import package_index
 
+pytestmark = pytest.mark.properties
+
 NAME = "own-tiny-1.0.tar.gz"
 WRONG = "0" * 64
 

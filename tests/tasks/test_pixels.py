@@ -25,6 +25,8 @@ from tasks.images.pixels import (
     preprocessing,
 )
 
+pytestmark = pytest.mark.parity
+
 SIZES = [(256, 256), (300, 401), (300, 402), (300, 403), (225, 500), (32, 32), (640, 333), (227, 229)]
 PROCESSOR = "preprocessor_config.json"
 SIDE = {"height": 224, "width": 224}

@@ -20,6 +20,8 @@ from tasks import DataError, reviews
 from tasks.fetch import package_index
 from tasks.metrics import score
 
+pytestmark = pytest.mark.properties
+
 ROWS = [
     ("the dog is bright .", "good"),
     ("a cat is dull .", "bad"),

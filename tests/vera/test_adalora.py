@@ -15,6 +15,8 @@ from vera.methods.allocation import RankBudget, off_orthogonal
 from vera.methods.layers import adapted_layers, changes
 from vera.sites import find_sites
 
+pytestmark = pytest.mark.parity
+
 STEPS = 12
 #: peft's names for the schedule, and ours over STEPS steps.
 THEIRS = {"init_r": 6, "target_r": 2, "lora_alpha": 10, "tinit": 2, "tfinal": 3, "deltaT": 2}

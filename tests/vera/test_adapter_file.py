@@ -18,6 +18,8 @@ from vera.checked_file import read_file, write_file
 from vera.methods.layers import changes
 from vera.methods.vera_layer import projections
 
+pytestmark = pytest.mark.properties
+
 
 def ids() -> torch.Tensor:
     return torch.randint(3, 30, (4, 9), generator=torch.Generator().manual_seed(1))

@@ -110,7 +110,7 @@ def by_hand(good):
 
 # --- what happens
 
-pytestmark = pytest.mark.usefixtures("process")
+pytestmark = [pytest.mark.properties, pytest.mark.usefixtures("process")]
 #: Of the processor, within which a file is refused. A slow machine takes 2 seconds for the worst of them; a
 #: hang has no end.
 SECONDS, MEGABYTES = 8.0, 500

@@ -20,6 +20,8 @@ from vera.kernels.group import slower_merge
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, changes
 
+pytestmark = pytest.mark.parity
+
 FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
 
 

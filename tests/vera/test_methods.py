@@ -16,6 +16,8 @@ from vera.methods.layers import adapted_layers, changes
 from vera.methods.vera_layer import projections
 from vera.sites import find_sites
 
+pytestmark = pytest.mark.contract
+
 #: A row for each method: what every method must do is tested on all of them.
 METHODS = {
     "none": vera.NoMethod(),

@@ -17,6 +17,8 @@ from vera.methods.contract import METHODS
 from vera.methods.layers import AdaptedLinear, Change, adapted_layers, base_weight, changes, wrap
 from vera.sites import find_sites
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.fixture
 def method():

@@ -19,6 +19,8 @@ from vera.methods.lora_xs import rounded_hash, singular_factors
 from vera.projections import ProjectionSpec, unit_uniform
 from vera.sites import find_sites
 
+pytestmark = pytest.mark.contract
+
 IMAGES = ("ViT", "DINOv2", "ViT of timm", "ViT of timm in transformers")
 
 

@@ -19,6 +19,8 @@ import vera
 from vera.methods import peft_drawn, peft_settings
 from vera.methods.adapted import plain_names
 
+pytestmark = pytest.mark.contract
+
 #: What the installed peft has and this contract does not take, with a word of the refusal.
 REFUSED = {
     "AdaptionPromptConfig": "a forward pass of its own",

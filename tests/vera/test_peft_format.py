@@ -14,6 +14,8 @@ from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
 
+pytestmark = pytest.mark.parity
+
 WEIGHTS = "adapter_model.safetensors"
 METHODS = {
     "lora": vera.LoRA(rank=4, alpha=6.0),

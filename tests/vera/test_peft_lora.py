@@ -11,6 +11,8 @@ from tiny import ARCHITECTURES, answer, quantise, shake, tiny
 import vera
 from vera.sites import head_parameters, is_transposed
 
+pytestmark = pytest.mark.parity
+
 METHODS = {
     "vera": vera.VeRA(rank=6),
     "vera on all linear layers": vera.VeRA(rank=6, sites=("all-linear",)),

@@ -15,6 +15,8 @@ from scipy import stats
 
 from vera.projections import A, B, ProjectionSpec, fingerprint, unit_normal, unit_uniform
 
+pytestmark = pytest.mark.determinism
+
 #: Fingerprints of (seed, rank, inputs, outputs[, init[, pair]]). They change only together with
 #: projections.SCHEME.
 GOLDEN = {

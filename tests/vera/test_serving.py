@@ -10,6 +10,8 @@ from torch import nn
 import vera
 from vera.methods.layers import adapted_layers
 
+pytestmark = pytest.mark.contract
+
 
 def ids(rows: int = 6, tokens: int = 9) -> torch.Tensor:
     return torch.randint(3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1))

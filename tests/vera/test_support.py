@@ -10,6 +10,8 @@ from tiny import ARCHITECTURES, shake, tiny
 
 import vera
 
+pytestmark = pytest.mark.contract
+
 PAGE = support.PAGE.read_text(encoding="utf-8")
 #: Of each table, the rows of cells: this library's methods and peft's classes by architecture, and the facts.
 OWN, THEIRS, FACTS = (
