@@ -20,18 +20,19 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from runs.alone import alone, run_lock
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
 from runs.config import only_runs
 from runs.errors import UserError
 from runs.evaluate import find, restore
 from runs.identity import data_content, run_id
 from runs.record import FINISHED, Record, run_folder, write_atomically
-from runs.sweep.claim import claimed
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
@@ -72,7 +73,7 @@ def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
 
 
 def main(arguments: list[str]) -> int:
-    from runs.sweep.display import Display, head
+    from runs.sweep.display import Display, heads
 
     line = read_line(arguments, Settings)
     if "LOCAL_RANK" in os.environ:
@@ -81,18 +82,14 @@ def main(arguments: list[str]) -> int:
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
-    display = Display(len(records))
-    for position, (record, config) in enumerate(zip(records, configs, strict=True), 1):
-        name = f"{record['label']['row']} seed {record['cell']['seed']}"
-        line_head, bench = head(position, len(records), name), config["task"]["bench"]
-
-        def show(event: dict[str, Any], line_head: str = line_head) -> None:
-            display.show([(line_head, event)])
-
-        with claimed(config["output"], f"{record['id']}-{bench}", f"{bench} of {name}"):
-            path, short = answer(record, config, show)
+    display, names = Display(), [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records]
+    for record, config, name, head in zip(records, configs, names, heads(names), strict=True):
+        bench = config["task"]["bench"]
+        lock = run_lock(config["output"], f"{record['id']}-{bench}")
+        with alone(lock, f"{bench} of {name}"):
+            path, short = answer(record, config, partial(display.show_one, head))
         note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
-        display.line(f"{line_head}  answers: {path}{note}")
+        display.line(f"{head}  answers: {path}{note}")
     return 0
 
 

@@ -16,14 +16,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
+from runs.alone import alone, run_lock
 from runs.command import OfRecords, as_word, entry_point, open_ledger, read
 from runs.config import choices, expand
 from runs.errors import UserError
 from runs.file_hash import check_kept
-from runs.record import TASK_PATHS, Record, finished_record, record_path, run_folder, study_folders
+from runs.record import (
+    TASK_PATHS,
+    Record,
+    finished_record,
+    record_path,
+    run_folder,
+    study_folders,
+    write_record,
+)
 from runs.record.text import describe
 from runs.run import Run
-from runs.sweep.claim import amend
 from runs.training.files import tidy
 from tasks.base import Decoding
 from tasks.forgetting import is_path
@@ -143,6 +151,14 @@ def score_again(record: Record, output: str, name: str) -> bool:
     if extended:
         amend(output, record["id"], lambda _: {"texts": record["texts"]})
     return same
+
+
+def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) -> None:
+    """Adds keys to a finished record, under the run's lock. parts: of the record as it is now, the new
+    keys."""
+    with alone(run_lock(output, run_id), f"run {run_id}"):
+        if record := finished_record(output, run_id):
+            write_record(output, record | parts(record))
 
 
 def restore(

@@ -122,6 +122,22 @@ def check_usable(device: str) -> bool:
     raise DeviceError(f"{which}, but torch {torch.__version__} cannot use it: {_why()}, or give device=cpu")
 
 
+def devices(device: str) -> list[str]:
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
+    or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
+    if device == "mps":
+        check_mps()
+    if device in ("cpu", "mps"):
+        return [device]
+    if device == "auto" and not may_be_here() and not named():
+        return ["cpu"]
+    if not check_usable(device):
+        return ["cpu"]
+    import torch
+
+    return visible() or [str(index) for index in range(torch.cuda.device_count())]
+
+
 def check_mps() -> None:
     """Raises DeviceError where torch sees no GPU of Apple's."""
     import torch

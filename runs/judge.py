@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runs.alone import alone, run_lock
 from runs.answer import Questions, answers_path, config_of, read_line, records_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.record import Record, finished_record, record_path, write_record
 from runs.record.text import describe
-from runs.sweep.claim import claimed
 from tasks.mt_bench import (
     Judge,
     JudgeError,
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     print(outcome.report(file))
     saved, rows = read_judgments(file), list[dict[str, Any]]()
     for before_judging, is_here, (bench, folder, answers) in zip(records, here, answered, strict=True):
-        with claimed(output, before_judging["id"], f"run {before_judging['id']}"):
+        with alone(run_lock(output, before_judging["id"]), f"run {before_judging['id']}"):
             # Read again: judging takes hours, in which another judge's scores may have come
             record = finished_record(output, before_judging["id"]) if is_here else before_judging
             if record is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from runs.alone import run_lock
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import read_command
 from runs.errors import UserError
@@ -27,7 +28,6 @@ from runs.meta import refusal
 from runs.record import Ledger, read_ledger, run_folder
 from runs.record.text import plural
 from runs.run import Run, with_starts
-from runs.sweep.claim import Claim
 from runs.sweep.display import read_progress, words
 from runs.training.files import last_checkpoint
 
@@ -57,7 +57,7 @@ def _planned(run: Run, run_id: str | None, why: str | None, ledger: Ledger, cont
         return Planned(run, record["status"])
     output = run.config["output"]
     checkpoint, progress = last_checkpoint(output, run_id), read_progress(output, run_id)
-    if Claim(output, run_id).is_held():
+    if run_lock(output, run_id).is_held():
         return Planned(run, "running", "", _saved_steps(checkpoint), progress)
     if run.config["init_from"]:
         try:
@@ -131,8 +131,7 @@ def _remarks(planned: list[Planned]) -> list[str]:
     """Lines on runs that are running, and on why others failed or wait."""
     lines = list[str]()
     for p in (p for p in planned if p.state == "running"):
-        host = f" (on {p.progress['host']})" if "host" in p.progress else ""
-        lines.append(f"running: {p.run.label}: {words(dict(p.progress))}{host}")
+        lines.append(f"running: {p.run.label}: {words(p.progress)}")
     coming, reasons = [p.run for p in left(planned)], Counter[str]()
     for p in sorted(planned, key=lambda p: [*STATES].index(p.state)):
         soon = ", and is done first by the same command" if p.run.start in coming else ""

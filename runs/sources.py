@@ -16,6 +16,7 @@ from typing import Any
 from runs.file_hash import digest, stamp
 from runs.methods import source_file
 from runs.record import INSTALLED, ROOT, Record
+from runs.run import Run
 
 
 def git(*words: str) -> str | None:
@@ -165,3 +166,13 @@ def changed_words(record: Record) -> str:
     files = changed(record)
     verb = "have" if len(files) > 1 else "has"
     return f"{' and '.join(files)} {verb} changed since this record was made" if files else ""
+
+
+def differs(record: Record, run: Run) -> str:
+    """What is not as it would be if a finished run were done now: sources, and the adapter on disk."""
+    # Records of old versions have no adapter_precision
+    had, keys = {"adapter_precision": "fp32"} | record["config"], ["keep", "adapter_precision"]
+    kept = [f"{key}={had[key]} (not {run.config[key]})" for key in keys if had[key] != run.config[key]]
+    kept = kept if record["status"] == "done" and run.config["keep"] != "none" else []
+    found = [changed_words(record), f"its adapter was kept with {' and '.join(kept)}" if kept else ""]
+    return "; ".join([*filter(None, found), "redo=true runs it again"]) if any(found) else ""

@@ -60,16 +60,6 @@ class Tracker:
         if not self.off:
             self.start.start()
 
-    def follow(self, train: Callable[[], Record]) -> Record:
-        """Does the run, and ends it in W&B as it ended. Returns its record."""
-        try:
-            record = train()
-        except BaseException as error:
-            self.finish(None, error)
-            raise
-        self.finish(record)
-        return record
-
     def epoch(self, curve: Mapping[str, Sequence[Any]], metric: str) -> None:
         """Sends the epochs of a record's curve that have not been sent. metric: its name."""
         if self.wandb and not self.start.is_alive():
@@ -109,7 +99,7 @@ class Tracker:
     def _init(self, mode: str | None) -> None:
         """Starts wandb's run. mode: as in Tracking."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        agent = self.settings.agent and AGENT[0] in os.environ
+        agent = self.settings.agent
         for key in () if agent else AGENT:
             os.environ.pop(key, None)
         os.environ |= {"WANDB_SILENT": "true"} | ({"WANDB_MODE": mode} if mode else {})
@@ -129,13 +119,9 @@ class Tracker:
             about |= {"id": self.run_id, "project": project, "config": config}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
         stats = dict.fromkeys(("x_disable_machine_info", "x_disable_stats"), not self.settings.stats)
-        run: Any = wandb.init(
-            **about,
-            resume="allow",
-            dir=run_folder(self.run.config["output"], self.run_id),  # `wandb sync` must not find it yet
-            mode="online" if online else "offline",
-            settings=quiet_settings(**limits, **stats),
-        )
+        # In the run's folder `wandb sync` does not find it yet
+        about |= {"mode": config["mode"], "dir": run_folder(self.run.config["output"], self.run_id)}
+        run: Any = wandb.init(**about, resume="allow", settings=quiet_settings(**limits, **stats))
         if agent:
             # W&B's search needs the sweep's own parameters (method=vera): our mapping gets another name
             fixed = run.config.as_dict()
@@ -225,8 +211,8 @@ def quiet_settings(**more: Any) -> Any:
 def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """A run at its beginning, without this machine's paths, as in published records."""
     config, cell = run.config, run.names["cell"]
-    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment]
-    tags += ["trial"] if is_trial(config) else []
+    trial = "trial" if is_trial(config) else None
+    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment, trial]
     start = {"from": config["init_from"]} if config["init_from"] else None
     known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe} | provenance_of(made_with)
     job = "eval" if config["method"]["kind"] == "none" else "train"

@@ -4,7 +4,9 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler
 
 #: What a server may answer to everything.
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
@@ -49,11 +51,12 @@ class Handler(BaseHTTPRequestHandler):
             project = {"id": "UHI=", "name": variables["project"], "entity": entity}
             bucket = {"id": "QnU=", "name": variables["name"], "config": "{}", "project": project}
             return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
+        agent = {"agent": {"id": "QWc="}}
         if "createAgent" in query:
-            return {"createAgent": {"agent": {"id": "QWc="}}}
+            return {"createAgent": agent}
         if "agentHeartbeat" in query:
             commands = [self.server.commands.pop(0)] if self.server.commands else []
-            return {"agentHeartbeat": {"agent": {"id": "QWc="}, "commands": json.dumps(commands)}}
+            return {"agentHeartbeat": agent | {"commands": json.dumps(commands)}}
         if "sweep(sweepName" in query:
             sweep = {"id": "U3c=", "name": variables["sweep"], "config": self.server.sweep}
             return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
@@ -107,13 +110,9 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def good():
-    """The server: .told (every GraphQL request), .streams (run id and what was streamed), .url.
-
-    For `wandb agent`: .sweep is the sweep's YAML, .commands what it is given, one each time it asks."""
-    server = Server(("127.0.0.1", 0), Handler)
-    server.sweep, server.commands = "", []
-    server.told, server.streams, server.url = [], [], f"http://127.0.0.1:{server.server_port}"
+def serving(server):
+    """The server, which answers in a thread; .url is its address."""
+    server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -122,29 +121,26 @@ def good():
         server.server_close()
 
 
-@contextlib.contextmanager
+def good():
+    """A server that keeps what it was told: .told (every GraphQL request), .streams (run id and what was
+    streamed). For `wandb agent`: .sweep is the sweep's YAML, .commands what it is given, one each time it
+    asks."""
+    server = Server(("127.0.0.1", 0), Handler)
+    server.sweep, server.commands, server.told, server.streams = "", [], [], []
+    return serving(server)
+
+
 def bad(answer):
-    """The address of a port that answers everything with these bytes. None: never."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    kept = []
+    """One that answers everything with these bytes. None: never."""
 
-    def serve():
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                kept.append(connection)
-                if answer is not None:
-                    with contextlib.suppress(OSError), connection:
-                        connection.recv(65536)
-                        connection.sendall(answer)
+    class Bad(StreamRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            if answer is None:
+                time.sleep(300)
+            self.request.sendall(answer or b"")
 
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.close()
-        for connection in kept:
-            connection.close()
+    return serving(Server(("127.0.0.1", 0), Bad))
 
 
 def refusing():

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runs.alone import alone
+from runs.alone import Lock, alone
 from runs.errors import UserError
 from runs.file_hash import digest
 from runs.record import cache_folder
@@ -94,7 +94,7 @@ def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
     harm."""
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(cache_folder() / "locks" / folder.name, f"fetching {model['label']}") as locked:
+    with alone(Lock(cache_folder() / "locks" / folder.name), f"fetching {model['label']}") as locked:
         # By a process that was killed. Without locks another one may be making it; the first folder is kept.
         for left in folder.parent.glob(f".{folder.name}.*") if locked else ():
             shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""Many runs: the checks before the first one, what does them, and the end of each.
+"""Many runs. sweep.py is a whole command; pool.py does runs on this machine, launch.py has Slurm and Ray do
+them; attempt.py is one run in a process of its own; display.py shows all that.
 
-sweep.py is a whole command. jobs.py: the runs of a command, and how each ends. preflight.py: the
-checks. attempt.py is one run in a process of its own, claim.py the lock that keeps two processes off it.
-launch.py: what starts those processes, here, on Slurm and on Ray. devices.py keeps two commands off the same
-device, display.py shows all that. Nothing is imported here: a plan needs locks and progress alone.
-"""
+Nothing is imported here: a plan needs progress alone."""

@@ -1,22 +1,31 @@
-"""Does the runs of a sweep on this machine, each in a process of its own, as many at once as there are
-places."""
+"""The runs of a command: how each ends, and the processes that do them on this machine, as many at once as
+there are places. One function counts and shows each end, whoever did the run."""
 
 import contextlib
+import itertools
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import wait
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from runs import gpus
+from runs.alone import PATIENCE, Lock, run_lock
 from runs.errors import UserError
-from runs.sweep.attempt import BUSY, FAILED, STOPPED, Process, handling
-from runs.sweep.claim import PATIENCE
-from runs.sweep.devices import Place
-from runs.sweep.display import Display
-from runs.sweep.jobs import Job, Outcome, Sweep, send_to_agent, try_finish
-from runs.tracking import of_run
-from runs.training.files import Attempt, saved
+from runs.identity import hash_of
+from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
+from runs.record.text import duration
+from runs.run import Run
+from runs.sources import differs
+from runs.sweep.attempt import Process, handling
+from runs.sweep.display import Display, read_progress, result_words
+from runs.tracking import Tracker, Tracking, of_run
+from runs.training.files import Attempt, saved, tidy
+from runs.training.tries import BUSY, FAILED, KILLED
 
 #: How often a run whose process was killed is tried again, unless it has saved more in between.
 RETRIES = 3
@@ -24,122 +33,247 @@ RETRIES = 3
 GRACE = 60
 
 
-@dataclass(eq=False)
-class Running:
-    """A run whose process is on."""
+class Job:
+    """A run of a sweep. head: how its lines begin, with its number and what tells it from the others. record,
+    log: paths."""
 
-    job: Job
+    def __init__(self, head: str, run: Run, run_id: str) -> None:
+        self.head, self.run, self.id, self.output = head, run, run_id, str(run.config["output"])
+        self.record = record_path(self.output, run_id)
+        self.log = str(run_folder(self.output, run_id) / "log.txt")
+
+    @property
+    def lock(self) -> Lock:
+        """The lock that its process takes."""
+        return run_lock(self.output, self.id)
+
+
+@dataclass
+class Sweep:
+    """The runs of one command, and how they have ended. Paths begin at the command's folder.
+
+    diverged, failed: the run, its error, its log. before: the attempts whose failed records are from before
+    the command."""
+
+    jobs: list[Job]
+    tracking: Tracking
+    before: set[str | None] = field(default_factory=set)
+    done: int = 0
+    skipped: int = 0
+    diverged: list[tuple[Run, str, str]] = field(default_factory=list)
+    failed: list[tuple[Run, str, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.pending, self.display = [*self.jobs], Display()
+
+    @property
+    def exit_code(self) -> int:
+        """143 where the command was interrupted, 1 where a run failed. One that diverged is a result."""
+        return 143 if self.interrupted else 1 if self.failed else 0
+
+    @property
+    def name(self) -> str:
+        """The name of the sweep and of its Slurm jobs: its preset, and a hash of its runs and folder."""
+        folder, preset = str(Path(self.jobs[0].output).resolve()), self.jobs[0].run.experiment or "runs"
+        return f"{preset}-{hash_of([folder, [job.id for job in self.jobs]])[:8]}"
+
+    def tracking_of(self, job: Job) -> Tracking:
+        """W&B's settings of a run."""
+        return of_run(self.tracking, job.run, [other.run for other in self.jobs])
+
+    def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
+        """Counts a job that has ended, shows its line, and tidies what its attempts left. Returns False while
+        there is no record, and no error.
+
+        seconds: how long it took, 0 where that is not known here; None where it was done before. error: why
+        its process could write no record."""
+        record: Record | None = None
+        try:
+            record = read_record(job.record)
+        except ValueError as damage:  # there is none, or a damaged one
+            if seconds is None and job.record.is_file():
+                print(f"{damage}: the run is done again", file=sys.stderr)
+        if record and record["status"] not in FINISHED:
+            claim = record.get("claim")
+            self.before |= {claim} if seconds is None else set()
+            error = error if claim in self.before else record["error"]
+            record = None
+        if record is None and not error:
+            return False
+        self.pending.remove(job)
+        if record is None:
+            self.failed.append((job.run, error, job.log))
+            self.display.line(f"{job.head}  FAILED: {error} ({job.log})")
+            return True
+        tidy(job.output, record)
+        line = result_words(record)
+        if seconds is None:
+            self.skipped += 1
+            self.send_to_agent(job)
+            why = differs(record, job.run)
+            line = f"already done ({line}, run {job.id}), skipped{': ' * bool(why)}{why}"
+        elif record["status"] == "diverged":
+            self.diverged.append((job.run, record["error"], job.log))
+        else:
+            self.done += 1
+            parts = ("train", "evaluate", "decode")
+            seconds = seconds or sum(record["cost"].get(f"{part}_seconds", 0.0) for part in parts)
+            line += f"  {duration(seconds)}  run {job.id}"
+        self.display.line(f"{job.head}  {line}")
+        return True
+
+    def send_to_agent(self, job: Job) -> None:
+        """Sends a run that this command did not do, where `wandb agent` started the command for it."""
+        settings = self.tracking_of(job)
+        if settings.agent and (record := finished_record(job.output, job.id)):
+            Tracker(settings, job.run, job.id, record).finish(record)
+
+
+@dataclass
+class Place:
+    """A place for one run at a time. gpus: to choose from; none on a CPU, or where a scheduler has chosen.
+    name: the one that it has taken, of which two commands share one only where the user asks for it."""
+
+    gpus: list[str]
+    runs_per_device: int = 1
+    name: str | None = None
+    lock: Lock | None = None
+
+    def take(self) -> bool:
+        """Takes the least shared GPU, if it has none yet. Returns False while all have `runs_per_device`
+        runs, over all commands of this machine."""
+        if not self.gpus or self.name:
+            return True
+        folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            with contextlib.suppress(PermissionError):  # another user has created it
+                folder.chmod(0o1777)  # other users' runs take locks here, too
+        # Another user's program may have filled one
+        emptiest = sorted(self.gpus, key=gpus.free_bytes, reverse=True)
+        for share, name in itertools.product(range(self.runs_per_device), emptiest):
+            lock = Lock(folder / f"{name}.{share}", mode=0o666)
+            if lock.take(0):
+                self.lock, self.name = lock, name
+                return True
+        return False
+
+    def release(self) -> None:
+        """Gives the GPU back."""
+        if self.lock:
+            self.lock.release()
+        self.lock = self.name = None
+
+
+def places(device: str, runs_per_device: int, every: bool) -> list[Place]:
+    """The places of this machine for runs with this `device=`; only one unless every."""
+    names = gpus.devices(device)
+    count = len(names) * runs_per_device if every else 1
+    return [Place([] if {"cpu", "mps"} & set(names) else names, runs_per_device) for _ in range(count)]
+
+
+#: A run whose process is on.
+class Running(NamedTuple):
     place: Place
+    job: Job
     process: Process
     since: float
 
 
 class Pool:
-    """waits: whether it also waits for the runs that other commands do. alone: whether this is the one run of
-    a command, in which a user's mistake is raised (UserError) and leaves no record."""
+    """Does a sweep's runs in processes of their own, as many at once as there are places. alone: whether this
+    is the one run of a command, in which a user's mistake is raised (UserError) and leaves no record."""
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        places: Sequence[Place],
-        display: Display,
-        waits: bool = True,
-        alone: bool = False,
-    ) -> None:
-        self.sweep, self.places, self.display, self.waits, self.alone = sweep, places, display, waits, alone
-        self.pending, self.running, self.outcome = [*sweep.jobs], list[Running](), Outcome()
+    def __init__(self, sweep: Sweep, places: Sequence[Place], alone: bool = False) -> None:
+        self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Running]()
         self.signal = 0  # the one that asked for an end
         self._tries: dict[str, tuple[object, int]] = {}  # by run: what it had saved, and tries since
         self._idle = time.monotonic()  # since when nothing is on here; infinity once that was said
 
-    def go(self) -> Outcome:
-        """Does runs until none is left that this process can do."""
-        self._finish_elsewhere(None)
-        if self.pending and not any(place.take() for place in self.places):
-            place = self.places[0]
-            self.display.line(
-                f"every device is in use by another command here ({', '.join(place.gpus)}): waiting for one."
-                f" launcher.runs_per_device={place.runs_per_device + 1} shares them"
-            )
+    def go(self, others: Callable[[], bool] = lambda: True) -> None:
+        """Does runs until none is left that this process can do, or has to wait for. others: whether to wait
+        for the runs that other processes do."""
+        if self.sweep.pending and self.places and not any(place.take() for place in self.places):
+            share = f"launcher.runs_per_device={self.places[0].runs_per_device + 1} shares them"
+            names = ", ".join(self.places[0].gpus)
+            line = f"other commands use every device here ({names}): waiting for one. {share}"
+            self.sweep.display.line(line)
         try:
             with handling(self._stop):
-                while self.pending and not self.signal:
-                    self._start()
-                    if not (self.running or self.waits):
-                        break
-                    self._look()
-                    self._finish_elsewhere(0.0)
+                waits = True
+                while self.sweep.pending and not self.signal and (self._start() or waits):
+                    waits = others()
+                    self._look(1.0 if self.running or waits else 0.0)
+                    self._finish_elsewhere()
         finally:
             self._end()
-            self.display.close()
+            self.sweep.display.close()
             for place in self.places:
                 place.release()
-        self.outcome.interrupted = bool(self.signal)
-        return self.outcome
+        self.sweep.interrupted = bool(self.signal)
 
-    def _finish_elsewhere(self, seconds: float | None) -> None:
-        """Finishes the runs that are not on here and have a record: from before (None), or of another
-        command."""
+    def _finish_elsewhere(self) -> None:
+        """Finishes the runs that another process has done."""
         on = [running.job for running in self.running]
-        for job in [job for job in self.pending if job not in on]:
-            if try_finish(job, self.sweep, self.outcome, self.display, seconds):
-                self.pending.remove(job)
-                if seconds is not None:
-                    send_to_agent(job, self.sweep)
+        for job in [job for job in self.sweep.pending if job not in on]:
+            if self.sweep.finish(job, 0.0) and self.places:  # else it is of this command's workers
+                self.sweep.send_to_agent(job)
 
-    def _start(self) -> None:
-        """Starts a run at each free place."""
+    def _start(self) -> bool:
+        """Starts a run at each free place. Returns whether runs are on."""
         taken = [running.place for running in self.running]
         for place in [place for place in self.places if place not in taken and place.take()]:
-            if (job := next((job for job in self.pending if self._is_free(job)), None)) and not self.signal:
-                tracking = of_run(self.sweep.tracking, job.run, [other.run for other in self.sweep.jobs])
-                process = Process(job.run, job.id, tracking, self.alone, place.name)
-                self.running.append(Running(job, place, process, time.monotonic()))
+            on, left = [running.job for running in self.running], [job.run for job in self.sweep.pending]
+            # Another run that one starts from comes first
+            free = (job for job in self.sweep.pending if job not in on and job.run.start not in left)
+            job = next((job for job in free if not job.lock.is_held()), None)
+            if job and not self.signal:
+                process = Process(job.run, job.id, self.sweep.tracking_of(job), self.alone, place.name)
+                self.running.append(Running(place, job, process, time.monotonic()))
+        return bool(self.running)
 
-    def _is_free(self, job: Job) -> bool:
-        """Whether nobody does a job, and the run that it starts from is there."""
-        on = any(running.job is job for running in self.running)
-        return not (on or any(other.run == job.run.start for other in self.pending) or job.claim.is_held())
-
-    def _look(self) -> None:
-        """Waits a second for the end of a process, and shows how far the others are."""
-        ended = wait([running.process.ready for running in self.running], timeout=1.0)
+    def _look(self, seconds: float) -> None:
+        """Waits for the end of a process, and shows how far the runs are."""
+        ended = connection.wait([running.process.ready for running in self.running], seconds)
         for running in [running for running in self.running if running.process.ready in ended]:
             self.running.remove(running)
             self._ended(running)
-        if self.running:
+        pending, on = self.sweep.pending, [running.job for running in self.running]
+        if on := on if self.places else [job for job in pending if job.lock.is_held()]:
             self._idle = time.monotonic()
-            self.display.show([(on.job.head, on.job.progress) for on in self.running], len(self.pending))
-        elif not ended:
-            time.sleep(1.0)
-            if self.pending and time.monotonic() - self._idle > PATIENCE:
-                job, self._idle = self.pending[0], float("inf")
-                self.display.line(f"{job.head}  is being done by {job.claim.holder()}: waiting for it")
+            self.sweep.display.show(
+                [(job.head, read_progress(job.output, job.id)) for job in on], len(pending)
+            )
+        elif pending and self.places and time.monotonic() - self._idle > PATIENCE:
+            self._idle, holder = float("inf"), pending[0].lock.holder()
+            self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
 
     def _ended(self, running: Running) -> None:
         """Finishes a run whose process has ended, or leaves it pending for another try."""
-        job, (code, error) = running.job, running.process.ended()
-        if code == FAILED and self.alone and not job.record.exists():
+        job, (how, error) = running.job, running.process.ended()
+        if how == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
         seconds = time.monotonic() - running.since
-        if try_finish(job, self.sweep, self.outcome, self.display, seconds, error if code == FAILED else ""):
-            self.pending.remove(job)
-        elif code not in (BUSY, STOPPED) and not self.signal:
-            before, count = self._tries.get(job.id, (None, 0))
-            now = saved(job.output, job.id)
-            self._tries[job.id] = now, count + 1 if now == before else 1
-            again = self._tries[job.id][1] <= RETRIES
-            self.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
-            claim = job.claim
-            if not again and claim.take():
-                with contextlib.suppress(OSError):  # a full disk: it is tried again after all
-                    Attempt(job.output, job.id).fail(job.run, error)
-                claim.release()
+        finished = self.sweep.finish(job, seconds, error if how == FAILED else "")
+        if finished and how == BUSY:  # another process did it, while this one was to begin
+            self.sweep.send_to_agent(job)
+        if finished or how != KILLED or self.signal:
+            return
+        before, count = self._tries.get(job.id, (None, 0))
+        now = saved(job.output, job.id)
+        self._tries[job.id] = now, count + 1 if now == before else 1
+        again, lock = self._tries[job.id][1] <= RETRIES, job.lock
+        self.sweep.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
+        if not again and lock.take():
+            with contextlib.suppress(OSError):  # a full disk: it is tried again after all
+                Attempt(job.output, job.id).fail(job.run, error)
+            lock.release()
 
     def _stop(self, number: int, frame: Any = None) -> None:
         self.signal = number
         for running in self.running:
-            running.process.stop()
+            running.process.signal(signal.SIGTERM)
 
     def _end(self) -> None:
         """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
@@ -149,7 +283,7 @@ class Pool:
         try:
             while self.running and time.monotonic() < end:
                 self._stop(self.signal)  # again, for a process that had not set its handler yet
-                self._look()
+                self._look(1.0)
         finally:
             for running in self.running:
-                running.process.kill()
+                running.process.signal(signal.SIGKILL)

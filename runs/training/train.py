@@ -13,7 +13,13 @@ def train(training: Training, tracking: Tracking | None = None) -> Record:
     whether W&B shows the run. Raises StoppedError where `training.stop` asks for it."""
     own = made_with(training.code, training.accelerator.device)
     training.tracker = Tracker(tracking, training.run, training.run_id, own)
-    return training.tracker.follow(lambda: _train(training))
+    try:
+        record = _train(training)
+    except BaseException as error:
+        training.tracker.finish(None, error)
+        raise
+    training.tracker.finish(record)
+    return record
 
 
 def _train(training: Training) -> Record:

@@ -17,7 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from runs.alone import alone
+from runs.alone import Lock, alone
 from runs.command import COMPOSING, Common, as_word, entry_point, read, setting
 from runs.config import WHERE
 from runs.errors import UserError
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     failed, reports, best = [], [], []
     for cell in of_search:
         task = tasks[cell.first.task]
-        with alone(cell.folder / "lock", f"searching {cell.name}"):
+        with alone(Lock(cell.folder / "lock"), f"searching {cell.name}"):
             failed += search(cell)
             reports.append(report(cell, task))
         best += [(cell, point) for point in best_point(cell, task)]

@@ -5,6 +5,7 @@ it writes) whether CHAOS_HOME/aim names this phase. The one that takes the aim, 
 says to itself, to the server that it was forked from, to its command or to all of them. With CHAOS_NO_LOCKS,
 locks let everybody pass, as on a file system that has none."""
 
+import fcntl
 import json
 import os
 import signal
@@ -44,13 +45,12 @@ def reach(phase: str) -> None:
     elif aim["who"] == "everything":
         os.killpg(os.getpgid(parent_of(server)), signal.SIGKILL)
     else:
-        os.kill(
-            {"run": os.getpid(), "server": server, "command": parent_of(server)}[aim["who"]], signal.SIGKILL
-        )
+        pids = {"run": os.getpid(), "server": server, "command": parent_of(server)}
+        os.kill(pids[aim["who"]], signal.SIGKILL)
         time.sleep(5)  # the signal, or the parent's death, is on its way
 
 
-def install() -> None:
+if HOME:
     outputs, replace, link, rmdir, opened = f"{HOME}/outputs", os.replace, os.link, os.rmdir, os.open
 
     def around(real):
@@ -78,16 +78,10 @@ def install() -> None:
         rmdir(path, **more)
 
     def take(path, *more, **others) -> int:
-        if isinstance(path, str) and path.startswith(f"{outputs}") and "/locks/" in path:
+        if isinstance(path, str) and path.startswith(outputs) and "/locks/" in path:
             reach("taking the lock")
         return opened(path, *more, **others)
 
     os.replace, os.link, os.rmdir, os.open = around(replace), around(link), clear, take
     if os.environ.get("CHAOS_NO_LOCKS"):
-        import fcntl
-
         fcntl.flock = lambda *_: None
-
-
-if HOME:
-    install()

@@ -10,12 +10,12 @@ from running import TRAINING, call_here, output_of, trained
 from tiers import sample
 
 from runs import evaluate, forecast, plan, publish
+from runs.alone import alone, run_lock
 from runs.config import expand
 from runs.config.files import Files
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Ledger, read_ledger, read_record, record_path, run_folder, write_record
-from runs.sweep.claim import claimed
 
 pytestmark = pytest.mark.properties
 
@@ -292,12 +292,12 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     folder = run_folder(output, run_id(runs[0]))
     folder.mkdir(parents=True)
     (folder / "progress.json").write_text(json.dumps(event))
-    with claimed(output, run_id(runs[0]), "it"):
+    with alone(run_lock(output, run_id(runs[0])), "it"):
         shown = plan.text(plan.plan(runs, Ledger()), Ledger())
         assert "0/2 *" in shown
         assert "running 1 · missing 1" in shown
         assert "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev" in shown
-        assert "  left: 1m01s (on node7)" in shown
+        assert "  left: 1m01s  on node7" in shown
         assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
     assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
     (folder / "attempts" / "here.1.x").mkdir(parents=True)

@@ -17,7 +17,7 @@ from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, UserError, rank
 from runs.identity import run_id
-from runs.sweep import devices, display, jobs, pool
+from runs.sweep import pool
 from runs.tracking import Tracking
 from runs.training import build, context, flags
 from runs.training.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ def machine(tmp_path, monkeypatch):
     """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say; `cards`, `usable`
     and `visible` change it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
-    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(pool.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "DRIVERS", (str(tmp_path / "dev" / "nvidia[0-9]*"), *gpus.DRIVERS[1:]))
 
     def usable(answer):
@@ -94,20 +94,20 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_devices_are_those_that_are_visible(machine, monkeypatch):
-    assert devices.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
-    assert devices.devices("cpu") == ["cpu"]
+    assert gpus.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
+    assert gpus.devices("cpu") == ["cpu"]
     machine.visible("1")
-    assert devices.devices("cuda") == ["GPU-bbbb"]
+    assert gpus.devices("cuda") == ["GPU-bbbb"]
     machine.visible(" 1, 0 ")
-    assert devices.devices("cuda") == ["GPU-bbbb", "GPU-aaaa"]
+    assert gpus.devices("cuda") == ["GPU-bbbb", "GPU-aaaa"]
     machine.visible("MIG-1,GPU-aaaa")
-    assert devices.devices("auto") == ["MIG-1", "GPU-aaaa"]
+    assert gpus.devices("auto") == ["MIG-1", "GPU-aaaa"]
     assert gpus.pynvml.open == 0
     # Another make's GPUs: by their numbers
     machine.cards()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     machine.visible("0,1")
-    assert devices.devices("auto") == ["0", "1"]
+    assert gpus.devices("auto") == ["0", "1"]
 
 
 def test_a_driver_is_asked_and_let_go(machine):
@@ -127,62 +127,62 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
     ):
         monkeypatch.setattr(torch.version, "cuda", version)
         with pytest.raises(DeviceError, match=rf"this machine has a GPU, but torch .*{words}.*device=cpu$"):
-            devices.devices("auto")
+            gpus.devices("auto")
     for words in ("GPU-cccc", "0"):  # given by a lease, or by Slurm
         machine.visible(words)
         with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}, but"):
             gpus.check_usable("auto")
     for nothing in ("", "-1"):  # the user hides them
         machine.visible(nothing)
-        assert devices.devices("auto") == ["cpu"]
+        assert gpus.devices("auto") == ["cpu"]
     # The driver does not answer, and yet its device is there
     machine.visible(None), machine.cards()
-    assert devices.devices("auto") == ["cpu"]
+    assert gpus.devices("auto") == ["cpu"]
     with pytest.raises(DeviceError, match="device=cuda: no GPU is here"):
-        devices.devices("cuda")
+        gpus.devices("cuda")
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidia0").touch()
     with pytest.raises(DeviceError, match="this machine has a GPU"):
-        devices.devices("auto")
+        gpus.devices("auto")
 
 
 # --- who has which
 
 
 def test_two_runs_meet_on_a_device_on_purpose_only(machine):
-    first, second, third = (*devices.places("auto", 1, every=True), *devices.places("auto", 1, every=False))
+    first, second, third = (*pool.places("auto", 1, every=True), *pool.places("auto", 1, every=False))
     assert first.take()
     assert second.take()
     assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
     assert not third.take()
-    (shared, *_) = devices.places("auto", 2, every=True)
+    (shared, *_) = pool.places("auto", 2, every=True)
     assert shared.take()
     assert shared.name == "GPU-aaaa"
     second.release()
     assert third.take()
     assert third.name == "GPU-bbbb"
-    assert [place.take() for place in devices.places("cpu", 3, every=True)] == [True] * 3
+    assert [place.take() for place in pool.places("cpu", 3, every=True)] == [True] * 3
 
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_device_back(machine, tmp_path):
     script = (
-        f"from runs.sweep import devices; devices.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
-        "place = devices.Place(['x']); print(place.take(), flush=True); input()"
+        f"from runs.sweep import pool; pool.tempfile.gettempdir = lambda: {str(tmp_path)!r}; "
+        "place = pool.Place(['x']); print(place.take(), flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "True\n"
-    assert not devices.Place(["x"]).take()
+    assert not pool.Place(["x"]).take()
     process.kill()
     process.wait()
-    assert devices.Place(["x"]).take()
+    assert pool.Place(["x"]).take()
 
 
 def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words, monkeypatch, capsys):
     seen, runs = [], expand([*(word for word in words if word != "device=cpu"), "seed=0,1"])
-    others = devices.places("auto", 1, every=True)
+    others = pool.places("auto", 1, every=True)
     assert all(place.take() for place in others)
 
     class Process:
@@ -192,16 +192,15 @@ def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words
             seen.append((run.seed, visible))
 
         def ended(self):
-            return 1, "it broke"
+            return "failed", "it broke"
 
     monkeypatch.setattr(pool, "Process", Process)
-    monkeypatch.setattr(pool, "wait", lambda ready, timeout: ready)
-    monkeypatch.setattr(pool.time, "sleep", lambda _: others[1].release())
-    todo = jobs.Sweep([jobs.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], {}, Tracking("off"))
-    outcome = pool.Pool(todo, devices.places("auto", 1, every=True), display.Display(2)).go()
-    assert (seen, len(outcome.failed)) == ([(0, "GPU-bbbb"), (1, "GPU-bbbb")], 2)
-    assert "every device is in use by another command here (GPU-aaaa, GPU-bbbb)" in capsys.readouterr().out
-    assert devices.places("auto", 1, every=False)[0].take()  # given back
+    monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: others[1].release() or ready)
+    todo = pool.Sweep([pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], Tracking("off"))
+    pool.Pool(todo, pool.places("auto", 1, every=True)).go()
+    assert (seen, len(todo.failed)) == ([(0, "GPU-bbbb"), (1, "GPU-bbbb")], 2)
+    assert "use every device here (GPU-aaaa, GPU-bbbb)" in capsys.readouterr().out
+    assert pool.places("auto", 1, every=False)[0].take()  # given back
 
 
 # --- what is asked of torch

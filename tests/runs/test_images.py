@@ -311,7 +311,7 @@ def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, 
 
 def test_a_size_that_cuts_patches_is_refused_before_a_sweep_starts(image_words):
     with pytest.raises(
-        UserError, match=r"task.image_size=20: the model's patches are 8 pixels. Give a multiple, such as 16"
+        DataError, match=r"task.image_size=20: the model's patches are 8 pixels. Give a multiple, such as 16"
     ):
         sweep(expand([*image_words, "task.image_size=20"]))
 
@@ -360,7 +360,7 @@ def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, t
     folder = write_images(tmp_path / "data")
     (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
     words = elsewhere(image_words, **{"task.data_dir": folder})
-    with pytest.raises(UserError, match=r"test/ant/ant_000.png .* Nothing was started"):
+    with pytest.raises(UserError, match=r"test/ant/ant_000\.png"):
         sweep(expand([*words, "seed=0,1"]))
     assert not (tmp_path / "outputs" / "records").exists()
     assert sweep(expand([*words, "task.bad_images=skip"])).exit_code == 0
@@ -376,7 +376,7 @@ def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, t
 def test_a_model_without_its_preprocessing_is_refused(image_words, tiny_vit, tmp_path):
     folder = shutil.copytree(tiny_vit, tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match="How images are prepared belongs to the weights"):
+    with pytest.raises(DataError, match=r"no preprocessor_config\.json"):
         sweep(expand(elsewhere(image_words, **{"model.path": folder})))
 
 

@@ -27,7 +27,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     runs = expand([*decoder_words, "method=lora,peft"])
     planned = plan(runs, Ledger())
     assert [(p.state, p.why) for p in planned] == [("missing", ""), ("blocked", FUSED)]
-    with pytest.raises(UserError, match=re.escape(f"{FUSED}. Nothing was started.")) as error:
+    with pytest.raises(UserError, match=re.escape(FUSED)) as error:
         sweep.sweep(runs)
     assert "\n" not in str(error.value)
     assert not (Path(runs[0].config["output"]) / "runs").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+import yaml
 from running import ROOT, call, comparable, do, elsewhere, output_of
 from wandb_server import ERROR, GARBAGE, bad, good, refusing
 
@@ -19,11 +20,15 @@ from runs.config import expand
 from runs.errors import StoppedError
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.tracking import Tracker, Tracking, about_run, summary_of
+from runs.run import with_starts
+from runs.tracking import Tracker, Tracking, about_run, agent_note, of_run, summary_of
 from runs.training.loop import Training
 from runs.training.train import train
 
 pytestmark = [pytest.mark.properties, pytest.mark.usefixtures("process")]
+KEY = {"WANDB_API_KEY": "a" * 40}
+MADE_WITH = {"code": {"commit": "c", "dirty": False}, "versions": {}, "device": {"name": "d"}}
+EXAMPLE = yaml.safe_load((ROOT / "examples" / "wandb_sweep.yaml").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +58,9 @@ def run(words):
 
 def sync(output):
     """make sync."""
+    keep = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
     command = [sys.executable, "-m", "wandb", "sync", "--yes"]
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")
-    }
-    subprocess.run(command, env=environment | {"WANDB_DIR": output}, check=True, timeout=120)
+    subprocess.run(command, env=keep | {"WANDB_DIR": output}, check=True, timeout=120)
 
 
 def test_a_run_as_wandb_has_it(words, logged_in, tmp_path):
@@ -74,22 +77,14 @@ def test_a_run_as_wandb_has_it(words, logged_in, tmp_path):
         sync(output)
         assert len(server.streams) == count
     made, config, cell = told["made"], told["config"], "cells/encoder/rte"
-    assert (made["project"], made["groupName"], made["jobType"]) == (
-        "vera-bench",
-        "vera@encoder@rte",
-        "train",
+    assert (made["project"], made["groupName"], made["jobType"], made["displayName"], made["tags"]) == (
+        *("vera-bench", "vera@encoder@rte", "train", run.label),
+        ["vera", "encoder", "rte", "done"],
     )
-    assert (made["displayName"], made["tags"]) == (run.label, ["vera", "encoder", "rte", "done"])
-    assert config["train"] == run.config["train"]
-    assert (config["run_id"], config["recipe_name"], config["cell"]) == (
-        record["id"],
-        run.recipe,
-        record["cell"],
-    )
-    assert [config[key] for key in ("commit", "dirty")] == [
-        record["code"][key] for key in ("commit", "dirty")
-    ]
-    assert (config["versions"], config["device_name"]) == (record["versions"], record["device"]["name"])
+    known = {"run_id": record["id"], "recipe_name": run.recipe, "cell": record["cell"]}
+    known |= {key: record["code"][key] for key in ("commit", "dirty")} | {"train": run.config["train"]}
+    known |= {"versions": record["versions"], "device_name": record["device"]["name"]}
+    assert known.items() <= config.items()
     assert str(tmp_path) not in str(config)
     keys = {"epoch": "epoch", "step": "step", "train_loss": "train/loss", "metric": f"{cell}/dev"}
     for key, name in keys.items():
@@ -99,25 +94,20 @@ def test_a_run_as_wandb_has_it(words, logged_in, tmp_path):
     shown |= {"cost/train_seconds": record["cost"]["train_seconds"]}
     assert shown.items() <= told["summary"].items()
     assert (told["exit"], told["preempting"]) == ([0], False)
-    (artifact,) = [
-        asked["variables"]["input"] for asked in server.told if "createArtifact(" in asked["query"]
-    ]
+    (artifact,) = [a["variables"]["input"] for a in server.told if "createArtifact(" in a["query"]]
     assert artifact["artifactCollectionName"] == "vera-encoder-rte-0"
     assert record["id"] in artifact["metadata"]
 
 
-ENDS = {
-    "done": (None, [0]),
-    "diverged": (None, [1]),
-    "failed": (RuntimeError("no"), [1]),
-    "interrupted": (StoppedError(), [1]),
-}
-
-
-@pytest.mark.parametrize("status", ENDS)
-def test_how_a_run_ends_in_wandb(status, run, words, logged_in):
+@pytest.mark.parametrize(
+    ("status", "error", "code"),
+    [
+        *(("done", None, [0]), ("diverged", None, [1])),
+        *(("failed", RuntimeError("no"), [1]), ("interrupted", StoppedError(), [1])),
+    ],
+)
+def test_how_a_run_ends_in_wandb(status, error, code, run, words, logged_in):
     """Online. A process that is killed, and another that goes on, are one run with all epochs."""
-    error, code = ENDS[status]
     record = do([*words, "method=vera"]) | {"status": status}
     first = {key: values[:1] for key, values in record["curve"].items()}
     with good() as server:
@@ -134,22 +124,20 @@ def test_how_a_run_ends_in_wandb(status, run, words, logged_in):
         tracker.finish(None if error else record, error)
         told = server.run("a" * 12)
     assert {name for name, _ in server.streams} == {"a" * 12}
-    epochs = [line["epoch"] for line in told["history"]]
-    assert epochs[-len(epochs) :] == (first if error else record["curve"])["epoch"]
+    assert [line["epoch"] for line in told["history"]] == (first if error else record["curve"])["epoch"]
     assert (told["made"]["tags"][-1], told["summary"]["status"], told["exit"]) == (status, status, code)
     assert told["preempting"] == (status == "interrupted")
     assert not list(Path(output_of(words)).rglob("tracking.log"))
 
 
 @pytest.mark.parametrize("fault", ["dead", "hangs", "error 500", "garbage", "dies on the way", "wandb dies"])
-def test_a_fault_of_wandb_changes_no_record_and_loses_nothing(
-    fault, run, words, logged_in, monkeypatch, tmp_path
-):
+def test_a_fault_of_wandb_changes_no_record(fault, run, words, logged_in, monkeypatch, tmp_path):
+    """And loses nothing, nor takes more than half a minute."""
     assert tracking.START + tracking.FINISH_TIMEOUT <= 30
     monkeypatch.setattr(tracking, "INIT_TIMEOUT", 4.0)
     monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 3.0)
     straight = do(elsewhere([*words, "method=vera"], output=tmp_path / "straight"))
-    servers = {"hangs": bad(None), "error 500": bad(ERROR), "garbage": bad(GARBAGE)}
+    answers = {"hangs": None, "error 500": ERROR, "garbage": GARBAGE}
 
     def report(event):  # the second epoch is over
         if event["phase"] == "evaluated" and event["epoch"] == 1:
@@ -160,8 +148,8 @@ def test_a_fault_of_wandb_changes_no_record_and_loses_nothing(
             if fault == "wandb dies":
                 subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
 
-    with servers.get(fault) or good() as server:
-        logged_in(refusing() if fault == "dead" else getattr(server, "url", server))
+    with bad(answers[fault]) if fault in answers else good() as server:
+        logged_in(refusing() if fault == "dead" else server.url)
         training = Training(run, run_id(run), report)
         trained = time.monotonic()
         record = train(training, Tracking())
@@ -193,13 +181,13 @@ def test_a_full_disk_stops_nothing(run, words):
     ("asked", "environment", "mode"),
     [
         (None, {}, "offline"),  # nobody is logged in
-        (None, {"WANDB_API_KEY": "a" * 40}, "online"),
-        (None, {"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, "offline"),
+        (None, KEY, "online"),
+        (None, KEY | {"WANDB_MODE": "offline"}, "offline"),
         (None, {"WANDB_MODE": "disabled"}, None),
-        ("online", {"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, "online"),
+        ("online", KEY | {"WANDB_MODE": "offline"}, "online"),
         ("online", {}, "offline"),
-        ("off", {"WANDB_API_KEY": "a" * 40}, None),
-        ("online", {"WANDB_API_KEY": "a" * 40, "RANK": "1", "LOCAL_RANK": "1"}, None),
+        ("off", KEY, None),
+        ("online", KEY | {"RANK": "1", "LOCAL_RANK": "1"}, None),
     ],
 )
 def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monkeypatch):
@@ -213,12 +201,8 @@ def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monke
     assert not any(given["settings"].x_disable_stats for given in started)
 
 
-MADE_WITH = {"code": {"commit": "c", "dirty": False}, "versions": {}, "device": {"name": "d"}}
-
-
 @pytest.mark.parametrize(
-    ("job", "words"),
-    [("train", "train.max_steps=2"), ("tune", "task.holdout=0.2"), ("eval", "method=none")],
+    ("job", "words"), [("train", "train.max_steps=2"), ("tune", "task.holdout=0.2"), ("eval", "method=none")]
 )
 def test_job_types_tags_and_limits(job, words):
     own = [words, *(["method=vera", "experiment=demo"] if job != "eval" else []), f"method.label={'x' * 200}"]
@@ -238,3 +222,56 @@ def test_scores_of_texts_are_in_the_summary(words):
 def test_commands_do_not_import_wandb():
     code = "import runs.tracking, runs.sweep.sweep, runs.plan, sys; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# --- `wandb agent`: the run that it starts is the one that W&B's sweep has named
+
+
+def test_the_real_agent_starts_a_run_that_attaches(words, logged_in, monkeypatch, tmp_path):
+    """And one that has its record already: the sweep waits for its numbers."""
+    words = [*words, "method=vera"]
+    assert EXAMPLE["command"][1:] == ["python", "-m", "runs", "${args_no_hyphens}"]
+    with good() as server:
+        server.sweep = yaml.safe_dump({**EXAMPLE, "command": [sys.executable, *EXAMPLE["command"][2:]]})
+        args = {key: {"value": value} for key, value in (word.split("=", 1) for word in words)}
+        command = {"type": "run", "program": "runs", "args": args}
+        server.commands = [command | {"run_id": name} for name in ("first111", "second22")]
+        logged_in(server.url)
+        monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+        agent = [sys.executable, "-m", "wandb", "agent", "--count", "2", "me/p/sweep1"]
+        done = subprocess.run(agent, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        told = {name: server.run(name) for name in ("first111", "second22")}
+    record = read_record(record_path(output_of(words), run_id(expand(words)[0])))
+    assert {name for name, _ in server.streams} == set(told)
+    for run in told.values():
+        assert (run["made"]["sweep"], run["made"]["project"], run["exit"]) == ("sweep1", "p", [0])
+        assert (run["config"]["run_id"], run["config"]["commit"]) == (record["id"], record["code"]["commit"])
+        assert run["config"]["method"] == "vera"  # the sweep's own parameter
+        assert run["config"]["method_config"]["kind"] == "vera"
+        assert run["summary"]["best"] == record["result"]["best"]
+
+
+@pytest.mark.parametrize(
+    ("words", "attached"),
+    [
+        (["method=vera"], [True]),
+        (["method=vera", "init_from=lora@mrpc"], [False, True]),  # not the run that it starts from
+        (["method=vera", "seed=0,1"], [False, False]),
+    ],
+)
+def test_the_one_run_of_a_command_attaches(words, attached, monkeypatch):
+    runs = with_starts(expand(["task=rte", *words]))
+    assert agent_note(runs) is None
+    assert not any(of_run(Tracking(), run, runs).agent for run in runs)  # without an agent
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    assert [of_run(Tracking(), run, runs).agent for run in runs] == attached
+    note = agent_note(runs)
+    assert (note is None) == any(attached)
+    assert note is None or ("2 runs" in note and "sweep1" in note and "\n" not in note)
+
+
+def test_the_examples_words_are_runs():
+    parameters = EXAMPLE["parameters"].items()
+    words = [f"{key}={of['value'] if 'value' in of else of['values'][0]}" for key, of in parameters]
+    assert expand(words)[0].config["task"]["holdout"]
