@@ -51,6 +51,7 @@ METHODS = {
     "ia3": vera.Peft("IA3Config"),
 }
 PARITY = ["lora", "vera"]
+BLOCKS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 def ids(rows: int = 4, tokens: int = 9) -> torch.Tensor:
@@ -241,13 +242,7 @@ def test_other_encoders_have_the_sites_too(architecture):
     """Query and value by the names that these models use, a head that trains, and gradients that arrive."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "vocab_size": 40,
-    }
+    sizes = {"hidden_size": 32, "vocab_size": 40, **BLOCKS}
     if architecture == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 40}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **sizes))
@@ -297,10 +292,9 @@ def test_bitfit_counts_biases_of_any_name_and_no_mask():
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     sizes = {"hidden_size": 32, "vocab_size": 40}
-    blocks = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     neo = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}
     counts = {}
-    for architecture, own in (("deberta", blocks), ("gpt_neo", neo)):
+    for architecture, own in (("deberta", BLOCKS), ("gpt_neo", neo)):
         config = AutoConfig.for_model(architecture, **sizes, **own)
         model = AutoModelForSequenceClassification.from_config(config)
         METHODS["bitfit"].adapt(model)
@@ -633,37 +627,28 @@ def test_unique_and_by_shape_have_pairs_of_their_own():
 # --- bottleneck adapters as their papers define them
 
 
-def test_houlsby_on_bert_is_its_formula():
-    """LN(u + x + adapter(x)), after attention and after the feed-forward."""
+@pytest.mark.parametrize("name", ["adapter_h", "adapter_p"])
+def test_adapters_on_bert_are_their_formulas(name):
+    """Houlsby's: LN(u + x + A(x)), after attention and after the feed-forward. Pfeiffer's, after the latter
+    alone: LN(u + x + A(LN(u + x))), the same LayerNorm twice."""
     model = tiny_model().double()
-    METHODS["adapter_h"].adapt(model)
+    METHODS[name].adapt(model)
     shake(model)
-    layer = model.bert.encoder.layer[0]
+    layer, functional = model.bert.encoder.layer[0], nn.functional
     h, u = torch.randn(2, 5, 64, dtype=torch.float64), torch.randn(2, 5, 32, dtype=torch.float64)
     for output, inner in ((layer.attention.output, h[..., :32]), (layer.output, h)):
-        x, adapter = output.dense(inner), output.dropout.adapter
-        bottleneck = adapter.up(nn.functional.gelu(adapter.down(x)))
-        expected = nn.functional.layer_norm(
-            u + x + bottleneck, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12
-        )
+        weights, x = (output.LayerNorm.weight, output.LayerNorm.bias), output.dense(inner)
+        change = torch.zeros(())
+        if name == "adapter_h":
+            adapter = output.dropout.adapter
+            change = adapter.up(functional.gelu(adapter.down(x)))
+        elif output is layer.output:
+            adapter = output.LayerNorm.adapter
+            change = adapter.up(
+                torch.relu(adapter.down(functional.layer_norm(u + x, (32,), *weights, 1e-12)))
+            )
+        expected = functional.layer_norm(u + x + change, (32,), *weights, 1e-12)
         assert torch.allclose(output(inner, u), expected, rtol=0, atol=1e-10)
-
-
-def test_pfeiffer_on_bert_is_its_formula():
-    """y = adapter(LN(x + u)) + x; LN(y + u), the same LayerNorm twice; nothing after attention."""
-    model = tiny_model().double()
-    METHODS["adapter_p"].adapt(model)
-    shake(model)
-    output = model.bert.encoder.layer[0].output
-    h, u = torch.randn(2, 5, 64, dtype=torch.float64), torch.randn(2, 5, 32, dtype=torch.float64)
-
-    def norm(value):
-        return nn.functional.layer_norm(value, (32,), output.LayerNorm.weight, output.LayerNorm.bias, 1e-12)
-
-    x, adapter = output.dense(h), output.LayerNorm.adapter
-    y = adapter.up(torch.relu(adapter.down(norm(x + u)))) + x
-    assert torch.allclose(output(h, u), norm(y + u), rtol=0, atol=1e-10)
-    assert not hasattr(model.bert.encoder.layer[0].attention.output.LayerNorm, "adapter")
 
 
 @pytest.mark.parametrize("name", ["adapter_h", "adapter_p", "adapter_l"])
@@ -856,14 +841,8 @@ def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
     import timm
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    qwen = Qwen3ForCausalLM(Qwen3Config(**sizes, intermediate_size=48, vocab_size=40))
+    sizes = {"hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
+    qwen = Qwen3ForCausalLM(Qwen3Config(**BLOCKS, **sizes))
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1), num_heads=(2, 2)
     )
