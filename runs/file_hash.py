@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from runs.errors import UserError
-from runs.record import Record, cache_folder, write_atomically
+from runs.record import Record, write_atomically
+from tasks.fetch import cache_folder
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"

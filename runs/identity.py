@@ -19,7 +19,6 @@ from runs.errors import UserError
 from runs.file_hash import MISSING, check_kept, digest, file_hash, stamp
 from runs.record import (
     Record,
-    cache_folder,
     defining,
     read_record,
     record_path,
@@ -27,6 +26,7 @@ from runs.record import (
     write_atomically,
 )
 from runs.run import Run
+from tasks.fetch import cache_folder
 from tasks.fetch.hub import content
 
 #: The contents of the models and data sets that were read, by their settings.

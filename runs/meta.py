@@ -18,8 +18,9 @@ from runs.errors import UserError
 from runs.identity import hash_of
 from runs.methods import make_method
 from runs.rates import BASES, patterns_of
-from runs.record import cache_folder, write_atomically
+from runs.record import write_atomically
 from runs.run import Run
+from tasks.fetch import cache_folder
 
 #: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
 CHECKED = ("peft", "ssf", "lora_xs")

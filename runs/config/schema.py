@@ -74,7 +74,6 @@ class Task(Part):
     label_column: str = ""
     image_column: str = ""
     crop_scale: list[float] = []
-    cache_dir: str = ""
     data_dir: str | None = None
     train_file: str | None = None
     dev_file: str | None = None

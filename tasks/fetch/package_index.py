@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import DataError, first_line
+from tasks.fetch import cache_folder
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
 
 
-def fetch(project: str, name: str, sha256: str, folder: Path) -> Path:
-    """The file `name` of `project` in `folder`, which is fetched unless it is there already. Raises DataError
+def fetch(project: str, name: str, sha256: str) -> Path:
+    """The file `name` of `project` in the user's cache, fetched unless it is there already. Raises DataError
     where no index has the file with this sha256."""
+    folder = cache_folder()
     target = folder / name
     if target.is_file() and digest(target) == sha256:
         return target

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tasks.base import Array, DataError, Source, Task, check, first_line, fixed_subset, named
+from tasks.fetch import cache_folder
 from tasks.fetch.hub import content, snapshot
 from tasks.images import sets
 from tasks.images.files import local_files
@@ -200,7 +201,7 @@ class ImageTask(Task):
 
     def _file(self, split: str, pool: Pool) -> tuple[Array, dict[int, str]]:
         items = pool.items(range(len(pool)))
-        folder = Path(self.settings["cache_dir"])
+        folder = cache_folder() / "images"
         return prepared(items, len(pool), f"{self.key} {split}", self.wanted, folder, self.workers)
 
     # --- training and evaluation

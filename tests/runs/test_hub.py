@@ -84,97 +84,58 @@ def call(address, home, *words, module="runs", **more):
     )
 
 
+def words_of(model, repository, task, out, *more, revision=COMMIT):
+    pinned = [f"model.revision={revision}", f"task.revision={revision}"]
+    words = [f"model={model}", f"model.hub={repository}", f"task={task}", *pinned, "method.rank=4"]
+    return [*words, "device=cpu", f"output={out}", *more]
+
+
+def recorded(done, out):
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_record(next((out / "records").glob("*.json")))
+
+
 @pytest.mark.parametrize("revision", ["null", COMMIT])
 def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(revision, hub, tmp_path):
-    words = [
-        "model=encoder",
-        "model.hub=own/tiny",
-        f"model.revision={revision}",
-        "task=rte",
-        f"task.revision={revision}",
-    ]
-    words += [
-        "train.max_steps=1",
-        "train.effective_batch=8",
-        "method.rank=4",
-        "device=cpu",
-        f"output={tmp_path / 'out'}",
-    ]
-    before = call(hub, tmp_path / "home", *words, module="runs.plan").stdout
+    home, out = tmp_path / "home", tmp_path / "out"
+    short = ["train.max_steps=1", "train.effective_batch=8"]
+    words = words_of("encoder", "own/tiny", "rte", out, *short, revision=revision)
+    before = call(hub, home, *words, module="runs.plan").stdout
     assert ("0/1 ?" in before) == (revision == "null")
-    done = call(hub, tmp_path / "home", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = call(hub, home, *words)
     assert done.stderr == ""  # no bars of the hub's, and no warnings
     assert "fetching own/tiny from the hub, once\n" in done.stdout
-    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    record = recorded(done, out)
     assert record["model"] == f"own/tiny@{COMMIT}"
     assert record["data"]["content"] == f"nyu-mll/glue@{COMMIT}"
     assert record["data"]["train_rows"] == 40
     # Again, with the hub gone: everything is here.
     gone = "http://127.0.0.1:9"
-    assert "1 already there" in call(gone, tmp_path / "home", *words).stdout
+    assert "1 already there" in call(gone, home, *words).stdout
     if revision == "null":  # which is that commit by now
         return
-    other = call(gone, tmp_path / "home", *words, "seed=1")
-    assert other.returncode == 0, other.stdout + other.stderr
-    assert "1 done" in other.stdout
+    assert "1 done" in call(gone, home, *words, "seed=1").stdout
 
 
-def test_gpt_2_and_e2e_come_from_the_hub(hub, tmp_path):
-    words = [
-        "model=decoder",
-        "model.hub=own/gpt2",
-        f"model.revision={COMMIT}",
-        "task=e2e",
-        f"task.revision={COMMIT}",
-    ]
-    words += [
-        "task.max_new_tokens=4",
-        "task.items=1",
-        "train.max_steps=1",
-        "method.rank=4",
-        "device=cpu",
-        f"output={tmp_path / 'out'}",
-    ]
-    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
-    done = call(hub, tmp_path / "home", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
-    assert record["model"] == f"own/gpt2@{COMMIT}"
-    assert record["data"] == {"content": f"tuetschek/e2e_nlg@{COMMIT}", "train_rows": 8, "dev_rows": 3}
-    assert record["texts"]["items"] == 1
-
-
-def test_a_timm_model_and_cifar_come_from_the_hub(hub, tmp_path):
-    words = [
-        "model=vision",
-        "model.hub=timm/tiny",
-        f"model.revision={COMMIT}",
-        "task=cifar100",
-        f"task.revision={COMMIT}",
-    ]
-    words += [
-        "task.shots=2",
-        "train.max_steps=1",
-        "method.rank=4",
-        "device=cpu",
-        f"output={tmp_path / 'out'}",
-    ]
-    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
-    done = call(hub, tmp_path / "home", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
-    assert record["model"] == f"timm/tiny@{COMMIT}"
-    assert record["data"]["content"] == f"uoft-cs/cifar100@{COMMIT}"
-    assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (6, 12)
+@pytest.mark.parametrize(
+    ("model", "repository", "task", "more", "data", "rows"),
+    [
+        ("decoder", "own/gpt2", "e2e", "task.max_new_tokens=4 task.items=1", "tuetschek/e2e_nlg", (8, 3)),
+        ("vision", "timm/tiny", "cifar100", "task.shots=2", "uoft-cs/cifar100", (6, 12)),
+    ],
+)
+def test_other_families_come_from_the_hub(model, repository, task, more, data, rows, hub, tmp_path):
+    words = words_of(model, repository, task, tmp_path / "out", "train.max_steps=1", *more.split())
+    record = recorded(call(hub, tmp_path / "home", *words), tmp_path / "out")
+    assert record["model"] == f"{repository}@{COMMIT}"
+    assert record["data"]["content"] == f"{data}@{COMMIT}"
+    assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == rows
 
 
 def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_path, monkeypatch):
     """A part of the files would be trained on as if it were the whole."""
     home, gone = tmp_path / "home", "http://127.0.0.1:9"
-    words = ["model=vision", "model.hub=timm/tiny", f"model.revision={COMMIT}", "task=cifar100"]
-    words += [f"task.revision={COMMIT}", "task.shots=2", "train.max_steps=1", "method.rank=4", "device=cpu"]
-    words += [f"output={tmp_path / 'out'}"]
+    words = words_of("vision", "timm/tiny", "cifar100", tmp_path / "out", "task.shots=2", "train.max_steps=1")
     monkeypatch.setattr(Hub, "breaks_at", "cifar100/test-")
     problem = "uoft-cs/cifar100: its download is not finished and the hub cannot be reached: the same command"
     for address in (hub, gone):
@@ -222,46 +183,23 @@ def test_a_cache_that_is_only_read_serves_what_it_has(tmp_path, monkeypatch):
 
 
 def test_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):
-    (file,) = alpaca.glob("*.json")
-    words = [
-        f"task.forgetting_text=hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}",
-        "model=decoder",
-        "model.hub=own/llama",
-        f"model.revision={COMMIT}",
-        "task=alpaca",
-        f"task.revision={COMMIT}",
-    ]
-    words += [
-        "task.dev_rows=2",
-        "train.epochs=1",
-        "method.rank=4",
-        "device=cpu",
-        f"output={tmp_path / 'out'}",
-    ]
-    assert "0/1" in call(hub, tmp_path / "home", *words, module="runs.plan").stdout
-    done = call(hub, tmp_path / "home", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = read_record(next((tmp_path / "out" / "records").glob("*.json")))
+    (file,), out = alpaca.glob("*.json"), tmp_path / "out"
+    text_of = f"hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}"
+    more = [f"task.forgetting_text={text_of}", "task.dev_rows=2", "train.epochs=1"]
+    done = call(hub, tmp_path / "home", *words_of("decoder", "own/llama", "alpaca", out, *more))
+    record = recorded(done, out)
     assert record["data"]["content"].startswith(f"yahma/alpaca-cleaned@{COMMIT} template:")
     text = record["result"]["forgetting"]
-    assert text["text"] == f"hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}"
+    assert text["text"] == text_of
     assert text["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    words = [record["id"], "task.answer_tokens=2", f"output={tmp_path / 'out'}"]
+    words = [record["id"], "task.answer_tokens=2", f"output={out}"]
     answered = call(hub, tmp_path / "home", *words, module="runs.answer")
     assert answered.returncode == 0, answered.stdout + answered.stderr
-    assert len((tmp_path / "out" / "runs" / record["id"] / "mt_bench.jsonl").read_text().splitlines()) == 4
+    assert len((out / "runs" / record["id"] / "mt_bench.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_repository_that_the_hub_does_not_give(hub, tmp_path):
-    done = call(
-        hub,
-        tmp_path / "home",
-        "model=encoder",
-        "model.hub=own/secret",
-        "task=rte",
-        f"task.revision={COMMIT}",
-        f"output={tmp_path}",
-    )
+    done = call(hub, tmp_path / "home", *words_of("encoder", "own/secret", "rte", tmp_path))
     assert done.returncode == 2
     assert "the hub refuses own/secret" in done.stderr
     assert "hf auth login" in done.stderr

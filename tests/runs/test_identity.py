@@ -13,8 +13,8 @@ from runs import file_hash, models
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import hash_files, identify, run_id
-from runs.record import cache_folder
 from tasks import DataError
+from tasks.fetch import cache_folder
 
 pytestmark = pytest.mark.properties
 

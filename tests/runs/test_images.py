@@ -35,12 +35,13 @@ from runs.export.__main__ import main as export
 from runs.identity import run_id
 from runs.models import wheels
 from runs.preflight import preflight
-from runs.record import cache_folder, run_folder
+from runs.record import run_folder
 from runs.sweep.sweep import sweep
 from runs.training.features import compute
 from runs.training.loop import Training
 from runs.training.train import train
 from tasks import DataError
+from tasks.fetch import cache_folder
 
 pytestmark = pytest.mark.contract
 
@@ -259,8 +260,6 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
     with pytest.raises(KeyboardInterrupt):
         loop.go()
     resumed = do(elsewhere(words, output=tmp_path / "resumed"))
-    for record in (straight, resumed):
-        del record["config"]["task"]["cache_dir"]
     assert comparable(resumed) == comparable(straight)
     for name in ("predictions.csv", "predictions.png", "confusion.png"):
         one, other = (
@@ -347,12 +346,13 @@ def test_half_precision_trains_on_images(image_words):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, tmp_path):
+def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runs = expand([*image_words, "seed=0,1"])
     preflight(runs)
-    assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
+    assert len(list((cache_folder() / "images").glob("*.npy"))) == 1
     assert sweep(runs).exit_code == 0
-    assert len(list((tmp_path / "outputs" / "cache").glob("images-*.npy"))) == 1
+    assert len(list((cache_folder() / "images").glob("*.npy"))) == 1
 
 
 @pytest.mark.usefixtures("process")

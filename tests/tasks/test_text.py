@@ -272,24 +272,22 @@ def test_reviews_come_from_the_archive_with_both_hashes_checked(tmp_path, monkey
         archive.writestr(f"vaderSentiment-0.5/{reviews.INNER}", inner.getvalue())
     asked = []
 
-    def fetch(project, name, sha256, folder):
-        asked.append((project, name, sha256, folder))
+    def fetch(project, name, sha256):
+        asked.append((project, name, sha256))
         return outer
 
     monkeypatch.setattr(package_index, "fetch", fetch)
     with pytest.raises(tasks.DataError, match="is not the file expected"):
-        reviews.fetch(tmp_path / "cache", 1, 1)
-    assert asked == [("vaderSentiment", outer.name, reviews.ARCHIVE_SHA256, tmp_path / "cache")]
+        reviews.splits(1, 1)
+    assert asked == [("vaderSentiment", outer.name, reviews.ARCHIVE_SHA256)]
     import hashlib
 
     monkeypatch.setattr(reviews, "MEMBER_SHA256", hashlib.sha256(content).hexdigest())
-    files = reviews.fetch(tmp_path / "cache", 1, 1)
-    rows = [row for split in files.values() for row in list(csv.reader(split.read_text().splitlines()))[1:]]
-    assert sorted(rows) == [["A bright film", "positive"], ["A dull film", "negative"]]
-    assert reviews.fetch(tmp_path / "cache", 1, 1) == files
-    assert len(asked) == 2  # the second fetch found the files
+    (train,), (dev,) = (rows for _, rows in reviews.splits(1, 1).values())
+    found = sorted((row["text"], row["label"]) for _, row in (train, dev))
+    assert found == [("A bright film", "positive"), ("A dull film", "negative")]
     with pytest.raises(tasks.DataError, match="the 2 reviews"):
-        reviews.fetch(tmp_path / "cache", 5, 1)
+        reviews.splits(5, 1)
 
 
 # --- metrics
