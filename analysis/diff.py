@@ -16,14 +16,14 @@ import pandas as pd
 from analysis.command import open_ledger
 from analysis.facts import label_of
 from analysis.render import Entry, Table, render
-from runs.command import OfRecords, entry_point, read, setting
+from runs.command import OfRecords, entry_point, find_record, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, Record, without_paths
+from runs.record import Record, without_paths
 
 #: Where files lie and what a run was called, which are no differences between runs; and curves, which have
 #: rows of their own.
 IGNORED = (
-    *("schema", "id", "label", "tries", "curve", "cell.paper"),
+    *("schema", "id", "label", "tries", "curve", "cell.paper", "overrides"),
     *("config.output", "config.recipe", "config.debug"),
 )
 
@@ -39,9 +39,11 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="ID [ID]")
     ledger, output = open_ledger(line.settings.output), line.settings.output
-    first, whose = _find(ledger, line.names[0], output)
+    first = find_record(ledger, line.names[0], output)
+    whose = ledger.origin[first["id"]]
     if len(line.names) > 1:
-        second, others = _find(ledger, line.names[1], output)
+        second = find_record(ledger, line.names[1], output)
+        others = ledger.origin[second["id"]]
     elif first["id"] in ledger.published:
         others, second = ledger.published[first["id"]]
     else:
@@ -49,15 +51,6 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
     print(render([compared(first, second, (whose, others), line.settings.all)], line.settings.format))
     return 0
-
-
-def _find(ledger: Ledger, name: str, output: str) -> tuple[Record, str]:
-    """The record whose id begins with the name, and its origin. Raises UserError for none and for several."""
-    ids = [i for i in ledger.records if i.startswith(name)]
-    if len(ids) != 1:
-        several = f"{', '.join(sorted(ids)[:5])}: give more of the id" if ids else "none"
-        raise UserError(f"records in {output}/records or published that begin with {name!r}: {several}")
-    return ledger.records[ids[0]], ledger.origin[ids[0]]
 
 
 def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:

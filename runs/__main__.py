@@ -7,6 +7,8 @@ python -m runs experiment=table2_base method=vera seed=0           part of it
 python -m runs experiment=table2_base launcher=local               one process a device (or slurm, ray)
 python -m runs experiment=table2_base method=vera redo=true        again, although there are records: these
                                                                    are set aside
+python -m runs rerun=0123456789ab                                  a run by its id, published or done here;
+                                                                   python -m analysis.diff ID compares
 python -m runs --cfg job task=cola                                 the configuration, without running
 python -m runs --help task=mrpc                                    groups, keys and values, of this task
 
@@ -16,11 +18,13 @@ vera-bench is the same command under a name that a shell can complete (vera-benc
 import os
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from runs.command import Line, entry_point, help_of, read, setting
+from runs.command import Line, entry_point, find_record, help_of, open_ledger, read, setting
 from runs.config import OPTIONS, Command, answered, read_command
 from runs.errors import UserError, rank
+from runs.identity import identify
+from runs.overrides import overrides_of
 from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
@@ -30,6 +34,7 @@ from runs.tracking import agent_note
 class Settings:
     """The settings of python -m runs that are no keys of the configuration."""
 
+    rerun: str | None = setting(None, "the id of a run, or its beginning: its overrides before those here")
     sources: bool = setting(False, "with --cfg job: each value, and where it comes from")
 
 
@@ -38,18 +43,36 @@ def main(arguments: list[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     words = "groups, keys and values, as below; a list makes a sweep"
     line = read(arguments, Settings, overrides=words, options=OPTIONS)
+    if line.settings.rerun is not None:
+        line = repeated(line, line.settings.rerun)
     if answered(line, help_of(Settings, "", words, OPTIONS)):
         return 0
     if old := next((word for word in arguments if word.startswith("lease_seconds=")), None):
         raise UserError(
             f"{old}: there are no leases any more, since the kernel knows who lives. Leave it out"
         )
-    command = _compose_once(line)
+    command, wanted = _compose_once(line), line.settings.rerun
+    if wanted and wanted not in (found := identify(command.runs, {})) and None not in found:
+        print(f"note: this is another run than {wanted}: its settings, data or model are others")
     again = command.runs if command.launch.redo else []  # without the runs that only others need
     runs = with_starts(command.runs)
     if note := agent_note(runs):
         print(note)
     return sweep(runs, launch=command.launch, again=again).exit_code
+
+
+def repeated(line: Line[Settings], name: str) -> Line[Settings]:
+    """The line with the overrides of the run whose id begins with `name`, but for keys that it has itself.
+    Raises UserError for an unknown run, or one whose overrides are not known."""
+    given = {word.lstrip("+~").partition("=")[0]: word.partition("=")[2] for word in line.overrides}
+    output = given.get("output", "outputs")
+    record = find_record(open_ledger(output), name, output)
+    if not (words := overrides_of(record)):
+        where = f"{output}/runs/{record['id']}/overrides.yaml"
+        raise UserError(f"run {record['id']}: its record is older than overrides in records. See {where}")
+    kept = [word for word in words if word.lstrip("+~").partition("=")[0] not in given]
+    settings = replace(line.settings, rerun=record["id"])
+    return replace(line, overrides=(*kept, *line.overrides), settings=settings)
 
 
 def _compose_once(line: Line[Settings]) -> Command:

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.errors import UserError, interrupted_words, is_users, rank
-from runs.record import Ledger, read_ledger
+from runs.record import Ledger, Record, read_ledger
 from runs.record.text import describe, refusal
 
 
@@ -235,6 +235,18 @@ def open_ledger(output: str | Path, published: bool = True, wanted: Collection[s
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return ledger
+
+
+def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
+    """The record whose id begins with `name`: of this machine or, where it has none, a published one. Raises
+    UserError for none and for several."""
+    ids = [run_id for run_id in ledger.records if name and run_id.startswith(name)]
+    ids = [run_id for run_id in ids if ledger.origin[run_id] == "ours"] or ids
+    if len(ids) != 1:
+        several = f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id" if ids else ""
+        count = len(ids) or "no"
+        raise UserError(f"{count} records begin with {name!r} in {output}/records or published{several}")
+    return ledger.records[ids[0]]
 
 
 # --- how a command ends

@@ -6,10 +6,8 @@ Texts that the run has decoded are scored again, too. A score that the record la
 is added to it, and so is the forgetting of a language model (task.forgetting_text).
 """
 
-import json
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,36 +15,17 @@ import numpy as np
 
 import tasks
 from runs.alone import alone, run_lock
-from runs.command import OfRecords, as_word, entry_point, open_ledger, read
-from runs.config import choices, expand
+from runs.command import OfRecords, entry_point, find_record, open_ledger, read
 from runs.errors import UserError
 from runs.file_hash import check_kept
-from runs.record import (
-    TASK_PATHS,
-    Record,
-    finished_record,
-    record_path,
-    run_folder,
-    study_folders,
-    write_record,
-)
+from runs.record import Record, finished_record, record_path, run_folder, study_folders, write_record
 from runs.record.text import describe
 from runs.run import Run
 from runs.training.files import tidy
 from tasks.base import Decoding
-from tasks.forgetting import is_path
 
 if TYPE_CHECKING:
     from runs.training.context import Context
-
-#: Settings of one machine or command, and those that a file of conf/ brings along.
-NOT_COMPOSED = [
-    *("output", "debug", "device", "micro_batch", "eval_batch", "checkpoint_minutes", "keep", "seed"),
-    *("task.cache_dir", "task.mt_bench_dir", "task.family", "task.modality"),
-    *("model.name", "method.kind", "method.keep", "method.recipe"),
-]
-#: Settings that name local files. Published records have the last parts of these paths only.
-PATHS = ["model.path", *(key for key in (f"task.{key}" for key in TASK_PATHS) if key not in NOT_COMPOSED)]
 
 
 class Settings(OfRecords):
@@ -221,75 +200,15 @@ def _path(record: Record, output: str) -> Path:
 
 
 def command_of(record: Record, output: str) -> str:
-    """The command that repeats a record's run here and keeps its adapter. Where its data or model were local
-    files of another machine, their paths are to be filled in: task.data_dir=/where/glue."""
-    try:
-        overrides = overrides_of(record)
-    except UserError as error:
-        return f"no words make this run any more ({error})"
+    """The command that repeats a record's run here and keeps its adapter."""
+    words = [f"rerun={record['id']}"]
     if record["config"]["keep"] == "none":
-        overrides.append(f"keep={record['config']['task'].get('keep') or 'best'}")
+        words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
     if output != "outputs":
-        overrides.append(f"output={output}")
+        words.append(f"output={output}")
     if record_path(output, record["id"]).is_file():
-        overrides.append("redo=true")
-    return f"python -m runs {shlex.join(overrides)}"
-
-
-def overrides_of(record: Record) -> list[str]:
-    """The overrides that compose a record's run: its row, model, task, seed and preset, and each setting that
-    these give another value. A local file or folder that is not on this machine is /where/ITS_NAME."""
-    cell, config = record["cell"], record["config"]
-    row, task = cell["row"].partition("_from_")[0], cell["task"]
-    has_file = row in choices("method")
-    overrides = [f"experiment={cell['paper']}"] * (cell["paper"] in choices("experiment"))
-    overrides += [
-        f"model={cell['model']}",
-        f"task={task if task in choices('task') else config['task']['family']}",
-        f"method={row if has_file else config['method']['kind']}",
-        f"seed={cell['seed']}",
-    ]
-    label = "" if has_file else "method.label"  # the name of a row of peft's
-    recipe, wanted = record["recipe"]["name"], dict(_leaves(config))
-    for key in PATHS:  # some models and tasks compose nothing without them
-        if wanted.get(key) and is_path(wanted[key]):
-            overrides.append(f"{key}={_local_path(wanted.pop(key))}")
-    try:
-        runs = expand(overrides)
-    except UserError:  # the preset has changed since, or its rows
-        overrides = [word for word in overrides if not word.startswith("experiment=")]
-        runs = expand(overrides)
-    if recipe in choices("recipe") and {run.recipe for run in runs} != {recipe}:
-        overrides.append(f"recipe={recipe}")
-        runs = expand(overrides)
-    for key, value in wanted.items():
-        if key in NOT_COMPOSED or key.startswith("recipe.") or (key.endswith(".label") and key != label):
-            continue
-        if key == label and config["init_from"]:
-            value = value.rpartition(" from ")[0]
-        if key == "init_from" and str(value).endswith(".safetensors"):
-            value = _local_path(value)
-        composed = [dict(_leaves(run.config)) for run in runs]
-        if any(key in settings and settings[key] != value for settings in composed):
-            quoted = isinstance(value, str) and re.search(r"[^\w./:@+-]", value)
-            overrides.append(f"{key}={json.dumps(value) if quoted else as_word(value)}")
-            # Composed again, since others may follow it: the head's rate is the adapter's by default
-            runs = expand(overrides)
-    return overrides
-
-
-def _local_path(path: str) -> str:
-    return path if Path(path).exists() else f"/where/{Path(path).name}"
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a configuration by their dotted keys. A mapping within a part (peft's config) counts as
-    one value."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and not prefix:
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        words.append("redo=true")
+    return f"python -m runs {shlex.join(words)}"
 
 
 def kept_result(record: Record, best: bool) -> float:
@@ -309,17 +228,8 @@ def as_run(record: Record) -> Run:
 
 
 def find(name: str, output: str) -> Record:
-    """The finished record whose id begins with `name`: of this machine or, where it has none, a published
-    one. Raises UserError for none, for several, and for one that has failed."""
-    ledger = open_ledger(output)
-    like = [record for record in ledger if record["id"].startswith(name)]
-    records = [record for record in like if ledger.origin[record["id"]] == "ours"] or like
-    if len(records) != 1:
-        raise UserError(
-            f"{len(records) or 'no'} records begin with {name!r} in {output}/records (files are named by the"
-            " ids)"
-        )
-    (record,) = records
+    """The finished record of `find_record`. Raises UserError also for one that has failed or diverged."""
+    record = find_record(open_ledger(output), name, output)
     if record["status"] != "done":
         raise UserError(f"run {record['id']} is {record['status']}: {record['error']}")
     return record

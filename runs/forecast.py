@@ -23,10 +23,11 @@ from runs import gpus, meta, models
 from runs.config import CONF
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import Ledger, Record, cache_folder, run_folder, write_atomically
+from runs.record import Ledger, Record, run_folder, write_atomically
 from runs.record.text import describe, duration, megabytes, plural
 from runs.run import UNLIKE_OTHERS, Run
 from runs.training.state import Plan
+from tasks.fetch import cache_folder
 
 #: Settings of a task that decide how much a run computes.
 AMOUNTS = ("train_rows", "dev_rows", "holdout", "shots", "image_size", "items", "decode", "beams")

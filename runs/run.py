@@ -37,11 +37,13 @@ class Run:
 
     @property
     def names(self) -> dict[str, Any]:
-        """A record's names of the run: its cell, with the seed and the preset ("paper"), and labels."""
+        """What a record says of the run: its cell, with the seed and the preset ("paper"), labels, and the
+        overrides but for the output folder."""
         task = self.config["task"]
         cell = {"paper": self.experiment, "row": self.row, "model": self.model, "task": task["name"]}
         label = {"row": row_label(self.config), "model": self.config["model"]["label"], "task": task["label"]}
-        return {"cell": {**cell, "seed": self.seed}, "label": label}
+        words = [word for word in self.overrides if not word.startswith("output=")]
+        return {"cell": {**cell, "seed": self.seed}, "label": label, "overrides": words}
 
     @property
     def recipe_gap(self) -> str:

@@ -80,11 +80,6 @@ def fixed_text(settings: Mapping[str, Any]) -> FixedText | None:
     return FixedText(path.name, _read(path, where))
 
 
-def is_path(where: str) -> bool:
-    """Whether a setting names a local file."""
-    return where != "none" and not where.startswith("hub:")
-
-
 def _read(path: Path, where: str) -> str:
     """A text with \\n at the ends of its lines, as hashes count it."""
     try:

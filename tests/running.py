@@ -60,7 +60,7 @@ def trained(words):
 def comparable(record):
     """A record without times, costs, how earlier tries ended, and the place where it was made."""
     record = copy.deepcopy(record)
-    for key in ("cost", "code", "config_hash", "tries"):
+    for key in ("cost", "code", "config_hash", "tries", "overrides"):
         del record[key]
     for key in ("output", "checkpoint_minutes", "micro_batch"):
         del record["config"][key]

@@ -24,6 +24,7 @@ from analysis.tables import TABLES
 from runs.config import read_command
 from runs.errors import UserError
 from runs.export.__main__ import FORMATS
+from runs.overrides import overrides_of
 from runs.plan import main as plan
 from runs.tune.cells import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
@@ -96,8 +97,9 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
         judge_parser().parse_args(words)
     elif name == "runs":
         line = read_line("runs", [*words, *options], monkeypatch)
+        given = overrides_of({"id": line.settings.rerun, "cell": {"seed": 0}})
         if not {"--hydra-help", "--version", "--info", "--shell-completion"} & line.options.keys():
-            read_command(line.overrides, line.config_dir)
+            read_command([*given, *line.overrides], line.config_dir)
     elif name.startswith("tasks.") or not words:
         assert importlib.util.find_spec(name), name
     else:

@@ -37,9 +37,7 @@ OPTIONS = (
     Option(("--version",), "of this program and of Hydra"),
     Option(("-cn", "--config-name"), "there is one. experiment=NAME chooses a preset", taken=False),
     Option(("-cp", "--config-path"), "the files of conf/ stay; --config-dir FOLDER adds others", taken=False),
-    Option(
-        ("--experimental-rerun",), "type the words of runs/ID/overrides.yaml, with redo=true", taken=False
-    ),
+    Option(("--experimental-rerun",), "rerun=ID does a run again, with redo=true one done here", taken=False),
     Option(("-r", "--run"), "leave it out: one value for each key is one run", taken=False),
 )
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import jinja2
 
-from runs.errors import UserError
-from runs.evaluate import kept_result, overrides_of
+from runs.evaluate import kept_result
 from runs.models import Origin
+from runs.overrides import overrides_of
 from runs.record import (
     FINISHED,
     INTERVAL_SEEDS,
@@ -173,7 +173,7 @@ def card(
         "loads": ", ".join([repr(name), *(f"{key}={value!r}" for key, value in loads.items())]),
         "versions": ", ".join(f"{key} {value}" for key, value in versions.items() if value),
         "committed": is_committed(record),
-        "command": _command(record),
+        "command": shlex.join(overrides_of(record)),
     }
     more = {"origin": origin, "licence": licence, "converted": converted, "auto": auto, "reader": reader}
     gaps |= more | {"record": record, "config": config, "data": data, "commit": commit, "name": repr(name)}
@@ -195,14 +195,6 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
     )
     return environment.get_template("card.md")
-
-
-def _command(record: Record) -> str:
-    """The words that make the run; nothing where no words do any more, or files of its own are gone."""
-    try:
-        return shlex.join(overrides_of(record))
-    except UserError:
-        return ""
 
 
 def _metric_name(number: Number) -> str:

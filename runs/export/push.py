@@ -9,6 +9,12 @@ from runs.record.text import first_line
 
 #: What a new repository holds before anything is pushed.
 EMPTY = {".gitattributes", "README.md"}
+#: Why the hub refuses, by the status of its answer.
+WHY = {
+    401: "the hub does not accept this token (hf auth login, or HF_TOKEN=)",
+    403: "taken by another, or this token may not write there",
+    409: "the name is taken",
+}
 
 
 def check_name(repo: str) -> None:
@@ -30,14 +36,13 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
     private: a repository that is made is private; one that is there already and public is refused.
     again: the command that repeats this. Raises UserError in one line, which names the folder and that
     command, where the hub refuses or cannot be reached."""
-    from huggingface_hub import CommitOperationAdd, HfApi, logging
+    from huggingface_hub import HfApi, logging
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bars()
     api = HfApi()
-    files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir()) if file.is_file()]
     try:
         try:  # asked first: with a limit in time, which making a repository does not have
             there = api.model_info(repo, timeout=10)
@@ -46,7 +51,7 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
         else:
             _check_taken(repo, there, private)
             print(f"{repo} is there already: this becomes its newest commit")
-        commit = api.create_commit(repo, files, commit_message=message)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except UserError as error:
         raise UserError(f"{error}. {_stays(folder, again)}") from None
     except Exception as error:  # the hub's library and its transfer raise many types
@@ -76,16 +81,9 @@ def _reason(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    for one in chain:
-        status = getattr(getattr(one, "response", None), "status_code", None)
-        if status == 401:
-            return "the hub does not accept this token (hf auth login, or HF_TOKEN=)"
-        if status == 409:
-            return "the name is taken"
-        if status == 403:
-            return "taken by another, or this token may not write there"
-        if status is not None:
-            return f"the hub refuses it ({first_line(one)})"
+    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    if status := next(filter(None, statuses), None):
+        return WHY.get(status, f"the hub refuses it ({first_line(error)})")
     if any(isinstance(one, http_error | OSError) for one in chain):
         return f"the hub cannot be reached ({first_line(chain[-1])})"
     return f"not pushed ({type(error).__name__}: {first_line(error)})"

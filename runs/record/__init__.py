@@ -18,7 +18,6 @@ from runs.record.cell import (
     protocol,
 )
 from runs.record.files import (
-    cache_folder,
     check_regular,
     hide_paths,
     link_or_fail,
@@ -47,7 +46,7 @@ from runs.record.measure import MEASURE_SCHEMA
 from runs.record.metric import Metric
 from runs.record.place import CONF, INSTALLED, PUBLISHED, ROOT, built_from
 from runs.record.rows import from_recipe, lora_scaling, row_label
-from runs.record.schema import FINISHED, SCHEMA, TASK_PATHS, Record
+from runs.record.schema import FINISHED, SCHEMA, Record
 from runs.record.seeds import (
     INTERVAL_SEEDS,
     LEVEL,

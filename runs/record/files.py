@@ -17,12 +17,6 @@ from runs.record.measure import check_measure
 from runs.record.schema import LocalPaths, Record, check
 from runs.record.text import printable
 
-
-def cache_folder() -> Path:
-    """This user's cache: what can be computed again, and is worth keeping between commands."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
-
-
 #: A larger file is no record, lease or list of attempts: it is not read.
 LARGEST = 64 * 2**20
 #: What may lie where a file is expected.
@@ -146,7 +140,17 @@ def without_paths(record: Record) -> Record:
         config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
     told = {"error": hide_paths(record.get("error")), "tries": [*map(hide_paths, record.get("tries", []))]}
+    if "overrides" in record:
+        told["overrides"] = [*map(_without_path, record["overrides"])]
     return {**record, "config": config, "start": start, **told}
+
+
+def _without_path(override: str) -> str:
+    key, _, value = override.partition("=")
+    if key.rpartition(".")[2] not in (*LocalPaths.__annotations__, "init_from"):
+        return override
+    quote = value[0] if value.startswith(("'", '"')) else ""
+    return f"{key}={quote}{_name(value.strip(quote or None))}{quote}"
 
 
 #: A path in an error: an absolute one, or one that begins with . or ~.

@@ -85,7 +85,7 @@ class _SharedParts:
 
     OF_RECORD = (
         *("label", "recipe", "seeds", "code", "versions", "device", "determinism", "data", "parameters"),
-        *("groups", "deviations", "tries"),
+        *("groups", "deviations", "tries", "overrides"),
     )
     OF_CONFIG = ("model", "task", "method", "train", "recipe")
     OF_CURVE = ("epoch", "step", "lr")

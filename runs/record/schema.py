@@ -315,6 +315,7 @@ class Failed(TypedDict):
     claim: NotRequired[str | None]  # of a failed run: the attempt that wrote the record
     cell: CellName
     label: Label
+    overrides: NotRequired[list[str]]  # that compose the run, without its seed; see runs/overrides.py
     config: Config
     config_hash: NotRequired[str]
 

@@ -71,5 +71,5 @@ def test_a_new_record_stands_beside_the_published_one_of_its_id(tmp_path, capsys
     assert "-0.01" in printed
     with pytest.raises(UserError, match="has not run here: name the run"):
         main([mine["id"], f"output={tmp_path / 'none'}"])
-    with pytest.raises(UserError, match="that begin with 'zz': none"):
+    with pytest.raises(UserError, match="begin with 'zz'"):
         main([mine["id"], "zz", f"output={tmp_path}"])

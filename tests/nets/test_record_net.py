@@ -23,7 +23,9 @@ def masked(value, where=""):
         return type(value).__name__
     if isinstance(value, dict):
         return {key: masked(inner, f"{where}.{key}") for key, inner in value.items()}
-    return [masked(inner, where) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [masked(inner, where) for inner in value]
+    return re.sub("=/.*", "=path", value) if where.endswith(".overrides") else value
 
 
 @pytest.mark.parametrize("family", ["glue", "e2e", "instruct", "images"])

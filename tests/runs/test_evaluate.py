@@ -15,7 +15,15 @@ from runs.config import expand
 from runs.config.files import Files
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import Ledger, read_ledger, read_record, record_path, run_folder, write_record
+from runs.record import (
+    Ledger,
+    read_ledger,
+    read_record,
+    record_path,
+    run_folder,
+    without_paths,
+    write_record,
+)
 
 pytestmark = pytest.mark.properties
 
@@ -164,8 +172,7 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     assert "the run kept none (its record is" in told
     assert " keep=best " in told
     assert (
-        "no records begin with 'zzz'"
-        in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
+        "begin with 'zzz'" in call_here("runs.evaluate", "zzz", f"output={output_of(words)}", check=2).stderr
     )
 
 
@@ -253,7 +260,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
             "no format 'gguf'. Known: peft, hub, lora, merged, fp16, bf16",
         ),
         ([found, "peft", str(tmp_path / "peft")], "is there already"),
-        (["zzz", "peft", str(tmp_path / "x")], "no records begin with 'zzz'"),
+        (["zzz", "peft", str(tmp_path / "x")], "begin with 'zzz'"),
     ):
         done = call_here("runs.export.__main__", *words_, output, check=2)
         assert message in done.stderr
@@ -318,41 +325,47 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     assert "est. " in printed[printed.index("done 2") :]  # redo=true: what is done is done again
 
 
-# --- the command that makes a record's run
+# --- a run once more
 
 
 @pytest.mark.usefixtures("process")
-def test_the_error_names_the_record_and_a_command_that_makes_the_run(words, monkeypatch, tmp_path):
+def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
+    """As the error of one says that kept no adapter; then a published one, whose data are elsewhere."""
     output = output_of(words)
     record = trained([*words, "train.max_steps=1", "keep=none"])
     done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
-    assert (
-        f"the run kept none (its record is {record_path(output, record['id'])}). To have it here: "
-        in done.stderr
-    )
+    assert f"(its record is {record_path(output, record['id'])}). To have it here: " in done.stderr
     command = done.stderr.partition("python -m runs ")[2].split()
-    assert {"keep=best", "redo=true", f"output={output}"} <= set(command)
-    assert not any(word.startswith("train.lr_head=") for word in command)  # which follows train.lr
+    assert command == [f"rerun={record['id']}", "keep=best", f"output={output}", "redo=true"]
     call_here("runs", *command, "device=cpu", check=0)
     call_here("runs.evaluate", record["id"], f"output={output}", check=0)
-    # Published, and its data elsewhere.
-    study = tmp_path / "published" / "study"
-    record["config"]["task"]["data_dir"] = "glue_of_others"
+    study, other = tmp_path / "published" / "study", f"output={tmp_path / 'other'}"
     study.mkdir(parents=True)
-    (study / f"{record['id']}.json").write_text(json.dumps(record))
+    (study / f"{record['id']}.json").write_text(json.dumps(without_paths(record)))
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
-    done = call_here("runs.evaluate", record["id"], f"output={tmp_path / 'other'}", check=2)
-    assert str(study / f"{record['id']}.json") in done.stderr
-    assert "task.data_dir=/where/glue_of_others" in done.stderr
-    assert "redo=true" not in done.stderr
+    told = call_here("runs.evaluate", record["id"], other, check=2).stderr
+    assert f"To have it here: python -m runs rerun={record['id']}" in told
+    assert told.count("\n") == 1
+    call_here("analysis.diff", record["id"], other, check=2)
+    again = [f"rerun={record['id'][:8]}", other]
+    folder = f"task.data_dir={record['config']['task']['data_dir']}"
+    assert "task.data_dir=" in call_here("runs", *again, check=2).stderr
+    model = f"model.path={record['config']['model']['path']}"
+    call_here("runs", *again, folder, model, "device=cpu", check=0)
+    compared = call_here("analysis.diff", record["id"], other, check=0).stdout
+    assert "cost.train_seconds" in compared
+    assert not re.search(r"\| (curve|result|predictions)\.", compared)
+    changed = call_here("runs", *again, folder, model, "device=cpu", "train.lr=0.02", check=0).stdout
+    assert f"another run than {record['id']}" in changed
+    two = call_here("runs", "--cfg", "job", *again, folder, model, "seed=0,1", check=0)
+    assert "of 2 runs" in two.stderr
 
 
-def test_overrides_of_a_row_of_pefts(words):
-    kept = [word for word in words if not word.startswith("method.")]
-    given = [*kept, "method=peft", "method.config={use_dora: true, r: 4}", 'method.label="DoRA, four"']
-    given.append("init_from=0123456789ab")
-    (run,) = expand(given)
-    cell = {"paper": None, "row": run.row, "model": run.model, "task": run.task, "seed": run.seed}
-    found = evaluate.overrides_of({"cell": cell, "config": run.config, "recipe": {"name": run.recipe}})
-    (again,) = expand([*found, *(word for word in words if word.startswith(("output=", "device=")))])
-    assert (again.row, again.config) == (run.row, run.config)
+def test_a_run_of_an_unknown_id_or_without_overrides_is_refused_in_one_line(words):
+    record, output = trained(words), f"output={output_of(words)}"
+    del record["overrides"]
+    write_record(output_of(words), record)
+    for name, told in ((record["id"], f"run {record['id']}: "), ("zzz", "with 'zzz'"), ("", "with ''")):
+        done = call_here("runs", f"rerun={name}", output, check=2)
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1

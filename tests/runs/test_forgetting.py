@@ -165,22 +165,6 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     assert without_paths(hub)["config"]["task"]["forgetting_text"] == "hub:a/b/c.txt"
 
 
-@pytest.mark.slow  # it takes seconds
-def test_the_command_that_repeats_a_run_has_its_text(e2e_words, tmp_path):
-    (tmp_path / "t.txt").write_text("Another text.")
-    for value, wanted in (
-        (f"{tmp_path / 't.txt'}", f"task.forgetting_text={tmp_path / 't.txt'}"),
-        ("/gone/u.txt", "task.forgetting_text=/where/u.txt"),
-        ("none", "task.forgetting_text=none"),
-        ("hub:a/b/c.txt", "task.forgetting_text=hub:a/b/c.txt"),
-        ("null", None),
-    ):
-        (run,) = expand([*e2e_words, f"task.forgetting_text={value}"])
-        record = {"cell": run.names["cell"], "config": run.config, "recipe": {"name": run.recipe}}
-        given = [word for word in evaluate.overrides_of(record) if "forgetting" in word]
-        assert given == ([wanted] if wanted else [])
-
-
 @pytest.mark.parametrize("value", ["12", "true", "[a]"])
 def test_a_value_that_is_no_word_is_refused_in_one_line(value, e2e_words):
     with pytest.raises(UserError, match=r"^task\.forgetting_text="):

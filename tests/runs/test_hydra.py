@@ -131,7 +131,7 @@ def test_the_defaults_tree():
         (["hydra.verbose=true"], "debug=true shows tracebacks"),
         (["hydra/job_logging=disabled"], "the log of a run is runs/ID/log.txt"),
         (["hydra.searchpath=[file:///x]"], "Instead: --config-dir FOLDER"),
-        (["--experimental-rerun", "x"], "runs/ID/overrides.yaml"),
+        (["--experimental-rerun", "x"], "rerun=ID"),
         (["--run"], "--run is not taken here: leave it out"),
         (["-cn", "other"], "experiment=NAME chooses a preset"),
         (["--config-path=x"], "--config-dir FOLDER adds others"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ledgers import of_metric, record
 
+from runs.overrides import overrides_of
 from runs.record import (
     SCHEMA,
     Metric,
@@ -191,6 +192,23 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):
         for read in (read_regular, read_record):
             with pytest.raises(ValueError, match=f"^{tmp_path / name}: {words}$"):
                 read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("word", "published"),
+    [
+        ("task.data_dir=/home/alice/glue", "task.data_dir=glue"),
+        ("task.data_dir='~/my data'", "task.data_dir='my data'"),
+        ("model.path=null", "model.path=null"),
+        ("init_from=../of others/a.safetensors", "init_from=a.safetensors"),
+        ("init_from=lora@mnli", "init_from=lora@mnli"),
+        ("task.forgetting_text=hub:a/b/c.txt", "task.forgetting_text=hub:a/b/c.txt"),
+        ("method.sites=[query,value]", "method.sites=[query,value]"),
+    ],
+)
+def test_a_path_in_an_override_is_published_as_its_name(word, published):
+    made = without_paths(record() | {"overrides": [word]})
+    assert overrides_of(made) == [published, "seed=0"]
 
 
 def test_an_error_is_published_without_the_places_of_this_machine():

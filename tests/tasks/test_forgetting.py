@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks import DataError, forgetting
-from tasks.forgetting import OWN_TEXT, FixedText, fixed_text, is_path
+from tasks.forgetting import OWN_TEXT, FixedText, fixed_text
 
 pytestmark = pytest.mark.parity
 
@@ -59,10 +59,6 @@ def test_a_file_on_the_hub(tmp_path, monkeypatch):
     assert asked[1][1] is None
     with pytest.raises(DataError, match=r"the data set owner/texts has no file gone.txt$"):
         of("hub:owner/texts/gone.txt")
-
-
-def test_which_settings_are_local_paths():
-    assert [is_path(v) for v in ("a.txt", "/a/b", "none", "hub:a/b/c")] == [True, True, False, False]
 
 
 # --- the loss
