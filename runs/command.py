@@ -203,9 +203,10 @@ def at_home(text: str) -> str:
 
 def mistake(error: ValidationError, names: Mapping[str, str] | None = None, within: str = "") -> str:
     """The first mistake that pydantic has found, in one line: the word that is wrong, what it should be, and
-    the nearest right name. names: of fields, on the command line. within: what stands before the key."""
+    the nearest right name. names: of fields, on the command line. within: the key that this is a part of."""
     first = error.errors(include_url=False)[0]
-    key = within + ".".join((names or {}).get(str(part), str(part)) for part in first["loc"])
+    parts = ((names or {}).get(str(part), str(part)) for part in first["loc"])
+    key = ".".join(filter(None, (within, *parts)))
     if first["type"] in ("value_error", "missing"):
         return str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{key} is missing"
     allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))

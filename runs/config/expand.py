@@ -5,22 +5,20 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from pydantic import TypeAdapter, ValidationError
+import yaml
+from omegaconf import DictConfig
 
-from runs.command import COMPOSING, mistake, read
+from runs.command import COMPOSING, read
 from runs.config import launch as launches
 from runs.config.check import checked
-from runs.config.files import GROUPS, Files, plain
+from runs.config.files import Files, plain, without_hydra
 from runs.config.launch import Launch
-from runs.config.names import as_sweep
 from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
-from runs.config.schema import Seed
 from runs.errors import UserError
 from runs.run import Run
 
@@ -52,36 +50,23 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
     value for the same key wins. Raises UserError for any mistake."""
     files, runs, launch = Files(config_dir), list[Run](), Launch()
     with files.hydra():
-        grid = read_grid([*overrides], files)
-        for combination in grid.combinations():
-            cfg = files.compose(combination)
+        grid = read_grid(overrides, files)
+        for cell in grid.cells:
+            cfg = files.compose(cell)
             if not runs:  # the same for all runs of a command
                 launch = launches.from_plain({key: plain(cfg[key]) for key in WHERE})
-            runs += _runs_of(cfg, combination, grid, files)
+            runs += _runs_of(cfg, cell, grid, files)
     return Command(runs, launch)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The overrides of a command line, sorted.
+    """A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the
+    name of its preset, or ""."""
 
-    fixed: those with one value, by key. lists: those with a list, by key. seeds: an override for each seed;
-    None stands for the configuration's own. preset: its name, or "".
-    """
-
-    fixed: dict[str, str]
-    lists: dict[str, list[str]]
-    seeds: list[str | None]
+    cells: list[tuple[str, ...]]
+    seeds: list[str]
     preset: str
-
-    def combinations(self) -> Iterator[tuple[str, ...]]:
-        """The overrides of each cell, in order, without the seed."""
-        for combination in itertools.product(*self.lists.values()):
-            lines = (*self.fixed.values(), *combination)
-            yield tuple(line for one in lines for line in spelt_out(one))
-
-    def __len__(self) -> int:
-        return math.prod(map(len, self.lists.values())) * len(self.seeds)
 
 
 def only_runs(overrides: Sequence[str], config_dir: str | None) -> list[Run]:
@@ -101,74 +86,47 @@ def spelt_out(line: str) -> tuple[str, ...]:
     return (line,)
 
 
-def read_grid(overrides: list[str], files: Files) -> Grid:
+def read_grid(overrides: Sequence[str], files: Files) -> Grid:
     """Sorts the overrides; of the configuration only a preset is composed. Raises UserError for an override
-    that cannot be read, a missing file, and more than MOST_RUNS runs. Call it within Files.hydra."""
+    that cannot be read, and more than MOST_RUNS runs. Call it within Files.hydra."""
     fixed, lists = split(overrides)
     if fixed.get("experiment") == "experiment=null":
         del fixed["experiment"]
     preset = fixed.get("experiment", "").partition("=")[2]
-    if "experiment" in lists:
-        raise UserError("experiment= takes one preset at a time")
-    lists = (_lists_of(preset, files, fixed) if preset else {}) | lists
+    if preset:
+        params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
+        lists = {key: values(key, str(text)) for key, text in params.items() if key not in fixed} | lists
     if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
         raise UserError(f"{several}= takes one value, for all runs of the command")
-    for line in [*fixed.values(), *itertools.chain.from_iterable(lists.values())]:
-        for each in spelt_out(line):
-            key, _, value = each.partition("=")
-            if key in GROUPS:
-                files.path(key, value.strip("'\""))  # raises UserError where there is no such file
-    seeds: list[str | None] = [*lists.pop("seed", [])] or [fixed.pop("seed", None)]
-    grid = Grid(fixed, lists, seeds, preset)
-    if len(grid) > MOST_RUNS:
-        raise UserError(
-            f"these words mean {len(grid):,} runs, and one command takes at most {MOST_RUNS:,}: give shorter"
-            " lists"
-        )
-    return grid
-
-
-def _lists_of(preset: str, files: Files, fixed: dict[str, str]) -> dict[str, list[str]]:
-    """The lists of a preset, except for keys that the command line gives one value."""
-    files.path("experiment", preset)  # raises UserError where there is no such file
-    params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
-    return {key: values(key, str(text)) for key, text in params.items() if key not in fixed}
+    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
+        raise UserError(f"these words mean {count:,} runs, and one command takes at most {MOST_RUNS:,}")
+    seeds = lists.pop("seed", [""])
+    cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
+    return Grid([tuple(one for line in cell for one in spelt_out(line)) for cell in cells], seeds, preset)
 
 
 def _runs_of(cfg: DictConfig, overrides: tuple[str, ...], grid: Grid, files: Files) -> list[Run]:
     """A run of a cell for each seed."""
-    choices, preset = cfg.hydra.runtime.choices, grid.preset
-    if preset and not cfg.get("recipe"):
+    choices = cfg.hydra.runtime.choices
+    if grid.preset and not cfg.get("recipe"):
         wanted = choices.get("recipe") or f"{choices.method}/{choices.model}"
-        raise UserError(
-            f"preset {preset} has no recipe for {wanted}: write conf/recipe/{wanted}.yaml, take another one"
-            " (recipe=ROW/MODEL), or choose one of its models or methods (METHODS=, MODEL=)"
-        )
+        mend = f"write conf/recipe/{wanted}.yaml, or take another one (recipe=ROW/MODEL)"
+        raise UserError(f"preset {grid.preset} has no recipe for {wanted}: {mend}")
     # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone, and
     # one configuration is copied.
-    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    raw = without_hydra(cfg, resolve=False)
     alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{[^{}]*seed", str(raw))) == 1
+    alike = alike and not raw["method"].get("redrawn")
     runs = list[Run]()
-    for seed in grid.seeds:
-        if seed is not None:
-            cfg.seed = seed_of(seed)
-        if runs and alike:
+    for text in (seed.partition("=")[2] for seed in grid.seeds):
+        if text:
+            cfg.seed = yaml.safe_load(text)
+        if runs and alike and type(cfg.seed) is int and cfg.seed in range(2**63):
             config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
             runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
         else:
-            runs.append(_make_run(cfg, overrides, preset, files))
+            runs.append(_make_run(cfg, overrides, grid.preset, files))
     return runs
-
-
-def seed_of(line: str) -> int:
-    """The seed of an override. Raises UserError for a value that is no seed."""
-    text = line.partition("=")[2]
-    try:
-        seed: int = TypeAdapter(Seed).validate_python(text)
-    except ValidationError as error:
-        several = as_sweep("seed", text) or ". Several: seed=0,1,2"
-        raise UserError(f"{mistake(error, within='seed')}{several}") from None
-    return seed
 
 
 def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
@@ -181,8 +139,6 @@ def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: F
         if sum("method.config_class" in line for line in overrides) > 1:
             raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
         method["config"] = method["config"] or {}
-        if not isinstance(method["config"], dict):
-            raise UserError(f"method.config={method['config']}: should be a mapping, such as {{r: 8}}")
         method["label"] = method["label"] or _peft_label(method)
     if row == "peft":  # each method of peft's is a row of its own
         row = f"peft_{_slug(method['label'])}"
@@ -193,7 +149,7 @@ def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: F
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
     cell = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
-    words = [*cell, *(line for line in overrides if _key(line) not in ("method", "model", "task", *WHERE))]
+    words = [*cell, *(line for line in overrides if _key(line) not in NOT_OF_A_RUN)]
     names = (row, choices.model, choices.task, config["seed"], recipe, preset or None)
     return Run(*names, config, start, changed, words)
 
@@ -223,13 +179,9 @@ def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> t
     if not at or "/" in text:
         is_id = re.fullmatch(RUN_ID, text)
         if not is_id and not text.endswith(".safetensors"):
-            raise UserError(
-                f"init_from={text}: should be a run id (12 hex digits), an adapter file or ROW@TASK such as"
-                " lora@mnli"
-            )
+            kinds = "a run id (12 hex digits), an adapter file or ROW@TASK such as lora@mnli"
+            raise UserError(f"init_from={text}: should be {kinds}")
         return (f"run {text}" if is_id else Path(text).stem), None
-    for group, name in (("method", row), ("task", task)):
-        files.path(group, name)  # raises UserError where there is no such file
     of_task = files.defaults((f"model={model}", f"task={task}")).task
     carried = [
         line
@@ -245,6 +197,8 @@ def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> t
     return task, run
 
 
+#: Overrides that are not among a run's words: its cell and seed are named apart.
+NOT_OF_A_RUN = ("method", "model", "task", "seed", *WHERE)
 #: A run's overrides that do not hold for the run that it starts from.
 NOT_CARRIED = (
     *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),

@@ -9,24 +9,23 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.config.names import as_sweep, did_you_mean, dotted
-from runs.config.recipes import check_recipe, of_row
-from runs.config.schema import BASE
+from runs.command import one_of
+from runs.config.names import did_you_mean, dotted
+from runs.config.recipes import READS, check_recipe, of_row
+from runs.config.schema import BASE, alpha_of
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 from runs.record.text import first_line
@@ -40,12 +39,9 @@ OPEN = (
     *("method.config", "model.settings", "train.lr_by", "train.decay_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
-#: Keys that every file of these groups has.
-KEYS_OF_FILES = {
-    "model": ("name", "label", "modality"),
-    "task": ("name", "label", "family", "modality"),
-    "method": ("kind", "label", "keep"),
-}
+
+
+# --- resolvers: ${recipe:KEY,DEFAULT}, ${alpha:...}, ${keep:} and ${peft_sites:CLASS} in conf/
 
 
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -57,19 +53,10 @@ def _node(value: Any) -> Any:
     return OmegaConf.create(value) if isinstance(value, list | dict) else value
 
 
-def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml): constant, or
-    proportional to the rank. A whole number stays one: identities hash 8, not 8.0."""
-    if scaling != "proportional":
-        return alpha
-    scaled = alpha * rank / of_rank
-    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
-
-
 def _keep(*, _root_: DictConfig) -> str:
     """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
     keeps none."""
-    method, task = str(_root_.method.keep), _root_.task.get("keep")
+    method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
     return method if method == "none" or task is None else str(task)
 
 
@@ -78,52 +65,11 @@ def _peft_sites(config_class: str) -> Any:
     return _node(sites.get(config_class, sites["others"]))
 
 
-def _peft_classes() -> dict[str, str]:
-    """The configuration classes of peft that is installed, by their names in small letters and without
-    "config": read from its files, since it takes seconds to import."""
-    spec = find_spec("peft")
-    folders = (spec and spec.submodule_search_locations) or []
-    files = [path for folder in folders for path in Path(folder).glob("tuners/*/config.py")]
-    names = [name for file in files for name in re.findall(r"^class (\w+Config)\(", file.read_text(), re.M)]
-    return {name.lower().removesuffix("config"): name for name in names}
-
-
 OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
 OmegaConf.register_new_resolver("keep", _keep, replace=True)
 ConfigStore.instance().store(name="schema", node=BASE)
-
-
-class Elsewhere(SearchPathPlugin):
-    """Adds the folder of --config-dir to Hydra's search path, also for its help, glob() and completion."""
-
-    folders: ClassVar[list[Path]] = []
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Puts the folder behind conf/."""
-        for folder in self.folders:
-            search_path.append("--config-dir", f"file://{folder}")
-
-
-Plugins.instance().register(Elsewhere)
-
-
-class ReadOnce:
-    """Hydra's repository of files, which reads each file once for all the cells of a sweep."""
-
-    def __init__(self, repository: Any) -> None:
-        self.repository, self.loaded = repository, cache(repository.load_config)
-
-    def __deepcopy__(self, memo: Any) -> "ReadOnce":
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.repository, name)
-
-    def load_config(self, config_path: str) -> Any:
-        """A copy of a file's content, into which Hydra then merges others; None where there is no file."""
-        return copy.deepcopy(self.loaded(config_path=config_path))
 
 
 class Files:
@@ -138,87 +84,91 @@ class Files:
                 raise UserError(f"--config-dir {config_dir}: no such folder")
             for path in sorted(folder.glob("*/**/*.yaml")):
                 same = CONF / path.relative_to(folder)
-                if not path.is_file():
-                    raise UserError(f"{path}: a folder, or a link that leads to no file")
                 if same.is_file() and same.read_bytes() != path.read_bytes():
-                    raise UserError(
-                        f"{path}: conf/ has a file of this name, which would count: name yours otherwise"
-                    )
+                    raise UserError(f"{path}: conf/ has a file of this name: name yours otherwise")
             self.folders.append(folder)
-        self._defaults: dict[tuple[str, ...], DictConfig] = {}
-        self.recipes: dict[str, dict[str, Any]] = {}
-        self._choices: dict[str, list[str]] = {}
+        #: The configuration with these group choices and no other override, and the names of a group's files.
+        self.defaults, self.choices = cache(self.compose), cache(self._choices)
+        self.checked = set[tuple[str, str]]()  # recipes, each with a row that takes it
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
         """Initialises Hydra with these files, which `compose` needs, and gives Hydra's object; afterwards the
         caller's own Hydra, if any, is back."""
-        others = GlobalHydra.instance().hydra
+        others, path = GlobalHydra.instance().hydra, create_config_search_path(str(CONF))
+        for folder in self.folders[1:]:
+            path.prepend("--config-dir", f"file://{folder}", anchor="schema")  # behind conf/
         GlobalHydra.instance().clear()
-        Elsewhere.folders = self.folders[1:]
+        version.setbase("1.3")
         try:
-            with initialize_config_dir(str(CONF), job_name="vera-bench", version_base="1.3"):
-                hydra: Any = GlobalHydra.instance().hydra
-                hydra.config_loader.repository = ReadOnce(hydra.config_loader.repository)
-                yield hydra
+            hydra: Any = Hydra.create_main_hydra2("vera-bench", path)
+            files = hydra.config_loader.repository
+            read = cache(files.load_config)  # each file once for all cells of a sweep
+            files.load_config = lambda config_path: copy.deepcopy(read(config_path))
+            yield hydra
         finally:
             GlobalHydra.instance().hydra = others
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """What Hydra composes, with Hydra's own part, and the recipe as its row sees it. Raises UserError for
-        what Hydra refuses, and for a key that `+` adds or a recipe has and nothing reads."""
-        self._check_added(overrides)
+        what Hydra refuses, a file that is not there, and a key that `+` adds or a recipe has and nothing
+        reads."""
+        groups = groups_of(overrides)
+        for group, _, name in (line.lstrip("+").partition("=") for line in groups):
+            if not group.startswith("~"):
+                self.path(group, name.strip("'\""))
+        self._check_keys(tuple(line for line in overrides if line.startswith("+")), groups)
         try:
-            cfg = compose("config", list(overrides), return_hydra_config=True)
-        except yaml.YAMLError as error:
-            raise UserError(f"no YAML: {' '.join(str(error).split())}") from None
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(self._refusal(error, overrides)) from None
-        for group, keys in KEYS_OF_FILES.items():
-            for key in keys:
-                if key not in cfg[group]:
-                    path = self.path(group, cfg.hydra.runtime.choices[group])
-                    raise UserError(f"{path}: {key}: is missing")
-        with open_dict(cfg):
-            self._take_recipe(cfg, any(re.match("~?recipe(=|$)", line) for line in overrides))
+            cfg = compose("config", [*overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            if groups != overrides:  # else composing the groups is what failed
+                self._check_keys(overrides, groups)
+            raise UserError(_short(error)) from None
+        choices, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
+        if cfg.get("recipe"):
+            if (taken := (choices.recipe, row_word(cfg))) not in self.checked:
+                self._check_recipe(*taken, cfg)
+                self.checked.add(taken)
+            with open_dict(cfg):
+                content: Any = OmegaConf.to_container(cfg.recipe)
+                cfg.recipe = of_row(content, row_word(cfg))
+        elif other and not any(re.match("~?recipe(=|$)", line) for line in groups):
+            rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
+            one_of(f"row with recipes, as {self.path('method', choices.method)} names it:", other, rows)
+            borrowed = f"{other}/{str(choices.recipe).partition('/')[2]}"  # a preset may choose the model
+            if borrowed in self.choices("recipe"):
+                return self.compose((*overrides, f"recipe={borrowed}"))
         return cfg
 
-    def _take_recipe(self, cfg: DictConfig, chosen: bool) -> None:
-        """Puts a row's recipe into the configuration: the one that was chosen, its own for the model, or else
-        that of the row that its file names (recipe: lora)."""
-        runtime, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
-        rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
-        if other not in (None, *rows):
-            path, near = self.path("method", runtime.method), did_you_mean(str(other), rows)
-            raise UserError(f"{path}: recipe: {other}: no row with recipes has this name.{near}")
-        name = str(runtime.get("recipe"))
-        if not (cfg.get("recipe") or chosen or other is None):
-            name = f"{other}/{name.partition('/')[2]}"  # a preset may choose the model
-        if not cfg.get("recipe") and name not in self.choices("recipe"):
-            return
-        if name not in self.recipes:
-            found = cfg.recipe or compose(f"recipe/{name}").recipe[name.partition("/")[0]]
-            content: Any = OmegaConf.to_container(found)
-            check_recipe(self, name, content, {str(cfg.task.get("name"))})
-            self.recipes[name] = content
-        cfg.recipe, runtime.recipe = of_row(self.recipes[name], row_word(cfg)), name
+    def _check_recipe(self, name: str, row: str, cfg: DictConfig) -> None:
+        """Raises UserError, with the file, for what a recipe's own file says to a row and nothing reads."""
+        content, path = self.read("recipe", name), self.path("recipe", name)
+        for word in content.get("by_row", ()):
+            self.path("method", word.partition(":")[0])  # raises UserError where there is none
+        of = row if "by_row" in content else name.partition("/")[0]
+        rows = ["peft" if of.startswith(("peft:", "peft_")) else of]
+        for one in rows:  # which grows by the rows in their defaults
+            rows += {*self.read("method", one).get("defaults", ())} - {"_self_", *rows}
+        files = [CONF / "config.yaml", *(self.path("method", one) for one in rows)]
+        for folder in self.folders:
+            files += [*folder.glob("task/*.yaml"), *folder.glob("shared/*.yaml")]
+        read = {key for file in files for key in READS.findall(file.read_text())}
+        try:
+            check_recipe(content, row, read, {*self.choices("task"), cfg.task.get("name")})
+        except UserError as error:
+            where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else path
+            raise UserError(f"{where}: {error}") from None
 
-    def _check_added(self, overrides: tuple[str, ...]) -> None:
-        """Raises UserError for a key that `+` or `++` adds where nothing would read it."""
-        groups = groups_of(overrides)
-        for line in (one for one in overrides if one.startswith("+") and one not in groups):
-            key, keys = line.lstrip("+").partition("=")[0], self.known_keys(groups)
-            opens = [mapping for mapping in OPEN if mapping in keys]
-            if not key.startswith(tuple(f"{mapping}." for mapping in opens)) and key not in keys:
+    def _check_keys(self, lines: tuple[str, ...], groups: tuple[str, ...]) -> None:
+        """Raises UserError for an override of a key that there is not. Only some mappings take others."""
+        known = self.known_keys(groups) if lines else []
+        opens = tuple(f"{key}." for key in OPEN if key in known)
+        for line in lines:
+            key = line.lstrip("+~").partition("=")[0]
+            if key not in (*known, *GROUPS) and not (line[0] in "+~" and key.startswith(opens)):
                 raise UserError(
-                    f"no key {key!r}.{did_you_mean(key, keys)} (+ adds to {', '.join(opens)} alone)"
+                    f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
                 )
-
-    def defaults(self, groups: tuple[str, ...]) -> DictConfig:
-        """The configuration with these group choices and no other override, composed once."""
-        if groups not in self._defaults:
-            self._defaults[groups] = self.compose(groups)
-        return self._defaults[groups]
 
     def known_keys(self, groups: tuple[str, ...] = ()) -> list[str]:
         """Every key that an override may set with these group choices, dotted."""
@@ -227,52 +177,39 @@ class Files:
 
     # --- files
 
-    def all(self) -> list[Path]:
-        """Every file that Hydra may read."""
-        return [path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))]
-
-    def choices(self, group: str) -> list[str]:
-        """The names of a group's files."""
-        if group not in self._choices:
-            self._choices[group] = sorted(
-                {
-                    path.relative_to(folder / group).with_suffix("").as_posix()
-                    for folder in self.folders
-                    for path in (folder / group).rglob("*.yaml")
-                }
-            )
-        return self._choices[group]
+    def _choices(self, group: str) -> list[str]:
+        found = (
+            (folder / group, path) for folder in self.folders for path in (folder / group).rglob("*.yaml")
+        )
+        return sorted(
+            {path.relative_to(folder).with_suffix("").as_posix() for folder, path in found if path.is_file()}
+        )
 
     def path(self, group: str, name: str) -> Path:
         """A group's file. Raises UserError, with the nearest right name, where there is none."""
         names = self.choices(group)
         if name in names:
             return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
-        if group in ("model", "task", "method") and (sweep := as_sweep(group, name)):
-            raise UserError(f"no {group} {name!r}{sweep}")
-        near = did_you_mean(name, names)
-        if group == "method" and not near:
-            of_peft = _peft_classes().get(name.lower().removesuffix("config"))
-            near = f" Did you mean peft:{of_peft}?" if of_peft else ""
-        raise UserError(f"no {group} {name!r}.{near} Known: {', '.join(names)} (python -m runs --help)")
+        if group == "model" and "/" in name:
+            raise UserError(
+                f"no model {name!r}. One of the hub: model=encoder model.hub={name} (or decoder, vision)"
+            )
+        peft = f" One of peft's classes: peft:CLASS, such as peft:{name}Config." if group == "method" else ""
+        near = did_you_mean(name, names) or f"{peft} Known: {', '.join(names)}"
+        raise UserError(f"no {group} {name!r}.{near} (python -m runs --help lists them)")
 
     def read(self, group: str, name: str) -> dict[str, Any]:
         """The content of a group's file, not resolved."""
         content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
         return dict(content)
 
-    def _refusal(self, error: Exception, overrides: tuple[str, ...]) -> str:
-        """Hydra's error in one line, or the first key that there is not, with the nearest one."""
-        groups = groups_of(overrides)
-        # Where there are only groups, composing them is what failed
-        known = self.known_keys(groups) if groups != overrides else []
-        for line in overrides:
-            key = line.lstrip("+~").partition("=")[0]
-            if known and key not in (*known, *GROUPS):
-                return f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
-        last = first_line(error.__cause__ or error.__context__ or error)
-        place = first_line(error).partition(":")[0] if first_line(error).startswith("In ") else ""
-        return f"{place}: {last}" if place else last
+
+def _short(error: Exception) -> str:
+    """Hydra's error in one line: its cause, with the file that it is in."""
+    if isinstance(error, yaml.YAMLError):
+        return f"no YAML: {' '.join(str(error).split())}"
+    last, line = first_line(error.__cause__ or error.__context__ or error), first_line(error)
+    return f"{line.partition(':')[0]}: {last}" if line.startswith("In ") else last
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -309,3 +246,10 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     with files.hydra():
         cfg = files.compose((f"model={model}", f"method={method}"))
     return plain(cfg.model), {key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS}
+
+
+def recipe_keys(row: str, config_dir: str | None = None) -> list[str]:
+    """The keys of a recipe that the training and this row's file read."""
+    files = Files(config_dir)
+    with files.hydra():
+        return READS.findall(str(without_hydra(files.defaults((f"method={row}",)), resolve=False)))

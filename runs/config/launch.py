@@ -4,9 +4,9 @@ None of it is part of a run's identity or configuration: a sweep can start with 
 another."""
 
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from runs.command import mistake
@@ -17,36 +17,29 @@ from runs.tracking import Tracking
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
-@dataclass
-class Launcher:
-    """The base of the launchers' settings. See conf/launcher."""
-
-    name: str = "?"
-
-
 @dataclass(config=STRICT)
-class Serial(Launcher):
+class Serial:
     """One run after another, each in a process of its own."""
 
-    name: str = "serial"
+    name: Literal["serial"] = "serial"
     runs_per_device: Count = 1  # how many runs of several commands may share a device
 
 
 @dataclass(config=STRICT)
-class Local(Launcher):
+class Local:
     """Runs at once on the devices of this machine, each in a process of its own."""
 
-    name: str = "local"
+    name: Literal["local"] = "local"
     runs_per_device: Count = 1  # how many runs share a device
 
 
 @dataclass(config=STRICT)
-class Slurm(Launcher):
+class Slurm:
     """An array of Slurm jobs, each with one worker. The names are submitit's, where it has one.
 
     Other options of sbatch (comment, exclude, mail_user ...) go into additional_parameters."""
 
-    name: str = "slurm"
+    name: Literal["slurm"] = "slurm"
     executors: Count | None = None  # how many at once; null: one a run, at most 8
     partition: str | None = None
     account: str | None = None
@@ -66,16 +59,16 @@ class Slurm(Launcher):
 
 
 @dataclass(config=STRICT)
-class Ray(Launcher):
+class Ray:
     """Ray workers."""
 
-    name: str = "ray"
+    name: Literal["ray"] = "ray"
     executors: Count | None = None  # how many at once; null: one a run, at most 8
     init: dict[str, Any] | None = None  # of ray.init: {address: auto}
     remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
 
 
-LAUNCHERS = {of.name: of for of in (Serial, Local, Slurm, Ray)}
+Launcher = Annotated[Serial | Local | Slurm | Ray, Field(discriminator="name")]
 
 
 @dataclass(config=STRICT)
@@ -90,14 +83,8 @@ class Launch:
 
 def from_plain(values: dict[str, Any]) -> Launch:
     """From the plain values of a composed configuration. Raises UserError for a value that is not allowed."""
-    name = values["launcher"].get("name")
-    if name not in LAUNCHERS:
-        raise UserError(f"launcher.name={name}: should be one of {', '.join(LAUNCHERS)}")
     try:
-        launcher = LAUNCHERS[name](**values["launcher"])
+        return TypeAdapter(Launch).validate_python(values)
     except ValidationError as error:
-        raise UserError(mistake(error, within="launcher.")) from None
-    try:
-        return TypeAdapter(Launch).validate_python(values | {"launcher": launcher})
-    except ValidationError as error:
-        raise UserError(mistake(error)) from None
+        name = values["launcher"].get("name")
+        raise UserError(mistake(error).replace(f"launcher.{name}.", "launcher.")) from None

@@ -45,12 +45,6 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f" {group} has: {', '.join(members)}" if members else ""
 
 
-def as_sweep(key: str, value: str) -> str:
-    """How a message goes on where one value is wanted and a list is given, as for a sweep; else empty."""
-    items = value[1:-1] if value[:1] + value[-1:] == "[]" else ""
-    return f". A sweep has no brackets: {key}={items}" if items else ""
-
-
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values, those of mappings too."""
     for key, value in node.items():

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -11,30 +12,32 @@ from hydra.errors import HydraException
 
 from runs.command import at_home
 from runs.config.files import GROUPS
-from runs.config.names import ALIASES
 from runs.errors import UserError
 from runs.record.text import first_line
 
 RUN_ID = "[0-9a-f]{12}"
 #: The most runs of one command: a range with a zero too many is refused before it takes memory.
 MOST_RUNS = 100_000
-#: Groups that every command has a choice of.
-NEEDED = ("model", "task", "method", "launcher", "tracking")
-#: Mappings of which a key may be taken away.
-MAPPINGS = ("method.config.", "model.settings.", "train.lr_by.", "train.decay_by.")
-#: The beginnings of Hydra's own settings, and what to write here instead.
-HYDRAS_OWN = {
-    r"hydra[/.]launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
-    r"hydra[/.]sweeper": "a list makes a sweep (seed=0,1), and python -m runs.tune searches",
-    r"hydra\.mode": "a list makes a sweep, with -m and without",
-    r"hydra\.searchpath": "--config-dir FOLDER",
-    r"hydra\.job\.chdir": "a run stays in the folder that it was started in",
-    r"hydra[/.](\w+_logging|verbose)": "the log of a run is runs/ID/log.txt; debug=true shows tracebacks",
-    r"hydra\b": "output=FOLDER says where files go; runs/ID/config.yaml in it is a run's configuration",
+#: What is not taken, by how it begins, and what to write instead.
+REFUSED = {
+    r"[+~]*hydra[/.]launcher": "launcher=slurm (or local, ray), with settings such as launcher.partition=gpu",
+    r"[+~]*hydra[/.]sweeper": "a list makes a sweep (seed=0,1), and python -m runs.tune searches",
+    r"[+~]*hydra\.mode": "a list makes a sweep, with -m and without",
+    r"[+~]*hydra\.searchpath": "--config-dir FOLDER",
+    r"[+~]*hydra\.job\.chdir": "a run stays in the folder that it was started in",
+    r"[+~]*hydra[/.](\w+_logging|verbose)": "a run's log is runs/ID/log.txt; debug=true shows tracebacks",
+    r"[+~]*hydra\b": "output=FOLDER says where files go; a run's configuration is runs/ID/config.yaml in it",
+    r"~(model|task|method|launcher|tracking)(=|$)": "every run has one, and GROUP=NAME chooses another",
+    r"~(seed|(task|train|model|method)\.)(?!(config|settings|lr_by|decay_by)\.)": (
+        "every run has that key: KEY=null, where it may be left out"
+    ),
+    r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
+    r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
+    r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
 }
 
 
-def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def split(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The overrides with one value by key, and by key those with a list: an override for each of its values.
 
     Raises UserError for an override that Hydra's grammar cannot parse, for a key that no override may set,
@@ -48,16 +51,8 @@ def split(arguments: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         if override.is_sweep_override():
             lists[key] = _values(override)
         else:
-            fixed[key] = _line(override)
+            fixed[key] = override.input_line or ""
     return fixed, lists
-
-
-def _line(override: Override) -> str:
-    """The override as it was typed, with the value of a cast such as int(3)."""
-    line, value = override.input_line or "", override.value()
-    if "(" in line and isinstance(value, int | float):
-        return f"{override.get_key_element()}={override.get_value_element_as_str()}"
-    return line
 
 
 def values(key: str, text: str) -> list[str]:
@@ -67,19 +62,17 @@ def values(key: str, text: str) -> list[str]:
 
 
 def _parse(argument: str) -> Override:
+    hydra = GlobalHydra.instance()  # whose loader lists the options of a group for glob()
+    loader: Any = hydra.config_loader() if hydra.is_initialized() else None
     try:
-        (override,) = OverridesParser.create(_config_loader()).parse_overrides([_readable(argument)])
+        (override,) = OverridesParser.create(loader).parse_overrides([_readable(argument)])
+        if not override.key_or_group or not (override.is_delete() or "=" in argument):
+            raise ValueError
     except (HydraException, RecursionError, ValueError):
-        meant = ""
-        if call := re.fullmatch(r"method=(\w+)\(([\w.=, -]*)\)", argument):  # as Python: method=LoRA(r=8)
-            words = [word.strip().partition("=") for word in call[2].split(",") if word.strip()]
-            own = " ".join(f"method.{ALIASES.get(name, name)}={value}" for name, _, value in words)
-            meant = f" Did you mean method={call[1].lower()} {own}?"
-        raise UserError(
-            f"{argument[:100]!r} is not KEY=VALUE.{meant} A list is KEY=a,b for a sweep, KEY=[a,b] for one"
-            " value; a value with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"'"
-        ) from None
-    _check(override, argument)
+        quotes = "a value with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"'"
+        raise UserError(f"{argument[:100]!r} is not KEY=VALUE. A list is KEY=a,b; {quotes}") from None
+    if instead := next((text for begin, text in REFUSED.items() if re.match(begin, argument)), ""):
+        raise UserError(f"{argument}: not taken here. Instead: {instead}")
     return override
 
 
@@ -94,38 +87,8 @@ def _readable(argument: str) -> str:
     return argument
 
 
-def _config_loader() -> Any:
-    """Hydra's loader, which lists the options of a group for glob()."""
-    hydra = GlobalHydra.instance()
-    return hydra.config_loader() if hydra.is_initialized() else None
-
-
-def _check(override: Override, shown: str) -> None:
-    """Raises UserError for a key that no override may set, with what to write instead."""
-    key = override.key_or_group
-    if not key or (not override.is_delete() and "=" not in shown):
-        raise UserError(f"{shown!r} is not KEY=VALUE")
-    if override.is_delete() and key in NEEDED:
-        raise UserError(f"{shown}: every run has a {key}. {key}=NAME chooses another")
-    own = key == "seed" or key.startswith(("task.", "train.", "model.", "method."))
-    if override.is_delete() and own and not key.startswith(MAPPINGS):
-        raise UserError(f"{shown}: every run has that key. {key}=null, where it may be left out")
-    if key == "train" and isinstance(override.value(), dict):
-        raise UserError(f"{shown}: name each setting by itself, such as train.epochs=3")
-    if key.startswith("recipe."):  # or the result would stand under the recipe's name
-        name = key.removeprefix("recipe.")
-        raise UserError(
-            f"{shown}: a recipe is a file; set train.{name}, method.{name} or task.{name} instead"
-        )
-    if instead := next((text for begin, text in HYDRAS_OWN.items() if re.match(begin, key)), ""):
-        raise UserError(f"{shown}: not taken here. Instead: {instead}")
-    if "_target_" in shown or (key == "method.kind" and "." in str(override.value())):
-        raise UserError(f"{shown}: a file names what is called (--config-dir), no override does")
-
-
 def _values(override: Override) -> list[str]:
-    """An override for each value of a list. Raises UserError for a sweep that has no list of values, and for
-    more than MOST_RUNS values, before they are made."""
+    """An override for each value of a list. Raises UserError for a sweep that has no list of values."""
     line, value = override.input_line or "", override.value()
     if override.is_interval_sweep():
         raise UserError(f"{line}: an interval has no values to run through: a list, or python -m runs.tune")

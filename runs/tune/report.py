@@ -8,7 +8,7 @@ import pandas as pd
 
 import tasks
 from runs.command import as_word
-from runs.config import Files, known_keys
+from runs.config import Files, recipe_keys
 from runs.record import Metric, epoch_of_table, one_class, sample_deviation, write_atomically
 from runs.record.text import plural
 from runs.tune.cells import Cell, Point
@@ -106,7 +106,7 @@ def recipe(cell: Cell, point: Point, judged: str) -> list[str]:
 def tuned(cell: Cell, point: Point) -> Iterator[tuple[str, str, list[str]]]:
     """The settings that a recipe of the row may have, of those that were searched and those that were given
     with the search: the last part of the key, the value, and the values tried."""
-    known = known_keys(Files(cell.config_dir), cell.overrides[0].partition("=")[2])
+    known = recipe_keys(cell.overrides[0].partition("=")[2], cell.config_dir)
     given = (word.partition("=") for word in cell.overrides)
     searched = zip(cell.axes, point, cell.axes.values(), strict=True)
     for path, value, values in [*searched, *((path, value, [value]) for path, _, value in given)]:

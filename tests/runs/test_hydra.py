@@ -46,11 +46,7 @@ def plan_of(*words):
         (["experiment=demo", "method=head,vera", "seed=0"], 2, ["head", "vera"]),
         (["method=peft", "+method.config.r=4"], 1, ["peft_lora_r_4"]),
         (["method=peft", "+method.config.r=4,8"], 2, ["peft_lora_r_4", "peft_lora_r_8"]),
-        (
-            ["method=peft", "method.config={r:4,use_dora:true}", "~method.config.use_dora"],
-            1,
-            ["peft_lora_r_4"],
-        ),
+        (["method=peft", "method.config={r:4,p:1}", "~method.config.p"], 1, ["peft_lora_r_4"]),
         (["++train.lr=3e-3"], 1, ["vera"]),
         (["~recipe"], 1, ["vera"]),
         (["train.lr_head=${train.lr}"], 1, ["vera"]),
@@ -98,12 +94,7 @@ def test_what_hydras_options_print():
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
     usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
-    for part in (
-        "python -m runs model=",
-        "launcher: local, ray, serial, slurm",
-        "name: mrpc",
-        "-c, --cfg PART",
-    ):
+    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "--cfg PART"):
         assert part in usage
     assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
 
@@ -129,19 +120,16 @@ def test_the_defaults_tree():
         (["hydra.output_subdir=null"], "Instead: output=FOLDER"),
         (["hydra.job.chdir=true"], "a run stays in the folder"),
         (["hydra.verbose=true"], "debug=true shows tracebacks"),
-        (["hydra/job_logging=disabled"], "the log of a run is runs/ID/log.txt"),
+        (["hydra/job_logging=disabled"], "a run's log is runs/ID/log.txt"),
         (["hydra.searchpath=[file:///x]"], "Instead: --config-dir FOLDER"),
         (["--experimental-rerun", "x"], "rerun=ID"),
         (["--run"], "--run is not taken here: leave it out"),
         (["-cn", "other"], "experiment=NAME chooses a preset"),
         (["--config-path=x"], "--config-dir FOLDER adds others"),
         (["--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
-        (["--resolve"], "--package and --resolve are for --cfg job"),
+        (["--resolve"], "--package, --resolve and sources=true are for --cfg job"),
         (["--cfg", "task=rte"], "no part 'task=rte'. Known: job, hydra, all"),
-        (
-            ["--cfg", "job", "--package", "trian"],
-            "--package trian: the configuration has no such part. Did you mean train?",
-        ),
+        (["--cfg", "job", "--package", "trian"], "has no such part. Did you mean train?"),
         (["-sc", "install=csh"], "No completion plugin for 'csh'"),
         (["--jobs=3"], "--jobs=3"),
         (["method=vera,lora", "method=bitfit"], "method is given twice: method=bitfit"),
@@ -150,20 +138,17 @@ def test_the_defaults_tree():
         (["train.lr=interval(0,1)"], "train.lr=interval(0,1): an interval has no values"),
         (["method=vera,choice(lora,bitfit)"], "choice() or range() beside or within a list"),
         (["launcher=slrum"], "no launcher 'slrum'. Did you mean slurm?"),
-        (
-            ["launcher=slurm", "launcher.partitoin=x"],
-            "no key 'launcher.partitoin'. Did you mean launcher.part",
-        ),
+        (["launcher=slurm", "launcher.partitoin=x"], "no key 'launcher.partitoin'. Did you mean"),
         (["launcher=slurm", "launcher.executors=many"], "launcher.executors=many: should be"),
         (["launcher=serial,local"], "launcher= takes one value, for all runs of the command"),
         (["tracking=onlin"], "no tracking 'onlin'. Did you mean online?"),
-        (["experiment=demo,figure4"], "experiment= takes one preset at a time"),
+        (["experiment=demo,figure4"], "experiment= takes one value"),
         (["+train.foo=1"], "no key 'train.foo'"),
         (["++train.foo=1"], "no key 'train.foo'"),
         (["+task.foo=1"], "no key 'task.foo'"),
         (["+train.lr=1"], "An item is already at 'train.lr'"),
         (["~train.lr"], "~train.lr: "),
-        (["~model"], "~model: every run has a model"),
+        (["~model"], "~model: not taken here. Instead: every run has one"),
         (["~nothing"], "nothing"),
         (["train.lr=fast"], "train.lr=fast: should be"),
     ],
@@ -194,12 +179,8 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     kept = [word for word in words if not word.startswith(("task=", "method", "train.", "seed="))]
     mine = ["--config-dir", str(tmp_path / "own"), "experiment=mine", *kept]
     runs = expand(mine)
-    assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == [
-        ("my_vera", 0, 0.5),
-        ("my_vera", 1, 0.5),
-        ("vera", 0, 0.25),
-        ("vera", 1, 0.25),
-    ]
+    rates = [("my_vera", 0, 0.5), ("my_vera", 1, 0.5), ("vera", 0, 0.25), ("vera", 1, 0.25)]
+    assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == rates
     assert {run.config["task"]["train_rows"] for run in runs} == {8}
     counted, rows = plan_of(*mine)
     assert ": 4 runs" in counted
@@ -216,9 +197,6 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     (tmp_path / "own" / "method" / "lora.yaml").write_bytes((CONF / "method" / "lora.yaml").read_bytes())
     (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])  # a copy does no harm
     assert run.config["method"]["kind"] == "lora"
-    (tmp_path / "own" / "method" / "link.yaml").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"method/link.yaml: a folder, or a link that leads to no file"):
-        expand([*mine[:2], *kept, "task=rte", "method=lora"])
     assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
 
 
@@ -249,16 +227,6 @@ def test_a_shell_completes_the_installed_script(tmp_path):
         assert done.stdout.split() == completed
 
 
-@pytest.mark.usefixtures("process")
-def test_of_torchruns_processes_the_first_one_speaks(tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "runs", "method=verra"]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode != 0
-    assert done.stderr.count("error: no method 'verra'. Did you mean vera?") == 1
-
-
 #: Shows which of torchrun's processes compose, and what each of them would run.
 SHOW = """
 import os, sys, runs.__main__ as command
@@ -279,38 +247,23 @@ sys.exit(command.main(sys.argv[2:]))
 
 
 @pytest.mark.usefixtures("process")
-def test_of_torchruns_processes_the_first_one_composes_for_all(tmp_path):
+def test_of_torchruns_processes_the_first_one_composes_for_all_and_speaks(tmp_path):
     (tmp_path / "show.py").write_text(SHOW)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29673"]
+
+    def done(*words):
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [*torchrun, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+        )
+
+    refused = done("-m", "runs", "method=verra")
+    assert refused.returncode != 0
+    assert refused.stderr.count("error: no method 'verra'. Did you mean vera?") == 1
     words = ["method=vera", "task=rte,mrpc", "seed=3", f"output={tmp_path}"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29673"),
-            *(str(tmp_path / "show.py"), str(tmp_path), *words),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=True,
-        timeout=120,
-    )
+    assert done(str(tmp_path / "show.py"), str(tmp_path), *words).returncode == 0
     assert sorted(path.name for path in tmp_path.glob("composed*")) == ["composed0"]
     first, second = (tmp_path / f"runs{rank}" for rank in (0, 1))
     assert first.read_text() == second.read_text()
     assert "RTE, seed 3" in first.read_text()
     assert "MRPC, seed 3" in first.read_text()
-
-
-@pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"]])
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(words):
-    done = subprocess.run(
-        f"{sys.executable} -m runs {' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, 141)
-    assert done.stderr == ""

@@ -102,9 +102,7 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
         (["method=vera", "method.r=4"], "no key 'method.r'. Did you mean method.rank?"),
         (["method=lora", "method.lora_alpha=4"], "Did you mean method.alpha?"),
         (["method=LoRA"], "no method 'LoRA'. Did you mean lora?"),
-        (["method=VeRA(r=4)"], "Did you mean method=vera method.rank=4?"),
-        (["method=LoRA(r=4, lora_alpha=8)"], "Did you mean method=lora method.rank=4 method.alpha=8?"),
-        (["method=OSF"], "Did you mean peft:OSFConfig?"),
+        (["method=OSF"], "One of peft's classes: peft:CLASS, such as peft:OSFConfig"),
         (["method=IA3"], "Did you mean ia3?"),  # a row of its own
         (["method=peft", "method.r=4"], "no key 'method.r'"),
         (["method=peft", "method.config.r=4"], "no key 'method.config.r'"),
@@ -200,7 +198,7 @@ def test_a_file_without_a_key_that_every_method_has_is_one_line(key, own, words)
     file = own / "conf" / "method" / "biases.yaml"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(f"{key}:")))
-    with pytest.raises(UserError, match=rf"{file}: {key}: is missing"):
+    with pytest.raises(UserError, match=rf"method.{key} is missing"):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 
@@ -217,7 +215,7 @@ def test_a_task_or_model_without_a_key_that_each_has_is_one_line(group, key, tmp
         lines = [line for line in text.splitlines() if name != group or not line.startswith(f"{key}:")]
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.yaml").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=rf"{group}/mine.yaml: {key}: is missing"):
+    with pytest.raises(UserError, match=rf"{group}.{key} is missing"):
         expand(["task=mine", "model=mine", "--config-dir", str(tmp_path)])
     # Nor does it end the message of another mistake
     with pytest.raises(UserError, match="model vit_base takes image, task reviews is text"):
@@ -234,7 +232,9 @@ def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(tmp_path
 def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
     file = own / "conf" / "method" / "biases.yaml"
     file.write_text(file.read_text().replace("recipe: bitfit", "recipe: bitfitt"))
-    with pytest.raises(UserError, match=rf"{file}: recipe: bitfitt: no row .*Did you mean bitfit\?"):
+    with pytest.raises(
+        UserError, match=rf"no row with recipes, as {file} names it: 'bitfitt'. Did you mean bitfit\?"
+    ):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 

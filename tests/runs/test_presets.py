@@ -13,28 +13,15 @@ from runs.training.train import train
 pytestmark = pytest.mark.contract
 
 #: How many cells each has.
-PRESETS = {
-    "table2_base": 36,
-    "table2_large": 42,
-    "table2_base_mnli": 4,
-    "table3_medium": 8,
-    "table3_large": 5,
-    "table5_base": 16,
-}
-PRESETS |= {
-    "table5_large": 16,
-    "table4_llama_7b": 2,
-    "table4_llama_13b": 3,
-    "table4_llama2_7b": 2,
-    "table4_llama2_13b": 2,
-}
-PRESETS |= {"table12": 2, "table13": 2}
-PRESETS |= {"table6_scaling_vectors": 6, "table6_matrix_init": 6, "table6_d_init": 6, "table7": 8}
-PRESETS |= {"figure2": 13, "figure3": 1, "figure4": 7, "figure5": 2}
-PRESETS |= {"glue_minilm": 12, "glue_more_minilm": 18, "rank_scaling_minilm": 13, "ablations_minilm": 8}
-PRESETS |= {"table2_mpnet": 36, "glue_mpnet": 8}
-PRESETS |= {"figure2_proportional": 6, "rank_scaling_minilm_proportional": 6}
-PRESETS |= {"images_dinov2": 8, "e2e_smollm2": 3, "alpaca_smollm2": 3}
+CELLS = """
+table2_base 36, table2_large 42, table2_base_mnli 4, table3_medium 8, table3_large 5, table5_base 16,
+table5_large 16, table4_llama_7b 2, table4_llama_13b 3, table4_llama2_7b 2, table4_llama2_13b 2,
+table12 2, table13 2, table6_scaling_vectors 6, table6_matrix_init 6, table6_d_init 6, table7 8,
+figure2 13, figure3 1, figure4 7, figure5 2, glue_minilm 12, glue_more_minilm 18, rank_scaling_minilm 13,
+ablations_minilm 8, table2_mpnet 36, glue_mpnet 8, figure2_proportional 6,
+rank_scaling_minilm_proportional 6, images_dinov2 8, e2e_smollm2 3, alpaca_smollm2 3
+"""
+PRESETS = {name: int(cells) for name, cells in map(str.split, CELLS.split(","))}
 #: One of each family of text is fast; so is a run on images, in tests/nets.
 FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
 
@@ -52,28 +39,17 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     model, data = (
         request.getfixturevalue(n) for n in kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca"))
     )
-    words = [
-        f"experiment={paper}",
-        "seed=0",
-        f"model.path={model}",
-        "model.architecture=null",
-        f"task.data_dir={data}",
-    ]
+    words = [f"experiment={paper}", "seed=0", f"model.path={model}", "model.architecture=null"]
+    words += [f"task.data_dir={data}"]
     decodes = paper.startswith(("table3", "e2e"))
-    words += (
-        ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"]
-        if decodes
-        else []
-    )
+    few = ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"]
+    words += few if decodes else []
     words += ["task.shots=4"] if paper.startswith(("table5", "images")) else []
     own = ("minilm", "mpnet", "dinov2", "smollm2")
     words += ["model.sha256=null"] if any(name in paper for name in own) else []
     # In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
-    words += (
-        ["task.train_rows=null", "task.dev_rows=2"]
-        if paper.startswith(("table4", "table1", "alpaca"))
-        else []
-    )
+    chats = paper.startswith(("table4", "table1", "alpaca"))
+    words += ["task.train_rows=null", "task.dev_rows=2"] if chats else []
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     assert len(runs) == PRESETS[paper]
     seen: set[str] = set()

@@ -531,7 +531,7 @@ def test_a_wrong_word_about_the_launcher_is_one_line_that_names_it(words):
 @pytest.mark.parametrize("name", choices("launcher"))
 def test_a_launchers_file_has_what_its_type_has(name):
     """With the same defaults: launchers are made in tests and notebooks, too."""
-    of = settings.LAUNCHERS[name]
+    of = getattr(settings, name.title())
     assert read_command([f"launcher={name}"]).launch.launcher == of()
     written = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text()).keys() - {"defaults"}
     assert written == {field.name for field in dataclasses.fields(of)}
