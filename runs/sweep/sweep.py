@@ -68,8 +68,10 @@ def sweep(
         print(f"note: W&B does not have everything: {words} uploads it", file=sys.stderr)
     if not part:
         _summary(done, time.monotonic() - started)
-    if whole and not done.interrupted and not all(is_trial(run.config) for run in runs):
-        _show_table(output, done.name, launch.table)
+    ended = first and not part and not done.interrupted and (whole or not done.failed)
+    if ended and not all(is_trial(run.config) or run.config["train"].get("max_steps") for run in runs):
+        which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={runs[0].task}"
+        _show_table(output, which.split(), launch.table and whole)
     if done.interrupted and part:
         raise SystemExit(done.exit_code)
     return done
@@ -185,10 +187,10 @@ def _summary(done: Sweep, seconds: float) -> None:
         print(interrupted_words(), file=sys.stderr)
 
 
-def _show_table(output: str, name: str, table: bool) -> None:
-    """Prints the table of a sweep and the command that prints it again. Another process makes the table: runs
-    does not import analysis."""
-    words = ["-m", "analysis.tables", f"sweep={name}", *([f"output={output}"] if output != "outputs" else [])]
+def _show_table(output: str, which: list[str], table: bool) -> None:
+    """Prints a table and the command that prints it again, or the command alone. Another process makes the
+    table: runs does not import analysis."""
+    words = ["-m", "analysis.tables", *which, *([f"output={output}"] if output != "outputs" else [])]
     if table:
         done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True)
         print(f"\n{done.stdout or done.stderr}".rstrip())
