@@ -188,8 +188,7 @@ def _summary(done: Sweep, seconds: float) -> None:
 
 
 def _show_table(output: str, which: list[str], table: bool) -> None:
-    """Prints a table and the command that prints it again, or the command alone. Another process makes the
-    table: runs does not import analysis."""
+    """Prints a table, made by another process (runs does not import analysis), and its command."""
     words = ["-m", "analysis.tables", *which, *([f"output={output}"] if output != "outputs" else [])]
     if table:
         done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True)
