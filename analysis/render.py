@@ -4,14 +4,12 @@ import csv
 import io
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from runs.record import sample_deviation
 from runs.record.text import megabytes, one_line
 
 #: How a number is written: with its decimals and sign; as a count; as a size in bytes.
@@ -69,36 +67,20 @@ Cell = Any
 # --- numbers of cells
 
 
-def number(cell: Cell | None, middle: str = "median", decimals: int = 1, verdict: str = "") -> Entry:
+def number(
+    cell: Cell | None, middle: str = "median", decimals: int = 1, verdict: str = "", known: bool = False
+) -> Entry:
     """A cell's median (or mean) and spread, with how many seeds it has where it is not complete, and how many
-    diverged."""
-    if cell is None or (cell.n == 0 and cell.runs == 0):
+    diverged; "-" of no cell. known: the median of the seeds that have a number, "-" where none has."""
+    if cell is None:
         return NONE
-    return Number(
-        getattr(cell, middle),
-        cell.spread,
-        cell.n,
-        cell.wanted,
-        decimals,
-        mark=diverged(cell),
-        verdict=verdict,
-        ids=cell.ids,
-    )
-
-
-def known(cell: Cell, decimals: int = 1, verdict: str = "") -> Entry:
-    """The median and spread of the seeds that have a number; "-" where none has."""
-    values = [value for value in cell.values if value == value]
-    spread = sample_deviation(values)
-    return of_runs(
-        statistics.median(values) if values else None,
-        cell.ids,
-        spread=math.nan if spread is None else spread,
-        n=len(values),
-        wanted=cell.wanted,
-        decimals=decimals,
-        verdict=verdict,
-    )
+    value, spread, n, mark = getattr(cell, middle), cell.spread, cell.n, diverged(cell)
+    if known:
+        of = pd.Series(cell.values, dtype=float).dropna()
+        value, spread, n, mark = float(of.median()), float(of.std()), len(of), ""
+    if n == 0 and (known or cell.runs == 0):
+        return NONE
+    return Number(value, spread, n, cell.wanted, decimals, mark=mark, verdict=verdict, ids=cell.ids)
 
 
 def diverged(cell: Cell) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.frame import in_cells
 from analysis.paper import BENCHES, LLAMAS
-from analysis.render import NONE, Cell, Entry, Number, known
+from analysis.render import NONE, Cell, Entry, Number, number
 from analysis.tables.build import Own, Spec, View
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
@@ -67,9 +67,9 @@ def judged_cells(bench: str, spec: Spec, view: View) -> pd.DataFrame:
     return pd.DataFrame(lines) if lines else made
 
 
-def score(cell: Cell, _: str, decimals: int, verdict: str) -> Entry:
+def score(cell: Cell, middle: str, decimals: int, verdict: str) -> Entry:
     """A judge's median score, of the runs that it has judged."""
-    of = known(cell, decimals, verdict)
+    of = number(cell, middle, decimals, verdict, known=True)
     return replace(of, n=len(cell.judged), ids=cell.judged) if isinstance(of, Number) else of
 
 

@@ -13,7 +13,7 @@ from analysis.facts import SCORES as KEYS
 from analysis.frame import in_cells, reported_cells
 from analysis.notes import SELECTED
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, ROBERTA, SCORES, VIT
-from analysis.render import Cell, Entry, Number, Table, count, diverged, known, of_runs
+from analysis.render import Cell, Entry, Number, Table, count, diverged, number, of_runs
 from analysis.tables.build import Own, Spec, View, build
 from runs.record.text import plural
 
@@ -98,7 +98,7 @@ def rows_by_tasks(spec: Spec, view: View) -> pd.DataFrame:
 
 def counted(cell: Cell, *_: Any) -> Entry:
     """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)"."""
-    of = known(cell, int(cell.digits))
+    of = number(cell, decimals=int(cell.digits), known=True)
     of = of if isinstance(of, Number) else Number(math.nan, n=cell.runs, ids=cell.ids)
     return replace(of, counted=True, mark=diverged(cell), wanted=None)
 
@@ -265,7 +265,7 @@ TABLE3 = Spec(
     cells=scored,
     seeds=3,
     decimals={key: decimals for key, (_, decimals) in SCORES.items()},
-    entry=lambda cell, _, decimals, verdict: known(cell, decimals, verdict),
+    entry=partial(number, known=True),
     wanted=("bleu",),
     incomplete="{0.runs} of {0.wanted} seeds",
     status=lambda view, first, usual: "" if first.variant else usual,
