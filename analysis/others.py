@@ -71,10 +71,6 @@ def setting(of: Mapping[str, Any]) -> str:
 
 #: From so many sources with the paper's target modules on, ours is within their range or outside it.
 ENOUGH = 3
-NOTE = (
-    "others: independent groups (docs/others.md); ^ on other target modules than the paper's; in brackets"
-    " ours less theirs, ours by their choice of the epoch and their statistic."
-)
 
 
 def others_of(

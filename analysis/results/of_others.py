@@ -24,7 +24,8 @@ def pages() -> dict[str, str]:
     glue, elsewhere = less_lora(frame[own & (frame.column == "avg")]), less_lora(frame[~own])
     texts = elsewhere[~elsewhere.column.isin([*GLUE, "DINO similarity", "drift"])].less
     tables = [of for n in (2, 3, 4, 5) for of in made(f"table{n}", none, others="all")]
-    shown = [(of.title, grid(of.header, of.texts, right=False)) for of in tables if of.notes[1:]]
+    tables = [of for of in tables if {row[1] for row in of.texts} & {*frame.label}]
+    shown = [(of.title, grid(of.header, of.texts, right=False)) for of in tables]
     gaps: dict[str, Any] = {"sources": SOURCES, "said": _said, "paper": _paper, "setting": setting}
     gaps |= {"names": NAMED, "epochs": EPOCHS, "less": glue.to_dict("records"), "tables": shown}
     gaps |= {"texts": len(texts), "below": int((texts < 0).sum())}

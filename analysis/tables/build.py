@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import beside
 from analysis.frame import SEEDS, cells, in_cells
 from analysis.notes import SELECTED, notes
-from analysis.others import NOTE, line, others_of, verdict
+from analysis.others import line, others_of, verdict
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
 from analysis.tables.columns import Column, against, forgetting, number_of
@@ -187,8 +187,6 @@ class _Model:
         title = spec.title if model in spec.models else spec.other
         title = title.format(spec.models.get(model, model), next(cells.itertuples(), None))
         found = notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells))
-        if self.theirs.row.isin(self.paper.row).any():
-            found.append(NOTE)
         added, lines = self._added(), list[list[Entry]]()
         ends = [*spec.more, *(of.name for of in added), *spec.tail]
         for about, of_columns, own in self.lines:

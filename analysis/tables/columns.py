@@ -57,12 +57,8 @@ def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> lis
         both = both[both.id.isin(of.id) & (both.row != other)]
         return mean_difference(both) if len(both) else NONE
 
-    note = (
-        f"against {other}: mean difference over the seeds that both have (positive: better), +- half of its"
-        " 95% interval; over several tasks, the mean of theirs."
-    )
     known = any(isinstance(entry(of), Number) for of in rows)
-    return [Column(f"against {other}", entry, [note])] if known else []
+    return [Column(f"against {other}", entry)] if known else []
 
 
 def mean_difference(both: pd.DataFrame) -> Number:
