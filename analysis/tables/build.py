@@ -142,9 +142,9 @@ class _Model:
     entries by the names of head, more and tail, numbers by column, and the runs of a row of ours that it
     begins."""
 
-    def __init__(self, spec: Spec, view: View, model: str, *of: pd.DataFrame) -> None:
+    def __init__(self, spec: Spec, view: View, model: str, *frames: pd.DataFrame) -> None:
         self.spec, self.view, self.model = spec, view, model
-        self.runs, made, self.paper = of
+        self.runs, made, self.paper = frames
         self.columns = self._tasks(made) if spec.by_task else dict(spec.columns)
         self.made = made[made.column.isin(self.columns)] if spec.by_task else made
         self.averaged = spec.name == "table2" and len(self.columns) == len(GLUE)
