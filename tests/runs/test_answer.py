@@ -20,6 +20,7 @@ from runs import answer, evaluate, judge, models
 from runs.answer import draw, uniforms
 from runs.config import expand
 from runs.errors import UserError
+from runs.identity import run_id
 from runs.models import memory
 from runs.record import read_record, record_path, run_folder, write_record
 from runs.training import decode
@@ -60,39 +61,27 @@ def test_a_run_on_instructions(done):
     assert record["status"] == "done"
     assert record["result"]["metric"] == "perplexity"
     assert record["curve"]["dev_loss"][1] < record["curve"]["dev_loss"][0]
-    assert (record["data"]["train_rows"], record["data"]["dev_rows"], record["config"]["keep"]) == (
-        8,
-        2,
-        "last",
-    )
+    assert (record["data"]["train_rows"], record["data"]["dev_rows"]) == (8, 2)
+    assert record["config"]["keep"] == "last"
     assert record["cost"]["tokens_per_second"] > 0
     assert record["texts"] is None
 
 
-def test_where_the_questions_lie_and_how_they_are_answered_is_no_part_of_a_run(alpaca_words, done):
-    from runs.identity import run_id
-
-    record, _ = done
-    words = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
-    assert (
-        run_id(expand([*words, "task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"])[0])
-        == record["id"]
-    )
-    assert run_id(expand([*alpaca_words, "model.quantise=nf4"])[0]) != record["id"]
-
-
-def test_the_template_belongs_to_a_run(alpaca_words, done, tmp_path):
-    from runs.identity import run_id
-
+def test_what_is_part_of_a_run_on_instructions(alpaca_words, done, tmp_path):
+    """Its template, by content; not where the questions lie and how they are answered."""
     forms = {"prompt_input": "{instruction} {input} =", "prompt_no_input": "{instruction} ="}
-    (tmp_path / "t.json").write_text(json.dumps(forms))
-    ids = [
-        run_id(expand([*alpaca_words, f"task.template={tmp_path / name}"])[0])
-        for name in ("t.json", "t.json")
-    ]
-    (tmp_path / "u.json").write_text(json.dumps(forms))
-    assert ids[0] == ids[1] == run_id(expand([*alpaca_words, f"task.template={tmp_path / 'u.json'}"])[0])
-    assert ids[0] != done[0]["id"]
+    for name in "tu":
+        (tmp_path / name).write_text(json.dumps(forms))
+    questions = ["task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"]
+    elsewhere_ = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
+
+    def identity(words):
+        return run_id(expand(words)[0])
+
+    assert identity([*elsewhere_, *questions]) == done[0]["id"]
+    assert identity([*alpaca_words, "model.quantise=nf4"]) != done[0]["id"]
+    first, second = (identity([*alpaca_words, f"task.template={tmp_path / name}"]) for name in "tu")
+    assert first == second != done[0]["id"]
 
 
 @pytest.mark.parametrize(
@@ -364,12 +353,10 @@ def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done
     [
         ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
         ("task.answer_tokens=0", "should be a whole number of at least 1"),
-        ("task.answer_tokens=many", "should be a whole number"),
         ("device=xyz", "should be one of auto, cpu, cuda, mps"),
         ("task.top_p=0", "should be above 0 and at most 1"),
         ("task.top_k=-1", "should be a whole number of at least 1, or null"),
         ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
-        ("train.lr=1", "no setting train.lr=. Known: debug=, output=, task.bench="),
         ("task.topk=1", r"no setting task.topk=. Did you mean task.top_k=\?"),
     ],
 )
@@ -420,13 +407,10 @@ def test_top_p_and_top_k_leave_the_likeliest():
 
 
 def test_a_random_number_at_the_end_draws_a_possible_token():
-    logits = torch.tensor([[5.0, 1.0, -torch.inf]])
+    logits, warm = torch.tensor([[5.0, 1.0, -torch.inf]]), torch.ones(1, dtype=torch.float64)
     for number in (0.0, np.nextafter(1.0, 0.0)):
-        token = draw(
-            logits, torch.ones(1, dtype=torch.float64), 1.0, None, torch.tensor([number], dtype=torch.float64)
-        )
-        assert int(token) in (0, 1)
-    assert int(draw(logits, torch.zeros(1, dtype=torch.float64), 1.0, None, torch.tensor([0.99]))) == 0
+        assert int(draw(logits, warm, 1.0, None, torch.tensor([number], dtype=torch.float64))) in (0, 1)
+    assert int(draw(logits, 0 * warm, 1.0, None, torch.tensor([0.99]))) == 0
 
 
 def test_each_answer_has_random_numbers_of_its_own():
@@ -437,12 +421,10 @@ def test_each_answer_has_random_numbers_of_its_own():
 
 def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done):
     task = evaluate.restore(*done).task
-    end, ids = (
-        task.tokenizer.eos_token_id,
-        lambda text: task.tokenizer(text, add_special_tokens=False)["input_ids"],
-    )
-    assert answer._text(task, [*ids("Yes.\n"), end, *ids("more")]) == "Yes."
-    assert answer._text(task, ids("Yes.\n\n### Instruction:\nNow")) == "Yes."
+    yes, more = task.tokenizer(["Yes.\n", "more"], add_special_tokens=False)["input_ids"]
+    run_on = task.tokenizer("Yes.\n\n### Instruction:\nNow", add_special_tokens=False)["input_ids"]
+    assert answer._text(task, [*yes, task.tokenizer.eos_token_id, *more]) == "Yes."
+    assert answer._text(task, run_on) == "Yes."
 
 
 def test_a_run_on_answer_stops_being_written(done, mt_bench, monkeypatch):
@@ -489,12 +471,8 @@ def test_scores_go_into_the_record_and_the_table(done, key, capsys):
         assert sum(server.paid.values()) == 2 * COUNT  # nothing is paid for twice
     again = read_record(record_path(output, record["id"]))
     (found,) = again["judged"]
-    assert (found["mean"], found["n_valid"], found["judge"], found["bench"]) == (
-        6.5,
-        2 * COUNT,
-        "own-judge",
-        "mt_bench",
-    )
+    expected = {"mean": 6.5, "n_valid": 2 * COUNT, "judge": "own-judge", "bench": "mt_bench"}
+    assert found.items() >= expected.items()
     assert comparable({**again, "judged": None}) == comparable({**record, "judged": None})
     capsys.readouterr()
     assert tables(["table4", f"output={output}"]) == 0
@@ -561,20 +539,15 @@ def test_judging_again_with_fewer_passes_or_other_answers(done, key, capsys):
         found = {j["judge"]: j for j in read_record(record_path(output, record["id"]))["judged"]}
         assert {name: j["passes"] for name, j in found.items()} == {"a": 3, "b": 1}
         assert "has 3 passes of a already" in capsys.readouterr().out
-        assert found["a"]["answering"] == {
-            "answer_tokens": 6,
-            "top_p": 1.0,
-            "top_k": 50,
-            "batch": 3,
-            "without_room": 0,
-        }
+        made = {"answer_tokens": 6, "top_p": 1.0, "top_k": 50, "batch": 3, "without_room": 0}
+        assert found["a"]["answering"] == made
         asked(record, output, "task.answer_tokens=2")
         assert judge.main([*words, "judge=b"]) == 0
     (only,) = read_record(record_path(output, record["id"]))["judged"]
     assert (only["judge"], only["answering"]["answer_tokens"]) == ("b", 2)
     capsys.readouterr()
     assert tables(["table4", f"output={output}"]) == 0
-    assert "answers of at most 2 tokens, not 1024 (VeRA r=8)" in capsys.readouterr().out
+    assert "answer_tokens 2 instead of" in capsys.readouterr().out
 
 
 def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
