@@ -188,7 +188,7 @@ def test_another_model_than_the_configuration_names(tiny_roberta, glue):
 
 
 def test_missing_data(words, tmp_path):
-    with pytest.raises(DataError, match="task.data_dir"):
+    with pytest.raises(DataError, match=r"task\.data_dir"):
         identity([f"task.data_dir={tmp_path}" if w.startswith("task.data_dir") else w for w in words])
 
 
