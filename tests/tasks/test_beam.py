@@ -119,7 +119,7 @@ def test_a_beam_as_wide_as_all_there_is_finds_the_best_of_all(penalty):
         seen, total = list(prompt), 0.0
         for token in text:
             before = seen[-2] if len(seen) > 1 else 4
-            total += float(toy.table[before, seen[-1]].double().log_softmax(-1)[token])
+            total += float(toy.table[before, seen[-1]].detach().double().log_softmax(-1)[token])
             seen.append(token)
         return total / len(text) ** penalty
 

@@ -227,7 +227,7 @@ def test_a_merge_that_fails_half_way_is_taken_back(wrong, monkeypatch):
         real(layer)
 
     monkeypatch.setattr(AdaptedLinear, "merge", merge)
-    not_merged(model, "", method.merge, error=MemoryError)
+    not_merged(model, None, method.merge, error=MemoryError)
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
