@@ -106,8 +106,7 @@ class Table:
     """A title, a header, rows of equal length, and notes under it. The first column names a row; a row
     without a name belongs to the one above it.
 
-    For the dashboard: its model ("" if it has none), the labels of its tasks by task, and the columns of
-    frame.runs that it shows."""
+    For the dashboard: its model ("" if it has none), and the labels of its tasks by task."""
 
     title: str
     header: list[str]
@@ -115,7 +114,6 @@ class Table:
     notes: list[str] = field(default_factory=list)
     model: str = ""
     tasks: dict[str, str] = field(default_factory=dict)
-    shows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:

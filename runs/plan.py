@@ -157,7 +157,7 @@ class Settings(Common):
     """The settings of a plan, beside the words for runs."""
 
     watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
-    probe: bool = setting(False, "first train some steps of random weights: how fast this device is")
+    probe: bool = setting(False, "first do 20 steps of a run of each row: how fast this device is")
     card: str | None = setting(None, "hours on a card of conf/cards.yaml, such as H100, wherever you are")
 
 

@@ -71,8 +71,8 @@ class Spec:
     row of ours, by its cells and the usual words. first: rows that stand before others (None: in the order of
     cells). part: of the paper's table. names: of the paper's rows, by ours. quoted: what else stands in the
     paper's rows. compared: the variants that stand beside the paper. how, notes: what its notes say. tasks:
-    their names, where columns are no tasks. shows: for the dashboard. others, forgets: whether it has lines
-    of what others report, and a column of forgetting."""
+    their names, where columns are no tasks. others, forgets: whether it has lines of what others report, and
+    a column of forgetting."""
 
     name: str
     belongs: Callable[[pd.DataFrame], "pd.Series[bool]"]
@@ -99,7 +99,6 @@ class Spec:
     how: Callable[["Spec", View, pd.DataFrame], str] = reads
     notes: Callable[[str, pd.DataFrame, pd.DataFrame], Iterable[str]] = lambda model, runs, made: ()
     tasks: Mapping[str, str] = field(default_factory=dict)
-    shows: tuple[str, ...] = ("best",)
     others: bool = False
     forgets: bool = False
 
@@ -200,7 +199,6 @@ class _Model:
             [*found, *(note for of in added for note in of.notes)],
             model,
             tasks,
-            spec.shows,
         )
 
     def _added(self) -> list[Column]:

@@ -153,7 +153,6 @@ def judged(name: str, bench: str, models: dict[str, str]) -> Spec:
         how=partial(how, bench),
         notes=partial(notes, bench),
         tasks={"alpaca": "Alpaca"},
-        shows=(),
         others=name == "table4",
         forgets=True,
     )

@@ -131,7 +131,6 @@ ROWS = Spec(
     tail=(),
     first=None,
     how=of_rows,
-    shows=("best", "last"),
 )
 
 
@@ -272,7 +271,6 @@ TABLE3 = Spec(
     first=("full", "lora", "vera"),
     notes=chosen_here,
     tasks={"e2e": "E2E"},
-    shows=KEYS,
     others=True,
     forgets=True,
 )
@@ -285,7 +283,6 @@ TABLE5 = Spec(
     IMAGES,
     first=("head", "full", "lora", "vera"),
     notes=chosen_here,
-    shows=("last",),
     others=True,
 )
 
@@ -331,7 +328,6 @@ TABLE12 = Spec(
     compared=lambda variant: False,
     how=lambda *_: "minutes: of training alone, the median over seeds. GB: on a CPU the process's.",
     tasks={"alpaca": "Alpaca"},
-    shows=("train_seconds", "peak_memory_bytes"),
 )
 SPECS: dict[str, tuple[Spec, ...]] = {
     "table2": (TABLE2,),
