@@ -8,9 +8,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import StreamRequestHandler
 
-#: What a server may answer to everything.
+#: What a bad server answers to everything.
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
-GARBAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{garbage]"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -19,12 +18,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):
-        self.answer({})
-
     def do_PUT(self):
         self.body()
         self.answer({})
+
+    do_GET = do_PUT  # noqa: N815
 
     def do_POST(self):
         body = json.loads(self.body())
@@ -46,17 +44,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def data(self, query, variables):
-        entity = {"id": "RW50", "name": "me"}
+        """W&B's answer to a query, which is known by a word of it."""
+        name, view, agent = variables.get("name"), {"id": "VjE="}, {"id": "QWc="}
         if "upsertBucket" in query:
-            project = {"id": "UHI=", "name": variables["project"], "entity": entity}
-            bucket = {"id": "QnU=", "name": variables["name"], "config": "{}", "project": project}
-            return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
-        agent = {"agent": {"id": "QWc="}}
+            of = {"id": "UHI=", "name": variables["project"], "entity": {"id": "RW50", "name": "me"}}
+            bucket = {"id": "QnU=", "name": name, "config": "{}", "project": of, "historyLineCount": 0}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "createAgent" in query:
-            return {"createAgent": agent}
+            return {"createAgent": {"agent": agent}}
         if "agentHeartbeat" in query:
             commands = [self.server.commands.pop(0)] if self.server.commands else []
-            return {"agentHeartbeat": agent | {"commands": json.dumps(commands)}}
+            return {"agentHeartbeat": {"agent": agent, "commands": json.dumps(commands)}}
         if "sweep(sweepName" in query:
             sweep = {"id": "U3c=", "name": variables["sweep"], "config": self.server.sweep}
             return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
@@ -71,10 +69,10 @@ class Handler(BaseHTTPRequestHandler):
             return {"createRunFiles": {"runID": "QnU=", "uploadHeaders": [], "files": files}}
         if "upsertView" in query:
             self.server.view = variables
-            return {"upsertView": {"view": {"id": "VjE=", "name": variables["name"]}, "inserted": True}}
+            return {"upsertView": {"view": view | {"name": name}, "inserted": True}}
         if "allViews" in query:
-            node = {"id": "VjE=", "displayName": "x", "spec": self.server.view["spec"]}
-            return {"project": {"allViews": {"edges": [{"node": node}]}}}
+            view |= {"displayName": "x", "spec": self.server.view["spec"]}
+            return {"project": {"allViews": {"edges": [{"node": view}]}}}
         if "viewer" in query:
             names = {"entity": "me", "username": "me", "email": "", "flags": "{}"}
             return {"viewer": {"id": "VXM=", **names, "teams": {"edges": []}}}
@@ -94,16 +92,16 @@ class Server(ThreadingHTTPServer):
         made = [each for each in upserts if each["name"] == name]
         config = [json.loads(each["config"]) for each in made if each.get("config")][-1]
         bodies = [body for run_id, body in self.streams if run_id == name]
-        files = [body["files"] for body in bodies if body.get("files")]
-        lines = {
-            kind: [json.loads(line) for each in files for line in each.get(kind, {}).get("content", [])]
-            for kind in ("wandb-history.jsonl", "wandb-summary.json")
-        }
+
+        def lines(kind):
+            files = [(body.get("files") or {}).get(kind, {}) for body in bodies]
+            return [json.loads(line) for file in files for line in file.get("content", [])]
+
         return {
             "made": {key: value for each in made for key, value in each.items() if value is not None},
             "config": {key: of["value"] for key, of in config.items()},
-            "history": lines["wandb-history.jsonl"],
-            "summary": lines["wandb-summary.json"][-1] if lines["wandb-summary.json"] else {},
+            "history": lines("wandb-history.jsonl"),
+            "summary": [{}, *lines("wandb-summary.json")][-1],
             "exit": [body["exitcode"] for body in bodies if body.get("complete")],
             "preempting": any(body.get("preempting") for body in bodies),
         }

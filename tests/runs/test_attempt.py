@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import ledgers
 import pytest
@@ -36,37 +37,34 @@ from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
 
-# --- what an error means
-
-
-CUDA = "CUDA error: "
+#: What torch says with a RuntimeError.
+TORCH = """
+memory | [enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory
+memory | CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it
+memory | CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling it
+memory | cuDNN error: CUDNN_STATUS_ALLOC_FAILED
+memory | NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016
+device | CUDA error: an illegal memory access
+device | cuDNN error: EXECUTION_FAILED
+device | No CUDA GPUs are available
+device | GET was unable to find an engine to execute it
+error | shapes differ
+"""
+NO_MEMORY = [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")]
 CAUSES = {
-    "memory": [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-        *(MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")),
-        *(
-            RuntimeError(f"{CUDA}CUBLAS_STATUS_{why} when calling it")
-            for why in ("ALLOC_FAILED", "NOT_INITIALIZED")
-        ),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016"),
-        torch.AcceleratorError(f"{CUDA}out of memory"),
-    ],
+    "memory": [torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error: out of memory"), *NO_MEMORY],
     "disk": [OSError(number, "no") for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)],
     "mistake": [OSError(errno.EACCES, "Permission denied"), UserError("no")],
-    "device": [
-        *(RuntimeError(f"{CUDA}an illegal memory access"), torch.AcceleratorError(f"{CUDA}launch failure")),
-        *(RuntimeError("cuDNN error: EXECUTION_FAILED"), RuntimeError("No CUDA GPUs are available")),
-        *(RuntimeError("GET was unable to find an engine to execute it"), DeviceError("torch cannot use it")),
-    ],
-    "error": [RuntimeError("shapes differ"), ValueError("CUDA out of memory")],
+    "device": [torch.AcceleratorError("CUDA error: launch failure"), DeviceError("torch cannot use it")],
+    "error": [ValueError("CUDA out of memory")],
 }
 
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_the_cause_of_an_error(cause):
-    assert [error for error in CAUSES[cause] if cause_of(error)[0] != cause] == []
+    said = [line.split(" | ") for line in TORCH.strip().splitlines()]
+    errors = CAUSES[cause] + [RuntimeError(words) for of, words in said if of == cause]
+    assert [error for error in errors if cause_of(error)[0] != cause] == []
 
 
 def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
@@ -90,16 +88,10 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
 )
 def test_room_is_waited_for_and_nothing_else(errors, calls, monkeypatch):
     monkeypatch.setattr(failures, "ROOM", (0, 0))
-    coming, called = iter(errors), []
-
-    def write():
-        called.append(1)
-        for number in coming:
-            raise OSError(number, "no")
-
+    write = Mock(side_effect=[*(OSError(number, "no") for number in errors), "written"])
     with contextlib.nullcontext() if len(errors) < calls else pytest.raises(OSError, match="no"):
-        with_room(write, Stop())
-    assert len(called) == calls
+        assert with_room(write, Stop()) == "written"
+    assert write.call_count == calls
 
 
 # --- what one attempt leaves to the next
@@ -195,17 +187,16 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     check_kept(record | {"files": {}}, folder / ADAPTER)  # an older record
 
 
-@pytest.mark.parametrize("rounded", [True, False])
-def test_of_two_kept_adapters_the_best_is_the_rounded_one(rounded, place):
+@pytest.mark.parametrize("made", [["adapter_best"], ["adapter_best", "adapter_best_rounded"]])
+def test_of_two_kept_adapters_the_best_is_the_rounded_one(made, place):
     output, record, make = place
     record["config"]["keep"] = "both"
-    attempt = make("full", ADAPTER, "adapter_best.safetensors")
-    if rounded:
-        (attempt.folder / "adapter_best_rounded.safetensors").write_text("rounded")
+    attempt = make()
+    for name in made:
+        (attempt.folder / f"{name}.safetensors").write_text(name)
     assert attempt.finish(record)
-    best = run_folder(output, "run") / "adapter_best.safetensors"
-    assert best.read_text() == ("rounded" if rounded else "full")
-    assert not best.with_name("adapter_best_rounded.safetensors").exists()
+    (best,) = run_folder(output, "run").iterdir()
+    assert (best.name, best.read_text()) == ("adapter_best.safetensors", made[-1])
 
 
 def test_the_second_to_finish_changes_nothing(place):
@@ -222,17 +213,6 @@ def test_the_second_to_finish_changes_nothing(place):
     assert (run_folder(output, "run") / ADAPTER).read_text() == "first"
     late.remove()
     assert not late.folder.parent.exists()
-
-
-@pytest.mark.parametrize("before", ["failed", "damaged", "none"])
-def test_a_failed_or_damaged_record_is_replaced(before, place):
-    output, record, make = place
-    if before != "none":
-        write_record(output, record | {"status": "failed", "error": "it broke"})
-    if before == "damaged":
-        record_path(output, "run").write_text("{")
-    assert make().finish(record)
-    assert finished_record(output, "run")
 
 
 def test_a_record_that_is_finished_between_two_looks_stays(place, monkeypatch):
@@ -252,17 +232,22 @@ def test_a_record_that_is_finished_between_two_looks_stays(place, monkeypatch):
     assert finished_record(output, "run")["tries"] == ["first"]
 
 
-def test_a_failed_run_counts_its_tries_anew(place):
-    output, _, make = place
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_failed_run_counts_its_tries_anew_and_its_record_is_replaced(damaged, place):
+    output, record, make = place
     (run,) = expand(["model=smollm2", "task=alpaca"])
     attempt = make("1", CHECKPOINT)
     attempt.ended, attempt.settings = ["out of memory"], {"micro_batch": 1}
     assert attempt.fail(run, "it broke")
-    record = read_record(record_path(output, "run"))
-    assert (record["status"], record["error"], record["tries"]) == ("failed", "it broke", ["out of memory"])
+    failed = read_record(record_path(output, "run"))
+    assert (failed["status"], failed["error"], failed["tries"]) == ("failed", "it broke", ["out of memory"])
     again = make()
     assert (again.ended, again.settings) == ([], {})
     assert (again.folder / CHECKPOINT).is_file()
+    if damaged:
+        record_path(output, "run").write_text("{")
+    assert again.finish(record)
+    assert finished_record(output, "run")
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
@@ -332,9 +317,6 @@ def test_record_and_files_are_of_one_attempt_wherever_another_is_late(kind, requ
     assert at > 15
 
 
-# --- the lock
-
-
 def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     first, second = run_lock(tmp_path, "run"), run_lock(tmp_path, "run")
     assert not first.is_held()
@@ -351,9 +333,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 
 def test_a_file_system_without_locks_lets_everybody_pass(tmp_path, monkeypatch):
-    def no_locks(self, timeout):
-        raise OSError(errno.ENOLCK, "No locks available")
-
+    no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
     assert (run_lock(tmp_path, "run").is_held(), run_lock(tmp_path, "run").take()) == (False, True)
 
@@ -382,13 +362,18 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_pat
 def test_keys_are_added_to_the_record_as_it_is_now(place):
     output, record, _ = place
     write_record(output, record | {"judged": []})
-    amend(output, "run", lambda now: {"texts": None, "tries": [*now["tries"], "one"]})
+    for run in ("run", "missing"):
+        amend(output, run, lambda now: {"texts": None, "tries": [*now["tries"], "one"]})
     assert finished_record(output, "run") == record | {"judged": [], "texts": None, "tries": ["one"]}
-    amend(output, "missing", lambda now: {"texts": None})
     assert finished_record(output, "missing") is None
 
 
-# --- training goes on
+def test_an_error_of_the_only_run_is_its_failed_record(words, monkeypatch):
+    (run,) = expand(words)
+    monkeypatch.setattr(Training, "batch", lambda *_: 1 / 0)
+    assert tries.do(run, run_id(run), [], Stop(), Tracking("off"), True)[0] == tries.FAILED
+    record = read_record(record_path(run.config["output"], run_id(run)))
+    assert (record["status"], record["tries"]) == ("failed", [])
 
 
 @pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
