@@ -59,6 +59,7 @@ help: ## this list
 	wait $$pip || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
 	@touch $@
+	@echo "ready. For python -m ...: . .venv/bin/activate"
 
 setup: .venv/.installed ## .venv with everything in it, in the versions that CI ran; CONSTRAINTS=: the newest
 

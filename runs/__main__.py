@@ -19,6 +19,7 @@ import os
 import pickle
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from runs.command import Line, entry_point, find_record, help_of, open_ledger, read, setting
 from runs.config import OPTIONS, Command, answered, read_command
@@ -28,6 +29,9 @@ from runs.overrides import overrides_of
 from runs.run import with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
+
+#: Of a published run these have a name, and no longer the path of the machine that did it.
+LOCAL = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.mt_bench_dir")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ def repeated(line: Line[Settings], name: str) -> Line[Settings]:
         where = f"{output}/runs/{record['id']}/overrides.yaml"
         raise UserError(f"run {record['id']}: its record is older than overrides in records. See {where}")
     kept = [word for word in words if word.lstrip("+~").partition("=")[0] not in given]
+    for key, _, path in (word.partition("=") for word in kept):
+        if key in LOCAL and path != "null" and not Path(path.strip("'\"")).exists():
+            raise UserError(f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is")
     settings = replace(line.settings, rerun=record["id"])
     return replace(line, overrides=(*kept, *line.overrides), settings=settings)
 

@@ -213,6 +213,8 @@ def mistake(error: ValidationError, names: Mapping[str, str] | None = None, with
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     kind = f"one of {', '.join(allowed)}" if allowed else kinds.get(first["type"].partition("_")[0])
     text = f"should be {kind}" if kind else first["msg"].removeprefix("Input ")
+    if isinstance(first["input"], list):
+        text += f". A sweep has no brackets: {key}={','.join(map(as_word, first['input']))}"
     return f"{key}={as_word(first['input'])}: {text}.{did_you_mean(str(first['input']), allowed)}".rstrip(".")
 
 

@@ -58,7 +58,8 @@ def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> lis
         return mean_difference(both) if len(both) else NONE
 
     known = any(isinstance(entry(of), Number) for of in rows)
-    return [Column(f"against {other}", entry)] if known else []
+    note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
+    return [Column(f"against {other}", entry, [note])] if known else []
 
 
 def mean_difference(both: pd.DataFrame) -> Number:

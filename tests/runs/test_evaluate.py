@@ -350,7 +350,7 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     again = [f"rerun={record['id'][:8]}", other]
     folder = f"task.data_dir={record['config']['task']['data_dir']}"
     model = f"model.path={record['config']['model']['path']}"
-    assert "task.data_dir" in call_here("runs", *again, model, check=2).stderr
+    assert "add task.data_dir=" in call_here("runs", *again, model, check=2).stderr
     call_here("runs", *again, folder, model, "device=cpu", check=0)
     compared = call_here("analysis.diff", record["id"], other, check=0).stdout
     assert f"{record['id']} (published in study)" in compared
