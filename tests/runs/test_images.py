@@ -360,7 +360,7 @@ def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, t
     folder = write_images(tmp_path / "data")
     (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
     words = elsewhere(image_words, **{"task.data_dir": folder})
-    with pytest.raises(UserError, match=r"test/ant/ant_000\.png"):
+    with pytest.raises(DataError, match=r"test/ant/ant_000\.png"):
         sweep(expand([*words, "seed=0,1"]))
     assert not (tmp_path / "outputs" / "records").exists()
     assert sweep(expand([*words, "task.bad_images=skip"])).exit_code == 0

@@ -53,8 +53,9 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     waits = f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here"
     assert f"{waits}, and is done first by the same command (4 runs)" in text
     done = call_here("runs", *words, check=0)
-    ended = [line.split("] ")[1].split(" seed")[0] for line in done.stdout.splitlines() if ", last " in line]
-    assert ended == ["MNLI LoRA r=8", *["RTE LoRA r=8 from mnli"] * 2, *["MRPC LoRA r=8 from mnli"] * 2]
+    ended = [line.split("] ")[1].split(", seed")[0] for line in done.stdout.splitlines() if ", last " in line]
+    after = [f"LoRA r=8 from mnli on {task}" for task in ("RTE", "MRPC") for _ in range(2)]
+    assert ended == ["LoRA r=8 on MNLI", *after]
     text = text_of(words)
     assert re.search(r"lora +1/1 +- +-\nlora_mnli +- +2/2 +2/2\n", text)
     record = read_record(record_path(runs[0].config["output"], run_id(runs[0])))

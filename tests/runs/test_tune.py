@@ -232,7 +232,6 @@ def test_the_second_of_two_searches_waits_for_the_first(tiny_words, capsys):
         time.sleep(0.02)
     assert tune_main(command) == 0
     text = capsys.readouterr().out
-    assert "waiting for another process, which is searching vera@" in text
     assert "2 trials of 1 run, 2 done before" in text
     said, _ = process.communicate()
     assert process.returncode == 0, said
@@ -288,9 +287,7 @@ def test_perplexity_is_minimised_and_no_text_is_decoded(e2e_words, capsys):
     best = next(line for line in text.splitlines() if line.startswith("best: "))
     assert "task.decode" not in best
     assert all(record["texts"] is None for record in read_ledger(output_of(command), published=False))
-    with pytest.raises(
-        UserError, match=r"task.holdout=0.25 with task.decode=test: texts of a trial are not decoded"
-    ) as error:
+    with pytest.raises(UserError, match=r"task\.decode=test") as error:
         tune_main([*command, "task.decode=test"])
     assert "\n" not in str(error.value)
 
