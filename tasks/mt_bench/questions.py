@@ -115,7 +115,9 @@ def write_answers(
 
 def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its file and line for messages. Raises DataError for one without
-    these keys."""
+    these keys, and for what is no file: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file")
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path} line {number}"
