@@ -1,96 +1,74 @@
-"""A server that answers wandb as W&B's would, and keeps what it was told; and others that misbehave."""
+"""A server that answers wandb as W&B's would, and keeps what it was told; or that misbehaves."""
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import StreamRequestHandler
 
-#: What a bad server answers to everything.
-ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+import pytest
+
+#: The address of a port where nobody listens.
+NOBODY = "http://127.0.0.1:1"
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_PUT(self):
-        self.body()
-        self.answer({})
-
-    do_GET = do_PUT  # noqa: N815
-
     def do_POST(self):
-        body = json.loads(self.body())
+        server, body = self.server, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if server.status is None:
+            time.sleep(300)
+        answer = {}
         if "graphql" in self.path:
-            self.server.told.append(body)
-            return self.answer({"data": self.data(body["query"], body.get("variables", {}))})
-        if self.path.endswith("file_stream"):
-            self.server.streams.append((self.path.split("/")[-2], body))
-        return self.answer({})
-
-    def body(self):
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, value):
-        text = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
+            server.told.append(json.loads(body))
+            answer = {"data": self.data(server.told[-1]["query"], server.told[-1].get("variables", {}))}
+        elif self.path.endswith("file_stream"):
+            server.streams.append((self.path.split("/")[-2], json.loads(body)))
+        self.send_response(server.status)
         self.end_headers()
-        self.wfile.write(text)
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_GET = do_PUT = do_POST  # noqa: N815
 
     def data(self, query, variables):
-        """W&B's answer to a query, which is known by a word of it."""
-        name, view, agent = variables.get("name"), {"id": "VjE="}, {"id": "QWc="}
-        if "upsertBucket" in query:
-            of = {"id": "UHI=", "name": variables["project"], "entity": {"id": "RW50", "name": "me"}}
-            bucket = {"id": "QnU=", "name": name, "config": "{}", "project": of, "historyLineCount": 0}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if "createAgent" in query:
-            return {"createAgent": {"agent": agent}}
-        if "agentHeartbeat" in query:
-            commands = [self.server.commands.pop(0)] if self.server.commands else []
-            return {"agentHeartbeat": {"agent": agent, "commands": json.dumps(commands)}}
-        if "sweep(sweepName" in query:
-            sweep = {"id": "U3c=", "name": variables["sweep"], "config": self.server.sweep}
-            return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
-        if "query ArtifactType" in query:
-            return {"project": {"artifact": None}}
-        if "createArtifact(" in query:  # one that it has already: nothing is uploaded
-            of = {"artifactSequence": {"id": "QXM=", "latestArtifact": None}}
-            return {"createArtifact": {"artifact": {"id": "QXI=", "state": "COMMITTED"} | of}}
-        if "createRunFiles" in query:
-            url = f"http://127.0.0.1:{self.server.server_port}/file"
-            files = [{"name": name, "uploadUrl": url} for name in variables["files"]]
-            return {"createRunFiles": {"runID": "QnU=", "uploadHeaders": [], "files": files}}
+        """W&B's answers to all that is asked here: wandb reads the one to its query."""
+        server, name, agent = self.server, variables.get("name"), {"id": "QWc="}
+        due = [server.commands.pop(0)] if "agentHeartbeat" in query and server.commands else []
         if "upsertView" in query:
-            self.server.view = variables
-            return {"upsertView": {"view": view | {"name": name}, "inserted": True}}
-        if "allViews" in query:
-            view |= {"displayName": "x", "spec": self.server.view["spec"]}
-            return {"project": {"allViews": {"edges": [{"node": view}]}}}
-        if "viewer" in query:
-            names = {"entity": "me", "username": "me", "email": "", "flags": "{}"}
-            return {"viewer": {"id": "VXM=", **names, "teams": {"edges": []}}}
-        return {}
+            server.view = variables
+        of = {"id": "UHI=", "name": variables.get("project"), "entity": {"id": "RW50", "name": "me"}}
+        bucket = {"id": "QnU=", "name": name, "config": "{}", "project": of, "historyLineCount": 0}
+        sweep = {"id": "U3c=", "name": variables.get("sweep"), "config": server.sweep, "runs": {"edges": []}}
+        # One that it has already: nothing is uploaded
+        artifact = {"id": "QXI=", "state": "COMMITTED"}
+        artifact["artifactSequence"] = {"id": "QXM=", "latestArtifact": None}
+        files = [{"name": file, "uploadUrl": f"{server.url}/file"} for file in variables.get("files", [])]
+        view = {"id": "VjE=", "name": name, "displayName": "x", "spec": server.view.get("spec")}
+        me = {"id": "VXM=", "entity": "me", "username": "me", "email": "", "flags": "{}"}
+        return {
+            "viewer": me | {"teams": {"edges": []}},
+            "upsertBucket": {"bucket": bucket, "inserted": True},
+            "createAgent": {"agent": agent},
+            "agentHeartbeat": {"agent": agent, "commands": json.dumps(due)},
+            "createArtifact": {"artifact": artifact},
+            "createRunFiles": {"runID": "QnU=", "uploadHeaders": [], "files": files},
+            "upsertView": {"view": view, "inserted": True},
+            "project": {"artifact": None, "sweep": sweep, "allViews": {"edges": [{"node": view}]}},
+        }
 
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *_):
-        """Nothing: a client that hangs up is no news."""
+    def server_close(self):
+        """From now on nobody listens here."""
+        self.shutdown()
+        super().server_close()
 
     def run(self, name):
         """What was told of a run: the variables of its creation, its configuration, history and summary, and
         the exit codes with which it ended."""
         upserts = [told["variables"] for told in self.told if "upsertBucket" in told["query"]]
-        made = [each for each in upserts if each["name"] == name]
-        config = [json.loads(each["config"]) for each in made if each.get("config")][-1]
+        made = {key: value for of in upserts if of["name"] == name for key, value in of.items() if value}
         bodies = [body for run_id, body in self.streams if run_id == name]
 
         def lines(kind):
@@ -98,8 +76,8 @@ class Server(ThreadingHTTPServer):
             return [json.loads(line) for file in files for line in file.get("content", [])]
 
         return {
-            "made": {key: value for each in made for key, value in each.items() if value is not None},
-            "config": {key: of["value"] for key, of in config.items()},
+            "made": made,
+            "config": {key: of["value"] for key, of in json.loads(made["config"]).items()},
             "history": lines("wandb-history.jsonl"),
             "summary": [{}, *lines("wandb-summary.json")][-1],
             "exit": [body["exitcode"] for body in bodies if body.get("complete")],
@@ -108,40 +86,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(server):
-    """The server, which answers in a thread; .url is its address."""
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def good():
-    """A server that keeps what it was told: .told (every GraphQL request), .streams (run id and what was
-    streamed). For `wandb agent`: .sweep is the sweep's YAML, .commands what it is given, one each time it
-    asks."""
+def logged_in(status=200):
+    """Logs in to a server that answers with this status, or never (None). It keeps .told (GraphQL) and
+    .streams (run id, content). For `wandb agent`: .sweep, its YAML, and .commands, one each time it asks."""
     server = Server(("127.0.0.1", 0), Handler)
-    server.sweep, server.commands, server.told, server.streams = "", [], [], []
-    return serving(server)
-
-
-def bad(answer):
-    """One that answers everything with these bytes. None: never."""
-
-    class Bad(StreamRequestHandler):
-        def handle(self):
-            self.request.recv(65536)
-            if answer is None:
-                time.sleep(300)
-            self.request.sendall(answer or b"")
-
-    return serving(Server(("127.0.0.1", 0), Bad))
-
-
-def refusing():
-    """The address of a port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.url, server.status = f"http://127.0.0.1:{server.server_port}", status
+    server.sweep, server.view, server.commands, server.told, server.streams = "", {}, [], [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_BASE_URL", server.url)
+        patch.setenv("WANDB_API_KEY", "a" * 40)
+        yield server

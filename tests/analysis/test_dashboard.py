@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 from ledgers import ledger, record
-from wandb_server import good, refusing
+from wandb_server import NOBODY, logged_in
 
 from analysis import dashboard
 from runs.errors import UserError
@@ -24,7 +24,7 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
     for key in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_BASE_URL", refusing())
+    monkeypatch.setenv("WANDB_BASE_URL", NOBODY)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
 
@@ -90,12 +90,10 @@ def test_errors_are_one_line(monkeypatch):
 
 
 @pytest.mark.usefixtures("process")
-def test_it_is_saved_and_saved_again_in_the_same_place(monkeypatch, tmp_path):
+def test_it_is_saved_and_saved_again_in_the_same_place(tmp_path):
     """In processes of their own: wandb keeps an address for the life of one."""
     write_record(tmp_path / "outputs", record())
-    with good() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with logged_in() as server:
         command = [sys.executable, "-m", "analysis.dashboard", f"output={tmp_path / 'outputs'}", "project=p"]
         said = [
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90).stdout

@@ -4,6 +4,8 @@ one attempt, whoever comes late."""
 import contextlib
 import errno
 import itertools
+import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ from unittest.mock import Mock
 import ledgers
 import pytest
 import torch
-from running import ODD, ROOT, comparable, do, elsewhere
+from running import CONFIGURATION, ODD, ROOT, comparable, do, elsewhere, output_of
 
 import vera
 from runs import alone as locks
@@ -26,21 +28,19 @@ from runs.config import expand
 from runs.errors import DeviceError, UserError
 from runs.evaluate import amend
 from runs.file_hash import check_kept, digest
-from runs.identity import run_id, start_file
+from runs.identity import run_id
 from runs.record import finished_record, read_record, record_path, run_folder, write_record
 from runs.tracking import Tracking
 from runs.training import failures, tries
 from runs.training.failures import Stop, StoppedError, cause_of, less_memory, with_less_memory, with_room
 from runs.training.files import CHECKPOINT, Attempt, last_checkpoint, saved, tidy
 from runs.training.loop import Training
-from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
 
 #: What torch says with a RuntimeError.
 TORCH = """
 memory | [enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory
-memory | CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it
 memory | CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling it
 memory | cuDNN error: CUDNN_STATUS_ALLOC_FAILED
 memory | NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016
@@ -132,7 +132,13 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     assert (second.folder / TEXTS).read_text() == "x"
     assert saved(output, "run") != before
     second.save(stopped=True)
-    assert make().ended == second.ended  # it was asked to stop: no failure
+    third = make()
+    assert third.ended == second.ended  # it was asked to stop: no failure
+    assert third.fail(expand(["model=smollm2", "task=alpaca"])[0], "it broke")
+    failed, fourth = read_record(record_path(output, "run")), make()
+    assert (failed["status"], failed["error"], failed["tries"]) == ("failed", "it broke", second.ended)
+    assert (fourth.ended, fourth.settings) == ([], {})  # counted anew
+    assert (fourth.folder / CHECKPOINT).is_file()
 
 
 def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(place):
@@ -199,95 +205,39 @@ def test_of_two_kept_adapters_the_best_is_the_rounded_one(made, place):
     assert (best.name, best.read_text()) == ("adapter_best.safetensors", made[-1])
 
 
-def test_the_second_to_finish_changes_nothing(place):
+def test_the_second_to_finish_or_to_fail_changes_nothing(place):
     output, record, make = place
     late, first = make("late", ADAPTER), make("first", ADAPTER)
     assert first.finish(record)
-    for _ in range(2):
-        late.folder.mkdir(parents=True, exist_ok=True)  # as a late write makes it again
-        (late.folder / ADAPTER).write_text("late")
-        assert not late.finish(record | {"error": "late"})
-        with contextlib.suppress(FileNotFoundError):
-            late.fail(expand(["model=smollm2", "task=alpaca"])[0], "late")
+    late.folder.mkdir(parents=True)  # as a late write makes it again
+    assert not late.finish(record | {"error": "late"})
+    assert not late.fail(expand(["model=smollm2", "task=alpaca"])[0], "late")
     assert finished_record(output, "run")["error"] is None
-    assert (run_folder(output, "run") / ADAPTER).read_text() == "first"
     late.remove()
     assert not late.folder.parent.exists()
 
 
-def test_a_record_that_is_finished_between_two_looks_stays(place, monkeypatch):
-    """A late owner saw a failed record, slept, and takes the finished one out of its place."""
-    output, record, make = place
-    write_record(output, record | {"status": "failed", "error": "it broke"})
-    late, first, rename = make(), make("first", ADAPTER), os.rename
-
-    def finish_first(*paths):
-        monkeypatch.setattr(os, "rename", rename)
-        assert first.finish(record | {"tries": ["first"]})
-        late.folder.mkdir(parents=True)
-        rename(*paths)
-
-    monkeypatch.setattr(os, "rename", finish_first)
-    assert not late.finish(record | {"tries": ["late"]})
-    assert finished_record(output, "run")["tries"] == ["first"]
+# --- a run that is stopped at every write: its lock lets another pass, or its process is killed
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_failed_run_counts_its_tries_anew_and_its_record_is_replaced(damaged, place):
-    output, record, make = place
-    (run,) = expand(["model=smollm2", "task=alpaca"])
-    attempt = make("1", CHECKPOINT)
-    attempt.ended, attempt.settings = ["out of memory"], {"micro_batch": 1}
-    assert attempt.fail(run, "it broke")
-    failed = read_record(record_path(output, "run"))
-    assert (failed["status"], failed["error"], failed["tries"]) == ("failed", "it broke", ["out of memory"])
-    again = make()
-    assert (again.ended, again.settings) == ([], {})
-    assert (again.folder / CHECKPOINT).is_file()
-    if damaged:
-        record_path(output, "run").write_text("{")
-    assert again.finish(record)
-    assert finished_record(output, "run")
+def go(words):
+    """What the process of a run does once it has the lock: how it ends, and the record that is there then."""
+    (run,) = expand(words)
+    how, _ = tries.do(run, run_id(run), [], Stop(), Tracking("off"), True)
+    return how, record_path(output_of(words), run_id(run)).read_text()
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_kill_between_a_record_and_its_files_leaves_no_half(moved, place, monkeypatch):
-    output, record, make = place
-    other, attempt = make("other", ADAPTER), make("a", ADAPTER, HEAD)
-    replace, folder, count = os.replace, run_folder(output, "run"), iter(range(9))
+def disturbed(words, at, disturb=go):
+    """A run, which another one interrupts before its write number `at` (a file that is saved, renamed or
+    linked). Returns whether it came so far."""
+    writes, seen = itertools.count(1), []
 
-    def killed(source, to):
-        if Path(to).parent == folder and next(count) == moved:
-            raise KeyboardInterrupt
-        replace(source, to)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with contextlib.suppress(KeyboardInterrupt):
-        attempt.finish(record)
-    monkeypatch.setattr(os, "replace", replace)
-    (folder / ".progress.json.17").write_text('{"ph')  # cut off by the kill
-    for _ in range(2):
-        tidy(output, finished_record(output, "run"))
-        assert {path.name: path.read_text() for path in folder.iterdir()} == {ADAPTER: "a", HEAD: "a"}
-        assert not other.folder.exists()
-
-
-# --- a lock that always succeeds: a late owner, stopped at every write
-
-
-def late(words, at):
-    """An attempt that is stopped before its write number `at` (a file that is saved, renamed or linked),
-    until another one, which the lock has let through, has finished; then it goes on. Returns whether it came
-    so far."""
-    (run,), writes = expand(words), itertools.count(1)
-
-    def until_done():
-        assert tries.do(run, run_id(run), [], Stop(), Tracking("off"), False) == (tries.DONE, "")
-
-    def stopping(call):
+    def disturbing(call):
         def write(*arguments, **more):
             if next(writes) == at:
-                until_done()
+                seen.append(disturb(words)[1])
+                if call.__name__ == "rename":  # into a folder that a late write has made again
+                    Path(arguments[1]).parent.mkdir(parents=True, exist_ok=True)
             return call(*arguments, **more)
 
         return write
@@ -295,21 +245,47 @@ def late(words, at):
     with pytest.MonkeyPatch.context() as patch:
         for call in ("replace", "link", "rename", "save", "save_head"):
             of = vera if "save" in call else os
-            patch.setattr(of, call, stopping(getattr(of, call)))
-        until_done()
-    return next(writes) > at
+            patch.setattr(of, call, disturbing(getattr(of, call)))
+        how, text = go(words)
+    assert (how, {text, *seen}) == (tries.DONE, {text})  # the first that is finished stays
+    return bool(seen)
 
 
+def killed(*run):
+    """The same; a process of its own is killed there."""
+    work = (*run, lambda words: os.kill(os.getpid(), signal.SIGKILL))
+    child = multiprocessing.get_context("fork").Process(target=disturbed, args=work)
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stop", [disturbed, pytest.param(killed, marks=pytest.mark.slow("process"))])
 @pytest.mark.parametrize("kind", ["words", pytest.param("e2e_words", marks=pytest.mark.slow)])
-def test_record_and_files_are_of_one_attempt_wherever_another_is_late(kind, request, tmp_path, monkeypatch):
+def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monkeypatch):
+    """Of a run that has failed before, and of which another attempt has left files."""
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds
     words = [*request.getfixturevalue(kind), f"keep={'last' if kind == 'words' else 'both'}"]
     straight, reached, at = do(elsewhere(words, output=tmp_path / "straight")), True, 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "batch", lambda *_: 1 / 0)
+        how, failed = go(elsewhere(words, output=tmp_path / "failed"))
+    assert (how, json.loads(failed)["status"], json.loads(failed)["tries"]) == ("failed", "failed", [])
+    half = run_folder(tmp_path / "failed", straight["id"]) / "attempts" / "other.host.1.half"
+    half.mkdir()
+    for name in straight["files"]:
+        (half / name).write_text("another's")
+    if kind == "e2e_words":
+        record_path(tmp_path / "failed", straight["id"]).write_text("{")  # damaged
     while reached:
-        output = str(tmp_path / f"{at}")
-        reached = late(elsewhere(words, output=output), at)
+        output = Path(shutil.copytree(tmp_path / "failed", tmp_path / f"{at}"))
+        reached = stop(elsewhere(words, output=output), at)
+        go(elsewhere(words, output=output))
         record, folder = finished_record(output, straight["id"]), run_folder(output, straight["id"])
         tidy(output, record)
+        hidden = {*folder.glob(".config*"), *folder.glob(".overrides*")}  # copies that a kill leaves
+        assert {path.name for path in {*folder.iterdir()} - hidden} == {*straight["files"], *CONFIGURATION}
         files = {name: digest(folder / name) for name in record["files"]}
         assert record["files"] == files == straight["files"], at
         assert comparable(record) == comparable(straight)
@@ -330,12 +306,10 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     with alone(run_lock(tmp_path, "run"), "its search"):
         assert first.is_held()
     assert not first.is_held()
-
-
-def test_a_file_system_without_locks_lets_everybody_pass(tmp_path, monkeypatch):
+    monkeypatch.undo()  # a file system without locks lets everybody pass
     no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
-    assert (run_lock(tmp_path, "run").is_held(), run_lock(tmp_path, "run").take()) == (False, True)
+    assert (second.is_held(), second.take()) == (False, True)
 
 
 @pytest.mark.usefixtures("process")
@@ -343,10 +317,8 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_pat
     code = f"from runs.alone import run_lock; it = run_lock({str(tmp_path)!r}, 'run'); it.take(); input()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
     claim = run_lock(tmp_path, "run")
-    while not claim.is_held():
+    while not claim.holder().startswith("process"):
         assert process.poll() is None
-    while "process" not in claim.holder():
-        pass
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     assert f"which is stopped: kill -CONT {process.pid} lets it go on" in claim.holder()
@@ -368,20 +340,11 @@ def test_keys_are_added_to_the_record_as_it_is_now(place):
     assert finished_record(output, "missing") is None
 
 
-def test_an_error_of_the_only_run_is_its_failed_record(words, monkeypatch):
-    (run,) = expand(words)
-    monkeypatch.setattr(Training, "batch", lambda *_: 1 / 0)
-    assert tries.do(run, run_id(run), [], Stop(), Tracking("off"), True)[0] == tries.FAILED
-    record = read_record(record_path(run.config["output"], run_id(run)))
-    assert (record["status"], record["tries"]) == ("failed", [])
-
-
 @pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
 def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, tmp_path):
     """At the end of the last epoch, where no step is left to be done after it; the epoch may end early."""
     words = [*words, *more]
     straight = do(elsewhere(words, output=tmp_path / "straight"))
-    (run,) = expand(words)
     evaluate = Training.evaluate
 
     def stop(self, *given):
@@ -390,15 +353,6 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, t
 
     monkeypatch.setattr(Training, "evaluate", stop)
     with pytest.raises(StoppedError):
-        train(Training(run, run_id(run), lambda event: None))
+        do(words)
     monkeypatch.setattr(Training, "evaluate", evaluate)
     assert comparable(do(words)) == comparable(straight)
-
-
-def test_a_run_starts_from_the_file_that_its_record_names_alone(words, tmp_path):
-    record = do([*words, "train.max_steps=1"])
-    (run,) = expand([*words, f"init_from={record['id']}"])
-    path = start_file(run)
-    path.write_bytes(b"another")
-    with pytest.raises(UserError, match="is not the file that the record"):
-        start_file(run)

@@ -12,7 +12,7 @@ import vera
 from runs import plan
 from runs.config import expand
 from runs.errors import UserError
-from runs.identity import run_id
+from runs.identity import run_id, start_file
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.run import starts, with_starts
 from runs.sweep import sweep
@@ -94,6 +94,9 @@ def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
     assert again.row == "lora_from_moved"  # named after the file
     path.write_bytes(moved.read_bytes())
     assert run_id(by_file) == before  # but known by its content
+    path.write_bytes(b"another")
+    with pytest.raises(UserError, match="is not the file that the record"):
+        start_file(by_id)
 
 
 def test_training_begins_with_the_start_and_a_fresh_head(lora):
