@@ -76,7 +76,7 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
-test: setup ## the fast tests, about 5 minutes on 2 cores
+test: setup ## the fast tests, seven to eight minutes on 2 cores
 	@$(PYTEST) -m "not slow"
 
 test-all: test ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
@@ -85,7 +85,7 @@ test-all: test ## and the slow tests: those that start processes, Java or a real
 chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two or three minutes
+attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: three or four minutes
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the imports between the packages

@@ -14,7 +14,7 @@ from analysis.statistics import middle
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
 Finding = dict[str, Any]
 ABOUT = ("finding", "source", "kind", "model", "task", "model_label", "task_label")
-#: What a finding has that is told nothing else.
+#: The defaults of a finding.
 PLAIN: Finding = {"compared": (), "names": (), "sides": (), "counts": (), "unit": "seed", "paper": {}}
 PLAIN |= {"chance": math.nan, "numbers": {}, "paper_epochs": {}}
 

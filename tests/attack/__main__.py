@@ -35,7 +35,7 @@ PARTS = {files.cases: 0.3, commands.words: 0.5, commands.records: 1, serve.cases
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m attack", description=__doc__)
     parser.add_argument("seed", nargs="?", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--short", action="store_true", help="a part of the cases, in two or three minutes")
+    parser.add_argument("--short", action="store_true", help="a part of the cases, in three or four minutes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
