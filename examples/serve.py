@@ -21,8 +21,6 @@ megabyte 413. There is no login: other machines need a proxy that has one.
 import argparse
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import socket
 import sys
@@ -220,17 +218,6 @@ async def left(http: Request) -> None:
         pass
 
 
-def changed_file(folder: Path) -> Path | None:
-    """The first of a run's files that is not the one that its record, if it lies beside, names."""
-    path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
-        for name in ("adapter.safetensors", "head.safetensors"):
-            wanted = json.loads(path.read_bytes()).get("files", {}).get(name)
-            if wanted and hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
-                return folder / name
-    return None
-
-
 def named_folder(word: str) -> tuple[str, Path]:
     """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
     name, equals, folder = word.partition("=")
@@ -291,9 +278,6 @@ def main() -> None:
         several = f"{len(without)} folders, such as {without[0]}" if len(without) > 1 else without[0]
         print(f"left out: {several}: no adapter.safetensors", file=sys.stderr)
     for name, folder in ((name, folder) for name, folder in named if folder not in without):
-        if changed := changed_file(folder):
-            print(f"left out: {changed}: not the file that the run's record names", file=sys.stderr)
-            continue
         head = folder / "head.safetensors"
         if not (own_head or head.is_file()):
             print(f"left out: {folder}: no head.safetensors, nor a head in the base model", file=sys.stderr)

@@ -9,26 +9,24 @@ python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.to
                            eval_batch=8
 
 Answers are saved as they come; after a kill the same command continues. They lie in
-outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that made them. Each answer
-has random numbers of its own (by question, turn and the run's seed), so the other answers of its batch change
-it only by rounding, in half precision.
+outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that made them. Questions of
+one temperature are answered in batches, each with a seed of its own: the size of a batch is a setting.
 """
 
 import hashlib
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runs.alone import alone, run_lock
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
 from runs.config import only_runs
+from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import find, restore
 from runs.identity import data_content, run_id
@@ -39,9 +37,10 @@ from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, tempe
 if TYPE_CHECKING:
     from runs.training.context import Context
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Questions of a batch, at most: an answer is many times as long as a row of the evaluation.
 LARGEST_BATCH = 16
+#: The version of how answers are drawn: those of another one are not taken up.
+SAMPLING = 2
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Settings(Questions):
     answer_tokens: int | None = setting(None, "the longest answer", "task.answer_tokens")
     top_p: float | None = setting(None, "tokens are drawn from this share of the chances", "task.top_p")
     top_k: int | None = setting(None, "and from so many; null here: from all", "task.top_k")
-    eval_batch: int | None = setting(None, f"questions answered at once, at most {LARGEST_BATCH}")
-    device: str | None = setting(None, ", ".join(DEVICES))
+    eval_batch: Count | None = setting(None, f"questions answered at once, at most {LARGEST_BATCH}")
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(None, "where they are answered")
 
 
 def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
@@ -96,32 +95,24 @@ def main(arguments: list[str]) -> int:
 def records_of(line: Line[Any]) -> list[Record]:
     """The finished records that a command line names: by run ids, or by whatever composes runs.
 
-    Raises UserError where there is none, or for a task other than instruction tuning.
-    """
+    Raises UserError where there is none, or for a task other than instruction tuning."""
     output = line.settings.output
-    if line.names:
-        records = [find(name, output) for name in line.names]
-    else:
+    records = [find(name, output) for name in line.names]
+    if not line.names:
         runs = only_runs([*line.overrides, f"output={output}"], line.config_dir)
         ledger = open_ledger(output, published=False).records
-        records = []
-        for run in runs:
-            record = ledger.get(run_id(run) or "")
-            if record is None or record["status"] not in FINISHED:
-                print(f"left out: {run.label} has not finished here", flush=True)
-            elif record["status"] == "done":
-                records.append(record)
+        found = [(run, ledger.get(run_id(run) or "")) for run in runs]
+        for run in (run for run, record in found if not record or record["status"] not in FINISHED):
+            print(f"left out: {run.label} has not finished here", flush=True)
+        records = [record for _, record in found if record and record["status"] == "done"]
         if not records:
-            raise UserError(
-                f"none of these {len(runs)} runs has finished in {output}/records. First: python -m runs"
-                f" {' '.join([*line.options, *line.overrides])}"
-            )
+            words = " ".join([*line.options, *line.overrides])
+            none = f"none of these {len(runs)} runs has finished in {output}/records"
+            raise UserError(f"{none}. First: python -m runs {words}")
     for record in records:
         if record["config"]["task"].get("family") != "instruct":
-            raise UserError(
-                f"run {record['id']} is on {record['label']['task']}: questions are for instruction tuning,"
-                " such as alpaca"
-            )
+            other = f"run {record['id']} is on {record['label']['task']}"
+            raise UserError(f"{other}: questions are for instruction tuning, such as alpaca")
     return records
 
 
@@ -135,10 +126,6 @@ def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
         if (name := key.removeprefix("task.")) in part:
             part[name] = value
     check_answers(config["task"])
-    if not (config["eval_batch"] or 0) > 0:
-        raise UserError(f"eval_batch={config['eval_batch']}: should be at least 1")
-    if config["device"] not in DEVICES:
-        raise UserError(f"device={config['device']}: should be one of {', '.join(DEVICES)}")
     return config
 
 
@@ -156,19 +143,19 @@ def answer(
     Raises UserError where the prompt's template or the training rows have changed since the run."""
     from runs.training.decode import weights, write_down
 
-    settings, size = config["task"], min(config["eval_batch"], LARGEST_BATCH)
+    settings, size = config["task"], min(config["eval_batch"] or LARGEST_BATCH, LARGEST_BATCH)
     bench, longest = settings["bench"], settings["answer_tokens"]
     questions = read_questions(data_folder(settings), bench)
     path = answers_path(config["output"], record["id"], bench)
     if data_content(record["config"]["task"]) != record["data"]["content"]:
-        raise UserError(
-            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}: the"
-            " model was trained on other prompts"
+        changed = (
+            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}"
         )
+        raise UserError(f"{changed}: the model was trained on other prompts")
     report({"phase": "loading"})
     context = restore({**record, "config": config}, config["output"], report=report)
     task = cast(InstructTask, context.task)
-    about = {"run": record["id"], "weights": weights(context), "bench": bench}
+    about = {"run": record["id"], "weights": weights(context), "bench": bench, "sampling": SAMPLING}
     about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
     answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
     for turn in range(BENCHES[bench]):
@@ -177,21 +164,16 @@ def answer(
             for question, before in zip(questions, answers, strict=True)
         ]
         short += sum(_room(task, ids, longest) < longest for ids in prompts)
-        # By temperature, since greedy answers need no random numbers, and by length, since prompts are padded
-        # to the longest
-        order = sorted(
-            range(len(questions)), key=lambda i: (temperature(questions[i].category), len(prompts[i]))
-        )
         key = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
         texts = write_down(
             context,
             # Named by its settings: other settings leave these answers alone
             path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(key)[:8]}.jsonl"),
             key,
-            [order[start : start + size] for start in range(0, len(order), size)],
+            batches_of(questions, prompts, size),
             lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
                 {"text": text}
-                for text in _sample(context, [(questions[i], turn, prompts[i]) for i in rows], settings)
+                for text in _sample(context, [questions[i] for i in rows], turn, [prompts[i] for i in rows])
             ],
             ["text"],
             f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
@@ -207,106 +189,62 @@ def answer(
     return path, short
 
 
+def batches_of(questions: Sequence[Question], prompts: Sequence[list[int]], size: int) -> list[list[int]]:
+    """The questions of each batch, by index: those of one temperature, by length, since prompts are padded to
+    the longest."""
+    degrees = [temperature(question.category) for question in questions]
+    order = sorted(range(len(questions)), key=lambda i: (degrees[i], len(prompts[i])))
+    groups = (list(of) for _, of in itertools.groupby(order, key=lambda i: degrees[i]))
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-# --- sampling
-
-
-def uniforms(question: int, turn: int, seed: int, count: int) -> Any:
-    """The random numbers of an answer, in [0, 1): one for each token, whatever it is batched with."""
-    return np.random.Generator(np.random.Philox(key=[seed, 100 * question + turn])).random(count)
-
-
-def draw(logits: Any, temperatures: Any, top_p: float, top_k: int | None, numbers: Any) -> Any:
-    """A token of each row: the likeliest at temperature 0, else the one at the row's random number in the
-    cumulative distribution.
-
-    logits (rows, vocabulary); temperatures and numbers (rows,) in float64. top_p and top_k leave the
-    likeliest tokens."""
-    import torch
-
-    greedy = logits.argmax(-1)
-    if not temperatures.any():
-        return greedy
-    chances, tokens = (logits.double() / temperatures.clamp(min=1e-6)[:, None]).softmax(-1), None
-    if top_p < 1 or top_k is not None:
-        chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
-        left_out = _running_sum(chances) - chances >= top_p
-        left_out[:, top_k:] |= top_k is not None
-        chances = chances.masked_fill(left_out, 0.0)
-    reached = _running_sum(chances)
-    index = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
-    drawn = index if tokens is None else tokens.gather(-1, index)
-    return torch.where(temperatures == 0, greedy, drawn[:, 0])
-
-
-def _running_sum(values: Any) -> Any:
-    """Along the last axis. CUDA has no deterministic kernel for it, and a run allows no other."""
-    return values.cpu().cumsum(-1).to(values.device) if values.is_cuda else values.cumsum(-1)
-
-
 def _sample(
-    context: "Context", rows: Sequence[tuple[Question, int, list[int]]], settings: Mapping[str, Any]
+    context: "Context", questions: Sequence[Question], turn: int, prompts: Sequence[list[int]]
 ) -> list[str]:
-    """The answers to rows of (question, turn from 0, prompt)."""
+    """The answers to a turn (from 0) of questions of one temperature, by transformers. The random numbers are
+    those of the run's seed, the turn and the first question."""
     import torch
-    from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+    from transformers import GenerationConfig
 
     from tasks.beam import left_padded  # imports torch
 
-    model, task = context.raw_model, cast(InstructTask, context.task)
-    device, seed = context.accelerator.device, context.config["seed"]
-    end, stop = task.tokenizer.eos_token_id, task.template.stop
-    rooms = [_room(task, ids, settings["answer_tokens"]) for _, _, ids in rows]
-    if not all(rooms):  # a prompt that fills the model's positions has no answer, and shortens none beside it
-        others = [row for row, room in zip(rows, rooms, strict=True) if room]
-        answers = iter(_sample(context, others, settings) if others else [])
-        return [next(answers) if room else "" for room in rooms]
-    longest, count = max(len(ids) for _, _, ids in rows), max(rooms)
-    numbers = np.stack([uniforms(question.id, turn, seed, count) for question, turn, _ in rows])
-    float64 = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    degrees = [temperature(question.category) for question, _, _ in rows]
-    temperatures = torch.tensor(degrees, dtype=torch.float64, device=float64)
-
-    class Draw(LogitsProcessor):
-        """Draws a token of each row and leaves no other, so that the greedy search takes it."""
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            step = torch.from_numpy(numbers[:, input_ids.shape[1] - longest]).to(float64)
-            tokens = draw(
-                scores.float().to(float64), temperatures, settings["top_p"], settings["top_k"], step
-            ).to(device)
-            return torch.full_like(scores, -math.inf).scatter_(1, tokens[:, None], 0.0)
-
-    class RunOn(StoppingCriteria):
-        """A row ends where its answer continues with an instruction, or has filled its room."""
-
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            tail = input_ids[:, max(longest, input_ids.shape[1] - 16) :]
-            step, texts = input_ids.shape[1] - longest, task.tokenizer.batch_decode(tail)
-            ended = [
-                step >= room or bool(stop and stop in text) for room, text in zip(rooms, texts, strict=True)
-            ]
-            return torch.tensor(ended, device=input_ids.device)
-
-    batch, mask = left_padded([ids for _, _, ids in rows], device)
-    plain = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
-    # Or the model's own configuration would fill in what this one leaves out
-    own, model.generation_config = model.generation_config, plain
-    try:
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=batch,
-                attention_mask=mask,
-                past_key_values=_cache(model, device),
-                logits_processor=[Draw()],
-                stopping_criteria=[RunOn()],
-            )
-    finally:
-        model.generation_config = own
-    return [_text(task, row[:room]) for row, room in zip(output[:, longest:].tolist(), rooms, strict=True)]
+    model, task, device = context.raw_model, cast(InstructTask, context.task), context.accelerator.device
+    settings, degree, end = (
+        context.config["task"],
+        temperature(questions[0].category),
+        task.tokenizer.eos_token_id,
+    )
+    rooms = [_room(task, ids, settings["answer_tokens"]) for ids in prompts]
+    asked = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
+    if not asked:  # a prompt that fills the model's positions has no answer
+        return [""] * len(prompts)
+    drawn = {"temperature": degree, "top_p": settings["top_p"], "top_k": settings["top_k"] or 0}
+    # In place of the model's own, which would fill in what this one leaves out
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max(rooms),
+        do_sample=degree > 0,
+        eos_token_id=end,
+        pad_token_id=end,
+        stop_strings=task.template.stop,
+        **(drawn if degree > 0 else {}),
+    )
+    if device.type == "cuda" and settings["top_p"] < 1:
+        torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
+    torch.manual_seed(int(_hash([context.config["seed"], turn, questions[0].id]), 16) >> 1)
+    batch, mask = left_padded(asked, device)
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=batch,
+            attention_mask=mask,
+            past_key_values=_cache(model, device),
+            tokenizer=task.tokenizer,
+        )
+    written = iter(output[:, batch.shape[1] :].tolist())
+    return [_text(task, next(written)[:room]) if room else "" for room in rooms]
 
 
 def _cache(model: Any, device: Any) -> Any:

@@ -18,7 +18,7 @@ from runs.alone import alone, run_lock
 from runs.command import OfRecords, entry_point, find_record, open_ledger, read
 from runs.errors import UserError
 from runs.file_hash import check_kept
-from runs.record import Record, finished_record, record_path, run_folder, study_folders, write_record
+from runs.record import Record, finished_record, run_folder, write_record
 from runs.record.text import describe
 from runs.run import Run
 from runs.training.files import tidy
@@ -27,6 +27,9 @@ from tasks.base import Decoding
 if TYPE_CHECKING:
     from runs.training.context import Context
 
+#: How a value is beside the recorded one.
+SAME = {True: "the same", False: "NOT the same"}
+
 
 class Settings(OfRecords):
     """None of its own."""
@@ -34,32 +37,26 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN")
-    output = line.settings.output
+    output, found = line.settings.output, list[bool]()
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     keep, result = record["config"]["keep"], record["result"]
     if record.get("texts"):
-        texts = run_folder(output, record["id"]) / "decoded_last.jsonl"
-        _check_file(texts, "the run decoded texts, where it was done", "file of texts", record, output)
-        check_kept(record, texts.with_name("decoded_best.jsonl"))
-    same = score_again(record, output, name) if record.get("texts") else True
-    if record.get("texts") and keep == "none" and record["parameters"]["adapter"]:
+        found.append(score_again(record, output, name))
+    if found and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
-        return 0 if same else 1
+        return 0 if all(found) else 1
     before = list[float | None]()  # of the base model, for each of the kept adapters
     for best in (False, True) if keep == "both" else (False,):
         context = restore(record, output, best, fresh=lambda base: before.append(_base_loss(base)))
         recorded, again = kept_result(record, best), context.score()
-        equal = bool(np.isclose(again, recorded, atol=1e-9))
-        which = " (the best epoch's)" if best else ""
-        print(
-            f"{name}{which}: {result['metric']} {result['scale'] * again:.2f}, recorded"
-            f" {result['scale'] * recorded:.2f}: {'the same' if equal else 'NOT the same'}"
-        )
-        same = same and equal
+        found.append(bool(np.isclose(again, recorded, atol=1e-9)))
+        which, scale = " (the best epoch's)" if best else "", result["scale"]
+        values = f"{result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}"
+        print(f"{name}{which}: {values}: {SAME[found[-1]]}")
         if not best:
-            same = _forgetting_again(record, context, before[0], output) and same
-    return 0 if same else 1
+            found.append(_forgetting_again(record, context, before[0], output))
+    return 0 if all(found) else 1
 
 
 def _base_loss(context: "Context") -> float | None:
@@ -73,15 +70,13 @@ def _forgetting_again(record: Record, context: "Context", before: float | None, 
     is as recorded; a record that lacks it gets it."""
     from runs.training.forgetting import forgetting
 
-    curve, keep = record["curve"]["epoch"], record["config"]["keep"]
-    last = keep in ("last", "both", "none") or record["result"]["best_epoch"] == curve[-1]
-    again = forgetting(context, before) if last else {}
+    result = record["result"]
+    last = record["config"]["keep"] != "best" or result["best_epoch"] == record["curve"]["epoch"][-1]
+    again, recorded = forgetting(context, before) if last else {}, result.get("forgetting")
     if not again:
         return True
-    recorded = record["result"].get("forgetting")
     if recorded is None:
-        if record_path(output, record["id"]).is_file():  # and not a published one
-            amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}})
+        if amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}}):
             print("forgetting added to the record")
         return True
     if recorded["sha256"] != again["sha256"]:
@@ -89,9 +84,9 @@ def _forgetting_again(record: Record, context: "Context", before: float | None, 
         return True
     pairs = [(recorded[key], again[key]) for key in ("before", "after")]
     # Rounded values (adapter_precision) and another device give nearly the same
-    equal = all(a == b or (a and b and np.isclose(a, b, rtol=1e-3)) for a, b in pairs)
-    print(f"forgetting as recorded: {'the same' if equal else 'NOT the same'}")
-    return bool(equal)
+    same = all(a == b or bool(a and b and np.isclose(a, b, rtol=1e-3)) for a, b in pairs)
+    print(f"forgetting as recorded: {SAME[same]}")
+    return same
 
 
 def score_again(record: Record, output: str, name: str) -> bool:
@@ -99,30 +94,26 @@ def score_again(record: Record, output: str, name: str) -> bool:
     lacks into it."""
     from runs.training import decode
 
-    task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
-    folder = run_folder(output, record["id"])
+    entries, folder = record["texts"]["scores"], run_folder(output, record["id"])
+    check_file(folder / "decoded_last.jsonl", record, output)
+    check_kept(record, folder / "decoded_best.jsonl")
+    task = cast(Decoding, tasks.load(record["config"]["task"]))
     try:
         texts = decode.read(task, folder)
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}/decoded_last.jsonl: the run's texts cannot be read ({describe(error)})"
-        ) from None
+        raise UserError(f"{folder}/decoded_last.jsonl cannot be read ({describe(error)})") from None
     decode.write(task, folder, texts)
     again = decode.scores(task, texts, {entry["which"]: entry["epoch"] for entry in entries})
     same, extended = len(again) == len(entries), False
     for before, after in zip(entries, again, strict=False):
         scores = {key: value for key, value in after.items() if isinstance(value, float) and key != "epoch"}
         common = [key for key in scores if before.get(key) is not None]
-        equal = before["hash"] == after["hash"] and all(
-            np.isclose(scores[key], before[key], atol=1e-6) for key in common
-        )
+        equal = all(np.isclose(scores[key], before[key], atol=1e-6) for key in common)
+        equal = equal and before["hash"] == after["hash"]
         added = {key: value for key, value in scores.items() if equal and key not in common}
-        print(
-            f"{name}, {after['which']} epoch, {after['variant']}:"
-            f" {', '.join(f'{key} {scores[key]:.2f}' for key in common)}:"
-            f" {'the same' if equal else 'NOT the same'}"
-            + (f"; {', '.join(added)} added to the record" if added else "")
-        )
+        words = ", ".join(f"{key} {scores[key]:.2f}" for key in common)
+        note = f"; {', '.join(added)} added to the record" if added else ""
+        print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {SAME[equal]}{note}")
         unavailable = before.pop("unavailable", None) or {}
         reasons = {key: why for key, why in unavailable.items() if key not in added}
         before |= added | ({"unavailable": reasons} if reasons else {})
@@ -132,12 +123,14 @@ def score_again(record: Record, output: str, name: str) -> bool:
     return same
 
 
-def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) -> None:
-    """Adds keys to a finished record, under the run's lock. parts: of the record as it is now, the new
-    keys."""
+def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) -> bool:
+    """Adds keys to a finished record of this machine, under the run's lock. parts: of the record as it is
+    now, the new keys. Returns whether there is such a record."""
     with alone(run_lock(output, run_id), f"run {run_id}"):
-        if record := finished_record(output, run_id):
+        record = finished_record(output, run_id)
+        if record:
             write_record(output, record | parts(record))
+    return record is not None
 
 
 def restore(
@@ -154,8 +147,14 @@ def restore(
     import vera
     from runs.training.context import Context
 
-    files = kept_files(record, output, best)
-    context = Context(as_run(record), record["id"], report, start=False)
+    folder = run_folder(output, record["id"])
+    names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
+    files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
+    for path in files.values():
+        check_file(path, record, output)
+    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
+    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
+    context = Context(run, record["id"], report, start=False)
     fresh(context)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
@@ -165,50 +164,20 @@ def restore(
     return context
 
 
-def kept_files(record: Record, output: str, best: bool = False) -> dict[str, Path]:
-    """The files that a run has of its adapter and its head. Raises UserError where one is missing."""
-    folder = run_folder(output, record["id"])
-    names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
-    files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
-    for path in files.values():
-        kept = "none" if record["config"]["keep"] == "none" else "one, where it was done"
-        _check_file(path, f"the run kept {kept}", "adapter", record, output)
-    return files
-
-
-def _check_file(path: Path, why: str, what: str, record: Record, output: str) -> None:
-    """Raises UserError where a file of a run is missing, or of another attempt. why: of a run that was done
-    here."""
-    if finished_record(output, record["id"]):
+def check_file(path: Path, record: Record, output: str) -> None:
+    """Raises UserError where a file of a run is missing, or of another attempt, with the command that repeats
+    the run here and keeps its adapter."""
+    here, keep = finished_record(output, record["id"]), record["config"]["keep"]
+    if here:
         tidy(output, record)  # a kill may have left the file with its attempt
     if path.is_file():
         return check_kept(record, path)
-    if not (record["config"]["keep"] == "none" or record_path(output, record["id"]).is_file()):
-        why = f"the run is a published one, whose {what} is not in this repository"
-    raise UserError(
-        f"{path} is not there: {why} (its record is {_path(record, output)}). To have it here:"
-        f" {command_of(record, output)}"
-    )
-
-
-def _path(record: Record, output: str) -> Path:
-    """Where a record lies: here, or in a published study."""
-    own = record_path(output, record["id"])
-    published = (folder / own.name for folder in study_folders())
-    path = next((path for path in (own, *published) if path.is_file()), own)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def command_of(record: Record, output: str) -> str:
-    """The command that repeats a record's run here and keeps its adapter."""
     words = [f"rerun={record['id']}"]
-    if record["config"]["keep"] == "none":
-        words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
-    if output != "outputs":
-        words.append(f"output={output}")
-    if record_path(output, record["id"]).is_file():
-        words.append("redo=true")
-    return f"python -m runs {shlex.join(words)}"
+    words += [f"keep={record['config']['task'].get('keep') or 'best'}"] if keep == "none" else []
+    words += [f"output={output}"] if output != "outputs" else []
+    words += ["redo=true"] if here else []
+    repeat = f"To have it here: python -m runs {shlex.join(words)}"
+    raise UserError(f"{path} is not there (run {record['id']} had keep={keep}). {repeat}")
 
 
 def kept_result(record: Record, best: bool) -> float:
@@ -217,14 +186,6 @@ def kept_result(record: Record, best: bool) -> float:
     if record["config"]["keep"] in ("last", "both") and not best:
         return float(curve["metric"][-1])
     return float(curve["metric"][curve["epoch"].index(record["result"]["best_epoch"])])
-
-
-def as_run(record: Record) -> Run:
-    """The run of a record."""
-    cell, recipe = record["cell"], record["recipe"]["name"]
-    return Run(
-        cell["row"], cell["model"], cell["task"], cell["seed"], recipe, cell["paper"], record["config"]
-    )
 
 
 def find(name: str, output: str) -> Record:

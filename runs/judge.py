@@ -14,15 +14,15 @@ other system's answers.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runs.alone import alone, run_lock
 from runs.answer import Questions, answers_path, config_of, read_line, records_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
-from runs.record import Record, finished_record, record_path, write_record
-from runs.record.text import describe
+from runs.evaluate import amend
+from runs.record import Record
 from tasks.mt_bench import (
     Judge,
     JudgeError,
@@ -35,6 +35,9 @@ from tasks.mt_bench import (
     summary,
     table,
 )
+
+#: The settings that made the answers, for the record.
+ANSWERING = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,7 @@ class Settings(Questions):
 def main(arguments: list[str]) -> int:
     line = read_line(arguments, Settings)
     settings, output = line.settings, line.settings.output
-    records, gone = records_of(line), False
-    here = [record_path(output, record["id"]).is_file() for record in records]  # and not published alone
+    records = records_of(line)
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
     answered = [_answers(record, config_of(record, line)) for record in records]
@@ -70,34 +72,31 @@ def main(arguments: list[str]) -> int:
     except JudgeError as error:
         raise UserError(str(error)) from None
     print(outcome.report(file))
-    saved, rows = read_judgments(file), list[dict[str, Any]]()
-    for before_judging, is_here, (bench, folder, answers) in zip(records, here, answered, strict=True):
-        with alone(run_lock(output, before_judging["id"]), f"run {before_judging['id']}"):
-            # Read again: judging takes hours, in which another judge's scores may have come
-            record = finished_record(output, before_judging["id"]) if is_here else before_judging
-            if record is None:
-                print(f"run {before_judging['id']}: its record is gone, and gets no scores")
-                gone = True
-                continue
-            entry = summary(folder, bench, answers, by, saved)
-            entry["answering"] = _answering(output, record, bench)
-            # What stays: of other benches, and of other judges that judged the same answers
-            judged = [
-                j for j in record.get("judged", []) if j["bench"] != bench or j["answers"] == entry["answers"]
-            ]
-            before = next((j for j in judged if (j["bench"], j["judge"]) == (bench, by.name)), None)
-            if before and before["passes"] > by.passes:
-                print(
-                    f"run {record['id']}: its record has {before['passes']} passes of {by.name} already, and"
-                    " keeps them"
-                )
-                entry = before
-            if entry["judged"] == entry["n"]:  # a part of the scores is no result
-                write_record(output, {**record, "judged": [*(j for j in judged if j is not before), entry]})
+    saved, rows, gone = read_judgments(file), list[dict[str, Any]](), False
+    for record, (bench, folder, answers) in zip(records, answered, strict=True):
+        entry = summary(folder, bench, answers, by, saved)
+        about = json.loads(answers_path(output, record["id"], bench).with_suffix(".json").read_text())
+        entry["answering"] = {key: about[key] for key in ANSWERING}
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-    if rows:
-        print(table(rows))
+        # A part of the scores is no result. Judging takes hours, in which a record may have been set aside
+        scores = partial(_with_scores, entry=entry)
+        if entry["judged"] == entry["n"] and not amend(output, record["id"], scores):
+            print(f"run {record['id']}: {output}/records has no record of it, and the scores enter none")
+            gone = True
+    print(table(rows))
     return 1 if outcome.failed or gone else 0
+
+
+def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
+    """The scores of a record as it is now, with a judge's in place of its earlier ones. Of the same bench
+    those of other answers go."""
+    others = [
+        judged
+        for judged in record.get("judged", [])
+        if judged["bench"] != entry["bench"]
+        or (judged["answers"] == entry["answers"] and judged["judge"] != entry["judge"])
+    ]
+    return {"judged": [*others, entry]}
 
 
 def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:
@@ -109,16 +108,6 @@ def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[in
             f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}"
         )
     return bench, folder, read_answers(path, read_questions(folder, bench), record["id"])[1]
-
-
-def _answering(output: str, record: Record, bench: str) -> dict[str, Any]:
-    """The settings that made the answers. Raises UserError where their file cannot be read."""
-    path = answers_path(output, record["id"], bench).with_suffix(".json")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {describe(error)}. Again: python -m runs.answer {record['id']}") from None
-    return {key: about[key] for key in ("answer_tokens", "top_p", "top_k", "batch", "without_room")}
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from runs.run import Run
 from tasks.images import preprocessing
 
 
-def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
-    """Fetches and checks the model, the data and the method of every run. Returns the tasks by name.
+def preflight(runs: list[Run]) -> None:
+    """Fetches and checks the model, the data and the method of every run.
 
     Raises UserError with all that is missing at once."""
     import vera
@@ -28,7 +28,6 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
-    by_name: dict[str, tasks.Task] = {}
     by_settings: dict[str, tasks.Task] = {}
     notes, missing = list[str](), list[str]()
     for run in _distinct(runs, "task"):
@@ -39,7 +38,7 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
             first = f"{after.row} starts from {run.label}: " if after and run.task != after.task else ""
             missing.append(f"{first}{error}")
             continue
-        by_name[run.task] = by_settings[hash_of(run.config["task"])] = task
+        by_settings[hash_of(run.config["task"])] = task
         notes += [*task.notes, *task.advice]
     folders: dict[str, Path] = {}
     for run in _distinct(runs, "model"):
@@ -62,7 +61,6 @@ def preflight(runs: list[Run]) -> dict[str, tasks.Task]:
     notes += [f"{words} ({', '.join(of)})" for words, of in gaps.items() if words]
     for note in dict.fromkeys(notes):  # the image tasks of all seeds have the same notes
         print(f"note: {note}")
-    return by_name
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:

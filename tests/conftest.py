@@ -134,20 +134,6 @@ def undrawn(monkeypatch) -> None:
     monkeypatch.setattr("matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg", save)
 
 
-@pytest.fixture
-def no_hang() -> Iterator[None]:
-    """The test fails where it takes longer than five minutes: what it meets should not be waited for."""
-
-    def end(*_):
-        raise TimeoutError("this hangs")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(300)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
 # --- the command-line words of small runs, of two epochs
 
 

@@ -86,55 +86,40 @@ EVIL = [
 ]
 
 
-@pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize(
-    "name", ["SEEDS", "METHODS", "TASKS", "MODEL", "MODEL_PATH", "DATA", "OUTPUT", "EXPERIMENT", "MT_BENCH"]
-)
-def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, evil):
-    keys = {
-        "SEEDS": "seed",
-        "METHODS": "method",
-        "TASKS": "task",
-        "MODEL": "model",
-        "MODEL_PATH": "model.path",
-    }
-    keys |= {"DATA": "task.data_dir", "OUTPUT": "output", "MT_BENCH": "task.mt_bench_dir"}
-    keys |= {"EXPERIMENT": "experiment"}
-    (words,) = make("plan", f"{name}={evil}")
-    assert f"{keys[name]}={evil}".replace("\n", " ") in words
-    assert len(words) == (4 if name in ("OUTPUT", "EXPERIMENT") else 5)
-
-
-@pytest.mark.parametrize("evil", EVIL)
-@pytest.mark.parametrize(
-    ("target", "name"),
+    ("name", "key"),
     [
-        ("demo", "LAUNCHER"),
-        ("demo", "TRACKING"),
-        ("demo", "OUTPUT"),
-        ("tune", "GRID"),
-        ("publish", "STUDY"),
-        ("dashboard", "ENTITY"),
-        ("dashboard", "JSON"),
-        ("chaos", "N"),
-        ("chaos", "SEED"),
-        ("attack", "SEED"),
-        ("attack", "SHORT"),
-        ("plan", "WATCH"),
-        ("gpu-check", "PART"),
-        ("gpu-check", "DEVICE"),
-        ("ablations", "OUTPUT"),
+        *(("SEEDS", "seed"), ("METHODS", "method"), ("TASKS", "task"), ("MODEL", "model")),
+        *(("MODEL_PATH", "model.path"), ("DATA", "task.data_dir"), ("MT_BENCH", "task.mt_bench_dir")),
+        *(("OUTPUT", "output"), ("EXPERIMENT", "experiment")),
     ],
 )
-def test_no_target_runs_what_it_is_given(make, target, name, evil):
-    make(target, f"{name}={evil}")
+def test_what_a_variable_holds_is_one_word_and_is_not_run(make, name, key):
+    for evil in EVIL:
+        (words,) = make("plan", f"{name}={evil}")
+        assert f"{key}={evil}".replace("\n", " ") in words
+        assert len(words) == (4 if name in ("OUTPUT", "EXPERIMENT") else 5)
 
 
-@pytest.mark.parametrize("evil", EVIL)
-def test_args_are_words_as_a_shell_splits_them_and_are_not_run(make, evil):
-    (words,) = make("plan", f"ARGS={evil}")
-    assert words[:4] == ["-m", "runs.plan", "experiment=demo", "output=outputs"]
-    assert "touched" in " ".join(words[4:])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("demo LAUNCHER", "demo TRACKING", "demo OUTPUT", "tune GRID", "publish STUDY", "dashboard ENTITY"),
+        *("dashboard JSON", "chaos N", "chaos SEED", "attack SEED", "attack SHORT", "plan WATCH"),
+        *("gpu-check PART", "gpu-check DEVICE", "ablations OUTPUT"),
+    ],
+)
+def test_no_target_runs_what_it_is_given(make, given):
+    target, name = given.split()
+    for evil in EVIL:
+        make(target, f"{name}={evil}")
+
+
+def test_args_are_words_as_a_shell_splits_them_and_are_not_run(make):
+    for evil in EVIL:
+        (words,) = make("plan", f"ARGS={evil}")
+        assert words[:4] == ["-m", "runs.plan", "experiment=demo", "output=outputs"]
+        assert "touched" in " ".join(words[4:])
 
 
 def test_paths_may_hold_spaces_and_args_quotes(make):

@@ -1,31 +1,55 @@
-"""What belongs beside an adapter in peft's format: tokenizer or image preprocessing, and a card."""
+"""What an exported folder holds: a LoRA that an adapter was converted to, the inputs' preparation, and how
+its base model is loaded."""
 
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+import vera
 from runs import models
-from runs.export.card import card
-from runs.models import Origin
-from runs.record import Ledger, Record
 from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
 
 
-def write_beside(
-    context: Context,
-    record: Record,
-    ledger: Ledger,
-    folder: Path,
-    name: str,
-    origin: Origin | None,
-    licence: str | None,
-    converted: str = "",
-) -> None:
-    """Writes the tokenizer, or how images are prepared, and the card. ledger: for the other seeds of the
-    run's cell. name: what the card calls it: OWNER/NAME or a folder. converted: see `card`."""
-    write_inputs(context, folder)
-    written = card(record, ledger, name, origin, licence, loads(context, record), converted)
-    (folder / "README.md").write_text(str(written), encoding="utf-8")
+def write_lora(
+    context: Context, rank: int | float, folder: Path, base: str | None, revision: str | None
+) -> str:
+    """Writes the adapter of a restored run as a LoRA in peft's format, with its head, loads that file onto
+    the run's model, and says in words what is lost. rank, base, revision: see `vera.export_lora`.
+
+    Raises AdapterError where it cannot be converted; nothing is written then."""
+    import peft
+
+    before, task = context.score(), context.task
+    norms = vera.export_lora(context.raw_model, folder, rank, base, revision)
+    lost, whole = (math.hypot(*(norm[i] for norm in norms.values())) for i in (0, 1))
+    if not whole:
+        return "The adapter changes no weight: its kept epoch is one before its values had moved."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
+        peft.PeftModel.from_pretrained(context.raw_model, folder)  # in place
+    shares = {site: of_site / norm if norm else 0.0 for site, (of_site, norm) in norms.items()}
+    worst = max(shares, key=lambda site: shares[site])
+    return (
+        f"The conversion to LoRA (rank={rank:g}) loses {lost / whole:.2%} of the change of the weights"
+        f" (Frobenius norm), at worst {shares[worst]:.2%}, in {worst}."
+        f" {task.metric}: {task.scale * before:.2f} before, {task.scale * context.score():.2f} after."
+    )
+
+
+@torch.no_grad()
+def outputs(context: Context, count: int) -> np.ndarray:
+    """What the first `count` dev rows are judged by, (rows, outputs), as the model answers now: logits, or a
+    row's loss."""
+    context.raw_model.eval()
+    rows, size = range(min(count, len(context.task.lengths("dev")))), context.config["eval_batch"]
+    with vera.unchanged(context.raw_model), context.accelerator.autocast():
+        batches = [context.batch("dev", rows[i : i + size]) for i in range(0, len(rows), size)]
+        return np.concatenate([context.task.answers(context.raw_model, batch)[1] for batch in batches])
 
 
 def write_inputs(context: Context, folder: Path) -> None:
@@ -40,18 +64,16 @@ def write_inputs(context: Context, folder: Path) -> None:
         write_preprocessing(base, folder, context.task.wanted)
 
 
-def loads(context: Context, record: Record) -> dict[str, Any]:
+def loads(context: Context) -> dict[str, Any]:
     """The settings with which transformers loads the base model as the run had it."""
-    classes = getattr(context.task, "classes", None)
-    given: dict[str, Any] = {} if record["config"]["model"].get("quantise") else {"dtype": "float32"}
-    if context.task.num_labels:
-        given["num_labels"] = context.task.num_labels
-    config = context.raw_model.config
+    config, classes = context.raw_model.config, getattr(context.task, "classes", None)
     of_timm = config.model_type == "timm_wrapper"
-    if of_timm:  # its own file has the number of classes here as well
-        given["model_args"] = config.model_args or {}
-    if of_timm or (config.architectures or [""])[0].endswith("Classification"):
-        given["ignore_mismatched_sizes"] = True  # the base has a head of other classes
-    if classes:
-        given["id2label"] = dict(enumerate(classes))
-    return given
+    given = {
+        "dtype": None if context.config["model"].get("quantise") else "float32",
+        "num_labels": context.task.num_labels or None,
+        "model_args": (config.model_args or {}) if of_timm else None,  # with its own number of classes
+        # The base has a head of other classes
+        "ignore_mismatched_sizes": of_timm or (config.architectures or [""])[0].endswith("Classification"),
+        "id2label": dict(enumerate(classes)) if classes else None,
+    }
+    return {key: value for key, value in given.items() if value is not None and value is not False}

@@ -2,19 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from runs.errors import UserError
 from runs.record.text import first_line
 
 #: What a new repository holds before anything is pushed.
 EMPTY = {".gitattributes", "README.md"}
-#: Why the hub refuses, by the status of its answer.
-WHY = {
-    401: "the hub does not accept this token (hf auth login, or HF_TOKEN=)",
-    403: "taken by another, or this token may not write there",
-    409: "the name is taken",
-}
 
 
 def check_name(repo: str) -> None:
@@ -24,9 +17,7 @@ def check_name(repo: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or len(repo) > 96:
         raise UserError(f"{repo}: a repository of the hub is OWNER/NAME")
     if get_token() is None:
-        raise UserError(
-            f"{repo}: pushing needs a token of the hub with write access: hf auth login, or HF_TOKEN="
-        )
+        raise UserError(f"{repo}: pushing needs a token with write access: hf auth login, or HF_TOKEN=")
 
 
 def push(folder: Path, repo: str, private: bool, message: str, again: str) -> str:
@@ -35,7 +26,7 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
 
     private: a repository that is made is private; one that is there already and public is refused.
     again: the command that repeats this. Raises UserError in one line, which names the folder and that
-    command, where the hub refuses or cannot be reached."""
+    command, where the hub refuses or cannot be reached, or the repository holds something else."""
     from huggingface_hub import HfApi, logging
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -49,41 +40,15 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
         except RepositoryNotFoundError:
             api.create_repo(repo, private=private)
         else:
-            _check_taken(repo, there, private)
+            names = {file.rfilename for file in there.siblings or []} - EMPTY
+            if names and "adapter_config.json" not in names:
+                raise UserError(f"it holds {min(names)} and no adapter. Name another repository")
+            if private and not there.private:
+                raise UserError("it is public, and private=true would not hide it. Name another repository")
             print(f"{repo} is there already: this becomes its newest commit")
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-    except UserError as error:
-        raise UserError(f"{error}. {_stays(folder, again)}") from None
     except Exception as error:  # the hub's library and its transfer raise many types
-        raise UserError(f"{repo}: {_reason(error)}. {_stays(folder, again)}") from None
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        stays = f"{folder} has all that would be there; to try again: {again}"
+        raise UserError(f"{repo} is not pushed: {why}. {stays}") from None
     return str(commit.commit_url)
-
-
-def _stays(folder: Path, again: str) -> str:
-    return f"{folder} has all that would be there; to try again: {again}"
-
-
-def _check_taken(repo: str, there: Any, private: bool) -> None:
-    """Raises UserError where a repository that exists is not for this adapter."""
-    names = {file.rfilename for file in there.siblings or []}
-    if names - EMPTY and "adapter_config.json" not in names:
-        example = sorted(names - EMPTY)[0]
-        raise UserError(f"{repo} is taken: it holds {example} and no adapter. Name another repository")
-    if private and not there.private:
-        raise UserError(f"{repo} is taken: it is public, and private=true would not hide it. Name another")
-
-
-def _reason(error: BaseException) -> str:
-    """Why the hub did not take it, in words; the cause where the library wraps it."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    http_error: Any = HfHubHTTPError.__bases__[0]
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
-    if status := next(filter(None, statuses), None):
-        return WHY.get(status, f"the hub refuses it ({first_line(error)})")
-    if any(isinstance(one, http_error | OSError) for one in chain):
-        return f"the hub cannot be reached ({first_line(chain[-1])})"
-    return f"not pushed ({type(error).__name__}: {first_line(error)})"

@@ -12,16 +12,18 @@ command replaces. Adapter files are enough: no base model or data is needed.
 """
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
 from runs.errors import UserError, is_users
 from runs.evaluate import find
+from runs.identity import hash_of
 from runs.measure.adapters import magnitude, similarity
 from runs.measure.fit import matrix_fit
-from runs.record import Record, is_trial, write_measure
+from runs.record import MEASURE_SCHEMA, Record, is_trial, write_measure
 from runs.record.text import describe
 
 
@@ -32,70 +34,81 @@ class Settings(OfRecords):
     seed: int = setting(0, "of the random matrices of similarity and matrix_fit")
 
 
+#: Of each measure, how many runs it is of, and what a ledger without these lacks.
+MEASURES = {
+    "magnitude": (1, "finished VeRA run that kept its adapter"),
+    "similarity": (2, "pair of a LoRA and a VeRA run of one model, task, seed and rank"),
+    "matrix_fit": (0, ""),
+}
+
+
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="MEASURE [RUN ...]")
     (kind, *names), output, seed = line.names, line.settings.output, line.settings.seed
-    one_of("measure", kind, ("magnitude", "similarity", "matrix_fit"))
-    if kind == "magnitude" and "seed" in line.given:
-        raise UserError(f"seed={seed}: magnitude draws no random numbers")
+    count, wanted = MEASURES[one_of("measure", kind, MEASURES)]
     if seed < 0:
         raise UserError(f"seed={seed}: should be at least 0")
-    if kind == "matrix_fit":
-        if names:
-            raise UserError(f"matrix_fit measures no run: {names[0]!r} is too much")
-        _report(output, matrix_fit(seed))
-        return 0
-    if kind == "similarity" and len(names) not in (0, 2):
-        raise UserError("similarity compares two runs: python -m runs.measure similarity LORA VERA")
+    if names and (not count or (count == 2 and len(names) != 2)):
+        raise UserError(f"{kind} is of {'two' if count else 'no'} runs, not of {', '.join(names)}")
     records = [find(name, output) for name in names]
-    chosen = [records] if kind == "similarity" else [[record] for record in records]
-    jobs = chosen if names else list(_all(kind, output))
+    jobs = [tuple(records)] if count == 2 else [(record,) for record in records]
+    jobs = jobs if names else _all(kind, output)
     if not jobs:
-        pair = "pair of a LoRA and a VeRA run of one model, task, seed and rank"
-        lacking = "finished VeRA run that kept its adapter" if kind == "magnitude" else pair
-        raise UserError(f"{output}/records has no {lacking} to measure")
+        raise UserError(f"{output}/records has no {wanted} to measure")
+    import torch
+
+    from runs.training.provenance import code_state, machine, versions
+
+    about = {"code": code_state(), "versions": versions(), "device": machine(torch.device("cpu"))}
+    measures: dict[str, Callable[..., Record]] = {
+        "magnitude": partial(magnitude, output=output),
+        "similarity": partial(similarity, output=output, seed=seed),
+        "matrix_fit": partial(matrix_fit, seed),
+    }
     done = 0
     for job in jobs:
+        started = time.monotonic()
         try:
-            one, other = job[0], job[-1]
-            measure = magnitude(one, output) if kind == "magnitude" else similarity(one, other, output, seed)
+            found = measures[kind](*job)
         except Exception as error:
             if names or not is_users(error):
                 raise
             print(f"left out: {describe(error)}")  # many of all runs have kept no adapter
             continue
-        _report(output, measure)
+        found |= {"schema": MEASURE_SCHEMA, "id": measure_id(kind, found), "kind": kind, **about}
+        path = write_measure(output, found | {"seconds": round(time.monotonic() - started, 3)})
+        runs = [(run["label"], run["cell"]["seed"]) for run in found["of"]]
+        of = " and ".join(f"{label['row']} on {label['task']}, seed {number}" for label, number in runs)
+        words = ", ".join(f"{key} {value:.3g}" for key, value in found["summary"].items())
+        print(f"{kind}{' of ' + of if of else ''}: {words} -> {path}")
         done += 1
     if not done:
         raise UserError(f"none of {len(jobs)} could be measured")
     return 0
 
 
-def _all(kind: str, output: str) -> Iterator[list[Record]]:
-    """The runs of each measure: VeRA's finished runs, or LoRA's and VeRA's of the same model, task, seed and
-    rank; without trials and runs with keep=none."""
+def measure_id(kind: str, found: Record) -> str:
+    """A hash of the kind, the runs, the settings and the seeds."""
+    of = [[run["id"], run["adapter"]] for run in found["of"]]
+    return hash_of([kind, of, found["settings"], found["seeds"]])[:12]
+
+
+def _all(kind: str, output: str) -> list[tuple[Record, ...]]:
+    """The runs of each measure: VeRA's finished runs, or LoRA's and VeRA's of the same model, task, data,
+    seed, rank and sites; without trials and runs with keep=none."""
+    if kind == "matrix_fit":
+        return [()]
     done = [r for r in open_ledger(output, published=False) if r["status"] == "done"]
     kept = [r for r in done if r["config"]["keep"] != "none" and not is_trial(r["config"])]
     vera, lora = ([r for r in kept if r["config"]["method"]["kind"] == method] for method in ("vera", "lora"))
     if kind == "magnitude":
-        yield from ([run] for run in vera)
-    else:
-        yield from (list(pair) for pair in itertools.product(lora, vera) if _cell(pair[0]) == _cell(pair[1]))
+        return [(run,) for run in vera]
 
+    def shared(record: Record) -> list[object]:
+        cell, method, content = record["cell"], record["config"]["method"], record["data"]["content"]
+        return [record["model"], cell["task"], content, cell["seed"], method["rank"], method["sites"]]
 
-def _cell(record: Record) -> list[Any]:
-    """The values that the runs of a pair share."""
-    cell, method = record["cell"], record["config"]["method"]
-    content = record["data"]["content"]
-    return [record["model"], cell["task"], content, cell["seed"], method["rank"], method["sites"]]
-
-
-def _report(output: str, measure: Record) -> None:
-    path = write_measure(output, measure)
-    runs = [(run["label"], run["cell"]["seed"]) for run in measure["of"]]
-    of = " and ".join(f"{label['row']} on {label['task']}, seed {seed}" for label, seed in runs)
-    words = ", ".join(f"{key} {value:.3g}" for key, value in measure["summary"].items())
-    print(f"{measure['kind']}{' of ' + of if of else ''}: {words} -> {path}")
+    return [pair for pair in itertools.product(lora, vera) if shared(pair[0]) == shared(pair[1])]
 
 
 if __name__ == "__main__":

@@ -3,21 +3,22 @@ weight differences of two runs are (figure 5)."""
 
 import hashlib
 import re
-import time
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runs.errors import UserError
-from runs.file_hash import check_kept
-from runs.measure.record import new_measure
+from runs.evaluate import check_file
 from runs.record import Record, run_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vera import VeRA
+
+#: The pairs of matrices whose cosine `similarity` has.
+PAIRS = ("lora_vera", "lora_random", "vera_random")
 
 
 class Adapter:
@@ -32,11 +33,7 @@ class Adapter:
             row = record["label"]["row"]
             raise UserError(f"run {record['id']} is {row}: a run of the kind {kind} is wanted here")
         path = run_folder(output, record["id"]) / "adapter.safetensors"
-        if not path.is_file():
-            kept = record["config"]["keep"] != "none"
-            why = "kept one, where it was done" if kept else "kept no adapter (keep=best keeps it)"
-            raise UserError(f"{path} is not there: run {record['id']} {why}")
-        check_kept(record, path)
+        check_file(path, record, output)
         self.record, self.path = record, path
         self.header, tensors = read_file(path, FORMAT)
         self.method: Any = method_of(path, self.header)
@@ -72,23 +69,21 @@ def magnitude(record: Record, output: str) -> Record:
     """The L2 norm of the change of d and of b from their initial values, for each adapted matrix (VeRA paper,
     figure 3); None for a vector that the method lacks. Raises UserError for a run that started from another
     adapter, whose initial values are not the method's."""
-    started = time.monotonic()
-    adapter = Adapter(record, output, "vera")
+    adapter, rows = Adapter(record, output, "vera"), list[dict[str, Any]]()
     if record.get("start"):
         problem = "its change from d_init is not its own"
         raise UserError(f"run {record['id']} started from another adapter: {problem}")
     # Rounded to float32 as in training, so that a d that never moved has changed by 0
     initial = {"d": float(np.float32(adapter.method.d_init)), "b": 0.0}
-    values: dict[str, list[Any]] = {"layer": [], "site": [], "d": [], "b": []}
     for matrix, vectors in adapter.matrices.items():
-        layer, site = layer_and_site(matrix)
-        values["layer"].append(layer)
-        values["site"].append(site)
+        row: dict[str, Any] = dict(zip(("layer", "site"), layer_and_site(matrix), strict=True))
         for name, start in initial.items():
-            values[name].append(float((vectors[name] - start).norm()) if name in vectors else None)
-    means = {f"mean change of {n}": fmean(values[n]) for n in initial if None not in values[n]}
+            row[name] = float((vectors[name] - start).norm()) if name in vectors else None
+        rows.append(row)
+    means = {f"mean change of {n}": fmean(r[n] for r in rows) for n in initial if rows[0][n] is not None}
     settings = {"d_init": adapter.method.d_init, "precision": record["config"]["adapter_precision"]}
-    return new_measure("magnitude", started, [adapter.described()], settings, {}, values, means)
+    of = [adapter.described()]
+    return {"of": of, "settings": settings, "seeds": {}, "values": columns(rows), "summary": means}
 
 
 def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
@@ -97,7 +92,6 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
     the same matrices of the same base."""
     from vera.base_weights import same_base
 
-    started = time.monotonic()
     if one["config"]["method"]["kind"] == "vera":
         one, other = other, one
     lora, vera = Adapter(one, output, "lora"), Adapter(other, output, "vera")
@@ -106,33 +100,36 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         raise UserError(f"{both} base weights: their changes cannot be compared")
     if differing := sorted(lora.matrices.keys() ^ vera.matrices.keys()):
         raise UserError(f"{both} matrices: {differing[0]} is in one alone")
-    change = vera_change(vera)
-    pairs = {"lora_vera": (0, 1), "lora_random": (0, 2), "vera_random": (1, 2)}
-    values: dict[str, list[Any]] = {key: [] for key in ("layer", "site", *pairs)}
+    change, rows = vera_change(vera), list[dict[str, Any]]()
     for index, (matrix, parts) in enumerate(lora.matrices.items()):
-        first = (lora.method.alpha / lora.method.rank) * (parts["B"] @ parts["A"])
-        second = change(matrix, (parts["B"].shape[0], parts["A"].shape[1]))
-        noise = np.random.default_rng([seed, index]).standard_normal(tuple(first.shape))
-        flat = [np.asarray(m).ravel() for m in (first, second, noise)]
-        cosines = (_cosine(flat[i], flat[j]) for i, j in pairs.values())
-        for key, value in zip(values, (*layer_and_site(matrix), *cosines), strict=True):
-            values[key].append(value)
+        layer, site = layer_and_site(matrix)
+        first = np.asarray((lora.method.alpha / lora.method.rank) * (parts["B"] @ parts["A"]))
+        noise = np.random.default_rng([seed, index]).standard_normal(first.shape)
+        second = change(matrix, first.shape)
+        cosines = {"lora_vera": _cosine(first, second), "lora_random": _cosine(first, noise)}
+        cosines |= {"vera_random": _cosine(second, noise)}
+        rows.append({"layer": layer, "site": site, **cosines})
     # The paper's means are over the query matrices. Without any, they are over all.
-    over = "query" if "query" in values["site"] else "all"
+    over = "query" if any(row["site"] == "query" for row in rows) else "all"
     means: dict[str, float] = {}
-    for key in pairs:
-        cells = zip(values["site"], values[key], strict=True)
-        numbers = [value for site, value in cells if value is not None and over in (site, "all")]
+    for key in PAIRS:
+        numbers = [row[key] for row in rows if row[key] is not None and over in (row["site"], "all")]
         means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
     of = [lora.described(), vera.described()]
-    return new_measure("similarity", started, of, settings, {"random": seed}, values, means)
+    seeds = {"random": seed}
+    return {"of": of, "settings": settings, "seeds": seeds, "values": columns(rows), "summary": means}
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of the same keys as columns, which a measure's file has."""
+    return {key: [row[key] for row in rows] for key in rows[0]}
 
 
 def _cosine(a: Any, b: Any) -> float | None:
     """None if one is zero: it has no direction."""
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length else None
+    return float(a.ravel() @ b.ravel()) / length if length else None
 
 
 def vera_change(adapter: Adapter) -> Any:

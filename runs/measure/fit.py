@@ -1,11 +1,10 @@
 """Random matrices, fitted by LoRA and by VeRA (figure 6)."""
 
 import math
-import time
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from runs.measure.record import new_measure
+from runs.measure.adapters import columns
 from runs.record import Record
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
     for tests."""
     import torch
 
-    started = time.monotonic()
-    settings: dict[str, Any] = FIT | changes
+    settings, rows = FIT | changes, list[dict[str, Any]]()
     n, size = settings["matrices"], settings["size"]
     generator = torch.Generator().manual_seed(seed)
 
@@ -43,7 +41,6 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
 
     targets = torch.randn(n, size, size, generator=generator)
     tails = torch.linalg.svdvals(targets) ** 2
-    values: dict[str, list[Any]] = {key: [] for key in ("method", "rank", "parameters", "mse", "best")}
     for method, rank in [(name, rank) for name in ("lora", "vera") for rank in settings["ranks"][name]]:
         if method == "lora":
             trained = [torch.zeros(n, size, rank), uniform(1 / math.sqrt(size), n, rank, size)]
@@ -53,14 +50,12 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
             b = uniform(math.sqrt(6 / rank), n, size, rank)
             frozen, count, best = [b, uniform(math.sqrt(6 / size), n, rank, size)], size + rank, None
         errors = _fit(trained, frozen, targets, settings["steps"], settings["lr"])
-        for key, value in zip(values, (method, rank, count, errors, best), strict=True):
-            values[key].append(value)
-    fits = zip(*(values[key] for key in ("method", "parameters", "mse")), strict=True)
-    mean = {(method, count): fmean(errors) for method, count, errors in fits}
-    counts = [count for method, count in mean if method == "lora" and ("vera", count) in mean]
-    common = [(method, count) for count in counts[:1] for method in ("lora", "vera")]
-    summary = {f"{method} at {count} parameters": mean[method, count] for method, count in common}
-    return new_measure("matrix_fit", started, [], settings, {"random": seed}, values, summary)
+        rows.append({"method": method, "rank": rank, "parameters": count, "mse": errors, "best": best})
+    mean = {(row["method"], row["parameters"]): fmean(row["mse"]) for row in rows}
+    common = next((count for method, count in mean if method == "lora" and ("vera", count) in mean), None)
+    summary = {f"{of} at {n} parameters": value for (of, n), value in mean.items() if n == common}
+    seeds = {"random": seed}
+    return {"of": [], "settings": settings, "seeds": seeds, "values": columns(rows), "summary": summary}
 
 
 def _fit(

@@ -30,20 +30,17 @@ from runs.training.files import Attempt
 from runs.training.tries import reporter
 
 
-def sweep(
-    runs: list[Run], part: bool = False, launch: Launch | None = None, again: Sequence[Run] = ()
-) -> Sweep:
+def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = ()) -> Sweep:
     """Does every run that has no record yet. Raises a user's error (is_users) before anything starts.
 
-    part: whether this is a part of a longer command, which has done the preflight, prints its own summary,
-    and continues after a failed run. launch: where and how; default: one after another, here. again: runs to
-    do although they have a record, which is set aside first."""
+    launch: where and how; default: one after another, here. again: runs to do although they have a record,
+    which is set aside first."""
     first = not rank()  # of torchrun's processes this one writes the files of the sweep
     started, launch, output = time.monotonic(), launch or Launch(), runs[0].config["output"]
-    launcher, whole = launch.launcher, first and not part and len(runs) > 1
+    launcher, whole = launch.launcher, first and len(runs) > 1
     # Torchrun's processes train themselves, and a debugger cannot follow into a child
     here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
-    jobs, replaced, on = _begin(runs, launcher, again, here, checked=part)
+    jobs, replaced, on = _begin(runs, launcher, again, here)
     log = log_file(output)
     trouble = log.exists() and log.stat().st_size
     for folder in ("records", "sweeps"):
@@ -62,28 +59,25 @@ def sweep(
     elif isinstance(launcher, Slurm | Ray):
         launched(done, launcher)
     else:
-        Pool(done, on, alone=len(runs) == 1 and not part).go()
+        Pool(done, on, alone=len(runs) == 1).go()
     if first and log.exists() and log.stat().st_size != trouble:
         words = "make sync" if output == "outputs" else f"make sync OUTPUT={output}"
         print(f"note: W&B does not have everything: {words} uploads it", file=sys.stderr)
-    if not part:
-        _summary(done, time.monotonic() - started)
-    ended = first and not part and not done.interrupted and (whole or not done.failed)
+    _summary(done, time.monotonic() - started)
+    ended = first and not done.interrupted and (whole or not done.failed)
     if ended and not all(is_trial(run.config) or run.config["train"].get("max_steps") for run in runs):
         which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={runs[0].task}"
         _show_table(output, which.split(), launch.table and whole)
-    if done.interrupted and part:
-        raise SystemExit(done.exit_code)
     return done
 
 
 def _begin(
-    runs: list[Run], launcher: Launcher, again: Sequence[Run], here: bool, checked: bool
+    runs: list[Run], launcher: Launcher, again: Sequence[Run], here: bool
 ) -> tuple[list[Job], list[tuple[Job, Record]], list[Place]]:
     """Checks all that can be checked before the first run. Returns the jobs, the records of those that are
     done again, and the places of this machine, where the launcher uses them.
 
-    here: in this process. checked: the preflight was done before."""
+    here: in this process."""
     if here and not isinstance(launcher, Serial):
         raise UserError(f"launcher={launcher.name} has its own processes: leave out torchrun and debug=true")
     output, ids = runs[0].config["output"], identify(runs)
@@ -102,8 +96,7 @@ def _begin(
             on = places(left[0].config["device"], launcher.runs_per_device, every)
             if not here:
                 start_fork_server(several=len(left) > 1)
-        if not checked:
-            preflight(left)
+        preflight(left)
     jobs = [Job(*job) for job in zip(heads(_names(runs)), runs, final_ids(runs, ids), strict=True)]
     check_folders(output, [job.id for job in jobs])
     of_jobs = zip(jobs, records, strict=True)

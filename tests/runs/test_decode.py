@@ -383,7 +383,7 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
     with pytest.raises(evaluate.UserError, match="is not the file that the record of run"):
         evaluate.main([record["id"], f"output={output}"])
     path.unlink()
-    with pytest.raises(evaluate.UserError, match=r"is not there: the run decoded texts, .*python -m runs "):
+    with pytest.raises(evaluate.UserError, match=r"decoded_last.jsonl is not there .*python -m runs "):
         evaluate.main([record["id"], f"output={output}"])
 
 

@@ -1,4 +1,4 @@
-"""Adapters that travel: a folder in peft's format with a card, a push to a hub on loopback, and a conversion
+"""Adapters that travel: a folder in peft's format with a card, a push to the hub, and a conversion
 to LoRA. What is loaded elsewhere is loaded by peft and transformers alone."""
 
 import json
@@ -6,46 +6,34 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
+import httpx
 import huggingface_hub
 import peft
 import pytest
 import torch
 import yaml
-from hub_server import COMMIT, Hub, serving
+from hub_server import COMMIT, serving
+from huggingface_hub.errors import RepositoryNotFoundError
 from ledgers import record as made_record
-from running import output_of, trained
-from tiers import sample
+from running import call_here, output_of, trained
+from tiny import answer
+from transformers import AutoModelForSequenceClassification
 
 from runs import models
 from runs.errors import UserError
 from runs.evaluate import restore
 from runs.export import __main__ as export
 from runs.export import card
+from runs.export.push import push
 from runs.record import Ledger, cell_id, median_interval, write_record
 from vera import AdapterError
+from vera.methods.vera_layer import VeRAChange
 
 pytestmark = pytest.mark.properties
-
-TOKEN, ANOTHERS, READING = "own-token", "anothers-token", "read-token"
-
-
-@pytest.fixture
-def hub(tiny_bert, tiny_roberta, tiny_gpt2, tiny_llama, tiny_vit, tiny_timm, tmp_path, monkeypatch):
-    """A hub on loopback with the tiny models, to which this process pushes with a token."""
-    repositories = {
-        f"models/own/{folder.name}": folder
-        for folder in (tiny_bert, tiny_roberta, tiny_gpt2, tiny_llama, tiny_vit, tiny_timm)
-    }
-    with serving(tmp_path / "pushed", **repositories) as address:
-        Hub.tokens = {TOKEN: "me", ANOTHERS: "them", READING: "me"}
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield address
 
 
 def metadata(folder):
@@ -57,6 +45,53 @@ def hidden(folder, *parts):
     for file in folder.iterdir():
         for part in parts:
             assert str(part).encode() not in file.read_bytes(), file
+
+
+DIFFER = r"Outputs of 24 dev rows differ by at most ([\d.e+-]+); the largest is ([\d.e+-]+)\."
+
+
+def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
+    """To peft, into a plain model folder, and into half precision: each answers as the run's own files do,
+    whatever the run computed in."""
+    words = [*words, "train.lr=1", "train.precision=bf16"]
+    record, output = trained(words), f"output={output_of(words)}"
+    found = record["id"]
+    for form in ("peft", "merged", "fp16", "bf16"):
+        assert export.main([found, form, str(tmp_path / form), output]) == 0
+    printed = capsys.readouterr().out
+    files = [*tmp_path.rglob("*.safetensors"), tmp_path / "fp16", tmp_path / "peft" / "adapter_config.json"]
+    assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
+    assert "from the fp16 file" in printed
+    assert (tmp_path / "fp16").stat().st_size < 4 * 8 * (32 + 8) + 160 * 8 + 1024  # half of float32's
+    differ, largest = map(float, re.search(DIFFER, printed).groups())
+    assert differ < 1e-5 * largest
+    # A change whose weight() says another thing than its forward; then a merge of another model, untried
+    real = VeRAChange.weight
+    for check in (True, False):
+        monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
+        if not check:
+            monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
+        done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+        wanted = (
+            "VeRAChange.forward is not x @ weight().T" if check else f"run {found} is not written: merged"
+        )
+        assert wanted in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "wrong").exists()
+    monkeypatch.undo()
+    expected = answer(restore(record, output_of(words)).raw_model.eval())
+    named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (named["base_model_name_or_path"], named["revision"]) == (tiny_bert.name, None)
+    hidden(tmp_path / "merged", tiny_bert.parent)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(answer(merged), expected, atol=1e-4)
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval()
+    assert not torch.allclose(answer(base), expected, atol=1e-2)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    assert torch.allclose(answer(theirs.base_model.model), expected, atol=1e-4)
+    with pytest.raises(UserError, match="is there already"):
+        export.main([found, "peft", str(tmp_path / "peft"), output])
 
 
 # --- the folder
@@ -73,23 +108,30 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("own/tiny", COMMIT)
     header, text = metadata(folder), (folder / "README.md").read_text()
-    assert header["base_model"] == "own/tiny"
-    assert header["base_model_relation"] == "adapter"
-    assert header["library_name"] == "peft"
-    assert header["license"] == "mit"
-    assert header["datasets"] == ["nyu-mll/glue"]
-    assert header["tags"] == ["vera", "vera-bench"]
-    (result,) = header["model-index"][0]["results"]
-    assert header["model-index"][0]["name"] == "films"
+    (model,) = header.pop("model-index")
+    assert header == {
+        "base_model": "own/tiny",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "license": "mit",
+        "datasets": ["nyu-mll/glue"],
+        "tags": ["vera", "vera-bench"],
+        "pipeline_tag": "text-classification",
+    }
+    (result,), best = model["results"], sorted(record["result"]["best"] for record in records)
     expected = {"name": "RTE", "type": "nyu-mll/glue", "config": "rte", "split": "validation"}
     assert result["dataset"] == expected  # and no revision: it is a local copy
-    best = sorted(record["result"]["best"] for record in records)
     low, high = median_interval(best)
-    (metric,) = result["metrics"]
-    assert metric["value"] == pytest.approx(best[1], abs=1e-6)
-    assert metric["args"]["seeds"] == [0, 1, 2]
-    assert metric["args"]["range"] == pytest.approx([low, high], abs=1e-6)
-    assert f"median of 3 seeds, their range {low:g} to {high:g}" in metric["name"]
+    ends = f"range of 3 seeds: {low:g} to {high:g}"
+    assert result["metrics"] == [
+        {
+            "type": "accuracy",
+            "value": round(best[1], 6),
+            "name": f"accuracy, median of 3 seeds ({ends})",
+        }
+    ]
+    (of_hub,) = huggingface_hub.ModelCard.load(folder / "README.md").data.eval_results
+    assert (of_hub.metric_name, of_hub.metric_value) == (result["metrics"][0]["name"], round(best[1], 6))
     assert f"| accuracy | {100 * first['result']['best']:.1f} | {100 * best[1]:.1f} |" in text
     assert f"Trained parameters: {first['parameters']['adapter']:,} in the adapter" in text
     assert first["code"]["commit"] in text
@@ -97,29 +139,22 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     assert re.search(rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text)
     assert "num_labels=2, id2label={0: 'entailment', 1: 'not_entailment'}" in text
     hidden(folder, tmp_path, tiny_bert.parent, glue.parent)
-    card_of_hub = huggingface_hub.ModelCard.load(folder / "README.md")
-    assert [r.metric_value for r in card_of_hub.data.eval_results] == [metric["value"]]
 
 
-def test_without_a_known_base_the_folder_says_so_and_the_hub_refuses(words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    record, output = trained(words), f"output={output_of(words)}"
-    assert export.main([record["id"], "peft", str(tmp_path / "films"), output]) == 0
-    printed = capsys.readouterr().out
-    assert "AutoPeftModel needs it (base=OWNER/NAME)" in printed
-    assert "no licence is known" in printed
-    assert not {"base_model", "license"} & metadata(tmp_path / "films").keys()
-    with pytest.raises(UserError, match="name it, base=OWNER/NAME"):
-        export.main([record["id"], "hub", "me/films", output])
-
-
-def test_a_run_without_overrides_in_its_record_is_exported_without_a_command(words, tmp_path):
+def test_what_a_record_does_not_tell_is_not_in_its_card(words, tmp_path, capsys, monkeypatch):
+    """Which base model of the hub it is, its licence, and the overrides, which an older record lacks."""
+    monkeypatch.setenv("HF_TOKEN", "own-token")
     record, output = trained(words), f"output={output_of(words)}"
     write_record(output_of(words), {key: record[key] for key in record if key != "overrides"})
     assert export.main([record["id"], "peft", str(tmp_path / "films"), output]) == 0
-    text = (tmp_path / "films" / "README.md").read_text()
+    printed, text = capsys.readouterr().out, (tmp_path / "films" / "README.md").read_text()
+    assert "AutoPeftModel needs it (base=OWNER/NAME)" in printed
+    assert "no licence is known" in printed
+    assert not {"base_model", "license"} & metadata(tmp_path / "films").keys()
     assert "python -m runs" not in text
     assert "learning rate 0.01 (head 0.01)" in text
+    with pytest.raises(UserError, match="name it, base=OWNER/NAME"):
+        export.main([record["id"], "hub", "me/films", output])
 
 
 HUB = {"hub": "FacebookAI/roberta-base", "revision": None, "path": None, "package": None, "wheel": None}
@@ -162,39 +197,39 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
     records[1]["result"] |= {"metric": "perplexity", "higher_is_better": False, "best": None, "protocols": {}}
     assert [n.name for n in card.numbers(records[0], card.seeds_of(records[0], records))] == ["bleu"]
     alone = card.numbers(records[0], {0: records[0]})[0]
-    assert (alone.interval, len(alone.values)) == (None, 1)
+    assert (alone.ends, alone.title) == ([], "accuracy, one seed")
 
 
 def test_a_card_says_which_of_its_seeds_others_ran_and_what_its_interval_is():
-    def text_of(count, studies):
+    def text_of(count, studies, quantise=None):
         runs = [made_record(seed=seed) for seed in range(count)]
         for one in runs:
-            one["config"]["method"]["label"], one["config"]["model"]["modality"] = "VeRA", "text"
+            one["config"]["method"]["label"] = "VeRA"
+            one["config"]["model"] |= {"modality": "text", "quantise": quantise}
         origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
         ledger = Ledger({one["id"]: one for one in runs}, origin)
-        return str(card.card(runs[0], ledger, "mine", None, "mit", {}))
+        return card.card(runs[0], ledger, "mine", None, "mit", {})
 
     assert "published in" not in text_of(1, ["ours"])
-    one = "1 of the 3 seeds is a run that vera-bench has published in runs/records/b.\n"
-    assert one in text_of(3, ["ours", "ours", "b"])
-    text = text_of(3, ["ours", "b", "a"])
-    assert (
-        "2 of the 3 seeds are runs that vera-bench has published in runs/records/a, runs/records/b.\n" in text
-    )
+    published = "that vera-bench has published in runs/records/"
+    assert f"1 of the 3 seeds is a run {published}b.\n" in text_of(3, ["ours", "ours", "b"])
+    text = text_of(3, ["ours", "b", "a"], "nf4")
+    assert f"2 of the 3 seeds are runs {published}a, runs/records/b.\n" in text
+    assert "It was trained over base weights in 4 bit" in text
     assert "| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |" in text
     assert "| | this adapter (seed 0) | median | range of 3 seeds | seeds |" in text
     assert "95%" not in text
     of_five = text_of(5, ["ours"] * 5)
-    assert "median of 5 seeds, 95% interval 0.8 to 0.8" in " ".join(of_five.split())
+    assert "median of 5 seeds (95%: 0.8 to 0.8)" in of_five
     assert "| median | 95% interval | seeds |" in of_five
 
 
 @pytest.mark.usefixtures("process")
 def test_auto_peft_model_alone_answers_as_the_run(
-    hub, words, e2e_words, alpaca_words, image_words, tiny_roberta, tiny_timm, tmp_path
+    words, e2e_words, alpaca_words, image_words, tiny_roberta, tiny_timm, tmp_path
 ):
-    """On each architecture: AutoPeftModel in a fresh process, which fetches the base model from the hub,
-    gives the run's own outputs. The adapter is a folder, and once what was pushed."""
+    """On each architecture: AutoPeftModel in a fresh process, which fetches the base model from a hub on
+    loopback, gives the run's own outputs."""
     of_roberta = [f"model.path={tiny_roberta}" if w.startswith("model.path=") else w for w in words]
     of_timm = [f"model.path={tiny_timm}" if w.startswith("model.path=") else w for w in image_words]
     runs = {
@@ -205,36 +240,24 @@ def test_auto_peft_model_alone_answers_as_the_run(
         "vit": (image_words, "vera"),
         "timm": (of_timm, "vera"),
     }
-    wanted = {}
+    wanted, bases, folders = {}, {}, tmp_path / "folders"
     for name, (line, method) in runs.items():
-        line = [*line, f"method={method}", "train.lr=0.1", f"output={tmp_path / name}"]
-        line = [word for word in line[:-1] if not word.startswith("output=")] + line[-1:]
-        record = trained(line)
-        base = next(word for word in line if word.startswith("model.path=")).rpartition("/")[2]
-        words_of = [f"base=own/{base}@{COMMIT}", f"output={tmp_path / name}"]
-        if name == "bert":
-            assert export.main([record["id"], "hub", "me/bert", "private=true", *words_of]) == 0
-        else:
-            assert export.main([record["id"], "peft", str(tmp_path / "folders" / name), *words_of]) == 0
+        line = [word for word in line if not word.startswith("output=")]
+        record = trained([*line, f"method={method}", "train.lr=0.1", f"output={tmp_path / name}"])
+        base = Path(record["config"]["model"]["path"])
+        bases[f"models/own/{base.name}"] = base
+        words_of = [f"base=own/{base.name}@{COMMIT}", f"output={tmp_path / name}"]
+        assert export.main([record["id"], "peft", str(folders / name), *words_of]) == 0
         context = restore(record, str(tmp_path / name))
         batch = {k: v for k, v in context.batch("dev", range(2)).items() if k != "labels"}
         with torch.no_grad():
             wanted[name] = {"batch": batch, "logits": context.raw_model.eval()(**batch).logits}
-    (tmp_path / "folders" / "bert").mkdir()
-    Hub.repositories["models/me/bert"].joinpath("README.md").rename(
-        tmp_path / "folders" / "bert" / "README.md"
-    )
     torch.save(wanted, tmp_path / "wanted.pt")
-    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": TOKEN,
-    }
     code = [sys.executable, "-W", "ignore", "-c", AUTO, str(tmp_path / "wanted.pt")]
-    done = subprocess.run(
-        code, cwd=tmp_path / "folders", env=environment, capture_output=True, text=True, timeout=280
-    )
+    with serving(**bases) as address:
+        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | own
+        done = subprocess.run(code, cwd=folders, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     differences = json.loads(done.stdout.splitlines()[-1])
     assert differences.keys() == runs.keys()
@@ -272,120 +295,87 @@ print(json.dumps(differences))
 # --- the hub
 
 
-def names_of(repository):
-    return {file.name for file in Hub.repositories[f"models/{repository}"].iterdir()}
-
-
 @pytest.fixture
-def push(hub, words, tmp_path, capsys):
-    """Pushes a run's adapter by the command: what it printed, or its error in one line."""
-    record = trained(words)
-
-    def push(repo, *more):
-        line = [record["id"], "hub", repo, f"base=own/tiny@{COMMIT}", f"output={output_of(words)}", *more]
-        try:
-            export.main(line)
-        except UserError as error:
-            return SimpleNamespace(error=str(error), text="", line=line)
-        return SimpleNamespace(error=None, text=capsys.readouterr().out, line=line)
-
-    push.folder = tmp_path / "outputs" / "exports" / record["id"]
-    return push
+def api(monkeypatch):
+    """The hub's client, on a hub that has no repository and takes everything."""
+    found = create_autospec(huggingface_hub.HfApi, instance=True)
+    found.model_info.side_effect = RepositoryNotFoundError("none", response=httpx.Response(404))
+    found.upload_folder.return_value = SimpleNamespace(commit_url="https://hub/me/films/commit/1")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
+    monkeypatch.setenv("HF_TOKEN", "own-token")
+    return found
 
 
-def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(hub, push):
-    first = push("me/films")
-    assert f"{hub}/me/films/commit/{COMMIT}" in first.text
-    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= names_of("me/films")
-    assert Hub.asked.count("POST api/models/me/films/commit/main") == 1
-    weights = Hub.repositories["models/me/films"] / "adapter_model.safetensors"
-    assert weights.read_bytes() == (push.folder / weights.name).read_bytes()
-    assert (
-        "model = AutoPeftModelForSequenceClassification.from_pretrained('me/films'"
-        in (push.folder / "README.md").read_text()
-    )
-    assert "models/me/films" not in Hub.private
-    again = push("me/films", "license=mit")
-    assert "me/films is there already: this becomes its newest commit" in again.text
-    assert metadata(Hub.repositories["models/me/films"])["license"] == "mit"
+def holds(api, *names, private=False):
+    """The hub then has the repository."""
+    siblings = [SimpleNamespace(rfilename=name) for name in names]
+    api.model_info.side_effect = None
+    api.model_info.return_value = SimpleNamespace(siblings=siblings, private=private)
 
 
-@pytest.mark.slow  # it takes seconds
-def test_a_private_repository_is_made_private_and_a_public_one_is_not_taken_for_it(push, monkeypatch):
-    push("me/secret", "private=true")
-    assert "models/me/secret" in Hub.private
-    assert push("me/secret", "private=true").error is None
-    push("me/films")
-    before = len([line for line in Hub.asked if "commit" in line])
-    refused = push("me/films", "private=true").error
-    assert "me/films is taken: it is public, and private=true would not hide it" in refused
-    assert len([line for line in Hub.asked if "commit" in line]) == before
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere/token")
-    asked = len(Hub.asked)
-    assert (
-        "needs a token of the hub with write access: hf auth login" in push("me/more", "private=true").error
-    )
-    assert len(Hub.asked) == asked
+def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys):
+    record, output = trained(words), output_of(words)
+    line = [record["id"], "hub", "me/films", "base=own/tiny", f"output={output}"]
+    folder = Path(output) / "exports" / record["id"]
+    assert export.main(line) == 0
+    assert "https://hub/me/films/commit/1" in capsys.readouterr().out
+    api.create_repo.assert_called_once_with("me/films", private=False)
+    how = {"folder_path": folder, "commit_message": f"Run {record['id']} of vera-bench"}
+    api.upload_folder.assert_called_once_with(repo_id="me/films", **how)
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder))
+    load = "model = AutoPeftModelForSequenceClassification.from_pretrained('me/films'"
+    assert load in (folder / "README.md").read_text()
+    holds(api, "README.md", "adapter_config.json")
+    assert export.main([*line, "license=mit"]) == 0
+    assert "me/films is there already: this becomes its newest commit" in capsys.readouterr().out
+    assert api.create_repo.call_count == 1
+    assert metadata(folder)["license"] == "mit"
+    api.upload_folder.side_effect = ConnectionError("gone\nand more")
+    with pytest.raises(UserError, match=r"me/films is not pushed: ConnectionError: gone\. ") as error:
+        export.main(line)
+    again = f"to try again: python -m runs.export {' '.join(line)}"
+    assert str(error.value).endswith(f"{folder} has all that would be there; {again}")
 
 
-@pytest.mark.slow  # it takes seconds
+def test_a_private_repository_is_made_private_or_is_one_already(api, tmp_path):
+    push(tmp_path, "me/secret", True, "m", "again")
+    api.create_repo.assert_called_once_with("me/secret", private=True)
+    holds(api, ".gitattributes", private=True)
+    assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
+
+
 @pytest.mark.parametrize(
-    ("repo", "token", "message"),
+    ("fault", "message"),
     [
-        ("them/films", TOKEN, "them/films: taken by another, or this token may not write there"),
-        ("me/films", READING, "me/films: taken by another, or this token may not write there"),
-        ("me/films", "expired", "me/films: the hub does not accept this token"),
-        ("own/tiny_bert", TOKEN, "own/tiny_bert is taken: it holds config.json and no adapter"),
+        (lambda api: holds(api, "config.json"), "it holds config.json and no adapter"),
+        (lambda api: holds(api, ".gitattributes"), "it is public, and private=true would not hide it"),
+        (
+            lambda api: setattr(api.create_repo, "side_effect", OSError("403 Forbidden\nmore")),
+            "OSError: 403 Forbidden",
+        ),
     ],
 )
-def test_a_name_that_is_taken_or_a_token_that_may_not(repo, token, message, push, monkeypatch, tiny_bert):
-    monkeypatch.setenv("HF_TOKEN", token)
-    Hub.repositories["models/own/tiny_bert"] = tiny_bert
-    before = sorted(file.name for file in tiny_bert.iterdir())
-    refused = push(repo)
-    assert message in refused.error
-    stays_and_repeats(push.folder, refused)
-    assert sorted(file.name for file in tiny_bert.iterdir()) == before
+def test_what_the_hub_does_not_take_is_one_line_and_nothing_is_pushed(fault, message, api, tmp_path):
+    fault(api)
+    with pytest.raises(
+        UserError, match=f"^me/films is not pushed: {message}.*; to try again: again$"
+    ) as error:
+        push(tmp_path, "me/films", True, "m", "again")
+    assert "\n" not in str(error.value)
+    api.upload_folder.assert_not_called()
 
 
-def stays_and_repeats(folder, refused):
-    """Asserts that the folder is whole, and that the error names it and the command."""
-    assert (folder / "adapter_model.safetensors").is_file()
-    assert (folder / "README.md").is_file()
-    assert f"{folder} has all that would be there; to try again: python -m runs.export" in refused.error
-    assert "\n" not in refused.error
-    assert refused.error.endswith(" ".join(refused.line))
-
-
-@pytest.mark.slow  # it takes seconds
-@pytest.mark.parametrize(
-    "breaks_at",
-    sample(["api/models/me", "repos/create", "preupload", "lfs/", "commit"], "api/models/me", "commit"),
-)
-def test_without_a_network_the_folder_stays_and_the_command_is_printed(breaks_at, push, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the hub library's five attempts
-    Hub.breaks_at = breaks_at
-    refused = push("me/films")
-    assert "me/films: the hub cannot be reached" in refused.error
-    stays_and_repeats(push.folder, refused)
-    if "models/me/films" in Hub.repositories:
-        assert names_of("me/films") == {".gitattributes"}  # nothing of it
-    Hub.breaks_at = None
-    assert push("me/films").error is None
-    assert "adapter_model.safetensors" in names_of("me/films")
-
-
-def test_a_machine_that_is_set_to_be_offline_is_told_so(push, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    refused = push("me/films")
-    assert "the hub cannot be reached" in refused.error
-    stays_and_repeats(push.folder, refused)
+def test_without_a_token_nothing_is_read(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere/token")
+    with pytest.raises(UserError, match="me/more: pushing needs a token"):
+        export.main(["RUN", "hub", "me/more"])
 
 
 @pytest.mark.parametrize(
     ("words_", "message"),
     [
+        (["RUN", "gguf", "F"], "no format 'gguf'. Known: peft, hub, lora, merged, fp16, bf16"),
         (["RUN", "hub", "films"], "films: a repository of the hub is OWNER/NAME"),
         (["RUN", "lora", "F"], "rank is missing: runs.export RUN lora FOLDER rank=8"),
         (["RUN", "lora", "F", "rank=0"], "rank=0: should be a whole number from 1 on, or a share"),
@@ -404,86 +394,30 @@ def test_a_wrong_line_is_refused_before_anything_is_read(words_, message):
 # --- converted to LoRA
 
 
-@pytest.mark.slow  # it takes seconds
-@pytest.mark.parametrize("fixture", sample(["words", "e2e_words", "image_words"], "words"))
-def test_converted_to_lora_it_prints_what_is_lost(fixture, request, tmp_path, capsys):
-    """At the full rank nothing is lost; at a small one as much as the singular values say."""
-    line = [*request.getfixturevalue(fixture), "train.lr=0.1"]
-    line += ["task.decode=none"] if fixture == "e2e_words" else []
+def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
+    """Of the adapter as the singular values say (tests/vera/test_peft_lora.py), and of the metric."""
+    line = [*words, "train.lr=0.1"]
     record, output = trained(line), f"output={output_of(line)}"
-    printed = {}
+    share = {}
     for rank in ("1", "16", "0.9"):
         folder = tmp_path / rank
         assert export.main([record["id"], "lora", str(folder), f"rank={rank}", "base=own/x", output]) == 0
-        printed[rank] = capsys.readouterr().out
+        printed = capsys.readouterr().out
+        share[rank] = float(re.search(r"loses ([\d.]+)% of the change", printed)[1])
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert config["peft_type"] == "LORA"
-        assert config["base_model_name_or_path"] == "own/x"
+        assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", "own/x")
         assert metadata(folder)["tags"] == ["lora", "vera", "vera-bench"]
         assert "model-index" not in metadata(folder)
-    share = {
-        rank: float(re.search(r"loses ([\d.]+)% of the change", text)[1]) for rank, text in printed.items()
-    }
-    assert share["16"] < 0.01  # queries and values of GPT-2 are one layer there, of twice the rank
+        before, after = map(float, re.search(r"accuracy: ([\d.]+) before, ([\d.]+) after", printed).groups())
+        assert before == pytest.approx(100 * record["result"]["best"], abs=0.01)
+        assert rank != "16" or after == before
+    assert share["16"] < 0.01
     assert 5 < share["1"] < 100
     assert share["0.9"] < 100 * (1 - 0.9) ** 0.5 + 0.01
-    context = restore(record, output_of(line))
-    batch = {k: v for k, v in context.batch("dev", range(2)).items() if k != "labels"}
-    with torch.no_grad():
-        expected = context.raw_model.eval()(**batch).logits
-        again = models.load(
-            models.fetch(record["config"]["model"]),
-            context.task.num_labels,
-            context.task.problem,
-            modality=record["config"]["model"]["modality"],
-        )[0]
-        theirs, errors = peft.PeftModel.from_pretrained(again, tmp_path / "16", "16").eval(), {}
-        theirs.load_adapter(tmp_path / "1", "1")
-        for rank in ("16", "1"):
-            theirs.set_adapter(rank)
-            errors[rank] = float((theirs.base_model.model(**batch).logits - expected).abs().max())
-    assert errors["16"] < 1e-4
-    assert errors["16"] < errors["1"] / 10
-    assert f"{context.task.metric}: " in printed["1"]
 
 
-@pytest.mark.slow  # it takes seconds
-def test_a_head_of_several_layers_is_converted_whole(words, tiny_roberta, tmp_path):
-    """Of RoBERTa's head peft's conversion keeps one tensor for two layers."""
-    line = [f"model.path={tiny_roberta}" if word.startswith("model.path=") else word for word in words]
-    record = trained(line)
-    export.main([record["id"], "lora", str(tmp_path / "lora"), "rank=8", f"output={output_of(line)}"])
-    context = restore(record, output_of(line))
-    batch = {k: v for k, v in context.batch("dev", range(4)).items() if k != "labels"}
-    base = models.load(tiny_roberta, 2, "single_label_classification")[0]
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
-    with torch.no_grad():
-        assert torch.allclose(theirs(**batch).logits, context.raw_model.eval()(**batch).logits, atol=1e-4)
-
-
-@pytest.mark.slow  # it takes seconds
-def test_what_is_no_change_of_weights_or_a_lora_already_is_not_converted(words, tmp_path):
-    output = f"output={output_of(words)}"
-    for method, rank, message in (
-        ("lora", "2", "this adapter is a LoRA already"),
-        ("vera_plus", "2", "peft's format has no place for method vera_plus"),
-        ("vera", "999", "no LoRA of rank 999: The chosen rank 999 is larger than the weight shape"),
-        ("peft:IA3Config", "2", "peft converts this adapter to no LoRA of rank 2"),
-    ):
-        line = [word for word in words if not (":" in method and word.startswith("method.rank"))]
-        record = trained([*line, f"method={method}"])
-        with pytest.raises(AdapterError, match=message):
-            export.main([record["id"], "lora", str(tmp_path / "x"), f"rank={rank}", output])
-        assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.slow  # it takes seconds
-def test_an_adapter_over_4_bit_weights_travels_and_the_card_says_so(alpaca_words, tmp_path, capsys):
-    record, output = trained([*alpaca_words, "model.quantise=nf4"]), f"output={output_of(alpaca_words)}"
-    for form in (["peft"], ["lora", "rank=16"]):
-        folder = tmp_path / form[0]
-        assert export.main([record["id"], form[0], str(folder), "base=own/llama", output, *form[1:]]) == 0
-        text = (folder / "README.md").read_text()
-        assert "It was trained over base weights in 4 bit (NF4, double quantisation)." in text
-        assert "dtype=" not in text
-    assert "loses 0.0" in capsys.readouterr().out
+def test_what_cannot_be_converted_leaves_no_folder(words, tmp_path):
+    record, output = trained([*words, "method=lora"]), f"output={output_of(words)}"
+    with pytest.raises(AdapterError, match="this adapter is a LoRA already"):
+        export.main([record["id"], "lora", str(tmp_path / "x"), "rank=2", output])
+    assert not (tmp_path / "x").exists()

@@ -67,7 +67,7 @@ def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_b
         "datasets/yahma/alpaca-cleaned": alpaca,
         "spaces/lmsys/mt-bench": space,
     }
-    with serving(tmp_path / "pushed", **repositories) as address:
+    with serving(**repositories) as address:
         yield address
 
 

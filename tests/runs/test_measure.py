@@ -11,9 +11,10 @@ from runs import publish
 from runs.errors import UserError
 from runs.evaluate import find, restore
 from runs.measure.__main__ import main as measure_main
+from runs.measure.__main__ import measure_id
 from runs.measure.adapters import layer_and_site, magnitude, similarity
 from runs.measure.fit import matrix_fit
-from runs.record import read_ledger, record_path, run_folder, write_record
+from runs.record import read_ledger, run_folder, write_record
 from vera.methods.layers import changes
 
 pytestmark = pytest.mark.properties
@@ -43,7 +44,8 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
     assert found["values"]["site"] == ["query", "value"] * 2
     assert found["of"][0]["id"] == record["id"]
     assert found["of"][0]["adapter"]["epoch"] == record["result"]["best_epoch"]
-    assert found["settings"]["d_init"] == 0.1
+    with pytest.raises(UserError, match="started from another adapter"):
+        magnitude(record | {"start": {"from": "x", "id": "y"}}, output)
 
 
 def merged(record, output):
@@ -68,16 +70,12 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     change = merged(lora, output)[1].numpy()
     cosine = change @ noise / np.linalg.norm(change) / np.linalg.norm(noise)
     assert found["values"]["lora_random"][1] == pytest.approx(cosine, abs=1e-4)
-    query = [
-        v
-        for v, site in zip(found["values"]["lora_vera"], found["values"]["site"], strict=True)
-        if site == "query"
-    ]
-    assert found["summary"]["mean lora_vera"] == pytest.approx(sum(query) / len(query))
-    # Either order; another seed is another measure, with the same cosine of the two runs.
+    query = np.array(found["values"]["lora_vera"])[np.array(found["values"]["site"]) == "query"]
+    assert found["summary"]["mean lora_vera"] == pytest.approx(query.mean())
+    # Either order; another seed is another measure, with the same cosine of the two runs
     assert similarity(vera, lora, output, seed=3)["values"] == found["values"]
     other = similarity(lora, vera, output, seed=4)
-    assert other["id"] != found["id"]
+    assert measure_id("similarity", other) != measure_id("similarity", found)
     assert other["values"]["lora_vera"] == found["values"]["lora_vera"]
     assert other["values"]["lora_random"] != found["values"]["lora_random"]
 
@@ -86,7 +84,7 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
     output, lora, vera = pair
     assert measure_main(["magnitude", f"output={output}"]) == 0
     assert measure_main(["similarity", f"output={output}"]) == 0
-    assert measure_main(["similarity", f"output={output}"]) == 0  # again: the same file
+    assert measure_main(["similarity", lora["id"], vera["id"], f"output={output}"]) == 0  # the same file
     told = capsys.readouterr().out
     assert "similarity of LoRA r=8 on RTE, seed 0 and VeRA r=8 on RTE, seed 0: mean lora_vera" in told
     ledger = read_ledger(output)
@@ -150,38 +148,25 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
 # --- figure 6
 
 
-@pytest.fixture(scope="module")
-def fit():
-    return matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})
-
-
-def test_the_fit_reaches_what_a_matrix_of_its_rank_can(fit):
-    values = fit["values"]
-    lora = [i for i, method in enumerate(values["method"]) if method == "lora"]
-    assert [values["parameters"][i] for i in lora] == [20, 100, 200]
-    for i in lora:
-        assert values["mse"][i] == pytest.approx(values["best"][i], abs=2e-3)
-        assert all(e > b - 1e-5 for e, b in zip(values["mse"][i], values["best"][i], strict=True))
-    assert min(values["best"][lora[0]]) > 0.1
-
-
-def test_vera_reaches_counts_below_loras_and_fits_with_as_many(fit):
-    values = fit["values"]
-    vera = {
-        n: e
-        for m, n, e in zip(values["method"], values["parameters"], values["mse"], strict=True)
-        if m == "vera"
-    }
-    assert sorted(vera) == [11, 20, 200]
-    assert max(vera[200]) < 1e-3 < 0.1 < min(vera[20])
-    assert np.mean(vera[20]) < np.mean(vera[11])
+def test_the_fit_reaches_what_a_matrix_of_its_rank_can_and_vera_fewer_parameters():
+    values = matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})["values"]
+    of = values["method"].index("vera")
+    assert values["parameters"] == [20, 100, 200, 11, 20, 200]
+    for mse, best in zip(values["mse"][:of], values["best"][:of], strict=True):
+        assert mse == pytest.approx(best, abs=2e-3)
+        assert all(e > b - 1e-5 for e, b in zip(mse, best, strict=True))
+    assert min(values["best"][0]) > 0.1
+    of_11, of_20, of_200 = values["mse"][of:]
+    assert max(of_200) < 1e-3 < 0.1 < min(of_20)
+    assert np.mean(of_20) < np.mean(of_11)
 
 
 def test_the_fit_is_its_seeds():
     few = {"matrices": 2, "steps": 3, "ranks": {"lora": (1,), "vera": (2,)}}
     first, again, other = (matrix_fit(seed, **few) for seed in (0, 0, 1))
     assert first["values"] == again["values"] != other["values"]
-    assert first["id"] == again["id"] != other["id"]
+    assert measure_id("matrix_fit", first) == measure_id("matrix_fit", again)
+    assert measure_id("matrix_fit", first) != measure_id("matrix_fit", other)
 
 
 # --- mistakes
@@ -191,9 +176,8 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
     output, lora, vera = pair
     for words, wanted in (
         (["magnitudes"], "no measure 'magnitudes'. Did you mean magnitude? Known: magnitude, similarity"),
-        (["similarity", lora["id"]], "similarity compares two runs"),
-        (["matrix_fit", "abc"], "measures no run"),
-        (["magnitude", "seed=1"], "seed=1: magnitude draws no random numbers"),
+        (["similarity", lora["id"]], "similarity is of two runs"),
+        (["matrix_fit", "abc"], "matrix_fit is of no runs"),
         (["matrix_fit", "seed=x"], "seed=x: should be a whole number"),
         (["matrix_fit", "seed=-1"], "seed=-1: should be at least 0"),
         (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
@@ -206,46 +190,44 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
             measure_main(words)
         assert wanted in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="started from another adapter"):
-        magnitude(vera | {"start": {"from": "x", "id": "y"}}, output)
 
 
 def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, tmp_path, capsys):
     output, _, vera = pair
-    write_record(tmp_path, vera)
-    with pytest.raises(UserError, match="none of 1 could be measured"):
-        measure_main(["magnitude", f"output={tmp_path}"])
+    trial = vera | {"config": vera["config"] | {"keep": "none"}}  # nobody expects an adapter of it
+    every, by_name = ["magnitude", f"output={tmp_path}"], ["magnitude", vera["id"], f"output={tmp_path}"]
+    for record, words, wanted in (
+        (vera, every, "none of 1 could be measured"),
+        (trial, every, "no finished VeRA run that kept its adapter"),
+        (vera, by_name, "adapter.safetensors is not there"),  # a copied record
+        (trial, by_name, "had keep=none"),
+    ):
+        write_record(tmp_path, record)
+        with pytest.raises(UserError, match=wanted):
+            measure_main(words)
     assert "left out: " in capsys.readouterr().out
-    # A trial: nobody expects an adapter of it
-    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
-    with pytest.raises(UserError, match="no finished VeRA run that kept its adapter"):
-        measure_main(["magnitude", f"output={tmp_path}"])
     write_record(tmp_path, vera)
-    with pytest.raises(UserError, match="kept one, where it was done"):  # a copied record
-        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
-    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
-    with pytest.raises(UserError, match="kept no adapter"):
-        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
-    write_record(tmp_path, vera)
-    assert record_path(tmp_path, vera["id"]).is_file()
     folder = run_folder(tmp_path, vera["id"])
     folder.mkdir(parents=True)
     damaged = bytearray((run_folder(output, vera["id"]) / "adapter.safetensors").read_bytes())
     damaged[-1] ^= 1
     (folder / "adapter.safetensors").write_bytes(damaged)
     with pytest.raises(UserError, match="is not the file that the record of run"):
-        measure_main(["magnitude", vera["id"], f"output={tmp_path}"])
+        measure_main(by_name)
 
 
-def test_layers_and_sites_are_read_from_names():
-    for name, wanted in (
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
         ("roberta.encoder.layer.11.attention.self.query", (11, "query")),
         ("model.layers.3.self_attn.q_proj", (3, "query")),
         ("transformer.h.5.attn.c_attn.value", (5, "value")),
         ("encoder.layer.2.attention.output.dense", (2, "attention.output.dense")),
         ("pooler.dense", (-1, "pooler.dense")),
-    ):
-        assert layer_and_site(name) == wanted
+    ],
+)
+def test_layers_and_sites_are_read_from_names(name, wanted):
+    assert layer_and_site(name) == wanted
 
 
 def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pair, tmp_path, monkeypatch):
@@ -257,10 +239,8 @@ def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pai
     (study / f"{other['id']}.json").write_text(json.dumps(other))
     output = str(tmp_path / "outputs")
     assert find(vera["id"][:6], output)["id"] == other["id"]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"is not there .*To have it here: python -m runs rerun="):
         restore(other, output)
-    assert "a published one, whose adapter is not in this repository" in str(error.value)
-    assert "To have it here: python -m runs " in str(error.value)
     write_record(output, vera)
     assert find(vera["id"][:6], output)["id"] == vera["id"]
     assert find(other["id"], output)["id"] == other["id"]

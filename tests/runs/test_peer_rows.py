@@ -10,7 +10,7 @@ import yaml
 from tiny import save_tiny
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from runs import meta, models
+from runs import meta, models, tune
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.identity import run_id
@@ -18,7 +18,6 @@ from runs.methods import make_method
 from runs.rates import rates_of
 from runs.training.loop import Training
 from runs.training.train import train
-from runs.tune import cells
 
 pytestmark = pytest.mark.contract
 
@@ -135,10 +134,10 @@ def test_each_row_has_its_count_at_the_size_nearest_veras(where, request):
 @pytest.mark.slow
 def test_every_row_of_both_presets_has_four_rates_over_the_same_range(study, base):
     """Where rates are to be tuned: rows of peers_base with published recipes have those."""
-    grids = cells._read((CONF / "tune.yaml").read_text())
+    grids = tune._read((CONF / "tune.yaml").read_text())
     searched = [*study.values(), *(run for run in base.values() if run.recipe.startswith("peers/"))]
     for run in searched:
-        ((key, rates),) = cells._grid_of(run, grids).items()
+        ((key, rates),) = tune._grid_of(run, grids).items()
         assert key == ("train.lr_head" if run.row == "head" else "train.lr")
         assert len(rates) == 4, run.row
         assert 60 <= float(rates[-1]) / float(rates[0]) <= 67, run.row

@@ -99,7 +99,7 @@ def test_a_card_is_not_forged_by_a_records_texts():
     one["result"]["metric"] = one["recipe"]["source"] = forged
     one["config"]["model"]["modality"] = "text"
     ledger = Ledger({one["id"]: one}, {one["id"]: "ours"})
-    body = str(card.card(one, ledger, "mine", None, "mit", {})).split("---\n", 2)[2]
+    body = card.card(one, ledger, "mine", None, "mit", {}).split("---\n", 2)[2]
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert headings == ["# mine", "## Results", "## Use", "## How it was made"]
     assert "<" not in body
