@@ -10,8 +10,6 @@ python -m runs.export RUN lora FOLDER rank=8
 python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
                                            AutoModel...from_pretrained(FOLDER); prints by how much its
                                            outputs differ, and refuses more than rounding
-python -m runs.export RUN fp16 FILE        the adapter file in half precision (or bf16); prints the metric
-                                           before and after
 
 RUN is a run id (or its beginning), as in outputs/records.
 """
@@ -38,8 +36,6 @@ FORMATS = {
     "hub": ("base", "license", "private"),
     "lora": ("base", "license", "rank"),
     "merged": (),
-    "fp16": (),
-    "bf16": (),
 }
 #: How far outputs may lie apart by rounding in float32, relative to the largest: a thousand units in the last
 #: place. Merged, all methods moved MiniLM's by 0 to 24; VeRA and LoRA those of 24 and 32 layers by 3 to 8.
@@ -73,15 +69,13 @@ def main(arguments: list[str]) -> int:
     _check(form, settings, line.given)
     if form == "hub":
         check_name(target)
-    elif path.exists() and (form.endswith("16") or any(path.iterdir())):
+    elif path.exists() and any(path.iterdir()):
         raise UserError(f"{path}: is there already. Name another, or remove it")
     record = find(name, output)
     if not record["parameters"]["adapter"] and form != "merged":
         raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
     if form == "merged":
         _merge(record, path, output)
-    elif form.endswith("16"):
-        _round(record, path, output, form)
     else:
         path = Path(output) / "exports" / record["id"] if form == "hub" else path
         _travel(record, form, path, target, settings)
@@ -89,8 +83,7 @@ def main(arguments: list[str]) -> int:
             command = shlex.join(["python", "-m", "runs.export", *arguments])
             print(push(path, target, settings.private, f"Run {record['id']} of vera-bench", command))
     if form != "hub":
-        files = [path] if path.is_file() else list(path.iterdir())
-        print(f"{path}: {megabytes(sum(file.stat().st_size for file in files))}")
+        print(f"{path}: {megabytes(sum(file.stat().st_size for file in path.iterdir()))}")
     return 0
 
 
@@ -170,20 +163,6 @@ def _merge(record: Record, path: Path, output: str) -> None:
     for weights in path.glob("*.safetensors"):
         share(weights)
     write_inputs(context, path)
-
-
-def _round(record: Record, path: Path, output: str, form: str) -> None:
-    """Writes the adapter file in half precision."""
-    import torch
-
-    import vera
-
-    context = restore(record, output)
-    before = context.score()
-    vera.save(context.raw_model, context.method, path, {"fp16": torch.float16, "bf16": torch.bfloat16}[form])
-    vera.start_from(context.raw_model, path)
-    after, scale = context.score(), context.task.scale
-    print(f"{context.task.metric}: {scale * before:.2f} before, {scale * after:.2f} from the {form} file")
 
 
 if __name__ == "__main__":

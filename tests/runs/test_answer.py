@@ -457,24 +457,14 @@ def test_judging_again_or_other_answers(done, key, capsys):
     assert "answer_tokens 2 instead of" in capsys.readouterr().out
 
 
-def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
+def test_what_cannot_be_judged_is_one_line(done, key):
     record, output = done
     with pytest.raises(UserError, match=r"has no answers yet. First: python -m runs.answer"):
         judge.main([record["id"], f"output={output}"])
     asked(record, output)
     path = run_folder(output, record["id"]) / "mt_bench.jsonl"
-    text = path.read_text()
-    path.write_text(text.replace(record["id"], "another"))
+    path.write_text(path.read_text().replace(record["id"], "another"))
     with pytest.raises(DataError, match=f"an answer of 'another', not of '{record['id']}'"):
-        judge.main([record["id"], f"output={output}"])
-    path.write_text(text)
-    with (
-        JudgeServer(lambda prompt, nth: error(404, code="model_not_found")) as server,
-        pytest.raises(UserError, match="knows no judge"),
-    ):
-        judged(server, record["id"], f"output={output}")
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(UserError, match="Set OPENAI_API_KEY"):
         judge.main([record["id"], f"output={output}"])
 
 
