@@ -14,6 +14,8 @@ NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", 
 
 #: The environment variable by which a command that does several runs has all imports made for them at once.
 SEVERAL = "VERA_BENCH_SEVERAL_RUNS"
+#: The one by which the server that runs are forked from knows whom to end with.
+PARENT = "VERA_BENCH_PARENT"
 #: Read once, as torch or CUDA starts.
 ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats itself to the bit

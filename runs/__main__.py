@@ -15,9 +15,15 @@ python -m runs --help task=mrpc                                    groups, keys 
 vera-bench is the same command under a name that a shell can complete (vera-bench -sc install=bash).
 """
 
+import sys
+
+from runs.fork_server import start_early
+
+if __name__ == "__main__":
+    start_early(sys.argv[1:])
+
 import os
 import pickle
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The modules that nearly every run imports. The server that runs are forked from (runs/sweep/attempt.py)
+"""The modules that nearly every run imports. The server that runs are forked from (runs/fork_server.py)
 imports them once.
 
 This takes seconds, and multiprocessing's server checks only afterwards whether its parent still lives. So the
@@ -11,8 +11,8 @@ import importlib
 import os
 import warnings
 
-from runs import NO_BARS, SEVERAL
-from tasks.parent import PARENT, end_with, tie_forks
+from runs import NO_BARS, PARENT, SEVERAL
+from tasks.parent import end_with, tie_forks
 
 if PARENT in os.environ:
     end_with(int(os.environ[PARENT]))

@@ -15,9 +15,6 @@ import threading
 import time
 from typing import Any
 
-#: The environment variable with the id of the parent, for a process that has no other way to know it.
-PARENT = "VERA_BENCH_PARENT"
-
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 

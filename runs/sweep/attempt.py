@@ -5,17 +5,14 @@ second, and no state leaks from one run to the next."""
 
 import contextlib
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from runs import SEVERAL
 from runs.alone import run_lock
+from runs.fork_server import STOPPING
 from runs.record import check_regular, run_folder
 from runs.record.text import describe
 from runs.run import Run
@@ -23,36 +20,6 @@ from runs.tracking import Tracking
 from runs.training.failures import Stop
 from runs.training.files import Attempt
 from runs.training.tries import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
-from tasks.parent import PARENT
-
-#: The signals that ask a command to stop. Slurm's come before the end of a job's time.
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@contextlib.contextmanager
-def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
-    """Sets the handler of signals for a block; nothing outside the main thread, where Python allows it."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in signals} if main else {}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def start_fork_server(several: bool = True) -> None:
-    """Starts the process that every run is forked from. It imports torch and others once, while this process
-    continues. several: whether more than one run will be; a single one waits for fewer imports."""
-    if several:
-        os.environ[SEVERAL] = "1"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
-    os.environ[PARENT] = str(os.getpid())
-    # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
-    # inherits what this process ignores now. It ends with this process (with this thread, to be exact), and
-    # its runs with it: see runs/preload.py and tasks/parent.py.
-    with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
-        multiprocessing.forkserver.ensure_running()
 
 
 class Process:

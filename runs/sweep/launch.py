@@ -16,9 +16,9 @@ from typing import Any
 
 from runs.config.launch import Launcher, Ray, Slurm
 from runs.errors import UserError
+from runs.fork_server import start_fork_server
 from runs.record import ROOT
 from runs.record.text import plural
-from runs.sweep.attempt import start_fork_server
 from runs.sweep.pool import GRACE, Place, Pool, Sweep
 
 #: The most workers of a sweep where `executors` is null.

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from runs import gpus
 from runs.alone import PATIENCE, Lock, run_lock
 from runs.errors import UserError
+from runs.fork_server import handling
 from runs.identity import hash_of
 from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
 from runs.record.text import duration
 from runs.run import Run
 from runs.sources import differs
-from runs.sweep.attempt import Process, handling
+from runs.sweep.attempt import Process
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy

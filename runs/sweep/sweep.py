@@ -16,12 +16,12 @@ from runs.alone import alone
 from runs.config import Launch, Launcher, Local, Serial
 from runs.config.launch import Ray, Slurm
 from runs.errors import UserError, interrupted_words, rank
+from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, identify
 from runs.preflight import check_folders, preflight
 from runs.record import Record, finished_record, is_trial, read_measure, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
-from runs.sweep.attempt import start_fork_server
 from runs.sweep.display import heads
 from runs.sweep.launch import check_launcher, environment, launched
 from runs.sweep.pool import Job, Place, Pool, Sweep, places

@@ -21,7 +21,7 @@ PATIENCE = 5
 RUNS = """
 import multiprocessing, multiprocessing.forkserver, time
 if __name__ == "__main__":
-    from runs.sweep.attempt import start_fork_server
+    from runs.fork_server import start_fork_server
     start_fork_server()
     run = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
     run.start()

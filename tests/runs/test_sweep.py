@@ -27,6 +27,7 @@ from tiers import ALL_TESTS, guard
 
 import runs.__main__
 import vera
+from runs import fork_server
 from runs.alone import run_lock
 from runs.config import CONF, Launch, choices, expand, read_command
 from runs.config import launch as settings
@@ -498,7 +499,7 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(number, requeued, 
     monkeypatch.setattr(launch, "start_fork_server", lambda: None)
     work = launch.Work(pool.Sweep([pool.Job("", run, name) for name in "abcd"], Tracking()), tmp_path, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with attempt.handling(lambda *_: seen.append("requeued"), [signal.SIGUSR2]):
+    with fork_server.handling(lambda *_: seen.append("requeued"), [signal.SIGUSR2]):
         assert work(1) == 0
     assert seen == [("1", ["c", "d", "a", "b"]), False, *["requeued"] * requeued]
 

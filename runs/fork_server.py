@@ -1,0 +1,49 @@
+"""The process that every run is forked from. It imports torch and others once (runs/preload.py), which takes
+seconds: a command starts it before its own imports."""
+
+import contextlib
+import multiprocessing.forkserver
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from runs import PARENT, SEVERAL
+
+#: The signals that ask a command to stop. Slurm's come before the end of a job's time.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextlib.contextmanager
+def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
+    """Sets the handler of signals for a block; nothing outside the main thread, where Python allows it."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in signals} if main else {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def start_fork_server(several: bool = True) -> None:
+    """Starts it, unless it is on. several: whether more than one run will be; a single one waits for fewer
+    imports."""
+    if several:
+        os.environ[SEVERAL] = "1"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
+    os.environ[PARENT] = str(os.getpid())
+    # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
+    # inherits what this process ignores now. It ends with this process (with this thread, to be exact), and
+    # its runs with it: see runs/preload.py and tasks/parent.py.
+    with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
+        multiprocessing.forkserver.ensure_running()
+
+
+def start_early(words: Sequence[str]) -> None:
+    """Starts it where runs of this machine seem to be wanted. A wrong guess costs a process that ends with
+    this one."""
+    elsewhere = ("-", "launcher=slurm", "launcher=ray", "debug=")
+    if words and not any(word.startswith(elsewhere) for word in words) and "LOCAL_RANK" not in os.environ:
+        start_fork_server(several=any("," in word or word.startswith("experiment=") for word in words))
