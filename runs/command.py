@@ -231,9 +231,9 @@ def one_of(what: str, name: str, known: Collection[str]) -> str:
     return name
 
 
-def open_ledger(output: str | Path, published: bool = True, wanted: Collection[str] | None = None) -> Ledger:
+def open_ledger(output: str | Path, published: bool = True) -> Ledger:
     """`read_ledger`, which also prints the files that are no records to stderr."""
-    ledger = read_ledger(output, published, wanted)
+    ledger = read_ledger(output, published)
     gc.freeze()  # records stay until the command ends: garbage collection need not search them
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)

@@ -165,12 +165,9 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, overrides="the runs, as for python -m runs", options=COMPOSING)
     command, settings = read_command(line.overrides, line.config_dir), line.settings
     runs = with_starts(command.runs)
-    ids = identify(runs, {})
-    check_ids(runs, ids)
-    # Published records do not make a run done here. Of a ledger of 100,000 records this reads those of the
-    # plan, and a sample for the forecast.
-    output, wanted = runs[0].config["output"], {run_id for run_id in ids if run_id}
-    ledger, shown = open_ledger(output, published=False, wanted=wanted), ""
+    check_ids(runs, identify(runs, {}))
+    output = runs[0].config["output"]
+    ledger, shown = open_ledger(output, published=False), ""  # a published record makes no run done here
     if settings.probe:
         probe(p.run for p in left(plan(runs, ledger)))
     live = settings.watch and sys.stdout.isatty()
@@ -185,7 +182,7 @@ def main(arguments: list[str]) -> int:
                 break
             shown = now
             time.sleep(LOOK)
-            ledger = read_ledger(output, published=False, wanted=wanted)
+            ledger = read_ledger(output, published=False)
     return 0
 
 

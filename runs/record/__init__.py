@@ -18,8 +18,8 @@ from runs.record.cell import (
     protocol,
 )
 from runs.record.files import (
-    check_regular,
     hide_paths,
+    is_dead,
     link_or_fail,
     read_regular,
     record_path,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,39 +13,19 @@ from pathlib import Path
 import orjson
 
 from runs.record.measure import check_measure
-from runs.record.schema import LocalPaths, Record, check
+from runs.record.schema import PATHS, Record, check
 from runs.record.text import printable
 
-#: A larger file is no record, lease or list of attempts: it is not read.
-LARGEST = 64 * 2**20
-#: What may lie where a file is expected.
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
-
-def read_regular(path: str | Path, most: int = LARGEST) -> bytes:
-    """The bytes of a regular file, or of one that a link leads to; never blocks.
-
-    Raises ValueError, naming the file, for a folder, a pipe, a device and the like, for more than `most`
-    bytes, and for a file that is missing or cannot be read."""
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a regular file, or of one that a link leads to; never blocks. Raises ValueError, naming
+    the file, for one that is missing or cannot be read, and for a folder, a pipe, a device and the like."""
     try:
-        status = os.stat(path)
-        check_regular(status, path)  # before it is opened: a pipe would block, a device may do something
-        if status.st_size > most:
-            raise ValueError(f"{path}: larger than {most:,} bytes")
+        if not os.path.isfile(path):  # before it is opened: a pipe would block, a device may do something
+            raise ValueError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-
-
-def check_regular(status: os.stat_result, path: str | Path) -> None:
-    """Raises ValueError, naming the file, for a folder, a pipe, a device or the like."""
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: {KINDS.get(stat.S_IFMT(status.st_mode), 'a socket')}, and no file")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -87,16 +66,25 @@ def _temporary(path: Path, text: str) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_dead(name: str) -> bool:
+    """Whether a file or folder whose name ends with HOST.PID.TOKEN is of a process of this machine that has
+    ended."""
+    host, _, number = name.rpartition(".")[0].rpartition(".")
+    try:
+        if f".{host}".endswith(f".{socket.gethostname()}"):
+            os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError, OverflowError):  # no process has such a number, or it is another user's
+        pass
+    return False
+
+
 def sweep_up_dead(folder: Path) -> None:
     """Removes the temporary files below a folder that killed processes of this machine left. Safe at any
     time."""
-    for partial in folder.rglob(f".*.{socket.gethostname()}.*"):
-        try:
-            os.kill(int(partial.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            partial.unlink(missing_ok=True)
-        except (ValueError, OSError, OverflowError):  # no process has such a number, or it is another user's
-            continue
+    for partial in filter(lambda path: is_dead(path.name), folder.rglob(".*.*.*")):
+        partial.unlink(missing_ok=True)
 
 
 def records_folder(output: str | Path) -> Path:
@@ -114,6 +102,15 @@ def run_folder(output: str | Path, run_id: str) -> Path:
     return Path(output) / "runs" / run_id
 
 
+def record_text(record: Record, check: Callable[[Record], None] = check) -> str:
+    """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
+    ValueError for a record that could not be read again: of another shape than the schema's, or with NaN or
+    infinity, which JSON does not have."""
+    text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
+    check(orjson.loads(text))
+    return text
+
+
 def write_record(output: str | Path, record: Record) -> Path:
     """Writes a record to outputs/records, compact and atomically. Raises ValueError as `record_text` does."""
     path = record_path(output, record["id"])
@@ -124,7 +121,7 @@ def write_record(output: str | Path, record: Record) -> Path:
 def write_measure(folder: str | Path, measure: Record) -> Path:
     """Writes a measure below an output folder or a study. Raises ValueError as `record_text` does."""
     path = Path(folder) / "measures" / f"{measure['id']}.json"
-    write_atomically(path, _text(measure, check_measure))
+    write_atomically(path, record_text(measure, check_measure))
     return path
 
 
@@ -133,24 +130,28 @@ def without_paths(record: Record) -> Record:
     nothing."""
     config = {**record["config"], "output": "outputs"}
     for part in ("model", "task"):
-        paths = LocalPaths.__annotations__
-        config[part] = {k: _name(v) if k in paths and v else v for k, v in config[part].items()}
+        config[part] = {k: _name(v) if k in PATHS and v else v for k, v in config[part].items()}
     start = record.get("start")
     if start:
         config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
-    told = {"error": hide_paths(record.get("error")), "tries": [*map(hide_paths, record.get("tries", []))]}
+    clean = {"error": hide_paths(record.get("error")), "tries": [*map(hide_paths, record.get("tries", []))]}
     if "overrides" in record:
-        told["overrides"] = [*map(_without_path, record["overrides"])]
-    return {**record, "config": config, "start": start, **told}
+        clean["overrides"] = [*map(_without_path, record["overrides"])]
+    return {**record, "config": config, "start": start, **clean}
 
 
 def _without_path(override: str) -> str:
     key, _, value = override.partition("=")
-    if key.rpartition(".")[2] not in (*LocalPaths.__annotations__, "init_from"):
+    if key.rpartition(".")[2] not in (*PATHS, "init_from"):
         return override
     quote = value[0] if value.startswith(("'", '"')) else ""
     return f"{key}={quote}{_name(value.strip(quote or None))}{quote}"
+
+
+def _name(where: str) -> str:
+    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its name."""
+    return where if where.startswith("hub:") else Path(where).name
 
 
 #: A path in an error: an absolute one, or one that begins with . or ~.
@@ -160,21 +161,3 @@ _PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
 def hide_paths(words: str | None) -> str | None:
     """An error with only the last part of each local path."""
     return words and _PATH.sub(r"\1", words)
-
-
-def _name(where: str) -> str:
-    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its name."""
-    return where if where.startswith("hub:") else Path(where).name
-
-
-def record_text(record: Record) -> str:
-    """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
-    ValueError for a record that could not be read again: of another shape than the schema's, or with NaN or
-    infinity, which JSON does not have."""
-    return _text(record, check)
-
-
-def _text(value: Record, check: Callable[[Record], None]) -> str:
-    text = json.dumps(printable(value), separators=(",", ":"), allow_nan=False) + "\n"
-    check(orjson.loads(text))
-    return text

@@ -1,63 +1,48 @@
 """Reading records: one, a study's, or all that a folder and the published studies hold."""
 
-import gc
-import heapq
 import os
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from runs.record.cell import cell_id, other_data_seed, protocol
+from runs.record.cell import cell_id
 from runs.record.files import read_regular, record_path, records_folder, run_folder
 from runs.record.measure import MEASURE_SCHEMA, check_measure
 from runs.record.place import PUBLISHED
-from runs.record.schema import FINISHED, MIGRATIONS, SCHEMA, Record, check
-from runs.record.text import hidden, refusal
+from runs.record.schema import FINISHED, SCHEMA, Record, check, migrate
+from runs.record.text import printable, refusal
 
 
 def read_record(path: str | Path) -> Record:
     """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of an
     unknown schema."""
-    return _read(path, "record", SCHEMA, check, MIGRATIONS)
+    return _read(path, "record", SCHEMA, lambda record: check(migrate(record)))
 
 
 def read_measure(path: str | Path) -> Record:
     """One measure. Raises ValueError, naming the file, for one that is damaged or of an unknown schema."""
-    return _read(path, "measure", MEASURE_SCHEMA, check_measure, {})
+    return _read(path, "measure", MEASURE_SCHEMA, check_measure)
 
 
-def _read(
-    path: str | Path,
-    what: str,
-    schema: int,
-    check: Callable[[Record], None],
-    migrations: dict[int, Callable[[Record], Record]],
-) -> Record:
+def _read(path: str | Path, what: str, schema: int, check: Callable[[Record], None]) -> Record:
     content = read_regular(path)
     try:
-        record = orjson.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a {what} ({error})") from None
-    has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
-    if not has_id or type(record.get("schema")) is not int:
-        raise ValueError(f"{path}: not a {what}")
-    while record["schema"] in migrations:
-        record = migrations[record["schema"]](record)
-    if record["schema"] != schema:
-        why = "made by a newer version; update this one" if record["schema"] > schema else "not known"
-        raise ValueError(f"{path}: a {what} of schema {record['schema']}, {why} (here: {schema})")
-    try:
+        record: Record = orjson.loads(content)
+        has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
+        if not has_id or type(record.get("schema")) is not int:
+            raise ValueError("it has no id and no schema")
+        if not 1 <= record["schema"] <= schema:
+            raise ValueError(f"schema {record['schema']} is not known here; a newer version may read it")
         # Printable ASCII without escapes, as most records are, hides nothing: a search of it takes no time
         plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
         for key, value in record.items() if not plain else ():
-            if character := hidden([key, value]):
-                raise ValueError(f"{key}: holds the control character {character}")
+            if printable([key, value]) != [key, value]:
+                raise ValueError(f"{printable(key)}: holds a control character")
         check(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a {what} ({error})") from None
     return record
 
@@ -80,73 +65,22 @@ class Ledger:
         return iter(self.records.values())
 
 
-class _SharedParts:
-    """Equal parts of many records, kept once: of 100,000 records they are two thirds of the memory."""
-
-    OF_RECORD = (
-        *("label", "recipe", "seeds", "code", "versions", "device", "determinism", "data", "parameters"),
-        *("groups", "deviations", "tries", "overrides"),
-    )
-    OF_CONFIG = ("model", "task", "method", "train", "recipe")
-    OF_CURVE = ("epoch", "step", "lr")
-
-    def __init__(self) -> None:
-        self._parts: dict[bytes, Any] = {}
-        self._cells: dict[tuple[Any, ...], str] = {}
-
-    def share(self, record: Record) -> None:
-        """Replaces the record's parts by equal ones of earlier records, which are the same to the bit."""
-        config, curve = record["config"], record.get("curve", {})
-        for holder, keys in ((record, self.OF_RECORD), (config, self.OF_CONFIG), (curve, self.OF_CURVE)):
-            for key in keys:
-                if key in holder:
-                    holder[key] = self._parts.setdefault(orjson.dumps(holder[key]), holder[key])
-        for holder in (record, record["cell"], config, record.get("result", {})):
-            holder |= {key: sys.intern(text) for key, text in holder.items() if type(text) is str}
-
-    def cell_id(self, record: Record) -> str:
-        """`cell_id` of a finished record whose parts are shared; computed once for the same parts."""
-        config, start = record["config"], record.get("start") or {}
-        parts = (
-            record["data"],
-            record["recipe"],
-            *(config[key] for key in ("model", "task", "method", "train")),
-        )
-        seed = other_data_seed(record)
-        key = (*map(id, parts), record["model"], start.get("id"), protocol(record), seed)
-        if key not in self._cells:
-            self._cells[key] = sys.intern(cell_id(record))
-        return self._cells[key]
-
-
-#: How many of a folder's newest records are read for what runs cost, where not all are wanted.
-SAMPLE = 1000
-
-
-def read_ledger(
-    output: str | Path = "outputs", published: bool = True, wanted: Collection[str] | None = None
-) -> Ledger:
+def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This machine's own come
     first.
-
-    wanted: of this machine's only those of these runs, and the newest `SAMPLE` of the others.
 
     A second record of a run with the same result is the same run, published. Where it has another result
     (another machine, other versions), the first one counts, and how many there are of each study is a
     problem. A copy of a published record is of that study, not of this machine.
     """
-    ledger, shared = Ledger(), _SharedParts()
-    ours = records_folder(output)
-    files = _json_files(ours) if wanted is None else _some_files(ours, wanted)
-    _read_records(ledger, shared, "ours", files, output)
-    _read_measures(ledger, "ours", Path(output) / "measures")
+    ledger = Ledger()
+    _read_folder(ledger, "ours", records_folder(output), Path(output) / "measures", output)
     try:
         ledger.serving = read_serving(output)
     except ValueError as error:
         ledger.problems.append(refusal(str(error)))
     for folder in study_folders() if published else []:
-        _read_records(ledger, shared, folder.name, _json_files(folder), output)
-        _read_measures(ledger, folder.name, folder / "measures")
+        _read_folder(ledger, folder.name, folder, folder / "measures", output)
     return ledger
 
 
@@ -178,8 +112,7 @@ def finished_record(output: str | Path, run_id: str | None) -> Record | None:
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     ledger = Ledger()
-    _read_records(ledger, _SharedParts(), folder.name, _json_files(folder), "")
-    _read_measures(ledger, folder.name, folder / "measures")
+    _read_folder(ledger, folder.name, folder, folder / "measures", "")
     return ledger
 
 
@@ -188,36 +121,40 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
 
 
-def _read_records(
-    ledger: Ledger, shared: _SharedParts, origin: str, files: list[str], output: str | Path
-) -> None:
-    """Adds the records of a folder to the ledger."""
+def _read_folder(ledger: Ledger, origin: str, records: Path, measures: Path, output: str | Path) -> None:
+    """Adds the records and measures of two folders to the ledger."""
     conflicts = []
-    gc.disable()  # JSON has no cycles, and the search for them takes longer than reading
-    try:
-        for path in files:
-            try:
-                record = read_record(path)
-                # A copy by hand has another name; which of two counts must not depend on their names
-                if os.path.basename(path) != f"{record['id']}.json":
-                    belongs = f"which belongs in {record['id']}.json"
-                    raise ValueError(f"{path}: the record of run {record['id']}, {belongs}")
-            except ValueError as error:
-                ledger.problems.append(refusal(str(error)))
-                continue
-            shared.share(record)
-            record.pop("cell_id", None)  # another version may define a result by other settings
-            if record["status"] in FINISHED:
-                record["cell_id"] = shared.cell_id(record)
-            if not _add(ledger, origin, record, output):
-                conflicts.append(record["id"])
-    finally:
-        gc.enable()
+    for record in _read_all(ledger, records, read_record):
+        record.pop("cell_id", None)  # another version may define a result by other settings
+        if record["status"] in FINISHED:
+            record["cell_id"] = cell_id(record)
+        if not _add(ledger, origin, record, output):
+            conflicts.append(record["id"])
     if conflicts:
         which = f"run {conflicts[0]} has" if len(conflicts) == 1 else f"{len(conflicts)} runs have"
         whose = ", ".join(sorted({ledger.origin[name] for name in conflicts}))
-        folder = os.path.dirname(files[0])
-        ledger.problems.append(f"{folder}: {which} another result here than in {whose}, which counts")
+        ledger.problems.append(f"{records}: {which} another result here than in {whose}, which counts")
+    for measure in _read_all(ledger, measures, read_measure):
+        if ledger.measures.setdefault(measure["id"], measure) is measure:
+            ledger.measured[measure["id"]] = origin
+
+
+def _read_all(ledger: Ledger, folder: Path, read: Callable[[str], Record]) -> Iterator[Record]:
+    """What the JSON files of a folder hold, in the order of their names. Those that cannot be read are
+    problems of the ledger."""
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        try:
+            found = read(f"{folder}/{name}")
+            # A copy by hand has another name; which of two counts must not depend on their names
+            if read is read_record and name != f"{found['id']}.json":
+                belongs = f"which belongs in {found['id']}.json"
+                raise ValueError(f"{folder}/{name}: the record of run {found['id']}, {belongs}")
+        except ValueError as error:
+            ledger.problems.append(refusal(str(error)))
+            continue
+        yield found
 
 
 def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> bool:
@@ -238,32 +175,3 @@ def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> boo
     if ledger.origin[name] == "ours":
         ledger.published.setdefault(name, (origin, record))
     return bool(same)
-
-
-def _read_measures(ledger: Ledger, origin: str, folder: Path) -> None:
-    for path in _json_files(folder):
-        try:
-            measure = read_measure(path)
-        except ValueError as error:
-            ledger.problems.append(refusal(str(error)))
-            continue
-        if ledger.measures.setdefault(measure["id"], measure) is measure:
-            ledger.measured[measure["id"]] = origin
-
-
-def _json_files(folder: Path) -> list[str]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [f"{folder}/{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
-
-
-def _some_files(folder: Path, wanted: Collection[str]) -> list[str]:
-    """The records of these runs, and new ones of the others: of tens of thousands, the newest of a share.
-    Names are hashes, so that a share is like the whole; to ask 97,000 files for their time takes a quarter of
-    a second."""
-    paths = _json_files(folder)
-    chosen = {f"{folder}/{run_id}.json" for run_id in wanted}.intersection(paths)
-    others = [path for path in paths if path not in chosen]
-    others = others[:: 1 + len(others) // (10 * SAMPLE)]
-    if len(others) > SAMPLE:
-        others = heapq.nlargest(SAMPLE, others, key=lambda path: os.lstat(path).st_mtime_ns)
-    return sorted([*chosen, *others])

@@ -52,20 +52,6 @@ def printable(value: Any) -> Any:
     return [printable(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def hidden(value: Any) -> str | None:
-    """The first hidden character in a JSON value of any depth, as Python writes it."""
-    parts = [value]
-    for part in parts:  # which grows
-        if isinstance(part, str):
-            if found := HIDDEN.search(part):
-                return ascii(found[0])
-        elif isinstance(part, dict):
-            parts += [*part, *part.values()]
-        elif isinstance(part, list):
-            parts += part
-    return None
-
-
 def refusal(text: str) -> str:
     """An error as a command prints it: one line of printable characters. A long one lacks its middle, since
     the file stands at its start and the mend at its end; one whose mend is a command to type stays whole."""

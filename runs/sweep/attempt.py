@@ -13,7 +13,7 @@ from typing import Any
 
 from runs.alone import run_lock
 from runs.fork_server import STOPPING
-from runs.record import check_regular, run_folder
+from runs.record import run_folder
 from runs.record.text import describe
 from runs.run import Run
 from runs.tracking import Tracking
@@ -79,11 +79,10 @@ def _child(
 
 
 def _log_into(run: Run, run_id: str) -> None:
-    """Opens the run's log at its end, as this process's output. A pipe in its place would block."""
+    """Opens the run's log at its end, as this process's output."""
     path = run_folder(run.config["output"], run_id) / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
-    check_regular(os.fstat(log), path)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)

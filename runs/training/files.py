@@ -203,7 +203,7 @@ def _state(folder: Path) -> dict[str, Any]:
     """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking over, or a damaged
     file."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        state = json.loads(read_regular(folder / STATE, 2**20))
+        state = json.loads(read_regular(folder / STATE))
         settings = {
             key: int(value)
             for key, value in state["settings"].items()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from runs.record import (
     crossfit,
     read_ledger,
     read_record,
-    read_regular,
     without_paths,
     write_record,
 )
@@ -162,36 +160,6 @@ def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(
     assert read["schema"] == SCHEMA
     assert Metric.of_record(read) == (ACCURACY if metric == "accuracy" else PERPLEXITY)
     assert read["result"]["reported"] == reported
-
-
-def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path):
-    """A folder, a pipe without a writer, a device without an end, a link to each, one to itself, one to
-    nothing."""
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    for name, target in (
-        ("device", "/dev/zero"),
-        ("linked", "pipe"),
-        ("loop", "loop"),
-        ("nothing", "nowhere"),
-    ):
-        (tmp_path / name).symlink_to(target)
-    (tmp_path / "file").write_bytes(b"12345")
-    (tmp_path / "good").symlink_to("file")
-    assert read_regular(tmp_path / "good", most=5) == b"12345"
-    with pytest.raises(ValueError, match="file: larger than 4 bytes"):
-        read_regular(tmp_path / "file", most=4)
-    for name, words in {
-        "folder": "a folder, and no file",
-        "pipe": "a named pipe, and no file",
-        "device": "a device, and no file",
-        "linked": "a named pipe, and no file",
-        "loop": "Too many levels of symbolic links",
-        "nothing": "No such file or directory",
-    }.items():
-        for read in (read_regular, read_record):
-            with pytest.raises(ValueError, match=f"^{tmp_path / name}: {words}$"):
-                read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
