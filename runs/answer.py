@@ -175,7 +175,6 @@ def answer(
                 {"text": text}
                 for text in _sample(context, [questions[i] for i in rows], turn, [prompts[i] for i in rows])
             ],
-            ["text"],
             f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
         )
         for i, turns in enumerate(answers):

@@ -1,7 +1,8 @@
-"""Errors that are a user's mistake: their message is shown in one line."""
+"""Errors that are a user's mistake, whose message is shown in one line; and the request to stop."""
 
 import os
 import sys
+from dataclasses import dataclass
 
 
 class UserError(Exception):
@@ -10,6 +11,23 @@ class UserError(Exception):
 
 class StoppedError(Exception):
     """A run was asked to stop, and has saved what it needs to continue."""
+
+
+@dataclass
+class Stop:
+    """A request to stop, such as SIGTERM before a time limit.
+
+    listens: the run checks for it between steps and during evaluation. At other times its process may end at
+    once: there is nothing to save yet, or decoded texts are on disk.
+    """
+
+    wanted: bool = False
+    listens: bool = False
+
+    def check(self) -> None:
+        """Raises StoppedError where a stop is wanted."""
+        if self.wanted:
+            raise StoppedError
 
 
 class DeviceError(UserError):

@@ -56,7 +56,6 @@ BESIDE_THE_SPINE = {
         for n in (
             "checkpoint",
             "decode",
-            "failures",
             "features",
             "files",
             "flags",

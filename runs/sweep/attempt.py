@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from runs.alone import run_lock
+from runs.errors import Stop
 from runs.fork_server import STOPPING
 from runs.record import run_folder
 from runs.record.text import describe
 from runs.run import Run
 from runs.tracking import Tracking
-from runs.training.failures import Stop
 from runs.training.files import Attempt
 from runs.training.tries import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
 

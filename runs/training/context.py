@@ -11,11 +11,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
+from runs.errors import Stop
 from runs.record import Metric, run_folder
 from runs.run import Run
 from runs.tracking import Tracker
 from runs.training.build import build, make_accelerator
-from runs.training.failures import Stop
 
 Report = Callable[[dict[str, Any]], None]
 #: A function from a split and its rows to a batch of what the trained part of the model takes.

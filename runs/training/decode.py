@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,26 +18,29 @@ import torch
 from accelerate.utils import gather_object
 
 import vera
-from runs.record import read_regular, write_atomically
+from runs.record import write_atomically
 from runs.training.context import Context
+from runs.training.files import Attempt
 from tasks.base import Decoding, prompts_at_once
 
 #: Variant of decoding -> a text for each item.
 Texts = dict[str, list[str]]
 
 
-def decode_epochs(
-    context: Context, epochs: Sequence[float], best: int, seconds: dict[str, float]
-) -> dict[str, Any]:
+def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt: Attempt) -> dict[str, Any]:
     """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`.
 
-    epochs: all that were evaluated; best: index of the best one. seconds: "decode" becomes what decoding
-    took, over all attempts. The model carries the best epoch's adapter at the end.
+    epochs: all that were evaluated; best: index of the best one. attempt: counts the seconds that decoding
+    takes. The model carries the best epoch's adapter at the end.
     """
-    task, last = cast(Decoding, context.task), len(epochs) - 1
+    task, last, begun = cast(Decoding, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
-    clock = Clock(context.folder / "decode_seconds.json", weights(context))
-    texts = {"last": _texts(context, "last", clock)}
+
+    def decoded() -> None:
+        attempt.decoding = round(time.monotonic() - begun, 3)
+        attempt.save()
+
+    texts = {"last": _texts(context, "last", decoded)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -44,8 +48,7 @@ def decode_epochs(
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)
-        texts["best"] = _texts(context, "best", clock)
-    seconds["decode"] = clock.seconds()
+        texts["best"] = _texts(context, "best", decoded)
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
@@ -54,11 +57,8 @@ def decode_epochs(
     write(task, context.folder, texts)
     entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
-        words = ", ".join(
-            f"{key} {value:.2f}"
-            for key, value in entry.items()
-            if isinstance(value, float) and key != "epoch"
-        )
+        numbers = {key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
+        words = ", ".join(f"{key} {value:.2f}" for key, value in numbers.items())
         print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
     about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
     return {**about, "scores": entries}
@@ -106,37 +106,15 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     return {"last": texts["last"], "best": texts.get("best", texts["last"])}
 
 
-class Clock:
-    """The seconds that decoding has taken, those of killed attempts included: `save` keeps them in a file.
-
-    weights: of the last epoch; the file of other weights does not count.
-    """
-
-    def __init__(self, path: Path, weights: str) -> None:
-        self._path, self._weights, self._started = path, weights, time.monotonic()
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # no such file, or a damaged one
-            saved = json.loads(read_regular(path))
-            if saved["weights"] == weights and 0 <= float(saved["seconds"]) < math.inf:
-                self._started -= float(saved["seconds"])
-
-    def seconds(self) -> float:
-        """The seconds so far."""
-        return time.monotonic() - self._started
-
-    def save(self) -> None:
-        """Writes the seconds so far, for an attempt that goes on after a kill."""
-        values = {"weights": self._weights, "seconds": round(self.seconds(), 3)}
-        write_atomically(self._path, json.dumps(values) + "\n")
-
-
-def _texts(context: Context, which: str, clock: Clock) -> Texts:
-    """Every item's texts; those that an earlier attempt has saved are not decoded again."""
+def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
+    """Every item's texts; those that an earlier attempt has saved are not decoded again. decoded: called
+    after each batch."""
     task = cast(Decoding, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
         texts = task.decode(context.raw_model, items)
         if context.accelerator.is_main_process:
-            clock.save()
+            decoded()
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
@@ -148,7 +126,6 @@ def _texts(context: Context, which: str, clock: Clock) -> Texts:
         {"run": context.run_id, "weights": weights(context), "decoding": task.settings(), "prompts": size},
         [order[i : i + size] for i in range(0, len(order), size)],
         decode,
-        task.variants,
         f"decoding ({which} epoch)",
     )
     return {variant: [by_item[i][variant] for i in range(len(task.items))] for variant in task.variants}
@@ -160,7 +137,6 @@ def write_down(
     of: Mapping[str, Any],
     batches: Sequence[Sequence[int]],
     decode: Callable[[Sequence[int]], list[dict[str, str]]],
-    variants: Sequence[str],
     phase: str,
 ) -> dict[int, dict[str, str]]:
     """Decodes each item and saves the texts in `path` as they come; processes share the batches. Returns an
@@ -170,31 +146,27 @@ def write_down(
     are not decoded again. The batches stay the same after a kill, since a sum of floats depends on them.
     """
     accelerator, total = context.accelerator, sum(map(len, batches))
-    saved = _saved(path, of, variants)
+    header, *lines = _lines(path) or [None]
+    saved = {line["item"]: line["texts"] for line in lines} if header == of else {}
     accelerator.wait_for_everyone()  # all have read the file before the main process writes
-    file = None
-    if accelerator.is_main_process:
-        file = _continue(path, of, saved)
+    if accelerator.is_main_process:  # again, since a kill may have cut its last line
+        lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
+        write_atomically(path, "".join(map(_line, lines)))
     left = [batch for batch in batches if not saved.keys() >= set(batch)]
     world, rank = accelerator.num_processes, accelerator.process_index
-    rounds = math.ceil(len(left) / world)
+    rounds, begun = math.ceil(len(left) / world), time.monotonic()
     if saved:
         print(f"{len(saved)} of the {total} texts ({path.stem}) are there already", flush=True)
 
     def report(turn: int, turns: int, seconds_left: float | None = None) -> None:
         quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
-        event = {
-            "phase": phase,
-            "done": len(saved),
-            "of": total,
-            "milestone": quarter,
-            "seconds_left": seconds_left,
-        }
-        context.report(event)
+        counts = {"done": len(saved), "of": total, "milestone": quarter, "seconds_left": seconds_left}
+        context.report({"phase": phase, **counts})
 
     context.raw_model.eval()
-    begun = time.monotonic()
-    with _merged(context), contextlib.closing(file) if file else contextlib.nullcontext():
+    # Only the main process writes
+    where = path if accelerator.is_main_process else os.devnull
+    with _merged(context), open(where, "a", encoding="utf-8") as file:
         for turn in range(rounds):
             report(turn, rounds, (time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
@@ -202,10 +174,8 @@ def write_down(
                 texts = decode(mine) if mine else []
             for item, written in gather_object(list(zip(mine, texts, strict=True))):
                 saved[item] = written
-                if file:
-                    file.write(json.dumps({"item": item, "texts": written}, ensure_ascii=False) + "\n")
-            if file:
-                file.flush()
+                file.write(_line({"item": item, "texts": written}))
+            file.flush()
     report(1, 1)
     return saved
 
@@ -236,37 +206,16 @@ def weights(context: Context) -> str:
     return digest.hexdigest()[:16]
 
 
-def _saved(path: Path, of: Mapping[str, Any], variants: Sequence[str]) -> dict[int, dict[str, str]]:
-    """The texts of a file whose first line is `of`, up to the first damaged line."""
-    header, *lines = _lines(path) or [None]
-    if header != of:
-        return {}
-    saved = {}
-    for line in lines:
-        if not (
-            isinstance(line, dict) and type(line.get("item")) is int and isinstance(line.get("texts"), dict)
-        ):
-            break
-        texts = {variant: line["texts"].get(variant) for variant in variants}
-        if not all(isinstance(text, str) for text in texts.values()):
-            break
-        saved[line["item"]] = texts
-    return saved
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def _lines(path: Path) -> list[Any]:
     """A file's JSON lines up to the first damaged one (a kill cuts off the last); none without a file."""
     values: list[Any] = []
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError):
         text = path.read_text(encoding="utf-8", errors="replace")  # the kill may have cut a letter
         *whole, _ = text.split("\n")  # not splitlines: a text may hold other ends of lines
         for line in whole:
             values.append(json.loads(line))
     return values
-
-
-def _continue(path: Path, of: Mapping[str, Any], saved: Mapping[int, dict[str, str]]) -> Any:
-    """Writes the file again, since a kill may have cut its last line, and opens it at its end."""
-    lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
-    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return open(path, "a", encoding="utf-8")

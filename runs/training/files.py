@@ -14,7 +14,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from runs.errors import UserError
 from runs.file_hash import digest
 from runs.identity import hash_of
 from runs.record import (
@@ -22,6 +21,7 @@ from runs.record import (
     SCHEMA,
     Record,
     finished_record,
+    is_dead,
     link_or_fail,
     read_record,
     read_regular,
@@ -35,59 +35,50 @@ from runs.run import Run
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is newer than its
 #: checkpoint is written again, to the same content.
-CONTINUED = (CHECKPOINT, "*.safetensors", "decode_seconds.json", "decoded_*.jsonl")
+CONTINUED = (CHECKPOINT, "*.safetensors", "decoded_*.jsonl")
 #: What commands read of a finished run; of another attempt it would be wrong.
 READ = ("adapter*.safetensors", "head.safetensors", "decoded_*.jsonl")
-#: The settings that are halved after memory ran out, and their names in a record's deviations.
-HALVED = {"micro_batch": "micro-batch", "eval_batch": "evaluation batch"}
 
 
 class Attempt:
     """One attempt of a run.
 
     ended: how earlier attempts ended, in words. settings: those that were halved, since memory ran out.
-    deviations: these in words. folder: for all that this attempt writes."""
+    deviations: these in words. decoding: seconds that decoding has taken, over all attempts. folder: for all
+    that this attempt writes."""
 
     def __init__(self, output: str | Path, run_id: str) -> None:
-        """Takes over what the last attempt left. Raises UserError where a folder or the like has the name of
-        the record."""
-        self.output, self.run_id, path = output, run_id, record_path(output, run_id)
-        if os.path.lexists(path) and not path.is_file():
-            raise UserError(f"{path} is no file, and the run's record has its name. Move it away")
-        self.token = uuid.uuid4().hex[:12]
+        """Takes over what the last attempt left."""
+        self.output, self.run_id, self.token = output, run_id, uuid.uuid4().hex[:12]
         self.ended, self.deviations = list[str](), list[str]()
-        self.settings = dict[str, int]()
+        self.settings, self.decoding = dict[str, int](), 0.0
         name = f"{socket.gethostname()}.{os.getpid()}.{self.token}"
         self.folder = attempts_folder(output, run_id) / name
         self.folder.mkdir(parents=True)
-        self._take_over()
-
-    def _take_over(self) -> None:
         before = {f: _state(f) for f in self.folder.parent.iterdir() if f != self.folder}
         last = max((f for f, state in before.items() if state), key=_progress, default=None)
         if last is not None:
-            state = before[last]
-            self.ended = [*state["ended"], *([] if state["stopped"] else ["the process was killed"])]
-            self.settings, self.deviations = state["settings"], state["deviations"]
-            for pattern in CONTINUED:
-                for path in filter(Path.is_file, sorted(last.glob(pattern))):
-                    with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
-                        _link(path, self.folder / path.name)
+            stopped = before[last].pop("stopped")
+            vars(self).update(before[last])
+            self.ended += [] if stopped else ["the process was killed"]
+            for path in (path for pattern in CONTINUED for path in sorted(last.glob(pattern))):
+                with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
+                    _link(path, self.folder / path.name)
         self.save()  # before the others go: a kill in between leaves either
         for folder in before:
-            if _is_dead(folder.name):
+            if is_dead(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, stopped: bool = False) -> None:
         """Writes how the attempts ended, for the next one. stopped: this one ends now, as it was asked to,
         and is no failure."""
-        keys = ("ended", "settings", "deviations")
+        keys = ("ended", "settings", "deviations", "decoding")
         state = {key: getattr(self, key) for key in keys} | {"stopped": stopped}
         write_atomically(self.folder / STATE, json.dumps(state) + "\n")
 
     def finish(self, record: Record) -> bool:
         """Creates the record of the run, and moves the files of a finished one into the run's folder. Returns
-        False where another attempt has finished before: its record and files stay."""
+        False where another attempt has finished before: its record and files stay, and this one's go."""
         path, files = record_path(self.output, self.run_id), dict[str, Path]()
         if record["status"] in FINISHED:
             files = self._results(record["config"]["keep"])
@@ -98,20 +89,21 @@ class Attempt:
         try:
             link_or_fail(path, text)
         except FileExistsError:
+            if not finished_record(self.output, self.run_id):
+                raise
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
             return False
         if record["status"] in FINISHED:
-            folder = run_folder(self.output, self.run_id)
-            _move_in(files, folder)
-            _clean(folder, files)
+            tidy(self.output, record)
         return True
 
     def _results(self, keep: str) -> dict[str, Path]:
         """The files that the run keeps, by their names in its folder. A full-precision copy of the best
         epoch's adapter was for decoding, unless keep=both."""
         paths = [path for path in self.folder.iterdir() if path.is_file() and path.name[0] != "."]
-        files = {path.name: path for path in sorted(paths)}
-        for name in (CHECKPOINT, STATE, "decode_seconds.json"):
-            files.pop(name, None)
+        files = {path.name: path for path in sorted(paths) if path.name not in (CHECKPOINT, STATE)}
         best, rounded = (files.pop(f"adapter_best{end}.safetensors", None) for end in ("", "_rounded"))
         if keep == "both" and best:
             files["adapter_best.safetensors"] = rounded or best
@@ -128,7 +120,8 @@ class Attempt:
                     os.link(aside, path)
 
     def fail(self, run: Run, error: str) -> bool:
-        """Writes the record of a failed run. Its checkpoint stays, and the tries are counted anew."""
+        """Writes the record of a failed run. Its checkpoint stays, and the tries are counted anew. Returns
+        False where another attempt has finished before."""
         failed = {
             "schema": SCHEMA,
             "id": self.run_id,
@@ -137,16 +130,11 @@ class Attempt:
             "tries": self.ended,
         }
         config = {"config": run.config, "config_hash": hash_of(run.config)[:16]}
-        written = self.finish({**failed, "claim": self.token, **run.names, **config})
+        if not self.finish({**failed, "claim": self.token, **run.names, **config}):
+            return False
         self.ended, self.settings, self.deviations = [], {}, []
         self.save(stopped=True)
-        return written
-
-    def remove(self) -> None:
-        """Removes this attempt's files: another one has finished the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.folder.parent.rmdir()
+        return True
 
 
 def attempts_folder(output: str | Path, run_id: str) -> Path:
@@ -169,49 +157,35 @@ def last_checkpoint(output: str | Path, run_id: str) -> Path | None:
 
 
 def tidy(output: str | Path, record: Record) -> None:
-    """Moves the files that a finished record names into its run's folder, where a kill has left them with an
-    attempt, and removes what the attempts left. Everybody who sees the record may do so."""
+    """Moves the files that a finished record names from the attempt that wrote them into the run's folder,
+    and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
+    so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    for path in (folder / "progress.json", *folder.glob(".progress.json.*")):  # one that a kill cut off, too
+    for path in (folder / "progress.json", *filter(Path.is_file, folder.glob(".*"))):
         path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return
-    for name, wanted in record.get("files", {}).items():
+    files = record.get("files", {})
+    for name, wanted in files.items():
         rounded = name.replace("adapter_best.", "adapter_best_rounded.")
         left = [folder / name, *attempts.glob(f"*/{rounded}"), *attempts.glob(f"*/{name}")]
-        found = next((path for path in left if digest(path) == wanted), None)
-        _move_in({name: found} if found else {}, folder)
-    _clean(folder, record.get("files"))
-
-
-def _move_in(files: dict[str, Path], folder: Path) -> None:
-    for name, path in files.items():
-        with contextlib.suppress(FileNotFoundError):  # another command does the same now
-            os.replace(path, folder / name)
-
-
-def _clean(folder: Path, names: Any) -> None:
-    """Removes a run's attempts, and what commands would read although the record does not name it. names: in
-    the record; None for one that names no files."""
-    for path in [path for pattern in READ for path in folder.glob(pattern)] if names is not None else ():
-        if path.name not in names:
+        if found := next((path for path in left if digest(path) == wanted), None):
+            with contextlib.suppress(FileNotFoundError):  # another command does the same now
+                os.replace(found, folder / name)
+    # Of an attempt before: commands would read it although the record does not name it
+    for path in [path for pattern in READ for path in folder.glob(pattern)] if "files" in record else ():
+        if path.name not in files:
             path.unlink(missing_ok=True)
-    shutil.rmtree(folder / "attempts", ignore_errors=True)
+    shutil.rmtree(attempts, ignore_errors=True)
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking over, or a damaged
-    file."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        state = json.loads(read_regular(folder / STATE))
-        settings = {
-            key: int(value)
-            for key, value in state["settings"].items()
-            if key in HALVED and 1 <= value < 2**20
-        }
-        texts = {key: [*map(str, state[key])] for key in ("ended", "deviations")}
-        return {"settings": settings, "stopped": bool(state["stopped"]), **texts}
-    return {}
+    """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking over."""
+    try:
+        state: dict[str, Any] = json.loads(read_regular(folder / STATE))
+    except ValueError:
+        return {}
+    return {"decoding": 0.0} | state  # which attempts of older versions lack
 
 
 def _progress(folder: Path) -> list[int]:
@@ -230,16 +204,3 @@ def _link(path: Path, to: Path) -> None:
             os.link(path, to)
             return
     shutil.copyfile(path, to)
-
-
-def _is_dead(name: str) -> bool:
-    """Whether an attempt's process was one of this machine that has ended."""
-    host, _, number = name.rpartition(".")[0].rpartition(".")
-    try:
-        if host == socket.gethostname():
-            os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, OSError, OverflowError):  # another user's
-        pass
-    return False

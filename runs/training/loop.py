@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tasks
 import vera
-from runs.errors import StoppedError, UserError, rank
+from runs.errors import Stop, StoppedError, UserError, rank
 from runs.run import Run
 from runs.sources import sources
 from runs.training.build import (
@@ -35,7 +35,6 @@ from runs.training.build import (
 from runs.training.checkpoint import Checkpoint
 from runs.training.context import Context, Report
 from runs.training.decode import decode_epochs, rehearse
-from runs.training.failures import Stop
 from runs.training.features import compute
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.flags import not_deterministic
@@ -122,8 +121,9 @@ class Training(Context):
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
         self.forgetting = forgetting(self, self.base_loss)  # decoding ends with the best epoch's values
-        epochs, best, seconds = self.state.curve["epoch"], self.best(), self.state.seconds
-        return decode_epochs(self, epochs, best, seconds) if self.task.decodes else None
+        if not self.task.decodes:
+            return None
+        return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""

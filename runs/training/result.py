@@ -140,7 +140,7 @@ def _cost(training: Training, decoded: bool) -> dict[str, Any]:
     return {
         "train_seconds": round(train, 3),
         "evaluate_seconds": round(seconds["evaluate"] + features.get("dev", 0.0), 3),
-        **({"decode_seconds": round(seconds["decode"], 3)} if decoded else {}),
+        **({"decode_seconds": training.attempt.decoding} if decoded else {}),
         f"{pace}_per_second": round(training.state.units / max(train, 1e-9), 1),
         "peak_memory_bytes": memory,
         "adapter_bytes": file.stat().st_size if file.is_file() else values,

@@ -24,7 +24,7 @@ class State:
     rows: float = 0  # that loss_sum is over; for language models, tokens
     curve: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in CURVE})
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "decode": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
     units: int = 0  # tokens or images
     status: str = "done"
     error: str | None = None

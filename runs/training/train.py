@@ -34,8 +34,7 @@ def _train(training: Training) -> Record:
             # The model has the best epoch's values since decoding. The file in full precision stays until the
             # record is there: a killed run would decode from it again, and rounded values give other texts.
             training.write(training.folder / "adapter_best_rounded.safetensors")
-        if not training.attempt.finish(record):
-            training.attempt.remove()
+        training.attempt.finish(record)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return record

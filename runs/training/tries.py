@@ -3,23 +3,23 @@ record, cannot have one, or was asked to stop."""
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from runs.errors import StoppedError, is_users
+from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.record import finished_record, run_folder
-from runs.record.text import describe, duration
+from runs.record.text import describe
 from runs.run import Run
 from runs.tracking import Tracking
-from runs.training.failures import ROOM, Stop, cause_of, less_memory, wait_for_room, with_room
-from runs.training.files import Attempt, saved
+from runs.training.files import Attempt
 
 Event = dict[str, Any]
 #: How a run's process ended, and why there is no finished record.
@@ -41,7 +41,7 @@ def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tra
     try:
         if finished_record(output, run_id):
             return BUSY, ""
-        attempts.append(with_room(lambda: Attempt(output, run_id), stop))
+        attempts.append(Attempt(output, run_id))
         return _until_done(run, attempts[0], stop, tracking, alone)
     except Exception as error:
         if finished_record(output, run_id):  # of another attempt, where locks let both pass
@@ -81,35 +81,27 @@ def reporter(run: Run, run_id: str, also: Callable[[Event], None]) -> Callable[[
 
 
 def _until_done(run: Run, attempt: Attempt, stop: Stop, tracking: Tracking, alone: bool) -> End:
-    phase, output = ["loading"], run.config["output"]
-
-    def show(event: Event) -> None:
-        phase[0] = event["phase"]
-
-    report, pauses, before = reporter(run, attempt.run_id, show), [*ROOM], saved(output, attempt.run_id)
+    phases = deque(["loading"], maxlen=1)
+    report = reporter(run, attempt.run_id, lambda event: phases.append(event["phase"]))
     while error := _train(run, attempt, stop, report, tracking):
-        if finished_record(output, attempt.run_id):  # this one is late
+        if finished_record(run.config["output"], attempt.run_id):  # this one is late
             break
         cause, words = error
         gc.collect()
-        if (now := saved(output, attempt.run_id)) != before:
-            pauses, before = [*ROOM], now
         if cause == "stopped":
             leave(attempt)
-        if cause == "memory" and less_memory(run.config | attempt.settings, phase[0], attempt):
+        elif cause == "memory" and less_memory(run.config | attempt.settings, phases[0], attempt):
             print(f"{words}: tried again with {attempt.deviations[-1]}", flush=True)
-        elif cause == "disk" and pauses:
-            print(f"{words}: tried again in {duration(pauses[0])}", flush=True)
-            wait_for_room(pauses.pop(0), stop)
-        elif cause == "mistake" and alone:
-            return FAILED, words
-        elif cause != "device":
-            with_room(partial(attempt.fail, run, words), stop)
-            return FAILED, words
-        attempt.ended.append(words)
-        with_room(partial(attempt.save, stopped=cause == "device"), stop)
-        if cause == "device":
+            attempt.ended.append(words)
+            attempt.save()
+        elif cause == "device":
+            attempt.ended.append(words)
+            attempt.save(stopped=True)
             return KILLED, words
+        else:
+            if cause != "mistake" or not alone:
+                attempt.fail(run, words)
+            return FAILED, words
     return DONE, ""
 
 
@@ -133,3 +125,56 @@ def _train(
         if not is_users(error) and not finished_record(run.config["output"], attempt.run_id):
             traceback.print_exc()
         return cause_of(error)
+
+
+# --- what an error means
+
+
+def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
+    """Halves what an attempt computes at once in a phase, after memory ran out; False where that would not
+    help. The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout
+    draws."""
+    whole = config["train"]["effective_batch"]
+    if phase.startswith(("training", "evaluated")):  # an epoch's first step tells of itself when it is done
+        key, name, kept = "micro_batch", "micro-batch", "; the effective batch stays"
+        before = min(config["micro_batch"] or whole, whole)
+    elif phase.startswith(("evaluating", "decoding")):
+        key, name, kept, before = "eval_batch", "evaluation batch", "", config["eval_batch"]
+    else:  # the model alone is too large
+        return False
+    if before < 2:
+        return False
+    attempt.settings[key] = before // 2
+    attempt.deviations = [words for words in attempt.deviations if not words.startswith(name)]
+    attempt.deviations.append(f"{name} {before // 2}, since memory ran out at {before}{kept}")
+    return True
+
+
+#: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot start without some.
+MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDACachingAllocator",
+)
+#: What they say of a device that fails, or is lost: a new process may find it again.
+DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802", "unable to find an engine")
+
+
+def cause_of(error: BaseException) -> tuple[str, str]:
+    """The cause of an error (mistake, memory, device or error), and the error in one line."""
+    words, name = describe(error), type(error).__name__
+    said = str(error) if isinstance(error, RuntimeError) else ""  # torch's own errors are such, too
+    if isinstance(error, DeviceError):
+        return "device", words
+    if is_users(error):
+        return "mistake", words
+    no_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if no_memory or name == "OutOfMemoryError" or any(word in said for word in MEMORY):
+        return "memory", "out of memory"
+    if isinstance(error, OSError):
+        return "mistake", words
+    if name == "AcceleratorError" or any(word in said for word in DEVICE):
+        return "device", f"{name}: {words}"
+    return "error", f"{name}: {words}"

@@ -1,11 +1,14 @@
 """A run that decodes: its record, its files, and the same record when it is killed on the way."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -253,39 +256,36 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
 
 def test_decoding_takes_what_all_attempts_took(e2e_words, monkeypatch):
     words = worse(e2e_words, "task.beams=6", "train.epochs=1")
-    path = killed_while_decoding(words, 2, monkeypatch) / "decode_seconds.json"
+    path = killed_while_decoding(words, 2, monkeypatch) / "attempt.json"
     saved = json.loads(path.read_text())
-    assert saved["seconds"] > 0
-    path.write_text(json.dumps(saved | {"seconds": 1000.0}))
+    assert saved["decoding"] > 0
+    path.write_text(json.dumps(saved | {"decoding": 1000.0}))
     assert 1000 < do(words)["cost"]["decode_seconds"] < 1100
-    assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"weights": "w", "seconds": NaN}', '{"weights": "v", "seconds": 9}']
-)
-def test_seconds_of_other_weights_or_of_a_damaged_file_do_not_count(text, tmp_path):
-    path = tmp_path / "decode_seconds.json"
-    path.write_text(text)
-    assert decode.Clock(path, "w").seconds() < 5
+@pytest.mark.parametrize("of", [{"weights": "w"}, {"weights": "another"}])
+def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(of, tmp_path):
+    """A text may hold other ends of lines."""
+    path, odd = tmp_path / "decoded_last.jsonl", {"0.9": "a\u2028b\x85c", "0.8": ""}
+    lines = [{"weights": "w"}, {"item": 7, "texts": odd}, {"item": 1, "texts": {"0.9": "e", "0.8": "e"}}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines[:2])
+    path.write_text(f"{text}\n{{damaged\n{json.dumps(lines[2])}\n")
+    asked = []
 
+    def texts_of(items):
+        asked.extend(items)
+        return [{"0.9": "new", "0.8": "new"} for _ in items]
 
-def test_texts_of_other_weights_or_settings_are_not_taken(e2e_words, tmp_path):
-    trained(e2e_words)
-    path = folder_of(e2e_words) / "decoded_last.jsonl"
-    header, *lines = path.read_text().splitlines()
-    of = json.loads(header)
-    assert len(decode._saved(path, of, ["0.9", "0.8"])) == 3
-    assert decode._saved(path, of | {"weights": "0"}, ["0.9"]) == {}
-    assert decode._saved(tmp_path / "none", of, ["0.9"]) == {}
-    odd = {"item": 7, "texts": {"0.9": "a\u2028b\x85c", "0.8": ""}}
-    path.write_text(
-        "\n".join([header, json.dumps(odd, ensure_ascii=False), lines[0], "{damaged", lines[1], ""])
-    )
-    assert decode._saved(path, of, ["0.9", "0.8"]).keys() == {7, json.loads(lines[0])["item"]}
-    assert decode._saved(path, of, ["0.9"])[7] == {"0.9": "a\u2028b\x85c"}
-    path.write_text("garbage")
-    assert decode._saved(path, of, ["0.9"]) == {}
+    one = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
+    one.wait_for_everyone, one.autocast = lambda: None, contextlib.nullcontext
+    context = SimpleNamespace(accelerator=one, raw_model=torch.nn.Module(), method=Mock(), report=Mock())
+    found = decode.write_down(context, path, of, [[1], [7]], texts_of, "decoding")
+    same = of["weights"] == "w"
+    assert asked == ([1] if same else [1, 7])
+    assert found[7] == (odd if same else {"0.9": "new", "0.8": "new"})
+    assert [json.loads(line) for line in path.read_text().split("\n")[1:-1]] == [
+        {"item": item, "texts": texts} for item, texts in found.items()
+    ]
 
 
 @pytest.mark.usefixtures("process")
