@@ -22,7 +22,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -226,18 +225,6 @@ def named_folder(word: str) -> tuple[str, Path]:
     return Path(word).resolve().name, Path(word)
 
 
-class Server(uvicorn.Server):
-    """Prints its address once it listens: with --port 0 the port is not known before."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in getattr(self, "servers", []):  # none where the start failed
-            for one in listener.sockets:
-                host, port = one.getsockname()[:2]
-                address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                print(f"listening on {address} (GET /docs, /health, /adapters; POST /classify)", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -258,32 +245,23 @@ def main() -> None:
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()
-    if options.model[:1] in ("/", ".", "~") and not Path(options.model).is_dir():
-        sys.exit(f"error: --model {options.model}: no such folder")
-    try:
-        model, tokenizer, own_head = load(options.model, options.labels)
-    except (OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"error: {options.model}: {first_line(error)}")
-    except RuntimeError:  # the sizes of a head in the file
-        sys.exit(f"error: {options.model}: its head has not --labels {options.labels} outputs")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        model, tokenizer, own_head = load(options.model, options.labels)
         model.to(device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or one that torch cannot use
-        sys.exit(f"error: --device {device}: {first_line(error)}")
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
+        # No such model or device, or a head of another size
+        asked = f"--model {options.model} --labels {options.labels} on {device}"
+        sys.exit(f"error: {asked}: {first_line(error)}")
     adapters = vera.Adapters(model)
-    named = [named_folder(word) for word in options.folders]
-    without = [folder for _, folder in named if not (folder / "adapter.safetensors").is_file()]
-    if without:  # runs of the head alone, of all weights, and trials
-        several = f"{len(without)} folders, such as {without[0]}" if len(without) > 1 else without[0]
-        print(f"left out: {several}: no adapter.safetensors", file=sys.stderr)
-    for name, folder in ((name, folder) for name, folder in named if folder not in without):
-        head = folder / "head.safetensors"
-        if not (own_head or head.is_file()):
-            print(f"left out: {folder}: no head.safetensors, nor a head in the base model", file=sys.stderr)
-            continue
+    for name, folder in map(named_folder, options.folders):
+        file, head = folder / "adapter.safetensors", folder / "head.safetensors"
         try:
-            adapters.add(name, folder / "adapter.safetensors", head if head.is_file() else None)
+            if not file.is_file():  # a run of the head alone, of all weights, or a trial
+                raise vera.AdapterError(f"{folder}: no adapter.safetensors")
+            if not (own_head or head.is_file()):
+                raise vera.AdapterError(f"{folder}: no head.safetensors, nor a head in the base model")
+            adapters.add(name, file, head if head.is_file() else None)
         except vera.AdapterError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not adapters:
@@ -291,9 +269,7 @@ def main() -> None:
     shown = ", ".join(list(adapters)[:5]) + (", ..." if len(adapters) > 5 else "")
     print(f"{len(adapters)} adapter{'s' * (len(adapters) != 1)} on {device}: {shown}", flush=True)
     app = build(model, tokenizer, adapters, own_head)
-    config = uvicorn.Config(app, host=options.host, port=options.port, access_log=False, log_level="warning")
-    with contextlib.suppress(KeyboardInterrupt):
-        Server(config).run()
+    uvicorn.run(app, host=options.host, port=options.port, access_log=False)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import types
 from pathlib import Path
 
 import pytest
+import support
 import torch
 import yaml
 from running import ROOT, do
-from tiny import answer, shake, tiny
+from tiny import tiny
 
 import runs.command
 import vera
@@ -272,62 +273,30 @@ def test_the_costs_of_the_readme_are_those_of_the_gpu_page():
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
-def test_the_own_method_of_the_docs_trains_saves_loads_and_merges(architecture, svft, tmp_path):
-    method = vera.make_method("svft", rank=4)
-    row = ast.parse("{" + blocks(ROOT / "docs" / "own_method.md", "python")[1] + "}", mode="eval")
-    assert eval(compile(row, "own_method.md", "eval"), {"vera": vera}) == {"svft": method}
-    model, fresh = tiny(architecture), tiny(architecture)
-    before = answer(model)
-    method.adapt(model)
-    assert torch.equal(answer(model), before)
-    trained = method.adapter_parameters(model)
-    assert sum(p.numel() for p in trained.values()) == method.count(model) == 4 * 4
-    answer(model).sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in trained.values())
-    shake(model)
-    vera.save(model, method, tmp_path / "a.safetensors")
-    vera.save_head(model, tmp_path / "h.safetensors")
-    assert vera.load(fresh, tmp_path / "a.safetensors") == method
-    vera.load_head(fresh, tmp_path / "h.safetensors")
-    assert torch.equal(answer(fresh), answer(model))
-    method.merge(fresh)
-    assert torch.allclose(answer(fresh), answer(model), atol=1e-5)
+def test_the_methods_of_the_docs_train_save_load_and_merge(architecture, svft, monkeypatch):
+    page = blocks(ROOT / "docs" / "own_method.md", "python")
+    test, ssf = (compile(text, "own_method.md", "exec") for text in page[2:4])
+    row = ast.parse("{" + page[1] + "}", mode="eval")
+    assert eval(compile(row, "own_method.md", "eval"), {"vera": vera}) == {
+        "svft": vera.make_method("svft", rank=4)
+    }
+    monkeypatch.setitem(sys.modules, "site_ssf", module := types.ModuleType("site_ssf"))
+    exec(ssf, vars(module))
+    try:
+        for name, settings in (("svft", {"rank": 4}), ("site_ssf", {})):
+            method, model = vera.make_method(name, **settings), tiny(architecture)
+            method.adapt(model)
+            count = sum(p.numel() for p in method.adapter_parameters(model).values())
+            assert count == method.count(model)
+            for behaviour in (support.train, support.merge, support.save):
+                behaviour(architecture, method)
+    finally:
+        METHODS.pop("site_ssf", None)
     outside: dict = {}
-    exec(compile(blocks(ROOT / "docs" / "own_method.md", "python")[2], "own_method.md", "exec"), outside)
+    exec(test, outside)
     outside["test_count"](tiny(architecture))
     with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):
         vera.make_method("svft", rank=33).adapt(tiny(architecture))
-    double = tiny(architecture).double()
-    method.adapt(double)
-    assert {p.dtype for p in method.adapter_parameters(double).values()} == {torch.float64}
-
-
-@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
-def test_the_scale_and_shift_of_the_docs_trains_and_merges(architecture, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "site_ssf", module := types.ModuleType("site_ssf"))
-    exec(compile(blocks(ROOT / "docs" / "own_method.md", "python")[3], "own_method.md", "exec"), vars(module))
-    try:
-        method, model, fresh = vera.make_method("site_ssf"), tiny(architecture), tiny(architecture)
-        before, weights = answer(model), {n: p.clone() for n, p in model.named_parameters()}
-        method.adapt(model)
-        answer(model).sum().backward()
-        trained = method.adapter_parameters(model)
-        assert all(p.grad.abs().sum() > 0 for n, p in trained.items() if "key" not in n)
-        assert sum(p.numel() for p in trained.values()) == method.count(model)
-        shake(model)
-        expected = answer(model)
-        assert not torch.allclose(expected, before, atol=1e-3)
-        vera.save(model, method, tmp_path / "a.safetensors")
-        assert vera.load(fresh, tmp_path / "a.safetensors") == method
-        method.merge(model)
-        assert torch.allclose(answer(model), expected, atol=1e-5)
-        method.unmerge(model)
-        assert torch.equal(answer(model), expected)
-        vera.unload(model, merge=True)
-        assert torch.allclose(answer(model), expected, atol=1e-5)
-        assert weights.keys() == dict(model.named_parameters()).keys()
-    finally:
-        METHODS.pop("site_ssf", None)
 
 
 def test_the_own_method_of_the_docs_runs_from_outside_the_clone(words, tmp_path, monkeypatch):

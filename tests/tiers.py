@@ -6,12 +6,13 @@ Two more start what they are named after, where it is used: `slurm` (test_execut
 
 import contextlib
 import importlib.util
-import multiprocessing.forkserver
-import multiprocessing.process
+import itertools
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,8 @@ def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
     """Every row with every column, as a test's parameters. Each row with one column, and each column with a
     row, is fast."""
     rows, columns = list(rows), list(columns)
-    fast = {(i % len(rows), i % len(columns)) for i in range(max(len(rows), len(columns)))}
-    slow = {
-        (i, j): () if (i, j) in fast else pytest.mark.slow
-        for i in range(len(rows))
-        for j in range(len(columns))
-    }
-    return [pytest.param(rows[i], columns[j], marks=marks) for (i, j), marks in slow.items()]
+    fast = [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
+    return sample(itertools.product(rows, columns), *fast)
 
 
 def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
@@ -81,69 +77,51 @@ def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
     matrix."""
     cases = list(cases)
     assert all(case in cases for case in fast), "a fast case is none of the cases"
-    rows = {number: case if isinstance(case, tuple) else (case,) for number, case in enumerate(cases)}
     return [
-        pytest.param(*row, marks=() if cases[number] in fast else pytest.mark.slow)
-        for number, row in rows.items()
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=() if case in fast else pytest.mark.slow
+        )
+        for case in cases
     ]
 
 
 class Guard:
-    """Fails a test that does what makes it slow, and uses no fixture that says so.
-
-    It stands before three functions, and in place of a fourth.
-    """
+    """Fails a test that does what makes it slow, and uses no fixture that says so."""
 
     def __init__(self) -> None:
         self.allowed, self.found = set(SLOW), ""
-        self.patch = pytest.MonkeyPatch()
 
     def stand(self) -> None:
         """From now on."""
         from transformers import PreTrainedModel
 
-        self._before(subprocess.Popen, "__init__", self._popen)
-        self._before(
-            multiprocessing.process.BaseProcess, "start", lambda *_: self._need("process", "starts a process")
-        )
-        self._before(os, "fork", lambda: self._need("process", "starts a process"))
-        serve = multiprocessing.forkserver.ensure_running
-        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs
-        # none.
-        self.patch.setattr(
-            multiprocessing.forkserver,
-            "ensure_running",
-            lambda: serve() if "process" in self.allowed else None,
-        )
+        start, serve = BaseProcess.start, forkserver.ensure_running
         load = PreTrainedModel.from_pretrained.__func__
+
+        def started(process):
+            self._need("process", "starts a process")
+            start(process)
 
         def from_pretrained(cls, folder, *arguments, **more):
             if sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) > REAL:
                 self._need("real_model", f"loads {folder}")
             return load(cls, folder, *arguments, **more)
 
-        self.patch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+        sys.addaudithook(self._heard)
+        BaseProcess.start = started
+        PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs none
+        forkserver.ensure_running = lambda: serve() if "process" in self.allowed else None
 
-    def _before(self, owner: Any, name: str, check: Callable[..., None]) -> None:
-        """Has the check see a function's arguments first."""
-        function = getattr(owner, name)
-
-        def checked(*arguments, **more):
-            check(*arguments, **more)
-            return function(*arguments, **more)
-
-        self.patch.setattr(owner, name, checked)
-
-    def _popen(self, popen: Any, command: Any, *_: Any, **__: Any) -> None:
-        words = [command] if isinstance(command, str | os.PathLike) else [str(word) for word in command]
-        if os.path.basename(words[0]) not in QUICK:
-            self._need("process", f"starts `{' '.join(map(str, words))[:80]}`")
+    def _heard(self, event: str, arguments: tuple) -> None:
+        if event == "os.fork":
+            self._need("process", "starts a process")
+        elif event == "subprocess.Popen" and os.path.basename(os.fsdecode(arguments[0])) not in QUICK:
+            self._need("process", f"starts {arguments[0]}")
 
     def _need(self, fixture: str, what: str) -> None:
         if fixture not in self.allowed:
-            self.found = (
-                f"it {what}: have the test use the fixture {fixture} (tests/tiers.py), which makes it slow"
-            )
+            self.found = f"it {what}: have the test use the fixture {fixture} (tests/tiers.py): it is slow"
             pytest.fail(self.found)
 
     @contextlib.contextmanager
