@@ -60,15 +60,12 @@ def main(words: list[str]) -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found, missing = installed(project)
     if words == ["--check"]:
-        wanted = pinned()
-        for name in missing:
-            print(f"{name} is not installed, {wanted.get(name, 'no version')} in constraints.txt")
-        differ = {name: version for name, version in found.items() if wanted.get(name) != version}
+        wanted, here = pinned(), found | dict.fromkeys(missing, "none")
+        differ = {name: version for name, version in here.items() if wanted.get(name) != version}
         for name, version in differ.items():
-            print(f"{name} {version} ran, {wanted.get(name, 'no version')} in constraints.txt")
-        same = len(found) - len(differ)
-        print(f"{same} of {len(found) + len(missing)} packages as in constraints.txt", end="")
-        print("" if same == len(found) + len(missing) else ": make constraints writes what is installed")
+            print(f"{name}: {version} is installed, {wanted.get(name, 'none')} in constraints.txt")
+        mend = ": make constraints writes what is installed" if differ else ""
+        print(f"{len(here) - len(differ)} of {len(here)} packages as in constraints.txt{mend}")
         return 0
     if missing:
         print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[bench,dev,ray]'")

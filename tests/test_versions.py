@@ -77,7 +77,7 @@ def test_it_is_written_from_what_is_installed_and_compared_with_it(versions, pro
     before = versions.FILE.read_text()
     assert versions.main(["--check"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "torch 2.13.0 ran, 2.12.0 in constraints.txt",
+        "torch: 2.13.0 is installed, 2.12.0 in constraints.txt",
         "4 of 5 packages as in constraints.txt: make constraints writes what is installed",
     ]
     assert versions.FILE.read_text() == before
@@ -90,4 +90,4 @@ def test_what_is_not_installed_is_no_version_that_ran(versions, project, capsys)
     assert not versions.FILE.exists()
     versions.FILE.write_text("none-such==1.0\n")
     assert versions.main(["--check"]) == 0
-    assert capsys.readouterr().out.startswith("none-such is not installed, 1.0 in constraints.txt\n")
+    assert capsys.readouterr().out.startswith("none-such: none is installed, 1.0 in constraints.txt\n")
