@@ -14,17 +14,16 @@ base model's. If that has none either, the server leaves the adapter out, and re
 adapter.
 
 Requests that arrive while a batch is computed wait and form the next batch: there is no timer, and no delay
-without load. A request whose client has left leaves the queue. A full queue answers 503, and a body over a
-megabyte 413. There is no login: other machines need a proxy that has one.
+without load. A full queue answers 503, and a body over a megabyte 413. There is no login: other machines need
+a proxy that has one.
 """
 
 import argparse
 import asyncio
 import contextlib
-import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,8 @@ import vera
 from vera.errors import first_line
 
 LARGEST_BATCH = 64  # requests
-LONGEST_BATCH = 64_000  # characters, padding included
 LONGEST_QUEUE = 256  # requests
 LARGEST_BODY = 1_000_000  # bytes
-
-log = logging.getLogger("uvicorn.error")
 
 
 class Question(BaseModel, extra="forbid"):
@@ -83,8 +79,7 @@ def load(folder: str, labels: int) -> tuple[Any, Any, bool]:
 
 def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = True) -> FastAPI:
     """The application around a model whose adapters are resident; `own_head`: the base model answers, too."""
-    waiting: dict[asyncio.Future[Answer], Question] = {}  # the oldest first
-    arrived = asyncio.Event()
+    waiting: asyncio.Queue[tuple[Question, asyncio.Future[Answer]]] = asyncio.Queue(LONGEST_QUEUE)
 
     # RoBERTa's and MPNet's positions begin after the padding index
     tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
@@ -106,7 +101,7 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
             return Answer(adapter=name, label=best, probabilities=row)
         return Answer(adapter=name, label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
 
-    def compute(questions: list[Question]) -> list[Answer]:
+    def compute(questions: Sequence[Question]) -> list[Answer]:
         # Each text is tokenised by itself, then padded: one request cannot change another's answer.
         texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q in questions]
         batch = tokenizer.pad(
@@ -116,41 +111,25 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
             logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
         return [answer(q.adapter, row) for q, row in zip(questions, logits.float().cpu(), strict=True)]
 
-    def compute_each(questions: list[Question]) -> list[Answer | Exception]:
+    def compute_each(questions: Sequence[Question]) -> list[Answer | Exception]:
         """One question that cannot be computed fails alone."""
         try:
             return list(compute(questions))
         except Exception as error:
             return [error] if len(questions) == 1 else [compute_each([question])[0] for question in questions]
 
-    def take() -> dict[asyncio.Future[Answer], Question]:
-        """The oldest that fit in a batch: few where they are long, since the next request waits for them."""
-        batch: dict[asyncio.Future[Answer], Question] = {}
-        longest = 0
-        for future, question in waiting.items():
-            longest = max(longest, len(question.text) + len(question.text_pair or ""))
-            if batch and (len(batch) == LARGEST_BATCH or (len(batch) + 1) * longest > LONGEST_BATCH):
-                break
-            batch[future] = question
-        for future in batch:
-            del waiting[future]
-        return batch
-
     async def work() -> None:
         while True:
-            await arrived.wait()
-            batch = take()
-            if not waiting:
-                arrived.clear()
-            if not batch:  # the clients have left
-                continue
+            batch = [await waiting.get()]
+            while len(batch) < LARGEST_BATCH and not waiting.empty():
+                batch.append(waiting.get_nowait())
             app.state.batches.append(len(batch))
-            answers = await asyncio.to_thread(compute_each, list(batch.values()))
-            for future, answer in zip(batch, answers, strict=True):
-                if not future.done():  # the client may be gone
-                    future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(
-                        answer
-                    )
+            answers = await asyncio.to_thread(compute_each, [question for question, _ in batch])
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -165,8 +144,6 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
         """FastAPI's own answer repeats the input, which fails for NaN and lone surrogates: not JSON."""
         problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
-        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems]
-        log.warning("422 for %s: %s", http.client.host if http.client else "a client", "; ".join(lines))
         return JSONResponse({"detail": problems}, 422)
 
     @app.get("/", include_in_schema=False)
@@ -175,46 +152,28 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", adapters=len(adapters), waiting=len(waiting))
+        return Health(status="ok", adapters=len(adapters), waiting=waiting.qsize())
 
     @app.get("/adapters")
     async def names() -> list[str]:
         return list(adapters)
 
     @app.post("/classify", response_model_exclude_none=True)
-    async def classify(question: Question, http: Request) -> Answer:
+    async def classify(question: Question) -> Answer:
         if question.adapter is None and not own_head:
             raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
-        if question.adapter in adapters and question.adapter not in adapters.heads and not own_head:
-            raise HTTPException(422, f"adapter {question.adapter!r} has no head, nor has the base model")
         if question.adapter is not None and question.adapter not in adapters:
             known = f"GET /adapters lists the {len(adapters)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
-        # The queue may be full of clients that have left: the server learns this in a moment
-        for _ in range(5):
-            if len(waiting) >= LONGEST_QUEUE:
-                await asyncio.sleep(0.02)
-        if len(waiting) >= LONGEST_QUEUE:
-            raise HTTPException(503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        waiting[future] = question
-        arrived.set()
-        gone = asyncio.create_task(left(http))
-        waiters: list[asyncio.Future[Any]] = [future, gone]
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        waiting.pop(future, None)
-        if future.cancel():
-            raise HTTPException(499, "the client has left")  # nobody reads it
-        return future.result()
+        try:
+            waiting.put_nowait((question, future))
+        except asyncio.QueueFull:
+            refusal = f"{LONGEST_QUEUE} requests wait already"
+            raise HTTPException(503, refusal, {"Retry-After": "1"}) from None
+        return await future
 
     return app
-
-
-async def left(http: Request) -> None:
-    """Returns when the client has gone; its body has been read by then."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 def named_folder(word: str) -> tuple[str, Path]:

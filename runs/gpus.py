@@ -110,50 +110,22 @@ def check_usable(device: str) -> bool:
     if torch.cuda.is_available():
         return True
     wanted, here = named(), uuids() or glob.glob(DRIVERS[0])
-    if device == "auto" and not (wanted if wanted is not None else here):
+    if device == "auto" and not (here if wanted is None else wanted):
         return False
-    if not here and not wanted:
-        raise DeviceError(f"device={device}: no GPU is here that torch sees. device=auto takes what there is")
-    if wanted == []:
-        raise DeviceError(
-            f"device={device}: CUDA_VISIBLE_DEVICES hides every GPU. Unset it, or give device=cpu"
-        )
-    which = f"CUDA_VISIBLE_DEVICES={','.join(wanted)}" if wanted else "this machine has a GPU"
-    raise DeviceError(f"{which}, but torch {torch.__version__} cannot use it: {_why()}, or give device=cpu")
+    build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
+    seen = f"driver {driver() or 'none'}, CUDA_VISIBLE_DEVICES={hidden}"
+    mend = "Install a build of torch for this driver, or give device=cpu"
+    raise DeviceError(f"device={device}: {build} can use no GPU here ({seen}). {mend}")
 
 
 def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
     or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
-    if device == "mps":
-        check_mps()
-    if device in ("cpu", "mps"):
+    if device in ("cpu", "mps"):  # whether torch sees one of Apple's, the run asks
         return [device]
-    if device == "auto" and not may_be_here() and not named():
-        return ["cpu"]
-    if not check_usable(device):
+    if (device == "auto" and not may_be_here() and not named()) or not check_usable(device):
         return ["cpu"]
     import torch
 
     return visible() or [str(index) for index in range(torch.cuda.device_count())]
-
-
-def check_mps() -> None:
-    """Raises DeviceError where torch sees no GPU of Apple's."""
-    import torch
-
-    if not torch.backends.mps.is_available():
-        raise DeviceError(
-            "device=mps: no GPU of Apple's is here that torch sees. device=auto takes what there is"
-        )
-
-
-def _why() -> str:
-    import torch
-
-    if torch.version.cuda is None:
-        return "it is a build for the CPU. Install torch's build for CUDA"
-    return (
-        f"its CUDA {torch.version.cuda} may need a newer driver than {driver() or 'the one here'}. Install a"
-        " build of torch for an older CUDA"
-    )

@@ -62,8 +62,7 @@ def served(tmp_path_factory):
         vera.save_head(one, folder / "head", CLASSES.get(f"a{i}"))
         adapters.add(f"a{i}", folder / "adapter", folder / "head")
         alone[f"a{i}"] = one.eval()
-    module = example()
-    app = module.build(model, tokenizer, adapters)
+    app = example().build(model, tokenizer, adapters)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,7 +71,7 @@ def served(tmp_path_factory):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}", app, alone, tokenizer, model, module
+    yield f"http://127.0.0.1:{port}", app, alone, tokenizer, model
     server.should_exit = True
     thread.join(10)
 
@@ -80,7 +79,7 @@ def served(tmp_path_factory):
 @pytest.fixture
 def held(served):
     """The server, busy: its model computes a first request's batch, and ends no batch before `go` is set."""
-    url, app, *_, model, module = served
+    url, app, *_, model = served
     began, go = threading.Event(), threading.Event()
 
     def hold(*_):
@@ -92,7 +91,7 @@ def held(served):
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(post, url, adapter="a0", text=TEXTS[0])
         assert began.wait(30)
-        yield url, app, pool, go, module
+        yield url, app, pool, go
         go.set()
         assert first.result()["probabilities"]
     hook.remove()
@@ -195,44 +194,16 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
         assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_jobs_of_clients_that_have_left_are_not_computed(held):
-    url, app, pool, go, _ = held
-    body = json.dumps({"adapter": "a1", "text": TEXTS[1]}).encode()
-    clients = [connect(url) for _ in range(30)]
-    for client in clients:
-        client.sendall(head(f"content-length: {len(body)}") + body)
-    until(lambda: len(app.state.waiting) == 30)
-    for client in clients:
-        client.close()
-    until(lambda: not app.state.waiting)
-    after = pool.submit(post, url, adapter="a2", text=TEXTS[2])
-    until(lambda: app.state.waiting)
-    go.set()
-    assert after.result()["probabilities"]
-    assert list(app.state.batches) == [1, 1]
-
-
 def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(held, monkeypatch):
-    url, app, pool, go, module = held
-    monkeypatch.setattr(module, "LONGEST_QUEUE", 3)
+    url, app, pool, go = held
+    monkeypatch.setattr(app.state.waiting, "_maxsize", 3)
     waiting = [pool.submit(post, url, adapter="a1", text=TEXTS[i]) for i in range(3)]
-    until(lambda: len(app.state.waiting) == 3)
+    until(lambda: app.state.waiting.qsize() == 3)
     full = refused(url, b'{"adapter": "a1", "text": "a"}')
     assert full.code == 503
     assert int(full.headers["retry-after"]) > 0
     go.set()
     assert all(answer.result()["adapter"] == "a1" for answer in waiting)
-
-
-def test_a_batch_of_long_texts_has_few_of_them(held):
-    url, app, pool, go, _ = held
-    for text in ("dog " * 5000, "dog " * 5000, "dog " * 5000, "dog " * 5000, "dog", "dog"):
-        before = len(app.state.waiting)
-        pool.submit(post, url, adapter="a1", text=text)
-        until(lambda before=before: len(app.state.waiting) > before)
-    go.set()
-    until(lambda: sum(app.state.batches) == 7)
-    assert list(app.state.batches) == [1, 3, 3]
 
 
 @pytest.mark.parametrize("how", ["content-length: 400000000", "transfer-encoding: chunked"])

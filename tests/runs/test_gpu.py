@@ -121,16 +121,14 @@ def test_a_driver_is_asked_and_let_go(machine):
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
     machine.usable(False)
-    for version, words in (
-        (None, "a build for the CPU"),
-        ("13.0", r"CUDA 13\.0 .* newer driver than 550\.54"),
-    ):
-        monkeypatch.setattr(torch.version, "cuda", version)
-        with pytest.raises(DeviceError, match=rf"this machine has a GPU, but torch .*{words}.*device=cpu$"):
+    for version in ("none", "13.0"):
+        monkeypatch.setattr(torch.version, "cuda", None if version == "none" else version)
+        told = rf"CUDA {version}\) can use no GPU here \(driver 550\.54.*device=cpu$"
+        with pytest.raises(DeviceError, match=told):
             gpus.devices("auto")
     for words in ("GPU-cccc", "0"):  # given by a lease, or by Slurm
         machine.visible(words)
-        with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}, but"):
+        with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}"):
             gpus.check_usable("auto")
     for nothing in ("", "-1"):  # the user hides them
         machine.visible(nothing)
@@ -138,11 +136,11 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
     # The driver does not answer, and yet its device is there
     machine.visible(None), machine.cards()
     assert gpus.devices("auto") == ["cpu"]
-    with pytest.raises(DeviceError, match="device=cuda: no GPU is here"):
+    with pytest.raises(DeviceError, match=r"device=cuda: .* \(driver none"):
         gpus.devices("cuda")
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidia0").touch()
-    with pytest.raises(DeviceError, match="this machine has a GPU"):
+    with pytest.raises(DeviceError, match="device=auto: "):
         gpus.devices("auto")
 
 
