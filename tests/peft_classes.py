@@ -107,8 +107,7 @@ def site_words(name: str) -> str:
 
 def redrawn(method: vera.Method, model: nn.Module) -> str:
     """The last names of the frozen tensors that peft draws again and the file lacks."""
-    _, hidden = model._peft_drawn
-    names = {*method.redrawn(model), *hidden}
+    names = {*method.redrawn(model), *model._peft.hidden}
     return ", ".join(sorted({_last(name) for name in names})) or "nothing"
 
 

@@ -29,7 +29,17 @@ SPINE = (
     *("vera/sites.py", "vera/projections.py"),
     *(
         f"vera/methods/{n}.py"
-        for n in ("contract", "layers", "merging", "adapted", "settings", "vera", "vera_layer", "lora")
+        for n in (
+            "contract",
+            "layers",
+            "merging",
+            "adapted",
+            "settings",
+            "low_rank",
+            "vera",
+            "vera_layer",
+            "lora",
+        )
     ),
     *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
     *("runs/record/", "runs/run.py", "runs/identity.py"),

@@ -33,13 +33,11 @@ from vera.methods.adalora import AdaLoRA
 from vera.methods.adapter import Adapter
 from vera.methods.bitfit import BitFit
 from vera.methods.dylora import DyLoRA
-from vera.methods.full import Full
-from vera.methods.head import Head
 from vera.methods.lora import LoRA
 from vera.methods.lora_xs import LoRAXS
 from vera.methods.nola import NoLA
-from vera.methods.none import NoMethod
 from vera.methods.peft import Peft
+from vera.methods.plain import Full, Head, NoMethod
 from vera.methods.ssf import SSF
 from vera.methods.tied_lora import TiedLoRA
 from vera.methods.vera import VeRA

@@ -7,16 +7,15 @@ again from its configuration are not stored either: the header holds their finge
 peft."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vera.base_weights import base_fingerprint, base_names, same_base, without_weights
 from vera.budget import Budget
-from vera.checked_file import check_shapes, check_tensors, read_checked, read_file, read_header, write_file
+from vera.checked_file import CheckedFile, check_shapes, read_file, write_file
 from vera.errors import AdapterError
 from vera.methods import Method, make_method
 from vera.methods.adapted import (
@@ -47,26 +46,20 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
     with taken_back(model, method):
-        return _save(model, method, path, dtype)
-
-
-def _save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype | None) -> int:
-    left_out = method.redrawn(model)
-    tensors = {}
-    for name, tensor in _file_tensors(model, method).items():
-        if name in left_out:
-            continue
-        tensors[name] = tensor.detach().to(dtype=dtype if tensor.is_floating_point() else None)
-        if not torch.isfinite(tensors[name]).all():
-            finite = torch.isfinite(tensor).all()
-            what = f"is beyond the range of {dtype}" if finite else "holds values that are not finite"
-            raise AdapterError(f"{name} {what}: not saved")
-    fixed = method.fixed(model, left_out)
-    header = {"format": FORMAT, "method": method.settings(), "fixed": fixed, "base": base_fingerprint(model)}
-    of = type(method)
-    if not of.__module__.startswith("vera."):  # for a reader who has not imported it; loading imports nothing
-        header["class"] = f"{of.__module__}.{of.__qualname__}"
-    return write_file(path, tensors, header)
+        left_out = method.redrawn(model)
+        tensors = {n: t.detach() for n, t in _file_tensors(model, method).items() if n not in left_out}
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to(dtype=dtype if tensor.is_floating_point() else None)
+            if not torch.isfinite(tensors[name]).all():
+                finite = torch.isfinite(tensor).all()
+                what = f"is beyond the range of {dtype}" if finite else "holds values that are not finite"
+                raise AdapterError(f"{name} {what}: not saved")
+        header = {"format": FORMAT, "method": method.settings()}
+        header |= {"fixed": method.fixed(model, left_out), "base": base_fingerprint(model)}
+        of = type(method)
+        if not of.__module__.startswith("vera."):  # for a reader who has not imported it
+            header["class"] = f"{of.__module__}.{of.__qualname__}"
+        return write_file(path, tensors, header)
 
 
 def save_head(model: nn.Module, path: str | Path, classes: Sequence[str] | None = None) -> int:
@@ -78,20 +71,20 @@ def save_head(model: nn.Module, path: str | Path, classes: Sequence[str] | None 
 def read_classes(path: str | Path) -> list[str] | None:
     """The names of a head's classes, in the order of its outputs; None where the file has none. Raises
     AdapterError where the file is damaged, or its classes do not fit the head."""
-    header, shapes = read_header(path, HEAD_FORMAT)
-    classes = header.get("classes")
+    file = read_file(path, HEAD_FORMAT)
+    classes = file.header.get("classes")
     if classes is None:
         return None
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise AdapterError(f"{path}: its classes are no list of names")
-    if len(classes) not in {shape[0] for shape in shapes.values() if shape}:
+    if len(classes) not in {shape[0] for shape in file.shapes.values() if shape}:
         raise AdapterError(f"{path}: {len(classes)} names of classes, which no layer of the head has")
     return classes
 
 
 def read_method(path: str | Path) -> Method:
     """The method that an adapter file was trained with."""
-    return method_of(path, read_header(path, FORMAT)[0])
+    return method_of(read_file(path, FORMAT))
 
 
 def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> Method:
@@ -101,12 +94,11 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     other sites or shapes, projections with another fingerprint, values that are not finite, or other base
     weights (unless allow_other_base: an adapter is worth little on weights that it was not trained on)."""
     refuse_many(model)
-    header, shapes = read_header(path, FORMAT)
-    method = method_of(path, header)
-    adapted = adaptation(model)
-    trial = try_adapter(path, method, shapes, model)
-    tensors = read_file(path, FORMAT)[1]
-    left_out = _check_adapter(path, header, tensors, method, trial, base=None if allow_other_base else model)
+    file = read_file(path, FORMAT)
+    method, adapted = method_of(file), adaptation(model)
+    trial = try_adapter(file, method, model)
+    tensors = read_fitting(file, method, trial, None if allow_other_base else model)
+    left_out = _file_tensors(trial, method).keys() - tensors.keys()
     if adapted is None or adapted.method != method or not left_out <= method.redrawn(model):
         unload(model)
         method.adapt(model)
@@ -114,7 +106,7 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
         method.unmerge(model)
         method.reset(model)
     disable(model, False)
-    _fill(_file_tensors(model, method), tensors)
+    fill(_file_tensors(model, method), tensors)
     return method
 
 
@@ -141,31 +133,29 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
-    header, shapes = read_header(path, FORMAT)
-    check_start(method_of(path, header), adapted.method, path)
-    _check_shapes(path, shapes, adapted.method, model)
-    tensors = read_file(path, FORMAT)[1]
-    _check_adapter(path, header, tensors, adapted.method, model, base=None if allow_other_base else model)
-    adapted.method.unmerge(model)
-    _fill(_file_tensors(model, adapted.method), tensors)
+    file, method = read_file(path, FORMAT), adapted.method
+    check_start(method_of(file), method, path)
+    tensors = read_fitting(file, method, model, None if allow_other_base else model)
+    method.unmerge(model)
+    fill(_file_tensors(model, method), tensors)
 
 
 def load_head(model: nn.Module, path: str | Path) -> None:
     """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
-    needed: dict[str, Tensor] = dict(head_parameters(model))
-    _fill(needed, read_checked(path, HEAD_FORMAT, needed, "Same number of labels?"))
+    needed = head_parameters(model)
+    fill(needed, read_file(path, HEAD_FORMAT).tensors(needed))
 
 
-def method_of(path: str | Path, header: dict[str, Any]) -> Method:
-    """The method that a header describes. Raises AdapterError where it describes none, or one of a class that
-    nobody has imported."""
+def method_of(file: CheckedFile) -> Method:
+    """The method that a file's header describes. Raises AdapterError where it describes none, or one of a
+    class that nobody has imported."""
     try:
-        return make_method(**header["method"])
+        return make_method(**file.header["method"])
     except (AdapterError, KeyError, TypeError) as error:
-        own = header.get("class")
+        own = file.header.get("class")
         hint = f" (import {own} first)" if isinstance(own, str) else ""
         why = str(error) if isinstance(error, AdapterError) else f"its header describes no method: {error}"
-        raise AdapterError(f"{path}{hint}: {why}") from None
+        raise AdapterError(f"{file.path}{hint}: {why}") from None
 
 
 def _file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
@@ -174,44 +164,45 @@ def _file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
     return {plain[name]: tensor for name, tensor in method.saved(model).items()}
 
 
-def _check_adapter(
-    path: str | Path,
-    header: dict[str, Any],
-    tensors: dict[str, Tensor],
-    method: Method,
-    adapted: nn.Module,
-    base: nn.Module | None,
-) -> frozenset[str]:
-    """Raises AdapterError unless a file fits an adapted model, and was trained on the base weights of `base`.
+def _needed(file: CheckedFile, method: Method, adapted: nn.Module) -> dict[str, Tensor]:
+    """Those of them that a file must hold: what peft draws again may be missing."""
+    plain = plain_names(adapted)
+    drawn = {plain[name] for name in frozen_extra(adapted)} if method.kind == "peft" else set()
+    every = _file_tensors(adapted, method)
+    return {name: t for name, t in every.items() if name in file.shapes or name not in drawn}
 
-    Returns the names of the tensors that the file does not hold, since the method draws them again.
-    """
-    needed = _file_tensors(adapted, method)
-    left_out = method.redrawn(adapted) - tensors.keys()
-    theirs, ours = header.get("fixed"), method.fixed(adapted, left_out)
+
+def read_fitting(
+    file: CheckedFile, method: Method, adapted: nn.Module, base: nn.Module | None
+) -> dict[str, Tensor]:
+    """The tensors of a file. Raises AdapterError unless they fit an adapted model, and were trained on the
+    base weights of `base` (None: on any)."""
+    needed = _needed(file, method, adapted)
+    theirs = file.header.get("fixed")
+    ours = method.fixed(adapted, frozenset(_file_tensors(adapted, method).keys() - needed.keys()))
     if theirs != ours:
         theirs = theirs if isinstance(theirs, dict) else {}
         different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
         differ = ", ".join(f"{k} {str(theirs.get(k))[:16]}, here {str(ours.get(k))[:16]}" for k in different)
-        raise AdapterError(f"{path}: relies on what is not the same here ({differ}). {method.hint}")
-    check_tensors(path, {name: tensor for name, tensor in needed.items() if name not in left_out}, tensors)
-    if base is not None and not same_base(header.get("base"), base_fingerprint(base, base_names(adapted))):
-        raise AdapterError(f"{path}: trained on other base weights (allow_other_base=True loads it anyway)")
-    return left_out
+        raise AdapterError(f"{file.path}: relies on what is not the same here ({differ}). {method.hint}")
+    tensors = file.tensors(needed)
+    if base is not None and not same_base(
+        file.header.get("base"), base_fingerprint(base, base_names(adapted))
+    ):
+        raise AdapterError(f"{file.path}: trained on other base weights (load: allow_other_base=True)")
+    return tensors
 
 
-def try_adapter(
-    path: str | Path, method: Method, shapes: dict[str, list[int]], model: nn.Module
-) -> nn.Module:
+def try_adapter(file: CheckedFile, method: Method, model: nn.Module) -> nn.Module:
     """A copy of the model, adapted by the file's method; without weights where the method needs none.
 
     Raises AdapterError where the method cannot be installed, takes more than a `Budget`, or does not have
-    these names and shapes. Nothing else of the file has been read, and memory is taken only once they fit.
-    """
+    the file's names and shapes. No tensor has been read, and memory is taken only once they fit."""
     adapted = adaptation(model)
     peft = method.kind == "peft"
-    with_weights = peft or method.reads_weights or (adapted is not None and adapted.method.kind == "peft")
-    trial = copy.deepcopy(model) if with_weights else without_weights(model)
+    with_weights = peft or method.reads_weights
+    copied = with_weights or (adapted is not None and adapted.method.kind == "peft")
+    trial = copy.deepcopy(model) if copied else without_weights(model)
     unload(trial)
     blank = without_weights(trial)
     budget = Budget(blank)
@@ -223,24 +214,17 @@ def try_adapter(
             raise
         # A few classes of peft read values and cannot be tried without weights: a budget alone limits them.
     else:
-        _check_shapes(path, shapes, method, blank)
-        if not (peft or method.reads_weights):
+        check_shapes(file.path, _needed(file, method, blank), file.shapes)
+        if not with_weights:
             return blank
     with Budget(trial):
         method.adapt(trial)
-    _check_shapes(path, shapes, method, trial)
+    check_shapes(file.path, _needed(file, method, trial), file.shapes)
     return trial
 
 
-def _check_shapes(path: str | Path, shapes: dict[str, list[int]], method: Method, adapted: nn.Module) -> None:
-    """Raises AdapterError unless a file's names and shapes are an adapted model's. Tensors that peft draws
-    again may be missing."""
-    plain, needed = plain_names(adapted), _file_tensors(adapted, method)
-    drawn = {plain[name] for name in frozen_extra(adapted)} if method.kind == "peft" else set()
-    check_shapes(path, {name: t for name, t in needed.items() if name in shapes or name not in drawn}, shapes)
-
-
-def _fill(needed: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def fill(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies a file's values into a model's own tensors of these names."""
     with torch.no_grad():
         for name, tensor in tensors.items():
             needed[name].copy_(tensor)

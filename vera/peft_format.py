@@ -10,23 +10,25 @@ there, with zeros for the key:
 A and B of VeRA are stored: peft cannot draw ours."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vera.adapter_file import fill
 from vera.base_weights import without_weights
-from vera.checked_file import check_tensors, share, system_error
+from vera.checked_file import check_finite, check_shapes, share, system_error
 from vera.errors import AdapterError, first_line
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, taken_back, unload
 from vera.methods.layers import AdaptedLinear
-from vera.methods.lora import LoRA, LoRAChange
+from vera.methods.lora import LoRA
+from vera.methods.peft_ranks import installed
 from vera.methods.peft_settings import rewrites_base
 from vera.methods.vera import VeRA
 from vera.projections import INITS, Init, ProjectionSpec
@@ -76,7 +78,15 @@ def export_peft(
     if adapted is None or kind not in ("vera", "lora", "peft"):
         raise AdapterError(f"peft's format has no place for method {kind}: only vera, lora and peft's own")
     with taken_back(model, adapted.method):
-        config, tensors = _parts(model, adapted.method)
+        if kind == "peft":
+            import peft
+
+            wrapper = installed(model).wrapper
+            config = plain(wrapper.peft_config["default"])
+            tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+        else:
+            config, places = _parts(model, adapted.method)
+            tensors = {name: _assembled(*place) for name, place in places.items()}
         write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
 
 
@@ -91,8 +101,8 @@ def write_peft(
 ) -> None:
     """Writes an adapter's configuration and tensors with the model's head, and what peft's AutoPeftModel
     loads them by. base, revision: as for `export_peft`. settings: this project's own, of the method."""
-    head = head_parameters(model)
-    kind = type(model)
+    head, kind = head_parameters(model), type(model)
+    modules = [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)]
     task = next((task for name, task in TASKS.items() if kind.__name__.endswith(name)), None)
     of_transformers = task is None and kind.__module__.startswith("transformers.")
     config |= {
@@ -103,7 +113,7 @@ def write_peft(
         else None,
         "base_model_name_or_path": base or _base_name(model),
         "revision": revision,
-        "modules_to_save": _head_modules(model),
+        "modules_to_save": modules or None,
         "inference_mode": True,
     }
     folder = Path(folder)
@@ -140,25 +150,30 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         raise AdapterError(f"{folder}: an adapter of type {method.kind}; VERA and LORA are read here")
     trial = without_weights(model)
     method.adapt(trial)
-    described, parts = _parts(trial, method)
+    described, places = _parts(trial, method)
     if ours:
         _check_unedited(folder, config, described)
-    head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
+    head: dict[str, Tensor] = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
-    needed = {name: t for name, t in (parts | head).items() if name in tensors or name not in optional}
-    check_tensors(folder, needed, tensors, "Same base model?")
+    whole = head | {name: _assembled(*place) for name, place in places.items()}
+    needed = {name: t for name, t in whole.items() if name in tensors or name not in optional}
+    check_shapes(folder, needed, {name: list(tensor.shape) for name, tensor in tensors.items()})
+    check_finite(folder, needed, tensors)
     method.adapt(model)
-    _fill(model, method, tensors)
-    for name, expected in _parts(model, method)[1].items():  # the folder must hold nothing more
-        if name in tensors and not _alike(tensors[name], expected.detach()):
+    for name, (shape, pieces) in _parts(model, method)[1].items():
+        if name not in tensors:
+            continue
+        with torch.no_grad():  # without the zeros and ones that peft alone needs
+            for at, value in pieces:
+                if isinstance(value, nn.Parameter):
+                    value.copy_(tensors[name][at])
+        if not _alike(tensors[name], _assembled(shape, pieces).detach()):
             unload(model)
-            if name in PAIR:
-                raise AdapterError(f"{folder}: its {name[-1]} differs from the one that its seed makes here")
-            raise AdapterError(f"{folder}: {name} holds more than the blocks that were adapted")
-    with torch.no_grad():
-        for name, parameter in head_parameters(model).items():
-            if PREFIX + name in tensors:
-                parameter.copy_(tensors[PREFIX + name])
+            of_seed = "differs from the one that its seed makes here"
+            why = of_seed if name in PAIR else "holds more than the blocks that were adapted"
+            raise AdapterError(f"{folder}: {name} {why}")
+    own = {PREFIX + name: p for name, p in head_parameters(model).items()}
+    fill(own, {name: tensors[name] for name in own.keys() & tensors.keys()})
     return method
 
 
@@ -172,81 +187,63 @@ def _base_name(model: nn.Module) -> str | None:
     return (Path(name).resolve().name if local else name) or None
 
 
-def _head_modules(model: nn.Module) -> list[str] | None:
-    """The modules of a model's head, as modules_to_save has them."""
-    head = head_parameters(model)
-    return [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)] or None
+#: Shape of a tensor of peft's, and our values in it, each with its place.
+Places = dict[str, tuple[tuple[int, ...], list[tuple[tuple[slice, ...], Tensor]]]]
 
 
-def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapted model's configuration and tensors as peft has them, without the head. Raises AdapterError
-    where peft, which has one rank and one pair for all layers, has no place for them."""
-    if method.kind == "peft":
-        return _peft_parts(model)
-    layers, rank = _layers(model), cast(Any, method).rank
+def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], Places]:
+    """Of a model adapted by VeRA or LoRA: its configuration as peft has it, and the places of its values in
+    peft's tensors, for the way out and in, without the head. Raises AdapterError where peft, which has one
+    rank and one pair for all layers, has no place for them."""
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
     counts = {len(layer.changes) for layer in layers.values()}
     if len(counts) != 1:
         raise AdapterError("peft has one rank for all sites: blocks of fused layers and whole ones differ")
     count, kind = counts.pop(), method.kind.upper()
     config = {theirs: getattr(method, ours) for theirs, (ours, _) in SETTINGS[kind].items()}
     config |= {key: count * config[key] for key in ("r", "lora_alpha") if key in config}
-    config |= {
-        "peft_type": kind,
-        "target_modules": sorted(layers),
-        "bias": "none",
-        "fan_in_fan_out": any(is_transposed(layer.base) for layer in layers.values()),
-    }
-    tensors = {} if kind == "LORA" else _pair(layers, method, count)
-    config |= {"save_projection": True} if tensors else {}
+    config |= {"peft_type": kind, "target_modules": sorted(layers), "bias": "none"}
+    config["fan_in_fan_out"] = any(is_transposed(layer.base) for layer in layers.values())
+    places: Places = {}
+    if kind == "VERA":
+        config["save_projection"] = True
+        places |= _pair(list(layers.values()), method, config["r"])
     for path, layer in layers.items():
-        for name, shape, pieces in _places(layer, rank):
-            tensors[f"{PREFIX}{path}.{name}"] = _assembled(shape, pieces)
-    return config, tensors
+        (inputs, outputs), ranks, blocks = size(layer.base), config["r"], _blocks(layer, method)
+        name = f"{PREFIX}{path}"
+        if kind == "LORA":
+            places[f"{name}.lora_A.weight"] = (ranks, inputs), [((r,), c.A) for c, _, r in blocks]
+            places[f"{name}.lora_B.weight"] = (outputs, ranks), [((rows, r), c.B) for c, rows, r in blocks]
+        else:  # a vector that VeRA leaves out is all ones there
+            one = blocks[0][0].A.new_ones(())
+            b = [((rows,), one if c.b is None else c.b) for c, rows, _ in blocks]
+            d = [((r,), one if c.d is None else c.d) for c, _, r in blocks]
+            places |= {f"{name}.vera_lambda_b": ((outputs,), b), f"{name}.vera_lambda_d": ((ranks,), d)}
+    return config, places
 
 
-def _peft_parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    import peft
-
-    wrapper: Any = model._peft_wrapper[0]  # type: ignore[index]
-    tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
-    return plain(wrapper.peft_config["default"]), tensors
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration of peft as JSON has it."""
-    settings = config.to_dict().items()
-    return {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in settings}
-
-
-def _layers(model: nn.Module) -> dict[str, AdaptedLinear]:
-    return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
-
-
-def _blocks(layer: AdaptedLinear, rank: int) -> list[tuple[Any, slice, slice]]:
+def _blocks(layer: AdaptedLinear, method: Any) -> list[tuple[Any, slice, slice]]:
     """A layer's changes, each with its rows of the outputs and its part of peft's ranks."""
-    blocks = enumerate(layer.changes.items())
-    return [(change, layer.blocks[name], slice(i * rank, (i + 1) * rank)) for i, (name, change) in blocks]
+    ranks = [slice(i * method.rank, (i + 1) * method.rank) for i in range(len(layer.changes))]
+    return [(c, layer.blocks[n], r) for (n, c), r in zip(layer.changes.items(), ranks, strict=True)]
 
 
-#: Values of ours, each with its place in a tensor of peft's.
-Pieces = list[tuple[tuple[slice, ...], Tensor]]
+def _pair(layers: list[AdaptedLinear], method: Any, ranks: int) -> Places:
+    """VeRA's A and B as peft has them, one pair for all layers."""
+    if method.projections != "shared":
+        raise AdapterError(f"peft has one pair A and B: projections={method.projections} does not fit")
+    blocks = _blocks(layers[0], method)
+    pair = blocks[0][0].pair
+    outputs, of_b = len(pair.B), [((slice(None),), pair.B)]
+    if not all(WHOLE in layer.changes for layer in layers):
+        if len({(size(layer.base), str(layer.blocks)) for layer in layers}) > 1:
+            raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
+        outputs, of_b = size(layers[0].base)[1], [((rows, r), c.B) for c, rows, r in blocks]
+    a = (ranks, pair.A.shape[1]), [((r,), pair.A) for _, _, r in blocks]
+    return dict(zip(sorted(PAIR), (a, ((outputs, ranks), of_b)), strict=True))
 
 
-def _places(layer: AdaptedLinear, rank: int) -> Iterator[tuple[str, tuple[int, ...], Pieces]]:
-    """Name and shape of each of peft's tensors for a layer, and the places in it of ours, on the way out and
-    in. A vector that VeRA leaves out is all ones there."""
-    blocks, (inputs, outputs) = _blocks(layer, rank), size(layer.base)
-    ranks = len(blocks) * rank
-    if isinstance(blocks[0][0], LoRAChange):
-        yield "lora_A.weight", (ranks, inputs), [((at,), c.A) for c, _, at in blocks]
-        yield "lora_B.weight", (outputs, ranks), [((rows, at), c.B) for c, rows, at in blocks]
-        return
-    one = blocks[0][0].A.new_ones(())
-    yield "vera_lambda_d", (ranks,), [((at,), one if c.d is None else c.d) for c, _, at in blocks]
-    yield "vera_lambda_b", (outputs,), [((rows,), one if c.b is None else c.b) for c, rows, _ in blocks]
-
-
-def _assembled(shape: Sequence[int], pieces: Pieces) -> Tensor:
+def _assembled(shape: tuple[int, ...], pieces: list[tuple[tuple[slice, ...], Tensor]]) -> Tensor:
     """A tensor with these values at their places, and zeros elsewhere."""
     tensor = pieces[0][1].new_zeros(shape)
     for place, value in pieces:
@@ -254,20 +251,10 @@ def _assembled(shape: Sequence[int], pieces: Pieces) -> Tensor:
     return tensor
 
 
-def _pair(layers: Mapping[str, AdaptedLinear], method: Any, count: int) -> dict[str, Tensor]:
-    """VeRA's A and B as peft has them, one pair for all layers."""
-    if method.projections != "shared":
-        raise AdapterError(f"peft has one pair A and B: projections={method.projections} does not fit")
-    first = next(iter(layers.values()))
-    blocks = _blocks(first, method.rank)
-    pair = blocks[0][0].pair
-    if all(WHOLE in layer.changes for layer in layers.values()):
-        return dict(zip(sorted(PAIR), (pair.A, pair.B), strict=True))
-    if len({(size(layer.base), str(layer.blocks)) for layer in layers.values()}) > 1:
-        raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
-    shape = size(first.base)[1], count * method.rank
-    b = _assembled(shape, [((rows, at), change.B) for change, rows, at in blocks])
-    return dict(zip(sorted(PAIR), (torch.cat([pair.A] * count), b), strict=True))
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration of peft as JSON has it."""
+    settings = config.to_dict().items()
+    return {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in settings}
 
 
 # --- in
@@ -309,16 +296,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
 
 def _check_unedited(folder: Path, config: Mapping[str, Any], described: dict[str, Any]) -> None:
     """Raises AdapterError where adapter_config.json, which peft obeys, was edited after the export: the
-    weights' metadata describe another adapter. peft may write it again, with names cut to their ends."""
-    names = tuple(f".{name}" for name in config.get("target_modules") or ())
-    same = all(f".{path}".endswith(names) for path in described.pop("target_modules"))
-    edited = [] if same else ["target_modules"]
-    edited += [key for key in UNSET if config.get(key)]
-    del described["fan_in_fan_out"]  # peft corrects it
-    edited += [key for key, value in described.items() if config.get(key) != value]
-    if edited:
-        found = str(config.get(edited[0]))[:80]
-        raise AdapterError(f"{folder}: {CONFIG} says {edited[0]}={found}, not its weights. Export it again")
+    weights' metadata describe another adapter."""
+    same = described.keys() - {"target_modules", "fan_in_fan_out"}  # which peft writes in its own way
+    for key in (*sorted(same), *UNSET):
+        if (config.get(key) or None) != (described.get(key) or None):
+            found = str(config.get(key))[:80]
+            raise AdapterError(f"{folder}: {CONFIG} says {key}={found}, not its weights. Export it again")
 
 
 def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
@@ -369,16 +352,6 @@ def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outp
         if all(map(_alike, stored, pair)):
             return init
     return None
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, method: Method, tensors: dict[str, Tensor]) -> None:
-    """Copies checked tensors into an adapted model, without the zeros and ones that peft alone needs."""
-    for path, layer in _layers(model).items():
-        for name, _, pieces in _places(layer, cast(Any, method).rank):
-            for place, value in pieces:
-                if isinstance(value, nn.Parameter):
-                    value.copy_(tensors[f"{PREFIX}{path}.{name}"][place])
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:

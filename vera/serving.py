@@ -3,7 +3,7 @@
 An adapter is its vectors alone: all share the base weights, A and B. A batch takes the factor path with its
 own b and d for each sample, at a cost that does not depend on how many adapters are resident."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,21 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
-from vera.adapter_file import FORMAT, HEAD_FORMAT, check_same_settings, method_of, read_classes, try_adapter
-from vera.base_weights import base_fingerprint, same_base
-from vera.checked_file import read_checked, read_header
+from vera.adapter_file import (
+    FORMAT,
+    HEAD_FORMAT,
+    check_same_settings,
+    method_of,
+    read_classes,
+    read_fitting,
+    try_adapter,
+)
+from vera.checked_file import read_file
 from vera.errors import AdapterError
 from vera.methods import disable
-from vera.methods.adapted import adaptation, plain_names, refuse_many, remove_hooks, unload
+from vera.methods.adapted import adaptation, plain_names, refuse_many, refuse_names, remove_hooks, unload
 from vera.methods.layers import changes
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
-#: Arguments whose first dimension is the batch's, looked at first.
-INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
 #: Models whose layers read (tokens, samples, width).
 TOKENS_FIRST = ("xlnet",)
 
@@ -56,8 +61,6 @@ class Adapters:
         self.heads: dict[str, dict[str, Tensor]] = {}
         self.classes: dict[str, list[str]] = {}  # names of the classes, where an adapter's head has them
         self._parameters: dict[str, Tensor] = {}  # of the adapted model, by the file's names
-        self._fixed: dict[str, Any] = {}
-        self._base: dict[str, str] = {}
         self._used: list[str | None] | None = None  # by `use`
         self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
         self._head_called = False  # whether the head was called in this call
@@ -82,16 +85,20 @@ class Adapters:
             raise AdapterError(f"an adapter's name is a word, not {name!r}")
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
-        header, shapes = read_header(path, FORMAT)
-        method = method_of(path, header)
+        file = read_file(path, FORMAT)
+        method = method_of(file)
         if not isinstance(method, VeRA):
             raise AdapterError(f"{path}: a {method.kind} adapter; only VeRA's share their projections")
         if self.method is None:
-            try_adapter(path, method, shapes, self.model)
+            try_adapter(file, method, self.model)
             self._adapt(method)
+        assert self.method is not None
         try:
-            tensors = self._checked(path, method, header)
-            heads = self._head(head) if head else None
+            why = "adapters that share a batch share A and B"
+            check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
+            tensors = read_fitting(file, self.method, self.model, self.model)
+            needed = head_parameters(self.model)
+            heads = read_file(head, HEAD_FORMAT).tensors(needed) if head else None
             classes = read_classes(head) if head else None
         except BaseException:
             if not self.vectors:
@@ -99,30 +106,28 @@ class Adapters:
             raise
         self.vectors[name] = torch.cat([tensors[n].flatten().to(p) for n, p in self._parameters.items()])
         if heads:
-            self.heads[name] = heads
+            self.heads[name] = {n: tensor.to(needed[n]) for n, tensor in heads.items()}
         if classes:
             self.classes[name] = classes
 
     def remove(self, name: str) -> None:
         """Raises AdapterError for an unknown name."""
         self._check_names([name])
-        del self.vectors[name]
-        self.heads.pop(name, None)
-        self.classes.pop(name, None)
+        for resident in (self.vectors, self.heads, self.classes):
+            resident.pop(name, None)
         if not self.vectors:  # the next one may have another rank
             self.unload()
 
     def unload(self) -> None:
         """Forgets every adapter; the model is the plain base model again."""
-        self.vectors.clear()
-        self.heads.clear()
-        self.classes.clear()
+        for resident in (self.vectors, self.heads, self.classes):
+            resident.clear()
         if self.method is None:
             return
         self.method, self._active = None, None
         self.model.__dict__.pop("_adapters")
         for module in self.model.modules():
-            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, _refuse_names)
+            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, refuse_names)
             module.__dict__.pop("_head_prefix", None)
         unload(self.model)
 
@@ -139,15 +144,16 @@ class Adapters:
         if not names:
             raise AdapterError("no adapter names: each sample needs one")
         self._used = names
-        self._set(names, repeats=True)
+        self._set(names)
         try:
             yield
         finally:
             self._used = before
-            self._set(before, repeats=True)
+            self._set(before)
 
-    def _set(self, names: list[str | None] | None, repeats: bool) -> None:
-        """Gives every layer b and d of each sample; None makes the model the base model."""
+    def _set(self, names: list[str | None] | None) -> None:
+        """Gives every layer b and d of each sample; None makes the model the base model. Names of `use` are
+        repeated where a batch is a multiple of them."""
         if names is self._active:
             return
         rows: Tensor | None = None  # (samples, vectors of all changes)
@@ -158,7 +164,7 @@ class Adapters:
             lengths = [len(vector) for vector in self._parameters.values()]
             parts = iter(torch.split(rows, lengths, dim=1))
         for change in changes(self.model):
-            change.rows, change.repeats = None, repeats
+            change.rows, change.repeats = None, names is self._used
             if rows is not None:
                 b, d = (None if vector is None else next(parts) for vector in (change.b, change.d))
                 change.rows = b, d
@@ -170,60 +176,54 @@ class Adapters:
         keywords, self._head_called = dict(keywords), False
         names = keywords.pop("adapter_names", None)
         if names is None:
-            self._set(self._used, repeats=True)
+            self._set(self._used)
             return arguments, keywords
         names = self._check_names(names)
-        tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
-        samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
+        tensors = [t for t in (*arguments, *keywords.values()) if isinstance(t, Tensor) and t.dim()]
+        samples = max(map(len, tensors), default=0)  # positions may be of one row for all
         if samples != len(names):
             raise AdapterError(f"{len(names)} adapter names for {samples} samples: each sample needs one")
-        self._set(names, repeats=False)
+        self._set(names)
         return arguments, keywords
 
     def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
         active = self._active or []
-        self._set(self._used, repeats=True)
+        self._set(self._used)
         if result is not None and not self._head_called and any(name in self.heads for name in active):
             raise AdapterError("an adapter's own head was never called by this model")
 
     def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head: replaces the outputs of adapters with heads of their own."""
         self._head_called, names = True, self._active or []
-        if not any(name in self.heads for name in names):
+        own = self.heads.keys() & set(names)
+        if not own:
             return output
         if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
             raise AdapterError("this model's head gives no answer for each sample: none can have its own")
         names = [name for name in names for _ in range(len(output) // len(names))]
-        rows: dict[str, list[int]] = {}  # of each adapter with a head of its own
-        for row, name in enumerate(names):
-            if name in self.heads:
-                rows.setdefault(str(name), []).append(row)
-        # One batched product for all heads: (heads, rows of the adapter that has most), padded by a row twice
-        most = max(map(len, rows.values()))
-        grid = torch.tensor([each + each[:1] * (most - len(each)) for each in rows.values()])
-        valid = torch.tensor([[i < len(each) for i in range(most)] for each in rows.values()])
-        prefix: str = module.__dict__["_head_prefix"]
-        weights = {
-            n.removeprefix(prefix): torch.stack([self.heads[name][n] for name in rows]).to(output)
-            for n in self.heads[next(iter(rows))]
-            if n.startswith(prefix)
-        }
-        batched = [isinstance(a, Tensor) and a.dim() and len(a) == len(names) for a in arguments]
-        inputs = [a[grid.to(a.device)] if own else a for a, own in zip(arguments, batched, strict=True)]
+        prefix, output = module.__dict__["_head_prefix"], output.clone()
         hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
         try:
-            dims = (0, *(0 if own else None for own in batched))
-            answers = vmap(lambda w, *a: functional_call(module, w, a), dims)(weights, *inputs)
+            for name in own:
+                rows = torch.tensor(
+                    [i for i, other in enumerate(names) if other == name], device=output.device
+                )
+                head = {
+                    n.removeprefix(prefix): tensor.to(output)
+                    for n, tensor in self.heads[name].items()
+                    if n.startswith(prefix)
+                }
+                inputs = tuple(a[rows] if _by_sample(a, len(names)) else a for a in arguments)
+                output[rows] = functional_call(module, head, inputs)
         finally:
             module._forward_hooks = hooks
-        return output.index_copy(0, grid[valid].to(output.device), answers[valid.to(output.device)])
+        return output
 
     # --- inside
 
     def _adapt(self, method: VeRA) -> None:
         """Makes the model one that holds adapters of this method."""
-        self._base = base_fingerprint(self.model)
         method.adapt(self.model)
         self.model.requires_grad_(False)
         self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
@@ -237,28 +237,11 @@ class Adapters:
         names = {id(p): plain[name] for name, p in self.model.named_parameters()}
         vectors = (v for change in changes(self.model) for v in (change.b, change.d) if v is not None)
         self._parameters = {names[id(v)]: v for v in vectors}
-        self.method, self._fixed = method, method.fixed(self.model)
+        self.method = method
         if backbone := backbone_prefix(self.model):
-            self.model.get_submodule(backbone).register_forward_pre_hook(_refuse_names, with_kwargs=True)
+            self.model.get_submodule(backbone).register_forward_pre_hook(refuse_names, with_kwargs=True)
         self.model.__dict__["_adapters"] = self
         disable(self.model)
-
-    def _checked(self, path: str | Path, method: VeRA, header: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a file. Raises AdapterError where it does not fit the adapters here."""
-        assert self.method is not None
-        why = "adapters that share a batch share A and B"
-        check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
-        if header.get("fixed") != self._fixed:
-            raise AdapterError(f"{path}: was trained with other projections than this model's")
-        tensors = read_checked(path, FORMAT, self._parameters, "Same base model and rank?")
-        if not same_base(header.get("base"), self._base):
-            raise AdapterError(f"{path}: trained on other base weights than this model's")
-        return tensors
-
-    def _head(self, path: str | Path) -> dict[str, Tensor]:
-        needed: dict[str, Tensor] = dict(head_parameters(self.model))
-        tensors = read_checked(path, HEAD_FORMAT, needed, "Same number of labels?")
-        return {name: tensor.to(needed[name]) for name, tensor in tensors.items()}
 
     def _check_names(self, names: Names) -> list[str | None]:
         """These names as a list. Raises AdapterError for an unknown one."""
@@ -273,7 +256,6 @@ class Adapters:
         return names
 
 
-def _refuse_names(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """A forward pre-hook of the backbone, which would ignore the names."""
-    if "adapter_names" in keywords:
-        raise AdapterError("adapter_names goes to the whole model; for a part: with adapters.use(names)")
+def _by_sample(argument: Any, samples: int) -> bool:
+    """Whether the first dimension of a head's input is the batch's."""
+    return isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == samples

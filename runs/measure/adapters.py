@@ -4,7 +4,7 @@ weight differences of two runs are (figure 5)."""
 import hashlib
 import re
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -35,11 +35,11 @@ class Adapter:
         path = run_folder(output, record["id"]) / "adapter.safetensors"
         check_file(path, record, output)
         self.record, self.path = record, path
-        self.header, tensors = read_file(path, FORMAT)
-        self.method: Any = method_of(path, self.header)
+        file = read_file(path, FORMAT)
+        self.header, self.method = file.header, cast(Any, method_of(file))
         # The vectors or matrices of each adapted matrix, by its path
         self.matrices: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in file.tensors().items():
             matrix, _, part = name.rpartition(".")
             self.matrices.setdefault(matrix, {})[part] = tensor.double()
         self.matrices = dict(sorted(self.matrices.items(), key=lambda item: layer_and_site(item[0])))

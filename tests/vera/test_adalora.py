@@ -11,9 +11,8 @@ from tiny import answer, tiny, tiny_model
 from torch import nn
 
 import vera
-from vera.methods.allocation import RankBudget, off_orthogonal
+from vera.methods.adalora import off_orthogonal
 from vera.methods.layers import adapted_layers, changes
-from vera.sites import find_sites
 
 pytestmark = pytest.mark.parity
 
@@ -111,12 +110,12 @@ def test_the_budget_is_pefts(shares):
     for total, interval in itertools.product((20, 33, 101), (1, 3)):
         allocator = RankAllocator(model, model.peft_config["default"], "default")
         allocator.peft_config.deltaT, allocator.peft_config.total_step = interval, total
-        of_all = (share / total for share in shares)
-        ours = RankBudget(allocator.init_bgt, allocator.target_bgt, *of_all, interval)
+        of_all = dict(zip(("initial_share", "final_share"), (share / total for share in shares), strict=True))
+        ours = vera.AdaLoRA(2, init_rank=6, interval=interval, **of_all)
         for step in range(total):
             budget, masks = allocator.budget_schedule(step)
             masks |= step == total - shares[1]  # AdaLoraModel.update_and_allocate forces it
-            assert ours.after(step, total) == (budget if masks else None), (total, interval, step)
+            assert ours.budget(step, total, 2) == (budget if masks else None), (total, interval, step)
 
 
 def test_the_penalty_is_zero_for_orthogonal_factors_and_the_distance_otherwise():
@@ -125,13 +124,10 @@ def test_the_penalty_is_zero_for_orthogonal_factors_and_the_distance_otherwise()
     assert float(off_orthogonal([2 * rows, rows])) == pytest.approx(3 * 4**0.5 / 2)  # ||4 I - I||, and 0
 
 
-@pytest.mark.parametrize("architecture", ["GPT-2", "ViT of timm"])
-def test_query_and_value_of_a_fused_projection_are_pruned_apart_and_the_key_stays(architecture):
-    method, model = vera.AdaLoRA(rank=1, init_rank=3), tiny(architecture)
-    before = [model.get_submodule(path).weight.clone() for path in find_sites(model, ("query",))]
+def test_query_and_value_of_a_fused_projection_are_pruned_apart():
+    method, model = vera.AdaLoRA(rank=1, init_rank=3), tiny("GPT-2")
     method.adapt(model)
     assert {tuple(layer.changes) for layer in adapted_layers(model)} == {("query", "value")}
-    assert method.count(model) == sum(3 * (c.inputs + c.outputs + 1) for c in changes(model))
     method.before_training(model, 9)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for step in range(1, 10):
@@ -142,12 +138,6 @@ def test_query_and_value_of_a_fused_projection_are_pruned_apart_and_the_key_stay
     of_each = [int((change.E != 0).sum()) for change in changes(model)]
     assert sum(of_each) == len(of_each)
     assert len(set(of_each)) > 1  # allocated, and not the same for all
-    method.merge(model)
-    for layer, old in zip(adapted_layers(model), before, strict=True):
-        weight, query, value = layer.weight(), layer.blocks["query"], layer.blocks["value"]
-        base = old.T if weight.shape != old.shape else old
-        assert torch.equal(weight[query.stop : value.start], base[query.stop : value.start])
-        assert not torch.equal(weight, base)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -174,16 +164,13 @@ def test_its_allocation_goes_on_from_its_state_bit_for_bit(method):
     assert all(torch.equal(t, of_whole[n]) for n, t in method.training_state(resumed).items())
 
 
-def test_nothing_is_pruned_where_the_first_rank_is_the_last():
+def test_nothing_is_pruned_where_the_first_rank_is_the_last_which_is_half_as_large_again_by_default():
     """peft asks for the zeroth smallest there."""
     method, model = vera.AdaLoRA(rank=3, init_rank=3), tiny_model()
     method.adapt(model)
     method.before_training(model, 6)
     steps(model, method, 1, 6)
     assert all(change.E.all() for change in changes(model))
-
-
-def test_the_first_rank_is_half_as_large_again():
     assert [vera.AdaLoRA(rank=r).first_rank for r in (1, 2, 4, 7, 8)] == [2, 3, 6, 11, 12]
 
 

@@ -2,15 +2,15 @@
 
 import errno
 import itertools
-import json
 import os
+from collections import OrderedDict
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from tiny import shake, tiny_model
+from torch import nn
 
 import vera
 from vera.adapter_file import FORMAT, HEAD_FORMAT
@@ -30,57 +30,38 @@ def trained(tmp_path):
     """A model with a VeRA adapter away from its start, and its files."""
     model, method = tiny_model(), vera.VeRA(rank=12, projection_seed=3)
     method.adapt(model)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in method.adapter_parameters(model).values():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        model.classifier.weight.add_(1.0)
+    shake(model)
     vera.save(model, method, tmp_path / "adapter.safetensors")
-    vera.save_head(model, tmp_path / "head.safetensors")
+    vera.save_head(model, tmp_path / "head.safetensors", ("bad", "good"))
     return model, method, tmp_path / "adapter.safetensors"
 
 
-def test_a_head_has_the_names_of_its_classes(tmp_path):
-    model, path = tiny_model(), tmp_path / "h.safetensors"
-    vera.save_head(model, path)
-    assert vera.read_classes(path) is None
-    vera.save_head(model, path, ("bad", "good"))
-    assert vera.read_classes(path) == ["bad", "good"]
-    tensors = read_file(path, HEAD_FORMAT)[1]
+def test_the_file_holds_vectors_and_what_they_rely_on_and_the_head_its_classes(trained, tmp_path):
+    (model, method, path), (pair,) = trained, projections(trained[0])
+    file = read_file(path, FORMAT)
+    assert {tuple(t.shape) for t in file.tensors().values()} == {(12,), (32,)}
+    assert "bert.encoder.layer.0.attention.self.query.b" in file.shapes
+    assert path.stat().st_size <= 4 * method.count(model) + 160 * len(file.shapes) + 1024
+    assert file.header["method"] == {"kind": "vera", **method.settings()}
+    fingerprint = vera.fingerprint(pair.A.numpy(), pair.B.numpy())
+    shape = {"inputs": 32, "outputs": 32, "fingerprint": fingerprint}
+    assert file.header["fixed"] == {"scheme": "philox-1", "seed": 3, **shape}
+    head = tmp_path / "head.safetensors"
+    assert vera.read_classes(head) == ["bad", "good"]
+    tensors = read_file(head, HEAD_FORMAT).tensors()
     for classes, words in (("ab", "no list of names"), ([0, 1], "no list of names"), (["a"] * 3, "3 names")):
-        write_file(path, tensors, {"format": HEAD_FORMAT, "classes": classes})
+        write_file(head, tensors, {"format": HEAD_FORMAT, "classes": classes})
         with pytest.raises(vera.AdapterError, match=words):
-            vera.read_classes(path)
-
-
-def test_the_file_holds_vectors_only_and_little_else(trained):
-    model, method, path = trained
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert len(tensors) == 8
-    assert all(t.ndim == 1 for t in tensors.values())
-    assert "bert.encoder.layer.0.attention.self.query.b" in tensors
-    assert path.stat().st_size <= 4 * method.count(model) + 160 * len(tensors) + 1024
-
-
-def test_the_header_says_what_the_adapter_relies_on(trained):
-    with safe_open(trained[2], "pt") as file:
-        header = json.loads(file.metadata()["header"])
-    assert header["method"] == {"kind": "vera", **trained[1].settings()}
-    (pair,) = projections(trained[0])
-    assert header["fixed"] == {
-        "scheme": "philox-1",
-        "seed": 3,
-        "inputs": 32,
-        "outputs": 32,
-        "fingerprint": vera.fingerprint(pair.A.numpy(), pair.B.numpy()),
-    }
+            vera.read_classes(head)
+    vera.save_head(model, head)
+    assert vera.read_classes(head) is None
 
 
 def rewrite(path, change):
     """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand
     would make."""
-    header, tensors = read_file(path, FORMAT)
+    file = read_file(path, FORMAT)
+    header, tensors = file.header, file.tensors()
     change(header, tensors)
     write_file(path, tensors, header)
 
@@ -136,12 +117,10 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(trained, change
 
 
 def test_files_that_are_missing_cut_off_of_another_kind_or_another_models(trained, tmp_path):
-    vera.export_peft(trained[0], tmp_path / "peft")
     whole, cut = trained[2].read_bytes(), tmp_path / "cut"
     cases = [
         (tmp_path / "none.safetensors", tiny_model(), "no such file"),
-        (tmp_path, tiny_model(), "a folder"),
-        (tmp_path / "peft" / "adapter_model.safetensors", tiny_model(), "import_peft"),
+        (tmp_path, tiny_model(), "a folder.*import_peft"),
         (trained[2], tiny_model(hidden_size=48), "Same base model"),
         (trained[2], tiny_model(num_hidden_layers=3), "Same base model"),
     ]
@@ -153,58 +132,42 @@ def test_files_that_are_missing_cut_off_of_another_kind_or_another_models(traine
             vera.load(model, path)
         assert "\n" not in str(error.value)
     with pytest.raises(vera.AdapterError, match="labels"):
-        vera.load_head(tiny_model(num_labels=3), trained[2].with_name("head.safetensors"))
+        vera.load_head(tiny_model(num_labels=3), tmp_path / "head.safetensors")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_an_adapter_or_an_adapter_error(tmp_path, content, framed):
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.booleans(), st.integers(0, 2**31), st.integers(1, 255))
+def test_any_bytes_and_any_changed_byte_are_an_adapter_error(trained, content, framed, place, byte):
     """framed: with a header of the length that the file says."""
-    path = tmp_path / "any"
-    path.write_bytes(len(content).to_bytes(8, "little") * framed + content)
-    with pytest.raises(vera.AdapterError) as error:
-        vera.read_method(path)
-    assert "\n" not in str(error.value)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_changed_byte_is_refused(trained, data):
-    whole = trained[2].read_bytes()
-    place, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255))
-    mutated = trained[2].with_name("mutated.safetensors")
-    mutated.write_bytes(whole[:place] + bytes([whole[place] ^ byte]) + whole[place + 1 :])
-    with pytest.raises(vera.AdapterError, match="damaged"):
-        vera.read_method(mutated)
-
-
-# --- half precision
+    whole, path = trained[2].read_bytes(), trained[2].with_name("any")
+    place %= len(whole)
+    changed = whole[:place] + bytes([whole[place] ^ byte]) + whole[place + 1 :]
+    for made in (len(content).to_bytes(8, "little") * framed + content, changed):
+        path.write_bytes(made)
+        with pytest.raises(vera.AdapterError, match="damaged") as error:
+            vera.read_method(path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_half_precision_halves_the_file_and_rounds(trained, tmp_path, dtype, tolerance):
+def test_half_precision_halves_the_file_and_rounds_what_it_can_hold(trained, tmp_path, dtype, tolerance):
     model, method, path = trained
-    size = vera.save(model, method, tmp_path / "half.safetensors", dtype)
+    size = vera.save(model, method, tmp_path / "half", dtype)
     assert abs(path.stat().st_size - size - 2 * method.count(model)) <= 8  # the header is padded to 8 bytes
-    again = tiny_model()
-    vera.load(again, tmp_path / "half.safetensors")
+    again, expected = tiny_model(), model(ids()).logits
+    vera.load(again, tmp_path / "half")
     vera.load_head(again, tmp_path / "head.safetensors")
     assert next(iter(method.adapter_parameters(again).values())).dtype == torch.float32
-    difference = (again(ids()).logits - model(ids()).logits).abs().max()
-    assert 0 < difference < tolerance * model(ids()).logits.abs().max()
-
-
-def test_what_half_precision_cannot_hold_is_not_saved(trained, tmp_path):
-    model, method, _ = trained
-    with torch.no_grad():
-        next(changes(model)).b.fill_(1e6)
-    with pytest.raises(vera.AdapterError, match=r"beyond the range of torch\.float16"):
-        vera.save(model, method, tmp_path / "half.safetensors", torch.float16)
-    with torch.no_grad():
-        next(changes(model)).b.fill_(float("nan"))
-    with pytest.raises(vera.AdapterError, match="not finite: not saved"):
-        vera.save(model, method, tmp_path / "nan.safetensors")
-    assert not list(tmp_path.glob("*nan*")) + list(tmp_path.glob("*half*"))
+    assert 0 < (again(ids()).logits - expected).abs().max() < tolerance * expected.abs().max()
+    for value, to, words in (
+        (1e6, torch.float16, r"beyond the range of torch\.float16"),
+        (float("nan"), None, "not finite: not saved"),
+    ):
+        with torch.no_grad():
+            next(changes(model)).b.fill_(value)
+        with pytest.raises(vera.AdapterError, match=words):
+            vera.save(model, method, tmp_path / "none", to)
+    assert not (tmp_path / "none").exists()
 
 
 # --- base weights
@@ -224,11 +187,7 @@ def one_number(model, path):
     model.bert.embeddings.word_embeddings.weight.data[7, 3] += 0.01
 
 
-def all_of_them(model, path):
-    model.load_state_dict(tiny_model(seed=1).state_dict())
-
-
-@pytest.mark.parametrize("change", [merged_for_good, behind_torchs_back, one_number, all_of_them])
+@pytest.mark.parametrize("change", [merged_for_good, behind_torchs_back, one_number])
 def test_other_base_weights_are_refused_unless_allowed(trained, change):
     other = tiny_model()
     change(other, trained[2])
@@ -249,37 +208,27 @@ def test_half_precision_and_a_finetuned_head_make_no_other_base(trained, dtype):
     assert next(changes(model)).b.dtype == torch.float32
 
 
-def test_loading_takes_a_merge_back_first_and_switches_on(trained):
-    """Or the adapter would count twice: for the same adapter, for another, and for a start."""
-    expected = trained[0](ids()).logits
-    model = tiny_model()
-    vera.load(model, trained[2])
-    vera.load_head(model, trained[2].with_name("head.safetensors"))
-    for change in (trained[1].merge, trained[1].merge, vera.disable):
-        change(model)
-        vera.load(model, trained[2])
-        assert torch.equal(model(ids()).logits, expected)
-    trained[1].merge(model)
-    vera.start_from(model, trained[2])
-    assert torch.equal(model(ids()).logits, expected)
-
-
-def test_a_frozen_or_thawed_model_saves_and_loads_the_same(trained, tmp_path):
-    """An inference server freezes its model, and swaps adapters all the same."""
+def test_loading_takes_a_merge_back_switches_on_and_thaws(trained, tmp_path):
+    """Or the adapter would count twice: for the same adapter, for another, and for a start. A server freezes
+    its model, and swaps adapters all the same."""
     model, method, path = trained
     expected = model(ids()).logits
-    for frozen in (True, False):
-        model.requires_grad_(not frozen)
-        assert vera.save(model, method, tmp_path / "again") == path.stat().st_size
-        vera.load(model, tmp_path / "again")
-        assert torch.allclose(model(ids()).logits, expected, atol=1e-6)  # a thawed base takes another path
+    vera.load_head(model, tmp_path / "head.safetensors")
+    for change in (method.merge, method.merge, vera.disable, lambda m: m.requires_grad_(False)):
+        change(model)
+        vera.load(model, path)
+        assert torch.equal(model(ids()).logits, expected)
+    assert vera.save(model, method, tmp_path / "again") == path.stat().st_size
+    method.merge(model)
+    vera.start_from(model, path)
+    assert torch.equal(model(ids()).logits, expected)
 
 
 def test_only_what_the_model_carries_is_saved(trained, tmp_path):
     for model, method, dtype, named in (
         (trained[0], vera.VeRA(rank=8, projection_seed=3), None, "'rank': 12.*, not vera with .*'rank': 8"),
         (trained[0], vera.LoRA(rank=4), None, "not lora"),
-        *((trained[0], trained[1], dtype, "dtype") for dtype in (torch.int8, "fp16")),
+        (trained[0], trained[1], torch.int8, "dtype"),
         (tiny_model(), trained[1], None, "no adapter"),
     ):
         with pytest.raises(vera.AdapterError, match=named):
@@ -290,25 +239,10 @@ def test_only_what_the_model_carries_is_saved(trained, tmp_path):
 # --- what peft gets wrong with VeRA (measured in 0.21.2), one test each
 
 
-class Two(torch.nn.Module):
+def two():
     """Two layers of different shapes."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.query, self.value = torch.nn.Linear(16, 16), torch.nn.Linear(16, 48)
-
-    def forward(self, x):
-        return self.value(torch.tanh(self.query(x)))
-
-
-def write_adapter(folder, name, **settings):
-    """An adapter away from its start over the two layers, and its output."""
-    model, method = Two(), vera.VeRA(**{"rank": 8, **settings})
-    method.adapt(model)
-    shake(model)
-    vera.save(model, method, folder / name)
-    return model(torch.ones(3, 16)).detach()
+    torch.manual_seed(0)
+    return nn.Sequential(OrderedDict(query=nn.Linear(16, 16), tanh=nn.Tanh(), value=nn.Linear(16, 48)))
 
 
 ADAPTERS = {
@@ -326,8 +260,14 @@ ADAPTERS = {
 def test_a_second_adapter_is_the_one_that_was_saved(tmp_path, order):
     """peft: smaller shapes after larger ones silently use other A and B; a smaller rank crashes in the
     forward pass; a larger rank, larger shapes or another seed are refused."""
-    outputs = {name: write_adapter(tmp_path, name, **ADAPTERS[name]) for name in order}
-    model = Two()
+    outputs = {}
+    for name in order:
+        model, method = two(), vera.VeRA(**{"rank": 8, **ADAPTERS[name]})
+        method.adapt(model)
+        shake(model)
+        vera.save(model, method, tmp_path / name)
+        outputs[name] = model(torch.ones(3, 16))
+    model = two()
     for name in (*order, order[0]):
         vera.load(model, tmp_path / name)
         assert torch.equal(model(torch.ones(3, 16)), outputs[name])

@@ -1,11 +1,12 @@
-"""VeRA and LoRA against huggingface/peft with copied weights, and the behaviours that any method must
-have."""
+"""The behaviours that any method must have, and the methods of the paper by their formulas."""
 
 import copy
 import dataclasses
+from collections import OrderedDict
 
 import peft
 import pytest
+import timm
 import torch
 from tiers import pairs
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
@@ -14,7 +15,7 @@ from torch import nn
 import vera
 from vera.methods.layers import adapted_layers, changes
 from vera.methods.vera_layer import projections
-from vera.sites import find_sites
+from vera.sites import find_sites, head_parameters, head_prefixes
 
 pytestmark = pytest.mark.contract
 
@@ -50,7 +51,6 @@ METHODS = {
     "adalora_peft": vera.Peft("AdaLoraConfig", {"init_r": 6, "target_r": 2}),
     "ia3": vera.Peft("IA3Config"),
 }
-PARITY = ["lora", "vera"]
 BLOCKS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -69,107 +69,7 @@ def adapted(name: str, kind: str = "bert", dtype: torch.dtype = torch.float32):
 LOW_RANK = [name for name in METHODS if any(adapted_layers(adapted(name)))]
 
 
-# --- parity with peft, float64, 1e-10
-
-
-def peft_pair(name: str, kind: str):
-    """Our model and peft's on the same base weights, with our A, B, b and d copied into peft's."""
-    base = tiny_model(kind).double()
-    ours = copy.deepcopy(base)
-    METHODS[name].adapt(ours)
-    shake(ours)
-    sites = {"target_modules": ["query", "value"]}
-    if name == "vera":
-        config = peft.VeraConfig(r=12, projection_prng_key=0, **sites)
-    else:
-        config = peft.LoraConfig(r=4, lora_alpha=6, **sites)
-    theirs = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False)
-    theirs.base_model.classifier.load_state_dict(ours.classifier.state_dict())
-    if kind == "bert":
-        theirs.base_model.model.bert.pooler.load_state_dict(ours.bert.pooler.state_dict())
-    layers = [m for m in theirs.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
-    pairs = list(zip(adapted_layers(ours), layers, strict=True))
-    assert len(pairs) == 4
-    with torch.no_grad():
-        for our, their in pairs:
-            our = our.changes["whole"]
-            if name == "vera":
-                their.vera_A["default"], their.vera_B["default"] = our.A.clone(), our.B.clone()
-                their.vera_lambda_b["default"].copy_(our.b)
-                their.vera_lambda_d["default"].copy_(our.d)
-            else:
-                their.lora_A["default"].weight.copy_(our.A)
-                their.lora_B["default"].weight.copy_(our.B)
-    return ours, theirs, pairs
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-@pytest.mark.parametrize("name", PARITY)
-def test_outputs_gradients_and_merged_weights_equal_pefts(name, kind):
-    ours, theirs, pairs = peft_pair(name, kind)
-    outputs = [model.eval()(ids()).logits for model in (ours, theirs)]
-    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
-    for output in outputs:
-        output.square().sum().backward()
-    for layer, their in pairs:
-        our = layer.changes["whole"]
-        if name == "vera":
-            gradients = [(our.b, their.vera_lambda_b["default"]), (our.d, their.vera_lambda_d["default"])]
-        else:
-            gradients = [(our.A, their.lora_A["default"].weight), (our.B, their.lora_B["default"].weight)]
-        for mine, other in gradients:
-            assert mine.grad.abs().max() > 0
-            assert torch.allclose(mine.grad, other.grad, rtol=0, atol=1e-10)
-    METHODS[name].merge(ours)
-    theirs.merge_adapter()
-    for our, their in pairs:
-        assert torch.allclose(our.base.weight, their.get_base_layer().weight, rtol=0, atol=1e-10)
-
-
-def test_parity_holds_where_shapes_differ():
-    """A 32 -> 64 and a 64 -> 16 layer share one 64-wide pair; both sides draw it themselves."""
-
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.query, self.value = nn.Linear(32, 64), nn.Linear(64, 16)
-
-        def forward(self, x):
-            return self.value(torch.tanh(self.query(x)))
-
-    torch.manual_seed(0)
-    base = Two().double()
-    ours = copy.deepcopy(base)
-    vera.VeRA(rank=12, init="peft", projection_seed=4).adapt(ours)
-    config = peft.VeraConfig(r=12, projection_prng_key=4, target_modules=["query", "value"])
-    theirs = peft.get_peft_model(
-        copy.deepcopy(base), config, autocast_adapter_dtype=False
-    ).base_model.model.double()
-    shake(ours)
-    for our, their in zip(changes(ours), (theirs.query, theirs.value), strict=True):
-        their.vera_lambda_b["default"].data.copy_(our.b)
-        their.vera_lambda_d["default"].data.copy_(our.d)
-    x = torch.randn(5, 32, dtype=torch.float64)
-    outputs = [model(x) for model in (ours, theirs)]
-    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
-    for output in outputs:
-        output.square().sum().backward()
-    for our, their in zip(changes(ours), (theirs.query, theirs.value), strict=True):
-        assert torch.allclose(our.b.grad, their.vera_lambda_b["default"].grad, rtol=0, atol=1e-10)
-        assert torch.allclose(our.d.grad, their.vera_lambda_d["default"].grad, rtol=0, atol=1e-10)
-
-
 # --- VeRA as the paper defines it
-
-
-def test_vera_is_its_formula():
-    """h = W0 x + b * (B (d * (A x))), written out."""
-    model = adapted("vera", dtype=torch.float64)
-    layer = next(adapted_layers(model))
-    c = layer.changes["whole"]
-    x = torch.randn(3, 32, dtype=torch.float64)
-    expected = [layer.base.weight @ row + layer.base.bias + c.b * (c.B @ (c.d * (c.A @ row))) for row in x]
-    assert torch.allclose(layer(x), torch.stack(expected), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vera", "vera_only_b", "vera_only_d"])
@@ -190,27 +90,17 @@ def test_vera_starts_as_the_base_model_with_gradient_in_b_or_the_only_vector(nam
             assert not change.d.grad.any()
 
 
-def test_one_storage_for_a_and_b_and_vectors_of_their_own():
-    model = adapted("vera")
-    layers = list(changes(model))
-    assert len({layer.A.data_ptr() for layer in layers}) == len({layer.B.data_ptr() for layer in layers}) == 1
-    assert len(
-        {layer.b.data_ptr() for layer in layers} | {layer.d.data_ptr() for layer in layers}
-    ) == 2 * len(layers)
-    model.double()  # a cast reaches the one pair, and the layers still share it
-    assert len({layer.A.data_ptr() for layer in layers}) == 1
-    assert layers[0].A.dtype == torch.float64
-    copied = list(changes(copy.deepcopy(model)))
-    assert len({layer.A.data_ptr() for layer in copied}) == 1
-
-
-def test_the_projection_seed_is_apart_from_the_training_seed():
+def test_one_storage_for_a_and_b_of_a_seed_of_its_own():
     pairs = []
     for training_seed, projection_seed in ((0, 0), (1, 0), (0, 1)):
         model = tiny_model()
         torch.manual_seed(training_seed)
         vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
         pairs.append(projections(model)[0].A)
+        model.double()  # a cast reaches the one pair, and the layers still share it; as those of a copy do
+        for layers in (list(changes(model)), list(changes(copy.deepcopy(model)))):
+            assert len({layer.A.data_ptr() for layer in layers}) == 1
+            assert layers[0].A.dtype == torch.float64
     assert torch.equal(pairs[0], pairs[1])
     assert not torch.equal(pairs[0], pairs[2])
 
@@ -218,23 +108,68 @@ def test_the_projection_seed_is_apart_from_the_training_seed():
 # --- any method
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-@pytest.mark.parametrize("name", METHODS)
-def test_what_trains_is_counted_by_the_formula_and_the_rest_is_frozen(name, kind):
-    model = tiny_model(kind)
-    METHODS[name].adapt(model)
-    groups = METHODS[name].parameter_groups(model)
-    if name == "none":
-        assert groups == {"adapter": {}, "head": {}}
-        return
+def heads_of(model, other):
+    """Gives a model the head of another."""
+    head = {n: p for n, p in other.state_dict().items() if n.startswith(head_prefixes(other))}
+    model.load_state_dict(head, strict=False)
+
+
+@pytest.mark.parametrize(("name", "architecture"), pairs([*METHODS, "ssf"], ARCHITECTURES))
+def test_a_method_counts_switches_off_copies_merges_and_leaves(name, architecture):
+    """What trains is the formula's number, and the rest is frozen; switched off it is the base model, merged
+    it answers the same; a copy is independent; unloaded, all is as before, and it can be adapted again."""
+    method = METHODS.get(name) or vera.SSF()  # which is for images
+    base, model = tiny(architecture).double(), tiny(architecture).double()
+    assert vera.make_method(**method.settings()) == method
+    try:
+        method.adapt(model)
+    except vera.AdapterError:
+        return  # which pairs are refused: docs/methods.md and its test
+    groups = method.parameter_groups(model)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert set(groups["adapter"]) | set(groups["head"]) == trainable
-    assert not set(groups["adapter"]) & set(groups["head"])
-    assert sum(p.numel() for p in groups["adapter"].values()) == METHODS[name].count(model)
-    head = {"bert": {"bert.pooler", "classifier"}, "roberta": {"classifier"}}[kind]
-    assert {
-        n.rpartition(".")[0].removesuffix(".dense").removesuffix(".out_proj") for n in groups["head"]
-    } == head
+    assert groups["adapter"].keys() | groups["head"].keys() == trainable
+    assert not groups["adapter"].keys() & groups["head"].keys()
+    assert sum(p.numel() for p in groups["adapter"].values()) == method.count(model)
+    assert set(groups["head"]) == (set() if name == "none" else set(head_parameters(model)))
+
+    shake(model)
+    adds, copied = name not in ("none", "full", "head", "bitfit"), copy.deepcopy(model)
+    before, weights = answer(model), {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert torch.equal(answer(copied), before)
+    with torch.no_grad():
+        for parameter in method.adapter_parameters(copied).values():
+            parameter.zero_()
+    assert torch.equal(answer(model), before)
+    assert torch.equal(answer(copied), before) is not bool(groups["adapter"])
+
+    if adds and method.kind != "adapter":
+        method.merge(model)
+        method.merge(model)  # twice is once
+        near = 1e-4 if method.kind == "peft" else 1e-10  # which computes in float32 here and there
+        assert torch.allclose(answer(model), before, rtol=0, atol=near)
+        changed = [n for n, p in model.named_parameters() if not torch.equal(p, weights[n])]
+        assert changed
+        if method.kind not in ("peft", "ssf"):
+            assert len(changed) == len(list(adapted_layers(model)))
+    vera.disable(model)  # which takes a merge back
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    if adds:
+        with pytest.raises(vera.AdapterError, match=r"switched off|not linear"):
+            method.merge(model)
+    vera.disable(model, False)
+    assert torch.equal(answer(model), before)
+    heads_of(model, base)
+    vera.disable(model)
+    assert torch.equal(answer(model), answer(base)) is (adds or name in ("none", "head"))
+
+    vera.unload(model)
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.state_dict().keys() == base.state_dict().keys()
+    if adds:
+        assert all(torch.equal(value, base.state_dict()[key]) for key, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    method.adapt(model)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"])
@@ -255,36 +190,28 @@ def test_other_encoders_have_the_sites_too(architecture):
     assert all(layer.b.grad.any() for layer in layers)
 
 
+BOTTLENECK = 2 * 32 * 4 + 4 + 32
+#: By hand: 2 layers x (query, value) of 32 x 32. What ia3 adapts is key, value, and the inputs of the
+#: feed-forward's second matrix; bitfit's biases are of the embeddings' LayerNorm, and in a layer of q, k, v,
+#: output, its LayerNorm, the feed-forward's 64 and 32, and its LayerNorm.
+COUNTS = (
+    (4 * (32 + 12), "vera vera_unique vera_by_shape vera_normal"),
+    *((4 * 32, "vera_only_b"), (4 * 12, "vera_only_d"), (4 * (32 + 12 + 32), "vera_plus"), (0, "head none")),
+    *((4 * 4 * (32 + 32), "lora dylora dylora_frozen"), (4 * (4 * 64 + 32), "dora"), (4 * 4 * 32, "lora_fa")),
+    *((4 * 4**2, "lora_xs lora_xs_stored"), (4 * (32 + 32) + 4 * (4 + 32), "tied_lora"), (4 * 2 * 6, "nola")),
+    *((2 * BOTTLENECK, "adapter_p adapter_drop"), (BOTTLENECK, "adapter_dropped adapter_shared")),
+    *((4 * BOTTLENECK, "adapter_h"), (2 * (BOTTLENECK + 2 * 32), "adapter_l"), (2 * (32 + 32 + 64), "ia3")),
+    *((4 * 6 * (32 + 32 + 1), "adalora adalora_peft"), (32 + 2 * (4 * 32 + 32 + 64 + 32 + 32), "bitfit")),
+)
+
+
 def test_counts_of_a_small_model():
-    """By hand: 2 layers x (query, value) of 32 x 32."""
     counts = {}
-    for name, method in METHODS.items():
+    for name in METHODS.keys() - {"full"}:
         model = tiny_model()
-        method.adapt(model)
-        counts[name] = method.count(model)
-    for name in ("vera", "vera_unique", "vera_by_shape", "vera_normal"):
-        assert counts[name] == 4 * (32 + 12)
-    assert counts["vera_only_b"] == 4 * 32
-    assert counts["vera_only_d"] == 4 * 12
-    assert counts["lora_fa"] == 4 * 4 * 32
-    bottleneck = 2 * 32 * 4 + 4 + 32
-    assert counts["adapter_p"] == counts["adapter_drop"] == 2 * bottleneck
-    assert counts["adapter_h"] == 4 * bottleneck
-    assert counts["adapter_l"] == 2 * (bottleneck + 2 * 32)
-    assert counts["adapter_dropped"] == counts["adapter_shared"] == bottleneck
-    # Key, value, and the inputs of the feed-forward's second matrix
-    assert counts["ia3"] == 2 * (32 + 32 + 64)
-    assert counts["lora"] == 4 * 4 * (32 + 32)
-    assert counts["vera_plus"] == 4 * (32 + 12 + 32)
-    assert counts["lora_xs"] == counts["lora_xs_stored"] == 4 * 4**2
-    assert counts["tied_lora"] == 4 * (32 + 32) + 4 * (4 + 32)
-    assert counts["nola"] == 4 * 2 * 6
-    assert counts["dylora"] == counts["lora"]
-    assert counts["adalora"] == counts["adalora_peft"] == 4 * 6 * (32 + 32 + 1)
-    assert counts["head"] == 0
-    # Biases: embedding LayerNorm 32; a layer: q, k, v, output, its LayerNorm, feed-forward 64 and 32, its
-    # LayerNorm.
-    assert counts["bitfit"] == 32 + 2 * (4 * 32 + 32 + 64 + 32 + 32)
+        METHODS[name].adapt(model)
+        counts[name] = METHODS[name].count(model)
+    assert counts == {name: count for count, names in COUNTS for name in names.split()}
 
 
 def test_bitfit_counts_biases_of_any_name_and_no_mask():
@@ -307,38 +234,6 @@ def test_bitfit_counts_biases_of_any_name_and_no_mask():
     assert counts["gpt_neo"] == 2 * (2 * 32 + 32 + 128 + 32) + 32
 
 
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_merge_equals_unmerged_and_unmerge_restores_bit_for_bit(name):
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)):
-        model = adapted(name, dtype=dtype)
-        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-        with torch.no_grad():
-            before = model(ids()).logits
-            METHODS[name].merge(model)
-            METHODS[name].merge(model)  # twice is once
-            assert torch.allclose(model(ids()).logits, before, rtol=0, atol=tolerance)
-            changed = [n for n, p in model.named_parameters() if not torch.equal(p, weights[n])]
-            assert len(changed) == 4
-            METHODS[name].unmerge(model)
-        assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-
-
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("none", "full", "head", "bitfit")])
-def test_disabled_is_the_base_model(name):
-    base = tiny_model()
-    model = copy.deepcopy(base)
-    METHODS[name].adapt(model)
-    shake(model)
-    model.load_state_dict(
-        {n: p for n, p in base.state_dict().items() if "classifier" in n or "pooler" in n}, strict=False
-    )
-    assert not torch.equal(model(ids()).logits, base(ids()).logits)
-    vera.disable(model)
-    assert torch.equal(model(ids()).logits, base(ids()).logits)
-    vera.disable(model, False)
-    assert not torch.equal(model(ids()).logits, base(ids()).logits)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
@@ -359,44 +254,6 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
     assert torch.equal(layer(x), output)
     layer.merge()
     assert torch.equal(layer.weight(), weight)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_settings_give_the_method_back(name):
-    assert vera.make_method(**METHODS[name].settings()) == METHODS[name]
-
-
-@pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
-def test_unloading_gives_the_base_model_back(name, architecture):
-    """The same module types, names, hooks and weights, and it can be adapted again."""
-    base, model = tiny(architecture), tiny(architecture)
-    try:
-        METHODS[name].adapt(model)
-    except vera.AdapterError:
-        return  # which pairs are refused: docs/methods.md and its test
-    vera.unload(model)
-    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert model.state_dict().keys() == base.state_dict().keys()
-    assert all(torch.equal(value, base.state_dict()[key]) for key, value in model.state_dict().items())
-    assert all(p.requires_grad for p in model.parameters())
-    METHODS[name].adapt(model)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_copy_of_an_adapted_model_is_independent(name):
-    """copy.deepcopy, as averaging and evaluation do: hooks and shared matrices must not lead back to the
-    original."""
-    model = adapted(name)
-    copied = copy.deepcopy(model)
-    before = answer(model)
-    assert torch.equal(answer(copied), before)
-    with torch.no_grad():
-        for parameter in METHODS[name].adapter_parameters(copied).values():
-            parameter.zero_()
-    assert torch.equal(answer(model), before)
-    if METHODS[name].adapter_parameters(model):
-        assert not torch.equal(answer(copied), before)
 
 
 #: Settings that make no sense, by method; the refusal names the first of each.
@@ -686,34 +543,23 @@ def test_adapters_on_gpt2_are_their_formulas(name):
     assert torch.allclose(output[0] if isinstance(output, tuple) else output, expected, rtol=0, atol=1e-10)
 
 
-def test_adapters_start_near_the_identity():
-    model = tiny_model()
-    METHODS["adapter_p"].adapt(model)
-    adapter = model.bert.encoder.layer[0].output.LayerNorm.adapter
+def test_adapters_start_near_the_identity_share_and_leave_out():
+    wide, shared, dropped = tiny_model(hidden_size=256), tiny_model(), tiny_model()
+    vera.Adapter(512).adapt(wide)
+    adapter = wide.bert.encoder.layer[0].output.LayerNorm.adapter
     assert not adapter.down.bias.any()
     assert not adapter.up.bias.any()
-    wide = vera.Adapter(512)
-    big = tiny_model(hidden_size=256)
-    wide.adapt(big)
-    weight = big.bert.encoder.layer[0].output.LayerNorm.adapter.up.weight
-    assert weight.detach().std() == pytest.approx(0.02, rel=0.02)
-
-
-def test_a_shared_adapter_is_one_set_of_weights():
-    model = tiny_model()
-    METHODS["adapter_shared"].adapt(model)
-    first, second = (layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer)
+    assert adapter.up.weight.detach().std() == pytest.approx(0.02, rel=0.02)
+    METHODS["adapter_shared"].adapt(shared)
+    first, second = (layer.output.LayerNorm.adapter for layer in shared.bert.encoder.layer)
     assert first.down is second.down
     assert first.up is second.up
     assert first is not second  # each block drops its own
-    answer(model).sum().backward()
-    assert first.down.weight.grad.any()
-
-
-def test_dropped_layers_have_no_adapter():
-    model = tiny_model()
-    METHODS["adapter_dropped"].adapt(model)
-    assert [hasattr(layer.output.LayerNorm, "adapter") for layer in model.bert.encoder.layer] == [False, True]
+    METHODS["adapter_dropped"].adapt(dropped)
+    assert [hasattr(layer.output.LayerNorm, "adapter") for layer in dropped.bert.encoder.layer] == [
+        False,
+        True,
+    ]
 
 
 def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only():
@@ -722,26 +568,22 @@ def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only
     shake(model)
     adapters = [layer.output.LayerNorm.adapter for layer in model.bert.encoder.layer]
     alone = {}  # the answers with the first blocks' adapters off
-
-    def dropped(seed):
-        torch.manual_seed(seed)
-        for _ in range(60):
-            output = answer(model.train())
-            first = [adapter.dropped for adapter in adapters]
-            assert first == sorted(first, reverse=True)
-            assert torch.equal(output, alone[sum(first)])
-            yield sum(first)
-
     for count in range(4):
         for i, adapter in enumerate(adapters):
             adapter.enabled = i >= count
         alone[count] = answer(model.eval())
         assert not any(adapter.dropped for adapter in adapters)
-    for adapter in adapters:
-        adapter.enabled = True
-    drawn = list(dropped(1))
+    vera.disable(model, False)
+    drawn = []
+    for seed in (1, 1):
+        torch.manual_seed(seed)
+        for _ in range(40):
+            output, first = answer(model.train()), [adapter.dropped for adapter in adapters]
+            assert first == sorted(first, reverse=True)
+            assert torch.equal(output, alone[sum(first)])
+            drawn.append(sum(first))
     assert set(drawn) == {0, 1, 2, 3}  # from none to all but the last
-    assert list(dropped(1)) == drawn
+    assert drawn[:40] == drawn[40:]
 
 
 # --- gradients arrive where activations are checkpointed
@@ -792,53 +634,28 @@ def test_gradients_pass_through_4_bit_weights_after_an_evaluation():
     assert difference.abs().max() < 0.01 * gradients["never"].abs().max()
 
 
-def test_an_adapter_trained_over_4_bit_weights_loads_onto_the_whole_ones(tmp_path):
-    """And the other way round: what was not quantised tells whether the base is the same."""
-    for trained, other in ((quantise, lambda m: m), (lambda m: m, quantise)):
-        model = trained(tiny_model())
-        METHODS["vera"].adapt(model)
-        shake(model)
-        vera.save(model, METHODS["vera"], tmp_path / "adapter")
-        vera.load(other(tiny_model()), tmp_path / "adapter")
-        changed = tiny_model()
-        with torch.no_grad():
-            changed.bert.embeddings.word_embeddings.weight.add_(0.1)
-        with pytest.raises(vera.AdapterError, match="other base weights"):
-            vera.load(other(changed), tmp_path / "adapter")
-
-
 # --- what goes wrong in other people's models
 
 
 def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
-    class Inner(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base = nn.ModuleDict({"query": nn.Linear(8, 8), "changes": nn.Linear(8, 8)})
-
-        def forward(self, x):
-            return self.base["changes"](self.base["query"](x))
-
     torch.manual_seed(0)
-    model = nn.Sequential(Inner())
-    fresh, x = copy.deepcopy(model), torch.ones(2, 8)
-    method = vera.LoRA(rank=2, sites=("query",))
+    inner = nn.Sequential(OrderedDict(query=nn.Linear(8, 8), changes=nn.Linear(8, 8)))
+    model = nn.Sequential(OrderedDict(base=inner))
+    fresh, method = copy.deepcopy(model), vera.LoRA(rank=2, sites=("query",))
     method.adapt(model)
     shake(model)
     vera.save(model, method, tmp_path / "a")
     vera.load(fresh, tmp_path / "a")
-    assert torch.equal(fresh(x), model(x))
-    other = copy.deepcopy(fresh)
-    vera.unload(other)
+    assert torch.equal(fresh(torch.ones(2, 8)), model(torch.ones(2, 8)))
+    vera.unload(fresh)
     with torch.no_grad():
-        other[0].base["changes"].weight.add_(1)
+        fresh.base.changes.weight.add_(1)
     with pytest.raises(vera.AdapterError, match="other base weights"):
-        vera.load(other, tmp_path / "a")
+        vera.load(fresh, tmp_path / "a")
 
 
 def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
     """Qwen3 norms queries and keys; timm's Swin grows wider from stage to stage."""
-    import timm
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     sizes = {"hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
@@ -858,20 +675,6 @@ def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
         METHODS["adapter_shared"].adapt(swin)
 
 
-@pytest.mark.parametrize("name", ["vera", "lora", "dora"])
-def test_switching_off_takes_a_merge_back_and_a_merge_needs_the_adapter_on(name):
-    model = adapted(name)
-    vera.disable(model)
-    expected = answer(model)
-    vera.disable(model, False)
-    METHODS[name].merge(model)
-    vera.disable(model)
-    assert torch.equal(answer(model), expected)
-    if name != "dora":
-        with pytest.raises(vera.AdapterError, match="switched off"):
-            METHODS[name].merge(model)
-
-
 def test_modules_that_were_in_evaluation_stay_so():
     model = tiny_model().train()
     model.bert.embeddings.eval()
@@ -884,14 +687,8 @@ def test_modules_that_were_in_evaluation_stay_so():
 
 
 def test_both_heads_of_a_distilled_model_train():
-    import timm
-
-    model = timm.create_model(
-        "deit_tiny_distilled_patch16_224", num_classes=3, depth=1, embed_dim=12, num_heads=3, img_size=32
-    )
+    sizes = {"depth": 1, "embed_dim": 12, "num_heads": 3, "img_size": 32}
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **sizes)
     vera.VeRA(rank=4, sites=("all-linear",)).adapt(model)
-    assert {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("head")} == {
-        *("head.weight", "head.bias"),
-        *("head_dist.weight", "head_dist.bias"),
-    }
-    assert isinstance(model.head, nn.Linear)
+    heads = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("head")}
+    assert heads == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}

@@ -1,19 +1,16 @@
 """method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training
 loop."""
 
-import copy
 import dataclasses
 import re
 
 import peft
 import pytest
 import torch
-from peft_classes import SMALL, classes, of_class, roberta_base
+from peft_classes import SMALL, classes, of_class
 from safetensors.torch import load_file
-from support import PAGE
 from tiny import answer, quantise, shake, tiny, tiny_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
 import vera
 from vera.methods import peft_drawn, peft_settings
@@ -21,79 +18,30 @@ from vera.methods.adapted import plain_names
 
 pytestmark = pytest.mark.contract
 
-#: What the installed peft has and this contract does not take, with a word of the refusal.
-REFUSED = {
-    "AdaptionPromptConfig": "a forward pass of its own",
-    "PolyConfig": "a forward pass of its own",
-    "ShadowConfig": "a forward pass of its own",
-    "TrainableTokensConfig": "needs to be told what it trains: name target_modules in config",
-    "XLoraConfig": "a forward pass of its own",
-}
-CLASSES = [n for n in classes() if not issubclass(getattr(peft, n), peft.PromptLearningConfig)]
+#: Those that train at their defaults, or at SMALL: the rest is refused (docs/methods.md and its test).
+REFUSED = {"AdaptionPromptConfig", "PolyConfig", "ShadowConfig", "TrainableTokensConfig", "XLoraConfig"}
+CLASSES = [
+    name
+    for name in classes()
+    if name not in REFUSED and not issubclass(getattr(peft, name), peft.PromptLearningConfig)
+]
 
 
 def method_of(name: str, **config) -> vera.Peft:
     return vera.Peft(name, {**SMALL.get(name, {}), **config})
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_class_of_peft_is_refused_or_has_a_small_file_and_leaves_the_model_as_it_was(name, tmp_path):
-    """What it trains, merges, saves and exports: test_support.py."""
-    method, model = method_of(name), tiny_model()
-    if name in REFUSED:
-        with pytest.raises(vera.AdapterError, match=REFUSED[name]) as error:
-            method.adapt(model)
-        assert "\n" not in str(error.value)
-    else:
-        method.adapt(model)
-        assert len(method.parameter_groups(model)["head"]) == 4
-        vera.save(model, method, tmp_path / "a")
-        theirs = peft.get_peft_model_state_dict(model._peft_wrapper[0], save_embedding_layers=False)
-        assert size_of(load_file(tmp_path / "a")) <= 1.05 * size_of(theirs)
-        vera.unload(model)
-    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
-    assert all(p.requires_grad for p in model.parameters())
-
-
 def size_of(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-#: Those that look at values as they are installed: tried in two of its twelve layers.
-LOOKS = ("AdaLoraConfig", "AdamssConfig", "FrodConfig", "ShiraConfig")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in LOOKS else ())
-        for name in CLASSES
-        if name not in REFUSED
-    ],
-)
-def test_what_each_class_trains_in_roberta_base_is_what_the_page_says(name):
-    """docs/methods.md, the head apart."""
-    layers = 2 if name in LOOKS else 12
-    with torch.device("cpu" if name in LOOKS else "meta"):
-        model = roberta_base(layers)
-    method = vera.Peft(name)
-    method.adapt(model)
-    (row,) = (line for line in PAGE.read_text().splitlines() if re.match(rf"\| {name} .*\d,\d\d\d ", line))
-    assert method.count(model) * 12 // layers == int(row.split("|")[3].replace(",", ""))
-
-
 def test_ia3_scales_the_input_of_the_feed_forward_and_the_outputs_of_key_and_value():
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    with torch.device("meta"):
-        model = BertForSequenceClassification(BertConfig(**sizes))
+    model = tiny_model()
     vera.Peft("IA3Config").adapt(model)
-    shapes = {
-        n.rpartition("layer.0.")[2].partition(".ia3")[0]: list(p.shape)
-        for n, p in model.named_parameters()
-        if "layer.0." in n and "ia3" in n
-    }
+    named = [(n, list(p.shape)) for n, p in model.named_parameters() if "layer.0." in n and "ia3" in n]
+    shapes = {n.rpartition("layer.0.")[2].partition(".ia3")[0]: shape for n, shape in named}
     key, value = "attention.self.key", "attention.self.value"
-    assert shapes == {key: [384, 1], value: [384, 1], "output.dense": [1, 1536]}
+    assert shapes == {key: [32, 1], value: [32, 1], "output.dense": [1, 64]}
 
 
 @pytest.mark.parametrize("architecture", ["GPT-2", "Llama", "ViT", "DINOv2", "ViT of timm in transformers"])
@@ -115,32 +63,11 @@ def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(arch
     assert len([n for n in norms.adapter_parameters(model) if n.endswith("weight")]) == 5
 
 
-class Unknown(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mixer = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.mixer(x)
-
-
 @pytest.mark.parametrize("name", ["IA3Config", "LNTuningConfig", "TrainableTokensConfig"])
 def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name):
     with pytest.raises(vera.AdapterError, match=r"target_modules in config$") as error:
-        vera.Peft(name).adapt(Unknown())
+        vera.Peft(name).adapt(nn.Sequential(nn.Linear(8, 8)))
     assert "\n" not in str(error.value)
-
-
-def test_tokens_train_where_they_are_named(tmp_path):
-    model = tiny_model()
-    method = vera.Peft(
-        "TrainableTokensConfig", {"target_modules": ["word_embeddings"], "token_indices": [3, 4]}
-    )
-    method.adapt(model)
-    assert method.count(model) == 2 * 32
-    shake(model)
-    vera.save(model, method, tmp_path / "adapter")
-    assert size_of(load_file(tmp_path / "adapter")) == 4 * 2 * 32
 
 
 def test_norms_are_these_alone_where_other_layers_names_end_alike():
@@ -166,28 +93,19 @@ def test_a_merge_that_fails_half_way_is_taken_back():
     vera.unload(model)
 
 
-@pytest.mark.parametrize("name", ["LoraConfig", "LNTuningConfig", "DeftConfig"])
+@pytest.mark.parametrize("name", ["LNTuningConfig", "DeftConfig"])
 def test_a_merged_model_is_saved_as_it_was_before(name, tmp_path):
     """LNTuning's merge swaps tensors, DEFT's adds one."""
     model, method = tiny_model(), method_of(name)
     method.adapt(model)
     shake(model)
-    expected = answer(model)
     vera.save(model, method, tmp_path / "before")
     method.merge(model)
     merged = answer(model)
     vera.save(model, method, tmp_path / "merged")
     vera.export_peft(model, tmp_path / "peft")
     assert torch.equal(answer(model), merged)  # it is so still
-    copy.deepcopy(model)
-    one, other = (load_file(tmp_path / name) for name in ("before", "merged"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    fresh = tiny_model()
-    vera.load(fresh, tmp_path / "merged")
-    vera.save_head(model, tmp_path / "head")
-    vera.load_head(fresh, tmp_path / "head")
-    assert torch.equal(answer(fresh), expected)
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "merged").read_bytes()
 
 
 def test_a_weight_that_another_layer_shares_takes_no_merge_but_that_of_tokens():
@@ -287,12 +205,10 @@ def test_what_was_drawn_and_then_changed_is_stored(tmp_path):
 
 
 def test_a_look_at_what_is_drawn_moves_no_random_number():
-    """Training starts from the same values whether the second installation was needed or had been done
-    before."""
+    """Whether the second installation was needed or had been done before."""
     starts = []
-    for known in (False, True):
-        if not known:
-            peft_drawn._REDRAWN.clear()
+    peft_drawn._REDRAWN.clear()
+    for _ in range(2):
         torch.manual_seed(3)
         model, method = tiny_model(seed=3), vera.Peft("PsoftConfig")
         method.adapt(model)
@@ -318,15 +234,6 @@ def test_adapters_take_turns_with_pefts(method, tmp_path):
         vera.load(model, tmp_path / name)
         vera.load_head(model, tmp_path / f"{name} head")
         assert torch.equal(answer(model), outputs[name])
-
-
-def test_a_method_that_changed_base_weights_does_not_leave_in_silence():
-    model, method = tiny_model(), vera.Peft("LoraConfig")
-    method.adapt(model)
-    with torch.no_grad():
-        model.bert.encoder.layer[0].attention.self.query.base_layer.weight.add_(0.1)
-    with pytest.raises(vera.AdapterError, match="has changed the base weights"):
-        vera.unload(model)
 
 
 @pytest.mark.parametrize(
@@ -355,16 +262,6 @@ def test_what_cannot_be_is_one_line(name, config, named):
     assert "\n" not in str(error.value)
 
 
-def test_target_modules_of_ones_own():
-    model = tiny_model()
-    vera.Peft("LoraConfig", {"target_modules": ["intermediate.dense"]}).adapt(model)
-    assert {
-        n.partition(".lora_")[0].rpartition("layer.")[2][2:]
-        for n, p in model.named_parameters()
-        if "lora_" in n
-    } == {"intermediate.dense"}
-
-
 # --- base weights
 
 
@@ -380,7 +277,7 @@ def inits(name):
             yield from ((field.name, way) for way in (word, word.upper(), word.title()))
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in REFUSED])
+@pytest.mark.parametrize("name", CLASSES)
 def test_no_class_and_no_initial_value_changes_a_base_weight(name):
     for field, value in [(None, None), *inits(name)]:
         model = tiny_model()
@@ -403,15 +300,23 @@ def test_no_class_and_no_initial_value_changes_a_base_weight(name):
             assert refused, (field, value)
         if field is None:
             assert not refused
+            vera.unload(model)
+            assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
 
 
-@pytest.mark.parametrize("init", ["olora", "OLoRA", "pissa"])
+@pytest.mark.parametrize("init", ["olora", "pissa"])
 def test_an_initial_value_that_no_list_knows_is_found_by_the_fingerprint(init, monkeypatch):
-    """And the base weights are put back."""
+    """And the base weights are put back. What changes them later does not leave in silence."""
     monkeypatch.setattr(peft_settings, "REWRITES_BASE", ("none of these",))
     model, before = tiny_model(), tiny_model().state_dict()
     with pytest.raises(vera.AdapterError, match="rewrites base weights with these settings: not supported"):
         vera.Peft("LoraConfig", {"init_lora_weights": init}).adapt(model)
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
-    vera.LoRA(rank=4).adapt(model)
+    vera.Peft("LoraConfig", {"target_modules": ["intermediate.dense"]}).adapt(model)
+    layers = {n for n, m in model.named_modules() if "base_layer" in m._modules}
+    assert layers == {f"bert.encoder.layer.{i}.intermediate.dense" for i in (0, 1)}
+    with torch.no_grad():
+        model.get_submodule(min(layers)).base_layer.weight.add_(0.1)
+    with pytest.raises(vera.AdapterError, match="has changed the base weights"):
+        vera.unload(model)

@@ -93,12 +93,10 @@ def test_a_method_of_pefts_is_converted_as_well(tmp_path):
 
 def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
     model = quantise(tiny("Llama"))
-    method = vera.VeRA(rank=6)
-    method.adapt(model)
+    METHODS["vera"].adapt(model)
     shake(model)
     norms = vera.export_lora(model, tmp_path, 12)
-    assert norms
-    assert max(lost / whole for lost, whole in norms.values()) < 1e-5
+    assert 0 < max(lost / whole for lost, whole in norms.values()) < 1e-5
 
 
 @pytest.mark.parametrize(

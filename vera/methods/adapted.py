@@ -64,7 +64,7 @@ def adapt_with(model: nn.Module, method: Any) -> None:
         trained.discard(name)
     # A plain attribute: it is no part of the state dict, and is copied with the model.
     model._adaptation = Adaptation(method, base_names, head, trainable, frozenset(trained))  # type: ignore[assignment]
-    model.register_forward_pre_hook(_one_adapter, with_kwargs=True)
+    model.register_forward_pre_hook(refuse_names, with_kwargs=True)
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
@@ -102,7 +102,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
         adapted.method.merge(model)
         adapted.method.forget_unmerged(model)
     adapted.method.remove(model)
-    remove_hooks(model, _one_adapter)
+    remove_hooks(model, refuse_names)
     del model._adaptation
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapted.trainable)
@@ -114,11 +114,12 @@ def refuse_many(model: nn.Module) -> None:
         raise AdapterError("this model holds many adapters (vera.Adapters): their unload() comes first")
 
 
-def _one_adapter(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """A forward pre-hook. transformers' models ignore unknown keywords, such as peft's choice among several
-    adapters."""
+def refuse_names(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    """A forward pre-hook of a model that carries one adapter, and of a part of a model that carries many:
+    transformers' models ignore unknown keywords."""
     if "adapter_names" in keywords:
-        raise AdapterError("this model carries one adapter: adapter_names is for vera.Adapters")
+        for_part = "for a part: with adapters.use(names)"
+        raise AdapterError(f"adapter_names goes to the whole model, which vera.Adapters holds ({for_part})")
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:

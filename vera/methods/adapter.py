@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype
+from vera.methods.layers import Added
+from vera.methods.low_rank import place
 from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
 
@@ -34,9 +35,8 @@ class Bottleneck(Added):
     Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: the model starts
     near the base model, not as it."""
 
-    def __init__(self, width: int, method: "Adapter", block: int, device: Any, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, method: "Adapter", block: int, at: dict[str, Any]) -> None:
         super().__init__()
-        at: Any = {"device": device, "dtype": dtype}
         self.down = nn.Linear(width, method.bottleneck, **at)
         self.up = nn.Linear(method.bottleneck, width, **at)
         self.norm = nn.LayerNorm(width, **at) if method.placement == "lin" else None
@@ -120,7 +120,7 @@ class Adapter(Method, kind="adapter"):
                 module = block.get_submodule(path)
                 if hasattr(module, "adapter"):
                     raise AdapterError(f"a {type(module).__name__} here has an 'adapter' of its own already")
-                adapter = Bottleneck(widths[index], self, index, linear.weight.device, adapter_dtype(linear))
+                adapter = Bottleneck(widths[index], self, index, place(linear))
                 if self.share:
                     shared = first.setdefault(position, adapter)
                     adapter.down, adapter.up, adapter.norm = shared.down, shared.up, shared.norm

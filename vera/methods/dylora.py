@@ -7,6 +7,7 @@ trained pair can be cut to any rank (Valipour et al. 2023, arXiv 2210.07558):
 published code scales A and B by sqrt(r / b) each and the product by alpha / r, which is the same."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +16,10 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import changes, widest, wrap
+from vera.methods.layers import changes
 from vera.methods.lora import LoRAChange
-from vera.methods.settings import check_rank
+from vera.methods.low_rank import wrap_sites
 from vera.projections import unit_uniform
-from vera.sites import find_sites
 
 #: The name of the draw in a checkpoint: its seed, and the step that it is of.
 DRAW = "dylora.draw"
@@ -39,10 +39,6 @@ class DyLoRAChange(LoRAChange):
         self.drawn = self.used = method.rank
         #: What `drawn` follows from; step 0: nothing is drawn yet.
         self.seed, self.step = seed, 0
-
-    def draw(self, seed: int, step: int) -> None:
-        """Draws the ranks of a step."""
-        self.seed, self.step, self.drawn = seed, step, rank_of(seed, step, len(self.A))
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.drawn if self.training else self.used
@@ -73,10 +69,8 @@ class DyLoRA(Method, kind="dylora"):
     freeze_a: ClassVar[bool] = False  # of LoRAChange
 
     def install(self, model: nn.Module) -> None:
-        targets = find_sites(model, self.sites)
-        check_rank("rank", self.rank, max(widest(model, targets)))
         seed = int(torch.randint(2**31, (), device="cpu"))
-        wrap(model, targets, lambda path, block, base, n, out: DyLoRAChange(base, n, out, self, seed))
+        wrap_sites(model, self, partial(DyLoRAChange, seed=seed), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices."""
@@ -110,5 +104,6 @@ class DyLoRA(Method, kind="dylora"):
 
 
 def _draw(model: nn.Module, seed: int, step: int) -> None:
+    """Draws the ranks of a step."""
     for change in changes(model):
-        change.draw(seed, step)
+        change.seed, change.step, change.drawn = seed, step, rank_of(seed, step, len(change.A))

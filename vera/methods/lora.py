@@ -6,34 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapter_dtype, changes, widest, wrap
-from vera.methods.settings import check_rank
-from vera.sites import find_sites
+from vera.methods.layers import changes
+from vera.methods.low_rank import LowRankChange, place, wrap_sites
 
 
-class LoRAChange(Change):
+class LoRAChange(LowRankChange):
     """One matrix's A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zeros."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "LoRA") -> None:
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
+        at = place(base)
         self.A = nn.Parameter(torch.empty(method.rank, inputs, **at), requires_grad=not method.freeze_a)
         self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.scale = method.alpha / method.rank
-        self.dropout = nn.Dropout(method.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.linear(F.linear(self.dropout(x), self.A), self.B)
-
-    def weight(self) -> Tensor:
-        return self.scale * (self.B @ self.A)
+    def factors(self) -> tuple[Tensor, ...]:
+        return self.A, self.B
 
 
 @dataclass(frozen=True)
@@ -51,9 +43,7 @@ class LoRA(Method, kind="lora"):
     freeze_a: bool = False
 
     def install(self, model: nn.Module) -> None:
-        targets = find_sites(model, self.sites)
-        check_rank("rank", self.rank, max(widest(model, targets)))
-        wrap(model, targets, lambda path, block, base, inputs, out: LoRAChange(base, inputs, out, self))
+        wrap_sites(model, self, LoRAChange, rank=self.rank)
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
         return {**self.adapter_parameters(model), **frozen_extra(model)}

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapter_dtype, base_weight, changes, wrap
+from vera.methods.layers import base_weight, changes, wrap
+from vera.methods.low_rank import LowRankChange, place
 from vera.sites import find_sites
 
 #: Of the largest singular value: the grid that A and B are rounded to before they are hashed. Far above what
@@ -44,34 +44,29 @@ def rounded_hash(matrix: Tensor, largest: float) -> str:
     return hashlib.sha256(steps.numpy().astype("<i8").data).hexdigest()[:16]
 
 
-class XSChange(Change):
+class XSChange(LowRankChange):
     """One matrix's R (r, r), which trains, and its frozen A (r, in) and B (out, r)."""
 
     A: Tensor
     B: Tensor
 
     def __init__(self, base: Any, weight: Tensor, method: "LoRAXS") -> None:
-        super().__init__()
-        self.outputs, self.inputs = weight.shape
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        outputs, inputs = weight.shape
+        super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
+        at = place(base)
         #: The fingerprints of A and B; empty on the meta device.
         self.hashes = ("", "")
         if weight.is_meta:
-            a, b = weight.new_empty(method.rank, self.inputs), weight.new_empty(self.outputs, method.rank)
+            a, b = weight.new_empty(method.rank, inputs), weight.new_empty(outputs, method.rank)
         else:
             a, b = singular_factors(weight, method.rank)
             self.hashes = rounded_hash(a, max(float(a.norm(dim=1).max()), 1e-300)), rounded_hash(b, 1.0)
         self.register_buffer("A", a.to(**at), persistent=False)
         self.register_buffer("B", b.to(**at), persistent=False)
         self.R = nn.Parameter(torch.empty(method.rank, method.rank, **at).normal_(std=method.init_std))
-        self.scale = method.alpha / method.rank
-        self.dropout = nn.Dropout(method.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.linear(F.linear(F.linear(self.dropout(x), self.A), self.R), self.B)
-
-    def weight(self) -> Tensor:
-        return self.scale * (self.B @ self.R @ self.A)
+    def factors(self) -> tuple[Tensor, ...]:
+        return self.A, self.R, self.B
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapted_layers, adapter_dtype, changes, widest, wrap
-from vera.methods.settings import check_rank
+from vera.methods.layers import changes
+from vera.methods.low_rank import LowRankChange, place, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
-from vera.sites import find_sites
 
 #: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair (vera/projections.py).
 KEYS = (2, 3, 4)
@@ -35,51 +33,38 @@ class Bases(nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, method: "NoLA", inputs: int, outputs: int, device: torch.device, dtype: Any) -> None:
+    def __init__(self, method: "NoLA", inputs: int, outputs: int, at: dict[str, Any]) -> None:
         super().__init__()
         self.method, self.inputs, self.outputs = method, inputs, outputs
         k, r = method.bases, method.rank
-        shapes = {"A0": (r, inputs), "A": (k, r, inputs), "B": (k, r, outputs)}
-        drawn = [None] * 3 if device.type == "meta" else self.draw()
-        for (name, shape), matrix in zip(shapes.items(), drawn, strict=True):
-            tensor = torch.empty(shape, device=device) if matrix is None else torch.from_numpy(matrix)
-            self.register_buffer(name, tensor.view(shape).to(device, dtype), persistent=False)
+        self.shapes = {"A0": (r, inputs), "A": (k, r, inputs), "B": (k, r, outputs)}
+        blank = [torch.empty(shape, device="meta") for shape in self.shapes.values()]
+        drawn = blank if at["device"].type == "meta" else map(torch.from_numpy, self.draw())
+        for (name, shape), tensor in zip(self.shapes.items(), drawn, strict=True):
+            self.register_buffer(name, tensor.view(shape).to(**at), persistent=False)
 
     def draw(self) -> list[Matrix]:
         """The three as matrices of `inputs`, `inputs` and `outputs` columns."""
-        k, r = self.method.bases, self.method.rank
-        shapes = (r, self.inputs), (k * r, self.inputs), (k * r, self.outputs)
-        return [unit_uniform(self.method.basis_seed, key, *s) for key, s in zip(KEYS, shapes, strict=True)]
+        named = zip(KEYS, self.shapes.values(), strict=True)
+        return [unit_uniform(self.method.basis_seed, k, math.prod(s[:-1]), s[-1]) for k, s in named]
 
 
-class NoLAChange(Change):
+class NoLAChange(LowRankChange):
     """One matrix's coefficients a (k) of A and b (k) of B, and its slices of the shared bases."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, bases: Bases, method: "NoLA") -> None:
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        self._shared = (bases,)  # in a tuple, so that the bases have one parent
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
+        self._shared, at = (bases,), place(base)  # in a tuple, so that the bases have one parent
         self.a = nn.Parameter(torch.zeros(method.bases, **at))
         self.b = nn.Parameter(torch.zeros(method.bases, **at))
-        self.scale = method.alpha / method.rank
-        self.dropout = nn.Dropout(method.dropout)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, ...]:
         """A (r, in) and B (out, r)."""
         (bases,) = self._shared
         n, root = self.inputs, math.sqrt(len(self.a))
         start = bases.A0[:, :n] / math.sqrt(n)  # Kaiming uniform with a = sqrt(5)
         a = start + torch.tensordot(self.a / root, bases.A[..., :n], 1)
         return a, torch.tensordot(self.b / root, bases.B[..., : self.outputs], 1).T
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.factors()
-        return self.scale * F.linear(F.linear(self.dropout(x), a), b)
-
-    def weight(self) -> Tensor:
-        a, b = self.factors()
-        return self.scale * (b @ a)
 
 
 @dataclass(frozen=True)
@@ -102,14 +87,7 @@ class NoLA(Method, kind="nola"):
             raise AdapterError(f"bases must be a whole number of at least 1, got {self.bases}")
 
     def install(self, model: nn.Module) -> None:
-        targets = find_sites(model, self.sites)
-        shape = widest(model, targets)
-        check_rank("rank", self.rank, max(shape))
-        check_rank("bases", self.bases, max(shape))
-        first: Any = model.get_submodule(next(iter(targets)))
-        bases = Bases(self, *shape, first.weight.device, adapter_dtype(first))
-        wrap(model, targets, lambda path, block, base, n, out: NoLAChange(base, n, out, bases, self))
-        next(adapted_layers(model)).add_module("bases", bases)  # leaves with that layer
+        wrap_sites(model, self, NoLAChange, ("bases", Bases), rank=self.rank, bases=self.bases)
 
     def count(self, model: nn.Module) -> int:
         """2 * bases for each adapted matrix."""

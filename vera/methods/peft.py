@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from vera.methods.adapted import frozen_extra, plain_names
 from vera.methods.merging import check_layers, check_mergeable
 from vera.methods.peft_drawn import digest, drawn, one_thread
 from vera.methods.peft_quantised import check_quantised, is_quantised
-from vera.methods.peft_ranks import AllocatesRanks, tuner_of
+from vera.methods.peft_ranks import AllocatesRanks, Installed, installed
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
 from vera.sites import head_parameters, head_prefixes
 
@@ -92,20 +92,16 @@ class Peft(AllocatesRanks, kind="peft"):
             return peft.get_peft_model(clean, config_class(**config))
 
         frozen = ({}, {}) if blank else drawn(owner, [self.settings(), base], model, wrapper, names, again)
-        model._peft_drawn = frozen  # type: ignore[assignment]
-        model._peft_base = base  # type: ignore[assignment]
-        # In a tuple, so that the wrapper, which holds the model, is no child of it.
-        model._peft_wrapper = (wrapper,)  # type: ignore[assignment]
+        model._peft = Installed(wrapper, base, *frozen)  # type: ignore[assignment]
 
     def remove(self, model: nn.Module) -> None:
         """Takes the tuner out. Then raises AdapterError where peft has changed the base weights (such as
         OSF): they do not come back."""
         self.unmerge(model)
-        final = hasattr(model, "_peft_final")  # a merge that stays
-        unchanged = final or base_fingerprint(model, base_names(model)) == model._peft_base
-        tuner_of(model).unload()
-        for name in ("_peft_wrapper", "_peft_base", "_peft_drawn", "_peft_final"):
-            model.__dict__.pop(name, None)
+        of = installed(model)
+        unchanged = of.final or base_fingerprint(model, base_names(model)) == of.base
+        of.wrapper.base_model.unload()
+        del model._peft
         if not unchanged:
             raise AdapterError(f"peft's {self.config_class} has changed the base weights: load them afresh")
 
@@ -124,7 +120,7 @@ class Peft(AllocatesRanks, kind="peft"):
 
         Empty where they are a fiftieth of what trains, or less: a file that holds them also loads onto a base
         model in half precision, where peft draws some in that precision."""
-        plain, (hashes, _) = plain_names(model), cast(Any, model._peft_drawn)
+        plain, hashes = plain_names(model), installed(model).stored
         parts = {plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in hashes}
         trained = sum(p.nbytes for p in self.adapter_parameters(model).values())
         if 50 * sum(t.nbytes for t in parts.values()) <= trained:
@@ -135,15 +131,16 @@ class Peft(AllocatesRanks, kind="peft"):
         """The version of peft, and a fingerprint of all tensors that it drew and the file does not hold."""
         import peft
 
-        stored, hidden = cast(Any, model._peft_drawn)
-        hashes = {name: stored.get(name) for name in left_out} | hidden
+        of = installed(model)
+        hashes = {name: of.stored.get(name) for name in left_out} | of.hidden
         if not hashes:
             return {}
         digest_of_all = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
         return {"peft": peft.__version__, "fingerprint": digest_of_all[:32]}
 
     def merge(self, model: nn.Module) -> None:
-        if hasattr(model, "_peft_unmerged"):
+        of = installed(model)
+        if of.unmerged:
             return
         # TrainableTokens changes rows that a tied layer has, too, merged or not
         layers: list[Any] = [
@@ -153,20 +150,20 @@ class Peft(AllocatesRanks, kind="peft"):
         ]
         check_mergeable(model, ((m.base_layer, not getattr(m, "disable_adapters", False)) for m in layers))
         check_layers(self.config_class, layers)
-        kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".base_layer." in name}
-        model._peft_unmerged = kept  # type: ignore[assignment]
+        of.unmerged = {n: p.detach().clone() for n, p in model.named_parameters() if ".base_layer." in n}
         try:
             with torch.no_grad():
-                tuner_of(model).merge_adapter()
+                of.wrapper.base_model.merge_adapter()
         except Exception as error:  # perhaps half way
             self.unmerge(model)
             raise AdapterError(f"peft cannot merge {self.config_class}: {first_line(error)}") from None
 
     def unmerge(self, model: nn.Module) -> None:
-        if not hasattr(model, "_peft_unmerged"):
+        of = installed(model)
+        if not of.unmerged:
             return
         try:
-            tuner_of(model).unmerge_adapter()
+            of.wrapper.base_model.unmerge_adapter()
         except NotImplementedError:  # such as OSF's: its merge changes no more than the weights kept here
             for module in model.modules():
                 if hasattr(module, "merged_adapters"):
@@ -174,20 +171,18 @@ class Peft(AllocatesRanks, kind="peft"):
         except Exception as error:
             raise AdapterError(f"peft cannot unmerge {self.config_class}: {first_line(error)}") from None
         with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
-            for name, weight in cast(Any, model._peft_unmerged).items():
+            for name, weight in of.unmerged.items():
                 model.get_parameter(name).copy_(weight)
-        del model._peft_unmerged
+        of.unmerged = {}
 
     def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        kept: dict[str, Tensor] = getattr(model, "_peft_unmerged", {})
-        return {id(model.get_parameter(name)): weight for name, weight in kept.items()}
+        return {id(model.get_parameter(name)): old for name, old in installed(model).unmerged.items()}
 
     def forget_unmerged(self, model: nn.Module) -> None:
-        del model._peft_unmerged
-        model._peft_final = True  # type: ignore[assignment]
+        installed(model).unmerged, installed(model).final = {}, True
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         if disabled:
             self.unmerge(model)
-        tuner = tuner_of(model)
+        tuner = installed(model).wrapper.base_model
         (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()

@@ -30,43 +30,35 @@ def drawn(
     stored, hidden = _frozen(model, wrapper, names)
     if not (stored or hidden):
         return {}, {}
-    plain = plain_names(model)
-    first = next(t for n, t in model.named_parameters() if plain[n] in names)
+    first = next(p for _, p in model.named_parameters())
     key = json.dumps([*key_of, str(first.dtype), str(first.device)])
-    ours = {name: digest(tensor) for name, tensor in {**stored, **hidden}.items()}
     if key not in _REDRAWN:
         with _other_seed(first.device), one_thread():
             second = again()
-        parts = _frozen(second.base_model.model, second, names)
-        theirs = {name: digest(tensor) for part in parts for name, tensor in part.items()}
-        _REDRAWN[key] = frozenset(name for name, hash_ in ours.items() if theirs.get(name) == hash_)
+        theirs, beside = _frozen(second.base_model.model, second, names)
+        same = (stored | hidden).items() & (theirs | beside).items()
+        _REDRAWN[key] = frozenset(name for name, _ in same)
     for name in hidden.keys() - _REDRAWN[key]:
         raise AdapterError(f"{owner} draws {name} anew each time, and no file holds it: fix its seed")
-    return {n: ours[n] for n in stored.keys() & _REDRAWN[key]}, {n: ours[n] for n in hidden}
+    return {name: stored[name] for name in stored.keys() & _REDRAWN[key]}, hidden
 
 
-def _frozen(
-    model: nn.Module, wrapper: nn.Module, names: set[str]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What peft added to a model and does not train: parameters and buffers of the model by the file's names,
-    and tensors that it keeps beside the model, or as plain attributes of its layers. names: the base model's
-    own."""
+def _frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes of what peft added to a model and does not train: of parameters and buffers of the model, by the
+    file's names, and of tensors that it keeps beside the model, or as plain attributes of its layers. names:
+    the base model's own."""
     plain = plain_names(model)
     own = dict([*model.named_parameters(), *model.named_buffers()])
-    stored = {plain[name]: t for name, t in own.items() if plain[name] not in names and not t.requires_grad}
     inside = {id(t) for t in own.values()}
-    hidden = {n: t for n, t in [*wrapper.named_parameters(), *wrapper.named_buffers()] if id(t) not in inside}
+    found = [*wrapper.named_parameters(), *wrapper.named_buffers()]
     for path, module in wrapper.named_modules():
-        if not type(module).__module__.startswith("peft."):
-            continue
-        for name, value in vars(module).items():
-            if name.startswith("_"):  # torch's own attributes
-                continue
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            hidden |= {
-                f"{path}.{name}.{key}": t for key, t in parts if isinstance(t, Tensor) and id(t) not in inside
-            }
-    return stored, {name: tensor for name, tensor in hidden.items() if not tensor.requires_grad}
+        if type(module).__module__.startswith("peft."):
+            for name, value in vars(module).items():
+                if not name.startswith("_"):  # torch's own attributes
+                    parts = value.items() if isinstance(value, dict) else [("", value)]
+                    found += [(f"{path}.{name}.{key}", t) for key, t in parts if isinstance(t, Tensor)]
+    stored = {plain[n]: digest(t) for n, t in own.items() if plain[n] not in names and not t.requires_grad}
+    return stored, {n: digest(t) for n, t in found if id(t) not in inside and not t.requires_grad}
 
 
 def digest(tensor: Tensor) -> str:

@@ -1,33 +1,48 @@
 """AdaLoRA's training, as in peft's own loops: ranks are allocated after each step, on a schedule over the
 run's steps, and a penalty keeps the factors orthogonal."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.allocation import off_orthogonal
+from vera.methods.adalora import off_orthogonal
 from vera.methods.contract import Method
 
+#: What an allocator gathers, by the names of parameters.
+GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
-def tuner_of(model: nn.Module) -> Any:
-    """The tuner that peft installed in a model."""
-    wrapper: Any = model._peft_wrapper
-    return wrapper[0].base_model
+
+@dataclass
+class Installed:
+    """What a model that peft has adapted remembers. A plain attribute: the wrapper, which holds the model, is
+    no child of it."""
+
+    wrapper: Any  # a peft.PeftModel, whose base_model is the tuner
+    base: dict[str, str]  # the fingerprint of the base weights
+    stored: dict[str, str]  # hashes of what peft draws again (peft_drawn.drawn)
+    hidden: dict[str, str]
+    unmerged: dict[str, Tensor] = field(default_factory=dict)  # weights before a merge
+    final: bool = False  # a merge that stays
+
+
+def installed(model: nn.Module) -> Installed:
+    """What peft has installed in a model."""
+    return model._peft  # type: ignore[return-value]
 
 
 def _allocator(model: nn.Module) -> Any:
     """The tuner's allocator of ranks; None for every method but AdaLoRA."""
-    return getattr(tuner_of(model), "rankallocator", None)
+    return getattr(installed(model).wrapper.base_model, "rankallocator", None)
 
 
 class AllocatesRanks(Method):
     """A method whose tuner may have an allocator of ranks. Without one, nothing here changes anything."""
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        allocator = _allocator(model)
-        if allocator is not None:
+        if allocator := _allocator(model):
             config = allocator.peft_config
             if config.tinit >= total_steps - config.tfinal:
                 raise AdapterError(f"AdaLoRA: tinit and tfinal leave none of {total_steps} steps: lower them")
@@ -35,43 +50,30 @@ class AllocatesRanks(Method):
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """AdaLoRA's, times its weight."""
-        allocator = _allocator(model)
-        if allocator is None:
+        if not (allocator := _allocator(model)):
             return None
-        factors = [
-            p if "lora_A" in name else p.T
-            for name, p in model.named_parameters()
-            if "lora_A" in name or "lora_B" in name
-        ]
+        named = model.named_parameters()
+        factors = [p if "lora_A" in n else p.T for n, p in named if "lora_A" in n or "lora_B" in n]
         return off_orthogonal(factors) * float(allocator.peft_config.orth_reg_weight)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        tuner = tuner_of(model)
+        tuner = installed(model).wrapper.base_model
         if hasattr(tuner, "update_and_allocate"):
             tuner.update_and_allocate(step - 1)  # peft counts from 0
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        allocator = _allocator(model)
-        if allocator is None:
+        if not (allocator := _allocator(model)):
             return {}
-        state = {
-            f"{part}/{n}": t
-            for part in ("ipt", "exp_avg_ipt", "exp_avg_unc")
-            for n, t in getattr(allocator, part).items()
-        }
-        pattern = allocator.peft_config.rank_pattern or {}
-        return state | {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
+        masks = (allocator.peft_config.rank_pattern or {}).items()
+        state = {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in masks}
+        return state | {f"{part}/{n}": t for part in GATHERED for n, t in getattr(allocator, part).items()}
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        allocator = _allocator(model)
-        if allocator is None:
-            return
-        parameters = dict(model.named_parameters())
+        allocator, parameters = _allocator(model), dict(model.named_parameters())
         for key, tensor in state.items():
             part, _, name = key.partition("/")
             if part == "rank_pattern":
-                allocator.peft_config.rank_pattern = (allocator.peft_config.rank_pattern or {}) | {
-                    name: tensor.tolist()
-                }
+                masks = allocator.peft_config.rank_pattern or {}
+                allocator.peft_config.rank_pattern = masks | {name: tensor.tolist()}
             else:
                 getattr(allocator, part)[name] = tensor.to(parameters[name].device)

@@ -24,16 +24,14 @@ MOST_WORDS = 1_000
 
 def check_settings(method: Any) -> None:
     """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out of range."""
-    hints: dict[str, Any] = {}
-    if any(isinstance(field.type, str) for field in fields(method)):  # from __future__ import annotations
-        try:
-            hints = get_type_hints(type(method))
-        except NameError as error:
-            raise AdapterError(f"annotations of {type(method).__name__}: {error}") from None
+    try:
+        hints = get_type_hints(type(method))
+    except NameError as error:
+        raise AdapterError(f"annotations of {type(method).__name__}: {error}") from None
     for field in fields(method):
         if isinstance(getattr(method, field.name), list):
             object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
-        value, annotation = getattr(method, field.name), hints.get(field.name, field.type)
+        value, annotation = getattr(method, field.name), hints[field.name]
         if get_origin(annotation) in (UnionType, Union):  # int | None, or Optional[int]
             if value is None:
                 continue

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
-from vera.methods.layers import Added, adapter_dtype
+from vera.methods.layers import Added
+from vera.methods.low_rank import place
 from vera.methods.merging import check_mergeable
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
@@ -23,9 +24,8 @@ from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_lin
 class ScaleShift(Added):
     """gamma and beta (width), a child named "ssf" of the module whose output they change."""
 
-    def __init__(self, width: int, axis: int, device: Any, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, axis: int, at: dict[str, Any]) -> None:
         super().__init__()
-        at: Any = {"device": device, "dtype": dtype}
         self.gamma = nn.Parameter(torch.empty(width, **at).normal_(1.0, 0.02))
         self.beta = nn.Parameter(torch.empty(width, **at).normal_(0.0, 0.02))
         self.axis = axis
@@ -51,8 +51,7 @@ def scale_and_shift(module: Any) -> None:
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
     width = size(module)[1] if is_linear(module) else module.weight.shape[0]
-    at = module.weight.device, adapter_dtype(module)
-    module.add_module("ssf", ScaleShift(width, 1 if images else -1, *at))
+    module.add_module("ssf", ScaleShift(width, 1 if images else -1, place(module)))
     module.register_forward_hook(_scale)
 
 

@@ -15,36 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapted_layers, adapter_dtype, changes, widest, wrap
-from vera.methods.settings import check_rank
-from vera.sites import find_sites
+from vera.methods.layers import changes
+from vera.methods.low_rank import LowRankChange, place, wrap_sites
 
 
 class TiedPair(nn.Module):
     """The shared A (rank, in), Kaiming uniform with a = sqrt(5), and B (out, rank), zeros; both train."""
 
-    def __init__(self, rank: int, inputs: int, outputs: int, at: dict[str, Any]) -> None:
+    def __init__(self, method: "TiedLoRA", inputs: int, outputs: int, at: dict[str, Any]) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.empty(rank, inputs, **at))
-        self.B = nn.Parameter(torch.zeros(outputs, rank, **at))
+        self.A = nn.Parameter(torch.empty(method.rank, inputs, **at))
+        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
 
-class TiedChange(Change):
+class TiedChange(LowRankChange):
     """One matrix's own u (rank) and v (out), and its slices A[:, :in] and B[:out] of the pair."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, pair: TiedPair, method: "TiedLoRA") -> None:
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        self._shared = (pair,)  # in a tuple, so that the pair has one parent
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
+        super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
+        self._shared, at = (pair,), place(base)  # in a tuple, so that the pair has one parent
         self.u = nn.Parameter(torch.ones(method.rank, **at))
         self.v = nn.Parameter(torch.ones(outputs, **at))
-        self.scale = method.alpha / method.rank
-        self.dropout = nn.Dropout(method.dropout)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """This matrix's slices of A and B."""
         (pair,) = self._shared
         return pair.A[:, : self.inputs], pair.B[: self.outputs]
 
@@ -70,14 +64,7 @@ class TiedLoRA(Method, kind="tied_lora"):
     dropout: float = 0.0
 
     def install(self, model: nn.Module) -> None:
-        targets = find_sites(model, self.sites)
-        shape = widest(model, targets)
-        check_rank("rank", self.rank, max(shape))
-        first: Any = model.get_submodule(next(iter(targets)))
-        at = {"device": first.weight.device, "dtype": adapter_dtype(first)}
-        pair = TiedPair(self.rank, *shape, at)
-        wrap(model, targets, lambda path, block, base, n, out: TiedChange(base, n, out, pair, self))
-        next(adapted_layers(model)).add_module("tied", pair)  # leaves with that layer
+        wrap_sites(model, self, TiedChange, ("tied", TiedPair), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
         """rank * (in + out) of the widest, once, and the sum of (rank + out) over the adapted matrices."""

@@ -1,5 +1,6 @@
 """VeRA's change of one matrix, b * (B (d * (A x))), and the pair A and B that many of them share."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,6 +112,11 @@ def fixed_pairs(model: nn.Module) -> dict[str, Any]:
         "seed": specs[0].seed,
         "inputs": max(spec.inputs for spec in specs),
         "outputs": max(spec.outputs for spec in specs),
-        # Of pairs drawn again: the model's may have been cast to another dtype
-        "fingerprint": fingerprint(*(matrix for spec in specs for matrix in spec.make())),
+        "fingerprint": _fingerprint(*specs),
     }
+
+
+@cache  # a thousand resident adapters have one pair
+def _fingerprint(*specs: ProjectionSpec) -> str:
+    """Of pairs drawn again: the model's may have been cast to another dtype."""
+    return fingerprint(*(matrix for spec in specs for matrix in spec.make()))

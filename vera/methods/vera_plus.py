@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
-from vera.methods.settings import check_rank
+from vera.methods.layers import changes
+from vera.methods.low_rank import place, wrap_sites
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import ProjectionSpec
-from vera.sites import find_sites
 
 
 class VeRAPlusChange(VeRAChange):
@@ -25,8 +24,7 @@ class VeRAPlusChange(VeRAChange):
 
     def __init__(self, base: Any, inputs: int, outputs: int, pair: Projections, method: "VeRAPlus") -> None:
         super().__init__(base, inputs, outputs, pair, method)
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
-        self.c = nn.Parameter(torch.full((inputs,), method.c_init, **at))
+        self.c = nn.Parameter(torch.full((inputs,), method.c_init, **place(base)))
         self.scale = method.alpha / math.sqrt(method.rank)
 
     def down(self, x: Tensor) -> Tensor:
@@ -37,6 +35,10 @@ class VeRAPlusChange(VeRAChange):
 
     def weight(self) -> Tensor:
         return self.scale * super().weight() * self.c
+
+
+def _pair(method: "VeRAPlus", inputs: int, outputs: int, at: dict[str, Any]) -> Projections:
+    return Projections(ProjectionSpec(method.projection_seed, method.rank, inputs, outputs), **at)
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,7 @@ class VeRAPlus(Method, kind="vera_plus"):
             raise AdapterError("b starts at 0: with d_init=0 or c_init=0, too, nothing would ever train")
 
     def install(self, model: nn.Module) -> None:
-        targets = find_sites(model, self.sites)
-        shape = widest(model, targets)
-        check_rank("rank", self.rank, max(shape))
-        first: Any = model.get_submodule(next(iter(targets)))
-        spec = ProjectionSpec(self.projection_seed, self.rank, *shape)
-        pair = Projections(spec, first.weight.device, adapter_dtype(first))
-        wrap(model, targets, lambda path, block, base, n, out: VeRAPlusChange(base, n, out, pair, self))
-        # In the first layer, the pair moves between devices with the model, and leaves with the layer.
-        next(adapted_layers(model)).add_module("projections", nn.ModuleList([pair]))
+        wrap_sites(model, self, VeRAPlusChange, ("projections", _pair), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
         """Sum of (in + rank + out) over the adapted matrices."""

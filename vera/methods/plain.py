@@ -1,0 +1,53 @@
+"""Methods that add nothing to the model: full fine-tuning, the head alone, and the base model as it is."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vera.errors import AdapterError
+from vera.methods.contract import Method
+from vera.sites import head_parameters
+
+
+@dataclass(frozen=True)
+class Full(Method, kind="full"):
+    """Trains the whole backbone and the head."""
+
+    def install(self, model: nn.Module) -> None:
+        if not all(p.is_floating_point() for p in model.parameters()):
+            raise AdapterError("full fine-tuning cannot train quantised weights: load them unquantised")
+        model.requires_grad_(True)
+
+    def count(self, model: nn.Module) -> int:
+        """All parameters less the head's."""
+        head = head_parameters(model).values()
+        return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head)
+
+
+@dataclass(frozen=True)
+class Head(Method, kind="head"):
+    """Trains the classification head and nothing else (for BERT with its pooler)."""
+
+    def install(self, model: nn.Module) -> None:
+        if not head_parameters(model):
+            raise AdapterError(f"a {type(model).__name__} has no classification head to train")
+
+    def count(self, model: nn.Module) -> int:
+        """Zero: the head is counted apart."""
+        return 0
+
+
+@dataclass(frozen=True)
+class NoMethod(Method, kind="none"):
+    """Trains nothing, not even a head: for rows that judge the base model (table 4)."""
+
+    def adapt(self, model: nn.Module) -> None:
+        super().adapt(model)
+        model.requires_grad_(False)
+
+    def install(self, model: nn.Module) -> None:
+        pass
+
+    def count(self, model: nn.Module) -> int:
+        """Zero."""
+        return 0
