@@ -29,17 +29,7 @@ SPINE = (
     *("vera/sites.py", "vera/projections.py"),
     *(
         f"vera/methods/{n}.py"
-        for n in (
-            "contract",
-            "layers",
-            "merging",
-            "adapted",
-            "settings",
-            "low_rank",
-            "vera",
-            "vera_layer",
-            "lora",
-        )
+        for n in ("contract", "layers", "merging", "adapted", "settings", "vera", "vera_layer", "lora")
     ),
     *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
     *("runs/record/", "runs/run.py", "runs/identity.py"),
@@ -52,7 +42,7 @@ SPINE_LINES = 6_580
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch", "tasks.fetch.hub"),
-    *("tasks.files", "tasks.reviews"),
+    *("tasks.files", "tasks.reviews", "vera.methods.low_rank"),
     *(
         f"runs.{n}"
         for n in (

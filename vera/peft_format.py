@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -187,8 +187,9 @@ def _base_name(model: nn.Module) -> str | None:
     return (Path(name).resolve().name if local else name) or None
 
 
-#: Shape of a tensor of peft's, and our values in it, each with its place.
-Places = dict[str, tuple[tuple[int, ...], list[tuple[tuple[slice, ...], Tensor]]]]
+#: Our values in a tensor of peft's, each with its place; by the tensor's name, its shape and these.
+Pieces = list[tuple[Any, Tensor]]
+Places = dict[str, tuple[tuple[int, ...], Pieces]]
 
 
 def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], Places]:
@@ -212,12 +213,12 @@ def _parts(model: nn.Module, method: Method) -> tuple[dict[str, Any], Places]:
         (inputs, outputs), ranks, blocks = size(layer.base), config["r"], _blocks(layer, method)
         name = f"{PREFIX}{path}"
         if kind == "LORA":
-            places[f"{name}.lora_A.weight"] = (ranks, inputs), [((r,), c.A) for c, _, r in blocks]
+            places[f"{name}.lora_A.weight"] = (ranks, inputs), [(r, c.A) for c, _, r in blocks]
             places[f"{name}.lora_B.weight"] = (outputs, ranks), [((rows, r), c.B) for c, rows, r in blocks]
         else:  # a vector that VeRA leaves out is all ones there
             one = blocks[0][0].A.new_ones(())
-            b = [((rows,), one if c.b is None else c.b) for c, rows, _ in blocks]
-            d = [((r,), one if c.d is None else c.d) for c, _, r in blocks]
+            b: Pieces = [(rows, one if c.b is None else c.b) for c, rows, _ in blocks]
+            d: Pieces = [(r, one if c.d is None else c.d) for c, _, r in blocks]
             places |= {f"{name}.vera_lambda_b": ((outputs,), b), f"{name}.vera_lambda_d": ((ranks,), d)}
     return config, places
 
@@ -234,16 +235,17 @@ def _pair(layers: list[AdaptedLinear], method: Any, ranks: int) -> Places:
         raise AdapterError(f"peft has one pair A and B: projections={method.projections} does not fit")
     blocks = _blocks(layers[0], method)
     pair = blocks[0][0].pair
-    outputs, of_b = len(pair.B), [((slice(None),), pair.B)]
+    outputs, of_b = len(pair.B), cast(Pieces, [(slice(None), pair.B)])
     if not all(WHOLE in layer.changes for layer in layers):
         if len({(size(layer.base), str(layer.blocks)) for layer in layers}) > 1:
             raise AdapterError("fused layers of several shapes do not fit peft's one pair A and B")
         outputs, of_b = size(layers[0].base)[1], [((rows, r), c.B) for c, rows, r in blocks]
-    a = (ranks, pair.A.shape[1]), [((r,), pair.A) for _, _, r in blocks]
-    return dict(zip(sorted(PAIR), (a, ((outputs, ranks), of_b)), strict=True))
+    of_a: Pieces = [(r, pair.A) for _, _, r in blocks]
+    shapes = (ranks, pair.A.shape[1]), (outputs, ranks)
+    return dict(zip(sorted(PAIR), zip(shapes, (of_a, of_b), strict=True), strict=True))
 
 
-def _assembled(shape: tuple[int, ...], pieces: list[tuple[tuple[slice, ...], Tensor]]) -> Tensor:
+def _assembled(shape: tuple[int, ...], pieces: Pieces) -> Tensor:
     """A tensor with these values at their places, and zeros elsewhere."""
     tensor = pieces[0][1].new_zeros(shape)
     for place, value in pieces:

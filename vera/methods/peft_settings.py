@@ -1,7 +1,6 @@
 """Which configurations of peft are supported, and how one is completed for a model."""
 
 import difflib
-import inspect
 import json
 import re
 from pathlib import Path
@@ -79,24 +78,21 @@ def config_class_of(name: str) -> Any:
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
-    base = (peft.PeftConfig, peft.PromptLearningConfig)
-    classes: dict[str, Any] = {
-        n: c for n, c in vars(peft).items() if inspect.isclass(c) and issubclass(c, base) and c not in base
-    }
-    if name not in classes:
-        by_small = {of.lower(): of for of in classes}
+    kinds = {of.__name__: kind for kind, of in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if name not in kinds:
+        by_small = {of.lower(): of for of in kinds}
         close = difflib.get_close_matches(name.lower(), by_small, 1)
-        hint = f"Did you mean {by_small[close[0]]}?" if close else f"It has: {', '.join(sorted(classes))}"
+        hint = f"Did you mean {by_small[close[0]]}?" if close else f"It has: {', '.join(sorted(kinds))}"
         raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
-    if issubclass(classes[name], peft.PromptLearningConfig):
+    config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
+    if issubclass(config_class, peft.PromptLearningConfig):
         raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
-    kinds = [k for k, c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items() if c is classes[name]]
-    tuner: Any = peft.PEFT_TYPE_TO_TUNER_MAPPING[kinds[0]] if kinds else None
-    own = getattr(tuner, "forward", None) is not BaseTuner.forward
+    tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(kinds[name])
     # AdaLoRA's own forward pass adds a penalty, which peft_ranks adds here
+    own = getattr(tuner, "forward", None) is not BaseTuner.forward
     if own and not hasattr(tuner, "update_and_allocate"):
         raise AdapterError(f"peft's {name} needs a forward pass of its own: not supported")
-    return classes[name]
+    return config_class
 
 
 def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
