@@ -541,15 +541,18 @@ def test_flops_are_those_that_torch_counts(path, keep):
     assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
 
 
-def test_on_a_gpu_under_autocast_a_merge_in_float32_is_dear(monkeypatch):
+def test_on_a_gpu_under_autocast_a_merge_in_float32_is_dear():
     """RoBERTa-base's query and value, 3,000 tokens in bfloat16; many tokens are worth a merge."""
     shape, dear = (768, 1536, 1024), slower_merge(torch.device("cuda"), autocast=True)
     found = [choose(n, *shape, slower=by).path for n, by in ((3000, 1), (3000, dear), (65536, dear))]
     assert [path == "factor" for path in found] == [False, True, False]
     assert slower_merge(torch.device("cuda"), autocast=False) == 1
     assert slower_merge(torch.device("cpu"), autocast=True) == 1
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert slower_merge(torch.device("cuda"), autocast=True) == 1
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert slower_merge(torch.device("cuda"), autocast=True) == 1
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_onednn_is_torchs_product():
