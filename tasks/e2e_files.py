@@ -1,7 +1,6 @@
 """Files of E2E: the challenge's CSV, microsoft/LoRA's text, the hub's parquet; MRs and references as the
 model reads them."""
 
-import csv
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
-from tasks.files import only_file
-from tasks.text import open_text, read_parquet, read_rows
+from tasks.files import only_file, open_text
+from tasks.text import read_csv, read_parquet
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
 KEYS = {
@@ -91,11 +90,9 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
-    with open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)
-        require_columns(path, reader.fieldnames or [], ("mr", "ref"), " (E2E's files have mr and ref)")
-        for line, row in read_rows(path, reader):
-            yield line, row["mr"], row["ref"]
+    for line, row in read_csv(path, {}):
+        require_columns(path, row, ("mr", "ref"), " (E2E's files have mr and ref)")
+        yield line, row["mr"], row["ref"]
 
 
 def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -11,20 +11,18 @@ BLEU is sacrebleu's, METEOR 1.5, ROUGE-L and CIDEr are pycocoevalcap's behind it
 need Java. NIST has no package that agrees with mteval, and is computed here from its definition."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from tasks.base import DataError
-from tasks.parent import tied
 
 METRICS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; conda: conda install openjdk)"
@@ -147,16 +145,13 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without punctuation."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    _tie(ptbtokenizer)
     # The wrapper does not notice missing lines. A last line of our own shows that all came.
     end = -1
     marked = {key: [{"caption": text} for text in lines] for key, lines in texts.items()}
     marked[end] = [{"caption": "end"}]
 
-    def run() -> Any:
-        return ptbtokenizer.PTBTokenizer().tokenize(marked)
-
-    tokenised: Tokenised = _quietly("the PTB tokeniser", run)
+    with _quietly("the PTB tokeniser"):
+        tokenised: Tokenised = ptbtokenizer.PTBTokenizer().tokenize(marked)
     if tokenised.pop(end, None) != ["end"]:
         raise JavaError("java ended before the PTB tokeniser was done (out of memory, or older than 8?)")
     return tokenised
@@ -165,9 +160,7 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
 def _meteor(expected: Tokenised, given: Tokenised) -> float:
     from pycocoevalcap.meteor import meteor
 
-    _tie(meteor)
-
-    def run() -> float:
+    with _quietly("METEOR"):
         scorer = meteor.Meteor()
         try:
             return float(scorer.compute_score(expected, given)[0])
@@ -175,25 +168,14 @@ def _meteor(expected: Tokenised, given: Tokenised) -> float:
             if scorer.lock.locked():  # an error leaves it locked, and the scorer's end would wait for ever
                 scorer.lock.release()
 
-    return float(_quietly("METEOR", run))
 
-
-def _tie(wrapper: ModuleType) -> None:
-    """Makes a wrapper start Java so that it ends with this process. METEOR's Java, with up to 2 GB, would
-    otherwise outlive it for seconds."""
-
-    def start(command: list[str], **how: Any) -> Any:
-        return subprocess.Popen(command, **how, **tied())
-
-    wrapper.__dict__["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
-
-
-def _quietly(what: str, run: Callable[[], Any]) -> Any:
-    """Calls a wrapper of a Java program without its output. Its various errors become a JavaError."""
+@contextlib.contextmanager
+def _quietly(what: str) -> Iterator[None]:
+    """Silences a wrapper of a Java program. Its various errors become a JavaError."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)  # the tokeniser reports its speed there
-        return run()
+        yield
     except (OSError, ValueError, IndexError, AssertionError) as error:
         detail = error.strerror if isinstance(error, OSError) and error.strerror else "it gave no score"
         raise JavaError(f"java failed in {what}: {detail}") from None
@@ -239,7 +221,7 @@ def read_hypotheses(path: Path, items: int) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    from tasks.text import open_text
+    from tasks.files import open_text
 
     with open_text(path) as file:
         text = file.read()

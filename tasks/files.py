@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the one file of a folder."""
+"""Files that are written whole or not at all, texts, lines of JSON, and the one file of a folder."""
 
 import contextlib
 import os
@@ -6,8 +6,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO, TypeVar
 
-from tasks.base import DataError, listed
+from pydantic import BaseModel, ValidationError
+
+from tasks.base import DataError, listed, named
 
 
 @contextlib.contextmanager
@@ -22,6 +25,48 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens UTF-8 text with or without a byte order mark. Errors of reading become DataErrors."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], text: str, where: str) -> Model:
+    """The object in a JSON text. Raises DataError, which begins with `where` and names the key, for another
+    one, and for what is not JSON, has more than 200 levels, or holds half a character (a lone surrogate)."""
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise DataError(f"{where}: {problem_of(error)}") from None
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first problem that pydantic has found, after its key."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{named(place)}: {first['msg']}" if place else first["msg"]
+
+
+def read_objects(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
+    """The objects of a JSONL file, each with its file and line for messages. Raises DataError for a wrong
+    one, and for what is no file: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file")
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield (where := f"{path} line {number}"), validated(model, line, where)
 
 
 def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.base import DataError
 from tasks.fetch.hub import snapshot
-from tasks.text import open_text
+from tasks.files import open_text
 
 KEY = "forgetting_text"
 OWN_TEXT = Path(__file__).parent / "texts" / "lighthouses.txt"

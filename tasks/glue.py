@@ -4,8 +4,7 @@ From the hub at a pinned revision, or from a local folder of GLUE's TSV files or
 The metric of CoLA is Matthews correlation, of STS-B Pearson correlation, of the rest accuracy (MRPC too: not
 F1). SST-2 holds out whole sentences for tuning: see Phrases."""
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
 from tasks.fetch.hub import content, data_folder
 from tasks.files import only_file
-from tasks.text import TSV, Row, TextTask, open_text, parse_label, read_parquet, read_rows
+from tasks.text import TSV, TextTask, parse_label, read_csv, read_parquet
 
 PROTOCOL = 1
 #: Since 2 whole sentences are held out, with their phrases.
@@ -155,7 +154,7 @@ def _read(path: Path, spec: Spec) -> Rows:
     parquet = path.suffix == ".parquet"
     columns, label = (spec.hub_columns or spec.columns, "label") if parquet else (spec.columns, spec.label)
     texts, labels = [], []
-    for line, row in read_parquet(path) if parquet else _read_tsv(path, spec):
+    for line, row in read_parquet(path) if parquet else read_csv(path, TSV, spec.header):
         require_columns(path, row, (*columns, label))
         texts.append([row[column] for column in columns])
         labels.append(_label(row[label], spec, path, line, parquet))
@@ -175,8 +174,3 @@ def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int 
     if spec.classes is None and not 0 <= number <= 5:
         raise DataError(f"{path} line {line}: score {named(value)} is not between 0 and 5")
     return number
-
-
-def _read_tsv(path: Path, spec: Spec) -> Iterator[Row]:
-    with open_text(path) as file:
-        yield from read_rows(path, csv.DictReader(file, spec.header, **TSV))

