@@ -128,7 +128,7 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
         (
             not any(folder.glob("model*.safetensors")),
             "no weights (model*.safetensors). "
-            + ("It holds pickled ones (.bin): save them as safetensors" if pickled else "Put them there"),
+            + ("It holds pickled weights (.bin): save them as safetensors" if pickled else "Put them there"),
         ),
         # transformers would make an empty one from config.json, to which every word is unknown
         (

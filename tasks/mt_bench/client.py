@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,46 +60,52 @@ def judge(
     url, secret = _endpoint(base_url)
     append(file, b"")  # raises before anything is paid if the file cannot be written
 
-    from openai import AsyncOpenAI, Timeout
+    from openai import Timeout
     from tqdm import tqdm
 
     limits = Timeout(timeout, connect=min(timeout, 10.0))
-
-    async def run(bar: Any) -> None:
-        async def one(client: Any, key: str, final: bool = True) -> bool:
-            """Saves a judgment, or counts the reason why there is none, unless it is asked for again."""
-            answer = await _ask(client, by, key, todo[key])
-            if isinstance(answer, Judgment):
-                row = answer.model_dump() | {"rating": answer.rating}
-                append(file, json.dumps(row).encode() + b"\n")
-                outcome.asked += 1
-            elif final:
-                outcome.failed[answer] += 1
-            else:
-                return False
-            bar.update()
-            return True
-
-        async def work(client: Any, keys: Iterator[str]) -> None:
-            for key in keys:
-                await one(client, key)
-
-        async with AsyncOpenAI(base_url=url, api_key=secret, max_retries=retries, timeout=limits) as client:
-            # The first request runs alone and without retries: an error of all requests shows there, before
-            # the others are paid
-            first, *rest = todo
-            saved_first = await one(client.with_options(max_retries=0), first, final=False)
-            keys = iter(rest if saved_first else todo)
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(todo))):
-                    group.create_task(work(client, keys))
-
+    how = {"base_url": url, "api_key": secret, "max_retries": retries, "timeout": limits}
     with tqdm(total=len(todo), desc=f"judged by {by.name}", disable=None if progress else True) as bar:
         try:
-            asyncio.run(run(bar))
+            asyncio.run(_ask_all(by, todo, file, outcome, bar, concurrency, how))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     return outcome
+
+
+async def _ask_all(
+    by: Judge, todo: Mapping[str, Messages], file: Path, outcome: Outcome, bar: Any, tasks: int, how: Any
+) -> None:
+    """Requests the judgments of `todo`, by their keys, `tasks` at a time. how: of the client."""
+    from openai import AsyncOpenAI
+
+    async def one(client: Any, key: str, final: bool = True) -> bool:
+        """Saves a judgment, or counts the reason why there is none, unless it is asked for again."""
+        answer = await _ask(client, by, key, todo[key])
+        if isinstance(answer, Judgment):
+            row = answer.model_dump() | {"rating": answer.rating}
+            append(file, json.dumps(row).encode() + b"\n")
+            outcome.asked += 1
+        elif final:
+            outcome.failed[answer] += 1
+        else:
+            return False
+        bar.update()
+        return True
+
+    async def work(client: Any, keys: Iterator[str]) -> None:
+        for key in keys:
+            await one(client, key)
+
+    async with AsyncOpenAI(**how) as client:
+        # The first request runs alone and without retries: an error of all requests shows there, before the
+        # others are paid
+        first, *rest = todo
+        saved_first = await one(client.with_options(max_retries=0), first, final=False)
+        keys = iter(rest if saved_first else todo)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(tasks, len(todo))):
+                group.create_task(work(client, keys))
 
 
 def _endpoint(base_url: str | None) -> tuple[str, str]:
