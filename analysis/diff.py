@@ -6,12 +6,13 @@
 An id may be cut short. all=true lists what is the same, too.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
+import numpy as np
 
 from analysis.command import open_ledger
 from analysis.facts import label_of
@@ -20,12 +21,9 @@ from runs.command import OfRecords, entry_point, find_record, read, setting
 from runs.errors import UserError
 from runs.record import Record, without_paths
 
-#: Where files lie and what a run was called, which are no differences between runs; and curves, which have
-#: rows of their own.
-IGNORED = (
-    *("schema", "id", "label", "tries", "curve", "cell.paper", "overrides"),
-    *("config.output", "config.recipe", "config.debug"),
-)
+#: Where files lie and what a run was called, which are no differences between runs.
+IGNORED = ("schema.", "id.", "label.", "tries.", "cell.paper.", "overrides.")
+IGNORED += ("config.output.", "config.recipe.", "config.debug.")
 
 
 @dataclass(frozen=True)
@@ -55,60 +53,50 @@ def main(arguments: list[str]) -> int:
 
 def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:
     """The table of two records: a row for each difference. origins: where they come from."""
-    one, other = without_paths(first), without_paths(second)
-    a, b = leaves(one), leaves(other)
+    both = first, second
+    a, b = (leaves(without_paths(of)) for of in both)
     rows: list[list[Entry]] = [
         [key, _word(a.get(key)), _word(b.get(key)), _difference(a.get(key), b.get(key))]
         for key in a | b
-        if not f"{key}.".startswith(tuple(f"{of}." for of in IGNORED)) and (every or a.get(key) != b.get(key))
+        if not f"{key}.".startswith(IGNORED) and (every or a.get(key) != b.get(key))
     ]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
-    names = [f"{record['id']} ({of})" for record, of in zip((first, second), whose, strict=True)]
-    labels = [f"{label_of(r)} on {r['label']['task']}, seed {r['cell']['seed']}" for r in (first, second)]
-    notes = [f"Reported: {_reported(one)}; {_reported(other)}. Differences are the second less the first."]
-    header = ["what", *names, "difference"]
-    return Table(" beside ".join(dict.fromkeys(labels)), header, [*rows, *_curves(one, other)], notes)
+    names = [f"{record['id']} ({of})" for record, of in zip(both, whose, strict=True)]
+    labels = [f"{label_of(of)} on {of['label']['task']}, seed {of['cell']['seed']}" for of in both]
+    notes = [f"Reported: {_reported(a)}; {_reported(b)}. Differences are the second less the first."]
+    return Table(" beside ".join(dict.fromkeys(labels)), ["what", *names, "difference"], rows, notes)
 
 
 def leaves(of: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a record by dotted keys, those of its lists by their places."""
+    """The values of a record by dotted keys; a list of plain values, such as a curve, is one of them."""
     found = dict[str, Any]()
     for key, value in of.items():
-        if isinstance(value, list):
-            value = {str(place): one for place, one in enumerate(value)} or value
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value))
         inner = isinstance(value, Mapping) and value
         found |= leaves(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
     return found
 
 
-def _curves(one: Record, other: Record) -> list[list[Entry]]:
-    """A row for each column of the curves that differs: the largest difference, and where it is."""
-    rows = list[list[Entry]]()
-    a, b = (of.get("curve") or {} for of in (one, other))
-    for name in a | b:
-        x, y = (pd.Series(of.get(name) or [], dtype=float) for of in (a, b))
-        if len(x) != len(y) or a.get("epoch") != b.get("epoch"):
-            rows.append([f"curve.{name}", f"{len(x)} values", f"{len(y)} values", "not the same epochs"])
-        elif not x.equals(y):
-            apart = (y - x).abs()[~((x == y) | (x.isna() & y.isna()))].fillna(math.inf)
-            at = apart.idxmax()
-            where = f"largest at epoch {a['epoch'][at]:g}, {len(apart)} of {len(x)} differ"
-            rows.append([f"curve.{name}", _word(x[at]), _word(y[at]), f"{apart[at]:.3g} ({where})"])
-    return rows
-
-
-def _reported(record: Record) -> str:
-    """The number that a table reports of a record, in words."""
-    result = record.get("result")
-    if not result:
+def _reported(of: Mapping[str, Any]) -> str:
+    """The number that a table reports of a record, in words. of: its leaves."""
+    if "result.metric" not in of:
         return "no result"
-    return f"{result['metric']} {_word(result.get(result['reported']))} at the {result['reported']} epoch"
+    epoch = of["result.reported"]
+    return f"{of['result.metric']} {_word(of.get(f'result.{epoch}'))} at the {epoch} epoch"
 
 
 def _difference(a: Any, b: Any) -> str:
-    """The second value less the first, and over it; "" where they are no numbers."""
+    """The second value less the first, and over it, or the largest difference of two lists; "" where they
+    are no numbers."""
     if a == b:
         return "the same"
+    if isinstance(a, list) and isinstance(b, list):
+        if len(a) != len(b):
+            return f"{len(a)} and {len(b)} values"
+        with contextlib.suppress(TypeError, ValueError):
+            apart = np.abs(np.subtract(*(np.array(of, dtype=float) for of in (a, b))))
+            return f"at most {np.nanmax(apart):.3g}, {(apart != 0).sum()} of {len(a)} differ"
     if not all(type(value) in (int, float) and math.isfinite(value) for value in (a, b)):
         return ""
     return f"{b - a:+.4g}" + (f" ({b / a:.2f}x)" if a else "")

@@ -3,6 +3,7 @@ what is left out; a line each. What holds of every table is in docs/tables.md.""
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     shown = in_cells(runs, cells)
     lines = {
         "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
-        "Counted like any other": [*odd(cells), *_several_sources(shown)],
+        "Counted like any other": [*odd(cells), *several_sources(shown)],
         "Left out": left_out(runs, cells),
     }
     found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
@@ -36,12 +37,12 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     return [*found, f"{published}{how} {PAGE}".replace("  ", " ").strip()]
 
 
-def where(rows: Iterable[tuple[str, str]], every: Iterable[tuple[str, str]]) -> str:
-    """Rows on tasks as text: "(all rows)" where these are all, else by name."""
-    rows, every = sorted(set(rows)), set(every)
-    if len(every) > 1 and set(rows) == every:
+def where(of: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The rows on tasks of a frame as text: "all rows" where these are all, else by name."""
+    rows, all_rows = ({*zip(frame.row, frame.task, strict=True)} for frame in (of, every))
+    if len(all_rows) > 1 and rows == all_rows:
         return "all rows"
-    return _enumeration([f"{row} on {task}" for row, task in rows], "rows")
+    return _enumeration([f"{row} on {task}" for row, task in sorted(rows)], "rows")
 
 
 def _enumeration(names: list[str], what: str) -> str:
@@ -50,17 +51,13 @@ def _enumeration(names: list[str], what: str) -> str:
     return f"{len(names)} {what}: {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
 
 
-def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(frame.row, frame.task, strict=True))
-
-
 def deviations(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells deviate from their recipes, but for a rank that the row's name says."""
     each = cells[["row", "task", "deviations"]].explode("deviations").dropna()
     ranks = each.row.map(lambda row: f"rank {row.rpartition('_r')[2]} instead of")
     named = [word.startswith(rank) for word, rank in zip(each.deviations, ranks, strict=True)]
     by_word = each[~pd.Series(named, each.index, dtype=bool)].groupby("deviations")
-    return [f"{word} ({where(_pairs(of), _pairs(cells))})" for word, of in by_word]
+    return [f"{word} ({where(of, cells)})" for word, of in by_word]
 
 
 def parts_of_data(runs: pd.DataFrame) -> list[str]:
@@ -70,35 +67,35 @@ def parts_of_data(runs: pd.DataFrame) -> list[str]:
         return []
     part = runs[runs.part_of_data & ~runs.deviations.map(lambda of: any("subset of" in word for word in of))]
     sizes = part.groupby(["train_rows", "dev_rows"], sort=True)
-    every = _pairs(runs)
     return [
-        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(_pairs(of), every)})"
+        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(of, runs)})"
         for (train, dev), of in sizes
     ]
+
+
+def measured(runs: pd.DataFrame) -> dict[str, str]:
+    """How the rows of a model and task were measured, in words, by row; "" where all were measured alike."""
+    facts = {
+        run.row: {
+            "protocol": run.protocol,
+            "training rows": int(run.train_rows),
+            "dev rows": int(run.dev_rows),
+            "data": str(run.data).rpartition(":")[2][:8],
+            "epoch": run.reported,
+        }
+        for run in runs.drop_duplicates("row").itertuples()
+    }
+    return distinctions(facts)
 
 
 def measured_unlike(runs: pd.DataFrame) -> list[str]:
     """Tasks whose rows were not measured alike: on other rows of data, or by the best epoch and by the
     last."""
     found = []
-    for (_, task), of in runs.drop_duplicates(KEY).groupby(["model", "task"], sort=False):
-        facts = {
-            run.row: {
-                "protocol": run.protocol,
-                "training rows": int(run.train_rows),
-                "dev rows": int(run.dev_rows),
-                "data": str(run.data).rpartition(":")[2][:8],
-                "epoch": run.reported,
-            }
-            for run in of.itertuples()
-        }
-        by_words: dict[str, list[str]] = defaultdict(list)
-        for row, words in distinctions(facts).items():
-            by_words[words].append(str(row))
-        if len(by_words) > 1:
-            each = "; ".join(
-                f"{words} ({_enumeration(sorted(rows), 'rows')})" for words, rows in sorted(by_words.items())
-            )
+    for (_, task), of in runs.groupby(["model", "task"], sort=False):
+        rows = pd.Series(measured(of)).reset_index().groupby(0)["index"].agg(sorted)
+        if len(rows) > 1:
+            each = "; ".join(f"{words} ({_enumeration(names, 'rows')})" for words, names in rows.items())
             found.append(f"not measured alike on {task}, so not to be compared: {each}")
     return found
 
@@ -124,31 +121,28 @@ def odd(cells: pd.DataFrame) -> list[str]:
     return found
 
 
-def _several_sources(runs: pd.DataFrame) -> list[str]:
+def several_sources(runs: pd.DataFrame) -> list[str]:
     """Each cell whose seeds were made with several versions of its method's or its task's file, or of what
     that imports, one of which at least is in no commit."""
     found = []
     for (_, row, task), of in runs.groupby(KEY, sort=False):
         for part in ("method", "task"):
-            known = [
-                (seed, source[part])
+            known = {
+                seed: source[part]
                 for seed, source in zip(of.seed, of.sources, strict=True)
                 if source.get(part)
-            ]
-            if all(source["uncommitted"] is False for _, source in known):
-                continue
-            for key, what in (("sha256", ""), ("imports", "what is imported by ")):
-                versions: dict[str, list[int]] = defaultdict(list)
-                for seed, source in known:
-                    if key in source:  # older records lack `imports`
-                        versions[source[key]].append(seed)
-                if len(versions) > 1:
-                    seeds = " | ".join(", ".join(map(str, sorted(of))) for of in versions.values())
-                    file = known[0][1]["file"]
-                    found.append(
-                        f"{row} on {task}: seeds of {len(versions)} versions of {what}{file}: {seeds}"
-                    )
-                    break
+            }
+            versions = defaultdict[Any, list[str]](list)
+            for seed, source in sorted(known.items()):
+                versions[source["sha256"], source.get("imports")].append(str(seed))
+            if len(versions) > 1 and any(source["uncommitted"] is not False for source in known.values()):
+                seeds, file = (
+                    " | ".join(map(", ".join, versions.values())),
+                    next(iter(known.values()))["file"],
+                )
+                found.append(
+                    f"{row} on {task}: seeds of {len(versions)} versions of {file} or its imports: {seeds}"
+                )
     return found
 
 

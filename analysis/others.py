@@ -103,15 +103,15 @@ def verdict(of: pd.DataFrame) -> str:
     return ", ".join(words)
 
 
-def line(of: pd.DataFrame, each: bool) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """A line of one source (each), or of all: entries by the names of their columns, numbers by column."""
+def line(of: pd.DataFrame, each: bool) -> dict[str, Entry]:
+    """A line of one source (each), or of all: entries by the names of their columns."""
     first, epochs = of.to_dict("records")[0], ", ".join(dict.fromkeys(of.epoch.map(EPOCHS)))
     about: dict[str, Entry] = {"source": "others", "status": epochs}
     if each:
         seeds = [first["statistic"], first["seeds"] and plural(first["seeds"], "seed")]
         status = "; ".join(filter(None, [setting(first), epochs, " of ".join(filter(None, seeds))]))
         about = {"source": first["label"], "params": first["params"], "status": status}
-    return about, {column: _entry(part) for column, part in of.groupby("column")}
+    return about | {column: _entry(part) for column, part in of.groupby("column")}
 
 
 def _entry(of: pd.DataFrame) -> Entry:

@@ -106,7 +106,7 @@ class Table:
     """A title, a header, rows of equal length, and notes under it. The first column names a row; a row
     without a name belongs to the one above it.
 
-    For the dashboard: its model ("" if it has none), and the labels of its tasks by task."""
+    model: "" if it has none. tasks: the task of each column that is one, by its name."""
 
     title: str
     header: list[str]
@@ -135,7 +135,7 @@ class Table:
 
     def tidy(self) -> pd.DataFrame:
         """A row for each of its numbers, and for each text that is not a name."""
-        lines, name, tasks = list[dict[str, Any]](), "", {label: task for task, label in self.tasks.items()}
+        lines, name = list[dict[str, Any]](), ""
         for number, row in enumerate(self.rows, 1):
             name = str(row[0]) or name
             of_row = dict(zip(self.header, row, strict=True))
@@ -144,7 +144,7 @@ class Table:
             for column, entry in [*zip(self.header, row, strict=True)][1:]:
                 if column in ("source", "status") or entry in ("", NONE):
                     continue
-                line = about | {"column": column, "task": tasks.get(column, "")}
+                line = about | {"column": column, "task": self.tasks.get(column, "")}
                 if isinstance(entry, Number):
                     line |= vars(entry) | {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
                 else:

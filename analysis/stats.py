@@ -90,7 +90,7 @@ def _of_table(runs: pd.DataFrame, name: str) -> Collection[tuple[str, str]]:
         known = (CONF / "experiment" / f"{name}.yaml").is_file() or name in set(runs.preset)
         hint = f" A preset's: experiment={name}." if known else ""
         raise UserError(f"no table {name!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-    return {(table.model, task) for table in tables.made(name, runs) for task in table.tasks}
+    return {(table.model, task) for table in tables.made(name, runs) for task in table.tasks.values()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ NAME.html.
 """
 
 import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,11 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
     """Runs a notebook's cells, with these environment variables. Raises nbclient's CellExecutionError where a
     cell fails."""
     from nbclient import NotebookClient
-    from traitlets.config import Config
 
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as folder:
-        # To the kernel by files of this user: no port is opened
-        files = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
-        client = NotebookClient(notebook, config=files, timeout=600, resources={"metadata": {"path": folder}})
-        client.execute(env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables)
+    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
+    NotebookClient(notebook, timeout=600).execute(env=os.environ | variables)
 
 
 def build(name: str, output: Path) -> Path:

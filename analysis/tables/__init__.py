@@ -15,7 +15,7 @@ from analysis.tables.build import View, build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
 from analysis.tables.judged import JUDGED
 from analysis.tables.specs import ROWS, SPECS, demo
-from analysis.variants import every_variant, nearest_to
+from analysis.variants import every_variant
 from runs.record import Ledger
 
 _PAPER = SPECS | JUDGED
@@ -61,8 +61,7 @@ def make(
     machine, then of what the project has published.
 
     frames: the runs of this machine, and the published ones, where they are at hand. every: each variant of a
-    row; every_own: each variant of own rows, and of a published row the variant that is nearest to an own
-    run. how: what View takes."""
+    row; every_own: of own rows alone. how: what View takes."""
     if name in WITHOUT_RECORDS:
         return claims_table(ledger.serving) if name == "claims" else made(name, runs(Ledger()))
     own, others = frames or (runs(part) for part in split(ledger))
@@ -71,16 +70,17 @@ def make(
         shown = every_variant(own, paper=name != "") if every or every_own else own
         tables = made(name, shown, **how)
         tables.sort(key=lambda table: not table.ids)  # the paper's rows alone come after those with runs
-    noted = {(table.model, task) for table in tables for task in table.tasks}
+    noted = {(table.model, task) for table in tables for task in table.tasks.values()}
     if len(others):
         shown = every_variant(others, paper=name != "") if every else others
-        if every_own and not every:
-            shown = nearest_to(others, own)
         no_own = not tables  # then the paper's rows alone are worth showing
         published = made(name, shown, whose="published", **how)
         tables += [table for table in published if table.ids or no_own]
-    if tables:
-        tables[0].notes += unfinished(stopped(name, own, noted, **how))
+    if tables:  # own runs that were stopped early, of models and tasks without a table of own runs
+        tasks = {task for table in tables for task in table.tasks.values()}
+        early = own[(own.kind == "stopped") & (own.task.isin(tasks) | (name == ""))]
+        keys = pd.MultiIndex.from_frame(early[["model", "task"]])
+        tables[0].notes += unfinished(early[~keys.isin(list(noted))])
     return tables
 
 
@@ -88,17 +88,3 @@ def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any)
     """A table's parts from some runs, whosever they are; how: what View takes."""
     view = View(runs[runs.task.isin(tasks)] if tasks else runs, tasks=tuple(tasks), **how)
     return TABLES[name](view) if name else build(ROWS, view)
-
-
-def stopped(
-    name: str, own: pd.DataFrame, noted: Collection[tuple[str, str]] = (), **how: Any
-) -> pd.DataFrame:
-    """The own runs that would be in a table if train.max_steps had not stopped them early. noted: models
-    and tasks whose tables name them already."""
-    early = own[own.kind == "stopped"]
-    if early.empty:
-        return early
-    parts = made(name, early.assign(kind="result"), **how)
-    in_parts = early[early.id.isin({run for part in parts for run in part.ids})]
-    keys = pd.MultiIndex.from_frame(in_parts[["model", "task"]])
-    return in_parts[~keys.isin(list(noted))]

@@ -9,8 +9,7 @@
 
 Your own runs come first, also those that deviate from the recipe; below them, what the project has published
 (published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
-shows each. The table of a sweep shows each variant of your own rows, and of a published row the variant whose
-settings are nearest to yours.
+shows each. The table of a sweep shows each variant of your own rows.
 
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
 epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
@@ -29,7 +28,7 @@ from analysis.facts import NAMES, NUMBERS
 from analysis.frame import runs
 from analysis.notes import unfinished
 from analysis.render import render
-from analysis.tables import TABLES, WITHOUT_RECORDS, make, stopped
+from analysis.tables import TABLES, WITHOUT_RECORDS, make
 from runs.command import did_you_mean, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, read_serving, write_atomically
@@ -71,7 +70,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
-    ledger = _without_records(name, settings) if name in WITHOUT_RECORDS else open_chosen(settings)
+    if name == "claims":
+        try:
+            ledger = Ledger(serving=read_serving(settings.output))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    else:
+        ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
     columns = words(settings.columns)
     if settings.against:
         one_of("row", row_name(settings.against), sorted({str(record["cell"]["row"]) for record in ledger}))
@@ -102,24 +107,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _without_records(name: str, settings: Settings) -> Ledger:
-    """A ledger without records; for claims with the benchmark of serving."""
-    try:
-        return Ledger(serving=read_serving(settings.output) if name == "claims" else None)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
-    records, own = f"{settings.output}/records", runs(split(ledger)[0])
-    models, tasks = words(settings.model), words(settings.task)
-    notes = unfinished(stopped(name, own, models=models, tasks=tasks) if name else own)
-    if notes:
-        return UserError(f"no finished run in {records} for {name or 'that'}: {'; '.join(notes)}")
-    of_models = f"{', '.join(models)} for " if models and name else ""
+    records, what = f"{settings.output}/records", name or "that"
+    if notes := unfinished(runs(split(ledger)[0])):
+        return UserError(f"no finished run in {records} for {what}: {'; '.join(notes)}")
+    of_models = f"{', '.join(words(settings.model))} for " if settings.model and name else ""
     hint = " (make demo)" if name == "demo" and not settings.chooses else ""
-    return UserError(f"no records of {of_models}{name or 'that'} in {records} yet{hint}")
+    return UserError(f"no records of {of_models}{what} in {records} yet{hint}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import pandas as pd
 from analysis import beside
 from analysis.frame import SEEDS, cells, in_cells
 from analysis.notes import SELECTED, notes
-from analysis.others import line, others_of, verdict
+from analysis.others import line as others_line
+from analysis.others import others_of, verdict
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, number
-from analysis.tables.columns import Column, against, forgetting, number_of
+from analysis.tables.columns import against, forgetting, number_of
 
 #: A row's cells by column.
 Own = Mapping[str, Cell]
@@ -45,7 +46,7 @@ class View:
         value: the column of runs. column: by default the task."""
         value = value or ("value" if self.select == "paper" else self.select)
         made = cells(self.runs, value, self.seeds or seeds)
-        return made.assign(column=column or made.task, variant="")
+        return made.assign(column=column or made.task, column_label=made.task_label, variant="")
 
 
 def reads(spec: "Spec", view: View, made: pd.DataFrame) -> str:
@@ -138,40 +139,35 @@ def build(spec: Spec, view: View) -> list[Table]:
 class _Model:
     """A table of one model. runs: those that belong to it. made: its cells. paper: the paper's numbers with
     them. ours: the cells of each row of ours, one mapping for each of its lines. lines: those made so far:
-    entries by the names of head, more and tail, numbers by column, and the runs of a row of ours that it
-    begins."""
+    entries by the names of columns, and the runs of a row of ours that it begins."""
 
     def __init__(self, spec: Spec, view: View, model: str, *frames: pd.DataFrame) -> None:
         self.spec, self.view, self.model = spec, view, model
         self.runs, made, self.paper = frames
-        self.columns = self._tasks(made) if spec.by_task else dict(spec.columns)
-        self.made = made[made.column.isin(self.columns)] if spec.by_task else made
-        self.averaged = spec.name == "table2" and len(self.columns) == len(GLUE)
+        papers, self.columns = model in spec.models, dict(spec.columns)
+        if spec.by_task:  # the paper's tasks, and those that have run
+            if spec.ablation:
+                made = made[:0] if papers else made[made.row != "vera"]
+            ran = dict(zip(made.column, made.column_label, strict=True))
+            wanted = {of for of in spec.columns if papers and of in (view.tasks or spec.columns)} | {*ran}
+            names = {**(spec.columns if papers else {}), **GLUE, **IMAGES} if spec.models else {}
+            known = {of: name for of, name in names.items() if of in wanted}
+            self.columns = known | {of: ran[of] for of in sorted(wanted - {*known})}
+            made = frames[1][frames[1].column.isin(self.columns)]
+        self.made, self.averaged = made, spec.name == "table2" and len(self.columns) == len(GLUE)
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
         self.ours, self.used = dict[str, list[Own]](), set[str]()
-        self.lines = list[tuple[dict[str, Entry], dict[str, Entry], pd.DataFrame]]()
+        self.lines = list[tuple[dict[str, Entry], pd.DataFrame]]()
         by = ["row", "variant"] if spec.by_task else ["row", "task", "variant"]
         for (row, *_), of in self.made.groupby(by, sort=False):
             self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
         self.theirs = others_of(model, shown, self._by_choice)
 
-    def _tasks(self, made: pd.DataFrame) -> dict[str, str]:
-        """Its tasks with their names: the paper's, and those that have run."""
-        spec, papers = self.spec, self.model in self.spec.models
-        if spec.ablation:
-            made = made[:0] if papers else made[made.row != "vera"]
-        ran = made.drop_duplicates("task").set_index("task").task_label.to_dict()
-        tasks = {*ran, *(spec.columns if papers else ())}
-        tasks &= {*self.view.tasks} or tasks
-        names = {**(spec.columns if papers else {}), **GLUE, **IMAGES} if spec.models else {}
-        known = {task: name for task, name in names.items() if task in tasks}
-        return known | {task: ran[task] for task in sorted(tasks - {*known})}
-
     def table(self) -> Table:
         """The table, with its notes."""
-        spec, view, model = self.spec, self.view, self.model
+        spec, view, model, runs = self.spec, self.view, self.model, self.runs
         for _, group in self.paper.groupby(["method", "size"], sort=False):
             self._of_paper(group)
         rest = [row for row in self.ours if row not in self.used]
@@ -180,44 +176,38 @@ class _Model:
         for row in rest:
             for i, own in enumerate(self.ours[row]):
                 self._ours(own, i)
-        runs, cells = self.runs, self.made.drop_duplicates(["row", "task"])
-        tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
-        tasks = self.columns if spec.by_task else tasks
+        cells = self.made.drop_duplicates(["row", "task"])
         title = spec.title if model in spec.models else spec.other
         title = title.format(spec.models.get(model, model), next(cells.itertuples(), None))
         found = notes(runs, cells, spec.notes(model, runs, cells), spec.how(spec, view, cells))
-        added, lines = self._added(), list[list[Entry]]()
-        ends = [*spec.more, *(of.name for of in added), *spec.tail]
-        for about, of_columns, own in self.lines:
-            about |= {of.name: of.entry(own) for of in added if len(own)}
-            head, tail = ([about.get(name, "") for name in names] for names in (spec.head, ends))
-            lines.append([*head, *of_columns.values(), *tail])
+        # The columns beside the table's own
+        of_model = view.runs[view.runs.model == model]
+        added = forgetting(in_cells(runs, self.made)) if spec.forgets else []
+        added += [number_of(name, of_model) for name in view.columns if name not in {of.name for of in added}]
+        if view.against:
+            added += against(view.against, of_model, [own for _, own in self.lines if len(own)])
+        for line, own in self.lines:
+            line |= {of.name: of.entry(own) for of in added if len(own)}
+        ends = {name: name for name in [*spec.more, *(of.name for of in added), *spec.tail]}
+        header = dict.fromkeys(spec.head) | self.columns
+        header |= ({"avg": "Avg"} if self.averaged else {}) | ends
+        tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
+        of_column = dict(zip(self.made.column, self.made.task, strict=True))
         return Table(
             title if view.whose == "ours" else f"{title} ({view.whose})",
-            [*spec.head, *self.columns.values(), *["Avg"] * self.averaged, *ends],
-            lines,
+            [label or name for name, label in header.items()],
+            [[line.get(name, "") for name in header] for line, _ in self.lines],
             [*found, *(note for of in added for note in of.notes)],
             model,
-            tasks,
+            {label: of_column.get(of, of) for of, label in self.columns.items()}
+            if spec.by_task
+            else {label: task for task, label in tasks.items()},
         )
 
-    def _added(self) -> list[Column]:
-        """The columns beside the table's own."""
-        view, runs = self.view, self.view.runs[self.view.runs.model == self.model]
-        added = forgetting(in_cells(self.runs, self.made)) if self.spec.forgets else []
-        shown = {of.name for of in added}
-        added += [number_of(name, runs) for name in view.columns if name not in shown]
-        if view.against:
-            added += against(view.against, runs, [of for *_, of in self.lines if len(of)])
-        return added
-
-    def _line(
-        self, about: dict[str, Entry], numbers: Mapping[str, Entry], own: Any = None, empty: Entry = NONE
-    ) -> None:
-        """Adds a line. numbers: by column. empty: where it has none. own: the runs of a row of ours that it
-        begins."""
-        whole = {column: numbers.get(column, empty) for column in [*self.columns, *["avg"] * self.averaged]}
-        self.lines.append((about, whole, self.view.runs[:0] if own is None else own))
+    def _line(self, line: dict[str, Entry], own: Any = None, empty: Entry = NONE) -> None:
+        """Adds a line. empty: where it has no number. own: the runs of a row of ours that it begins."""
+        columns = dict.fromkeys([*self.columns, *["avg"] * self.averaged], empty)
+        self.lines.append((columns | line, self.view.runs[:0] if own is None else own))
 
     # --- the paper's rows, and ours
 
@@ -226,21 +216,21 @@ class _Model:
         from MNLI on some tasks."""
         spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
         group = group[group.column.isin(self.columns)]
-        numbers: dict[str, Entry] = {
+        line: dict[str, Entry] = {
             of.column: Number(
                 of.value, of.spread, decimals=spec.digits(of.column), mark="*" * (of.like != of.row)
             )
             for of in group.itertuples()
         }
         if self.averaged:
-            numbers["avg"] = Number(self.averages[first.method, first["size"]])
-        about = {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
-        about |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted", **spec.quoted}
-        self._line(about, numbers, empty=NONE if spec.by_task else "")
+            line["avg"] = Number(self.averages[first.method, first["size"]])
+        line |= {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
+        line |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted", **spec.quoted}
+        self._line(line, empty=NONE if spec.by_task else "")
         theirs = self.theirs[self.theirs.row == first.row]
         each, word = self.view.others == "all", verdict(theirs[theirs.same])
         for _, of in theirs.groupby(["label", "sites"] if each else "row", sort=False):
-            self._line(*line(of, each))
+            self._line(others_line(of, each))
         for like in dict.fromkeys([first.row, *group.like]):
             of = group[group.like == like]
             self.used.add(like)
@@ -273,22 +263,20 @@ class _Model:
             of_row = like.task.tolist() if (like.like != like.row).any() else of_row
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
         words = dict(zip(those.column, those.word, strict=True))
-        numbers = dict.fromkeys(wanted, "missing") | {
+        line: dict[str, Entry] = dict.fromkeys(wanted, "missing") | {
             column: spec.entry(cell, spec.middle, spec.digits(column), words.get(column, ""))
             for column, cell in own.items()
         }
         if average := self._average(whole):
-            numbers["avg"] = average
-        label = first.label
-        if spec.ablation:
-            label = "" if like is not None else spec.names[first.row]
+            line["avg"] = average
         apart = f", {first.variant}" if first.variant and "judge" not in spec.more else ""
         status = "; ".join(filter(None, [self._status(own, those, wanted), word]))
-        about: dict[str, Entry] = {"source": view.whose + apart, "status": status}
-        about |= {} if again else {spec.head[0]: label, "params": count(first)}
+        line |= {"source": view.whose + apart, "status": status}
+        if not again:
+            named = "" if like is not None else spec.names.get(first.row, "")
+            line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
         runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
-        about |= {name: of(own, runs) for name, of in spec.more.items()}
-        self._line(about, numbers, None if again else runs)
+        self._line(line | {name: of(own, runs) for name, of in spec.more.items()}, None if again else runs)
         gaps = dict[str, Entry]()
         for of in (of for of in those.itertuples() if of.complete and of.n):
             half = of.half if of.n >= SEEDS else math.nan  # enough for a verdict
@@ -298,8 +286,11 @@ class _Model:
         if gaps and those.same_size.all():
             whole_row = group is not None and len(those) == len(group)
             if average and group is not None and (whole_row or (those.like != those.row).all()):
-                gaps["avg"] = self._average_gap(average, group[group.ran])
-            self._line({"source": "difference"}, gaps)
+                papers = self.averages[group.method.iloc[0], group["size"].iloc[0]]
+                gap = beside.mean_of(group[group.ran]) or {"difference": average.value - papers}
+                half, word = gap.get("half", math.nan), gap.get("word", "")
+                gaps["avg"] = replace(average, value=gap["difference"], spread=half, sign=True, verdict=word)
+            self._line({"source": "difference", **gaps})
 
     def _status(self, own: Own, those: pd.DataFrame, wanted: Sequence[str]) -> str:
         """The words for a row of ours."""
@@ -322,21 +313,10 @@ class _Model:
         rows = made[made.variant.map(self.spec.compared).astype(bool)].groupby("row")
         return {row: {cell.column: cell for cell in of.itertuples(index=False)} for row, of in rows}
 
-    # --- table 2's average
-
     def _average(self, own: Own) -> Number | None:
-        """The mean over tasks of the medians over seeds; None unless every task is there with all its
+        """Table 2's mean over tasks of the medians over seeds; None unless every task is there with all its
         seeds."""
         if not self.averaged or set(own) != set(GLUE) or not all(cell.complete for cell in own.values()):
             return None
         ids = tuple(run for cell in own.values() for run in cell.ids)
         return Number(statistics.fmean(cell.median for cell in own.values()), ids=ids)
-
-    def _average_gap(self, average: Number, both: pd.DataFrame) -> Number:
-        """Its difference to the paper's. both: the paper's row with our cells."""
-        if whole := beside.mean_of(both):
-            return replace(
-                average, value=whole["difference"], spread=whole["half"], sign=True, verdict=whole["word"]
-            )
-        papers = self.averages[both.method.iloc[0], both["size"].iloc[0]]
-        return replace(average, value=average.value - papers, sign=True)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.beside import exact_counts
 from analysis.facts import SCORES as KEYS
-from analysis.frame import in_cells, reported_cells
-from analysis.notes import SELECTED
+from analysis.frame import PROTOCOLS, in_cells, reported_cells
+from analysis.notes import SELECTED, measured
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, ROBERTA, SCORES, VIT
 from analysis.render import Cell, Entry, Number, Table, count, diverged, number, of_runs
 from analysis.tables.build import Own, Spec, View, build
@@ -90,10 +90,14 @@ def costs(spec: Spec, view: View) -> pd.DataFrame:
 
 
 def rows_by_tasks(spec: Spec, view: View) -> pd.DataFrame:
-    """The cells of whatever has run, by the number that each task's table reports; what trains most first."""
+    """The cells of whatever has run, by the number that each task's table reports; what trains most first.
+    Rows of a task that were not measured alike have columns of their own."""
     made = reported_cells(view.runs, view.select, view.seeds or spec.seeds)
-    made = made.assign(column=made.task, variant="", order=-made.parameters)
-    return made.sort_values(["order", "row", "task"], kind="stable")
+    of_tasks = in_cells(view.runs, made).groupby(["model", "task"])
+    unlike = {(*key, row): words for key, of in of_tasks for row, words in measured(of).items()}
+    apart = [unlike[key] and f", {unlike[key]}" for key in zip(made.model, made.task, made.row, strict=True)]
+    made = made.assign(column=made.task + apart, column_label=made.task_label + apart, variant="")
+    return made.assign(order=-made.parameters).sort_values(["order", "row", "task"], kind="stable")
 
 
 def counted(cell: Cell, *_: Any) -> Entry:
@@ -164,7 +168,7 @@ def _size(cell: Cell) -> str:
 def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
     """The cells, the best first, with their parameters beside LoRA's (ratio); labels say which seeds lack and
     whether a rate is the lowest or highest of those that trials on held-out rows tried."""
-    made = view.cells(0)
+    made = view.cells(PROTOCOLS["reviews"])  # a run may have run for another preset first
     trials = view.runs[view.runs.kind == "trial"].groupby(["model", "row"])
     marks = pd.Series("", made.index)
     for rate in ("lr", "lr_head"):

@@ -36,7 +36,7 @@ def test_what_differs_is_listed_with_by_how_much():
     assert found["predictions.last"] == ["60.0", "62.5", ""]
     assert found["result.best"] == ["0.8", "0.85", "+0.05 (1.06x)"]
     assert found["texts.scores.0.bleu"] == ["60", "62.5", "+2.5 (1.04x)"]
-    assert found["curve.metric"][2].startswith("0.05 (largest at epoch 2, 2 of 3 differ")
+    assert found["curve.metric"][2] == "at most 0.05, 2 of 3 differ"
     assert not {"id", "config.model.path", "config.train.epochs"} & set(
         found
     )  # the folder is nobody's business
@@ -47,13 +47,13 @@ def test_what_differs_is_listed_with_by_how_much():
 
 def test_runs_of_other_lengths_and_without_a_result():
     one, other = record(values=[0.1, 0.2]), record(values=[0.1, 0.2, 0.3])
-    assert rows(compared(one, other, OURS))["curve.metric"] == ["2 values", "3 values", "not the same epochs"]
+    assert rows(compared(one, other, OURS))["curve.metric"][2] == "2 and 3 values"
     failed = {key: one[key] for key in ("schema", "id", "error", "tries", "cell", "label", "config")}
     table = compared(one, failed | {"status": "failed"}, OURS)
     assert "no result" in table.notes[0]
     gone = copy.deepcopy(one)
     gone["curve"]["metric"] = [0.1, None]
-    assert rows(compared(one, gone, OURS))["curve.metric"][:2] == ["0.2", "nan"]
+    assert rows(compared(one, gone, OURS))["curve.metric"][2] == "at most 0, 1 of 2 differ"
 
 
 def test_a_new_record_stands_beside_the_published_one_of_its_id(tmp_path, capsys, monkeypatch):

@@ -9,8 +9,8 @@ from hypothesis import strategies as some
 from ledgers import cells_of, halves, ledger, record, seeds
 
 import analysis
-from analysis.frame import KEY, cells, chosen, pairs, reported, runs
-from analysis.variants import every_variant, nearest_to
+from analysis.frame import KEY, cells, pairs, reported, runs
+from analysis.variants import every_variant
 from runs.record import PUBLISHED, read_ledger
 
 pytestmark = pytest.mark.properties
@@ -210,19 +210,6 @@ def test_what_follows_the_seed_sets_no_variant_apart():
         one["config"]["method"] |= {"redrawn": True, "projection_seed": one["cell"]["seed"]}
     named = every_variant(runs(ledger(*made)), paper=False)
     assert set(named.row) == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
-
-
-def test_the_nearest_variant_to_an_own_run():
-    own = runs(ledger(*seeds("vera", "mine", (0.5,), lr=0.3)))
-    theirs = [
-        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
-        *seeds("vera", "mine", (0.9,), lr=0.3, deviations=["lr"]),
-    ]
-    theirs = [one | {"id": f"{one['id']}-published"} for one in theirs]
-    (cell,) = cells(nearest_to(runs(ledger(*theirs)), own), seeds=1).itertuples()
-    assert (cell.median, cell.n) == (90.0, 1)
-    (cell,) = cells(chosen(runs(ledger(*theirs))), seeds=1).itertuples()
-    assert (cell.median, cell.n) == (75.0, 2)
 
 
 def test_every_published_record_is_a_run_and_counted_once_and_an_empty_ledger_has_frames(monkeypatch):

@@ -77,27 +77,15 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
 
 
-def test_the_table_of_a_sweep_shows_of_published_rows_the_variant_nearest_to_the_own_run():
-    own = seeds("vera", "mine", (0.5,), lr=0.3)
-    theirs = [
-        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
-        *seeds("vera", "mine", (0.9,), lr=0.3, deviations=["lr 0.3 instead of 0.1"]),
-        *seeds("lora", "mine", (0.6, 0.7), lr=0.1),  # no own run: the nearest to the recipe
-        *seeds("lora", "mine", (0.4,), lr=0.3, deviations=["lr 0.3 instead of 0.1"]),
-    ]
-    for one in theirs:
-        one["id"] += "-published"
+def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
+    own = [*seeds("vera", "mine", (0.5,), lr=0.3), *seeds("vera", "mine", (0.6,), lr=0.2)]
+    theirs = [*seeds("vera", "mine", (0.7, 0.8), lr=0.1), *seeds("vera", "mine", (0.9,), lr=0.4)]
     both = of_study(ledger(*own, *theirs), *theirs)
-    first, last = tables.make("", both, every_own=True)
-    assert [row[:4] for row in first.texts] == [["VeRA r=1024", "ours", "43,008", "50.0 (1)"]]
-    assert [(row[0], row[1], row[3]) for row in last.texts] == [
-        ("LoRA r=8", "published", "65.0 +-7.1 (2)"),
-        ("VeRA r=1024", "published", "90.0 (1)"),
-    ]
-    assert any("all=true" in note for note in last.notes)
-    _, last = tables.make("", both, every=True, every_own=True)
-    assert len(last.rows) == 4
-    assert not any("all=true" in note for note in last.notes)
+    for every, rows in ((False, 1), (True, 2)):
+        first, last = tables.make("", both, every=every, every_own=True)
+        assert [row[0] for row in first.texts] == ["VeRA r=1024, lr 0.2", "VeRA r=1024, lr 0.3"]
+        assert len(last.rows) == rows
+        assert any("all=true" in note for note in last.notes) is not every
 
 
 def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, capsys):
@@ -220,9 +208,16 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
     assert measured_unlike(runs(ledger(*made))) == [
         f"not measured alike on rte, so not to be compared: {told}"
     ]
-    for name in ("table2", ""):
-        for of in (made, made[::-1]):
-            assert told in tables.make(name, ledger(*of))[0].notes[0]
+    for of in (made, made[::-1]):
+        assert told in tables.make("table2", ledger(*of))[0].notes[0]
+        # Rows x tasks: columns of their own, which CSV counts to the task
+        (table,) = tables.make("", ledger(*of))
+        apart = ["RTE, dev rows 10, epoch best", "RTE, dev rows 20, epoch last"]
+        assert table.header[3:5] == apart
+        assert {row[0]: row[3:5].count("-") for row in table.texts} == dict.fromkeys(
+            ("VeRA r=1024", "LoRA r=8", "bitfit"), 1
+        )
+        assert set(table.tidy().query("column in @apart").task) == {"rte"}
     for one in of_bitfit:
         one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
         del one["config"]["train"]["evaluate_every"]
@@ -234,19 +229,17 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
 @pytest.mark.parametrize(
     ("uncommitted", "versions", "imports", "told"),
     [
-        (True, "aab", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 1 | 2"),
-        (None, "aba", "ccc", "vera on rte: seeds of 2 versions of mine.py: 0, 2 | 1"),
-        (True, "aaa", "ccd", "vera on rte: seeds of 2 versions of what is imported by mine.py: 0, 1 | 2"),
+        (True, "aab", "ccc", "seeds of 2 versions of mine.py or its imports: 0, 1 | 2"),
+        (None, "aba", "ccc", "seeds of 2 versions of mine.py or its imports: 0, 2 | 1"),
+        (True, "aaa", "ccd", "seeds of 2 versions of mine.py or its imports: 0, 1 | 2"),
         (False, "aab", "ccc", None),  # both are in commits that the records name
-        (True, "aaa", "cc ", None),  # an older record lacks `imports`
         (True, "aaa", "ccc", None),
     ],
 )
 def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, versions, imports, told):
     made = seeds("vera", "rte", (0.7, 0.8, 0.9))
     for one, version, imported in zip(made, versions, imports, strict=True):
-        source = {"file": "mine.py", "sha256": version, "uncommitted": uncommitted}
-        source |= {"imports": imported} if imported != " " else {}
+        source = {"file": "mine.py", "sha256": version, "imports": imported, "uncommitted": uncommitted}
         one["code"] = one["code"] | {"sources": {part: source}}
     notes = " ".join(tables.make("table2", ledger(*made))[0].notes)
     assert (told in notes) if told else "versions of" not in notes
@@ -288,6 +281,6 @@ def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
     for one in own:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=f"no finished run in .* for demo: stopped early .*{own[-1]['id']}"):
-        main(["demo", "published=false", f"output={tmp_path}"])
+        main(["demo", "task=reviews", "published=false", f"output={tmp_path}"])
     both = of_study(ledger(*own, *theirs), *theirs)
     assert not any("stopped" in one for table in tables.make("table3", both) for one in table.notes)
