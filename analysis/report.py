@@ -23,7 +23,7 @@ from analysis.frame import reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results import findings, sections
-from analysis.statistics import statistics_tables
+from analysis.stats import statistics_tables
 from analysis.variants import every_variant
 from runs.command import OfRecords, entry_point, read
 from runs.record import Ledger, Record, median_interval, without_paths, write_atomically

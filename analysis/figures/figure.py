@@ -18,9 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
-from analysis.beside import exact_counts
 from analysis.frame import reported_cells
-from analysis.paper import numbers
 from analysis.render import spreadsheet
 from runs.record import Record, write_atomically
 from runs.record.text import one_line
@@ -186,15 +184,6 @@ def by_pair(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str],
 def of_pair(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
     """The rows of a model and task."""
     return frame[(frame.model == pair[0]) & (frame.task == pair[1])]
-
-
-def printed_rte(rows: Sequence[str]) -> pd.DataFrame:
-    """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact `parameters` and the
-    columns of a figure's data."""
-    counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == PAPER[0]}
-    table2 = of_pair(numbers()[numbers().table == "table2"], PAPER).set_index("row", drop=False).loc[[*rows]]
-    kind = table2.row.str.partition("_")[0]
-    return table2.assign(parameters=table2.row.map(counts), kind=kind, runs=[()] * len(table2))
 
 
 def draw_bands(

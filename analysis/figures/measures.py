@@ -19,20 +19,8 @@ SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key":
 PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
 LOOKS = (COLOURS["vera"], "-", "D"), (COLOURS["lora"], "--", "o"), (COLOURS["random"], ":", "^")
 OF_PAIRS = dict(zip(PAIRS.values(), LOOKS, strict=True))
-OF_FITS = [
-    "method",
-    "kind",
-    "rank",
-    "parameters",
-    "mean",
-    "low",
-    "high",
-    "spread",
-    "least",
-    "n",
-    "of",
-    "runs",
-]
+OF_FITS = ["method", "kind", "rank", "parameters", "mean", "low", "high", "spread", "least"]
+OF_FITS += ["n", "of", "runs"]
 FITTED = {"LoRA": (COLOURS["lora"], "--", "o"), "VeRA": (COLOURS["vera"], "-", "D")}
 NO_FIT = "Nothing measured: python -m runs.measure matrix_fit takes ten seconds."
 NOTHING = "Nothing measured: python -m runs experiment={}, then python -m runs.measure {}."
@@ -53,26 +41,31 @@ def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Itera
     and magnitudes of the row vera alone. One for each run, of runs of one setting: of several the paper's
     rank 64 in figure 5, then what deviates least from its recipe, then the most runs."""
     known, trials = runs.set_index("id"), set(runs.id[runs.kind.isin(["trial", "stopped"])])
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    counts, groups = defaultdict[Any, int](int), defaultdict[Any, dict[Any, dict[Any, Record]]](dict)
     for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
-        cell = measure["of"][0]["cell"] if measure["of"] else {}
+        ids, cell = (
+            tuple(run["id"] for run in measure["of"]),
+            measure["of"][0]["cell"] if measure["of"] else {},
+        )
         shown = measure["kind"] == kind and (kind == "similarity" or cell.get("row") == "vera")
-        if shown and not trials & {run["id"] for run in measure["of"]}:
-            groups[cell["model"], cell["task"]].append(measure)
-    for pair, suffix, lines in by_pair(groups):
-        settings, found = defaultdict[Any, dict[Any, Record]](dict), groups.get(pair, [])
-        for measure in found:
-            ids = tuple(run["id"] for run in measure["of"])
+        if shown and not trials & {*ids}:
+            pair = cell["model"], cell["task"]
+            counts[pair] += 1
             if {*ids} <= {*known.index}:
-                settings[str(measure["settings"]), *known.cell[[*ids]]][ids] = measure
+                setting = str(measure["settings"]), *known.cell[[*ids]]
+                groups[pair].setdefault(setting, {})[ids] = measure
 
-        def rank(group: dict[Any, Record]) -> tuple[bool, int, int]:
-            ids, first = next(iter(group.items()))
-            deviations = sum(map(len, known.deviations[[*ids]]))
-            return first["settings"].get("ranks") == [64, 64], -deviations, len(group)
+    def rank(group: dict[Any, Record]) -> tuple[bool, int, int]:
+        ids, first = next(iter(group.items()))
+        return (
+            first["settings"].get("ranks") == [64, 64],
+            -known.deviations[[*ids]].map(len).sum(),
+            len(group),
+        )
 
-        chosen = [*max(settings.values(), key=rank, default={}).values()]
-        if others := len(found) - len(chosen):
+    for pair, suffix, lines in by_pair(counts):
+        chosen = [*max(groups[pair].values(), key=rank, default={}).values()]
+        if others := counts[pair] - len(chosen):
             why = "of other settings, of a run measured before, or of one without a record"
             lines.append(f"{others} measures are left out: {why}.")
         label = chosen[0]["of"][0]["label"] if chosen else {"model": "RoBERTa-large", "task": "RTE"}
@@ -99,14 +92,13 @@ def figure3(part: Part) -> list[Figure]:
     vera."""
     figures = []
     for group in measured(part.runs, part.measures, "magnitude"):
-        found, count = by_layer(group.measures, ["d", "b"]), len(group.measures)
+        found = by_layer(group.measures, ["d", "b"])
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
         lines = _notes(group, part, data, "figure3", "magnitude")
         if not group.suffix:
-            lines.append(
-                f"The paper prints no numbers of this figure. Its finding: {paper()['figure3']['finding']}."
-            )
+            lines.append(f"The paper prints no numbers of this figure. {_finding('figure3')}")
         data = data[["site", "layer", "median", "low", "high", "b", "n", "runs"]]
+        count = len(group.measures)
         over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
         title = f"Figure 3: change of d by layer, {group.where}"
         draw = partial(_draw, by="site", looks=SITES, ylabel="‖d - d_init‖₂")
@@ -119,25 +111,30 @@ def figure5(part: Part) -> list[Figure]:
     D)."""
     figures = []
     for group in measured(part.runs, part.measures, "similarity"):
-        found, count = by_layer(group.measures, [*PAIRS]), len(group.measures)
+        found = by_layer(group.measures, [*PAIRS])
         data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
         lines = _notes(group, part, data, "figure5", "similarity")
         means = _of_queries(data).groupby("pair")["median"].mean()
         lines += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
         if not group.suffix:
-            of = paper()["figure5"]
-            rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in of["printed"].items()]
+            printed = paper()["figure5"]["printed"].items()
+            rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in printed]
             quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
             data = stacked(data, quoted.assign(source="paper (quoted)", site="query"))
             quotes = "The paper prints two means, over the query matrices at rank 64 (quoted)"
-            lines.append(f"{quotes}, and none by layer. Its finding: {of['finding']}.")
+            lines.append(f"{quotes}, and none by layer. {_finding('figure5')}")
         data = data.reindex(columns=["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"])
-        matrices = "query matrices" if (data.site == "query").any() else "all adapted matrices"
-        over = f"median of {count} pairs of runs, {matrices}" if count > 1 else matrices
+        over = "query matrices" if (data.site == "query").any() else "all adapted matrices"
+        if (count := len(group.measures)) > 1:
+            over = f"median of {count} pairs of runs, {over}"
         title = f"Figure 5: cosine of weight differences, {group.where}"
         draw = partial(_draw, by="pair", looks=OF_PAIRS, ylabel="cosine")
         figures.append(Figure(f"figure5{group.suffix}", title, data, lines, draw, over))
     return figures
+
+
+def _finding(figure: str) -> str:
+    return f"Its finding: {paper()[figure]['finding']}."
 
 
 def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
@@ -182,7 +179,7 @@ def figure6(part: Part) -> list[Figure]:
     lines = [f"Measure {fit['id']}; settings (this project's choice): {words}." if fit else NO_FIT]
     for at in data[data.n < data.of].itertuples():
         lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
-    lines.append(f"The paper prints no numbers of this figure. Its finding: {paper()['figure6']['finding']}.")
+    lines.append(f"The paper prints no numbers of this figure. {_finding('figure6')}")
     over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest" if fit else ""
     title = f"Figure 6: fitting random {of.get('size', 10)} x {of.get('size', 10)} matrices"
     return [Figure("figure6", title, data[data.n > 0], lines, _draw_fits, over)]

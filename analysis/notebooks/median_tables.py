@@ -4,7 +4,7 @@
 # %%
 from analysis import cells, runs, tables
 from analysis.notebooks import ledger, show
-from analysis.statistics import statistics_tables
+from analysis.stats import statistics_tables
 
 records = ledger()
 for name in ("table2", "table3", "table4", "table5", "demo"):

@@ -8,7 +8,6 @@ import pandas as pd
 
 from analysis.inference import FIRM_PAIRS
 from analysis.paper import GLUE, recipes
-from analysis.statistics import middle
 
 #: Whether a finding agrees, in a word.
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
@@ -26,7 +25,11 @@ def side(runs: pd.DataFrame) -> dict[str, Any]:
     runs = runs.sort_values(["seed", "id"])
     several = runs[runs.evaluations > 1]
     made = {"label": runs.label.iloc[0], "parameters": int(runs.parameters.iloc[0]), "ids": tuple(runs.id)}
-    made |= {"median": middle(runs.number), "mean": float(runs.number.mean()), "several": len(several)}
+    made |= {
+        "median": float(runs.number.median()),
+        "mean": float(runs.number.mean()),
+        "several": len(several),
+    }
     made["best_is_last"] = int((several.best_epoch == several.last_epoch).sum())
     return made | {"epochs": tuple(sorted(set(runs.epochs)))}
 

@@ -15,7 +15,6 @@ from analysis.inference import Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.of_rows import collapsed
-from analysis.statistics import middle
 from analysis.variants import every_variant
 from runs.record import LEVEL, Record
 from runs.record.text import megabytes, one_line
@@ -124,5 +123,5 @@ def tried(trials: pd.DataFrame, cell: Any) -> list[float]:
         return []
     of = reported(of)
     better = of.number.where(~of.less, -of.number)
-    order = better.groupby(of.lr_head if cell.method == "head" else of.lr).agg(middle)
+    order = better.groupby(of.lr_head if cell.method == "head" else of.lr).median()
     return [float(rate) for rate in order.sort_values(ascending=False, kind="stable").index]

@@ -15,8 +15,8 @@ from analysis.inference import mean_of
 from analysis.render import Number
 from analysis.results import findings as found_findings
 from analysis.results.sections import macros
-from analysis.statistics import MODELS, cell_words, ranks
-from analysis.statistics import comparisons as compared
+from analysis.stats import MODELS, cell_words, ranks
+from analysis.stats import comparisons as compared
 from runs.record import Ledger, median_interval
 
 Lines = Iterator[dict[str, Any]]
