@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
-from analysis.render import NONE, Entry, Number
+from analysis.render import NONE, Entry, Number, of_runs
 from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
@@ -37,46 +37,33 @@ def number_of(name: str, runs: pd.DataFrame) -> Column:
         raise UserError(f"columns={name}: {name} is no number of a run") from None
 
     def entry(of: pd.DataFrame) -> Entry:
-        known = numbers[of.index[~of.diverged.astype(bool)]].dropna()
-        return Number(float(known.median()), form=form, ids=tuple(of.id)) if len(known) else NONE
+        return of_runs(numbers[of.index[~of.diverged.astype(bool)]].median(), of.id, form=form)
 
     return Column(name, entry)
 
 
-# --- against another row
-
-
 def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> list[Column]:
     """Each row's mean difference to another row, over the seeds that both have, measured on the same, with
-    half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks (Welch).
-    Positive: the row is better. Where no row has one there is no column."""
+    half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks (Welch);
+    without it where a task has one pair. Positive: the row is better. Where no row has one there is no
+    column."""
     shown = reported(runs)
 
     def entry(of: pd.DataFrame) -> Entry:
         both = pairs(shown, of.row.iloc[0], other)
         both = both[both.id.isin(of.id) & (both.row != other)]
-        return mean_difference(both) if len(both) else NONE
+        tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
+        half = welch_half(tasks["var"] / tasks["size"] / max(len(tasks), 1) ** 2, tasks["size"] - 1)
+        return of_runs(
+            tasks["mean"].mean(),
+            (*both.id, *both.id_other),
+            spread=float(half) if (tasks["size"] > 1).all() else math.nan,
+            decimals=int(both.digits.min()) if len(both) else 1,
+            sign=True,
+        )
 
-    known = any(isinstance(entry(of), Number) for of in rows)
     note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
-    return [Column(f"against {other}", entry, [note])] if known else []
-
-
-def mean_difference(both: pd.DataFrame) -> Number:
-    """Of the pairs of two rows (`frame.pairs`): the mean over tasks, with half of its 95% interval; without
-    it where a task has one pair."""
-    of_tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
-    half = welch_half(of_tasks["var"] / of_tasks["size"] / len(of_tasks) ** 2, of_tasks["size"] - 1)
-    return Number(
-        float(of_tasks["mean"].mean()),
-        float(half) if (of_tasks["size"] > 1).all() else math.nan,
-        decimals=int(both.digits.min()),
-        sign=True,
-        ids=(*both.id, *both.id_other),
-    )
-
-
-# --- forgetting
+    return [Column(f"against {other}", entry, [note])] if any(entry(of) != NONE for of in rows) else []
 
 
 def forgetting(runs: pd.DataFrame) -> list[Column]:

@@ -76,10 +76,35 @@ Line = list[Entry]
 
 
 def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
-    """The text's claims, each with the paper's number and ours. Files and latency come from the benchmark of
-    serving, where this machine has done it."""
+    """The text's claims, each with the paper's number and ours: an adapter of GPT-3, and those of a million
+    users; the files that this project writes; exact counts beside d_90; the time of a batch with an adapter
+    over the base model's. Files and latency come from the benchmark of serving, where this machine has done
+    it."""
     bench: dict[str, Any] = serving or {"rows": []}
-    rows = [*_memory(), *_files(bench), *_counts(), *_latency(bench)]
+    rows, of, d_90 = list[Line](), claims()["memory"], claims()["d_90"]
+    exact, printed = memory(of["model"], of["rank"]), {"lora": (of["adapter"], of["all"]), "vera": "--"}
+    for row, name in (("lora", "LoRA"), ("vera", "VeRA")):
+        counts = {"an adapter": 1, f"{of['users']:,} users": of["users"]}
+        for (what, count), text in zip(counts.items(), printed[row], strict=True):
+            size = 4 * exact[row] * count
+            claim = f"GPT-3, {name} r={of['rank']}: {what}"
+            rows.append([claim, text, binary(size), _status(text, size)])
+    files = [one for one in bench["rows"] if one["part"] == "adapter file"]
+    for one in files:
+        name = f"{one['model']}, {one['variant']}"
+        size = f"{one['bytes']:,} bytes ({one['parameters']:,} parameters)"
+        rows.append([f"{name}: an adapter's file", "-", size, "written"])
+        rows.append([f"{name}: {of['users']:,} files", "-", binary(one["bytes"] * of["users"]), "written"])
+    if not files:
+        rows.append(["an adapter's file", "-", COMMAND, "not measured"])
+    rows.append(["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"])
+    of_model = [one for one in exact_counts() if one["model"] == d_90["model"] and one["method"] != "full"]
+    for one in sorted(of_model, key=lambda one: -one["count"]):
+        row, text, rank = one["method"], one["printed"], one["settings"].get("rank")
+        name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]  # adapter_drop_900k
+        times = f"{one['count']:,} = {one['count'] / d_90['value']:.0f} x d_90"
+        claim = f"RoBERTa-base, {name}{f' r={rank}' if rank else ''}: parameters"
+        rows.append([claim, text, times, _status(text, one["count"])])
     measured = f"{COMMAND} measures files and time."
     if serving:
         where = f"{bench['machine']['name']}, {plural(bench['threads'], 'thread')}, {bench['date']}"
@@ -92,48 +117,12 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
         "Latency: the paper says that a merged adapter adds none. time: beside the base model's.",
         measured,
     ]
-    return [Table("Claims of the text", ["claim", "paper", "here", "status"], rows, notes)]
+    header = ["claim", "paper", "here", "status"]
+    return [Table("Claims of the text", header, [*rows, *_latency(bench)], notes)]
 
 
 def _status(printed: str, value: float) -> str:
     return "not printed" if printed == "-" else "as printed" if follows(printed, value) else "DIFFERS"
-
-
-def _memory() -> Iterator[Line]:
-    """An adapter of GPT-3, and those of a million users."""
-    of = claims()["memory"]
-    exact, printed = memory(of["model"], of["rank"]), {"lora": (of["adapter"], of["all"]), "vera": "--"}
-    for row, name in (("lora", "LoRA"), ("vera", "VeRA")):
-        counts = {"an adapter": 1, f"{of['users']:,} users": of["users"]}
-        for (what, count), text in zip(counts.items(), printed[row], strict=True):
-            size = 4 * exact[row] * count
-            yield [f"GPT-3, {name} r={of['rank']}: {what}", text, binary(size), _status(text, size)]
-
-
-def _files(bench: dict[str, Any]) -> list[Line]:
-    """The files that this project writes, and a million of them."""
-    users, rows = claims()["memory"]["users"], list[Line]()
-    for of in (of for of in bench["rows"] if of["part"] == "adapter file"):
-        name, size = (
-            f"{of['model']}, {of['variant']}",
-            f"{of['bytes']:,} bytes ({of['parameters']:,} parameters)",
-        )
-        rows.append([f"{name}: an adapter's file", "-", size, "written"])
-        rows.append([f"{name}: {users:,} files", "-", binary(of["bytes"] * users), "written"])
-    return rows or [["an adapter's file", "-", COMMAND, "not measured"]]
-
-
-def _counts() -> Iterator[Line]:
-    """The exact counts of a model's rows, the largest first, beside d_90."""
-    d_90 = claims()["d_90"]
-    yield ["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"]
-    entries = [of for of in exact_counts() if of["model"] == d_90["model"] and of["method"] != "full"]
-    for of in sorted(entries, key=lambda of: -of["count"]):
-        row, printed, rank = of["method"], of["printed"], of["settings"].get("rank")
-        name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]  # adapter_drop_900k
-        name += f" r={rank}" if rank else ""
-        times = f"{of['count']:,} = {of['count'] / d_90['value']:.0f} x d_90"
-        yield [f"RoBERTa-base, {name}: parameters", printed, times, _status(printed, of["count"])]
 
 
 def _latency(bench: dict[str, Any]) -> Iterator[Line]:
@@ -184,16 +173,6 @@ def _read(path: Path) -> dict[str, Any]:
     return merged
 
 
-def recipe(row: str, model: str, task: str, key: str) -> Any:
-    """A value of conf/recipe/ROW/MODEL.yaml, by task or at its top; None where the file has none."""
-    file = _recipe_file(row, model)
-    value = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
-    try:
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 4e-3 as a text
-    except ValueError:
-        return value
-
-
 def _parts(number: int) -> Iterator[tuple[str, Columns, Printed, str]]:
     """The tables of a number: what each is about, its columns, what the paper prints, and a note."""
     of = recipes()[{8: "glue", 9: "instruct", 10: "e2e", 11: "images"}[number]]
@@ -237,20 +216,22 @@ def recipe_tables(number: int, _: object = None) -> list[Table]:
 
 
 def _table(number: str, about: str, columns: Columns, printed: Printed, note: str) -> Table:
-    rows = list[list[Entry]]()
+    files, rows = [_recipe_file(row, model) for row, model, _ in columns.values()], list[list[Entry]]()
     for key, values in printed.items():
         papers = values if isinstance(values, list) else [values] * len(columns)
-        ours = [recipe(*column, key) for column in columns.values()]
+        # By task, or at the file's top; YAML 1.1 reads 4e-3 as a text
+        ours = [
+            (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
+            for file, (_, _, task) in zip(files, columns.values(), strict=True)
+        ]
+        ours = [float(of) if isinstance(of, str) and of[:1].isdigit() else of for of in ours]
         pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
         status = "as printed" if pairs else "not printed"
         if any(a != b for a, b in pairs):
             status = f"DIFFERS: {', '.join(str(b) for _, b in pairs)}"
-        rows.append([KEYS[key], *map(_plain, ours), status])
-    files = [_recipe_file(row, model).get("chosen") or {} for row, model, _ in columns.values()]
-    chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for of in files for key, why in of.items())
+        words = ["-" if of is None else f"{of:g}" if isinstance(of, int | float) else str(of) for of in ours]
+        rows.append([KEYS[key], *words, status])
+    reasons = [reason for file in files for reason in (file.get("chosen") or {}).items()]
+    chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for key, why in reasons)
     title = f"{number}{about if about[0] == ':' else f', {about}'}, from conf/recipe"
     return Table(title, ["hyperparameter", *columns, "paper"], rows, [note, *chosen])
-
-
-def _plain(value: Any) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,8 +1,6 @@
 """Tables 4 and 13: instruction tuning, judged by MT-Bench or Vicuna-bench; a line for each judge of a row."""
 
-import math
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +12,7 @@ import pandas as pd
 from analysis.frame import in_cells
 from analysis.paper import BENCHES, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, number
-from analysis.tables.build import Own, Spec, View
+from analysis.tables.build import Spec, View
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
@@ -27,11 +25,11 @@ def is_gpt_4(judge: Any) -> bool:
     return bool(re.fullmatch(r"gpt-4(-32k)?(-\d{4})?", str(judge)))
 
 
-def judgements(bench: str, runs: pd.DataFrame, judge: str = "") -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The runs with each judgement of a bench, by one judge or by all."""
+def judgements(bench: str, runs: pd.DataFrame) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The runs with each judgement of a bench."""
     for run in runs.itertuples():
         for of in run.judged if isinstance(run.judged, list) else []:
-            if of["bench"] == bench and judge in ("", of["judge"]):
+            if of["bench"] == bench:
                 yield run, of
 
 
@@ -47,22 +45,29 @@ def belongs(name: str, bench: str, runs: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def judged_cells(bench: str, spec: Spec, view: View) -> pd.DataFrame:
-    """The cells, once for each judge with its scores and the runs that it has judged; once, without scores,
-    where none has."""
+    """The cells, once for each judge with the runs that it has judged: their scores, the interval over
+    questions of one run, the medians of each turn, and how many judgements have a score. A cell that none has
+    judged is there once, without scores."""
     made, lines = view.cells(spec.seeds), list[dict[str, Any]]()
     runs = view.runs.set_index("id", drop=False)
     for cell in made.to_dict("records"):
         label = cell["label"] if cell["task"] == "alpaca" else f"{cell['label']} on {cell['task_label']}"
         cell |= {"label": label, "column": "score", "wanted": max(cell["wanted"], cell["runs"])}
         by_judge = defaultdict[str, dict[str, Any]](dict)
-        for run, of in judgements(bench, runs.loc[[*cell["ids"]]]):
-            by_judge[of["judge"]][run.id] = of["mean"]
-        for judge, scores in (by_judge or {NONE: {}}).items():
-            values = [math.nan if score is None else float(score) for score in scores.values()]
-            had = [value for value in values if value == value]
-            about: dict[str, Any] = {"variant": judge, "judged": (*scores,), "values": (*values,)}
-            about |= {"n": len(had) if scores else cell["n"], "complete": len(values) >= cell["wanted"]}
-            about |= {"spread": statistics.stdev(had) if len(had) > 1 else math.nan}
+        for run, one in judgements(bench, runs.loc[[*cell["ids"]]]):
+            by_judge[one["judge"]][run.id] = one
+        for judge, by_run in (by_judge or {NONE: {}}).items():
+            of = [*by_run.values()]
+            values = pd.Series([one["mean"] for one in of], dtype=float)
+            turns = pd.DataFrame([one["turns"] for one in of], dtype=float).median()
+            alone = len(of) == 1 and of[0]["low"] is not None
+            about: dict[str, Any] = {"variant": judge, "judged": (*by_run,), "values": (*values,)}
+            about |= {"n": int(values.count()) if of else cell["n"], "spread": values.std()}
+            about["complete"] = len(values) >= cell["wanted"]
+            about["interval"] = f"{of[0]['low']:.2f} to {of[0]['high']:.2f}" if alone else NONE
+            about["turns"] = " / ".join(f"{turn:.2f}" if turn == turn else NONE for turn in turns) or NONE
+            valid = f"{sum(one['n_valid'] for one in of)} of {sum(one['n'] for one in of)}"
+            about["valid"] = valid if of else NONE
             lines.append(cell | about)
     return pd.DataFrame(lines) if lines else made
 
@@ -71,25 +76,6 @@ def score(cell: Cell, middle: str, decimals: int, verdict: str) -> Entry:
     """A judge's median score, of the runs that it has judged."""
     of = number(cell, middle, decimals, verdict, known=True)
     return replace(of, n=len(cell.judged), ids=cell.judged) if isinstance(of, Number) else of
-
-
-def interval(bench: str, own: Own, runs: pd.DataFrame) -> Entry:
-    """The judge's interval over questions, of one run."""
-    (of, *more) = [of for _, of in judgements(bench, runs, own["score"].variant)] or [{"low": None}]
-    return NONE if more or of["low"] is None else f"{of['low']:.2f} to {of['high']:.2f}"
-
-
-def by_turn(bench: str, own: Own, runs: pd.DataFrame) -> Entry:
-    """The median score of each turn."""
-    of = [of["turns"] for _, of in judgements(bench, runs, own["score"].variant)]
-    turns = [[one[turn] for one in of if one[turn] is not None] for turn in (of[0] if of else ())]
-    return " / ".join(f"{statistics.median(turn):.2f}" if turn else NONE for turn in turns) or NONE
-
-
-def valid(bench: str, own: Own, runs: pd.DataFrame) -> Entry:
-    """How many judgements have a score."""
-    of = [of for _, of in judgements(bench, runs, own["score"].variant)]
-    return f"{sum(one['n_valid'] for one in of)} of {sum(one['n'] for one in of)}" if of else NONE
 
 
 def notes(bench: str, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
@@ -141,10 +127,10 @@ def judged(name: str, bench: str, models: dict[str, str]) -> Spec:
         decimals={"score": 2},
         entry=score,
         more={
-            "95%": partial(interval, bench),
-            "by turn": partial(by_turn, bench),
-            "valid": partial(valid, bench),
-            "judge": lambda own, runs: "" if own["score"].variant == NONE else own["score"].variant,
+            "95%": lambda own, runs: own["score"].interval,
+            "by turn": lambda own, runs: own["score"].turns,
+            "valid": lambda own, runs: own["score"].valid,
+            "judge": lambda own, runs: own["score"].variant.removeprefix(NONE),
         },
         status=partial(status, bench),
         first=("none", "lora", "vera", "vera_r256"),

@@ -53,17 +53,21 @@ def scored(spec: Spec, view: View) -> pd.DataFrame:
     the best epoch, where it is another. A run that diverged before it had texts has 0."""
     found = [view.cells(spec.seeds, key, key) for key in KEYS]
     runs = in_cells(view.runs, found[0])
-    texts, none = [of or [] for of in runs.texts], runs.diverged.map({True: 0.0, False: math.nan})
+    texts = [of or [] for of in runs.texts]
+    usual = [of[0]["variant"] if of else "" for of in texts]
     ways = dict.fromkeys(entry["variant"] for of in texts for entry in of)
     for which, way in [*(("last", way) for way in ways), ("best", "")]:
-        has, entries = list[bool](), list[dict[str, Any] | None]()
-        for of, end in zip(texts, runs.last_epoch, strict=True):
-            usual = of[0]["variant"] if of else ""
-            wanted = (which, way or usual)
-            entry = next((one for one in of if (one["which"], one["variant"]) == wanted), None)
-            has.append(entry is not None and (way != usual if way else entry["epoch"] != end))
-            entries.append(entry)
+        wanted = [(which, way or own) for own in usual]
+        entries = [
+            next((one for one in of if (one["which"], one["variant"]) == which_way), None)
+            for of, which_way in zip(texts, wanted, strict=True)
+        ]
+        has = [
+            one is not None and (way != own if way else one["epoch"] != end)
+            for one, own, end in zip(entries, usual, runs.last_epoch, strict=True)
+        ]
         other = pd.Series(has, runs.index, dtype=bool).groupby([runs.model, runs.row]).transform("any")
+        none = [0.0 if diverged else math.nan for diverged in runs.diverged]
         scores = {
             key: [zero if of is None else of.get(key) for of, zero in zip(entries, none, strict=True)]
             for key in KEYS
@@ -150,19 +154,9 @@ def demo(view: View) -> list[Table]:
     asked = runs[["asked_train_rows", "asked_dev_rows"]].apply(tuple, axis=1) if len(runs) else runs.task
     sizes = sorted({*asked[runs.kind == "result"]})
     parts = [replace(view, runs=runs[(asked == size) | (runs.kind == "trial")]) for size in sizes]
-    other = "{1.task_label} ({1.model_label}, {1.over}{1.size}): dev {1.metric}"
-    spec = replace(DEMO, other=other if len(sizes) > 1 else other.replace("{1.size}", ""))
+    other = "{1.task_label} ({1.model_label}, {1.over}, {1.size}): dev {1.metric}"
+    spec = replace(DEMO, other=other if len(sizes) > 1 else other.replace(", {1.size}", ""))
     return [table for part in parts for table in build(spec, part)]
-
-
-def _seeds(of: pd.DataFrame) -> str:
-    """What the medians of these cells are over."""
-    one = of.complete.all() and of.runs.nunique() == 1
-    return f"median of {plural(int(of.runs.iloc[0]), 'seed')}" if one else "median over the seeds there are"
-
-
-def _size(cell: Cell) -> str:
-    return f"{cell.train_rows:,} training and {cell.dev_rows:,} dev rows"
 
 
 def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
@@ -177,6 +171,9 @@ def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
         marks = marks.mask(at_end & (ends["nunique"] > 1), END)
     fewer = ["" if of.complete else f" ({of.n}/{of.wanted} seeds)" for of in made.itertuples()]
     trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
+    of_model, counts = made.groupby("model"), made.runs.map(lambda count: plural(count, "seed"))
+    alike = of_model.complete.transform("all") & (of_model.runs.transform("nunique") == 1)
+    sizes = [f"{of.train_rows:,} training and {of.dev_rows:,} dev rows" for of in made.itertuples()]
     return made.assign(
         label=made.label + marks + fewer,
         ratio=(made.parameters / made.model.map(lora)).where(trains),
@@ -184,14 +181,14 @@ def demo_cells(spec: Spec, view: View) -> pd.DataFrame:
         head_bytes=4 * made.head_parameters,
         unknown=made.runs - made.n,
         less=-made["median"],
-        over=made.model.map({model: _seeds(of) for model, of in made.groupby("model")}),
-        size=[f", {_size(of)}" for of in made.itertuples()],
+        over=("median of " + counts).where(alike, "median over the seeds there are"),
+        size=sizes,
     ).sort_values(["unknown", "less"], kind="stable")
 
 
 def of_demo(spec: Spec, view: View, made: pd.DataFrame) -> str:
     """What its columns are, and marks."""
-    how, results = f"trainable: without the classification head. {_size(made.iloc[0])}.", view.runs
+    how, results = f"trainable: without the classification head. {made.iloc[0]['size']}.", view.runs
     results = results[(results.model == made.model.iloc[0]) & (results.kind == "result")]
     if view.select in SELECTED:
         how += f" {SELECTED[view.select]}"
@@ -206,12 +203,12 @@ def of_demo(spec: Spec, view: View, made: pd.DataFrame) -> str:
 
 def with_nan(name: str) -> Callable[[Own, pd.DataFrame], Entry]:
     """A number of the cell that is nan where a seed has none."""
-    return lambda own, runs: Number(
-        getattr(first(own), name),
-        n=first(own).n,
-        mark=diverged(first(own)) * (name == "median"),
-        ids=first(own).ids,
-    )
+
+    def entry(own: Own, runs: pd.DataFrame) -> Entry:
+        cell = first(own)
+        return Number(getattr(cell, name), n=cell.n, mark=diverged(cell) * (name == "median"), ids=cell.ids)
+
+    return entry
 
 
 DEMO = Spec(

@@ -31,11 +31,7 @@ def test_each_run_is_a_row_with_numbers_and_settings(form, output, capsys):
     path = output / f"runs.{form}"
     assert main([f"out={path}", f"output={output}", "published=false"]) == 0
     assert f"Runs: {path} (4 rows, " in capsys.readouterr().out
-    read = {
-        "parquet": pd.read_parquet,
-        "csv": pd.read_csv,
-        "json": pd.read_json,
-    }[form](path)
+    read = {"parquet": pd.read_parquet, "csv": pd.read_csv, "json": pd.read_json}[form](path)
     read = read.set_index("id")
     assert sorted(read.kind) == ["result", "result", "result", "trial"]
     of = read[(read.row == "vera") & (read.task == "rte")].sort_values("seed")
