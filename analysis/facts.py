@@ -3,7 +3,7 @@ NUMBERS, at the end). A column is added there, by one line."""
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from runs.record import (
@@ -123,12 +123,13 @@ def of_method(recipe: str) -> bool:
     return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
 
 
-def metric(epoch: str | None, select: str = "paper") -> Callable[[Record], float]:
-    return lambda record: record["result"]["scale"] * seed_value(record, epoch, select)
+def metric(record: Record, epoch: str | None = None, select: str = "paper") -> float:
+    """The metric of an epoch, by default of the reported one, as tables print it."""
+    return float(record["result"]["scale"] * seed_value(record, epoch, select))
 
 
-def crossfit(record: Record) -> float:
-    return float(record["result"]["scale"] * seed_value(record, reported_epoch(record), "crossfit"))
+def score(key: str, record: Record) -> float:
+    return math.nan if (score := text_score(record, key)) is None else score
 
 
 def optimism(record: Record) -> float:
@@ -136,15 +137,10 @@ def optimism(record: Record) -> float:
     return float(record["result"]["scale"] * of["optimism"]) if of else math.nan
 
 
-def score(key: str) -> Callable[[Record], float]:
-    return lambda record: math.nan if (score := text_score(record, key)) is None else score
-
-
 def seconds(record: Record) -> float | None:
     """Of training, evaluation and decoding."""
-    keys = ("train_seconds", "evaluate_seconds", "decode_seconds")
-    known = [record["cost"][key] for key in keys if record["cost"].get(key) is not None]
-    return float(sum(known)) if known else None
+    cost = [record["cost"].get(f"{part}_seconds") for part in ("train", "evaluate", "decode")]
+    return float(sum(of for of in cost if of is not None)) if any(of is not None for of in cost) else None
 
 
 def one_draw(record: Record) -> bool:
@@ -200,14 +196,14 @@ SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 NUMBERS: Columns = {
     "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
     "reported": (reported_epoch, "first"),
-    "value": (metric(None), ""),
-    "best": (metric("best"), ""),
-    "last": (metric("last"), ""),
+    "value": (metric, ""),
+    "best": (lambda record: metric(record, "best"), ""),
+    "last": (lambda record: metric(record, "last"), ""),
     "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
-    "crossfit": (crossfit, ""),
-    "half": (metric("best", "half"), ""),
+    "crossfit": (lambda record: metric(record, reported_epoch(record), "crossfit"), ""),
+    "half": (lambda record: metric(record, "best", "half"), ""),
     "optimism": (optimism, ""),
-    **{key: (score(key), "") for key in SCORES},
+    **{key: (partial(score, key), "") for key in SCORES},
     "forgetting": (forgetting, ""),
     "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),

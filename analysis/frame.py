@@ -121,9 +121,9 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     made = made.assign(
         runs=by.size(),
         n=n,
-        **{
-            name: by[of].agg(tuple) for name, of in (("values", "value_of"), ("seeds", "seed"), ("ids", "id"))
-        },
+        values=values.agg(tuple),
+        seeds=by.seed.agg(tuple),
+        ids=by.id.agg(tuple),
         median=values.median().where(whole),
         mean=values.mean().where(whole),
         spread=values.std().where(whole),
@@ -153,21 +153,19 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _wanted(task: str, presets: Iterable[Any]) -> int:
-    """How many seeds a cell should have: those of its protocol, or of the preset that ran it."""
-    of_protocol = PROTOCOLS.get(task, SEEDS)
-    if task not in OF_STUDIES:
-        return of_protocol
-    return max((_seeds(str(preset)) for preset in presets), default=0) or of_protocol
+    """How many seeds a cell should have: those of its protocol or, of a study, of the preset that ran it."""
+    of_presets = max(map(_seeds, presets), default=0) if task in OF_STUDIES else 0
+    return of_presets or PROTOCOLS.get(task, SEEDS)
 
 
 @cache
-def _seeds(preset: str) -> int:
+def _seeds(preset: str | None) -> int:
     """How many seeds a preset has; 0 where it is none, or says nothing of them."""
     path = CONF / "experiment" / f"{preset}.yaml"
     node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    for key in ("hydra", "sweeper", "params", "seed"):
+    for key in ("hydra", "sweeper", "params"):
         node = node.get(key, {})
-    return len(str(node).split(",")) if node != {} else 0
+    return len(str(node["seed"]).split(",")) if "seed" in node else 0
 
 
 def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:

@@ -115,13 +115,6 @@ class Table:
     model: str = ""
     tasks: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.header):
-                raise ValueError(
-                    f"{self.title}: a row of {len(row)} entries under {len(self.header)} columns"
-                )
-
     @property
     def ids(self) -> tuple[str, ...]:
         """The runs behind its numbers, each once."""
@@ -222,13 +215,8 @@ def escape(text: str) -> str:
 
 def latex(table: Table, runs: bool = False) -> str:
     """A table as LaTeX for booktabs, its title and notes as comments."""
-    header, *rows = (
-        " & ".join(map(escape, row)) + r" \\" for row in [[*map(one_line, table.header)], *table.texts]
-    )
+    header, *rows = [[escape(one_line(text)) for text in row] for row in [table.header, *table.texts]]
+    columns = f"l{'r' * (len(header) - 1)}"
+    text = pd.DataFrame(rows, columns=header).to_latex(index=False, column_format=columns)
     comments = [f"% {one_line(note)}" for note in [*table.notes, *(_ids(table) if runs else [])]]
-    begin = [
-        f"% {one_line(table.title)}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-        r"\toprule",
-    ]
-    return "\n".join([*begin, header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", *comments])
+    return "\n".join([f"% {one_line(table.title)}", text.rstrip(), *comments])

@@ -57,7 +57,6 @@ def page(ledger: Ledger) -> str:
     part = partial(_part, problems)
     environment = sections.environment(Path(__file__).parent, autoescape=True)
     environment.tests["number"] = lambda entry: isinstance(entry, Number)
-    environment.filters["megabytes"] = megabytes
     drawn = [
         figure
         for name in figures.FIGURES
@@ -69,7 +68,14 @@ def page(ledger: Ledger) -> str:
         origins=frame.origin.value_counts().to_dict(),
         kinds=frame.kind.value_counts().to_dict(),
         findings=part("the findings", lambda: findings(frame, measures)),
-        verdicts=_verdicts(judged),
+        # By table and model; those of which a number has run first
+        verdicts=sorted(
+            (
+                (f"Table {table[5:]}, {NAMED[model]}", of.assign(column=of.column.replace(NAMED)))
+                for (table, model), of in judged.groupby(["table", "model"], sort=False)
+            ),
+            key=lambda group: not group[1].ran.any(),
+        ),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
         tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
@@ -89,13 +95,6 @@ def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> 
     except Exception as error:
         problems.append(f"{what} could not be made: {type(error).__name__}: {error}")
         return []
-
-
-def _verdicts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The numbers of the paper beside ours, by table and model; those of which one has run first."""
-    groups = rows.assign(column=rows.column.replace(NAMED)).groupby(["table", "model"], sort=False)
-    named = [(f"Table {table[5:]}, {NAMED[model]}", of) for (table, model), of in groups]
-    return sorted(named, key=lambda group: not group[1].ran.any())
 
 
 def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Iterator[dict[str, Any]]:

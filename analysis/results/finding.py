@@ -62,8 +62,8 @@ def decided(made: Finding, crossfit: Finding | None = None) -> Finding:
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:
     """How long the paper trains VeRA on a task, by the size of its model where that matters."""
-    if task in GLUE:
-        vera, column = recipes()["glue"]["vera"], tuple(GLUE).index(task)
-        sizes = {"BASE": "roberta-base", "LARGE": "roberta-large"}
-        return {size: vera[model]["epochs"][column] for size, model in sizes.items()}
-    return {"": recipes()[family]["common"]["epochs"]} if family in ("e2e", "images") else {}
+    if task not in GLUE:
+        return {"": recipes()[family]["common"]["epochs"]} if family in ("e2e", "images") else {}
+    models = {"BASE": "roberta-base", "LARGE": "roberta-large"}
+    epochs = recipes()["glue"]["vera"]
+    return {size: epochs[model]["epochs"][tuple(GLUE).index(task)] for size, model in models.items()}

@@ -20,21 +20,17 @@ MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd", strict=True))
 def pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     frame, none = others(), runs(Ledger())
+    paper = numbers().set_index(["table", "model", "row", "column"]).value.map("{:g}".format).to_dict()
     own = frame.model.isin(NAMED) & frame.column.isin(NAMED)
     glue, elsewhere = less_lora(frame[own & (frame.column == "avg")]), less_lora(frame[~own])
     texts = elsewhere[~elsewhere.column.isin([*GLUE, "DINO similarity", "drift"])].less
     tables = [of for n in (2, 3, 4, 5) for of in made(f"table{n}", none, others="all")]
     tables = [of for of in tables if {row[1] for row in of.texts} & {*frame.label}]
     shown = [(of.title, grid(of.header, of.texts, right=False)) for of in tables]
-    gaps: dict[str, Any] = {"sources": SOURCES, "said": _said, "paper": _paper, "setting": setting}
+    gaps: dict[str, Any] = {"sources": SOURCES, "said": _said, "paper": paper.__getitem__, "setting": setting}
     gaps |= {"names": NAMED, "epochs": EPOCHS, "less": glue.to_dict("records"), "tables": shown}
     gaps |= {"texts": len(texts), "below": int((texts < 0).sum())}
     return {"others.md": rendered("others.md", **gaps), "others.svg": svg(picture())}
-
-
-def _paper(table: str, model: str, row: str, column: str) -> str:
-    where = "table == @table and model == @model and row == @row and column == @column"
-    return f"{numbers().query(where).value.iloc[0]:g}"
 
 
 def _said(model: str, row: str, column: str) -> str:

@@ -3,6 +3,7 @@ numbers."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,10 @@ def findings(
     kept = chosen(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
     kept = kept[kept.left_out == ""].sort_values(["model", "task", "seed"], kind="stable")
     by_halves = kept[(kept.of_table != "e2e") & (kept.reported == "best")]
-    crossfit = {_key(one): one for one in _of_rows(collapsed(reported(by_halves, "crossfit")))}
+    key = itemgetter("finding", "model", "task")
+    crossfit = {key(one): one for one in _of_rows(collapsed(reported(by_halves, "crossfit")))}
     found = [*_of_rows(collapsed(reported(kept))), *of_figures(runs, list(measures))]
-    return [decided(one, crossfit.get(_key(one))) for one in found]
-
-
-def _key(one: Finding) -> tuple[str, str, str]:
-    return one["finding"], one["model"], one["task"]
+    return [decided(one, crossfit.get(key(one))) for one in found]
 
 
 def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +85,16 @@ def _of_rows(runs: pd.DataFrame) -> list[Finding]:
         rows, table = {str(row): part for row, part in of.groupby("row")}, of.of_table.iloc[0]
         for place, rule in enumerate(RULES):
             if table in rule.get("tables", TABLES) and (sides := _over_same_seeds(rows, *rule["rows"])):
-                found.append((place, _tried(rule, sides)))
+                # Against several rows it holds and agrees where it does against each
+                near = rule["kind"] != "above"
+                compared = [compare(sides[0], other, near) for other in sides[1:]]
+                least = map(min, zip(*(one["differences"] for one in compared), strict=True))
+                holds = [abs(points) <= MARGIN + 1e-9 if near else points > 0 for points in least]
+                words = [one["agrees"] for one in compared]
+                agrees = False if False in words else None if None in words else True
+                more = {"names": tuple(rule["rows"].values()), "paper": rule.get("paper", {})}
+                about = [rule[key] for key in ("finding", "source", "kind")]
+                found.append((place, _of_compared(about, sides, compared, holds, agrees, **more)))
         if table != "e2e":
             found += ((len(RULES), one) for one in _ranks(rows))
     return [one for _, one in sorted(found, key=lambda of: of[0])]
@@ -139,19 +146,6 @@ def _of_compared(
     return finding(about, holds, agrees, pairs, **more)
 
 
-def _tried(rule: Mapping[str, Any], rows: Sequence[pd.DataFrame]) -> Finding:
-    """A finding against several rows holds and agrees where it does against each."""
-    near = rule["kind"] != "above"
-    compared = [compare(rows[0], other, near) for other in rows[1:]]
-    least = map(min, zip(*(of["differences"] for of in compared), strict=True))
-    holds = [abs(difference) <= MARGIN + 1e-9 if near else difference > 0 for difference in least]
-    words = [of["agrees"] for of in compared]
-    agrees = False if False in words else None if None in words else True
-    more = {"names": tuple(rule["rows"].values()), "paper": rule.get("paper", {})}
-    about = [rule[key] for key in ("finding", "source", "kind")]
-    return _of_compared(about, rows, compared, holds, agrees, **more)
-
-
 def _chance(rows: Sequence[pd.DataFrame]) -> float:
     """What chance gives on a task of GLUE, if no row's median is two standard errors of the dev set above it:
     then no row has learned anything that could be compared. NaN otherwise."""
@@ -164,9 +158,9 @@ def _chance(rows: Sequence[pd.DataFrame]) -> float:
 
 
 def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
-    """VeRA of the highest rank that has run, against LoRA of the rank with the nearest count of parameters.
-    Once for each convention of LoRA's alpha; the finding agrees only where it does by both. rows: of one
-    model and task."""
+    """VeRA of the highest rank that has run, against LoRA of the rank with the nearest count of parameters,
+    of several ranks and within a factor of two. Once for each convention of LoRA's alpha; the finding agrees
+    only where it does by both. rows: of one model and task."""
     whole = {row: float(of.parameters.iloc[0]) for row, of in rows.items() if of.number.notna().all()}
     sizes = pd.Series(whole, pd.Index([*whole], dtype=str), dtype=float)
     vera = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")]
@@ -174,8 +168,10 @@ def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         return
     shown, compared = dict[str, pd.DataFrame](), list[dict[str, Any] | None]()
     for pattern in CONVENTIONS.values():
-        near = _nearest(float(vera.max()), sizes[sizes.index.str.fullmatch(pattern)])
-        both = _over_same_seeds(rows, str(vera.idxmax()), near)
+        ratio = sizes[sizes.index.str.fullmatch(pattern)] / vera.max()
+        near = str(np.log(ratio).abs().idxmin()) if len(ratio) > 1 else ""
+        far = not near or not 0.5 <= ratio[near] <= 2
+        both = [] if far else _over_same_seeds(rows, str(vera.idxmax()), near)
         compared.append(compare(*both) if both else None)
         shown |= {str(row.label.iloc[0]): row for row in both}
     if shown:
@@ -184,10 +180,3 @@ def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         agrees = words[0] if words[0] is words[1] else None
         of_rows = list(shown.values())
         yield _of_compared(HIGH_RANK, of_rows, compared, holds, agrees, names=tuple(CONVENTIONS))
-
-
-def _nearest(high: float, lora: pd.Series) -> str:
-    """The row of LoRA with the nearest count of parameters; "" where there is but one, or none within a
-    factor of two."""
-    row = min(lora.index, key=lambda row: abs(math.log(lora[row] / high)), default="")
-    return str(row) if len(lora) > 1 and 0.5 <= lora[row] / high <= 2 else ""

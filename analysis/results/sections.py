@@ -21,7 +21,7 @@ from analysis.results.of_rows import tries
 from analysis.results.pooled import forest, summaries
 from runs.errors import UserError
 from runs.record import Ledger
-from runs.record.text import one_line, plural
+from runs.record.text import megabytes, one_line, plural
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
@@ -37,6 +37,7 @@ def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["megabytes"] = megabytes
     made.filters["cell"] = lambda text: one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
     made.globals |= {"plural": plural, "verdicts": WORDS, "firm_pairs": FIRM_PAIRS}
     made.globals |= {"margin": f"{MARGIN:g}", "seeds_to_decide": seeds_to_decide}

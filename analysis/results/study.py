@@ -17,7 +17,7 @@ from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.of_rows import collapsed
 from analysis.variants import every_variant
 from runs.record import LEVEL, Record
-from runs.record.text import megabytes, one_line
+from runs.record.text import one_line
 
 #: Rows without a collapsed run from which on the variance is pooled over them.
 MANY = 10
@@ -45,7 +45,9 @@ def gaps(
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
     pictures = {f"results/{file}": figures.svg(of) for file, of in files.items()}
-    return page | {"cells": cell_lines(every)}, pictures
+    cells = reported_cells(every)
+    page["several"] = [name for name in ("model_label", "task_label") if cells[name].nunique() > 1]
+    return page | {"cells": cells.to_dict("records")}, pictures
 
 
 # --- its rows
@@ -98,19 +100,6 @@ def pooled(runs: pd.DataFrame) -> TwoWay | None:
 
 
 # --- what is folded
-
-
-def cell_lines(runs: pd.DataFrame) -> list[str]:
-    """A line for each row on each task: its median seconds and memory, and its runs by seed."""
-    found, lines = reported_cells(runs), list[str]()
-    names = [name for name in ("model_label", "task_label") if found[name].nunique() > 1]
-    for cell in found.itertuples():
-        costs = [] if math.isnan(cell.seconds) else [f"{cell.seconds:.0f} s"]
-        costs += [megabytes(of) for of in [cell.peak_memory_bytes] if of == of and of]
-        about = [", ".join(costs), " ".join(f"`{run}`" for run in cell.ids)]
-        where = ", ".join([cell.label, *(getattr(cell, name) for name in names)])
-        lines.append(f"{where}: {'; '.join(filter(None, about))}")
-    return lines
 
 
 def tried(trials: pd.DataFrame, cell: Any) -> list[float]:
