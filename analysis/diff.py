@@ -22,7 +22,7 @@ from runs.errors import UserError
 from runs.record import Record, without_paths
 
 #: Where files lie and what a run was called, which are no differences between runs.
-IGNORED = ("schema.", "id.", "label.", "tries.", "cell.paper.", "overrides.")
+IGNORED: tuple[str, ...] = ("schema.", "id.", "label.", "tries.", "cell.paper.", "overrides.")
 IGNORED += ("config.output.", "config.recipe.", "config.debug.")
 
 

@@ -22,8 +22,8 @@ METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
 NAMED = ROBERTA | GPT2 | LLAMAS | VIT | GLUE | IMAGES | METHODS | {"avg": "Avg.", "score": "MT-Bench"}
 NAMED |= {key: name for key, (name, _) in SCORES.items()}
 #: What a source, a part or a row may say of how it was run; "" where none says it.
-ABOUT = ("name", "seeds", "statistic", "epoch", "mnli", "rank", "sites", "params", "lr", "lr_head")
-ABOUT = (*ABOUT, "memory", "time")
+ABOUT: tuple[str, ...] = ("name", "seeds", "statistic", "epoch", "mnli", "rank", "sites")
+ABOUT += ("params", "lr", "lr_head", "memory", "time")
 
 
 @cache

@@ -263,7 +263,8 @@ class _Model:
             of_row = like.task.tolist() if (like.like != like.row).any() else of_row
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
         words = dict(zip(those.column, those.word, strict=True))
-        line: dict[str, Entry] = dict.fromkeys(wanted, "missing") | {
+        line = dict[str, Entry](dict.fromkeys(wanted, "missing"))
+        line |= {
             column: spec.entry(cell, spec.middle, spec.digits(column), words.get(column, ""))
             for column, cell in own.items()
         }
