@@ -27,7 +27,7 @@ unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
         $(call given,model.path=,MODEL_PATH) $(call given,task.data_dir=,DATA) $(call given,task.mt_bench_dir=,MT_BENCH) \
         $(call quoted,output=,OUTPUT) $(arguments)
-# LAUNCHER= and TRACKING=, for python -m runs alone.
+# LAUNCHER= and TRACKING=, for python -m runs and runs.tune.
 LAUNCH = $(call given,launcher=,LAUNCHER) $(call given,launcher.runs_per_device=,RUNS_PER_DEVICE) $(call given,tracking=,TRACKING)
 
 # The versions that pip installs.
@@ -44,8 +44,8 @@ help: ## this list
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
 	@echo "  RUNS_PER_DEVICE=4 with LAUNCHER=local has so many runs share a GPU, through MPS where it can be started."
-	@echo "  LAUNCHER=local (or slurm, ray) picks where the runs are done, TRACKING=online (offline, off) whether W&B shows them (not of"
-	@echo "  plan and tune). OUTPUT=folder takes another folder than outputs, ARGS='train.precision=tf32' adds words,"
+	@echo "  LAUNCHER=local (or slurm, ray) picks where the runs are done, TRACKING=online (offline, off) whether W&B shows them."
+	@echo "  OUTPUT=folder takes another folder than outputs, ARGS='train.precision=tf32' adds words,"
 	@echo "  GRID='{train.lr: [1e-2]}' is tune's."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has the"
 	@echo "  answers judged (JUDGE=gpt-4)."
@@ -101,7 +101,7 @@ plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=t
 	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
-	@$(BIN)/python -m runs.tune $(WORDS) $(call given,tracking=,TRACKING) $(call given,grid=,GRID)
+	@$(BIN)/python -m runs.tune $(WORDS) $(LAUNCH) $(call given,grid=,GRID)
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts

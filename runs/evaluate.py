@@ -46,45 +46,38 @@ def main(arguments: list[str]) -> int:
     if found and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
         return 0 if all(found) else 1
-    before = list[float | None]()  # of the base model, for each of the kept adapters
     for best in (False, True) if keep == "both" else (False,):
-        context = restore(record, output, best, fresh=lambda base: before.append(_base_loss(base)))
+        context = restore(record, output, best)
         recorded, again = kept_result(record, best), context.score()
         found.append(bool(np.isclose(again, recorded, atol=1e-9)))
         which, scale = " (the best epoch's)" if best else "", result["scale"]
         values = f"{result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}"
         print(f"{name}{which}: {values}: {SAME[found[-1]]}")
         if not best:
-            found.append(_forgetting_again(record, context, before[0], output))
+            found.append(_forgetting_again(record, context, output))
     return 0 if all(found) else 1
 
 
-def _base_loss(context: "Context") -> float | None:
-    from runs.training.forgetting import base_loss
+def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
+    """Measures again what the model has forgotten, where its kept adapter is the last epoch's. Returns
+    whether it is as recorded; a record that lacks it gets it."""
+    from runs.training.forgetting import base_loss, forgetting
 
-    return base_loss(context)
-
-
-def _forgetting_again(record: Record, context: "Context", before: float | None, output: str) -> bool:
-    """Measures the forgetting of a run again, where its kept adapter is the last epoch's. Returns whether it
-    is as recorded; a record that lacks it gets it."""
-    from runs.training.forgetting import forgetting
-
-    result = record["result"]
-    last = record["config"]["keep"] != "best" or result["best_epoch"] == record["curve"]["epoch"][-1]
-    again, recorded = forgetting(context, before) if last else {}, result.get("forgetting")
-    if not again:
+    result, text = record["result"], context.task.fixed_text
+    recorded, last_epoch = result.get("forgetting"), record["curve"]["epoch"][-1]
+    if text is None or (record["config"]["keep"] == "best" and result["best_epoch"] != last_epoch):
         return True
     if recorded is None:
+        again = forgetting(context, base_loss(fresh(record)))
         if amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}}):
             print("forgetting added to the record")
         return True
-    if recorded["sha256"] != again["sha256"]:
+    if recorded["sha256"] != text.about()["sha256"]:
         print(f"forgetting: recorded on another text ({recorded['text']}), not compared")
         return True
-    pairs = [(recorded[key], again[key]) for key in ("before", "after")]
+    now, then = forgetting(context, recorded["before"])["after"], recorded["after"]
     # Rounded values (adapter_precision) and another device give nearly the same
-    same = all(a == b or bool(a and b and np.isclose(a, b, rtol=1e-3)) for a, b in pairs)
+    same = now == then or bool(now and then and np.isclose(now, then, rtol=1e-3))
     print(f"forgetting as recorded: {SAME[same]}")
     return same
 
@@ -133,29 +126,33 @@ def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) ->
     return record is not None
 
 
+def fresh(record: Record, report: Callable[[dict[str, Any]], None] = lambda _: None) -> "Context":
+    """The task and the base model of a record's run."""
+    from runs.training.context import Context
+
+    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
+    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
+    return Context(run, record["id"], report, start=False)
+
+
 def restore(
     record: Record,
     output: str,
     best: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
-    fresh: Callable[["Context"], None] = lambda _: None,
 ) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
-    best: the best epoch's adapter, of a run that kept both. fresh: called before these are loaded. Raises
-    UserError where a file is missing, AdapterError where one is damaged or does not fit."""
+    best: the best epoch's adapter, of a run that kept both. Raises UserError where a file is missing,
+    AdapterError where one is damaged or does not fit."""
     import vera
-    from runs.training.context import Context
 
     folder = run_folder(output, record["id"])
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
     for path in files.values():
         check_file(path, record, output)
-    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
-    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
-    context = Context(run, record["id"], report, start=False)
-    fresh(context)
+    context = fresh(record, report)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
         vera.start_from(context.raw_model, files["adapter"])

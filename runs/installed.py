@@ -8,20 +8,8 @@ from pathlib import Path
 #: What runs, tasks and analysis import at the top of a module, by the names that are imported.
 IMPORTED = (
     *("accelerate", "annotated_types", "datasets", "evaluate", "filelock", "hydra", "jinja2", "matplotlib"),
-    *(
-        "numpy",
-        "omegaconf",
-        "orjson",
-        "pandas",
-        "PIL",
-        "pydantic",
-        "pydantic_core",
-        "pynvml",
-        "safetensors",
-        "scipy",
-        "sklearn",
-    ),
-    *("torch", "tqdm", "transformers", "typing_extensions", "yaml"),
+    *("numpy", "omegaconf", "orjson", "pandas", "PIL", "pydantic", "pydantic_core", "pynvml", "safetensors"),
+    *("scipy", "sklearn", "torch", "tqdm", "transformers", "typing_extensions", "yaml"),
 )
 INSTALL = "pip install 'vera-bench[bench]'"
 

@@ -9,7 +9,6 @@ a class; an override cannot, and vera, which reads adapter files from anywhere, 
 import importlib
 import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +29,11 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         return vera.make_method(**settings)
     path, _, name = kind.rpartition(".")
     try:
-        module = importlib.import_module(path)
-        method = getattr(module, name)
-    except Exception as error:
-        # A module of the path that is not there, or a class that the module lacks; all else is its own code's
-        absent = isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}.")
-        lacks = isinstance(error, AttributeError) and sys.modules.get(path) is not None
-        if not (absent or lacks or not path.strip(".")):
-            own = f"{type(error).__name__}: {one_line(str(error))}"
-            raise UserError(f"method.kind={kind}: {path} itself fails to import: {own}") from None
-        raise UserError(
-            f"method.kind={kind}: no such class can be imported ({error}). Install its package, or put the"
-            " folder that it is in on PYTHONPATH"
-        ) from None
+        method = getattr(importlib.import_module(path), name)
+    except Exception as error:  # of the module's own code, too
+        why = f"{type(error).__name__}: {one_line(str(error))}"
+        mend = "Its package has to be installed, or the folder that it is in on PYTHONPATH"
+        raise UserError(f"method.kind={kind}: cannot be imported ({why}). {mend}") from None
     if not (inspect.isclass(method) and issubclass(method, vera.Method) and "kind" in vars(method)):
         raise UserError(
             f'method.kind={kind}: should be a method such as class {name}(vera.Method, kind="{name.lower()}")'

@@ -38,14 +38,15 @@ NOUNS = ["dog", "cat", "bird", "child", "farmer", "teacher", "river", "mountain"
 VERBS = ["sees", "likes", "paints", "finds", "follows", "forgets"]
 GOOD, BAD = ["bright", "kind", "calm", "lovely"], ["dull", "rude", "loud", "dreadful"]
 WORDS = [*NOUNS, *VERBS, *GOOD, *BAD, "the", "a", "is", "and", "not", "who", "what", "?", "."]
+#: Of a model of two layers; and without dropout.
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+PLAIN = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def tiny_config(kind: str, **changes):
     """A BERT or RoBERTa of two layers, without dropout."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    sizes |= {"vocab_size": len(WORDS) + 8, "max_position_embeddings": 48, "pad_token_id": 0}
-    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
-    return {"bert": BertConfig, "roberta": RobertaConfig}[kind](**sizes)
+    sizes = PLAIN | {"vocab_size": len(WORDS) + 8, "max_position_embeddings": 48, "pad_token_id": 0}
+    return {"bert": BertConfig, "roberta": RobertaConfig}[kind](**sizes | changes)
 
 
 def tiny_model(kind: str = "bert", seed: int = 0, **changes):
@@ -64,18 +65,12 @@ def tiny_gpt2():
 
 
 def tiny_llama():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(
-        LlamaConfig(**sizes, intermediate_size=48, vocab_size=40, max_position_embeddings=48)
-    )
+    more = {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
+    return LlamaForCausalLM(LlamaConfig(**SIZES | more, max_position_embeddings=48))
 
 
 def tiny_vit():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return ViTForImageClassification(
-        ViTConfig(**sizes, **dropouts, image_size=16, patch_size=8, num_labels=3)
-    )
+    return ViTForImageClassification(ViTConfig(**PLAIN, image_size=16, patch_size=8, num_labels=3))
 
 
 TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
@@ -230,8 +225,8 @@ def save_llama(folder: Path, **changes) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
         folder
     )
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes |= {"intermediate_size": 128, "vocab_size": size, "max_position_embeddings": 256}
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+    sizes |= {"vocab_size": size, "max_position_embeddings": 256}
     sizes |= {"bos_token_id": begin, "eos_token_id": begin + 1, **changes}
     torch.manual_seed(7)
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
@@ -253,9 +248,7 @@ def save_vit(folder: Path, **changes) -> Path:
     """A tiny random ViT as the hub has its backbones: weights without a prefix, with a pooler, and no
     head."""
     torch.manual_seed(7)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    sizes |= {"image_size": 16, "patch_size": 8}
-    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
+    sizes = PLAIN | {"image_size": 16, "patch_size": 8, **changes}
     ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
     side = {"height": sizes["image_size"], "width": sizes["image_size"]}
     (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": side}))
@@ -290,36 +283,30 @@ def write_images(folder: Path, classes=("ant", "bee", "cow"), train: int = 6, te
 
 #: Restaurants of our own, in E2E's format: an MR and its references.
 RESTAURANTS = {
-    "train": [
-        (
-            "name[The Oak], eatType[pub], priceRange[£20-25], near[Mill Café]",
-            "The Oak pub near Mill Café costs £20-25.",
-        ),
-        ("name[The Oak], food[Thai], familyFriendly[yes]", "It's a kid-friendly Thai place: The Oak."),
-        (
-            "name[Blue Door], eatType[coffee shop], area[riverside]",
-            "Blue Door is a coffee shop by the riverside.",
-        ),
-        ("name[Blue Door], customer rating[5 out of 5]", "Blue Door has a 5-star rating."),
-        ("name[Red Lamp], priceRange[more than £30]", "The Red Lamp isn't cheap,  it costs more than £30."),
-        ("name[Red Lamp], eatType[restaurant], food[French]", "Red Lamp serves French food."),
-        (
-            "name[Old Barn], area[city centre], familyFriendly[no]",
-            "In the city centre, Old Barn welcomes adults.",
-        ),
-        ("name[Old Barn], food[Italian], near[The Oak]", "Old Barn, near The Oak, is Italian."),
-    ],
-    "dev": [
-        ("name[Green Hat], eatType[pub]", "Green Hat is a pub."),
-        ("name[Green Hat], eatType[pub]", "There is a pub called Green Hat."),
-        ("name[Green Hat], area[riverside], near[Blue Door]", "Green Hat is near Blue Door."),
-    ],
-    "test": [
-        ("name[Grey Goat], eatType[pub], food[Thai]", "Grey Goat is a Thai pub."),
-        ("name[Grey Goat], eatType[coffee shop]", "Grey Goat is a coffee shop."),
-        ("name[Grey Goat], eatType[pub], food[Thai]", "The pub Grey Goat serves Thai food."),
-        ("name[Last Inn], customer rating[low]", "Last Inn has a low rating."),
-    ],
+    split: [tuple(line.split(" = ")) for line in text.strip().splitlines()]
+    for split, text in {
+        "train": """
+name[The Oak], eatType[pub], priceRange[£20-25], near[Mill Café] = The Oak pub near Mill Café costs £20-25.
+name[The Oak], food[Thai], familyFriendly[yes] = It's a kid-friendly Thai place: The Oak.
+name[Blue Door], eatType[coffee shop], area[riverside] = Blue Door is a coffee shop by the riverside.
+name[Blue Door], customer rating[5 out of 5] = Blue Door has a 5-star rating.
+name[Red Lamp], priceRange[more than £30] = The Red Lamp isn't cheap,  it costs more than £30.
+name[Red Lamp], eatType[restaurant], food[French] = Red Lamp serves French food.
+name[Old Barn], area[city centre], familyFriendly[no] = In the city centre, Old Barn welcomes adults.
+name[Old Barn], food[Italian], near[The Oak] = Old Barn, near The Oak, is Italian.
+""",
+        "dev": """
+name[Green Hat], eatType[pub] = Green Hat is a pub.
+name[Green Hat], eatType[pub] = There is a pub called Green Hat.
+name[Green Hat], area[riverside], near[Blue Door] = Green Hat is near Blue Door.
+""",
+        "test": """
+name[Grey Goat], eatType[pub], food[Thai] = Grey Goat is a Thai pub.
+name[Grey Goat], eatType[coffee shop] = Grey Goat is a coffee shop.
+name[Grey Goat], eatType[pub], food[Thai] = The pub Grey Goat serves Thai food.
+name[Last Inn], customer rating[low] = Last Inn has a low rating.
+""",
+    }.items()
 }
 
 
@@ -382,11 +369,7 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
             "SST-2": (("sentence", "label"), texts, classes),
             "MRPC": (
                 ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-                classes,
-                one,
-                two,
-                texts,
-                other,
+                *(classes, one, two, texts, other),
             ),
             "RTE": ((*pair, "label"), numbers, texts, other, entails),
             "QNLI": (("index", "question", "sentence", "label"), numbers, texts, other, entails),

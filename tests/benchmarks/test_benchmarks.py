@@ -11,7 +11,6 @@ from analysis import tables
 from benchmarks import __main__ as command
 from benchmarks import contention, decoding, models, serving, timing, training
 from benchmarks.models import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
-from runs.errors import UserError
 from runs.record import Ledger, read_serving
 
 pytestmark = pytest.mark.parity
@@ -135,13 +134,6 @@ def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(run
     assert [busy for _, _, busy in epochs[1:]] == [0] * 3 + [contention.BUSY] * 3
 
 
-@pytest.mark.usefixtures("process")
-def test_busy_processes_end_with_what_they_are_beside():
-    with contention.busy_processes(2) as others:
-        assert [other.poll() for other in others] == [None, None]
-    assert [other.poll() for other in others] == [-9, -9]
-
-
 def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says():
     base = base_model(ROBERTA)
     batch = batch_of(ROBERTA, base, 64)
@@ -162,8 +154,3 @@ def test_copies_share_their_weights_and_full_has_its_own():
     places = {p.data_ptr() for p in base.parameters()}
     assert {p.data_ptr() for p in sharing(base).parameters()} == places
     assert not places & {p.data_ptr() for p in variant("full", base, ROBERTA).parameters()}
-
-
-def test_an_unknown_part_is_one_line():
-    with pytest.raises(UserError, match=r"no part 'serve'\. Did you mean serving\?"):
-        command.main(["serve"])
