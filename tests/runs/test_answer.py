@@ -1,6 +1,5 @@
 """A run answers MT-Bench's questions and is judged: after a kill the answers are the same."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -316,10 +315,8 @@ def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done
     ("word", "message"),
     [
         ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
-        ("task.answer_tokens=0", "should be a whole number of at least 1"),
         ("device=xyz", "should be one of auto, cpu, cuda, mps"),
         ("task.top_p=0", "should be above 0 and at most 1"),
-        ("task.top_k=-1", "should be a whole number of at least 1, or null"),
         ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
         ("task.topk=1", r"no setting task.topk=. Did you mean task.top_k=\?"),
     ],
@@ -329,20 +326,6 @@ def test_wrong_words_are_one_line(word, message, done):
     with pytest.raises((UserError, DataError), match=message) as refused:
         answer.main([record["id"], f"output={output}", word])
     assert "\n" not in str(refused.value)
-
-
-def test_a_question_with_a_turn_too_few_is_told_before_the_model_is_loaded(
-    done, mt_bench, tmp_path, monkeypatch
-):
-    record, output = done
-    shutil.copytree(mt_bench, tmp_path / "short")
-    path = tmp_path / "short" / "mt_bench" / "question.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[1]["turns"].pop()
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(models, "load", None)
-    with pytest.raises(DataError, match="line 2: question 101 has 1 turn, mt_bench has 2"):
-        answer.main([record["id"], f"output={output}", f"task.mt_bench_dir={tmp_path / 'short'}"])
 
 
 def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done, mt_bench, monkeypatch):
@@ -365,7 +348,7 @@ def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done, mt_bench, mo
 
     monkeypatch.setattr(model, "generate", counted)
     (whole,) = answer._sample(context, [question], 0, [prompt])
-    task.template = dataclasses.replace(task.template, stop=whole[len(whole) // 2 :][:8])
+    task.template = task.template.model_copy(update={"stop": whole[len(whole) // 2 :][:8]})
     (cut,) = answer._sample(context, [question], 0, [prompt])
     assert whole.startswith(cut)
     assert lengths[1] < lengths[0] == 40
