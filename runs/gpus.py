@@ -18,11 +18,6 @@ T = TypeVar("T")
 DRIVERS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
 
-def may_be_here() -> bool:
-    """Whether this machine may have a GPU. Takes no time; torch needs two seconds to be asked."""
-    return any(glob.glob(path) for path in DRIVERS) or bool(uuids())
-
-
 def uuids() -> dict[str, str]:
     """The UUIDs of NVIDIA's GPUs by their numbers (PCI order). Empty where the driver does not answer."""
     return _answer(
@@ -34,13 +29,7 @@ def visible() -> list[str]:
     """The UUIDs of NVIDIA's GPUs that CUDA_VISIBLE_DEVICES names, in its order, others (MIG slices) as they
     are; without it, of all."""
     by_number, words = uuids(), named()
-    if words is None:
-        return [*by_number.values()]
-    # CUDA takes the beginning of a UUID, too
-    begun = {
-        word: next((uuid for uuid in by_number.values() if uuid.startswith(word)), word) for word in words
-    }
-    return [by_number.get(word, begun[word]) for word in words]
+    return [*by_number.values()] if words is None else [by_number.get(word, word) for word in words]
 
 
 def free_bytes(name: str) -> float:
@@ -103,12 +92,15 @@ def named() -> list[str] | None:
 
 
 def check_usable(device: str) -> bool:
-    """Whether device=auto or device=cuda means a GPU here. Raises DeviceError where a GPU is here, or is
-    named by CUDA_VISIBLE_DEVICES, and torch cannot use it: a run would train on the CPU for months."""
+    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises DeviceError where a GPU is
+    here, or is asked for by CUDA_VISIBLE_DEVICES, and torch cannot use it: a run would train on the CPU for
+    months."""
     import torch
 
-    if torch.cuda.is_available():
-        return True
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device=mps: torch sees no GPU of Apple's here. device=auto takes what there is")
+    if device in ("cpu", "mps") or torch.cuda.is_available():
+        return device not in ("cpu", "mps")
     wanted, here = named(), uuids() or glob.glob(DRIVERS[0])
     if device == "auto" and not (here if wanted is None else wanted):
         return False
@@ -122,10 +114,11 @@ def check_usable(device: str) -> bool:
 def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
     or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
-    if device in ("cpu", "mps"):  # whether torch sees one of Apple's, the run asks
-        return [device]
-    if (device == "auto" and not may_be_here() and not named()) or not check_usable(device):
+    none = device == "auto" and not named() and not any(glob.glob(path) for path in DRIVERS) and not uuids()
+    if device == "cpu" or none:  # torch needs two seconds to be asked
         return ["cpu"]
+    if not check_usable(device):
+        return ["mps" if device == "mps" else "cpu"]
     import torch
 
     return visible() or [str(index) for index in range(torch.cuda.device_count())]

@@ -60,7 +60,7 @@ def run_id(run: Run) -> str | None:
 def _identify(run: Run, contents: Contents) -> str | None:
     config = run.config
     model = _once(contents, config["model"], model_content)
-    data = data_of(run, contents)
+    data = _once(contents, config["task"], data_content)
     if model is None or data is None:
         return None
     parts = defining(config) | {
@@ -75,11 +75,6 @@ def _identify(run: Run, contents: Contents) -> str | None:
         if parts["start"] is None:
             return None
     return hash_of(parts)[:12]
-
-
-def data_of(run: Run, contents: Contents) -> str | None:
-    """The content of a run's data, before rows are drawn from them; read unless it is in `contents`."""
-    return _once(contents, run.config["task"], data_content)
 
 
 def _once(contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]) -> str | None:
@@ -201,20 +196,14 @@ def hash_files(files: Mapping[str, Path]) -> str:
 # --- the runs of a command
 
 
-def final_ids(runs: Sequence[Run], ids: Sequence[str | None] | None = None) -> list[str]:
-    """The ids of runs whose models and data the preflight has fetched.
-
-    ids: those that were known before. Raises UserError for a run without a pinned revision."""
-    ids = ids or [None] * len(runs)
-    others = iter(identify([run for run, run_id in zip(runs, ids, strict=True) if run_id is None]))
+def final_ids(runs: Sequence[Run]) -> list[str]:
+    """The ids of runs whose models and data the preflight has fetched. Raises UserError for a run without a
+    pinned revision."""
     final = list[str]()
-    for run, known in zip(runs, ids, strict=True):
-        run_id = known or next(others)
+    for run, run_id in zip(runs, identify(runs), strict=True):
         if run_id is None:
-            raise UserError(
-                f"{run.label}: the revision of its data cannot be told. Name one: task.revision= or"
-                " model.revision="
-            )
+            mend = "Name one: task.revision= or model.revision="
+            raise UserError(f"{run.label}: the revision of its data cannot be told. {mend}")
         final.append(run_id)
     return final
 

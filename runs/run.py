@@ -71,11 +71,6 @@ def key_of(line: str) -> str:
     return line.partition("=")[0].rpartition(".")[2]
 
 
-def run_from(plain: dict[str, Any]) -> Run:
-    """The run that dataclasses.asdict turned into these plain values."""
-    return Run(**plain | {"start": run_from(plain["start"]) if plain["start"] else None})
-
-
 def starts(runs: list[Run]) -> list[Run]:
     """The runs that others start from, each once."""
     first: list[Run] = []

@@ -76,21 +76,16 @@ def _source(path: Path) -> dict[str, Any]:
     files = [path, *_imports(path)]
     now = [_digest(file) for file in files]
     began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
-    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": _one_hash(began[1:])}
+    imports = hashlib.sha256(" ".join(began[1:]).encode()).hexdigest()[:16]
+    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": imports}
     if not path.is_relative_to(ROOT):  # the commits of another project are not known here
         return source | {"uncommitted": None}
     # What was edited since this process started is in no commit that the record could name
-    commit = head()
-    edited = None if commit is None else began != now or _are_uncommitted(files, now, commit)
-    return source | {"file": _name(path), "uncommitted": edited}
-
-
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def _one_hash(digests: list[str]) -> str:
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+    commit, edited = head(), None
+    if commit is not None:
+        names = [one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file)]
+        edited = began != now or uncommitted(tuple(names), tuple(now), commit)
+    return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
 
 
 def _imports(path: Path) -> list[Path]:
@@ -120,10 +115,6 @@ def _imported_names(path: Path, stamp: tuple[int, int]) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
 
 
-def _are_uncommitted(files: list[Path], digests: list[str], commit: str = "HEAD") -> bool | None:
-    return uncommitted(tuple(_name(one) for file in files for one in _files_of(file)), tuple(digests), commit)
-
-
 @cache
 def uncommitted(names: tuple[str, ...], digests: tuple[str, ...], commit: str) -> bool | None:
     """Whether one of these files of the checkout, with these contents, is untracked or differs from a commit;
@@ -148,24 +139,12 @@ def changed(record: Record) -> list[str]:
     for part, source in record.get("code", {}).get("sources", {}).items():
         outside = source_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
-        if not path.exists():
-            continue
-        files = [path, *_imports(path)]
-        now = [_digest(file) for file in files]
-        imports = _one_hash(now[1:])
-        if now[0] == source["sha256"] and source.get("imports", imports) == imports:
-            continue
-        if outside or source["uncommitted"] or _are_uncommitted(files, now):
-            itself = now[0] != source["sha256"]
-            names.append(source["file"] if itself else f"a module that {source['file']} imports")
+        if path.exists():
+            now = _source(path)
+            itself, beside = (now[key] != source.get(key, now[key]) for key in ("sha256", "imports"))
+            if (itself or beside) and (outside or source["uncommitted"] or now["uncommitted"]):
+                names.append(source["file"] if itself else f"a module that {source['file']} imports")
     return names
-
-
-def changed_words(record: Record) -> str:
-    """A sentence on `changed` for the line of a skipped run; empty where nothing has changed."""
-    files = changed(record)
-    verb = "have" if len(files) > 1 else "has"
-    return f"{' and '.join(files)} {verb} changed since this record was made" if files else ""
 
 
 def differs(record: Record, run: Run) -> str:
@@ -173,6 +152,10 @@ def differs(record: Record, run: Run) -> str:
     # Records of old versions have no adapter_precision
     had, keys = {"adapter_precision": "fp32"} | record["config"], ["keep", "adapter_precision"]
     kept = [f"{key}={had[key]} (not {run.config[key]})" for key in keys if had[key] != run.config[key]]
-    kept = kept if record["status"] == "done" and run.config["keep"] != "none" else []
-    found = [changed_words(record), f"its adapter was kept with {' and '.join(kept)}" if kept else ""]
-    return "; ".join([*filter(None, found), "redo=true runs it again"]) if any(found) else ""
+    files, found = changed(record), list[str]()
+    if files:
+        verb = "have" if len(files) > 1 else "has"
+        found.append(f"{' and '.join(files)} {verb} changed since this record was made")
+    if kept and record["status"] == "done" and run.config["keep"] != "none":
+        found.append(f"its adapter was kept with {' and '.join(kept)}")
+    return "; ".join([*found, "redo=true runs it again"]) if found else ""

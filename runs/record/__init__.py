@@ -27,6 +27,7 @@ from runs.record.files import (
     records_folder,
     run_folder,
     sweep_up_dead,
+    temporary,
     without_paths,
     write_atomically,
     write_measure,

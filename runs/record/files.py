@@ -30,14 +30,16 @@ def read_regular(path: str | Path) -> bytes:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all: no reader sees half of it, whenever this process is killed."""
-    with _temporary(path, text) as partial:
+    with temporary(path) as partial:
+        _write(partial, text)
         os.replace(partial, path)
 
 
 def link_or_fail(path: Path, text: str) -> None:
     """Creates a file whole, or raises FileExistsError where there is one: of many processes that try at once,
     one succeeds."""
-    with _temporary(path, text) as partial:
+    with temporary(path) as partial:
+        _write(partial, text)
         try:
             os.link(partial, path)
         except FileExistsError:
@@ -52,18 +54,22 @@ def link_or_fail(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, text: str) -> Iterator[Path]:
-    """A file with this text on disk, beside `path`, whose name no other process or thread uses."""
+def temporary(path: Path) -> Iterator[Path]:
+    """A file beside `path`, in its folder, whose name no other process or thread uses. It is removed at the
+    end, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the text
 
 
 def is_dead(name: str) -> bool:

@@ -97,7 +97,7 @@ def _begin(
             if not here:
                 start_fork_server(several=len(left) > 1)
         preflight(left)
-    jobs = [Job(*job) for job in zip(heads(_names(runs)), runs, final_ids(runs, ids), strict=True)]
+    jobs = [Job(*job) for job in zip(heads(_names(runs)), runs, final_ids(runs), strict=True)]
     check_folders(output, [job.id for job in jobs])
     of_jobs = zip(jobs, records, strict=True)
     return jobs, [(job, record) for job, record in of_jobs if record and job.run in again], on

@@ -30,11 +30,9 @@ from runs.training.flags import set_flags
 def make_accelerator(run: Run) -> Accelerator:
     """Device, precision and data parallel of a run. Raises UserError for a device that is not available."""
     device, precision = run.config["device"], run.config["train"]["precision"]
-    on_gpu = device in ("auto", "cuda") and check_usable(device)
+    on_gpu = check_usable(device)
     if precision == "tf32" and not on_gpu:
         raise UserError("train.precision=tf32: only a GPU computes so. Here it would be fp32")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps: torch sees no GPU of Apple's here")
     on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
@@ -165,11 +163,24 @@ def make_optimizer(
     )
 
 
-def gets_gradient(method: vera.Method, model: nn.Module) -> bool:
+#: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
+#: the batch, under a head that starts at 0.
+WITHOUT_GRADIENT = 20
+
+
+def reaches(method: vera.Method, model: nn.Module, step: int, total: int) -> bool:
     """Whether the last backward pass gave a gradient to anything that a method adds or unfreezes; True where
-    that is nothing."""
-    trained = method.adapter_parameters(model).values()
-    return not trained or any(p.grad is not None and bool(p.grad.any()) for p in trained)
+    that is nothing. Raises AdapterError where it has had none for too long: its run would be the head's
+    alone."""
+    trained = method.adapter_parameters(model)
+    if not trained or any(p.grad is not None and bool(p.grad.any()) for p in trained.values()):
+        return True
+    if step + 1 >= min(WITHOUT_GRADIENT, total):
+        raise vera.AdapterError(
+            f"no gradient has reached what {type(method).__name__} trains (such as {next(iter(trained))})."
+            " It has to be used in forward, and of a product not all factors may start at 0"
+        )
+    return False
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import random
-import socket
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runs.errors import DeviceError
+from runs.record import temporary
 from vera.checked_file import system_error
 
 
@@ -59,22 +58,15 @@ class Checkpoint:
             "python": random.getstate(),
             "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
         }
-        process = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-        partial = self.path.with_name(f".{self.path.name}.{process}")
-        try:
-            text = json.dumps(header)
-            save_file(
-                tensors,
-                partial,
-                {"header": text, "sha256": _digest(text, tensors)},
-            )
+        text = json.dumps(header)
+        with temporary(self.path) as partial:
+            try:
+                save_file(tensors, partial, {"header": text, "sha256": _digest(text, tensors)})
+            except SafetensorError as error:
+                raise system_error(self.path, error) from None
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
-        except SafetensorError as error:
-            raise system_error(self.path, error) from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Puts everything back and returns the state and the method's; None, with nothing changed, without a

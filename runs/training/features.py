@@ -5,6 +5,7 @@ after it. Both are tested on the first batch, bit for bit; otherwise every step 
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from runs.training.context import Context
 
 
+@dataclass(frozen=True)
 class Features:
     """The inputs of a head on the device, (rows, width) for each split, and the seconds that each took."""
 
-    def __init__(self, head: nn.Module, inputs: dict[str, Tensor], seconds: dict[str, float]) -> None:
-        self.head, self.inputs, self.seconds = head, inputs, seconds
+    head: nn.Module
+    inputs: dict[str, Tensor]
+    seconds: dict[str, float]
 
     def batch(self, context: Context, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """A batch with features in the place of pixels."""
@@ -30,19 +33,14 @@ def compute(context: Context, parameters: Iterable[str]) -> Features | None:
     """The features of both splits; None where they would not be exact, or where the trained parameters are
     not those of one linear layer. parameters: their names."""
     model, trained = context.raw_model, {name.rpartition(".")[0] for name in parameters}
-    if len(trained) != 1 or not context.task.fixed("train"):
-        return None
-    head = model.get_submodule(*trained)
+    head = model.get_submodule(*trained) if len(trained) == 1 and context.task.fixed("train") else None
     if not isinstance(head, nn.Linear):
         return None
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
         if not _exact(context, head, seen):
-            print(
-                "something before the head is random, or comes after it: features are computed in each step",
-                flush=True,
-            )
+            print("what the head reads is random, or not all: features are computed in each step", flush=True)
             return None
         size, inputs, seconds = context.config["eval_batch"], {}, {}
         for split in ("train", "dev"):
@@ -53,10 +51,8 @@ def compute(context: Context, parameters: Iterable[str]) -> Features | None:
             seconds[split] = time.monotonic() - started
     finally:
         hook.remove()
-    print(
-        f"the head's inputs are computed once: {sum(map(len, inputs.values()))} x {head.in_features}",
-        flush=True,
-    )
+    rows = sum(map(len, inputs.values()))
+    print(f"the head's inputs are computed once: {rows} x {head.in_features}", flush=True)
     return Features(head, inputs, seconds)
 
 

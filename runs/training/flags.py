@@ -2,7 +2,6 @@
 
 They hold for the whole process. A record tells them as they were."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,44 +30,36 @@ def set_flags(run: Run, device: torch.device) -> None:
 
 def not_deterministic(run: Run, device: torch.device) -> list[str]:
     """Notes on what a run computes without a deterministic kernel; empty where it has one for everything."""
-    reasons = []
-    if device.type == "cuda" and run.method.get("config_class") in ALLOCATES:
+    if device.type != "cuda":
+        return []
+    reasons, kind = [], (models.architecture_of(run.config["model"]) or {}).get("model_type", "")
+    if run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
-    if device.type == "cuda" and run.method["kind"] == "full" and _interpolates(run.config):
+    # For another image size than the model's own, and of DINOv2 at its usual one, too: its table is of larger
+    # images
+    interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
+    if run.method["kind"] == "full" and interpolates:
         reasons.append("position embeddings are trained through a bicubic interpolation")
     return [f"another run may differ in the last bits: {reason}" for reason in reasons]
 
 
-def _interpolates(config: Mapping[str, Any]) -> bool:
-    """Whether a model resamples its position embeddings: for another image size than its own, and DINOv2 at
-    its usual one, too, since its table is of larger images."""
-    kind = (models.architecture_of(config["model"]) or {}).get("model_type", "")
-    return bool(config["task"].get("image_size") or kind.startswith("dinov2"))
-
-
 def flags(device: torch.device) -> dict[str, Any]:
-    """How the process computes now, for the record."""
-    return {
+    """How the process computes now, for the record. fused_attention: the kernels that attention may take."""
+    found = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "strict": torch.get_deterministic_debug_mode() == 2,
-        **(
-            {
-                "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-                "tf32_conv": torch.backends.cudnn.allow_tf32,
-                "fused_attention": _attention(),
-            }
-            if device.type == "cuda"
-            else {}
-        ),
     }
-
-
-def _attention() -> list[str]:
-    """The kernels that attention may take."""
+    if device.type != "cuda":
+        return found
     cuda: Any = torch.backends.cuda
-    enabled = {
+    attention = {
         "flash": cuda.flash_sdp_enabled(),
         "memory-efficient": cuda.mem_efficient_sdp_enabled(),
         "cudnn": cuda.cudnn_sdp_enabled(),
     }
-    return [name for name, on in enabled.items() if on]
+    return {
+        **found,
+        "tf32_matmul": cuda.matmul.allow_tf32,
+        "tf32_conv": torch.backends.cudnn.allow_tf32,
+        "fused_attention": [name for name, on in attention.items() if on],
+    }

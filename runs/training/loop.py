@@ -24,11 +24,11 @@ from runs.training.build import (
     checkpoint_gradients,
     dev_halves,
     epoch_batches,
-    gets_gradient,
     large_share,
     make_optimizer,
     make_schedule,
     optimizer_groups,
+    reaches,
     seed_process,
     set_rates,
 )
@@ -41,10 +41,6 @@ from runs.training.flags import not_deterministic
 from runs.training.forgetting import base_loss, forgetting
 from runs.training.provenance import changes, code_state, conditions, write_configuration
 from runs.training.state import Plan, State
-
-#: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
-#: the batch, under a head that starts at 0.
-WITHOUT_GRADIENT = 20
 
 
 class Training(Context):
@@ -213,7 +209,7 @@ class Training(Context):
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
         if not self.reached:
-            self._check_gradients()
+            self.reached = reaches(self.method, self.raw_model, self.state.step, self.plan.total_steps)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
@@ -223,17 +219,6 @@ class Training(Context):
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
         return total
-
-    def _check_gradients(self) -> None:
-        """Raises AdapterError where the method has had no gradient for too long: its run would be the head's
-        alone."""
-        self.reached = gets_gradient(self.method, self.raw_model)
-        if not self.reached and self.state.step + 1 >= min(WITHOUT_GRADIENT, self.plan.total_steps):
-            name = next(iter(self.method.adapter_parameters(self.raw_model)))
-            raise vera.AdapterError(
-                f"no gradient has reached what {type(self.method).__name__} trains (such as {name}). It has"
-                " to be used in forward, and of a product not all factors may start at 0"
-            )
 
     def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
         """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss. Data parallel averages

@@ -16,22 +16,8 @@ from runs.sources import git, head
 #: The folders of the checkout that a result depends on.
 MAKING = ("vera", "tasks", "runs", "conf")
 PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "tokenizers",
-    "spacy",
-    "sacrebleu",
-    "pycocoevalcap",
-    "timm",
-    "pillow",
-    "numpy",
-    "datasets",
-    "evaluate",
-    "scikit-learn",
-    "scipy",
+    *("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "spacy", "sacrebleu"),
+    *("pycocoevalcap", "timm", "pillow", "numpy", "datasets", "evaluate", "scikit-learn", "scipy"),
     "hydra-core",
 )
 

@@ -45,10 +45,16 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     texts: the decoded texts' scores, where the task decodes.
     """
     run, config, task, state = training.run, training.config, training.task, training.state
-    metric, predictions, dev_rows = training.metric, state.predictions, len(task.lengths("dev"))
-    recipe, groups = config["recipe"], training.optimizer.param_groups if training.groups else []
-    parameters = _parameters(training)
+    method, recipe, accelerator = config["method"], config["recipe"], training.accelerator
+    predictions, dev_rows = state.predictions, len(task.lengths("dev"))
+    groups, parameters = training.optimizer.param_groups if training.groups else [], _parameters(training)
+    formula, trained = parameters["formula"], parameters["adapter"]
+    found = [f"the method's count() says {formula:,} of {trained:,} parameters"] * (formula != trained)
     data = {"selection": task.selection, "unreadable": task.unreadable}
+    seeds = {"training": config["seed"], "data": config["data_seed"]}
+    seeds["projection"] = method.get("projection_seed")
+    here: dict[str, Any] = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes}
+    here |= {"resumed": state.resumed} if state.resumed else {}
     record = {
         "schema": SCHEMA,
         "id": training.run_id,
@@ -59,14 +65,12 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
         "config": config,
         "config_hash": hash_of(config)[:16],
-        "recipe": {
-            "name": run.recipe,
-            "source": recipe.get("source"),
-            "chosen": recipe.get("chosen", {}),
-        },
-        "seeds": _seeds(config),
-        **made_with(training.code, training.accelerator.device),
-        "determinism": _determinism(training),
+        "recipe": {"name": run.recipe, "source": recipe.get("source"), "chosen": recipe.get("chosen", {})},
+        "seeds": seeds | ({"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {}),
+        **made_with(training.code, accelerator.device),
+        "determinism": flags(accelerator.device)
+        | here
+        | ({"resumed": state.resumed} if state.resumed else {}),
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),
         "data": {
@@ -81,7 +85,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "micro_batch": config["micro_batch"],
         "steps": state.step,
         "curve": state.curve,
-        "result": summarise(state.curve, dev_rows, metric, task.reported, config["select"])
+        "result": summarise(state.curve, dev_rows, training.metric, task.reported, config["select"])
         | ({"forgetting": training.forgetting} if training.forgetting else {}),
         "texts": texts,
         "cost": _cost(training, decoded=bool(texts)),
@@ -89,29 +93,9 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "best": predictions[training.best()] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
-        "deviations": [
-            *(*deviations(run, task.notes), *training.notes, *training.attempt.deviations),
-            *_miscounted(parameters),
-        ],
+        "deviations": deviations(run, task.notes) + training.notes + training.attempt.deviations + found,
     }
     return record | {"cell_id": cell_id(record)}
-
-
-def _determinism(training: Training) -> dict[str, Any]:
-    accelerator, resumed = training.accelerator, training.state.resumed
-    here = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes}
-    return flags(accelerator.device) | here | ({"resumed": resumed} if resumed else {})
-
-
-def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    method, seeds = config["method"], {"training": config["seed"], "data": config["data_seed"]}
-    seeds["projection"] = method.get("projection_seed")
-    return seeds | ({"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {})
-
-
-def _miscounted(parameters: Mapping[str, int]) -> list[str]:
-    formula, trained = parameters["formula"], parameters["adapter"]
-    return [f"the method's count() says {formula:,} of {trained:,} parameters"] if formula != trained else []
 
 
 def _parameters(training: Training) -> dict[str, Any]:

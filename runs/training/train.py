@@ -11,32 +11,28 @@ def train(training: Training, tracking: Tracking | None = None) -> Record:
     """Does one run, writes its record, and moves the attempt's files into the run's folder. Where another
     attempt has finished the run before, its record and files stay, and this one's are removed. tracking:
     whether W&B shows the run. Raises StoppedError where `training.stop` asks for it."""
-    own = made_with(training.code, training.accelerator.device)
+    config, accelerator, task = training.config, training.accelerator, training.task
+    own = made_with(training.code, accelerator.device)
     training.tracker = Tracker(tracking, training.run, training.run_id, own)
     try:
-        record = _train(training)
+        record = build_record(training, training.go())
+        done = record["status"] == "done"
+        if done and task.pictures:
+            _illustrate(training)
+        if accelerator.is_main_process:
+            both = config["keep"] == "both" and task.decodes
+            if done and both and config["adapter_precision"] != "fp32":
+                # The model has the best epoch's values since decoding. The file in full precision stays until
+                # the record is there: a killed run would decode from it again, and rounded values give other
+                # texts.
+                training.write(training.folder / "adapter_best_rounded.safetensors")
+            training.attempt.finish(record)
+        accelerator.wait_for_everyone()
+        accelerator.free_memory()
     except BaseException as error:
         training.tracker.finish(None, error)
         raise
     training.tracker.finish(record)
-    return record
-
-
-def _train(training: Training) -> Record:
-    config, accelerator = training.config, training.accelerator
-    record = build_record(training, training.go())
-    done = record["status"] == "done"
-    if done and training.task.pictures:
-        _illustrate(training)
-    if accelerator.is_main_process:
-        both = config["keep"] == "both" and training.task.decodes
-        if done and both and config["adapter_precision"] != "fp32":
-            # The model has the best epoch's values since decoding. The file in full precision stays until the
-            # record is there: a killed run would decode from it again, and rounded values give other texts.
-            training.write(training.folder / "adapter_best_rounded.safetensors")
-        training.attempt.finish(record)
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
     return record
 
 

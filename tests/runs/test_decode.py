@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from running import CONFIGURATION, call, call_here, comparable, do, elsewhere, started, trained
+from running import CONFIGURATION, call, call_here, comparable, do, elsewhere, trained
 from tiers import pairs, sample
 
 import tasks.e2e_metrics
@@ -117,15 +114,6 @@ def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_pa
         assert checked == 0
         assert said.count("perplexity") == {"none": 1, "both": 2}.get(keep, 1)
     assert ("kept no adapter" in said) == (keep == "none")
-
-
-def test_full_keeps_nothing_though_the_task_keeps_both(e2e_words):
-    plain = [w for w in e2e_words if not w.startswith("method.")]
-    (run,) = expand([*plain, "method=full"])
-    assert run.config["keep"] == "none"
-    record = do([*plain, "method=full", "train.lr=1e-3"])
-    assert not list(folder_of([*plain, "method=full", "train.lr=1e-3"]).glob("*.safetensors"))
-    assert record["parameters"]["adapter"] == record["parameters"]["formula"] == record["parameters"]["total"]
 
 
 def test_the_untrained_model_is_a_row(e2e_words, capsys):
@@ -288,37 +276,6 @@ def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(of, 
     ]
 
 
-@pytest.mark.usefixtures("process")
-def test_a_process_killed_while_decoding_loses_nothing(e2e_words, e2e, tmp_path, capfd):
-    """SIGKILL, as a scheduler does it: what has been written is there, and the record is the straight
-    run's."""
-    data = tmp_path / "many"
-    shutil.copytree(e2e, data)
-    rows = [f"name[Inn {i}],A pub called Inn {i}." for i in range(40)]
-    (data / "testset_w_refs.csv").write_text("\n".join(["mr,ref", *rows]) + "\n")
-    words = [
-        *(w for w in e2e_words if not w.startswith("task.data_dir")),
-        f"task.data_dir={data}",
-        "task.beams=6",
-    ]
-    straight, killed = (elsewhere(words, output=tmp_path / name) for name in ("straight", "killed"))
-    process = started(*killed)
-
-    def written():
-        paths = folder_of(killed).glob("attempts/*/decoded_last.jsonl")
-        return max((path.read_text().count("\n") for path in paths), default=0)
-
-    while process.is_alive() and written() <= 5:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    saved = written() - 1
-    assert 5 <= saved < 40
-    resumed = do(killed)
-    assert comparable(resumed) == comparable(do(straight))
-    assert f"{saved} of the 40 texts (decoded_last) are there already" in capfd.readouterr().out
-
-
 def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(e2e_words, monkeypatch):
     """Another word would leave another adapter on disk than the record says."""
     killed_while_decoding(e2e_words, 1, monkeypatch)
@@ -327,17 +284,6 @@ def test_a_run_goes_on_with_the_epochs_that_it_was_begun_to_keep(e2e_words, monk
         begun = f"{change}: this run was begun with {before}: go on with that, or delete"
         with pytest.raises(evaluate.UserError, match=begun):
             Training(run, run_id(run), lambda event: None).go()
-
-
-def test_a_run_that_was_begun_with_another_select_goes_on(e2e_words, tmp_path, monkeypatch):
-    """It keeps the same epoch, and only the number that is told is another."""
-    straight, killed = (elsewhere(e2e_words, output=tmp_path / name) for name in ("straight", "killed"))
-    killed_while_decoding(killed, 1, monkeypatch)
-    resumed = do([*killed, "select=crossfit"])
-    whole = do([*straight, "select=crossfit"])
-    assert resumed["result"] == whole["result"]
-    assert resumed["result"]["best"] == resumed["result"]["protocols"]["crossfit"]["best"]
-    assert resumed["texts"] == whole["texts"]
 
 
 # --- looking again

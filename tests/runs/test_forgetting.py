@@ -12,10 +12,8 @@ import tasks.e2e_metrics
 import vera
 from runs import evaluate
 from runs.config import expand
-from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
-from runs.record.files import without_paths
 from runs.training.loop import Training
 from tasks import DataError
 from tasks.forgetting import fixed_text
@@ -160,15 +158,6 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     record = trained([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}", "task.decode=none"])
     assert record["result"]["forgetting"]["text"] == "t.txt"
     assert not any("forgetting" in word for word in record["deviations"])
-    assert without_paths(record)["config"]["task"]["forgetting_text"] == "t.txt"
-    hub = record | {"config": record["config"] | {"task": {"forgetting_text": "hub:a/b/c.txt"}}}
-    assert without_paths(hub)["config"]["task"]["forgetting_text"] == "hub:a/b/c.txt"
-
-
-@pytest.mark.parametrize("value", ["12", "true", "[a]"])
-def test_a_value_that_is_no_word_is_refused_in_one_line(value, e2e_words):
-    with pytest.raises(UserError, match=r"^task\.forgetting_text="):
-        expand([*e2e_words, f"task.forgetting_text={value}"])
 
 
 def test_a_missing_file_is_told_before_training(e2e_words):
@@ -192,15 +181,12 @@ def test_a_record_that_lacks_it_gets_it_and_one_that_has_it_is_checked(change, e
     found = again["result"].pop("forgetting")
     assert found == {**wanted, "after": pytest.approx(wanted["after"], rel=1e-6)}
     assert again == record
-    again["result"]["forgetting"] = wanted
-    path.write_text(json.dumps(again))
-    assert evaluate.main([record["id"], f"output={output}"]) == 0
-    assert "forgetting as recorded: the same" in capsys.readouterr().out
-    again["result"]["forgetting"] = wanted | {"after": wanted["after"] + 0.5}
-    path.write_text(json.dumps(again))
-    assert evaluate.main([record["id"], f"output={output}"]) == 1
-    assert "forgetting as recorded: NOT the same" in capsys.readouterr().out
-    again["result"]["forgetting"] = wanted | {"sha256": "another", "text": "b.txt"}
-    path.write_text(json.dumps(again))
-    assert evaluate.main([record["id"], f"output={output}"]) == 0
-    assert "recorded on another text (b.txt), not compared" in capsys.readouterr().out
+    for change, code, words in (
+        ({}, 0, "forgetting as recorded: the same"),
+        ({"after": wanted["after"] + 0.5}, 1, "forgetting as recorded: NOT the same"),
+        ({"sha256": "another", "text": "b.txt"}, 0, "recorded on another text (b.txt), not compared"),
+    ):
+        again["result"]["forgetting"] = wanted | change
+        path.write_text(json.dumps(again))
+        assert evaluate.main([record["id"], f"output={output}"]) == code
+        assert words in capsys.readouterr().out

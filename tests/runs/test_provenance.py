@@ -25,9 +25,13 @@ def checkout(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(root), *names, *words], check=True, capture_output=True)
     monkeypatch.setattr(sources, "ROOT", root)
     monkeypatch.setattr(sources, "AT_START", {})
-    for cached in (sources.uncommitted, sources.head):
-        cached.cache_clear()
+    in_another_command()
     yield root
+    in_another_command()
+
+
+def in_another_command():
+    """A process asks git once."""
     for cached in (sources.uncommitted, sources.head):
         cached.cache_clear()
 
@@ -96,6 +100,7 @@ def test_a_source_that_was_committed_both_times_or_moved_is_no_difference(before
         path.rename(checkout / "vera/methods/other.py")
     if now == "committed":
         commit(checkout)
+        in_another_command()
     record = {"code": {"sources": {"method": source}}}
     expected = now == "uncommitted" or (now == "committed" and before == "uncommitted")
     assert sources.changed(record) == ["vera/methods/mine.py"] * expected
@@ -132,7 +137,7 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
     source["imports"] = "0" * 16
     assert sources._source(folder / "mine.py")["uncommitted"] is True
     commit(checkout)
-    sources.uncommitted.cache_clear()
+    in_another_command()
     assert sources.changed(record) == []  # committed both times
 
 
@@ -162,6 +167,7 @@ def test_an_edit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch)
     path.write_text("two\n")
     source = sources._source(path)
     assert (source["sha256"], source["uncommitted"]) == (before, True)
+    monkeypatch.setattr(sources, "AT_START", {})  # of the next command
     assert sources.changed({"code": {"sources": {"method": source}}}) == ["vera/methods/mine.py"]
 
 

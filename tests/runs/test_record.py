@@ -50,36 +50,22 @@ def test_the_best_epoch_is_the_earliest_of_equals(values, metric, index):
     assert metric.best(values) == index
 
 
-def test_cross_fitting_by_hand_with_unequal_halves():
-    """5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has
-    1/2."""
-    found = crossfit(curve((1.0, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), rows=5), 5, ACCURACY)
-    assert found["best"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 / 3))  # 2 of 5 rows
-    assert found["best_epoch"] == [1.0, 3.0]
-    assert found["last"] == pytest.approx(0.4 * 0.5 + 0.6 * (2 / 3))
-    # On the whole, epochs 1 and 3 have three of five rows right: one more than 2 of 5, whichever is chosen.
-    assert found["optimism"] == pytest.approx(0.6 - 0.4)
-
-
-def test_of_equal_epochs_the_earliest_is_chosen_on_each_half():
-    found = crossfit(curve((0.9, 0.9, 0.1), (0.2, 0.8, 0.8)), 10, ACCURACY)
-    assert found["best_epoch"] == [1.0, 2.0]
-    assert found["best"] == pytest.approx((0.2 + 0.9) / 2)
-    assert found["optimism"] == pytest.approx((0.9 + 0.8) / 2 - (0.2 + 0.9) / 2)
-
-
-def test_of_perplexity_less_is_better_and_optimism_is_how_much_less():
-    found = crossfit(curve((3.0, 2.0, 2.6), (3.0, 2.8, 2.0)), 10, PERPLEXITY)
-    assert found["best_epoch"] == [2.0, 3.0]
-    assert found["best"] == pytest.approx((2.6 + 2.8) / 2)  # worse than 2.3, the best of the whole
-    assert found["optimism"] == pytest.approx(2.7 - 2.3)
-
-
-def test_an_epoch_that_is_best_on_both_halves_has_no_optimism():
-    for a, b in (((0.5, 0.9), (0.4, 0.7)), ((0.5,), (0.4,))):
-        found = crossfit(curve(a, b), 10, ACCURACY)
-        assert found["optimism"] == 0.0
-        assert found["best"] == pytest.approx((a[-1] + b[-1]) / 2)
+@pytest.mark.parametrize(
+    ("a", "b", "rows", "metric", "best", "epochs", "last", "optimism"),
+    [
+        # 5 rows: two in A and three in B. By A the first epoch, where B has 1/3; by B the third, where A has
+        # 1/2. On the whole, epochs 1 and 3 have three of five rows right
+        ((1, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), 5, ACCURACY, 0.4, [1, 3], 0.6, 0.2),
+        ((0.9, 0.9, 0.1), (0.2, 0.8, 0.8), 10, ACCURACY, 0.55, [1, 2], 0.45, 0.3),  # the earliest of equals
+        ((3, 2, 2.6), (3, 2.8, 2), 10, PERPLEXITY, 2.7, [2, 3], 2.3, 0.4),  # less is better
+        ((0.5, 0.9), (0.4, 0.7), 10, ACCURACY, 0.8, [2, 2], 0.8, 0),
+        ((0.5,), (0.4,), 10, ACCURACY, 0.45, [1, 1], 0.45, 0),
+    ],
+)
+def test_cross_fitting_by_hand(a, b, rows, metric, best, epochs, last, optimism):
+    found = crossfit(curve(a, b, rows), rows, metric)
+    numbers = [found["best"], *found["best_epoch"], found["last"], found["optimism"]]
+    assert numbers == pytest.approx([best, *epochs, last, optimism])
 
 
 def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():

@@ -64,20 +64,6 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert record["cell"]["row"] == "lora_mnli"
 
 
-def test_a_watch_goes_on_while_the_run_before_the_others_is_missing(lora, monkeypatch, capsys):
-    words = [*mnli_rows(lora), "debug=true"]
-    left = with_starts(expand(words))
-
-    def do_one(_):
-        sweep.sweep([left.pop(0)])
-
-    monkeypatch.setattr(plan.time, "sleep", do_one)
-    assert plan.main([*words, "watch=true"]) == 0
-    assert not left
-    printed = capsys.readouterr().out
-    assert printed.index("blocked: waits for LoRA r=8 on MNLI") < printed.index("nothing left to do")
-
-
 def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
     (plain,) = expand(lora)
     trained(lora)

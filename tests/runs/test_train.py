@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from tiers import sample
 from torch import nn
 
-from analysis.frame import runs as frame_of
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import Ledger, Metric, cell_id, read_record
+from runs.record import Metric, cell_id, read_record
 from runs.training import provenance
 from runs.training.build import dev_halves, epoch_batches, rate_factor
 from runs.training.loop import Training
@@ -117,17 +116,6 @@ def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(micro, clip, words)
         torch.testing.assert_close(parameter, named[name], rtol=0, atol=1e-6)
 
 
-def test_the_schedule_warms_up_and_falls_to_zero(words):
-    loop = training([*words, "train.epochs=4", "train.warmup_ratio=0.25"])  # 20 steps, 5 of them warm-up
-    rates = []
-    for _ in range(20):
-        rates.append(loop.optimizer.param_groups[0]["lr"])
-        loop.optimizer.step()
-        loop.scheduler.step()
-    expected = [1e-2 * (s / 5 if s < 5 else (20 - s) / 15) for s in range(20)]
-    assert rates == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(
     ("kind", "theirs"), [("linear", None), ("cosine", None), ("constant", "constant_with_warmup")]
 )
@@ -140,24 +128,6 @@ def test_the_schedules_are_transformers_own(kind, theirs, warmup, total):
     assert [rate_factor(step, kind, warmup, total) for step in range(total)] == [
         factor(step) for step in range(total)
     ]
-
-
-def test_groups_have_their_own_rates_and_decay_spares_biases_and_layernorms(words):
-    plain = [w for w in words if not w.startswith("method.")]
-    record = trained(
-        [*plain, "method=full", "train.lr_head=3e-3", "train.weight_decay=0.1", "train.max_steps=1"]
-    )
-    groups = {g["name"]: g for g in record["groups"]}
-    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
-        "adapter": (1e-2, 0.1),
-        "adapter (no decay)": (1e-2, 0.0),
-        "head": (3e-3, 0.1),
-        "head (no decay)": (3e-3, 0.0),
-    }
-    layers = 2
-    biases_and_norms = 32 * 2 + layers * (4 * 32 + 2 * 32 + 64 + 32 + 2 * 32)
-    assert groups["adapter (no decay)"]["parameters"] == biases_and_norms
-    assert groups["head (no decay)"]["parameters"] == 32 + 2
 
 
 def test_batches_hold_every_row_once_and_like_lengths():
@@ -249,21 +219,6 @@ def test_a_record_says_what_was_done(words):
     assert str(ROOT) not in json.dumps({k: v for k, v in record.items() if k != "config"})
 
 
-def test_settings_that_no_recipe_names_are_deviations_too(words):
-    """Or a run with other sites would pass for the row itself."""
-    (run,) = expand([*words, "method.sites=[query]", "train.precision=fp32"])
-    assert run.changed == [
-        *(w for w in words if w.startswith("train.")),
-        "method.rank=8",
-        "method.sites=[query]",
-    ]
-    assert (
-        "method.sites=[query] given"
-        in trained([*words, "method.sites=[query]", "train.max_steps=1"])["deviations"]
-    )
-    assert not [word for word in trained([*words, "train.max_steps=1"])["deviations"] if "sites" in word]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -288,6 +243,7 @@ def test_settings_that_no_recipe_names_are_deviations_too(words):
             ["alpha 3 instead of the recipe's 8", "rank 2 instead of the recipe's 8"],
         ),
         (["method=lora", "method.scaling=proportional"], []),
+        (["method=vera", "method.sites=[query]"], ["method.sites=[query] given"]),
         (["method=vera_redrawn", "seed=3"], []),
         (
             ["method=vera", "task.length_grouped=false"],
@@ -341,53 +297,10 @@ def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
     assert [record["seeds"]["projection"] for record in (one, other)] == [0, 1]
     assert one["label"]["row"] == "VeRA r=8, A and B redrawn"
     assert one["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
-    assert not [
-        w for record in (one, other) for w in record["deviations"] if "projection" in w or "redrawn" in w
-    ]
-    fixed = trained([*words, "seed=1"])
     # The head's values and the batches are the same
-    assert fixed["curve"]["dev_loss"] != other["curve"]["dev_loss"]
+    assert trained([*words, "seed=1"])["curve"]["dev_loss"] != other["curve"]["dev_loss"]
     assert trained([*words, "seed=0"])["curve"] == one["curve"]
     assert cell_id(one) == cell_id(other)
-    assert frame_of(Ledger({one["id"]: one, other["id"]: other})).cell.nunique() == 1
-
-
-def test_a_label_says_by_which_convention_alpha_was_set(words):
-    words = [*[w for w in words if not w.startswith("method.")], "train.max_steps=1", "method=lora_r2"]
-    assert do([*words])["label"]["row"] == "LoRA r=2, alpha=8"
-    proportional = do([*words, "method.scaling=proportional"])
-    assert proportional["label"]["row"] == "LoRA r=2, alpha=r"
-    constant = copy.deepcopy(proportional)
-    constant["config"]["method"]["scaling"] = "constant"  # as method.alpha=2 has it
-    assert cell_id(proportional) == cell_id(constant)
-
-
-def test_cross_fitting_chooses_on_each_half_and_reports_the_other(words):
-    record = do([*words, "select=crossfit", "train.epochs=4"])
-    curve, result = record["curve"], record["result"]
-    a, b, rows = curve["metric_select"], curve["metric_report"], record["data"]["dev_rows"]
-    share = (rows // 2) / rows
-    assert [share * of_a + (1 - share) * of_b for of_a, of_b in zip(a, b, strict=True)] == pytest.approx(
-        curve["metric"]
-    )
-    assert result["best"] == pytest.approx(share * a[b.index(max(b))] + (1 - share) * b[a.index(max(a))])
-    assert result["last"] == pytest.approx(curve["metric"][-1])
-    assert result["protocols"]["paper"]["best"] == max(curve["metric"])
-    # The epoch that is kept: the whole's
-    assert result["best_epoch"] == curve["metric"].index(max(curve["metric"])) + 1
-
-
-def test_the_epoch_that_is_kept_is_the_same_by_either_protocol(words, tmp_path):
-    """So a run begun by one of them goes on by the other, and what starts from it starts from the same."""
-    made = [
-        do(elsewhere([*words, f"select={select}"], output=tmp_path / select))
-        for select in ("paper", "crossfit")
-    ]
-    assert made[0]["id"] == made[1]["id"]
-    adapters = [
-        tmp_path / one["config"]["select"] / "runs" / one["id"] / "adapter.safetensors" for one in made
-    ]
-    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 def test_fewer_evaluations_see_the_same_training(words, tmp_path):
@@ -430,16 +343,8 @@ def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
 
 
 def test_divergence_is_a_result_and_the_record_stays_readable(words):
-    record = do(
-        [
-            *words,
-            "train.lr=1e30",
-            "train.lr_head=1e30",
-            "train.clip=null",
-            "train.schedule=constant",
-            "train.warmup_ratio=0",
-        ]
-    )
+    rates = ["train.lr=1e30", "train.lr_head=1e30", "train.clip=null", "train.warmup_ratio=0"]
+    record = do([*words, *rates, "train.schedule=constant"])
     assert record["status"] == "diverged"
     assert "loss became" in record["error"]
     assert record["steps"] < 10
@@ -552,12 +457,10 @@ def one_bit_off(content: bytes) -> bytes:
     "damage",
     [
         lambda b: b[: len(b) // 2],
-        lambda b: b"garbage",
-        lambda b: b[:40] + b"\0" * 40 + b[80:],
         one_bit_off,
         lambda b: b.replace(b'\\"step\\": 2', b'\\"step\\": 3'),
     ],
-    ids=["half", "garbage", "zeros", "a bit", "a step"],
+    ids=["half", "a bit", "a step"],
 )
 def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(damage, words, tmp_path, capfd):
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
