@@ -164,9 +164,12 @@ def write_down(
         context.report({"phase": phase, **counts})
 
     context.raw_model.eval()
-    # Only the main process writes
-    where = path if accelerator.is_main_process else os.devnull
-    with _merged(context), open(where, "a", encoding="utf-8") as file:
+    where = path if accelerator.is_main_process else os.devnull  # it alone writes
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(vera.AdapterError):  # a method that cannot merge
+            context.method.merge(context.raw_model)  # a step then costs as much as without an adapter
+            stack.callback(context.method.unmerge, context.raw_model)
+        file = stack.enter_context(open(where, "a", encoding="utf-8"))
         for turn in range(rounds):
             report(turn, rounds, (time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
@@ -178,21 +181,6 @@ def write_down(
             file.flush()
     report(1, 1)
     return saved
-
-
-@contextlib.contextmanager
-def _merged(context: Context) -> Any:
-    """Merges the adapter into the weights, where the method can: a step then costs as much as without it."""
-    method, model = context.method, context.raw_model
-    try:
-        method.merge(model)
-    except vera.AdapterError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        method.unmerge(model)
 
 
 def weights(context: Context) -> str:

@@ -161,7 +161,8 @@ def tidy(output: str | Path, record: Record) -> None:
     and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
     so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    for path in (folder / "progress.json", *filter(Path.is_file, folder.glob(".*"))):
+    written = ("progress.json", "config.yaml", "overrides.yaml")
+    for path in (folder / "progress.json", *(path for name in written for path in folder.glob(f".{name}.*"))):
         path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return

@@ -1,9 +1,7 @@
 """What a language model forgets: its cross-entropy on the task's fixed text (tasks/forgetting.py), as the
 base model and as it is after training."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,8 +26,15 @@ def base_loss(context: Context) -> float | None:
     switched off, so that it is measured before they train. None for a task without such a text."""
     if not context.task.fixed_text:
         return None
-    with _switched_off(context.raw_model):
+    # peft's switch also takes the gradients away, and gives them back to all adapters
+    flags = [(parameter, parameter.requires_grad) for parameter in context.raw_model.parameters()]
+    vera.disable(context.raw_model)
+    try:
         return text_loss(context)
+    finally:
+        vera.disable(context.raw_model, False)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def forgetting(context: Context, before: float | None) -> dict[str, Any]:
@@ -49,16 +54,3 @@ def words(found: dict[str, Any]) -> str:
         return f"forgetting: not a finite number, before {before}, after {after}"
     change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
     return f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}"
-
-
-@contextlib.contextmanager
-def _switched_off(model: torch.nn.Module) -> Iterator[None]:
-    # peft's switch also takes the gradients away, and gives them back to all adapters
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    vera.disable(model)
-    try:
-        yield
-    finally:
-        vera.disable(model, False)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

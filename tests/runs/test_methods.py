@@ -245,8 +245,6 @@ def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
             "import no_such_module_anywhere\n",
             "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
         ),
-        ("from os import no_such_name\n", "ImportError: cannot import name"),
-        ("1 / 0\n", "ZeroDivisionError: division by zero"),
         ("import os\nos.no_such_name\n", "AttributeError: module 'os' has no attribute"),
         (
             "import vera\nclass Mine(vera.Method, kind='lora'): pass\n",
