@@ -24,7 +24,7 @@ API = {
     ],
     "analysis": [
         *("analysis.frame", "analysis.beside", "analysis.render", "analysis.paper", "analysis.inference"),
-        *("analysis.variants", "analysis.stats"),
+        "analysis.stats",
     ],
 }
 #: Wide enough for code of 95 columns; tables are narrow, so that they need no scrolling.

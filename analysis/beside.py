@@ -3,7 +3,6 @@ verdict."""
 
 import math
 import re
-import statistics
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -52,39 +51,29 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
         on = [*on, "column"]
     shared = [name for name in ours if name in printed and name not in on]
     rows = printed.merge(ours.drop(columns=shared), on=on, how="left")
-    middle, factor = (
-        (statistics.fmean, lambda n: 1.0) if table in MEANS else (statistics.median, median_variance)
-    )
-    n, known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
-    variance = [factor(k) if k > 1 else math.nan for k in n] * rows.our_spread**2 / n
-    both = rows.spread.notna()
-    theirs = factor(SEEDS) * rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
+    means = table in MEANS
+    n, known, has = rows.n.fillna(0).astype(int), rows.our_spread.notna(), rows.runs.notna()
+    factor = n.map(lambda k: (1.0 if means else median_variance(k)) if k > 1 else math.nan)
+    variance, both = factor * rows.our_spread**2 / n, rows.spread.notna()
+    theirs = (1.0 if means else median_variance(SEEDS)) * rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
     half = welch_half(
         np.stack([variance, theirs.where(both, 0.0)]),
         np.stack([np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]),
     )
-    has = rows.runs.notna()
-    values = [
-        [value for value in of if value == value] if ran else []
-        for of, ran in zip(rows["values"], has, strict=True)
-    ]
-    rows["ours"] = [float(middle(of)) if of else math.nan for of in values]
+    values = [pd.Series(of if ran else (), dtype=float) for of, ran in zip(rows["values"], has, strict=True)]
+    rows["ours"] = [math.fsum(of.dropna()) / max(of.count(), 1) if means else of.median() for of in values]
+    rows["ours"] = rows.ours.where([of.count() > 0 for of in values])
     rows["half"] = np.where(known, half, math.nan)
     rows["variance"], rows["paper_variance"] = variance, theirs
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
-    sizes = zip(rows["size"], has, rows.parameters.fillna(-1), rows.model, rows.row, strict=True)
-    same = np.array(
-        [
-            not size or (ran and same_size(int(count), model, row, size))
-            for size, ran, count, model, row in sizes
-        ],
-        dtype=bool,
-    )
-    rows["same_size"] = same
+    rows["same_size"] = [
+        not of.size or (ran and same_size(int(of.parameters), of.model, of.row, of.size))
+        for of, ran in zip(rows[["size", "parameters", "model", "row"]].itertuples(), has, strict=True)
+    ]
     enough = (n >= SEEDS) & (n == rows.runs)
     rows["word"] = np.select(
-        [rows.quoted & (~has | rows.table.isin(["table4", "table13"])), ~has, ~same, ~enough],
+        [rows.quoted & (~has | rows.table.isin(["table4", "table13"])), ~has, ~rows.same_size, ~enough],
         [*map(np.array, ("quoted", "not run", "other size", "incomplete"))],
         word(rows.difference, rows.half, both, rows.margin),
     )

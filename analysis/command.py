@@ -60,16 +60,15 @@ def open_chosen(settings: Chosen) -> Ledger:
     ledger = open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
-    chosen = {key: words(getattr(settings, key)) for key in ("model", "task", "method", "seed")}
-    chosen["method"] = tuple(map(row_name, chosen["method"]))
-    for key, names in chosen.items():
-        part = "row" if key == "method" else key
-        existing = sorted({str(record["cell"][part]) for record in ledger})
+    of = {key: words(getattr(settings, key)) for key in ("model", "task", "seed")}
+    of["row"] = tuple(map(row_name, words(settings.method)))
+    for key, names in of.items():
+        existing = sorted({str(record["cell"][key]) for record in ledger})
         for name in names:
             if name not in existing:
                 near = did_you_mean(name, existing) or f" There are: {', '.join(existing) or 'none'}"
-                raise UserError(f"no records of {key} {name!r}.{near}")
-    return having(ledger, chosen["model"], chosen["task"], chosen["method"], seeds=chosen["seed"])
+                raise UserError(f"no records of {'method' if key == 'row' else key} {name!r}.{near}")
+    return having(ledger, **of)
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
@@ -90,8 +89,8 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     sweep = here if here.records else having(ledger, ids=ids)
     if missing := len(ids) - len(here.records):
         print(f"note: {missing} of the {len(ids)} runs of {name} have no record here yet", file=sys.stderr)
-    models, tasks, rows = ({str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row"))
-    others = having(published, models, tasks, rows) if sweep.records else having(published, ids=())
+    alike = {key: {str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row")}
+    others = having(published, None if sweep.records else (), **alike)
     both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}
     origin = others.origin | {i: sweep.origin[i] for i in sweep.records}
     return replace(sweep, records=others.records | sweep.records, origin=origin, published=both)
@@ -107,33 +106,20 @@ def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
     others = {i: record for i, record in ledger.records.items() if i not in ours}
     others |= {i: record for i, (_, record) in ledger.published.items()}
     origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
-
-    def part(records: dict[str, Record], own: bool) -> Ledger:
-        measures = {
-            i: measure
-            for i, measure in ledger.measures.items()
-            if (ledger.measured.get(i, "ours") == "ours") is own
-        }
-        return Ledger(records, {i: "ours" if own else origin[i] for i in records}, [], measures)
-
-    return part(ours, True), part(others, False)
+    measures: tuple[dict[str, Record], dict[str, Record]] = {}, {}
+    for i, measure in ledger.measures.items():
+        measures[ledger.measured.get(i, "ours") != "ours"][i] = measure
+    own = Ledger(ours, dict.fromkeys(ours, "ours"), [], measures[0])
+    return own, Ledger(others, {i: origin[i] for i in others}, [], measures[1])
 
 
-def having(
-    ledger: Ledger,
-    models: Collection[str] = (),
-    tasks: Collection[str] = (),
-    rows: Collection[str] = (),
-    ids: Collection[str] | None = None,
-    seeds: Collection[str] = (),
-) -> Ledger:
-    """The records of these models, tasks, rows of conf/method and seeds (empty: of all), and of the runs with
-    these ids (None: of all)."""
-    wanted = {"model": models, "task": tasks, "row": rows, "seed": seeds}
+def having(ledger: Ledger, ids: Collection[str] | None = None, **names: Collection[str]) -> Ledger:
+    """The records of the runs with these ids (None: of all), whose cell has one of these names of its model,
+    task, row or seed (empty: of all)."""
 
     def has(record: Record) -> bool:
         of_ids = ids is None or record["id"] in ids
-        return of_ids and all(str(record["cell"][key]) in of for key, of in wanted.items() if of)
+        return of_ids and all(str(record["cell"][key]) in of for key, of in names.items() if of)
 
     records = {i: record for i, record in ledger.records.items() if has(record)}
     also_published = {i: one for i, one in ledger.published.items() if has(one[1])}

@@ -6,7 +6,7 @@ crossfit, half, optimism, median, mean, spread) are in the unit that tables prin
 seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -77,13 +77,47 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(left_out=left_out)
 
 
+# --- variants of a row
+
+
+def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
+    """The runs with every variant of a row as a row of its own, whose label says what sets it apart: "VeRA
+    r=256, lr 0.001". Variants are results of the same row, model and task with other settings, data or
+    start. paper: the nearest variant keeps the row's name, so that it stands beside the paper's row."""
+    runs = chosen(runs)
+    several = runs[runs.kind == "result"].groupby(KEY, sort=False).filter(lambda of: of.cell.nunique() > 1)
+    for _, group in several.groupby(KEY, sort=False):
+        facts = group.drop_duplicates("cell").set_index("cell").settings
+        for cell, words in distinctions(facts).items():
+            of = group[group.cell == cell]
+            known = of.label.iloc[0].replace(",", " ").split()
+            apart = [word for word in words.split(", ") if word.replace("rank ", "r=") not in known]
+            runs.loc[of.index, "label"] = ", ".join([of.label.iloc[0], *apart])
+            if not paper or not (of.left_out.isin(["", "seed"])).any():
+                runs.loc[of.index, "row"] = of.row + f" {words}"
+    return chosen(runs)
+
+
+def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any, str]:
+    """Of several mappings, by their names: the keys and values of each in which they are not all alike, in
+    words."""
+    facts = dict(facts.items())
+    keys = sorted({key for of in facts.values() for key in of})
+    unlike = [key for key in keys if len({str(of.get(key)) for of in facts.values()}) > 1]
+
+    def word(value: Any) -> str:
+        return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    return {name: ", ".join(f"{key} {word(of.get(key))}" for key in unlike) for name, of in facts.items()}
+
+
 # --- cells
 
 
 #: The columns of `cells`, after KEY.
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
-OVER_SEEDS = ["best", "last", "crossfit", "optimism"]
+OVER_SEEDS = ["best", "last", "crossfit", "half", "optimism"]
 CELL_COLUMNS = [*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean"]
 CELL_COLUMNS += ["spread", *OVER_SEEDS, "diverged", "one_class", "class_share", "presets", "origins"]
 CELL_COLUMNS += ["deviations", "left_out", "older", "again"]
@@ -98,7 +132,7 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
 
     Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
     wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard
-    deviation); best, last, crossfit and optimism, medians; diverged, a count; one_class, the seeds that
+    deviation); best, last, crossfit, half and optimism, medians; diverged, a count; one_class, the seeds that
     predict one class, and class_share, its share of the rows in words; deviations; presets; origins;
     left_out, how many results of the row have other settings; older, their older protocols; again, the ids
     of results that repeat a seed."""

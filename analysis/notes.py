@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import KEY, in_cells
-from analysis.variants import distinctions
+from analysis.frame import KEY, distinctions, in_cells
 from runs.record.text import plural
 
 #: How many runs or rows a note names; of more it gives the number, too.

@@ -2,7 +2,7 @@
 the lines `others` of tables 2 to 5, each beside ours by its own choice of the epoch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -62,21 +62,18 @@ def setting(of: Mapping[str, Any]) -> str:
 ENOUGH = 3
 
 
-def others_of(
-    model: str, columns: Sequence[str], chosen: Callable[[str], Mapping[str, Mapping[str, Cell]]]
-) -> pd.DataFrame:
-    """What others report of a model in these columns, and `less`, ours less theirs: NaN where we have none,
-    or not of every seed. chosen: our cells by row and column, for a choice of the epoch."""
+def others_of(model: str, columns: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
+    """What others report of a model in these columns, and `less`, our median by the same choice of the epoch
+    less theirs: NaN where we have none, or not of every seed. cells: ours by row and column."""
     theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
-    by_epoch = {epoch: chosen(epoch) for epoch in theirs.epoch.unique()}
 
     def ours(of: Any) -> float:
-        cells = by_epoch[of.epoch].get(of.like, {})
-        wanted = GLUE if of.column == "avg" else [of.column]
-        if not all(column in cells and cells[column].complete for column in wanted):
+        own, wanted = cells.get(of.like, {}), [*GLUE] if of.column == "avg" else [of.column]
+        if not all(column in own and own[column].complete for column in wanted):
             return math.nan
-        middle = np.mean if of.statistic == "mean" else np.median
-        return float(np.mean([middle(cells[column].values) for column in wanted]))
+        # A column that is no task is a score, of one epoch
+        epoch = of.epoch if of.epoch and own[wanted[0]].task == wanted[0] else "median"
+        return float(np.mean([getattr(own[column], epoch) for column in wanted]))
 
     return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
 

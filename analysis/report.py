@@ -19,12 +19,11 @@ import pandas as pd
 from analysis import beside, figures, tables
 from analysis.command import open_ledger, split
 from analysis.diff import leaves
-from analysis.frame import reported_cells, runs
+from analysis.frame import every_variant, reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results import findings, sections
 from analysis.stats import statistics_tables
-from analysis.variants import every_variant
 from runs.command import OfRecords, entry_point, read
 from runs.record import Ledger, Record, median_interval, without_paths, write_atomically
 from runs.record.text import megabytes

@@ -14,8 +14,7 @@ from analysis.figures import pareto
 from analysis.figures.by_parameters import figure2, figure4
 from analysis.figures.figure import Figure, Part, save, svg
 from analysis.figures.measures import figure3, figure5, figure6
-from analysis.frame import runs
-from analysis.variants import every_variant
+from analysis.frame import every_variant, runs
 from runs.record import Ledger
 
 FIGURES: dict[str, Callable[[Part], list[Figure]]] = {

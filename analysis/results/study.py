@@ -10,12 +10,11 @@ import pandas as pd
 
 from analysis import figures
 from analysis.figures.figure import Part
-from analysis.frame import chosen, pairs, reported, reported_cells
+from analysis.frame import chosen, every_variant, pairs, reported, reported_cells
 from analysis.inference import Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.of_rows import collapsed
-from analysis.variants import every_variant
 from runs.record import LEVEL, Record
 from runs.record.text import one_line
 

@@ -8,14 +8,13 @@ import pandas as pd
 
 from analysis import beside
 from analysis.command import split
-from analysis.frame import runs
+from analysis.frame import every_variant, runs
 from analysis.notes import unfinished
 from analysis.render import Table
 from analysis.tables.build import View, build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
 from analysis.tables.judged import JUDGED
 from analysis.tables.specs import ROWS, SPECS, demo
-from analysis.variants import every_variant
 from runs.record import Ledger
 
 _PAPER = SPECS | JUDGED

@@ -163,7 +163,13 @@ class _Model:
         for (row, *_), of in self.made.groupby(by, sort=False):
             self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
-        self.theirs = others_of(model, shown, self._by_choice)
+        of_paper = {
+            row: own
+            for row, lines in self.ours.items()
+            for own in lines[::-1]
+            if spec.compared(next(iter(own.values())).variant)
+        }
+        self.theirs = others_of(model, shown, of_paper)
 
     def table(self) -> Table:
         """The table, with its notes."""
@@ -305,14 +311,6 @@ class _Model:
         if diverged := sum({cell.task: int(cell.diverged) for cell in own.values()}.values()):
             usual += f", {diverged} diverged"
         return spec.status(view, first, usual)
-
-    def _by_choice(self, epoch: str) -> dict[str, dict[str, Cell]]:
-        """Our cells by row and column, with the epoch chosen as a source of `others` chose it."""
-        if self.made.empty:
-            return {}
-        made = self.spec.cells(self.spec, replace(self.view, select=epoch or "paper", runs=self.runs))
-        rows = made[made.variant.map(self.spec.compared).astype(bool)].groupby("row")
-        return {row: {cell.column: cell for cell in of.itertuples(index=False)} for row, of in rows}
 
     def _average(self, own: Own) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task is there with all its

@@ -62,7 +62,11 @@ def judged_cells(bench: str, spec: Spec, view: View) -> pd.DataFrame:
             turns = pd.DataFrame([one["turns"] for one in of], dtype=float).median()
             alone = len(of) == 1 and of[0]["low"] is not None
             about: dict[str, Any] = {"variant": judge, "judged": (*by_run,), "values": (*values,)}
-            about |= {"n": int(values.count()) if of else cell["n"], "spread": values.std()}
+            about |= {
+                "n": int(values.count()) if of else cell["n"],
+                "spread": values.std(),
+                "median": values.median(),
+            }
             about["complete"] = len(values) >= cell["wanted"]
             about["interval"] = f"{of[0]['low']:.2f} to {of[0]['high']:.2f}" if alone else NONE
             about["turns"] = " / ".join(f"{turn:.2f}" if turn == turn else NONE for turn in turns) or NONE

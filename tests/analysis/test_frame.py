@@ -9,8 +9,7 @@ from hypothesis import strategies as some
 from ledgers import cells_of, halves, ledger, record, seeds
 
 import analysis
-from analysis.frame import KEY, cells, pairs, reported, runs
-from analysis.variants import every_variant
+from analysis.frame import KEY, cells, every_variant, pairs, reported, runs
 from runs.record import PUBLISHED, read_ledger
 
 pytestmark = pytest.mark.properties

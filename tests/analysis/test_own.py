@@ -48,7 +48,7 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     both = ledger(mine, *seeds("lora", "mrpc"))
     both.published = {theirs["id"]: ("a_study", theirs)}
     both.origin = dict.fromkeys(both.records, "ours")
-    chosen = having(both, tasks=["mrpc"], rows=["lora"])
+    chosen = having(both, task=["mrpc"], row=["lora"])
     assert all(not part.records or {r["cell"]["task"] for r in part} == {"mrpc"} for part in split(chosen))
     assert [table.header for table in tables.make("", chosen)] == [
         ["method", "source", "params", "mrpc", "s/run", "adapter"]
@@ -124,12 +124,14 @@ def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, mon
 
 def test_a_part_of_a_table_by_model_and_task():
     both = ledger(*seeds(task="mrpc"), *seeds(task="cola"), *seeds(task="mrpc", model="minilm"))
-    (table,) = tables.make("table2", having(both, ["roberta_base"]), models=["roberta_base"], tasks=["mrpc"])
+    (table,) = tables.make(
+        "table2", having(both, model=["roberta_base"]), models=["roberta_base"], tasks=["mrpc"]
+    )
     assert table.header == ["method", "source", "params", "MRPC", "status"]
     rows = {(row[0], row[1]): row[2:] for row in table.texts}
     assert rows["VeRA", "paper"] == ["0.043M", "89.5 +-0.5", "quoted"]
     assert rows["VeRA r=1024", "ours"][-1].startswith("reproduced 0/1")
-    (table,) = tables.make("table2", having(both, ["minilm"]), models=["minilm"], tasks=["mrpc"])
+    (table,) = tables.make("table2", having(both, model=["minilm"]), models=["minilm"], tasks=["mrpc"])
     assert table.header[3:] == ["MRPC", "status"]
 
 
