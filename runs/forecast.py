@@ -23,7 +23,7 @@ from runs import gpus, meta, models
 from runs.config import CONF
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.record import Ledger, Record, run_folder, write_atomically
+from runs.record import Ledger, Record, write_atomically
 from runs.record.text import describe, duration, megabytes, plural
 from runs.run import UNLIKE_OTHERS, Run
 from runs.training.state import Plan
@@ -38,6 +38,7 @@ GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99,
 EVENLY = (np.arange(2000) + 0.5) / 2000
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
+YEAR = 365.25 * 86400
 
 
 # --- rows of data and their lengths
@@ -71,14 +72,12 @@ class Lengths:
 
 
 #: Of a run's rows for training, its rows for evaluation, and in words how both are known.
-Data = tuple[Lengths, Lengths, tuple[str, ...]]
-KNOWN = "rows of data are known"
-ABOUT = "rows of data are about right: not counted here, or some may be left out"
+Data = tuple[Lengths, Lengths, str]
 
 
 def known_data(run: Run) -> Data | None:
     """What is known of a run's data; None where the number of rows is not. Local files are counted; of the
-    hub's data these are the published numbers (conf/rows.yaml)."""
+    hub's data these are the published numbers (conf/rows.yaml), of which a run may leave some out."""
     return _known(json.dumps(run.config["task"]))
 
 
@@ -86,34 +85,32 @@ def known_data(run: Run) -> Data | None:
 def _known(settings: str) -> Data | None:
     task: dict[str, Any] = json.loads(settings)
     published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
-    data = _published(task, published) if published else None
-    if task.get("data_dir") or task.get("train_file") or not data:
-        data = _counted(task) or (data and (data[0], data[1], (ABOUT,)))
+    data = _counted(task) if task.get("data_dir") or task.get("train_file") or not published else None
+    data = data or (_published(task, published) if published else None)
     if not data or not published or "tokens" not in published:
         return data
     of = {s: Lengths(0, **values | {"at": tuple(values["at"])}) for s, values in published["tokens"].items()}
     train, dev = of["train"], of["train" if task.get("holdout") else "dev"]
-    words = data[2][0], "lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)"
-    words += (published["note"],) if "note" in published else ()
-    return replace(train, rows=data[0].rows), replace(dev, rows=data[1].rows), words
+    words = [data[2], "lengths as published, in GPT-2's tokens", *filter(None, [published.get("note")])]
+    return replace(train, rows=data[0].rows), replace(dev, rows=data[1].rows), "; ".join(words)
 
 
 def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> Data:
     """From an entry of conf/rows.yaml and the task's settings."""
-    (train, dev), share, shots, exact = entry["rows"].values(), task.get("holdout"), task.get("shots"), True
+    (train, dev), share, shots = entry["rows"].values(), task.get("holdout"), task.get("shots")
     if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
         train, rest = (entry["classes"] * shots if shots else train), train
         dev = dev or rest - train
         dev = min(task.get("dev_rows") or dev, dev)
     else:
         # Without a dev set its rows are held out, and a row whose prompt fills max_length is left out
-        exact, held = dev > 0, 0 if dev else task["dev_rows"]
+        held = 0 if dev else task["dev_rows"]
         dev = task.get("dev_rows") or dev
         train = min(task.get("train_rows") or train - held, train - held)
     if share:  # of each class, which rounds
         dev = max(math.ceil(share * (shots or train)) * (entry["classes"] if shots else 1), 2)
-        train, exact = train - dev, False
-    return Lengths(train), Lengths(dev), (KNOWN if exact else ABOUT,)
+        train -= dev
+    return Lengths(train), Lengths(dev), "rows as published (conf/rows.yaml)"
 
 
 def _counted(task: Mapping[str, Any]) -> Data | None:
@@ -126,10 +123,10 @@ def _counted(task: Mapping[str, Any]) -> Data | None:
         return None
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
-        return _published(task, {"rows": rows, "classes": loaded.num_labels})
+        return (*_published(task, {"rows": rows, "classes": loaded.num_labels})[:2], "rows counted")
     if not hasattr(loaded, "splits"):
         return None
-    words = (ABOUT if task["family"] == "instruct" else KNOWN, "lengths assumed: four characters a token")
+    words = "rows counted; lengths assumed, four characters a token"
     return _measured(loaded.splits["train"]), _measured(loaded.splits["dev"]), words
 
 
@@ -152,7 +149,7 @@ class Outline:
     """What a run will take, from its first step on; 0 for what is not known."""
 
     steps: int  # of the optimizer
-    basis: tuple[str, ...]  # how the numbers of rows and their lengths are known
+    basis: str  # how the numbers of rows and their lengths are known
     tokens: float = 0.0  # of training, without padding; of images the patches
     flops: float = 0.0  # of training and evaluation, padding included; without decoding
     step_flops: float = 0.0
@@ -179,9 +176,8 @@ def outline(run: Run) -> Outline | None:
     length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     trained = epochs * train.rows + min(rest * plan.batch, train.rows)
-    tokens = trained * train.mean
     if (counted := meta.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))) is None:
-        return Outline(plan.total_steps, basis, tokens)
+        return Outline(plan.total_steps, basis, trained * train.mean)
     forward, training = (each / rows for each in counted)
     training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
     # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one
@@ -191,7 +187,7 @@ def outline(run: Run) -> Outline | None:
     if run.method["kind"] == "head" and task.get("augment") == "none":
         # Each image passes the model once: a head's inputs are kept (runs/training/features.py)
         flops = (train.rows + dev.rows) * forward
-    return Outline(plan.total_steps, basis, tokens, flops, whole * training)
+    return Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
 
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
@@ -211,9 +207,6 @@ def _plan_of(run: Run, rows: int, dev_rows: int) -> Plan:
 
 # --- FLOP a second
 
-#: And in words where the number is from.
-Rate = tuple[float, str]
-
 
 def probe(runs: Iterable[Run]) -> None:
     """Trains some steps of each row of each model, on one of its tasks, and keeps the FLOP a second. Rows
@@ -227,7 +220,10 @@ def probe(runs: Iterable[Run]) -> None:
         try:
             times = _step_seconds(run)
         except Exception as error:  # of the run's settings, of a model's own code, of a full device
-            print(f"{name}: left out ({describe(error)})")
+            needs = (
+                "a probe trains the run: give it model and data, by the hub or model.path= and task.data_dir="
+            )
+            print(f"{name}: left out ({describe(error)}). {needs}")
             continue
         rate = len(times) * flops / sum(times)
         with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
@@ -254,30 +250,34 @@ def _step_seconds(run: Run) -> list[float]:
     return times[1:] or times
 
 
+def devices(run: Run) -> list[str]:
+    """The names of the devices of this machine that a run may compute on."""
+    return (gpus.names() if run.config["device"] != "cpu" else []) or [gpus.processor()]
+
+
 def rate_file(run: Run) -> Path:
     """Where a probe keeps the FLOP a second of a run's row: by machine, model, precision and row."""
     config = run.config
-    cards = gpus.names() if config["device"] != "cpu" else []
     where = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     row = [config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
-    machine = [cards, gpus.processor(), len(gpus.cores()), where, version("torch")]
+    machine = [devices(run), gpus.processor(), len(gpus.cores()), where, version("torch")]
     key = hash_of([machine, row, run.method, config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
-def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
-    """As conf/cards.yaml assumes it of a card. Without one this machine's: as a probe has measured it for the
-    run's row, or as up to three finished runs of other cells in the same precision had it. Raises UserError
-    for a card that the file lacks."""
+def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[float, str] | None:
+    """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes it of a card. Without
+    one this machine's: as a probe has measured it for the row, or as up to three finished runs of other cells
+    in the same precision had it. Raises UserError for a card that the file lacks."""
     precision = run.config["train"]["precision"]
     if card:
         cards = yaml.safe_load((CONF / "cards.yaml").read_text())
         if card not in cards:
             raise UserError(f"card={card}: conf/cards.yaml has {', '.join(cards)}")
-        return cards[card][precision], f"the rate that conf/cards.yaml assumes of one {card}"
+        return cards[card][precision], "a rate that conf/cards.yaml assumes: nobody measured it"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate on this device"
-    here = (gpus.names() if run.config["device"] != "cpu" else []) or [gpus.processor()]
+        return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
+    here = devices(run)
     alike = [
         record
         for record in done
@@ -290,7 +290,7 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
         with contextlib.suppress(KeyError, TypeError):  # of a record from before a setting
             one = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, record["config"]))
             had += [one.flops / seconds] if one and one.flops and seconds else []
-    words = f"the rate of {plural(len(had), 'finished run')} of other cells on this device"
+    words = f"the rate of {plural(len(had), 'finished run')} of other cells"
     return (float(np.median(had)), words) if had else None
 
 
@@ -323,13 +323,21 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
         key, seconds = cell_key(one.run), None if card else one.progress.get("seconds_left")
         if like[key]:
             seconds = _as_finished(one, like[key]) if seconds is None else seconds
-            disk += float(np.median([*map(_bytes, like[key])]))
+            kept = [of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"] for of in like[key]]
+            disk += float(np.median(kept))
         elif each := outlines[key]:
             new.append(each.after(one.steps))
             if seconds is None and (rate := rates.get(key)):
                 seconds, sources[f"FLOPs at {rate[1]}"] = new[-1].flops / rate[0], None
         times += [] if seconds is None else [seconds]
-    lines = _amounts(new)
+    lines = list[str]()
+    if new:
+        tokens, flops = sum(each.tokens for each in new), sum(each.flops for each in new)
+        amounts = f"{sum(each.steps for each in new):,} steps"
+        amounts += f", {tokens / 1e6:,.0f}M tokens" if tokens else ""
+        amounts += f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""
+        basis = "; ".join(dict.fromkeys(each.basis for each in new))
+        lines = [f"forecast for {plural(len(new), 'run')}: {amounts}", f"  ({basis})"]
     if None in outlines.values():
         lines.append("no estimate: how many rows of data some runs have is not known here")
     if rows := dict.fromkeys(cells[key].row for key, each in outlines.items() if each and not each.flops):
@@ -343,19 +351,11 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
         ids = {record["id"] for records in like.values() for record in records}
         words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
         share = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
-        lines.append(f"est. {duration(sum(times))} left on one device{share}{words and f' ({words})'}")
+        years = f" ({sum(times) / YEAR:.1f} years)" if sum(times) > YEAR else ""
+        where = f"one {card or devices(left[0].run)[0]}{share}{words and f' ({words})'}"
+        lines.append(f"est. {duration(sum(times))}{years} left on {where}")
         lines[-1] += f", {megabytes(disk)} on disk" if disk else ""
     return "\n".join(lines)
-
-
-def _amounts(new: Sequence[Outline]) -> list[str]:
-    """Lines on what runs will compute that no finished run is like."""
-    tokens, flops = sum(each.tokens for each in new), sum(each.flops for each in new)
-    amounts = [f"{sum(each.steps for each in new):,} steps"]
-    amounts += [f"{tokens / 1e6:,.0f}M tokens"] if tokens else []
-    amounts += [f"{flops:.1e} FLOP".replace("e+", "e")] if flops else []
-    basis = "; ".join(dict.fromkeys(words for each in new for words in each.basis))
-    return [f"forecast for {plural(len(new), 'run')}: {', '.join(amounts)}", f"  ({basis})"] if new else []
 
 
 def _like(run: Run, done: Sequence[Record]) -> list[Record]:
@@ -380,13 +380,6 @@ def _as_finished(one: Planned, like: Sequence[Record]) -> float:
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
         times.append(share * seconds + cost.get("decode_seconds", 0.0))
     return float(np.median(times))
-
-
-def _bytes(record: Record) -> int:
-    """What a finished run takes on disk: its folder, or without one here, its adapter and head."""
-    files = run_folder(record["config"]["output"], record["id"]).rglob("*")
-    kept = int(record["cost"]["adapter_bytes"]) + 4 * int(record["parameters"]["head"])
-    return sum(path.stat().st_size for path in files if path.is_file()) or kept
 
 
 def cell_key(run: Run) -> tuple[str, ...]:

@@ -258,7 +258,7 @@ def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
     plan([f"experiment={preset}", "card=H100"])
     out = capsys.readouterr().out
     found = re.search(r"forecast for (\S+) runs?: (\S+) steps, (\S+) tokens, (\S+) FLOP\n", out)
-    assert row == [*found.groups(), re.search(r"est. (.*) left on one device", out)[1]]
+    assert row == [*found.groups(), re.search(r"est. (.*) left on one H100", out)[1]]
 
 
 def test_the_costs_of_the_readme_are_those_of_the_gpu_page():

@@ -78,7 +78,7 @@ def test_what_is_a_measure_of_a_runs_time(words):
     trained(small)
     assert "est. " in call_here("runs.plan", *small, "seed=1", check=0).stdout
     text = call_here("runs.plan", *words, check=0).stdout
-    assert "(FLOPs at the rate of 1 finished run of other cells on this device)" in text
+    assert "(FLOPs at the rate of 1 finished run of other cells)" in text
     for row in ("head", "none"):
         record = trained([*plain, f"method={row}"])
         (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
@@ -202,13 +202,13 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
         assert "running 1 · missing 1" in shown
         assert "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev" in shown
         assert "  left: 1m01s  on node7" in shown
-        assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown
+        assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown)
     assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
     (folder / "attempts" / "here.1.x").mkdir(parents=True)
     (folder / "attempts" / "here.1.x" / "checkpoint.safetensors").touch()
     shown = plan.text(plan.plan(runs, Ledger()), Ledger())
     assert "0/2 r" in shown
-    assert "est. 1m01s left on one device for 1 of the 2 runs left" in shown  # it goes on from there
+    assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown)  # it goes on from there
 
     def finish(_):
         for run in runs:

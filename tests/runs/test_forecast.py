@@ -142,7 +142,7 @@ def test_lengths_of_ones_own_texts_are_guessed_from_their_characters(words, tmp_
     train, dev, basis = known_data(run)
     assert train.rows + dev.rows == 36  # four are dev rows without it
     assert train.mean == pytest.approx(17 / 4 + 3, rel=0.1)
-    assert basis == (forecast.KNOWN, "lengths assumed: four characters a token")
+    assert basis == "rows counted; lengths assumed, four characters a token"
 
 
 # --- FLOPs
@@ -253,12 +253,12 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
     text = plan_of(words)
     assert f"forecast for 5 runs: {5 * known.steps:,} steps, " in text
     assert f"{5 * known.flops:.1e} FLOP".replace("e+", "e") in text
-    assert "lengths assumed: as published, in GPT-2's tokens (conf/rows.yaml)" in text
+    assert "(rows as published (conf/rows.yaml); lengths as published, in GPT-2's tokens)" in text
     assert "no estimate of time: probe=true measures 1 row" in text
     assert "est. " not in text
     flops = len(runs) * known.flops
     hours = plan_of(words, card="H100")
-    assert f"est. {duration(flops / 26.8e12)} left on one device (FLOPs at the rate that conf/cards" in hours
+    assert f"est. {duration(flops / 26.8e12)} left on one H100 (FLOPs at a rate that conf/cards" in hours
     with pytest.raises(UserError, match=r"^card=H1: conf/cards.yaml has H100, A100$"):
         plan_of(words, card="H1")
 
@@ -272,7 +272,7 @@ def test_nothing_is_claimed_where_nothing_is_known():
     # Rows, and no lengths
     (mnli,) = expand(["model=roberta_base", "task=mnli", "method=lora"])
     steps = math.ceil(392702 / mnli.config["train"]["effective_batch"]) * mnli.config["train"]["epochs"]
-    assert outline(mnli) == forecast.Outline(steps, (forecast.KNOWN,))
+    assert outline(mnli) == forecast.Outline(steps, "rows as published (conf/rows.yaml)")
     text = forecast.estimate([Planned(mnli, "missing")], Ledger())
     assert " tokens" not in text
     assert "FLOPs are not known of lora" in text
@@ -299,7 +299,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     words = [*words, *(["task.decode=none"] if kind == "e2e_words" else [])]
     out = call_here("runs.plan", *words, "probe=true", check=0).stdout
     assert "probe 1/1: VeRA r=8" in out
-    assert "left on one device (FLOPs at a probe's rate on this device)" in out
+    assert "(FLOPs at a probe's rate)" in out
     (run,) = expand(words)
     assert not (Path(output_of(words)) / "records").exists()
     flops, _ = forecast.rate_of(run, [])
@@ -313,7 +313,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     other = plan_of(
         [*words, "method.rank=4", "task.train_rows=6" if kind != "image_words" else "task.shots=2"]
     )
-    assert "the rate of 1 finished run of other cells on this device" in other
+    assert "the rate of 1 finished run of other cells" in other
 
 
 def test_a_probe_that_cannot_be_made_is_named_and_the_plan_goes_on(words, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_damaged_rate_is_none(words, damage):
     file = forecast.rate_file(run)
     file.parent.mkdir(parents=True)
     file.write_text('{"flops": 5.0}')
-    assert forecast.rate_of(run, []) == (5.0, "a probe's rate on this device")
+    assert forecast.rate_of(run, []) == (5.0, "a probe's rate")
     file.write_text(damage)
     assert forecast.rate_of(run, []) is None
 
