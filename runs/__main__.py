@@ -27,7 +27,7 @@ import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runs.command import Line, entry_point, find_record, help_of, open_ledger, read, setting
+from runs.command import Line, entry_point, find_record, open_ledger, read, setting
 from runs.config import OPTIONS, Command, answered, read_command
 from runs.errors import UserError, rank
 from runs.identity import identify
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, overrides=words, options=OPTIONS)
     if line.settings.rerun is not None:
         line = repeated(line, line.settings.rerun)
-    if answered(line, help_of(Settings, "", words, OPTIONS)):
+    if answered(line):
         return 0
     if old := next((word for word in arguments if word.startswith("lease_seconds=")), None):
         raise UserError(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runs.alone import alone, run_lock
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
-from runs.config import only_runs
+from runs.config import read_command
 from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import find, restore
@@ -99,7 +99,7 @@ def records_of(line: Line[Any]) -> list[Record]:
     output = line.settings.output
     records = [find(name, output) for name in line.names]
     if not line.names:
-        runs = only_runs([*line.overrides, f"output={output}"], line.config_dir)
+        runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
         ledger = open_ledger(output, published=False).records
         found = [(run, ledger.get(run_id(run) or "")) for run in runs]
         for run in (run for run, record in found if not record or record["status"] not in FINISHED):

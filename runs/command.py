@@ -1,6 +1,7 @@
 """The command line of every command of runs and analysis, and how a command ends.
 
 A command's settings are KEY=VALUE words, as in Hydra: the fields of a dataclass, converted by pydantic.
+Options with a dash are argparse's.
 
     @dataclass(frozen=True)
     class Settings(OfRecords):
@@ -11,6 +12,7 @@ A command's settings are KEY=VALUE words, as in Hydra: the fields of a dataclass
 `python -m ... --help` shows the settings, and the docstring of the dataclass's module.
 """
 
+import argparse
 import difflib
 import gc
 import inspect
@@ -23,31 +25,23 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.errors import UserError, interrupted_words, is_users, rank
-from runs.record import Ledger, Record, read_ledger
+from runs.record import CONF, Ledger, Record, read_ledger
 from runs.record.text import describe, refusal
 
-
-@dataclass(frozen=True)
-class Option:
-    """An option with a dash. names: short and long. value: what follows it, as --help shows it, "[WHAT]"
-    where it may be left out, "" for nothing. taken: else it is refused, and `about` says what to do."""
-
-    names: tuple[str, ...]
-    about: str
-    value: str = ""
-    taken: bool = True
-
-
+#: Options by their names, as argparse's add_argument takes them.
+Options = Mapping[tuple[str, ...], Mapping[str, Any]]
+HELP: Options = {("-h", "--help"): {"action": "help", "help": "this text"}}
 #: Hydra's options of the commands that compose runs.
-COMPOSING = (
-    Option(("-cd", "--config-dir"), "presets, rows, models and tasks from elsewhere, too", "FOLDER"),
-    Option(("-m", "--multirun"), "accepted, and not needed: a list makes a sweep"),
-)
+COMPOSING: Options = {
+    ("-cd", "--config-dir"): {"metavar": "FOLDER", "help": "presets, rows, models and tasks from elsewhere"},
+    ("-m", "--multirun"): {"action": "store_true", "help": "not needed: a list makes a sweep"},
+}
 
 
 def setting(default: Any, about: str, key: str = "") -> Any:
@@ -77,13 +71,14 @@ S = TypeVar("S")
 @dataclass(frozen=True)
 class Line(Generic[S]):
     """A command line, parsed: positional words, settings, those of them that were given (by key), the
-    overrides that compose runs, and the options by their long names."""
+    overrides that compose runs, the options by their long names, and the text of --help."""
 
     names: tuple[str, ...]
     settings: S
     given: dict[str, Any]
-    overrides: tuple[str, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...]
+    options: Mapping[str, Any]
+    help: str
 
     @property
     def config_dir(self) -> str | None:
@@ -91,97 +86,77 @@ class Line(Generic[S]):
         return self.options.get("--config-dir")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose mistakes are a user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')} ({self.prog} --help)")
+
+
 def read(
-    arguments: Sequence[str],
-    settings: type[S],
-    names: str = "",
-    overrides: str = "",
-    options: Sequence[Option] = (),
+    arguments: Sequence[str], settings: type[S], names: str = "", overrides: str = "", options: Options = HELP
 ) -> Line[S]:
     """Parses the command line of a command with these settings.
 
     names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
     purpose of other KEY=VALUE words, if the command takes any (instead of optional names). options: those
-    with a dash; without one for --help, this prints the help. Raises UserError for a mistake, SystemExit
-    after --help."""
-    usage = f"{_program(settings)} {names}".rstrip()
-    keys = {(f.metadata["key"] or f.name): f.name for f in fields(settings)}  # type: ignore[arg-type]
-    known = {name: option for option in options for name in option.names}
-    if "--help" not in known and {"-h", "--help"} & set(arguments):
-        print(help_of(settings, names, overrides, options), flush=True)
-        sys.exit(0)
-
-    def unknown(what: str, shown: str) -> UserError:
-        near = (
-            did_you_mean(shown.strip("-").partition("=")[0], keys, "=")
-            or f" Known: {', '.join(f'{key}=' for key in keys)}"
-        )
-        return UserError(f"no {what} {shown}.{near} ({usage} --help)")
-
-    positional, others, found, given = list[str](), list[str](), dict[str, str](), dict[str, str]()
-    words = [*arguments]
-    while words:
-        word = words.pop(0)
+    with a dash. Raises UserError for a mistake, SystemExit after --help."""
+    keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
+    parser = _parser(settings, names, overrides, {**HELP, **options})
+    found, words = parser.parse_known_args(arguments)
+    positional, others, given = list[str](), list[str](), dict[str, str]()
+    for word in words:
         key, equals, text = word.partition("=")
-        if key in known and not (equals and known[key].taken and not known[key].value):
-            found[known[key].names[-1]] = _value(known[key], key, text, words)
-        elif re.match("-.", word):
-            raise unknown("option", word)
-        elif equals and key in given:
-            raise UserError(f"{word}: {key} is given twice")
-        elif equals and key in keys:
+        composes = overrides and not (positional and names.startswith("["))  # in place of names
+        if equals and key in keys and key not in given:
             given[key] = at_home(text)
-        elif overrides and (equals or word.startswith("~")):
+        elif composes and key not in keys and re.match(r"(?!-).*=|~", word):
             others.append(word)
-        elif equals and re.fullmatch(r"[+~]*[\w.@-]+", key):
-            raise unknown("setting", f"{key}=")
+        elif re.match(r"-.|[+~]*[\w.@]+=", word):
+            why = f"{key} is given twice" if key in given else f"no such {'setting' if equals else 'option'}"
+            near = did_you_mean(key, keys, "=") or f" Known: {', '.join(f'{k}=' for k in keys)}"
+            raise UserError(f"{word}: {why}.{near} ({parser.prog} --help)")
         else:
             positional.append(word)
-    if others and positional and names.startswith("["):  # names or what composes runs, not both
-        raise unknown("setting", f"{others[0].partition('=')[0]}=")
-    shown = names.split()
-    for name in [name for name in shown if name[0] not in "[."][len(positional) :]:
-        raise UserError(f"{name} is missing: {usage} (--help)")
-    if len(positional) > len(shown) and "..." not in names:
-        raise UserError(f"{positional[len(shown)][:60]!r} is too much: {usage} (--help)")
-    plain = {keys[key]: None if text == "null" else text for key, text in given.items()}
+    takes = names.split()
+    fewest, most = sum(name[0] not in "[." for name in takes), len(positional if "..." in names else takes)
+    if not fewest <= len(positional) <= most or (others and positional and not fewest):
+        wrong = [*positional, *others][fewest if positional else 0 :]
+        raise UserError(f"{' '.join(wrong)[:60]!r}: not what it takes, {parser.usage} (--help)")
+    plain = {keys[key].name: None if text == "null" else text for key, text in given.items()}
     try:
         chosen = TypeAdapter(settings).validate_python(plain)
     except ValidationError as error:
-        raise UserError(mistake(error, {name: key for key, name in keys.items()})) from None
-    values = {key: getattr(chosen, keys[key]) for key in given}
-    return Line(tuple(positional), chosen, values, tuple(others), found)
+        raise UserError(mistake(error, {one.name: key for key, one in keys.items()})) from None
+    values = {key: getattr(chosen, keys[key].name) for key in given}
+    dashed = {f"--{name.replace('_', '-')}": value for name, value in vars(found).items()}
+    return Line(tuple(positional), chosen, values, tuple(others), dashed, parser.format_help())
 
 
-def _program(settings: type) -> str:
-    spec = getattr(inspect.getmodule(settings), "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
-
-
-def _value(option: Option, name: str, text: str, words: list[str]) -> str:
-    """An option's value: after its `=`, or the next word, which is then taken from `words`."""
-    if not option.taken:
-        raise UserError(f"{name} is not taken here: {option.about}")
-    optional = option.value.startswith("[")
-    if option.value and not text and words and not (optional and re.search("^-|=", words[0])):
-        text = words.pop(0)
-    if option.value and not (text or optional):
-        raise UserError(f"{name}: its value is missing")
-    return text
-
-
-def help_of(settings: type, names: str, overrides: str = "", options: Sequence[Option] = ()) -> str:
-    """The text of --help: the settings and options first, then what the command is for."""
-    rows = {" ".join([", ".join(one.names), one.value]): one.about for one in options if one.taken}
+def _parser(settings: type, names: str, overrides: str, options: Options) -> Parser:
+    """The parser of the options. Its help has them first, then the settings, and what the command is for."""
+    module, rows = inspect.getmodule(settings), dict[str, str]()
+    spec = getattr(module, "__spec__", None)
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
     for one in fields(settings):
         kind = one.type.__name__ if isinstance(one.type, type) else str(one.type).removeprefix("typing.")
-        rows[f"{one.metadata['key'] or one.name}={as_word(one.default)}"] = (
-            f"{one.metadata['about']} ({kind})"
-        )
+        key = f"{one.metadata['key'] or one.name}={as_word(one.default)}"
+        rows[key] = f"{one.metadata['about']} ({kind})"
     rows |= {"KEY=VALUE ...": overrides} if overrides else {}
     width = max(map(len, rows))
-    lines = [f"{_program(settings)} {names}".rstrip(), *(f"  {left:<{width}}  {rows[left]}" for left in rows)]
-    return "\n".join([*lines, "", str(inspect.getdoc(inspect.getmodule(settings)))])
+    about = [*(f"  {key:<{width}}  {rows[key]}" for key in rows), "", inspect.getdoc(module) or ""]
+    parser = Parser(
+        prog=program,
+        usage=f"{program} {names}".rstrip(),
+        epilog="\n".join(about),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    for flags, how in options.items():
+        parser.add_argument(*flags, **how)
+    return parser
 
 
 def as_word(value: Any) -> str:
@@ -201,27 +176,32 @@ def at_home(text: str) -> str:
 # --- errors
 
 
+def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
+    """A sentence with the nearest right names, to be appended to others; or nothing. after: what follows a
+    name."""
+    elsewhere = yaml.safe_load((CONF / "other_names.yaml").read_text(encoding="utf-8"))
+    wanted = elsewhere.get(word.rpartition(".")[2], word)
+    near = (
+        [name for name in known if name.lower() == wanted.lower()]
+        or [name for name in known if name.startswith(f"{wanted}_")][:4]
+        or [name for name in known if name.endswith(f".{wanted.rpartition('.')[2]}")][:1]
+        or difflib.get_close_matches(wanted, known, 1, 0.75)
+    )
+    return f" Did you mean {' or '.join(f'{name}{after}' for name in near)}?" if near else ""
+
+
 def mistake(error: ValidationError, names: Mapping[str, str] | None = None, within: str = "") -> str:
     """The first mistake that pydantic has found, in one line: the word that is wrong, what it should be, and
     the nearest right name. names: of fields, on the command line. within: the key that this is a part of."""
     first = error.errors(include_url=False)[0]
     parts = ((names or {}).get(str(part), str(part)) for part in first["loc"])
-    key = ".".join(filter(None, (within, *parts)))
-    if first["type"] in ("value_error", "missing"):
-        return str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{key} is missing"
+    key, kind = ".".join(filter(None, (within, *parts))), first["type"]
+    if kind in ("value_error", "missing", "extra_forbidden"):
+        own = str(first["ctx"]["error"]) if kind == "value_error" else ""
+        return own or (f"{key} is missing" if kind == "missing" else f"no key {key!r}")
     allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
-    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    kind = f"one of {', '.join(allowed)}" if allowed else kinds.get(first["type"].partition("_")[0])
-    text = f"should be {kind}" if kind else first["msg"].removeprefix("Input ")
-    if isinstance(first["input"], list):
-        text += f". A sweep has no brackets: {key}={','.join(map(as_word, first['input']))}"
-    return f"{key}={as_word(first['input'])}: {text}.{did_you_mean(str(first['input']), allowed)}".rstrip(".")
-
-
-def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
-    """A sentence with the nearest right name, to be appended to others; or nothing."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f" Did you mean {near[0]}{after}?" if near else ""
+    text = f"{first['msg'].removeprefix('Input ')}.{did_you_mean(str(first['input']), allowed)}"
+    return f"{key}={as_word(first['input'])}: {text}".rstrip(".")
 
 
 def one_of(what: str, name: str, known: Collection[str]) -> str:
@@ -287,11 +267,9 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
 def _drop_unread_output() -> bool:
     """Redirects the output to /dev/null where its reader has gone, since Python would fail again when it
     flushes the buffer at its end. Returns whether that is so; else another pipe broke."""
-    gone = False
+    poll = select.poll()
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a stream that is closed from the start is None
-        poll = select.poll()
         poll.register(stream.fileno(), 0)
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            gone = True
-    return gone
+    for number, _ in (gone := poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)

@@ -11,7 +11,7 @@ import json
 import re
 
 from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
-from runs.config import only_runs
+from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.record import (
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     own = {name for name in ledger.records if origin[name] == "ours"}
     named = line.overrides or line.options
     composing = [*line.overrides, f"output={output}"]
-    wanted = set(identify(only_runs(composing, line.config_dir))) if named else own
+    wanted = set(identify(read_command(composing, line.config_dir).runs)) if named else own
     finished = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     records = [record for record in finished if record["config"]["train"]["max_steps"] is None]
     if not records:

@@ -16,7 +16,7 @@ import itertools
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -135,7 +135,9 @@ def cells(overrides: list[str], grid: str = "{}", config_dir: str | None = None)
         left = [w for w in run.overrides if w not in of_trials and not w.startswith("task.holdout=")]
         found.append(Cell(left, axes, runs, config_dir))
     tracked = any(word.startswith("tracking") for word in words)
-    return found, command.launch if tracked else replace(command.launch, tracking=Tracking(mode="off"))
+    return found, command.launch if tracked else command.launch.model_copy(
+        update={"tracking": Tracking(mode="off")}
+    )
 
 
 def _grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[str]]:

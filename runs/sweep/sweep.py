@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runs.alone import alone
-from runs.config import Launch, Launcher, Local, Serial
-from runs.config.launch import Ray, Slurm
+from runs.config import Launch, Launcher
 from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, identify
@@ -56,7 +55,7 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
         done.finish(job, None)
     if here:
         _do_here(done)
-    elif isinstance(launcher, Slurm | Ray):
+    elif launcher.name in ("slurm", "ray"):
         launched(done, launcher)
     else:
         Pool(done, on, alone=len(runs) == 1).go()
@@ -78,7 +77,7 @@ def _begin(
     done again, and the places of this machine, where the launcher uses them.
 
     here: in this process."""
-    if here and not isinstance(launcher, Serial):
+    if here and launcher.name != "serial":
         raise UserError(f"launcher={launcher.name} has its own processes: leave out torchrun and debug=true")
     output, ids = runs[0].config["output"], identify(runs)
     if len({run.config["output"] for run in runs}) > 1:
@@ -91,9 +90,8 @@ def _begin(
     left = [run for run, record in zip(runs, records, strict=True) if record is None or run in again]
     if left:
         check_launcher(launcher)
-        if isinstance(launcher, Serial | Local):
-            every = isinstance(launcher, Local)
-            on = places(left[0].config["device"], launcher.runs_per_device, every)
+        if launcher.name in ("serial", "local"):
+            on = places(left[0].config["device"], launcher.runs_per_device, launcher.name == "local")
             if not here:
                 start_fork_server(several=len(left) > 1)
         preflight(left)

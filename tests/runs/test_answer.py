@@ -87,7 +87,7 @@ def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_ref
     for words, message in (
         ([*plain, "method=full", "model.quantise=nf4"], "method=full trains weights that 4 bits cannot"),
         (["model=encoder", "model.path=/x", "task=rte", "model.quantise=nf4"], "is for language models"),
-        ([*plain, "model.quantise=int8"], "should be one of nf4"),
+        ([*plain, "model.quantise=int8"], "should be 'nf4'"),
     ):
         with pytest.raises(UserError, match=message):
             expand(words)
@@ -315,10 +315,10 @@ def test_words_that_name_runs_answer_those_that_have_finished(alpaca_words, done
     ("word", "message"),
     [
         ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
-        ("device=xyz", "should be one of auto, cpu, cuda, mps"),
+        ("device=xyz", "device=xyz: should be"),
         ("task.top_p=0", "should be above 0 and at most 1"),
         ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
-        ("task.topk=1", r"no setting task.topk=. Did you mean task.top_k=\?"),
+        ("task.topk=1", r"task.topk=1: no such setting. Did you mean task.top_k=\?"),
     ],
 )
 def test_wrong_words_are_one_line(word, message, done):

@@ -13,7 +13,7 @@ import pytest
 from running import ROOT, call, call_here
 
 from runs import command
-from runs.command import COMPOSING, Common, OfRecords, Option, entry_point, read, setting
+from runs.command import COMPOSING, Common, OfRecords, entry_point, read, setting
 from runs.errors import UserError
 
 pytestmark = pytest.mark.properties
@@ -56,16 +56,16 @@ def test_no_command_is_left_out():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_every_setting_and_then_the_docstring(name):
+def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     module = module_of(name)
     text = call_here(module.__name__, *COMMANDS[name], "--help", check=0).stdout
-    assert text.startswith(f"python -m {name}")
-    options, _, about = text.partition("\n\n")
-    assert about.strip() == module.__doc__.strip()
+    assert text.startswith(f"usage: python -m {name}")
+    assert text.endswith(f"\n\n{module.__doc__.strip()}\n")
+    settings = text.removesuffix(f"{module.__doc__.strip()}\n").partition("options:\n")[2]
     for one in dataclasses.fields(module.Settings):
         key = one.metadata["key"] or one.name
         shown = rf"^  {re.escape(key)}=\S* +{re.escape(one.metadata['about'])} \("
-        assert re.search(shown, options, re.M), key
+        assert re.search(shown, settings, re.M), key
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -73,29 +73,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(name):
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "message"),
-    [
-        ("analysis.tables", ["table2", "--format", "latex"], "no option --format. Did you mean format=?"),
-        ("analysis.tables", ["table2", "--zzz"], "no option --zzz. Known: debug=, output=, "),
-        ("analysis.tables", ["table2", "format=latx"], "one of md, latex, csv. Did you mean latex?"),
-        ("analysis.tables", ["table2", "outptu=x"], "no setting outptu=. Did you mean output=? (python -m"),
-        ("analysis.tables", ["table2", "x=1"], "no setting x=. Known: debug=, output=, sweep=, model="),
-        ("analysis.tables", ["tabel2"], "no table 'tabel2'. Did you mean table2?"),
-        ("analysis.tables", ["table2", "seeds=1.5"], "seeds=1.5: should be a whole number"),
-        ("analysis.tables", ["table2", "much"], "'much' is too much: python -m analysis.tables [TABLE]"),
-        ("analysis.tables", ["table2", "all=true", "all=False"], "all=False: all is given twice"),
-        ("analysis.figures", ["figur2"], "no figure 'figur2'. Did you mean figure2?"),
-        ("runs.export", ["RUN", "pef", "x"], "no format 'pef'. Did you mean peft?"),
-        ("runs.export", ["RUN", "peft"], "PATH is missing: python -m runs.export RUN FORMAT PATH"),
-        ("runs.judge", ["RUN", "pases=3"], "no setting pases=. Did you mean passes=?"),
-        ("runs.judge", [], "which runs? Name their ids, or what composes them"),
-        ("runs.publish", ["study", "--config-dir"], "--config-dir: its value is missing"),
-        ("runs.publish", ["study", "-m=1"], "no option -m=1"),
-    ],
-)
-def test_what_is_wrong_is_said_with_what_is_right(name, words, message):
-    assert message in mistake_of(name, *words)
+#: Words, and what the line that refuses them names.
+MISTAKES = """
+analysis.tables table2 --format latex | --format: no such option. Did you mean format=?
+analysis.tables table2 --zzz | --zzz: no such option. Known: debug=, output=,
+analysis.tables table2 format=latx | format=latx: should be 'md', 'latex' or 'csv'. Did you mean latex?
+analysis.tables table2 outptu=x | outptu=x: no such setting. Did you mean output=? (python -m
+analysis.tables table2 x=1 | x=1: no such setting. Known: debug=, output=, sweep=, model=
+analysis.tables tabel2 | no table 'tabel2'. Did you mean table2?
+analysis.tables table2 seeds=1.5 | seeds=1.5: should be
+analysis.tables table2 much | 'table2 much': not what it takes, python -m analysis.tables [TABLE]
+analysis.tables table2 all=true all=False | all=False: all is given twice
+analysis.figures figur2 | no figure 'figur2'. Did you mean figure2?
+runs.export RUN pef x | no format 'pef'. Did you mean peft?
+runs.export RUN peft | python -m runs.export RUN FORMAT PATH
+runs.judge RUN pases=3 | pases=3
+runs.judge | which runs? Name their ids, or what composes them
+runs.publish study --config-dir | --config-dir
+runs.publish study -m=1 | -m
+"""
+
+
+@pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
+def test_what_is_wrong_is_named_with_what_is_right(line):
+    words, _, named = line.partition(" | ")
+    assert named in mistake_of(*words.split())
 
 
 # --- what is read
@@ -144,21 +146,13 @@ def test_what_composes_runs_is_handed_on_in_its_order():
     line = read(words, OfRecords, "STUDY", "runs", COMPOSING)
     assert (line.names, line.settings.output, line.config_dir) == (("study",), "o", "D")
     assert line.overrides == ("model=a,b", "+x.y=1", "~z", "task@a=b")
-    assert line.options == {"--multirun": "", "--config-dir": "D"}
+    assert line.options == {"--multirun": True, "--config-dir": "D"}
     assert read(["-cd=E"], OfRecords, options=COMPOSING).config_dir == "E"
-    with pytest.raises(UserError, match=r"^no setting model=\."):
+    with pytest.raises(UserError, match=r"^model=a: no such setting\."):
         read(["model=a"], OfRecords)
-    with pytest.raises(UserError, match=r"^no option -m"):
+    with pytest.raises(UserError, match=r"^-m: no such option"):
         read(["-m"], OfRecords)
     assert read(["/a/b=c"], Common, "PATH").names == ("/a/b=c",)  # a path, and no setting
-
-
-def test_the_value_of_an_option_may_be_left_out():
-    options = [Option(("-i", "--info"), "", "[WHAT]"), Option(("-r", "--run"), "leave it out", taken=False)]
-    for words, value in {"-i": "", "-i a=b": "", "--info tree": "tree", "-i=tree": "tree"}.items():
-        assert read(words.split(), Common, overrides="x", options=options).options == {"--info": value}
-    with pytest.raises(UserError, match=r"^--run is not taken here"):
-        read(["--run"], Common, options=options)
 
 
 # --- how a command ends

@@ -27,38 +27,38 @@ def plan_of(*words):
     return lines[0], [line.split()[0] for line in lines[3 : lines.index("", 3)] if line[0] != "?"]
 
 
-@pytest.mark.parametrize(
-    ("words", "count", "rows"),
-    [
-        (["method=vera", "seed=3"], 1, ["vera"]),
-        (["method=vera,lora", "seed=0,1,2"], 6, ["vera", "lora"]),
-        (["seed=range(5)"], 5, ["vera"]),
-        (["seed=range(0,6,2)"], 3, ["vera"]),
-        (["method=choice(vera,bitfit)"], 2, ["vera", "bitfit"]),
-        (["method=glob(vera_r1*)"], 3, ["vera_r1", "vera_r1024", "vera_r16"]),
-        (["method=glob(vera_r1*,exclude=*16)"], 2, ["vera_r1", "vera_r1024"]),
-        (["method=sort(vera,bitfit)"], 2, ["bitfit", "vera"]),
-        (["train.lr=sort(1e-2,1e-3,reverse=true)"], 2, ["vera"]),
-        (["train.epochs=int(1.0,2.0)"], 2, ["vera"]),
-        (["seed=int(3.0)"], 1, ["vera"]),
-        (["train.lr=float(1)"], 1, ["vera"]),
-        (["+experiment=demo", "method=head"], 3, ["head"]),
-        (["experiment=demo", "method=head,vera", "seed=0"], 2, ["head", "vera"]),
-        (["method=peft", "+method.config.r=4"], 1, ["peft_lora_r_4"]),
-        (["method=peft", "+method.config.r=4,8"], 2, ["peft_lora_r_4", "peft_lora_r_8"]),
-        (["method=peft", "method.config={r:4,p:1}", "~method.config.p"], 1, ["peft_lora_r_4"]),
-        (["++train.lr=3e-3"], 1, ["vera"]),
-        (["~recipe"], 1, ["vera"]),
-        (["train.lr_head=${train.lr}"], 1, ["vera"]),
-    ],
-)
-def test_lists_and_the_grammar_of_overrides(words, count, rows, tmp_path):
+#: Words, how many runs they are, and of which rows.
+GRAMMAR = """
+method=vera seed=3 | 1 vera
+method=vera,lora seed=0,1,2 | 6 vera lora
+seed=range(5) | 5 vera
+seed=range(0,6,2) | 3 vera
+method=choice(vera,bitfit) | 2 vera bitfit
+method=glob(vera_r1*) | 3 vera_r1 vera_r1024 vera_r16
+method=glob(vera_r1*,exclude=*16) | 2 vera_r1 vera_r1024
+method=sort(vera,bitfit) | 2 bitfit vera
+train.lr=sort(1e-2,1e-3,reverse=true) | 2 vera
+train.epochs=int(1.0,2.0) | 2 vera
+seed=int(3.0) | 1 vera
+train.lr=float(1) | 1 vera
++experiment=demo method=head | 3 head
+experiment=demo method=head,vera seed=0 | 2 head vera
+method=peft +method.config.r=4 | 1 peft_lora_r_4
+method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
+method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
+++train.lr=3e-3 | 1 vera
+~recipe | 1 vera
+train.lr_head=${train.lr} | 1 vera
+"""
+
+
+@pytest.mark.parametrize("line", GRAMMAR.strip().splitlines())
+def test_lists_and_the_grammar_of_overrides(line, tmp_path):
     """-m or not: the same sweep."""
-    counted, shown = plan_of(*words, f"output={tmp_path}")
-    assert f": {count} run{'s' * (count > 1)} on minilm" in counted
-    assert shown == rows
-    assert plan_of("-m", *words, f"output={tmp_path}") == (counted, shown)
-    assert plan_of("--multirun", *words, f"output={tmp_path}") == (counted, shown)
+    words, count, *rows = *line.partition(" | ")[:1], *line.partition(" | ")[2].split()
+    runs = expand(words.split())
+    assert (len(runs), list(dict.fromkeys(run.row for run in runs))) == (int(count), rows)
+    assert expand(["-m", *words.split()]) == expand([*words.split(), "--multirun"]) == runs
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_hydras_options_print():
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
     usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
-    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "--cfg PART"):
+    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "--cfg"):
         assert part in usage
     assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
 
@@ -106,58 +106,54 @@ def test_the_defaults_tree():
     assert "shared/glue" in tree
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["hydra/launcher=submitit_slurm"], "Instead: launcher=slurm"),
-        (["hydra.launcher.partition=gpu"], "Instead: launcher=slurm (or local, ray), with settings such as"),
-        (["+hydra.launcher.nodes=2"], "Instead: launcher=slurm"),
-        (["hydra/sweeper=optuna"], "Instead: a list makes a sweep (seed=0,1), and python -m runs.tune"),
-        (["hydra.sweeper.params.seed=0"], "Instead: a list makes a sweep"),
-        (["hydra.mode=MULTIRUN"], "Instead: a list makes a sweep, with -m and without"),
-        (["hydra.run.dir=x"], "Instead: output=FOLDER"),
-        (["hydra.sweep.dir=x"], "Instead: output=FOLDER"),
-        (["hydra.output_subdir=null"], "Instead: output=FOLDER"),
-        (["hydra.job.chdir=true"], "a run stays in the folder"),
-        (["hydra.verbose=true"], "debug=true shows tracebacks"),
-        (["hydra/job_logging=disabled"], "a run's log is runs/ID/log.txt"),
-        (["hydra.searchpath=[file:///x]"], "Instead: --config-dir FOLDER"),
-        (["--experimental-rerun", "x"], "rerun=ID"),
-        (["--run"], "--run is not taken here: leave it out"),
-        (["-cn", "other"], "experiment=NAME chooses a preset"),
-        (["--config-path=x"], "--config-dir FOLDER adds others"),
-        (["--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
-        (["--resolve"], "--package, --resolve and sources=true are for --cfg job"),
-        (["--cfg", "task=rte"], "no part 'task=rte'. Known: job, hydra, all"),
-        (["--cfg", "job", "--package", "trian"], "has no such part. Did you mean train?"),
-        (["-sc", "install=csh"], "No completion plugin for 'csh'"),
-        (["--jobs=3"], "--jobs=3"),
-        (["method=vera,lora", "method=bitfit"], "method is given twice: method=bitfit"),
-        (["model=minilm", "model=minilm"], "model is given twice"),
-        (["seed=0", "seed=1,2"], "seed is given twice"),
-        (["train.lr=interval(0,1)"], "train.lr=interval(0,1): an interval has no values"),
-        (["method=vera,choice(lora,bitfit)"], "choice() or range() beside or within a list"),
-        (["launcher=slrum"], "no launcher 'slrum'. Did you mean slurm?"),
-        (["launcher=slurm", "launcher.partitoin=x"], "no key 'launcher.partitoin'. Did you mean"),
-        (["launcher=slurm", "launcher.executors=many"], "launcher.executors=many: should be"),
-        (["launcher=serial,local"], "launcher= takes one value, for all runs of the command"),
-        (["tracking=onlin"], "no tracking 'onlin'. Did you mean online?"),
-        (["experiment=demo,figure4"], "experiment= takes one value"),
-        (["+train.foo=1"], "no key 'train.foo'"),
-        (["++train.foo=1"], "no key 'train.foo'"),
-        (["+task.foo=1"], "no key 'task.foo'"),
-        (["+train.lr=1"], "An item is already at 'train.lr'"),
-        (["~train.lr"], "~train.lr: "),
-        (["~model"], "~model: not taken here. Instead: every run has one"),
-        (["~nothing"], "nothing"),
-        (["train.lr=fast"], "train.lr=fast: should be"),
-    ],
-)
-def test_what_is_refused_is_one_line_and_starts_nothing(words, message, tmp_path):
-    done = call_here("runs", *words, f"output={tmp_path / 'outputs'}", check=2)
+#: What is refused, and what the line names: what docs/hydra.md lists, and options that do not fit.
+REFUSED = """
+hydra/launcher=submitit_slurm | hydra/launcher=submitit_slurm: not taken here. Instead: docs/hydra.md
++hydra.launcher.nodes=2 | hydra.launcher.nodes
+hydra/sweeper=optuna | hydra/sweeper
+hydra.sweeper.params.seed=0 | hydra.sweeper
+hydra.mode=MULTIRUN | hydra.mode
+hydra.run.dir=x | hydra.run.dir=x: not taken here. Instead: docs/hydra.md
+hydra.job.chdir=true | hydra.job.chdir
+hydra.verbose=true | hydra.verbose
+hydra.searchpath=[file:///x] | hydra.searchpath
+--experimental-rerun x | --experimental-rerun
+--run | --run
+-cn other | -c
+--config-path=x | --config-path
+--config-dir /nowhere | --config-dir /nowhere: no such folder
+--resolve | --package, --resolve and sources=true are for --cfg job
+--cfg task=rte | --cfg
+--cfg job --package trian | has no such part. Did you mean train?
+-sc install=csh | No completion plugin for 'csh'
+--jobs=3 | --jobs=3
+method=vera,lora method=bitfit | method is given twice: method=bitfit
+model=minilm model=minilm | model is given twice
+seed=0 seed=1,2 | seed is given twice
+train.lr=interval(0,1) | train.lr=interval(0,1)
+method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
+launcher=serial,local | launcher= takes one value, for all runs of the command
+redo=true,false | redo= takes one value
+experiment=demo,figure4 | experiment= takes one value
+model.settings={a:[{_target_:os.system}]} | no override does
++train.foo=1 | no key 'train.foo'
+++train.foo=1 | no key 'train.foo'
++task.foo=1 | no key 'task.foo'
++train.lr=1 | An item is already at 'train.lr'
+~train.lr | ~train.lr: not taken here. Instead: every run has that key
+~model | ~model: not taken here
+~nothing | ~nothing
+train.lr=fast | train.lr=fast: should be
+"""
+
+
+@pytest.mark.parametrize("line", REFUSED.strip().splitlines())
+def test_what_is_refused_is_one_line_and_starts_nothing(line, tmp_path):
+    words, _, named = line.partition(" | ")
+    done = call_here("runs", *words.split(), f"output={tmp_path / 'outputs'}", check=2)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    assert named in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "outputs").exists()
 

