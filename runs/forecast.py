@@ -241,7 +241,6 @@ def _step_seconds(run: Run) -> list[float]:
         training = Training(replace(run, config=config, start=None), "probe", lambda event: None)
         size, times = config["train"]["effective_batch"], list[float]()
         batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)[: STEPS + 1]
-        training.task.begin_epoch(0, batches)
         while len(times) < len(batches) and sum(times[1:]) < SECONDS:
             start = time.perf_counter()
             float(training.step(batches[len(times)]))  # waits for the device

@@ -113,9 +113,9 @@ class Task(ABC):
     saves padding; 1 for plain random batches.
     decodes: whether the trained model writes texts that are scored (the class Decoding).
     pictures: whether a run ends with `illustrate`.
+    fixed: whether every epoch collates a row alike, and the task has `logits`.
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
-    unreadable: rows left out because they cannot be read, by name, with the reason.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
     """
 
@@ -131,9 +131,9 @@ class Task(ABC):
     block: int = 8
     decodes: bool = False
     pictures: bool = False
+    fixed: bool = False
     unit: str = "tok"
     selection: str | None = None
-    unreadable: Mapping[str, str] = {}
     fixed_text: Any = None
 
     def hold_out(self, share: float) -> None:
@@ -157,14 +157,6 @@ class Task(ABC):
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels (rows,) of a split."""
-
-    def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:  # noqa: B027 - most do nothing
-        """Called before an epoch. epoch: from 0. batches: the rows of each batch that this process is going
-        to train on."""
-
-    def fixed(self, split: str) -> bool:
-        """Whether every epoch collates a row of the split alike, and the task has `logits`."""
-        return False
 
     def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """A batch's logits (rows, classes): by the whole model, or by its head where the batch holds

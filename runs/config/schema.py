@@ -71,7 +71,6 @@ class Task(Part):
     text: str = ""
     label_column: str = ""
     image_column: str = ""
-    crop_scale: list[float] = []
     data_dir: str | None = None
     train_file: str | None = None
     dev_file: str | None = None

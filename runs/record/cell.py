@@ -32,6 +32,8 @@ LATER: dict[str, dict[str, Any]] = {
     },
     "task": {"holdout": None},
 }
+#: Keys that are gone, by the task's family, with the value that every run had. Identities hold them still.
+GONE: dict[str, dict[str, Any]] = {"images": {"augment": "none", "crop_scale": [0.25, 1.0]}}
 #: Task families that sorted batches by length before task.length_grouped was added; others had it from the
 #: beginning.
 READS_LENGTH_GROUPED = ("glue", "text")
@@ -40,12 +42,12 @@ READS_LENGTH_GROUPED = ("glue", "text")
 def defining(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that define a run's result, besides its row, its seeds and the contents of its model and
     data."""
-    later = dict(LATER["task"])
-    if config["task"].get("family") in READS_LENGTH_GROUPED:
+    later, family = dict(LATER["task"]), config["task"].get("family")
+    if family in READS_LENGTH_GROUPED:
         later["length_grouped"] = True
     settings = {
         "method": _without(config["method"], (*NOT_SETTINGS, *COMPUTED), {}),
-        "task": _without(config["task"], PLACES, later),
+        "task": GONE.get(family, {}) | _without(config["task"], PLACES, later),
         "train": _without(config["train"], (), LATER["train"]),
     }
     model = config["model"]

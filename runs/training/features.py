@@ -33,7 +33,7 @@ def compute(context: Context, parameters: Iterable[str]) -> Features | None:
     """The features of both splits; None where they would not be exact, or where the trained parameters are
     not those of one linear layer. parameters: their names."""
     model, trained = context.raw_model, {name.rpartition(".")[0] for name in parameters}
-    head = model.get_submodule(*trained) if len(trained) == 1 and context.task.fixed("train") else None
+    head = model.get_submodule(*trained) if len(trained) == 1 and context.task.fixed else None
     if not isinstance(head, nn.Linear):
         return None
     seen: list[Tensor] = []

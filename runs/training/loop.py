@@ -132,8 +132,6 @@ class Training(Context):
             # What is left of the epoch. train.max_steps may end within one, evaluated like a whole one.
             done = self.state.step - epoch * self.plan.steps_per_epoch
             coming = batches[done : done + self.plan.total_steps - self.state.step]
-            # The task can read images ahead of the step that needs them.
-            self.task.begin_epoch(epoch, [self._mine(rows) for rows in coming])
             for rows in coming:
                 self._one_step(rows)
                 if self.state.status == "diverged":

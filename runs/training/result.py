@@ -50,7 +50,6 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     groups, parameters = training.optimizer.param_groups if training.groups else [], _parameters(training)
     formula, trained = parameters["formula"], parameters["adapter"]
     found = [f"the method's count() says {formula:,} of {trained:,} parameters"] * (formula != trained)
-    data = {"selection": task.selection, "unreadable": task.unreadable}
     seeds = {"training": config["seed"], "data": config["data_seed"]}
     seeds["projection"] = method.get("projection_seed")
     here: dict[str, Any] = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes}
@@ -77,7 +76,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "content": data_content(config["task"]),
             "train_rows": len(training.lengths),
             "dev_rows": dev_rows,
-            **{key: value for key, value in data.items() if value},
+            **({"selection": task.selection} if task.selection else {}),
         },
         "parameters": parameters,
         "groups": [_group(group) for group in groups],

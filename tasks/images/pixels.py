@@ -1,4 +1,4 @@
-"""From an image file to a model's pixels: decoding, the preprocessing of the model, augmentation.
+"""From an image file to a model's pixels: decoding, and the preprocessing of the model.
 
 Pillow does the work in threads (it releases the GIL while it decodes and resizes), without torch. Pixels stay
 bytes until they are on the device."""
@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -35,6 +35,13 @@ Out = TypeVar("Out")
 
 class BadImageError(Exception):
     """An image that cannot be read. The message says why."""
+
+
+class BadImagesError(Exception):
+    """Images that cannot be read: the reason for each, by its place in their order."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -244,28 +251,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def augment(
-    item: Item, how: str, scale: Sequence[float], wanted: Preprocessing, generator: np.random.Generator
-) -> Array:
-    """A random view of an image, uint8 (3, height, width). Raises BadImageError.
-
-    how: "flip" (mirrored half of the time), or "crop" (a random part, its share of the area from `scale` and
-    its aspect ratio from 3:4 to 4:3, resized to the model's size; then mirrored half of the time)."""
-    image = decode(item)
-    if how == "crop":
-        area = image.width * image.height * generator.uniform(scale[0], scale[1])
-        shape = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
-        width = min(image.width, max(1, round(math.sqrt(area * shape))))
-        height = min(image.height, max(1, round(math.sqrt(area / shape))))
-        left, top = generator.integers(image.width - width + 1), generator.integers(image.height - height + 1)
-        box = (int(left), int(top), int(left) + width, int(top) + height)
-        filter_ = Image.Resampling(wanted.resample)
-        pixels = channels_first(image.resize((wanted.size[1], wanted.size[0]), filter_, box=box))
-    else:
-        pixels = wanted.apply(image)
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if generator.random() < 0.5 else pixels
-
-
 def parallel(
     function: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 64
 ) -> Iterator[Out]:
@@ -283,40 +268,41 @@ def parallel(
                 future.cancel()
 
 
+def read_all(items: Iterable[Item], wanted: Preprocessing, workers: int) -> Iterator[Array]:
+    """The model's pixels of images, uint8 (3, height, width), in their order. Raises BadImagesError at the
+    end."""
+    reasons = dict[int, str]()
+    for index, image in enumerate(parallel(wanted.read, items, workers)):
+        if isinstance(image, BadImageError):
+            reasons[index] = str(image)
+        else:
+            yield image
+    if reasons:
+        raise BadImagesError(reasons)
+
+
 #: Raised by hand when a change of this file changes pixels, so that kept files are made again.
 VERSION = 2
 
 
 def prepared(
     items: Iterable[Item], count: int, key: str, wanted: Preprocessing, folder: Path, workers: int
-) -> tuple[Array, dict[int, str]]:
-    """All images of a set, uint8 (count, 3, height, width), from a file in `folder` that is made once; and
-    the indices of those that cannot be read (their pixels are zero), with the reason.
-
-    key: a hash of the images. A full disk raises OSError."""
+) -> Array:
+    """All images of a set, uint8 (count, 3, height, width), from a file in `folder` that is made once. key: a
+    hash of the images. Raises BadImagesError, and OSError for a full disk."""
     made_with = repr(
         (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
     )
     path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
-    reasons, shape = path.with_suffix(".json"), (count, 3, *wanted.size)
-    if path.is_file() and reasons.is_file():
-        bad = json.loads(reasons.read_text())
-        return np.load(path, mmap_mode="r"), {int(index): why for index, why in bad.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
-        if time.time() - leftover.stat().st_mtime > 600:
-            leftover.unlink(missing_ok=True)
-    unreadable = dict[int, str]()
-    with whole(path) as partial:
-        with open(partial, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
+            if time.time() - leftover.stat().st_mtime > 600:
+                leftover.unlink(missing_ok=True)
+        with whole(path) as partial, open(partial, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, *wanted.size)}
             np.lib.format.write_array_header_1_0(file, header)
-            images = parallel(wanted.read, items, workers)
-            bar = tqdm(images, f"preparing {count} images, once", count, leave=False, disable=None)
-            for index, image in enumerate(bar):
-                if isinstance(image, BadImageError):
-                    unreadable[index], image = str(image), np.zeros(shape[1:], np.uint8)
+            images = read_all(items, wanted, workers)
+            for image in tqdm(images, f"preparing {count} images, once", count, leave=False, disable=None):
                 file.write(image.tobytes())
-        with whole(reasons) as text:
-            text.write_text(json.dumps(unreadable))
-    return np.load(path, mmap_mode="r"), unreadable
+    return np.load(path, mmap_mode="r")

@@ -18,8 +18,7 @@ from tasks.fetch import cache_folder
 from tasks.fetch.hub import content, snapshot
 from tasks.images import sets
 from tasks.images.files import local_files
-from tasks.images.pixels import BadImageError, Preprocessing, augment, parallel, prepared
-from tasks.images.sampler import draw, take_all
+from tasks.images.pixels import BadImagesError, Preprocessing, prepared, read_all
 from tasks.images.sets import ImageSet, Pool
 
 #: The published sets: the numbers of classes, training and test images.
@@ -83,12 +82,6 @@ def _check(settings: Any) -> None:
     for key, least in (("shots", 1), ("image_size", 1), ("workers", 1), ("draw_seed", 0)):
         fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= least)
         check(settings, key, fits, f"a whole number of at least {least}")
-    for key, words in (("augment", ("none", "flip", "crop")), ("bad_images", ("refuse", "skip"))):
-        check(settings, key, settings[key] in words, f"one of {', '.join(words)}")
-    scale = settings["crop_scale"]
-    numbers = len(scale) == 2 and all(isinstance(share, int | float) for share in scale)
-    fits = numbers and 0 < scale[0] <= scale[1] <= 1
-    check(settings, "crop_scale", fits, "two shares of the area, such as [0.25,1.0]")
 
 
 @dataclass
@@ -109,6 +102,7 @@ class ImageTask(Task):
     reported = "last"
     problem = "single_label_classification"
     pictures = True
+    fixed = True
     unit = "img"
     block = 1
 
@@ -120,8 +114,6 @@ class ImageTask(Task):
         self.workers: int = settings["workers"] or os.cpu_count() or 1
         self.holdout: float | None = None
         self._splits: dict[str, Split] = {}
-        self._items: Mapping[int, Any] = {}  # raw training images by index, for augmentation
-        self._epoch = 0
         self._check_set()
 
     def _check_set(self) -> None:
@@ -142,8 +134,6 @@ class ImageTask(Task):
             words = "{:,} classes, {:,} training and {:,} test images"
             here, there = words.format(*sizes), words.format(*published)
             self.notes.append(f"{self.name}: {here}; the published set has {there}")
-        if self.settings["augment"] != "none":
-            self.notes.append(f"training images are augmented ({self.settings['augment']})")
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. The dev rows are the last `share` of each class's drawn training images; no test
@@ -154,75 +144,56 @@ class ImageTask(Task):
 
     def prepare(self, tokenizer: Preprocessing, max_length: int = 0, positions: int | None = None) -> None:
         """Draws the training images, and prepares the evaluation's, which are kept in a file. tokenizer: the
-        model's preprocessing. Raises DataError for images that cannot be read, unless
-        task.bad_images=skip."""
+        model's preprocessing. Raises DataError for images that cannot be read."""
         size = self.settings["image_size"]
         if size is not None:
             self.notes.append(f"images of {size} pixels, not the {tokenizer.size[0]} of the weights")
-        self.wanted, bad, problem = tokenizer.at(size), dict[str, str](), None
-        try:
-            self._read(bad)
-        except DataError as error:
-            problem = error
-        refused = self.settings["bad_images"] == "refuse"
-        if bad:
-            shown = sorted(bad.items())[: 20 if refused else 3]  # the record has them all
-            words = "; ".join(f"{printable(name)} ({why})" for name, why in shown)
-            words += f" and {len(bad) - len(shown)} more" if len(bad) > len(shown) else ""
-            count = f"{len(bad)} image{'s' * (len(bad) > 1)}"
-            if refused:
-                problem = DataError(f"{count} cannot be read: {words} (or task.bad_images=skip)")
-            self.notes.append(f"{count} that cannot be read left out: {words}")
-            self.unreadable = {printable(name): why for name, why in sorted(bad.items())}
-        if problem:
-            raise DataError(f"{self.name}: {problem}")
-        train = self._splits["train"].rows.tolist()
-        self.selection = hashlib.sha256(json.dumps(train).encode()).hexdigest()[:16]
-        if self.holdout is None and self.settings["dev_rows"]:
-            count = len(self._splits["dev"].rows)
-            self.notes.append(f"{self.name} dev: a fixed subset of {count} images")
-
-    def _read(self, bad: dict[str, str]) -> None:
-        """Fills the splits. bad: gets the images that cannot be read, by name, with the reason."""
-        train, test, settings = self.set.train, self.set.test, self.settings
-        if self.shots is None:
-            pixels, unreadable = self._file("train", train, bad)
-            drawn = take_all(self.set, settings["draw_seed"], pixels, unreadable)
-        else:
-            drawn = draw(self.set, settings, self.wanted, self.workers, bad)
-        self._items = drawn.items if settings["augment"] != "none" else {}
-        rows, held = self._split(drawn.rows)
-        self._splits["train"] = Split(train, rows, drawn.pixels, drawn.positions(rows))
+        self.wanted = tokenizer.at(size)
+        train, test = self.set.train, self.set.test
+        drawn = [rows[: self.shots] for rows in self._orders()]
+        held = [math.ceil(len(rows) * self.holdout) if self.holdout else 0 for rows in drawn]
+        if not all(len(rows) > count for rows, count in zip(drawn, held, strict=True)):
+            raise DataError(f"{self.name}: task.holdout={self.holdout} leaves nothing to train on")
+        parts = [np.split(rows, [len(rows) - count]) for rows, count in zip(drawn, held, strict=True)]
+        rows, dev = (np.concatenate(part) for part in zip(*parts, strict=True))
+        self._splits["train"] = self._split("train", train, rows, self.shots is None)
+        self.selection = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[:16]
         if self.holdout is not None:
-            self._splits["dev"] = Split(train, held, drawn.pixels, drawn.positions(held))
-            held_rows = f"{len(held)} of {len(held) + len(rows)} training images held out"
+            self._splits["dev"] = self._split("train", train, dev, self.shots is None)
+            held_rows = f"{len(dev)} of {len(dev) + len(rows)} training images held out"
             self.notes.append(f"dev: {held_rows} (task.holdout={self.holdout}), the test images are not used")
             return
-        whole = test or train
-        pixels, unreadable = self._file("test" if test else "train", whole, bad)
-        left_out = {*unreadable, *(() if test else rows.tolist())}
-        if len(whole) - len(unreadable) < 2:
-            raise DataError("fewer than two evaluation images can be read")
-        dev = [index for index in range(len(whole)) if index not in left_out]
-        dev = [dev[i] for i in fixed_subset(len(dev), settings["dev_rows"], self.name)]
-        self._splits["dev"] = Split(whole, np.asarray(dev, np.int64), pixels, np.asarray(dev, np.int64))
+        pool = test or train
+        left = np.setdiff1d(np.arange(len(pool)), () if test else rows)
+        dev = left[fixed_subset(len(left), self.settings["dev_rows"], self.name)]
+        self._splits["dev"] = self._split("test" if test else "train", pool, dev, True)
+        if self.settings["dev_rows"]:
+            self.notes.append(f"{self.name} dev: a fixed subset of {len(dev)} images")
 
-    def _split(self, drawn: list[Array]) -> tuple[Array, Array]:
-        """The training rows and the held-out rows, which are the last of each class."""
-        counts = [max(1, math.ceil(len(rows) * self.holdout)) if self.holdout else 0 for rows in drawn]
-        pairs = [np.split(rows, [len(rows) - held]) for rows, held in zip(drawn, counts, strict=True)]
-        if not all(len(train) for train, _ in pairs):
-            raise DataError(f"task.holdout={self.holdout} leaves nothing to train on")
-        train, held = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return train, held
+    def _orders(self) -> list[Array]:
+        """The indices of each class's training images, shuffled."""
+        orders = []
+        for label in range(self.num_labels):
+            generator = np.random.Generator(np.random.Philox(key=[self.settings["draw_seed"], label]))
+            orders.append(generator.permutation(np.flatnonzero(self.set.train.labels == label)))
+        return orders
 
-    def _file(self, split: str, pool: Pool, bad: dict[str, str]) -> tuple[Array, dict[int, str]]:
-        """The pixels of a whole pool, and the indices of those that cannot be read with the reason."""
-        items, folder = pool.items(range(len(pool))), cache_folder() / "images"
-        key = f"{self.key} {split}"
-        pixels, unreadable = prepared(items, len(pool), key, self.wanted, folder, self.workers)
-        bad |= {pool.names[index]: why for index, why in unreadable.items()}
-        return pixels, unreadable
+    def _split(self, name: str, pool: Pool, rows: Array, whole: bool) -> Split:
+        """The images at these rows of a pool. whole: all of the pool's are prepared, and kept in a file."""
+        order = np.arange(len(pool)) if whole else np.sort(rows)  # in the order of the files
+        items, key = pool.items(order.tolist()), f"{self.key} {name}"
+        try:
+            if whole:
+                folder = cache_folder() / "images"
+                pixels = prepared(items, len(pool), key, self.wanted, folder, self.workers)
+            else:
+                pixels = np.stack(list(read_all(items, self.wanted, self.workers)))
+        except BadImagesError as error:
+            shown = [(pool.names[order[n]], why) for n, why in error.reasons.items()]
+            words = "; ".join(f"{printable(image)} ({why})" for image, why in shown[:20])
+            more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+            raise DataError(f"{self.name}: {len(shown)} images cannot be read: {words}{more}") from None
+        return Split(pool, rows, pixels, np.searchsorted(order, rows))
 
     # --- training and evaluation
 
@@ -232,31 +203,11 @@ class ImageTask(Task):
     def labels(self, split: str) -> Array:
         return self._splits[split].pool.labels[self._splits[split].rows]
 
-    def begin_epoch(self, epoch: int, batches: Sequence[Sequence[int]]) -> None:
-        self._epoch = epoch
-
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """pixel_values (images, 3, height, width) as bytes, which `logits` scales on the device; labels
         (images,)."""
-        of, labels = self._splits[split], self.labels(split)[list(indices)]
-        if self.fixed(split):
-            return {"pixel_values": of.pixels[of.at[list(indices)]], "labels": labels}
-        try:
-            views = list(parallel(self._view, of.rows[list(indices)].tolist(), self.workers))
-        except BadImageError as error:
-            raise DataError(f"{self.name}: an image cannot be read any more: {error}") from None
-        return {"pixel_values": np.stack(views), "labels": labels}
-
-    def _view(self, index: int) -> Array:
-        """An augmented training image. It depends on seed, epoch and image alone: the same in a resumed run,
-        and for any workers."""
-        key = [self.settings["draw_seed"], (self._epoch << 32) + index]
-        generator = np.random.Generator(np.random.Philox(key=key))
-        item = self._items[index] if index in self._items else next(self.set.train.items([index]))
-        return augment(item, self.settings["augment"], self.settings["crop_scale"], self.wanted, generator)
-
-    def fixed(self, split: str) -> bool:
-        return split != "train" or self.settings["augment"] == "none"
+        of, rows = self._splits[split], list(indices)
+        return {"pixel_values": of.pixels[of.at[rows]], "labels": self.labels(split)[rows]}
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Cross entropy, a scalar tensor."""

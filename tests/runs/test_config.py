@@ -102,7 +102,6 @@ task.holdout=2 | task.holdout=2: should be
 task.train_rows=null | task.train_rows=
 task=text task.train_file=a.csv task.text=null | task.text=null: should be
 task=text task.name=rte | task.name=rte: conf/task has another task of that name
-model=vit_base task=digits task.crop_scale=null | task.crop_scale=null: should be
 model=roberta_base task=rte task.data_dir=99 | task.data_dir=99: should be
 model=encoder | model.path=
 model=encoder model.wheel="foo==1.0" | model.sha256=
@@ -199,8 +198,7 @@ def test_image_cells_are_table_11s(size):
         assert (train["schedule"], train["weight_decay"]) == (common["schedule"], common["weight_decay"])
         assert (train["epochs"], run.config["task"]["shots"]) == (common["epochs"], 10)
         assert run.config["method"].get("rank") == printed.get("rank")
-        assert run.config["task"]["augment"] == "none"
-        assert {"effective_batch", "augment"} <= set(run.config["recipe"]["chosen"])
+        assert "effective_batch" in run.config["recipe"]["chosen"]
         assert not run.changed
 
 

@@ -195,17 +195,11 @@ def test_the_backbone_sees_each_image_once(image_words, monkeypatch):
     assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)
 
 
-@pytest.mark.parametrize("change", ["dropout", "augment"])
-def test_what_is_random_is_computed_in_each_step(change, image_words, tmp_path, capfd):
-    words = [w for w in image_words if not w.startswith("method.")]
-    words = [*words, "method=head"]
-    if change == "augment":
-        words.append("task.augment=flip")
-    else:
-        words = elsewhere(words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
-    training = begin(words)
+def test_what_is_random_is_computed_in_each_step(image_words, tmp_path, capfd):
+    words = elsewhere(image_words, **{"model.path": save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)})
+    training = begin([*(w for w in words if not w.startswith("method.")), "method=head"])
     assert training.features is None
-    assert ("is random" in capfd.readouterr().out) == (change == "dropout")
+    assert "is random" in capfd.readouterr().out
     assert train(training)["status"] == "done"
 
 
@@ -237,9 +231,7 @@ def test_trying_for_features_leaves_the_random_numbers_alone(image_words, tmp_pa
 # --- resuming, checking
 
 
-@pytest.mark.parametrize(
-    "change", sample(["task.augment=none", "task.augment=crop", "method=head"], "task.augment=crop")
-)
+@pytest.mark.parametrize("change", sample(["method=vera", "method=head"], "method=vera"))
 def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
     change, image_words, pictures, tmp_path
 ):
@@ -362,14 +354,6 @@ def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, t
     with pytest.raises(DataError, match=r"test/ant/ant_000\.png"):
         sweep(expand([*words, "seed=0,1"]))
     assert not (tmp_path / "outputs" / "records").exists()
-    assert sweep(expand([*words, "task.bad_images=skip"])).exit_code == 0
-    (path,) = (tmp_path / "outputs" / "records").glob("*.json")
-    record = json.loads(path.read_text())
-    assert record["data"]["dev_rows"] == 11
-    assert any(
-        word.startswith("1 image that cannot be read left out: test/ant/ant_000.png")
-        for word in record["deviations"]
-    )
 
 
 def test_a_model_without_its_preprocessing_is_refused(image_words, tiny_vit, tmp_path):

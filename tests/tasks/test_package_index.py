@@ -6,9 +6,9 @@ import http.server
 import io
 import json
 import os
+import ssl
 import tarfile
 import threading
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,12 +17,12 @@ from tasks.fetch import package_index
 
 pytestmark = pytest.mark.properties
 
-NAME = "own-tiny-1.0.tar.gz"
-WRONG = "0" * 64
+NAME, WRONG = "own-tiny-1.0.tar.gz", "0" * 64
 
 
 class Index(http.server.ThreadingHTTPServer):
-    """Answers with what `pages` holds: path -> (type, content). `login`: the name:password that it wants."""
+    """Answers with what `pages` holds: path -> content, JSON, or an address to go to. `login`: the
+    name:password that it wants."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -32,17 +32,18 @@ class Index(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        index, path = self.server, urlsplit(self.path).path
-        index.asked.append((path, self.headers["Authorization"]))
+        index, given = self.server, self.headers["Authorization"]
+        index.asked.append((self.path, given))
         wanted = index.login and f"Basic {base64.b64encode(index.login.encode()).decode()}"
-        kind, content = index.pages.get(path, ("missing", b""))
-        status = {"missing": 404, "redirect": 302}.get(kind, 200)
-        self.send_response(401 if wanted and self.headers["Authorization"] != wanted else status)
-        header = ("Location", content) if status == 302 else ("Content-Type", kind)
-        self.send_header(*header)
+        page = index.pages.get(self.path)
+        moved = isinstance(page, str) and page.startswith("http")
+        status = 404 if page is None else 302 if moved else 200
+        self.send_response(401 if wanted and given != wanted else status)
+        kind = "application/vnd.pypi.simple.v1+json" if isinstance(page, dict) else "text/html"
+        self.send_header(*(("Location", page) if moved else ("Content-Type", kind)))
         self.end_headers()
-        if status == 200:
-            self.wfile.write(content)
+        content = json.dumps(page) if isinstance(page, dict) else page or ""
+        self.wfile.write(content if isinstance(content, bytes) else content.encode())
 
     def log_message(self, *_):
         pass
@@ -55,7 +56,7 @@ def serve():
 
     def start():
         running.append(Index())
-        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=running[-1].serve_forever, args=(0.01,), daemon=True).start()
         return running[-1]
 
     yield start
@@ -70,31 +71,19 @@ def index(serve):
 
 
 @pytest.fixture
-def real_pip(process, monkeypatch):
-    """Sets options of pip, which has no others: not this machine's. It takes a second to start."""
+def bare(monkeypatch):
+    """pip has no options of this machine's."""
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
-    def settings(**options):
-        for key, value in options.items():
-            monkeypatch.setenv(f"PIP_{key.upper()}", str(value))
-
-    return settings
-
 
 @pytest.fixture
-def pip(monkeypatch):
-    """The same without pip."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
+def pip(bare, monkeypatch):
+    """Sets its options without it: it takes a second to start."""
     found = {}
     monkeypatch.setattr(package_index, "pip_settings", lambda: found)
-
-    def settings(**options):
-        found.update({key.replace("_", "-"): str(value) for key, value in options.items()})
-
-    return settings
+    return lambda **options: found.update({k.replace("_", "-"): str(v) for k, v in options.items()})
 
 
 @pytest.fixture
@@ -109,16 +98,14 @@ def archive(tmp_path):
     return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()
 
 
-def html(*lines):
-    body = "".join(lines)
-    return "text/html; charset=utf-8", f"<!DOCTYPE html><html><body>{body}</body></html>".encode()
+def link(sha256, url=f"/{NAME}"):
+    return f'<!DOCTYPE html><html><body><a href="{url}#sha256={sha256}">a</a></body></html>'
 
 
-def listing(*files):
-    """PEP 691's JSON. files: (url, name, hashes)."""
-    of = [{"filename": name, "url": url, "hashes": hashes} for url, name, hashes in files]
-    answer = {"meta": {"api-version": "1.0"}, "name": "own-tiny", "files": of}
-    return "application/vnd.pypi.simple.v1+json", json.dumps(answer).encode()
+def listing(url, hashes):
+    """PEP 691's JSON."""
+    files = [{"filename": NAME, "url": url, "hashes": hashes}]
+    return {"meta": {"api-version": "1.0"}, "name": "own-tiny", "files": files}
 
 
 def fetch(folder, sha256):
@@ -127,7 +114,7 @@ def fetch(folder, sha256):
     return (folder / "new" / NAME).read_bytes()
 
 
-def refused(tmp_path, sha256):
+def refused(tmp_path, sha256=WRONG):
     """The one line that says why it could not be fetched; nothing is left behind."""
     with pytest.raises(DataError) as error:
         fetch(tmp_path / "none", sha256)
@@ -137,125 +124,89 @@ def refused(tmp_path, sha256):
     return str(error.value)
 
 
-PAGES = {
-    "HTML, relative": lambda url, sha: html(f'<a href="../../files/{NAME}#sha256={sha}">a</a>'),
-    "HTML, no hash": lambda url, sha: html(f'<a href="../../files/{NAME}">{NAME}</a>'),
-    "JSON, absolute": lambda url, sha: listing((f"{url}/files/{NAME}", NAME, {"sha256": sha})),
-    "JSON, no sha256": lambda url, sha: listing((f"{url}/files/{NAME}", NAME, {"blake2b": "0"})),
-}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_it_is_found_by_its_hash_kept_and_never_built(index, pip, archive, tmp_path, page):
+def test_it_is_found_by_its_hash_and_never_built(serve, index, pip, archive, tmp_path):
     content, sha256 = archive
-    index.pages = {"/simple/own-tiny/": PAGES[page](index.url, sha256)}
-    index.pages[f"/files/{NAME}"] = ("application/gzip", content)
     pip(index_url=f"{index.url}/simple")
-    assert fetch(tmp_path, sha256) == content
+    for page in (
+        link(sha256, f"../../{NAME}"),
+        f'<a href="/{NAME}">{NAME}</a>',
+        listing(f"{index.url}/{NAME}", {"sha256": sha256}),
+        listing(f"{index.url}/{NAME}", {"blake2b": "0"}),
+    ):
+        index.pages = {"/simple/own-tiny/": page, f"/{NAME}": content}
+        assert fetch(tmp_path, sha256) == content
     assert not (tmp_path / "touched").exists()
-
-
-def test_another_file_is_refused_whatever_its_name(serve, index, pip, archive, tmp_path):
-    content, sha256 = archive
-    index.pages = {"/own-tiny/": html(f'<a href="/{NAME}#sha256={sha256}">a</a>'), f"/{NAME}": ("", b"other")}
-    pip(index_url=index.url)
+    index.pages[f"/{NAME}"] = b"other"
     assert sha256 in refused(tmp_path, sha256)
-    index.pages["/own-tiny/"] = listing((f"/{NAME}", NAME, {"sha256": WRONG}))
-    refused(tmp_path, sha256)
+    index.pages["/simple/own-tiny/"] = listing(f"/{NAME}", {"sha256": WRONG})
+    assert "no index that pip is told to ask lists it" in refused(tmp_path, sha256)
     other = serve()  # which has it
-    other.pages = {"/own-tiny/": html(f'<a href="{NAME}#sha256={sha256}">a</a>')}
-    other.pages[f"/own-tiny/{NAME}"] = ("", content)
+    other.pages = {"/own-tiny/": link(sha256, NAME), f"/own-tiny/{NAME}": content}
     pip(extra_index_url=other.url)
     assert fetch(tmp_path, sha256) == content
 
 
-def test_an_index_that_has_nothing_or_does_not_answer_is_one_line(index, pip, tmp_path):
+def test_an_index_that_does_not_answer_and_settings_that_do_not_do_are_one_line(index, pip, tmp_path):
     pip(index_url=index.url)
-    assert f"{index.url}/own-tiny/" in refused(tmp_path, WRONG)
-    index.pages = {"/own-tiny/": html('<a href="own-tiny-0.9.tar.gz#sha256=1">own-tiny-0.9.tar.gz</a>')}
-    assert "no index that pip is told to ask lists it" in refused(tmp_path, WRONG)
-    pip(index_url="http://127.0.0.1:9/simple")
-    refused(tmp_path, WRONG)
-    pip(index_url=index.url, proxy="http://127.0.0.1:9")
-    refused(tmp_path, WRONG)
+    assert f"{index.url}/own-tiny/" in refused(tmp_path)
+    pip(proxy="http://127.0.0.1:9")
+    refused(tmp_path)
     pip(no_index=1)
-    assert "no index that pip is told to ask" in refused(tmp_path, WRONG)
+    assert "no index that pip is told to ask" in refused(tmp_path)
     pip(cert=tmp_path / "none.pem")
-    refused(tmp_path, WRONG)
-
-
-@pytest.mark.usefixtures("process")
-def test_a_python_without_pip_is_one_line(monkeypatch, tmp_path):
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "__init__.py").write_text("raise SystemExit('broken')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "pip does not run (broken)" in refused(tmp_path, WRONG)
+    refused(tmp_path)
 
 
 def test_a_password_goes_to_its_own_host_alone_and_into_no_message(serve, index, pip, archive, tmp_path):
     content, sha256 = archive
     index.login, other = "me:a@b", serve()
-    index.pages = {"/simple/own-tiny/": html(f'<a href="{index.url}/{NAME}#sha256={sha256}">a</a>')}
-    index.pages[f"/{NAME}"] = ("", content)
-    pip(index_url=f"{index.url}/simple")
+    index.pages = {"/own-tiny/": link(sha256), f"/{NAME}": content}
+    pip(index_url=index.url)
     assert "401" in refused(tmp_path, sha256)
-    pip(index_url=f"{index.url.replace('//', '//me:a%40b@')}/simple/")
+    pip(index_url=index.url.replace("//", "//me:a%40b@"))
     assert fetch(tmp_path, sha256) == content
-    index.pages["/simple/own-tiny/"] = html(f'<a href="{other.url}/{NAME}#sha256={WRONG}">a</a>')
-    assert "a%40b" not in refused(tmp_path, WRONG)
-    assert other.asked == [(f"/{NAME}", None)]
-    index.pages["/simple/own-tiny/"] = ("redirect", f"{other.url}/moved")
-    assert "a%40b" not in refused(tmp_path, WRONG)
-    assert other.asked[1:] == [("/moved", None)]
+    for page in (link(WRONG, f"{other.url}/{NAME}"), f"{other.url}/moved"):
+        index.pages["/own-tiny/"] = page
+        assert "a%40b" not in refused(tmp_path)
+    assert other.asked == [(f"/{NAME}", None), ("/moved", None)]
 
 
-def test_pips_files_and_environment_count_as_pip_reads_them(index, real_pip, archive, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("process")
+def test_pips_files_and_environment_count_as_pip_reads_them(index, bare, archive, monkeypatch, tmp_path):
     content, sha256 = archive
-    index.pages = {
-        "/b/own-tiny/": html(f'<a href="/{NAME}#sha256={sha256}">a</a>'),
-        f"/{NAME}": ("", content),
-    }
-    file = tmp_path / "pip.conf"
+    index.pages = {"/b/own-tiny/": link(sha256), f"/{NAME}": content}
     lines = ["[global]", f"index_url = {index.url}/a", "timeout = 7"]
     lines += ["[download]", f"index-url = {index.url}/b", "[install]", "no-index = 1"]
-    file.write_text("\n".join(lines))
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    (tmp_path / "pip.conf").write_text("\n".join(lines))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     assert fetch(tmp_path, sha256) == content
-    real_pip(timeout=8, extra_index_url=f"{index.url}/c\n{index.url}/d")
+    monkeypatch.setenv("PIP_TIMEOUT", "8")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index.url}/c\n{index.url}/d")
     finder = package_index.package_finder(package_index.pip_settings())
     assert [source["url"] for source in finder.sources] == [f"{index.url}/{name}" for name in "bcd"]
     assert finder.session.timeout.connect == 8.0
-    index.login = "me:a@b"
-    real_pip(index_url=f"{index.url.replace('//', '//me:a%40b@')}/b", extra_index_url="")
-    assert fetch(tmp_path, sha256) == content
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").write_text("raise SystemExit('broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "pip does not run (broken)" in refused(tmp_path)
 
 
-def test_folders_do_as_an_index(pip, archive, tmp_path):
-    content, sha256 = archive
-    links, mirror = tmp_path / "my-links", tmp_path / "mirror"
-    (mirror / "own-tiny" / "kept").mkdir(parents=True)
+def test_folders_and_hosts_are_pips(pip, archive, tmp_path):
+    (content, sha256), links, mirror = archive, tmp_path / "my-links", tmp_path / "mirror"
+    (mirror / "own-tiny").mkdir(parents=True)
     links.mkdir()
     (links / NAME).write_bytes(content)
     pip(no_index=1, find_links=links)
     assert fetch(tmp_path, sha256) == content
     assert (links / NAME).read_bytes() == content
-    (links / NAME).write_bytes(b"other")
-    refused(tmp_path, sha256)
     (links / NAME).unlink()
-    (mirror / "own-tiny" / "index.html").write_text(f'<a href="kept/{NAME}#sha256={sha256}">a</a>')
-    (mirror / "own-tiny" / "kept" / NAME).write_bytes(content)
+    (mirror / "own-tiny" / "index.html").write_text(link(sha256, NAME))
+    (mirror / "own-tiny" / NAME).write_bytes(content)
     pip(no_index=0, index_url=mirror)
     assert fetch(tmp_path, sha256) == content
-
-
-def test_certificates_hosts_and_the_index_are_pip_s(tmp_path):
-    import ssl
-
     authority = ssl.get_default_verify_paths().cafile
-    settings = {"trusted-host": "a b:8", "default-timeout": "3"} | ({"cert": authority} if authority else {})
+    settings = {"trusted-host": "a b:8"} | ({"cert": authority} if authority else {})
     finder = package_index.package_finder(settings)
-    secure = {host for _, host, _ in finder.session.iter_secure_origins()}
-    assert {"a", "b"} <= secure
-    assert finder.session.timeout.connect == 3.0
+    assert {"a", "b"} <= {host for _, host, _ in finder.session.iter_secure_origins()}
     (source,) = finder.sources  # unearth's own default
     assert source["url"].startswith("https://")

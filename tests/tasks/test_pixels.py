@@ -17,8 +17,8 @@ from runs.models.wheels import DINOV2_IMAGES
 from tasks import DataError
 from tasks.images.pixels import (
     BadImageError,
+    BadImagesError,
     Preprocessing,
-    augment,
     decode,
     parallel,
     prepared,
@@ -252,33 +252,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         decode(tmp_path / "image.png")
 
 
-# --- augmentation, and the file of prepared images
-
-
-def generator(row):
-    return np.random.Generator(np.random.Philox(key=[3, row]))
-
-
-def test_augmentation_is_a_pure_function_of_its_generator_and_varies_with_it():
-    image = np.asarray(noise(40, 30))
-    for how in ("flip", "crop"):
-        views = [augment(image, how, (0.25, 1.0), VIT, generator(row)) for row in range(12)]
-        again = [augment(image, how, (0.25, 1.0), VIT, generator(row)) for row in range(12)]
-        assert all((a == b).all() for a, b in zip(views, again, strict=True))
-        assert all(view.shape == (3, 16, 16) and view.dtype == np.uint8 for view in views)
-        assert len({view.tobytes() for view in views}) == (2 if how == "flip" else 12)
-    plain = VIT.apply(decode(image))
-    flips = [augment(image, "flip", (1, 1), VIT, generator(row)) for row in range(12)]
-    assert all((f == plain).all() or (f == plain[:, :, ::-1]).all() for f in flips)
-
-
-def test_a_crop_covers_the_share_that_it_should():
-    """Of a ramp from left to right, the range of values that is seen is the width of the part."""
-    ramp = np.broadcast_to(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (200, 200, 3))
-    for row in range(40):
-        view = augment(np.ascontiguousarray(ramp), "crop", (0.25, 0.25), VIT, generator(row)).astype(int)
-        width = (view.max() - view.min()) / 255
-        assert 0.38 < width < 0.65  # sqrt(0.25 * shape), shape from 3:4 to 4:3
+# --- the file of prepared images
 
 
 def test_parallel_keeps_the_order_and_takes_no_more_than_it_needs():
@@ -298,27 +272,25 @@ def test_parallel_keeps_the_order_and_takes_no_more_than_it_needs():
 
 def test_images_are_prepared_once(tmp_path):
     items = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
-    pixels, bad = prepared([items[0], b"broken", items[2]], 3, "key", VIT, tmp_path, 2)
+    with pytest.raises(BadImagesError) as error:
+        prepared([items[0], b"broken", items[2]], 3, "key", VIT, tmp_path, 2)
+    assert list(error.value.reasons) == [1]
+    assert not list(tmp_path.iterdir())
+    pixels = prepared(items, 3, "key", VIT, tmp_path, 2)
     assert pixels.shape == (3, 3, 16, 16)
-    assert [int(p.max()) for p in pixels] == [10, 0, 30]
-    assert list(bad) == [1]
+    assert [int(p.max()) for p in pixels] == [10, 20, 30]
 
     def never():
         raise AssertionError("read again")
         yield
 
-    again, said = prepared(never(), 3, "key", VIT, tmp_path, 2)
-    assert (np.asarray(again) == np.asarray(pixels)).all()
-    assert said == bad
-    other, _ = prepared(items, 3, "other key", VIT, tmp_path, 2)
-    assert int(other[1].max()) == 20
-    larger, _ = prepared(items, 3, "key", VIT.at(32), tmp_path, 2)
-    assert larger.shape == (3, 3, 32, 32)
+    assert (np.asarray(prepared(never(), 3, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
+    assert prepared(items, 3, "key", VIT.at(32), tmp_path, 2).shape == (3, 3, 32, 32)
     made = len(list(tmp_path.glob("*.npy")))
+    prepared(items, 3, "other key", VIT, tmp_path, 2)
     for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
         prepared(items, 3, "key", dataclasses.replace(VIT, **change), tmp_path, 2)
-        made += 1
-        assert len(list(tmp_path.glob("*.npy"))) == made
+    assert len(list(tmp_path.glob("*.npy"))) == made + 4
 
 
 def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):
@@ -337,7 +309,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_pat
     leftover.write_bytes(b"half")
     os.utime(leftover, (1, 1))
     done.unlink()
-    pixels, _ = prepared(items, 3, "key", VIT, tmp_path, 1)
+    pixels = prepared(items, 3, "key", VIT, tmp_path, 1)
     assert pixels.shape == (3, 3, 16, 16)
     assert not leftover.exists()
 
