@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
+from tasks.files import open_text
 
 METRICS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; conda: conda install openjdk)"
@@ -190,23 +191,13 @@ def _quietly(what: str) -> Iterator[None]:
 
 def read_references(path: Path) -> list[list[str]]:
     """The items of a file: blocks of lines with a blank line between them, or, in a file without blank lines,
-    one line each. Raises DataError with the line of an item without references."""
-    lines = _lines(path)
-    blocks = not all(line.strip() for line in lines)
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise DataError(f"{path}: no references")
-    if not blocks:
-        return [[line] for line in lines]
-    items: list[list[str]] = [[]]
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            items[-1].append(line.strip())
-        elif not items[-1]:
-            raise DataError(f"{path} line {number}: an item without references (one blank line ends it)")
-        else:
-            items.append([])
+    one line each. Raises DataError for an item without references."""
+    text = "\n".join(line.strip() for line in _lines(path))
+    blocks = "\n\n" in f"{text}\n"
+    items = [block.splitlines() for block in text.rstrip("\n").split("\n\n" if blocks else "\n")]
+    for number, item in enumerate(items, 1):
+        if not item or not all(item):
+            raise DataError(f"{path}: item {number} has no references (one blank line ends an item)")
     return items
 
 
@@ -221,8 +212,6 @@ def read_hypotheses(path: Path, items: int) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    from tasks.files import open_text
-
     with open_text(path) as file:
         text = file.read()
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")

@@ -31,25 +31,23 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
     http_error: Any = HfHubHTTPError.__bases__[0]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # There while a download runs, and after one that broke off: the cache may then lack some of the files
-    marker = _repository(repo, repo_type) / f".unfinished-{_digest_of(revision, *patterns)}"
+    asked = hashlib.sha256(json.dumps([revision, *patterns]).encode()).hexdigest()[:16]
+    marker = _repository(repo, repo_type) / f".unfinished-{asked}"
     try:
         # One request first: the download itself would try an unreachable hub six times, for half a minute
         about: Any = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
-        here = cached(repo, revision, repo_type)
-        names = filter_repo_objects(
-            (file.rfilename for file in about.siblings or ()), allow_patterns=patterns
-        )
-        if here and here.name == about.sha and all((here / name).is_file() for name in names):
-            with contextlib.suppress(OSError):  # as of a cache that is only read
-                marker.unlink()  # of a download that was killed once it had every file
-            return here
-        if here is None:
-            print(f"fetching {repo} from the hub, once", flush=True)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=repo_type)
-        marker.unlink(missing_ok=True)
-        return Path(folder)
+        here, names = cached(repo, revision, repo_type), [file.rfilename for file in about.siblings or ()]
+        wanted = filter_repo_objects(names, allow_patterns=patterns)
+        if not here or here.name != about.sha or not all((here / name).is_file() for name in wanted):
+            if here is None:
+                print(f"fetching {repo} from the hub, once", flush=True)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+            how: Any = {"revision": revision, "allow_patterns": patterns, "repo_type": repo_type}
+            here = Path(snapshot_download(repo, **how))
+        with contextlib.suppress(OSError):  # as of a cache that is only read
+            marker.unlink()
+        return here
     except (http_error, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         refused = isinstance(error, HfHubHTTPError) and 400 <= status < 500 and status != TOO_MANY
@@ -101,7 +99,3 @@ def _repository(repo: str, repo_type: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
-
-
-def _digest_of(*parts: str | None) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

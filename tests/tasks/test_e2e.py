@@ -343,65 +343,36 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
 # --- bad input
 
 
-def of_trainset(text):
-    return lambda folder: (folder / "trainset.csv").write_text(text, encoding="utf-8")
-
-
-def of_lora(line):
-    """A folder in LoRA's format whose training file has this line."""
-
-    def make(folder):
-        inner = as_lora(load(folder), folder / "lora")
-        (inner / "train.txt").write_text(f"{line}\n", encoding="utf-8")
-        return inner
-
-    return make
-
-
-def twice(folder):
-    inner = as_hub(folder / "hub")
-    (inner / "default" / "train" / "0001.parquet").write_bytes(b"")
-    return inner
-
-
-def empty(folder):
-    (folder / "empty").mkdir()
-    return folder / "empty"
-
-
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("name", "text", "named"),
     [
-        (of_trainset("MR,text\na,b\n"), "trainset.csv: no column 'mr'. It has: MR, text"),
-        (of_trainset('mr,ref\n"name[A], view[sea]",x\n'), "trainset.csv line 2: unknown attribute 'view'"),
-        (of_trainset("mr,ref\nname[A],  \n"), "trainset.csv line 2: an empty reference"),
-        (of_trainset("mr,ref\nA pub,x\n"), "trainset.csv line 2: the MR 'A pub'"),
-        (of_trainset("mr,ref\nname[A]\n"), "trainset.csv line 2: not 2 columns"),
-        (of_trainset("mr,ref\n"), "trainset.csv: no rows"),
-        (of_trainset(f"mr,ref\n{'A pub' * 1000},x\n"), "(5,002 characters)"),
-        (of_trainset('mr,ref\nname[A],"x" y\n'), "trainset.csv line 2"),
-        (of_lora("name : A | Type : pub, A pub ."), "train.txt line 1: no ||"),
-        (of_lora("name : A | View : sea||A pub ."), "train.txt line 1: unknown attribute 'View'"),
-        (of_lora("name : A||"), "train.txt line 1: an empty reference"),
-        (lambda folder: (folder / "devset.csv").unlink(), "devset.csv: no such file"),
-        (lambda folder: folder / "trainset.csv", "trainset.csv: a file"),
-        *((twice, "default/train/0000.parquet, default/train/0001.parquet"), (empty, "holds neither")),
+        ("trainset.csv", "MR,text\na,b\n", "trainset.csv: no column 'mr'. It has: MR, text"),
+        ("trainset.csv", 'mr,ref\n"name[A], view[sea]",x\n', "line 2: unknown attribute 'view'"),
+        ("trainset.csv", "mr,ref\nname[A],  \n", "trainset.csv line 2: an empty reference"),
+        ("trainset.csv", "mr,ref\nname[A]\n", "trainset.csv line 2: not 2 columns"),
+        ("trainset.csv", "mr,ref\n", "trainset.csv: no rows"),
+        ("trainset.csv", f"mr,ref\n{'A pub' * 1000},x\n", "line 2: the MR 'A pub"),
+        ("lora/train.txt", "name : A | Type : pub, A pub .\n", "train.txt line 1: no ||"),
+        ("lora/train.txt", "name : A | View : sea||A pub .\n", "train.txt line 1: unknown attribute 'View'"),
+        ("lora/train.txt", "name : A||\n", "train.txt line 1: an empty reference"),
+        ("hub/default/train/0001.parquet", "", "train/0000.parquet, default/train/0001.parquet"),
+        ("devset.csv", None, "devset.csv: no such file"),
+        ("lora/valid.txt", None, "valid.txt: no such file"),
+        ("empty/x", "", "holds neither"),
     ],
 )
-def test_bad_files_are_one_clear_line(make, named, e2e, tmp_path):
-    folder = shutil.copytree(e2e, tmp_path / "data")
-    given = make(folder)
+def test_bad_files_are_one_clear_line(name, text, named, e2e, tmp_path):
+    folder = Path(shutil.copytree(e2e, tmp_path / "data"))
+    as_lora(load(folder), folder / "lora")
+    as_hub(folder / "hub")
+    (folder / "empty").mkdir()
+    (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    given = folder / name.partition("/")[0] if "/" in name else folder
     with pytest.raises(tasks.DataError) as error:
-        load(given if isinstance(given, Path) else folder)
+        load(given)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1500
-
-
-def test_a_stray_file_of_another_format_is_no_reason_to_stop(e2e, tmp_path):
-    folder = shutil.copytree(e2e, tmp_path / "data")
-    (folder / "train.txt").write_text("name : A | Type : pub, A pub .\n")
-    assert load(folder).splits == load(e2e).splits
 
 
 @pytest.mark.parametrize(

