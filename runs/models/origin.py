@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -21,12 +22,18 @@ class Origin:
     note: str = ""
 
 
+@cache
+def known_origins() -> dict[str, Any]:
+    """What conf/origins.yaml says of models in packages and of licences."""
+    return dict(yaml.safe_load((CONF / "origins.yaml").read_text(encoding="utf-8")))
+
+
 def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> Origin | None:
     """A record's model on the hub; None where the record does not tell: a local folder of any model.
 
     model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT. named: OWNER/NAME or
     OWNER/NAME@REVISION, which replaces what the record tells."""
-    known = yaml.safe_load((CONF / "origins.yaml").read_text(encoding="utf-8"))
+    known = known_origins()
     found: dict[str, Any] | None = {"name": model["hub"]} if model.get("hub") else None
     if named:
         name, _, revision = named.partition("@")
@@ -37,4 +44,4 @@ def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> 
         found["note"] = "the adapter was trained over a local copy of the weights, whose commit is not known"
     elif found:
         found["revision"] = content.partition("@")[2] or None
-    return found and Origin(licence=known["licences"].get(found["name"]), **found)
+    return Origin(licence=known["licences"].get(found["name"]), **found) if found else None

