@@ -10,6 +10,7 @@ from pathlib import Path
 from runs.errors import UserError
 from runs.record import Record, write_atomically
 from tasks.fetch import cache_folder
+from tasks.files import stamp
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
@@ -29,15 +30,6 @@ def check_kept(record: Record, path: Path) -> None:
             f"{path} is not the file that the record of run {record['id']} names: something has changed it."
             " redo=true makes the run again"
         )
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """A file's size and time of change."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return -1, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def digest(*paths: Path) -> str:

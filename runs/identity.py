@@ -16,7 +16,7 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.file_hash import MISSING, check_kept, digest, file_hash, stamp
+from runs.file_hash import MISSING, check_kept, digest, file_hash
 from runs.record import (
     Record,
     defining,
@@ -28,6 +28,7 @@ from runs.record import (
 from runs.run import Run
 from tasks.fetch import cache_folder
 from tasks.fetch.hub import content
+from tasks.files import stamp
 
 #: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]

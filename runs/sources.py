@@ -13,10 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from runs.file_hash import digest, stamp
+from runs.file_hash import digest
 from runs.methods import source_file
 from runs.record import INSTALLED, ROOT, Record
 from runs.run import Run
+from tasks.files import stamp
 
 
 def git(*words: str) -> str | None:

@@ -69,6 +69,15 @@ def read_objects(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
                 yield (where := f"{path} line {number}"), validated(model, line, where)
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """A file's size and time of change; -1 and 0 where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
 def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:
     """The file of the first pattern that has one; None without any. Raises DataError where it has several.
 

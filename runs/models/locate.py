@@ -3,7 +3,6 @@ by hash, and its configuration for settings that would read other files or run f
 
 import fnmatch
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,30 +103,27 @@ def files(folder: Path) -> list[Path]:
 
 def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
     """The folder, if it holds a model of the expected architecture; UserError otherwise."""
-    config, text = folder / "config.json", model["modality"] != "image"
+    config = folder / "config.json"
+    for path in files(folder):
+        try:
+            open(path, "rb").close()  # safetensors says of one that may not be read that it is not there
+        except PermissionError:
+            raise UserError(f"{path}: permission denied. Its owner can let you read it") from None
     pickled = any(folder.glob("*.bin"))
-    unreadable = next((path for path in files(folder) if not os.access(path, os.R_OK)), None)
-    for wrong, problem in (
-        (not folder.is_dir(), "no such folder (model.path)"),
-        (not config.is_file(), "no config.json. Not a transformers model folder?"),
-        # safetensors would say that it is not there
-        (unreadable, f"permission denied to read {unreadable and unreadable.name}"),
-        (
-            not any(folder.glob("model*.safetensors")),
-            "no weights (model*.safetensors). "
-            + ("It holds pickled weights (.bin): save them as safetensors" if pickled else "Put them there"),
-        ),
+    mend = "It holds pickled weights (.bin): save them as safetensors" if pickled else "Put them there"
+    tokenizer = model["modality"] == "image" or any(any(folder.glob(name)) for name in TOKENIZERS)
+    problems = {
+        "no such folder (model.path)": not folder.is_dir(),
+        "no config.json. Not a transformers model folder?": not config.is_file(),
+        f"no weights (model*.safetensors). {mend}": not any(folder.glob("model*.safetensors")),
         # transformers would make an empty one from config.json, to which every word is unknown
-        (
-            text and not any(any(folder.glob(name)) for name in TOKENIZERS),
-            "no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it",
-        ),
-        (
-            (folder / "adapter_config.json").exists(),
-            "an adapter_config.json lies beside config.json, and would be installed too. Move it out",
-        ),
-    ):
-        if wrong:
+        "no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it": not tokenizer,
+        "an adapter_config.json lies beside config.json, and would be installed too. Move it out": (
+            folder / "adapter_config.json"
+        ).exists(),
+    }
+    for problem, is_there in problems.items():
+        if is_there:
             raise UserError(f"{folder}: {problem}")
     settings = _mapping(config)
     _check_config(settings, config)

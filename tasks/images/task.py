@@ -16,6 +16,7 @@ import numpy as np
 from tasks.base import Array, DataError, Source, Task, check, first_line, fixed_subset, named
 from tasks.fetch import cache_folder
 from tasks.fetch.hub import content, snapshot
+from tasks.files import stamp
 from tasks.images import sets
 from tasks.images.files import local_files
 from tasks.images.pixels import BadImagesError, Preprocessing, prepared, read_all
@@ -50,7 +51,7 @@ def load(settings: Any) -> "ImageTask":
     if settings.get("data_dir") or settings.get("hub"):
         files = local or _local(settings, _fetched(settings))
         images = sets.read(files, settings)
-        stamps = [[name, str(path.absolute()), *_stamp(path)] for name, path in files.items()]
+        stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
         key = json.dumps([settings["image_column"], stamps])
     else:
         images, key = sets.digits(), "digits"
@@ -67,14 +68,6 @@ def _fetched(settings: Any) -> Path:
     several = "or the folder that holds several sets by name (with make: DATA=)"
     instead = f"Give a local copy: task.data_dir=/its/folder, {several}"
     return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:  # a missing image is counted later, as one that cannot be read
-        return -1, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _check(settings: Any) -> None:
