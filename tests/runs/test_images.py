@@ -177,7 +177,7 @@ def test_the_backbone_sees_each_image_once(head_words):
     training = begin(head_words)
     calls = []
     training.raw_model.vit.register_forward_hook(lambda *_: calls.append(1))
-    training.features.seconds = {"train": 100.0, "dev": 200.0}
+    training.features.seconds.update(train=100.0, dev=200.0)
     cost = train(training)["cost"]
     assert not calls
     # Computing the features is a part of it
