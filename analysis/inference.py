@@ -13,14 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import (  # scipy.stats takes a second: where it is needed
-    bdtr,
-    fdtrc,
-    nctdtr,
-    ndtr,
-    stdtr,
-    stdtrit,
-)
+from scipy import special  # scipy.stats takes a second: where it is needed
 
 from runs.record import LEVEL
 
@@ -39,7 +32,7 @@ def median_variance(n: int) -> float:
     if n == 1:
         return 1.0
     grid = np.linspace(-7, 7, 1401)
-    density, below = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), ndtr(grid)
+    density, below = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), special.ndtr(grid)
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
@@ -60,7 +53,7 @@ def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         df = total**2 / (variances**2 / freedoms).sum(axis=0)
-        half = stdtrit(df, (1 + level) / 2) * np.sqrt(total)
+        half = special.stdtrit(df, (1 + level) / 2) * np.sqrt(total)
     return np.where(total == 0, 0.0, half)
 
 
@@ -74,7 +67,7 @@ def sign_test(differences: Iterable[float]) -> float:
     """The exact two-sided p of the sign test, without differences of zero; 1 where none is left."""
     signs = [difference > 0 for difference in differences if difference != 0]
     fewer = min(sum(signs), len(signs) - sum(signs))
-    return min(1.0, 2 * float(bdtr(fewer, len(signs), 0.5))) if signs else 1.0
+    return min(1.0, 2 * float(special.bdtr(fewer, len(signs), 0.5))) if signs else 1.0
 
 
 def smallest_p(n: int) -> float:
@@ -156,7 +149,7 @@ class Mean:
 
     def interval(self, level: float = LEVEL) -> Any:
         """Its two ends, by Student's t."""
-        half = stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2) * self.error
+        half = special.stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2) * self.error
         with np.errstate(invalid="ignore"):
             return self.mean - half, self.mean + half
 
@@ -172,7 +165,7 @@ class Mean:
     def p(self) -> Any:
         """The two-sided p of Student's t against 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return 2 * stdtr(np.maximum(self.freedom, 1), -np.abs(self.mean / self.error))
+            return 2 * special.stdtr(np.maximum(self.freedom, 1), -np.abs(self.mean / self.error))
 
     def near(self, margin: float = MARGIN) -> Any:
         """1 where two one-sided tests at 5% show it within the margin of 0 (Schuirmann 1987), -1 where one
@@ -258,7 +251,7 @@ def two_way(values: Any) -> TwoWay:
     freedom = (rows - 1) * (seeds - 1)
     variance = (residual**2).sum() / freedom
     between = (of_seeds - variance) / rows
-    p = fdtrc(seeds - 1, freedom, of_seeds / variance)
+    p = special.fdtrc(seeds - 1, freedom, of_seeds / variance)
     return TwoWay(math.sqrt(variance), freedom, float(between / (between + variance)), float(p))
 
 
@@ -280,7 +273,10 @@ def seeds_to_decide(deviation: float, margin: float = MARGIN, power: float = 0.8
     n = 2
     while n < 100_000:
         shift = math.sqrt(n) * margin / deviation if deviation else math.inf
-        if math.isinf(shift) or 1 - nctdtr(n - 1, shift, stdtrit(n - 1, LEVEL)) >= 1 - (1 - power) / sides:
+        if (
+            math.isinf(shift)
+            or 1 - special.nctdtr(n - 1, shift, special.stdtrit(n - 1, LEVEL)) >= 1 - (1 - power) / sides
+        ):
             return n
         n += 1
     return n

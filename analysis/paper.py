@@ -2,7 +2,6 @@
 models and rows have in conf/ (names.yaml there)."""
 
 import math
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,30 +66,22 @@ def numbers() -> pd.DataFrame:
     the row from earlier work. like: our row that it is compared with: where the paper's started from an
     adapter of MNLI, only one that did so, too."""
     names, found = printed_file("names.yaml"), list[dict[str, Any]]()
-    for table, part, model, method, size, values in _lines():
-        rows = names["rows"].get(table, {})
-        row = rows.get(f"{method} {size}") or rows.get(method, method)
-        about = {"table": table, "part": part, "model": model, "row": row, "size": size}
-        about["method"] = method if table in ("table6", "table7") else NAMES.get(method, method)
-        about["quoted"] = row in names["quoted"].get(table, ())
-        for column, value in values.items():
-            task = _TASKS.get(table, "" if column == "avg" else column)
-            mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
-            value, spread = value if isinstance(value, list) else (value, math.nan)
-            of = {"task": task, "column": column, "value": float(value), "spread": float(spread)}
-            found.append(about | of | {"like": f"{row}_mnli" if mnli else row})
-    return pd.DataFrame(found)
-
-
-def _lines() -> Iterator[tuple[str, str, str, str, str, dict[str, Any]]]:
-    """Each row of printed/tables.yaml: its table, part, model, method (or setting) and size, and its values
-    by column, x or [x, spread]."""
     for table, of_all in _TABLES.items():
         columns, *groups = paper()[table].items()
-        for key, lines in groups:
-            for line in lines:
-                row = dict(zip(columns[1], line, strict=True))
-                model = of_all or row.pop("model", key)
-                method, size = str(row.pop(next(iter(row)))), str(row.pop("params", ""))
-                size += f" ({row.pop('bytes')})" if "bytes" in row else ""
-                yield table, key if table == "table6" else "", model.replace("-", "_"), method, size, row
+        for key, line in ((key, line) for key, lines in groups for line in lines):
+            values = dict(zip(columns[1], line, strict=True))
+            model = str(of_all or values.pop("model", key)).replace("-", "_")
+            method, size = str(values.pop(next(iter(values)))), str(values.pop("params", ""))
+            size += f" ({values.pop('bytes')})" if "bytes" in values else ""
+            rows = names["rows"].get(table, {})
+            row = rows.get(f"{method} {size}") or rows.get(method, method)
+            about = {"table": table, "part": key if table == "table6" else "", "model": model, "row": row}
+            about["method"] = method if table in ("table6", "table7") else NAMES.get(method, method)
+            about |= {"size": size, "quoted": row in names["quoted"].get(table, ())}
+            for column, value in values.items():
+                task = _TASKS.get(table, "" if column == "avg" else column)
+                mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
+                value, spread = value if isinstance(value, list) else (value, math.nan)
+                of = {"task": task, "column": column, "value": float(value), "spread": float(spread)}
+                found.append(about | of | {"like": f"{row}_mnli" if mnli else row})
+    return pd.DataFrame(found)

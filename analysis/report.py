@@ -25,12 +25,13 @@ from analysis.render import Number
 from analysis.results import findings, sections
 from analysis.stats import statistics_tables
 from runs.command import OfRecords, entry_point, read
-from runs.record import Ledger, Record, median_interval, without_paths, write_atomically
+from runs.record import Ledger, median_interval, without_paths, write_atomically
 from runs.record.text import megabytes
 
-#: Parts of a record that the view of a cell shows beside its configuration.
-SHOWN = ["config", "recipe", "start", "code", "versions", "device", "determinism", "model", "data"]
-SHOWN += ["parameters", "groups"]
+#: Parts of a record that the view of a cell shows, and what of them it does not.
+SHOWN: tuple[str, ...] = ("config.", "recipe.", "start", "code.", "versions.", "device.", "determinism.")
+SHOWN += ("model", "data.", "parameters.", "groups")
+HIDDEN = ("config.recipe.", "config.output")
 #: And of each of its runs.
 OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
 #: Why a run is in no cell of a table, by `left_out` of frame.runs.
@@ -106,11 +107,16 @@ def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Itera
         known = [value for value in cell.values if value == value]
         shown += cell.runs
         records = [ledger.records[run] for run in cell.ids] if shown <= RUNS_SHOWN else []
+        whole = leaves(without_paths(records[0])) if records else {}
         yield {
             "cell": cell,
             "interval": median_interval(known) if len(known) >= beside.SEEDS else None,
             "words": words.get(cell.ids, []),
-            "facts": _facts(records[0]) if records else [],
+            "facts": [
+                (key, of)
+                for key, of in whole.items()
+                if of is not None and key.startswith(SHOWN) and not key.startswith(HIDDEN)
+            ],
             "runs": [{"id": r["id"], **by_id[r["id"]], "curve": curve(r["curve"])} for r in records],
         }
 
@@ -121,13 +127,6 @@ def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
     top, step = max(values, default=0.0), width / max(len(values) - 1, 1)
     scale = (height - 4) / ((top - min(values, default=0.0)) or 1.0)
     return " ".join(f"{i * step:.1f},{2 + (top - value) * scale:.1f}" for i, value in enumerate(values))
-
-
-def _facts(record: Record) -> list[tuple[str, Any]]:
-    """Configuration and provenance of a record, by dotted keys."""
-    known = leaves({part: of for part, of in without_paths(record).items() if part in SHOWN})
-    hidden = ("config.recipe.", "config.output")
-    return [(key, of) for key, of in known.items() if of is not None and not key.startswith(hidden)]
 
 
 class Settings(OfRecords):

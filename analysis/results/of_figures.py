@@ -78,7 +78,7 @@ def _values(measure: Record, *names: str) -> pd.DataFrame:
 
 def _queries(measure: Record, *pairs: str) -> pd.DataFrame:
     """The cosines of the query matrices, by layer."""
-    return _values(measure, *pairs)[lambda of: of.site == "query"][[*pairs]]
+    return _values(measure, *pairs).query("site == 'query'")[[*pairs]]
 
 
 def _means(change: pd.DataFrame, layers: Sequence[int]) -> dict[str, float]:

@@ -28,7 +28,8 @@ def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
     """Each finding over all of its tries, a line for each of its comparisons: finding, name (of the
     comparison), kind, tries, paper, tasks (the Mean of each, by model and task), analyses (a Mean by name),
     word, why (where analyses differ), margin (the smallest at which all would call it near), seeds (pairs a
-    task to decide at MARGIN). A finding that compares no rows has no tasks."""
+    task to decide at MARGIN). A finding that compares no rows has no tasks. Tries at chance are out, and
+    those with a diverged perplexity."""
     made = list[dict[str, Any]]()
     for name in dict.fromkeys(one["finding"] for one in found):
         tries = [one for one in found if one["finding"] == name]
@@ -36,26 +37,24 @@ def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
         about = {"finding": name, "kind": tries[0]["kind"], "tries": tries, "paper": paper}
         names = tries[0]["names"] if len(tries[0]["compared"]) > 1 else ("",)
         for place, comparison in enumerate(names[-len(tries[0]["compared"]) or None :]):
-            decided = _decided(_pairs(tries, place), about["kind"] in ("near", "shared"))
+            lines = [
+                (f"{one['model_label']}, {one['task_label']}", number, *pair)
+                for number, one in enumerate(tries)
+                if math.isnan(one["chance"])
+                and place < len(one["compared"])
+                and (of := one["compared"][place])
+                if np.isfinite(of["differences"]).all()
+                for pair in zip(of["seeds"], of["differences"], of["collapsed"], strict=True)
+            ]
+            pairs = pd.DataFrame(lines, columns=["where", "number", "seed", "difference", "collapsed"])
+            decided = _decided(pairs, about["kind"] in ("near", "shared"))
             made.append(about | {"name": comparison} | decided)
     return made
 
 
-def _pairs(tries: Sequence[Finding], place: int) -> pd.DataFrame:
-    """The differences of one comparison by task (model and task), try and seed. Tries at chance are out, and
-    those with a diverged perplexity."""
-    lines = [
-        (f"{one['model_label']}, {one['task_label']}", number, *pair)
-        for number, one in enumerate(tries)
-        if math.isnan(one["chance"]) and place < len(one["compared"]) and (of := one["compared"][place])
-        if np.isfinite(of["differences"]).all()
-        for pair in zip(of["seeds"], of["differences"], of["collapsed"], strict=True)
-    ]
-    return pd.DataFrame(lines, columns=["where", "number", "seed", "difference", "collapsed"])
-
-
 def _decided(pairs: pd.DataFrame, near: bool) -> dict[str, Any]:
-    """Tries of one task are averaged by seed, so that a task counts once however often it was tried."""
+    """What the differences of a comparison say, by task (model and task), try and seed. Tries of one task are
+    averaged by seed, so that a task counts once however often it was tried."""
     if pairs.empty:
         return {"tasks": {}, "analyses": {}, "word": "", "why": "", "margin": math.nan, "seeds": 0}
     by_seed = pairs.groupby(["where", "seed"], sort=False).agg({"difference": "mean", "collapsed": "any"})
