@@ -4,6 +4,7 @@ data."""
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -308,38 +309,32 @@ def test_no_test_split_and_all_images_leave_nothing(shots, tmp_path):
         load("image_folder", f"task.data_dir={tmp_path / 'data'}", f"task.shots={shots}")
 
 
-def test_hidden_folders_and_other_files_are_none_of_the_data(tmp_path):
-    write_images(tmp_path / "data", test=0)
-    hidden = (".ipynb_checkpoints", "__MACOSX", "ant/.ipynb_checkpoints", "ant/__MACOSX/deep")
-    others = ("ant/Thumbs.db", "ant/._ant_000.png", "README.md")
-    for name in (*(f"{folder}/x.png" for folder in hidden), *others):
-        path = tmp_path / "data" / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(b"x")
-    (tmp_path / "data" / "ant" / "album.png").mkdir()
-    task = load("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
-    assert task.classes == ["ant", "bee", "cow"]
-    assert len(task.set.train) == 18
-
-
-def test_nested_folders_links_and_endings_in_capitals_are_a_classs_images(tmp_path, images):
-    shutil.copytree(images / "train", tmp_path / "data")
-    (tmp_path / "data" / "ant" / "deep" / "er").mkdir(parents=True)
-    shutil.copy(images / "test" / "ant" / "ant_000.png", tmp_path / "data" / "ant" / "deep" / "er" / "X.PNG")
-    (tmp_path / "data" / "bee" / "more").symlink_to(images / "test" / "bee", target_is_directory=True)
-    task = load("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
-    assert np.bincount(task.set.train.labels).tolist() == [7, 10, 6]
-
-
 @pytest.mark.parametrize(
     ("train", "test", "dev"),
-    [("Train", "Test", 4), ("training", "testing", 4), ("TRAIN", "Validation", 4), ("train", None, 3)],
+    [("Train", "Test", 4), ("training", "testing", 4), ("TRAIN", "Validation", 4), ("train", None, 8)],
 )
-def test_splits_by_other_names_or_one_alone(train, test, dev, tmp_path, images):
-    shutil.copytree(images / "train", tmp_path / "data" / train)
+def test_what_is_of_the_data_and_what_is_not(train, test, dev, tmp_path, images):
+    """Splits by other names or one alone; links, deep folders and capitals are; what is hidden is not."""
+    top = Path(shutil.copytree(images / "train", tmp_path / "data" / train))
     if test:
         shutil.copytree(images / "test", tmp_path / "data" / test)
-    check(prepared("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3"), 3, dev)
+    (top / "ant" / "deep").mkdir()
+    for name in ("ant/deep/X.PNG", "bee/y.Png"):
+        shutil.copy(next((images / "test" / name[:3]).iterdir()), top / name)
+    (top / "cow" / "more").symlink_to(images / "test" / "cow", target_is_directory=True)
+    for name in (
+        ".ipynb_checkpoints/x.png",
+        "ant/__MACOSX/x.png",
+        "ant/Thumbs.db",
+        "ant/._a.png",
+        "README.md",
+    ):
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).write_bytes(b"x")
+    task = prepared("image_folder", f"task.data_dir={tmp_path / 'data'}", "task.shots=3")
+    assert task.classes == ["ant", "bee", "cow"]
+    assert np.bincount(task.set.train.labels).tolist() == [7, 7, 10]
+    assert np.bincount(task.labels("dev")).tolist() == ([dev] * 3 if test else [4, 4, 7])
 
 
 @pytest.mark.parametrize(
@@ -354,12 +349,6 @@ def test_settings_out_of_range_are_one_clear_line(word, tmp_path, images):
     words = [w for w in words if w.partition("=")[0] != word.partition("=")[0]]
     with pytest.raises(DataError, match=word.partition("=")[0]):
         load("image_folder", *words, word)
-
-
-def test_no_test_split_and_all_images_can_be_tuned_on(tmp_path):
-    write_images(tmp_path / "data", test=0)
-    words = [f"task.data_dir={tmp_path / 'data'}", "task.shots=null", "task.holdout=0.5"]
-    check(prepared("image_folder", *words), 3, 3)
 
 
 def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):

@@ -399,21 +399,13 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
     assert (found["models"][0]["mean"], found["models"][0]["n"]) == (2, 24)
 
 
-def test_an_answer_is_judged_once_whatever_file_it_is_in_and_by_each_judge(data, answers, tmp_path, capsys):
-    questions, near = read_questions(data, "mt_bench"), answers_of("own") | {151: ["own on 151.1", "new"]}
-    write_answers(tmp_path / "copy.jsonl", "copy", answers_of("own"), questions)
-    write_answers(tmp_path / "near.jsonl", "near", near, questions)
-    with JudgeServer() as server:
-        assert run(data, server, answers, tmp_path / "copy.jsonl", tmp_path / "near.jsonl") == 0
-        assert len(server.requests) == 9
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines[2:]] == ["own", "copy", "near"]
-        for judge_name, more, asked in (("a", [], 17), ("b/c:7b", [], 25), ("a", ["--max-tokens", "9"], 33)):
-            file = tmp_path / "all.jsonl" if judge_name == "a" else Path("outputs/judgments/b_c_7b.jsonl")
-            named = ["--judgments", file] if judge_name == "a" else []
-            assert run(data, server, answers, *named, *more, judge_name=judge_name) == 0
-            assert len(server.requests) == asked
-            assert len(read_judgments(file)) == (16 if more else 8)
+def test_a_judgment_is_of_its_request_whatever_file_asks_for_it():
+    message = [{"role": "user", "content": "x"}]
+    judges = [Judge(passes=2), Judge("other"), Judge(max_tokens=9)]
+    keys = [key for by in judges for key in by.keys(message)] + Judge().keys([{**message[0], "content": "y"}])
+    assert len({*keys}) == 5
+    assert Judge().keys(message) == Judge(passes=2).keys(list(message))[:1]
+    assert Judge("org/judge:7b").file() == Path("outputs/judgments/org_judge_7b.jsonl")
 
 
 # --- a server that misbehaves
