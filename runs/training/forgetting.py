@@ -43,14 +43,8 @@ def forgetting(context: Context, before: float | None) -> dict[str, Any]:
     if not context.task.fixed_text:
         return {}
     found = {**context.task.fixed_text.about(), "before": before, "after": text_loss(context)}
-    print(words(found), flush=True)
+    after, change = found["after"], "not a finite number"
+    if before is not None and after is not None:
+        change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
+    print(f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}", flush=True)
     return found
-
-
-def words(found: dict[str, Any]) -> str:
-    """A record's `forgetting` in a line."""
-    before, after = (found[key] for key in ("before", "after"))
-    if before is None or after is None:
-        return f"forgetting: not a finite number, before {before}, after {after}"
-    change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
-    return f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}"

@@ -49,12 +49,7 @@ class Training(Context):
     # --- set up
 
     def __init__(
-        self,
-        run: Run,
-        run_id: str,
-        report: Report,
-        attempt: Attempt | None = None,
-        stop: Stop | None = None,
+        self, run: Run, run_id: str, report: Report, attempt: Attempt | None = None, stop: Stop | None = None
     ) -> None:
         """attempt: by default a new one. Of torchrun's processes all take the first one's."""
         if not rank():
@@ -85,8 +80,7 @@ class Training(Context):
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
         self.predictions: Any = None  # of the last epoch
-        others = {"processes": self.accelerator.num_processes, "micro_batch": self.config["micro_batch"]}
-        now = conditions(self.code, device, **others)
+        now = conditions(self.code, self.accelerator, self.config["micro_batch"])
         self.state = State(self.config["keep"], self.config["adapter_precision"], conditions=now)
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.

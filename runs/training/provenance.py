@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from runs.gpus import driver, processor
 from runs.record import built_from, run_folder, write_atomically
@@ -73,11 +74,12 @@ def made_with(code: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {"code": dict(code), "versions": versions(), "device": machine(device)}
 
 
-def conditions(code: dict[str, Any], device: torch.device, **others: Any) -> dict[str, Any]:
+def conditions(code: dict[str, Any], accelerator: Accelerator, micro_batch: int | None) -> dict[str, Any]:
     """What may change a run's numbers without being part of its identity, of one attempt."""
     commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(code["dirty"])
-    name, threads = machine(device)["name"], torch.get_num_threads()
-    return {"commit": commit, **versions(), "device": name, "threads": threads, **others}
+    name, threads = machine(accelerator.device)["name"], torch.get_num_threads()
+    here = {"threads": threads, "processes": accelerator.num_processes, "micro_batch": micro_batch}
+    return {"commit": commit, **versions(), "device": name, **here}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
