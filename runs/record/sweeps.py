@@ -26,12 +26,9 @@ def read_sweep(output: str | Path, name: str) -> list[str]:
     path = _path(output, name)
     content = read_regular(path)
     try:
-        runs = orjson.loads(content)["runs"]
-        if not isinstance(runs, list) or not all(isinstance(one, str) for one in runs):
-            raise ValueError("no list of runs")
+        return [str(one) for one in orjson.loads(content)["runs"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a sweep ({error})") from None
-    return runs
 
 
 def sweep_names(output: str | Path) -> list[str]:
