@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from vera.adapter_file import fill
 from vera.base_weights import without_weights
-from vera.checked_file import check_finite, check_shapes, share, system_error
+from vera.checked_file import check_finite, check_shapes
 from vera.errors import AdapterError, first_line
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, taken_back, unload
@@ -121,11 +121,7 @@ def write_peft(
     metadata = {"format": "pt"} | ({"vera_bench": json.dumps(settings)} if settings else {})
     whole = {**tensors, **{PREFIX + name: p for name, p in head.items()}}
     stored = {name: tensor.detach().clone().contiguous() for name, tensor in whole.items()}
-    try:
-        save_file(stored, folder / WEIGHTS, metadata)
-    except SafetensorError as error:
-        raise system_error(folder / WEIGHTS, error) from None
-    share(folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(stored, metadata))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -266,9 +262,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     """The configuration, the tensors, and this project's own settings where it was the writer."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            hint = "Not an adapter of peft?"
-            if name == WEIGHTS and (folder / "adapter_model.bin").is_file():
-                hint = "adapter_model.bin is pickled: save it as safetensors"
+            hint = "An adapter of peft? One that is pickled (adapter_model.bin) is saved as safetensors first"
             raise AdapterError(f"{folder}: no {name}. {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

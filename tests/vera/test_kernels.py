@@ -442,23 +442,17 @@ def test_float16_does_not_overflow_where_the_factor_path_does_not():
 # --- combinations that would be wrong
 
 
+def hooked(model):
+    for layer in [m for m in model.modules() if isinstance(m, nn.Linear)]:
+        layer.register_forward_hook(lambda *_: None)
+
+
 @pytest.mark.parametrize("path", ["hybrid", "materialised"])
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [
-        (quantise, "quantised"),
-        (lambda model: model.to(torch.bfloat16), "bfloat16"),
-        (
-            lambda model: [
-                m.register_forward_hook(print) for m in model.modules() if isinstance(m, nn.Linear)
-            ],
-            "hooks",
-        ),
-    ],
+    [(quantise, "quantised"), (lambda model: model.to(torch.bfloat16), "bfloat16"), (hooked, "hooks")],
 )
-def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor_path(
-    path, spoil, words, monkeypatch
-):
+def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(path, spoil, words, monkeypatch):
     model = tiny_model()
     spoil(model)
     with pytest.raises(vera.AdapterError, match=words):
@@ -466,21 +460,12 @@ def test_a_base_that_cannot_be_merged_refuses_a_forced_path_and_takes_the_factor
     assert not any(m._forward_pre_hooks for m in model.modules())
     vera.VeRA(rank=40).adapt(model)
     monkeypatch.setattr(merged, "merge", None)
-    monkeypatch.setattr("builtins.print", lambda *a: None)
     answer(model)
-
-
-def test_a_base_spoilt_after_adapting_is_found_too():
-    model = Attention(8, 6)
-    vera.VeRA(rank=12, path="hybrid").adapt(model)
-    model.query.base.requires_grad_(True)
+    spoilt_later = Attention(8, 6)
+    vera.VeRA(rank=12, path=path).adapt(spoilt_later)
+    spoilt_later.query.base.requires_grad_(True)
     with pytest.raises(vera.AdapterError, match="trains"):
-        model(torch.randn(2, 8))
-    thawed = Attention(8, 6)
-    vera.VeRA(rank=12).adapt(thawed)
-    thawed.requires_grad_(True)
-    attend(thawed, torch.randn(600, 8)).backward()
-    assert thawed.query.base.weight.grad.abs().max() > 0
+        spoilt_later(torch.randn(2, 8))
 
 
 def test_the_path_is_no_part_of_what_an_adapter_is(tmp_path):
