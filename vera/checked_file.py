@@ -24,23 +24,6 @@ LARGEST_HEADER = 8 * 2**20
 _CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
-def share(path: Path) -> None:
-    """Gives a file of safetensors the rights of any other new file: it lets the owner alone read it, and
-    a shared folder is for others, too."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
-def system_error(path: Path, error: SafetensorError) -> OSError:
-    """The operating system's error, with its number, that safetensors wraps in one of its own: a full disk is
-    known by it."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is None:
-        return OSError(f"{path}: {error}")
-    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
-
-
 def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
     """Writes a file with a checksum over all of it, whole or not at all. Returns its size in bytes."""
     path = Path(path)

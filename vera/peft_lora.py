@@ -53,29 +53,27 @@ def export_lora(
         wrapped = peft.PeftModel.from_pretrained(model, place)
     try:
         config, tensors = convert_to_lora(wrapped, rank=rank)
-        norms, transposed = _norms(wrapped, tensors)
+        norms = _norms(wrapped, tensors)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         raise AdapterError(f"peft converts this adapter to no LoRA of rank {rank}: {error}") from None
     finally:
         wrapped.unload()
     # Of a head of several layers peft's conversion keeps one tensor: the head is written from the model
     own = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    transposed = any(is_transposed(model.get_submodule(path)) for path in norms)
     write_peft(model, folder, plain(config) | {"fan_in_fan_out": transposed}, own, base, revision)
     return norms
 
 
-def _norms(wrapped: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[float, float]], bool]:
-    """What `export_lora` returns, and whether the layers store their weights transposed."""
+def _norms(wrapped: Any, tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """What `export_lora` returns."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    norms, transposed = {}, False
-    for name, layer in wrapped.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        of_peft: Any = layer
-        change = of_peft.get_delta_weight("default").double()
-        if is_transposed(of_peft.get_base_layer()):
-            change, transposed = change.T, True
+    norms = {}
+    layers: Any = [(n, m) for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in layers:
+        change = layer.get_delta_weight("default").double()
+        change = change.T if is_transposed(layer.get_base_layer()) else change
         a, b = (tensors[f"{name}.lora_{part}.weight"].double() for part in "AB")
         norms[name.removeprefix(PREFIX)] = float((change - b @ a).norm()), float(change.norm())
-    return norms, transposed
+    return norms

@@ -5,7 +5,6 @@ own b and d for each sample, at a cost that does not depend on how many adapters
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +249,7 @@ class Adapters:
         names = list(names)
         for name in names:
             if name is not None and (not isinstance(name, str) or name not in self.vectors):
-                near = get_close_matches(str(name), self.vectors, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise AdapterError(f"no adapter {name!r} among the {len(self)} here.{hint}")
+                raise AdapterError(f"no adapter {name!r} among the {len(self)} here")
         return names
 
 

@@ -5,10 +5,12 @@ Tensors: the trainable parameters, the optimizer's state, torch's generators. Th
 the step, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
 all of it: a run that went on from a damaged file would end with a record like any other."""
 
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from torch.optim import Optimizer
 
 from runs.errors import DeviceError
 from runs.record import temporary
-from vera.checked_file import system_error
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Checkpoint:
             try:
                 save_file(tensors, partial, {"header": text, "sha256": _digest(text, tensors)})
             except SafetensorError as error:
-                raise system_error(self.path, error) from None
+                # The operating system's own error is in its words: a full disk is known by its number
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error), str(self.path)) from None
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.path)

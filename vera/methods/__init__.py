@@ -22,17 +22,14 @@ def make_method(kind: str, **settings: Any) -> Method:
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
     own = METHODS[kind]
+    own_fields = {field.name for field in dataclasses.fields(own)}
     annotated = {name for name, of in inspect.get_annotations(own).items() if "ClassVar" not in str(of)}
-    if annotated - {field.name for field in dataclasses.fields(own)}:
+    if annotated - own_fields:
         raise AdapterError(f"{own.__name__}: its settings need @dataclass(frozen=True) above the class")
     if lacking := sorted(own.__abstractmethods__):
         raise AdapterError(f"{own.__name__} lacks {' and '.join(lacking)}: see vera/methods/contract.py")
-    own_fields = {field.name: field for field in dataclasses.fields(own)}
-    unknown = sorted(set(settings) - set(own_fields))
-    if unknown:
-        raise AdapterError(f"method {kind} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}")
-    required = [n for n, f in own_fields.items() if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in settings]
-    if missing:
-        raise AdapterError(f"method {kind} needs {', '.join(missing)}")
+    try:
+        inspect.signature(own).bind(**settings)
+    except TypeError as error:
+        raise AdapterError(f"method {kind}: {error}. It has: {', '.join(sorted(own_fields))}") from None
     return own(**settings)
