@@ -73,9 +73,9 @@ class CheckedFile:
 def read_file(path: str | Path, kind: str) -> CheckedFile:
     """The file, by its checksum. Raises AdapterError in one line where it is damaged or of another format."""
     path = Path(path)
-    again = f"no file of the format {kind!r}. Get it again (vera.import_peft reads a folder of peft's)"
+    again = f"not a file of the format {kind!r}. Get it again (vera.import_peft reads a folder of peft's)"
     if not path.is_file():
-        raise AdapterError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}, {again}")
+        raise AdapterError(f"{path}: {f'a folder, {again}' if path.is_dir() else 'no such file'}")
     with open(path, "rb") as content:
         head = content.read(8)
         head += content.read(min(int.from_bytes(head, "little"), LARGEST_HEADER))

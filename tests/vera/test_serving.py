@@ -116,7 +116,10 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
         ("its sites is", train_one(base, 9, tmp_path, sites=["key"])[1], None),
         ("other base weights", train_one(tiny_model(seed=5), 10, tmp_path)[1], None),
         *(("a lora adapter", tmp_path / "lora", None), ("damaged", damaged, None)),
-        *(("no such file", tmp_path / "none", None), ("no file of the format", files["bob"], files["bob"])),
+        *(
+            ("no such file", tmp_path / "none", None),
+            ("not a file of the format", files["bob"], files["bob"]),
+        ),
     ):
         with pytest.raises(vera.AdapterError, match=words) as error:
             adapters.add("carol", path, head)
