@@ -16,10 +16,10 @@ from typing import Any
 
 from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.record import finished_record, run_folder
-from runs.record.text import describe
+from runs.record.text import FULL, describe, duration
 from runs.run import Run
 from runs.tracking import Tracking
-from runs.training.files import Attempt
+from runs.training.files import Attempt, saved
 
 Event = dict[str, Any]
 #: How a run's process ended, and why there is no finished record.
@@ -30,6 +30,9 @@ End = tuple[str, str]
 DONE, FAILED, BUSY, STOPPED, KILLED = "done", "failed", "busy", "stopped", "killed"
 #: The exit code of a run that was asked to stop, whose process has no time to send a word.
 CAN_GO_ON = 75
+#: On a full disk, or where it does not answer: seconds before each new try. Somebody may make room meanwhile.
+ROOM = (30, 60, 120, 240)
+DISK = (*FULL, errno.EIO, errno.ESTALE)
 #: Seconds between two writings of a run's progress.
 EVERY = 1.0
 
@@ -37,16 +40,26 @@ EVERY = 1.0
 def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tracking, alone: bool) -> End:
     """Does a run whose lock this process has. attempts: gets this one. alone: a user's mistake leaves no
     record."""
-    output = run.config["output"]
-    try:
-        if finished_record(output, run_id):
-            return BUSY, ""
-        attempts.append(Attempt(output, run_id))
-        return _until_done(run, attempts[0], stop, tracking, alone)
-    except Exception as error:
-        if finished_record(output, run_id):  # of another attempt, where locks let both pass
-            return DONE, ""
-        return FAILED, describe(error)
+    output, pauses, before = run.config["output"], [*ROOM], saved(run.config["output"], run_id)
+    while True:
+        try:
+            if finished_record(output, run_id):
+                return BUSY, ""
+            if not attempts:
+                attempts.append(Attempt(output, run_id))
+            return _until_done(run, attempts[0], stop, tracking, alone)
+        except Exception as error:
+            if finished_record(output, run_id):  # of another attempt, where locks let both pass
+                return DONE, ""
+            if (now := saved(output, run_id)) != before:
+                pauses, before = [*ROOM], now
+            if not (pauses and isinstance(error, OSError) and error.errno in DISK):
+                return FAILED, describe(error)
+            print(f"{describe(error)}: tried again in {duration(pauses[0])}", flush=True)
+        stop.listens = False  # SIGTERM ends the process at once
+        if stop.wanted:
+            leave(*attempts)
+        time.sleep(pauses.pop(0))
 
 
 def leave(*attempts: Attempt) -> None:
@@ -94,6 +107,9 @@ def _until_done(run: Run, attempt: Attempt, stop: Stop, tracking: Tracking, alon
             print(f"{words}: tried again with {attempt.deviations[-1]}", flush=True)
             attempt.ended.append(words)
             attempt.save()
+        elif cause == "disk":
+            attempt.ended.append(words)
+            raise OSError(errno.EIO, words)
         elif cause == "device":
             attempt.ended.append(words)
             attempt.save(stopped=True)
@@ -163,7 +179,7 @@ DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802", "unable
 
 
 def cause_of(error: BaseException) -> tuple[str, str]:
-    """The cause of an error (mistake, memory, device or error), and the error in one line."""
+    """The cause of an error (mistake, memory, disk, device or error), and the error in one line."""
     words, name = describe(error), type(error).__name__
     said = str(error) if isinstance(error, RuntimeError) else ""  # torch's own errors are such, too
     if isinstance(error, DeviceError):
@@ -174,7 +190,7 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     if no_memory or name == "OutOfMemoryError" or any(word in said for word in MEMORY):
         return "memory", "out of memory"
     if isinstance(error, OSError):
-        return "mistake", words
+        return ("disk" if error.errno in DISK else "mistake"), words
     if name == "AcceleratorError" or any(word in said for word in DEVICE):
         return "device", f"{name}: {words}"
     return "error", f"{name}: {words}"

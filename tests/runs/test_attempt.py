@@ -52,7 +52,8 @@ error | shapes differ
 NO_MEMORY = [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")]
 CAUSES = {
     "memory": [torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error: out of memory"), *NO_MEMORY],
-    "mistake": [OSError(errno.ENOSPC, "No space left"), OSError(errno.EACCES, "no"), UserError("no")],
+    "mistake": [OSError(errno.EACCES, "no"), UserError("no")],
+    "disk": [OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "no answer")],
     "device": [torch.AcceleratorError("CUDA error: launch failure"), DeviceError("torch cannot use it")],
     "error": [ValueError("CUDA out of memory")],
 }

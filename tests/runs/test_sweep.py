@@ -35,6 +35,7 @@ from runs.record import read_ledger, read_record, record_path, run_folder, write
 from runs.sources import differs
 from runs.sweep import attempt, display, launch, pool, sweep
 from runs.tracking import Tracking
+from runs.training import tries as tries_of_a_run
 from runs.training.loop import Training
 from runs.training.train import train
 
@@ -229,20 +230,26 @@ def test_while_a_runs_process_starts(happens, code, again, words, fork, monkeypa
     assert capsys.readouterr().out.count("tried again") == again
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(words, fork, monkeypatch):
-    full = {"checkpoint"}
-    fsync = os.fsync
+def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch):
+    """The first file that is full is the only one, then each is."""
+    room, fsync = Path(f"{output_of(words)}-room"), os.fsync
 
     def sync(file):
-        if full & {*os.readlink(f"/proc/self/fd/{file}").rpartition("/")[2].split(".")}:
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{file}") and not room.exists():
+            if len(records_of(words)) == 0:
+                room.touch()
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
     monkeypatch.setattr("runs.training.checkpoint.os.fsync", sync)
-    ((_, error, _),) = sweep.sweep(expand(words)).failed
-    assert error.startswith("No space left on device. Finished runs are kept; make room")
-    full.clear()
+    monkeypatch.setattr(tries_of_a_run, "ROOM", (0.1,))
     assert sweep.sweep(expand(words)).done == 1
+    assert records_of(words)[0]["tries"][0].startswith("No space left on device")
+    room.unlink()
+    (*_, (_, error, _)) = sweep.sweep(expand([*words, "seed=1,2"])).failed
+    assert error.startswith("No space left on device. Finished runs are kept; make room")
+    room.touch()
+    assert sweep.sweep(expand([*words, "seed=1,2"])).done == 2
 
 
 @pytest.mark.usefixtures("process")
