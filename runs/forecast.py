@@ -220,10 +220,7 @@ def probe(runs: Iterable[Run]) -> None:
         try:
             times = _step_seconds(run)
         except Exception as error:  # of the run's settings, of a model's own code, of a full device
-            needs = (
-                "a probe trains the run: give it model and data, by the hub or model.path= and task.data_dir="
-            )
-            print(f"{name}: left out ({describe(error)}). {needs}")
+            print(f"{name}: left out, a probe needs the run's model and data here ({describe(error)})")
             continue
         rate = len(times) * flops / sum(times)
         with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
@@ -335,7 +332,7 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
         amounts = f"{sum(each.steps for each in new):,} steps"
         amounts += f", {tokens / 1e6:,.0f}M tokens" if tokens else ""
         amounts += f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""
-        basis = "; ".join(dict.fromkeys(each.basis for each in new))
+        basis = "; ".join(dict.fromkeys(part for each in new for part in each.basis.split("; ")))
         lines = [f"forecast for {plural(len(new), 'run')}: {amounts}", f"  ({basis})"]
     if None in outlines.values():
         lines.append("no estimate: how many rows of data some runs have is not known here")

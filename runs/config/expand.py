@@ -76,14 +76,10 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
     return Command(runs, launch)
 
 
-#: A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the name
-#: of its preset, or "".
-Grid = tuple[list[tuple[str, ...]], list[str], str]
-
-
-def read_grid(overrides: Sequence[str], files: Files) -> Grid:
-    """Sorts the overrides; of the configuration only a preset is composed. Raises UserError for an override
-    that cannot be read, or is given twice. Call it within Files.hydra."""
+def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, ...]], list[str], str]:
+    """A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the
+    name of its preset, or "". Of the configuration only a preset is composed. Call it within Files.hydra.
+    Raises UserError for an override that cannot be read, or is given twice."""
     fixed, lists = dict[str, str](), dict[str, list[str]]()
     for argument in overrides:
         if instead := next((text for begin, text in REFUSED.items() if re.match(begin, argument)), ""):

@@ -322,7 +322,7 @@ def test_a_probe_that_cannot_be_made_is_named_and_the_plan_goes_on(words, monkey
 
     monkeypatch.setattr("runs.training.loop.Training", full)
     text = call_here("runs.plan", *words, "probe=true", check=0).stdout
-    assert text.index("left out (no room here)") < text.index("no estimate of time")
+    assert text.index("model and data here (no room here)") < text.index("no estimate of time")
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"flops": "x"}', '{"flops": null}'])
