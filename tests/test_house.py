@@ -50,7 +50,7 @@ BESIDE_THE_SPINE = {
             *("rates", "tracking"),
         )
     ),
-    *(f"runs.config.{n}" for n in ("recipes", "show")),
+    "runs.config.show",
     *(
         f"runs.training.{n}"
         for n in (

@@ -1,11 +1,22 @@
 """The files of the configuration, and what Hydra composes of them.
 
 Hydra's compose API is used rather than its main(): a sweep is expanded before anything starts, so that it can
-be counted, planned and checked, and every error is one line."""
+be counted, planned and checked, and every error is one line.
+
+Recipes are the one way by which a row gets values of its own (docs/recipes.md):
+
+    conf/config.yaml          lr: ${recipe:lr,1e-3}         a key that recipes may set, and its default
+    conf/recipe/ROW/MODEL     lr: 1e-2                      of every row and task
+                              by_task: {lr: {rte: 4e-2}}    of one task
+                              by_row: {vera: {lr: 8e-2}}    of one row, where rows share a recipe
+
+A later line comes before the earlier ones; a row's part may have by_task itself. `of_row` takes a row's
+part, and from_recipe (runs/record/rows.py) reads the result, in configurations and in records."""
 
 import copy
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,10 +33,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.command import did_you_mean, one_of
-from runs.config.recipes import READS, check_recipe, of_row
-from runs.config.schema import BASE
+from runs.config.schema import BASE, alpha_of
 from runs.errors import UserError
-from runs.record import CONF, NOT_SETTINGS
+from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
 from runs.record.text import one_line
 
 #: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
@@ -37,7 +47,10 @@ OPEN = (
 )
 #: What Hydra raises, and OmegaConf and the reader of YAML beneath it.
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
-
+#: A key of a recipe, where a file reads it.
+READS = re.compile(r"\$\{recipe:([a-z_0-9]+)")
+#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
+PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 
 ConfigStore.instance().store(name="schema", node=BASE)
 
@@ -108,14 +121,29 @@ class Files:
         """The recipe as its row sees it. Raises UserError, with the file, for what nothing reads."""
         content: Any = OmegaConf.to_container(cfg.recipe)
         if (name := cfg.hydra.runtime.choices.recipe) not in self.checked:
-            try:
-                check_recipe(content, self.read_by_files, [*self.choices("task"), cfg.task.get("name")])
-                for row in content.get("by_row", ()):
-                    self.path("method", row.partition(":")[0])  # raises UserError where there is none
-            except UserError as error:
-                raise UserError(f"{self.path('recipe', name)}: {error}") from None
+            self._check_recipe(content, self.path("recipe", name), cfg.task.get("name"))
             self.checked.add(name)
         return of_row(content, row_word(cfg))
+
+    def _check_recipe(self, recipe: dict[str, Any], path: Path, task: str) -> None:
+        """Raises UserError for a key that nothing reads, and for a row or task that there is not: a misspelt
+        one would leave the default in effect, under the recipe's name. task: one's own may have no file."""
+        keys = {*self.read_by_files, "source", "chosen", "by_task", "by_row"}
+        try:
+            rows = recipe.get("by_row", {})
+            known: list[tuple[str, Collection[str]]] = [
+                (row.partition(":")[0], self.choices("method")) for row in rows
+            ]
+            for part in (recipe, *rows.values()):
+                by_task = part.get("by_task", {})
+                known += [(key, keys) for key in (*part, *part.get("chosen", {}), *by_task)]
+                known += [(name, [*self.choices("task"), task]) for of in by_task.values() for name in {**of}]
+        except (AttributeError, TypeError):
+            raise UserError(f"{path}: by_row, by_task and by_task's values are mappings") from None
+        for name, names in known:
+            if name not in names:
+                near = did_you_mean(name, sorted(names)) or f" Known: {', '.join(sorted(names))}"
+                raise UserError(f"{path}: {name}: nothing reads it.{near}")
 
     @cached_property
     def read_by_files(self) -> set[str]:
@@ -201,3 +229,50 @@ def recipe_keys(row: str, config_dir: str | None = None) -> list[str]:
     files = Files(config_dir)
     with files.hydra():
         return READS.findall(str(without_hydra(files.defaults((f"method={row}",)), resolve=False)))
+
+
+def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
+    """A recipe as a row sees it: without by_row, and with the row's part in the place of what every row has.
+    row: as by_row names it, vera or peft:IA3Config."""
+    if "by_row" not in recipe:
+        return recipe
+    part = dict(recipe["by_row"].get(row) or {})
+    shared, own = recipe.get("by_task") or {}, part.pop("by_task", None) or {}
+    found = {key: value for key, value in recipe.items() if key != "by_row"} | part
+    if shared or own:  # a value for one task would stand before the row's own for all tasks
+        found["by_task"] = {key: of for key, of in shared.items() if key not in part}
+        found["by_task"] |= {key: shared.get(key, {}) | of for key, of in own.items()}
+    if chosen := recipe.get("chosen"):  # how a value was chosen is said of rows that have it
+        here = {*recipe, *shared, *part, *own}
+        found["chosen"] = {key: why for key, why in chosen.items() if key in here}
+    return found
+
+
+# --- resolvers: ${recipe:KEY,DEFAULT}, ${alpha:...}, ${keep:} and ${peft_sites:CLASS} in conf/
+
+
+def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    return _node(from_recipe(_root_, key, default))
+
+
+def _node(value: Any) -> Any:
+    """A list or mapping as OmegaConf's own type, which --resolve needs."""
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
+def _keep(*, _root_: DictConfig) -> str:
+    """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
+    keeps none."""
+    method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
+    return method if method == "none" or task is None else str(task)
+
+
+def _peft_sites(config_class: str) -> Any:
+    sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
+    return _node(sites.get(config_class, sites["others"]))
+
+
+OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
+OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
+OmegaConf.register_new_resolver("keep", _keep, replace=True)

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.command import COMPOSING, Line, Options, as_word, did_you_mean
 from runs.config.expand import read_grid
-from runs.config.files import ERRORS, GROUPS, Files, dotted, key_of, row_word, without_hydra
-from runs.config.recipes import READS
+from runs.config.files import ERRORS, GROUPS, READS, Files, dotted, key_of, row_word, without_hydra
 from runs.errors import UserError, rank
 from runs.record import CONF
 

@@ -341,7 +341,7 @@ def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
         ("lr_head: 1e-3\nch", "lr_haed: 1e-3\nch", "lr_haed: nothing reads it. Did you mean lr_head?"),
         ("  epochs: {cola", "  epoch: {cola", "epoch: nothing reads it. Did you mean epochs?"),
         ("epochs: {cola", "epochs: {colla", "colla: nothing reads it. Did you mean cola?"),
-        ("epochs: {cola: 5}", "epochs: 5", "by_row, by_task and the values of by_task are mappings"),
+        ("epochs: {cola: 5}", "epochs: 5", "by_row, by_task and by_task's values are mappings"),
         ("  lr_head: on", "  lr_hed: on", "lr_hed: nothing reads it. Did you mean lr_head?"),
     ],
 )

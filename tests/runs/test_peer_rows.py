@@ -232,10 +232,10 @@ def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("lorra: {lr: 1}", "no method 'lorra'. Did you mean lora?"),
+        ("lorra: {lr: 1}", "lorra: nothing reads it. Did you mean lora?"),
         ("lora: {sizes: 1}", "sizes: nothing reads it. Did you mean size?"),
         ("lora: {by_task: {lr: {reviewz: 1}}}", "reviewz: nothing reads it. Did you mean reviews?"),
-        ("lora: 3", "by_row, by_task and the values of by_task are mappings"),
+        ("lora: 3", "by_row, by_task and by_task's values are mappings"),
     ],
 )
 def test_a_part_that_nothing_reads_is_refused(part, message, tmp_path):
