@@ -4,7 +4,6 @@ of the clone."""
 import sys
 
 import pytest
-import torch
 from running import call_here, do, output_of
 
 import vera
@@ -16,21 +15,13 @@ from runs.methods import make_method, source_file
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.sources import changed
 from runs.training import loop
-from vera.methods.layers import changes
 
 pytestmark = pytest.mark.contract
 
 OWN = '''
-import dataclasses
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-import vera
 from vera.methods.bitfit import BitFit
-from vera.methods.layers import Change, changes, wrap
-from vera.sites import find_sites
 
 
 @dataclass(frozen=True)
@@ -40,31 +31,6 @@ class Biases(BitFit, kind="own_biases"):
 
 class NoMethod:
     pass
-
-
-class DiagShiftChange(Change):
-    """s * (W x) + t: the shift is no part of a weight."""
-
-    def __init__(self, base, inputs, outputs):
-        super().__init__()
-        self.base = (base,)
-        self.s, self.t = (nn.Parameter(torch.zeros(outputs)) for _ in "st")
-
-    def forward(self, x):
-        return self.s * (x @ self.base[0].weight.T) + self.t
-
-    def weight(self):
-        return self.s[:, None] * self.base[0].weight
-
-
-@dataclass(frozen=True)
-class DiagShift(vera.Method, kind="own_diag_shift"):
-    def install(self, model):
-        targets = find_sites(model, ("query", "value"))
-        wrap(model, targets, lambda path, block, base, *shape: DiagShiftChange(base, *shape))
-
-    def count(self, model):
-        return sum(2 * len(change.s) for change in changes(model))
 '''
 
 
@@ -123,28 +89,6 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(ow
     assert changed(record) == ["own_method_of_a_test.py"]
     (run,) = expand(mine)
     assert isinstance(make_method(run.method), vera.METHODS["own_biases"])
-
-
-def test_a_trained_shift_in_a_change_is_not_exported_as_merged(own, words, tmp_path):
-    (own / "conf" / "method" / "diag.yaml").write_text(
-        "kind: own_method_of_a_test.DiagShift\nlabel: diag\nkeep: best\nrecipe: bitfit\n"
-    )
-    record = do([*of_method(words, "method=diag", "train.lr=0.1"), "--config-dir", str(own / "conf")])
-    folder = tmp_path / "merged"
-    wanted = [record["id"], "merged", str(folder), f"output={output_of(words)}"]
-    done = call_here("runs.export.__main__", *wanted, check=2)
-    assert "DiagShiftChange.forward is not x @ weight().T, which a merge adds: at x = 0 it is " in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not folder.exists()
-    model = evaluate.restore(record, output_of(words)).raw_model
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(vera.AdapterError, match=r"DiagShiftChange\.forward"):
-        vera.METHODS["own_diag_shift"]().merge(model)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    with torch.no_grad():
-        for change in changes(model):
-            change.t.zero_()
-    vera.METHODS["own_diag_shift"]().merge(model)  # without the shift it is
 
 
 def test_its_parameters_may_have_rates_of_their_own(own, words):
@@ -324,12 +268,6 @@ def test_a_method_that_no_gradient_reaches_is_refused(careless):
     with pytest.raises(vera.AdapterError, match="no gradient has reached what Forgets trains") as error:
         do([*careless, "method.how=zero"])
     assert "\n" not in str(error.value)
-
-
-def test_where_nothing_trains_the_head_of_the_seed_is_what_was_evaluated(words, capsys):
-    record = do(of_method(words, "method=none"))
-    assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
-    assert "the same" in capsys.readouterr().out
 
 
 def test_a_gradient_may_come_late(careless, monkeypatch):
