@@ -5,7 +5,6 @@ Every value is a number or a name; tables make words of them. A metric's columns
 crossfit, half, optimism, median, mean, spread) are in the unit that tables print, points for fractions;
 seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -55,25 +54,17 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     with the fewest deviations, by a method's recipe and not by a study's, and then with the most runs),
     seed (another run of the same settings has that seed). Runs with other settings are never in one
     cell."""
-    left_out = runs.kind.to_numpy(dtype=object, copy=True)
-    at = (left_out == "result").nonzero()[0]
-    names = [*KEY, "cell", "id", "seed", "protocol", "deviations", "recipe"]
-    results = [*zip(*(runs[name].to_numpy()[at] for name in names), strict=True)]
-    # What orders the variants of a key: protocol, deviations, recipe, count of runs, newest run
-    variants = defaultdict[Any, dict[Any, list[Any]]](dict)
-    for *key, cell, run, _, version, deviations, recipe in results:
-        of = variants[*key].setdefault(cell, [version, -len(deviations), of_method(recipe), 0, ""])
-        of[3:] = of[3] + 1, max(of[4], run)
-    nearest = {key: max(of, key=of.__getitem__) for key, of in variants.items()}
-    seen = set[Any]()
-    in_order = sorted(zip(results, at, strict=True), key=lambda of: (of[0][5], len(of[0][7]), of[0][4]))
-    for (*key, cell, _, seed, version, _, _), place in in_order:
-        shown = nearest[*key]
-        if cell != shown:
-            left_out[place] = "settings" if version == variants[*key][shown][0] else "protocol"
-        else:
-            left_out[place] = "seed" if (*key, seed) in seen else ""
-            seen.add((*key, seed))
+    of = runs[runs.kind == "result"]
+    of = of.assign(fewest=-of.deviations.map(len), own=of.recipe.map(of_method))
+    order = {"protocol": "first", "fewest": "first", "own": "first", "seed": "size", "id": "max"}
+    variants = of.groupby([*KEY, "cell"], sort=False).agg(order).sort_values([*order]).reset_index()
+    nearest = variants.drop_duplicates(KEY, keep="last").set_index(KEY)[["cell", "protocol"]]
+    of = of.join(nearest.set_axis(["shown", "newest"], axis=1), on=KEY)
+    of = of.sort_values(["seed", "fewest", "id"], ascending=[True, False, True])
+    again = of.duplicated([*KEY, "cell", "seed"])
+    reasons = {"protocol": of.protocol != of.newest, "settings": of.cell != of.shown, "seed": again}
+    left_out = runs.kind.astype(object)
+    left_out[of.index] = np.select([*reasons.values()], [*reasons], "")
     return runs.assign(left_out=left_out)
 
 

@@ -124,7 +124,7 @@ def figure4(part: Part) -> list[Figure]:
     ablations have figures and tables of their own."""
     found = shared.points(part.runs[part.runs.task.isin(list(GLUE)) & (part.runs.metric == "accuracy")], 5)
     heads, figures = found[found.row == "head"], []
-    rows = found[(found.parameters > 0) & ~shared.is_varied(found.row)]
+    rows = found[(found.parameters > 0) & ~found.row.astype(str).str.match(shared.VARIED)]
     rows = rows.sort_values("parameters", kind="stable")
     for pair, suffix, lines in shared.by_pair(zip(heads.model, heads.task, strict=True)):
         of, head = shared.of_pair(rows, pair), shared.of_pair(heads, pair)

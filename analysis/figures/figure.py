@@ -145,11 +145,6 @@ def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
     return found.assign(low=low, high=high)
 
 
-def is_varied(rows: pd.Series) -> pd.Series:
-    """Of each row whether it is VARIED."""
-    return rows.astype(str).str.match(VARIED)
-
-
 def finite(value: Any) -> float:
     """The number; NaN where it is none, or infinite."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

@@ -74,7 +74,9 @@ def parameters(part: Part) -> list[Figure]:
     """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
     other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
     runs = part.runs[part.runs.kind == "result"]
-    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~shared.is_varied(runs.row)
+    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~runs.row.astype(str).str.match(
+        shared.VARIED
+    )
     pairs = runs[runs.task.isin(part.tasks) if part.tasks else usual].groupby(["task", "model"])
     return [of for pair, runs in pairs for of in _by_cost(runs, part, "_".join(["parameters", *pair]))]
 
