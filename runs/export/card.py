@@ -79,8 +79,7 @@ def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
     """A run and the others of its cell, one for each seed."""
     cell = cell_id(record), record["cell"]["row"]
     same = [r for r in records if r["status"] in FINISHED and (cell_id(r), r["cell"]["row"]) == cell]
-    seeds = {r["cell"]["seed"]: r for r in one_each([r for r in same if r["id"] != record["id"]])[0]}
-    return seeds | {record["cell"]["seed"]: record}
+    return one_each(r for r in same if r["id"] != record["id"]) | {record["cell"]["seed"]: record}
 
 
 def numbers(record: Record, seeds: Mapping[int, Record]) -> list[Number]:

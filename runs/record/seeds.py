@@ -20,15 +20,13 @@ INTERVAL_SEEDS = 5
 CLASSES = 128
 
 
-def one_each(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """One record for each seed, of several the one with the fewest deviations and then of the first id; and
-    the others."""
-    kept: dict[int, Record] = {}
-    again = []
-    for record in sorted(records, key=lambda r: (r["cell"]["seed"], len(r["deviations"]), r["id"])):
-        if kept.setdefault(record["cell"]["seed"], record) is not record:
-            again.append(record)
-    return list(kept.values()), again
+def one_each(records: Iterable[Record]) -> dict[int, Record]:
+    """A record for each seed, of several the one with the fewest deviations and then of the first id."""
+    found = {
+        record["cell"]["seed"]: record  # the last one counts
+        for record in sorted(records, key=lambda r: (len(r["deviations"]), r["id"]), reverse=True)
+    }
+    return dict(sorted(found.items()))
 
 
 def seed_value(record: Record, epoch: str | None = None, select: str = "paper") -> float:
@@ -52,12 +50,10 @@ def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
     return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
 
 
-def text_score(record: Record, key: str, which: str = "last", variant: str | None = None) -> float | None:
-    """A score of a record's texts; None where it has no such score (no Java), and 0 where it diverged before
-    it had texts. variant: of decoding; by default the protocol's, which is the first."""
-    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == which]
-    if variant is not None:
-        entries = [e for e in entries if e["variant"] == variant]
+def text_score(record: Record, key: str) -> float | None:
+    """A score of the last epoch's texts, of the protocol's variant of decoding, which is the first; None
+    where it has no such score (no Java), and 0 where it diverged before it had texts."""
+    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == "last"]
     score = entries[0].get(key) if entries else 0.0 if record["status"] == "diverged" else None
     return None if score is None else float(score)
 

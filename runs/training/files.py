@@ -36,6 +36,8 @@ CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is newer than its
 #: checkpoint is written again, to the same content.
 CONTINUED = (CHECKPOINT, "*.safetensors", "decoded_*.jsonl")
+#: What an attempt tells the next one.
+TOLD = {"ended": list, "settings": dict, "deviations": list, "decoding": float, "stopped": bool}
 #: What commands read of a finished run; of another attempt it would be wrong.
 READ = ("adapter*.safetensors", "head.safetensors", "decoded_*.jsonl")
 
@@ -72,8 +74,7 @@ class Attempt:
     def save(self, stopped: bool = False) -> None:
         """Writes how the attempts ended, for the next one. stopped: this one ends now, as it was asked to,
         and is no failure."""
-        keys = ("ended", "settings", "deviations", "decoding")
-        state = {key: getattr(self, key) for key in keys} | {"stopped": stopped}
+        state = {key: getattr(self, key) for key in TOLD if key != "stopped"} | {"stopped": stopped}
         write_atomically(self.folder / STATE, json.dumps(state) + "\n")
 
     def finish(self, record: Record) -> bool:
@@ -181,12 +182,13 @@ def tidy(output: str | Path, record: Record) -> None:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking over."""
+    """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking over, and for a
+    damaged file. Attempts of older versions lack the seconds of decoding."""
     try:
-        state: dict[str, Any] = json.loads(read_regular(folder / STATE))
-    except ValueError:
+        state = {"decoding": 0.0} | json.loads(read_regular(folder / STATE))
+        return {key: kind(state[key]) for key, kind in TOLD.items()}
+    except (ValueError, KeyError, TypeError):
         return {}
-    return {"decoding": 0.0} | state  # which attempts of older versions lack
 
 
 def _progress(folder: Path) -> list[int]:

@@ -149,8 +149,11 @@ def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_g
     third = make()
     assert (third.folder / CHECKPOINT).read_text() == "new"
     assert {*third.folder.parent.iterdir()} == {first.folder, second.folder, third.folder, far, half}
-    (third.folder / "attempt.json").write_text("{")  # damaged: it counts as none
-    assert make().ended == ["the process was killed"] * 2
+    for damaged in ("{", "[]", "{}", '{"ended": 1}'):  # it counts as none
+        (third.folder / "attempt.json").write_text(damaged)
+        fourth = make()
+        assert fourth.ended == ["the process was killed"] * 2
+        shutil.rmtree(fourth.folder)
 
 
 def test_what_is_no_file_in_a_records_place_stays_and_is_named(place):
