@@ -132,8 +132,9 @@ def several_sources(runs: pd.DataFrame) -> list[str]:
                 if source.get(part)
             }
             versions = defaultdict[Any, list[str]](list)
+            imports = all("imports" in source for source in known.values())  # older records lack it
             for seed, source in sorted(known.items()):
-                versions[source["sha256"], source.get("imports")].append(str(seed))
+                versions[source["sha256"], imports and source["imports"]].append(str(seed))
             if len(versions) > 1 and any(source["uncommitted"] is not False for source in known.values()):
                 seeds, file = (
                     " | ".join(map(", ".join, versions.values())),

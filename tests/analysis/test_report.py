@@ -2,9 +2,11 @@
 
 import html
 import re
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+import yaml
 from ledgers import apart, halves, ledger, record, seeds
 from tiers import ALL_TESTS
 
@@ -187,3 +189,34 @@ def test_it_filters_sorts_opens_cells_and_scrolls_down_alone(browser, page, tmp_
     browser.execute_async_script(f"addEventListener('hashchange', () => arguments[0]()); {link}.click()")
     assert "0.01 on RTE" in run("return document.querySelector(location.hash + '[open]').textContent")
     assert browser.get_log("browser") == []
+
+
+def with_payloads(node, payloads):
+    """A record of whose texts each holds one, but for those that are compared with words of our own."""
+    if isinstance(node, dict):
+        kept = ("reported", "id", "status", "kind", "metric", "select", "schema")
+        return {key: v if key in kept else with_payloads(v, payloads) for key, v in node.items()}
+    if isinstance(node, list):
+        return [with_payloads(value, payloads) for value in node]
+    return node + next(payloads) if isinstance(node, str) else node
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("policy", [True, False])
+def test_no_text_of_a_stranger_runs_in_a_browser(browser, tmp_path, policy):
+    """Every drawer is opened, and every place visited. A payload that does run is noticed."""
+    words = yaml.safe_load((ROOT / "attack" / "hostile.yaml").read_text(encoding="utf-8"))["payloads"]
+    payloads = [payload.replace("RUN", "window.ran=1") for payload in words]
+    of, rows, tasks = cycle(payloads), ("vera", "lora", "bitfit"), ("rte", "cola", "reviews")
+    records = [
+        with_payloads(record(rows[i % 3], tasks[i % 3], i), of) | {"id": f"{i:012x}"} for i in range(60)
+    ]
+    text = report.page(ledger(*records))
+    if not policy:
+        text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    for page, runs in ((text, False), (text.replace("</body>", payloads[0] + "</body>"), True)):
+        (tmp_path / "report.html").write_text(page)
+        browser.get((tmp_path / "report.html").as_uri())
+        places, ran, elements = browser.execute_async_script((ROOT / "attack" / "visit.js").read_text())
+        assert places > 10
+        assert (bool(ran), bool(elements)) == (runs, runs)
