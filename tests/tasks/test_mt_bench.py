@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import PROMPTS, QUESTIONS, answer_row, jsonl, write_mt_bench
+from bench import PROMPTS, QUESTIONS, jsonl, write_mt_bench
 from judge_server import DROP, JudgeServer, Reply, error, score
+from running import refused
 
-from tasks.base import DataError
 from tasks.mt_bench import (
     Judge,
     data_folder,
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.parity
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
+SAVED = Path("outputs/judgments/gpt-4.jsonl")
 
 
 @pytest.fixture
@@ -76,43 +77,87 @@ def test_questions(data):
     assert found[0].turns == ("Tell of a {red} boat.", "Now make it rhyme.")
     assert [(q.id, q.category) for q in found][:2] == [(81, "writing"), (101, "reasoning")]
     assert len(read_questions(data, "vicuna_bench")) == 3
-
-
-GOOD = '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        (GOOD + '{"question_id": 82,\n', "line 2"),
-        (GOOD + '{"question_id": 82, "turns": ["a"]}', "line 2: category"),
-        *((GOOD + "\n" + GOOD, "line 3: question 81"), ("", "no questions"), (None, "No such file")),
-        *((GOOD.replace(', "b"', new), "line 1: question 81 has") for new in ("", ', "b", "c"')),
-        *((GOOD.replace('"b"', new), "line 1: turns.1") for new in ('" "', "2")),
-        *((GOOD.replace("81", number), "line 1: question_id") for number in ('"81"', "9" * 4000)),
-    ],
-)
-def test_questions_that_are_wrong(text, named, data):
-    path = data / "mt_bench" / "question.jsonl"
-    path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(DataError) as caught:
-        read_questions(data, "mt_bench")
-    line = str(caught.value)
-    assert line.startswith(str(path))
-    assert named in line
-    assert "\n" not in line
-    assert len(line) < len(str(data)) + 200
-    with pytest.raises(DataError, match="arena"):
+    with refused("arena"):
         read_questions(data, "arena")
+
+
+def turns(number, *some):
+    """The change of a row, of a question or an answer, to these turns."""
+    return lambda rows: rows[number].get("choices", [rows[number]])[0].update(turns=list(some))
+
+
+def every(**values):
+    return lambda rows: [row.update(values) for row in rows]
+
+
+WORDS = {
+    "questions": "mt_bench/question.jsonl",
+    "prompts": "judge_prompts.jsonl",
+    "references": "mt_bench/reference_answer/gpt-4.jsonl",
+    "answers": "../own.jsonl",
+}
+#: Files, what is done to their rows, or the text in their place (None: they are missing), and the fault's
+#: name.
+WRONG = [
+    (
+        "questions",
+        '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n{"question_id": 82,\n',
+        "line 2",
+    ),
+    ("questions", lambda rows: rows[1].pop("category"), "line 2: category"),
+    ("questions", lambda rows: rows.insert(2, rows[0]), "line 3: question 81"),
+    *(("questions", "", "no questions"), ("questions", None, "No such file")),
+    *(("questions", turns(0, *some), "line 1: question 81 has") for some in ("a", "abc")),
+    *(("questions", turns(0, "a", odd), "line 1: turns.1") for odd in (" ", 2)),
+    *(("questions", every(question_id=number), "line 1: question_id") for number in ("81", 10**4000)),
+    ("answers", lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
+    ("answers", lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
+    ("answers", lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
+    ("answers", lambda rows: rows.append(rows[0]), "line 5"),
+    ("answers", turns(1, "a"), "line 2: 1 turns for question 101"),
+    ("answers", turns(1, "a", "b", None), "line 2: choices.0.turns.2"),
+    ("answers", lambda rows: rows[1].pop("model_id"), "line 2: model_id"),
+    ("answers", lambda rows: rows[1]["choices"].clear(), "line 2: choices"),
+    *(
+        ("prompts", every(prompt_template=template), "prompt 'single-v1'")
+        for template in ("{question} {reference}", "{}", "{question", "{question.x}", "{question:>9}", "}")
+    ),
+    *(("prompts", lambda rows, n=n: rows.pop(n), f"no prompt '{name}'") for n, name in enumerate(PROMPTS)),
+    *(
+        ("prompts", every(**{key: value}), "line 1")
+        for key, value in (("name", ["x"]), ("system_prompt", None))
+    ),
+    ("references", lambda rows: rows.pop(), "question 111"),
+    ("references", turns(0, "Bo."), "question 101"),
+    ("references", None, "No such file"),
+]
+
+
+def rewrite(path, change):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    jsonl(path, rows)
+
+
+@pytest.mark.parametrize(("name", "change", "named"), WRONG)
+def test_a_file_that_is_wrong_is_named_with_its_line(name, change, named, data, answers):
+    path = data / WORDS[name]
+    if callable(change):
+        rewrite(path, change)
+    else:
+        path.unlink() if change is None else path.write_text(change)
+    with refused(path.name, named, longest=len(str(data)) + 250):
+        questions = read_questions(data, "mt_bench")
+        prompts(data, "mt_bench", questions, read_answers(answers, questions)[1])
 
 
 def test_where_the_data_are(data, tmp_path, monkeypatch):
     for given in (data, tmp_path):
         assert data_folder({"mt_bench_dir": str(given)}) == data
-    with pytest.raises(DataError, match=r"no judge_prompts.jsonl in it. Give a local copy"):
+    with refused("judge_prompts.jsonl"):
         data_folder({"mt_bench_dir": str(data / "mt_bench")})
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"cannot be reached. Give a local copy .* task.mt_bench_dir="):
+    with refused("task.mt_bench_dir="):
         data_folder({})
 
 
@@ -120,8 +165,9 @@ def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
     questions = read_questions(data, "mt_bench")
     odd = answers_of("own") | {81: ["", 'Curly {braces} "quotes"\n\u2028é 🚣 [[9]]']}
     write_answers(tmp_path / "new" / "odd.jsonl", "own", odd, questions)
-    assert read_answers(tmp_path / "new" / "odd.jsonl", questions) == ("own", odd)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["odd.jsonl"]
+    assert read_answers(tmp_path / "new" / "odd.jsonl", questions, "own") == ("own", odd)
+    with refused("line 1", "'mine'"):
+        read_answers(answers, questions, "mine")
     row = json.loads(answers.read_text().splitlines()[0])
     assert row.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert row["choices"] == [{"index": 0, "turns": ["own on 81.1", "own on 81.2"]}]
@@ -131,34 +177,6 @@ def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
             write_answers(answers, "own", wrong, questions)
     assert answers.read_bytes() == before
     assert not [p.name for p in answers.parent.iterdir() if p.name.startswith(".")]
-
-
-@pytest.mark.parametrize(
-    ("edit", "named"),
-    [
-        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
-        (lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
-        (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
-        (lambda rows: rows.append(rows[0]), "line 5"),
-        (lambda rows: rows[1]["choices"][0]["turns"].pop(), "line 2: 1 turns for question 101"),
-        (lambda rows: rows[1].pop("model_id"), "line 2: model_id"),
-        (lambda rows: rows[1]["choices"].clear(), "line 2: choices"),
-        (lambda rows: rows[1]["choices"][0]["turns"].append(None), "line 2: choices.0.turns.2"),
-    ],
-)
-def test_answers_that_are_wrong(edit, named, data, answers, capsys):
-    questions = read_questions(data, "mt_bench")
-    assert read_answers(answers, questions, "own")[0] == "own"
-    with pytest.raises(DataError, match="line 1: an answer of 'own', not of 'mine'"):
-        read_answers(answers, questions, "mine")
-    rows = [json.loads(text) for text in answers.read_text().splitlines()]
-    edit(rows)
-    jsonl(answers, rows)
-    assert main(["show", str(answers), "--data", str(data)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {answers}")
-    assert named in said
-    assert said.count("\n") == 1
 
 
 # --- prompts and ratings
@@ -172,11 +190,9 @@ def asked_for(data, bench="mt_bench", given=None):
 def test_each_category_and_turn_has_its_prompt(data):
     found = asked_for(data)
     assert list(found) == [(number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)]
-    assert found[81, 1] == [
-        {"role": "system", "content": "You are single-v1."},
-        {"role": "user", "content": "plain: Tell of a {red} boat. / own on 81.1"},
-    ]
+    assert found[81, 1][0] == {"role": "system", "content": "You are single-v1."}
     last = {place: messages[-1]["content"] for place, messages in found.items()}
+    assert last[81, 1] == "plain: Tell of a {red} boat. / own on 81.1"
     assert last[81, 2] == "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2"
     assert last[111, 1] == "known 5: What is 2 + 3? / own on 111.1"
     assert last[111, 2] == "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2"
@@ -193,71 +209,23 @@ def test_braces_in_an_answer_are_text_and_twice_in_a_prompt_one(data):
     found = asked_for(data, given=odd)
     assert found[81, 1][-1]["content"].endswith("/ {answer} {0} {")
     assert found[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
-    prompts_with(data, prompt_template="{{question}} }}{{")
-    assert asked_for(data)[81, 1][-1]["content"] == "{question} }{"
-
-
-def prompts_with(data, **change):
-    """The file of prompts, each with this change, and without those that `leave` names."""
-    leave = change.pop("leave", None)
-    rows = [{"name": n, "system_prompt": "", "prompt_template": t} | change for n, t in PROMPTS.items()]
-    jsonl(data / "judge_prompts.jsonl", [row for row in rows if row["name"] != leave])
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        *(({"leave": name}, f"no prompt '{name}'") for name in PROMPTS),
-        *(
-            ({"prompt_template": template}, "prompt 'single-v1'")
-            for template in (
-                "{question} {reference}",
-                "{}",
-                "{question",
-                "{question.x}",
-                "{question:>9}",
-                "}",
-            )
-        ),
-        *(({key: value}, "line 1") for key, value in (("name", ["x"]), ("system_prompt", None))),
-    ],
-    ids=str,
-)
-def test_a_prompt_that_is_missing_or_cannot_be_filled(change, named, data):
-    prompts_with(data)
-    assert [m["role"] for m in asked_for(data)[81, 1]] == ["user"]  # an empty system prompt is left out
-    prompts_with(data, **change)
-    with pytest.raises(DataError, match=f"judge_prompts.jsonl.*{named}"):
-        asked_for(data)
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"),
-    [
-        ([answer_row(101, ["Bo.", "Neither."])], r"question 111"),
-        ([answer_row(101, ["Bo."]), answer_row(111, ["5", "10"])], "question 101"),
-        (None, r"gpt-4.jsonl: No such file"),
-    ],
-)
-def test_a_reference_answer_that_is_missing(rows, named, data):
-    known = data / "mt_bench" / "reference_answer" / "gpt-4.jsonl"
-    known.unlink() if rows is None else jsonl(known, rows)
-    with pytest.raises(DataError, match=named):
-        asked_for(data)
+    rewrite(data / "judge_prompts.jsonl", every(prompt_template="{{question}} }}{{", system_prompt=""))
+    # An empty system prompt is left out
+    assert asked_for(data)[81, 1] == [{"role": "user", "content": "{question} }{"}]
 
 
 def test_ratings_are_those_of_fastchats_expressions():
     """On random replies made of what the expressions look at."""
     patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
     draw, seen = random.Random(0), Counter()
-    for _ in range(100_000):
+    for _ in range(30_000):
         reply = "".join(draw.choices("[[[[]]]]175.\n\u0667", k=draw.randrange(16)))
         match = next(filter(None, (pattern.search(reply) for pattern in patterns)), None)
         value = float(match[1]) if match else None
         assert rating(reply) == (value if value is not None and 1 <= value <= 10 else None), repr(reply)
         seen[value] += 1
-    assert seen[None] > 10_000
-    assert len([value for value, count in seen.items() if value and count > 10]) > 20
+    assert seen[None] > 3000
+    assert len([value for value, count in seen.items() if value and count > 3]) > 20
 
 
 def test_a_rating_is_read_in_linear_time():
@@ -292,19 +260,11 @@ def test_scores_by_hand(data):
     assert (found["n"], found["judged"], found["n_valid"]) == (16, 11, 8)
     assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
     assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
-    assert found["categories"] == {
-        "writing": 6.5,
-        "reasoning": 2.0,
-        "math": pytest.approx(8 / 3),
-        "humanities": None,
-    }
+    of_all = {"writing": 6.5, "reasoning": 2.0, "math": pytest.approx(8 / 3), "humanities": None}
+    assert found["categories"] == of_all
     assert found["pass_means"] == pytest.approx([(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3])
     assert found["tokens"] == {"prompt": 110, "completion": 33}
     assert (found["bench"], found["judge"], found["passes"]) == ("mt_bench", "j", 2)
-    # Whole questions are drawn: 3 of them with sums 26, 2, 8 and counts 4, 1, 3. Each of the 27 draws is as
-    # likely; the lowest (the second thrice) and the highest (the first thrice) have 3.7% each, above the 2.5%
-    # that are cut off.
-    assert (found["low"], found["high"]) == (2.0, 6.5)
     json.dumps(found)
 
 
@@ -333,52 +293,49 @@ def test_nothing_valid_is_none(scores, data):
 
 def test_the_hash_of_the_answers_tells_them_apart(data):
     own = answers_of("own")
-    hashes = [
+    first, same, other = (
         summary(data, "mt_bench", given, Judge(), {})["answers"]
         for given in (own, dict(reversed(own.items())), own | {81: ["", ""]})
-    ]
-    assert len(hashes[0]) == 16
-    assert hashes[0] == hashes[1] != hashes[2]
+    )
+    assert len(first) == 16
+    assert first == same != other
 
 
 # --- judging
 
 
-def run(data, server, *words, judge_name="gpt-4"):
+def run(data, server, *words):
     """The judge command in this process: 0 or more answer files and options."""
     url = server if isinstance(server, str) else server.url
-    fast = ["--data", str(data), "--base-url", url, "--retries", "1", "--timeout", "5", "--judge", judge_name]
+    fast = ["--data", str(data), "--base-url", url, "--retries", "1", "--timeout", "5", "--judge", "gpt-4"]
     return main(["judge", *fast, *map(str, words)])
 
 
-def test_a_model_is_judged_and_shown(data, answers, capsys):
+def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     scores = iter([8, 6, 5, 5, 9, 3, 7, 7])
     with JudgeServer(lambda prompt, nth: score(next(scores))) as server:
         assert run(data, server, answers, "--concurrency", "1") == 0
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    assert lines[0] == "8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed"
-    heading = "model judge mean 95% interval turn 1 turn 2 writing reasoning math humanities valid"
-    assert lines[1].split() == heading.split()
-    cells = lines[2].split()
+    first, *shown = capsys.readouterr().out.splitlines()
+    assert first.startswith("8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed")
+    cells = shown[1].split()
     assert cells[:3] == ["own", "gpt-4", "6.25"]
     assert cells[6:] == ["7.25", "5.25", "7.00", "5.00", "6.00", "7.00", "8", "of", "8"]
-    assert len(lines) == 3
+    assert len(shown) == 2
     assert [r["messages"] for r in server.requests] == list(asked_for(data).values())
     fixed = {"model": "gpt-4", "temperature": 0, "max_tokens": 2048}
     assert all({k: v for k, v in r.items() if k != "messages"} == fixed for r in server.requests)
     assert server.keys == {f"Bearer {KEY}"}
-    rows = [json.loads(line) for line in Path("outputs/judgments/gpt-4.jsonl").read_text().splitlines()]
-    assert rows[0]["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
-    assert [rows[0][k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
+    row = json.loads(SAVED.read_text().splitlines()[0])
+    assert row["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
+    assert [row[k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
     # Shown again without a server, and without a key.
-    os.environ.pop("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY")
     assert main(["show", str(answers), "--data", str(data)]) == 0
-    assert capsys.readouterr().out.splitlines() == lines[1:]
+    assert capsys.readouterr().out.splitlines() == shown
     assert main(["show", str(answers), "--data", str(data), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["models"]
-    assert [(m["model"], m["mean"], m["file"]) for m in found] == [("own", 6.25, str(answers))]
-    assert found[0]["tokens"] == {"prompt": 800, "completion": 160}
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    assert [found[k] for k in ("model", "mean", "file")] == ["own", 6.25, str(answers)]
+    assert found["tokens"] == {"prompt": 800, "completion": 160}
     # Judged again: nothing to pay, so no key, and no server.
     assert run(data, "http://127.0.0.1:9/v1", answers) == 0
     assert capsys.readouterr().out.startswith("0 judged anew, 8 taken from")
@@ -393,10 +350,9 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
         assert set(server.paid.values()) == {3}
         assert server.busiest == 3
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["judging"]["asked"] == 16
-    assert found["judging"]["cached"] == 8
-    assert found["models"][0]["pass_means"][0] == 1
-    assert (found["models"][0]["mean"], found["models"][0]["n"]) == (2, 24)
+    assert [found["judging"][k] for k in ("asked", "cached")] == [16, 8]
+    (model,) = found["models"]
+    assert (model["pass_means"][0], model["mean"], model["n"]) == (1, 2, 24)
 
 
 def test_a_judgment_is_of_its_request_whatever_file_asks_for_it():
@@ -411,31 +367,21 @@ def test_a_judgment_is_of_its_request_whatever_file_asks_for_it():
 # --- a server that misbehaves
 
 
-def test_trouble_that_passes_is_retried(data, answers, capsys):
-    """By the openai package."""
-
-    def reply(prompt, nth):
-        return error(500) if prompt.endswith("own on 111.1") and nth == 1 else score(7)
-
-    with JudgeServer(reply) as server:
-        assert run(data, server, answers) == 0
-    assert capsys.readouterr().out.startswith("8 judged anew, 0 taken from")
-    assert len(server.requests) == 9
-
-
 def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, capsys):
+    """Trouble that passes is retried, by the openai package."""
+
     def failing(prompt, nth):
-        fails = prompt.endswith(("own on 81.1", "own on 111.2"))
+        fails = prompt.endswith(("own on 81.1", "own on 111.2")) or (prompt.endswith("151.1") and nth == 1)
         return error(500, "out of\nmemory", retry_after="0.01") if fails else score(7)
 
     with JudgeServer(failing) as server:
         assert run(data, server, answers) == 1
         # Of each that fails, one retry, and the first went ahead before that
-        assert len(server.requests) == 6 + 2 + 3
+        assert len(server.requests) == 6 + 1 + 2 + 3
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].endswith("6 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 2 failed")
         assert lines[1] == "  2 not judged: HTTP 500: out of memory"
-        assert lines[-1] == "own: incomplete, 6 of 8 judged by gpt-4"
+        assert "6 of 8" in lines[-1]
         assert "6 of 8" in lines[-2]
         server.answer = lambda prompt, nth: score(3)
         before = len(server.requests)
@@ -448,17 +394,10 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        (error(400, "too long a prompt"), "HTTP 400: too long a prompt"),
         (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
         (error(429, "slower", retry_after="0.01"), "HTTP 429: slower"),
-        (
-            Reply(body=b"<html>hello</html>", headers={"Content-Type": "text/html"}),
-            "the reply is no chat completion",
-        ),
-        *(
-            (Reply(body=body), "the reply is no chat completion")
-            for body in (b"[" * 200_000, {"choices": []}, {"choices": [{"message": {"content": [7]}}]})
-        ),
+        (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
+        (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
         (Reply(wait=2.0), "no reply in time"),
         (DROP, "the connection broke off"),
         (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
@@ -466,42 +405,37 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
 )
 def test_reasons_are_one_line_each_and_the_others_go_on(trouble, reason, data, answers, capsys):
     with JudgeServer(lambda prompt, nth: trouble if prompt.endswith("own on 81.1") else score(7)) as server:
-        assert run(data, server, answers, "--timeout", "0.5" if trouble.wait else "5", "--json") == 1
+        assert run(data, server, answers, "--timeout", "0.3" if trouble.wait else "5", "--json") == 1
     said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert found["judging"]["asked"] == 7
-    (told,) = found["judging"]["reasons"]
+    found = json.loads(said.out)["judging"]
+    assert found["asked"] == 7
+    (told,) = found["reasons"]
     assert told.startswith(reason)
     assert "\n" not in told
     assert KEY[:8] not in said.out + said.err
 
 
 @pytest.mark.parametrize(
-    ("trouble", "message"),
+    ("trouble", "named"),
     [
-        (error(401, f"wrong key {KEY}"), "refuses the key in OPENAI_API_KEY (HTTP 401)"),
-        (error(403), "refuses the key in OPENAI_API_KEY (HTTP 403)"),
-        (error(404, "no such model"), "knows no judge 'gpt-4' (HTTP 404)"),
-        (error(400, "no such model", "model_not_found"), "knows no judge 'gpt-4' (HTTP 400)"),
-        (
-            error(429, "pay first", "insufficient_quota", retry_after="0.01"),
-            "the quota of this key is used up",
-        ),
+        (error(401, f"wrong key {KEY}"), "OPENAI_API_KEY (HTTP 401)"),
+        (error(403), "OPENAI_API_KEY (HTTP 403)"),
+        (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
+        (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
+        (error(429, "pay first", "insufficient_quota", retry_after="0.01"), "quota"),
     ],
 )
-def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, message, data, answers, capsys):
+def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, named, data, answers, capsys):
     with JudgeServer(lambda prompt, nth: score(7) if len(server.requests) <= 3 else trouble) as server:
         assert run(data, server, answers, "--concurrency", "1") == 2
         assert len(server.requests) == 3 + 1 + (trouble.status == 429)
-        assert len(read_judgments(Path("outputs/judgments/gpt-4.jsonl"))) == 3
+        assert len(read_judgments(SAVED)) == 3
         server.answer, asked = lambda prompt, nth: trouble, len(server.requests)
         assert run(data, server, answers) == 2  # and the first is asked once, alone
         assert len(server.requests) == asked + 1
     said = capsys.readouterr()
-    for line in said.err.splitlines():
-        assert line.startswith(f"error: {server.url}")
-        assert message in line
-    assert said.err.count("\n") == 2
+    lines = said.err.splitlines()
+    assert [line.startswith(f"error: {server.url}") and named in line for line in lines] == [True, True]
     assert KEY not in said.out + said.err
 
 
@@ -512,7 +446,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
     ("url", "key", "words", "named"),
     [
         *((url, KEY, [], "address") for url in ("localhost:8000", "ftp://x/v1")),
-        (NOWHERE, KEY, ["--retries", "10"], f"nothing listens at {NOWHERE} ("),
+        (NOWHERE, KEY, [], f"nothing listens at {NOWHERE} ("),
         *((url, KEY, [], "") for url in ("http://user:hidden@a b/v1", "http://user:hidden@x/v1")),
         *((NOWHERE, key, [], "OPENAI_API_KEY") for key in (" ", "ключ")),
         *((NOWHERE, KEY, [f"--{name}", "0"], "above 0") for name in ("passes", "concurrency", "timeout")),
@@ -523,9 +457,7 @@ def test_what_no_judge_can_be_asked_with_is_one_line(
     url, key, words, named, data, answers, monkeypatch, capsys
 ):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    assert (
-        main(["judge", str(answers), "--data", str(data), "--base-url", url, "--retries", "0", *words]) == 2
-    )
+    assert run(data, url, answers, "--retries", "0", *words) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert named in said
@@ -537,36 +469,33 @@ def test_what_no_judge_can_be_asked_with_is_one_line(
 
 
 def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answers, capsys):
-    file = Path("outputs/judgments/gpt-4.jsonl")
     with JudgeServer() as server:
         assert run(data, server, answers) == 0
-        whole = file.read_bytes()
-        file.write_bytes(whole[:-30])
+        whole = SAVED.read_bytes()
+        SAVED.write_bytes(whole[:-30])
         assert main(["show", str(answers), "--data", str(data)]) == 0
         assert "7 of 8 judged" in capsys.readouterr().out
-        assert file.read_bytes() == whole[:-30]
-        assert run(data, server, answers) == 0
+        assert SAVED.read_bytes() == whole[:-30]
+        for _ in range(2):
+            assert run(data, server, answers) == 0
         assert sorted(server.paid.values()) == [1] * 7 + [2]
-        assert run(data, server, answers) == 0
-        assert len(server.requests) == 9
-    assert file.read_bytes().startswith(whole[:-30] + b"\n")
-
-
-def test_the_first_of_two_judgments_counts(tmp_path):
-    row = {"key": "k", "reply": "[[3]]", "prompt_tokens": 1, "completion_tokens": 1}
-    file = jsonl(tmp_path / "j", [row, row | {"reply": "[[9]]"}])
-    assert read_judgments(file)["k"].rating == 3.0
+    assert SAVED.read_bytes().startswith(whole[:-30] + b"\n")
+    before = read_judgments(SAVED)  # the first of two counts
+    with open(SAVED, "ab") as file:
+        file.writelines(line.replace(b"[[7]]", b"[[9]]") + b"\n" for line in whole.splitlines())
+    assert read_judgments(SAVED) == before
 
 
 def test_a_file_of_something_else_is_not_written_to(data, answers, tmp_path, capsys):
     before = answers.read_bytes()
     with JudgeServer() as server:
-        assert run(data, server, answers, "--judgments", answers) == 2
-        assert f"{answers} line 1: not a judgment" in capsys.readouterr().err
-        assert run(data, server, answers, "--judgments", tmp_path) == 2
-        assert f"error: {tmp_path}: Is a directory" in capsys.readouterr().err
-        assert run(data, server, answers, "--judgments", answers / "below.jsonl") == 2
-        assert "Not a directory" in capsys.readouterr().err
+        for file, named in (
+            (answers, f"{answers} line 1: not a judgment"),
+            (tmp_path, f"{tmp_path}: Is a directory"),
+            (answers / "below.jsonl", "Not a directory"),
+        ):
+            assert run(data, server, answers, "--judgments", file) == 2
+            assert named in capsys.readouterr().err
         assert not server.requests
     assert answers.read_bytes() == before
 
@@ -581,42 +510,39 @@ def start(data, server, *words):
     return subprocess.Popen([sys.executable, *map(str, command), "--timeout", "20"], env=env, **how)
 
 
-class Holding:
-    """Answers a number of requests, and holds on to the others until they are let go, unpaid."""
-
-    def __init__(self, number):
-        self.count, self.number = itertools.count(), number
-        self.free, self.held = threading.Event(), threading.Event()
-
-    def __call__(self, prompt, nth):
-        if next(self.count) < self.number or self.free.is_set():
-            return score(7)
-        self.held.set()
-        self.free.wait(30)
-        return DROP
+def ended(running, begins):
+    """That it ended well, and how its output begins."""
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    assert out.startswith(begins)
 
 
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, answers, tmp_path):
-    file = tmp_path / "saved.jsonl"
-    with JudgeServer(Holding(5)) as server:
+    file, free, count = tmp_path / "saved.jsonl", threading.Event(), itertools.count()
+
+    def hold(prompt, nth):
+        """Five are answered, the others held until they are let go, unpaid."""
+        if next(count) < 5 or free.is_set():
+            return score(7)
+        free.wait(30)
+        return DROP
+
+    with JudgeServer(hold) as server:
         running = start(data, server, answers, "--judgments", file, "--concurrency", "2")
-        assert server.answer.held.wait(30)
-        while not file.exists() or file.read_bytes().count(b"\n") < 5:
+        while not file.exists() or file.read_bytes().count(b"\n") < 5 or len(server.requests) < 6:
+            assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(how)
-        out, err = running.communicate(timeout=20)
-        server.answer.free.set()
+        _, err = running.communicate(timeout=20)
+        free.set()
         assert len(read_judgments(file)) == 5
         if how == signal.SIGINT:
             assert running.returncode == 130
-            assert err.splitlines()[-1].startswith(f"stopped. What was judged is saved in {file}")
+            assert str(file) in err.splitlines()[-1]
             assert "Traceback" not in err
-        again = start(data, server, answers, "--judgments", file)
-        out, err = again.communicate(timeout=30)
-        assert again.returncode == 0, err
-        assert out.startswith("3 judged anew, 5 taken from")
+        ended(start(data, server, answers, "--judgments", file), "3 judged anew, 5 taken from")
         assert len(server.paid) == 8
         assert set(server.paid.values()) == {1}
 
@@ -624,17 +550,12 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
 @pytest.mark.usefixtures("process")
 def test_two_processes_share_a_file(data, tmp_path):
     questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
-    for name in ("a", "b"):
-        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(name).items()}
-        write_answers(tmp_path / f"{name}.jsonl", name, long, questions)
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(path.stem).items()}
+        write_answers(path, path.stem, long, questions)
     with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
-        both = [
-            start(data, server, tmp_path / f"{name}.jsonl", "--judgments", file, "--passes", "4")
-            for name in ("a", "b")
-        ]
-        for running in both:
-            out, err = running.communicate(timeout=60)
-            assert running.returncode == 0, err
-            assert out.startswith("32 judged anew, 0 taken from")
+        for running in [start(data, server, p, "--judgments", file, "--passes", "4") for p in paths]:
+            ended(running, "32 judged anew, 0 taken from")
     lines = [line for line in file.read_text().splitlines() if line]  # see _append
     assert len(lines) == len(read_judgments(file)) == 64

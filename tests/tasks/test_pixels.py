@@ -1,20 +1,20 @@
 """Images of every kind become what transformers and timm make of them, and broken ones are named."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
+from running import refused
 from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor
 
 from runs.models.wheels import DINOV2_IMAGES
-from tasks import DataError
 from tasks.images.pixels import (
     BadImageError,
     BadImagesError,
@@ -76,8 +76,6 @@ def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
         wanted = np.asarray(theirs(images=image, return_tensors="np")["pixel_values"][0])
         np.testing.assert_allclose(normalised(ours, image), wanted, atol=tolerance)
     assert ours.patch == 16
-    with pytest.raises(DataError, match="Give a multiple, such as 112"):
-        ours.at(109)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +86,20 @@ def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
 def test_pixels_are_those_of_timm(changes, tmp_path):
     config = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
     config |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], **changes}
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "vit_base_patch16_224", "pretrained_cfg": config})
-    )
+    about = {"architecture": "vit_base_patch16_224", "pretrained_cfg": config}
+    (tmp_path / "config.json").write_text(json.dumps(about))
     ours, theirs = preprocessing(tmp_path), create_transform(**resolve_data_config(pretrained_cfg=config))
-    for size in SIZES:
-        image = noise(*size)
+    for image in (noise(*size) for size in SIZES):
         np.testing.assert_allclose(normalised(ours, image), theirs(image).numpy(), atol=1e-6)
 
 
 def test_another_size_keeps_the_share_of_the_cut_out():
     dinov2 = Preprocessing((224, 224), 256, False, 3, (0.0,) * 3, (1.0,) * 3)
-    assert dinov2.at(112) == Preprocessing((112, 112), 128, False, 3, (0.0,) * 3, (1.0,) * 3)
+    assert dinov2.at(112) == dataclasses.replace(dinov2, size=(112, 112), resize=128)
     assert dinov2.at(None) == dinov2
-    assert VIT.at(32) == Preprocessing((32, 32), (32, 32), False, 2, (0.5,) * 3, (0.5,) * 3)
+    assert VIT.at(32) == dataclasses.replace(VIT, size=(32, 32), resize=(32, 32))
+    with refused("such as 112"):
+        dataclasses.replace(VIT, patch=16).at(109)
 
 
 UNKNOWN = [
@@ -122,10 +120,8 @@ UNKNOWN = [
 def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, tmp_path):
     for name, text in {"config.json": "{}", **files}.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match="not known here" if files else PROCESSOR) as error:
+    with refused(str(tmp_path), "not known here" if files else PROCESSOR):
         preprocessing(tmp_path)
-    assert str(tmp_path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 # --- decoding
@@ -164,22 +160,18 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped():
 
 
 def test_a_photograph_is_turned_as_its_exif_says():
-    exif = Image.Exif()
+    exif, image = Image.Exif(), noise(40, 30)
     exif[0x0112] = 6  # the camera was held upright
-    image = noise(40, 30)
     got = decode(encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0))
+    wanted = image.transpose(Image.Transpose.ROTATE_270)
     assert got.size == (30, 40)
-    np.testing.assert_allclose(
-        np.asarray(got), np.asarray(image.transpose(Image.Transpose.ROTATE_270)), atol=8
-    )
+    np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), atol=8)
 
 
 def huge():
     """A small file that claims 40,000 x 40,000 pixels."""
     raw = bytearray(encoded(Image.new("1", (16, 16))))
     raw[16:24] = (40000).to_bytes(4, "big") * 2
-    import zlib
-
     raw[29:33] = zlib.crc32(bytes(raw[12:29])).to_bytes(4, "big")
     return bytes(raw)
 
@@ -187,17 +179,15 @@ def huge():
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (b"", "empty"),
-        (b"no image", "not an image"),
+        *((b"", "empty"), (b"no image", "not an image"), (huge(), "exceeds limit")),
         (encoded(noise(64, 64), "JPEG")[:700], "truncated"),
         (encoded(noise(64, 64))[:-200], "truncated"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not an image"),
         (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "pixels of F"),
         (encoded(Image.fromarray(np.full((8, 8), 200, np.int32)), "TIFF"), "pixels of I"),
-        (huge(), "exceeds limit"),
         *(
             (encoded(noise(32, 32), form), "not an image")
-            for form in ("ICO", "TGA", "JPEG2000", "DDS", "PDF")
+            for form in ["ICO", "TGA", "JPEG2000", "DDS", "PDF"]
         ),
     ],
 )
@@ -213,23 +203,18 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.eps"])
-def test_postscript_starts_no_program(process, name, tmp_path, monkeypatch):
-    """Pillow would draw it by Ghostscript, whatever its name says; here by a stand-in that tells of it."""
-    program, told = tmp_path / "bin" / "gs", tmp_path / "told"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho started >> '{told}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    (tmp_path / name).write_bytes(POSTSCRIPT)
-    with contextlib.suppress(Exception), Image.open(tmp_path / name) as image:
+def test_postscript_starts_no_program(name, tmp_path, monkeypatch):
+    """Pillow would draw it by Ghostscript, whatever its name says."""
+    started, path = [], tmp_path / name
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1) or noise(20, 20).im)
+    path.write_bytes(POSTSCRIPT)
+    with Image.open(path) as image:
         image.load()
-    assert told.is_file()  # Pillow alone does start it
-    told.unlink()
-    for item in (tmp_path / name, POSTSCRIPT):
-        with pytest.raises(BadImageError, match=r"not an image \(JPEG, PNG, BMP, "):
+    assert started == [1]  # Pillow alone does start it
+    for item in (path, POSTSCRIPT):
+        with pytest.raises(BadImageError, match="not an image"):
             decode(item)
-    assert not told.exists()
+    assert started == [1]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "MPO"])
@@ -267,12 +252,8 @@ def test_images_are_prepared_once(tmp_path):
     pixels = prepared(items, 3, "key", VIT, tmp_path, 2)
     assert pixels.shape == (3, 3, 16, 16)
     assert [int(p.max()) for p in pixels] == [10, 20, 30]
-
-    def never():
-        raise AssertionError("read again")
-        yield
-
-    assert (np.asarray(prepared(never(), 3, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
+    never = (pytest.fail("read again") for _ in range(3))
+    assert (np.asarray(prepared(never, 3, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
     assert prepared(items, 3, "key", VIT.at(32), tmp_path, 2).shape == (3, 3, 32, 32)
     made = len(list(tmp_path.glob("*.npy")))
     prepared(items, 3, "other key", VIT, tmp_path, 2)
@@ -285,10 +266,8 @@ def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_pat
     items = [np.full((8, 8, 3), 10, np.uint8)] * 3
     prepared(items, 3, "key", VIT, tmp_path, 1)
     (done,) = tmp_path.glob("*.npy")
-    leftover = tmp_path / f".{done.name}.123"
-    leftover.write_bytes(b"half")
+    leftover = done.rename(tmp_path / f".{done.name}.123")
     os.utime(leftover, (1, 1))
-    done.unlink()
     assert prepared(items, 3, "key", VIT, tmp_path, 1).shape == (3, 3, 16, 16)
     assert not leftover.exists()
 
