@@ -3,7 +3,6 @@ does."""
 
 import errno
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -16,8 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import COMMIT, Hub, serving
-from PIL import Image
-from tiny import RESTAURANTS, picture
+from tiny import cells, picture, write_e2e_hub
 
 import tasks
 from runs.record import read_record
@@ -39,25 +37,14 @@ def hub(process, tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_b
         name = {"train": "train", "dev": "validation"}[split]
         table = pyarrow.table({"sentence1": rows.texts, "sentence2": rows.pairs, "label": rows.labels})
         pyarrow.parquet.write_table(table, data / f"{name}-00000-of-00001.parquet")
-    e2e = tmp_path / "served_e2e"
-    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
-        (e2e / "default" / name).mkdir(parents=True)
-        mrs, references = zip(*RESTAURANTS[split], strict=True)
-        table = pyarrow.table({"meaning_representation": mrs, "human_reference": references})
-        pyarrow.parquet.write_table(table, e2e / "default" / name / "0000.parquet")
+    e2e = write_e2e_hub(tmp_path / "served_e2e")
     repositories = {"models/own/tiny": tiny_bert, "datasets/nyu-mll/glue": data.parent}
     repositories |= {"models/own/gpt2": tiny_gpt2, "datasets/tuetschek/e2e_nlg": e2e}
     cifar, rng = tmp_path / "served_cifar" / "cifar100", np.random.default_rng(0)
     cifar.mkdir(parents=True)
     for split in ("train", "test"):
-        cells = []
-        for label in range(12):
-            file = io.BytesIO()
-            Image.fromarray(picture(label % 3, rng)).save(file, "PNG")
-            cells.append({"bytes": file.getvalue(), "path": None})
-        table = pyarrow.table(
-            {"img": cells, "fine_label": [n % 3 for n in range(12)], "coarse_label": [0] * 12}
-        )
+        images = cells([picture(label % 3, rng) for label in range(12)])
+        table = pyarrow.table({"img": images, "fine_label": [0, 1, 2] * 4, "coarse_label": [0] * 12})
         pyarrow.parquet.write_table(table, cifar / f"{split}-00000-of-00001.parquet")
     repositories |= {"models/timm/tiny": tiny_timm, "datasets/uoft-cs/cifar100": cifar.parent}
     space = tmp_path / "served_space"

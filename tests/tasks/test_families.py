@@ -7,14 +7,6 @@ import tasks
 pytestmark = pytest.mark.properties
 
 
-def test_each_task_of_conf_is_of_a_known_family():
-    assert tasks.families() == ("e2e", "glue", "images", "instruct", "text")
-    for name in tasks.families():
-        module = tasks.family({"family": name})
-        assert callable(module.source)
-        assert callable(module.load)
-
-
 @pytest.mark.parametrize(
     "name", ["../../evil", "metrics.accuracy", "base", "", None, ".text", "text.py", ["text"], {}]
 )

@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from running import refused
 from tiny import write_glue
 
 import tasks
@@ -146,30 +147,24 @@ def test_a_wrong_row_is_named_with_file_and_line(task, line, text, named, tmp_pa
     lines = path.read_text().splitlines()
     lines[line - 1] = text
     path.write_text("\n".join(lines))
-    with pytest.raises(tasks.DataError) as error:
+    with refused(named, f"{path}: " if line == 1 else f"{path} line {line}: "):
         tasks.load(settings(task.lower().replace("-", ""), tmp_path))
-    assert named in str(error.value)
-    assert str(error.value).startswith(f"{path}: " if line == 1 else f"{path} line {line}: ")
-    assert "\n" not in str(error.value)
 
 
 def test_missing_files_and_folders_and_names(glue, tmp_path):
-    cases = [(settings("rte", tmp_path / "none"), "none"), (settings("rte", tmp_path), "RTE")]
-    cases += [
+    for wrong, named in (
+        (settings("rte", tmp_path / "none"), "none"),
+        (settings("rte", tmp_path), "RTE"),
         (settings("rte", glue) | {"name": "wnli"}, "wnli"),
         (settings("rte", glue, family="gleu"), "gleu"),
-    ]
-    for wrong, named in cases:
-        with pytest.raises(tasks.DataError, match=named):
+    ):
+        with refused(named):
             tasks.source(wrong)
+    with refused("task.data_dir="):  # nor can the hub be reached
+        tasks.load(settings("rte", "", data_dir=None))
     shutil.copytree(glue / "RTE", tmp_path / "RTE")
     for content, named in ((None, "no such file"), (b"\xff\xfe\x00bad", "not UTF-8"), (b"", "no rows")):
         path = tmp_path / "RTE" / "dev.tsv"
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(tasks.DataError, match=f"RTE/dev.tsv: {named}"):
+        with refused(f"RTE/dev.tsv: {named}"):
             tasks.load(settings("rte", tmp_path))
-
-
-def test_without_hub_and_local_copy_the_way_out_is_named():
-    with pytest.raises(tasks.DataError, match=r"hub cannot be reached. Give a local copy: task.data_dir="):
-        tasks.load(settings("rte", "") | {"data_dir": None})

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from running import refused
 from sklearn.metrics import matthews_corrcoef
 from transformers import AutoTokenizer
 
@@ -146,31 +147,23 @@ def test_wrong_files_are_named(name, text, changes, named, tmp_path):
     path = tmp_path / name
     if name:
         path.write_text(text)
-    with pytest.raises(DataError) as error:
+    with refused(named, *[] if "task.metric" in named else [str(path)], longest=400):
         tasks.load(settings(path, **{"dev_file": str(path), **changes}))
-    assert named in str(error.value)
-    assert str(path) in str(error.value) or "task.metric" in named
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 400
 
 
 SCORES = [(f"text {i}", i / 7) for i in range(20)]
 
 
-@pytest.mark.parametrize("regression", [None, True])
 @pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "1e39"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, label, regression, tmp_path):
-    for split in ("train", "dev"):
-        paths = {name: write(tmp_path / f"{name}{suffix}", SCORES) for name in ("train", "dev")}
-        last = f"x,{label}\n" if suffix == ".csv" else f'\n{{"text": "x", "label": {label}}}'
-        with open(paths[split], "a") as file:
-            file.write(last)
-        line = len(paths[split].read_text().splitlines())
-        with pytest.raises(DataError) as error:
-            tasks.load(settings(paths["train"], dev_file=str(paths["dev"]), regression=regression))
-        assert str(error.value).startswith(f"{paths[split]} line {line}: label ")
-        assert len(str(error.value)) < 400
+def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, label, tmp_path):
+    train, dev = (write(tmp_path / f"{name}{suffix}", SCORES) for name in ("train", "dev"))
+    with open(dev, "a") as file:
+        file.write(f"x,{label}\n" if suffix == ".csv" else f'\n{{"text": "x", "label": {label}}}')
+    line = len(dev.read_text().splitlines())
+    for regression in (None, True):
+        with refused(f"{dev} line {line}: label ", longest=400):
+            tasks.load(settings(train, dev_file=str(dev), regression=regression))
 
 
 def test_words_among_scores_are_asked_about(tmp_path):
@@ -199,11 +192,8 @@ def test_nan_is_a_class_among_words_and_none_among_whole_numbers(tmp_path):
 def test_an_error_names_some_of_many_labels(tmp_path):
     train = write(tmp_path / "train.csv", [("x", f"label{n}") for n in range(5000)])
     dev = write(tmp_path / "dev.csv", [("x", "other " * 1000)])
-    with pytest.raises(DataError) as error:
+    with refused(f"{dev} line 2: label 'other other ", "label0, label1", "4,988 more", longest=600):
         tasks.load(settings(train, dev_file=str(dev)))
-    assert str(error.value).startswith(f"{dev} line 2: label 'other other ")
-    assert "... (6,002 characters) is not one of label0, label1, label10, " in str(error.value)
-    assert str(error.value).endswith(" and 4,988 more")
 
 
 def test_batches_are_padded_to_their_own_longest_row(tiny_bert, tmp_path):
