@@ -30,15 +30,9 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 def write_wheel(folder: Path, package: str, name: str, content: bytes) -> Path:
     """A wheel of version 0.0.1 with one file, as the index has it."""
-    plain = package.replace("-", "_")
-    path, about = folder / f"{plain}-0.0.1-py3-none-any.whl", f"{plain}-0.0.1.dist-info"
+    path = folder / f"{package.replace('-', '_')}-0.0.1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{package}/__init__.py", "")
         wheel.writestr(f"{package}/input/{name}", content)
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
-        tags = "Root-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr(f"{about}/WHEEL", f"Wheel-Version: 1.0\nGenerator: tests\n{tags}")
-        wheel.writestr(f"{about}/RECORD", "")
     return path
 
 
