@@ -4,7 +4,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import peft
 import torch
@@ -16,12 +15,8 @@ from vera.methods.peft_settings import SITES
 
 #: The layer that holds query, key and value, where one does.
 FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers": "qkv"}
-EMBEDDINGS = {
-    "BERT": "word_embeddings",
-    "RoBERTa": "word_embeddings",
-    "GPT-2": "wte",
-    "Llama": "embed_tokens",
-}
+WORDS = "word_embeddings"
+EMBEDDINGS = {"BERT": WORDS, "RoBERTa": WORDS, "GPT-2": "wte", "Llama": "embed_tokens"}
 #: Settings without which a class does not fit 32 x 32 matrices.
 SMALL = {
     "C3AConfig": {"block_size": 8},
@@ -44,9 +39,8 @@ def sites_on(name: str, architecture: str) -> tuple[str, ...]:
     """A class's own sites; a fused projection as a whole, since peft adapts no part of it."""
     fused = FUSED.get(architecture)
     own = SITES.get(name, SITES["others"])
-    return tuple(
-        dict.fromkeys(fused if fused and site in ("query", "key", "value") else site for site in own)
-    )
+    found = (fused if fused and site in ("query", "key", "value") else site for site in own)
+    return tuple(dict.fromkeys(found))
 
 
 def of_peft(name: str, **config) -> Callable[[str], vera.Method]:
@@ -66,39 +60,24 @@ def of_class(name: str) -> Callable[[str], vera.Method]:
     return two_tokens
 
 
-def roberta_base(layers: int = 12, vocabulary: int = 50_265) -> nn.Module:
-    """Its matrices, with random values."""
-    sizes = {
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "max_position_embeddings": 514,
-    }
-    return RobertaForSequenceClassification(
-        RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocabulary, type_vocab_size=1)
-    )
+def roberta_base() -> nn.Module:
+    """Its matrices, with random values; and 64 words, at which no class but TrainableTokens looks."""
+    sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
+    return RobertaForSequenceClassification(RobertaConfig(**sizes))
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Of a class at its defaults on RoBERTa-base."""
-
-    sites: str
-    count: int  # of parameters that train, without the head
-    file: int  # bytes of the adapter file
-    redrawn: str  # frozen tensors that are not in the file
-
-
-def facts(name: str) -> Facts:
-    """Raises AdapterError for a class that is refused."""
+def facts(name: str) -> list[str]:
+    """Of a class at its defaults on RoBERTa-base: its sites, the parameters that train without the head, the
+    bytes of the adapter file, and the frozen tensors that are not in it. Raises AdapterError for a class that
+    is refused."""
     method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
     torch.manual_seed(0)
-    model = roberta_base(vocabulary=64)  # no class but TrainableTokens looks at the embeddings
+    model = roberta_base()
     method.adapt(model)
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")
         size = os.path.getsize(f"{folder}/adapter")
-    return Facts(site_words(name), method.count(model), size, redrawn(method, model))
+    return [site_words(name), f"{method.count(model):,}", f"{size:,}", redrawn(method, model)]
 
 
 def site_words(name: str) -> str:
@@ -108,10 +87,6 @@ def site_words(name: str) -> str:
 def redrawn(method: vera.Method, model: nn.Module) -> str:
     """The last names of the frozen tensors that peft draws again and the file lacks."""
     names = {*method.redrawn(model), *model._peft.hidden}
-    return ", ".join(sorted({_last(name) for name in names})) or "nothing"
-
-
-def _last(name: str) -> str:
-    """Such as vera_A of ...query.vera_A.default; peft also names tensors by their module."""
-    parts = re.sub(r"\.default\b", "", name).split(".")
-    return parts[-1]
+    # Such as vera_A of ...query.vera_A.default; peft also names tensors by their module
+    last = {re.sub(r"\.default\b", "", name).split(".")[-1] for name in names}
+    return ", ".join(sorted(last)) or "nothing"

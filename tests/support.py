@@ -3,9 +3,10 @@
 tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and
 nowhere else."""
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import peft
@@ -55,21 +56,43 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
 IN_PLACE = {"none", "full", "head", "bitfit"}
 
 
-class WrongError(AssertionError):
-    """A behaviour that neither works nor is refused."""
+def moved(model: nn.Module, method: vera.Method, size: float = 0.3) -> nn.Module:
+    """A model with an adapter of a method, away from its start."""
+    method.adapt(model)
+    shake(model, size)
+    return model
 
 
-def check(condition: bool, what: str) -> None:
-    if not condition:
-        raise WrongError(what)
+def state(model: nn.Module) -> tuple[list[str], dict[str, tuple[torch.Tensor, bool]]]:
+    """The names of a model's modules; the values of its parameters, and which train."""
+    values = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    return [name for name, _ in model.named_modules()], values
+
+
+@contextlib.contextmanager
+def refused(named: str, *models: nn.Module) -> Iterator[None]:
+    """What is done here is an AdapterError of one line that names this (a pattern), and the models are as
+    they were."""
+    before = [state(model) for model in models]
+    words = None
+    try:
+        yield
+    except vera.AdapterError as error:
+        words = f"{error}"
+    assert words is not None, f"is not refused: {named}"
+    assert re.search(named, words), words
+    assert "\n" not in words
+    for (names, values), (modules, now) in zip(before, map(state, models), strict=True):
+        assert names == modules
+        assert values.keys() == now.keys()
+        assert all(torch.equal(now[name][0], value) for name, (value, _) in values.items())
+        assert all(now[name][1] is trains for name, (_, trains) in values.items())
 
 
 def adapted(architecture: str, method: vera.Method, four_bit: bool = False) -> nn.Module:
     """An adapted model, away from its start."""
-    model = quantise(tiny(architecture)) if four_bit else tiny(architecture)
-    method.adapt(model)
+    model = moved(quantise(tiny(architecture)) if four_bit else tiny(architecture), method)
     method.before_training(model, 10)
-    shake(model)
     return model
 
 
@@ -82,8 +105,8 @@ def near(model: nn.Module, method: vera.Method) -> float:
     vera.disable(model)
     effect = float((answer(model) - expected).detach().abs().max())
     vera.disable(model, False)
-    check(torch.equal(answer(model), expected), "switched off and on, it answers otherwise")
-    check(effect > 1e-3, f"the adapter changes the answer by {effect} only")
+    assert torch.equal(answer(model), expected), "switched off and on, it answers otherwise"
+    assert effect > 1e-3, f"the adapter changes the answer by {effect} only"
     return effect / 1000
 
 
@@ -95,7 +118,7 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if method.kind == "none":
-        check(not trainable, "something trains")
+        assert not trainable, "something trains"
         raise vera.AdapterError("nothing trains, which is its purpose")
     torch.manual_seed(0)
     model.train()
@@ -104,23 +127,18 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
         loss = (answer(model).float() - 1).square().mean()
         loss.backward()
         if step == 1:
-            check(all(p.grad is not None for p in trainable), "a parameter got no gradient")
-            check(
-                any(p.grad.any() for p in method.adapter_parameters(model).values()) or method.kind == "head",
-                "no gradient",
-            )
+            assert all(p.grad is not None for p in trainable), "a parameter got no gradient"
+            reached = any(p.grad.any() for p in method.adapter_parameters(model).values())
+            assert reached or method.kind == "head", "no gradient"
         optimizer.step()
         method.after_step(model, step)
         optimizer.zero_grad()
         losses.append(loss.item())
-    stochastic = (
-        getattr(method, "drop_per_batch", False)
-        or getattr(method, "config_class", "") == "PveraConfig"
-        or method.kind == "dylora"
-    )
-    check(losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}")
+    known = {method.kind, *map(str, method.settings().items())}
+    stochastic = known & {"dylora", "('drop_per_batch', True)", "('config_class', 'PveraConfig')"}
+    assert losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}"
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    check(moved <= {n for n, p in model.named_parameters() if p.requires_grad}, "a frozen parameter moved")
+    assert moved <= {n for n, p in model.named_parameters() if p.requires_grad}, "a frozen parameter moved"
 
 
 def merge(architecture: str, method: vera.Method) -> None:
@@ -129,22 +147,28 @@ def merge(architecture: str, method: vera.Method) -> None:
     before, expected = {n: p.clone() for n, p in model.named_parameters()}, answer(model)
     tolerance = near(model, method)
     method.merge(model)
-    check(torch.allclose(answer(model), expected, rtol=0, atol=tolerance), "merged, it answers otherwise")
+    assert torch.allclose(answer(model), expected, rtol=0, atol=tolerance), "merged, it answers otherwise"
     method.unmerge(model)
-    check(all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "unmerged, a weight differs")
-    check(torch.equal(answer(model), expected), "unmerged, it answers otherwise")
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "unmerged, a weight differs"
+    assert torch.equal(answer(model), expected), "unmerged, it answers otherwise"
 
 
-def save(architecture: str, method: vera.Method) -> None:
-    """Adapter and head load onto a fresh base model, which then answers the same."""
-    model, again = adapted(architecture, method), tiny(architecture)
+def reloaded(model: nn.Module, method: vera.Method, onto: nn.Module) -> nn.Module:
+    """Another base model with the adapter and the head of this one, through their files."""
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")
         vera.save_head(model, f"{folder}/head")
         torch.manual_seed(9)
-        vera.load(again, f"{folder}/adapter")
-        vera.load_head(again, f"{folder}/head")
-    check(torch.equal(answer(again), answer(model)), "loaded, it answers otherwise")
+        vera.load(onto, f"{folder}/adapter")
+        vera.load_head(onto, f"{folder}/head")
+    return onto
+
+
+def save(architecture: str, method: vera.Method) -> None:
+    """Adapter and head load onto a fresh base model, which then answers the same."""
+    model = adapted(architecture, method)
+    again = reloaded(model, method, tiny(architecture))
+    assert torch.equal(answer(again), answer(model)), "loaded, it answers otherwise"
 
 
 def export(architecture: str, method: vera.Method) -> None:
@@ -155,20 +179,16 @@ def export(architecture: str, method: vera.Method) -> None:
         torch.manual_seed(9)
         theirs = peft.PeftModel.from_pretrained(tiny(architecture), folder).eval()
     same = torch.allclose(answer(theirs.base_model.model), answer(model), rtol=0, atol=near(model, method))
-    check(same, "under peft, it answers otherwise")
+    assert same, "under peft, it answers otherwise"
 
 
 def four_bit(architecture: str, method: vera.Method) -> None:
     """Training over NF4 weights; and the adapter answers as over the same weights dequantised."""
     train(architecture, method, four_bit=True)
-    model, whole = adapted(architecture, method, four_bit=True), dequantised(architecture)
-    with tempfile.TemporaryDirectory() as folder:
-        vera.save(model, method, f"{folder}/adapter")
-        vera.save_head(model, f"{folder}/head")
-        vera.load(whole, f"{folder}/adapter")
-        vera.load_head(whole, f"{folder}/head")
+    model = adapted(architecture, method, four_bit=True)
+    whole = reloaded(model, method, dequantised(architecture))
     same = torch.allclose(answer(model), answer(whole), rtol=0, atol=near(whole, method))
-    check(same, "over dequantised weights, it answers otherwise")
+    assert same, "over dequantised weights, it answers otherwise"
 
 
 BEHAVIOURS = {"T": train, "M": merge, "S": save, "P": export, "4": four_bit}
@@ -185,7 +205,7 @@ def cell(architecture: str, name: str) -> tuple[str, dict[str, str]]:
             refusals[letter] = str(error)
             letters += "-"
         except Exception as error:
-            raise WrongError(f"{name} on {architecture}, {behaviour.__name__}: {error}") from error
+            raise AssertionError(f"{name} on {architecture}, {behaviour.__name__}: {error}") from error
         else:
             letters += letter
     return letters, refusals
@@ -283,10 +303,7 @@ def page() -> str:
     """docs/methods.md."""
     own, theirs = cells(METHODS), cells(classes())
     works = [name for name in classes() if any(theirs[name, a][0][0] == "T" for a in ARCHITECTURES)]
-    rows = []
-    for name in works:
-        fact = facts(name)
-        rows.append([name, fact.sites, f"{fact.count:,}", f"{fact.file:,}", fact.redrawn])
+    rows = [[name, *facts(name)] for name in works]
     lines = [HEAD, *matrix(METHODS, own), OWN, *refusals(own, str, str)]
     lines += [CLASSES, *matrix(classes(), theirs)]
     lines += [FACTS, *table(["", "sites", "trains", "file", "drawn again"], rows)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, get_peft_model
 from peft.tuners.adalora import RankAllocator
+from support import refused
 from tiny import answer, tiny, tiny_model
 from torch import nn
 
@@ -36,7 +37,7 @@ def steps(model, method, first, last, optimizer=None):
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     losses = []
     for step in range(first, last + 1):
-        loss = nn.functional.cross_entropy(model(input_ids=ids).logits, labels) + method.penalty(model)
+        loss = nn.functional.cross_entropy(model(input_ids=ids).logits, labels) + (method.penalty(model) or 0)
         loss.backward()
         optimizer.step()
         method.after_step(model, step)
@@ -140,9 +141,9 @@ def test_query_and_value_of_a_fused_projection_are_pruned_apart():
     assert len(set(of_each)) > 1  # allocated, and not the same for all
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, vera.DyLoRA(rank=8)])
 def test_its_allocation_goes_on_from_its_state_bit_for_bit(method):
-    """Stopped in the middle and put together again, it ends as if it had run through."""
+    """Stopped in the middle and put together again, it ends as if it had run through. So does DyLoRA."""
     whole, resumed = tiny_model(), tiny_model()
     method.adapt(whole)
     method.before_training(whole, STEPS)
@@ -150,7 +151,7 @@ def test_its_allocation_goes_on_from_its_state_bit_for_bit(method):
     steps(whole, method, 1, STEPS)
     steps(halves, method, 1, 6)
     state = {name: tensor.clone() for name, tensor in method.training_state(halves).items()}
-    assert len(state) >= 2 * 3 * 4  # of A, E and B of each matrix
+    assert len(state) >= 2 * 3 * 4 or method.kind == "dylora"  # of A, E and B of each matrix
     torch.manual_seed(99)
     method.adapt(resumed)
     method.before_training(resumed, STEPS)
@@ -179,7 +180,7 @@ def test_without_steps_enough_for_its_schedule_it_does_not_train(method):
     model = tiny_model()
     method.adapt(model)
     if method.kind == "adalora":
-        with pytest.raises(vera.AdapterError, match="before_training"):
+        with refused("before_training"):
             steps(model, method, 1, 1)
-    with pytest.raises(vera.AdapterError, match="leave none of 4 steps"):
+    with refused("leave none of 4 steps"):
         method.before_training(model, 4)

@@ -1,12 +1,12 @@
 """Methods of somebody's own: their kind, their file, their settings, and what of them cannot be merged."""
 
-import importlib
-import sys
 from dataclasses import dataclass
+from typing import Optional
 
 import pytest
 import torch
-from tiny import answer, quantise, shake, tiny, tiny_model
+from support import refused
+from tiny import quantise, shake, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -40,7 +40,7 @@ def test_a_blocks_weight_is_a_view_or_unpacked():
     assert torch.allclose(unpacked.float(), (layer.base(x) - layer.base.bias).T.float(), atol=1e-2)
     whole = nn.Linear(4, 4)
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(vera.AdapterError, match="cannot be unpacked"):
+    with refused("cannot be unpacked"):
         base_weight(whole)
 
 
@@ -54,7 +54,7 @@ def test_a_method_that_refuses_half_way_leaves_no_hook(method, monkeypatch):
     monkeypatch.setattr(type(method), "install", install)
     model = tiny_model("bert")
     kept = len(model._forward_pre_hooks)
-    with pytest.raises(vera.AdapterError, match="no further"):
+    with refused("no further"):
         method.adapt(model)
     assert not any(module._forward_hooks for module in model.modules())
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == kept
@@ -62,7 +62,7 @@ def test_a_method_that_refuses_half_way_leaves_no_hook(method, monkeypatch):
 
 def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(method):
     lora, ours = METHODS["lora"], METHODS["mine"]
-    with pytest.raises(vera.AdapterError, match=r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
+    with refused(r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
         type("Mine", (vera.Method,), {}, kind="lora")
     assert METHODS["lora"] is lora
     names = {"__module__": ours.__module__, "__qualname__": ours.__qualname__}
@@ -76,42 +76,27 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(metho
     vera.save(model, method, path)
     with monkeypatch.context() as absent:
         absent.delitem(METHODS, "mine")
-        with pytest.raises(vera.AdapterError) as error:
+        with refused(f"import {of.__module__}.{of.__qualname__} first"):
             vera.load(tiny_model(), path)
-    assert f"import {of.__module__}.{of.__qualname__} first" in str(error.value)
     assert vera.load(tiny_model(), path) == method
 
 
-POSTPONED = """
-from __future__ import annotations
-from dataclasses import dataclass
-from typing import Optional
-import vera
-
-@dataclass(frozen=True)
-class Postponed(vera.Method, kind="postponed_of_a_test"):
-    rank: Optional[int] = None
-    words: list[str] = ()
-    odd: bytes | None = None
-    def install(self, model): pass
-    def count(self, model): return 0
-"""
-
-
-def test_a_settings_type_may_be_written_in_any_way(tmp_path, monkeypatch):
+def test_a_settings_type_may_be_written_in_any_way():
     """As in a module with postponed annotations, or of an older Python."""
-    (tmp_path / "postponed_of_a_test.py").write_text(POSTPONED)
-    monkeypatch.syspath_prepend(tmp_path)
+
+    @dataclass(frozen=True)
+    class Postponed(vera.LoRA, kind="postponed"):
+        rank: "Optional[int]" = None  # noqa: UP045
+        words: "list[str]" = ()
+        odd: "bytes | None" = None
+
     try:
-        own = importlib.import_module("postponed_of_a_test").Postponed
-        assert own(rank=3, words=["a"]).words == ("a",)
-        assert own().settings() == {"kind": "postponed_of_a_test", "rank": None, "words": [], "odd": None}
+        assert Postponed(rank=3, words=["a"]).words == ("a",)
         for wrong, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
-            with pytest.raises(vera.AdapterError, match=named):
-                own(**wrong)
+            with refused(named):
+                Postponed(**wrong)
     finally:
-        METHODS.pop("postponed_of_a_test", None)
-        sys.modules.pop("postponed_of_a_test", None)
+        METHODS.pop("postponed")
 
 
 class Plain(Change):
@@ -138,7 +123,7 @@ class Plain(Change):
 
 @pytest.fixture
 def wrong():
-    def adapted(name, architecture="BERT", site="query", dtype=torch.float32):
+    def adapted(name, architecture="BERT", site="query"):
         @dataclass(frozen=True)
         class Wrong(vera.Method, kind="wrong"):
             def install(self, model):
@@ -148,7 +133,7 @@ def wrong():
             def count(self, model):
                 return 0
 
-        model = tiny(architecture).to(dtype)
+        model = tiny(architecture)
         Wrong().adapt(model)
         return model, Wrong()
 
@@ -167,7 +152,7 @@ def wrong():
     ],
 )
 def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, architecture, wrong):
-    with pytest.raises(vera.AdapterError, match=message):
+    with refused(message):
         wrong(name, architecture)[0](torch.randint(3, 30, (4, 9)))
 
 
@@ -202,16 +187,6 @@ def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, 
     assert all(layer.changes["whole"].training and not layer.merged for layer in adapted_layers(model))
 
 
-@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_change_that_is_right_is_merged(architecture, dtype, wrong):
-    model, method = wrong("", architecture, site="value", dtype=dtype)
-    shake(model)
-    expected = answer(model)
-    method.merge(model.train())
-    assert torch.allclose(answer(model.eval()), expected, atol=1e-5 if dtype == torch.float32 else 0.1)
-
-
 def test_a_class_that_is_not_finished_says_what_it_lacks(method):
     class NoDecorator(vera.Method, kind="no_decorator"):
         rank: int
@@ -225,9 +200,9 @@ def test_a_class_that_is_not_finished_says_what_it_lacks(method):
 
     try:
         assert vera.make_method("mine", rank=4).rank == 4  # without settings of its own
-        with pytest.raises(vera.AdapterError, match=r"NoDecorator: .* need @dataclass\(frozen=True\)"):
+        with refused(r"NoDecorator: .* need @dataclass\(frozen=True\)"):
             vera.make_method("no_decorator", rank=4)
-        with pytest.raises(vera.AdapterError, match="NoCount lacks count"):
+        with refused("NoCount lacks count"):
             vera.make_method("no_count", rank=4)
     finally:
         del METHODS["no_decorator"], METHODS["no_count"]

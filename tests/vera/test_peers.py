@@ -1,14 +1,14 @@
 """VeRA's peers against their formulas, written out, in float64; and what each of them alone can do or
 refuses."""
 
-import copy
 import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
-from tiny import answer, quantise, shake, tiny, tiny_model
+from support import moved, refused
+from tiny import answer, quantise, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -25,11 +25,8 @@ pytestmark = pytest.mark.contract
 IMAGES = ("ViT", "DINOv2", "ViT of timm", "ViT of timm in transformers")
 
 
-def adapted(method, architecture="BERT", seed=0):
-    model = tiny(architecture, seed).double()
-    method.adapt(model)
-    shake(model)
-    return model
+def adapted(method, architecture="BERT"):
+    return moved(tiny(architecture).double(), method)
 
 
 def numbers(tensor):
@@ -127,33 +124,14 @@ def test_outputs_gradients_and_merged_weights_are_the_formulas(name):
     assert shapes == {(32, 32), (64, 32), (32, 64)}
 
 
-@pytest.mark.parametrize("name", ["vera_plus", "tied_lora", "nola", "dylora", "adalora"])
-def test_these_start_as_the_base_model(name):
-    model = tiny_model().double()
-    FORMULAS[name][0].adapt(model)
-    assert torch.equal(answer(model), answer(tiny_model().double()))
-
-
-@pytest.mark.parametrize(("method", "difference"), [(vera.LoRAXS(rank=4), 1e-4), (vera.SSF(), 0.5)])
-def test_these_start_beside_it(method, difference):
-    model = tiny("ViT").double()
-    method.adapt(model)
-    apart = (answer(model) - answer(tiny("ViT").double())).abs().max()
-    assert 0 < apart < difference
-
-
 # --- LoRA-XS
 
 
 def test_each_sign_is_that_of_the_largest_entry_and_a_fingerprint_sees_no_last_bits():
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(3))
     a, b = singular_factors(weight, 5)
-    assert a.dtype == b.dtype == torch.float64
     assert (a.gather(1, a.abs().argmax(1, keepdim=True)) > 0).all()
     assert torch.allclose(b.T @ b, torch.eye(5, dtype=torch.float64), atol=1e-12)
-    u, s, vt = np.linalg.svd(weight.double().numpy())
-    assert np.allclose(numbers(b @ a), (u[:, :5] * s[:5]) @ vt[:5], atol=1e-12)
-    assert np.allclose(numbers(a.norm(dim=1)), s[:5])
     largest, generator = float(a.norm(dim=1).max()), torch.Generator().manual_seed(4)
     noise = 1e-13 * torch.randn(a.shape, generator=generator, dtype=torch.float64)
     assert rounded_hash(a + noise, largest) == rounded_hash(a, largest)
@@ -172,30 +150,25 @@ def changed_base(model):
 @pytest.mark.parametrize("store", [False, True])
 def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tmp_path):
     method, model, other = vera.LoRAXS(rank=4, store=store), tiny_model(), changed_base(tiny_model())
-    method.adapt(model)
-    shake(model)
+    moved(model, method)
     vera.save(model, method, tmp_path / "a")
     file = read_file(tmp_path / "a", FORMAT)
     header, tensors = file.header, file.tensors()
     assert sum(t.numel() for t in tensors.values()) == 4 * (16 + store * 2 * 4 * 32)
     assert set(header["fixed"]) == set("" if store else "AB")
-    before = copy.deepcopy(other.state_dict())
     for allowed in (False,) if store else (False, True):
-        with pytest.raises(vera.AdapterError, match="other base weights" if store else "store=true") as error:
+        with refused("other base weights" if store else f"{header['fixed']['A']}.*store=true", other):
             vera.load(other, tmp_path / "a", allow_other_base=allowed)
-        assert "\n" not in str(error.value)
-        assert store or header["fixed"]["A"] in str(error.value)
-    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
     if store:
         vera.load(other, tmp_path / "a", allow_other_base=True)
         pairs = zip(changes(model), changes(other), strict=True)
         assert all(torch.equal(ours.weight(), theirs.weight()) for ours, theirs in pairs)
-    with pytest.raises(vera.AdapterError, match="unquantised"):
+    with refused("unquantised"):
         vera.load(quantise(tiny_model()), tmp_path / "a")
 
 
 def test_a_rank_beyond_the_matrix_is_refused_and_a_fused_blocks_pair_is_of_that_block():
-    with pytest.raises(vera.AdapterError, match=r"rank 33 is above .*query, 32 x 32"):
+    with refused(r"rank 33 is above .*query, 32 x 32"):
         vera.LoRAXS(rank=33).adapt(tiny_model())
     vera.LoRAXS(rank=32).adapt(tiny_model())
     model = tiny("GPT-2").double()
@@ -234,27 +207,15 @@ def test_every_rank_is_drawn_about_as_often_and_by_seed_and_step_alone():
     assert all(150 < count < 250 for count in counts)
 
 
-def test_a_rank_is_drawn_for_each_step_and_comes_back_from_a_checkpoint():
-    method = vera.DyLoRA(rank=8)
-    torch.manual_seed(4)
-    model = tiny_model()
+def test_one_rank_is_drawn_for_each_step():
+    method, model, ranks = vera.DyLoRA(rank=8), tiny_model(), set()
     method.adapt(model)
     method.before_training(model, 20)
-    ranks, state = [], {}
     for step in range(1, 21):
-        assert len({change.drawn for change in changes(model)}) == 1
-        ranks.append(next(changes(model)).drawn)
-        if step == 12:
-            state = method.training_state(model)
+        (rank,) = {change.drawn for change in changes(model)}
+        ranks.add(rank)
         method.after_step(model, step)
-    assert len(set(ranks)) > 3
-    resumed = tiny_model()  # adapted under another state of torch's generator
-    method.adapt(resumed)
-    method.before_training(resumed, 20)
-    method.load_training_state(resumed, state)
-    for step in range(12, 21):
-        assert next(changes(resumed)).drawn == ranks[step - 1]
-        method.after_step(resumed, step)
+    assert len(ranks) > 3
 
 
 def test_a_trained_pair_can_be_cut_and_a_file_has_all_its_ranks(tmp_path):
@@ -276,7 +237,7 @@ def test_a_trained_pair_can_be_cut_and_a_file_has_all_its_ranks(tmp_path):
     method.merge(model)
     assert torch.allclose(answer(model), cut, rtol=0, atol=1e-12)
     for wrong in (0, 9):
-        with pytest.raises(vera.AdapterError, match=f"rank {wrong} is no part of"):
+        with refused(f"rank {wrong} is no part of"):
             method.use_rank(model, wrong)
     method.use_rank(model, 1)
     vera.load(model, tmp_path / "adapter")  # with all its ranks
@@ -322,7 +283,10 @@ def test_ssf_is_its_formula_with_gradients_and_when_merged(architecture):
 
 def test_ssf_counts_and_is_saved_while_merged(tmp_path):
     """By hand: patch embedding 32; of 2 blocks 2 norms, q, k, v, output of 32, 64 and 32; the last norm."""
-    method, model = vera.SSF(), adapted(vera.SSF(), "ViT")
+    method, model, start = vera.SSF(), adapted(vera.SSF(), "ViT"), tiny("ViT").double()
+    expected = answer(start)
+    method.adapt(start)
+    assert 0 < (answer(start) - expected).abs().max() < 0.5
     assert method.count(model) == 2 * (32 + 2 * (2 * 32 + 4 * 32 + 64 + 32) + 32)
     vera.save(model, method, tmp_path / "a")
     method.merge(model)
@@ -351,7 +315,5 @@ def without_bias(kind):
 def test_ssf_refuses_what_it_cannot_merge(model, named):
     model = model()
     vera.SSF().adapt(model)
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    with pytest.raises(vera.AdapterError, match=named):
+    with refused(named, model):
         vera.SSF().merge(model)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import moved, refused
 from tiers import pairs
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
@@ -21,29 +22,22 @@ METHODS = {
     "lora on all linear layers": vera.LoRA(rank=4, sites=("all-linear",)),
     "lora on value": vera.LoRA(rank=4, sites=("value",)),
     "lora_fa": vera.LoRA(rank=4, freeze_a=True),
-    "vera": vera.VeRA(rank=12, projection_seed=3),
-    "vera on all linear layers": vera.VeRA(rank=12, sites=("all-linear",)),
+    # VeRA on each of its paths, which are no part of what an adapter is
+    "vera": vera.VeRA(rank=12, projection_seed=3, path="hybrid", weights="keep"),
+    "vera on all linear layers": vera.VeRA(rank=12, sites=("all-linear",), path="materialised"),
     "vera on value": vera.VeRA(rank=12, sites=("value",)),
     "vera_only_b": vera.VeRA(rank=12, vectors=("b",)),
     "vera_only_d": vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
-    "vera, peft's draw": vera.VeRA(rank=12, init="peft", projection_seed=8),
-    "vera, kaiming_normal": vera.VeRA(rank=12, init="kaiming_normal"),
+    "vera, peft's draw": vera.VeRA(12, init="peft", projection_seed=8, path="hybrid", weights="recompute"),
+    "vera, kaiming_normal": vera.VeRA(12, init="kaiming_normal", path="materialised", weights="recompute"),
 }
-
-
-def moved(architecture, method):
-    """An adapted model in float64 and away from its start."""
-    model = tiny(architecture).double()
-    method.adapt(model)
-    shake(model)
-    return model
 
 
 @pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
 def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architecture, tmp_path):
     """Outputs, gradients and merged weights, in float64."""
     method, base = METHODS[name], tiny(architecture).double()
-    model = moved(architecture, method)
+    model = moved(tiny(architecture).double(), method)
     vera.export_peft(model, tmp_path)
     of_peft = {"autocast_adapter_dtype": False, "is_trainable": True}
     theirs = peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, **of_peft).double().eval()
@@ -75,11 +69,11 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architect
     assert vera.import_peft(base, tmp_path) == method
     ours, back = method.saved(model), method.saved(base)
     assert all(torch.equal(ours[n], back[n]) for n in ours)
-    assert torch.equal(answer(base), answer(model))
+    assert torch.allclose(answer(base), answer(model), rtol=0, atol=1e-12)
 
 
 def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
-    model = moved("BERT", METHODS["vera"])
+    model = moved(tiny("BERT").double(), METHODS["vera"])
     for loaded, given, expected in (
         ("/somewhere/models/my-bert", {}, ("my-bert", None)),
         (str(tmp_path), {}, (tmp_path.name, None)),
@@ -93,19 +87,14 @@ def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
         assert (config["base_model_name_or_path"], config["revision"]) == expected
 
 
+QV = {"target_modules": ["query", "value"]}
 CONFIGS = {
-    "vera": peft.VeraConfig(r=12, projection_prng_key=5, target_modules=["query", "value"], vera_dropout=0.1),
-    "vera without its projections": peft.VeraConfig(
-        r=12, projection_prng_key=5, target_modules=["query", "value"], save_projection=False
-    ),
-    "vera on other sites": peft.VeraConfig(
-        r=12, projection_prng_key=5, target_modules=["query", "output.dense"]
-    ),
-    "lora": peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query", "value"]),
-    "rank-stabilised lora": peft.LoraConfig(
-        r=4, lora_alpha=6, use_rslora=True, target_modules=["query", "value"]
-    ),
-    "lora with its head": peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"),
+    "vera": peft.VeraConfig(r=12, **QV, projection_prng_key=5, vera_dropout=0.1),
+    "vera without its projections": peft.VeraConfig(r=12, **QV, projection_prng_key=5, save_projection=False),
+    "vera on other sites": peft.VeraConfig(r=12, target_modules=["query", "output.dense"]),
+    "lora": peft.LoraConfig(r=4, lora_alpha=6, **QV),
+    "rank-stabilised lora": peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **QV),
+    "lora with its head": peft.LoraConfig(r=4, task_type="SEQ_CLS", **QV),
     "lora by a pattern": peft.LoraConfig(r=4, target_modules=r".*\.layer\.1\..*\.(query|value)"),
 }
 
@@ -138,7 +127,7 @@ def test_a_fused_matrix_that_peft_adapted_whole_imports_whole(architecture, tmp_
 
 
 def exported(folder, name="vera", architecture="BERT"):
-    model = moved(architecture, METHODS[name])
+    model = moved(tiny(architecture).double(), METHODS[name])
     vera.export_peft(model, folder)
     return model
 
@@ -156,24 +145,21 @@ def own_peft(method):
     return make
 
 
-def pickled(folder):
-    exported(folder)
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+def damaged(how):
+    def make(folder):
+        exported(folder)
+        how(folder / WEIGHTS)
 
-
-def cut_off(folder):
-    exported(folder)
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
+    return make
 
 
 def changed(change):
-    def make(folder):
-        exported(folder)
-        tensors = load_file(folder / WEIGHTS)
+    def rewritten(path):
+        tensors = load_file(path)
         change(tensors)
-        save_file(tensors, folder / WEIGHTS, {"vera_bench": json.dumps(METHODS["vera"].settings())})
+        save_file(tensors, path, {"vera_bench": json.dumps(METHODS["vera"].settings())})
 
-    return make
+    return damaged(rewritten)
 
 
 def ending(tensors, end):
@@ -192,7 +178,8 @@ REFUSED = [
     *((of_peft(peft.LoraConfig(r=4, target_modules=["query"], **of)), next(iter(of))) for of in OTHERS),
     (own_peft(vera.Peft("LoraConfig", {"use_dora": True})), "use_dora=True is another method"),
     (own_peft(vera.Peft("AdaLoraConfig")), "an adapter of type ADALORA"),
-    *((pickled, "pickled"), (cut_off, "damaged")),
+    (damaged(lambda path: path.rename(path.with_suffix(".bin"))), "pickled"),
+    (damaged(lambda path: path.write_bytes(path.read_bytes()[:100])), "damaged"),
     (changed(lambda t: t["base_model.vera_A"].add_(0.1)), "A differs"),
     (changed(lambda t: t[ending(t, "lambda_b")].fill_(float("inf"))), "finite"),
     (changed(lambda t: t.update(other=torch.ones(1))), "holds other"),
@@ -200,26 +187,22 @@ REFUSED = [
 ]
 
 
-def refused(folder, named, **sizes):
-    """An import that is refused in one line, with the model as it was."""
-    model = tiny_model(**sizes)
-    with pytest.raises(vera.AdapterError, match=named) as error:
+def refuses(folder, named, model=None):
+    model = model or tiny_model()
+    with refused(named, model):
         vera.import_peft(model, folder)
-    assert "\n" not in str(error.value)
-    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model(**sizes).named_modules()]
-    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("make", "named"), REFUSED)
 def test_other_kinds_and_broken_folders_are_refused(make, named, tmp_path):
     make(tmp_path)
-    refused(tmp_path, named)
+    refuses(tmp_path, named)
 
 
 @pytest.mark.parametrize("sizes", [{"num_hidden_layers": 1}, {"hidden_size": 48}], ids=str)
 def test_another_models_adapter_is_refused(sizes, tmp_path):
     exported(tmp_path)
-    refused(tmp_path, r"this model lacks|Same base model|differs from the one", **sizes)
+    refuses(tmp_path, "this model lacks|Same base model|differs from the one", tiny_model(**sizes))
 
 
 @pytest.mark.parametrize(
@@ -232,8 +215,8 @@ def test_another_models_adapter_is_refused(sizes, tmp_path):
     ],
 )
 def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named, tmp_path):
-    with pytest.raises(vera.AdapterError, match=named):
-        vera.export_peft(moved(architecture, method), tmp_path / "out")
+    with refused(named):
+        vera.export_peft(moved(tiny(architecture).double(), method), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -242,10 +225,8 @@ def rewrite(folder, config=None, tensors=None, ours=None):
     given."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
-    values = load_file(folder / "adapter_model.safetensors") | (tensors or {})
-    save_file(
-        values, folder / "adapter_model.safetensors", {"vera_bench": json.dumps(ours)} if ours else None
-    )
+    values = load_file(folder / WEIGHTS) | (tensors or {})
+    save_file(values, folder / WEIGHTS, {"vera_bench": json.dumps(ours)} if ours else None)
 
 
 #: Values of a configuration, and settings of our own beside the weights, that no adapter has.
@@ -269,23 +250,20 @@ def test_a_hostile_configuration_is_one_line_and_changes_nothing(name, tmp_path)
     for changes, ours in [*((of, None) for of in HOSTILE), *(({}, of) for of in OWN)]:
         (tmp_path / "adapter_config.json").write_text(config)
         rewrite(tmp_path, changes, ours=ours)
-        refused(tmp_path, ".")
+        refuses(tmp_path, ".")
 
 
 @pytest.mark.parametrize("name", ["vera", "lora"])
 def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
     """A value in the key's block has no place in query and value adapters: refused, not cut off."""
-    vera.export_peft(moved("GPT-2", METHODS[name]), tmp_path)
+    exported(tmp_path, name, "GPT-2")
     ending = "vera_lambda_b" if name == "vera" else "lora_B.weight"
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     key = next(k for k in tensors if k.endswith(ending))
     changed = tensors[key].clone()
     changed[40] = 0.5
     rewrite(tmp_path, tensors={key: changed}, ours=METHODS[name].settings())
-    model = tiny("GPT-2")
-    with pytest.raises(vera.AdapterError, match="holds more than the blocks that were adapted"):
-        vera.import_peft(model, tmp_path)
-    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny("GPT-2").named_modules()]
+    refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
 
 
 def test_vera_trained_by_peft_over_half_precision_imports(tmp_path):
@@ -310,41 +288,30 @@ EDITS = {
 def test_a_configuration_that_was_edited_after_the_export_is_refused(name, tmp_path):
     """peft obeys it, and the weights' metadata say another adapter."""
     exported(tmp_path, name)
-    path, model = tmp_path / "adapter_config.json", tiny_model().double()
+    path = tmp_path / "adapter_config.json"
     written = json.loads(path.read_text())
     for edit in [*EDITS["both"], *EDITS[name]]:
         path.write_text(json.dumps(written | edit))
-        with pytest.raises(vera.AdapterError) as error:
-            vera.import_peft(model, tmp_path)
-        (key,) = edit
-        assert key in str(error.value) or key == "peft_type", edit
-        assert "\n" not in str(error.value)
+        refuses(tmp_path, next(key if key != "peft_type" else "." for key in edit))
     free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
     path.write_text(json.dumps(written | free | {"auto_mapping": None, "peft_version": "9", "new": 1}))
-    assert vera.import_peft(model, tmp_path) == METHODS[name]
+    assert vera.import_peft(tiny_model().double(), tmp_path) == METHODS[name]
 
 
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [
-        *(("lora", "BERT"), ("lora on all linear layers", "BERT"), ("lora", "GPT-2")),
-        *(("vera", "BERT"), ("vera on all linear layers", "BERT"), ("vera", "GPT-2")),
-    ],
-)
+@pytest.mark.parametrize("name", ["lora", "vera", "lora on all linear layers", "vera on all linear layers"])
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
     """peft writes all of its keys, and of 20 names and more their shortest ends."""
 
     def make():
         return tiny("GPT-2") if architecture == "GPT-2" else tiny_model(num_hidden_layers=4)
 
-    model = make()
-    METHODS[name].adapt(model)
-    shake(model)
+    model = moved(make(), METHODS[name])
     vera.export_peft(model, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path)
     theirs.save_pretrained(tmp_path / "again")  # without this project's metadata
     theirs.peft_config["default"].save_pretrained(tmp_path)  # beside the weights with it
-    if "all" in name:
+    if "all" in name and architecture == "BERT":
         assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) < 20
     fused = architecture == "GPT-2" and "vera" in name  # whose A and B only the metadata explain
     for folder in [tmp_path] if fused else [tmp_path, tmp_path / "again"]:
@@ -356,7 +323,5 @@ def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_file_that_may_not_be_read_says_so(file, tmp_path, closed):
-    vera.export_peft(moved("BERT", METHODS["lora"]), tmp_path)
-    model = tiny_model()
-    with pytest.raises(vera.AdapterError, match=f"{file}: permission denied"):
-        vera.import_peft(model, closed(tmp_path, file))
+    exported(tmp_path, "lora")
+    refuses(closed(tmp_path, file), f"{file}: permission denied")

@@ -5,6 +5,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from support import refused
+from tiers import pairs
 from tiny import tiny, tiny_gpt2, tiny_model
 from torch import nn
 
@@ -42,16 +44,21 @@ def train_one(base: nn.Module, seed: int, folder, **settings):
     return model.eval(), *paths
 
 
-@pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}], ids=str
+    ("settings", "architecture"),
+    pairs(
+        [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}],
+        ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"],
+    ),
 )
 def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
+    """The dropout of each and the start of its d do not matter."""
     base = tiny(architecture)
     x, model = inputs(architecture), copy.deepcopy(base)
     adapters, alone = vera.Adapters(model), {None: base}
     for seed, name in enumerate(("a", "b", "c")):
-        alone[name], path, head = train_one(base, seed, tmp_path, **settings)
+        own = {"dropout": seed / 10} | ({} if "vectors" in settings else {"d_init": 0.1 + seed / 5})
+        alone[name], path, head = train_one(base, seed, tmp_path, **settings, **own)
         has_head = bool(dict(vera.sites.head_parameters(base)))
         adapters.add(name, path, head if has_head else None)
     names = ["b", "a", None, "b", "c", None]
@@ -116,26 +123,13 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
         ("its sites is", train_one(base, 9, tmp_path, sites=["key"])[1], None),
         ("other base weights", train_one(tiny_model(seed=5), 10, tmp_path)[1], None),
         *(("a lora adapter", tmp_path / "lora", None), ("damaged", damaged, None)),
-        *(
-            ("no such file", tmp_path / "none", None),
-            ("not a file of the format", files["bob"], files["bob"]),
-        ),
+        ("no such file", tmp_path / "none", None),
+        ("not a file of the format", files["bob"], files["bob"]),
     ):
-        with pytest.raises(vera.AdapterError, match=words) as error:
+        with refused(words, model):
             adapters.add("carol", path, head)
-        assert "\n" not in str(error.value)
     assert list(adapters) == ["alice", "bob"]
     model(ids(2), adapter_names=["alice", "bob"])
-
-
-@torch.no_grad()
-def test_dropout_and_the_start_of_d_do_not_matter_and_the_models_head_answers(two, tmp_path):
-    base, model, adapters, _ = two
-    path = train_one(base, 11, tmp_path, dropout=0.2, d_init=0.5)[1]
-    adapters.add("carol", path)
-    alone = copy.deepcopy(base)
-    vera.load(alone, path)
-    same(model(ids(), adapter_names=["carol"] * 6).logits, alone(ids()).logits)
 
 
 def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
@@ -143,7 +137,7 @@ def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     other = train_one(tiny_model(seed=5), 0, tmp_path)[1]
     names = [name for name, _ in base.named_modules()]
     adapters = vera.Adapters(base)
-    with pytest.raises(vera.AdapterError, match="other base weights"):
+    with refused("other base weights"):
         adapters.add("a", other)
     assert [name for name, _ in base.named_modules()] == names
     adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
@@ -152,7 +146,7 @@ def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
     assert {type(m) for m in base.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     vera.VeRA(rank=4).adapt(base)
-    with pytest.raises(vera.AdapterError, match="carries an adapter"):
+    with refused("carries an adapter"):
         vera.Adapters(base)
 
 
@@ -179,14 +173,17 @@ def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(tw
         inside = model.bert(ids()).last_hidden_state
     same(inside, alone.bert(ids()).last_hidden_state)
     same(model.bert(ids()).last_hidden_state, base.bert(ids()).last_hidden_state)
-    with pytest.raises(vera.AdapterError, match="goes to the whole model"):
+    with refused("goes to the whole model"):
         model.bert(ids(), adapter_names=["bob"] * 6)
 
 
 @torch.no_grad()
 def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
-    base, model, adapters, _ = two
+    base, model, adapters, files = two
+    alone = copy.deepcopy(base)
+    vera.load(alone, files["bob"])
     expected = model(ids(), adapter_names=["bob"] * 6).logits
+    same(expected, alone(ids()).logits)  # by the model's own head
     assert torch.equal(model(ids(), adapter_names=iter(["bob"] * 6)).logits, expected)
     with adapters.use(name for name in ["bob"] * 6):
         assert torch.equal(model(ids()).logits, expected)
@@ -197,20 +194,20 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
         *((["alise"] * 6, "no adapter 'alise' among the 2 here"), ("bob", "a list"), ([3] * 6, "adapter 3")),
         *((["alice"] * n, f"{n} adapter names for 6 samples") for n in (5, 3, 0)),
     ):
-        with pytest.raises(vera.AdapterError, match=named):
+        with refused(named):
             model(ids(), adapter_names=names)
     for names in ([], ["x"]):
-        with pytest.raises(vera.AdapterError, match="no adapter"), adapters.use(names):
+        with refused("no adapter"), adapters.use(names):
             pass
     for name in (None, "", 5, "bob"):
-        with pytest.raises(vera.AdapterError, match=r"a word|already"):
+        with refused(r"a word|already"):
             adapters.add(name, "nowhere")
-    with pytest.raises(vera.AdapterError, match="no adapter 'x'"):
+    with refused("no adapter 'x'"):
         adapters.remove("x")
     same(model(ids()).logits, base(ids()).logits)  # nothing is left
     single = tiny_model()
     vera.VeRA(rank=4).adapt(single)
-    with pytest.raises(vera.AdapterError, match=r"vera\.Adapters"):
+    with refused(r"vera\.Adapters"):
         single(ids(), adapter_names=["a"] * 6)
 
 
@@ -237,7 +234,7 @@ def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two, tmp_pa
         *(vera.unload, vera.Adapters, lambda m: vera.load(m, files["bob"])),
         lambda m: vera.start_from(m, files["bob"]),
     ):
-        with pytest.raises(vera.AdapterError, match="holds many adapters"):
+        with refused("holds many adapters"):
             change(model)
     for name in list(adapters):
         adapters.remove(name)
@@ -292,7 +289,7 @@ def test_what_does_not_keep_samples_or_heads_apart_is_no_silent_answer(build, wo
     model = copy.deepcopy(base)
     _, path, head = train_one(base, 0, tmp_path, sites=["query"])
     vera.Adapters(model).add("a", path, head if build is NeverCalled else None)
-    with pytest.raises(vera.AdapterError, match=words):
+    with refused(words):
         model(torch.randn(2, 5, 8), adapter_names=["a", "a"])
 
 
@@ -300,5 +297,5 @@ def test_xlnet_is_refused():
     from transformers import XLNetConfig, XLNetForSequenceClassification
 
     config = XLNetConfig(vocab_size=40, d_model=32, n_layer=1, n_head=4, d_inner=64)
-    with pytest.raises(vera.AdapterError, match="by tokens"):
+    with refused("by tokens"):
         vera.Adapters(XLNetForSequenceClassification(config))

@@ -25,15 +25,11 @@ OWN, THEIRS, FACTS = (
 FAST = "RoBERTa"
 
 
-def test_the_page_has_every_method_and_every_architecture():
+def test_the_page_has_every_method_architecture_and_class_of_the_installed_peft():
     assert ["", *ARCHITECTURES] == OWN[0] == THEIRS[0]
     assert [row[0] for row in OWN[1:]] == [*support.METHODS]
-
-
-def test_the_page_has_every_class_of_the_installed_peft():
-    known, here = {row[0] for row in THEIRS[1:]}, set(classes())
     hint = f"docs/methods.md is not of peft {peft.__version__} (make methods)."
-    assert here == known, f"{hint} It lacks {sorted(here - known)}, and has {sorted(known - here)} too many"
+    assert {row[0] for row in THEIRS[1:]} == set(classes()), hint
     assert f"peft {peft.__version__}," in PAGE, hint
     works = [row[0] for row in THEIRS[1:] if any(cell.startswith("T") for cell in row[1:])]
     assert [row[0] for row in FACTS[1:]] == works, hint
@@ -83,5 +79,4 @@ def test_the_page_tells_what_a_class_of_peft_does(name, architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", FACTS[1:], ids=lambda row: row[0])
 def test_the_page_has_the_count_and_the_bytes_of_each_class_on_roberta_base(row):
-    fact = peft_classes.facts(row[0])
-    assert row[1:] == [fact.sites, f"{fact.count:,}", f"{fact.file:,}", fact.redrawn]
+    assert row[1:] == peft_classes.facts(row[0])
