@@ -23,6 +23,7 @@ STUDIES = study_folders()
 SMALL = [folder for folder in STUDIES if folder.name in ("alpaca_smollm2", "e2e_smollm2", "images_dinov2")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")  # the pictures are there, and their bytes are matplotlib's
 def test_the_pages_are_those_of_the_records(capsys):
     assert main(["check=true"]) == 0, capsys.readouterr()

@@ -39,6 +39,7 @@ def sections_of(found):
     return [section["panels"] for section in spec["panelBankConfig"]["sections"]], spec
 
 
+@pytest.mark.slow
 def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_task():
     found = of_demo(0, 1)
     assert dashboard.logged_tables(ledger()) == {}

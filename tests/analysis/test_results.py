@@ -358,6 +358,7 @@ def publish(folder, records):
         (folder / f"{one['id']}.json").write_text(json.dumps(one))
 
 
+@pytest.mark.slow
 def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, capsys):
     words, folder = study
     assert main([*words, "check=true"]) == 1

@@ -253,8 +253,9 @@ def killed(*run):
     return child.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [disturbed, pytest.param(killed, marks=pytest.mark.slow("process"))])
-@pytest.mark.parametrize("kind", ["words", pytest.param("e2e_words", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["words", "e2e_words"])
 def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monkeypatch):
     """Of a run that has failed before, and of which another attempt has left files."""
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds

@@ -139,6 +139,7 @@ def test_the_first_run_of_a_start_holds_nothing_out(words):
     assert run_id(run.start) == run_id(usual.start)
 
 
+@pytest.mark.slow
 def test_what_the_words_search(tiny_words, e2e_words):
     plain = [w for w in tiny_words if not w.startswith("method.")]
     for words, grid, wanted in (
