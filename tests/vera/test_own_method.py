@@ -17,13 +17,21 @@ from vera.sites import find_sites
 pytestmark = pytest.mark.contract
 
 
+@pytest.fixture(autouse=True)
+def registry():
+    """The kinds that are known: as before, after each test."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
 @pytest.fixture
-def method():
+def method(registry):
     class Mine(vera.LoRA, kind="mine"):
         """Without settings of its own."""
 
-    yield Mine(4)
-    METHODS.pop("mine", None)
+    return Mine(4)
 
 
 def test_a_blocks_weight_is_a_view_or_unpacked():
@@ -90,13 +98,10 @@ def test_a_settings_type_may_be_written_in_any_way():
         words: "list[str]" = ()
         odd: "bytes | None" = None
 
-    try:
-        assert Postponed(rank=3, words=["a"]).words == ("a",)
-        for wrong, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
-            with refused(named):
-                Postponed(**wrong)
-    finally:
-        METHODS.pop("postponed")
+    assert Postponed(rank=3, words=["a"]).words == ("a",)
+    for settings, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
+        with refused(named):
+            Postponed(**settings)
 
 
 class Plain(Change):
@@ -121,24 +126,21 @@ class Plain(Change):
         return {"weight": b[:, :1], "no weight": None, "transposed": b.T}.get(self.wrong, b)
 
 
-@pytest.fixture
-def wrong():
-    def adapted(name, architecture="BERT", site="query"):
-        @dataclass(frozen=True)
-        class Wrong(vera.Method, kind="wrong"):
-            def install(self, model):
-                targets = find_sites(model, (site,))
-                wrap(model, targets, lambda path, block, base, *sizes: Plain(name, base, *sizes))
+def wrong(name, architecture="BERT", site="query"):
+    """A model whose changes have something wrong, and its method."""
 
-            def count(self, model):
-                return 0
+    @dataclass(frozen=True)
+    class Wrong(vera.Method, kind="wrong"):
+        def install(self, model):
+            targets = find_sites(model, (site,))
+            wrap(model, targets, lambda path, block, base, *sizes: Plain(name, base, *sizes))
 
-        model = tiny(architecture)
-        Wrong().adapt(model)
-        return model, Wrong()
+        def count(self, model):
+            return 0
 
-    yield adapted
-    METHODS.pop("wrong", None)
+    model = tiny(architecture)
+    Wrong().adapt(model)
+    return model, Wrong()
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])  # GPT-2's is a block of a fused projection
@@ -151,7 +153,7 @@ def wrong():
         ("nothing", r"Plain.forward returns nothing, where \(4, 9, 32\) is needed"),
     ],
 )
-def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, architecture, wrong):
+def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, architecture):
     with refused(message):
         wrong(name, architecture)[0](torch.randint(3, 30, (4, 9)))
 
@@ -170,7 +172,7 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, a
         ("a layer", None),
     ],
 )
-def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, wrong, monkeypatch):
+def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, monkeypatch):
     """Not the first weight either: here one change is wrong, the last; or its layer's merge fails."""
     model, method = wrong(name if name == "module" else "", site="value")
     shake(model)
@@ -198,11 +200,8 @@ def test_a_class_that_is_not_finished_says_what_it_lacks(method):
         def install(self, model):
             pass
 
-    try:
-        assert vera.make_method("mine", rank=4).rank == 4  # without settings of its own
-        with refused(r"NoDecorator: .* need @dataclass\(frozen=True\)"):
-            vera.make_method("no_decorator", rank=4)
-        with refused("NoCount lacks count"):
-            vera.make_method("no_count", rank=4)
-    finally:
-        del METHODS["no_decorator"], METHODS["no_count"]
+    assert vera.make_method("mine", rank=4).rank == 4  # without settings of its own
+    with refused(r"NoDecorator: .* need @dataclass\(frozen=True\)"):
+        vera.make_method("no_decorator", rank=4)
+    with refused("NoCount lacks count"):
+        vera.make_method("no_count", rank=4)
