@@ -184,7 +184,7 @@ def outline(run: Run) -> Outline | None:
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
     flops = trained * training + evaluations * dev.rows * of_dev
-    if run.method["kind"] == "head" and task.get("augment") == "none":
+    if run.method["kind"] == "head" and task["family"] == "images":
         # Each image passes the model once: a head's inputs are kept (runs/training/features.py)
         flops = (train.rows + dev.rows) * forward
     return Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
