@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow
 import pyarrow.parquet
 import timm
 import torch
@@ -81,13 +80,8 @@ TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads
 
 def tiny_dinov2():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
-    return Dinov2ForImageClassification(
-        Dinov2Config(**sizes, image_size=16, patch_size=8, num_labels=3, use_mask_token=False)
-    )
-
-
-def tiny_timm():
-    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM)
+    sizes |= {"image_size": 16, "patch_size": 8, "num_labels": 3, "use_mask_token": False}
+    return Dinov2ForImageClassification(Dinov2Config(**sizes))
 
 
 def tiny_timm_wrapper():
@@ -103,7 +97,7 @@ ARCHITECTURES = {
     "Llama": tiny_llama,
     "ViT": tiny_vit,
     "DINOv2": tiny_dinov2,
-    "ViT of timm": tiny_timm,
+    "ViT of timm": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM),
     "ViT of timm in transformers": tiny_timm_wrapper,
 }
 
@@ -185,9 +179,8 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
     )
     names = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(
-        folder
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    fast.save_pretrained(folder)
     return folder
 
 
@@ -224,9 +217,8 @@ def save_llama(folder: Path, **changes) -> Path:
     tokenizer.add_special_tokens(["<s>", "</s>"])
     begin, size = tokenizer.token_to_id("<s>"), tokenizer.get_vocab_size()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
-        folder
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
     sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
     sizes |= {"vocab_size": size, "max_position_embeddings": 256, "bos_token_id": begin}
     sizes |= {"eos_token_id": begin + 1, **changes}
@@ -383,14 +375,14 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
             ("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)
         ]
         one, two, x = ["1"] * count, ["2"] * count, ["x"] * count
-        pair = ("index", "sentence1", "sentence2")
+        pair, mrpc = (
+            ("index", "sentence1", "sentence2"),
+            ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+        )
         tables = {  # columns by their heads, of which CoLA has none
             "CoLA": (None, ["own"] * count, classes, [""] * count, texts),
             "SST-2": (("sentence", "label"), texts, classes),
-            "MRPC": (
-                ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-                *(classes, one, two, texts, other),
-            ),
+            "MRPC": (mrpc, classes, one, two, texts, other),
             "RTE": ((*pair, "label"), numbers, texts, other, entails),
             "QNLI": (("index", "question", "sentence", "label"), numbers, texts, other, entails),
             "STS-B": (
