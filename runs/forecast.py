@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import tasks
 from runs import gpus, meta, models
+from runs.command import one_of
 from runs.config import CONF
 from runs.errors import UserError
 from runs.identity import hash_of
@@ -38,7 +39,6 @@ GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99,
 EVENLY = (np.arange(2000) + 0.5) / 2000
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
-YEAR = 365.25 * 86400
 
 
 # --- rows of data and their lengths
@@ -75,14 +75,11 @@ class Lengths:
 Data = tuple[Lengths, Lengths, str]
 
 
-def known_data(run: Run) -> Data | None:
-    """What is known of a run's data; None where the number of rows is not. Local files are counted; of the
-    hub's data these are the published numbers (conf/rows.yaml), of which a run may leave some out."""
-    return _known(json.dumps(run.config["task"]))
-
-
 @cache
-def _known(settings: str) -> Data | None:
+def known_data(settings: str) -> Data | None:
+    """What is known of the data of a run with these settings of its task (JSON); None where the number of
+    rows is not. Local files are counted; of the hub's data these are the published numbers (conf/rows.yaml),
+    of which a run may leave some out."""
     task: dict[str, Any] = json.loads(settings)
     published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
     data = _counted(task) if task.get("data_dir") or task.get("train_file") or not published else None
@@ -91,7 +88,8 @@ def _known(settings: str) -> Data | None:
         return data
     of = {s: Lengths(0, **values | {"at": tuple(values["at"])}) for s, values in published["tokens"].items()}
     train, dev = of["train"], of["train" if task.get("holdout") else "dev"]
-    words = [data[2], "lengths as published, in GPT-2's tokens", *filter(None, [published.get("note")])]
+    words = [data[2].partition(";")[0], "lengths as published, in GPT-2's tokens"]
+    words += filter(None, [published.get("note")])
     return replace(train, rows=data[0].rows), replace(dev, rows=data[1].rows), "; ".join(words)
 
 
@@ -124,21 +122,17 @@ def _counted(task: Mapping[str, Any]) -> Data | None:
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
         return (*_published(task, {"rows": rows, "classes": loaded.num_labels})[:2], "rows counted")
-    if not hasattr(loaded, "splits"):
-        return None
     words = "rows counted; lengths assumed, four characters a token"
     return _measured(loaded.splits["train"]), _measured(loaded.splits["dev"]), words
 
 
 def _measured(rows: Any) -> Lengths:
-    """From texts: tasks.Rows, or rows of several parts, of which the last one is predicted."""
-    if isinstance(rows, tasks.Rows):
-        parts: list[Any] = list(zip(rows.texts, rows.pairs or [""] * len(rows), strict=True))
-    else:
-        parts = [tuple(vars(row).values()) if hasattr(row, "__dict__") else tuple(row) for row in rows]
-    tokens = np.array([sum(map(len, part)) / 4 + 3 for part in parts])
-    predicted = float(np.mean([len(part[-1]) / 4 + 1 for part in parts]))
-    return Lengths(len(parts), float(tokens.mean()), tuple(np.quantile(tokens, GRID).tolist()), predicted)
+    """The number of rows, and their lengths where they are tasks.Rows."""
+    if not isinstance(rows, tasks.Rows):
+        return Lengths(len(rows))
+    pairs = zip(rows.texts, rows.pairs or [""] * len(rows), strict=True)
+    tokens = np.array([(len(one) + len(other)) / 4 + 3 for one, other in pairs])
+    return Lengths(len(rows), float(tokens.mean()), tuple(np.quantile(tokens, GRID).tolist()))
 
 
 # --- one run
@@ -154,20 +148,14 @@ class Outline:
     flops: float = 0.0  # of training and evaluation, padding included; without decoding
     step_flops: float = 0.0
 
-    def after(self, steps: int) -> "Outline":
-        """What is left of it after so many steps."""
-        share = 1 - min(steps / max(self.steps, 1), 1.0)
-        rest = max(self.steps - steps, 0)
-        return replace(self, steps=rest, tokens=share * self.tokens, flops=share * self.flops)
-
 
 def outline(run: Run) -> Outline | None:
     """What a run will take; None where its number of rows is not known."""
     config, task = run.config, run.config["task"]
-    if (data := known_data(run)) is None:
+    if (data := known_data(json.dumps(task))) is None:
         return None
     train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
-    plan = _plan_of(run, train.rows, dev.rows)
+    plan = Plan.of(config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none")
     if not (train.at and dev.at):
         return Outline(plan.total_steps, basis)
     whole = min(plan.batch, train.rows)
@@ -199,10 +187,6 @@ def _as_read(run: Run, lengths: Lengths) -> Lengths:
         return Lengths(lengths.rows, patches, (patches,) * len(GRID))
     longest = min(longest, get("max_position_embeddings") or get("n_positions") or longest)
     return lengths.cut(longest) if lengths.at else lengths
-
-
-def _plan_of(run: Run, rows: int, dev_rows: int) -> Plan:
-    return Plan.of(run.config["train"], rows, max(dev_rows, 2), run.method["kind"] != "none")
 
 
 # --- FLOP a second
@@ -268,24 +252,21 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[
     precision = run.config["train"]["precision"]
     if card:
         cards = yaml.safe_load((CONF / "cards.yaml").read_text())
-        if card not in cards:
-            raise UserError(f"card={card}: conf/cards.yaml has {', '.join(cards)}")
-        return cards[card][precision], "a rate that conf/cards.yaml assumes: nobody measured it"
+        rate = cards[one_of("card", card, cards)][precision]
+        return rate, "a rate that conf/cards.yaml assumes: nobody measured it"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
     here = devices(run)
-    alike = [
-        record
-        for record in done
-        if record["config"]["method"]["kind"] not in UNLIKE_OTHERS and record["device"]["name"] in here
-        if record["config"]["train"].get("precision") == precision
-    ]
     had = list[float]()
-    for record in alike[-3:]:
-        seconds, cell = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"], record["cell"]
-        with contextlib.suppress(KeyError, TypeError):  # of a record from before a setting
-            one = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, record["config"]))
-            had += [one.flops / seconds] if one and one.flops and seconds else []
+    for record in reversed(done):
+        config, cost, cell = record["config"], record["cost"], record["cell"]
+        alike = config["method"]["kind"] not in UNLIKE_OTHERS and record["device"]["name"] in here
+        if alike and config["train"].get("precision") == precision and len(had) < 3:
+            # Of a record from before a setting, or of a run that took no time
+            with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+                one = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, config))
+                seconds = cost["train_seconds"] + cost["evaluate_seconds"]
+                had += [one.flops / seconds] if one and one.flops else []
     words = f"the rate of {plural(len(had), 'finished run')} of other cells"
     return (float(np.median(had)), words) if had else None
 
@@ -314,7 +295,7 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
     bar = tqdm([key for key in cells if not like[key]], "counting FLOPs", leave=False, disable=None, delay=2)
     outlines = {key: outline(cells[key]) for key in bar}
     rates = {key: rate_of(cells[key], done, card) for key, each in outlines.items() if each and each.flops}
-    new, times, sources, disk = list[Outline](), list[float](), dict[str, None](), 0.0
+    amounts, bases, times, sources, disk = [0.0] * 4, dict[str, None](), list[float](), dict[str, None](), 0.0
     for one in left:
         key, seconds = cell_key(one.run), None if card else one.progress.get("seconds_left")
         if like[key]:
@@ -322,22 +303,21 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
             kept = [of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"] for of in like[key]]
             disk += float(np.median(kept))
         elif each := outlines[key]:
-            new.append(each.after(one.steps))
+            share = 1 - min(one.steps / max(each.steps, 1), 1.0)
+            of_one = (1, share * each.steps, share * each.tokens, share * each.flops)
+            amounts = [a + b for a, b in zip(amounts, of_one, strict=True)]
+            bases |= dict.fromkeys(each.basis.split("; "))
             if seconds is None and (rate := rates.get(key)):
-                seconds, sources[f"FLOPs at {rate[1]}"] = new[-1].flops / rate[0], None
+                seconds, sources[f"FLOPs at {rate[1]}"] = of_one[3] / rate[0], None
         times += [] if seconds is None else [seconds]
-    lines = list[str]()
+    lines, (new, steps, tokens, flops) = list[str](), amounts
     if new:
-        tokens, flops = sum(each.tokens for each in new), sum(each.flops for each in new)
-        amounts = f"{sum(each.steps for each in new):,} steps"
-        amounts += f", {tokens / 1e6:,.0f}M tokens" if tokens else ""
-        amounts += f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""
-        basis = "; ".join(dict.fromkeys(part for each in new for part in each.basis.split("; ")))
-        lines = [f"forecast for {plural(len(new), 'run')}: {amounts}", f"  ({basis})"]
-    if None in outlines.values():
-        lines.append("no estimate: how many rows of data some runs have is not known here")
-    if rows := dict.fromkeys(cells[key].row for key, each in outlines.items() if each and not each.flops):
-        why = "nothing tells their rows' lengths, or torch cannot count them"
+        line = f"forecast for {plural(int(new), 'run')}: {steps:,.0f} steps"
+        line += f", {tokens / 1e6:,.0f}M tokens" if tokens else ""
+        line += f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""
+        lines = [line, f"  ({'; '.join(bases)})"]
+    if rows := dict.fromkeys(cells[key].row for key, each in outlines.items() if not (each and each.flops)):
+        why = "nothing tells their data's rows or lengths, or torch cannot count them"
         lines.append(f"FLOPs are not known of {', '.join(rows)}: {why}")
     if slow := {rate_file(cells[key]) for key, rate in rates.items() if not rate}:
         lines.append(f"no estimate of time: probe=true measures {plural(len(slow), 'row')}, {SECONDS}s each")
@@ -346,10 +326,9 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
     if times:
         ids = {record["id"] for records in like.values() for record in records}
         words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
-        share = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
-        years = f" ({sum(times) / YEAR:.1f} years)" if sum(times) > YEAR else ""
-        where = f"one {card or devices(left[0].run)[0]}{share}{words and f' ({words})'}"
-        lines.append(f"est. {duration(sum(times))}{years} left on {where}")
+        part = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
+        where = f"one {card or devices(left[0].run)[0]}{part}{words and f' ({words})'}"
+        lines.append(f"est. {duration(sum(times))} left on {where}")
         lines[-1] += f", {megabytes(disk)} on disk" if disk else ""
     return "\n".join(lines)
 
@@ -368,10 +347,10 @@ def _like(run: Run, done: Sequence[Record]) -> list[Record]:
 def _as_finished(one: Planned, like: Sequence[Record]) -> float:
     """The seconds that a run has left if its steps, with evaluation, are as fast as those of finished runs of
     its cell, which may have had more or fewer."""
-    times = list[float]()
+    times, train, trains = list[float](), one.run.config["train"], one.run.method["kind"] != "none"
     for record in like:
         cost, rows = record["cost"], record["data"]
-        steps = _plan_of(one.run, rows["train_rows"], rows["dev_rows"]).total_steps
+        steps = Plan.of(train, rows["train_rows"], max(rows["dev_rows"], 2), trains).total_steps
         share = max(steps - one.steps, 0) / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
         times.append(share * seconds + cost.get("decode_seconds", 0.0))

@@ -4,13 +4,11 @@ the model, and how many FLOPs a pass takes. No weights are needed, so a model of
 Methods that compute on the weights (an SVD, say) pass here, and fail in the run if they fail."""
 
 import contextlib
-import copy
 import io
 import json
 import warnings
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from runs import models
@@ -36,29 +34,30 @@ def refusal(run: Run) -> str | None:
     rates = {key: run.config["train"].get(key) or {} for key in BASES}
     if run.method["kind"] not in CHECKED and not any(rates.values()):
         return None
-    words = (words_of(run), json.dumps(run.method), json.dumps(rates))
-    return _refusal(*words, run.config["model"]["label"]) if words[0] else None
+    model = words_of(run)
+    return _refusal(json.dumps([model, run.method, rates, run.config["model"]["label"]])) if model else None
 
 
-def words_of(run: Run) -> str:
-    """A run's model as a key; empty where its architecture is not known."""
+def words_of(run: Run) -> dict[str, Any]:
+    """What models.skeleton builds a run's model from; empty where its architecture is not known."""
     model = run.config["model"]
-    try:
-        folder = models.locate(model)
-    except UserError:  # the run itself raises it
-        return ""
-    words = {key: model[key] for key in ("architecture", "settings", "modality")}
-    return json.dumps({**words, "folder": folder and str(folder)}) if folder or model["architecture"] else ""
+    with contextlib.suppress(UserError):  # the run itself raises it
+        if (folder := models.locate(model)) or model["architecture"]:
+            words = {key: model[key] for key in ("architecture", "settings", "modality")}
+            labels = LABELS[model["modality"]]
+            return {"model": words, "num_labels": labels, "folder": folder and str(folder)}
+    return {}
 
 
 @cache
-def _refusal(model: str, method: str, rates: str, label: str) -> str | None:
+def _refusal(words: str) -> str | None:
     import vera
 
+    model, method, rates, label = json.loads(words)
     try:
-        adapter = make_method(json.loads(method))
-        groups = adapter.parameter_groups(adapted(model, adapter)).values()
-        for key, by in json.loads(rates).items():
+        adapter = make_method(method)
+        groups = adapter.parameter_groups(adapted(models.skeleton(**model), adapter)).values()
+        for key, by in rates.items():
             patterns_of([name for parameters in groups for name in parameters], by, key)
     except (vera.AdapterError, UserError) as error:
         # On the meta device some computations fail that work on weights, and torch names the device
@@ -68,24 +67,8 @@ def _refusal(model: str, method: str, rates: str, label: str) -> str | None:
     return None
 
 
-@cache
-def _whole(model: str) -> Any:
-    """The model of these words (see words_of), on the device meta."""
-    words = json.loads(model)
-    folder = Path(words["folder"]) if words["folder"] else None
-    return models.skeleton(words, LABELS[words["modality"]], folder)
-
-
-def adapted(model: str, method: Any, blocks: int | None = None) -> Any:
-    """A model with a method, on the device meta. blocks: its transformer blocks; None: all. The run itself
-    shows peft's warnings."""
-    import torch
-
-    config = copy.deepcopy(_whole(model).config)
-    if blocks:
-        config.num_hidden_layers = blocks
-    with torch.device("meta"):
-        network = type(_whole(model))(config)
+def adapted(network: Any, method: Any) -> Any:
+    """The network with a method. The run itself shows peft's warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         method.adapt(network)
@@ -102,33 +85,34 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
     # weights cannot be merged with 4-bit ones
     plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
     plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
-    method = run.method | plain.get(run.method["kind"], {})
+    method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
     size = (rows, length, predicted, run.config["task"].get("image_size"))
-    key = [words := words_of(run), method, size, *map(version, ("torch", "transformers", "peft"))]
+    key = [model, method, size, *map(version, ("torch", "transformers", "peft"))]
     path, counted = cache_folder() / "flops" / f"{hash_of(key)[:24]}.json", None
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_bytes())
         return kept and (float(kept[0]), float(kept[1]))
     with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
-        # Of one block and of two: each further block takes what the second one does
-        depth = _whole(words).config.num_hidden_layers
-        one, two = (_count(words, make_method(method), blocks, size) for blocks in (1, 2))
-        counted = tuple(a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        whole, counts = models.skeleton(**model), list[tuple[int, int]]()
+        depth = whole.config.num_hidden_layers
+        for blocks in (1, 2):  # each further block takes what the second one does
+            whole.config.num_hidden_layers = blocks
+            with torch.device("meta"):
+                network = type(whole)(whole.config).train()
+            adapted(network, make_method(method))
+            with FlopCounterMode(display=False) as counter:
+                logits = run_forward(network, *size)
+                forward = counter.get_total_flops()
+                if logits.requires_grad:
+                    logits.sum().backward()
+            counts.append((forward, counter.get_total_flops()))
+        counted = tuple(float(a + (depth - 1) * (b - a)) for a, b in zip(*counts, strict=True))
     with contextlib.suppress(OSError):  # a read-only home costs time, no more
         write_atomically(path, json.dumps(counted))
     return counted
-
-
-def _count(model: str, method: Any, blocks: int, size: tuple[Any, ...]) -> tuple[float, float]:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = adapted(model, method, blocks).train()
-    with FlopCounterMode(display=False) as counter:
-        logits = run_forward(network, *size)
-        forward = counter.get_total_flops()
-        if logits.requires_grad:
-            logits.sum().backward()
-    return float(forward), float(counter.get_total_flops())
 
 
 def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:

@@ -100,9 +100,8 @@ def text(planned: list[Planned], ledger: Ledger, card: str | None = None, redo: 
     title = f"{f'experiment={preset}' if preset else 'plan'}: {plural(len(planned), 'run')} on {models}"
     totals = Counter(p.state for p in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
-    return "\n".join(
-        [title, "", *_grid(planned), "", states, cost(planned, ledger, card, redo), *_remarks(planned)]
-    )
+    cost = estimate(runs, ledger, card) if (runs := left(planned, redo)) else "nothing that can be done now"
+    return "\n".join([title, "", *_grid(planned), "", states, cost, *_remarks(planned)])
 
 
 def _grid(planned: list[Planned]) -> list[str]:
@@ -129,24 +128,13 @@ def _cell(states: list[str]) -> str:
 
 def _remarks(planned: list[Planned]) -> list[str]:
     """Lines on runs that are running, and on why others failed or wait."""
-    lines = list[str]()
-    for p in (p for p in planned if p.state == "running"):
-        lines.append(f"running: {p.run.label}: {words(p.progress)}")
-    coming, reasons = [p.run for p in left(planned)], Counter[str]()
+    coming, lines = [p.run for p in left(planned)], Counter[str]()
     for p in sorted(planned, key=lambda p: [*STATES].index(p.state)):
         soon = ", and is done first by the same command" if p.run.start in coming else ""
-        if p.state in ("failed", "blocked", "unknown"):
-            name = f"{p.run.label}: " if p.state == "failed" else ""
-            reasons[f"{p.state}: {name}{p.why}{soon}"] += 1
-    return lines + [f"{why}" + (f" ({count} runs)" if count > 1 else "") for why, count in reasons.items()]
-
-
-def cost(planned: list[Planned], ledger: Ledger, card: str | None = None, redo: bool = False) -> str:
-    """Time and disk that the runs which are left take (runs/forecast.py)."""
-    if runs := left(planned, redo):
-        return estimate(runs, ledger, card)
-    blocked = any(p.state == "blocked" for p in planned)
-    return "nothing that can be done yet" if blocked else "nothing left to do"
+        name = f"{p.run.label}: " if p.state in ("running", "failed") else ""
+        if p.state in ("running", "failed", "blocked", "unknown"):
+            lines[f"{p.state}: {name}{p.why or words(p.progress)}{soon}"] += 1
+    return [f"{line} ({count} runs)" if count > 1 else line for line, count in lines.items()]
 
 
 # --- the command
@@ -170,13 +158,12 @@ def main(arguments: list[str]) -> int:
     ledger, shown = open_ledger(output, published=False), ""  # a published record makes no run done here
     if settings.probe:
         probe(p.run for p in left(plan(runs, ledger)))
-    live = settings.watch and sys.stdout.isatty()
-    clear, note = ("\x1b[H\x1b[2J", "\n\nCtrl-C ends the watch, not the sweep") if live else ("", "")
+    clear = "\x1b[H\x1b[2J" if settings.watch and sys.stdout.isatty() else ""
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             planned = plan(runs, ledger)
             if (now := text(planned, ledger, settings.card, command.launch.redo)) != shown:
-                print(f"{clear}{now}{note}", flush=True)
+                print(f"{clear}{now}", flush=True)
             over = not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}
             if over or not settings.watch:
                 break

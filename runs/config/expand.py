@@ -1,7 +1,5 @@
 """From the overrides of a command line to its runs: Hydra composes each cell, this file lists the cells."""
 
-import copy
-import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from runs.command import COMPOSING, at_home, mistake, read
-from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, plain, without_hydra
+from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, plain
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
 from runs.record.text import first_line
@@ -68,7 +66,10 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
                 cfg = files.compose(cell)
                 if not runs:  # the same for all runs of a command
                     launch = Launch.model_validate({key: plain(cfg[key]) for key in WHERE})
-                runs += _runs_of(cfg, cell, seeds, preset, files)
+                for seed in seeds:
+                    if seed:
+                        cfg.seed = yaml.safe_load(seed.partition("=")[2])
+                    runs.append(_make_run(cfg, cell, preset, files))
     except ValidationError as error:
         raise UserError(mistake(error)) from None
     except OmegaConfBaseException as error:
@@ -141,34 +142,13 @@ def spelt_out(line: str) -> tuple[str, ...]:
     return (line,)
 
 
-def _runs_of(
-    cfg: DictConfig, overrides: tuple[str, ...], seeds: list[str], preset: str, files: Files
-) -> list[Run]:
-    """A run of a cell for each seed."""
+def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
+    """The run of a composed configuration, checked."""
     choices = cfg.hydra.runtime.choices
     if preset and not cfg.get("recipe"):
         wanted = choices.get("recipe") or f"{choices.method}/{choices.model}"
         mend = f"write conf/recipe/{wanted}.yaml, or take another one (recipe=ROW/MODEL)"
         raise UserError(f"preset {preset} has no recipe for {wanted}: {mend}")
-    # Resolving takes time. Where only data_seed follows the seed, runs differ by these two numbers alone
-    raw = without_hydra(cfg, resolve=False)
-    follows = raw["data_seed"] == "${seed}" and str(raw).count("seed}") == 1
-    alike = follows and not raw["method"].get("redrawn")
-    runs = list[Run]()
-    for text in (seed.partition("=")[2] for seed in seeds):
-        if text:
-            cfg.seed = yaml.safe_load(text)
-        if runs and alike and type(cfg.seed) is int and cfg.seed in range(2**63):
-            config = copy.deepcopy(runs[0].config) | {"seed": cfg.seed, "data_seed": cfg.seed}
-            runs.append(dataclasses.replace(runs[0], seed=cfg.seed, config=config))
-        else:
-            runs.append(_make_run(cfg, overrides, preset, files))
-    return runs
-
-
-def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
-    """The run of a composed configuration, checked."""
-    choices = cfg.hydra.runtime.choices
     config, changed = _configuration(cfg, overrides, files)
     method, row = config["method"], choices.method
     if method["kind"] == "peft":

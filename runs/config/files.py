@@ -16,7 +16,7 @@ part, and from_recipe (runs/record/rows.py) reads the result, in configurations 
 import copy
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -130,14 +130,12 @@ class Files:
         one would leave the default in effect, under the recipe's name. task: one's own may have no file."""
         keys = {*self.read_by_files, "source", "chosen", "by_task", "by_row"}
         try:
-            rows = recipe.get("by_row", {})
-            known: list[tuple[str, Collection[str]]] = [
-                (row.partition(":")[0], self.choices("method")) for row in rows
-            ]
+            rows, tasks = recipe.get("by_row", {}), {*self.choices("task"), task}
+            known = [(row.partition(":")[0], {*self.choices("method")}) for row in rows]
             for part in (recipe, *rows.values()):
                 by_task = part.get("by_task", {})
                 known += [(key, keys) for key in (*part, *part.get("chosen", {}), *by_task)]
-                known += [(name, [*self.choices("task"), task]) for of in by_task.values() for name in {**of}]
+                known += [(name, tasks) for of in by_task.values() for name in {**of}]
         except (AttributeError, TypeError):
             raise UserError(f"{path}: by_row, by_task and by_task's values are mappings") from None
         for name, names in known:
@@ -272,7 +270,6 @@ def _peft_sites(config_class: str) -> Any:
     return _node(sites.get(config_class, sites["others"]))
 
 
-OmegaConf.register_new_resolver("peft_sites", _peft_sites, replace=True)
-OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
-OmegaConf.register_new_resolver("alpha", alpha_of, replace=True)
-OmegaConf.register_new_resolver("keep", _keep, replace=True)
+RESOLVERS: dict[str, Any] = {"recipe": _recipe, "alpha": alpha_of, "keep": _keep, "peft_sites": _peft_sites}
+for _name, _resolver in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)

