@@ -109,7 +109,8 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
                 if logits.requires_grad:
                     logits.sum().backward()
             counts.append((forward, counter.get_total_flops()))
-        counted = tuple(float(a + (depth - 1) * (b - a)) for a, b in zip(*counts, strict=True))
+        (one, trained), (two, both) = counts
+        counted = float(one + (depth - 1) * (two - one)), float(trained + (depth - 1) * (both - trained))
     with contextlib.suppress(OSError):  # a read-only home costs time, no more
         write_atomically(path, json.dumps(counted))
     return counted
