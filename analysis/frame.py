@@ -55,6 +55,8 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     seed (another run of the same settings has that seed). Runs with other settings are never in one
     cell."""
     of = runs[runs.kind == "result"]
+    if of.empty:  # pandas joins no empty strings of Arrow's
+        return runs.assign(left_out=runs.kind.astype(object))
     of = of.assign(fewest=-of.deviations.map(len), own=of.recipe.map(of_method))
     order = {"protocol": "first", "fewest": "first", "own": "first", "seed": "size", "id": "max"}
     variants = of.groupby([*KEY, "cell"], sort=False).agg(order).sort_values([*order]).reset_index()
