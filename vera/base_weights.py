@@ -30,7 +30,6 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     that the method on the model leaves alone.
     """
     adapted: Any = getattr(model, "_adaptation", None)
-    # As it was before peft, which moves base weights for some methods
     parameters = adapted.base_parameters(model) if adapted else dict(model.named_parameters())
     names = base_names(model) if names is None else names
     unmerged = adapted.method.unmerged(model) if adapted else {}

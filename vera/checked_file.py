@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor
 
@@ -52,19 +53,24 @@ def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, A
 @dataclass(frozen=True)
 class CheckedFile:
     """An undamaged file, which may be a stranger's, and of any size: its header, and the shapes of its
-    tensors, of which none is in memory yet."""
+    tensors, of which none is in memory yet. checksum: of the file that was checked."""
 
     path: Path
+    checksum: bytes
     header: dict[str, Any]
     shapes: dict[str, list[int]]
 
     def tensors(self, needed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors. Raises AdapterError, before it reads them, unless they are just those needed (None:
-        any), and where they hold other than finite numbers."""
+        any), and where they hold other than finite numbers, or the file is another one by now."""
         if needed is not None:
             check_shapes(self.path, needed, self.shapes)
-        with _reading(self.path), safe_open(self.path, "pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in self.shapes}
+        content = self.path.read_bytes()
+        digest = hashlib.sha256(content.replace(self.checksum, b"0" * 64, 1)).hexdigest().encode()
+        if digest != self.checksum:
+            raise AdapterError(f"{self.path}: changed while it was read. Load it again")
+        with _reading(self.path):
+            tensors = read_tensors(content)
         if needed is not None:
             check_finite(self.path, needed, tensors)
         return tensors
@@ -91,7 +97,7 @@ def read_file(path: str | Path, kind: str) -> CheckedFile:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if not isinstance(header, dict) or header.get("format") != kind:
         raise AdapterError(f"{path}: {again}")
-    return CheckedFile(path, header, shapes)
+    return CheckedFile(path, checksum[1], header, shapes)
 
 
 @contextlib.contextmanager

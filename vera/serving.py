@@ -30,6 +30,8 @@ from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
 Names = Sequence[str | None]
+#: Arguments whose first dimension is the batch's, looked at first.
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
 #: Models whose layers read (tokens, samples, width).
 TOKENS_FIRST = ("xlnet",)
 
@@ -178,8 +180,8 @@ class Adapters:
             self._set(self._used)
             return arguments, keywords
         names = self._check_names(names)
-        tensors = [t for t in (*arguments, *keywords.values()) if isinstance(t, Tensor) and t.dim()]
-        samples = max(map(len, tensors), default=0)  # positions may be of one row for all
+        tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
+        samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
         if samples != len(names):
             raise AdapterError(f"{len(names)} adapter names for {samples} samples: each sample needs one")
         self._set(names)
@@ -213,7 +215,7 @@ class Adapters:
                     for n, tensor in self.heads[name].items()
                     if n.startswith(prefix)
                 }
-                inputs = tuple(a[rows] if _by_sample(a, len(names)) else a for a in arguments)
+                inputs = tuple(a[rows.to(a.device)] if _by_sample(a, len(names)) else a for a in arguments)
                 output[rows] = functional_call(module, head, inputs)
         finally:
             module._forward_hooks = hooks

@@ -266,3 +266,12 @@ def test_equal_adapters_are_equal_files(trained, tmp_path):
     for number in range(8):
         vera.save(trained[0], trained[1], tmp_path / "again" / str(number))
     assert len({path.read_bytes() for path in (tmp_path / "again").iterdir()}) == 1
+
+
+def test_a_file_that_changed_after_its_check_is_not_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_file(path, {"w": torch.ones(3)}, {"format": FORMAT})
+    file = read_file(path, FORMAT)
+    write_file(path, {"w": torch.ones(1)}, {"format": FORMAT})
+    with pytest.raises(vera.AdapterError, match="changed while it was read"):
+        file.tensors({"w": torch.zeros(3)})

@@ -6,7 +6,7 @@ from typing import Optional
 import pytest
 import torch
 from support import refused
-from tiny import quantise, shake, tiny, tiny_model
+from tiny import answer, quantise, shake, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -115,18 +115,26 @@ class Plain(Change):
         self.b = torch.zeros(outputs, inputs)
         if wrong != "plain":
             self.b, self.t = nn.Parameter(self.b), nn.Parameter(torch.zeros(outputs))
+        #: Neither is a part of the module.
+        self.beside, self.dtype_of = (base, torch.full((outputs, 1), 2.0)), torch.float32
 
     def forward(self, x):
-        y = nn.functional.dropout(x, 0.5, self.training) @ self.b.T
-        wrongs = {"forward": y[..., :1], "nothing": None, "square": y * y, "half": y / 2}
+        x = x.to(self.dtype_of) if self.wrong == "dtype" else x
+        y = nn.functional.dropout(x, 0.5, self.training) @ self.matrix().T
+        wrongs = {"forward": y[..., :1], "nothing": None, "square": y * y, "half": y / 2, "near": y * 1.05}
         return y + self.t if self.wrong == "shift" else wrongs.get(self.wrong, y)
 
+    def matrix(self):
+        base, twice = self.beside
+        factor = {"base": base.weight, "tuple": twice}.get(self.wrong)
+        return self.b if factor is None else factor * self.b
+
     def weight(self):
-        b = self.b
+        b = self.matrix()
         return {"weight": b[:, :1], "no weight": None, "transposed": b.T}.get(self.wrong, b)
 
 
-def wrong(name, architecture="BERT", site="query"):
+def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
     """A model whose changes have something wrong, and its method."""
 
     @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def wrong(name, architecture="BERT", site="query"):
         def count(self, model):
             return 0
 
-    model = tiny(architecture)
+    model = tiny(architecture).to(dtype)
     Wrong().adapt(model)
     return model, Wrong()
 
@@ -167,14 +175,15 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, a
         ("shift", r"Plain.forward is not x @ weight\(\).T, which a merge adds: at x = 0 it is"),
         *(
             (name, r"weight\(\).T, .* at a random x it is off by")
-            for name in ("square", "half", "transposed")
+            for name in ("square", "half", "near", "transposed")
         ),
         ("a layer", None),
     ],
 )
-def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, dtype, monkeypatch):
     """Not the first weight either: here one change is wrong, the last; or its layer's merge fails."""
-    model, method = wrong(name if name == "module" else "", site="value")
+    model, method = wrong(name if name == "module" else "", site="value", dtype=dtype)
     shake(model)
     last, real = list(adapted_layers(model))[-1], AdaptedLinear.merge
     last.changes["whole"].wrong = name
@@ -187,6 +196,16 @@ def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, 
         assert "\n" not in str(raised.value)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(layer.changes["whole"].training and not layer.merged for layer in adapted_layers(model))
+
+
+@pytest.mark.parametrize("keeps", ["", "tuple", "dtype", "base"])
+def test_a_right_change_is_merged_whatever_it_keeps(keeps):
+    """A tensor or the base layer in a tuple, a dtype; and it draws in training."""
+    model, method = wrong(keeps)
+    shake(model)
+    expected = answer(model.eval())
+    method.merge(model.train())
+    assert torch.allclose(answer(model.eval()), expected, atol=1e-5)
 
 
 def test_a_class_that_is_not_finished_says_what_it_lacks(method):
