@@ -87,16 +87,19 @@ def _reported(of: Mapping[str, Any]) -> str:
 
 
 def _difference(a: Any, b: Any) -> str:
-    """The second value less the first, and over it, or the largest difference of two lists; "" where they
-    are no numbers."""
+    """The second value less the first, and over it, or the largest difference of two lists, infinite where
+    one of them lacks a number; "" where they are no numbers."""
     if a == b:
         return "the same"
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return f"{len(a)} and {len(b)} values"
         with contextlib.suppress(TypeError, ValueError):
-            apart = np.abs(np.subtract(*(np.array(of, dtype=float) for of in (a, b))))
-            return f"at most {np.nanmax(apart):.3g}, {(apart != 0).sum()} of {len(a)} differ"
+            x, y = (np.array(of, dtype=float) for of in (a, b))
+            differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
+            apart = np.abs(y[differ] - x[differ])
+            largest = np.where(np.isnan(apart), math.inf, apart).max(initial=0)
+            return f"at most {largest:.3g}, {differ.sum()} of {len(a)} differ"
     if not all(type(value) in (int, float) and math.isfinite(value) for value in (a, b)):
         return ""
     return f"{b - a:+.4g}" + (f" ({b / a:.2f}x)" if a else "")

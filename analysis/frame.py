@@ -110,7 +110,8 @@ def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any
 #: The columns of `cells`, after KEY.
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
-OVER_SEEDS = ["best", "last", "crossfit", "half", "optimism"]
+CHOSEN = ["best", "last", "crossfit", "half"]
+OVER_SEEDS = [*CHOSEN, "optimism"]
 CELL_COLUMNS = [*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean"]
 CELL_COLUMNS += ["spread", *OVER_SEEDS, "diverged", "one_class", "class_share", "presets", "origins"]
 CELL_COLUMNS += ["deviations", "left_out", "older", "again"]
@@ -154,7 +155,8 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         median=values.median().where(whole),
         mean=values.mean().where(whole),
         spread=values.std().where(whole),
-        **by[OVER_SEEDS].median(),
+        **by[CHOSEN].median().where(by[CHOSEN].count().eq(by.size(), axis=0)),
+        optimism=by.optimism.median(),
         **done.groupby(KEY, sort=False)[MEDIANS].median(),
         diverged=by.diverged.sum(),
         one_class=alike.seed.agg(tuple),

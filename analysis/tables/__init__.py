@@ -14,7 +14,7 @@ from analysis.render import Table
 from analysis.tables.build import View, build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
 from analysis.tables.judged import JUDGED
-from analysis.tables.specs import ROWS, SPECS, demo
+from analysis.tables.specs import DEMO, ROWS, SPECS, demo
 from runs.record import Ledger
 
 _PAPER = SPECS | JUDGED
@@ -81,6 +81,12 @@ def make(
         keys = pd.MultiIndex.from_frame(early[["model", "task"]])
         tables[0].notes += unfinished(early[~keys.isin(list(noted))])
     return tables
+
+
+def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a table is made of, finished or not; of rows x tasks all."""
+    specs = {**_PAPER, "demo": (DEMO,), "": (ROWS,)}[name]
+    return runs[pd.concat([spec.belongs(runs) for spec in specs], axis=1).any(axis=1)]
 
 
 def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any) -> list[Table]:

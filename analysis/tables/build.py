@@ -163,13 +163,11 @@ class _Model:
         for (row, *_), of in self.made.groupby(by, sort=False):
             self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
-        of_paper = {
-            row: own
-            for row, lines in self.ours.items()
-            for own in lines[::-1]
-            if spec.compared(next(iter(own.values())).variant)
-        }
-        self.theirs = others_of(model, shown, of_paper)
+        if shown and view.select != "paper":  # others are beside their own choice of the epoch
+            made = spec.cells(spec, replace(view, select="paper", runs=self.runs))
+        of_paper = made[made.variant.map(spec.compared).astype(bool)].iloc[::-1].groupby("row")
+        own = {row: {of.column: of for of in cells.itertuples(index=False)} for row, cells in of_paper}
+        self.theirs = others_of(model, shown, own)
 
     def table(self) -> Table:
         """The table, with its notes."""
@@ -193,8 +191,9 @@ class _Model:
         if view.against:
             added += against(view.against, of_model, [own for _, own in self.lines if len(own)])
         for line, own in self.lines:
-            line |= {of.name: of.entry(own) for of in added if len(own)}
-        ends = {name: name for name in [*spec.more, *(of.name for of in added), *spec.tail]}
+            line |= {f"added {of.name}": of.entry(own) for of in added if len(own)}
+        ends = {**dict.fromkeys(spec.more), **{f"added {of.name}": of.name for of in added}}
+        ends |= dict.fromkeys(spec.tail)
         header = dict.fromkeys(spec.head) | self.columns
         header |= ({"avg": "Avg"} if self.averaged else {}) | ends
         tasks = {**spec.tasks} | cells.set_index("task").task_label.to_dict()

@@ -215,16 +215,22 @@ def recipe_tables(number: int, _: object = None) -> list[Table]:
     return [_table(f"Table {number}", *of) for of in _parts(number)]
 
 
+def _number(of: Any) -> Any:
+    """A value of a recipe, a number where it can be one: YAML 1.1 reads 4e-3 as a text."""
+    try:
+        return float(of) if isinstance(of, str) else of
+    except ValueError:
+        return of
+
+
 def _table(number: str, about: str, columns: Columns, printed: Printed, note: str) -> Table:
     files, rows = [_recipe_file(row, model) for row, model, _ in columns.values()], list[list[Entry]]()
     for key, values in printed.items():
         papers = values if isinstance(values, list) else [values] * len(columns)
-        # By task, or at the file's top; YAML 1.1 reads 4e-3 as a text
-        ours = [
-            (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
+        ours = [  # by task, or at the file's top
+            _number((file.get("by_task") or {}).get(key, {}).get(task, file.get(key)))
             for file, (_, _, task) in zip(files, columns.values(), strict=True)
         ]
-        ours = [float(of) if isinstance(of, str) and of[:1].isdigit() else of for of in ours]
         pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
         status = "as printed" if pairs else "not printed"
         if any(a != b for a, b in pairs):

@@ -52,6 +52,13 @@ def test_classes_of_peft_merge_as_the_page_of_methods_says():
     assert {name for name, of in letters.items() if of[0] == "T" and of[1] != "M"} == PEFT_STAYS
 
 
+def test_a_column_with_the_name_of_a_tables_own_stands_beside_it():
+    (table, *_) = tables.make("table3", ledger(*(texts("vera", seed) for seed in range(3))), columns=["bleu"])
+    (row,) = [row for row in table.texts if row[:2] == ["VeRA r=1024", "ours"]]
+    assert row[table.header.index("BLEU")] == "68.0 +-0.0"
+    assert row[table.header.index("bleu")] == "68"
+
+
 # --- against another row
 
 

@@ -51,9 +51,20 @@ def test_runs_of_other_lengths_and_without_a_result():
     failed = {key: one[key] for key in ("schema", "id", "error", "tries", "cell", "label", "config")}
     table = compared(one, failed | {"status": "failed"}, OURS)
     assert "no result" in table.notes[0]
-    gone = copy.deepcopy(one)
-    gone["curve"]["metric"] = [0.1, None]
-    assert rows(compared(one, gone, OURS))["curve.metric"][2] == "at most 0, 1 of 2 differ"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ([None, 1, 2], [None, 1, 2.5], "at most 0.5, 1 of 3 differ"),
+        ([1, None], [1, 2], "at most inf, 1 of 2 differ"),
+        ([1, float("inf")], [2, float("inf")], "at most 1, 1 of 2 differ"),
+    ],
+)
+def test_a_number_that_one_of_two_curves_lacks_is_infinitely_far(a, b, words):
+    one, other = record(), record()
+    one["curve"]["metric"], other["curve"]["metric"] = a, b
+    assert rows(compared(one, other, OURS))["curve.metric"][2] == words
 
 
 def test_a_new_record_stands_beside_the_published_one_of_its_id(tmp_path, capsys, monkeypatch):

@@ -22,7 +22,6 @@ from runs.errors import UserError
 pytestmark = pytest.mark.properties
 
 WORDS = macros("words.md")
-NEAR = "VeRA is near LoRA with fewer parameters"
 AGREES, NOT, UNDECIDED = "agrees", "does not agree", "undecided"
 
 

@@ -473,15 +473,16 @@ def test_the_recipes_of_conf_are_the_papers():
     assert {row[-1] for table in of for row in table.texts} == {"as printed", "not printed"}
 
 
-def test_a_recipe_that_is_not_the_papers_is_told(monkeypatch):
-    other = copy.deepcopy(formulas._recipe_file("vera", "gpt2_medium")) | {"lr": "3e-2"}
+@pytest.mark.parametrize(("lr", "shown"), [("3e-2", "0.03"), ("-1e-3", "-0.001"), ("3 epochs", "3 epochs")])
+def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
+    other = copy.deepcopy(formulas._recipe_file("vera", "gpt2_medium")) | {"lr": lr}
     whole = formulas._recipe_file
     monkeypatch.setattr(
         formulas, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model)
     )
     (table,) = made("table10", ledger())
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
-    assert line == ["learning rate", "0.03", "0.02", "DIFFERS: 0.1, 0.02"]
+    assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
 
 
 # --- from a number to its records, and its forms
@@ -638,6 +639,14 @@ def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
     capsys.readouterr()
     assert main(["table2", f"output={tmp_path}"]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
+    stopped = record("vera", "reviews", model="vit_base")
+    stopped["config"]["train"]["max_steps"] = 1
+    write_record(tmp_path, stopped)
+    own = ["model=vit_base", f"output={tmp_path}", "published=false"]
+    with pytest.raises(UserError, match=f"^no finished run in .* for demo: stopped early .*{stopped['id']}"):
+        main(["demo", *own])
+    with pytest.raises(UserError, match=r"^no records of vit_base for table2 in"):  # none that would be in it
+        main(["table2", *own])
     with pytest.raises(UserError, match="no records of method 'peft_ia33'"):
         main(["demo", "method=peft:IA33Config"])
     with pytest.raises(UserError, match="seeds=0: should be at least 1"):
