@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
     of_search, launch = cells([*line.overrides, *debug], line.settings.grid, line.config_dir)
     runs = with_starts([run for cell in of_search for run in cell.runs])
-    done = sweep(runs, launch=launch, again=runs if launch.redo else [])
+    again = [run for cell in of_search for run in cell.runs] if launch.redo else []
+    done = sweep(runs, launch=launch, again=again)
     for cell in [] if done.interrupted else of_search:
         print(f"\n{report(cell)}")
     return done.exit_code

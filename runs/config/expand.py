@@ -152,6 +152,8 @@ def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: F
     config, changed = _configuration(cfg, overrides, files)
     method, row = config["method"], choices.method
     if method["kind"] == "peft":
+        if sum("method.config_class" in line for line in overrides) > 1:
+            raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
         method["config"] = method["config"] or {}
         settings = [f"{key}={value}" for key, value in sorted(method["config"].items())]
         label = [str(method["config_class"]).removesuffix("Config"), *settings]  # Lora use_dora=True
@@ -213,11 +215,13 @@ def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...]
     for line in given:
         key, _, text = line.lstrip("+~").partition("=")
         wanted, parent, (*path, last) = plain(OmegaConf.select(default, key)), config, key.split(".")
-        for part in path:
-            parent = parent.get(part) or {}
-        value, free = parent.get(last), key.startswith(OPEN)
-        if not free and last not in plain(OmegaConf.select(default, ".".join(path))):
+        of_file = next((one for one in OPEN if key.startswith(f"{one}.")), key)
+        above, _, name = of_file.rpartition(".")
+        if not isinstance(known := plain(OmegaConf.select(default, above)), dict) or name not in known:
             raise files.no_key(key, groups)
+        for part in path:
+            parent = inner if isinstance(inner := parent.get(part), dict) else {}
+        value = parent.get(last)
         if key == "task.name" and value != wanted and value in files.choices("task"):
             raise UserError(f"{line}: conf/task has another task of that name: give your data another")
         if wanted is not None and last in parent and not key.startswith("train."):

@@ -140,7 +140,7 @@ class Files:
             raise UserError(f"{path}: by_row, by_task and by_task's values are mappings") from None
         for name, names in known:
             if name not in names:
-                near = did_you_mean(name, sorted(names)) or f" Known: {', '.join(sorted(names))}"
+                near = did_you_mean(str(name), sorted(names)) or f" Known: {', '.join(sorted(names))}"
                 raise UserError(f"{path}: {name}: nothing reads it.{near}")
 
     @cached_property

@@ -82,6 +82,9 @@ class Task(Part):
     def _rows(self) -> "Task":
         if self.family not in tasks.families():
             raise ValueError(f"task.family={self.family}: should be one of {', '.join(tasks.families())}")
+        for key, only in (("augment", "none"), ("bad_images", "refuse")):  # of files for earlier versions
+            if (value := getattr(self, key, only)) != only:
+                raise ValueError(f"task.{key}={value}: only {only} is left, so take the key out")
         if getattr(self, "prepare", None) and None in (self.train_rows, self.dev_rows):
             raise ValueError(f"the task {self.name} needs numbers of rows: task.train_rows=, task.dev_rows=")
         return self
@@ -140,6 +143,13 @@ class Launcher(Part):
     executors: Count | None = None  # slurm, ray: how many workers at once; null: one a run, at most 8
     init: dict[str, Any] | None = None  # of ray.init: {address: auto}
     remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
+
+    @model_validator(mode="after")
+    def _own(self) -> "Launcher":
+        own = {"slurm": {"executors", *(self.model_extra or {})}, "ray": {"executors", "init", "remote"}}
+        if others := self.model_fields_set - {"name"} - own.get(self.name, {"runs_per_device"}):
+            raise ValueError(f"no key 'launcher.{min(others)}' of launcher={self.name}")
+        return self
 
 
 class Launch(Part):

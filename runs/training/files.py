@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from runs.errors import UserError
 from runs.file_hash import digest
 from runs.identity import hash_of
 from runs.record import (
@@ -50,7 +51,10 @@ class Attempt:
     that this attempt writes."""
 
     def __init__(self, output: str | Path, run_id: str) -> None:
-        """Takes over what the last attempt left."""
+        """Takes over what the last attempt left. Raises UserError where a folder or the like has the name of
+        the record."""
+        if os.path.lexists(path := record_path(output, run_id)) and not path.is_file():
+            raise UserError(f"{path} is not a regular file, and the run's record has its name. Move it away")
         self.output, self.run_id, self.token = output, run_id, uuid.uuid4().hex[:12]
         self.ended, self.deviations = list[str](), list[str]()
         self.settings, self.decoding = dict[str, int](), 0.0

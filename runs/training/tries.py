@@ -53,9 +53,15 @@ def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tra
                 return DONE, ""
             if (now := saved(output, run_id)) != before:
                 pauses, before = [*ROOM], now
-            if not (pauses and isinstance(error, OSError) and error.errno in DISK):
-                return FAILED, describe(error)
-            print(f"{describe(error)}: tried again in {duration(pauses[0])}", flush=True)
+            words, disk = describe(error), isinstance(error, OSError) and error.errno in DISK
+            if not (pauses and disk):
+                with contextlib.suppress(OSError):  # there may be no room for that, either
+                    for attempt in attempts if disk else ():
+                        attempt.fail(run, words)
+                return FAILED, words
+            print(f"{words}: tried again in {duration(pauses[0])}", flush=True)
+            for attempt in attempts:
+                attempt.ended.append(words)
         stop.listens = False  # SIGTERM ends the process at once
         if stop.wanted:
             leave(*attempts)
@@ -108,7 +114,6 @@ def _until_done(run: Run, attempt: Attempt, stop: Stop, tracking: Tracking, alon
             attempt.ended.append(words)
             attempt.save()
         elif cause == "disk":
-            attempt.ended.append(words)
             raise OSError(errno.EIO, words)
         elif cause == "device":
             attempt.ended.append(words)

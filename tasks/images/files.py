@@ -15,14 +15,10 @@ TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
 
 
-def local_files(
-    name: str, data_dir: Path, train_splits: Sequence[str], test_split: str | None
-) -> dict[str, Path]:
-    """The files of a local copy by their names inside it. data_dir: the set's own folder, or one that holds
-    it under the set's name. Raises DataError where it holds no images."""
+def local_files(data_dir: Path, train_splits: Sequence[str], test_split: str | None) -> dict[str, Path]:
+    """The files of a local copy by their names inside it. Raises DataError where it holds no images."""
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
-    data_dir = data_dir / name if (data_dir / name).is_dir() else data_dir
     files = _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
     if not files:
         layout = "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg, or the hub's parquet files"

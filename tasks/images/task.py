@@ -59,7 +59,10 @@ def load(settings: Any) -> "ImageTask":
 
 
 def _local(settings: Any, folder: Path) -> dict[str, Path]:
-    return local_files(settings["name"], folder, settings["train_splits"], settings["test_split"])
+    """The files of the set's own folder or, for a published set, of one that holds it under its name."""
+    name = settings["name"]
+    own = folder / name if name in PUBLISHED and (folder / name).is_dir() else folder
+    return local_files(own, settings["train_splits"], settings["test_split"])
 
 
 def _fetched(settings: Any) -> Path:

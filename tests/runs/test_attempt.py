@@ -156,11 +156,15 @@ def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_g
         shutil.rmtree(fourth.folder)
 
 
-def test_what_is_no_file_in_a_records_place_stays_and_is_named(place):
-    output, record, make = place
-    record_path(output, "run").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"records/run\.json"):
-        make().finish(record)
+@pytest.mark.parametrize("odd", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_a_records_place_stays_and_is_named_before_training(odd, place):
+    output, _, make = place
+    path = record_path(output, "run")
+    path.parent.mkdir()
+    odd(path)
+    with pytest.raises(UserError, match=r"records/run\.json"):
+        make()
+    assert path.exists()
 
 
 # --- the record and its files

@@ -50,6 +50,7 @@ init_from=lora@mnly | no task 'mnly'. Did you mean mnli?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
 method=peft method.config=3 | method.config=3: should be a valid dictionary
 method=vera,lorra | no method 'lorra'. Did you mean lora?
+method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
 method=LoRA(r=8) | 'method=LoRA(r=8)' is not KEY=VALUE
 model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
 experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
@@ -63,6 +64,12 @@ model.foo=1 | no key 'model.foo'
 task.train_file=x | no key 'task.train_file'
 method.r=3 | no key 'method.r'. Did you mean method.rank?
 +x=1 | no key 'x'
++task.foo.bar=1 | no key 'task.foo.bar'
++train.foo.bar=1 | no key 'train.foo.bar'
++train.lr.foo=1 | no key 'train.lr.foo'
++method.sites.foo=1 | method.sites
++method.configs=1 | no key 'method.configs'
++method.config.r=1 | no key 'method.config.r'
 task.family=../../evil | task.family=../../evil: should be one of e2e, glue, images, instruct, text
 task.family=null | task.family=null: should be
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
@@ -122,6 +129,9 @@ experiment=table2_base model=encoder model.path=/x | preset table2_base has no r
 launcher=slurm launcher.executors=0 | launcher.executors=0: should be
 launcher=ray launcher.init=3 | launcher.init=3: should be
 launcher.name=x | launcher.name=x
+launcher=local +launcher.executors=3 | launcher.executors
++launcher.foo=1 | launcher.foo
+launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
 tracking.mode=foo | tracking.mode=foo: should be
 """
 #: Names of other programs, and this one's.
@@ -341,6 +351,7 @@ def test_batches_are_random_in_the_recipes_of_the_papers_models(model, grouped):
         ("lr_head: 1e-3\nch", "lr_haed: 1e-3\nch", "lr_haed: nothing reads it. Did you mean lr_head?"),
         ("  epochs: {cola", "  epoch: {cola", "epoch: nothing reads it. Did you mean epochs?"),
         ("epochs: {cola", "epochs: {colla", "colla: nothing reads it. Did you mean cola?"),
+        ("epochs: {cola: 5}", "epochs: {1: 5}", "1: nothing reads it."),
         ("epochs: {cola: 5}", "epochs: 5", "by_row, by_task and by_task's values are mappings"),
         ("  lr_head: on", "  lr_hed: on", "lr_hed: nothing reads it. Did you mean lr_head?"),
     ],
@@ -508,6 +519,15 @@ def test_dinov2_sees_digits_small_and_others_as_its_weights_want():
     )
     assert (digits.config["task"]["image_size"], other.config["task"]["image_size"]) == (56, None)
     assert expand(["task=digits", "model=vit_base"])[0].config["task"]["image_size"] is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("augment", "flip"), ("bad_images", "skip")])
+def test_a_task_of_ones_own_with_a_setting_that_is_gone_is_refused(key, value, tmp_path):
+    (tmp_path / "task").mkdir()
+    file = f"defaults: [image_folder, _self_]\nname: mine\n{key}: {value}\n"
+    (tmp_path / "task" / "mine.yaml").write_text(file)
+    words = ["--config-dir", str(tmp_path), "task=mine", "model=dinov2_small", "task.data_dir=/x"]
+    assert f"task.{key}={value}" in error_of(words)
 
 
 def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):

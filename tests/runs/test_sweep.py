@@ -236,7 +236,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch):
 
     def sync(file):
         if "checkpoint" in os.readlink(f"/proc/self/fd/{file}") and not room.exists():
-            if len(records_of(words)) == 0:
+            if not any(record_path(output_of(words), run_id(run)).exists() for run in expand(words)):
                 room.touch()
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
@@ -248,6 +248,8 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch):
     room.unlink()
     (*_, (_, error, _)) = sweep.sweep(expand([*words, "seed=1,2"])).failed
     assert error.startswith("No space left on device. Finished runs are kept; make room")
+    failed = records_of([*words, "seed=1,2"])  # whose last try is no earlier one
+    assert [(one["error"], one["tries"]) for one in failed] == [(error, [error])] * 2
     room.touch()
     assert sweep.sweep(expand([*words, "seed=1,2"])).done == 2
 

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,17 @@ def test_the_first_run_of_a_start_holds_nothing_out(words):
     assert (run.config["task"]["holdout"], run.start.config["task"]["holdout"]) == (0.2, None)
     (usual,) = expand([*plain, "method=lora_mnli"])
     assert run_id(run.start) == run_id(usual.start)
+
+
+def test_redo_is_of_the_trials_alone(words, monkeypatch):
+    """Not of the run that they start from."""
+    done = SimpleNamespace(interrupted=True, exit_code=0)
+    given: dict = {}
+    monkeypatch.setattr(tune, "sweep", lambda runs, **how: given.update(how, runs=runs) or done)
+    plain = [w for w in words if not w.startswith(("method.", "train.lr"))]
+    tune.main([*plain, "method=lora_mnli", "redo=true", "grid={train.lr: [1e-3, 1e-2]}"])
+    assert given["again"] == [run for run in given["runs"] if run.start]
+    assert len(given["runs"]) > len(given["again"]) > 0
 
 
 @pytest.mark.slow
