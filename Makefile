@@ -44,7 +44,7 @@ help: ## this list
 	@echo "  SEEDS=0,1 METHODS=vera,lora TASKS=rte,mrpc MODEL=minilm MODEL_PATH=/local/model DATA=/local/data narrow and"
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
 	@echo "  RUNS_PER_DEVICE=4 with LAUNCHER=local has so many runs share a GPU, through MPS where it can be started."
-	@echo "  LAUNCHER=local (or slurm, ray) picks where the runs are done, TRACKING=online (offline, off) whether W&B shows them."
+	@echo "  LAUNCHER=local (or slurm, ray) picks where the runs are done, TRACKING=online (offline, off) whether W&B shows them (neither is plan's)."
 	@echo "  OUTPUT=folder takes another folder than outputs, ARGS='train.precision=tf32' adds words,"
 	@echo "  GRID='{train.lr: [1e-2]}' is tune's."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has the"

@@ -193,7 +193,8 @@ def check_record(folder: Path) -> None:
     path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
     files: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
-        files = json.loads(path.read_bytes()).get("files", {})
+        named = json.loads(path.read_bytes()).get("files")
+        files = named if isinstance(named, dict) else {}
     for name in {"adapter.safetensors", "head.safetensors"} & files.keys():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != files[name]:
             raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")

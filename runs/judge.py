@@ -22,7 +22,7 @@ from runs.answer import Questions, answers_path, config_of, read_line, records_o
 from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.evaluate import amend
-from runs.record import Record
+from runs.record import Record, finished_record, read_regular, record_path
 from tasks.mt_bench import (
     Judge,
     JudgeError,
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     answered = [_answers(record, config_of(record, line)) for record in records]
     messages = [
         message
-        for bench, folder, answers in answered
+        for bench, folder, answers, _ in answered
         for message in prompts(folder, bench, read_questions(folder, bench), answers).values()
     ]
     keys = ("base_url", "concurrency", "retries", "timeout")
@@ -73,10 +73,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(str(error)) from None
     print(outcome.report(file))
     saved, rows, gone = read_judgments(file), list[dict[str, Any]](), False
-    for record, (bench, folder, answers) in zip(records, answered, strict=True):
-        entry = summary(folder, bench, answers, by, saved)
-        about = json.loads(answers_path(output, record["id"], bench).with_suffix(".json").read_text())
-        entry["answering"] = {key: about[key] for key in ANSWERING}
+    for record, (bench, folder, answers, answering) in zip(records, answered, strict=True):
+        entry = summary(folder, bench, answers, by, saved) | {"answering": answering}
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
         # A part of the scores is no result. Judging takes hours, in which a record may have been set aside
         scores = partial(_with_scores, entry=entry)
@@ -99,15 +97,19 @@ def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
     return {"judged": [*others, entry]}
 
 
-def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]]]:
-    """The bench, its data folder, and a run's answers. Raises UserError where there are none."""
-    bench, folder = config["task"]["bench"], data_folder(config["task"])
-    path = answers_path(config["output"], record["id"], bench)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: run {record['id']} has no answers yet. First: python -m runs.answer {record['id']}"
-        )
-    return bench, folder, read_answers(path, read_questions(folder, bench), record["id"])[1]
+def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]], Record]:
+    """The bench, its data folder, a run's answers, and the settings that made them. Raises UserError where
+    there are none, or no record here that the scores can go into: nothing has been paid for yet."""
+    bench, folder, run = config["task"]["bench"], data_folder(config["task"]), record["id"]
+    path = answers_path(config["output"], run, bench)
+    try:
+        about = json.loads(read_regular(path.with_suffix(".json")))
+        answering = {key: about[key] for key in ANSWERING}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no answers yet ({error}). First: python -m runs.answer {run}") from None
+    if not finished_record(config["output"], run):
+        raise UserError(f"{record_path(config['output'], run)}: no record. Copy the published one here")
+    return bench, folder, read_answers(path, read_questions(folder, bench), run)[1], answering
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def read_references(path: Path) -> list[list[str]]:
     one line each. Raises DataError for an item without references."""
     text = "\n".join(line.strip() for line in _lines(path))
     blocks = "\n\n" in f"{text}\n"
-    items = [block.splitlines() for block in text.rstrip("\n").split("\n\n" if blocks else "\n")]
+    items = [block.split("\n") for block in text.rstrip("\n").split("\n\n" if blocks else "\n")]
     for number, item in enumerate(items, 1):
-        if not item or not all(item):
+        if not all(item):
             raise DataError(f"{path}: item {number} has no references (one blank line ends an item)")
     return items
 

@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="MEASURE [RUN ...]")
     (kind, *names), output, seed = line.names, line.settings.output, line.settings.seed
     count, wanted = MEASURES[one_of("measure", kind, MEASURES)]
-    if seed < 0:
-        raise UserError(f"seed={seed}: should be at least 0")
+    if seed < 0 or (kind == "magnitude" and "seed" in line.given):
+        raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
     if names and (not count or (count == 2 and len(names) != 2)):
         raise UserError(f"{kind} is of {'two' if count else 'no'} runs, not of {', '.join(names)}")
     records = [find(name, output) for name in names]

@@ -17,12 +17,14 @@ from runs.record.schema import PATHS, Record, check
 from runs.record.text import printable
 
 
-def read_regular(path: str | Path) -> bytes:
+def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
     """The bytes of a regular file, or of one that a link leads to; never blocks. Raises ValueError, naming
-    the file, for one that is missing or cannot be read, and for a folder, a pipe, a device and the like."""
+    the file, for one that is missing, unreadable or of more than `most` bytes, a folder, a pipe, a device."""
     try:
         if not os.path.isfile(path):  # before it is opened: a pipe would block, a device may do something
             raise ValueError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
+        if os.path.getsize(path) > most:
+            raise ValueError(f"{path}: larger than {most:,} bytes")
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
@@ -73,11 +75,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def is_dead(name: str) -> bool:
-    """Whether a file or folder whose name ends with HOST.PID.TOKEN is of a process of this machine that has
-    ended."""
+    """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
     host, _, number = name.rpartition(".")[0].rpartition(".")
     try:
-        if f".{host}".endswith(f".{socket.gethostname()}"):
+        if host == socket.gethostname():
             os.kill(int(number), 0)
     except ProcessLookupError:
         return True
@@ -89,8 +90,9 @@ def is_dead(name: str) -> bool:
 def sweep_up_dead(folder: Path) -> None:
     """Removes the temporary files below a folder that killed processes of this machine left. Safe at any
     time."""
-    for partial in filter(lambda path: is_dead(path.name), folder.rglob(".*.*.*")):
-        partial.unlink(missing_ok=True)
+    for partial in folder.rglob(".*.*.*.*.*"):
+        if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
+            partial.unlink(missing_ok=True)
 
 
 def records_folder(output: str | Path) -> Path:

@@ -50,7 +50,7 @@ def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
 
     name, jobs = work.folder.name, 0
     given = {**(slurm.model_extra or {})}
-    limit = {"slurm_max_num_timeout": given.pop("max_num_timeout")}
+    limit = {"slurm_max_num_timeout": given.pop("max_num_timeout", 1000)}  # as in conf/launcher/slurm.yaml
     given = {key if key in GENERAL else f"slurm_{key}": value for key, value in given.items()}
 
     def alive() -> int:

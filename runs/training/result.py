@@ -67,9 +67,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "recipe": {"name": run.recipe, "source": recipe.get("source"), "chosen": recipe.get("chosen", {})},
         "seeds": seeds | ({"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {}),
         **made_with(training.code, accelerator.device),
-        "determinism": flags(accelerator.device)
-        | here
-        | ({"resumed": state.resumed} if state.resumed else {}),
+        "determinism": flags(accelerator.device) | here,
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),
         "data": {

@@ -84,7 +84,8 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
         | {"valid": f"{s['n_valid']} of {s['n']}"}
         for s in summaries
     ]
-    lines = [pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format, na_rep="-")]
+    frame = pd.DataFrame(rows).fillna(np.nan)  # a column of None alone would say None
+    lines = [frame.to_string(index=False, float_format="{:.2f}".format, na_rep="-")]
     for s in summaries:
         if s["judged"] < s["n"]:
             lines.append(f"{s['model']}: incomplete, {s['judged']} of {s['n']} judged by {s['judge']}")

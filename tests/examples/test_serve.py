@@ -291,6 +291,9 @@ def test_a_file_that_is_not_the_one_of_the_run_s_record_is_not_served(tmp_path):
     (folder / "adapter.safetensors").write_bytes(b"epoch 2")
     check_record = example().check_record
     check_record(folder)  # there is no record
+    for odd in (None, ["adapter.safetensors"]):
+        (tmp_path / "records" / "7f.json").write_text(json.dumps({"files": odd}))
+        check_record(folder)
     files = {"adapter.safetensors": hashlib.sha256(b"epoch 2").hexdigest()}
     (tmp_path / "records" / "7f.json").write_text(json.dumps({"files": files}))
     check_record(folder)

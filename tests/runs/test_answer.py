@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import QUESTIONS
 from judge_server import JudgeServer, error, score
-from running import comparable, do, elsewhere, trained
+from running import comparable, do, elsewhere, refused, trained
 from safetensors.torch import load_file
 from tiers import sample
 from tiny import save_llama
@@ -430,11 +430,17 @@ def test_a_judges_last_scores_count_and_scores_of_other_answers_go():
     assert judge._with_scores({}, before[0]) == {"judged": [before[0]]}
 
 
-def test_what_cannot_be_judged_is_one_line(done, key):
+def test_what_cannot_be_judged_is_one_line(done, key, monkeypatch):
     record, output = done
-    with pytest.raises(UserError, match=r"has no answers yet. First: python -m runs.answer"):
+    with refused("mt_bench.json: no such file", f"First: python -m runs.answer {record['id']}"):
         judge.main([record["id"], f"output={output}"])
     asked(record, output)
+    monkeypatch.setattr(judge, "records_of", lambda line: [record])
+    own = record_path(output, record["id"])
+    own.rename(own.with_suffix(".aside"))  # as of a run that only a study has
+    with refused(f"{own}: no record"):
+        judge.main([record["id"], f"output={output}"])
+    own.with_suffix(".aside").rename(own)
     path = run_folder(output, record["id"]) / "mt_bench.jsonl"
     path.write_text(path.read_text().replace(record["id"], "another"))
     with pytest.raises(DataError, match=f"an answer of 'another', not of '{record['id']}'"):

@@ -141,7 +141,8 @@ def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_g
     (second.folder / CHECKPOINT).write_text("new")
     os.utime(first.folder / CHECKPOINT, ns=(1, 1))
     dead = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.dead")  # no process has this number
-    far, half = (first.folder.with_name(f"other.host.{2**22 + 1}.{name}") for name in ("alive", "half"))
+    other = f"other.{socket.gethostname()}.{2**22 + 1}"
+    far, half = (first.folder.with_name(f"{other}.{name}") for name in ("alive", "half"))
     for folder in (dead, far, half):
         shutil.copytree(first.folder, folder)
     (half / "attempt.json").unlink()  # killed as it took over

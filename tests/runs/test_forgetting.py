@@ -184,6 +184,7 @@ def test_a_record_that_lacks_it_gets_it_and_one_that_has_it_is_checked(change, e
     for change, code, words in (
         ({}, 0, "forgetting as recorded: the same"),
         ({"after": wanted["after"] + 0.5}, 1, "forgetting as recorded: NOT the same"),
+        ({"before": wanted["before"] + 0.5}, 1, "forgetting as recorded: NOT the same"),  # another base
         ({"sha256": "another", "text": "b.txt"}, 0, "recorded on another text (b.txt), not compared"),
     ):
         again["result"]["forgetting"] = wanted | change

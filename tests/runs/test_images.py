@@ -142,6 +142,16 @@ def test_a_head_of_other_classes_is_replaced_and_the_seed_decides_the_new_one(im
     assert not torch.equal(first["timm_model.head.weight"], other["timm_model.head.weight"])
 
 
+def test_the_hubs_names_of_a_vits_weights_are_read(image_words, tiny_vit):
+    names = set(load_file(tiny_vit / "model.safetensors"))
+    assert "encoder.layer.0.attention.attention.query.weight" in names  # as google's have them
+    backbone = begin(image_words).raw_model.vit
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(tiny_vit)(pixels).last_hidden_state
+        assert torch.equal(backbone.eval()(pixels).last_hidden_state, theirs)
+
+
 # --- a head alone
 
 

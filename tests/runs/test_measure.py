@@ -180,6 +180,7 @@ def test_a_users_mistake_is_one_line(pair, tmp_path):
         (["matrix_fit", "abc"], "matrix_fit is of no runs"),
         (["matrix_fit", "seed=x"], "seed=x: should be"),
         (["matrix_fit", "seed=-1"], "seed=-1: should be at least 0"),
+        (["magnitude", "seed=1"], "seed=1: "),
         (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
         (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),
         (["magnitude", "nothing", f"output={output}"], "no records begin with 'nothing'"),

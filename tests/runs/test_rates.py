@@ -53,6 +53,14 @@ def test_each_parameter_has_one_rate_and_the_groups_are_named_by_it():
         assert [group["name"] for group in plain] == ["adapter", "head", "head (no decay)"]
 
 
+def test_biases_and_layernorms_do_not_decay():
+    model = tiny_model()
+    vera.Full().adapt(model)
+    spared = {id(p) for p in model.parameters() if p.dim() == 1}
+    for group in optimizer_groups(vera.Full(), model, TRAIN):
+        assert {id(p) in spared for p in group["params"]} == {group["weight_decay"] == 0.0}, group["name"]
+
+
 def test_a_decay_by_pattern_stands_before_that_of_the_rest():
     model = tiny_model()
     vera.LoRA(rank=2).adapt(model)

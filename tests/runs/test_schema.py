@@ -162,10 +162,12 @@ def odd(tmp_path):
     for name, make in zip(("folder", "pipe", "device", "loop"), ODD.values(), strict=True):
         make(records / f"{name}.json")
     (records / "gone.json").symlink_to("nowhere")
+    (records / "huge.json").touch()
+    os.truncate(records / "huge.json", 64 * 2**20 + 1)
     (tmp_path / "measures").mkdir()
     (tmp_path / "measures" / "halved.json").write_text('{"schema": 1, "id": "halved", "kind": "magnitude"}')
-    names = [*shapes, r"\udcff", "deep", "large", "folder", "pipe", "device", "loop", "gone", "halved"]
-    return tmp_path, names
+    names = [*shapes, r"\udcff", "deep", "large", "folder", "pipe", "device", "loop", "gone", "huge"]
+    return tmp_path, [*names, "halved"]
 
 
 def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
@@ -175,6 +177,7 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
     assert sorted(found.records) == sorted(one["id"] for one in seeds())
     assert not found.measures
     assert len(found.problems) == len(names)
+    assert "huge.json: larger than 67,108,864 bytes" in said  # and not read
     for name in names:
         (problem,) = [problem for problem in found.problems if f"/{name}.json: " in problem]
         assert "\n" not in problem

@@ -474,6 +474,8 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     told += ["exclude=node7", f"job-name={tmp_path.name}", "nodes=1"]
     assert not [flag for flag in told if f"#SBATCH --{flag}\n" not in text]
     assert "module load cuda" in text
+    with launch.on_slurm(Launch(launcher={"name": "slurm"}).launcher, work):
+        assert len(sent) == 2
     again = work.checkpoint(3)
     assert (again.function, again.args) == (work, (3,))
 

