@@ -415,6 +415,14 @@ def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(path, s
         spoilt_later(torch.randn(2, 8))
 
 
+def test_a_base_that_trains_after_all_gets_its_gradient():
+    thawed = Attention(8, 6)
+    vera.VeRA(rank=12).adapt(thawed)
+    thawed.requires_grad_(True)
+    attend(thawed, torch.randn(600, 8)).backward()
+    assert thawed.query.base.weight.grad.abs().max() > 0
+
+
 # --- the cost model
 
 
