@@ -11,6 +11,7 @@ if [ "${1:-}" = stop ]; then
   for name in slurmctld slurmd; do
     if [ -f "$root/$name.pid" ]; then kill "$(cat "$root/$name.pid")" || true; fi
   done
+  while pidof slurmctld slurmd >/dev/null; do sleep 0.1; done # the next start would take a daemon that ends for its own
   exit 0
 fi
 if [ -e /etc/slurm/slurm.conf ] && [ "$(readlink -f /etc/slurm/slurm.conf)" != "$(readlink -f "$conf")" ]; then

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ import ledgers
 import pytest
 import submitit
 import torch
+from filelock import FileLock
 from running import ROOT, TRAINING, ForkNow, call, call_here, comparable, do, elsewhere, output_of, trained
-from tiers import ALL_TESTS, guard
+from tiers import ALL_TESTS
 
 import runs.__main__
 import vera
@@ -508,15 +510,16 @@ def test_what_workers_leave_is_a_failure_that_says_where_to_look(words, monkeypa
 # --- Slurm, Ray and torchrun, for real
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def slurm(process):
-    """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh."""
+    """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh. All workers of pytest
+    share it: each test starts and stops it, and the others wait."""
     if not ALL_TESTS:
         pytest.skip("a Slurm is started with ALL_TESTS=1 only")
-    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
-    yield
-    guard.allowed = {"process"}  # it ends with the session, whatever the last test was
-    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
+    with FileLock(Path(tempfile.gettempdir()) / "vera-bench-slurm.lock"):
+        subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
+        yield
+        subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
 
 
 def test_on_slurm_two_runs_longer_than_a_job_are_done_by_requeue_alone(slurm, words, tmp_path):
