@@ -6,8 +6,8 @@
 
 tests/nets/mutants.jsonl holds them: file, function, the line before and after, and the result of the pass
 that a later one is compared with: what was caught then and is not any more ends it with exit code 1. They are
-tried in a clone of the last commit. FOLDER keeps map.jsonl (which fast tests reach which function;
-delete it after tests have changed) and results.jsonl (for a new pass, too).
+tried in a clone of the last commit. FOLDER keeps map.coverage and map.times (which fast tests reach which line,
+and how long they take; delete them after any change) and results.jsonl (for a new pass, too).
 """
 
 import ast
@@ -19,12 +19,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter, defaultdict
+from itertools import chain
 from pathlib import Path
 
-import pytest
+from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
@@ -168,52 +167,43 @@ def mutated(mutant, root):
     return "\n".join([*lines, ""])
 
 
-# --- which tests reach which function: a plugin of pytest (-p mutants)
-
-FILES = dict[str, str]()  # of the code that was met, by its path; "" for code of no part
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Writes how long a passed test took and the functions that it called, where MUTANTS_MAP says."""
-    if not (target := os.environ.get("MUTANTS_MAP")):
-        return (yield)
-    reached = set()
-
-    def trace(frame, *_):
-        code = frame.f_code
-        if code not in reached and FILES.get(code.co_filename, "new"):
-            if code.co_filename not in FILES:
-                name = os.path.relpath(code.co_filename, ROOT)
-                FILES[code.co_filename] = name if any(Path(name).match(part) for part in PARTS) else ""
-            if FILES[code.co_filename]:
-                reached.add(code)
-
-    failed, began = item.session.testsfailed, time.monotonic()
-    threading.settrace(trace)
-    sys.settrace(trace)
-    try:
-        return (yield)
-    finally:
-        sys.settrace(None)
-        threading.settrace(None)
-        if item.session.testsfailed == failed:
-            names = {f"{FILES[of.co_filename]}:{re.sub(r'[.]<[^.]*>', '', of.co_qualname)}" for of in reached}
-            seconds = round(time.monotonic() - began, 3)
-            write(Path(target), [{"test": item.nodeid, "seconds": seconds, "reaches": sorted(names)}], "a")
+# --- which tests reach which function
 
 
 def tests_of(clone, path):
-    """The tests that reach each function, the fastest first; from one run of all that are fast."""
-    if not path.is_file():
-        begun = path.with_suffix(".begun")
-        begun.unlink(missing_ok=True)
-        call(clone, ["-m", "not slow", "-p", "mutants"], MUTANTS_MAP=str(begun.absolute()))
-        begun.rename(path)
-    reaching, there = defaultdict(list), {*call(clone, ["--collect-only"])[1].splitlines()}
-    for one in sorted(read(path), key=lambda one: one["seconds"]):
-        for name in one["reaches"] if one["test"] in there else ():
-            reaching[name].append(one)
+    """The tests that reach each function, each with its seconds, the fastest first; from one run of all that
+    are fast, with their coverage in path and their times beside it."""
+    times = path.with_suffix(".times")
+    if not times.is_file():
+        words = [
+            "--cov=vera",
+            "--cov=runs",
+            "--cov=analysis",
+            "--cov-context=test",
+            "--cov-report=",
+            "-n",
+            "auto",
+        ]
+        code, output = call(
+            clone, ["-m", "not slow", "--durations=0", *words], COVERAGE_FILE=str(path.absolute())
+        )
+        if code:
+            sys.exit(f"error: tests fail without a mutant:\n{output}")
+        times.write_text(output)
+    seconds = defaultdict(float)
+    for took, test in re.findall(r"^([0-9.]+)s (?:setup|call|teardown) +(\S.*)$", times.read_text(), re.M):
+        seconds[test] += float(took)
+    data, there = CoverageData(str(path)), {*call(clone, ["--collect-only"])[1].splitlines()}
+    data.read()
+    reaching = defaultdict(list)
+    for file in data.measured_files():
+        name = file[file.index("/clone/") + len("/clone/") :]
+        lines = data.contexts_by_lineno(file)
+        if (clone / name).is_file() and any(Path(name).match(part) for part in PARTS):
+            for function, of in functions(ast.parse((clone / name).read_text())):
+                of_lines = (lines.get(i, ()) for i in range(of.body[0].lineno, of.end_lineno + 1))
+                tests = {one.rpartition("|")[0] for one in chain.from_iterable(of_lines) if one} & there
+                reaching[f"{name}:{function}"] = sorted((seconds[test], test) for test in tests)
     return reaching
 
 
@@ -229,7 +219,7 @@ def run(folder):
     with tempfile.TemporaryDirectory() as temporary:
         clone = Path(temporary) / "clone"
         subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
-        reaching = tests_of(clone, folder / "map.jsonl")
+        reaching = tests_of(clone, folder / "map.coverage")
         for mutant in (one for one in read(DATA) if key(one) not in done):
             found = tried(mutant, chosen(reaching[f"{mutant['file']}:{mutant['function']}"]), clone)
             write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
@@ -246,10 +236,10 @@ def chosen(tests):
     """The nets, then a case of each test, the fastest ones first, then two more of each: up to TESTING
     seconds."""
     ordered, cases = [], Counter()
-    for one in tests:
-        name = one["test"].partition("[")[0]
+    for took, test in tests:
+        name = test.partition("[")[0]
         cases[name] += 1
-        ordered.append(("/nets/" not in name, cases[name] > 1, one["seconds"], one["test"], cases[name]))
+        ordered.append(("/nets/" not in name, cases[name] > 1, took, test, cases[name]))
     kept, seconds = [], 0.0
     for *_, took, test, case in sorted(ordered):
         if case <= 3 and (not kept or seconds + took <= TESTING):
