@@ -22,22 +22,58 @@ from runs.fork_server import start_early
 if __name__ == "__main__":
     start_early(sys.argv[1:])
 
+import logging
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from runs.command import Line, entry_point, find_record, open_ledger, read, setting
-from runs.config import OPTIONS, Command, answered, read_command
+from hydra._internal.utils import get_args_parser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from runs.command import (
+    COMPOSING,
+    Line,
+    Options,
+    as_word,
+    did_you_mean,
+    entry_point,
+    find_record,
+    open_ledger,
+    read,
+    setting,
+)
+from runs.config import CONF, GROUPS, Command, Files, read_command
+from runs.config.expand import read_grid
+from runs.config.files import ERRORS, READS, dotted, key_of, row_word, without_hydra
 from runs.errors import UserError, rank
 from runs.identity import identify
-from runs.overrides import overrides_of
-from runs.run import with_starts
+from runs.run import overrides_of, with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 
 #: Of a published run these have a name, and no longer the path of the machine that did it.
 LOCAL = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.mt_bench_dir")
+
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
+#: Hydra's options.
+OPTIONS: Options = {
+    ("-h", "--help"): {"action": "store_true", "help": "this text; with task=NAME, the keys of that choice"},
+    ("-c", "--cfg"): {"choices": ("job", "hydra", "all"), "help": "print the configuration, and run nothing"},
+    ("-p", "--package"): {"metavar": "KEY", "help": "with --cfg: a part of it, such as train"},
+    ("--resolve",): {"action": "store_true", "help": "with --cfg: without interpolations"},
+    ("-i", "--info"): {"choices": _INFO, "nargs": "?", "const": "all", "help": "what Hydra does"},
+    **COMPOSING,
+    ("-sc", "--shell-completion"): {"action": "store_true", "help": "install=bash (or zsh, fish)"},
+    ("--hydra-help",): {"action": "store_true", "help": "Hydra's own help"},
+    ("--version",): {"action": "version", "version": _VERSION, "help": "of this program and of Hydra"},
+}
 
 
 @dataclass(frozen=True)
@@ -74,13 +110,13 @@ def main(arguments: list[str]) -> int:
 def repeated(line: Line[Settings], name: str) -> Line[Settings]:
     """The line with the overrides of the run whose id begins with `name`, but for keys that it has itself.
     Raises UserError for an unknown run, or one whose overrides are not known."""
-    given = {word.lstrip("+~").partition("=")[0]: word.partition("=")[2] for word in line.overrides}
+    given = {key_of(word): word.partition("=")[2] for word in line.overrides}
     output = given.get("output", "outputs")
     record = find_record(open_ledger(output), name, output)
     if not (words := overrides_of(record)):
         where = f"{output}/runs/{record['id']}/overrides.yaml"
         raise UserError(f"run {record['id']}: its record is older than overrides in records. See {where}")
-    kept = [word for word in words if word.lstrip("+~").partition("=")[0] not in given]
+    kept = [word for word in words if key_of(word) not in given]
     for key, _, path in (word.partition("=") for word in kept):
         if key in LOCAL and path != "null" and not Path(path.strip("'\"")).exists():
             raise UserError(f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is")
@@ -101,6 +137,87 @@ def _compose_once(line: Line[Settings]) -> Command:
         store.set("vera-bench/command", composed)  # type: ignore[arg-type]
     command: Command = pickle.loads(store.get("vera-bench/command"))
     return command
+
+
+# --- the options that print something and run nothing (--cfg, --info, --help, ...)
+
+
+def answered(line: Line[Settings]) -> bool:
+    """Prints what an option asks for, and returns whether there was such an option. Raises UserError for a
+    mistake in the options or the overrides."""
+    asked = line.options
+    if ({"--package", "--resolve"} & asked.keys() or line.settings.sources) and "--cfg" not in asked:
+        raise UserError("--package, --resolve and sources=true are for --cfg job")
+    if not asked.keys() - {"--config-dir", "--multirun"}:
+        return False
+    files = Files(line.config_dir)
+    with files.hydra() as hydra:
+        try:
+            if "--shell-completion" in asked:
+                hydra.shell_completion("config", [*line.overrides])
+            elif "--hydra-help" in asked:
+                hydra.hydra_help("config", get_args_parser(), get_args_parser().parse_args([]))
+            else:
+                _print(line, files, hydra)
+        except ERRORS as error:
+            raise UserError(f"{' '.join(asked)}: {' '.join(str(error).split())}") from None
+    return True
+
+
+def _print(line: Line[Settings], files: Files, hydra: Any) -> None:
+    """What is printed of the first run of a command line."""
+    (cells, seeds, _), asked = read_grid(line.overrides, files), line.options
+    package = asked.get("--package")
+    if (count := len(cells) * len(seeds)) > 1 and "--help" not in asked and rank() == 0:
+        print(f"note: of {count} runs the first one", file=sys.stderr)
+    overrides = (*cells[0], *filter(None, seeds[:1]))
+    cfg = files.compose(overrides)
+    hydra.compose_config = lambda *_, **__: cfg  # for Hydra to print: with the recipe as its row sees it
+    if package not in (None, "_global_") and OmegaConf.select(cfg, package, default=files) is files:
+        near = did_you_mean(package, [str(key) for key in cfg])
+        raise UserError(f"--package {package}: the configuration has no such part.{near}")
+    if "--info" in asked:
+        logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
+        hydra.show_info(asked["--info"], "config", [*overrides])
+    elif line.settings.sources:
+        found = dict(_sources(cfg, line.overrides, overrides, files, hydra.config_loader))
+        shown = [word for word in found if word.startswith((f"{package}.", f"{package}=") if package else "")]
+        width = max(map(len, shown), default=0)
+        print(*(f"{word:<{width}}  {found[word]}" for word in shown), sep="\n")
+    else:
+        if "--help" in asked:
+            names = (f"  {group}: {', '.join(files.choices(group))}" for group in GROUPS if group != "recipe")
+            print(line.help, "Groups (GROUP=NAME):", *names, "\nConfiguration (KEY=VALUE):", sep="\n")
+        hydra.show_cfg("config", [], asked.get("--cfg", "job"), package, "--resolve" in asked)
+
+
+def _sources(
+    cfg: DictConfig, typed: tuple[str, ...], overrides: tuple[str, ...], files: Files, loader: Any
+) -> Iterator[tuple[str, str]]:
+    """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a place in a recipe."""
+    choices, place = cfg.hydra.runtime.choices, dict[str, str]()
+    words = [word for word in overrides if not word.startswith("recipe=")]
+    words += [f"recipe={choices.recipe}"] if cfg.get("recipe") else []
+    for one in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:  # a later one wins
+        read = loader.repository.load_config(one.config_path)
+        file = f"{read.path}/{one.config_path}.yaml".removeprefix("file://").replace(f"{CONF}/", "conf/")
+        file = "runs/config/schema.py" if one.config_path == "schema" else file
+        within = "" if one.package in ("", "_global_", None) else f"{one.package}."
+        content: Any = OmegaConf.to_container(read.config)
+        place |= {f"{within}{key}": file for key, _ in dotted(content)}
+    for word in overrides:
+        preset = f"conf/experiment/{choices.get('experiment')}.yaml"
+        place[key_of(word)] = "the command line" if key_of(word) in map(key_of, typed) else preset
+    values = dict(dotted(without_hydra(cfg, resolve=True)))
+    for key, raw in dotted(without_hydra(cfg, resolve=False)):
+        if isinstance(raw, dict) or key.startswith("recipe."):
+            continue
+        asked = READS.search(str(raw))
+        parts = (f"by_task.{asked[1]}.{cfg.task.name}", asked[1]) if asked else ()
+        in_recipe = (*(f"by_row.{row_word(cfg)}.{part}" for part in parts), *parts)
+        found = next((part for part in in_recipe if f"recipe.{part}" in place), None)
+        where = f"{place[f'recipe.{found}']}: {found}" if found else f"{place.get(key)}"
+        yield f"{key}={as_word(values[key])}", where + (f": {raw}" if "${" in str(raw) and not found else "")
 
 
 def script() -> None:

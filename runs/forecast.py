@@ -30,13 +30,10 @@ from runs.run import UNLIKE_OTHERS, Run
 from runs.training.state import Plan
 from tasks.fetch import cache_folder
 
-#: Settings of a task that decide how much a run computes.
-AMOUNTS = ("train_rows", "dev_rows", "holdout", "shots", "image_size", "items", "decode", "beams")
 #: Shares of the rows, sorted by length, at which the length is known. The longest row of a batch decides how
 #: much is computed, so the grid is finer at its end.
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
-#: Shares over which a mean is taken.
-EVENLY = (np.arange(2000) + 0.5) / 2000
+EVENLY = (np.arange(2000) + 0.5) / 2000  # shares over which a mean is taken
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
 
@@ -71,29 +68,25 @@ class Lengths:
         return float(np.interp(share, GRID, self.at).mean())
 
 
-#: Of a run's rows for training, its rows for evaluation, and in words how both are known.
-Data = tuple[Lengths, Lengths, str]
-
-
 @cache
-def known_data(settings: str) -> Data | None:
-    """What is known of the data of a run with these settings of its task (JSON); None where the number of
-    rows is not. Local files are counted; of the hub's data these are the published numbers (conf/rows.yaml),
-    of which a run may leave some out."""
+def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
+    """The rows for training and for evaluation of a run with these settings of its task (JSON), and in words
+    how both are known; None where they are not. Local files are counted; of the hub's data these are the
+    published numbers (conf/rows.yaml), of which a run may leave some out."""
     task: dict[str, Any] = json.loads(settings)
     published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
     data = _counted(task) if task.get("data_dir") or task.get("train_file") or not published else None
     data = data or (_published(task, published) if published else None)
     if not data or not published or "tokens" not in published:
         return data
-    of = {s: Lengths(0, **values | {"at": tuple(values["at"])}) for s, values in published["tokens"].items()}
-    train, dev = of["train"], of["train" if task.get("holdout") else "dev"]
-    words = [data[2].partition(";")[0], "lengths as published, in GPT-2's tokens"]
-    words += filter(None, [published.get("note")])
-    return replace(train, rows=data[0].rows), replace(dev, rows=data[1].rows), "; ".join(words)
+    tokens = {split: of | {"at": tuple(of["at"])} for split, of in published["tokens"].items()}
+    train = Lengths(data[0].rows, **tokens["train"])
+    dev = Lengths(data[1].rows, **tokens["train" if task.get("holdout") else "dev"])
+    words = [data[2].partition(";")[0], "lengths as published, in GPT-2's tokens", published.get("note")]
+    return train, dev, "; ".join(filter(None, words))
 
 
-def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> Data:
+def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
     """From an entry of conf/rows.yaml and the task's settings."""
     (train, dev), share, shots = entry["rows"].values(), task.get("holdout"), task.get("shots")
     if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
@@ -111,7 +104,7 @@ def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> Data:
     return Lengths(train), Lengths(dev), "rows as published (conf/rows.yaml)"
 
 
-def _counted(task: Mapping[str, Any]) -> Data | None:
+def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str] | None:
     """By reading the files; of texts the lengths, too."""
     try:
         if not tasks.source(task).files:
@@ -142,18 +135,18 @@ def _measured(rows: Any) -> Lengths:
 class Outline:
     """What a run will take, from its first step on; 0 for what is not known."""
 
-    steps: int  # of the optimizer
-    basis: str  # how the numbers of rows and their lengths are known
+    steps: int = 0  # of the optimizer
+    basis: str = ""  # how the numbers of rows and their lengths are known
     tokens: float = 0.0  # of training, without padding; of images the patches
     flops: float = 0.0  # of training and evaluation, padding included; without decoding
     step_flops: float = 0.0
 
 
-def outline(run: Run) -> Outline | None:
-    """What a run will take; None where its number of rows is not known."""
+def outline(run: Run) -> Outline:
+    """What a run will take; nothing is known, nor a basis, where its number of rows is not."""
     config, task = run.config, run.config["task"]
     if (data := known_data(json.dumps(task))) is None:
-        return None
+        return Outline()
     train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
     plan = Plan.of(config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none")
     if not (train.at and dev.at):
@@ -164,9 +157,8 @@ def outline(run: Run) -> Outline | None:
     length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     trained = epochs * train.rows + min(rest * plan.batch, train.rows)
-    if (counted := meta.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))) is None:
-        return Outline(plan.total_steps, basis, trained * train.mean)
-    forward, training = (each / rows for each in counted)
+    counted = meta.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))
+    forward, training = (each / rows for each in counted or (0.0, 0.0))
     training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
     # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
@@ -197,7 +189,7 @@ def probe(runs: Iterable[Run]) -> None:
     that were measured here before are left out; a line gives the reason for each that cannot be measured."""
     cells = {cell_key(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS}
     known = ((run, outline(run)) for run in cells.values() if not rate_of(run, []))
-    rows = {rate_file(run): (run, one.step_flops) for run, one in known if one and one.flops}
+    rows = {rate_file(run): (run, one.step_flops) for run, one in known if one.flops}
     print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {plural(len(rows), 'row')}")
     for number, (file, (run, flops)) in enumerate(rows.items(), 1):
         name = f"probe {number}/{len(rows)}: {run.label}"
@@ -237,11 +229,10 @@ def devices(run: Run) -> list[str]:
 
 def rate_file(run: Run) -> Path:
     """Where a probe keeps the FLOP a second of a run's row: by machine, model, precision and row."""
-    config = run.config
     where = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
-    row = [config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
-    machine = [devices(run), gpus.processor(), len(gpus.cores()), where, version("torch")]
-    key = hash_of([machine, row, run.method, config["train"]["precision"]])
+    row = [run.config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
+    machine = [devices(run), gpus.processor(), os.cpu_count(), where, version("torch")]
+    key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
@@ -256,17 +247,15 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[
         return rate, "a rate that conf/cards.yaml assumes: nobody measured it"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
-    here = devices(run)
     had = list[float]()
-    for record in reversed(done):
+    for record in (record for record in reversed(done) if record["device"]["name"] in devices(run)):
         config, cost, cell = record["config"], record["cost"], record["cell"]
-        alike = config["method"]["kind"] not in UNLIKE_OTHERS and record["device"]["name"] in here
-        if alike and config["train"].get("precision") == precision and len(had) < 3:
-            # Of a record from before a setting, or of a run that took no time
-            with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-                one = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, config))
-                seconds = cost["train_seconds"] + cost["evaluate_seconds"]
-                had += [one.flops / seconds] if one and one.flops else []
+        alike = config["method"]["kind"] not in UNLIKE_OTHERS
+        # A record may be from before a setting, or of a run that took no time
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+            if alike and config["train"]["precision"] == precision and len(had) < 3:
+                flops = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)).flops
+                had += [flops / (cost["train_seconds"] + cost["evaluate_seconds"])] if flops else []
     words = f"the rate of {plural(len(had), 'finished run')} of other cells"
     return (float(np.median(had)), words) if had else None
 
@@ -293,54 +282,52 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
     cells = {cell_key(one.run): one.run for one in left}
     like = {key: _like(run, done) for key, run in cells.items()}
     bar = tqdm([key for key in cells if not like[key]], "counting FLOPs", leave=False, disable=None, delay=2)
-    outlines = {key: outline(cells[key]) for key in bar}
-    rates = {key: rate_of(cells[key], done, card) for key, each in outlines.items() if each and each.flops}
-    amounts, bases, times, sources, disk = [0.0] * 4, dict[str, None](), list[float](), dict[str, None](), 0.0
+    new = {key: outline(cells[key]) for key in bar}
+    rates = {key: rate_of(cells[key], done, card) for key, each in new.items() if each.flops}
+    amounts, times, disk, sources = list[Any](), list[float](), 0.0, dict[str, None]()
     for one in left:
         key, seconds = cell_key(one.run), None if card else one.progress.get("seconds_left")
         if like[key]:
             seconds = _as_finished(one, like[key]) if seconds is None else seconds
             kept = [of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"] for of in like[key]]
             disk += float(np.median(kept))
-        elif each := outlines[key]:
+        elif (each := new[key]).basis:
             share = 1 - min(one.steps / max(each.steps, 1), 1.0)
-            of_one = (1, share * each.steps, share * each.tokens, share * each.flops)
-            amounts = [a + b for a, b in zip(amounts, of_one, strict=True)]
-            bases |= dict.fromkeys(each.basis.split("; "))
+            amounts.append(share * np.array([each.steps, each.tokens, each.flops]))
             if seconds is None and (rate := rates.get(key)):
-                seconds, sources[f"FLOPs at {rate[1]}"] = of_one[3] / rate[0], None
+                seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
         times += [] if seconds is None else [seconds]
-    lines, (new, steps, tokens, flops) = list[str](), amounts
-    if new:
-        line = f"forecast for {plural(int(new), 'run')}: {steps:,.0f} steps"
-        line += f", {tokens / 1e6:,.0f}M tokens" if tokens else ""
-        line += f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""
-        lines = [line, f"  ({'; '.join(bases)})"]
-    if rows := dict.fromkeys(cells[key].row for key, each in outlines.items() if not (each and each.flops)):
-        why = "nothing tells their data's rows or lengths, or torch cannot count them"
-        lines.append(f"FLOPs are not known of {', '.join(rows)}: {why}")
-    if slow := {rate_file(cells[key]) for key, rate in rates.items() if not rate}:
-        lines.append(f"no estimate of time: probe=true measures {plural(len(slow), 'row')}, {SECONDS}s each")
-    if any(cells[key].config["task"].get("decode", "none") != "none" for key in rates):
-        lines.append("the time of decoding is not in it: a finished run shows it")
-    if times:
-        ids = {record["id"] for records in like.values() for record in records}
-        words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
-        part = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
-        where = f"one {card or devices(left[0].run)[0]}{part}{words and f' ({words})'}"
-        lines.append(f"est. {duration(sum(times))} left on {where}")
-        lines[-1] += f", {megabytes(disk)} on disk" if disk else ""
-    return "\n".join(lines)
+    steps, tokens, flops = np.sum(amounts, 0) if amounts else (0, 0, 0)
+    bases = dict.fromkeys(word for each in new.values() if each.basis for word in each.basis.split("; "))
+    unknown = ", ".join(dict.fromkeys(cells[key].row for key, each in new.items() if not each.flops))
+    slow = {rate_file(cells[key]) for key, rate in rates.items() if not rate}
+    decodes = any(cells[key].config["task"].get("decode", "none") != "none" for key in rates)
+    ids = {record["id"] for records in like.values() for record in records}
+    words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
+    part = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
+    lines = {
+        f"forecast for {plural(len(amounts), 'run')}: {steps:,.0f} steps"
+        + (f", {tokens / 1e6:,.0f}M tokens" if tokens else "")
+        + (f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""): amounts,
+        f"  ({'; '.join(bases)})": amounts,
+        f"FLOPs are not known of {unknown}: its rows or lengths are not, or torch cannot count them": unknown,
+        f"no estimate of time: probe=true measures {plural(len(slow), 'row')}, {SECONDS}s each": slow,
+        "the time of decoding is not in it: a finished run shows it": decodes,
+        f"est. {duration(sum(times))} left on one {card or devices(left[0].run)[0]}{part}"
+        f"{words and f' ({words})'}{f', {megabytes(disk)} on disk' if disk else ''}": times,
+    }
+    return "\n".join(line for line, holds in lines.items() if holds)
 
 
 def _like(run: Run, done: Sequence[Record]) -> list[Record]:
     """Finished runs of the same cell, with the same settings of the task that decide the amount of work."""
     task, cell = run.config["task"], (run.row, run.model, run.config["task"]["name"])
+    amounts = ("train_rows", "dev_rows", "holdout", "shots", "image_size", "items", "decode", "beams")
     return [
         record
         for record in done
         if tuple(record["cell"][key] for key in ("row", "model", "task")) == cell
-        and all(record["config"]["task"].get(key) == task.get(key) for key in AMOUNTS)
+        and all(record["config"]["task"].get(key) == task.get(key) for key in amounts)
     ]
 
 

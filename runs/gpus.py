@@ -1,4 +1,4 @@
-"""The devices of this machine: its processor's cores, the GPUs that NVIDIA's driver names, and whether torch
+"""The devices of this machine: its processor, the GPUs that NVIDIA's driver names, and whether torch
 can use them."""
 
 import contextlib
@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pynvml
 
@@ -20,9 +20,12 @@ DRIVERS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
 def uuids() -> dict[str, str]:
     """The UUIDs of NVIDIA's GPUs by their numbers (PCI order). Empty where the driver does not answer."""
-    return _answer(
-        lambda: {str(i): pynvml.nvmlDeviceGetUUID(handle) for i, handle in enumerate(_handles())}, {}
-    )
+    return {str(i): uuid for i, uuid in enumerate(_of_each("UUID"))}
+
+
+def names() -> list[str]:
+    """The names of NVIDIA's GPUs, visible or not."""
+    return _of_each("Name")
 
 
 def visible() -> list[str]:
@@ -37,18 +40,6 @@ def free_bytes(name: str) -> float:
     return _answer(
         lambda: float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(name)).free), 0.0
     )
-
-
-def names() -> list[str]:
-    """The names of NVIDIA's GPUs, visible or not."""
-    return _answer(lambda: [str(pynvml.nvmlDeviceGetName(handle)) for handle in _handles()], [])
-
-
-def cores() -> list[int]:
-    """The cores that this process may use, by their numbers."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def processor() -> str:
@@ -79,8 +70,10 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
         pynvml.nvmlShutdown()
 
 
-def _handles() -> list[Any]:
-    return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+def _of_each(what: str) -> list[str]:
+    """What NVIDIA's library calls the UUID or Name of each GPU."""
+    of, handle = getattr(pynvml, f"nvmlDeviceGet{what}"), pynvml.nvmlDeviceGetHandleByIndex
+    return _answer(lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], [])
 
 
 def named() -> list[str] | None:

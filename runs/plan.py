@@ -2,7 +2,6 @@
 would cost. It starts no run. torch is imported to count FLOPs, once, and for probe=true.
 
 python -m runs.plan experiment=table2_base
-python -m runs.plan task=rte,mrpc method=vera seed=0,1,2
 python -m runs.plan experiment=table2_base probe=true   and hours, before the first run
 python -m runs.plan experiment=table2_base card=H100    hours on a card that is not here
 python -m runs.plan experiment=table2_base watch=true   again and again while a sweep runs
@@ -34,21 +33,22 @@ from runs.training.files import last_checkpoint
 #: The states of a run, and their marks in the grid.
 STATES = {"done": "", "diverged": "d", "running": "*", "failed": "f", "partial": "r", "missing": ""}
 STATES |= {"blocked": "b", "unknown": "?"}
-#: Seconds between two looks of watch=true.
-LOOK = 2.0
 
 
 def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     """The state of each run, from the ledger and the files of this machine alone."""
     contents, problems = Contents(), dict[int, str]()
-    ids = enumerate(identify(runs, problems))
-    return [_planned(runs[i], run_id, problems.get(i), ledger, contents) for i, run_id in ids]
+    ids = identify(runs, problems)
+    return [
+        Planned(run, "blocked", problems[i]) if i in problems else _planned(run, ids[i], ledger, contents)
+        for i, run in enumerate(runs)
+    ]
 
 
-def _planned(run: Run, run_id: str | None, why: str | None, ledger: Ledger, contents: Contents) -> Planned:
-    """One run's state. why: it has no id."""
-    record = ledger.records.get(run_id) if run_id else None
-    if why or (record is None and (why := refusal(run))):
+def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -> Planned:
+    """One run's state."""
+    record = ledger.records.get(run_id or "")
+    if record is None and (why := refusal(run)):
         return Planned(run, "blocked", why)
     if run_id is None:
         why = f"{run.model} or {run.task} has no pinned revision and is not on this machine"
@@ -66,9 +66,8 @@ def _planned(run: Run, run_id: str | None, why: str | None, ledger: Ledger, cont
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})")
-    if checkpoint:
-        return Planned(run, "partial", "", _saved_steps(checkpoint), progress)
-    return Planned(run, "missing")
+    state = "partial" if checkpoint else "missing"
+    return Planned(run, state, "", _saved_steps(checkpoint), progress if checkpoint else {})
 
 
 def _saved_steps(checkpoint: Path | None) -> int:
@@ -95,35 +94,32 @@ def text(planned: list[Planned], ledger: Ledger, card: str | None = None, redo: 
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed or are blocked.
 
     card: of conf/cards.yaml, whose hours are wanted. redo: the command repeats the finished runs, too."""
-    preset = next((p.run.experiment for p in planned if p.run.experiment), "")
+    name = next((f"experiment={p.run.experiment}" for p in planned if p.run.experiment), "plan")
     models = ", ".join(dict.fromkeys(p.run.model for p in planned))
-    title = f"{f'experiment={preset}' if preset else 'plan'}: {plural(len(planned), 'run')} on {models}"
     totals = Counter(p.state for p in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
     cost = estimate(runs, ledger, card) if (runs := left(planned, redo)) else "nothing that can be done now"
+    title = f"{name}: {plural(len(planned), 'run')} on {models}"
     return "\n".join([title, "", *_grid(planned), "", states, cost, *_remarks(planned)])
 
 
 def _grid(planned: list[Planned]) -> list[str]:
     """A line for each row: how many of its runs are finished, and marks for the others, by task and model."""
     several = len({p.run.model for p in planned}) > 1
-    cells = defaultdict[str, defaultdict[str, list[str]]](lambda: defaultdict(list))
+    counts = defaultdict[tuple[str, str], Counter[str]](Counter)
     for p in planned:
         task = p.run.config["task"]["name"] + f"@{p.run.model}" * several
-        cells[task][p.run.row].append(p.state)
-    rows = list(dict.fromkeys(p.run.row for p in planned))
-    columns = [["", *rows], *([task, *(_cell(of[row]) for row in rows)] for task, of in cells.items())]
-    widths = [max(9, *(len(text) + 2 for text in column)) for column in columns]
-    lines = ["".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns, strict=True)]
+        counts[p.run.row, task][p.state] += 1
+    texts = dict[tuple[str, str], str]()
+    for key, of in counts.items():
+        marks = "".join(STATES[state] for state in STATES if of[state])
+        texts[key] = f"{of['done'] + of['diverged']}/{of.total()} {marks}".strip()
+    rows, tasks = (list(dict.fromkeys(names)) for names in zip(*counts, strict=True))
+    lines = [["", *tasks], *([row, *(texts.get((row, task), "-") for task in tasks)] for row in rows)]
+    widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*lines, strict=True)]
     there = {p.state for p in planned}
     legend = "; ".join(f"{STATES[state]}: {state}" for state in STATES if STATES[state] and state in there)
-    return [*lines, legend] if legend else lines
-
-
-def _cell(states: list[str]) -> str:
-    marks = "".join(mark for state, mark in STATES.items() if state in states)
-    done = sum(state in ("done", "diverged") for state in states)
-    return f"{done}/{len(states)} {marks}".strip() if states else "-"
+    return [*("".join(map(str.ljust, line, widths)).rstrip() for line in lines), *filter(None, [legend])]
 
 
 def _remarks(planned: list[Planned]) -> list[str]:
@@ -164,12 +160,11 @@ def main(arguments: list[str]) -> int:
             planned = plan(runs, ledger)
             if (now := text(planned, ledger, settings.card, command.launch.redo)) != shown:
                 print(f"{clear}{now}", flush=True)
-            over = not {p.state for p in planned} & {"running", "partial", "missing", "unknown"}
-            if over or not settings.watch:
+            coming = {p.state for p in planned} & {"running", "partial", "missing", "unknown"}
+            if not (settings.watch and coming):
                 break
-            shown = now
-            time.sleep(LOOK)
-            ledger = read_ledger(output, published=False)
+            time.sleep(2)
+            shown, ledger = now, read_ledger(output, published=False)
     return 0
 
 

@@ -1,9 +1,11 @@
 """One run, before it is done."""
 
+import json
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from runs.record import NOT_SETTINGS, row_label
+from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
 
 #: Methods whose runs take as long as no other row's: a head on its own trains on features that are computed
 #: once, and a model as it is does not train.
@@ -85,3 +87,17 @@ def with_starts(runs: list[Run]) -> list[Run]:
     runs."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]
+
+
+def overrides_of(record: Record) -> list[str]:
+    """The overrides of `python -m runs` that make a record's run again; none where it has none, as of a run
+    of an older version that is not published. Of a published run a local file or folder is its name alone."""
+    words = record.get("overrides") or _of_older_records().get(record["id"])
+    return [*words, f"seed={record['cell']['seed']}"] if words else []
+
+
+@cache
+def _of_older_records() -> dict[str, list[str]]:
+    """Without the seed, by run, those of published records from before a record had them."""
+    lines = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8").splitlines()
+    return {run: line["overrides"] for line in map(json.loads, lines) for run in line["runs"].split()}

@@ -21,7 +21,7 @@ from runs.config.files import Files, dotted, without_hydra
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.sweep import attempt, sweep
+from runs.sweep import pool, sweep
 from runs.training.loop import Training
 from runs.training.train import train
 from tasks import DataError
@@ -111,7 +111,7 @@ def _run_apart(words) -> None:
         os.dup2(null, stream)
         setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
     sweep.start_fork_server = lambda several: None
-    attempt.multiprocessing.get_context = lambda _: ForkNow()
+    pool.multiprocessing.get_context = lambda _: ForkNow()
     sys.argv = ["runs", *words]
     entry_point(importlib.import_module("runs.__main__").main)
 

@@ -26,8 +26,8 @@ from analysis.tables import TABLES
 from runs.config import read_command
 from runs.errors import UserError
 from runs.export.__main__ import FORMATS
-from runs.overrides import overrides_of
 from runs.plan import main as plan
+from runs.run import overrides_of
 from runs.tune import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS

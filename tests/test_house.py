@@ -50,7 +50,6 @@ BESIDE_THE_SPINE = {
             *("rates", "tracking"),
         )
     ),
-    "runs.config.show",
     *(
         f"runs.training.{n}"
         for n in (

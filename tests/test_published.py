@@ -13,8 +13,8 @@ from analysis.results.__main__ import main
 from runs import identity
 from runs.config import CONF, expand
 from runs.identity import run_id
-from runs.overrides import overrides_of
 from runs.record import FINISHED, PUBLISHED, crossfit_of, is_trial, read_study, study_folders
+from runs.run import overrides_of
 
 pytestmark = pytest.mark.nets
 

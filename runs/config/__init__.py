@@ -3,5 +3,4 @@
 from runs.config.expand import WHERE, Command, expand, read_command
 from runs.config.files import GROUPS, Files, parts, recipe_keys
 from runs.config.schema import Launch, Launcher
-from runs.config.show import OPTIONS, answered
 from runs.record import CONF

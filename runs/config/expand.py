@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from runs.command import COMPOSING, at_home, mistake, read
-from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, plain
+from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, open_part, plain
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
 from runs.record.text import first_line
@@ -32,6 +32,8 @@ REFUSED = {
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
     r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
 }
+#: Parts whose overrides are compared with their files.
+PARTS = ("task.", "method.", "train.", "model.settings")
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
 WHERE = tuple(Launch.model_fields)
 
@@ -109,8 +111,9 @@ def listed(argument: str) -> tuple[str, list[str]]:
     Call it within Files.hydra. Raises UserError for an override that Hydra's grammar cannot parse, for a key
     that no override may set, and for a list without values."""
     key, equals, text = argument.partition("=")
-    # Hydra's examples write +experiment=NAME, for applications whose defaults do not list the group
-    line = f"{key.replace('+experiment', 'experiment')}{equals}{at_home(text)}"
+    if not open_part(key):  # every other key is there: Hydra's + and ++ add nothing
+        key = key.lstrip("+")
+    line = f"{key}{equals}{at_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
         line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))  # 123e45678901 is no number
     loader: Any = GlobalHydra.instance().config_loader()  # which lists the options of a group for glob()
@@ -191,58 +194,46 @@ def _configuration(
 ) -> tuple[dict[str, Any], list[str]]:
     """A run's configuration as plain values, checked and converted (runs/config/schema.py); and the overrides
     that set the method, the training or the model's settings differently from their files."""
+    changed = _changed(cfg, overrides, files)
     config = {str(key): plain(cfg[key]) for key in cfg if key not in ("hydra", *WHERE)}
     if config["method"].get("kind") != "lora":
         config["method"].pop("scaling", None)  # a preset of LoRA's rows set it, and METHODS= chose another
-    changed = _changed(config, cfg, overrides, files)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     for part in ("task", "method"):  # open ones: their keys in the order of their files
         values[part] = {key: values[part][key] for key in config[part]}
     return values | {"recipe": values.pop("recipe", {})}, changed
 
 
-def _changed(config: dict[str, Any], cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
-    """The overrides that differ from the files. In `config`, a whole number for a key with a fraction becomes
-    a float: `1` and `1.0` are one run. Raises UserError for a key of a task or method that its file lacks,
-    for a value of another type than the file's, and where the row or task would be another one."""
-    own, groups = ("task.", "method.", "train.", "model.settings"), groups_of(overrides)
-    given = [line for line in overrides if line.lstrip("+~").startswith(own)]
-    if not given:
-        return []
-    default, changed = files.defaults(groups), list[str]()
+def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
+    """The overrides that differ from the files. A value of a task or method gets the type that its file has:
+    `1` and `1.0` are one run. Raises UserError for another type, and where the row or task would be another
+    one."""
+    groups, changed = groups_of(overrides), list[str]()
+    given = [line for line in overrides if key_of(line).startswith(PARTS)]
+    default = files.defaults(groups) if given else cfg
     with open_dict(default):
         default.recipe = cfg.get("recipe")  # of this class of peft
     for line in given:
-        key, _, text = line.lstrip("+~").partition("=")
-        wanted, parent, (*path, last) = plain(OmegaConf.select(default, key)), config, key.split(".")
-        of_file = next((one for one in OPEN if key.startswith(f"{one}.")), key)
-        above, _, name = of_file.rpartition(".")
-        if not isinstance(known := plain(OmegaConf.select(default, above)), dict) or name not in known:
-            raise files.no_key(key, groups)
-        for part in path:
-            parent = inner if isinstance(inner := parent.get(part), dict) else {}
-        value = parent.get(last)
+        key = key_of(line)
+        wanted, value = (plain(OmegaConf.select(of, key)) for of in (default, cfg))
         if key == "task.name" and value != wanted and value in files.choices("task"):
             raise UserError(f"{line}: conf/task has another task of that name: give your data another")
-        if wanted is not None and last in parent and not key.startswith("train."):
-            value = parent[last] = _of_type(wanted, key, value)
+        if wanted is not None and not key.startswith("train."):
+            floats = isinstance(wanted, list) and all(type(one) is float for one in wanted)
+            kind: Any = list[float] if floats else type(wanted)
+            try:
+                typed = TypeAdapter(kind | None).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise UserError(mistake(error, within=key)) from None
+            if repr(typed) != repr(value):
+                OmegaConf.update(cfg, key, typed)
         if value != wanted and not key.startswith("task."):
             changed.append(line)
         again = key == "method.redrawn" and value != wanted
-        if again or (key == "method.projection_seed" and "${" in text):
+        if again or (key == "method.projection_seed" and "${" in line):
             row = "a row of their own, method=vera_redrawn"
             raise UserError(f"{line}: matrices that are drawn anew for every seed are {row}")
     return changed
-
-
-def _of_type(wanted: Any, key: str, value: Any) -> Any:
-    """The value, where it is null or has the type of the file's value."""
-    floats = isinstance(wanted, list) and all(type(one) is float for one in wanted)
-    kind: Any = list[float] if floats else type(wanted)
-    try:
-        return TypeAdapter(kind | None).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise UserError(mistake(error, within=key)) from None
 
 
 # --- what a run starts from (init_from)

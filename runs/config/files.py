@@ -1,17 +1,8 @@
 """The files of the configuration, and what Hydra composes of them.
 
 Hydra's compose API is used rather than its main(): a sweep is expanded before anything starts, so that it can
-be counted, planned and checked, and every error is one line.
-
-Recipes are the one way by which a row gets values of its own (docs/recipes.md):
-
-    conf/config.yaml          lr: ${recipe:lr,1e-3}         a key that recipes may set, and its default
-    conf/recipe/ROW/MODEL     lr: 1e-2                      of every row and task
-                              by_task: {lr: {rte: 4e-2}}    of one task
-                              by_row: {vera: {lr: 8e-2}}    of one row, where rows share a recipe
-
-A later line comes before the earlier ones; a row's part may have by_task itself. `of_row` takes a row's
-part, and from_recipe (runs/record/rows.py) reads the result, in configurations and in records."""
+be counted, planned and checked, and every error is one line. How a recipe's values get into it, through
+`${recipe:KEY,DEFAULT}`, by_task and by_row: docs/recipes.md."""
 
 import copy
 import json
@@ -99,6 +90,10 @@ class Files:
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
                 self.path(group, name.strip("'\""))
+        for added in (line for line in overrides if line.startswith("+")):
+            above, _, name = open_part(added).rpartition(".")
+            if name not in (OmegaConf.select(self.defaults(groups), above) or {}):
+                raise self.no_key(key_of(added), groups)
         try:
             cfg = compose("config", [*overrides], return_hydra_config=True)
         except ERRORS as error:
@@ -181,6 +176,11 @@ class Files:
 def key_of(override: str) -> str:
     """The key that an override sets."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def open_part(override: str) -> str:
+    """The mapping of OPEN that an override's key is in, or ""."""
+    return next((one for one in OPEN if key_of(override).startswith(f"{one}.")), "")
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ class Train(Part):
 
 
 class Launcher(Part):
-    """How runs are started. Slurm's other settings are submitit's: conf/launcher/slurm.yaml."""
+    """How runs are started: each launcher's keys are those of its file in conf/launcher."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -143,13 +143,6 @@ class Launcher(Part):
     executors: Count | None = None  # slurm, ray: how many workers at once; null: one a run, at most 8
     init: dict[str, Any] | None = None  # of ray.init: {address: auto}
     remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
-
-    @model_validator(mode="after")
-    def _own(self) -> "Launcher":
-        own = {"slurm": {"executors", *(self.model_extra or {})}, "ray": {"executors", "init", "remote"}}
-        if others := self.model_fields_set - {"name"} - own.get(self.name, {"runs_per_device"}):
-            raise ValueError(f"no key 'launcher.{min(others)}' of launcher={self.name}")
-        return self
 
 
 class Launch(Part):

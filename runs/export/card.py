@@ -14,7 +14,6 @@ import jinja2
 
 from runs.evaluate import kept_result
 from runs.models import Origin
-from runs.overrides import overrides_of
 from runs.record import (
     FINISHED,
     Ledger,
@@ -30,6 +29,7 @@ from runs.record import (
     without_paths,
 )
 from runs.record.text import one_line
+from runs.run import overrides_of
 from runs.sources import is_committed
 
 #: By modality: the hub's name of the task, and peft's and transformers' classes that load such a model.

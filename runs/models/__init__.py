@@ -3,8 +3,7 @@
 torch and transformers are imported in functions, since the plan only asks where a model lies.
 """
 
-from runs.models.load import load, skeleton
+from runs.models.load import check_memory, load, skeleton
 from runs.models.locate import architecture_of, fetch, files, image_side, locate
-from runs.models.memory import check_memory
 from runs.models.origin import Origin, origin
 from runs.models.wheels import content, packages

@@ -81,7 +81,7 @@ FAILED = {
     "claim?": Words,  # of a failed run: the attempt that wrote the record
     "cell": CELL,
     "label": LABEL,
-    "overrides?": list[str],  # that compose the run, without its seed; see runs/overrides.py
+    "overrides?": list[str],  # that compose the run, without its seed; see runs/run.py
     "config": CONFIG,
     "config_hash?": str,
 }

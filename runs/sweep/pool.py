@@ -1,8 +1,13 @@
 """The runs of a command: how each ends, and the processes that do them on this machine, as many at once as
-there are places. One function counts and shows each end, whoever did the run."""
+there are places. One function counts and shows each end, whoever did the run.
+
+A process takes its run's lock, trains, and tries again where that helps. It is forked from a server that has
+imported torch already: a run starts in a fraction of a second, and leaves no state to the next one."""
 
 import contextlib
 import itertools
+import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -15,18 +20,17 @@ from typing import Any, NamedTuple
 
 from runs import gpus
 from runs.alone import PATIENCE, Lock, run_lock
-from runs.errors import UserError
-from runs.fork_server import handling
+from runs.errors import Stop, UserError
+from runs.fork_server import STOPPING, handling
 from runs.identity import hash_of
 from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
-from runs.record.text import duration
+from runs.record.text import describe, duration
 from runs.run import Run
 from runs.sources import differs
-from runs.sweep.attempt import Process
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.tries import BUSY, FAILED, KILLED
+from runs.training.tries import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
 
 #: How often a run whose process was killed is tried again, unless it has saved more in between.
 RETRIES = 3
@@ -172,6 +176,72 @@ def places(device: str, runs_per_device: int, every: bool) -> list[Place]:
     names = gpus.devices(device)
     count = len(names) * runs_per_device if every else 1
     return [Place([] if {"cpu", "mps"} & set(names) else names, runs_per_device) for _ in range(count)]
+
+
+class Process:
+    """A run's process. alone: a user's mistake leaves no record. visible: the run's CUDA_VISIBLE_DEVICES,
+    where they are not this process's. ready: what multiprocessing.connection.wait waits for."""
+
+    def __init__(self, run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.ready, sender = context.Pipe(duplex=False)
+        work = (run, run_id, tracking, alone, visible, sender)
+        self.child: Any = context.Process(target=_child, args=work, daemon=True)
+        with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
+            self.child.start()
+
+    def signal(self, number: int) -> None:
+        """SIGTERM asks the run to save and to end."""
+        with contextlib.suppress(OSError, TypeError):  # it has ended, or never begun
+            os.kill(self.child.pid, number)
+
+    def ended(self) -> End:
+        """Waits for its end, and returns it."""
+        end: End | None = None
+        with contextlib.closing(self.ready), contextlib.suppress(EOFError, OSError):
+            end = self.ready.recv()
+        if self.child.pid:
+            self.child.join()
+        code = self.child.exitcode
+        if end or code == CAN_GO_ON:
+            return end or (STOPPED, "")
+        killed = code in (-signal.SIGKILL, 255, None)  # 255: the server has ended, too. None: before it began
+        return KILLED, f"the process {'was killed (out of memory?)' if killed else f'ended with code {code}'}"
+
+
+def _child(
+    run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None, sender: connection.Connection
+) -> None:
+    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
+    if visible is not None:  # the server may be older than the lock on a device
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
+    attempt, stop, lock = list[Attempt](), Stop(), run_lock(run.config["output"], run_id)
+
+    def ask_to_stop(*_: object) -> None:
+        stop.wanted = True
+        if not stop.listens:
+            leave(*attempt)
+
+    for number in STOPPING:
+        signal.signal(number, ask_to_stop)
+    try:
+        _log_into(run, run_id)
+        # The process holds the lock to its end
+        end = do(run, run_id, attempt, stop, tracking, alone) if lock.take() else (BUSY, "")
+    except Exception as error:  # such as a log that cannot be written
+        end = FAILED, describe(error)
+    sender.send(end)
+
+
+def _log_into(run: Run, run_id: str) -> None:
+    """Opens the run's log at its end, as this process's output."""
+    path = run_folder(run.config["output"], run_id) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
 
 
 #: A run whose process is on.

@@ -9,16 +9,27 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import tasks
+from runs import models
 from runs.alone import alone
 from runs.config import Launch, Launcher
 from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
-from runs.identity import check_ids, final_ids, identify
-from runs.preflight import check_folders, preflight
-from runs.record import Record, finished_record, is_trial, read_measure, sweep_up_dead, write_sweep
+from runs.identity import check_ids, final_ids, hash_of, identify, start_file
+from runs.meta import refusal
+from runs.methods import make_method
+from runs.record import (
+    Record,
+    finished_record,
+    is_trial,
+    read_measure,
+    sweep_up_dead,
+    write_sweep,
+)
 from runs.record.text import duration, plural
 from runs.run import Run
 from runs.sweep.display import heads
@@ -27,6 +38,7 @@ from runs.sweep.pool import Job, Place, Pool, Sweep, places
 from runs.tracking import log_file
 from runs.training.files import Attempt
 from runs.training.tries import reporter
+from tasks.images import preprocessing
 
 
 def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = ()) -> Sweep:
@@ -96,9 +108,63 @@ def _begin(
                 start_fork_server(several=len(left) > 1)
         preflight(left)
     jobs = [Job(*job) for job in zip(heads(_names(runs)), runs, final_ids(runs), strict=True)]
-    check_folders(output, [job.id for job in jobs])
+    for name in ("locks", "runs", "sweeps", "records"):  # a file in a folder's place is found now
+        Path(output, name).mkdir(parents=True, exist_ok=True)
     of_jobs = zip(jobs, records, strict=True)
     return jobs, [(job, record) for job, record in of_jobs if record and job.run in again], on
+
+
+def preflight(runs: list[Run]) -> None:
+    """Fetches and checks the model, the data and the method of every run.
+
+    Raises UserError with all that is missing at once."""
+    import vera
+
+    for run in runs:
+        method = make_method(run.method)
+        if run.start:
+            vera.check_start(make_method(run.start.method), method, f"init_from={run.config['init_from']}")
+        elif run.config["init_from"]:
+            path = start_file(run)
+            vera.check_start(vera.read_method(path), method, path)
+    by_settings: dict[str, tasks.Task] = {}
+    notes, missing = list[str](), list[str]()
+    for run in _distinct(runs, "task"):
+        try:
+            task = tasks.load(run.config["task"])
+        except tasks.DataError as error:
+            after = next((r for r in runs if r.start and r.start.task == run.task), None)
+            first = f"{after.row} starts from {run.label}: " if after and run.task != after.task else ""
+            missing.append(f"{first}{error}")
+            continue
+        by_settings[hash_of(run.config["task"])] = task
+        notes += [*task.notes, *task.advice]
+    folders: dict[str, Path] = {}
+    for run in _distinct(runs, "model"):
+        try:
+            folders[hash_of(run.config["model"])] = models.fetch(run.config["model"])
+        except (tasks.DataError, UserError) as error:
+            missing.append(str(error))
+    missing += [why for run in _distinct(runs, "model", "method") if (why := refusal(run))]
+    if missing:
+        raise UserError("; ".join(dict.fromkeys(missing)))
+    for run in _distinct(runs, "task", "model"):
+        # Evaluation images are preprocessed once for all runs, which shows that they can be read
+        if run.config["model"]["modality"] == "image":
+            task = by_settings[hash_of(run.config["task"])]
+            task.prepare(preprocessing(folders[hash_of(run.config["model"])]), 0)
+            notes += task.notes
+    gaps: dict[str, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None
+    notes += [f"{words} ({', '.join(of)})" for words, of in gaps.items() if words]
+    for note in dict.fromkeys(notes):  # the image tasks of all seeds have the same notes
+        print(f"note: {note}")
+
+
+def _distinct(runs: list[Run], *parts: str) -> list[Run]:
+    """One run for each combination of these parts of the configuration."""
+    return list({hash_of([run.config[part] for part in parts]): run for run in runs}.values())
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

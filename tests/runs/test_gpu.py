@@ -11,11 +11,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, refused
 
 from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
-from runs.errors import DeviceError, UserError, rank
+from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.tracking import Tracking
@@ -177,13 +177,20 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, mon
     assert flags.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
 
 
-def test_tf32_is_a_precision_of_its_own_that_a_cpu_does_not_have(words):
-    (plain,), (tf32,) = expand(words), expand([*words, "train.precision=tf32"])
-    assert run_id(plain) != run_id(tf32)
-    with pytest.raises(UserError, match=r"train\.precision=tf32: only a GPU computes so"):
-        Training(tf32, "0" * 12, lambda event: None)
-    with pytest.raises(UserError, match=r"^train\.precision=tf23: should be .*Did you mean tf32"):
-        expand([*words, "train.precision=tf23"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("train.precision=fp16", "train.precision=fp16: a CPU computes fp32 all the same"),
+        ("train.precision=tf32", "train.precision=tf32: only a GPU computes so"),
+        ("device=mps", "device=mps: torch sees no GPU of Apple's here"),
+    ],
+)
+def test_a_precision_or_device_that_is_not_here_is_refused(change, named, words, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    (run,) = expand([*(word for word in words if change[:3] != word[:3]), change])
+    assert "precision" not in change or run_id(run) != run_id(expand(words)[0])
+    with refused(named):
+        build.make_accelerator(run)
 
 
 @pytest.mark.parametrize(
@@ -331,11 +338,6 @@ def test_a_batch_travels_from_page_locked_memory(monkeypatch):
     assert moves == [(torch.device("cpu"), {})]
 
 
-def test_data_parallel_broadcasts_nothing_that_is_frozen(words):
-    training = Training(expand(words)[0], "0" * 12, lambda event: None)
-    assert training.accelerator.ddp_handler.broadcast_buffers is False
-
-
 @pytest.mark.usefixtures("process")
 def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it():
     script = "import os, runs; print({k: os.environ.get(k) for k in (*runs.ENVIRONMENT, *runs.SPINNING)})"
@@ -353,21 +355,11 @@ def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it()
     assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
-def test_a_precision_or_device_that_is_not_here_is_refused(words, monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for changes, message in (
-        (["train.precision=fp16", "device=cpu"], r"train\.precision=fp16: a CPU computes fp32 all the same"),
-        (["device=mps"], "device=mps: torch sees no GPU of Apple's here"),
-    ):
-        (run,) = expand([*[word for word in words if not word.startswith("device=")], *changes])
-        with pytest.raises(UserError, match=message):
-            build.make_accelerator(run)
-
-
-def test_accelerates_variables_change_no_loss(words, monkeypatch):
+def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(words, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
-    (run,) = expand(words)
-    assert build.make_accelerator(run).gradient_accumulation_steps == 1
+    accelerator = build.make_accelerator(expand(words)[0])
+    assert accelerator.gradient_accumulation_steps == 1
+    assert accelerator.ddp_handler.broadcast_buffers is False
 
 
 def test_a_rank_without_torchrun_is_none(monkeypatch):

@@ -47,8 +47,11 @@ method=peft +method.config.r=4 | 1 peft_lora_r_4
 method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
 method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
 ++train.lr=3e-3 | 1 vera
++train.lr=3e-3 | 1 vera
 ~recipe | 1 vera
 train.lr_head=${train.lr} | 1 vera
+output=${oc.env:HOME}/x | 1 vera
+seed=shuffle(0,1) | 2 vera
 """
 
 
@@ -106,7 +109,8 @@ def test_the_defaults_tree():
     assert "shared/glue" in tree
 
 
-#: What is refused, and what the line names: what docs/hydra.md lists, and options that do not fit.
+#: Words, and what the line that refuses them names: what docs/hydra.md lists, options that do not fit, keys
+#: and values.
 REFUSED = """
 hydra/launcher=submitit_slurm | hydra/launcher=submitit_slurm: not taken here. Instead: docs/hydra.md
 +hydra.launcher.nodes=2 | hydra.launcher.nodes
@@ -139,21 +143,128 @@ model.settings={a:[{_target_:os.system}]} | no override does
 +train.foo=1 | no key 'train.foo'
 ++train.foo=1 | no key 'train.foo'
 +task.foo=1 | no key 'task.foo'
-+train.lr=1 | An item is already at 'train.lr'
 ~train.lr | ~train.lr: not taken here. Instead: every run has that key
 ~model | ~model: not taken here
 ~nothing | ~nothing
 train.lr=fast | train.lr=fast: should be
+model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
+model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
+model=vit_base task=rte | model vit_base takes image, task rte is text
+model.modality=images | model minilm takes images, task reviews is text
+init_from=lora | init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK
+init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
+init_from=lora@mnly | no task 'mnly'. Did you mean mnli?
+init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
+method=peft method.config=3 | method.config=3: should be a valid dictionary
+method=vera,lorra | no method 'lorra'. Did you mean lora?
+method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
+method=LoRA(r=8) | 'method=LoRA(r=8)' is not KEY=VALUE
+model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
+experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
+recipe=vera/roberta_bas | no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?
+recipe=null | no recipe 'null'
+recipe.lr=3 | recipe.lr=3: not taken here. Instead: a recipe is a file
+trian.lr=3 | no key 'trian.lr'. Did you mean train.lr?
+lr=3 | no key 'lr'. Did you mean train.lr?
+method.rnk=3 | no key 'method.rnk'. Did you mean method.rank?
+model.foo=1 | no key 'model.foo'
+task.train_file=x | no key 'task.train_file'
+method.r=3 | no key 'method.r'. Did you mean method.rank?
++x=1 | no key 'x'
++task.foo.bar=1 | no key 'task.foo.bar'
++train.foo.bar=1 | no key 'train.foo.bar'
++train.lr.foo=1 | no key 'train.lr.foo'
++method.sites.foo=1 | method.sites
++method.configs=1 | no key 'method.configs'
++method.config.r=1 | no key 'method.config.r'
+task.family=../../evil | task.family=../../evil: should be one of e2e, glue, images, instruct, text
+task.family=null | task.family=null: should be
+train.lr=glob(*) | train.lr=glob(*): nothing of that name
+train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
+train.lr=[1e-2,1e-3] | train.lr=[0.01,0.001]: should be
+method.rank=[4,8] | method.rank=[4,8]: should be
+method=[vera,lora] | no method '[vera,lora]'
+seed=[0,1] | seed=[0,1]: should be
+seed=0-2 | seed=0-2:
+seed=true | seed=true: should be
+seed=0,9223372036854775808 | seed=9223372036854775808: should be less than
+data_seed=-1 | data_seed=-1: should be
+train.epochs=2.5 | train.epochs=2.5: should be
+train.epochs=0 | train.epochs=0: should be
+train.evaluate_every=0 | train.evaluate_every=0: should be
+train.lr=-1 | train.lr=-1
+train.lr=nan | train.lr=nan: should be
+train.lr_by=3 | train.lr_by=3: should be a mapping of names to rates, such as {B: 1e-2}
+train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
+train.lr_by={B:x} | train.lr_by.B=x: should be a number
+train.decay_by={B:true} | train.decay_by.B=True: should be a number
+train.adam_beta2=1 | train.adam_beta2=1
+train.warmup_ratio=2 | train.warmup_ratio=2
+train.clip=0 | train.clip=0
+train.schedule=step | train.schedule=step: should be 'linear', 'cosine' or 'constant'
+train={adam_eps:1e-4} | name each setting by itself, such as train.epochs=3
+select=test | select=test: should be
+keep=all | keep=all: should be
+keep=both | keep=both is for tasks that decode texts
+device=gpu | device=gpu: should be
+adapter_precision=fp8 | adapter_precision=fp8: should be
+micro_batch=0 | micro_batch=0: should be
+debug=maybe | debug=maybe: should be
+method.rank=abc | method.rank=abc: should be
+method.sites=query | method.sites=query: should be a valid list
+method.redrawn=null | method.redrawn=null:
+task.regression=maybe | task.regression=maybe: should be
+task.length_grouped=null | task.length_grouped=null: should be
+task.holdout=2 | task.holdout=2: should be
+task.train_rows=null | task.train_rows=
+task=text task.train_file=a.csv task.text=null | task.text=null: should be
+task=text task.name=rte | task.name=rte: conf/task has another task of that name
+model=roberta_base task=rte task.data_dir=99 | task.data_dir=99: should be
+model=encoder | model.path=
+model=encoder model.wheel="foo==1.0" | model.sha256=
+model=encoder model.wheel=['foo==1.0'] | name==version --hash
+model.quantise=nf4 | model.quantise=nf4 is for language models
+model=gpt2_medium task=e2e model.settings=3 | model.settings=3: should be
+model=gpt2_medium task=e2e task.items=abc | task.items=abc: should be
+model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
+method=lora method.scaling=linear | method.scaling=linear: should be
+method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
+method.redrawn=true | method.redrawn=true: matrices that are drawn anew
+method=vera_redrawn method.projection_seed=0 seed=0,1 | method.projection_seed=0: redrawn
+method=vera_redrawn method.projection_seed=${data_seed} data_seed=1 | ${data_seed}: matrices that
+~keep | ~keep: not taken here
+=1 | '=1' is not KEY=VALUE
+method.rank=[1 | 'method.rank=[1' is not KEY=VALUE
+experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
+launcher=slurm launcher.executors=0 | launcher.executors=0: should be
+launcher=ray launcher.init=3 | launcher.init=3: should be
+launcher.name=x | launcher.name=x
+launcher=local +launcher.executors=3 | launcher.executors
++launcher.foo=1 | launcher.foo
+launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
+tracking.mode=foo | tracking.mode=foo: should be
+"""
+#: Names of other programs, and this one's.
+HABITS = """
+learning_rate train.lr, batch_size train.effective_batch, train_batch_size train.effective_batch,
+per_device_train_batch_size micro_batch, gradient_accumulation_steps micro_batch,
+per_device_eval_batch_size eval_batch, num_train_epochs train.epochs, max_seq_length train.max_length,
+lr_scheduler_type train.schedule, max_grad_norm train.clip, output_dir output, dataset task, wandb tracking
 """
 
 
-@pytest.mark.parametrize("line", REFUSED.strip().splitlines())
-def test_what_is_refused_is_one_line_and_starts_nothing(line, tmp_path):
-    words, _, named = line.partition(" | ")
-    done = call_here("runs", *words.split(), f"output={tmp_path / 'outputs'}", check=2)
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        *(line.split(" | ") for line in REFUSED.strip("\n").splitlines()),
+        *((f"{a}=1", f"no key '{a}'. Did you mean {b}?") for a, b in map(str.split, HABITS.split(","))),
+    ],
+)
+def test_what_is_refused_is_one_line_and_starts_nothing(words, named, tmp_path):
+    done = call_here("runs", *words.split(" "), f"output={tmp_path / 'outputs'}", check=2)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert named in done.stderr
+    assert named.rstrip() in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "outputs").exists()
 

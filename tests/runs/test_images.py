@@ -32,9 +32,8 @@ from runs.config import expand, parts
 from runs.export.__main__ import main as export
 from runs.identity import run_id
 from runs.models import wheels
-from runs.preflight import preflight
 from runs.record import run_folder
-from runs.sweep.sweep import sweep
+from runs.sweep.sweep import preflight, sweep
 from runs.training.features import compute
 from runs.training.loop import Training
 from runs.training.train import train

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from ledgers import of_metric, record
 
-from runs.overrides import overrides_of
 from runs.record import (
     SCHEMA,
     Metric,
@@ -19,6 +18,7 @@ from runs.record import (
     without_paths,
     write_record,
 )
+from runs.run import overrides_of
 
 pytestmark = pytest.mark.properties
 

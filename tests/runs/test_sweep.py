@@ -35,7 +35,7 @@ from runs.file_hash import digest
 from runs.identity import run_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.sources import differs
-from runs.sweep import attempt, display, launch, pool, sweep
+from runs.sweep import display, launch, pool, sweep
 from runs.tracking import Tracking
 from runs.training import tries as tries_of_a_run
 from runs.training.loop import Training
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.determinism
 @pytest.fixture
 def fork(process, monkeypatch):
     """Children are forked from this process, so that they see what a test has replaced."""
-    monkeypatch.setattr(attempt.multiprocessing, "get_context", lambda _: ForkNow())
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkNow())
 
 
 def records_of(words):
@@ -119,7 +119,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(words):
         ("model.path=/nowhere", "/nowhere: no such folder (model.path)"),
         ("seed=0,0", "seed 0 "),
         ("lease_seconds=5", "lease_seconds=5: "),
-        *((name, f"{name} is not a folder") for name in ("records", "locks", "runs", "sweeps")),
+        *((name, f"/{name}: File exists") for name in ("records", "locks", "runs", "sweeps")),
         ("leases/run.1", "/leases is of an earlier version"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_debugged_run_raises_its_error_and_goes_on_with_what_memory_left(words
     with pytest.raises(vera.AdapterError, match="qeury"):
         sweep.sweep(expand([*words, "method.sites=[qeury]", "debug=true"]))
     (run,) = expand([*words, "debug=true"])
-    before = attempt.Attempt(output_of(words), run_id(run))
+    before = pool.Attempt(output_of(words), run_id(run))
     before.ended, before.settings = ["out of memory"], {"micro_batch": 2}
     before.deviations = ["micro-batch 2"]
     before.save(stopped=True)
@@ -217,7 +217,7 @@ def test_a_run_that_another_command_does_is_waited_for(words, monkeypatch, capsy
 )
 def test_while_a_runs_process_starts(happens, code, again, words, fork, monkeypatch, capsys):
     """The server that it is forked from is killed, which costs a try, or the command is asked to stop."""
-    base, coming = attempt.multiprocessing.process.BaseProcess, iter(happens)
+    base, coming = pool.multiprocessing.process.BaseProcess, iter(happens)
 
     def starting(self, start=base.start):
         for it in coming:
