@@ -6,8 +6,8 @@
 
 tests/nets/mutants.jsonl holds them: file, function, the line before and after, and the result of the pass
 that a later one is compared with: what was caught then and is not any more ends it with exit code 1. They are
-tried in a clone of the last commit. FOLDER keeps map.coverage and map.times (which fast tests reach which line,
-and how long they take; delete them after any change) and results.jsonl (for a new pass, too).
+tried in a clone of the last commit. FOLDER keeps map.coverage and map.times (which fast tests reach which
+line, and how long they take; delete them after any change) and results.jsonl (for a new pass, too).
 """
 
 import ast
