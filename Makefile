@@ -20,7 +20,7 @@ SPLIT = import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
 arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call quoted,,ARGS) 2>/dev/null),$(call quoted,,ARGS)))
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
-unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY GRID JUDGE \
+unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY JUDGE \
          ENTITY PROJECT JSON FULL WATCH PART DEVICE PYTHON CONSTRAINTS
 
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
@@ -45,8 +45,7 @@ help: ## this list
 	@echo "  redirect demo, glue-*, e2e-*, vit-*, llama*, ablations, rank-scaling, plan and tune; EXPERIMENT=table2_base picks the preset that plan shows."
 	@echo "  RUNS_PER_DEVICE=4 with LAUNCHER=local has so many runs share a GPU, through MPS where it can be started."
 	@echo "  LAUNCHER=local (or slurm, ray) picks where the runs are done, TRACKING=online (offline, off) whether W&B shows them (neither is plan's)."
-	@echo "  OUTPUT=folder takes another folder than outputs, ARGS='train.precision=tf32' adds words,"
-	@echo "  GRID='{train.lr: [1e-2]}' is tune's."
+	@echo "  OUTPUT=folder takes another folder than outputs, ARGS='train.precision=tf32' adds words."
 	@echo "  llama* answers MT-Bench (MT_BENCH=/local/FastChat/fastchat/llm_judge/data) and, with OPENAI_API_KEY set, has the"
 	@echo "  answers judged (JUDGE=gpt-4)."
 
@@ -101,7 +100,7 @@ plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=t
 	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
-	@$(BIN)/python -m runs.tune $(WORDS) $(LAUNCH) $(call given,grid=,GRID)
+	@$(BIN)/python -m runs.tune $(WORDS) $(LAUNCH)
 
 counts: setup ## trainable parameters: exact, by formula, as printed
 	@$(BIN)/python -m runs.counts

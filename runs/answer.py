@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger
 from runs.config import read_command
 from runs.config.schema import Count
 from runs.errors import UserError
-from runs.evaluate import find, restore
-from runs.identity import data_content, run_id
+from runs.evaluate import Report, find, restore
+from runs.identity import data_content, identify
 from runs.record import FINISHED, Record, run_folder, write_atomically
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
@@ -84,8 +84,7 @@ def main(arguments: list[str]) -> int:
     display, names = Display(), [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records]
     for record, config, name, head in zip(records, configs, names, heads(names), strict=True):
         bench = config["task"]["bench"]
-        lock = run_lock(config["output"], f"{record['id']}-{bench}")
-        with alone(lock, f"{bench} of {name}"):
+        with alone(run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"):
             path, short = answer(record, config, partial(display.show_one, head))
         note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
         display.line(f"{head}  answers: {path}{note}")
@@ -101,10 +100,11 @@ def records_of(line: Line[Any]) -> list[Record]:
     if not line.names:
         runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
         ledger = open_ledger(output, published=False).records
-        found = [(run, ledger.get(run_id(run) or "")) for run in runs]
-        for run in (run for run, record in found if not record or record["status"] not in FINISHED):
-            print(f"left out: {run.label} has not finished here", flush=True)
-        records = [record for _, record in found if record and record["status"] == "done"]
+        for run, run_id in zip(runs, identify(runs), strict=True):
+            record = ledger.get(run_id or "", {"status": "missing"})
+            records += [record] if record["status"] == "done" else []
+            if record["status"] not in FINISHED:
+                print(f"left out: {run.label} has not finished here", flush=True)
         if not records:
             words = " ".join([*line.options, *line.overrides])
             none = f"none of these {len(runs)} runs has finished in {output}/records"
@@ -119,12 +119,10 @@ def records_of(line: Line[Any]) -> list[Record]:
 def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
     """The record's configuration, with the command's own settings in it. Raises UserError or DataError for
     values that cannot be."""
-    config: dict[str, Any] = {**record["config"], "task": {**record["config"]["task"]}}
-    config["output"] = line.settings.output
-    for key, value in line.given.items():
-        part = config["task"] if key.startswith("task.") else config
-        if (name := key.removeprefix("task.")) in part:
-            part[name] = value
+    given = {key.removeprefix("task."): value for key, value in line.given.items()}
+    config: dict[str, Any] = {**record["config"], "output": line.settings.output}
+    config |= {key: given[key] for key in ("eval_batch", "device") if key in given}
+    config["task"] = {key: given.get(key, value) for key, value in config["task"].items()}
     check_answers(config["task"])
     return config
 
@@ -134,9 +132,7 @@ def answers_path(output: str, run: str, bench: str) -> Path:
     return run_folder(output, run) / f"{bench}.jsonl"
 
 
-def answer(
-    record: Record, config: dict[str, Any], report: Callable[[dict[str, Any]], None]
-) -> tuple[Path, int]:
+def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path, int]:
     """Answers every question that has no answer yet. Returns the file's path, and how many answers the
     model's positions cut short.
 
@@ -152,39 +148,37 @@ def answer(
             f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}"
         )
         raise UserError(f"{changed}: the model was trained on other prompts")
-    report({"phase": "loading"})
     context = restore({**record, "config": config}, config["output"], report=report)
     task = cast(InstructTask, context.task)
     about = {"run": record["id"], "weights": weights(context), "bench": bench, "sampling": SAMPLING}
     about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
     answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
     for turn in range(BENCHES[bench]):
-        prompts = [
-            task.conversation(question.turns[: turn + 1], before)
-            for question, before in zip(questions, answers, strict=True)
-        ]
-        short += sum(_room(task, ids, longest) < longest for ids in prompts)
+        asked = zip(questions, answers, strict=True)
+        prompts = [task.conversation(question.turns[: turn + 1], before) for question, before in asked]
+        # What the model's positions leave after the prompt
+        left = [longest if task.positions is None else task.positions - len(ids) for ids in prompts]
+        rooms = [max(0, min(longest, room)) for room in left]
+        short += sum(room < longest for room in rooms)
         key = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
+
+        def decode(rows: Sequence[int], turn: int = turn, of: Any = (questions, prompts, rooms)) -> Any:
+            parts = ([part[row] for row in rows] for part in of)
+            return [{"text": text} for text in _sample(context, turn, *parts)]
+
         texts = write_down(
             context,
             # Named by its settings: other settings leave these answers alone
             path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(key)[:8]}.jsonl"),
             key,
             batches_of(questions, prompts, size),
-            lambda rows, turn=turn, prompts=prompts: [  # type: ignore[misc]
-                {"text": text}
-                for text in _sample(context, [questions[i] for i in rows], turn, [prompts[i] for i in rows])
-            ],
+            decode,
             f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
         )
         for i, turns in enumerate(answers):
             turns.append(texts[i]["text"])
-    if context.accelerator.is_main_process:
-        by_id = {question.id: turns for question, turns in zip(questions, answers, strict=True)}
-        write_answers(path, record["id"], by_id, questions)
-        write_atomically(
-            path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n"
-        )
+    write_answers(path, record["id"], {q.id: of for q, of in zip(questions, answers, strict=True)}, questions)
+    write_atomically(path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n")
     return path, short
 
 
@@ -202,22 +196,22 @@ def _hash(value: Any) -> str:
 
 
 def _sample(
-    context: "Context", questions: Sequence[Question], turn: int, prompts: Sequence[list[int]]
+    context: "Context",
+    turn: int,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    rooms: Sequence[int],
 ) -> list[str]:
-    """The answers to a turn (from 0) of questions of one temperature, by transformers. The random numbers are
-    those of the run's seed, the turn and the first question."""
+    """The answers to a turn (from 0) of questions of one temperature, by transformers. rooms: the tokens that
+    each may have. The random numbers are those of the run's seed, the turn and the first question."""
     import torch
     from transformers import GenerationConfig
 
     from tasks.beam import left_padded  # imports torch
 
     model, task, device = context.raw_model, cast(InstructTask, context.task), context.accelerator.device
-    settings, degree, end = (
-        context.config["task"],
-        temperature(questions[0].category),
-        task.tokenizer.eos_token_id,
-    )
-    rooms = [_room(task, ids, settings["answer_tokens"]) for ids in prompts]
+    settings, degree = context.config["task"], temperature(questions[0].category)
+    end, stop = task.tokenizer.eos_token_id, task.template.stop
     asked = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
     if not asked:  # a prompt that fills the model's positions has no answer
         return [""] * len(prompts)
@@ -228,22 +222,24 @@ def _sample(
         do_sample=degree > 0,
         eos_token_id=end,
         pad_token_id=end,
-        stop_strings=task.template.stop,
+        stop_strings=stop,
         **(drawn if degree > 0 else {}),
     )
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
     torch.manual_seed(int(_hash([context.config["seed"], turn, questions[0].id]), 16) >> 1)
     batch, mask = left_padded(asked, device)
+    given = {"input_ids": batch, "attention_mask": mask, "past_key_values": _cache(model, device)}
     with torch.no_grad():
-        output = model.generate(
-            input_ids=batch,
-            attention_mask=mask,
-            past_key_values=_cache(model, device),
-            tokenizer=task.tokenizer,
-        )
-    written = iter(output[:, batch.shape[1] :].tolist())
-    return [_text(task, next(written)[:room]) if room else "" for room in rooms]
+        written = iter(model.generate(**given, tokenizer=task.tokenizer)[:, batch.shape[1] :].tolist())
+    return [text_of(task, next(written)[:room]) if room else "" for room in rooms]
+
+
+def text_of(task: InstructTask, ids: list[int]) -> str:
+    """An answer up to its end token, or to where it continues with an instruction."""
+    end, stop = task.tokenizer.eos_token_id, task.template.stop
+    text: str = task.tokenizer.decode(ids[: [*ids, end].index(end)], skip_special_tokens=True)
+    return (text.partition(stop)[0] if stop else text).strip()
 
 
 def _cache(model: Any, device: Any) -> Any:
@@ -260,18 +256,6 @@ def _cache(model: Any, device: Any) -> Any:
             return super().update(key_states, value_states, *args, **kwargs)
 
     return Cache(config=model.config)
-
-
-def _room(task: InstructTask, prompt: Sequence[int], most: int) -> int:
-    """Tokens that an answer may have: `most`, or what the model's positions leave after the prompt."""
-    return most if task.positions is None else max(0, min(most, task.positions - len(prompt)))
-
-
-def _text(task: InstructTask, ids: list[int]) -> str:
-    """An answer up to its end token, or to where it continues with an instruction."""
-    end = task.tokenizer.eos_token_id
-    text: str = task.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True)
-    return text.partition(task.template.stop)[0].strip() if task.template.stop else text.strip()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ python -m runs.counts
 
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from runs.command import Common, entry_point, read
 from runs.config import CONF, parts
 from runs.models import skeleton
-
-COLUMNS = "{:<15}{:<19}{:>8}{:>13}{:>13}{:>13}  {:<9}{}"
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
@@ -32,18 +31,15 @@ class Settings(Common):
 def main(arguments: list[str]) -> int:
     read(arguments, Settings)
     entries = yaml.safe_load((CONF / "counts.yaml").read_text())
-    wrong = 0
-    print(COLUMNS.format("model", "method", "rank", "exact", "formula", "expected", "printed", ""))
-    for entry in entries:
-        rank, exact, formula = count(entry)
-        differs = not exact == formula == entry["count"]
-        wrong += differs
-        verdict = "DIFFERS" if differs else entry.get("note", "")
-        numbers = [f"{n:,}" for n in (exact, formula, entry["count"])]
-        values = (entry["model"], entry["method"], rank, *numbers, entry["printed"], verdict)
-        print(COLUMNS.format(*values).rstrip())
-    print(f"{len(entries)} counts, {wrong} wrong")
-    return 1 if wrong else 0
+    frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
+    frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]
+    wrong = (frame.exact != frame.formula) | (frame.exact != frame.expected)
+    frame["verdict"] = frame.note.fillna("").mask(wrong, "DIFFERS")
+    numbers = ["exact", "formula", "expected"]
+    columns = ["model", "method", "rank", *numbers, "printed", "verdict"]
+    print(frame.to_string(columns=columns, index=False, formatters=dict.fromkeys(numbers, "{:,}".format)))
+    print(f"{len(frame)} counts, {wrong.sum()} wrong")
+    return 1 if wrong.any() else 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tasks.base import Decoding
 if TYPE_CHECKING:
     from runs.training.context import Context
 
+Report = Callable[[dict[str, Any]], None]
 #: How a value is beside the recorded one.
 SAME = {True: "the same", False: "NOT the same"}
 
@@ -37,12 +38,11 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN")
-    output, found = line.settings.output, list[bool]()
+    output = line.settings.output
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
     keep, result = record["config"]["keep"], record["result"]
-    if record.get("texts"):
-        found.append(score_again(record, output, name))
+    found = score_again(record, output, name) if record.get("texts") else []
     if found and keep == "none" and record["parameters"]["adapter"]:
         print(f"{name}: the run kept no adapter, so that its {result['metric']} is not checked")
         return 0 if all(found) else 1
@@ -53,19 +53,19 @@ def main(arguments: list[str]) -> int:
         which, scale = " (the best epoch's)" if best else "", result["scale"]
         values = f"{result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}"
         print(f"{name}{which}: {values}: {SAME[found[-1]]}")
-        if not best:
+        # Where the kept adapter is the last epoch's
+        if not best and (keep != "best" or result["best_epoch"] == record["curve"]["epoch"][-1]):
             found.append(_forgetting_again(record, context, output))
     return 0 if all(found) else 1
 
 
 def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
-    """Measures again what the model has forgotten, where its kept adapter is the last epoch's. Returns
-    whether it is as recorded; a record that lacks it gets it."""
+    """Measures again what the model has forgotten. Returns whether it is as recorded; a record that lacks it
+    gets it."""
     from runs.training.forgetting import base_loss, forgetting
 
-    result, text = record["result"], context.task.fixed_text
-    recorded, last_epoch = result.get("forgetting"), record["curve"]["epoch"][-1]
-    if text is None or (record["config"]["keep"] == "best" and result["best_epoch"] != last_epoch):
+    recorded, text = record["result"].get("forgetting"), context.task.fixed_text
+    if text is None:
         return True
     if recorded and recorded["sha256"] != text.about()["sha256"]:
         print(f"forgetting: recorded on another text ({recorded['text']}), not compared")
@@ -75,42 +75,41 @@ def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
         if amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}}):
             print("forgetting added to the record")
         return True
-    pairs = [(recorded[key], again[key]) for key in ("before", "after")]
-    # Rounded values (adapter_precision) and another device give nearly the same
-    same = all(a == b or bool(a and b and np.isclose(a, b, rtol=1e-3)) for a, b in pairs)
+    # Rounded values (adapter_precision) and another device give nearly the same; a loss may be None
+    pairs = ([float(of[key] or 0) for of in (recorded, again)] for key in ("before", "after"))
+    same = all(np.isclose(*pair, rtol=1e-3) for pair in pairs)
     print(f"forgetting as recorded: {SAME[same]}")
     return same
 
 
-def score_again(record: Record, output: str, name: str) -> bool:
-    """Scores a run's saved texts again. Returns whether all is as recorded; writes the scores that the record
-    lacks into it."""
+def score_again(record: Record, output: str, name: str) -> list[bool]:
+    """Scores a run's saved texts again. Returns whether each entry is as recorded; writes the scores that the
+    record lacks into it."""
     from runs.training import decode
 
-    entries, folder = record["texts"]["scores"], run_folder(output, record["id"])
-    check_file(folder / "decoded_last.jsonl", record, output)
-    check_kept(record, folder / "decoded_best.jsonl")
-    task = cast(Decoding, tasks.load(record["config"]["task"]))
+    path = kept_file("decoded_last.jsonl", record, output)
+    check_kept(record, path.with_name("decoded_best.jsonl"))
+    task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
     try:
-        texts = decode.read(task, folder)
+        texts = decode.read(task, path.parent)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{folder}/decoded_last.jsonl cannot be read ({describe(error)})") from None
-    decode.write(task, folder, texts)
+        raise UserError(f"{path} cannot be read ({describe(error)})") from None
+    decode.write(task, path.parent, texts)
     again = decode.scores(task, texts, {entry["which"]: entry["epoch"] for entry in entries})
-    same, extended = len(again) == len(entries), False
+    same, extended = [len(again) == len(entries)], False
     for before, after in zip(entries, again, strict=False):
         scores = {key: value for key, value in after.items() if isinstance(value, float) and key != "epoch"}
         common = [key for key in scores if before.get(key) is not None]
         equal = all(np.isclose(scores[key], before[key], atol=1e-6) for key in common)
-        equal = equal and before["hash"] == after["hash"]
-        added = {key: value for key, value in scores.items() if equal and key not in common}
+        same.append(bool(equal and before["hash"] == after["hash"]))
+        added = {key: value for key, value in scores.items() if same[-1] and key not in common}
         words = ", ".join(f"{key} {scores[key]:.2f}" for key in common)
         note = f"; {', '.join(added)} added to the record" if added else ""
-        print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {SAME[equal]}{note}")
-        unavailable = before.pop("unavailable", None) or {}
-        reasons = {key: why for key, why in unavailable.items() if key not in added}
+        print(f"{name}, {after['which']} epoch, {after['variant']}: {words}: {SAME[same[-1]]}{note}")
+        reasons = before.pop("unavailable", None) or {}
+        reasons = {key: why for key, why in reasons.items() if key not in added}
         before |= added | ({"unavailable": reasons} if reasons else {})
-        same, extended = same and equal, extended or bool(added)
+        extended = extended or bool(added)
     if extended:
         amend(output, record["id"], lambda _: {"texts": record["texts"]})
     return same
@@ -126,7 +125,18 @@ def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) ->
     return record is not None
 
 
-def fresh(record: Record, report: Callable[[dict[str, Any]], None] = lambda _: None) -> "Context":
+# --- a finished run, loaded
+
+
+def find(name: str, output: str) -> Record:
+    """The finished record of `find_record`. Raises UserError also for one that has failed or diverged."""
+    record = find_record(open_ledger(output), name, output)
+    if record["status"] != "done":
+        raise UserError(f"run {record['id']} is {record['status']}: {record['error']}")
+    return record
+
+
+def fresh(record: Record, report: Report = lambda _: None) -> "Context":
     """The task and the base model of a record's run."""
     from runs.training.context import Context
 
@@ -135,23 +145,16 @@ def fresh(record: Record, report: Callable[[dict[str, Any]], None] = lambda _: N
     return Context(run, record["id"], report, start=False)
 
 
-def restore(
-    record: Record,
-    output: str,
-    best: bool = False,
-    report: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> "Context":
+def restore(record: Record, output: str, best: bool = False, report: Report = lambda _: None) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
     best: the best epoch's adapter, of a run that kept both. Raises UserError where a file is missing,
     AdapterError where one is damaged or does not fit."""
     import vera
 
-    folder = run_folder(output, record["id"])
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
-    files = {part: folder / name for part, name in names.items() if record["parameters"][part]}
-    for path in files.values():
-        check_file(path, record, output)
+    counts = record["parameters"]
+    files = {part: kept_file(name, record, output) for part, name in names.items() if counts[part]}
     context = fresh(record, report)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
@@ -161,14 +164,16 @@ def restore(
     return context
 
 
-def check_file(path: Path, record: Record, output: str) -> None:
-    """Raises UserError where a file of a run is missing, or of another attempt, with the command that repeats
-    the run here and keeps its adapter."""
-    here, keep = finished_record(output, record["id"]), record["config"]["keep"]
+def kept_file(name: str, record: Record, output: str) -> Path:
+    """The path of a file of a run. Raises UserError where it is missing, or of another attempt, with the
+    command that repeats the run here and keeps its adapter."""
+    path, here = run_folder(output, record["id"]) / name, finished_record(output, record["id"])
     if here:
         tidy(output, record)  # a kill may have left the file with its attempt
     if path.is_file():
-        return check_kept(record, path)
+        check_kept(record, path)
+        return path
+    keep = record["config"]["keep"]
     words = [f"rerun={record['id']}"]
     words += [f"keep={record['config']['task'].get('keep') or 'best'}"] if keep == "none" else []
     words += [f"output={output}"] if output != "outputs" else []
@@ -183,14 +188,6 @@ def kept_result(record: Record, best: bool) -> float:
     if record["config"]["keep"] in ("last", "both") and not best:
         return float(curve["metric"][-1])
     return float(curve["metric"][curve["epoch"].index(record["result"]["best_epoch"])])
-
-
-def find(name: str, output: str) -> Record:
-    """The finished record of `find_record`. Raises UserError also for one that has failed or diverged."""
-    record = find_record(open_ledger(output), name, output)
-    if record["status"] != "done":
-        raise UserError(f"run {record['id']} is {record['status']}: {record['error']}")
-    return record
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, two seeds a trial
 python -m runs.tune experiment=table2_base method=vera              the cells of a preset
-python -m runs.tune method=lora grid='{method.rank: [4, 8]}'        another key in the grid, or another list
-python -m runs.tune method=lora train.lr=1e-3                       a key with a value is not searched
+python -m runs.tune method=lora method.rank=4,8 train.lr=1e-3,1e-2  lists of train. and method. are searched
+python -m runs.tune method=lora train.lr=1e-3                       a key with one value is not
 python -m runs.tune task.holdout=0.3                                the share of held-out training rows (0.2)
 
 The overrides are those of python -m runs, launcher= among them. Each trial is one run for each seed; their
@@ -19,17 +19,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
-from runs.command import COMPOSING, Common, as_word, entry_point, read, setting
-from runs.config import CONF, GROUPS, Launch, read_command, recipe_keys
+from runs.command import COMPOSING, Common, as_word, entry_point, read
+from runs.config import CONF, Files, Launch, read_command, recipe_keys
+from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids, hash_of
 from runs.record import (
@@ -45,17 +43,13 @@ from runs.record import (
 from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.sweep.sweep import sweep
-from runs.tracking import Tracking
 
-#: Overrides of a trial that the command for the best setting does not have.
-TRIAL = {"task.holdout": "0.2", "keep": "none", "task.decode": "none"}
+#: Overrides of a trial that the command for the best setting does not have, where none is given.
+TRIAL = ("task.holdout=0.2", "keep=none")
 
 
-@dataclass(frozen=True)
 class Settings(Common):
-    """Settings of the command."""
-
-    grid: str = setting("{}", "a mapping of keys to lists that are searched, over those of conf/tune.yaml")
+    """None of its own."""
 
 
 def main(arguments: list[str]) -> int:
@@ -63,10 +57,9 @@ def main(arguments: list[str]) -> int:
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
-    of_search, launch = cells([*line.overrides, *debug], line.settings.grid, line.config_dir)
-    runs = with_starts([run for cell in of_search for run in cell.runs])
-    again = [run for cell in of_search for run in cell.runs] if launch.redo else []
-    done = sweep(runs, launch=launch, again=again)
+    of_search, launch = cells([*line.overrides, *debug], line.config_dir)
+    trials = [run for cell in of_search for run in cell.runs]
+    done = sweep(with_starts(trials), launch=launch, again=trials if launch.redo else [])
     for cell in [] if done.interrupted else of_search:
         print(f"\n{report(cell)}")
     return done.exit_code
@@ -86,62 +79,56 @@ class Cell:
     runs: list[Run]
     config_dir: str | None = None
 
-    @property
-    def trials(self) -> list[dict[str, str]]:
-        """The settings of each trial, by key."""
-        return [dict(zip(self.axes, point, strict=True)) for point in itertools.product(*self.axes.values())]
-
     @cached_property
-    def ids(self) -> list[list[str]]:
-        """The ids of each trial's runs, which exist once models and data are fetched."""
-        ids, size = final_ids(self.runs), len(self.runs) // len(self.trials)
-        return [ids[start : start + size] for start in range(0, len(ids), size)]
+    def ids(self) -> list[str]:
+        """The ids of the runs, which exist once models and data are fetched."""
+        return final_ids(self.runs)
 
     @property
-    def folder(self) -> Path:
-        """The folder of trials.csv, by row, model and task, with a hash of everything that defines the
-        results, data included."""
+    def file(self) -> Path:
+        """trials.csv, in a folder by row, model and task, with a hash of everything that defines the results,
+        data included."""
         run, of = self.runs[0], hash_of([self.axes, self.ids])[:8]
-        return Path(run.config["output"]) / "tune" / f"{run.row}@{run.model}@{run.task}-{of}"
+        return Path(run.config["output"], "tune", f"{run.row}@{run.model}@{run.task}-{of}", "trials.csv")
 
 
-def cells(overrides: list[str], grid: str = "{}", config_dir: str | None = None) -> tuple[list[Cell], Launch]:
-    """The cells of a command, and where and how it does its runs. grid: the setting grid=. Raises UserError
-    for an error in any of them."""
-    own_grid, grids = _grid(grid), _read((CONF / "tune.yaml").read_text())
-    seeds = [word for word in overrides if word.startswith("seed=")] or ["seed=0"]
-    words = [word for word in overrides if word not in seeds]
+def cells(overrides: list[str], config_dir: str | None = None) -> tuple[list[Cell], Launch]:
+    """The cells of a command, and where and how it does its runs. Raises UserError for any mistake."""
+    grids, words = yaml.safe_load((CONF / "tune.yaml").read_text()), list[str]()
+    lists = dict[str, list[str]]()
+    with Files(config_dir).hydra():
+        for word in overrides:
+            key, lines = listed(word)
+            if len(lines) > 1 and key.startswith(("train.", "method.")):
+                lists[key] = [one.partition("=")[2] for one in lines]
+            else:
+                words.append(word)
     given = {word.partition("=")[0] for word in words}
-    if left_out := sorted(own_grid.keys() & given):
-        print(f"note: {', '.join(left_out)}: an override takes a key out of grid=")
-    of_trials = [f"{key}={TRIAL[key]}" for key in ("task.holdout", "keep") if key not in given]
-    command, found = read_command([*words, *of_trials, "seed=0"], config_dir), list[Cell]()
+    seeds = [word for word in words if word.startswith("seed=")] or ["seed=0"]
+    trial = [word for word in TRIAL if word.partition("=")[0] not in given]
+    tracking = [] if any(key.startswith("tracking") for key in given) else ["tracking=off"]
+    plain = [word for word in words if word not in seeds]
+    command, found = read_command([*plain, *trial, *tracking, "seed=0"], config_dir), list[Cell]()
     for run in command.runs:
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
             rule = "trials are judged on held-out training rows, never on the dev or test set"
             raise UserError(f"task.holdout=null: {rule}")
-        unused = {"train.lr"} if kind == "head" else set()
-        if kind != "head" and task["modality"] == "text generation":
-            unused = {"train.lr_head"}
-        axes = _grid_of(run, grids) | own_grid
-        axes = {key: values for key, values in axes.items() if key not in given | unused}
+        only_head, no_head = kind == "head", task["modality"] == "text generation"
+        fixed, grid = {*given, "train.lr" * only_head, "train.lr_head" * no_head}, grid_of(run, grids) | lists
+        axes = {key: [*map(str, values)] for key, values in grid.items() if key not in fixed}
         if not axes or kind == "none":
-            known = f"conf/tune.yaml has grids for {', '.join(grids)}; grid= gives another"
+            known = f"conf/tune.yaml has grids for {', '.join(grids)}; a list is another: train.lr=1e-3,1e-2"
             raise UserError(f"{run.row}: nothing to search. {known}")
-        decodes = "decode" in task and "task.decode" not in given
-        decode = [f"task.decode={TRIAL['task.decode']}"] if decodes else []
-        lists = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        runs = read_command([*run.overrides, *decode, *lists, *seeds], config_dir).runs
-        left = [w for w in run.overrides if w not in of_trials and not w.startswith("task.holdout=")]
+        decode = ["task.decode=none"] if "decode" in task and "task.decode" not in given else []
+        points = [f"{key}={','.join(values)}" for key, values in axes.items()]
+        runs = read_command([*run.overrides, *decode, *points, *seeds], config_dir).runs
+        left = [w for w in run.overrides if w not in trial and not w.startswith("task.holdout=")]
         found.append(Cell(left, axes, runs, config_dir))
-    tracked = any(word.startswith("tracking") for word in words)
-    return found, command.launch if tracked else command.launch.model_copy(
-        update={"tracking": Tracking(mode="off")}
-    )
+    return found, command.launch
 
 
-def _grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[str]]:
+def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
     """The grid of conf/tune.yaml for a run: of a recipe that rows share, there by the row's name, its class
     of peft or its kind; else by its kind."""
     method, shared = run.config["method"], grids.get(run.recipe.partition("/")[0], {})
@@ -153,32 +140,6 @@ def _grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[str]]:
     return dict(grids.get(method["kind"], {}))
 
 
-def _grid(text: str) -> dict[str, list[str]]:
-    """The lists of grid=, with values as texts of the command line."""
-    wrong = f"grid={text}: should be a mapping of keys to lists, such as {{train.lr: [1e-2, 3e-2]}}"
-    try:
-        grid = _read(text)
-    except (YAMLError, OmegaConfBaseException):
-        raise UserError(wrong) from None
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise UserError(wrong)
-    for key in grid:
-        if key in (*GROUPS, "seed", *TRIAL):
-            raise UserError(f"grid={text}: {key} is a word of its own, {key}=...")
-    return grid
-
-
-def _read(text: str) -> Any:
-    """YAML in which 1e-2 is a number (for PyYAML it is a word), with lists as texts of the command line."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        return list(dict.fromkeys(map(as_word, value))) if isinstance(value, list) else value
-
-    return plain(OmegaConf.to_container(OmegaConf.create(text)))
-
-
 # --- what came of it
 
 
@@ -187,23 +148,30 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
 
     value: the mean over the seeds of the metric on the held-out rows, unscaled, at the epoch that the task's
     table reports (the worst value for a run that diverged in its first epoch); NaN where a run is missing or
-    has no number. spread: the standard deviation over the seeds. diverged, one_class: how many runs diverged,
-    or predict one class. runs: their ids. Equal trials are in grid order; after them are those with a run
-    that diverged, and then those without a value."""
-    rows, every, output = list[dict[str, Any]](), list[Record](), cell.runs[0].config["output"]
-    for trial, ids in zip(cell.trials, cell.ids, strict=True):
-        records = [record for run_id in ids if (record := finished_record(output, run_id))]
-        values, every = [*map(seed_value, records)], every + records
-        value = fmean(values) if len(values) == len(ids) else np.nan
-        state = "failed" if len(values) < len(ids) else "no number" if np.isnan(value) else "complete"
-        spread = np.nan if np.isnan(value) else sample_deviation(values)
-        row: dict[str, Any] = {"value": value, "spread": spread, **trial}
-        row |= {"state": state, "diverged": sum(one["status"] == "diverged" for one in records)}
-        row |= {"one_class": sum(one_class(one) is not None for one in records), "runs": " ".join(ids)}
-        rows.append(row)
-    frame = pd.DataFrame(rows).astype({"spread": float})
-    worse = -frame.value if every and Metric.of_record(every[0]).higher_is_better else frame.value
-    return frame.iloc[np.lexsort((worse, frame.diverged > 0, frame.value.isna()))], every
+    has no number. spread: the standard deviation over the seeds. done, diverged, one_class: how many runs
+    have finished, diverged, or predict one class. runs: their ids. Equal trials are in grid order; after them
+    are those with a run that diverged, and then those without a value."""
+    output = cell.runs[0].config["output"]
+    points = pd.DataFrame(itertools.product(*cell.axes.values()), columns=[*cell.axes])
+    found = [finished_record(output, run_id) for run_id in cell.ids]
+    runs = pd.DataFrame(
+        {
+            "trial": np.repeat(points.index, len(cell.ids) // len(points)),
+            "value": [seed_value(record) if record else np.nan for record in found],
+            "done": [record is not None for record in found],
+            "diverged": [record is not None and record["status"] == "diverged" for record in found],
+            "one_class": [record is not None and one_class(record) is not None for record in found],
+            "runs": cell.ids,
+        }
+    )
+    values = {"value": ("value", lambda of: of.mean(skipna=False)), "spread": ("value", sample_deviation)}
+    counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
+    of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))
+    numbers = of_trials[[*values]].astype(float)
+    frame = pd.concat([numbers, points, of_trials.drop(columns=[*values])], axis="columns")
+    records = [record for record in found if record]
+    worse = -frame.value if records and Metric.of_record(records[0]).higher_is_better else frame.value
+    return frame.iloc[np.lexsort((worse, frame.diverged > 0, frame.value.isna()))], records
 
 
 def report(cell: Cell) -> str:
@@ -213,20 +181,20 @@ def report(cell: Cell) -> str:
     title = f"{run.row} on {run.config['task']['label']} ({run.config['model']['label']})"
     if not records:
         return f"{title}: no trial has finished"
-    metric, first = Metric.of_record(records[0]), records[0]
+    metric, first, best = Metric.of_record(records[0]), records[0], frame.iloc[0]
     frame = frame.rename(columns={"value": metric.name})
-    write_atomically(cell.folder / "trials.csv", frame.to_csv(index=False))
-    shown, numbers = frame.drop(columns="runs"), dict.fromkeys((metric.name, "spread"), metric.text)
-    table = shown.to_string(index=False, na_rep="-", formatters=numbers)
-    best = frame.iloc[0]
-    if pd.isna(best[metric.name]) or best.diverged:
+    write_atomically(cell.file, frame.to_csv(index=False))
+    numbers = dict.fromkeys((metric.name, "spread"), metric.text)
+    table = frame.drop(columns="runs").to_string(index=False, na_rep="-", formatters=numbers)
+    if pd.isna(best.value) or best.diverged:
         why = "in each trial a run diverged" if best.diverged else "no trial has a value"
         return f"{title}: {why}\n\n{table}"
     held, rest = (first["data"][f"{part}_rows"] for part in ("dev", "train"))
     epoch = epoch_of_table(run.config["train"], first["result"]["reported"])
     judged = f"{held} held-out training rows ({rest} trained on), {epoch} epoch, "
-    lines = [f"{title}: {metric.name} on {judged}{plural(len(cell.ids[0]), 'seed')}", "", table, ""]
-    equal = int(((frame[metric.name] == best[metric.name]) & (frame.diverged == 0)).sum())
+    seeds = plural(len(cell.runs) // len(frame), "seed")
+    lines = [f"{title}: {metric.name} on {judged}{seeds}", "", table, ""]
+    equal = int(((frame[metric.name] == best.value) & (frame.diverged == 0)).sum())
     if equal > 1:
         lines.append(f"{equal} settings have the best value: which of them comes first says nothing")
     setting = {key: str(best[key]) for key in cell.axes}
@@ -235,7 +203,7 @@ def report(cell: Cell) -> str:
     by_task = ", ".join(f"{key}: {{{task}: {value}}}" for key, value in tuned(cell, setting).items())
     lines.append(f"best: {command_of(cell, setting)}")
     lines += [f"for its recipe in conf/recipe: by_task: {{{by_task}}}"] if by_task else []
-    return "\n".join([*lines, f"trials: {cell.folder / 'trials.csv'}"])
+    return "\n".join([*lines, f"trials: {cell.file}"])
 
 
 def command_of(cell: Cell, setting: dict[str, str]) -> str:

@@ -114,7 +114,7 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
             assert line.names[1] in FORMATS
         folder = options[0].partition("=")[2] if options else line.config_dir
         if name == "runs.tune":
-            cells([*line.overrides], line.settings.grid, folder)
+            cells([*line.overrides], folder)
         elif line.overrides:
             read_command(line.overrides, folder)
 
@@ -197,7 +197,7 @@ def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
         "python -m runs method=vera train.epoch=1 # a comment",
         "OMP_NUM_THREADS=1 python -m runs experiment=tabel2",
         "python -m runs.plan experiment=table2_base wach=true",
-        "python -m runs.tune method=vera grid='{train.lrr: [1]}'",
+        "python -m runs.tune method=vera train.lrr=1,2",
         "python -m runs.export ID onnx FOLDER",
         "python -m analysis.tables tabel2",
         "python -m analysis.tables table2 fromat=latex",

@@ -14,21 +14,16 @@ python -m runs.export RUN merged FOLDER    the whole model, the adapter merged i
 RUN is a run id (or its beginning), as in outputs/records.
 """
 
+import contextlib
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runs import models
 from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
-from runs.evaluate import find, restore
-from runs.record import Record, read_ledger
-from runs.record.text import megabytes
-
-if TYPE_CHECKING:
-    from runs.training.context import Context
+from runs.evaluate import find
+from runs.record.text import first_line, megabytes
 
 #: The formats, and the settings that each of them takes.
 FORMATS = {
@@ -37,6 +32,8 @@ FORMATS = {
     "lora": ("base", "license", "rank"),
     "merged": (),
 }
+#: What a new repository holds before anything is pushed.
+EMPTY = {".gitattributes", "README.md"}
 
 
 @dataclass(frozen=True)
@@ -56,106 +53,80 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
-    from runs.export.push import check_name, push
-
     line = read(arguments, Settings, names="RUN FORMAT PATH")
-    name, form, target = line.names[0], one_of("format", line.names[1], FORMATS), line.names[2]
-    settings, output, path = line.settings, line.settings.output, Path(target)
-    _check(form, settings, line.given)
+    (name, form, target), settings, output = line.names, line.settings, line.settings.output
+    for key in sorted(line.given.keys() - {"output", "debug", *FORMATS[one_of("format", form, FORMATS)]}):
+        takers = ", ".join(other for other, keys in FORMATS.items() if key in keys)
+        raise UserError(f"{key}= belongs to {takers}, not to {form}")
+    if form == "lora" and settings.rank is None:
+        raise UserError("rank is missing: runs.export RUN lora FOLDER rank=8")
+    rank, base = settings.rank, settings.base or "none"
+    if rank is not None and not (rank >= 1 if isinstance(rank, int) else 0 < rank <= 1):
+        raise UserError(f"rank={rank}: should be a whole number from 1 on, or a share above 0 and up to 1")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", base):
+        raise UserError(f"base={base}: should be OWNER/NAME or OWNER/NAME@REVISION on the hub")
     if form == "hub":
-        check_name(target)
-    elif path.exists() and any(path.iterdir()):
-        raise UserError(f"{path}: is there already. Name another, or remove it")
+        check_repository(target)
+    elif Path(target).exists() and any(Path(target).iterdir()):
+        raise UserError(f"{target}: is there already. Name another, or remove it")
     record = find(name, output)
     if not record["parameters"]["adapter"] and form != "merged":
         raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
+    from runs.export.folder import write_adapter, write_merged  # torch
+
+    folder = Path(output, "exports", record["id"]) if form == "hub" else Path(target)
     if form == "merged":
-        _merge(record, path, output)
+        write_merged(record, folder, output)
     else:
-        path = Path(output) / "exports" / record["id"] if form == "hub" else path
-        _travel(record, form, path, target, settings)
-        if form == "hub":
-            command = shlex.join(["python", "-m", "runs.export", *arguments])
-            print(push(path, target, settings.private, f"Run {record['id']} of vera-bench", command))
-    if form != "hub":
-        print(f"{path}: {megabytes(sum(file.stat().st_size for file in path.iterdir()))}")
+        of_hub = target if form == "hub" else None
+        write_adapter(record, folder, output, settings.rank, settings.base, settings.license, of_hub)
+    if form == "hub":
+        again = shlex.join(["python", "-m", "runs.export", *arguments])
+        print(push(folder, target, settings.private, f"Run {record['id']} of vera-bench", again))
+    else:
+        print(f"{folder}: {megabytes(sum(file.stat().st_size for file in folder.iterdir()))}")
     return 0
 
 
-def _check(form: str, settings: Settings, given: dict[str, object]) -> None:
-    """Raises UserError for settings that do not belong to the format, or are none."""
-    for key in sorted(given.keys() - {"output", "debug", *FORMATS[form]}):
-        takers = ", ".join(name for name, keys in FORMATS.items() if key in keys)
-        raise UserError(f"{key}= belongs to {takers}, not to {form}")
-    rank = settings.rank
-    if form == "lora" and rank is None:
-        raise UserError("rank is missing: runs.export RUN lora FOLDER rank=8")
-    if rank is not None and (rank <= 0 or (isinstance(rank, float) and rank > 1)):
-        raise UserError(f"rank={rank}: should be a whole number from 1 on, or a share above 0 and up to 1")
-    if settings.base and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", settings.base):
-        raise UserError(f"base={settings.base}: should be OWNER/NAME or OWNER/NAME@REVISION on the hub")
+def check_repository(repo: str) -> None:
+    """Raises UserError unless it is OWNER/NAME, and where there is no token to push with."""
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or len(repo) > 96:
+        raise UserError(f"{repo}: a repository of the hub is OWNER/NAME")
+    if get_token() is None:
+        raise UserError(f"{repo}: pushing needs a token with write access: hf auth login, or HF_TOKEN=")
 
 
-def _travel(record: Record, form: str, path: Path, target: str, settings: Settings) -> None:
-    """Writes a folder in peft's format, with tokenizer or image preprocessing and a card."""
-    import vera
-    from runs.export.card import card
-    from runs.export.folder import loads, write_inputs, write_lora
+def push(folder: Path, repo: str, private: bool, message: str, again: str) -> str:
+    """Pushes a folder's files to a model repository in one commit; makes the repository where there is none.
+    Returns the commit's address.
 
-    model = record["config"]["model"]
-    origin = models.origin(model, record["model"], settings.base)
-    if origin is None and form == "hub":
-        unknown = "which model of the hub its base is, is not known: name it, base=OWNER/NAME"
-        raise UserError(f"run {record['id']}: {unknown}")
-    if origin is None:
-        print("which model of the hub the base is, is not known: AutoPeftModel needs it (base=OWNER/NAME)")
-    elif origin.note and not settings.base:
-        print(f"base model: {origin.name}. Note: {origin.note}")
-    licence = settings.license or (origin.licence if origin else None)
-    if licence is None:
-        print("no licence is known, and the card names none (license=mit)")
-    ledger, context = read_ledger(settings.output), restore(record, settings.output)
-    base, lost = (origin.name, origin.revision) if origin else (None, None), ""
-    if settings.rank is not None:
-        lost = write_lora(context, settings.rank, path, *base)
-        print(lost)
-    else:
-        vera.export_peft(context.raw_model, path, *base)
-    write_inputs(context, path)
-    named = target if form == "hub" else path.resolve().name  # no path of this machine in the card
-    text = card(record, ledger, named, origin, licence, loads(context), lost)
-    (path / "README.md").write_text(text, encoding="utf-8")
-    if form != "hub":
-        where = models.fetch(model)
-        print(f"for peft.PeftModel.from_pretrained(base, '{path}'), where base is the model of {where}")
+    private: a repository that is made is private; one that is there already and public is refused.
+    again: the command that repeats this. Raises UserError in one line, which names the folder and that
+    command, where the hub refuses or cannot be reached, or the repository holds something else."""
+    from huggingface_hub import HfApi, logging
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-
-def _merge(record: Record, path: Path, output: str) -> None:
-    """Writes the whole model with the adapter merged in."""
-    import vera
-    from runs.export.folder import difference, outputs, write_inputs
-
-    config = record["config"]
-    # The folder's weights are float32, whatever the run computed in
-    config = {**config, "train": {**config["train"], "precision": "fp32"}}
-    if config["model"].get("quantise"):
-        # Whole weights take the adapter in; 4-bit ones would round it away
-        config["model"] = {**config["model"], "quantise": None}
-        print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
-    context: Context = restore({**record, "config": config}, output)
-    model, before = context.raw_model, outputs(context)
-    vera.unload(model, merge=True)
-    rounding, told = difference(before, outputs(context))
-    if not rounding:
-        raise UserError(f"run {record['id']} is not written: merged, it is another model. {told}")
-    print(told)
-    if classes := getattr(context.task, "classes", None):
-        model.config.id2label = dict(enumerate(classes))
-        model.config.label2id = {c: i for i, c in enumerate(classes)}
-    model.save_pretrained(path)
-    for weights in path.glob("*.safetensors"):
-        weights.chmod((path / "config.json").stat().st_mode)  # safetensors' own are for the owner alone
-    write_inputs(context, path)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    api = HfApi()
+    try:
+        with contextlib.suppress(RepositoryNotFoundError):
+            there = api.model_info(repo, timeout=10)
+            names = {file.rfilename for file in there.siblings or []} - EMPTY
+            if names and "adapter_config.json" not in names:
+                raise UserError(f"it holds {min(names)} and no adapter. Name another repository")
+            if private and not there.private:
+                raise UserError("it is public, and private=true would not hide it. Name another repository")
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except Exception as error:  # the hub's library and its transfer raise many types
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        stays = f"{folder} has all that would be there; to try again: {again}"
+        raise UserError(f"{repo} is not pushed: {why}. {stays}") from None
+    return str(commit.commit_url)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ made."""
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,33 +47,6 @@ METRICS = {
 TEXT_SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
-@dataclass(frozen=True)
-class Number:
-    """A metric of the run and of its cell. own: of the adapter that is exported. values: of each seed that
-    has it, by seed. text: a number as tables print it."""
-
-    name: str
-    own: float
-    values: dict[int, float]
-    text: Callable[[float], str] = "{:.2f}".format
-
-    @property
-    def median(self) -> float:
-        return median(self.values.values())
-
-    @property
-    def ends(self) -> list[float]:
-        """Of the interval of the median; none of a single seed."""
-        return [*(median_interval([*self.values.values()]) or [])]
-
-    @property
-    def title(self) -> str:
-        """As the model-index names it, which has no field for seeds and an interval."""
-        seeds, ends = len(self.values), " to ".join(f"{end:g}" for end in self.ends)
-        interval = f"median of {seeds} seeds ({interval_name([seeds])}: {ends})" if ends else "one seed"
-        return f"{self.name}, {interval}"
-
-
 def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
     """A run and the others of its cell, one for each seed."""
     cell = cell_id(record), record["cell"]["row"]
@@ -82,17 +54,25 @@ def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
     return one_each(r for r in same if r["id"] != record["id"]) | {record["cell"]["seed"]: record}
 
 
-def numbers(record: Record, seeds: Mapping[int, Record]) -> list[Number]:
-    """The numbers of a run beside those of the other seeds of its cell (`seeds_of`): its metric, and the
-    scores of its texts. Without those that a seed lacks, or that are infinite."""
-    metric, own = Metric.of_record(record), record["cell"]["seed"]
-    values = {seed: seed_value(r) for seed, r in seeds.items()}
-    columns = [Number(metric.name, kept_result(record, best=False), values, metric.text)]
-    for key in TEXT_SCORES:
-        scores = {seed: text_score(r, key) for seed, r in seeds.items()}
-        known = {seed: score for seed, score in scores.items() if score is not None}
-        columns += [Number(key, known[own], known)] if own in known else []
-    return [c for c in columns if all(map(math.isfinite, c.values.values()))]
+def numbers(record: Record, seeds: Mapping[int, Record]) -> list[dict[str, Any]]:
+    """The metric of a run and the scores of its texts, beside those of its cell's other seeds (`seeds_of`):
+    name, median, how many seeds, the title in the model-index (which has no field for seeds and an interval),
+    and the cells of the card's table. Without those that this run lacks, or that are not finite."""
+    metric, own, found = Metric.of_record(record), record["cell"]["seed"], list[dict[str, Any]]()
+    for name in (metric.name, *TEXT_SCORES):
+        of_texts = name in TEXT_SCORES
+        every = {seed: text_score(r, name) if of_texts else seed_value(r) for seed, r in seeds.items()}
+        values = {seed: value for seed, value in every.items() if value is not None}
+        if own not in values or not all(map(math.isfinite, values.values())):
+            continue
+        text = "{:.2f}".format if of_texts else metric.text
+        mine = values[own] if of_texts else kept_result(record, best=False)
+        middle, ends = median(values.values()), median_interval([*values.values()]) or ()
+        interval = f"{interval_name([len(values)])}: {' to '.join(f'{end:g}' for end in ends)}"
+        title = f"{name}, {f'median of {len(values)} seeds ({interval})' if ends else 'one seed'}"
+        cells = [text(mine), text(middle), " to ".join(map(text, ends)) or "-", str(len(values))]
+        found.append({"name": name, "median": middle, "seeds": len(values), "title": title, "cells": cells})
+    return found
 
 
 def card(
@@ -125,7 +105,7 @@ def card(
         "metric": Metric.of_record(record),
         "numbers": (own := numbers(record, seeds)),
         "names": METRICS,
-        "interval": interval_name(len(number.values) for number in own),
+        "interval": interval_name(of["seeds"] for of in own),
         "origins": [ledger.origin.get(run["id"], "ours") for run in seeds.values()],
         "loads": ", ".join([repr(name), *(f"{key}={value!r}" for key, value in loads.items())]),
         "committed": is_committed(record),

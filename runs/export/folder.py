@@ -1,5 +1,4 @@
-"""What an exported folder holds: a LoRA that an adapter was converted to, the inputs' preparation, and how
-its base model is loaded."""
+"""Writes an exported folder: an adapter with its model card, or a whole model."""
 
 import math
 import warnings
@@ -8,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 import vera
 from runs import models
+from runs.errors import UserError
+from runs.evaluate import restore
+from runs.export.card import card
+from runs.record import Record, read_ledger
 from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
 
@@ -19,6 +23,46 @@ ROWS = 64
 #: How far outputs may lie apart by rounding in float32, relative to the largest: a thousand units in the last
 #: place. Merged, all methods moved MiniLM's by 0 to 24; VeRA and LoRA those of 24 and 32 layers by 3 to 8.
 ROUNDING = 1000 * 2.0**-23
+
+
+def write_adapter(
+    record: Record,
+    folder: Path,
+    output: str,
+    rank: int | float | None = None,
+    named_base: str | None = None,
+    licence: str | None = None,
+    repo: str | None = None,
+) -> None:
+    """Writes a run's adapter in peft's format, with tokenizer or image preprocessing and a card.
+
+    rank: of a LoRA that it is converted to. named_base: OWNER/NAME or OWNER/NAME@REVISION, in place of what
+    the record tells. licence: in place of the base model's. repo: of the hub, where it will lie."""
+    model = record["config"]["model"]
+    origin = models.origin(model, record["model"], named_base)
+    if origin is None and repo:
+        unknown = "which model of the hub its base is, is not known: name it, base=OWNER/NAME"
+        raise UserError(f"run {record['id']}: {unknown}")
+    if origin is None:
+        print("which model of the hub the base is, is not known: AutoPeftModel needs it (base=OWNER/NAME)")
+    elif origin.note and not named_base:
+        print(f"base model: {origin.name}. Note: {origin.note}")
+    if (licence := licence or (origin.licence if origin else None)) is None:
+        print("no licence is known, and the card names none (license=mit)")
+    context, lost = restore(record, output), ""
+    base = (origin.name, origin.revision) if origin else (None, None)
+    if rank is not None:
+        lost = write_lora(context, rank, folder, *base)
+        print(lost)
+    else:
+        vera.export_peft(context.raw_model, folder, *base)
+    write_inputs(context, folder)
+    name = repo or folder.resolve().name  # no path of this machine in the card
+    text = card(record, read_ledger(output), name, origin, licence, loads(context), lost)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    if not repo:
+        where = models.fetch(model)
+        print(f"for peft.PeftModel.from_pretrained(base, '{folder}'), where base is the model of {where}")
 
 
 def write_lora(
@@ -38,14 +82,37 @@ def write_lora(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of a base model that it cannot look up
         peft.PeftModel.from_pretrained(context.raw_model, folder)  # in place
-    shares = {site: of_site / norm if norm else 0.0 for site, (of_site, norm) in norms.items()}
-    worst = max(shares, key=lambda site: shares[site])
+    worst, site = max((of_site / norm if norm else 0.0, site) for site, (of_site, norm) in norms.items())
     return (
         f"The conversion to LoRA (rank={rank:g}) loses {lost / whole:.2%} of the change of the weights"
-        f" (Frobenius norm), at worst {shares[worst]:.2%}, in {worst}."
+        f" (Frobenius norm), at worst {worst:.2%}, in {site}."
         f" {task.metric}: {task.scale * before:.2f} before, {task.scale * context.score():.2f} after."
         f" {difference(answers, outputs(context))[1]}"
     )
+
+
+def write_merged(record: Record, folder: Path, output: str) -> None:
+    """Writes a run's whole model with the adapter merged in, in float32 whatever the run computed in. Raises
+    UserError, and writes nothing, where its outputs are another model's."""
+    config = {**record["config"], "train": {**record["config"]["train"], "precision": "fp32"}}
+    if config["model"].get("quantise"):
+        # Whole weights take the adapter in; 4-bit ones would round it away
+        config["model"] = {**config["model"], "quantise": None}
+        print("the adapter was trained over 4-bit weights; it is merged into the whole ones")
+    context = restore({**record, "config": config}, output)
+    model, before = context.raw_model, outputs(context)
+    vera.unload(model, merge=True)
+    rounding, words = difference(before, outputs(context))
+    if not rounding:
+        raise UserError(f"run {record['id']} is not written: merged, it is another model. {words}")
+    print(words)
+    if classes := getattr(context.task, "classes", None):
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {c: i for i, c in enumerate(classes)}
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors' own are for the owner alone
+    write_inputs(context, folder)
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:
@@ -69,8 +136,6 @@ def outputs(context: Context) -> np.ndarray:
 def write_inputs(context: Context, folder: Path) -> None:
     """Writes the tokenizer, or how images are prepared. timm's models have that in their own config.json,
     which a folder with the adapter alone has not."""
-    from transformers import AutoTokenizer
-
     base = models.fetch(context.config["model"])
     if not isinstance(context.task, ImageTask):
         AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)

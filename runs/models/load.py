@@ -15,6 +15,13 @@ from tasks.images import preprocessing
 if TYPE_CHECKING:
     import torch
 
+#: By modality: transformers' class. A text model with num_labels 0 is one of text generation.
+AUTO = {
+    "text": "AutoModelForSequenceClassification",
+    "text generation": "AutoModelForCausalLM",
+    "image": "AutoModelForImageClassification",
+}
+
 
 def load(
     folder: Path,
@@ -33,57 +40,56 @@ def load(
     with double quantisation, as in QLoRA), loaded on `device`; None: no quantisation.
 
     Raises UserError where weights are damaged or missing (transformers would initialise them at random)."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
+    import transformers
 
     from vera.sites import head_parameters
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
     given |= {"ignore_mismatched_sizes": True} if num_labels else {}
     if quantise is not None:
-        given |= {"quantization_config": _nf4(quantise)}
+        how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        nf4 = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=quantise, **how)  # type: ignore[no-untyped-call]
+        given["quantization_config"] = nf4
         # Loads on the device at once: weights in full precision may not fit
         if device is not None and device.type == "cuda":
             given["device_map"] = {"": device.index or 0}
-    kind = _auto_class("image" if modality == "image" else "text" if num_labels else "text generation")
+    kind = modality if num_labels else "text generation"
     try:
         head = {"num_labels": num_labels, "problem_type": problem} if num_labels else {}
         given["config"] = _config(folder, head | dict(settings or {}))
-        model, info = kind.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
-        tokenizer = (
-            preprocessing(folder)
-            if modality == "image"
-            else AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        )
+        cls = getattr(transformers, AUTO[kind])
+        model, info = cls.from_pretrained(folder, **given, local_files_only=True, output_loading_info=True)
+        if modality == "image":
+            inputs: Any = preprocessing(folder)
+        else:
+            inputs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (DataError, UserError):
         raise
     except Exception as error:  # transformers raises many types for a damaged file
         why = " ".join(str(error).split())[:300] or type(error).__name__
         mend = "Leave model.settings out, or get the folder again" if settings else "Get the folder again"
         raise UserError(f"{folder}: cannot be loaded ({why}). {mend}") from None
-    _dequantise_to(model, quantise)
-    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    for module in model.modules() if quantise else ():
+        # The backward pass dequantises weights straight to the dtype that is computed in. Loaded as float32,
+        # they would be dequantised to that and then cast: the same bits, three times the memory traffic
+        if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+            state.dtype = quantise
+    own, mismatched = head_parameters(model), (key for key, *_ in info["mismatched_keys"])
+    unfilled = {*info["missing_keys"], *mismatched}
     if modality == "image":
         _suits(model, folder)
-        _renew(model, [name for name in head_parameters(model) if name not in unfilled])
-    lacking = sorted(unfilled - (set(head_parameters(model)) if num_labels else set()))
-    if lacking:
-        raise UserError(
-            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
-        )
-    return model, tokenizer
-
-
-def _auto_class(modality: str) -> Any:
-    import transformers
-
-    return {
-        "text": transformers.AutoModelForSequenceClassification,
-        "text generation": transformers.AutoModelForCausalLM,
-        "image": transformers.AutoModelForImageClassification,
-    }[modality]
+        # A head was loaded where its number of classes is the same: every run starts from one of its own seed
+        for path in dict.fromkeys(name.rpartition(".")[0] for name in own if name not in unfilled):
+            module = model.get_submodule(path)
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # else transformers does not initialise loaded values
+            model._init_weights(module)
+    if lacking := sorted(unfilled - set(own if num_labels else ())):
+        more = f"the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
+        raise UserError(f"{folder}: {more}")
+    return model, inputs
 
 
 def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -104,46 +110,19 @@ def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def _nf4(compute: "torch.dtype") -> Any:
-    from transformers import BitsAndBytesConfig
-
-    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
-    return BitsAndBytesConfig(load_in_4bit=True, **how)  # type: ignore[no-untyped-call]
-
-
-def _dequantise_to(model: Any, compute: "torch.dtype | None") -> None:
-    """Has the backward pass dequantise weights straight to the dtype that is computed in. Loaded as float32,
-    they would be dequantised to that and then cast: the same bits, nearly three times the memory traffic."""
-    for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            state.dtype = compute
-
-
 def _suits(model: Any, folder: Path) -> None:
     """Raises UserError for an image model that could not be trained, saved or evaluated correctly here."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from vera.sites import head_parameters
 
+    kind, why = type(model).__name__, ""
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError(
-            f"{folder}: a {type(model).__name__} with batch norm, whose running statistics nothing here keeps"
-        )
-    if not head_parameters(model):
-        raise UserError(
-            f"{folder}: the head of a {type(model).__name__} is not known here (vera/sites.py, head_prefixes)"
-        )
-
-
-def _renew(model: Any, names: list[str]) -> None:
-    """Initialises a head again that was loaded because its number of classes is the same: every run starts
-    from a head of its own seed."""
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        module = model.get_submodule(path)
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # else transformers does not initialise loaded values
-        model._init_weights(module)
+        why = f"a {kind} with batch norm, whose running statistics nothing here keeps"
+    elif not head_parameters(model):
+        why = f"the head of a {kind} is not known here (vera/sites.py, head_prefixes)"
+    if why:
+        raise UserError(f"{folder}: {why}")
 
 
 def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:
@@ -159,7 +138,7 @@ def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = No
             config = _config(folder, given)
         else:
             config = transformers.AutoConfig.for_model(**model["architecture"], **given)
-        return _auto_class(model["modality"]).from_config(config)
+        return getattr(transformers, AUTO[model["modality"]]).from_config(config)
 
 
 # --- memory

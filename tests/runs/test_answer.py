@@ -169,9 +169,9 @@ def batches(monkeypatch):
     """The questions of each batch that a model answers, with their turn and prompts."""
     found, sample = [], answer._sample
 
-    def seen(context, questions, turn, prompts):
+    def seen(context, turn, questions, prompts, rooms):
         found.append([(q.id, turn, ids) for q, ids in zip(questions, prompts, strict=True)])
-        return sample(context, questions, turn, prompts)
+        return sample(context, turn, questions, prompts, rooms)
 
     monkeypatch.setattr(answer, "_sample", seen)
     return found
@@ -216,7 +216,7 @@ def test_answers_are_drawn_by_the_runs_seed_and_greedy_ones_are_not(done, mt_ben
     drawn = []
     for seed, turn in ((0, 0), (0, 0), (1, 0), (0, 1)):
         context.config["seed"] = seed
-        drawn += answer._sample(context, [question], turn, [prompt])
+        drawn += answer._sample(context, turn, [question], [prompt], [6])
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
 
@@ -335,10 +335,9 @@ def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done, mt_bench, mo
     task, model = context.task, context.raw_model
     yes, more = task.tokenizer(["Yes.\n", "more"], add_special_tokens=False)["input_ids"]
     run_on = task.tokenizer("Yes.\n\n### Instruction:\nNow", add_special_tokens=False)["input_ids"]
-    assert answer._text(task, [*yes, task.tokenizer.eos_token_id, *more]) == "Yes."
-    assert answer._text(task, run_on) == "Yes."
+    assert answer.text_of(task, [*yes, task.tokenizer.eos_token_id, *more]) == "Yes."
+    assert answer.text_of(task, run_on) == "Yes."
     # Nor is more written: with what the model writes in the middle as the marker
-    context.config["task"]["answer_tokens"] = 40
     question = read_questions(mt_bench, "mt_bench")[2]  # greedy
     prompt, lengths, generate = task.conversation(question.turns[:1], []), [], model.generate
 
@@ -348,9 +347,9 @@ def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done, mt_bench, mo
         return written
 
     monkeypatch.setattr(model, "generate", counted)
-    (whole,) = answer._sample(context, [question], 0, [prompt])
+    (whole,) = answer._sample(context, 0, [question], [prompt], [40])
     task.template = task.template.model_copy(update={"stop": whole[len(whole) // 2 :][:8]})
-    (cut,) = answer._sample(context, [question], 0, [prompt])
+    (cut,) = answer._sample(context, 0, [question], [prompt], [40])
     assert whole.startswith(cut)
     assert lengths[1] < lengths[0] == 40
 

@@ -265,7 +265,7 @@ def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_w
     question = read_questions(Path(run.config["task"]["mt_bench_dir"]), "mt_bench")[0]
     prompt = training.task.conversation(question.turns[:1], [])
     with training.accelerator.autocast():
-        answer._sample(training, [question], 0, [prompt])
+        answer._sample(training, 0, [question], [prompt], [6])
     layers = caches[0].layers
     assert (
         {layer.keys.dtype for layer in layers} == {layer.values.dtype for layer in layers} == {torch.bfloat16}

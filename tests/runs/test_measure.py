@@ -10,10 +10,8 @@ from running import do
 from runs import publish
 from runs.errors import UserError
 from runs.evaluate import find, restore
-from runs.measure.__main__ import main as measure_main
-from runs.measure.__main__ import measure_id
-from runs.measure.adapters import layer_and_site, magnitude, similarity
-from runs.measure.fit import matrix_fit
+from runs.measure import layer_and_site, magnitude, matrix_fit, measure_id, similarity
+from runs.measure import main as measure_main
 from runs.record import read_ledger, run_folder, write_record
 from vera.methods.layers import changes
 

@@ -99,10 +99,10 @@ def test_each_row_has_its_count_near_veras(where, request):
 @pytest.mark.slow
 def test_every_row_of_both_presets_has_four_rates_over_the_same_range(study, base):
     """Where rates are to be tuned: rows of peers_base with published recipes have those."""
-    grids = tune._read((CONF / "tune.yaml").read_text())
+    grids = yaml.safe_load((CONF / "tune.yaml").read_text())
     searched = [*study.values(), *(run for run in base.values() if run.recipe.startswith("peers/"))]
     for run in searched:
-        ((key, rates),) = tune._grid_of(run, grids).items()
+        ((key, rates),) = tune.grid_of(run, grids).items()
         assert key == ("train.lr_head" if run.row == "head" else "train.lr")
         assert len(rates) == 4, run.row
         assert 60 <= float(rates[-1]) / float(rates[0]) <= 67, run.row

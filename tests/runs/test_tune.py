@@ -2,8 +2,11 @@
 
 import csv
 import hashlib
+import math
 import re
 import shlex
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,19 +20,12 @@ from tiny import write_glue
 
 from analysis.frame import runs as frame_of
 from runs import publish, tune
-from runs.config import expand
+from runs.config import CONF, expand
 from runs.errors import is_users
 from runs.identity import run_id
 from runs.record import read_ledger
 
 pytestmark = pytest.mark.determinism
-
-ROOT = Path(__file__).parents[2]
-
-
-def cells_of(words, grid="{}", config_dir=None):
-    """The cells of a command line."""
-    return tune.cells([*words], grid, config_dir)[0]
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ def tiny_words(words) -> list[str]:
 def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     tiny_words, capsys, monkeypatch, tmp_path
 ):
-    command = [*tiny_words, "seed=0,1", "grid={train.lr: [1e-9, 1e-8], train.lr_head: [1e-9]}"]
+    command = [*tiny_words, "seed=0,1", "train.lr=1e-9,1e-8", "train.lr_head=1e-9"]
     assert tune.main(command) == 0
     text = capsys.readouterr().out
     assert "accuracy on 8 held-out training rows (32 trained on), best epoch, 2 seeds" in text
@@ -63,14 +59,15 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     for trial in trials:
         best = [ledger.records[run]["result"]["protocols"]["paper"]["best"] for run in trial["runs"].split()]
         assert float(trial["accuracy"]) == pytest.approx(sum(best) / 2)
+        assert float(trial["spread"]) == pytest.approx(statistics.stdev(best))
     # Rates of nothing leave the model as it is: a tie, and the first in the grid comes first
-    assert [trial["train.lr"] for trial in trials] == ["1e-09", "1e-08"]
+    assert [float(trial["train.lr"]) for trial in trials] == [1e-9, 1e-8]
     assert "2 settings have the best value" in text
     # The command of the best one is a run on the real dev set
     line = next(line for line in text.splitlines() if line.startswith("best: python -m runs "))
     (best_run,) = expand(shlex.split(line)[4:])
     assert (best_run.config["task"]["holdout"], best_run.config["keep"]) == (None, "best")
-    assert best_run.config["train"]["lr"] == float(trials[0]["train.lr"])
+    assert best_run.config["train"]["lr"] == 1e-9
     # Trials enter no table, and can be published
     assert (frame_of(ledger).left_out != "").all()
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
@@ -84,25 +81,19 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert before == {path: path.stat().st_mtime_ns for path in Path(output).glob("records/*.json")}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["grid={train.lrr: [1]}"], "no key 'train.lrr'. Did you mean train.lr?"),
-        (["grid={train.lr: [fast]}"], "train.lr=fast: should be"),
-        (["grid={train.lr: 1e-2}"], "grid={train.lr: 1e-2}: should be a mapping of keys to lists"),
-        (["grid={train.lr: []}"], "should be a mapping of keys to lists"),
-        (["grid=[1, 2]"], "should be a mapping of keys to lists"),
-        (["grid={train.lr"], "should be a mapping of keys to lists"),
-        (["grid={seed: [0, 1]}"], "seed is a word of its own, seed=..."),
-        (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
-        (["task.holdout=null"], "task.holdout=null: trials are judged on held-out training rows"),
-        (["task.holdout=1"], "task.holdout=1: should be less than 1"),
-        (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
-        (["grid={method.rank: [0], train.lr: [1]}"], "rank must be a whole number of at least 1, got 0"),
-        (["seed=0,0"], "appears twice in this sweep"),
-        (["--nonsense"], "--nonsense: no such option"),
-    ],
-)
+MISTAKES = [
+    (["train.lrr=1,2"], "no key 'train.lrr'. Did you mean train.lr?"),
+    (["train.lr=fast,1"], "train.lr=fast: should be"),
+    (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
+    (["task.holdout=null"], "task.holdout=null: trials are judged on held-out training rows"),
+    (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
+    (["method.rank=0,1", "train.lr=1"], "rank must be a whole number of at least 1, got 0"),
+    (["seed=0,0"], "appears twice in this sweep"),
+    (["--nonsense"], "--nonsense: no such option"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_words):
     kept = [w for w in tiny_words if "method.rank" not in w]
     with pytest.raises(Exception, match=re.escape(message)) as error:
@@ -132,21 +123,16 @@ def test_the_dev_set_is_never_looked_at(words, tmp_path):
     assert curves[0][1] != curves[1][1]
 
 
-def test_the_first_run_of_a_start_holds_nothing_out(words):
-    plain = [w for w in words if not w.startswith("method.")]
+def test_what_trials_start_from_is_a_usual_run_and_not_done_again(words, monkeypatch):
+    plain = [w for w in words if not w.startswith(("method.", "train.lr"))]
     (run,) = expand([*plain, "method=lora_mnli", "task.holdout=0.2"])
-    assert (run.config["task"]["holdout"], run.start.config["task"]["holdout"]) == (0.2, None)
     (usual,) = expand([*plain, "method=lora_mnli"])
+    assert run.config["task"]["holdout"] == 0.2
     assert run_id(run.start) == run_id(usual.start)
-
-
-def test_redo_is_of_the_trials_alone(words, monkeypatch):
-    """Not of the run that they start from."""
     done = SimpleNamespace(interrupted=True, exit_code=0)
     given: dict = {}
     monkeypatch.setattr(tune, "sweep", lambda runs, **how: given.update(how, runs=runs) or done)
-    plain = [w for w in words if not w.startswith(("method.", "train.lr"))]
-    tune.main([*plain, "method=lora_mnli", "redo=true", "grid={train.lr: [1e-3, 1e-2]}"])
+    tune.main([*plain, "method=lora_mnli", "redo=true", "train.lr=1e-3,1e-2"])
     assert given["again"] == [run for run in given["runs"] if run.start]
     assert len(given["runs"]) > len(given["again"]) > 0
 
@@ -154,51 +140,34 @@ def test_redo_is_of_the_trials_alone(words, monkeypatch):
 @pytest.mark.slow
 def test_what_the_words_search(tiny_words, e2e_words):
     plain = [w for w in tiny_words if not w.startswith("method.")]
-    for words, grid, wanted in (
-        (tiny_words, "{}", [{"train.lr": 5, "train.lr_head": 3}]),
-        ([*tiny_words, "train.lr=1e-2"], "{}", [{"train.lr_head": 3}]),
-        ([*tiny_words, "train.lr_head=1"], "{method.rank: [4, 8]}", [{"train.lr": 5}]),  # rank=8 is a word
-        (
-            [*plain, "method=head,adapter_h,peft,adalora"],
-            "{}",
-            [{"train.lr_head": 4}, {"train.lr": 3, "train.lr_head": 3}]
-            + 2 * [{"train.lr": 5, "train.lr_head": 3}],
-        ),
-        ([w for w in e2e_words if not w.startswith("train.lr")], "{}", [{"train.lr": 5}]),
+    for words, wanted in (
+        (tiny_words, [{"train.lr": 5, "train.lr_head": 3}]),
+        ([*tiny_words, "train.lr=1e-2"], [{"train.lr_head": 3}]),
+        ([*plain, "train.lr_head=1", "method.rank=4,8"], [{"train.lr": 5, "method.rank": 2}]),
+        ([*plain, "method=head,adapter_h"], [{"train.lr_head": 4}, {"train.lr": 3, "train.lr_head": 3}]),
+        ([w for w in e2e_words if not w.startswith("train.lr")], [{"train.lr": 5}]),
     ):
-        found = cells_of(words, grid)
+        found, launch = tune.cells(words)
         assert [{key: len(values) for key, values in cell.axes.items()} for cell in found] == wanted
     assert found[0].runs[0].config["task"]["decode"] == "none"
     assert "task.decode" not in tune.command_of(found[0], {"train.lr": "1"})
-    (cell,) = cells_of(plain, "{train.lr: [1e-2, 0.01, 1], method.sites: [[query], [query, value]]}")
-    assert cell.axes == {
-        "train.lr": ["0.01", "1"],
-        "train.lr_head": ["0.002", "0.004", "0.01"],
-        "method.sites": ["[query]", "[query,value]"],
-    }
+    assert launch.tracking.mode == "off"
+    launch = tune.cells([*tiny_words, "tracking=offline", "launcher=local"])[1]
+    assert (launch.tracking.mode, launch.launcher.name) == ("offline", "local")
+    ((cell,), _) = tune.cells([*plain, "train.lr=1e-2,1", "method.sites=[query],[query,value]"])
+    assert cell.axes["method.sites"] == ["[query]", "[query,value]"]
     run = cell.runs[-1]
-    assert cell.trials[-1] == {
-        "train.lr": "1",
-        "train.lr_head": "0.01",
-        "method.sites": "[query,value]",
-    }
     rates = run.config["train"]
     assert (rates["lr"], rates["lr_head"], run.method["sites"]) == (1.0, 0.01, ["query", "value"])
-    preset = cells_of(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])
-    assert [(c.runs[0].task, len(c.trials), len(c.runs)) for c in preset] == [("rte", 5, 5), ("mrpc", 5, 5)]
+    preset = tune.cells(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])[0]
+    assert [(c.runs[0].task, len(c.runs)) for c in preset] == [("rte", 5), ("mrpc", 5)]
     rest = ["model=roberta_base", "task=rte", "experiment=table2_base", "train.lr_head=1e-2"]
     assert preset[0].overrides == ["method=vera", *rest]
 
 
-def test_trials_are_tracked_where_tracking_is_given(tiny_words):
-    assert tune.cells(tiny_words)[1].tracking.mode == "off"
-    launch = tune.cells([*tiny_words, "tracking=offline", "launcher=local"])[1]
-    assert (launch.tracking.mode, launch.launcher.name) == ("offline", "local")
-
-
 def test_the_grids_are_values_that_the_papers_print():
-    printed = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())
-    grids = tune._read((ROOT / "conf" / "tune.yaml").read_text())
+    printed = yaml.safe_load((CONF.parent / "analysis" / "printed" / "recipes.yaml").read_text())
+    grids = yaml.safe_load((CONF / "tune.yaml").read_text())
 
     def values(node, kind, key, inside=False):
         """What stands under a key, somewhere below a method's name."""
@@ -223,18 +192,19 @@ def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
         },
     }
     words = ["model=minilm", "task=reviews", "method=lora,lora_r2,lora_r4,peft:IA3Config,peft:OFTConfig"]
-    found = [tune._grid_of(run, grids).get("train.lr") for run in expand([*words, "recipe=peers/minilm"])]
+    found = [tune.grid_of(run, grids).get("train.lr") for run in expand([*words, "recipe=peers/minilm"])]
     assert found == [["3"], ["4"], ["3"], ["3"], None]
-    assert tune._grid_of(expand(["method=lora"])[0], grids) == grids["lora"]
+    assert tune.grid_of(expand(["method=lora"])[0], grids) == grids["lora"]
 
 
 def test_what_defines_the_results_defines_the_folder(tiny_words, tmp_path):
-    def name(*words, grid="{train.lr: [1e-2]}"):
-        return cells_of([*tiny_words, "train.lr_head=1e-2", *words], grid)[0].folder.name
+    def name(*words, rates="1e-2,1e-3"):
+        ((cell,), _) = tune.cells([*tiny_words, "train.lr_head=1e-2", f"train.lr={rates}", *words])
+        return cell.file.parent.name
 
     assert name("device=auto", "seed=0", "task.holdout=0.2", f"output={tmp_path}") == name()
     others = [["seed=1"], ["seed=0,1"], ["task.holdout=0.3"], ["train.epochs=3"]]
-    assert len({name(), name(grid="{train.lr: [3e-2]}"), *(name(*of) for of in others)}) == len(others) + 2
+    assert len({name(), name(rates="3e-2,1e-3"), *(name(*of) for of in others)}) == len(others) + 2
 
 
 # --- what came of it
@@ -254,18 +224,14 @@ def results(tiny_words, monkeypatch):
     """The results of a search with these records: a list of seeds' for each rate, None for a missing one."""
 
     def of(*trials):
-        rates = [10.0**-i for i in range(len(trials))]
-        words = [*tiny_words, f"seed={','.join(map(str, range(len(trials[0]))))}"]
-        (cell,) = cells_of(words, f"{{train.lr: {rates}, train.lr_head: [1]}}")
-        ids = [run_id for of_trial in cell.ids for run_id in of_trial]
-        records = dict(zip(ids, [record for trial in trials for record in trial], strict=True))
+        rates = ",".join(str(10.0**-i) for i in range(len(trials)))
+        seeds = ",".join(map(str, range(len(trials[0]))))
+        ((cell,), _) = tune.cells([*tiny_words, f"seed={seeds}", f"train.lr={rates}", "train.lr_head=1"])
+        records = dict(zip(cell.ids, [record for trial in trials for record in trial], strict=True))
         monkeypatch.setattr(tune, "finished_record", lambda output, run_id: records[run_id])
         return cell
 
     return of
-
-
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -276,15 +242,15 @@ NAN = float("nan")
             "matthews",
             [[None], [(0.1, "diverged")], [-0.2], [-0.2]],
             [2, 3, 1, 0],
-            [-0.2, -0.2, 0.1, NAN],
+            [-0.2, -0.2, 0.1, math.nan],
             True,
         ),
         ("matthews", [[(0.1, "diverged")], [(0.3, "diverged")]], [1, 0], [0.3, 0.1], False),
         ("perplexity", [[5.0], [4.0]], [1, 0], [4.0, 5.0], True),
         # A trial counts by all of its runs: one that diverged in its first epoch has the worst value
-        ("accuracy", [[0.8, 0.7], [0.9, None]], [0, 1], [0.75, NAN], True),
-        ("accuracy", [[0.8, (None, "diverged")], [0.8, (None, "done")]], [0, 1], [0.4, NAN], False),
-        ("perplexity", [[4.0, (None, "diverged")]], [0], [float("inf")], False),
+        ("accuracy", [[0.8, 0.7], [0.9, None]], [0, 1], [0.75, math.nan], True),
+        ("accuracy", [[0.8, (None, "diverged")], [0.8, (None, "done")]], [0, 1], [0.4, math.nan], False),
+        ("perplexity", [[4.0, (None, "diverged")], [None, None]], [0, 1], [math.inf, math.nan], False),
     ],
 )
 def test_the_best_trial_comes_first_and_none_that_diverged_is_the_best(
@@ -301,9 +267,9 @@ def test_the_best_trial_comes_first_and_none_that_diverged_is_the_best(
     assert ("best: python -m runs " in tune.report(cell)) == best
 
 
-def test_the_report_of_the_best_trial(results):
+def test_the_report_of_the_best_trial(results, tmp_path):
     """Its table, ends of axes, what predicts one class, and the lines for a recipe, of which a value that
-    another key gives is none."""
+    another key gives, or that no recipe may have, is none."""
     made = [made_record(best=value) for value in (0.674, 0.7)]
     made[0]["predictions"] = {"best": hashlib.sha256(np.full(10, 1).tobytes()).hexdigest()[:16]}
     cell = results(*([one] for one in made))
@@ -311,20 +277,11 @@ def test_the_report_of_the_best_trial(results):
     assert list(frame.one_class) == [0, 1]
     text = tune.report(cell)
     assert "train.lr=0.1 is the smallest tried" in text
-    assert "train.lr_head=" not in text.partition("best: ")[0]  # of one value
-    assert "by_task: {lr: {rte: 0.1}, lr_head: {rte: 1}, " in text
-    assert f"trials: {cell.folder / 'trials.csv'}" in text
-
-
-def test_no_line_for_a_recipe_that_a_recipe_refuses(tiny_words):
-    plain = [word for word in tiny_words if not word.startswith(("method.", "train."))]
-    more = ["method=lora", "method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
-    (cell,) = cells_of([*plain, *more], "{train.lr: [1e-3]}")
+    assert "by_task: {lr: {rte: 0.1}, " in text
+    assert f"trials: {cell.file}" in text
+    more = ["method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
+    cell = replace(cell, overrides=["method=lora", *more], config_dir=str(tmp_path))
     assert tune.tuned(cell, {"train.lr": "0.001"}) == {"lr": "0.001", "rank": "2"}
-
-
-def test_the_command_of_the_best_setting_has_the_folder_of_its_files(tiny_words, tmp_path):
-    (cell,) = cells_of(tiny_words, "{train.lr: [1e-3]}", str(tmp_path))
-    words = shlex.split(tune.command_of(cell, cell.trials[0]))
-    assert words[:4] == ["python", "-m", "runs", f"--config-dir={tmp_path}"]
+    words = shlex.split(tune.command_of(cell, {"train.lr": "0.001"}))
+    assert words[3:] == [f"--config-dir={tmp_path}", "method=lora", *more, "train.lr=0.001"]
     assert expand(words[3:])[0].config["train"]["lr"] == 1e-3
