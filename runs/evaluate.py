@@ -76,8 +76,8 @@ def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
             print("forgetting added to the record")
         return True
     # Rounded values (adapter_precision) and another device give nearly the same; a loss may be None
-    pairs = ([float(of[key] or 0) for of in (recorded, again)] for key in ("before", "after"))
-    same = all(np.isclose(*pair, rtol=1e-3) for pair in pairs)
+    pairs = [(float(recorded[key] or 0), float(again[key] or 0)) for key in ("before", "after")]
+    same = all(np.isclose(a, b, rtol=1e-3) for a, b in pairs)
     print(f"forgetting as recorded: {SAME[same]}")
     return same
 

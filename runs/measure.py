@@ -270,10 +270,10 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
     targets = torch.randn(n, size, size, generator=generator)
     tails = torch.linalg.svdvals(targets) ** 2
     for method, rank in [(name, rank) for name in ("lora", "vera") for rank in settings["ranks"][name]]:
-        row: Record = {"method": method, "rank": rank}
+        row, fixed = {"method": method, "rank": rank}, list[Any]([1, 1])
         if method == "lora":
             trained = [torch.zeros(n, size, rank), uniform(1 / math.sqrt(size), n, rank, size)]
-            fixed, count, best = [1, 1], 2 * size * rank, (tails[:, rank:].sum(1) / size**2).tolist()
+            count, best = 2 * size * rank, (tails[:, rank:].sum(1) / size**2).tolist()
         else:
             trained, count, best = [torch.zeros(n, size, 1), torch.full((n, rank, 1), 0.1)], size + rank, None
             b = uniform(math.sqrt(6 / rank), n, size, rank)

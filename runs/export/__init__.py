@@ -1,2 +1,1 @@
-"""Writes a finished run's adapter for use elsewhere: folder.py what lies in its folder, card.py the model
-card from the record, push.py onto the hub."""
+"""Writes a finished run's adapter for use elsewhere: folder.py its folder, with the model card by card.md."""

@@ -76,17 +76,10 @@ def load(
         # they would be dequantised to that and then cast: the same bits, three times the memory traffic
         if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
             state.dtype = quantise
-    own, mismatched = head_parameters(model), (key for key, *_ in info["mismatched_keys"])
-    unfilled = {*info["missing_keys"], *mismatched}
+    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if modality == "image":
-        _suits(model, folder)
-        # A head was loaded where its number of classes is the same: every run starts from one of its own seed
-        for path in dict.fromkeys(name.rpartition(".")[0] for name in own if name not in unfilled):
-            module = model.get_submodule(path)
-            for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # else transformers does not initialise loaded values
-            model._init_weights(module)
-    if lacking := sorted(unfilled - set(own if num_labels else ())):
+        _renew_head(model, folder, unfilled)
+    if lacking := sorted(unfilled - set(head_parameters(model) if num_labels else ())):
         more = f"the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
         raise UserError(f"{folder}: {more}")
     return model, inputs
@@ -110,19 +103,25 @@ def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def _suits(model: Any, folder: Path) -> None:
-    """Raises UserError for an image model that could not be trained, saved or evaluated correctly here."""
+def _renew_head(model: Any, folder: Path, unfilled: set[str]) -> None:
+    """Initialises the head of an image model again where it was loaded, because its number of classes is the
+    same: every run starts from a head of its own seed. Raises UserError for a model that could not be
+    trained, saved or evaluated correctly here."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from vera.sites import head_parameters
 
-    kind, why = type(model).__name__, ""
+    kind, names = type(model).__name__, head_parameters(model)
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         why = f"a {kind} with batch norm, whose running statistics nothing here keeps"
-    elif not head_parameters(model):
-        why = f"the head of a {kind} is not known here (vera/sites.py, head_prefixes)"
-    if why:
         raise UserError(f"{folder}: {why}")
+    if not names:
+        raise UserError(f"{folder}: the head of a {kind} is not known here (vera/sites.py, head_prefixes)")
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names if name not in unfilled):
+        module = model.get_submodule(path)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # else transformers does not initialise loaded values
+        model._init_weights(module)
 
 
 def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = None) -> Any:

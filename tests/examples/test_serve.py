@@ -105,15 +105,6 @@ def until(true) -> None:
         time.sleep(0.01)
 
 
-def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
-
-
-def head(*lines: str) -> bytes:
-    start = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json"]
-    return "\r\n".join([*start, *lines, "", ""]).encode()
-
-
 def post(url: str, raw: bytes = b"", **body) -> dict:
     kind = {"content-type": "application/json"}
     request = urllib.request.Request(f"{url}/classify", raw or json.dumps(body).encode(), kind)
@@ -128,27 +119,32 @@ def refused(url: str, raw: bytes) -> urllib.error.HTTPError:
 
 
 def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(served):
+    """Whoever shares the batch: those of one text, of two, and of more than the model reads."""
     url, app, alone, tokenizer, *_ = served
     names = list(alone)
-    work = [(names[i % len(names)], TEXTS[i % len(TEXTS)]) for i in range(60)]
+    work = [{"adapter": names[i % len(names)], "text": TEXTS[i % len(TEXTS)]} for i in range(60)]
+    work = [{**body, **({"text_pair": TEXTS[0]} if i % 7 < 3 else {})} for i, body in enumerate(work)]
+    work[8]["text"] = "dog " * 5000
     app.state.batches.clear()
     with ThreadPoolExecutor(30) as pool:
-        answers = list(pool.map(lambda job: post(url, adapter=job[0], text=job[1]), work))
+        answers = list(pool.map(lambda body: post(url, **body), work))
     assert sum(app.state.batches) == 60
     assert max(app.state.batches) > 1
-    for (name, text), answer in zip(work, answers, strict=True):
+    for body, answer in zip(work, answers, strict=True):
+        texts = [body["text"], *([body["text_pair"]] if "text_pair" in body else [])]
+        batch = tokenizer(*texts, truncation=True, max_length=48, return_tensors="pt")
         with torch.no_grad():
-            expected = alone[name](**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+            expected = alone[body["adapter"]](**batch).logits.softmax(-1)[0]
         probabilities, label = expected.tolist(), int(expected.argmax())
-        if classes := CLASSES.get(name):
+        if classes := CLASSES.get(body["adapter"]):
             probabilities, label = dict(zip(classes, probabilities, strict=True)), classes[label]
         assert answer["probabilities"] == pytest.approx(probabilities, abs=1e-5)
         assert answer["label"] == label
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
+def test_a_wrong_request_is_refused_and_the_server_goes_on(served):
+    url, *_ = served
+    for body, code in (
         (b'{"adapter": "nobody", "text": "a"}', 404),
         (b'{"adapter": "a1"}', 422),
         (b'{"text": 3}', 422),
@@ -158,41 +154,28 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
         (b'{"adapter": "a1", "text": "\\ud800"}', 422),
         (b'{"adapter": "\\udfff", "text": "a"}', 422),
         (b"[NaN]", 422),
-    ],
-)
-def test_a_wrong_request_is_refused_and_the_server_goes_on(served, body, code):
-    url, *_ = served
-    assert refused(url, body).code == code
+    ):
+        assert refused(url, body).code == code
+    for how in ("content-length: 400000000", "transfer-encoding: chunked"):  # too large: not read to its end
+        start = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json", how, "", ""]
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
+            client.sendall("\r\n".join(start).encode())
+            if "chunked" in how:  # without an end
+                client.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
+            assert client.recv(100).startswith(b"HTTP/1.1 413 ")
     assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
 
 
 def test_what_it_serves_can_be_asked(served):
     url, *_ = served
-    with urllib.request.urlopen(f"{url}/adapters", timeout=30) as answer:
-        assert json.load(answer) == ["a0", "a1", "a2", "a3", "a4"]
-    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
-        assert json.load(answer) == {"status": "ok", "adapters": 5, "waiting": 0}
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        assert answer.url == f"{url}/docs"
 
+    def ask(path):
+        with urllib.request.urlopen(f"{url}{path}", timeout=30) as answer:
+            return answer.url if not path else json.load(answer)
 
-def test_an_answer_does_not_depend_on_who_shares_the_batch(served):
-    url, app, alone, tokenizer, *_ = served
-    work = [
-        {"adapter": "a2", "text": TEXTS[i % 4], **({"text_pair": TEXTS[0]} if i % 3 else {})}
-        for i in range(40)
-    ]
-    work[7]["text"] = "dog " * 5000  # longer than the model reads
-    app.state.batches.clear()
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda body: post(url, **body), work))
-    assert max(app.state.batches) > 1
-    for body, answer in zip(work, answers, strict=True):
-        words = [body["text"], *([body["text_pair"]] if "text_pair" in body else [])]
-        batch = tokenizer(*words, truncation=True, max_length=48, return_tensors="pt")
-        with torch.no_grad():
-            expected = alone["a2"](**batch).logits.softmax(-1)[0].tolist()
-        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+    assert ask("/adapters") == ["a0", "a1", "a2", "a3", "a4"]
+    assert ask("/health") == {"status": "ok", "adapters": 5, "waiting": 0}
+    assert ask("") == f"{url}/docs"
 
 
 def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(held, monkeypatch):
@@ -205,17 +188,6 @@ def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(hel
     assert int(full.headers["retry-after"]) > 0
     go.set()
     assert all(answer.result()["adapter"] == "a1" for answer in waiting)
-
-
-@pytest.mark.parametrize("how", ["content-length: 400000000", "transfer-encoding: chunked"])
-def test_a_large_body_is_refused_before_it_is_read(served, how):
-    url, *_ = served
-    with connect(url) as client:
-        client.sendall(head(how))
-        if "chunked" in how:  # without an end
-            client.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
-        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
-    assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
 
 
 def test_a_regression_answers_with_a_number(tmp_path):
@@ -285,18 +257,16 @@ def test_an_adapter_has_a_name_of_its_own_or_its_folders(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_the_one_of_the_run_s_record_is_not_served(tmp_path):
-    folder = tmp_path / "runs" / "7f"
-    folder.mkdir(parents=True)
-    (tmp_path / "records").mkdir()
-    (folder / "adapter.safetensors").write_bytes(b"epoch 2")
+    folder, record = tmp_path / "runs" / "7f", tmp_path / "records" / "7f.json"
     check_record = example().check_record
+    folder.mkdir(parents=True)
+    record.parent.mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"epoch 2")
     check_record(folder)  # there is no record
-    for odd in (None, ["adapter.safetensors"]):
-        (tmp_path / "records" / "7f.json").write_text(json.dumps({"files": odd}))
+    named = {"adapter.safetensors": hashlib.sha256(b"epoch 2").hexdigest()}
+    for files in (None, ["adapter.safetensors"], named):
+        record.write_text(json.dumps({"files": files}))
         check_record(folder)
-    files = {"adapter.safetensors": hashlib.sha256(b"epoch 2").hexdigest()}
-    (tmp_path / "records" / "7f.json").write_text(json.dumps({"files": files}))
-    check_record(folder)
     (folder / "adapter.safetensors").write_bytes(b"epoch 6")
     with pytest.raises(vera.AdapterError, match=r"7f/adapter\.safetensors: not the file"):
         check_record(folder)

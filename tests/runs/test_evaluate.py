@@ -29,27 +29,26 @@ pytestmark = pytest.mark.properties
 # --- plan, publish, evaluate
 
 
+def shows(text, *parts):
+    """Asserts that a plan's text has these."""
+    assert [part for part in parts if part not in text] == [], text
+
+
 def test_the_plan_says_where_each_run_stands(words):
     every = [*words, "seed=0,1,2,3", "train.max_steps=2"]
-    runs = expand(every)
-    output = output_of(words)
-    assert "missing 4" in call_here("runs.plan", *every, check=0).stdout
+    runs, output = expand(every), output_of(words)
+    shows(call_here("runs.plan", *every, check=0).stdout, "missing 4")
     record = trained([*words, "seed=0", "train.max_steps=2"])
     write_record(output, record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"})
     write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
-    text = call_here("runs.plan", *every, check=0).stdout
-    assert "plan: 4 runs on encoder" in text
-    assert "2/4 df" in text
-    assert "done 1 · diverged 1 · failed 1 · missing 1" in text
-    assert "from 1 finished run)" in text
-    assert "failed: VeRA r=8 on RTE, seed 1: it broke" in text
+    counts = "done 1 · diverged 1 · failed 1 · missing 1"
+    named = ["plan: 4 runs on encoder", "2/4 df", counts, "failed: VeRA r=8 on RTE, seed 1: it broke"]
+    shows(call_here("runs.plan", *every, check=0).stdout, *named, "from 1 finished run)")
     blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
     nothing = call_here("runs.plan", *blocked, check=0).stdout
-    assert "blocked 4" in nothing
-    assert "nothing that can be done now" in nothing
+    shows(nothing, "blocked 4", "nothing that can be done now")
     unknown = call_here("runs.plan", "model=roberta_base", "model.revision=null", "task=rte", check=0).stdout
-    assert "0/1 ?" in unknown
-    assert "has no pinned revision" in unknown
+    shows(unknown, "0/1 ?", "has no pinned revision")
 
 
 #: Presets, their cells and their seeds.
@@ -130,24 +129,24 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     assert evaluate.main([record["id"][:6], output]) == 0
     assert "the same" in capsys.readouterr().out
 
-    def refused(run_id):
-        told = call_here("runs.evaluate", run_id, output, check=2).stderr
-        assert told.count("\n") == 1
-        return told
+    def refused_in_a_line(run_id, *named):
+        line = call_here("runs.evaluate", run_id, output, check=2).stderr
+        assert line.count("\n") == 1
+        assert [words for words in named if words not in line] == []
 
     adapter = Path(output_of(words)) / "runs" / record["id"] / "adapter.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:200])
-    assert f"{adapter} is not the file that the record of run {record['id']} names" in refused(record["id"])
-    older = {key: record[key] for key in record if key != "files"}
-    write_record(output_of(words), older)
-    assert "adapter.safetensors: damaged, or no" in refused(record["id"])
+    changed = f"{adapter} is not the file that the record of run {record['id']} names"
+    refused_in_a_line(record["id"], changed)
+    write_record(output_of(words), {key: record[key] for key in record if key != "files"})  # an older one
+    refused_in_a_line(record["id"], "adapter.safetensors: damaged, or no")
     adapter.unlink()  # or a record that was copied
-    told = refused(record["id"])
-    assert f"{adapter} is not there (run {record['id']} had keep=best)" in told
-    assert told.strip().endswith("redo=true")
-    assert "begin with 'zzz'" in refused("zzz")
+    refused_in_a_line(
+        record["id"], f"{adapter} is not there (run {record['id']} had keep=best)", "redo=true\n"
+    )
+    refused_in_a_line("zzz", "begin with 'zzz'")
     write_record(output_of(words), record | {"status": "diverged", "error": "a loss of nan"})
-    assert "is diverged: a loss of nan" in refused(record["id"])
+    refused_in_a_line(record["id"], "is diverged: a loss of nan")
 
 
 KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
@@ -174,41 +173,24 @@ def test_an_adapter_is_kept_in_half_precision_on_request(words):
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
 
 
-def test_a_watch_forgets_a_record_that_was_set_aside(words, monkeypatch, capsys):
-    record = trained(words)
-    path = record_path(output_of(words), record["id"])
+def test_a_watch_shows_what_runs_how_far_it_is_and_no_record_that_was_set_aside(words, monkeypatch, capsys):
+    runs, output = expand([*words, "seed=0,1"]), output_of(words)
+    first, folder = run_id(runs[0]), run_folder(output, run_id(runs[0]))
 
-    def sleep(seconds):
-        if not path.exists():
-            raise KeyboardInterrupt
-        path.rename(path.with_suffix(".aside"))
+    def shown():
+        return plan.text(plan.plan(runs, Ledger()), Ledger())
 
-    monkeypatch.setattr(plan.time, "sleep", sleep)
-    assert plan.main([*words, "seed=0,1", "watch=true"]) == 0  # Ctrl-C ends it
-    printed = capsys.readouterr().out
-    assert printed.index("done 1 · missing 1") < printed.index("missing 2")
-
-
-def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
-    runs = expand([*words, "seed=0,1"])
-    output = output_of(words)
-    event = TRAINING | {"host": "node7"}
-    folder = run_folder(output, run_id(runs[0]))
     folder.mkdir(parents=True)
-    (folder / "progress.json").write_text(json.dumps(event))
-    with alone(run_lock(output, run_id(runs[0])), "it"):
-        shown = plan.text(plan.plan(runs, Ledger()), Ledger())
-        assert "0/2 *" in shown
-        assert "running 1 · missing 1" in shown
-        assert "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev" in shown
-        assert "  left: 1m01s  on node7" in shown
-        assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown)
-    assert "running" not in plan.text(plan.plan(runs, Ledger()), Ledger())
+    (folder / "progress.json").write_text(json.dumps(TRAINING | {"host": "node7"}))
+    with alone(run_lock(output, first), "it"):
+        row = "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev"
+        shows(shown(), "0/2 *", "running 1 · missing 1", row, "  left: 1m01s  on node7")
+        assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())
+    assert "running" not in shown()
     (folder / "attempts" / "here.1.x").mkdir(parents=True)
     (folder / "attempts" / "here.1.x" / "checkpoint.safetensors").touch()
-    shown = plan.text(plan.plan(runs, Ledger()), Ledger())
-    assert "0/2 r" in shown
-    assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown)  # it goes on from there
+    shows(shown(), "0/2 r")
+    assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())  # it goes on from there
 
     def finish(_):
         for run in runs:
@@ -220,6 +202,17 @@ def test_the_plan_shows_what_runs_and_how_far_it_is(words, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.index("partial 1 · missing 1") < printed.index("done 2")
     assert "est. " in printed[printed.index("done 2") :]  # redo=true: what is done is done again
+
+    def set_aside(_):
+        if not path.exists():
+            raise KeyboardInterrupt
+        path.rename(path.with_suffix(".aside"))
+
+    path = record_path(output, first)
+    monkeypatch.setattr(plan.time, "sleep", set_aside)
+    assert plan.main([*words, "seed=0,1,2", "watch=true"]) == 0  # Ctrl-C ends it
+    printed = capsys.readouterr().out
+    assert printed.index("done 2 · missing 1") < printed.index("done 1")
 
 
 # --- a run once more

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from running import do
+from running import do, refused
 
 from runs import publish
 from runs.errors import UserError
@@ -101,21 +101,18 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
 
 PARTS = {"schema": 1, "id": "a", "of": [], "settings": {}, "seeds": {}}
 SHORT = {"method": [], "rank": [1], "parameters": [], "mse": [], "best": []}
+DAMAGED = {
+    "not a measure": None,
+    "schema 9": PARTS | {"schema": 9, "kind": "x", "values": {}},
+    "kind: input should be": PARTS | {"kind": "x", "values": {"d": [1]}},
+    "differ in length": PARTS | {"kind": "matrix_fit", "values": SHORT},
+}
 
 
-@pytest.mark.parametrize(
-    ("measure", "words"),
-    [
-        (None, "not a measure"),
-        ({"schema": 1, "id": "a", "kind": "magnitude", "values": {}}, "not a measure"),
-        (PARTS | {"schema": 9, "kind": "x", "values": {}}, "schema 9"),
-        (PARTS | {"kind": "x", "values": {"d": [1]}}, "kind: input should be"),
-        (PARTS | {"kind": "matrix_fit", "values": SHORT}, "differ in length"),
-    ],
-)
-def test_a_damaged_measure_is_a_problem_and_no_more(measure, words, tmp_path):
+@pytest.mark.parametrize("words", DAMAGED)
+def test_a_damaged_measure_is_a_problem_and_no_more(words, tmp_path):
     (tmp_path / "measures").mkdir()
-    (tmp_path / "measures" / "a.json").write_text(json.dumps(measure))
+    (tmp_path / "measures" / "a.json").write_text(json.dumps(DAMAGED[words]))
     ledger = read_ledger(tmp_path, published=False)
     assert not ledger.measures
     (problem,) = ledger.problems
@@ -163,56 +160,48 @@ def test_the_fit_is_its_seeds():
     few = {"matrices": 2, "steps": 3, "ranks": {"lora": (1,), "vera": (2,)}}
     first, again, other = (matrix_fit(seed, **few) for seed in (0, 0, 1))
     assert first["values"] == again["values"] != other["values"]
-    assert measure_id("matrix_fit", first) == measure_id("matrix_fit", again)
-    assert measure_id("matrix_fit", first) != measure_id("matrix_fit", other)
+    ids = [measure_id("matrix_fit", found) for found in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 # --- mistakes
 
 
-def test_a_users_mistake_is_one_line(pair, tmp_path):
+def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(pair, tmp_path, capsys):
     output, lora, vera = pair
-    for words, wanted in (
+    here, empty = f"output={output}", f"output={tmp_path}"
+    by_name = ["magnitude", vera["id"], empty]
+
+    def check(*cases):
+        for words, wanted in cases:
+            with refused(wanted):
+                measure_main(words)
+
+    check(
         (["magnitudes"], "no measure 'magnitudes'. Did you mean magnitude? Known: magnitude, similarity"),
         (["similarity", lora["id"]], "similarity is of two runs"),
         (["matrix_fit", "abc"], "matrix_fit is of no runs"),
-        (["matrix_fit", "seed=x"], "seed=x: should be"),
         (["matrix_fit", "seed=-1"], "seed=-1: should be at least 0"),
         (["magnitude", "seed=1"], "seed=1: "),
-        (["magnitude", lora["id"], f"output={output}"], "a run of the kind vera is wanted here"),
-        (["similarity", vera["id"], vera["id"], f"output={output}"], "a run of the kind lora is wanted here"),
-        (["magnitude", "nothing", f"output={output}"], "no records begin with 'nothing'"),
-        (["magnitude", f"output={tmp_path}"], "has no finished VeRA run that kept its adapter to measure"),
-        (["similarity", f"output={tmp_path}"], "has no pair of a LoRA and a VeRA run"),
-    ):
-        with pytest.raises(UserError) as error:
-            measure_main(words)
-        assert wanted in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_runs_without_an_adapter_are_left_out_of_all_and_an_error_by_name(pair, tmp_path, capsys):
-    output, _, vera = pair
-    trial = vera | {"config": vera["config"] | {"keep": "none"}}  # nobody expects an adapter of it
-    every, by_name = ["magnitude", f"output={tmp_path}"], ["magnitude", vera["id"], f"output={tmp_path}"]
-    for record, words, wanted in (
-        (vera, every, "none of 1 could be measured"),
-        (trial, every, "no finished VeRA run that kept its adapter"),
-        (vera, by_name, "adapter.safetensors is not there"),  # a copied record
-        (trial, by_name, "had keep=none"),
-    ):
-        write_record(tmp_path, record)
-        with pytest.raises(UserError, match=wanted):
-            measure_main(words)
+        (["magnitude", lora["id"], here], "a run of the kind vera is wanted here"),
+        (["similarity", vera["id"], vera["id"], here], "a run of the kind lora is wanted here"),
+        (["magnitude", "nothing", here], "no records begin with 'nothing'"),
+        (["magnitude", empty], "has no finished VeRA run that kept its adapter to measure"),
+        (["similarity", empty], "has no pair of a LoRA and a VeRA run"),
+    )
+    write_record(tmp_path, vera)  # copied, without its files
+    check(
+        (["magnitude", empty], "none of 1 could be measured"), (by_name, "adapter.safetensors is not there")
+    )
     assert "left out: " in capsys.readouterr().out
+    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})  # nobody expects one of it
+    check((["magnitude", empty], "no finished VeRA run that kept"), (by_name, "had keep=none"))
     write_record(tmp_path, vera)
-    folder = run_folder(tmp_path, vera["id"])
-    folder.mkdir(parents=True)
     damaged = bytearray((run_folder(output, vera["id"]) / "adapter.safetensors").read_bytes())
     damaged[-1] ^= 1
+    (folder := run_folder(tmp_path, vera["id"])).mkdir(parents=True)
     (folder / "adapter.safetensors").write_bytes(damaged)
-    with pytest.raises(UserError, match="is not the file that the record of run"):
-        measure_main(by_name)
+    check((by_name, "is not the file that the record of run"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from analysis.tables.__main__ import main as tables
 from runs import models
 from runs.command import entry_point
 from runs.errors import UserError
-from runs.export import card
+from runs.export import folder
 from runs.record import Ledger, read_ledger, read_record, record_path, write_record
 from runs.record.text import HIDDEN, LONGEST, describe
 from tasks import DataError
@@ -95,7 +95,7 @@ def test_a_card_is_not_forged_by_a_records_texts():
     one["result"]["metric"] = one["recipe"]["source"] = forged
     one["config"]["model"]["modality"] = "text"
     ledger = Ledger({one["id"]: one}, {one["id"]: "ours"})
-    body = card.card(one, ledger, "mine", None, "mit", {}).split("---\n", 2)[2]
+    body = folder.card(one, ledger, "mine", None, "mit", {}).split("---\n", 2)[2]
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert headings == ["# mine", "## Results", "## Use", "## How it was made"]
     assert "<" not in body
