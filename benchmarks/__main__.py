@@ -24,8 +24,8 @@ from benchmarks.serving import serving
 from benchmarks.timing import markdown
 from benchmarks.training import training
 from runs.command import Common, entry_point, one_of, read, setting
+from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically
-from runs.training.provenance import code_state, machine, versions
 
 PARTS = {"training": training, "serving": serving, "decoding": decoding, "contention": contention}
 

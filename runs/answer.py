@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from runs.alone import alone, run_lock
 from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
 from runs.config import read_command
 from runs.config.schema import Count
@@ -31,6 +30,7 @@ from runs.errors import UserError
 from runs.evaluate import Report, find, restore
 from runs.identity import data_content, identify
 from runs.record import FINISHED, Record, run_folder, write_atomically
+from runs.shared_files import alone, run_lock
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 

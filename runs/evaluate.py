@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
-from runs.alone import alone, run_lock
 from runs.command import OfRecords, entry_point, find_record, open_ledger, read
 from runs.errors import UserError
-from runs.file_hash import check_kept
 from runs.record import Record, finished_record, run_folder, write_record
 from runs.record.text import describe
 from runs.run import Run
+from runs.shared_files import alone, check_kept, run_lock
 from runs.training.files import tidy
 from tasks.base import Decoding
 
@@ -62,7 +61,7 @@ def main(arguments: list[str]) -> int:
 def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
     """Measures again what the model has forgotten. Returns whether it is as recorded; a record that lacks it
     gets it."""
-    from runs.training.forgetting import base_loss, forgetting
+    from runs.training.context import base_loss, forgetting
 
     recorded, text = record["result"].get("forgetting"), context.task.fixed_text
     if text is None:

@@ -26,8 +26,7 @@ from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Ledger, Record, write_atomically
 from runs.record.text import describe, duration, megabytes, plural
-from runs.run import UNLIKE_OTHERS, Run
-from runs.training.state import Plan
+from runs.run import UNLIKE_OTHERS, Plan, Run
 from tasks.fetch import cache_folder
 
 #: Shares of the rows, sorted by length, at which the length is known. The longest row of a batch decides how
@@ -206,7 +205,7 @@ def probe(runs: Iterable[Run]) -> None:
 
 def _step_seconds(run: Run) -> list[float]:
     """The seconds of training steps, without the first one, which loads kernels."""
-    from runs.training.build import epoch_batches
+    from runs.run import epoch_batches
     from runs.training.loop import Training
 
     with tempfile.TemporaryDirectory() as folder:

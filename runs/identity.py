@@ -16,7 +16,6 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.file_hash import MISSING, check_kept, digest, file_hash
 from runs.record import (
     Record,
     defining,
@@ -26,6 +25,7 @@ from runs.record import (
     write_atomically,
 )
 from runs.run import Run
+from runs.shared_files import MISSING, check_kept, digest, file_hash
 from tasks.fetch import cache_folder
 from tasks.fetch.hub import content
 from tasks.files import stamp

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{output}/records has no {wanted} to measure")
     import torch
 
-    from runs.training.provenance import code_state, machine, versions
+    from runs.provenance import code_state, machine, versions
 
     about = {"code": code_state(), "versions": versions(), "device": machine(torch.device("cpu"))}
     measures: dict[str, Callable[..., Record]] = {

@@ -14,8 +14,7 @@ from typing import Any
 from runs import models
 from runs.errors import UserError
 from runs.identity import hash_of
-from runs.methods import make_method
-from runs.rates import BASES, patterns_of
+from runs.methods import BASES, make_method, patterns_of
 from runs.record import write_atomically
 from runs.run import Run
 from tasks.fetch import cache_folder

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from runs.alone import run_lock
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import read_command
 from runs.errors import UserError
@@ -27,6 +26,7 @@ from runs.meta import refusal
 from runs.record import Ledger, read_ledger, run_folder
 from runs.record.text import plural
 from runs.run import Run, with_starts
+from runs.shared_files import run_lock
 from runs.sweep.display import read_progress, words
 from runs.training.files import last_checkpoint
 

@@ -27,6 +27,7 @@ PRELOADED: tuple[str, ...] = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert",
+    "runs.training.result",
     "runs.training.train",
 )
 if SEVERAL in os.environ:  # a run by itself imports it as it evaluates, after its first step
@@ -37,7 +38,7 @@ with warnings.catch_warnings():  # the server's output is still the screen
         importlib.import_module(name)
 
 # Runs are this code, whatever is committed or installed while the sweep lasts
-provenance = importlib.import_module("runs.training.provenance")
+provenance = importlib.import_module("runs.provenance")
 provenance.code_state()
 provenance.versions()
 gc.freeze()

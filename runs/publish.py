@@ -14,6 +14,7 @@ from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
 from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
+from runs.provenance import is_committed
 from runs.record import (
     FINISHED,
     INSTALLED,
@@ -24,7 +25,6 @@ from runs.record import (
     write_measure,
 )
 from runs.record.text import plural
-from runs.sources import is_committed
 
 
 class Settings(OfRecords):

@@ -1,10 +1,13 @@
-"""One run, before it is done."""
+"""One run, before it is done: its settings, its steps and its batches."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from runs.errors import UserError
 from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
 
 #: Methods whose runs take as long as no other row's: a head on its own trains on features that are computed
@@ -66,6 +69,56 @@ class Run:
     def label(self) -> str:
         """Row, task and seed as people read them."""
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The number of a run's epochs and steps, and when it evaluates."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch: int  # rows of a step
+    evaluate_every: int  # epochs
+
+    @classmethod
+    def of(cls, train: Mapping[str, Any], rows: int, dev_rows: int, trains: bool) -> "Plan":
+        """train: the configuration's settings. trains: whether there are trainable parameters; without them
+        there are no steps. Raises UserError for a dev set of one row."""
+        if dev_rows < 2:
+            raise UserError(
+                "the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it"
+            )
+        batch = train["effective_batch"]
+        per_epoch = math.ceil(rows / batch)
+        whole = per_epoch * train["epochs"] if trains else 0
+        total = min(whole, train["max_steps"] or whole)
+        return cls(math.ceil(total / per_epoch), per_epoch, total, batch, train["evaluate_every"])
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ends with an evaluation."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+
+
+def epoch_batches(
+    lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
+) -> list[list[int]]:
+    """The rows of each effective batch of an epoch. A pure function: a resumed run has the same batches.
+
+    block: so many batches at a time, rows are sorted by length (see tasks.Task); which rows share a batch
+    still changes from epoch to epoch.
+    """
+    import numpy as np
+
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = generator.permutation(len(lengths)).tolist()
+    batches = []
+    for start in range(0, len(order), size * block):
+        part = order[start : start + size * block]
+        if block > 1:
+            part.sort(key=lambda row: lengths[row])
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def key_of(line: str) -> str:

@@ -16,10 +16,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from running import ROOT, elsewhere
 
+import runs
 from analysis.results import __main__ as results
-from runs import installed, publish
+from runs import publish
 from runs.errors import UserError
-from runs.record import place
+from runs.record import files as place
 
 pytestmark = pytest.mark.properties
 
@@ -56,25 +57,25 @@ def test_the_base_requirements_are_those_of_vera():
 
 def test_what_commands_import_is_looked_for_first():
     rooms = ("runs", "tasks", "analysis")
-    assert set().union(*(imports(room, deep=False) for room in rooms)) <= {*installed.IMPORTED, "IPython"}
-    assert list(installed.IMPORTED) == sorted(installed.IMPORTED, key=str.lower)
+    assert set().union(*(imports(room, deep=False) for room in rooms)) <= {*runs.IMPORTED, "IPython"}
+    assert list(runs.IMPORTED) == sorted(runs.IMPORTED, key=str.lower)
     extras = PROJECT["optional-dependencies"]
     words = [*PROJECT["dependencies"], *extras["bench"]]
     names = {canonicalize_name(Requirement(word).name) for word in words}
     called = {"hydra": "hydra-core", "PIL": "pillow", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
     called |= {"yaml": "pyyaml"}
-    assert [n for n in installed.IMPORTED if called.get(n, canonicalize_name(n)) not in names] == []
+    assert [n for n in runs.IMPORTED if called.get(n, canonicalize_name(n)) not in names] == []
 
 
 @pytest.mark.parametrize(
     ("argv", "error"), [("-m", SystemExit), ("/bin/vera-bench", SystemExit), ("x.py", ImportError)]
 )
 def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(argv, error, monkeypatch, capsys):
-    installed.check()
-    monkeypatch.setattr(installed, "IMPORTED", ("torch", "no_such_package", "nor_this"))
+    runs.check()
+    monkeypatch.setattr(runs, "IMPORTED", ("torch", "no_such_package", "nor_this"))
     monkeypatch.setattr(sys, "argv", [argv])
     with pytest.raises(error) as raised:
-        installed.check()
+        runs.check()
     text = capsys.readouterr().err if error is SystemExit else f"error: {raised.value}\n"
     assert text.endswith(": no_such_package, nor_this. pip install 'vera-bench[bench]'\n")
     assert text.count("\n") == 1

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import tasks
+from runs.methods import rates_of
 from runs.models.wheels import HASH
-from runs.rates import rates_of
 from runs.tracking import Tracking
 
 Count = Annotated[int, Field(ge=1)]

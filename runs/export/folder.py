@@ -18,6 +18,7 @@ import vera
 from runs import models
 from runs.errors import UserError
 from runs.evaluate import kept_result, restore
+from runs.provenance import is_committed
 from runs.record import (
     FINISHED,
     Ledger,
@@ -35,7 +36,6 @@ from runs.record import (
 )
 from runs.record.text import one_line
 from runs.run import overrides_of
-from runs.sources import is_committed
 from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
 

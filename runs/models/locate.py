@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from runs import INSTALL
 from runs.errors import UserError
-from runs.file_hash import file_hash
-from runs.installed import INSTALL
 from runs.models.origin import known_origins
 from runs.models.wheels import convert, converted, sums
+from runs.shared_files import file_hash
 from tasks.fetch.hub import cached, snapshot
 
 #: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.

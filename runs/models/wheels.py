@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runs.alone import Lock, alone
 from runs.errors import UserError
-from runs.file_hash import digest
+from runs.shared_files import Lock, alone, digest
 from tasks.fetch import cache_folder, package_index
 
 #: DINOv2's preprocessing, as published beside its weights.

@@ -1,4 +1,5 @@
-"""Where files lie below an output folder, and how they are read and written: whole or not at all."""
+"""Where the project's own files are, and those below an output folder, and how they are read and written:
+whole or not at all."""
 
 import contextlib
 import errno
@@ -7,14 +8,32 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from runs.record.measure import check_measure
-from runs.record.schema import PATHS, Record, check
+from runs.record.schema import PATHS, Record, check, check_measure
 from runs.record.text import printable
+
+#: The folder of the four packages: of a clone, or site-packages.
+ROOT = Path(__file__).parents[2]
+#: Whether this is an installed wheel. A repository around it is then another project's.
+INSTALLED = (ROOT / "runs" / "conf").is_dir()
+CONF = ROOT / "runs" / "conf" if INSTALLED else ROOT / "conf"
+#: Studies that the project publishes.
+PUBLISHED = ROOT / "runs" / "records"
+
+
+def built_from() -> dict[str, Any]:
+    """The commit of an installed wheel's code, and whether files differed from it (dirty); None where it was
+    not built from a git checkout."""
+    try:
+        built: dict[str, Any] = json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8"))
+    except OSError:
+        return {"commit": None, "dirty": None}
+    return built
 
 
 def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
@@ -33,26 +52,28 @@ def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all: no reader sees half of it, whenever this process is killed."""
     with temporary(path) as partial:
-        _write(partial, text)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the text
         os.replace(partial, path)
 
 
-def link_or_fail(path: Path, text: str) -> None:
-    """Creates a file whole, or raises FileExistsError where there is one: of many processes that try at once,
-    one succeeds."""
-    with temporary(path) as partial:
-        _write(partial, text)
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            # A network file system may link the file and still answer that it exists
-            if not os.path.samefile(partial, path):
-                raise
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                raise
-            with open(path, "x", encoding="utf-8") as file:  # a file system without hard links
-                file.write(text)
+def link_or_fail(whole: Path, path: Path) -> None:
+    """Gives a file that is written another name, or raises FileExistsError where that is taken: of many
+    processes that try at once, one succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        # A network file system may link the file and still answer that it exists
+        if not os.path.samefile(whole, path):
+            raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with open(path, "xb") as file:  # a file system without hard links
+            file.write(whole.read_bytes())
 
 
 @contextlib.contextmanager
@@ -67,13 +88,6 @@ def temporary(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the text
-
-
 def is_dead(name: str) -> bool:
     """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
     host, _, number = name.rpartition(".")[0].rpartition(".")
@@ -85,14 +99,6 @@ def is_dead(name: str) -> bool:
     except (ValueError, OSError, OverflowError):  # no process has such a number, or it is another user's
         pass
     return False
-
-
-def sweep_up_dead(folder: Path) -> None:
-    """Removes the temporary files below a folder that killed processes of this machine left. Safe at any
-    time."""
-    for partial in folder.rglob(".*.*.*.*.*"):
-        if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
-            partial.unlink(missing_ok=True)
 
 
 def records_folder(output: str | Path) -> Path:
@@ -169,3 +175,32 @@ _PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
 def hide_paths(words: str | None) -> str | None:
     """An error with only the last part of each local path."""
     return words and _PATH.sub(r"\1", words)
+
+
+# --- which runs a sweep has: OUTPUT/sweeps/NAME.json. The folder NAME beside it, of a launcher's logs, can go
+
+
+def _path(output: str | Path, name: str) -> Path:
+    return Path(output) / "sweeps" / f"{name}.json"
+
+
+def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
+    """Writes the ids of a sweep's runs, in its order."""
+    write_atomically(_path(output, name), json.dumps({"name": name, "runs": list(ids)}) + "\n")
+
+
+def read_sweep(output: str | Path, name: str) -> list[str]:
+    """The ids of a sweep's runs. Raises ValueError, naming the file, where it is missing or damaged."""
+    path = _path(output, name)
+    content = read_regular(path)
+    try:
+        return [str(one) for one in orjson.loads(content)["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a sweep ({error})") from None
+
+
+def sweep_names(output: str | Path) -> list[str]:
+    """The sweeps of a folder, the newest first."""
+    folder = Path(output) / "sweeps"
+    files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
+    return [path.stem for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)]

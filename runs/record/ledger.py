@@ -9,10 +9,8 @@ from typing import Any
 import orjson
 
 from runs.record.cell import cell_id
-from runs.record.files import read_regular, record_path, records_folder, run_folder
-from runs.record.measure import MEASURE_SCHEMA, check_measure
-from runs.record.place import PUBLISHED
-from runs.record.schema import FINISHED, SCHEMA, Record, check, migrate
+from runs.record.files import PUBLISHED, read_regular, record_path, records_folder, run_folder
+from runs.record.schema import FINISHED, MEASURE_SCHEMA, SCHEMA, Record, check, check_measure, migrate
 from runs.record.text import printable, refusal
 
 

@@ -1,4 +1,4 @@
-"""The keys of a record and their types.
+"""The keys of a record and of a measure, and their types.
 
 `check` compares a record with RECORD below once, when it is read, so that other code need not check again. A
 record may have further keys. Metrics are fractions, except perplexity and the scores of texts; times are in
@@ -81,7 +81,7 @@ FAILED = {
     "claim?": Words,  # of a failed run: the attempt that wrote the record
     "cell": CELL,
     "label": LABEL,
-    "overrides?": list[str],  # that compose the run, without its seed; see runs/run.py
+    "overrides?": list[str],  # that compose the run, without its seed
     "config": CONFIG,
     "config_hash?": str,
 }
@@ -155,7 +155,7 @@ RECORD = FAILED | {
     "recipe": {"name": Words, "source?": Words, "chosen?": dict[str, Any]},
     # training, data, projection; projection_note: whether A and B differ between seeds
     "seeds": dict[str, Any],
-    # dirty: whether files differed from that commit. sources: of method and task family, see runs/sources.py
+    # dirty: whether files differed from that commit. sources: of method and task family, see provenance.py
     "code": {"commit": Words, "dirty": bool | None, "sources?": dict[str, dict[str, Any]]},
     "versions": dict[str, Words],
     "device": {
@@ -289,3 +289,45 @@ def _validator(of: Any) -> Any:
     from pydantic import TypeAdapter  # here: its import takes longer than reading a small ledger
 
     return TypeAdapter(of)
+
+
+# --- measures: numbers that figures are drawn from and no table shows
+
+
+MEASURE_SCHEMA = 1
+#: The columns that each kind has.
+MEASURES = {
+    "magnitude": ("layer", "site", "d", "b"),
+    "similarity": ("layer", "site", "lora_vera", "lora_random", "vera_random"),
+    "matrix_fit": ("method", "rank", "parameters", "mse", "best"),
+}
+#: Computed from the adapters of finished runs, or by a small fit (runs/measure).
+MEASURE = type_of(
+    {
+        "schema": int,
+        "id": str,
+        "kind": Literal["magnitude", "similarity", "matrix_fit"],
+        # The runs whose adapters were measured; adapter: its checksum and its epoch
+        "of": [{"id": str, "cell": CELL, "label": LABEL, "adapter": dict[str, Any]}],
+        "settings": dict[str, Any],
+        "seeds": dict[str, Any],
+        "code?": dict[str, Any],
+        "versions?": dict[str, Any],
+        "device?": dict[str, Any],
+        "seconds?": float,
+        "values": dict[str, list[Any]],  # columns of equal length
+        "summary?": dict[str, Number],
+    }
+)
+
+
+def check_measure(measure: dict[str, Any]) -> None:
+    """Raises ValueError, in one line, for a value that is not a measure of this schema."""
+    validate(MEASURE, measure)
+    if len({len(column) for column in measure["values"].values()}) > 1:
+        raise ValueError("values: columns differ in length")
+    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]
+    if tuple(measure["values"]) != MEASURES[measure["kind"]] or len(measure["of"]) != runs:
+        raise ValueError(
+            f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here"
+        )

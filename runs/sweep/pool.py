@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runs import gpus
-from runs.alone import PATIENCE, Lock, run_lock
 from runs.errors import Stop, UserError
 from runs.fork_server import STOPPING, handling
 from runs.identity import hash_of
+from runs.provenance import differs
 from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
 from runs.record.text import describe, duration
 from runs.run import Run
-from runs.sources import differs
+from runs.shared_files import PATIENCE, Lock, run_lock
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.tries import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
+from runs.training.train import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
 
 #: How often a run whose process was killed is tried again, unless it has saved more in between.
 RETRIES = 3

@@ -15,29 +15,22 @@ from pathlib import Path
 
 import tasks
 from runs import models
-from runs.alone import alone
 from runs.config import Launch, Launcher
 from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, hash_of, identify, start_file
 from runs.meta import refusal
 from runs.methods import make_method
-from runs.record import (
-    Record,
-    finished_record,
-    is_trial,
-    read_measure,
-    sweep_up_dead,
-    write_sweep,
-)
+from runs.record import Record, finished_record, is_trial, read_measure, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
+from runs.shared_files import alone
 from runs.sweep.display import heads
 from runs.sweep.launch import check_launcher, environment, launched
 from runs.sweep.pool import Job, Place, Pool, Sweep, places
 from runs.tracking import log_file
 from runs.training.files import Attempt
-from runs.training.tries import reporter
+from runs.training.train import reporter
 from tasks.images import preprocessing
 
 
@@ -54,8 +47,6 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
     jobs, replaced, on = _begin(runs, launcher, again, here)
     log = log_file(output)
     trouble = log.exists() and log.stat().st_size
-    for folder in ("records", "sweeps"):
-        sweep_up_dead(Path(output) / folder)
     if replaced and first:
         count = sum(set_aside(job, record) for job, record in replaced)
         print(f"redo: {plural(count, 'record')} set aside, in {Path(output) / 'replaced'}", flush=True)
@@ -180,7 +171,7 @@ def _do_here(done: Sweep) -> None:
     locks and makes the attempt that the others work on, too."""
     from accelerate.utils import broadcast_object_list
 
-    from runs.training.build import make_accelerator
+    from runs.training.context import make_accelerator
     from runs.training.loop import Training
     from runs.training.train import train
 

@@ -1,5 +1,6 @@
-"""One run: its model, task and device (context), which build.py makes; the loop; and its record (result).
+"""One run: train.py does it, again where that helps; context.py is its task, model and device; loop.py
+trains; result.py makes the record.
 
-checkpoint.py saves and loads checkpoints, decode.py has the model write texts, features.py computes the
-inputs of a head that trains alone, provenance.py records code, versions and machine.
+checkpoint.py has the optimizer and the state, and saves both; files.py keeps an attempt's files; decode.py
+has the model write texts; features.py computes the inputs of a head that trains alone.
 """

@@ -1,5 +1,7 @@
-"""The training checkpoint: one safetensors file, written atomically, from which a killed run goes on to the
-same record.
+"""What training changes: the optimizer with its rates, and the state; and the checkpoint of both.
+
+That is one safetensors file, written atomically, from which a killed
+run goes on to the same record.
 
 Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
 the step, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
@@ -8,10 +10,13 @@ all of it: a run that went on from a damaged file would end with a record like a
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +26,67 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
+import vera
 from runs.errors import DeviceError
-from runs.record import temporary
+from runs.methods import patterns_of
+from runs.record import Metric, temporary
+from runs.run import Plan
+
+#: The columns of a curve: a row for each evaluation.
+CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
+
+
+@dataclass
+class State:
+    """The state of training, as plain values that a checkpoint keeps beside the tensors."""
+
+    keep: str  # this and the next as the configuration had them when the run began
+    adapter_precision: str = "fp32"
+    epoch: int = 0  # the current one, from 0
+    step: int = 0
+    loss_sum: float = 0.0  # since the last evaluation
+    rows: float = 0  # that loss_sum is over; for language models, tokens
+    curve: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in CURVE})
+    predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
+    units: int = 0  # tokens or images
+    status: str = "done"
+    error: str | None = None
+    scaler: dict[str, Any] | None = None  # fp16's
+    conditions: dict[str, Any] = field(default_factory=dict)  # of the attempt that trains now
+    resumed: list[str] = field(default_factory=list)  # where an attempt had others than the one before
+
+    def end_epoch(self, point: Mapping[str, Any], predictions: str) -> None:
+        """Adds an evaluation to the curve, with the hash of its predictions."""
+        for key, value in point.items():
+            self.curve[key].append(value)
+        self.predictions.append(predictions)
+        self.epoch, self.loss_sum, self.rows = self.epoch + 1, 0.0, 0
+
+    def diverge(self, why: str) -> None:
+        """Ends the run as diverged, which is a result: another attempt would end the same way."""
+        self.status, self.error = "diverged", why
+
+    def progress(self, plan: Plan, metric: Metric) -> dict[str, Any]:
+        """Where a run stands, as the display and the tracker take it."""
+        values, seconds = self.curve["metric"], sum(self.seconds.values())
+        return {
+            "epoch": math.ceil(self.step / plan.steps_per_epoch),
+            "epochs": plan.epochs,
+            "step": self.step,
+            "steps": plan.total_steps,
+            "metric_name": metric.name,
+            "scale": metric.scale,
+            "metric": values[-1] if values else None,
+            "best": values[metric.best(values)] if values else None,
+            "pace": self.units / max(self.seconds["train"], 1e-9),
+            "seconds_left": seconds / max(self.step, 1) * (plan.total_steps - self.step),
+        }
+
+
+# --- the checkpoint
 
 
 @dataclass(frozen=True)
@@ -126,3 +189,101 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# --- the optimizer and its rates
+
+
+def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
+    """The optimizer's groups "adapter" and "head" with their learning rates. Parameters that train.lr_by or
+    train.decay_by names, and biases and LayerNorms (no weight decay, unless train.decay_all or decay_by says
+    so), are groups of their own."""
+    norms = {
+        id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
+    }
+    rates, decays = train.get("lr_by") or {}, train.get("decay_by") or {}
+    named = method.parameter_groups(model)
+    names = [name for parameters in named.values() for name in parameters]
+    pattern_of, decay_by = patterns_of(names, rates), patterns_of(names, decays, "decay_by")
+    groups = []
+    for name, parameters in named.items():
+        decay_of = dict[str, float]()
+        if not train["decay_all"]:
+            decay_of = {n: 0.0 for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+        decay_of |= {n: decays[decay_by[n]] for n in parameters if n in decay_by}
+        for pattern in (None, *rates):
+            rate = train["lr_head" if name == "head" else "lr"] if pattern is None else rates[pattern]
+            own = {n: p for n, p in parameters.items() if pattern_of.get(n) == pattern}
+            title = name if pattern is None else f"{name} {pattern}"
+            for decay in dict.fromkeys((None, *decay_of.values())):
+                members = [p for n, p in own.items() if decay_of.get(n) == decay]
+                suffix = f" (decay {decay:g})" if decay else "" if decay is None else " (no decay)"
+                value = train["weight_decay"] if decay is None else decay
+                if members:
+                    groups.append(
+                        {"name": title + suffix, "lr": rate, "weight_decay": value, "params": members}
+                    )
+    return groups
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], train: dict[str, Any], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW on these groups, whose parameters are on the device; on an empty one where nothing trains
+    (method=none)."""
+    nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
+    # A kernel for many tensors, instead of several for each. In fp16 it would skip a step by itself, unseen
+    # by accelerate, and a method's after_step would take gradients that overflowed
+    fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
+    return torch.optim.AdamW(
+        groups or [nothing], betas=(0.9, train["adam_beta2"]), eps=train["adam_eps"], fused=fused or None
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:
+    """The learning rates by step: a warm-up, then the recipe's schedule. total: all steps."""
+    warmup = train["warmup_steps"]
+    warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
+    return LambdaLR(optimizer, partial(rate_factor, kind=train["schedule"], warmup=warmup, total=total))
+
+
+def set_rates(scheduler: LambdaLR, step: int) -> None:
+    """Puts a schedule that was made at step 0, and its optimizer's learning rates, to a later step."""
+    scheduler.last_epoch = step
+    for group, rate, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = rate * factor(step)
+
+
+def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
+    """The factor of the learning rates at a step: from 0 to 1 over the warm-up, then linear or cosine to 0,
+    or constant.
+
+    The same to the bit as transformers' get_scheduler, whose import takes four seconds (it brings in peft and
+    bitsandbytes)."""
+    if step < warmup:
+        return step / warmup
+    span = max(1, total - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / span)))
+    return {"linear": max(0.0, (total - step) / span), "cosine": cosine, "constant": 1.0}[kind]
+
+
+#: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
+#: the batch, under a head that starts at 0.
+WITHOUT_GRADIENT = 20
+
+
+def reaches(method: vera.Method, model: nn.Module, step: int, total: int) -> bool:
+    """Whether the last backward pass gave a gradient to anything that a method adds or unfreezes; True where
+    that is nothing. Raises AdapterError where it has had none for too long: its run would be the head's
+    alone."""
+    trained = method.adapter_parameters(model)
+    if not trained or any(p.grad is not None and bool(p.grad.any()) for p in trained.values()):
+        return True
+    if step + 1 >= min(WITHOUT_GRADIENT, total):
+        raise vera.AdapterError(
+            f"no gradient has reached what {type(method).__name__} trains (such as {next(iter(trained))})."
+            " It has to be used in forward, and of a product not all factors may start at 0"
+        )
+    return False

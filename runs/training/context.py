@@ -1,35 +1,36 @@
-"""The task, model, method and accelerator of a run: enough to evaluate, decode and export. The loop adds an
+"""The task, model, method and device of a run: enough to evaluate, decode and export. The loop adds an
 optimizer."""
 
+import math
+import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 
+import tasks
 import vera
-from runs.errors import Stop
+from runs import models
+from runs.errors import Stop, UserError
+from runs.gpus import check_usable
+from runs.identity import start_file
+from runs.methods import make_method
 from runs.record import Metric, run_folder
 from runs.run import Run
 from runs.tracking import Tracker
-from runs.training.build import build, make_accelerator
 
 Report = Callable[[dict[str, Any]], None]
 #: A function from a split and its rows to a batch of what the trained part of the model takes.
 Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
 #: What adapter_precision may be.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
-    """A batch's arrays as tensors. To a GPU they travel from page-locked memory, while the host goes on."""
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    if device.type != "cuda":
-        return {key: tensor.to(device) for key, tensor in tensors.items()}
-    return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
 
 
 class Context:
@@ -106,3 +107,226 @@ class Context:
         if self.task.num_labels:
             head = self.folder / "head.safetensors"
             vera.save_head(self.raw_model, head, getattr(self.task, "classes", None))
+
+
+def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
+    """A batch's arrays as tensors. To a GPU they travel from page-locked memory, while the host goes on."""
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    if device.type != "cuda":
+        return {key: tensor.to(device) for key, tensor in tensors.items()}
+    return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
+
+
+# --- how it is built
+
+
+def make_accelerator(run: Run) -> Accelerator:
+    """Device, precision and data parallel of a run. Raises UserError for a device that is not available."""
+    device, precision = run.config["device"], run.config["train"]["precision"]
+    on_gpu = check_usable(device)
+    if precision == "tf32" and not on_gpu:
+        raise UserError("train.precision=tf32: only a GPU computes so. Here it would be fp32")
+    on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
+    if precision == "fp16" and on_cpu:
+        raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
+    # Accelerate's settings hold for the whole process; a run before may have had others.
+    AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
+    # AdapterDrop leaves other adapters without a gradient in each batch.
+    # What is frozen, A and B included, is the same on every process: nothing of it has to travel.
+    parallel = DistributedDataParallelKwargs(
+        find_unused_parameters=bool(run.method.get("drop_per_batch")), broadcast_buffers=False
+    )
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision),
+        cpu=device == "cpu",
+        # Or a variable of the environment would divide every loss
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[parallel],
+    )
+    set_flags(run, accelerator.device)
+    return accelerator
+
+
+def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Task, Any, vera.Method]:
+    """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
+
+    Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
+    issue 11965). start: fill the adapter from the run or file that init_from names. Without it, for the files
+    of a finished run, another seed draws the values, so that what the files lack does not come back.
+    """
+    config = run.config
+    method = make_method(run.method)
+    task = tasks.load(config["task"])
+    folder, modality = models.fetch(config["model"]), config["model"]["modality"]
+    models.check_memory(folder, config, device)
+    # Where nothing trains, no file holds the head
+    seed_everything(config["seed"] + (not start and method.kind != "none"))
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
+    quantise = compute if config["model"].get("quantise") else None
+    model, tokenizer = models.load(
+        folder, task.num_labels, task.problem, config["model"].get("settings"), modality, quantise, device
+    )
+    if modality == "image":
+        task.prepare(tokenizer, 0)
+    else:
+        positions = getattr(model.config, "max_position_embeddings", 512) - _first_position(model)
+        length = min(config["train"]["max_length"], positions, tokenizer.model_max_length)
+        task.prepare(tokenizer, length, positions)
+    method.adapt(model)
+    if config.get("gradient_checkpointing"):
+        checkpoint_gradients(model)
+    if start and config["init_from"]:
+        vera.start_from(model, start_file(run))
+    return task, model, method
+
+
+def _first_position(model: Any) -> int:
+    """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the padding index."""
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = getattr(tables[0], "padding_idx", None) if tables else None
+    return 0 if padding is None else padding + 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_process(seed: int, step: int, process: int) -> None:
+    """Seeds torch's generators in one of several processes, for a step."""
+    (state,) = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state >> 1))
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Makes the model recompute activations in the backward pass. Raises UserError where it cannot."""
+    # Before transformers 5.24 it has the second name
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    try:
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"gradient_checkpointing=true: a {type(model).__name__} cannot do that, set it to false"
+        ) from None
+
+
+#: A method that trains a larger share of the model is no small adapter, and its record says so.
+LARGE_SHARE = 0.05
+
+
+def count(model: nn.Module) -> int:
+    """A model's parameters; in 4 bit, a byte holds two."""
+    return sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+
+
+def large_share(method: vera.Method, model: nn.Module) -> list[str]:
+    """A sentence where a method other than full fine-tuning trains much of the model (without its head)."""
+    trained = sum(p.numel() for p in method.adapter_parameters(model).values())
+    share = trained / count(model)
+    if method.kind == "full" or share <= LARGE_SHARE:
+        return []
+    return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]
+
+
+# --- torch's flags, which hold for the whole process
+
+
+#: Of peft's methods, those that allocate ranks by torch.kthvalue.
+ALLOCATES = ("AdaLoraConfig", "AdamssConfig")
+
+
+def set_flags(run: Run, device: torch.device) -> None:
+    """Sets them for a run.
+
+    fp32 is float32 in convolutions, too, where torch's default is TF32 (10 bits of mantissa instead of 23).
+    Strict determinism: an operation without a deterministic kernel is an error. Where torch merely warns, it
+    also leaves attention's gradient to kernels that add in any order."""
+    precision = run.config["train"]["precision"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = False
+    # use_deterministic_algorithms does the same, and imports the compiler: 2 s
+    torch.set_deterministic_debug_mode("warn" if not_deterministic(run, device) else "error")
+    # A debugging aid that costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def not_deterministic(run: Run, device: torch.device) -> list[str]:
+    """Notes on what a run computes without a deterministic kernel; empty where it has one for everything."""
+    if device.type != "cuda":
+        return []
+    reasons, kind = [], (models.architecture_of(run.config["model"]) or {}).get("model_type", "")
+    if run.method.get("config_class") in ALLOCATES:
+        reasons.append("ranks are allocated by torch.kthvalue")
+    # For another image size than the model's own, and of DINOv2 at its usual one, too: its table is of larger
+    # images
+    interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
+    if run.method["kind"] == "full" and interpolates:
+        reasons.append("position embeddings are trained through a bicubic interpolation")
+    return [f"another run may differ in the last bits: {reason}" for reason in reasons]
+
+
+def flags(device: torch.device) -> dict[str, Any]:
+    """How the process computes now, for the record. fused_attention: the kernels that attention may take."""
+    found = {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "strict": torch.get_deterministic_debug_mode() == 2,
+    }
+    if device.type != "cuda":
+        return found
+    cuda: Any = torch.backends.cuda
+    attention = {
+        "flash": cuda.flash_sdp_enabled(),
+        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+    }
+    return {
+        **found,
+        "tf32_matmul": cuda.matmul.allow_tf32,
+        "tf32_conv": torch.backends.cudnn.allow_tf32,
+        "fused_attention": [name for name, on in attention.items() if on],
+    }
+
+
+# --- what a language model forgets: its cross-entropy on the task's fixed text (tasks/forgetting.py)
+
+
+def text_loss(context: Context) -> float | None:
+    """The cross-entropy of the model's current values on the fixed text, in nats a token; None where it is
+    not finite."""
+    context.report({"phase": "reading the fixed text"})
+    model = context.raw_model
+    model.eval()
+    with torch.no_grad(), vera.unchanged(model), context.accelerator.autocast():
+        loss = float(context.task.fixed_text.loss(model))
+    return loss if math.isfinite(loss) else None
+
+
+def base_loss(context: Context) -> float | None:
+    """The same of the base model: with the adapter switched off. Values that a method trains in place are not
+    switched off, so that it is measured before they train. None for a task without such a text."""
+    if not context.task.fixed_text:
+        return None
+    # peft's switch also takes the gradients away, and gives them back to all adapters
+    flags = [(parameter, parameter.requires_grad) for parameter in context.raw_model.parameters()]
+    vera.disable(context.raw_model)
+    try:
+        return text_loss(context)
+    finally:
+        vera.disable(context.raw_model, False)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def forgetting(context: Context, before: float | None) -> dict[str, Any]:
+    """The record's `forgetting`, with the model's values of now after training. before: of `base_loss`. Empty
+    for a task without such a text."""
+    if not context.task.fixed_text:
+        return {}
+    found = {**context.task.fixed_text.about(), "before": before, "after": text_loss(context)}
+    after, change = found["after"], "not a finite number"
+    if before is not None and after is not None:
+        change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
+    print(f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}", flush=True)
+    return found

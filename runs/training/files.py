@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
-from runs.file_hash import digest
 from runs.identity import hash_of
 from runs.record import (
     FINISHED,
@@ -32,6 +31,7 @@ from runs.record import (
     write_atomically,
 )
 from runs.run import Run
+from runs.shared_files import digest
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is newer than its
@@ -88,11 +88,11 @@ class Attempt:
         if record["status"] in FINISHED:
             files = self._results(record["config"]["keep"])
             record["files"] = {name: digest(file) for name, file in files.items()}
-        text = record_text(record)
+        write_atomically(whole := self.folder / ".record", record_text(record))
         if path.is_file() and not finished_record(self.output, self.run_id):
             self._set_aside(path)
         try:
-            link_or_fail(path, text)
+            link_or_fail(whole, path)
         except FileExistsError:
             if not finished_record(self.output, self.run_id):
                 raise
@@ -105,19 +105,17 @@ class Attempt:
         return True
 
     def _results(self, keep: str) -> dict[str, Path]:
-        """The files that the run keeps, by their names in its folder. A full-precision copy of the best
-        epoch's adapter was for decoding, unless keep=both."""
+        """The files that the run keeps, by their names. A full-precision copy of the best epoch's adapter
+        was for decoding, unless keep=both."""
         paths = [path for path in self.folder.iterdir() if path.is_file() and path.name[0] != "."]
         files = {path.name: path for path in sorted(paths) if path.name not in (CHECKPOINT, STATE)}
-        best, rounded = (files.pop(f"adapter_best{end}.safetensors", None) for end in ("", "_rounded"))
-        if keep == "both" and best:
-            files["adapter_best.safetensors"] = rounded or best
-        return files
+        best = files.pop("adapter_best.safetensors", None)  # in records the last one
+        return files | ({best.name: best} if keep == "both" and best else {})
 
     def _set_aside(self, path: Path) -> None:
         """Makes room where a failed or damaged record lies. Once it is aside it is read again, for another
         attempt may have finished since the first look."""
-        aside = self.folder / ".record.json"
+        aside = self.folder / ".aside"
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, aside)
             with contextlib.suppress(ValueError, FileExistsError):
@@ -173,8 +171,7 @@ def tidy(output: str | Path, record: Record) -> None:
         return
     files = record.get("files", {})
     for name, wanted in files.items():
-        rounded = name.replace("adapter_best.", "adapter_best_rounded.")
-        left = [folder / name, *attempts.glob(f"*/{rounded}"), *attempts.glob(f"*/{name}")]
+        left = [folder / name, *attempts.glob(f"*/{name}")]
         if found := next((path for path in left if digest(path) == wanted), None):
             with contextlib.suppress(FileNotFoundError):  # another command does the same now
                 os.replace(found, folder / name)

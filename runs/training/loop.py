@@ -18,29 +18,30 @@ from torch import Tensor, nn
 import tasks
 import vera
 from runs.errors import Stop, StoppedError, UserError, rank
-from runs.run import Run
-from runs.sources import sources
-from runs.training.build import (
-    checkpoint_gradients,
-    dev_halves,
-    epoch_batches,
-    large_share,
+from runs.provenance import changes, code_state, conditions, sources, write_configuration
+from runs.record import dev_halves
+from runs.run import Plan, Run, epoch_batches
+from runs.training.checkpoint import (
+    Checkpoint,
+    State,
     make_optimizer,
     make_schedule,
     optimizer_groups,
     reaches,
-    seed_process,
     set_rates,
 )
-from runs.training.checkpoint import Checkpoint
-from runs.training.context import Context, Report
+from runs.training.context import (
+    Context,
+    Report,
+    base_loss,
+    forgetting,
+    large_share,
+    not_deterministic,
+    seed_process,
+)
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.features import compute
 from runs.training.files import CHECKPOINT, Attempt
-from runs.training.flags import not_deterministic
-from runs.training.forgetting import base_loss, forgetting
-from runs.training.provenance import changes, code_state, conditions, write_configuration
-from runs.training.state import Plan, State
 
 
 class Training(Context):
@@ -59,8 +60,6 @@ class Training(Context):
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
-        if self.config.get("gradient_checkpointing"):
-            checkpoint_gradients(self.raw_model)
         self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # A head that trains alone may have the same inputs in every epoch.
@@ -179,8 +178,8 @@ class Training(Context):
     def step(self, rows: list[int]) -> Tensor:
         """One optimizer step on an effective batch, by the gradient of its mean loss. Returns this process's
         share of that loss, a scalar on the device."""
-        world, mine = self.accelerator.num_processes, self._mine(rows)
-        size = self.config["micro_batch"] or len(rows)
+        world, size = self.accelerator.num_processes, self.config["micro_batch"] or len(rows)
+        mine = rows[self.accelerator.process_index :: world]
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
         # Every process must take part in the last backward, or the others would wait: a process without rows
         # computes one with weight 0.
@@ -223,10 +222,6 @@ class Training(Context):
                 loss = loss if penalty is None else loss + penalty
             self.accelerator.backward(loss * scale)
         return loss.detach()
-
-    def _mine(self, rows: list[int]) -> list[int]:
-        """This process's share of an effective batch."""
-        return rows[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def inputs(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
         """The inputs of the trained part of the model: a batch, or the head's features."""
@@ -320,6 +315,6 @@ class Training(Context):
     # --- progress
 
     def _progress(self, loss: float, phase: str = "training") -> None:
-        numbers = self.plan.progress(self.state, self.metric)
+        numbers = self.state.progress(self.plan, self.metric)
         texts = len(getattr(self.task, "items", ()))  # to be decoded after training
         self.report({"phase": phase, **numbers, "loss": loss, "unit": self.task.unit, "texts": texts})

@@ -11,7 +11,8 @@ import torch
 import tasks
 import vera
 from runs.identity import data_content, hash_of, model_content, start_id
-from runs.rates import BASES, rates_of
+from runs.methods import BASES, rates_of
+from runs.provenance import made_with
 from runs.record import (
     COMPUTED,
     READS_LENGTH_GROUPED,
@@ -25,10 +26,8 @@ from runs.record import (
     row_label,
 )
 from runs.run import Run, key_of
-from runs.training.build import count
-from runs.training.flags import flags
+from runs.training.context import count, flags
 from runs.training.loop import Training
-from runs.training.provenance import made_with
 
 #: A record's note on VeRA's A and B, by method.redrawn.
 DRAWS = {

@@ -13,7 +13,7 @@ from analysis.frame import runs
 from analysis.stats import comparisons, interval, ranks, statistics_tables
 from runs.errors import UserError
 from runs.record import CONF, median_interval, write_record, write_sweep
-from runs.record.seeds import RESAMPLES
+from runs.record.metric import RESAMPLES
 
 pytestmark = pytest.mark.parity
 

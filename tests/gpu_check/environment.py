@@ -7,7 +7,7 @@ from gpu_check.report import Report
 
 from runs import gpus
 from runs.config import expand
-from runs.training.flags import flags, set_flags
+from runs.training.context import flags, set_flags
 
 
 def run(report: Report, home: Path) -> None:

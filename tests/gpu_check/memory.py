@@ -9,7 +9,7 @@ import torch
 from gpu_check import material
 from gpu_check.report import Report
 
-from runs.training.tries import cause_of
+from runs.training.train import cause_of
 
 #: Bytes that a run's process may take: a batch of 32 rows takes some 2 GB, one of 4 rows a quarter of one.
 ROOM = 900_000_000

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vera
 from runs.config import expand
-from runs.training.flags import set_flags
+from runs.training.context import set_flags
 
 #: Ways in which VeRA is computed: its path, and whether merged weights are kept for the gradient.
 WAYS = (

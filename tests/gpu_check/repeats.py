@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import vera
 from runs.config import expand
-from runs.training.build import make_optimizer
-from runs.training.flags import set_flags
+from runs.training.checkpoint import make_optimizer
+from runs.training.context import set_flags
 
 STEPS, TIMES = 5, 3
 #: Models: class and settings. RoBERTa has dropout and padding.

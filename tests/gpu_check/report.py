@@ -83,7 +83,7 @@ def main(part: str, device: str, folder: str) -> None:
         import torch
         from transformers.utils import logging
 
-        from runs.training.provenance import code_state, machine, versions
+        from runs.provenance import code_state, machine, versions
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -15,7 +15,8 @@ from runs import meta, models
 from runs.config import expand
 from runs.methods import make_method
 from runs.run import Run
-from runs.training.build import make_accelerator, make_optimizer, optimizer_groups
+from runs.training.checkpoint import make_optimizer, optimizer_groups
+from runs.training.context import make_accelerator
 
 ROWS = ("vera", "lora", "bitfit", "full", "adapter_drop_300k", "adapter_drop_900k")
 #: Rows and tokens of each: SST-2's batches of 16 and of 64, and QNLI's of 64.

@@ -17,7 +17,7 @@ from runs.methods import make_method
 from runs.models import skeleton
 from runs.record import CONF, PUBLISHED, read_study
 from runs.run import Run
-from runs.training.build import optimizer_groups
+from runs.training.checkpoint import optimizer_groups
 
 pytestmark = pytest.mark.nets
 

@@ -21,19 +21,18 @@ import torch
 from running import CONFIGURATION, ROOT, comparable, do, elsewhere, output_of
 
 import vera
-from runs import alone as locks
-from runs.alone import Lock, alone, run_lock
+from runs import shared_files as locks
 from runs.config import expand
 from runs.errors import DeviceError, Stop, StoppedError, UserError
 from runs.evaluate import amend
-from runs.file_hash import check_kept, digest
 from runs.identity import run_id
 from runs.record import finished_record, read_record, record_path, run_folder, write_record
+from runs.shared_files import Lock, alone, check_kept, digest, run_lock
 from runs.tracking import Tracking
-from runs.training import tries
+from runs.training import train
 from runs.training.files import CHECKPOINT, Attempt, last_checkpoint, saved, tidy
 from runs.training.loop import Training
-from runs.training.tries import cause_of, less_memory
+from runs.training.train import cause_of, less_memory
 
 pytestmark = pytest.mark.determinism
 
@@ -68,14 +67,14 @@ def test_the_cause_of_an_error(cause):
 
 def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
     config = {"micro_batch": None, "eval_batch": 64, "train": {"effective_batch": 24}}
-    for rows, phase, key, before in (
-        (None, "training", "micro_batch", 24),
-        (3, "training", "micro_batch", 3),
-        (64, "evaluated", "micro_batch", 24),  # an epoch's first step
-        (1, "evaluating", "eval_batch", 64),
-        (1, "decoding (last epoch)", "eval_batch", 64),
+    for rows, phase, key in (
+        (None, "training", "micro_batch"),
+        (3, "training", "micro_batch"),
+        (64, "evaluated", "micro_batch"),  # an epoch's first step
+        (1, "evaluating", "eval_batch"),
+        (1, "decoding (last epoch)", "eval_batch"),
     ):
-        attempt = Attempt(tmp_path, "run")
+        attempt, before = Attempt(tmp_path, "run"), 64 if key == "eval_batch" else min(rows or 24, 24)
         assert less_memory(config | {"micro_batch": rows}, phase, attempt)
         assert attempt.settings == {key: before // 2}
     attempt.settings.clear()
@@ -191,18 +190,6 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     check_kept(record | {"files": {}}, folder / ADAPTER)  # an older record
 
 
-@pytest.mark.parametrize("made", [["adapter_best"], ["adapter_best", "adapter_best_rounded"]])
-def test_of_two_kept_adapters_the_best_is_the_rounded_one(made, place):
-    output, record, make = place
-    record["config"]["keep"] = "both"
-    attempt = make()
-    for name in made:
-        (attempt.folder / f"{name}.safetensors").write_text(name)
-    assert attempt.finish(record)
-    (best,) = run_folder(output, "run").iterdir()
-    assert (best.name, best.read_text()) == ("adapter_best.safetensors", made[-1])
-
-
 def test_the_second_to_finish_or_to_fail_changes_nothing(place):
     output, record, make = place
     late, first = make("late", ADAPTER), make("first", ADAPTER)
@@ -220,7 +207,7 @@ def test_the_second_to_finish_or_to_fail_changes_nothing(place):
 def go(words):
     """What the process of a run does once it has the lock: how it ends, and the record that is there then."""
     (run,) = expand(words)
-    how, _ = tries.do(run, run_id(run), [], Stop(), Tracking("off"), True)
+    how, _ = train.do(run, run_id(run), [], Stop(), Tracking("off"), True)
     return how, record_path(output_of(words), run_id(run)).read_text()
 
 
@@ -244,7 +231,7 @@ def disturbed(words, at, disturb=go):
             of = vera if "save" in call else os
             patch.setattr(of, call, disturbing(getattr(of, call)))
         how, text = go(words)
-    assert (how, {text, *seen}) == (tries.DONE, {text})  # the first that is finished stays
+    assert (how, {text, *seen}) == (train.DONE, {text})  # the first that is finished stays
     return bool(seen)
 
 
@@ -311,7 +298,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_path, capsys, monkeypatch):
-    code = f"from runs.alone import run_lock; it = run_lock({str(tmp_path)!r}, 'run'); it.take(); input()"
+    code = f"import runs.shared_files as at; it = at.run_lock({str(tmp_path)!r}, 'run'); it.take(); input()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
     claim = run_lock(tmp_path, "run")
     while not claim.holder().startswith("process"):

@@ -10,7 +10,6 @@ from running import TRAINING, call_here, output_of, trained
 from tiers import sample
 
 from runs import evaluate, forecast, plan, publish
-from runs.alone import alone, run_lock
 from runs.config import expand
 from runs.config.files import Files
 from runs.errors import UserError
@@ -23,6 +22,7 @@ from runs.record import (
     without_paths,
     write_record,
 )
+from runs.shared_files import alone, run_lock
 
 pytestmark = pytest.mark.properties
 

@@ -21,7 +21,7 @@ from runs.forecast import GRID, Lengths, Planned, known_data, outline
 from runs.identity import run_id
 from runs.record import Ledger, read_ledger, run_folder
 from runs.record.text import duration
-from runs.training.state import Plan
+from runs.run import Plan
 
 pytestmark = pytest.mark.parity
 
@@ -113,7 +113,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
 def test_the_longest_of_a_batch_and_what_is_cut_off():
     import numpy as np
 
-    from runs.training.build import epoch_batches
+    from runs.run import epoch_batches
 
     rng = np.random.default_rng(0)
     real = np.maximum(rng.gamma(2.0, 20.0, 20_000).astype(int), 3)

@@ -19,7 +19,7 @@ from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.tracking import Tracking
-from runs.training import build, context, flags
+from runs.training import checkpoint, context
 from runs.training.checkpoint import Checkpoint
 from runs.training.loop import Training
 from tasks.mt_bench import read_questions
@@ -174,7 +174,7 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, mon
     assert modes == [2]
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    assert flags.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
+    assert context.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_precision_or_device_that_is_not_here_is_refused(change, named, words,
     (run,) = expand([*(word for word in words if change[:3] != word[:3]), change])
     assert "precision" not in change or run_id(run) != run_id(expand(words)[0])
     with refused(named):
-        build.make_accelerator(run)
+        context.make_accelerator(run)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,10 @@ def test_a_precision_or_device_that_is_not_here_is_refused(change, named, words,
 )
 def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(overrides, reason, monkeypatch):
     (run,) = expand(overrides)
-    why = flags.not_deterministic(run, torch.device("cuda"))
+    why = context.not_deterministic(run, torch.device("cuda"))
     assert not why if reason is None else reason in why[0]
-    assert not flags.not_deterministic(run, torch.device("cpu"))
-    flags.set_flags(run, torch.device("cuda"))
+    assert not context.not_deterministic(run, torch.device("cpu"))
+    context.set_flags(run, torch.device("cuda"))
     assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
 
 
@@ -322,7 +322,7 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
         ("cpu", "fp32", [group]),
         ("cuda", "fp32", []),
     ):
-        build.make_optimizer(groups, {**settings, "precision": precision}, torch.device(kind))
+        checkpoint.make_optimizer(groups, {**settings, "precision": precision}, torch.device(kind))
     assert asked == [True, None, None, None]
 
 
@@ -357,7 +357,7 @@ def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it()
 
 def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(words, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
-    accelerator = build.make_accelerator(expand(words)[0])
+    accelerator = context.make_accelerator(expand(words)[0])
     assert accelerator.gradient_accumulation_steps == 1
     assert accelerator.ddp_handler.broadcast_buffers is False
 

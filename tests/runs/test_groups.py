@@ -16,7 +16,7 @@ from runs import models
 from runs.config import CONF, expand
 from runs.methods import make_method
 from runs.record import NOT_SETTINGS, read_study, study_folders
-from runs.training.build import make_optimizer, optimizer_groups
+from runs.training.checkpoint import make_optimizer, optimizer_groups
 
 pytestmark = pytest.mark.parity
 

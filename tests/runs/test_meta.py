@@ -2,6 +2,7 @@
 and each value that has to be read, for which a GPU is waited for, is counted. And what must not ask for a
 GPU."""
 
+import os
 import subprocess
 import sys
 
@@ -110,43 +111,31 @@ def test_the_watch_sees_what_it_is_for():
     assert not watch.mixes
 
 
-@pytest.mark.usefixtures("process")
-def test_what_runs_are_forked_from_asks_for_no_gpu():
-    """A process that CUDA has begun in cannot be forked."""
-    script = """
-import torch
+#: Of the server that runs are forked from: a process that CUDA has begun in cannot be forked. Its code is
+#: that of its start: a later commit is not what runs.
+SERVER = """
+import gc, sys, torch
 asked = []
 for name in ("is_available", "device_count", "_lazy_init", "init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, lambda *given, name=name: asked.append(name) or 0)
 import runs.preload
-assert not torch.cuda.is_initialized()
-print(asked)
+print(*sys.modules)
+assert not torch.cuda.is_initialized() and not asked
+assert gc.isenabled() and gc.get_freeze_count()
+from runs.provenance import code_state, versions
+assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip().splitlines()[-1] == "[]", done.stdout
 
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.usefixtures("process")
-def test_a_run_by_itself_waits_for_nothing_that_its_first_step_does_not_need(several, monkeypatch):
-    """Several share what each of them needs later: it is imported once."""
-    monkeypatch.delenv(SEVERAL, raising=False)
-    if several:
-        monkeypatch.setenv(SEVERAL, "1")
-    script = """
-import gc, sys
-import runs.preload
-print(*sys.modules)
-assert gc.isenabled() and gc.get_freeze_count()
-# Of the code that was imported: a later commit is not what runs
-from runs.training.provenance import code_state, versions
-assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_first(several):
+    """Several share what each of them needs later, too: it is imported once."""
+    command = [sys.executable, "-W", "ignore", "-c", SERVER]
+    env = {key: value for key, value in os.environ.items() if key != SEVERAL} | (
+        {SEVERAL: "1"} if several else {}
     )
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
     assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
     assert not imported & {"hydra", "omegaconf", "runs.config"}

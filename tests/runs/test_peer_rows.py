@@ -13,8 +13,7 @@ from runs import meta, models, tune
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.methods import make_method
-from runs.rates import rates_of
+from runs.methods import make_method, rates_of
 from runs.training.loop import Training
 from runs.training.train import train
 

@@ -6,8 +6,7 @@ import subprocess
 import pytest
 from running import ROOT, trained
 
-from runs import sources
-from runs.training import provenance
+from runs import provenance
 
 pytestmark = pytest.mark.properties
 
@@ -20,28 +19,29 @@ def checkout(tmp_path, monkeypatch):
         (root / folder).mkdir(parents=True)
     (root / "vera/methods/mine.py").write_text("one\n")
     (root / ".gitignore").write_text("outputs/\n*.pyc\n")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        names = ["-c", "user.name=n", "-c", "user.email=e"]
-        subprocess.run(["git", "-C", str(root), *names, *words], check=True, capture_output=True)
-    monkeypatch.setattr(sources, "ROOT", root)
-    monkeypatch.setattr(sources, "AT_START", {})
-    in_another_command()
+    subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
+    monkeypatch.setattr(provenance, "ROOT", root)
+    monkeypatch.setattr(provenance, "AT_START", {})
+    commit(root)
     yield root
-    in_another_command()
-
-
-def in_another_command():
-    """A process asks git once."""
-    for cached in (sources.uncommitted, sources.head):
-        cached.cache_clear()
+    provenance.code_state.cache_clear()
 
 
 def commit(root):
+    """What the next command finds."""
     for words in (["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "two"]):
         subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
+    provenance.code_state.cache_clear()
 
 
-# --- what a record says
+def edit(path, text="edited\n"):
+    """The same after an edit; a process asks git once."""
+    path.write_text(text)
+    provenance.code_state.cache_clear()
+
+
+def changed(source):
+    return provenance.changed({"code": {"sources": {"method": source}}})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,6 @@ def commit(root):
         ("vera/methods/new.py", True),
         ("conf/method.yaml", True),
         ("tasks/deep/new.py", True),
-        ("runs/new.py", True),
         ("runs/records/study/0123456789ab.json", False),  # no code
         ("outputs/runs/x.json", False),
         ("vera/x.pyc", False),
@@ -59,19 +58,17 @@ def commit(root):
         (".gitignore", True),  # tracked
     ],
 )
-def test_untracked_code_is_dirty(path, dirty, checkout):
+def test_untracked_code_is_dirty_and_outside_a_checkout_nothing_is_known(path, dirty, checkout):
     if path:
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / path).write_text("new\n")
-    state = provenance.code_state.__wrapped__()
-    assert state["dirty"] is dirty
-    assert len(state["commit"]) == 40
-
-
-def test_outside_a_checkout_nothing_is_known(checkout):
+        edit(checkout / path, "new\n")
+    state = provenance.code_state()
+    assert (state["dirty"], len(state["commit"])) == (dirty, 40)
+    assert provenance._source(checkout / "vera/methods/mine.py")["uncommitted"] is dirty
     shutil.rmtree(checkout / ".git")
-    assert provenance.code_state.__wrapped__() == {"commit": None, "dirty": None}
-    assert sources._source(checkout / "vera/methods/mine.py")["uncommitted"] is None
+    provenance.code_state.cache_clear()
+    assert provenance.code_state() == {"commit": None, "dirty": None}
+    assert provenance._source(checkout / "vera/methods/mine.py")["uncommitted"] is None
 
 
 def test_a_record_names_its_source_files(words):
@@ -79,9 +76,8 @@ def test_a_record_names_its_source_files(words):
     files = {part: source["file"] for part, source in found.items()}
     assert files == {"method": "vera/methods/vera.py", "task": "tasks/glue.py"}
     for source in found.values():
-        assert source["sha256"] == sources._digest(ROOT / source["file"])
-        assert source["uncommitted"] in (True, False, None)
-    beside = {path.name for path in sources._imports(ROOT / "vera/methods/vera.py")}
+        assert source["sha256"] == provenance._digest(ROOT / source["file"])
+    beside = {path.name for path in provenance._imports(ROOT / "vera/methods/vera.py")}
     assert {"contract.py", "vera_layer.py"} <= beside
     assert "bitfit.py" not in beside
 
@@ -91,31 +87,24 @@ def test_a_record_names_its_source_files(words):
 def test_a_source_that_was_committed_both_times_or_moved_is_no_difference(before, now, checkout):
     path = checkout / "vera/methods/mine.py"
     if before == "uncommitted":
-        path.write_text("edited\n")
-    source = sources._source(path)
+        edit(path)
+    source = provenance._source(path)
     assert source["uncommitted"] is (before == "uncommitted")
     if now in ("committed", "uncommitted"):
-        path.write_text("two\n")
+        edit(path, "two\n")
     if now == "moved":
         path.rename(checkout / "vera/methods/other.py")
     if now == "committed":
         commit(checkout)
-        in_another_command()
-    record = {"code": {"sources": {"method": source}}}
     expected = now == "uncommitted" or (now == "committed" and before == "uncommitted")
-    assert sources.changed(record) == ["vera/methods/mine.py"] * expected
-    assert sources.changed({"code": {"commit": "c", "dirty": True}}) == []  # an older record
+    assert changed(source) == ["vera/methods/mine.py"] * expected
+    assert provenance.changed({"code": {"commit": "c", "dirty": True}}) == []  # an older record
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from vera.methods.layer import f",
-        "from vera.methods import layer",
-        "from .layer import f",
-        "import layer",
-    ],
-)
+IMPORTS = ["from vera.methods.layer import f", "from vera.methods import (\n    layer,\n)", "import layer"]
+
+
+@pytest.mark.parametrize("line", [*IMPORTS, "from .layer import f", "def f():\n    import layer as it"])
 def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
     """And one that this one imports; another file of the folder does not."""
     folder = checkout / "vera/methods"
@@ -124,61 +113,35 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
     for name in ("inner", "other"):
         (folder / f"{name}.py").write_text("one\n")
     commit(checkout)
-    source = sources._source(folder / "mine.py")
-    record = {"code": {"sources": {"method": source}}}
-    assert sources._imports(folder / "mine.py") == [folder / "inner.py", folder / "layer.py"]
-    assert source["uncommitted"] is False
-    (folder / "other.py").write_text("edited\n")
-    assert sources.changed(record) == []
-    (folder / "inner.py").write_text("edited\n")
-    assert sources.changed(record) == ["a module that vera/methods/mine.py imports"]
-    del source["imports"]  # an older record
-    assert sources.changed(record) == []
-    source["imports"] = "0" * 16
-    assert sources._source(folder / "mine.py")["uncommitted"] is True
+    source = provenance._source(folder / "mine.py")
+    assert provenance._imports(folder / "mine.py") == [folder / "inner.py", folder / "layer.py"]
+    edit(folder / "other.py")
+    assert changed(source) == []
+    edit(folder / "inner.py")
+    assert changed(source) == ["a module that vera/methods/mine.py imports"]
+    older = {key: value for key, value in source.items() if key != "imports"}
+    assert changed(older) == []
     commit(checkout)
-    in_another_command()
-    assert sources.changed(record) == []  # committed both times
+    assert changed(source) == []  # committed both times
 
 
-def test_a_file_that_git_ignores_is_in_no_commit(checkout):
-    (checkout / ".gitignore").write_text("*_own.py\n*.pyc\n")
-    commit(checkout)
-    for name in ("my_own.py", "méthode.py"):
-        (checkout / "vera/methods" / name).write_text("one\n")
-        assert sources._source(checkout / "vera/methods" / name)["uncommitted"] is True
-    assert sources._source(checkout / "vera/methods/mine.py")["uncommitted"] is False
-    folder = checkout / "tasks" / "images"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("one\n")
-    commit(checkout)
-    sources.head.cache_clear()
-    (folder / "compiled.pyc").write_text("")  # what Python and notebooks leave there
-    (folder / ".ipynb_checkpoints").mkdir()
-    (folder / ".ipynb_checkpoints" / "a_own.py").write_text("")
-    assert sources._source(folder)["uncommitted"] is False
-
-
-def test_an_edit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch):
-    """Its runs are forked from a process that has imported the file as it was."""
+def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch):
+    """Its runs are forked from a process that has imported the file, and asked git, as it was."""
     path = checkout / "vera/methods/mine.py"
-    monkeypatch.setattr(sources, "AT_START", {path: sources._digest(path)})
-    before = sources._digest(path)
+    before = provenance._digest(path)
+    monkeypatch.setattr(provenance, "AT_START", {path: before})
+    began = provenance.code_state()
     path.write_text("two\n")
-    source = sources._source(path)
+    source = provenance._source(path)
     assert (source["sha256"], source["uncommitted"]) == (before, True)
-    monkeypatch.setattr(sources, "AT_START", {})  # of the next command
-    assert sources.changed({"code": {"sources": {"method": source}}}) == ["vera/methods/mine.py"]
-
-
-def test_a_commit_while_a_sweep_goes_on_is_that_of_no_run_of_it(checkout):
-    """The record names the commit of the beginning, from which the file differed then."""
-    path = checkout / "vera/methods/mine.py"
-    path.write_text("edited\n")
-    began = sources.head()  # as the process does that runs are forked from
-    commit(checkout)
-    source = sources._source(path)
-    assert (sources.head(), source["uncommitted"]) == (began, True)
-    assert sources.git("rev-parse", "HEAD") != began
-    path.write_text("later\n")
-    assert sources.changed({"code": {"sources": {"method": source}}}) == ["vera/methods/mine.py"]
+    edit(path)
+    monkeypatch.setattr(provenance, "AT_START", {})  # of the next command
+    assert changed(source) == ["vera/methods/mine.py"]
+    dirty = provenance.code_state()
+    for words in (["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "two"]):
+        subprocess.run(["git", "-C", str(checkout), *words], check=True, capture_output=True)
+    assert (provenance.code_state(), provenance._source(path)["uncommitted"]) == (dirty, True)
+    assert (dirty["commit"], provenance.git("rev-parse", "HEAD") != began["commit"]) == (
+        began["commit"],
+        True,
+    )

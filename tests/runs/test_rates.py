@@ -10,8 +10,8 @@ import vera
 from runs import meta
 from runs.config import expand
 from runs.identity import run_id
-from runs.rates import patterns_of
-from runs.training.build import optimizer_groups
+from runs.methods import patterns_of
+from runs.training.checkpoint import optimizer_groups
 
 pytestmark = pytest.mark.parity
 

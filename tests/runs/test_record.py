@@ -78,24 +78,21 @@ def test_optimism_is_never_negative_where_the_metric_is_a_mean_over_rows():
             a, b = (part.mean(axis=0).tolist() for part in (right[: rows // 2], right[rows // 2 :]))
             found = crossfit(curve(a, b, rows), rows, ACCURACY)
             assert found["optimism"] >= -1e-12
-            assert crossfit(curve([-v for v in a], [-v for v in b], rows), rows, PERPLEXITY)[
-                "optimism"
-            ] == pytest.approx(found["optimism"])
+            other = crossfit(curve([-v for v in a], [-v for v in b], rows), rows, PERPLEXITY)
+            assert other["optimism"] == pytest.approx(found["optimism"])
+
+
+ONE, TWO = {"epoch": [1.0], "metric": [0.5]}, {"epoch": [1.0, 2.0], "metric": [0.5, 0.6]}
 
 
 @pytest.mark.parametrize(
     "odd",
     [
         {"epoch": [], "metric": [], "metric_select": [], "metric_report": []},
-        {"epoch": [1.0], "metric": [0.5]},  # a curve without halves
-        {"epoch": [1.0], "metric": [0.5], "metric_select": [0.5]},
-        {"epoch": [1.0, 2.0], "metric": [0.5, 0.6], "metric_select": [0.5, 0.6], "metric_report": [0.5]},
-        {
-            "epoch": [1.0, 2.0],
-            "metric": [0.5, 0.6],
-            "metric_select": [0.5, None],
-            "metric_report": [0.5, 0.5],
-        },
+        ONE,  # a curve without halves
+        ONE | {"metric_select": [0.5]},
+        TWO | {"metric_select": [0.5, 0.6], "metric_report": [0.5]},
+        TWO | {"metric_select": [0.5, None], "metric_report": [0.5, 0.5]},
     ],
 )
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
@@ -175,7 +172,7 @@ def test_an_error_is_published_without_the_places_of_this_machine():
     assert without_paths(record())["error"] is None
 
 
-def test_what_follows_the_seed_is_no_other_cell():
+def test_what_follows_the_seed_is_no_other_cell_and_another_order_of_the_rows_is(tmp_path):
     """The draw of images, and A and B where they are drawn anew for each seed."""
 
     def ids(redrawn, **task):
@@ -183,24 +180,15 @@ def test_what_follows_the_seed_is_no_other_cell():
         for seed, one in enumerate(made):
             one["config"]["method"] |= {"projection_seed": seed, "redrawn": redrawn}
             one["config"]["task"] |= dict.fromkeys(task, seed)
-        return {cell_id(one) for one in made}
+        return len({cell_id(one) for one in made})
 
-    assert len(ids(redrawn=True)) == 1
-    assert len(ids(redrawn=True, draw_seed=True)) == 1
-    assert len(ids(redrawn=True, train_rows=True)) == 2
-    assert len(ids(redrawn=False)) == 2
-
-
-def test_another_order_of_the_rows_is_another_cell(tmp_path):
-    one, other = record(), record()
-    same = cell_id(one)
-    other["config"]["data_seed"] = other["config"]["seed"]
-    assert cell_id(other) == same
-    ids = {same}
-    for seed in (8, 7):
-        other["config"]["data_seed"] = seed
-        ids.add(cell_id(other))
-    assert len(ids) == 3
-    for number, each in enumerate((one, other)):
-        write_record(tmp_path, each | {"id": f"{number:012}"})
+    assert ids(redrawn=True) == ids(redrawn=True, draw_seed=True) == 1
+    assert ids(redrawn=True, train_rows=True) == ids(redrawn=False) == 2
+    made = [record() for _ in range(4)]
+    for one, data_seed in zip(made[1:], (made[0]["config"]["seed"], 8, 7), strict=True):
+        one["config"]["data_seed"] = data_seed
+    assert [cell_id(one) == cell_id(made[0]) for one in made] == [True, True, False, False]
+    assert cell_id(made[2]) != cell_id(made[3])
+    for number, one in enumerate(made[1:3]):
+        write_record(tmp_path, one | {"id": f"{number:012}"})
     assert len({cell_id(each) for each in read_ledger(tmp_path, published=False)}) == 2

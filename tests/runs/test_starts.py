@@ -83,6 +83,8 @@ def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
     path.write_bytes(b"another")
     with pytest.raises(UserError, match="is not the file that the record"):
         start_file(by_id)
+    swept = expand([*lora, "init_from=123e45678901,000000000000"])  # ids that look like numbers
+    assert [run.config["init_from"] for run in swept] == ["123e45678901", "000000000000"]
 
 
 def test_training_begins_with_the_start_and_a_fresh_head(lora):
@@ -127,21 +129,18 @@ def test_what_a_start_kept_is_part_of_the_identity(lora):
     assert run_id(expand(mnli_rows(lora))[0]) != usual
 
 
-def test_a_damaged_record_of_the_start_is_one_line(lora):
-    (first,) = starts(expand(mnli_rows(lora)))
-    path = record_path(first.config["output"], run_id(first))
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert "not a record" in text_of(mnli_rows(lora))
-
-
-def test_what_is_not_there_is_one_line(lora, tmp_path):
+def test_a_start_that_is_not_there_or_damaged_is_one_line(lora, tmp_path):
     file = tmp_path / "none.safetensors"
     for start, words in (("0123456789ab", "waits for run 0123456789ab, which"), (file, f"{file}: no such")):
         with pytest.raises(UserError, match=words) as error:
             sweep.sweep(expand([*lora, f"init_from={start}"]))
         assert "\n" not in str(error.value)
         assert "blocked 1" in text_of([*lora, f"init_from={start}"])
+    (first,) = starts(expand(mnli_rows(lora)))
+    path = record_path(first.config["output"], run_id(first))
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert "not a record" in text_of(mnli_rows(lora))
 
 
 @pytest.mark.usefixtures("process")
@@ -163,10 +162,3 @@ def test_a_start_that_failed_or_kept_nothing_blocks_what_comes_after(lora, capsy
     assert [error for _, error, _ in outcome.failed] == [
         f"waits for {first.label} (run {run_id(first)}), which is diverged"
     ] * 4
-
-
-def test_an_id_that_looks_like_a_number_stays_an_id(lora):
-    (run,) = expand([*lora, "init_from=123e45678901"])
-    assert run.config["init_from"] == "123e45678901"
-    swept = expand([*lora, "init_from=123e45678901,000000000000"])
-    assert [run.config["init_from"] for run in swept] == ["123e45678901", "000000000000"]

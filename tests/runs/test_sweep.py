@@ -28,16 +28,15 @@ from tiers import ALL_TESTS
 import runs.__main__
 import vera
 from runs import fork_server
-from runs.alone import run_lock
 from runs.config import Launch, expand, read_command
 from runs.errors import DeviceError, UserError
-from runs.file_hash import digest
 from runs.identity import run_id
+from runs.provenance import differs
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
-from runs.sources import differs
+from runs.shared_files import digest, run_lock
 from runs.sweep import display, launch, pool, sweep
 from runs.tracking import Tracking
-from runs.training import tries as tries_of_a_run
+from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
 from runs.training.train import train
 

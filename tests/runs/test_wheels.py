@@ -20,7 +20,7 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
-from runs.training.build import build
+from runs.training.context import build
 from tasks import DataError
 
 pytestmark = pytest.mark.properties

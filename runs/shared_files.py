@@ -1,16 +1,24 @@
-"""Lets one process at a time do something, by a lock of the kernel, which gives it back when the process that
-has it ends, however it ends."""
+"""What commands share: locks by the names of files, and SHA-256 of files, each read once."""
 
 import contextlib
 import errno
+import hashlib
 import itertools
+import json
 import os
+import re
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from runs.errors import UserError
+from runs.record import Record, write_atomically
+from tasks.fetch import cache_folder
+from tasks.files import stamp
 
 #: What file systems without locks say: Lustre that is mounted without them, NFS without its lock daemon.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -91,3 +99,55 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
         yield lock._lock.is_locked
     finally:
         lock.release()
+
+
+# --- hashes; the cache knows a file by its path, size and time of change
+
+
+#: Stands for the hash of a file that cannot be read.
+MISSING = "missing"
+
+
+def file_hash(path: Path) -> str:
+    """A file's SHA-256, or MISSING; from the user's cache where the file was read before."""
+    return _file_hash(str(path.resolve()), *stamp(path))
+
+
+def check_kept(record: Record, path: Path) -> None:
+    """Raises UserError where a file of a run is not the one that its record names. Older records name
+    none."""
+    wanted = record.get("files", {}).get(path.name)
+    if wanted and digest(path) != wanted:
+        raise UserError(
+            f"{path} is not the file that the record of run {record['id']} names: something has changed it."
+            " redo=true makes the run again"
+        )
+
+
+def digest(*paths: Path) -> str:
+    """SHA-256 of the current content; of several files, as if they were one. MISSING where one of them is not
+    there or is no regular file: whether it is needed is for the task to say."""
+    whole = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            return MISSING
+        try:
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: whole)
+        except OSError:
+            return MISSING
+    return whole.hexdigest()
+
+
+@cache
+def _file_hash(path: str, size: int, modified: int) -> str:
+    name = hashlib.sha256(json.dumps([path, size, modified]).encode()).hexdigest()[:24]
+    cached = cache_folder() / "sha256" / name
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", text := cached.read_text()):
+            return text
+    content = digest(Path(path))
+    if content != MISSING:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+            write_atomically(cached, content)
+    return content

@@ -1,0 +1,225 @@
+"""What a run was done with: code, versions and machine; and whether a record's sources have changed since.
+
+A run's id has no code in it. Committed code is known by its commit, and uncommitted code by the hashes of the
+source files of its method and of its task family. torch is not imported: a command asks for these of every
+run that is done already."""
+
+import hashlib
+import inspect
+import platform
+import re
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from runs.gpus import driver, processor
+from runs.methods import source_file
+from runs.record import INSTALLED, ROOT, Record, built_from, run_folder, write_atomically
+from runs.run import Run
+from runs.shared_files import digest
+from tasks.files import stamp
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+def git(*words: str) -> str | None:
+    """The output of a git command in this checkout; None outside of one."""
+    if INSTALLED:  # the repository around it, if any, is another project's
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+#: The folders of the checkout that a result depends on.
+MAKING = ("vera", "tasks", "runs", "conf")
+
+
+@cache
+def code_state() -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
+    folder of MAKING holds a file that is neither tracked nor ignored. As it was when this process, or the one
+    that it was forked from, first asked; of an installed wheel, when it was built. None without a git
+    checkout."""
+    if (commit := git("rev-parse", "HEAD")) is None:
+        return built_from()
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    # Records are not code
+    new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
+    return {"commit": commit, "dirty": bool(changed or new)}
+
+
+def _digest(path: Path) -> str:
+    """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
+    files = tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
+    return _digest_once(files, tuple(map(stamp, files)))
+
+
+@cache
+def _digest_once(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> str:
+    return digest(*files)[:16]
+
+
+#: The files when this process, or the one that it was forked from, started: it runs those, whatever is edited
+#: later.
+AT_START = {
+    path: _digest(path)
+    for pattern in ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
+    for path in ROOT.glob(pattern)
+}
+
+
+def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
+    """For a record: the file of the method's class, and the file or package of the task's family.
+
+    file: its name. sha256: the first 16 hex digits. imports: one hash of the modules beside it that it
+    imports. uncommitted: whether code of the checkout differs from its commit, or they from what this process
+    runs; None outside of a git checkout."""
+    task = Path(str(family.__file__))
+    task = task.parent if task.name == "__init__.py" else task
+    files = {"method": Path(inspect.getfile(type(method))), "task": task}
+    return {part: _source(path) for part, path in files.items()}
+
+
+def _source(path: Path) -> dict[str, Any]:
+    files = [path, *_imports(path)]
+    now = [_digest(file) for file in files]
+    began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
+    imports = hashlib.sha256(" ".join(began[1:]).encode()).hexdigest()[:16]
+    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": imports}
+    if not path.is_relative_to(ROOT):  # the commits of another project are not known here
+        return source | {"uncommitted": None}
+    # What was edited since this process started is in no commit that the record could name
+    dirty = None if INSTALLED else code_state()["dirty"]
+    edited = None if dirty is None else began != now or dirty
+    return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
+
+
+def _imports(path: Path) -> list[Path]:
+    """The modules in a file's folder that it imports, and those that they import; of a package none, since
+    all its files count."""
+    files, new = list[Path](), [path] if path.is_file() else []
+    while new:
+        file = new.pop()
+        beside = {path.with_name(f"{name}.py") for name in _imported(file, stamp(file))} - {path, *files}
+        found = [module for module in beside if module.is_file()]
+        files, new = files + found, new + found
+    return sorted(files)
+
+
+@cache
+def _imported(path: Path, stamp: tuple[int, int]) -> set[str]:
+    """The last parts of the names that a file imports: modules, and what is imported from modules."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = re.findall(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE)
+    return {name.rpartition(".")[2] for line in lines for name in re.findall(r"[\w.]+", line)}
+
+
+def is_committed(record: Record) -> bool:
+    """Whether the commit that a record names has the code that made it."""
+    sources = record["code"].get("sources", {}).values()
+    return not (record["code"]["dirty"] or any(source.get("uncommitted") is not False for source in sources))
+
+
+def changed(record: Record) -> list[str]:
+    """The source files of a record that have changed since, or whose imports have, and that are or were
+    uncommitted. Not a file that has moved, and none that was committed both times; of an older record, whose
+    imports are not known, only the files themselves."""
+    names, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
+    for part, source in record.get("code", {}).get("sources", {}).items():
+        outside = source_file(kind) if part == "method" else None
+        path = outside or ROOT / source["file"]
+        if path.exists():
+            now = _source(path)
+            itself, beside = (now[key] != source.get(key, now[key]) for key in ("sha256", "imports"))
+            if (itself or beside) and (outside or source["uncommitted"] or now["uncommitted"]):
+                names.append(source["file"] if itself else f"a module that {source['file']} imports")
+    return names
+
+
+def differs(record: Record, run: Run) -> str:
+    """What is not as it would be if a finished run were done now: sources, and the adapter on disk."""
+    # Records of old versions have no adapter_precision
+    had, keys = {"adapter_precision": "fp32"} | record["config"], ["keep", "adapter_precision"]
+    kept = [f"{key}={had[key]} (not {run.config[key]})" for key in keys if had[key] != run.config[key]]
+    files, found = changed(record), list[str]()
+    if files:
+        verb = "have" if len(files) > 1 else "has"
+        found.append(f"{' and '.join(files)} {verb} changed since this record was made")
+    if kept and record["status"] == "done" and run.config["keep"] != "none":
+        found.append(f"its adapter was kept with {' and '.join(kept)}")
+    return "; ".join([*found, "redo=true runs it again"]) if found else ""
+
+
+# --- versions, machine, configuration
+
+
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "spacy", "sacrebleu"),
+    *("pycocoevalcap", "timm", "pillow", "numpy", "datasets", "evaluate", "scikit-learn", "scipy"),
+    "hydra-core",
+)
+
+
+def write_configuration(run: Run, run_id: str) -> None:
+    """Writes what Hydra's own applications leave in each run's folder: config.yaml, resolved, and
+    overrides.yaml, a command line for this run."""
+    folder, overrides = run_folder(run.config["output"], run_id), [*run.overrides, f"seed={run.seed}"]
+    write_atomically(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def machine(device: "torch.device") -> dict[str, Any]:
+    """The device and the system; never the machine's name."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else processor()
+    described = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+    if not on_gpu:
+        return described
+    cudnn: Any = torch.backends.cudnn
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return described | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
+
+
+def made_with(code: dict[str, Any], device: "torch.device") -> dict[str, Any]:
+    """The code, versions and device of a run, as its record has them."""
+    return {"code": dict(code), "versions": versions(), "device": machine(device)}
+
+
+def conditions(code: dict[str, Any], accelerator: "Accelerator", micro_batch: int | None) -> dict[str, Any]:
+    """What may change a run's numbers without being part of its identity, of one attempt."""
+    import torch
+
+    commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(code["dirty"])
+    name, threads = machine(accelerator.device)["name"], torch.get_num_threads()
+    here = {"threads": threads, "processes": accelerator.num_processes, "micro_batch": micro_batch}
+    return {"commit": commit, **versions(), "device": name, **here}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the conditions of two attempts, in words."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} {before.get(key)}, then {now.get(key)}" for key in keys)
