@@ -163,9 +163,6 @@ def outline(run: Run) -> Outline:
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
     flops = trained * training + evaluations * dev.rows * of_dev
-    if run.method["kind"] == "head" and task["family"] == "images":
-        # Each image passes the model once: a head's inputs are kept (runs/training/features.py)
-        flops = (train.rows + dev.rows) * forward
     return Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from runs.errors import UserError
 from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
 
-#: Methods whose runs take as long as no other row's: a head on its own trains on features that are computed
-#: once, and a model as it is does not train.
+#: Methods whose runs take as long as no other row's: a head on its own needs no gradient of the model, and a
+#: model as it is does not train.
 UNLIKE_OTHERS = frozenset({"head", "none"})
 
 

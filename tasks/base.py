@@ -113,7 +113,6 @@ class Task(ABC):
     saves padding; 1 for plain random batches.
     decodes: whether the trained model writes texts that are scored (the class Decoding).
     pictures: whether a run ends with `illustrate`.
-    fixed: whether every epoch collates a row alike, and the task has `logits`.
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
@@ -131,7 +130,6 @@ class Task(ABC):
     block: int = 8
     decodes: bool = False
     pictures: bool = False
-    fixed: bool = False
     unit: str = "tok"
     selection: str | None = None
     fixed_text: Any = None
@@ -157,11 +155,6 @@ class Task(ABC):
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels (rows,) of a split."""
-
-    def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """A batch's logits (rows, classes): by the whole model, or by its head where the batch holds
-        "features"."""
-        raise NotImplementedError
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
         """How many units a batch's mean loss is over: rows, or tokens for a language model."""

@@ -50,7 +50,7 @@ BESIDE_THE_SPINE = {
             *("gpus", "tracking"),
         )
     ),
-    *(f"runs.training.{n}" for n in ("checkpoint", "decode", "features", "files")),
+    *(f"runs.training.{n}" for n in ("checkpoint", "decode", "files")),
     *(f"analysis.{n}" for n in ("facts", "inference", "notes", "others", "render", "tables.columns")),
 }
 

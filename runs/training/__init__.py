@@ -2,5 +2,5 @@
 trains; result.py makes the record.
 
 checkpoint.py has the optimizer and the state, and saves both; files.py keeps an attempt's files; decode.py
-has the model write texts; features.py computes the inputs of a head that trains alone.
+has the model write texts.
 """

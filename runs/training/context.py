@@ -27,8 +27,6 @@ from runs.run import Run
 from runs.tracking import Tracker
 
 Report = Callable[[dict[str, Any]], None]
-#: A function from a split and its rows to a batch of what the trained part of the model takes.
-Inputs = Callable[[str, Sequence[int]], dict[str, Any]]
 #: What adapter_precision may be.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -63,13 +61,9 @@ class Context:
         return on_device(self.task.collate(split, rows), self.accelerator.device)
 
     @torch.no_grad()
-    def evaluate(self, part: nn.Module | None = None, inputs: Inputs | None = None) -> tuple[float, Any]:
-        """Mean loss and predictions over the dev rows, in their order; processes share the work.
-
-        part, inputs: the module that is evaluated and its inputs, such as a head and features; by default the
-        whole model on batches."""
-        model, inputs = self.raw_model if part is None else part, inputs or self.batch
-        model.eval()
+    def evaluate(self) -> tuple[float, Any]:
+        """Mean loss and predictions over the dev rows, in their order; processes share the work."""
+        self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
@@ -78,7 +72,7 @@ class Context:
         with vera.unchanged(self.raw_model), self.accelerator.autocast():
             for rows in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
                 self.stop.check()
-                loss, answers = self.task.answers(model, inputs("dev", rows))
+                loss, answers = self.task.answers(self.raw_model, self.batch("dev", rows))
                 loss_sum += loss * self.task.weight("dev", rows)
                 outputs |= dict(zip(rows, answers, strict=True))
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)

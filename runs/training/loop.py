@@ -8,12 +8,11 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 import tasks
 import vera
@@ -40,7 +39,6 @@ from runs.training.context import (
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
-from runs.training.features import compute
 from runs.training.files import CHECKPOINT, Attempt
 
 
@@ -62,14 +60,11 @@ class Training(Context):
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
         self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
-        # A head that trains alone may have the same inputs in every epoch.
-        self.features = compute(self, self.parameters) if run.method["kind"] == "head" else None
-        self.trained: nn.Module = self.features.head if self.features else self.raw_model
         # Adapter and head have rates of their own. No groups: nothing trains (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
         # Data parallel wraps what trains; the method works on raw_model, which stays as it is.
-        self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         path, device = self.folder / CHECKPOINT, self.accelerator.device
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
@@ -215,7 +210,7 @@ class Training(Context):
         """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss. Data parallel averages
         over processes, which exchange gradients with the last micro-batch alone."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            batch = self.inputs("train", part)
+            batch = self.batch("train", part)
             with self.accelerator.autocast():
                 loss: Tensor = self.task.loss(self.model, batch)
                 penalty = self.method.penalty(self.raw_model)
@@ -223,17 +218,13 @@ class Training(Context):
             self.accelerator.backward(loss * scale)
         return loss.detach()
 
-    def inputs(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """The inputs of the trained part of the model: a batch, or the head's features."""
-        return self.features.batch(self, split, rows) if self.features else self.batch(split, rows)
-
     # --- an epoch's end
 
     def end_epoch(self) -> None:
         """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch so far."""
         started, state = time.monotonic(), self.state
         self.report({"phase": "evaluating"})
-        dev_loss, predictions = self.evaluate(self.trained, self.inputs)
+        dev_loss, predictions = self.evaluate()
         if not math.isfinite(dev_loss):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return

@@ -110,18 +110,15 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
 def _cost(training: Training, decoded: bool) -> dict[str, Any]:
     device, file = training.accelerator.device, training.folder / "adapter.safetensors"
     trained = training.method.adapter_parameters(training.raw_model).values()
-    # Every attempt computes a head's features again; they count once.
-    features = training.features.seconds if training.features else {}
     seconds = training.state.seconds
-    train = seconds["train"] + features.get("train", 0.0)
     pace = {"tok": "tokens", "img": "images"}[training.task.unit]
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     values = sum(p.numel() * p.element_size() for p in trained)
     return {
-        "train_seconds": round(train, 3),
-        "evaluate_seconds": round(seconds["evaluate"] + features.get("dev", 0.0), 3),
+        "train_seconds": round(seconds["train"], 3),
+        "evaluate_seconds": round(seconds["evaluate"], 3),
         **({"decode_seconds": training.attempt.decoding} if decoded else {}),
-        f"{pace}_per_second": round(training.state.units / max(train, 1e-9), 1),
+        f"{pace}_per_second": round(training.state.units / max(seconds["train"], 1e-9), 1),
         "peak_memory_bytes": memory,
         "adapter_bytes": file.stat().st_size if file.is_file() else values,
     }

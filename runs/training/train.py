@@ -179,7 +179,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
 def _illustrate(training: "Training") -> None:
     """Has the task draw pictures of the last epoch's predictions."""
     if training.predictions is None:  # of a run that was resumed after its last epoch
-        training.predictions = training.evaluate(training.trained, training.inputs)[1]
+        training.predictions = training.evaluate()[1]
     if not training.accelerator.is_main_process:
         return
     try:

@@ -98,7 +98,6 @@ class ImageTask(Task):
     reported = "last"
     problem = "single_label_classification"
     pictures = True
-    fixed = True
     unit = "img"
     block = 1
 
@@ -218,10 +217,7 @@ class ImageTask(Task):
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
     def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """(images, classes), from pixels, or from features where only the head trains
-        (training/features.py)."""
-        if "features" in batch:
-            return model(batch["features"])
+        """(images, classes)."""
         pixels = batch["pixel_values"].float()
         mean, std = (pixels.new_tensor(per)[:, None, None] for per in (self.wanted.mean, self.wanted.std))
         try:

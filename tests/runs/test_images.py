@@ -14,7 +14,7 @@ from PIL import Image
 from running import comparable, do, elsewhere, refused, trained
 from safetensors.torch import load_file
 from tiers import pairs, sample
-from tiny import VIT_IMAGES, save_vit, write_images
+from tiny import VIT_IMAGES, write_images
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -34,9 +34,7 @@ from runs.identity import run_id
 from runs.models import wheels
 from runs.record import run_folder
 from runs.sweep.sweep import preflight, sweep
-from runs.training.features import compute
 from runs.training.loop import Training
-from runs.training.train import train
 from tasks import DataError
 from tasks.fetch import cache_folder
 
@@ -157,55 +155,6 @@ def test_the_hubs_names_of_a_vits_weights_are_read(image_words, tiny_vit):
 @pytest.fixture
 def head_words(image_words):
     return [*(w for w in image_words if not w.startswith("method.")), "method=head", "train.lr_head=1e-2"]
-
-
-@pytest.mark.parametrize("kind", ["tiny_vit", "tiny_timm"])
-def test_a_head_on_features_computed_once_is_the_head_on_images(
-    kind, head_words, request, monkeypatch, tmp_path
-):
-    words = elsewhere(head_words, **{"model.path": request.getfixturevalue(kind)})
-    assert begin(words).features is not None
-    once = do(words)
-    monkeypatch.setattr("runs.training.loop.compute", lambda *_: None)
-    each = do(elsewhere(words, output=tmp_path / "each"))
-    assert once["id"] == each["id"]
-    for key in ("train_loss", "dev_loss"):
-        np.testing.assert_allclose(once["curve"][key], each["curve"][key], rtol=1e-5)
-    assert once["curve"]["metric"] == each["curve"]["metric"]
-
-
-def test_the_backbone_sees_each_image_once(head_words):
-    training = begin(head_words)
-    calls = []
-    training.raw_model.vit.register_forward_hook(lambda *_: calls.append(1))
-    training.features.seconds.update(train=100.0, dev=200.0)
-    cost = train(training)["cost"]
-    assert not calls
-    # Computing the features is a part of it
-    assert (cost["train_seconds"] // 100, cost["evaluate_seconds"] // 100) == (1, 2)
-
-
-@pytest.mark.parametrize("where", ["vit", "classifier", "", "dropout"])
-def test_features_are_not_taken_from_a_model_that_does_more(where, head_words, tmp_path):
-    """In training only, before the head; and after the head, inside it or outside. Random numbers stay."""
-    if where == "dropout":
-        random = save_vit(tmp_path / "dropout", hidden_dropout_prob=0.1)
-        head_words = elsewhere(head_words, **{"model.path": random})
-    training = begin(head_words)
-
-    def more(module, arguments, output):
-        if where == "vit":
-            output.last_hidden_state = output.last_hidden_state * (2 if module.training else 1)
-        elif not where:
-            output.logits = output.logits + 1
-        return output if where != "classifier" else output + torch.rand(())
-
-    assert (training.features is None) == (where == "dropout")
-    if where != "dropout":
-        training.raw_model.get_submodule(where).register_forward_hook(more)
-    state = torch.get_rng_state()
-    assert compute(training, training.parameters) is None
-    assert where == "classifier" or torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_head_that_is_killed_and_resumed_gives_the_record_of_the_straight_run(

@@ -57,7 +57,7 @@ def counted(words, family, rows=(0, 1, 2, 3), **changes):
     watches = []
     for work in (
         *[lambda: training.step(list(rows))] * 3,
-        lambda: training.evaluate(training.trained, training.inputs),
+        training.evaluate,
     ):
         with Watch() as watch:
             work()
