@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -47,7 +46,7 @@ from runs.command import (
     read,
     setting,
 )
-from runs.config import CONF, GROUPS, Command, Files, read_command
+from runs.config import CONF, GROUPS, Files, read_command
 from runs.config.expand import read_grid
 from runs.config.files import ERRORS, READS, dotted, key_of, row_word, without_hydra
 from runs.errors import UserError, rank
@@ -97,7 +96,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"{old}: there are no leases any more, since the kernel knows who lives. Leave it out"
         )
-    command, wanted = _compose_once(line), line.settings.rerun
+    command, wanted = read_command(line.overrides, line.config_dir), line.settings.rerun
     if wanted and wanted not in (found := identify(command.runs, {})) and None not in found:
         print(f"note: this is another run than {wanted}: its settings, data or model are others")
     again = command.runs if command.launch.redo else []  # without the runs that only others need
@@ -122,21 +121,6 @@ def repeated(line: Line[Settings], name: str) -> Line[Settings]:
             raise UserError(f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is")
     settings = replace(line.settings, rerun=record["id"])
     return replace(line, overrides=(*kept, *line.overrides), settings=settings)
-
-
-def _compose_once(line: Line[Settings]) -> Command:
-    """The runs of a command line. Under torchrun the first process composes them, and the others get them
-    through the store of torchrun's agent."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return read_command(line.overrides, line.config_dir)
-    from torch.distributed import TCPStore
-
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    if not rank():
-        composed = pickle.dumps(read_command(line.overrides, line.config_dir))
-        store.set("vera-bench/command", composed)  # type: ignore[arg-type]
-    command: Command = pickle.loads(store.get("vera-bench/command"))
-    return command
 
 
 # --- the options that print something and run nothing (--cfg, --info, --help, ...)

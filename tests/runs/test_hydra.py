@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from running import ROOT, call, call_here, output_of
+from running import call, call_here, output_of
 
 from runs.config import CONF, expand
 from runs.errors import UserError
@@ -332,45 +332,3 @@ def test_a_shell_completes_the_installed_script(tmp_path):
             [script, "-sc", "query=bash"], capture_output=True, text=True, check=True, env=os.environ | line
         )
         assert done.stdout.split() == completed
-
-
-#: Shows which of torchrun's processes compose, and what each of them would run.
-SHOW = """
-import os, sys, runs.__main__ as command
-from types import SimpleNamespace
-rank, compose, out = os.environ["RANK"], command.read_command, sys.argv[1]
-def show(name, text):
-    with open(os.path.join(out, name + rank), "w") as file:
-        file.write(text)
-def read_command(words, folder):
-    show("composed", "")
-    return compose(words, folder)
-def sweep(runs, launch, again):
-    show("runs", " ".join(run.label for run in runs) + launch.launcher.name)
-    return SimpleNamespace(exit_code=0)
-command.read_command, command.sweep = read_command, sweep
-sys.exit(command.main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.usefixtures("process")
-def test_of_torchruns_processes_the_first_one_composes_for_all_and_speaks(tmp_path):
-    (tmp_path / "show.py").write_text(SHOW)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29673"]
-
-    def done(*words):
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [*torchrun, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-        )
-
-    refused = done("-m", "runs", "method=verra")
-    assert refused.returncode != 0
-    assert refused.stderr.count("error: no method 'verra'. Did you mean vera?") == 1
-    words = ["method=vera", "task=rte,mrpc", "seed=3", f"output={tmp_path}"]
-    assert done(str(tmp_path / "show.py"), str(tmp_path), *words).returncode == 0
-    assert sorted(path.name for path in tmp_path.glob("composed*")) == ["composed0"]
-    first, second = (tmp_path / f"runs{rank}" for rank in (0, 1))
-    assert first.read_text() == second.read_text()
-    assert "RTE, seed 3" in first.read_text()
-    assert "MRPC, seed 3" in first.read_text()
