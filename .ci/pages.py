@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 API = {
     "vera": [
         *("vera.methods.contract", "vera.methods.layers", "vera.methods.adapted", "vera.methods.vera"),
-        *("vera.methods.lora", "vera.methods.bitfit", "vera.methods.adapter", "vera.methods.plain"),
+        *("vera.methods.lora", "vera.methods.adapter", "vera.methods.plain"),
         *("vera.methods.peft", "vera.sites", "vera.projections"),
         *("vera.adapter_file", "vera.peft_format", "vera.serving", "vera.base_weights", "vera.errors"),
     ],

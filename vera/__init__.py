@@ -31,18 +31,16 @@ from vera.kernels import unchanged
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adalora import AdaLoRA
 from vera.methods.adapter import Adapter
-from vera.methods.bitfit import BitFit
 from vera.methods.dylora import DyLoRA
 from vera.methods.lora import LoRA
 from vera.methods.lora_xs import LoRAXS
 from vera.methods.nola import NoLA
 from vera.methods.peft import Peft
-from vera.methods.plain import Full, Head, NoMethod
+from vera.methods.plain import BitFit, Full, Head, NoMethod
 from vera.methods.ssf import SSF
 from vera.methods.tied_lora import TiedLoRA
 from vera.methods.vera import VeRA
 from vera.methods.vera_plus import VeRAPlus
-from vera.peft_format import export_peft, import_peft
-from vera.peft_lora import export_lora
+from vera.peft_format import export_lora, export_peft, import_peft
 from vera.projections import ProjectionSpec, fingerprint
 from vera.serving import Adapters

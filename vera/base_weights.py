@@ -32,18 +32,16 @@ def base_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> di
     adapted: Any = getattr(model, "_adaptation", None)
     parameters = adapted.base_parameters(model) if adapted else dict(model.named_parameters())
     names = base_names(model) if names is None else names
-    unmerged = adapted.method.unmerged(model) if adapted else {}
-    return fingerprint(model, {name: parameters[name] for name in names if name in parameters}, unmerged)
+    return fingerprint(model, {name: parameters[name] for name in names if name in parameters})
 
 
-def fingerprint(
-    model: nn.Module, weights: Mapping[str, Tensor], unmerged: Mapping[int, Tensor] | None = None
-) -> dict[str, str]:
-    """The hashes of `base_fingerprint`, of these parameters of the model. unmerged: by the id of a parameter,
-    values to hash in the place of its own."""
+def fingerprint(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The hashes of `base_fingerprint`, of these parameters of the model as they are without a merge."""
     if not weights:
         return {}
-    tensors = {name: (unmerged or {}).get(id(p), p) for name, p in sorted(weights.items())}
+    adapted: Any = getattr(model, "_adaptation", None)
+    unmerged = {id(model.get_parameter(n)): t for n, t in adapted.unmerged.items()} if adapted else {}
+    tensors = {name: unmerged.get(id(p), p) for name, p in sorted(weights.items())}
     # Hashing takes 1.4 s for RoBERTa-base, and runs save often. What shows cheaply whether a tensor has
     # changed: its address, torch's count of changes (an inference tensor has none), a sample of its values.
     key = [
@@ -93,7 +91,6 @@ def without_weights(model: nn.Module) -> nn.Module:
         blank = torch.empty(tensor.shape, dtype=dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(blank, requires_grad=False) if is_parameter else blank
-    for module in model.modules():
-        if isinstance(unmerged := getattr(module, "unmerged_weight", None), Tensor):
-            memo[id(unmerged)] = None
+    if adapted := getattr(model, "_adaptation", None):
+        memo[id(adapted.unmerged)] = {}
     return copy.deepcopy(model, memo)

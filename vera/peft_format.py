@@ -1,4 +1,5 @@
-"""Adapters in huggingface/peft's format: VeRA and LoRA to it and back without loss, peft's own methods to it.
+"""Adapters in huggingface/peft's format: VeRA and LoRA to it and back without loss, peft's own methods to it;
+and converted to LoRA by peft's own conversion, for servers that know only LoRA.
 
 A folder with adapter_config.json and adapter_model.safetensors, the head in it. peft adapts a fused
 projection (GPT-2's c_attn) as one matrix; our separate query and value adapters of rank r are one of rank 2r
@@ -10,6 +11,7 @@ there, with zeros for the key:
 A and B of VeRA are stored: peft cannot draw ours."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +28,22 @@ from vera.checked_file import check_finite, check_shapes
 from vera.errors import AdapterError, first_line
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, taken_back, unload
-from vera.methods.layers import AdaptedLinear
+from vera.methods.layers import AdaptedLinear, widest
 from vera.methods.lora import LoRA
-from vera.methods.peft_ranks import installed
-from vera.methods.peft_settings import rewrites_base
+from vera.methods.peft_install import installed
 from vera.methods.vera import VeRA
-from vera.projections import INITS, Init, ProjectionSpec
+from vera.projections import INITS, ProjectionSpec
 from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_transposed, size
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
+#: The starts of LoRA's initialisations that change the base weights, in upper or lower case.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: What peft's conversion does not turn into a LoRA of the rank asked for, by its type.
+NO_LORA = {
+    "LORA": "this adapter is a LoRA already: export_peft writes it without loss",
+    "MISS": "peft converts MiSS to a LoRA of another rank than the one asked for",
+}
 #: peft's task types, by the end of the model class's name.
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
 #: Our settings by peft's names, and peft's defaults. r and lora_alpha count all blocks of a fused layer.
@@ -48,8 +56,8 @@ SETTINGS = {
         "projection_prng_key": ("projection_seed", 0),
     },
 }
-#: The tensor of each kind whose length is the rank.
-RANKED = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
+#: A tensor that each kind has of every layer.
+OF_LAYER = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
 #: Settings of peft's LoRA that make it another method than the one here, where they are set.
 OTHER_LORA = (
     *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "megatron_config", "trainable_token_indices"),
@@ -73,6 +81,60 @@ def export_peft(
     Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods
     without an adapter.
     """
+    config, tensors = _described(model)
+    _write(model, folder, config, tensors, base, revision, adaptation(model).method.settings())
+
+
+@torch.no_grad()
+def export_lora(
+    model: nn.Module,
+    folder: str | Path,
+    rank: int | float,
+    base: str | None = None,
+    revision: str | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Writes an adapted model's adapter, converted to LoRA, and its head as peft does. The model is the plain
+    base model afterwards, with its head, as after `unload`: save the adapter first.
+
+    rank: an int, of every layer; or a float up to 1, the share of each layer's squared singular values that
+    is kept, which gives each layer a rank of its own. Of each change this is the best approximation at a
+    rank, by SVD: exact from the rank of the change on. base, revision: as for `export_peft`. Returns for each
+    layer the Frobenius norms of what the LoRA lacks of the change, and of the change.
+
+    Raises AdapterError, and writes nothing, where peft has no such adapter or cannot convert it."""
+    import peft
+    from peft.tuners.lora.conversion import convert_to_lora
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config, tensors = _described(model)
+    if config.get("use_dora"):
+        raise AdapterError("a LoRA cannot hold DoRA's magnitudes: export_peft writes it as it is")
+    if config["peft_type"] in NO_LORA:
+        raise AdapterError(NO_LORA[config["peft_type"]])
+    unload(model)
+    # The head stays the model's own: of one of several layers peft's conversion keeps one tensor
+    wrapped = peft.get_peft_model(model, peft.get_peft_config(config))
+    norms = {}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # peft's, of a base model that it cannot look up
+            peft.set_peft_model_state_dict(wrapped, tensors)
+            converted, lora = convert_to_lora(wrapped, rank=rank)
+        for name, layer in [(n, m) for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)]:
+            change = layer.get_delta_weight("default").double()
+            change = change.T if is_transposed(layer.get_base_layer()) else change
+            a, b = (lora[f"{name}.lora_{part}.weight"].double() for part in "AB")
+            norms[name.removeprefix(PREFIX)] = float((change - b @ a).norm()), float(change.norm())
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise AdapterError(f"peft converts this adapter to no LoRA of rank {rank}: {error}") from None
+    finally:
+        wrapped.unload()
+    transposed = any(is_transposed(model.get_submodule(path)) for path in norms)
+    _write(model, folder, _plain(converted) | {"fan_in_fan_out": transposed}, lora, base, revision)
+    return norms
+
+
+def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Of an adapted model: its configuration and its tensors as peft has them, without the head."""
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
@@ -82,15 +144,13 @@ def export_peft(
             import peft
 
             wrapper = installed(model).wrapper
-            config = plain(wrapper.peft_config["default"])
             tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
-        else:
-            config, places = _parts(model, adapted.method)
-            tensors = {name: _assembled(*place) for name, place in places.items()}
-        write_peft(model, folder, config, tensors, base, revision, adapted.method.settings())
+            return _plain(wrapper.peft_config["default"]), {n: t.detach().clone() for n, t in tensors.items()}
+        config, places = _parts(model, adapted.method)
+        return config, {name: _assembled(*place).detach() for name, place in places.items()}
 
 
-def write_peft(
+def _write(
     model: nn.Module,
     folder: str | Path,
     config: dict[str, Any],
@@ -100,7 +160,7 @@ def write_peft(
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter's configuration and tensors with the model's head, and what peft's AutoPeftModel
-    loads them by. base, revision: as for `export_peft`. settings: this project's own, of the method."""
+    loads them by. settings: this project's own, of the method."""
     head, kind = head_parameters(model), type(model)
     modules = [p[:-1] for p in head_prefixes(model) if any(name.startswith(p) for name in head)]
     task = next((task for name, task in TASKS.items() if kind.__name__.endswith(name)), None)
@@ -136,10 +196,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     folder = Path(folder)
     config, tensors, ours = _read(folder)
     try:
-        if ours:
-            method = make_method(ours.pop("kind", None), **ours)
-        else:
-            method = _method(model, folder, config, tensors)
+        method = make_method(**ours) if ours else _method(model, folder, config, tensors)
     except (TypeError, OverflowError) as error:
         raise AdapterError(f"{folder}: its {CONFIG} describes no adapter ({first_line(error)})") from None
     if not isinstance(method, VeRA | LoRA):
@@ -149,9 +206,9 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     described, places = _parts(trial, method)
     if ours:
         _check_unedited(folder, config, described)
-    head: dict[str, Tensor] = {PREFIX + name: p for name, p in head_parameters(trial).items()}
+    head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
-    whole = head | {name: _assembled(*place) for name, place in places.items()}
+    whole: dict[str, Tensor] = {**head} | {name: _assembled(*place) for name, place in places.items()}
     needed = {name: t for name, t in whole.items() if name in tensors or name not in optional}
     check_shapes(folder, needed, {name: list(tensor.shape) for name, tensor in tensors.items()})
     check_finite(folder, needed, tensors)
@@ -249,7 +306,7 @@ def _assembled(shape: tuple[int, ...], pieces: Pieces) -> Tensor:
     return tensor
 
 
-def plain(config: Any) -> dict[str, Any]:
+def _plain(config: Any) -> dict[str, Any]:
     """A configuration of peft as JSON has it."""
     settings = config.to_dict().items()
     return {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in settings}
@@ -262,8 +319,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     """The configuration, the tensors, and this project's own settings where it was the writer."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            hint = "An adapter of peft? One that is pickled (adapter_model.bin) is saved as safetensors first"
-            raise AdapterError(f"{folder}: no {name}. {hint}")
+            raise AdapterError(f"{folder}: no {name}. One that is pickled is saved as safetensors first")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         open(folder / WEIGHTS, "rb").close()  # one that may not be read is not there, as safetensors says
@@ -282,11 +338,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
         raise AdapterError(f"{folder}: damaged ({first_line(error)}). Get the adapter again") from None
     if str(kind) not in SETTINGS:
         raise AdapterError(f"{folder}: an adapter of type {kind}; VERA and LORA are read here")
-    others = [key for key in OTHER_LORA if config.get(key)]
-    others += ["bias"] if config.get("bias", "none") != "none" else []
-    others += ["init_lora_weights"] if rewrites_base(init) else []
-    if others:
-        raise AdapterError(f"{folder}: {kind} with {others[0]}={config[others[0]]} is another method here")
+    plain = {"bias": config.get("bias", "none") == "none"}
+    plain |= {"init_lora_weights": not str(init).lower().startswith(REWRITES_BASE)}
+    for key in [*OTHER_LORA, *plain]:
+        if config.get(key) and not plain.get(key):
+            raise AdapterError(f"{folder}: {kind} with {key}={config[key]} is another method here")
     return config, tensors, ours
 
 
@@ -303,26 +359,24 @@ def _check_unedited(folder: Path, config: Mapping[str, Any], described: dict[str
 def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
     """The method of an adapter that peft itself wrote."""
     kind = config["peft_type"]
-    ending, rank = RANKED[kind], config.get("r")
-    # (rank, ...)
-    ranked = {name: tensor for name, tensor in tensors.items() if name.endswith(ending)}
-    sites = _sites(model, [name.removeprefix(PREFIX).removesuffix(ending) for name in ranked], folder)
-    ranks = {len(tensor) for tensor in ranked.values() if tensor.ndim}
-    if ranks != {rank}:
-        own = ", ".join(map(str, sorted(ranks))) or "nothing"
-        raise AdapterError(f"{folder}: its {CONFIG} says r={rank}, its tensors {own}")
+    ending = OF_LAYER[kind]
+    paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
+    sites = _sites(model, paths, folder)
     settings = {ours: config.get(theirs, default) for theirs, (ours, default) in SETTINGS[kind].items()}
-    if config.get("use_rslora"):
-        settings["alpha"] = settings["alpha"] * ranks.pop() ** 0.5
+    if kind == "LORA" and config.get("use_rslora"):
+        settings["alpha"] *= settings["rank"] ** 0.5
     method = make_method(kind.lower(), sites=sites, **settings)
     if not isinstance(method, VeRA):
         return method
-    shapes = [size(model.get_submodule(path)) for path in find_sites(model, sites)]
-    widest = max(i for i, _ in shapes), max(o for _, o in shapes)
-    init = _init_of(tensors, method.projection_seed, method.rank, *widest)
-    if init is None:
-        raise AdapterError(f"{folder}: its seed draws another A and B here. Of another version of torch?")
-    return replace(method, init=init)
+    pair = [tensors[name] for name in sorted(PAIR & tensors.keys())]
+    if not pair:
+        return replace(method, init="peft")
+    shape = widest(model, find_sites(model, sites))
+    for init in reversed(INITS) if pair[0].shape == (method.rank, shape[0]) else ():  # peft's own is the last
+        made = ProjectionSpec(method.projection_seed, method.rank, *shape, init).make()
+        if len(pair) == 2 and all(map(_alike, pair, map(torch.from_numpy, made))):
+            return replace(method, init=init)
+    raise AdapterError(f"{folder}: its seed draws another A and B here. Of another version of torch?")
 
 
 def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
@@ -339,21 +393,7 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
     raise AdapterError(f"{folder}: no sites here, head apart, are {', '.join(which)}. Same base model?")
 
 
-def _init_of(tensors: dict[str, Tensor], seed: int, rank: int, inputs: int, outputs: int) -> Init | None:
-    if not PAIR & tensors.keys():
-        return "peft"
-    stored = [tensors.get(name, torch.zeros(0)) for name in sorted(PAIR)]
-    for init in reversed(INITS):  # peft's own is the last
-        pair = map(torch.from_numpy, ProjectionSpec(seed, rank, inputs, outputs, init).make())
-        if all(map(_alike, stored, pair)):
-            return init
-    return None
-
-
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
     """Equal, or equal once rounded as peft rounds over a half-precision base."""
-    theirs, ours = theirs.cpu().double(), ours.cpu()
-    return any(
-        torch.equal(theirs, ours.to(dtype).double())
-        for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16)
-    )
+    dtypes = (ours.dtype, torch.float32, torch.bfloat16, torch.float16)
+    return any(torch.equal(theirs.cpu().double(), ours.cpu().to(dtype).double()) for dtype in dtypes)

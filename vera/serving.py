@@ -207,16 +207,10 @@ class Adapters:
         hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
         try:
             for name in own:
-                rows = torch.tensor(
-                    [i for i, other in enumerate(names) if other == name], device=output.device
-                )
-                head = {
-                    n.removeprefix(prefix): tensor.to(output)
-                    for n, tensor in self.heads[name].items()
-                    if n.startswith(prefix)
-                }
-                inputs = tuple(a[rows.to(a.device)] if _by_sample(a, len(names)) else a for a in arguments)
-                output[rows] = functional_call(module, head, inputs)
+                tensors = self.heads[name].items()
+                head = {n.removeprefix(prefix): t.to(output) for n, t in tensors if n.startswith(prefix)}
+                rows = [i for i, other in enumerate(names) if other == name]
+                output[rows] = functional_call(module, head, arguments)[rows]
         finally:
             module._forward_hooks = hooks
         return output
@@ -253,8 +247,3 @@ class Adapters:
             if name is not None and (not isinstance(name, str) or name not in self.vectors):
                 raise AdapterError(f"no adapter {name!r} among the {len(self)} here")
         return names
-
-
-def _by_sample(argument: Any, samples: int) -> bool:
-    """Whether the first dimension of a head's input is the batch's."""
-    return isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == samples

@@ -67,11 +67,9 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
     for check in (True, False):
         monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
         if not check:
-            monkeypatch.setattr("vera.methods.contract.check_changes", lambda layers: None)
+            monkeypatch.setattr("vera.methods.contract.try_merges", lambda *_: None)
         done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
-        wanted = (
-            "VeRAChange.forward is not x @ weight().T" if check else f"run {found} is not written: merged"
-        )
+        wanted = "forward is not x @ weight().T" if check else f"run {found} is not written: merged"
         assert wanted in done.stderr
         assert done.stderr.count("\n") == 1
         assert not (tmp_path / "wrong").exists()
@@ -378,7 +376,7 @@ def test_a_wrong_line_is_refused_before_anything_is_read(line, message, monkeypa
 
 
 def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
-    """Of the adapter as the singular values say (tests/vera/test_peft_lora.py), and of the metric."""
+    """Of the adapter as the singular values say (tests/vera/test_peft_format.py), and of the metric."""
     line = [*words, "train.lr=0.1"]
     record, output = trained(line), f"output={output_of(line)}"
     share = {}

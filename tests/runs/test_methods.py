@@ -21,7 +21,7 @@ pytestmark = pytest.mark.contract
 OWN = '''
 from dataclasses import dataclass
 
-from vera.methods.bitfit import BitFit
+from vera import BitFit
 
 
 @dataclass(frozen=True)

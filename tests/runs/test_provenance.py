@@ -79,7 +79,7 @@ def test_a_record_names_its_source_files(words):
         assert source["sha256"] == provenance._digest(ROOT / source["file"])
     beside = {path.name for path in provenance._imports(ROOT / "vera/methods/vera.py")}
     assert {"contract.py", "vera_layer.py"} <= beside
-    assert "bitfit.py" not in beside
+    assert "ssf.py" not in beside
 
 
 @pytest.mark.parametrize("before", ["committed", "uncommitted"])

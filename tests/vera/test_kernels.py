@@ -15,8 +15,7 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, Plan, choose, flops, merged, onednn
-from vera.kernels.group import slower_merge
+from vera.kernels import Group, Plan, choose, flops, group
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, changes
 
@@ -194,8 +193,8 @@ def test_small_updates_do_not_round_away_under_autocast():
 @pytest.fixture
 def merges(monkeypatch):
     """How often weights were merged."""
-    calls, merge = [], merged.merge
-    monkeypatch.setattr(merged, "merge", lambda *a: calls.append(a[0]) or merge(*a))
+    calls, merge = [], group.merge
+    monkeypatch.setattr(group, "merge", lambda *a: calls.append(a[0]) or merge(*a))
     return calls
 
 
@@ -406,7 +405,7 @@ def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(path, s
         vera.VeRA(rank=40, path=path).adapt(model)
     assert not any(m._forward_pre_hooks for m in model.modules())
     vera.VeRA(rank=40).adapt(model)
-    monkeypatch.setattr(merged, "merge", None)
+    monkeypatch.setattr(group, "merge", None)
     answer(model)
     spoilt_later = Attention(8, 6)
     vera.VeRA(rank=12, path=path).adapt(spoilt_later)
@@ -474,14 +473,14 @@ def test_flops_are_those_that_torch_counts(path, keep):
 
 def test_on_a_gpu_under_autocast_a_merge_in_float32_is_dear():
     """RoBERTa-base's query and value, 3,000 tokens in bfloat16; many tokens are worth a merge."""
-    shape, dear = (768, 1536, 1024), slower_merge(torch.device("cuda"), autocast=True)
+    shape, dear = (768, 1536, 1024), group.slower_merge(torch.device("cuda"), autocast=True)
     found = [choose(n, *shape, slower=by).path for n, by in ((3000, 1), (3000, dear), (65536, dear))]
     assert [path == "factor" for path in found] == [False, True, False]
-    assert slower_merge(torch.device("cuda"), autocast=False) == 1
-    assert slower_merge(torch.device("cpu"), autocast=True) == 1
+    assert group.slower_merge(torch.device("cuda"), autocast=False) == 1
+    assert group.slower_merge(torch.device("cpu"), autocast=True) == 1
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert slower_merge(torch.device("cuda"), autocast=True) == 1
+        assert group.slower_merge(torch.device("cuda"), autocast=True) == 1
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -489,14 +488,14 @@ def test_on_a_gpu_under_autocast_a_merge_in_float32_is_dear():
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
-    assert onednn.usable(x, weight)
-    assert onednn.usable(x, torch.randn(100, 96)[:32])  # of B the leading rows, which are whole
+    assert group.usable(x, weight)
+    assert group.usable(x, torch.randn(100, 96)[:32])  # of B the leading rows, which are whole
     # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast kernel
-    assert not onednn.usable(x, torch.randn(32, 128)[:, :96])
-    assert not onednn.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
+    assert not group.usable(x, torch.randn(32, 128)[:, :96])
+    assert not group.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
-        assert torch.allclose(onednn.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
+        assert torch.allclose(group.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    onednn.frozen_linear(inputs[0], weight).square().sum().backward()
+    group.frozen_linear(inputs[0], weight).square().sum().backward()
     F.linear(inputs[1], weight).square().sum().backward()
     assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-2)

@@ -172,11 +172,7 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, a
         ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
         ("no weight", r"Plain.weight returns nothing, where \(32, 32\) is needed"),
         ("module", r"\(\S+value.base.weight and \S+changes.whole.base.weight\)"),
-        ("shift", r"Plain.forward is not x @ weight\(\).T, which a merge adds: at x = 0 it is"),
-        *(
-            (name, r"weight\(\).T, .* at a random x it is off by")
-            for name in ("square", "half", "near", "transposed")
-        ),
+        *((name, "method wrong") for name in ("shift", "square", "half", "near", "transposed")),
         ("a layer", None),
     ],
 )

@@ -18,5 +18,4 @@ layers a training step costs, in FLOPs, and keeps for the backward pass, in elem
 """
 
 from vera.kernels.cost import Plan, choose, flops
-from vera.kernels.group import Group, unchanged
-from vera.kernels.onednn import frozen_linear
+from vera.kernels.group import Group, frozen_linear, unchanged

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ class Adaptation:
     head: frozenset[str]  # of the head's parameters
     trainable: frozenset[str]  # of the parameters that were trainable before
     trained: frozenset[str]  # of the adapted model's parameters: what the method trains, without the head
+    #: The weights before a merge, by the adapted model's names; empty where it is not merged.
+    unmerged: dict[str, Tensor] = field(default_factory=dict)
 
     def base_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters by the base model's names."""
@@ -100,7 +102,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
         return
     if merge:
         adapted.method.merge(model)
-        adapted.method.forget_unmerged(model)
+        adapted.unmerged.clear()  # which makes it final
     adapted.method.remove(model)
     remove_hooks(model, refuse_names)
     del model._adaptation
@@ -135,11 +137,11 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def taken_back(model: nn.Module, method: Any) -> Iterator[None]:
-    """Takes the merge of a method of peft back for a while: merged, some of peft's classes (LNTuning, DEFT)
-    keep the adapter in other tensors."""
-    merged = method.kind == "peft" and bool(method.unmerged(model))
-    if merged:
-        method.unmerge(model)
+    """Takes a merge back for a while: merged, some of peft's classes (LNTuning, DEFT) keep the adapter in
+    other tensors."""
+    adapted = adaptation(model)
+    merged = adapted is not None and bool(adapted.unmerged)
+    method.unmerge(model)
     try:
         yield
     finally:

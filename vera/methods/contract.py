@@ -5,15 +5,17 @@ model in place, and every later call reads what it needs from the model. lora.py
 method, on the layers of layers.py."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.adapted import adapt_with, adaptation
 from vera.methods.layers import AdaptedLinear, Added, adapted_layers
-from vera.methods.merging import check_changes, check_mergeable
+from vera.methods.merging import check_mergeable, try_merges
 from vera.methods.settings import check_settings
 from vera.sites import head_parameters
 
@@ -144,30 +146,47 @@ class Method(ABC):
 
         Raises AdapterError, with the model unchanged, where that cannot be.
         """
-        layers = list(adapted_layers(model))
-        check_mergeable(model, ((layer.base, layer.enabled) for layer in layers))
-        check_changes(layer for layer in layers if not layer.merged)
+        adapted = adaptation(model)
+        if adapted is None:
+            raise AdapterError("this model carries no adapter: nothing to merge")
+        if adapted.unmerged:
+            return
+        layers = list(self.merge_targets(model))
+        check_mergeable(model, layers)
+        own = {id(p) for layer, _ in layers for p in layer.parameters(recurse=False)}
+        named = model.named_parameters()
+        adapted.unmerged.update({name: p.detach().clone() for name, p in named if id(p) in own})
         try:
-            for layer in layers:
-                layer.merge()
+            self.fold(model)
         except BaseException:
             self.unmerge(model)
             raise
 
+    def merge_targets(self, model: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
+        """The base model's layers whose parameters a merge changes, each with whether its adapter is on."""
+        return ((layer.base, layer.enabled) for layer in adapted_layers(model))
+
+    def fold(self, model: nn.Module) -> None:
+        """Adds the changes to the weights of `merge_targets`, which are put back where it raises."""
+        try_merges(f"method {self.kind}", adapted_layers(model))
+        for layer in adapted_layers(model):
+            layer.merge()
+
+    def unfold(self, model: nn.Module) -> None:
+        """What `unmerge` does before the weights are put back: the layers compute their changes again."""
+        for module in model.modules():
+            if isinstance(module, Added):
+                module.merged = False
+
+    @torch.no_grad()
     def unmerge(self, model: nn.Module) -> None:
         """Puts the base weights back, bit for bit."""
-        for layer in adapted_layers(model):
-            layer.unmerge()
-
-    def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        """The weights before a merge, by the id of the parameter that took the change."""
-        layers = adapted_layers(model)
-        return {id(m.base.weight): m.unmerged_weight for m in layers if m.unmerged_weight is not None}
-
-    def forget_unmerged(self, model: nn.Module) -> None:
-        """Makes the merge final."""
-        for layer in adapted_layers(model):
-            layer.unmerged_weight = None
+        adapted = adaptation(model)
+        if adapted and adapted.unmerged:
+            self.unfold(model)
+            for name, weight in adapted.unmerged.items():  # to subtract changes would be off by a rounding
+                model.get_parameter(name).copy_(weight)
+            adapted.unmerged.clear()
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         """See `vera.disable`."""

@@ -36,9 +36,10 @@ class Change(nn.Module):
 
 
 class Added(nn.Module):
-    """A module that a method added to the model, and that can be switched off."""
+    """A module that a method added to the model, and that can be switched off, or folded into the weights."""
 
     enabled = True
+    merged = False
 
 
 class AdaptedLinear(Added):
@@ -55,13 +56,6 @@ class AdaptedLinear(Added):
         self.blocks = blocks
         #: Computes this layer together with others that read the same input (kernels.Group).
         self.group: Any = None
-        #: A copy of the base weight, while the changes are folded into it.
-        self.unmerged_weight: Tensor | None = None
-
-    @property
-    def merged(self) -> bool:
-        """Whether the changes are folded into the base weight."""
-        return self.unmerged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged or not self.enabled:
@@ -92,12 +86,11 @@ class AdaptedLinear(Added):
     @torch.no_grad()
     def merge(self) -> None:
         """Folds the changes into the base weight; Method.merge checks first whether that can be."""
-        if self.merged:
-            return
         weight, updates = self.weight(), {name: change.weight() for name, change in self.changes.items()}
-        self.unmerged_weight = self.base.weight.detach().clone()
         for name, rows in self.blocks.items():
+            self.require(name, "weight", updates[name], tuple(weight[rows].shape))
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
+        self.merged = True
 
     def require(self, name: str, function: str, value: Any, wanted: tuple[int, ...]) -> None:
         """Raises AdapterError where a function of a block's change returns a value of another shape."""
@@ -107,13 +100,6 @@ class AdaptedLinear(Added):
         got = "nothing" if shape is None else f"shape {tuple(shape)}"
         of = f"{type(self.changes[name]).__name__}.{function}"
         raise AdapterError(f"{of} returns {got}, where {wanted} is needed")
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Puts the copy of the weight back: subtracting the change would be off by a rounding."""
-        if self.unmerged_weight is not None:
-            self.base.weight.copy_(self.unmerged_weight)
-            self.unmerged_weight = None
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:

@@ -1,27 +1,32 @@
-"""Any method of huggingface/peft, by the name of its configuration class."""
+"""Any method of huggingface/peft, by the name of its configuration class.
 
-import copy
+AdaLoRA trains as in peft's own loops: ranks are allocated after each step, on a schedule over the run's
+steps, and a penalty keeps the factors orthogonal."""
+
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vera.base_weights import base_fingerprint, base_names, fingerprint
+from vera.base_weights import base_fingerprint, base_names
 from vera.errors import AdapterError, first_line
+from vera.methods.adalora import off_orthogonal
 from vera.methods.adapted import frozen_extra, plain_names
-from vera.methods.merging import check_layers, check_mergeable
-from vera.methods.peft_drawn import digest, drawn, one_thread
-from vera.methods.peft_quantised import check_quantised, is_quantised
-from vera.methods.peft_ranks import AllocatesRanks, Installed, installed
+from vera.methods.contract import Method
+from vera.methods.merging import try_merges
+from vera.methods.peft_install import digest, install, installed
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
-from vera.sites import head_parameters, head_prefixes
+
+#: What AdaLoRA's allocator of ranks gathers, by the names of parameters.
+GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 @dataclass(frozen=True)
-class Peft(AllocatesRanks, kind="peft"):
+class Peft(Method, kind="peft"):
     """Installs a tuner of peft in place.
 
     config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings, such as {"use_dora":
@@ -31,8 +36,8 @@ class Peft(AllocatesRanks, kind="peft"):
     Tensors that a class draws again from its configuration, bit for bit and with any seed of torch, are not
     in the adapter file; the first `adapt` installs the method twice to learn which.
 
-    AdaLoRA's schedule follows the run's number of steps: see peft_ranks. Methods that change the input rather
-    than the model (prompt and prefix tuning), or that need a forward pass of their own, are refused."""
+    Methods that change the input rather than the model (prompt and prefix tuning), or that need a forward
+    pass of their own, are refused."""
 
     hint: ClassVar[str] = "Drawn by another version of peft, processor, precision or torch? Install that one"
 
@@ -50,56 +55,18 @@ class Peft(AllocatesRanks, kind="peft"):
         check_values(f"peft's {self.config_class}", self.config)
 
     def install(self, model: nn.Module) -> None:
-        import peft
-
         owner = f"peft's {self.config_class}"
         config_class = config_class_of(self.config_class)
         config = complete(self.config_class, self.config, self.sites, model)
-        blank, quantised = any(p.is_meta for p in model.parameters()), is_quantised(model)
-        # Before installing: some methods move a part of the base weights into the adapter
-        base = {} if blank else base_fingerprint(model)
-        names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-        weights = names - head_parameters(model).keys()
-        # A copy that shares the weights, for a second installation
-        clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-        # Some named initialisations write into the base weights in place
-        named = not blank and any("init" in key and isinstance(value, str) for key, value in config.items())
-        before = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
-        try:
-            with one_thread():
-                wrapper = peft.get_peft_model(model, config_class(**config))
-        except Exception as error:
-            on = "over the quantised weights of" if quantised else "on"
-            raise AdapterError(f"{owner} {on} a {type(model).__name__}: {first_line(error)}") from None
-        plain = plain_names(model)
-        now = {plain[name]: p for name, p in model.named_parameters() if plain[name] in weights}
-        if not blank and fingerprint(model, now) != base:
-            for data, value in before:  # Method.adapt puts back what was not written in place
-                data.copy_(value)
-            raise AdapterError(f"{owner} rewrites base weights with these settings: not supported")
-        head = head_prefixes(model)
-        if not any(
-            p.requires_grad and p.numel() for n, p in model.named_parameters() if not n.startswith(head)
-        ):
-            raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
-        if quantised:
-            check_quantised(owner, model)
-
-        def again() -> Any:
-            """Installs the same on the copy, with adapted layers of its own."""
-            for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
-                clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
-            return peft.get_peft_model(clean, config_class(**config))
-
-        frozen = ({}, {}) if blank else drawn(owner, [self.settings(), base], model, wrapper, names, again)
-        model._peft = Installed(wrapper, base, *frozen)  # type: ignore[assignment]
+        model._peft = install(owner, model, config_class, config, self.settings())  # type: ignore[assignment]
 
     def remove(self, model: nn.Module) -> None:
         """Takes the tuner out. Then raises AdapterError where peft has changed the base weights (such as
         OSF): they do not come back."""
         self.unmerge(model)
         of = installed(model)
-        unchanged = of.final or base_fingerprint(model, base_names(model)) == of.base
+        final = any(getattr(m, "merged_adapters", None) for m in model.modules())  # a merge that stays
+        unchanged = final or base_fingerprint(model, base_names(model)) == of.base
         of.wrapper.base_model.unload()
         del model._peft
         if not unchanged:
@@ -116,7 +83,7 @@ class Peft(AllocatesRanks, kind="peft"):
         return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Frozen parts that a second installation drew again, and that have not changed since.
+        """Frozen parts that a second installation drew again (peft_install), unchanged since.
 
         Empty where they are a fiftieth of what trains, or less: a file that holds them also loads onto a base
         model in half precision, where peft draws some in that precision."""
@@ -138,51 +105,76 @@ class Peft(AllocatesRanks, kind="peft"):
         digest_of_all = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
         return {"peft": peft.__version__, "fingerprint": digest_of_all[:32]}
 
-    def merge(self, model: nn.Module) -> None:
-        of = installed(model)
-        if of.unmerged:
-            return
-        # TrainableTokens changes rows that a tied layer has, too, merged or not
-        layers: list[Any] = [
-            m
-            for m in model.modules()
-            if hasattr(m._modules.get("base_layer"), "weight") and type(m).__name__ != "TrainableTokensLayer"
-        ]
-        check_mergeable(model, ((m.base_layer, not getattr(m, "disable_adapters", False)) for m in layers))
-        check_layers(self.config_class, layers)
-        of.unmerged = {n: p.detach().clone() for n, p in model.named_parameters() if ".base_layer." in n}
+    def merge_targets(self, model: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
+        layers = self._layers(model)
+        return ((m.base_layer, not getattr(m, "disable_adapters", False)) for m in layers)
+
+    @staticmethod
+    def _layers(model: nn.Module) -> list[Any]:
+        """The layers that peft merges, but TrainableTokens': it changes rows that a tied layer has, too."""
+        layers = [m for m in model.modules() if hasattr(m._modules.get("base_layer"), "weight")]
+        return [m for m in layers if type(m).__name__ != "TrainableTokensLayer"]
+
+    def fold(self, model: nn.Module) -> None:
+        try_merges(f"peft's {self.config_class}", self._layers(model))
+        kept: dict[str, Tensor] = model._adaptation.unmerged  # type: ignore[assignment, union-attr]
+        kept |= {n: p.detach().clone() for n, p in model.named_parameters() if ".base_layer." in n}
         try:
             with torch.no_grad():
-                of.wrapper.base_model.merge_adapter()
+                installed(model).wrapper.base_model.merge_adapter()
         except Exception as error:  # perhaps half way
-            self.unmerge(model)
-            raise AdapterError(f"peft cannot merge {self.config_class}: {first_line(error)}") from None
+            raise AdapterError(f"peft's {self.config_class} cannot be merged: {first_line(error)}") from None
 
-    def unmerge(self, model: nn.Module) -> None:
-        of = installed(model)
-        if not of.unmerged:
-            return
+    def unfold(self, model: nn.Module) -> None:
+        merged: list[Any] = [m for m in model.modules() if getattr(m, "merged_adapters", None)]
         try:
-            of.wrapper.base_model.unmerge_adapter()
+            _ = merged and installed(model).wrapper.base_model.unmerge_adapter()
         except NotImplementedError:  # such as OSF's: its merge changes no more than the weights kept here
-            for module in model.modules():
-                if hasattr(module, "merged_adapters"):
-                    module.merged_adapters.clear()  # type: ignore[operator, union-attr]
+            for module in merged:
+                module.merged_adapters.clear()
         except Exception as error:
             raise AdapterError(f"peft cannot unmerge {self.config_class}: {first_line(error)}") from None
-        with torch.no_grad():  # peft subtracts what it added, which is off by a rounding
-            for name, weight in of.unmerged.items():
-                model.get_parameter(name).copy_(weight)
-        of.unmerged = {}
-
-    def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        return {id(model.get_parameter(name)): old for name, old in installed(model).unmerged.items()}
-
-    def forget_unmerged(self, model: nn.Module) -> None:
-        installed(model).unmerged, installed(model).final = {}, True
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         if disabled:
             self.unmerge(model)
         tuner = installed(model).wrapper.base_model
         (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
+
+    # --- AdaLoRA's training; without an allocator, nothing here changes anything
+
+    def before_training(self, model: nn.Module, total_steps: int) -> None:
+        if allocator := installed(model).allocator:
+            config = allocator.peft_config
+            if config.tinit >= total_steps - config.tfinal:
+                raise AdapterError(f"AdaLoRA: tinit and tfinal leave none of {total_steps} steps: lower them")
+            allocator.set_total_step(total_steps)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        if not (allocator := installed(model).allocator):
+            return None
+        named = model.named_parameters()
+        factors = [p if "lora_A" in n else p.T for n, p in named if "lora_A" in n or "lora_B" in n]
+        return off_orthogonal(factors) * float(allocator.peft_config.orth_reg_weight)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        tuner = installed(model).wrapper.base_model
+        if hasattr(tuner, "update_and_allocate"):
+            tuner.update_and_allocate(step - 1)  # peft counts from 0
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        if not (allocator := installed(model).allocator):
+            return {}
+        masks = (allocator.peft_config.rank_pattern or {}).items()
+        state = {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in masks}
+        return state | {f"{part}/{n}": t for part in GATHERED for n, t in getattr(allocator, part).items()}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        allocator, parameters = installed(model).allocator, dict(model.named_parameters())
+        for key, tensor in state.items():
+            part, _, name = key.partition("/")
+            if part == "rank_pattern":
+                masks = allocator.peft_config.rank_pattern or {}
+                allocator.peft_config.rank_pattern = masks | {name: tensor.tolist()}
+            else:
+                getattr(allocator, part)[name] = tensor.to(parameters[name].device)

@@ -30,8 +30,11 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: The starts of initialisations that change the base weights, which no adapter file holds.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: Classes that train over quantised weights (docs/methods.md); others fail, or train nothing (Uni-LoRA).
+OVER_QUANTISED = (
+    *("AdaLora", "Beft", "BOFT", "FourierFT", "Hira", "IA3", "Lily", "LNTuning", "Lora", "Miss", "OFT"),
+    *("Pvera", "RandLora", "Road", "Shira", "TrainableTokens", "VBLoRA", "Vera", "WaveFT"),
+)
 #: Strings of a configuration: names of modules and choices. peft reads many of them as regular expressions;
 #: without operators, none of these runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
@@ -44,11 +47,6 @@ NORMS = "norms"
 SITES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
 )
-
-
-def rewrites_base(init: Any) -> bool:
-    """Whether peft's init_lora_weights changes base weights; in upper or lower case, as peft reads olora."""
-    return isinstance(init, str) and init.lower().startswith(REWRITES_BASE)
 
 
 def check_values(owner: str, config: dict[str, Any]) -> None:
@@ -88,7 +86,7 @@ def config_class_of(name: str) -> Any:
     if issubclass(config_class, peft.PromptLearningConfig):
         raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
     tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(kinds[name])
-    # AdaLoRA's own forward pass adds a penalty, which peft_ranks adds here
+    # AdaLoRA's own forward pass adds a penalty, which Peft.penalty adds here
     own = getattr(tuner, "forward", None) is not BaseTuner.forward
     if own and not hasattr(tuner, "update_and_allocate"):
         raise AdapterError(f"peft's {name} needs a forward pass of its own: not supported")
@@ -105,8 +103,6 @@ def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
             raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
     if config.get("bias", "none") != "none":
         raise AdapterError(f"peft's {name}: bias={config['bias']} trains base weights: not supported")
-    if rewrites_base(init := config.get("init_lora_weights")):
-        raise AdapterError(f"peft's {name}: init_lora_weights={init} rewrites base weights: not supported")
     # Such a configuration may name files or other adapters, and come from a stranger's file
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
@@ -117,6 +113,9 @@ def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: n
     """A configuration with the defaults for this model. Raises AdapterError where it is not supported."""
     own_fields = config_class_of(name).__dataclass_fields__
     _check_settings(name, config, own_fields)
+    packed = any(not p.is_floating_point() for p in model.parameters())
+    if packed and name.removesuffix("Config") not in OVER_QUANTISED:
+        raise AdapterError(f"peft's {name} does not train over quantised weights: load the base unquantised")
     full, feed_forward = dict(config), []
     paths = full.get("target_modules")
     if "target_modules" in own_fields and "target_modules" not in full:

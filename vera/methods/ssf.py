@@ -17,7 +17,6 @@ from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
 from vera.methods.layers import Added
 from vera.methods.low_rank import place
-from vera.methods.merging import check_mergeable
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
 
@@ -29,8 +28,6 @@ class ScaleShift(Added):
         self.gamma = nn.Parameter(torch.empty(width, **at).normal_(1.0, 0.02))
         self.beta = nn.Parameter(torch.empty(width, **at).normal_(0.0, 0.02))
         self.axis = axis
-        #: Weight and bias before a merge.
-        self.unmerged: tuple[Tensor, Tensor] | None = None
 
     def forward(self, y: Tensor) -> Tensor:
         shape = [1] * y.dim()
@@ -41,7 +38,7 @@ class ScaleShift(Added):
 def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
     """A forward hook."""
     ssf: Any = module.ssf
-    return ssf(output) if ssf.enabled and ssf.unmerged is None else output
+    return ssf(output) if ssf.enabled and not ssf.merged else output
 
 
 def scale_and_shift(module: Any) -> None:
@@ -88,31 +85,16 @@ class SSF(Method, kind="ssf"):
         """Twice the sum of the widths of these layers' outputs."""
         return sum(2 * (size(m)[1] if is_linear(m) else m.weight.shape[0]) for m, _ in _scaled(model))
 
+    def merge_targets(self, model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+        return ((module, ssf.enabled) for module, ssf in _scaled(model))
+
     @torch.no_grad()
-    def merge(self, model: nn.Module) -> None:
-        check_mergeable(model, ((module, ssf.enabled) for module, ssf in _scaled(model)))
+    def fold(self, model: nn.Module) -> None:
         for module, _ in _scaled(model):
             if getattr(module, "bias", None) is None:
                 raise AdapterError(f"a {type(module).__name__} of this model has no bias to take the shift")
         for module, ssf in _scaled(model):
-            if ssf.unmerged is None:
-                ssf.unmerged = module.weight.detach().clone(), module.bias.detach().clone()
-                weight = module.weight.T if is_transposed(module) else module.weight
-                weight.copy_(ssf.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight)
-                module.bias.copy_(ssf.gamma * module.bias + ssf.beta)
-
-    @torch.no_grad()
-    def unmerge(self, model: nn.Module) -> None:
-        for module, ssf in _scaled(model):
-            if ssf.unmerged is not None:
-                module.weight.copy_(ssf.unmerged[0])
-                module.bias.copy_(ssf.unmerged[1])
-                ssf.unmerged = None
-
-    def unmerged(self, model: nn.Module) -> dict[int, Tensor]:
-        pairs = [(m, ssf.unmerged) for m, ssf in _scaled(model) if ssf.unmerged is not None]
-        return {id(p): old for m, both in pairs for p, old in zip((m.weight, m.bias), both, strict=True)}
-
-    def forget_unmerged(self, model: nn.Module) -> None:
-        for _, ssf in _scaled(model):
-            ssf.unmerged = None
+            weight = module.weight.T if is_transposed(module) else module.weight
+            weight.copy_(ssf.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight)
+            module.bias.copy_(ssf.gamma * module.bias + ssf.beta)
+            ssf.merged = True
