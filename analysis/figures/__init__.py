@@ -11,9 +11,8 @@ import pandas as pd
 
 from analysis.command import split
 from analysis.figures import pareto
-from analysis.figures.by_parameters import figure2, figure4
 from analysis.figures.figure import Figure, Part, save, svg
-from analysis.figures.measures import figure3, figure5, figure6
+from analysis.figures.papers import figure2, figure3, figure4, figure5, figure6
 from analysis.frame import every_variant, runs
 from runs.record import Ledger
 

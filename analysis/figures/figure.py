@@ -145,9 +145,11 @@ def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
     return found.assign(low=low, high=high)
 
 
-def finite(value: Any) -> float:
-    """The number; NaN where it is none, or infinite."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+def finite(values: Iterable[Any]) -> pd.Series:
+    """The numbers; NaN where one is none, or infinite."""
+    return pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").replace(
+        [math.inf, -math.inf], math.nan
+    )
 
 
 def stacked(*parts: pd.DataFrame) -> pd.DataFrame:
@@ -181,15 +183,38 @@ def of_pair(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
     return frame[(frame.model == pair[0]) & (frame.task == pair[1])]
 
 
-def draw_bands(
-    axes: Any, data: pd.DataFrame, by: str, looks: Mapping[str, Sequence[Any]], x: str, y: str = "median"
+def draw_lines(
+    axes: Any,
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    looks: Mapping[str, Sequence[Any]],
+    bars: bool = False,
+    **labels: Any,
 ) -> None:
-    """A line for each value of a column, with a band from `low` to `high`. looks: the colours, dashes and
-    markers of these values, in the order of the legend."""
+    """A line for each value of the column `by`, with a band (or bars) from `low` to `high`, hollow where
+    seeds are missing; what is quoted is a cross, or lies across the picture where it has no x.
+
+    looks: the colours, dashes and markers of these values, in the order of the legend. labels: what the axes
+    are set to."""
+    spread, thin = (axes.vlines, {"alpha": 0.6}) if bars else (axes.fill_between, {"alpha": 0.15, "lw": 0})
     for i, name in enumerate([*looks, *sorted({*data[by]} - {*looks})]):
-        of, other = data[data[by] == name].sort_values(x), (OTHERS[i % len(OTHERS)], ":", "o")
-        colour, dash, marker = looks.get(name, other)
+        every = data[(data[by] == name) & data[y].notna()].sort_values(x)
+        colour, dash, marker = looks.get(name, (OTHERS[i % len(OTHERS)], ":", "o"))
+        of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
         if len(of):
-            axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
+            spread(*(of[key].astype(float) for key in (x, "low", "high")), color=colour, **thin)
             axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
+            few = of[of.n < of.get("wanted", 0)]
+            axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")
+        for one in quoted.to_dict("records"):
+            how = {"color": colour, "label": f"{name}, {one['source']}"}
+            if math.isnan(one[x]):
+                axes.axhline(one[y], linestyle=(0, (1, 2)), linewidth=1, **how)
+            else:
+                axes.plot(one[x], one[y], "x", markersize=7, **how)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(**labels)
+    if axes.lines:
+        axes.legend()

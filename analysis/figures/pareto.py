@@ -51,9 +51,9 @@ FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 
 def make(part: Part) -> list[Figure]:
     """A picture of the axes of `part` for each model and task."""
-    runs = part.runs[(part.runs.kind == "result") & (part.runs.task.isin(part.tasks) | (not part.tasks))]
-    name, groups = f"pareto_{part.axes[1]}_by_{part.axes[0]}", runs.groupby(["task", "model"])
-    return [of_rows(of, points(of), part, "_".join([name, *pair])) for pair, of in groups]
+    runs, name = part.runs[part.runs.kind == "result"], f"pareto_{part.axes[1]}_by_{part.axes[0]}"
+    pairs = runs[runs.task.isin(part.tasks) | (not part.tasks)].groupby(["task", "model"])
+    return [of_rows(of, part, "_".join([name, *pair])) for pair, of in pairs]
 
 
 def demo(part: Part) -> list[Figure]:
@@ -65,8 +65,7 @@ def demo(part: Part) -> list[Figure]:
         # The demo's own size and model have the plain name
         words = [*size] * (several and size != DEMO) + [model] * (model != "minilm")
         rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
-        name = "_".join(map(str, ["accuracy_vs_parameters", *words]))
-        figures += _by_cost(of, part, name, rows * several)
+        figures += _by_cost(of, part, "_".join(map(str, ["accuracy_vs_parameters", *words])), rows * several)
     return figures
 
 
@@ -74,27 +73,24 @@ def parameters(part: Part) -> list[Figure]:
     """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
     other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
     runs = part.runs[part.runs.kind == "result"]
-    usual = (runs.task.isin(list(GLUE)) | (runs.family == "images")) & ~runs.row.astype(str).str.match(
-        shared.VARIED
-    )
+    usual = runs.task.isin(list(GLUE)) | (runs.family == "images")
+    usual &= ~runs.row.astype(str).str.match(shared.VARIED)
     pairs = runs[runs.task.isin(part.tasks) if part.tasks else usual].groupby(["task", "model"])
     return [of for pair, runs in pairs for of in _by_cost(runs, part, "_".join(["parameters", *pair]))]
 
 
 def _by_cost(runs: pd.DataFrame, part: Part, name: str, more: str = "") -> list[Figure]:
     """A picture of the runs of a model and task; of very many rows a picture for each of COSTS."""
-    costs, found = COSTS if runs.row.nunique() > CROWDED else COSTS[:1], points(runs)
+    costs = COSTS if runs.row.nunique() > CROWDED else COSTS[:1]
     parts = {name.replace("parameters", x): Part(runs, axes=(x, "metric"), labels=part.labels) for x in costs}
-    return [of_rows(runs, found, of, file, more, spans=True) for file, of in parts.items()]
+    return [of_rows(runs, of, file, more, spans=True) for file, of in parts.items()]
 
 
-def of_rows(
-    runs: pd.DataFrame, found: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False
-) -> Figure:
-    """The picture of the rows of a model and task. found: their `points`. part: its axes, and the rows that
-    the legend names beside the frontier (empty: all or, of very many, none). file: its name. more: what the
-    title says of the data. spans: bars span the seeds, unless the rows are very many; else they are the
-    median's interval."""
+def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False) -> Figure:
+    """The picture of the rows of a model and task. part: its axes, and the rows that the legend names beside
+    the frontier (empty: all or, of very many, none). file: its name. more: what the title says of the data.
+    spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
+    found = points(runs)
     number = found["name"].mode().iloc[-1]
     others = (found["name"] != number) & ("metric" in part.axes)
     lines = [f"{of.label}: reports {of.name}: not drawn." for of in found[others].itertuples()]
@@ -133,9 +129,9 @@ def of_rows(
 def _axis(name: str, found: pd.DataFrame) -> Axis:
     """The axis of this name; the metric's has the words of the number that the rows report, and that of
     parameters the count of the head where these rows share it."""
-    axis, first, heads = AXES[name]._replace(name=name), found.iloc[0], [*set(found.head_parameters)]
+    axis, first, heads = AXES[name]._replace(name=name), found.iloc[0], {*found.head_parameters}
     if name == "parameters" and any(heads):
-        more = f" ({heads[0]:,.0f} more)" if len(heads) == 1 else ""
+        more = f" ({first.head_parameters:,.0f} more)" * (len(heads) == 1)
         return axis._replace(label=f"{axis.label}, without the classification head{more}")
     if name != "metric":
         return axis
@@ -156,17 +152,15 @@ def _with_numbers(
         counts = (runs.status == "done") | (axis.column == "parameters")
         of_run = dict(zip(runs.id, pd.to_numeric(runs[axis.column]).where(counts), strict=True))
         values = found.ids.map(lambda ids: [of_run[run] for run in ids])
-    numbers, lines = list[tuple[float, ...]](), list[str]()
-    for label, of in zip(found.label, values, strict=True):
-        known = [value for value in of if math.isfinite(value)]
-        if len(known) < len(of):
-            lines.append(f"{label}: {len(of) - len(known)} of {len(of)} runs without a finite {axis.name}.")
-        middle = statistics.median(known) if known else math.nan
-        ends = (min(known), max(known)) if known and spans else median_interval(known)
-        numbers.append((middle, *(ends or (middle, middle))))
-    names = [f"{axis.name}{end}" for end in ("", " low", " high")]
-    columns = dict(zip(names, map(list, zip(*numbers, strict=True)), strict=True))
-    return found.assign(**columns), lines
+    known = values.map(lambda of: [value for value in of if math.isfinite(value)])
+    middle = known.map(lambda of: statistics.median(of or [math.nan]))
+    ends = known.map(lambda of: (min(of), max(of)) if of and spans else median_interval(of))
+    low, high = ([(of or [mid] * 2)[i] for of, mid in zip(ends, middle, strict=True)] for i in (0, 1))
+    lacking = zip(found.label, values.map(len), known.map(len), strict=True)
+    lines = [
+        f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in lacking if has < n
+    ]
+    return found.assign(**{axis.name: middle, f"{axis.name} low": low, f"{axis.name} high": high}), lines
 
 
 # --- the frontier, and what is far from the others
@@ -205,12 +199,12 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
     plot.margins(0.12)
     plot.autoscale_view()
     plot.autoscale(enable=False)
-    looks, few = [*map(look, drawn.kind, drawn.row)], len(data) <= CROWDED
-    bars = [(drawn[of] - drawn[f"{of} low"], drawn[f"{of} high"] - drawn[of]) for of in (y, x)]
-    colours = [colour for colour, _ in looks]
-    plot.errorbar(drawn[x], drawn[y], *bars, fmt="none", ecolor=colours, alpha=0.6, elinewidth=1)
+    few = len(data) <= CROWDED
     named = drawn.frontier | drawn.row.isin(labels) | (few and not labels)
-    for of, (colour, marker), shown in zip(drawn.to_dict("records"), looks, named, strict=True):
+    for of, shown in zip(drawn.to_dict("records"), named, strict=True):
+        colour, marker = look(of["kind"], of["row"])
+        bars = [[[of[end] - of[f"{end} low"]], [of[f"{end} high"] - of[end]]] for end in (y, x)]
+        plot.errorbar(of[x], of[y], *bars, fmt="none", ecolor=colour, alpha=0.6, elinewidth=1)
         if of_metric and few:
             plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6)
         text = f"{of['method']}: {of[y]:.{int(of['digits'])}f}" if of_metric else of["method"]
@@ -233,13 +227,17 @@ def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     scale = getattr(plot, f"set_{side}scale")
     plot.set(**{f"{side}label": axis.label})
     if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
-        low, high = math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max()))
-        tens = [10.0**power for power in range(low, high + 1)]
         if values.min() == 0:
+            tens = [
+                10.0**of
+                for of in range(math.floor(np.log10(positive.min())), 13)
+                if 10**of < 10 * positive.max()
+            ]
             scale("symlog", linthresh=tens[0], linscale=0.4)
             of_side.set_major_locator(FixedLocator([0.0, *tens]))
         else:
             scale("log")
-            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if len(tens) < 6 else (1.0,)))
+            few = positive.max() < 1e5 * positive.min()
+            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
         of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.figure import finite
-from analysis.figures.measures import errors, measured
+from analysis.figures.papers import errors, measured
 from analysis.frame import reported
 from analysis.inference import mean_of
 from analysis.results.finding import Finding, finding, paper_epochs, side
@@ -72,7 +72,7 @@ def _of_measures(
 def _values(measure: Record, *names: str) -> pd.DataFrame:
     """The values of a measure by site and layer; NaN where one is none."""
     of = measure["values"]
-    values = {name: [*map(finite, of[name])] for name in names}
+    values = {name: finite(of[name]) for name in names}
     return pd.DataFrame(values | {key: of[key] for key in ("site", "layer") if key in of})
 
 

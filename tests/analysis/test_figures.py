@@ -11,7 +11,7 @@ from ledgers import ledger, record, seeds
 from analysis import figures
 from analysis.figures.__main__ import main
 from analysis.figures.figure import COLOURS, Figure, canvas, look, to_csv
-from analysis.figures.measures import measured
+from analysis.figures.papers import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
 from runs.errors import UserError
@@ -120,12 +120,12 @@ def test_odd_measures_are_told_and_never_averaged_in():
     odd += [magnitude("e", 8.0, 4), magnitude("f", 9.0, 5)]
     records = [record(seed=s) | {"id": i} for s, i in enumerate("abc")]
     records += [record(lr=5e-2, deviations=["lr"]) | {"id": "e"}, record() | {"id": "f"}]
-    train = records[-1]["config"]["train"] | {"max_steps": 3}  # a trial is in no figure
+    train = records[-1]["config"]["train"] | {"max_steps": 3}  # a run that was stopped is in no figure
     records[-1]["config"] = records[-1]["config"] | {"train": train}
     (figure,) = made("figure3", records, *odd)
     (query,) = lines(figure, site="query")
     assert of(query, "median", "high", "n") == [0.2, 0.2, 1]
-    assert any(note.startswith("4 measures are left out: ") for note in figure.notes)
+    assert any(note.startswith("5 measures are left out: ") for note in figure.notes)
     assert "query, layer 0: 1 of 2 not finite." in figure.notes
     assert not next(measured(runs(ledger(records[-1])), odd[-1:], "magnitude")).measures
 
@@ -136,7 +136,7 @@ def test_figure_5_is_over_query_matrices_and_quotes_two_means():
     records = [record() | {"id": "a"}, record("lora") | {"id": "b"}]
     (figure,) = made("figure5", records, measure("similarity", values, ("a", "b")))
     assert "LoRA and VeRA: mean over layers of what is drawn 3.0e-01." in figure.notes
-    quoted = [(row["pair"], row["median"]) for row in lines(figure, source="paper (quoted)")]
+    quoted = [(row["pair"], row["median"]) for row in lines(figure, source="paper's mean (quoted)")]
     assert quoted == [("LoRA and VeRA", 2e-3), ("LoRA and random", -8e-5)]
     (shown, *_) = canvas(figure).axes[0].get_lines()
     assert [*shown.get_ydata()] == [0.2, 0.4]
