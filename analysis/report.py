@@ -22,7 +22,8 @@ from analysis.diff import leaves
 from analysis.frame import every_variant, reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
-from analysis.results import findings, sections
+from analysis.results.findings import findings
+from analysis.results.pages import environment
 from analysis.stats import statistics_tables
 from runs.command import OfRecords, entry_point, read
 from runs.record import Ledger, median_interval, without_paths, write_atomically
@@ -55,14 +56,14 @@ def page(ledger: Ledger) -> str:
     judged, measures = tables.verdicts(frame), [*ledger.measures.values()]
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
     part = partial(_part, problems)
-    environment = sections.environment(Path(__file__).parent, autoescape=True)
-    environment.tests["number"] = lambda entry: isinstance(entry, Number)
+    templates = environment(Path(__file__).parent, autoescape=True)
+    templates.tests["number"] = lambda entry: isinstance(entry, Number)
     drawn = [
         figure
         for name in figures.FIGURES
         for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
     ]
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         date=date.today(),
         runs=frame,
         origins=frame.origin.value_counts().to_dict(),

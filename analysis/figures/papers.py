@@ -12,7 +12,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.beside import exact_counts
 from analysis.figures import figure as shared
-from analysis.figures.figure import COLOURS, PAPER, Figure, Part, by_pair, draw_lines, look, of_pair, stacked
+from analysis.figures.figure import (
+    COLOURS,
+    PAPER,
+    Figure,
+    Part,
+    by_pair,
+    draw_lines,
+    finite,
+    look,
+    of_pair,
+    stacked,
+)
 from analysis.frame import cells, chosen
 from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, numbers, paper
@@ -179,7 +190,7 @@ def figure4(part: Part) -> list[Figure]:
 
 def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
     """Groups of bars: a method each, a bar for each source."""
-    data = data[shared.finite(data.gain).notna()]
+    data = data[finite(data.gain).notna()]
     names, sources = data.drop_duplicates("row").set_index("row").method, data.source.unique()
     for i, source in enumerate(sources):
         of, wide = data[data.source == source], 0.8 / len(sources)
@@ -242,28 +253,29 @@ def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Itera
         yield Measured(suffix, f"{label['model']} on {label['task']}", found, lines)
 
 
-def _by_layer(
-    part: Part, kind: str, names: Sequence[str]
-) -> Iterator[tuple[Measured, pd.DataFrame, list[str]]]:
+def values(measures: Sequence[Record], *names: str) -> pd.DataFrame:
+    """These values of measures by site and layer, NaN where one is none, with the measure's place in the
+    sequence (number) and the ids of its runs."""
+    parts = [pd.DataFrame(columns=["site", "layer", "number", "runs", *names])]
+    for number, measure in enumerate(measures):
+        of, ids = measure["values"], tuple(run["id"] for run in measure["of"])
+        part = pd.DataFrame({"site": of["site"], "layer": of["layer"], "number": number})
+        parts.append(part.assign(runs=[ids] * len(part), **{name: finite(of[name]) for name in names}))
+    return stacked(*parts)
+
+
+def _by_layer(part: Part, kind: str, *names: str) -> Iterator[tuple[Measured, pd.DataFrame, list[str]]]:
     """The measures of a kind; of each of these values, by site and layer, the median, lowest and highest of
     those that are finite, with how many these are (n), of how many (of), and the ids of their runs; and
-    notes, on values of the first name, too."""
-    key = ["name", "site", "layer"]
+    notes."""
     how = {"median": "median", "low": "min", "high": "max", "n": "count", "of": "size"}
     aggregates: Any = {name: ("value", of) for name, of in how.items()}
     aggregates["runs"] = ("runs", lambda of: tuple(dict.fromkeys(run for ids in of for run in ids)))
     for group in measured(part.runs, part.measures, kind):
-        rows = [
-            (name, *of, tuple(run["id"] for run in measure["of"]))
-            for measure in group.measures
-            for name in names
-            for of in zip(*(measure["values"][column] for column in ("site", "layer", name)), strict=True)
-        ]
-        values = pd.DataFrame(rows, columns=[*key, "value", "runs"])
-        values["value"] = shared.finite(values.value)
-        data = values.groupby(key, as_index=False).agg(**aggregates)
+        long = values(group.measures, *names).melt(["site", "layer", "number", "runs"], var_name="name")
+        data = long.groupby(["name", "site", "layer"], as_index=False).agg(**aggregates)
         ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
-        missing = NO_MEASURE.format({"magnitude": "figure3"}.get(kind, "figure5"), kind)
+        missing = NO_MEASURE.format("figure3" if kind == "magnitude" else "figure5", kind)
         odd = data[(data.n < data.of) & (data.name != "b")]
         gone = [
             f"{of.site}, layer {of.layer}: {of.of - of.n} of {of.of} not finite." for of in odd.itertuples()
@@ -275,13 +287,13 @@ def figure3(part: Part) -> list[Figure]:
     """How far d has moved, by layer and site: a figure for each model and task with measures of the row
     vera."""
     figures = []
-    for group, found, lines in _by_layer(part, "magnitude", ["d", "b"]):
+    for group, found, lines in _by_layer(part, "magnitude", "d", "b"):
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
         lines += [] if group.suffix else [_finding(NO_NUMBERS, 3)]
         count = len(group.measures)
         over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
         title = f"Figure 3: change of d by layer, {group.where}"
-        how = {"looks": SITES, "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
+        how: Any = {"looks": SITES, "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
         draw = partial(draw_lines, x="layer", y="median", by="site", xlabel="layer", **how)
         figures.append(Figure(f"figure3{group.suffix}", title, data[OF_SITES], lines, draw, over))
     return figures
@@ -291,7 +303,7 @@ def figure5(part: Part) -> list[Figure]:
     """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix
     D)."""
     figures = []
-    for group, found, lines in _by_layer(part, "similarity", [*PAIRS]):
+    for group, found, lines in _by_layer(part, "similarity", *PAIRS):
         data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
         means = _of_queries(data).groupby("pair")["median"].mean()
         lines += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
@@ -337,7 +349,7 @@ def figure6(part: Part) -> list[Figure]:
     lines.append(_finding(NO_NUMBERS, 6))
     over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest" if fit else ""
     title = f"Figure 6: fitting random {of.get('size', 10)} x {of.get('size', 10)} matrices"
-    how = {"looks": FITTED, "xlabel": "trained parameters", "ylabel": "mean squared error"}
+    how: Any = {"looks": FITTED, "xlabel": "trained parameters", "ylabel": "mean squared error"}
     draw = partial(draw_lines, x="parameters", y="mean", by="method", **how)
     return [Figure("figure6", title, data[data.n > 0], lines, draw, over)]
 
@@ -353,7 +365,7 @@ def errors(measures: Iterable[Record]) -> pd.DataFrame:
     highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
     fit, rows = _shown(measures) or {"id": "", "values": {}}, []
     for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
-        mse, best = shared.finite(mse), shared.finite(least or [])
+        mse, best = finite(mse), finite(least or [])
         spread = mse.std() if mse.count() > 1 else 0.0
         row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread
         rows.append((*row, best.mean(), mse.count(), len(mse), (fit["id"],)))

@@ -199,12 +199,12 @@ def _draw(plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[
     plot.margins(0.12)
     plot.autoscale_view()
     plot.autoscale(enable=False)
-    few = len(data) <= CROWDED
+    looks, few = [*map(look, drawn.kind, drawn.row)], len(data) <= CROWDED
+    bars = [(drawn[of] - drawn[f"{of} low"], drawn[f"{of} high"] - drawn[of]) for of in (y, x)]
+    colours = [colour for colour, _ in looks]
+    plot.errorbar(drawn[x], drawn[y], *bars, fmt="none", ecolor=colours, alpha=0.6, elinewidth=1)
     named = drawn.frontier | drawn.row.isin(labels) | (few and not labels)
-    for of, shown in zip(drawn.to_dict("records"), named, strict=True):
-        colour, marker = look(of["kind"], of["row"])
-        bars = [[[of[end] - of[f"{end} low"]], [of[f"{end} high"] - of[end]]] for end in (y, x)]
-        plot.errorbar(of[x], of[y], *bars, fmt="none", ecolor=colour, alpha=0.6, elinewidth=1)
+    for of, (colour, marker), shown in zip(drawn.to_dict("records"), looks, named, strict=True):
         if of_metric and few:
             plot.plot([of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6)
         text = f"{of['method']}: {of[y]:.{int(of['digits'])}f}" if of_metric else of["method"]

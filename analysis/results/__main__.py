@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.frame import runs
-from analysis.results import of_others, pages
-from analysis.results.sections import headline, near_lora, readme
+from analysis.results.pages import headline, near_lora, pages, readme
 from runs.command import Common, entry_point, read, setting
 from runs.errors import UserError
 from runs.record import INSTALLED, ROOT, read_study, study_folders, write_atomically
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if not studies:
         raise UserError("no published records in runs/records yet (make publish STUDY=name)")
     made, summed = pages(studies, settings.docs)
-    files = {settings.docs / path: text for path, text in (made | of_others.pages()).items()}
+    files = {settings.docs / path: text for path, text in made.items()}
     for folder, ledger in studies.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))

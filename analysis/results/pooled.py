@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figures.figure import COLOURS, Figure
 from analysis.inference import MARGIN, Mean, mean_of, over_tasks, seeds_to_decide
-from analysis.results.finding import Finding
+from analysis.results.findings import Finding
 
 #: What decides a finding over several tasks: weighted or not, without collapsed runs or with them.
 ANALYSES = {
@@ -19,7 +19,7 @@ ANALYSES = {
     "weighted without collapsed runs": (True, True),
     "unweighted without collapsed runs": (False, True),
 }
-#: The farthest difference on the axis, in points.
+#: Where the axis ends, in points; a longer interval leaves the picture.
 FARTHEST = 11.0
 MARKS = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("s", COLOURS["vera"])}
 
@@ -109,13 +109,10 @@ def forest(made: Sequence[Mapping[str, Any]]) -> Figure | None:
 def _draw(axes: Any, data: pd.DataFrame) -> None:
     axes.axvspan(-MARGIN, MARGIN, color="#dddddd", zorder=0)
     axes.axvline(0, color="#777777", linewidth=0.8)
-    for of in data[data.kind.isin(MARKS)].itertuples():
-        marker, colour = MARKS[of.kind]
-        face = "none" if of.kind == "paper" else colour
+    for kind, (marker, colour) in MARKS.items():
+        of, face = data[data.kind == kind], "none" if kind == "paper" else colour
+        axes.hlines(of.place, of.low, of.high, color=colour)
         axes.plot(of.difference, of.place, marker, markersize=4, mfc=face, color=colour)
-        axes.plot([max(of.low, -FARTHEST), min(of.high, FARTHEST)], [of.place] * 2, color=colour)
-        for end, sign, beyond in ((-FARTHEST, "<", of.low < -FARTHEST), (FARTHEST, ">", of.high > FARTHEST)):
-            axes.plot([end] * beyond, [of.place] * beyond, sign, color=colour, markersize=4, clip_on=False)
     names = data.drop_duplicates("place")
     axes.set_xlim(-FARTHEST, FARTHEST)
     axes.set_yticks(names.place, names.label)

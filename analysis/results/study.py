@@ -14,7 +14,7 @@ from analysis.frame import chosen, every_variant, pairs, reported, reported_cell
 from analysis.inference import Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
-from analysis.results.of_rows import collapsed
+from analysis.results.findings import collapsed
 from runs.record import LEVEL, Record
 from runs.record.text import one_line
 

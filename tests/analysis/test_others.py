@@ -8,7 +8,7 @@ from ledgers import halves, instructed, ledger, record
 from analysis import frame, tables
 from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others
 from analysis.paper import GLUE, IMAGES, numbers
-from analysis.results import of_others
+from analysis.results import pages
 from analysis.tables.__main__ import main
 from runs.record import CONF, ROOT
 
@@ -63,14 +63,14 @@ def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
 
 def test_the_page_is_what_the_data_give():
     """A picture's bytes depend on matplotlib's version."""
-    made = of_others.pages()
+    made = pages.others_pages()
     assert (ROOT / "docs" / "others.md").read_text() == made["others.md"], "make results"
     assert (ROOT / "docs" / "others.svg").is_file()
     assert "VB-LoRA 85.5 (r 1,024, all linear)" in made["others.md"]
 
 
 def test_the_picture_leaves_out_what_started_from_mnli():
-    data = of_others.picture().data.set_index(["source", "model", "row", "column"]).difference
+    data = pages.others_picture().data.set_index(["source", "model", "row", "column"]).difference
     assert data["c3a", "roberta_base", "vera", "rte"] == pytest.approx(75.74 - 78.7)
     assert ("c3a", "roberta_base", "lora", "rte") not in data
     assert ("c3a", "roberta_large", "lora", "rte") in data

@@ -6,16 +6,16 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from ledgers import halves, ledger, of_metric, seeds
 
 from analysis.frame import runs
 from analysis.results.__main__ import main
-from analysis.results.of_figures import null_band
-from analysis.results.of_rows import collapsed, findings, tries
+from analysis.results.findings import collapsed, findings, null_band, tries
+from analysis.results.pages import BEGIN, END, macros, near_lora, overview
 from analysis.results.pooled import forest, summaries
-from analysis.results.sections import BEGIN, END, macros, near_lora, overview
 from analysis.results.study import rows_table
 from runs.errors import UserError
 
@@ -223,21 +223,20 @@ def test_similarities_are_findings_pair_by_pair(random, agrees):
     found = the(tried(*lora, *vera, measures=measures), "LoRA's and VeRA's")
     assert (found["agrees"], found["holds"]) == (agrees, (True, True, random < 0.03))
     assert found["numbers"]["lora_vera"] == pytest.approx(0.03)
-    assert str(WORDS.where(found)) == "MiniLM, CoLA, 3 pairs of runs"
+    assert str(WORDS.where(found)) == "MiniLM, cola, 3 pairs of runs"
 
 
 def test_the_band_of_random_cosines_holds_95_percent_of_means():
     """Of 12 layers: in 100 pairs of runs, 200 means with a random matrix."""
-    random = np.random.default_rng(0).normal(0, 0.01, (100, 2, 24))
-    random[:, :, 1::2] = 0.9  # of value: no part of it
-    sites = {"site": ["query", "value"] * 12}
-    band = null_band(
-        [{"values": sites | {"lora_random": lora, "vera_random": vera}} for lora, vera in random.tolist()]
-    )
+    random = np.random.default_rng(0).normal(0, 0.01, (100, 2, 12))
+
+    def cosines(*pairs):
+        return pd.concat(pd.DataFrame(of, dtype=float).assign(number=n) for n, of in enumerate(pairs))
+
+    band = null_band(cosines(*({"lora_random": lora, "vera_random": vera} for lora, vera in random.tolist())))
     assert band == pytest.approx(1.96 * 0.01 / 12**0.5, rel=0.05)
-    assert (np.abs(random[:, :, ::2].mean(axis=2)) <= band).mean() == pytest.approx(0.95, abs=0.04)
-    zero = {"site": ["query"], "lora_random": [None], "vera_random": [0.1]}
-    assert math.isnan(null_band([{"values": zero}]))  # one number has no band
+    assert (np.abs(random.mean(axis=2)) <= band).mean() == pytest.approx(0.95, abs=0.04)
+    assert math.isnan(null_band(cosines({"lora_random": [None], "vera_random": [0.1]})))  # one has no band
 
 
 # --- a finding over its tasks

@@ -13,8 +13,8 @@ from analysis.facts import SCORES
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of
 from analysis.render import Number
-from analysis.results import findings as found_findings
-from analysis.results.sections import macros
+from analysis.results.findings import findings as found_findings
+from analysis.results.pages import macros
 from analysis.stats import MODELS, cell_words, ranks
 from analysis.stats import comparisons as compared
 from runs.record import Ledger, median_interval
