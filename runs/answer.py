@@ -119,10 +119,9 @@ def records_of(line: Line[Any]) -> list[Record]:
 def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
     """The record's configuration, with the command's own settings in it. Raises UserError or DataError for
     values that cannot be."""
-    given = {key.removeprefix("task."): value for key, value in line.given.items()}
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
-    config |= {key: given[key] for key in ("eval_batch", "device") if key in given}
-    config["task"] = {key: given.get(key, value) for key, value in config["task"].items()}
+    config |= {key: line.given[key] for key in ("eval_batch", "device") if key in line.given}
+    config["task"] = {key: line.given.get(f"task.{key}", value) for key, value in config["task"].items()}
     check_answers(config["task"])
     return config
 

@@ -11,7 +11,6 @@ A RUN is a run id (or its beginning). Each measure is a file in outputs/measures
 command replaces. Adapter files are enough: no base model or data is needed.
 """
 
-import hashlib
 import itertools
 import math
 import re
@@ -29,13 +28,10 @@ from runs.evaluate import find, kept_file
 from runs.identity import hash_of
 from runs.record import MEASURE_SCHEMA, Record, is_trial, write_measure
 from runs.record.text import describe
+from runs.shared_files import digest
 
-#: Of each measure, how many runs it is of, and what a ledger without these lacks.
-MEASURES = {
-    "magnitude": (1, "finished VeRA run that kept its adapter"),
-    "similarity": (2, "pair of a LoRA and a VeRA run of one model, task, seed and rank"),
-    "matrix_fit": (0, ""),
-}
+#: Of each measure, how many runs it is of.
+MEASURES = {"magnitude": 1, "similarity": 2, "matrix_fit": 0}
 #: The pairs of matrices whose cosine `similarity` has.
 PAIRS = ("lora_vera", "lora_random", "vera_random")
 #: Figure 6 (VeRA paper, appendix E). The size is the paper's, the other settings are this project's choice.
@@ -61,7 +57,7 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="MEASURE [RUN ...]")
     (kind, *names), output, seed = line.names, line.settings.output, line.settings.seed
-    count, wanted = MEASURES[one_of("measure", kind, MEASURES)]
+    count = MEASURES[one_of("measure", kind, MEASURES)]
     if seed < 0 or (kind == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
     if names and (not count or (count == 2 and len(names) != 2)):
@@ -69,7 +65,7 @@ def main(arguments: list[str]) -> int:
     named = [find(name, output) for name in names]
     jobs = [*zip(*[iter(named)] * count, strict=True)] if names else _all(kind, output)
     if not jobs:
-        raise UserError(f"{output}/records has no {wanted} to measure")
+        raise UserError(f"{output}/records has no runs for {kind}, finished and with their adapters (--help)")
     import torch
 
     from runs.provenance import code_state, machine, versions
@@ -158,9 +154,8 @@ class Adapter:
             self.matrices.setdefault(path, {})[part] = tensor
         which = "last" if record["config"]["keep"] in ("last", "both") else "best"
         epoch = record["result"].get("best_epoch") if which == "best" else record["curve"]["epoch"][-1]
-        fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
-        self.about = {key: record[key] for key in ("id", "cell", "label")}
-        self.about["adapter"] = {"fingerprint": fingerprint, "which": which, "epoch": epoch}
+        adapter = {"fingerprint": digest(self.path)[:16], "which": which, "epoch": epoch}
+        self.about = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": adapter}
 
 
 def layer_and_site(matrix: str) -> tuple[int, str]:

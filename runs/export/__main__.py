@@ -41,15 +41,9 @@ class Settings(OfRecords):
     """Settings of the command."""
 
     private: bool = setting(False, "hub: a repository that is made is private")
-    rank: int | float | None = setting(
-        None, "lora: the rank of every layer, or below 1 the share of each layer's squared singular values"
-    )
-    base: str | None = setting(
-        None, "the base model on the hub, where the run's is not known: OWNER/NAME or OWNER/NAME@REVISION"
-    )
-    license: str | None = setting(
-        None, "the adapter's licence as the hub abbreviates it; by default the base model's"
-    )
+    rank: int | float | None = setting(None, "lora: of each layer; below 1: the share of squared values kept")
+    base: str | None = setting(None, "the base model, where not known: OWNER/NAME or OWNER/NAME@REVISION")
+    license: str | None = setting(None, "as the hub abbreviates it; by default the base model's")
 
 
 def main(arguments: list[str]) -> int:

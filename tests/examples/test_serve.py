@@ -1,5 +1,5 @@
-"""The example server, for real: on a port of the loopback, with requests for different adapters at the same
-time."""
+"""The example server, with requests for different adapters at the same time; and once for real, on a port of
+the loopback."""
 
 import copy
 import hashlib
@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi.testclient import TestClient
 from tiny import save_tiny, shake
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -46,56 +44,43 @@ def example():
     return module
 
 
+def base_model(place, labels=2):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(place, num_labels=labels).eval()
+
+
+def write_adapter(base, folder, shaken, classes=None):
+    """Writes an adapter of a copy of the base model, and its head. Returns the adapted model."""
+    one, method = copy.deepcopy(base), vera.VeRA(rank=12)
+    method.adapt(one)
+    shake(one, shaken)
+    folder.mkdir()
+    vera.save(one, method, folder / "adapter.safetensors")
+    vera.save_head(one, folder / "head.safetensors", classes)
+    return one.eval()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
+    """A client, its application, the model of each adapter alone, the tokenizer, and the shared model."""
     folder = tmp_path_factory.mktemp("serve")
     place = save_tiny(folder / "model", "bert")
-    torch.manual_seed(0)
-    base = AutoModelForSequenceClassification.from_pretrained(place).eval()
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    base, tokenizer = base_model(place), AutoTokenizer.from_pretrained(place)
     model = copy.deepcopy(base)
     adapters, alone = vera.Adapters(model), {None: base}
     for i in range(5):
-        one, method = copy.deepcopy(base), vera.VeRA(rank=12)
-        method.adapt(one)
-        shake(one, 0.1 * (i + 1))
-        vera.save(one, method, folder / "adapter")
-        vera.save_head(one, folder / "head", CLASSES.get(f"a{i}"))
-        adapters.add(f"a{i}", folder / "adapter", folder / "head")
-        alone[f"a{i}"] = one.eval()
+        name = f"a{i}"
+        alone[name] = write_adapter(base, folder / name, 0.1 * (i + 1), CLASSES.get(name))
+        adapters.add(name, folder / name / "adapter.safetensors", folder / name / "head.safetensors")
     app = example().build(model, tokenizer, adapters)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}", app, alone, tokenizer, model
-    server.should_exit = True
-    thread.join(10)
+    with TestClient(app) as client:
+        yield client, app, alone, tokenizer, model
 
 
-@pytest.fixture
-def held(served):
-    """The server, busy: its model computes a first request's batch, and ends no batch before `go` is set."""
-    url, app, *_, model = served
-    began, go = threading.Event(), threading.Event()
-
-    def hold(*_):
-        began.set()
-        go.wait(30)
-
-    hook = model.register_forward_pre_hook(hold)
-    app.state.batches.clear()
-    with ThreadPoolExecutor(20) as pool:
-        first = pool.submit(post, url, adapter="a0", text=TEXTS[0])
-        assert began.wait(30)
-        yield url, app, pool, go
-        go.set()
-        assert first.result()["probabilities"]
-    hook.remove()
+def post(client, **body) -> dict:
+    answer = client.post("/classify", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
 
 
 def until(true) -> None:
@@ -105,29 +90,16 @@ def until(true) -> None:
         time.sleep(0.01)
 
 
-def post(url: str, raw: bytes = b"", **body) -> dict:
-    kind = {"content-type": "application/json"}
-    request = urllib.request.Request(f"{url}/classify", raw or json.dumps(body).encode(), kind)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def refused(url: str, raw: bytes) -> urllib.error.HTTPError:
-    with pytest.raises(urllib.error.HTTPError) as error:
-        post(url, raw)
-    return error.value
-
-
 def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(served):
     """Whoever shares the batch: those of one text, of two, and of more than the model reads."""
-    url, app, alone, tokenizer, *_ = served
+    client, app, alone, tokenizer, _ = served
     names = list(alone)
     work = [{"adapter": names[i % len(names)], "text": TEXTS[i % len(TEXTS)]} for i in range(60)]
     work = [{**body, **({"text_pair": TEXTS[0]} if i % 7 < 3 else {})} for i, body in enumerate(work)]
     work[8]["text"] = "dog " * 5000
     app.state.batches.clear()
     with ThreadPoolExecutor(30) as pool:
-        answers = list(pool.map(lambda body: post(url, **body), work))
+        answers = list(pool.map(lambda body: post(client, **body), work))
     assert sum(app.state.batches) == 60
     assert max(app.state.batches) > 1
     for body, answer in zip(work, answers, strict=True):
@@ -142,83 +114,69 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
         assert answer["label"] == label
 
 
-def test_a_wrong_request_is_refused_and_the_server_goes_on(served):
-    url, *_ = served
+def test_a_wrong_request_is_refused_and_what_is_served_can_be_asked(served):
+    client, *_ = served
     for body, code in (
-        (b'{"adapter": "nobody", "text": "a"}', 404),
-        (b'{"adapter": "a1"}', 422),
-        (b'{"text": 3}', 422),
-        (b'{"text": "a", "text_par": "b"}', 422),  # and not the answer for one text
+        ('{"adapter": "nobody", "text": "a"}', 404),
+        ('{"adapter": "a1"}', 422),
+        ('{"text": 3}', 422),
+        ('{"text": "a", "text_par": "b"}', 422),  # and not the answer for one text
         # What JSON cannot repeat
-        (b'{"adapter": "a1", "text": NaN}', 422),
-        (b'{"adapter": "a1", "text": "\\ud800"}', 422),
-        (b'{"adapter": "\\udfff", "text": "a"}', 422),
-        (b"[NaN]", 422),
+        ('{"adapter": "a1", "text": NaN}', 422),
+        ('{"adapter": "a1", "text": "\\ud800"}', 422),
+        ('{"adapter": "\\udfff", "text": "a"}', 422),
+        ("[NaN]", 422),
     ):
-        assert refused(url, body).code == code
-    for how in ("content-length: 400000000", "transfer-encoding: chunked"):  # too large: not read to its end
-        start = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json", how, "", ""]
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
-            client.sendall("\r\n".join(start).encode())
-            if "chunked" in how:  # without an end
-                client.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
-            assert client.recv(100).startswith(b"HTTP/1.1 413 ")
-    assert post(url, adapter="a1", text=TEXTS[0])["probabilities"]
+        answer = client.post("/classify", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == code
+        assert post(client, adapter="a1", text=TEXTS[0])["probabilities"]
+    assert client.get("/adapters").json() == ["a0", "a1", "a2", "a3", "a4"]
+    assert client.get("/health").json() == {"status": "ok", "adapters": 5, "waiting": 0}
+    assert client.get("/").url.path == "/docs"
 
 
-def test_what_it_serves_can_be_asked(served):
-    url, *_ = served
+def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(served, monkeypatch):
+    client, app, *_, model = served
+    began, go = threading.Event(), threading.Event()
 
-    def ask(path):
-        with urllib.request.urlopen(f"{url}{path}", timeout=30) as answer:
-            return answer.url if not path else json.load(answer)
+    def hold(*_):  # the model computes a first request's batch, and ends none before `go` is set
+        began.set()
+        go.wait(30)
 
-    assert ask("/adapters") == ["a0", "a1", "a2", "a3", "a4"]
-    assert ask("/health") == {"status": "ok", "adapters": 5, "waiting": 0}
-    assert ask("") == f"{url}/docs"
-
-
-def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(held, monkeypatch):
-    url, app, pool, go = held
+    hook = model.register_forward_pre_hook(hold)
     monkeypatch.setattr(app.state.waiting, "_maxsize", 3)
-    waiting = [pool.submit(post, url, adapter="a1", text=TEXTS[i]) for i in range(3)]
-    until(lambda: app.state.waiting.qsize() == 3)
-    full = refused(url, b'{"adapter": "a1", "text": "a"}')
-    assert full.code == 503
-    assert int(full.headers["retry-after"]) > 0
-    go.set()
-    assert all(answer.result()["adapter"] == "a1" for answer in waiting)
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(post, client, adapter="a0", text=TEXTS[0])
+        assert began.wait(30)
+        waiting = [pool.submit(post, client, adapter="a1", text=TEXTS[i]) for i in range(3)]
+        until(lambda: app.state.waiting.qsize() == 3)
+        full = client.post("/classify", json={"adapter": "a1", "text": "a"})
+        go.set()
+        assert (full.status_code, int(full.headers["retry-after"]) > 0) == (503, True)
+        assert [answer.result()["adapter"] for answer in [first, *waiting]] == ["a0", "a1", "a1", "a1"]
+    hook.remove()
 
 
 def test_a_regression_answers_with_a_number(tmp_path):
     place = save_tiny(tmp_path / "model", "bert")
-    model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1)
-    method = vera.VeRA(rank=12)
-    method.adapt(model)
-    shake(model, 0.3)
-    vera.save(model, method, tmp_path / "adapter")
-    vera.save_head(model, tmp_path / "head")
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    base, tokenizer = base_model(place, labels=1), AutoTokenizer.from_pretrained(place)
+    alone, adapters = write_adapter(base, tmp_path / "stars", 0.3), vera.Adapters(base)
+    adapters.add("stars", *(tmp_path / "stars" / f"{part}.safetensors" for part in ("adapter", "head")))
     with torch.inference_mode():
-        alone = model.eval()(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
-    base = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1).eval()
-    adapters = vera.Adapters(base)
-    adapters.add("stars", tmp_path / "adapter", tmp_path / "head")
+        score = alone(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
     with TestClient(example().build(base, tokenizer, adapters)) as client:
-        answer = client.post("/classify", json={"adapter": "stars", "text": TEXTS[0]}).json()
-    assert answer == {"adapter": "stars", "score": pytest.approx(alone, abs=1e-5)}
+        answer = post(client, adapter="stars", text=TEXTS[0])
+    assert answer == {"adapter": "stars", "score": pytest.approx(score, abs=1e-5)}
 
 
 @pytest.mark.usefixtures("process")
-def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
+def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_path):
+    """Which may be overwritten or cut: no answer changes."""
     place = save_tiny(tmp_path / "model", "bert")
-    torch.manual_seed(0)
-    model, method = AutoModelForSequenceClassification.from_pretrained(place), vera.VeRA(rank=12)
-    method.adapt(model)
-    for name in ("whole", "headless"):
-        (tmp_path / name).mkdir()
-        vera.save(model, method, tmp_path / name / "adapter.safetensors")
-    vera.save_head(model, tmp_path / "whole" / "head.safetensors", ["bad", "good"])
+    base = base_model(place)
+    write_adapter(base, tmp_path / "whole", 0.1, ["bad", "good"])
+    write_adapter(base, tmp_path / "headless", 0.1)
+    (tmp_path / "headless" / "head.safetensors").unlink()
     folders = [f"films={tmp_path / 'whole'}", *(tmp_path / name for name in ("whole", "headless"))]
     command = [sys.executable, SERVE, "--model", place, "--port", "0", *folders]
     log = tmp_path / "log"
@@ -227,19 +185,27 @@ def test_a_base_file_that_is_overwritten_or_cut_changes_no_answer(tmp_path):
             until(lambda: server.poll() is not None or "running on" in log.read_text())
             assert server.poll() is None, log.read_text()
             url = re.search(r"running on (http\S+)", log.read_text())[1]
-            answer = post(url, adapter="whole", text=TEXTS[0])
+            client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+            answer = post(client, adapter="whole", text=TEXTS[0])
             assert answer["label"] in answer["probabilities"].keys() == {"bad", "good"}
-            assert post(url, adapter="films", text=TEXTS[0]) == answer | {"adapter": "films"}
+            assert post(client, adapter="films", text=TEXTS[0]) == answer | {"adapter": "films"}
+            for how in ("content-length: 400000000", "transfer-encoding: chunked"):
+                lines = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json", how]
+                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30) as raw:
+                    raw.sendall("\r\n".join([*lines, "", ""]).encode())
+                    if "chunked" in how:  # without an end
+                        raw.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
+                    assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
             weights = place / "model.safetensors"
             with weights.open("r+b") as file:
                 file.seek(weights.stat().st_size // 4)
                 file.write(os.urandom(weights.stat().st_size * 3 // 4))
-            assert post(url, adapter="whole", text=TEXTS[0]) == answer
+            assert post(client, adapter="whole", text=TEXTS[0]) == answer
             os.truncate(weights, 0)
-            assert post(url, adapter="whole", text=TEXTS[0]) == answer
-            headless = refused(url, b'{"text": "a"}')
-            assert headless.code == 422
-            assert "name an adapter" in json.load(headless)["detail"]
+            assert post(client, adapter="whole", text=TEXTS[0]) == answer
+            headless = client.post("/classify", json={"text": "a"})
+            assert headless.status_code == 422
+            assert "name an adapter" in headless.json()["detail"]
         finally:
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()

@@ -179,10 +179,8 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
     assert (bleu["name"], bleu["median"], bleu["cells"][0], bleu["seeds"]) == ("bleu", 61.0, "60.00", 3)
     records[1] |= {"status": "diverged"}
     records[1]["result"] |= {"metric": "perplexity", "higher_is_better": False, "best": None, "protocols": {}}
-    assert [n["name"] for n in exported.numbers(records[0], exported.seeds_of(records[0], records))] == [
-        "bleu"
-    ]
-    alone = exported.numbers(records[0], {0: records[0]})[0]
+    assert [number["name"] for number in shown(*records)] == ["bleu"]
+    alone = shown(records[0])[0]
     assert (alone["cells"][2], alone["title"]) == ("-", "accuracy, one seed")
 
 
@@ -193,16 +191,8 @@ PUBLISHED = "that vera-bench has published in runs/records/"
     ("studies", "quantise", "said"),
     [
         (["ours", "ours", "b"], None, [f"1 of the 3 seeds is a run {PUBLISHED}b.\n"]),
-        (
-            ["ours", "b", "a"],
-            "nf4",
-            [f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b.", "4 bit"],
-        ),
-        (
-            ["ours"] * 3,
-            None,
-            ["| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |", "| range of 3 seeds |"],
-        ),
+        (["ours", "b", "a"], "nf4", [f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b.", "4 bit"]),
+        (["ours"] * 3, None, ["| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |", "| range of 3 seeds |"]),
         (["ours"] * 5, None, ["median of 5 seeds (95%: 0.8 to 0.8)", "| median | 95% interval | seeds |"]),
     ],
 )

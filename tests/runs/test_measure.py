@@ -186,8 +186,8 @@ def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(
         (["magnitude", lora["id"], here], "a run of the kind vera is wanted here"),
         (["similarity", vera["id"], vera["id"], here], "a run of the kind lora is wanted here"),
         (["magnitude", "nothing", here], "no records begin with 'nothing'"),
-        (["magnitude", empty], "has no finished VeRA run that kept its adapter to measure"),
-        (["similarity", empty], "has no pair of a LoRA and a VeRA run"),
+        (["magnitude", empty], "has no runs for magnitude"),
+        (["similarity", empty], "has no runs for similarity"),
     )
     write_record(tmp_path, vera)  # copied, without its files
     check(
@@ -195,7 +195,7 @@ def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(
     )
     assert "left out: " in capsys.readouterr().out
     write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})  # nobody expects one of it
-    check((["magnitude", empty], "no finished VeRA run that kept"), (by_name, "had keep=none"))
+    check((["magnitude", empty], "has no runs for magnitude"), (by_name, "had keep=none"))
     write_record(tmp_path, vera)
     damaged = bytearray((run_folder(output, vera["id"]) / "adapter.safetensors").read_bytes())
     damaged[-1] ^= 1
