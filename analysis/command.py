@@ -1,8 +1,9 @@
 """How the commands of this room open records, and the settings that choose among them."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from runs import command
 from runs.command import OfRecords, did_you_mean, setting
@@ -68,11 +69,11 @@ def open_chosen(settings: Chosen) -> Ledger:
             if name not in existing:
                 near = did_you_mean(name, existing) or f" There are: {', '.join(existing) or 'none'}"
                 raise UserError(f"no records of {'method' if key == 'row' else key} {name!r}.{near}")
-    return having(ledger, **of)
+    return only(ledger, lambda one, _: all(str(one["cell"][key]) in of[key] for key in of if of[key]))
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
-    """The runs of a sweep, and the published ones of the same models, tasks and rows."""
+    """The runs of a sweep that were done here, and the published ones of the same rows, models and tasks."""
     names = sweep_names(output)
     if name == "last" and names:
         name = names[0]
@@ -83,49 +84,21 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
         ids = read_sweep(output, name)
     except ValueError as error:
         raise UserError(str(error)) from None
-    own, published = split(ledger)
-    here = having(own, ids=ids)
-    # Where none of its runs has run here, the sweep consists of published records.
-    sweep = here if here.records else having(ledger, ids=ids)
-    if missing := len(ids) - len(here.records):
+    if missing := sum(ledger.origin.get(run) != "ours" for run in ids):
         print(f"note: {missing} of the {len(ids)} runs of {name} have no record here yet", file=sys.stderr)
-    alike = {key: {str(record["cell"][key]) for record in sweep} for key in ("model", "task", "row")}
-    others = having(published, None if sweep.records else (), **alike)
-    both = {i: (others.origin[i], record) for i, record in others.records.items() if i in sweep.records}
-    origin = others.origin | {i: sweep.origin[i] for i in sweep.records}
-    return replace(sweep, records=others.records | sweep.records, origin=origin, published=both)
+
+    def cell(record: Record) -> list[Any]:
+        return [record["cell"][key] for key in ("model", "task", "row")]
+
+    alike = [cell(ledger.records[run]) for run in ids if run in ledger.records]
+    return only(ledger, lambda one, origin: one["id"] in ids if origin == "ours" else cell(one) in alike)
 
 
-# --- parts of a ledger
-
-
-def split(ledger: Ledger) -> tuple[Ledger, Ledger]:
-    """The records of this machine, and the published ones. A run that was done here and is published, too, is
-    in both, with the record of each."""
-    ours = {i: record for i, record in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
-    others = {i: record for i, record in ledger.records.items() if i not in ours}
-    others |= {i: record for i, (_, record) in ledger.published.items()}
-    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
-    measures: tuple[dict[str, Record], dict[str, Record]] = {}, {}
-    for i, measure in ledger.measures.items():
-        measures[ledger.measured.get(i, "ours") != "ours"][i] = measure
-    own = Ledger(ours, dict.fromkeys(ours, "ours"), [], measures[0])
-    return own, Ledger(others, {i: origin[i] for i in others}, [], measures[1])
-
-
-def having(ledger: Ledger, ids: Collection[str] | None = None, **names: Collection[str]) -> Ledger:
-    """The records of the runs with these ids (None: of all), whose cell has one of these names of its model,
-    task, row or seed (empty: of all)."""
-
-    def has(record: Record) -> bool:
-        of_ids = ids is None or record["id"] in ids
-        return of_ids and all(str(record["cell"][key]) in of for key, of in names.items() if of)
-
-    records = {i: record for i, record in ledger.records.items() if has(record)}
-    also_published = {i: one for i, one in ledger.published.items() if has(one[1])}
-    measures = {
-        i: measure
-        for i, measure in ledger.measures.items()
-        if all(one["id"] in records or one["id"] not in ledger.records for one in measure["of"])
-    }
-    return replace(ledger, records=records, measures=measures, published=also_published)
+def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
+    """The records that `keep` takes, by what they are and where from ("ours", or a study), with the measures
+    of no other."""
+    records = {i: one for i, one in ledger.records.items() if keep(one, ledger.origin.get(i, "ours"))}
+    published = {i: (study, one) for i, (study, one) in ledger.published.items() if keep(one, study)}
+    others = ledger.records.keys() - records.keys()
+    measures = {i: m for i, m in ledger.measures.items() if not others & {one["id"] for one in m["of"]}}
+    return replace(ledger, records=records, measures=measures, published=published)

@@ -185,6 +185,7 @@ NAMES: Columns = {
     "label": (label_of, "first"),
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
+    "benches": (lambda record: " ".join(sorted({of["bench"] for of in record.get("judged") or []})), ""),
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
 }
 NAMES |= values("", preset="cell.paper", error="error")

@@ -19,6 +19,7 @@ FORMS: dict[str, Callable[["Number"], str]] = {
     "ratio": lambda of: f"{of.value:.2f}x",
     "general": lambda of: f"{of.value:.4g}",
     "bytes": lambda of: megabytes(of.value),
+    "seconds": lambda of: f"{of.value:,.{0 if of.value >= 10 else 1}f}",
 }
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside, figures, tables
-from analysis.command import open_ledger, split
+from analysis.command import open_ledger
 from analysis.diff import leaves
-from analysis.frame import every_variant, reported_cells, runs
+from analysis.frame import every_variant, own_and_published, reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results.findings import findings
@@ -52,7 +52,7 @@ RUNS_SHOWN = 8_000
 def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label; a part that a record spoils is left out, with a line."""
     problems, frame = [*ledger.problems], runs(ledger)
-    frames = runs((parts := split(ledger))[0]), runs(parts[1])
+    frames = own_and_published(ledger)
     judged, measures = tables.verdicts(frame), [*ledger.measures.values()]
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
     part = partial(_part, problems)

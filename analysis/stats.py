@@ -19,8 +19,8 @@ import pandas as pd
 
 from analysis import tables
 from analysis.beside import summary
-from analysis.command import Chosen, having, open_chosen, row_name, split
-from analysis.frame import chosen, pairs, reported, reported_cells, runs
+from analysis.command import Chosen, open_chosen, row_name
+from analysis.frame import chosen, own_and_published, pairs, reported, reported_cells
 from analysis.inference import friedman, improvement, improvement_interval, sign_test, smallest_p
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
@@ -239,13 +239,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{' and '.join(parts)}: name one of them")
     what = "".join(parts)
     ledger = open_chosen(settings)
-    part = part_of(runs(ledger), what)
+    frames = own_and_published(ledger)
+    part = part_of(pd.concat(frames), what)
     if part.empty:
         of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
         raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
     if settings.row and row not in set(part.row):
         raise UserError(f"no records of row {row!r}. There are: {', '.join(sorted(set(part.row)))}")
-    own, others = (runs(of) for of in split(having(ledger, ids=set(part.id))))
+    own, others = (of[of.id.isin(part.id)] for of in frames)
     shown = [*statistics_tables(own, row), *ranks(own)]
     of_others = (*statistics_tables(others, row), *ranks(others))
     shown += [replace(table, title=f"{table.title} (published)") for table in of_others]
@@ -271,11 +272,9 @@ def part_of(runs: pd.DataFrame, what: str) -> pd.DataFrame:
         raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
     if not what:
         return runs
-    if preset == what:
-        found = [(table.model, task) for table in tables.made(what, runs) for task in table.tasks.values()]
-    else:
-        found = [*runs[runs.preset == preset][["model", "task"]].itertuples(index=False, name=None)]
-    return runs[[key in {*found} for key in zip(runs.model, runs.task, strict=True)]]
+    named = runs[runs.preset == preset] if preset != what else tables.belonging(what, runs)
+    keys = {*zip(named.model, named.task, strict=True)}
+    return runs[[key in keys for key in zip(runs.model, runs.task, strict=True)]]
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import split
 from analysis.figures import pareto
 from analysis.figures.figure import Figure, Part, save, svg
 from analysis.figures.papers import figure2, figure3, figure4, figure5, figure6
-from analysis.frame import every_variant, runs
+from analysis.frame import every_variant, own_and_published
 from runs.record import Ledger
 
 FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
@@ -37,13 +36,15 @@ def make(
 
     every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
     hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in Part."""
-    found, parts = dict[str, Figure](), split(ledger)
-    for of, table, whose in zip(parts, frames or map(runs, parts), ("ours", "published"), strict=True):
-        if not (of.records or of.measures or (whose == "published" and not found)):
+    found = dict[str, Figure]()
+    for table, whose in zip(frames or own_and_published(ledger), ("ours", "published"), strict=True):
+        ours = {i for i in ledger.measures if ledger.measured.get(i, "ours") == "ours"}
+        measures = [of for i, of in ledger.measures.items() if (i in ours) == (whose == "ours")]
+        if not (len(table) or measures or (whose == "published" and not found)):
             continue
         # The points of figure 2 are known rows: a variant has no place among them
         shown = every_variant(table, paper=name == "figure2") if every else table
-        part = Part(shown, [*of.measures.values()], whose, **how)
+        part = Part(shown, measures, whose, **how)
         for figure in (FIGURES | {"pareto": pareto.make})[name](part):
             before = found.get(figure.name)
             if figure.ids and whose == "published":

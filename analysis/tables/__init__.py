@@ -7,34 +7,22 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.command import split
-from analysis.frame import every_variant, runs
+from analysis.frame import every_variant, own_and_published
 from analysis.notes import unfinished
 from analysis.render import Table
-from analysis.tables.build import View, build, of_paper
+from analysis.tables.build import build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
-from analysis.tables.judged import JUDGED
-from analysis.tables.specs import DEMO, ROWS, SPECS, demo
+from analysis.tables.specs import View, specs
 from runs.record import Ledger
 
-_PAPER = SPECS | JUDGED
-
-
-def _of_paper(number: int, view: View) -> list[Table]:
-    return [table for spec in _PAPER[f"table{number}"] for table in build(spec, view)]
-
-
-#: By their names, from how their runs are shown; those that need no record, too. In the order of a page.
-TABLES: dict[str, Callable[[View], list[Table]]] = {
-    "table1": lambda view: table1(),
-    **{f"table{number}": partial(_of_paper, number) for number in range(2, 8)},
-    **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
-    **{f"table{number}": partial(_of_paper, number) for number in (12, 13)},
-    "demo": demo,
-    "claims": lambda view: claims_table(),
-}
 #: Those that need no record.
-WITHOUT_RECORDS = ("table1", "table8", "table9", "table10", "table11", "claims")
+WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
+    "table1": table1,
+    **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
+    "claims": claims_table,
+}
+#: The names of all, in the order of a page.
+TABLES = (*(f"table{number}" for number in range(1, 14)), "demo", "claims")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
@@ -42,8 +30,8 @@ def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     each table, in the order of a page."""
     view, found = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
     for name in ("table2", "table3", "table4", "table13", "table5", "table6", "table7"):
-        for spec in _PAPER[name]:
-            numbers = of_paper(spec, view)[1]
+        for spec in specs()[name]:
+            numbers = of_paper(spec, *spec.parts(view))[1]
             found.append(numbers.drop_duplicates(["model", "method", "size", "column"]))
     return pd.concat(found, ignore_index=True)
 
@@ -62,13 +50,13 @@ def make(
     frames: the runs of this machine, and the published ones, where they are at hand. every: each variant of a
     row; every_own: of own rows alone. how: what View takes."""
     if name in WITHOUT_RECORDS:
-        return claims_table(ledger.serving) if name == "claims" else made(name, runs(Ledger()))
-    own, others = frames or (runs(part) for part in split(ledger))
+        return claims_table(ledger.serving) if name == "claims" else WITHOUT_RECORDS[name]()
+    own, others = frames or own_and_published(ledger)
     tables = list[Table]()
     if len(own) or others.empty:
         shown = every_variant(own, paper=name != "") if every or every_own else own
-        tables = made(name, shown, **how)
-        tables.sort(key=lambda table: not table.ids)  # the paper's rows alone come after those with runs
+        # The paper's rows alone come after those with runs
+        tables = sorted(made(name, shown, **how), key=lambda table: not table.ids)
     noted = {(table.model, task) for table in tables for task in table.tasks.values()}
     if len(others):
         shown = every_variant(others, paper=name != "") if every else others
@@ -85,11 +73,12 @@ def make(
 
 def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that a table is made of, finished or not; of rows x tasks all."""
-    specs = {**_PAPER, "demo": (DEMO,), "": (ROWS,)}[name]
-    return runs[pd.concat([spec.belongs(runs) for spec in specs], axis=1).any(axis=1)]
+    return pd.concat([spec.belonging(runs) for spec in specs()[name]]).drop_duplicates("id")
 
 
 def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any) -> list[Table]:
     """A table's parts from some runs, whosever they are; how: what View takes."""
+    if name in WITHOUT_RECORDS:
+        return WITHOUT_RECORDS[name]()
     view = View(runs[runs.task.isin(tasks)] if tasks else runs, tasks=tuple(tasks), **how)
-    return TABLES[name](view) if name else build(ROWS, view)
+    return [table for spec in specs()[name] for table in build(spec, view)]

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, row_name, split, words
+from analysis.command import OfVariants, open_chosen, row_name, words
 from analysis.facts import NAMES, NUMBERS
-from analysis.frame import runs
+from analysis.frame import own_and_published
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
     records, what = f"{settings.output}/records", name or "that"
-    if notes := unfinished(belonging(name, runs(split(ledger)[0]))):
+    if notes := unfinished(belonging(name, own_and_published(ledger)[0])):
         return UserError(f"no finished run in {records} for {what}: {'; '.join(notes)}")
     of_models = f"{', '.join(words(settings.model))} for " if settings.model and name else ""
     hint = " (make demo)" if name == "demo" and not settings.chooses else ""

@@ -3,14 +3,15 @@ runs (its median), the difference to another row, and forgetting, the cross-entr
 training less that of the base model, in nats a token."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from analysis.frame import pairs, reported
 from analysis.inference import welch_half
-from analysis.render import NONE, Entry, Number, of_runs
+from analysis.render import NONE, Cell, Entry, Number, diverged, of_runs
 from runs.errors import UserError
 
 #: How the columns of `frame.runs` are written, by how their names end.
@@ -20,11 +21,32 @@ FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", 
 
 @dataclass(frozen=True)
 class Column:
-    """A column beside a table's own: its name, its entry of the runs of a row of ours, and what notes say."""
+    """A column beside the numbers of a table: its name, its entry of the first cell and the runs of a row of
+    ours, and what notes say. each: also of a row's further lines. optional: left out where no row has it."""
 
     name: str
-    entry: Callable[[pd.DataFrame], Entry]
+    entry: Callable[[Cell, pd.DataFrame], Entry]
     notes: Sequence[str] = ()
+    each: bool = False
+    optional: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its key among a line's entries: a task may have its name."""
+        return f"+{self.name}"
+
+
+def of_cell(name: str, of: str, seeds: bool = False, **how: Any) -> Column:
+    """A column of `frame.cells`. seeds: nan where a seed has none."""
+
+    def entry(cell: Cell, runs: pd.DataFrame) -> Entry:
+        value, mark = getattr(cell, of), diverged(cell) * (of == "median")
+        if isinstance(value, str) or value is None:
+            return str(value)
+        known = Number(value, n=cell.n, mark=mark, ids=cell.ids)
+        return known if seeds else of_runs(value, runs.id, **how)
+
+    return Column(name, entry, each=True)
 
 
 def number_of(name: str, runs: pd.DataFrame) -> Column:
@@ -36,20 +58,19 @@ def number_of(name: str, runs: pd.DataFrame) -> Column:
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
 
-    def entry(of: pd.DataFrame) -> Entry:
+    def entry(_: Cell, of: pd.DataFrame) -> Entry:
         return of_runs(numbers[of.index[~of.diverged.astype(bool)]].median(), of.id, form=form)
 
     return Column(name, entry)
 
 
-def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> list[Column]:
+def against(other: str, runs: pd.DataFrame) -> Column:
     """Each row's mean difference to another row, over the seeds that both have, measured on the same, with
     half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks (Welch);
-    without it where a task has one pair. Positive: the row is better. Where no row has one there is no
-    column."""
+    without it where a task has one pair. Positive: the row is better. runs: all of the model."""
     shown = reported(runs)
 
-    def entry(of: pd.DataFrame) -> Entry:
+    def entry(_: Cell, of: pd.DataFrame) -> Entry:
         both = pairs(shown, of.row.iloc[0], other)
         both = both[both.id.isin(of.id) & (both.row != other)]
         tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
@@ -63,7 +84,7 @@ def against(other: str, runs: pd.DataFrame, rows: Iterable[pd.DataFrame]) -> lis
         )
 
     note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
-    return [Column(f"against {other}", entry, [note])] if any(entry(of) != NONE for of in rows) else []
+    return Column(f"against {other}", entry, [note], optional=True)
 
 
 def forgetting(runs: pd.DataFrame) -> list[Column]:
@@ -73,7 +94,7 @@ def forgetting(runs: pd.DataFrame) -> list[Column]:
         return []
     alike = shown[shown.forgetting_text == shown.forgetting_text.mode().iloc[0]]
 
-    def entry(of: pd.DataFrame) -> Entry:
+    def entry(_: Cell, of: pd.DataFrame) -> Entry:
         known = alike[alike.id.isin(of.id)].forgetting
         median, spread, n = float(known.median()), float(known.std()), len(known)
         return Number(median, spread, n, len(of), 3, sign=True, ids=tuple(of.id)) if n else NONE

@@ -4,7 +4,7 @@ the recipes of conf/recipe beside those that the paper prints."""
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,21 +44,23 @@ def binary(size: float) -> str:
 
 def table1() -> list[Table]:
     """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as printed."""
-    kinds = ("LoRA", "LoRA bytes", "VeRA", "VeRA bytes")
-    header = ["model", "rank", *(name for kind in kinds for name in (kind, "printed")), "status"]
+    header = ["model", "rank", "LoRA", "printed", "LoRA bytes", "printed", "VeRA", "printed", "VeRA bytes"]
     rows = list[list[Entry]]()
     for model, rank, *printed in paper()["table1"]["rows"]:
         exact = memory(model, rank)
         values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
-        wrong = [i for i, value in enumerate(values) if not follows(printed[i], value)]
-        whole, words = exact["vera"] + exact["frozen"], ["LoRA differs"] * any(i < 2 for i in wrong)
-        if of_vera := [i for i in wrong if i > 1]:
-            frozen_too = all(follows(printed[i], (whole, 4 * whole)[i - 2]) for i in of_vera)
-            words.append("VeRA with A and B" if frozen_too else "VeRA differs")
-        shown = [f"{values[0]:,}", binary(values[1]), f"{values[2]:,}", binary(values[3])]
-        pairs = [(ours, printed[i] + "*" * (i in wrong)) for i, ours in enumerate(shown)]
-        entries = [entry for pair in pairs for entry in pair]
-        rows.append([MODELS[model], str(rank), *entries, ", ".join(words) or "as printed"])
+        wrong = [not follows(text, value) for text, value in zip(printed, values, strict=True)]
+        words, whole = ["LoRA differs"] * any(wrong[:2]), exact["vera"] + exact["frozen"]
+        if any(wrong[2:]):
+            of_whole = (
+                follows(printed[2], whole) or not wrong[2],
+                follows(printed[3], 4 * whole) or not wrong[3],
+            )
+            words.append("VeRA with A and B" if all(of_whole) else "VeRA differs")
+        entries: list[Entry] = [MODELS[model], str(rank)]
+        for i, value in enumerate(values):
+            entries += [binary(value) if i % 2 else f"{value:,}", printed[i] + "*" * wrong[i]]
+        rows.append([*entries, ", ".join(words) or "as printed"])
     notes = [
         "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
         "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",
@@ -67,7 +69,8 @@ def table1() -> list[Table]:
         "RoBERTa-large at rank 16 has 49,920 parameters, and its printed bytes are right; GPT-3's 4608 MB"
         " are 4.5 GB.",
     ]
-    return [Table("Table 1: trained parameters and their memory, by formula", header, rows, notes)]
+    title = "Table 1: trained parameters and their memory, by formula"
+    return [Table(title, [*header, "printed", "status"], rows, notes)]
 
 
 # --- claims
@@ -82,19 +85,20 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     it."""
     bench: dict[str, Any] = serving or {"rows": []}
     rows, of, d_90 = list[Line](), claims()["memory"], claims()["d_90"]
-    exact, printed = memory(of["model"], of["rank"]), {"lora": (of["adapter"], of["all"]), "vera": "--"}
-    for row, name in (("lora", "LoRA"), ("vera", "VeRA")):
-        counts = {"an adapter": 1, f"{of['users']:,} users": of["users"]}
-        for (what, count), text in zip(counts.items(), printed[row], strict=True):
+    exact, users = memory(of["model"], of["rank"]), f"{of['users']:,}"
+    for row, name, *printed in (("lora", "LoRA", of["adapter"], of["all"]), ("vera", "VeRA", "-", "-")):
+        for what, count, text in zip(
+            ("an adapter", f"{users} users"), (1, of["users"]), printed, strict=True
+        ):
             size = 4 * exact[row] * count
             claim = f"GPT-3, {name} r={of['rank']}: {what}"
             rows.append([claim, text, binary(size), _status(text, size)])
     files = [one for one in bench["rows"] if one["part"] == "adapter file"]
     for one in files:
-        name = f"{one['model']}, {one['variant']}"
+        name, all_of = f"{one['model']}, {one['variant']}", binary(one["bytes"] * of["users"])
         size = f"{one['bytes']:,} bytes ({one['parameters']:,} parameters)"
         rows.append([f"{name}: an adapter's file", "-", size, "written"])
-        rows.append([f"{name}: {of['users']:,} files", "-", binary(one["bytes"] * of["users"]), "written"])
+        rows.append([f"{name}: {users} files", "-", all_of, "written"])
     if not files:
         rows.append(["an adapter's file", "-", COMMAND, "not measured"])
     rows.append(["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"])
@@ -145,15 +149,8 @@ def _latency(bench: dict[str, Any]) -> Iterator[Line]:
 
 # --- recipes
 
-#: Keys of a recipe as tables call them.
-KEYS = {"rank": "rank", "effective_batch": "batch size", "max_length": "tokens", "epochs": "epochs"}
-KEYS |= {"lr": "learning rate", "lr_head": "learning rate, head", "schedule": "schedule"}
-KEYS |= {"warmup_ratio": "warm-up ratio", "warmup_steps": "warm-up steps", "weight_decay": "weight decay"}
-KEYS |= {"label_smoothing": "label smoothing"}
-#: The columns of a table: its names, each with row, model and task; and the paper's values by key, a list
-#: with one for each column or one for all (None: it prints none).
-Columns = Mapping[str, tuple[str, str, str]]
-Printed = Mapping[str, Any]
+#: The columns of a table: row, model and task by name.
+Columns = dict[str, tuple[str, str, str]]
 
 
 @cache
@@ -173,71 +170,67 @@ def _read(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _parts(number: int) -> Iterator[tuple[str, Columns, Printed, str]]:
-    """The tables of a number: what each is about, its columns, what the paper prints, and a note."""
-    of = recipes()[{8: "glue", 9: "instruct", 10: "e2e", 11: "images"}[number]]
-    common: dict[str, Any] = of["common"]
+def _parts(number: int) -> Iterator[tuple[str, Columns]]:
+    """The tables of a number: what each is about, and its columns."""
     if number == 8:
-        common = {key: common[key] for key in ("warmup_ratio", "schedule")} | {"weight_decay": None}
         for model, label in ROBERTA.items():
-            papers = dict(of["vera"][model.replace("_", "-")])
-            papers["effective_batch"] = papers["batch"]
-            keys = ("rank", "effective_batch", "max_length", "epochs", "lr", "lr_head")
-            columns = {name: ("vera", model, task) for task, name in GLUE.items()}
-            yield f"{label}: VeRA on GLUE", columns, {key: papers[key] for key in keys} | common, "AdamW."
+            yield f", {label}: VeRA on GLUE", {name: ("vera", model, task) for task, name in GLUE.items()}
     elif number == 9:
-        printed = {key: [of[row][key] for row in ("lora", "vera")] for key in ("rank", "lr")}
-        printed |= {"effective_batch": common["batch"] * common["accumulation"]}
-        printed |= {key: common[key] for key in ("epochs", "warmup_ratio", "schedule")} | {"max_length": None}
-        note = f"AdamW. The paper's batch is {common['batch']}, accumulated {common['accumulation']} times."
         for model, label in LLAMAS.items():
             columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
-            yield f"{label}: instruction tuning", columns, printed, note
+            yield f", {label}: instruction tuning", columns
     elif number == 10:
         columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
-        printed = {key: [of["vera"][f"gpt2-{size}"][key] for size in columns] for key in ("rank", "lr")}
-        of_all = ("epochs", "warmup_steps", "schedule", "weight_decay", "label_smoothing")
-        printed |= {"effective_batch": common["batch"]} | {key: common[key] for key in of_all}
-        yield ": VeRA on E2E with GPT-2", columns, printed, "AdamW."
+        yield ": VeRA on E2E with GPT-2", columns
     else:
-        common = {key: common[key] for key in ("epochs", "schedule", "weight_decay")}
-        common |= {"effective_batch": None, "warmup_ratio": None}
         for (model, label), row in itertools.product(VIT.items(), ("head", "full", "lora", "vera")):
-            papers = of[model.replace("_", "-")][row]
-            printed = {key: papers[key] for key in ("rank", "lr", "lr_head") if key in papers} | common
             columns = {name: (row, model, task) for task, name in IMAGES.items()}
-            yield f"{label}, {NAMES[row]}: images", columns, printed, "AdamW. 10 training images a class."
+            yield f", {label}, {NAMES[row]}: images", columns
 
 
-def recipe_tables(number: int, _: object = None) -> list[Table]:
-    """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
-    the last column says whether the paper prints the same."""
-    return [_table(f"Table {number}", *of) for of in _parts(number)]
+def _printed(group: str, row: str, model: str, task: str, key: str) -> Any:
+    """What the paper prints of a key; None where it prints nothing."""
+    of, name = recipes()[group], model.replace("_", "-")
+    of_row = of[name][row] if name in of else of[row].get(name, of[row])
+    values = {"accumulation": 1, **of["common"], **of_row}
+    if key == "effective_batch" and "batch" in values:
+        return values["batch"] * values["accumulation"]
+    value = values.get(key)
+    return value[[*(GLUE if group == "glue" else IMAGES)].index(task)] if isinstance(value, list) else value
 
 
-def _number(of: Any) -> Any:
-    """A value of a recipe, a number where it can be one: YAML 1.1 reads 4e-3 as a text."""
+def _ours(row: str, model: str, task: str, key: str) -> Any:
+    """A value of a recipe, of the task or at the file's top; a number where it can be one: YAML 1.1 reads
+    4e-3 as a text."""
+    file = _recipe_file(row, model)
+    of = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
     try:
         return float(of) if isinstance(of, str) else of
     except ValueError:
         return of
 
 
-def _table(number: str, about: str, columns: Columns, printed: Printed, note: str) -> Table:
-    files, rows = [_recipe_file(row, model) for row, model, _ in columns.values()], list[list[Entry]]()
-    for key, values in printed.items():
-        papers = values if isinstance(values, list) else [values] * len(columns)
-        ours = [  # by task, or at the file's top
-            _number((file.get("by_task") or {}).get(key, {}).get(task, file.get(key)))
-            for file, (_, _, task) in zip(files, columns.values(), strict=True)
-        ]
-        pairs = [(a, b) for a, b in zip(ours, papers, strict=True) if b is not None]
-        status = "as printed" if pairs else "not printed"
-        if any(a != b for a, b in pairs):
-            status = f"DIFFERS: {', '.join(str(b) for _, b in pairs)}"
-        words = ["-" if of is None else f"{of:g}" if isinstance(of, int | float) else str(of) for of in ours]
-        rows.append([KEYS[key], *words, status])
-    reasons = [reason for file in files for reason in (file.get("chosen") or {}).items()]
-    chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for key, why in reasons)
-    title = f"{number}{about if about[0] == ':' else f', {about}'}, from conf/recipe"
-    return Table(title, ["hyperparameter", *columns, "paper"], rows, [note, *chosen])
+def recipe_tables(number: int) -> list[Table]:
+    """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line for each key, of which
+    the last column says whether the paper prints the same. Rank and rates are there if the paper prints
+    them."""
+    of_table, tables = recipes()["tables"][number], list[Table]()
+    group, keys = of_table["of"], of_table["keys"]
+    for about, columns in _parts(number):
+        rows = list[list[Entry]]()
+        for key in keys:
+            both = [(_ours(*of, key), _printed(group, *of, key)) for of in columns.values()]
+            printed = [(a, b) for a, b in both if b is not None]
+            if not printed and key in ("rank", "lr", "lr_head"):
+                continue
+            status = "as printed" if printed else "not printed"
+            if any(a != b for a, b in printed):
+                status = f"DIFFERS: {', '.join(str(b) for _, b in printed)}"
+            ours = ["-" if a is None else f"{a:g}" if isinstance(a, int | float) else str(a) for a, _ in both]
+            rows.append([keys[key], *ours, status])
+        files = [_recipe_file(row, model) for row, model, _ in columns.values()]
+        reasons = [reason for file in files for reason in (file.get("chosen") or {}).items()]
+        chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for key, why in reasons)
+        title, header = f"Table {number}{about}, from conf/recipe", ["hyperparameter", *columns, "paper"]
+        tables.append(Table(title, header, rows, [of_table["note"], *chosen]))
+    return tables
