@@ -116,6 +116,11 @@ class Table:
     model: str = ""
     tasks: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, title: str, lines: Sequence[dict[str, Entry]], *about: Any) -> "Table":
+        """A table of lines, an entry by column each. about: what follows the rows."""
+        return cls(title, [*lines[0]], [[*line.values()] for line in lines], *about)
+
     @property
     def ids(self) -> tuple[str, ...]:
         """The runs behind its numbers, each once."""

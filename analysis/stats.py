@@ -25,7 +25,7 @@ from analysis.inference import friedman, improvement, improvement_interval, sign
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
-from runs.command import did_you_mean, entry_point, read, setting
+from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import CONF, INTERVAL_SEEDS, interval_name, median_interval
 from runs.record.text import plural
@@ -39,13 +39,12 @@ def statistics_tables(
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
     the others ("": none). judged: their verdicts, where they are at hand."""
-    found, words, tables = reported_cells(runs), cell_words(runs, judged), list[Table]()
-    compared = comparisons(runs, row)
-    for model, of in found.groupby("model"):
-        tables.append(_cells_table(of, runs[(runs.model == model) & (runs.kind == "result")], words))
+    words, compared, found = cell_words(runs, judged), comparisons(runs, row), list[Table]()
+    for model, of in reported_cells(runs).groupby("model"):
+        found.append(_cells_table(of, runs[(runs.model == model) & (runs.kind == "result")], words))
         if len(lines := compared[compared.model == model]):
-            tables.append(_comparisons_table(lines, of, row))
-    return tables
+            found.append(_comparisons_table(lines, of, row))
+    return found
 
 
 def interval(values: Iterable[float], ids: Iterable[str], decimals: int) -> Entry:
@@ -70,27 +69,22 @@ def cell_words(runs: pd.DataFrame, judged: pd.DataFrame | None = None) -> dict[t
 def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str, ...], str]) -> Table:
     """The cells of a model (`frame.reported_cells`). runs: all of the model, among which they are. words:
     their verdicts by run ids."""
-    model, name = found.model.iloc[0], interval_name(found.n)
-    other, rows = "not in the paper" if model in MODELS else "other model", list[list[Entry]]()
+    model, name, lines = found.model.iloc[0], interval_name(found.n), list[dict[str, Entry]]()
     for cell in found.sort_values(["task", "row"]).itertuples():
-        main, curve, ids = int(cell.digits), int(cell.decimals), cell.ids
-        numbers = [cell.best, cell.last, cell.crossfit, cell.optimism]
-        if cell.reported != "best":  # where the last epoch is reported, none is chosen
-            numbers[2:] = [math.nan] * 2
-        rows.append(
-            [
-                *(cell.label, cell.task, cell.name),
-                Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"),
-                of_runs(pd.Series(cell.values).median(), ids, decimals=main),
-                interval(cell.values, ids, main),
-                *(of_runs(of, ids, decimals=curve, sign=i == 3) for i, of in enumerate(numbers)),
-                words.get(cell.ids, other),
-            ]
-        )
-    header = ["method", "task", "metric", "seeds", "median", name, "best", "last", "cross-fitted"]
+        points: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
+        line = {"method": cell.label, "task": cell.task, "metric": cell.name}
+        line["seeds"] = Number(cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}")
+        line["median"] = of_runs(pd.Series(cell.values).median(), cell.ids, decimals=int(cell.digits))
+        line |= {name: interval(cell.values, cell.ids, int(cell.digits))}
+        line |= {"best": of_runs(cell.best, **points), "last": of_runs(cell.last, **points)}
+        chose = cell.reported == "best"  # where the last epoch is reported, none is chosen
+        line["cross-fitted"] = of_runs(cell.crossfit, **points) if chose else NONE
+        line["optimism"] = of_runs(cell.optimism, sign=True, **points) if chose else NONE
+        other = "not in the paper" if model in MODELS else "other model"
+        lines.append(line | {"verdict": words.get(cell.ids, other)})
     how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
-    title, tasks = f"{model}: cells", {task: task for task in found.task}
-    return Table(title, [*header, "optimism", "verdict"], rows, notes(runs, found, how=how), model, tasks)
+    tasks = {task: task for task in found.task}
+    return Table.of(f"{model}: cells", lines, notes(runs, found, how=how), model, tasks)
 
 
 # --- a row against the others
@@ -145,25 +139,25 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
     others = found[found.task.isin(found[found.row == row].task) & (found.row != row)].itertuples()
     if alone := [f"{of.label} on {of.task}" for of in others if (of.row, of.task) not in compared]:
         notes.append(f"Not compared, as no seed is of the same data and protocol: {', '.join(alone)}.")
-    rows = list[list[Entry]]()
-    for line in lines.itertuples():
-        smallest = line.p <= smallest_p(line.pairs) and line.p > 0.05
+    rows = list[dict[str, Entry]]()
+    for of in lines.itertuples():
+        smallest = of.p <= smallest_p(of.pairs) and of.p > 0.05
         # Where every pair says the same, so does every resample, and few pairs have few: no interval
-        known = line.better_low < line.better_high and line.pairs >= INTERVAL_SEEDS
-        counts = (line.wins, line.losses, line.pairs - line.wins - line.losses)
-        points: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
-        better = partial(Number, decimals=2, ids=line.ids)
-        rows.append(
-            [
-                *(line.other_label, "all tasks" if line.task == "all" else line.task),
-                *(Number(of, form="count", ids=line.ids) for of in counts),
-                *(of_runs(line.difference, **points), of_runs(line.low, high=line.high, **points)),
-                Number(line.p, decimals=3, mark=" (smallest)" * smallest, ids=line.ids),
-                *(better(line.better), better(line.better_low, high=line.better_high) if known else NONE),
-            ]
-        )
-    header = ["against", "task", "won", "lost", "equal", "difference", name, "p", "P(better)", "95% "]
-    return Table(f"{model}: {whose} against the other methods", header, rows, notes, model)
+        known = of.better_low < of.better_high and of.pairs >= INTERVAL_SEEDS
+        points: Any = {"ids": of.ids, "decimals": of.digits, "sign": True}
+        count, better = (partial(Number, ids=of.ids, **how) for how in ({"form": "count"}, {"decimals": 2}))
+        line = {"against": of.other_label, "task": "all tasks" if of.task == "all" else of.task}
+        line |= {
+            "won": count(of.wins),
+            "lost": count(of.losses),
+            "equal": count(of.pairs - of.wins - of.losses),
+        }
+        line["difference"] = of_runs(of.difference, **points)
+        line[name] = of_runs(of.low, high=of.high, **points)
+        line["p"] = Number(of.p, decimals=3, mark=" (smallest)" * smallest, ids=of.ids)
+        line["P(better)"] = better(of.better)
+        rows.append(line | {"95% ": better(of.better_low, high=of.better_high) if known else NONE})
+    return Table.of(f"{model}: {whose} against the other methods", rows, notes, model)
 
 
 # --- all rows of a task at once
@@ -195,18 +189,17 @@ def _ranks_table(where: str, runs: pd.DataFrame) -> Table | None:
     ranked = known[known.row.isin(having[most]) & known.block.isin(most)]
     better = ranked.number.where(~ranked.less, -ranked.number)
     by_row = ranked.assign(better=better).pivot(index="row", columns="seed", values="better")
-    found = friedman(by_row.to_numpy().tolist())
-    rows, best = list[list[Entry]](), min(found.mean)
+    found, lines = friedman(by_row.to_numpy().tolist()), list[dict[str, Entry]]()
     for mean, row in sorted(zip(found.mean, by_row.index, strict=True)):
-        of, told = (
-            ranked[ranked.row == row],
-            "told apart" if mean - best >= found.critical else "not told apart",
-        )
+        of = ranked[ranked.row == row]
         first, ids, digits = of.iloc[0], tuple(of.id), int(of.digits.iloc[0])
-        sizes = (first.parameters, first.parameters + first.head_parameters)
-        counts = (Number(size, form="count", ids=ids) for size in sizes)
-        numbers = of_runs(of.number.median(), ids, decimals=digits), interval(of.number, ids, digits)
-        rows.append([first.label, *counts, *numbers, Number(mean, ids=ids), told if rows else NONE])
+        whole = first.parameters + first.head_parameters
+        line = {"method": first.label, "params": Number(first.parameters, form="count", ids=ids)}
+        line |= {"with the head": Number(whole, form="count", ids=ids)}
+        line |= {first["name"]: of_runs(of.number.median(), ids, decimals=digits)}
+        line |= {interval_name([len(most)]): interval(of.number, ids, digits)}
+        apart = "told apart" if mean - min(found.mean) >= found.critical else "not told apart"
+        lines.append(line | {"mean rank": Number(mean, ids=ids), "from the first": apart if lines else NONE})
     notes = [
         f"Friedman's test of {len(by_row)} rows, whose blocks are the {len(most)} seeds:"
         f" {'p < 0.001' if found.p < 0.001 else f'p = {found.p:.3f}'}. Of this model and task alone.",
@@ -214,9 +207,7 @@ def _ranks_table(where: str, runs: pd.DataFrame) -> Table | None:
     ]
     if others := list(runs[~runs.row.isin(by_row.index)].drop_duplicates("row").label):
         notes.append(f"Not ranked, as they lack one of these seeds on the same data: {', '.join(others)}.")
-    header = ["method", "params", "with the head", ranked["name"].iloc[0], interval_name([len(most)])]
-    title = f"{where}, ranks over {plural(len(most), 'seed')}"
-    return Table(title, [*header, "mean rank", "from the first"], rows, notes)
+    return Table.of(f"{where}, ranks over {plural(len(most), 'seed')}", lines, notes)
 
 
 # --- the command
@@ -234,18 +225,17 @@ class Settings(Chosen):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
     settings, row = line.settings, row_name(line.settings.row or "vera")
-    parts = [*line.names, *([f"experiment={settings.experiment}"] if settings.experiment else [])]
-    if len(parts) > 1:
-        raise UserError(f"{' and '.join(parts)}: name one of them")
-    what = "".join(parts)
-    ledger = open_chosen(settings)
-    frames = own_and_published(ledger)
-    part = part_of(pd.concat(frames), what)
+    name, preset = "".join(line.names), settings.experiment or ""
+    if name and preset:
+        raise UserError(f"{name} and experiment={preset}: name one of them")
+    frames = own_and_published(open_chosen(settings))
+    part = part_of(pd.concat(frames), name, preset)
     if part.empty:
-        of, way = (f" of {what}", "make help lists what runs them") if what else ("", "make demo")
+        of, way = f" of {name or f'experiment={preset}'}", "make help lists what runs them"
+        of, way = (of, way) if name or preset else ("", "make demo")
         raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
-    if settings.row and row not in set(part.row):
-        raise UserError(f"no records of row {row!r}. There are: {', '.join(sorted(set(part.row)))}")
+    if settings.row:
+        one_of("row", row, sorted(set(part.row)))
     own, others = (of[of.id.isin(part.id)] for of in frames)
     shown = [*statistics_tables(own, row), *ranks(own)]
     of_others = (*statistics_tables(others, row), *ranks(others))
@@ -257,22 +247,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def part_of(runs: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The runs on the models and tasks of a table, or of a preset (experiment=NAME): also rows that ran for
-    another preset first. Without a name all of them. Raises UserError for an unknown table or preset."""
-    preset, presets = what.removeprefix("experiment="), {path.stem for path in CONF.glob("experiment/*.yaml")}
-    presets |= set(runs.preset)
-    if what in tables.WITHOUT_RECORDS:
-        raise UserError(f"{what} is of formulas or recipes, and has no records")
-    if preset == what and what not in ("", *tables.TABLES):
-        hint = f" A preset's: experiment={what}." if what in presets else ""
-        raise UserError(f"no table {what!r}.{hint} Known: {', '.join(tables.TABLES)}, and experiment=PRESET")
-    if preset not in presets and preset != what:
-        hint = did_you_mean(preset, presets)
-        raise UserError(f"no preset {preset!r}.{hint} They are the files of conf/experiment")
-    if not what:
+def part_of(runs: pd.DataFrame, table: str = "", preset: str = "") -> pd.DataFrame:
+    """The runs on the models and tasks of a table, or of a preset: also rows that ran for another preset
+    first. Without a name all of them. Raises UserError for an unknown one."""
+    if table in tables.WITHOUT_RECORDS:
+        raise UserError(f"{table} is of formulas or recipes, and has no records")
+    if preset:
+        one_of(
+            "preset", preset, sorted({path.stem for path in CONF.glob("experiment/*.yaml")} | {*runs.preset})
+        )
+    elif table:
+        one_of("table", table, tables.TABLES)
+    else:
         return runs
-    named = runs[runs.preset == preset] if preset != what else tables.belonging(what, runs)
+    named = runs[runs.preset == preset] if preset else tables.belonging(table, runs)
     keys = {*zip(named.model, named.task, strict=True)}
     return runs[[key in keys for key in zip(runs.model, runs.task, strict=True)]]
 

@@ -45,8 +45,8 @@ def build(spec: Spec, view: View) -> list[Table]:
 
 class _Model:
     """A table of one model. runs: those that belong to it. made: its cells. paper: the paper's numbers with
-    them. ours: the cells of each row of ours, one mapping for each of its lines. more: columns beside those of
-    the numbers. lines: those made so far, entries by the keys of columns."""
+    them. ours: the cells of each row of ours, one mapping for each of its lines. more: columns beside the
+    numbers. lines: those made so far, entries by the keys of columns."""
 
     def __init__(
         self,
@@ -102,9 +102,8 @@ class _Model:
         )
         whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
         found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
-        more = [
-            of for of in self.more if not of.optional or any(isinstance(x.get(of.key), Number) for x in lines)
-        ]
+        had = {key for line in lines for key, entry in line.items() if isinstance(entry, Number)}
+        more = [of for of in self.more if of.key in had or not of.optional]
         header = dict.fromkeys(spec.head) | self.columns | ({"avg": "Avg"} if self.averaged else {})
         header |= {of.key: of.name for of in more} | dict.fromkeys(spec.tail)
         task_of = dict(zip(self.made.column, self.made.task, strict=True))

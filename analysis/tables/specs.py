@@ -206,7 +206,10 @@ class Judged(Spec):
                 turns = pd.DataFrame([*of.turns], dtype=float).median()
                 about: dict[str, Any] = {"variant": judge, "judge": judge, "judged": (*of.id,)}
                 about |= {"values": (*of["mean"],), "spread": of["mean"].std(), "median": of["mean"].median()}
-                about |= {"n": of["mean"].count(), "complete": len(of) >= cell["wanted"]}
+                about |= {
+                    "n": of["mean"].count() if len(of) else cell["n"],
+                    "complete": len(of) >= cell["wanted"],
+                }
                 about |= dict.fromkeys(("interval", "turns", "valid"), NONE)
                 if len(of):
                     about["turns"] = " / ".join(f"{turn:.2f}" if turn == turn else NONE for turn in turns)

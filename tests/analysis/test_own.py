@@ -6,8 +6,8 @@ import pytest
 from ledgers import ledger, record, seeds
 
 from analysis import tables
-from analysis.command import having, open_ledger, split
-from analysis.frame import cells, runs
+from analysis.command import only, open_ledger
+from analysis.frame import cells, own_and_published, runs
 from analysis.notes import deviations, measured_unlike, parts_of_data
 from analysis.tables.__main__ import main
 from runs.errors import UserError
@@ -48,12 +48,12 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     both = ledger(mine, *seeds("lora", "mrpc"))
     both.published = {theirs["id"]: ("a_study", theirs)}
     both.origin = dict.fromkeys(both.records, "ours")
-    chosen = having(both, task=["mrpc"], row=["lora"])
-    assert all(not part.records or {r["cell"]["task"] for r in part} == {"mrpc"} for part in split(chosen))
+    chosen = only(both, lambda one, _: one["cell"]["task"] == "mrpc")
+    assert [{*of.task} for of in own_and_published(chosen)] == [{"mrpc"}, set()]
     assert [table.header for table in tables.make("", chosen)] == [
         ["method", "source", "params", "mrpc", "s/run", "adapter"]
     ]
-    assert set(having(both, ids=[theirs["id"]]).published) == {theirs["id"]}
+    assert set(only(both, lambda one, _: one["id"] == theirs["id"]).published) == {theirs["id"]}
 
 
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():
@@ -124,14 +124,12 @@ def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, mon
 
 def test_a_part_of_a_table_by_model_and_task():
     both = ledger(*seeds(task="mrpc"), *seeds(task="cola"), *seeds(task="mrpc", model="minilm"))
-    (table,) = tables.make(
-        "table2", having(both, model=["roberta_base"]), models=["roberta_base"], tasks=["mrpc"]
-    )
+    (table,) = tables.make("table2", both, models=["roberta_base"], tasks=["mrpc"])
     assert table.header == ["method", "source", "params", "MRPC", "status"]
     rows = {(row[0], row[1]): row[2:] for row in table.texts}
     assert rows["VeRA", "paper"] == ["0.043M", "89.5 +-0.5", "quoted"]
     assert rows["VeRA r=1024", "ours"][-1].startswith("reproduced 0/1")
-    (table,) = tables.make("table2", having(both, model=["minilm"]), models=["minilm"], tasks=["mrpc"])
+    (table,) = tables.make("table2", both, models=["minilm"], tasks=["mrpc"])
     assert table.header[3:] == ["MRPC", "status"]
 
 
@@ -169,7 +167,7 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert any("Published by the project in runs/records: 5 of a_study." in note for note in last.notes)
     assert not any("Left out" in note for note in [*first.notes, *last.notes])
-    assert tables.make("table2", split(both)[0])[0].texts == first.texts
+    assert tables.made("table2", own_and_published(both)[0])[0].texts == first.texts
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
