@@ -373,7 +373,8 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
         )
 
     columns = {key: of if isinstance(of, list) else [of, 1] for key, of in named(part["columns"]).items()}
-    part |= {"name": name, "models": named(part["models"])}
+    first = [*part["names"]] if part["first"] == [] else part["first"]
+    part |= {"name": name, "models": named(part["models"]), "first": first}
     part["columns"], part["decimals"] = ({key: of[i] for key, of in columns.items()} for i in (0, 1))
     return globals()[part["kind"]](**part)  # type: ignore[no-any-return]
 
