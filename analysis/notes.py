@@ -1,6 +1,7 @@
 """The notes under a table: how its runs differ from what it stands for, what is counted all the same, and
 what is left out; a line each. What holds of every table is in docs/tables.md."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,9 @@ SELECTED = {
     "crossfit": "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways.",
     "half": "The epoch is chosen on one half of dev and reported on the other, one split for all seeds.",
 }
+#: In what rows that were not measured alike differ.
+MEASURED = {"protocol": "protocol", "train_rows": "training rows", "dev_rows": "dev rows", "data": "data"}
+MEASURED |= {"reported": "epoch"}
 PAGE = "How to read it: docs/tables.md."
 
 
@@ -74,17 +78,12 @@ def parts_of_data(runs: pd.DataFrame) -> list[str]:
 
 def measured(runs: pd.DataFrame) -> dict[str, str]:
     """How the rows of a model and task were measured, in words, by row; "" where all were measured alike."""
-    facts = {
-        run.row: {
-            "protocol": run.protocol,
-            "training rows": int(run.train_rows),
-            "dev rows": int(run.dev_rows),
-            "data": str(run.data).rpartition(":")[2][:8],
-            "epoch": run.reported,
-        }
-        for run in runs.drop_duplicates("row").itertuples()
-    }
-    return distinctions(facts)
+    facts = runs.drop_duplicates("row").set_index("row")[
+        ["protocol", "train_rows", "dev_rows", "data", "reported"]
+    ]
+    facts["data"] = facts.data.map(lambda data: str(data).rpartition(":")[2][:8])
+    facts = facts.astype({"train_rows": int, "dev_rows": int}).set_axis(MEASURED, axis=1)
+    return distinctions(facts.to_dict("index"))
 
 
 def measured_unlike(runs: pd.DataFrame) -> list[str]:
@@ -124,25 +123,17 @@ def several_sources(runs: pd.DataFrame) -> list[str]:
     """Each cell whose seeds were made with several versions of its method's or its task's file, or of what
     that imports, one of which at least is in no commit."""
     found = []
-    for (_, row, task), of in runs.groupby(KEY, sort=False):
-        for part in ("method", "task"):
-            known = {
-                seed: source[part]
-                for seed, source in zip(of.seed, of.sources, strict=True)
-                if source.get(part)
-            }
-            versions = defaultdict[Any, list[str]](list)
-            imports = all("imports" in source for source in known.values())  # older records lack it
-            for seed, source in sorted(known.items()):
-                versions[source["sha256"], imports and source["imports"]].append(str(seed))
-            if len(versions) > 1 and any(source["uncommitted"] is not False for source in known.values()):
-                seeds, file = (
-                    " | ".join(map(", ".join, versions.values())),
-                    next(iter(known.values()))["file"],
-                )
-                found.append(
-                    f"{row} on {task}: seeds of {len(versions)} versions of {file} or its imports: {seeds}"
-                )
+    for ((_, row, task), of), part in itertools.product(runs.groupby(KEY, sort=False), ("method", "task")):
+        known = [(seed, one[part]) for seed, one in zip(of.seed, of.sources, strict=True) if one.get(part)]
+        imports = all("imports" in source for _, source in known)  # older records lack it
+        versions = defaultdict[Any, list[str]](list)
+        for seed, source in sorted(known, key=lambda one: one[0]):
+            versions[source["sha256"], imports and source["imports"]].append(str(seed))
+        if len(versions) > 1 and any(source["uncommitted"] is not False for _, source in known):
+            seeds, file = " | ".join(map(", ".join, versions.values())), known[0][1]["file"]
+            found.append(
+                f"{row} on {task}: seeds of {len(versions)} versions of {file} or its imports: {seeds}"
+            )
     return found
 
 

@@ -228,3 +228,14 @@ def cells_of(records, seeds=5, value="value"):
     """The cells of some records by model, row and task."""
     of = cells(runs(ledger(*records)), value, seeds)
     return {(cell.model, cell.row, cell.task): cell for cell in of.itertuples()}
+
+
+def lines(table, source=None):
+    """A table's lines as text, by column; of one source alone."""
+    found = [dict(zip(table.header, row, strict=True)) for row in table.texts]
+    return [line for line in found if source in (None, line.get("source"))]
+
+
+def notes(table):
+    """A table's notes as one text."""
+    return " ".join(table.notes)

@@ -29,7 +29,7 @@ from analysis.frame import own_and_published
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
-from runs.command import did_you_mean, entry_point, one_of, read, setting
+from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, read_serving, write_atomically
 
@@ -54,47 +54,31 @@ class Settings(OfVariants):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    name, settings = "".join(line.names), line.settings
-    if name and name not in TABLES:
-        raise UserError(
-            f"no table {name!r}.{did_you_mean(name, TABLES)} Known: {', '.join(TABLES)}. Runs of other tasks"
-            " and methods: task=NAME, method=NAME, sweep=NAME. A preset's runs stand in the paper's table of"
-            " its protocol (glue_minilm: table2)"
-        )
+    name, settings, columns = "".join(line.names), line.settings, words(line.settings.columns)
     if not name and not settings.chooses:
         raise UserError(
             f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
         )
-    if name in WITHOUT_RECORDS and (settings.chooses or settings.against or settings.columns):
+    if name:
+        one_of("table", name, TABLES)
+    if name in WITHOUT_RECORDS and (settings.chooses or settings.against or columns):
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
-    if name == "claims":
-        try:
-            ledger = Ledger(serving=read_serving(settings.output))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    else:
-        ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
-    columns = words(settings.columns)
-    if settings.against:
-        one_of("row", row_name(settings.against), sorted({str(record["cell"]["row"]) for record in ledger}))
+    try:
+        serving = read_serving(settings.output) if name == "claims" else None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    ledger = Ledger(serving=serving) if name in WITHOUT_RECORDS else open_chosen(settings)
+    against = row_name(settings.against or "")
+    if against:
+        one_of("row", against, sorted({str(record["cell"]["row"]) for record in ledger}))
     for column in columns:
         one_of("column", column, [*NAMES, *NUMBERS])
-    tables = make(
-        name,
-        ledger,
-        models=words(settings.model),
-        tasks=words(settings.task),
-        columns=columns,
-        against=row_name(settings.against or "") or None,
-        every=settings.all,
-        every_own=bool(settings.sweep),
-        select=settings.select,
-        seeds=settings.seeds,
-        others=settings.others,
-    )
+    how = {key: getattr(settings, key) for key in ("select", "seeds", "others")}
+    how |= {"models": words(settings.model), "tasks": words(settings.task), "against": against or None}
+    tables = make(name, ledger, None, settings.all, bool(settings.sweep), columns=columns, **how)
     if not tables:
         raise _nothing(name, ledger, settings)
     text = render(tables, settings.format, settings.runs)
@@ -109,12 +93,12 @@ def main(arguments: list[str]) -> int:
 
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
-    records, what = f"{settings.output}/records", name or "that"
+    where, what = f"in {settings.output}/records", name or "that"
     if notes := unfinished(belonging(name, own_and_published(ledger)[0])):
-        return UserError(f"no finished run in {records} for {what}: {'; '.join(notes)}")
+        return UserError(f"no finished run {where} for {what}: {'; '.join(notes)}")
     of_models = f"{', '.join(words(settings.model))} for " if settings.model and name else ""
     hint = " (make demo)" if name == "demo" and not settings.chooses else ""
-    return UserError(f"no records of {of_models}{what} in {records} yet{hint}")
+    return UserError(f"no records of {of_models}{what} {where} yet{hint}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def memory(model: str, rank: int) -> dict[str, int]:
     return {"lora": lora, "vera": vera, "frozen": 2 * width * rank}
 
 
+def notes(name: str) -> list[str]:
+    """What is said under a table without runs."""
+    found: list[str] = yaml.safe_load(Path(__file__).with_name("specs.yaml").read_text())["notes"][name]
+    return found
+
+
 def binary(size: float) -> str:
     """Bytes in powers of 1024."""
     units = {"TB": 2**40, "GB": 2**30, "MB": 2**20, "KB": 2**10}
@@ -50,27 +56,16 @@ def table1() -> list[Table]:
         exact = memory(model, rank)
         values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
         wrong = [not follows(text, value) for text, value in zip(printed, values, strict=True)]
-        words, whole = ["LoRA differs"] * any(wrong[:2]), exact["vera"] + exact["frozen"]
+        whole, words = exact["vera"] + exact["frozen"], ["LoRA differs"] * any(wrong[:2])
         if any(wrong[2:]):
-            of_whole = (
-                follows(printed[2], whole) or not wrong[2],
-                follows(printed[3], 4 * whole) or not wrong[3],
-            )
-            words.append("VeRA with A and B" if all(of_whole) else "VeRA differs")
+            follow = [follows(printed[i], size) for i, size in ((2, whole), (3, 4 * whole)) if wrong[i]]
+            words.append("VeRA with A and B" if all(follow) else "VeRA differs")
         entries: list[Entry] = [MODELS[model], str(rank)]
         for i, value in enumerate(values):
             entries += [binary(value) if i % 2 else f"{value:,}", printed[i] + "*" * wrong[i]]
         rows.append([*entries, ", ".join(words) or "as printed"])
-    notes = [
-        "By formula: LoRA 2 d r, VeRA d + r for each adapted matrix (query and key of every block), float32.",
-        "KB, MB, GB: powers of 1024. *: does not follow from the formula, rounded or cut off.",
-        "VeRA with A and B: the printed number counts the frozen matrices too, 2 d r elements that a seed"
-        " brings back.",
-        "RoBERTa-large at rank 16 has 49,920 parameters, and its printed bytes are right; GPT-3's 4608 MB"
-        " are 4.5 GB.",
-    ]
     title = "Table 1: trained parameters and their memory, by formula"
-    return [Table(title, [*header, "printed", "status"], rows, notes)]
+    return [Table(title, [*header, "printed", "status"], rows, notes("table1"))]
 
 
 # --- claims
@@ -87,9 +82,8 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     rows, of, d_90 = list[Line](), claims()["memory"], claims()["d_90"]
     exact, users = memory(of["model"], of["rank"]), f"{of['users']:,}"
     for row, name, *printed in (("lora", "LoRA", of["adapter"], of["all"]), ("vera", "VeRA", "-", "-")):
-        for what, count, text in zip(
-            ("an adapter", f"{users} users"), (1, of["users"]), printed, strict=True
-        ):
+        counts = {"an adapter": 1, f"{users} users": of["users"]}
+        for (what, count), text in zip(counts.items(), printed, strict=True):
             size = 4 * exact[row] * count
             claim = f"GPT-3, {name} r={of['rank']}: {what}"
             rows.append([claim, text, binary(size), _status(text, size)])
@@ -113,16 +107,8 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     if serving:
         where = f"{bench['machine']['name']}, {plural(bench['threads'], 'thread')}, {bench['date']}"
         measured = f"bench-serving: {where}; 64 requests in a batch."
-    notes = [
-        "By formula: LoRA 2 d r, VeRA d + r for each of GPT-3's 192 matrices, float32; A and B of VeRA come"
-        " from a seed. KB, MB, GB, TB: powers of 1024.",
-        "d_90: the fewest parameters that reach 90% of full fine-tuning, as the paper quotes it from"
-        " Aghajanyan et al. 2021. Counts are without the classification head, which trains in full.",
-        "Latency: the paper says that a merged adapter adds none. time: beside the base model's.",
-        measured,
-    ]
     header = ["claim", "paper", "here", "status"]
-    return [Table("Claims of the text", header, [*rows, *_latency(bench)], notes)]
+    return [Table("Claims of the text", header, [*rows, *_latency(bench)], [*notes("claims"), measured])]
 
 
 def _status(printed: str, value: float) -> str:
@@ -131,18 +117,15 @@ def _status(printed: str, value: float) -> str:
 
 def _latency(bench: dict[str, Any]) -> Iterator[Line]:
     """The time of a batch with one adapter, merged and not, over the base model's."""
-    seconds = {
-        (of["variant"], of["resident"], of["tokens"]): statistics.median(of["seconds"])
-        for of in bench["rows"]
-        if of["part"] == "serving"
-    }
+    of = [one | {"at": (one["resident"], one["tokens"])} for one in bench["rows"] if one["part"] == "serving"]
+    seconds = {(one["variant"], one["at"]): statistics.median(one["seconds"]) for one in of}
     for way, variant in VARIANTS.items():
         claim, printed = f"RoBERTa-base, VeRA {way}: time", claims()["latency"].get(way, "-")
-        measured = [(key, taken) for key, taken in seconds.items() if key[0] == variant]
-        for (_, *where), taken in measured:
-            if base := seconds.get(("base model", *where)):
+        measured = [(at, taken) for (of_variant, at), taken in seconds.items() if of_variant == variant]
+        for at, taken in measured:
+            if base := seconds.get(("base model", at)):
                 times = f"{taken / base:.2f} x ({taken * 1e3:,.0f} ms)"
-                yield [f"{claim} at {where[1]} tokens", printed, times, "measured"]
+                yield [f"{claim} at {at[1]} tokens", printed, times, "measured"]
         if not measured:
             yield [claim, printed, COMMAND, "not measured"]
 

@@ -1,7 +1,6 @@
 """What a table of cells is (specs.yaml), and what its cells are: a class for each kind of table."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -119,9 +118,8 @@ class Trained(Spec):
         ]
         if model in VIT or (made.family == "images").any():
             for task, other in made.groupby("task").shots.agg(lambda of: set(of) - {10}).items():
-                each = ("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
-                counts = " or ".join(each)
-                found += [f"{task}: {counts} images a class"] if other else []
+                counts = ("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
+                found += [f"{task}: {' or '.join(counts)} images a class"] if other else []
         texts = [entry for of in in_cells(runs, made).texts for entry in of or []]
         return [*found, *sorted({why for of in texts for why in (of.get("unavailable") or {}).values()})]
 
@@ -206,12 +204,10 @@ class Judged(Spec):
                 turns = pd.DataFrame([*of.turns], dtype=float).median()
                 about: dict[str, Any] = {"variant": judge, "judge": judge, "judged": (*of.id,)}
                 about |= {"values": (*of["mean"],), "spread": of["mean"].std(), "median": of["mean"].median()}
-                about |= {
-                    "n": of["mean"].count() if len(of) else cell["n"],
-                    "complete": len(of) >= cell["wanted"],
-                }
                 about |= dict.fromkeys(("interval", "turns", "valid"), NONE)
+                about["complete"] = len(of) >= cell["wanted"]
                 if len(of):
+                    about["n"] = of["mean"].count()
                     about["turns"] = " / ".join(f"{turn:.2f}" if turn == turn else NONE for turn in turns)
                     about["valid"] = f"{of.n_valid.sum()} of {of.n.sum()}"
                 if len(of) == 1 and of.low.notna().all():
@@ -235,10 +231,9 @@ class Judged(Spec):
         runs = in_cells(view.runs, made)
         judged = self.judgements(runs)
         words = "The judge's scores from 1 to 10; 95% by resampling questions."
-        if not judged.judge.map(lambda judge: bool(re.fullmatch(self.compared, judge))).all():
-            words += (
-                " A judge that is no GPT-4 has a scale of its own: no difference to the paper's is shown."
-            )
+        if not judged.judge.astype(str).str.fullmatch(self.compared).all():
+            words += " A judge that is no GPT-4 has a scale of its own"
+            words += ": no difference to the paper's is shown."
         if len(runs) > judged.id.nunique():
             words += " not judged: python -m runs.answer ID, then python -m runs.judge ID."
         return words
@@ -383,5 +378,5 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
 def specs() -> dict[str, tuple[Spec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
     tables = yaml.safe_load((Path(__file__).parent / "specs.yaml").read_text())
-    defaults = tables.pop("defaults")
+    defaults, _ = tables.pop("defaults"), tables.pop("notes")
     return {name: tuple(_read(name, defaults | part) for part in parts) for name, parts in tables.items()}

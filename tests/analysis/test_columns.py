@@ -5,7 +5,7 @@ import re
 import statistics
 
 import pytest
-from ledgers import instructed, ledger, seeds, texts
+from ledgers import instructed, ledger, lines, seeds, texts
 from running import ROOT
 from scipy import stats
 
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.properties
         ({"kind": "lora"}, 0.0),
         ({"kind": "full"}, 0.0),
         ({"kind": "adapter"}, 2 * 512 * 100),
+        ({"kind": "adapter", "share": True, "blocks": 12}, 12 * 2 * 512 * 100),  # computed in each block
+        ({"kind": "adapter", "share": True}, math.nan),
         ({"kind": "peft", "config_class": "LoraConfig"}, 0.0),
         ({"kind": "peft", "config_class": "LilyConfig"}, math.nan),
         ({"kind": "my_own"}, math.nan),
@@ -33,16 +35,10 @@ pytestmark = pytest.mark.properties
     ids=str,
 )
 def test_what_inference_costs_more(method, flops):
-    record = {"config": {"method": method}, "parameters": {"adapter": 100}}
-    record["config"]["model"] = {}
-    assert added_flops(record) == pytest.approx(flops, nan_ok=True)
-
-
-def test_an_adapter_that_blocks_share_is_computed_in_each():
-    method, model = {"kind": "adapter", "share": True}, {"architecture": {"num_hidden_layers": 12}}
-    record = {"config": {"method": method, "model": model}, "parameters": {"adapter": 100}}
-    assert added_flops(record) == 12 * 2 * 512 * 100
-    assert math.isnan(added_flops(record | {"config": {"method": method, "model": {}}}))
+    blocks = {"num_hidden_layers": method["blocks"]} if "blocks" in method else {}
+    config = {"method": method, "model": {"architecture": blocks}}
+    found = added_flops({"config": config, "parameters": {"adapter": 100}})
+    assert found == pytest.approx(flops, nan_ok=True)
 
 
 def test_classes_of_peft_merge_as_the_page_of_methods_says():
@@ -62,29 +58,32 @@ def test_a_column_with_the_name_of_a_tables_own_stands_beside_it():
 # --- against another row
 
 
+def against(name, *records):
+    """The differences to LoRA in a table of MiniLM, by method."""
+    (table,) = (t for t in tables.make(name, ledger(*records), against="lora") if t.model == "minilm")
+    return {row[0]: row[table.header.index("against lora")] for row in table.rows}
+
+
 def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_path):
+    def of(x, y, task="rte"):
+        return [*seeds("vera", task, x, model="minilm"), *seeds("lora", task, y, model="minilm")]
+
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.80, 0.75)
-    of = [*seeds("vera", bests=x, model="minilm"), *seeds("lora", bests=(*y, 0.9), model="minilm")]
-    (table,) = (t for t in tables.make("table2", ledger(*of), against="lora") if t.model == "minilm")
-    entries = {row[0]: row[table.header.index("against lora")] for row in table.rows}
-    differences = [100 * (a - b) for a, b in zip(x, y, strict=True)]
-    assert entries["LoRA r=8"] == "-"
-    assert entries["VeRA r=1024"].value == pytest.approx(statistics.fmean(differences))
+    records, differences = of(x, (*y, 0.9)), [100 * (a - b) for a, b in zip(x, y, strict=True)]
+    found = against("table2", *records)
+    assert (found["LoRA r=8"], found["VeRA r=1024"].value) == (
+        "-",
+        pytest.approx(statistics.fmean(differences)),
+    )
     half = stats.t.ppf(0.975, 3) * statistics.stdev(differences) / 2
-    assert entries["VeRA r=1024"].spread == pytest.approx(half)
+    assert found["VeRA r=1024"].spread == pytest.approx(half)
     # Over two tasks: the mean of their differences
-    more = [
-        *seeds("vera", "mrpc", (0.9, 0.9), model="minilm"),
-        *seeds("lora", "mrpc", (0.8, 0.7), model="minilm"),
-    ]
-    (table,) = (t for t in tables.make("table2", ledger(*of, *more), against="lora") if t.model == "minilm")
-    entries = {row[0]: row[table.header.index("against lora")] for row in table.rows}
-    assert entries["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
+    two = against("table2", *records, *of((0.9, 0.9), (0.8, 0.7), "mrpc"))
+    assert two["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
     # In a table without that row, too
     unique = seeds("vera_unique", bests=(0.9, 0.9, 0.9, 0.9), model="minilm")
-    table, _ = tables.make("table7", ledger(*of, *unique), against="lora")
-    assert all(isinstance(row[table.header.index("against lora")], Number) for row in table.rows)
-    for one in of:
+    assert all(isinstance(entry, Number) for entry in against("table7", *records, *unique).values())
+    for one in records:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
         main(["table2", "against=lorra", f"output={tmp_path}", "published=false"])
@@ -105,9 +104,8 @@ def told(seed=0, forgetting=None, row="vera"):
 
 
 def forgotten(table):
-    """The column of a table by method and source."""
-    at = table.header.index("forgetting")
-    return {(row[0], row[1]): row[at] for row in table.texts}
+    """The column of a table by method."""
+    return {line["method"]: line["forgetting"] for line in lines(table, "ours")}
 
 
 def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_model_had():
@@ -115,10 +113,9 @@ def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_mod
     ours = [told(seed=s, forgetting=forgets(after)) for s, after in enumerate(afters)]
     table = tables.make("table3", ledger(*ours, told(row="full")))[0]
     assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
-    found = forgotten(table)
-    assert found["VeRA r=1024", "ours"] == f"+0.200 +-{statistics.stdev([0.1, 0.4, 0.2]):.3f}"
-    assert found["full", "ours"] == "-"  # an older record
-    assert {text for (_, source), text in found.items() if source in ("paper", "difference")} == {""}
+    spread = statistics.stdev([0.1, 0.4, 0.2])  # the other one is an older record
+    assert forgotten(table) == {"VeRA r=1024": f"+0.200 +-{spread:.3f}", "full": "-"}
+    assert {one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)} == {""}
     (note,) = [note for note in table.notes if note.startswith("forgetting")]
     assert "(shipped, 617 tokens), after the last epoch less that of the base model (3.000)" in note
     (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
@@ -130,7 +127,7 @@ def test_table_4_has_it_before_a_judge_has_seen_the_answers(model):
     ours = instructed(model=model)
     ours["result"]["forgetting"] = forgets(2.5)
     table = next(t for t in tables.make("table4", ledger(ours), seeds=1) if t.model == model)
-    assert forgotten(table)["VeRA r=1024", "ours"] == "-0.500"
+    assert forgotten(table)["VeRA r=1024"] == "-0.500"
     assert table.header[-1] == "status"
 
 
@@ -141,9 +138,8 @@ def test_seeds_that_lack_it_and_other_texts_are_not_mixed_in():
     ours += [told(0, forgets(None), "bitfit")]
     table = tables.make("table3", ledger(*ours))[0]
     found = forgotten(table)
-    assert found["VeRA r=1024", "ours"] == "+0.100 (1/2)"
-    assert found["full", "ours"] == found["bitfit", "ours"] == "-"
-    assert found["LoRA r=8", "ours"] == "+0.200 +-0.000"
+    assert (found["VeRA r=1024"], found["LoRA r=8"]) == ("+0.100 (1/2)", "+0.200 +-0.000")
+    assert found["full"] == found["bitfit"] == "-"
     assert "forgetting on another text, not shown: full." in table.notes
     assert any("(3.000 to 3.100)" in note for note in table.notes)
 

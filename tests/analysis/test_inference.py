@@ -173,16 +173,6 @@ def test_pairs_err_in_5_percent_at_any_correlation(n, correlation):
     assert (mean_of(differences - 1.0).near(1.0) == -1).mean() <= FALSE
 
 
-def test_of_few_seeds_welch_loses_what_pairs_keep():
-    """Ten seeds that resemble each other by 0.5, rows 1.5 points apart."""
-    random = np.random.default_rng(0).multivariate_normal(
-        [1.5, 0], 2.25 * np.array([[1, 0.5], [0.5, 1]]), (DRAWS, 10)
-    )
-    paired = mean_of(random[..., 0] - random[..., 1]).sign() == 1
-    welch = scipy.stats.ttest_ind(random[..., 0], random[..., 1], axis=1, equal_var=False).pvalue < 0.05
-    assert paired.mean() > welch.mean() + 0.1
-
-
 @pytest.mark.parametrize(
     ("deviation", "one_side", "seeds"), [(1, 14, 19), (1.5, 30, 40), (2, 51, 70), (3, 113, 156)]
 )
@@ -262,14 +252,6 @@ def test_a_true_difference_over_tasks_is_found(tasks, seeds, power):
     """Of 2 points, by a standard deviation of 1.5 in a difference, without a collapsed run."""
     signs = [of.sign() for of in analyses(1, tasks, seeds, seeds, 0.0, 0.0, -2.0)]
     assert np.all(np.equal(signs, -1), axis=0).mean() == pytest.approx(power, abs=0.03)
-
-
-def test_weights_from_each_pairs_own_variance_would_be_false_too_often():
-    """Why variances are pooled: nine tasks of two seeds, which are alike."""
-    differences = np.random.default_rng(3).normal(0, 1.5, (DRAWS, 9, 2))
-    of = mean_of(differences)
-    assert np.abs(random_effects(of.mean, of.error**2).sign()).mean() > FALSE
-    assert np.abs(over_tasks(differences, np.zeros(differences.shape, dtype=bool)).sign()).mean() <= FALSE
 
 
 # --- a study of many rows

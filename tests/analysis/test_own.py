@@ -167,7 +167,7 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert any("Published by the project in runs/records: 5 of a_study." in note for note in last.notes)
     assert not any("Left out" in note for note in [*first.notes, *last.notes])
-    assert tables.made("table2", own_and_published(both)[0])[0].texts == first.texts
+    assert tables.make("table2", ledger(*own))[0].texts == first.texts
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
