@@ -48,19 +48,11 @@ def build(spec: Spec, view: View) -> list[Table]:
 class _Model:
     """A table of one model. runs: those that belong to it. made: its cells. paper: the paper's numbers with
     them. ours: the cells of each row of ours, one mapping for each of its lines. more: columns beside the
-    numbers. lines: those made so far, entries by the keys of columns."""
+    numbers. lines: those made so far, entries by the keys of columns. every: all runs of the model."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        view: View,
-        model: str,
-        every: pd.DataFrame,
-        runs: pd.DataFrame,
-        made: pd.DataFrame,
-        paper: pd.DataFrame,
-    ) -> None:
-        self.spec, self.view, self.model, self.runs, self.paper = spec, view, model, runs, paper
+    def __init__(self, spec: Spec, view: View, model: str, every: pd.DataFrame, *of: pd.DataFrame) -> None:
+        self.spec, self.view, self.model, (runs, made, self.paper) = spec, view, model, of
+        self.runs = runs
         self.papers, self.columns = model in spec.models, dict(spec.columns)
         if not spec.tasks:  # columns are tasks: the paper's, and those that have run
             known = made[made.row != "vera"][: 0 if self.papers else None] if spec.ablation else made
@@ -133,15 +125,10 @@ class _Model:
         from MNLI on some tasks."""
         spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
         group = group[group.column.isin(self.columns)]
-        line: dict[str, Entry] = {
-            of.column: Number(
-                of.value,
-                of.spread,
-                decimals=spec.decimals.get(of.column, 1),
-                mark="*" * (of.like != of.row),
-            )
-            for of in group.itertuples()
-        }
+        line = dict[str, Entry]()
+        for of in group.itertuples():
+            mark, decimals = "*" * (of.like != of.row), spec.decimals.get(of.column, 1)
+            line[of.column] = Number(of.value, of.spread, decimals=decimals, mark=mark)
         if self.averaged:
             line["avg"] = Number(self.averages[first.method, first["size"]])
         line |= {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
@@ -161,26 +148,27 @@ class _Model:
                     plain = next(iter(self.ours.get(first.row, [])), {})
                     whole = {task: cell for task, cell in plain.items() if task not in {*of.task}} | own
                 if own:
-                    self._ours(own, i, of, group, whole, word)
+                    self._ours(own, i, group, like, whole, word)
                     word = ""
 
     def _ours(
         self,
         own: Own,
         again: int = 0,
-        like: pd.DataFrame | None = None,
         group: pd.DataFrame | None = None,
+        like: str = "",
         whole: Own | None = None,
         word: str = "",
     ) -> None:
         """Our row, and its difference to the paper's. again: how many lines the row has already. group: the
-        paper's row that it stands below, and `like` its numbers that are compared with ours. whole: what its
-        average is over. word: what its status goes on with."""
+        paper's row that it stands below, whose numbers `like` are compared with ours. whole: what its average
+        is over. word: what its status goes on with."""
         spec, view, first = self.spec, self.view, next(iter(own.values()))
-        those, of_row = self.paper[:0], [*(spec.columns if self.papers else self.columns)]
-        if like is not None:
-            those = like[like.ran & (like.variant == first.variant) & (like.word != "quoted")]
-            of_row = like.task.tolist() if (like.like != like.row).any() else of_row
+        group = self.paper[:0] if group is None else group
+        alike = group[group.like == like]
+        those = alike[alike.ran & (alike.variant == first.variant) & (alike.word != "quoted")]
+        mnli = bool((alike.like != alike.row).any())
+        of_row = alike.task.tolist() if mnli else [*(spec.columns if self.papers else self.columns)]
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
         words = dict(zip(those.column, those.word, strict=True))
         line = dict[str, Entry](dict.fromkeys(wanted, "missing"))
@@ -191,7 +179,7 @@ class _Model:
         status = "; ".join(filter(None, [self._status(own, those, wanted), word]))
         line |= {"source": view.whose + apart, "status": status}
         if not again:
-            named = "" if like is not None else spec.names.get(first.row, "")
+            named = "" if like else spec.names.get(first.row, "")
             line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
         runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
         self._line(line | {of.key: of.entry(first, runs) for of in self.more if of.each or not again})
@@ -206,8 +194,7 @@ class _Model:
             }
             gaps[of.column] = Number(of.difference, half, **how)
         if gaps and those.same_size.all():
-            whole_row = group is not None and len(those) == len(group)
-            if average and group is not None and (whole_row or (those.like != those.row).all()):
+            if average and len(group) and (mnli or len(those) == len(group)):
                 papers = self.averages[group.method.iloc[0], group["size"].iloc[0]]
                 gap = beside.mean_of(group[group.ran]) or {"difference": average.value - papers}
                 half, word = gap.get("half", math.nan), gap.get("word", "")

@@ -1,7 +1,5 @@
 """A user's own runs in tables: before the published ones, with their deviations, each variant on request."""
 
-import shutil
-
 import pytest
 from ledgers import ledger, record, seeds
 
@@ -107,19 +105,14 @@ def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, ca
 
 def test_a_sweep_shows_no_published_copy_of_another_run_as_its_own(tmp_path, monkeypatch, capsys):
     """A run that was done here for another sweep, and is published, too."""
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
-    both = seeds("vera", "mine", (0.9,), lr=0.1)[0]
-    (tmp_path / "studies" / "a_study").mkdir(parents=True)
-    write_record(tmp_path, both)
-    shutil.copy(tmp_path / "records" / f"{both['id']}.json", tmp_path / "studies" / "a_study")
-    (own,) = seeds("vera", "mine", (0.6,), lr=0.2)
-    write_record(tmp_path, own)
+    both, (own,) = seeds("vera", "mine", (0.9,), lr=0.1), seeds("vera", "mine", (0.6,), lr=0.2)
+    publish(tmp_path, monkeypatch, both)
+    for one in (*both, own):
+        write_record(tmp_path, one)
     write_sweep(tmp_path, "mine", [own["id"]])
     assert main(["sweep=mine", f"output={tmp_path}"]) == 0
-    printed = capsys.readouterr().out
-    assert [line.split("|")[2].strip() for line in printed.splitlines() if "VeRA" in line] == [
-        *("ours", "published")
-    ]
+    shown = [line.split("|")[2].strip() for line in capsys.readouterr().out.splitlines() if "VeRA" in line]
+    assert shown == ["ours", "published"]
 
 
 def test_a_part_of_a_table_by_model_and_task():
@@ -133,11 +126,15 @@ def test_a_part_of_a_table_by_model_and_task():
     assert table.header[3:] == ["MRPC", "status"]
 
 
-def test_names_that_no_record_has_are_one_line(tmp_path, capsys):
+def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_path, capsys):
     own = ["published=false", f"output={tmp_path}"]
     with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
         main(["demo", *own])
-    for one in seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"):
+    assert main(["table2", *own]) == 0  # the paper's own rows
+    assert "note: no records of your own in" in capsys.readouterr().err
+    stopped = record("vera", "reviews", model="vit_base")
+    stopped["config"]["train"]["max_steps"] = 1
+    for one in (stopped, *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm")):
         write_record(tmp_path, one)
     assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
@@ -145,9 +142,14 @@ def test_names_that_no_record_has_are_one_line(tmp_path, capsys):
         "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
         "table2 seed=7": "no records of seed '7'. There are: 0, 1, 2",
         "table2 model=minilmm": r"no records of model 'minilmm'. Did you mean minilm\?",
+        "demo method=peft:IA33Config": "no records of method 'peft_ia33'",
         "sweep=nine": "no sweep 'nine' in .*/sweeps. There are: none",
         "table4 model=minilm": "no records of minilm for table4 in .*records yet$",
+        "table2 model=vit_base": "no records of vit_base for table2 in",  # none that would be in it
+        "demo model=vit_base": f"^no finished run in .* for demo: stopped early .*{stopped['id']}",
         "table8 model=minilm": "table8 has no records: model=, task=, .* choose nothing in it",
+        "table2 seeds=0": "seeds=0: should be at least 1",
+        "table99": "no table 'table99'.*Known: table1, table2, table3, table4, ",
         "": "name a table .*, or task=",
     }.items():
         with pytest.raises(UserError, match=refusal):

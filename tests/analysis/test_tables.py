@@ -543,20 +543,7 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
     assert not any(line.startswith("\\input") for line in text.splitlines())
 
 
-def test_a_spreadsheet_runs_no_label():
-    evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "-e1"]
-    text = render(
-        [Table("=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil])], "csv"
-    )
-    header, *read = csv.reader(io.StringIO(text))
-    assert header == TIDY
-    assert {line[0] for line in read} == {"'=t"}
-    assert all(line[3].startswith("'") for line in read)
-    assert {line[5] for line in read} == {"'=b"}
-    assert {line[7] for line in read} == {"-0.3"}
-
-
-def test_a_label_keeps_its_cell_in_every_form():
+def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     labels = ["a|b", "4-bit LoRA, r=8", "VeRA (2)", "[0, 0.1] draw"]
     table = Table("t", ["method", "params"], [[label, Number(7680, form="count")] for label in labels])
     markdown = render([table]).splitlines()
@@ -566,28 +553,11 @@ def test_a_label_keeps_its_cell_in_every_form():
     assert [(line[3], line[7]) for line in read[1:]] == [(label, "7680") for label in labels]
     assert r"\\" + "\n{[}0, 0.1] draw" in render([table], "latex")
     assert escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"
-
-
-def test_an_empty_ledger_and_an_unknown_name_are_one_line(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"^no records of demo in"):
-        main(["demo", f"output={tmp_path}"])
-    with pytest.raises(UserError, match=r"no table 'table99'\. .*Known: table1, table2, table3, table4, "):
-        main(["table99"])
-    capsys.readouterr()
-    assert main(["table2", f"output={tmp_path}"]) == 0  # the paper's own rows
-    assert "note: no records of your own in" in capsys.readouterr().err
-    stopped = record("vera", "reviews", model="vit_base")
-    stopped["config"]["train"]["max_steps"] = 1
-    write_record(tmp_path, stopped)
-    own = ["model=vit_base", f"output={tmp_path}", "published=false"]
-    with pytest.raises(UserError, match=f"^no finished run in .* for demo: stopped early .*{stopped['id']}"):
-        main(["demo", *own])
-    with pytest.raises(UserError, match=r"^no records of vit_base for table2 in"):  # none that would be in it
-        main(["table2", *own])
-    with pytest.raises(UserError, match="no records of method 'peft_ia33'"):
-        main(["demo", "method=peft:IA33Config"])
-    with pytest.raises(UserError, match="seeds=0: should be at least 1"):
-        main(["table2", "seeds=0"])
+    evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "-e1"]
+    table = Table("=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil])
+    header, *read = csv.reader(io.StringIO(render([table], "csv")))
+    assert header == TIDY
+    assert {(line[0], line[3][0], line[5], line[7]) for line in read} == {("'=t", "'", "'=b", "-0.3")}
 
 
 # --- claims
