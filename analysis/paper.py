@@ -39,11 +39,6 @@ def paper() -> dict[str, Any]:
     return printed_file("tables.yaml")
 
 
-def claims() -> dict[str, Any]:
-    """Numbers of the paper's text."""
-    return printed_file("claims.yaml")
-
-
 def recipes() -> dict[str, Any]:
     """The hyperparameters that the papers print."""
     return printed_file("recipes.yaml")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from analysis.beside import exact_counts, follows
-from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, claims, paper, recipes
+from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, paper, printed_file, recipes
 from analysis.render import Entry, Table
 from runs.record import CONF
 from runs.record.text import plural
@@ -79,7 +79,8 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     over the base model's. Files and latency come from the benchmark of serving, where this machine has done
     it."""
     bench: dict[str, Any] = serving or {"rows": []}
-    rows, of, d_90 = list[Line](), claims()["memory"], claims()["d_90"]
+    of, d_90, latency = (printed_file("claims.yaml")[part] for part in ("memory", "d_90", "latency"))
+    rows = list[Line]()
     exact, users = memory(of["model"], of["rank"]), f"{of['users']:,}"
     for row, name, *printed in (("lora", "LoRA", of["adapter"], of["all"]), ("vera", "VeRA", "-", "-")):
         counts = {"an adapter": 1, f"{users} users": of["users"]}
@@ -107,20 +108,21 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
     if serving:
         where = f"{bench['machine']['name']}, {plural(bench['threads'], 'thread')}, {bench['date']}"
         measured = f"bench-serving: {where}; 64 requests in a batch."
+    rows += _latency(bench, latency)
     header = ["claim", "paper", "here", "status"]
-    return [Table("Claims of the text", header, [*rows, *_latency(bench)], [*notes("claims"), measured])]
+    return [Table("Claims of the text", header, rows, [*notes("claims"), measured])]
 
 
 def _status(printed: str, value: float) -> str:
     return "not printed" if printed == "-" else "as printed" if follows(printed, value) else "DIFFERS"
 
 
-def _latency(bench: dict[str, Any]) -> Iterator[Line]:
+def _latency(bench: dict[str, Any], claims: dict[str, str]) -> Iterator[Line]:
     """The time of a batch with one adapter, merged and not, over the base model's."""
     of = [one | {"at": (one["resident"], one["tokens"])} for one in bench["rows"] if one["part"] == "serving"]
     seconds = {(one["variant"], one["at"]): statistics.median(one["seconds"]) for one in of}
     for way, variant in VARIANTS.items():
-        claim, printed = f"RoBERTa-base, VeRA {way}: time", claims()["latency"].get(way, "-")
+        claim, printed = f"RoBERTa-base, VeRA {way}: time", claims.get(way, "-")
         measured = [(at, taken) for (of_variant, at), taken in seconds.items() if of_variant == variant]
         for at, taken in measured:
             if base := seconds.get(("base model", at)):

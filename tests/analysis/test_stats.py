@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import halves, ledger, of_metric, record, seeds
+from ledgers import halves, ledger, lines, notes, of_metric, record, seeds
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
@@ -27,11 +27,6 @@ def of(*records):
 def compared(*records, row="vera"):
     """The comparisons, a named tuple each."""
     return [*comparisons(of(*records), row).itertuples()]
-
-
-def lines_of(table):
-    """Its rows as text, by column."""
-    return [dict(zip(table.header, row, strict=True)) for row in table.texts]
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median():
@@ -139,18 +134,15 @@ def test_what_a_number_was_measured_on_is_the_same_on_both_sides(change):
 
 def test_statistics_name_what_they_leave_out():
     (table,) = statistics_tables(of(*seeds("vera"), *seeds("vera", lr=4e-2, deviations=("a rate",))))
-    assert any(note.startswith("Left out: 5 runs with other settings") for note in table.notes)
+    assert "Left out: 5 runs with other settings" in notes(table)
     silent = record(seed=2)
     silent["result"]["protocols"]["paper"]["best"] = None
     (table,) = statistics_tables(of(record(), record(seed=1, best=0.7), silent))
-    (line,) = lines_of(table)
-    assert (line["seeds"], line["median"]) == ("2/5", "75.0")
-    assert any("nan: 1 run that finished without the number" in note for note in table.notes)
-    others = [*seeds("vera"), *seeds("lora"), *seeds("full")]
-    for one in others[10:]:
-        one["data"]["content"] = "other"
-    _, table = statistics_tables(of(*others))
-    assert [row[0] for row in table.texts] == ["LoRA r=8"]
+    assert [(line["seeds"], line["median"]) for line in lines(table)] == [("2/5", "75.0")]
+    assert "nan: 1 run that finished without the number" in notes(table)
+    full = [one | {"data": one["data"] | {"content": "other"}} for one in seeds("full")]
+    _, table = statistics_tables(of(*seeds("vera"), *seeds("lora"), *full))
+    assert [line["against"] for line in lines(table)] == ["LoRA r=8"]
     assert table.notes[2].endswith("full on rte.")
 
 
@@ -162,14 +154,14 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     assert (line.wins, line.losses, line.difference) == (2, 0, pytest.approx(0.4))
     told, table = statistics_tables(of(*records))
     # The last epoch's, with two decimals: they lie close
-    assert [line["median"] for line in lines_of(told)] == ["3.44", "3.04"]
-    assert lines_of(table)[0]["difference"] == "+0.40"
+    assert [line["median"] for line in lines(told)] == ["3.44", "3.04"]
+    assert lines(table)[0]["difference"] == "+0.40"
     gone = [record(row, "alpaca", values=(), status="diverged") for row in ("vera", "lora")]
     for r in gone:
         r["result"] |= of_metric("perplexity")
     (line,) = compared(*gone)
     assert (line.differences, line.wins, line.losses) == ((0.0,), 0, 0)
-    assert lines_of(statistics_tables(of(*gone))[0])[0]["median"] == "inf"
+    assert lines(statistics_tables(of(*gone))[0])[0]["median"] == "inf"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +178,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
     ]
     for one in made:
         one["result"]["reported"] = reported
-    (line,) = lines_of(statistics_tables(of(*made))[0])
+    (line,) = lines(statistics_tables(of(*made))[0])
     assert [line[key] for key in ("best", "last", "cross-fitted", "optimism")] == columns
 
 
@@ -216,7 +208,7 @@ def test_rows_are_ranked_over_the_seeds_of_most():
     odd = seeds("bitfit", bests=[0.6] * 5)
     odd[0]["data"] = odd[0]["data"] | {"dev_rows": 5}
     (table,) = ranks(of(*made, *odd, record("full", best=0.9), record("vera", seed=5)))
-    told = [[line[key] for key in ("method", "mean rank", "from the first")] for line in lines_of(table)]
+    told = [[line[key] for key in ("method", "mean rank", "from the first")] for line in lines(table)]
     # Nemenyi's of 3 rows and 5 blocks: 2.343 * sqrt(3 * 4 / (6 * 5)) = 1.48 (Demsar 2006, table 5)
     assert told == [
         *(["VeRA r=1024", "1.0", "-"], ["LoRA r=8", "2.0", "not told apart"], ["head", "3.0", "told apart"])
