@@ -36,8 +36,8 @@ def others() -> pd.DataFrame:
     for source, of in SOURCES.items():
         for part in of["parts"]:
             for row in part["rows"]:
-                scopes = [(key, scope[key]) for scope in (of, part, row) for key in ABOUT if key in scope]
-                about = dict.fromkeys(ABOUT, "") | {key: "" if one is None else one for key, one in scopes}
+                whole = {**of, **part, **row}
+                about = {key: "" if whole.get(key) is None else whole[key] for key in ABOUT}
                 same = about["sites"] in ("", "all-linear" if row["model"] in LLAMAS else "qv")
                 about |= {"source": source, "model": row["model"], "row": row["row"], "same": same}
                 about |= {"like": row["row"] if same else f"{row['row']}_all"}

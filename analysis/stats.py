@@ -25,7 +25,7 @@ from analysis.inference import friedman, improvement, improvement_interval, sign
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
-from runs.command import entry_point, one_of, read, setting
+from runs.command import did_you_mean, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import CONF, INTERVAL_SEEDS, interval_name, median_interval
 from runs.record.text import plural
@@ -252,13 +252,13 @@ def part_of(runs: pd.DataFrame, table: str = "", preset: str = "") -> pd.DataFra
     first. Without a name all of them. Raises UserError for an unknown one."""
     if table in tables.WITHOUT_RECORDS:
         raise UserError(f"{table} is of formulas or recipes, and has no records")
-    if preset:
-        one_of(
-            "preset", preset, sorted({path.stem for path in CONF.glob("experiment/*.yaml")} | {*runs.preset})
-        )
-    elif table:
+    presets = {*runs.preset.dropna(), *(path.stem for path in CONF.glob("experiment/*.yaml"))}
+    if preset and preset not in presets:
+        near = did_you_mean(preset, sorted(presets))
+        raise UserError(f"no preset {preset!r}.{near} They are the files of conf/experiment")
+    if table:
         one_of("table", table, tables.TABLES)
-    else:
+    if not table and not preset:
         return runs
     named = runs[runs.preset == preset] if preset else tables.belonging(table, runs)
     keys = {*zip(named.model, named.task, strict=True)}
