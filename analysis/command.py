@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+
+from analysis.frame import runs
 from runs import command
 from runs.command import OfRecords, did_you_mean, setting
 from runs.errors import UserError
@@ -102,3 +105,13 @@ def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
     others = ledger.records.keys() - records.keys()
     measures = {i: m for i, m in ledger.measures.items() if not others & {one["id"] for one in m["of"]}}
     return replace(ledger, records=records, measures=measures, published=published)
+
+
+def own_and_published(ledger: Ledger) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of this machine, and the published ones. A run that was done here and is published, too, is in
+    both, with the record of each."""
+    own = {i: one for i, one in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
+    twice = {i: one for i, (_, one) in ledger.published.items()}
+    others = {i: one for i, one in ledger.records.items() if i not in own} | twice
+    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
+    return runs(Ledger(own)), runs(Ledger(others, origin))

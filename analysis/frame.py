@@ -45,16 +45,6 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
         return chosen(pd.DataFrame(lines, columns=columns))
 
 
-def own_and_published(ledger: Ledger) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of this machine, and the published ones. A run that was done here and is published, too, is in
-    both, with the record of each."""
-    own = {i: one for i, one in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
-    twice = {i: one for i, (_, one) in ledger.published.items()}
-    others = {i: one for i, one in ledger.records.items() if i not in own} | twice
-    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
-    return runs(Ledger(own)), runs(Ledger(others, origin))
-
-
 # --- which runs are in a cell
 
 

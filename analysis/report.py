@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside, figures, tables
-from analysis.command import open_ledger
+from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
-from analysis.frame import every_variant, own_and_published, reported_cells, runs
+from analysis.frame import every_variant, reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results.findings import findings

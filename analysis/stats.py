@@ -19,8 +19,8 @@ import pandas as pd
 
 from analysis import tables
 from analysis.beside import summary
-from analysis.command import Chosen, open_chosen, row_name
-from analysis.frame import chosen, own_and_published, pairs, reported, reported_cells
+from analysis.command import Chosen, open_chosen, own_and_published, row_name
+from analysis.frame import chosen, pairs, reported, reported_cells
 from analysis.inference import friedman, improvement, improvement_interval, sign_test, smallest_p
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
@@ -145,13 +145,10 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
         # Where every pair says the same, so does every resample, and few pairs have few: no interval
         known = of.better_low < of.better_high and of.pairs >= INTERVAL_SEEDS
         points: Any = {"ids": of.ids, "decimals": of.digits, "sign": True}
-        count, better = (partial(Number, ids=of.ids, **how) for how in ({"form": "count"}, {"decimals": 2}))
+        counts = {"won": of.wins, "lost": of.losses, "equal": of.pairs - of.wins - of.losses}
+        better: Any = partial(Number, decimals=2, ids=of.ids)
         line = {"against": of.other_label, "task": "all tasks" if of.task == "all" else of.task}
-        line |= {
-            "won": count(of.wins),
-            "lost": count(of.losses),
-            "equal": count(of.pairs - of.wins - of.losses),
-        }
+        line |= {key: Number(count, form="count", ids=of.ids) for key, count in counts.items()}
         line["difference"] = of_runs(of.difference, **points)
         line[name] = of_runs(of.low, high=of.high, **points)
         line["p"] = Number(of.p, decimals=3, mark=" (smallest)" * smallest, ids=of.ids)

@@ -52,7 +52,6 @@ BESIDE_THE_SPINE = {
     ),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "files")),
     *(f"analysis.{n}" for n in ("facts", "inference", "notes", "others", "render", "tables.specs")),
-    *(f"analysis.{n}" for n in ("facts", "inference", "notes", "others", "render", "tables.specs")),
 }
 
 

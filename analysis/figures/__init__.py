@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.command import own_and_published
 from analysis.figures import pareto
 from analysis.figures.figure import Figure, Part, save, svg
 from analysis.figures.papers import figure2, figure3, figure4, figure5, figure6
-from analysis.frame import every_variant, own_and_published
+from analysis.frame import every_variant
 from runs.record import Ledger
 
 FIGURES: dict[str, Callable[[Part], list[Figure]]] = {

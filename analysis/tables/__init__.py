@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import every_variant, own_and_published
+from analysis.command import own_and_published
+from analysis.frame import every_variant
 from analysis.notes import unfinished
 from analysis.render import Table
 from analysis.tables.build import build, of_paper

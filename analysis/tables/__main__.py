@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, row_name, words
+from analysis.command import OfVariants, open_chosen, own_and_published, row_name, words
 from analysis.facts import NAMES, NUMBERS
-from analysis.frame import own_and_published
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make

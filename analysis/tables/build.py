@@ -66,8 +66,8 @@ class _Model:
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
         self.ours, self.used, self.lines = dict[str, list[Own]](), set[str](), list[dict[str, Entry]]()
-        for (row, *_), of in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
-            self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples(index=False)})
+        for (row, *_), line in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
+            self.ours.setdefault(row, []).append({cell.column: cell for cell in line.itertuples(index=False)})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
         if shown and view.select != "paper":  # others are beside their own choice of the epoch
             made = spec.cells(replace(view, select="paper", runs=runs))
@@ -98,16 +98,16 @@ class _Model:
         found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
         had = {key for line in lines for key, entry in line.items() if isinstance(entry, Number)}
         more = [of for of in self.more if of.key in had or not of.optional]
-        header = dict.fromkeys(spec.head) | self.columns | ({"avg": "Avg"} if self.averaged else {})
-        header |= {of.key: of.name for of in more} | dict.fromkeys(spec.tail)
+        header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
+        header |= {of.key: of.name for of in more} | {of: of for of in spec.tail}
         task_of = dict(zip(self.made.column, self.made.task, strict=True))
-        tasks = {label: task_of.get(of, of) for of, label in self.columns.items()}
+        tasks: dict[str, str] = {label: task_of.get(of, of) for of, label in self.columns.items()}
         if spec.tasks:
             labels = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
             tasks = {label: task for task, label in labels.items()}
         return Table(
             f"{title}{whose}",
-            [label or name for name, label in header.items()],
+            [*header.values()],
             [[line.get(name, "") for name in header] for line in lines],
             [*found, *(note for of in more for note in of.notes)],
             model,

@@ -358,20 +358,17 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
     """A part of specs.yaml, with the names of models and columns, and the decimals of these."""
 
     def named(of: Any) -> dict[str, Any]:
-        every = printed_file("names.yaml") if isinstance(of, str) else NAMED
+        names: dict[str, Any] = printed_file("names.yaml")[of] if isinstance(of, str) else NAMED
         return (
-            every[of]
-            if isinstance(of, str)
-            else of
-            if isinstance(of, dict)
-            else {key: every[key] for key in of}
+            {key: names[key] for key in of} if isinstance(of, list) else of if isinstance(of, dict) else names
         )
 
     columns = {key: of if isinstance(of, list) else [of, 1] for key, of in named(part["columns"]).items()}
     first = [*part["names"]] if part["first"] == [] else part["first"]
     part |= {"name": name, "models": named(part["models"]), "first": first}
     part["columns"], part["decimals"] = ({key: of[i] for key, of in columns.items()} for i in (0, 1))
-    return globals()[part["kind"]](**part)  # type: ignore[no-any-return]
+    made: Spec = globals()[part["kind"]](**part)
+    return made
 
 
 @cache

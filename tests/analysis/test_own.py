@@ -4,8 +4,8 @@ import pytest
 from ledgers import ledger, record, seeds
 
 from analysis import tables
-from analysis.command import only, open_ledger
-from analysis.frame import cells, own_and_published, runs
+from analysis.command import only, open_ledger, own_and_published
+from analysis.frame import cells, runs
 from analysis.notes import deviations, measured_unlike, parts_of_data
 from analysis.tables.__main__ import main
 from runs.errors import UserError
