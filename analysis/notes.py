@@ -78,11 +78,8 @@ def parts_of_data(runs: pd.DataFrame) -> list[str]:
 
 def measured(runs: pd.DataFrame) -> dict[str, str]:
     """How the rows of a model and task were measured, in words, by row; "" where all were measured alike."""
-    facts = runs.drop_duplicates("row").set_index("row")[
-        ["protocol", "train_rows", "dev_rows", "data", "reported"]
-    ]
+    facts = runs.drop_duplicates("row").set_index("row")[[*MEASURED]].rename(columns=MEASURED)
     facts["data"] = facts.data.map(lambda data: str(data).rpartition(":")[2][:8])
-    facts = facts.astype({"train_rows": int, "dev_rows": int}).set_axis(MEASURED, axis=1)
     return distinctions(facts.to_dict("index"))
 
 
