@@ -10,6 +10,7 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from ledgers import apart, halves, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
@@ -20,8 +21,9 @@ from analysis.render import TIDY, Number, Table, escape, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.formulas import memory
+from analysis.tables.specs import specs
 from runs.errors import UserError
-from runs.record import Ledger, read_ledger, write_record
+from runs.record import ROOT, Ledger, read_ledger, write_record
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -507,6 +509,13 @@ def test_a_column_is_added_by_one_line(monkeypatch):
         one["cost"]["energy_wh"] = 10.0 * seed
     table = tables.make("table2", ledger(*of), columns=["energy_wh"])[0]
     assert entry(table, "energy_wh").value == 10.0
+
+
+def test_every_key_of_a_table_is_one_that_is_read():
+    parts = [vars(spec) for parts in specs().values() for spec in parts]
+    defaults = yaml.safe_load((ROOT / "analysis" / "tables" / "specs.yaml").read_text())["defaults"]
+    assert {*specs()} == {"", *tables.TABLES} - {*tables.WITHOUT_RECORDS}
+    assert all(part.keys() <= {*defaults, "runs", "bench", "name", "decimals"} for part in parts)
 
 
 def test_latex_is_booktabs():
