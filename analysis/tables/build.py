@@ -53,7 +53,7 @@ class _Model:
     def __init__(self, spec: Spec, view: View, model: str, every: pd.DataFrame, *of: pd.DataFrame) -> None:
         self.spec, self.view, self.model, (runs, made, self.paper) = spec, view, model, of
         self.runs = runs
-        self.papers, self.columns = model in spec.models, dict(spec.columns)
+        self.papers, self.columns = model in spec.models, dict[str, str](spec.columns)
         if not spec.tasks:  # columns are tasks: the paper's, and those that have run
             known = made[made.row != "vera"][: 0 if self.papers else None] if spec.ablation else made
             ran = dict(zip(known.column, known.column_label, strict=True))
@@ -100,8 +100,8 @@ class _Model:
         more = [of for of in self.more if of.key in had or not of.optional]
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
         header |= {of.key: of.name for of in more} | {of: of for of in spec.tail}
-        task_of = dict(zip(self.made.column, self.made.task, strict=True))
-        tasks: dict[str, str] = {label: task_of.get(of, of) for of, label in self.columns.items()}
+        task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
+        tasks = {label: task_of.get(of, of) for of, label in self.columns.items()}
         if spec.tasks:
             labels = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
             tasks = {label: task for task, label in labels.items()}
