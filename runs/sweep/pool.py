@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from runs import gpus
 from runs.errors import Stop, UserError
@@ -40,11 +40,11 @@ GRACE = 60
 
 class Job:
     """A run of a sweep. head: how its lines begin, with its number and what tells it from the others. record,
-    log: paths."""
+    log: paths. saved, tries: what a killed process of it had saved, and how often one was killed since."""
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
         self.head, self.run, self.id, self.output = head, run, run_id, str(run.config["output"])
-        self.record = record_path(self.output, run_id)
+        self.record, self.saved, self.tries = record_path(self.output, run_id), list[Any](), 0
         self.log = str(run_folder(self.output, run_id) / "log.txt")
 
     @property
@@ -179,13 +179,14 @@ def places(device: str, runs_per_device: int, every: bool) -> list[Place]:
 
 
 class Process:
-    """A run's process. alone: a user's mistake leaves no record. visible: the run's CUDA_VISIBLE_DEVICES,
-    where they are not this process's. ready: what multiprocessing.connection.wait waits for."""
+    """A run's process, at a place. alone: a user's mistake leaves no record. ready: what
+    multiprocessing.connection.wait waits for."""
 
-    def __init__(self, run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None) -> None:
+    def __init__(self, place: Place, job: Job, tracking: Tracking, alone: bool) -> None:
+        self.place, self.job, self.since = place, job, time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
-        work = (run, run_id, tracking, alone, visible, sender)
+        work = (job.run, job.id, tracking, alone, place.name, sender)
         self.child: Any = context.Process(target=_child, args=work, daemon=True)
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
             self.child.start()
@@ -212,7 +213,8 @@ class Process:
 def _child(
     run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None, sender: connection.Connection
 ) -> None:
-    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
+    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended.
+    visible: the run's CUDA_VISIBLE_DEVICES, where they are not this process's."""
     if visible is not None:  # the server may be older than the lock on a device
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
@@ -244,22 +246,13 @@ def _log_into(run: Run, run_id: str) -> None:
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
 
 
-#: A run whose process is on.
-class Running(NamedTuple):
-    place: Place
-    job: Job
-    process: Process
-    since: float
-
-
 class Pool:
     """Does a sweep's runs in processes of their own, as many at once as there are places. alone: whether this
     is the one run of a command, in which a user's mistake is raised (UserError) and leaves no record."""
 
     def __init__(self, sweep: Sweep, places: Sequence[Place], alone: bool = False) -> None:
-        self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Running]()
+        self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Process]()
         self.signal = 0  # the one that asked for an end
-        self._tries: dict[str, tuple[object, int]] = {}  # by run: what it had saved, and tries since
         self._idle = time.monotonic()  # since when nothing is on here; infinity once that was said
 
     def go(self, others: Callable[[], bool] = lambda: True) -> None:
@@ -286,31 +279,30 @@ class Pool:
 
     def _finish_elsewhere(self) -> None:
         """Finishes the runs that another process has done."""
-        on = [running.job for running in self.running]
+        on = [process.job for process in self.running]
         for job in [job for job in self.sweep.pending if job not in on]:
             if self.sweep.finish(job, 0.0) and self.places:  # else it is of this command's workers
                 self.sweep.send_to_agent(job)
 
     def _start(self) -> bool:
         """Starts a run at each free place. Returns whether runs are on."""
-        taken = [running.place for running in self.running]
+        taken = [process.place for process in self.running]
         for place in [place for place in self.places if place not in taken and place.take()]:
-            on, left = [running.job for running in self.running], [job.run for job in self.sweep.pending]
+            on, left = [process.job for process in self.running], [job.run for job in self.sweep.pending]
             # Another run that one starts from comes first
             free = (job for job in self.sweep.pending if job not in on and job.run.start not in left)
             job = next((job for job in free if not job.lock.is_held()), None)
             if job and not self.signal:
-                process = Process(job.run, job.id, self.sweep.tracking_of(job), self.alone, place.name)
-                self.running.append(Running(place, job, process, time.monotonic()))
+                self.running.append(Process(place, job, self.sweep.tracking_of(job), self.alone))
         return bool(self.running)
 
     def _look(self, seconds: float) -> None:
         """Waits for the end of a process, and shows how far the runs are."""
-        ended = connection.wait([running.process.ready for running in self.running], seconds)
-        for running in [running for running in self.running if running.process.ready in ended]:
-            self.running.remove(running)
-            self._ended(running)
-        pending, on = self.sweep.pending, [running.job for running in self.running]
+        ended = connection.wait([process.ready for process in self.running], seconds)
+        for process in [process for process in self.running if process.ready in ended]:
+            self.running.remove(process)
+            self._ended(process)
+        pending, on = self.sweep.pending, [process.job for process in self.running]
         if on := on if self.places else [job for job in pending if job.lock.is_held()]:
             self._idle = time.monotonic()
             self.sweep.display.show(
@@ -320,21 +312,19 @@ class Pool:
             self._idle, holder = float("inf"), pending[0].lock.holder()
             self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
 
-    def _ended(self, running: Running) -> None:
+    def _ended(self, process: Process) -> None:
         """Finishes a run whose process has ended, or leaves it pending for another try."""
-        job, (how, error) = running.job, running.process.ended()
+        job, (how, error) = process.job, process.ended()
         if how == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
-        seconds = time.monotonic() - running.since
-        finished = self.sweep.finish(job, seconds, error if how == FAILED else "")
+        finished = self.sweep.finish(job, time.monotonic() - process.since, error if how == FAILED else "")
         if finished and how == BUSY:  # another process did it, while this one was to begin
             self.sweep.send_to_agent(job)
         if finished or how != KILLED or self.signal:
             return
-        before, count = self._tries.get(job.id, (None, 0))
-        now = saved(job.output, job.id)
-        self._tries[job.id] = now, count + 1 if now == before else 1
-        again, lock = self._tries[job.id][1] <= RETRIES, job.lock
+        before, job.saved = job.saved, saved(job.output, job.id)
+        job.tries = job.tries + 1 if job.saved == before else 1
+        again, lock = job.tries <= RETRIES, job.lock
         self.sweep.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
         if not again and lock.take():
             with contextlib.suppress(OSError):  # a full disk: it is tried again after all
@@ -343,8 +333,8 @@ class Pool:
 
     def _stop(self, number: int, frame: Any = None) -> None:
         self.signal = number
-        for running in self.running:
-            running.process.signal(signal.SIGTERM)
+        for process in self.running:
+            process.signal(signal.SIGTERM)
 
     def _end(self) -> None:
         """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
@@ -356,5 +346,5 @@ class Pool:
                 self._stop(self.signal)  # again, for a process that had not set its handler yet
                 self._look(1.0)
         finally:
-            for running in self.running:
-                running.process.signal(signal.SIGKILL)
+            for process in self.running:
+                process.signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from running import ROOT, call, call_here
+from running import ROOT, call_here
 
 from runs import command
 from runs.command import COMPOSING, Common, OfRecords, entry_point, read, setting
@@ -189,6 +189,9 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
             entry_point(raising(error))
     assert ended(raising(KeyboardInterrupt()), monkeypatch) == 130
     assert capsys.readouterr().err.startswith("\ninterrupted. ")
+    for key in ("RANK", "LOCAL_RANK"):  # of torchrun's processes the first one prints
+        monkeypatch.setenv(key, "1")
+    assert (ended(raising(UserError("a b")), monkeypatch), *capsys.readouterr()) == (2, "", "")
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], ["odd"]), (["default"], ["changes", "odd"])])
@@ -227,14 +230,6 @@ def test_a_reader_that_has_seen_enough_hears_no_complaint(words, both):
         process.stdout.close()
         assert both or process.stderr.read() == ""
         assert process.wait(120) in (0, 141)
-
-
-@pytest.mark.usefixtures("process")
-def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    (path := tmp_path / "file").touch()
-    done = call("analysis.report", f"output={path}", check=2)
-    assert done.stderr.splitlines()[-1] == f"error: {path}: File exists"
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("process")

@@ -317,32 +317,6 @@ def test_a_word_is_a_change_where_it_says_something_else_than_the_recipe_that_is
     assert run.changed == [of_model]
 
 
-@pytest.mark.slow  # a composition for each of VeRA's rows
-def test_the_ablations_are_the_papers():
-    """Table 6's and 7's settings, and nothing else, differ from the row vera."""
-    others = ("vera_plus", "vera_all")  # of other papers
-    rows = [row for row in choices("method") if row.startswith("vera") and not row.startswith(others)]
-    settings = {row: expand([f"method={row}"])[0].method for row in rows}
-    differences = {
-        row: {key: value for key, value in found.items() if settings["vera"][key] != value}
-        for row, found in settings.items()
-    }
-    assert differences == {
-        "vera": {},
-        "vera_only_b": {"vectors": ["b"]},
-        "vera_only_d": {"vectors": ["d"], "d_init": 0.0},
-        "vera_kaiming_normal": {"init": "kaiming_normal"},
-        "vera_uniform": {"init": "uniform"},
-        "vera_d_init_1": {"d_init": 1.0},
-        "vera_d_init_1e-7": {"d_init": 1e-7},
-        "vera_unique": {"projections": "unique"},
-        "vera_by_shape": {"projections": "by_shape"},
-        "vera_redrawn": {},  # with seed 0
-        **{f"vera_r{rank}": {"rank": rank} for rank in (1, 4, 16, 64, 1024)},  # figure 2; 64: table 12, too
-        "vera_r256": {},  # table 13, of MiniLM's own rank
-    }
-
-
 def test_each_method_of_peft_is_a_row_of_its_own():
     (run,) = expand(["method=peft", "method.config_class=IA3Config"])
     assert (run.row, run.config["method"]["label"]) == ("peft_ia3", "IA3")

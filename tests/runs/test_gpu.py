@@ -139,16 +139,12 @@ def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words
     others = pool.places("auto", 1, every=True)
     assert all(place.take() for place in others)
 
-    class Process:
-        ready = None
+    def process(place, job, *_):
+        seen.append((job.run.seed, place.name))
+        end = ("failed", "it broke")
+        return SimpleNamespace(place=place, job=job, since=0, ready=None, ended=lambda: end)
 
-        def __init__(self, run, run_id, tracking, alone, visible):
-            seen.append((run.seed, visible))
-
-        def ended(self):
-            return "failed", "it broke"
-
-    monkeypatch.setattr(pool, "Process", Process)
+    monkeypatch.setattr(pool, "Process", process)
     monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: others[1].release() or ready)
     todo = pool.Sweep([pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], Tracking("off"))
     pool.Pool(todo, pool.places("auto", 1, every=True)).go()

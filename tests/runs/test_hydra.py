@@ -51,7 +51,6 @@ method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
 ~recipe | 1 vera
 train.lr_head=${train.lr} | 1 vera
 output=${oc.env:HOME}/x | 1 vera
-seed=shuffle(0,1) | 2 vera
 """
 
 

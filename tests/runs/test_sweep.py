@@ -185,9 +185,10 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(endings, 
     """saves: this process, killed like those around it, has saved more than there was."""
     coming, made = iter(endings.split()), []
 
-    def process(*_):
+    def process(place, job, *_):
         made.append(how := next(coming))
-        return SimpleNamespace(ready=None, ended=lambda: (how.replace("saves", "killed"), f"ended by {how}"))
+        end = (how.replace("saves", "killed"), f"ended by {how}")
+        return SimpleNamespace(place=place, job=job, since=0, ready=None, ended=lambda: end)
 
     monkeypatch.setattr(pool, "Process", process)
     monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
