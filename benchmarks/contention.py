@@ -14,7 +14,6 @@ from pathlib import Path
 from benchmarks.timing import Row, interleaved
 from runs import SPINNING
 from runs.errors import UserError
-from tasks.parent import tied
 
 #: How threads wait: GCC's OpenMP turns a loop 300,000 times by default before a thread sleeps.
 WAITS = {
@@ -47,7 +46,7 @@ def _epoch(folder: str, seeds: Iterator[int], waits: dict[str, str], busy: int) 
     command += ["tracking=off", "train.epochs=1", f"seed={next(seeds)}", f"output={folder}", "table=false"]
     env = {name: value for name, value in os.environ.items() if name not in NAMES} | waits
     with busy_processes(busy):
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, **tied())
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"the run that is timed failed: {done.stderr.strip().splitlines()[-1:]}")
     latest = max(Path(folder).glob("records/*.json"), key=lambda path: path.stat().st_mtime)
@@ -57,8 +56,9 @@ def _epoch(folder: str, seeds: Iterator[int], waits: dict[str, str], busy: int) 
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """So many processes that compute without end, as long as this lasts."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"], **tied()) for _ in range(count)]
+    """So many processes that compute, as long as this lasts."""
+    code = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # none outlives this process
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:
         yield others
     finally:

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.models import DEVICE, SHAPES, Shape, base_model, batch_of, stepper, variant
 from benchmarks.timing import Row, interleaved
+from runs.fork_server import end_with
 from runs.training.result import peak_memory
-from tasks.parent import end_with
 
 #: What each step's time is divided by.
 REFERENCE = "peft LoRA r=8"

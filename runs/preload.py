@@ -12,7 +12,7 @@ import os
 import warnings
 
 from runs import NO_BARS, PARENT, SEVERAL
-from tasks.parent import end_with, tie_forks
+from runs.fork_server import end_with, tie_forks
 
 if PARENT in os.environ:
     end_with(int(os.environ[PARENT]))

@@ -139,13 +139,3 @@ def test_a_run_ends_with_the_server_even_before_it_has_begun(family, light):
     os.kill(server, signal.SIGKILL)
     assert parent.process.stdout.readline() == "255\n"
     wait_for(lambda: run not in parent.members(), PATIENCE)
-
-
-def test_nobody_ends_with_the_tracker_of_shared_memory(family, light):
-    parent = family(RUNS.replace("(60,)", "(1,)"))
-    parent.process.stdout.readline()
-    for pid in parent.members("resource_tracker"):
-        os.kill(pid, signal.SIGKILL)
-    assert parent.process.stdout.readline() == "0\n"
-    parent.kill()
-    parent.assert_gone()
