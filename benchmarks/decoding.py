@@ -7,8 +7,7 @@ import torch
 
 from benchmarks.models import DEVICE
 from benchmarks.timing import Row, interleaved
-from tasks.beam import Search, beam_search
-from tasks.e2e import transformers_search
+from tasks.beam import Search, beam_search, transformers_search
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
 MODELS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
@@ -26,11 +25,9 @@ def decoding(full: bool) -> list[Row]:
         model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
         lengths = torch.randint(20, 50, (count,)).tolist()
         prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths]
-        how = {"beams": 10, "length_penalty": [0.9], "no_repeat_ngram": 4, "max_new_tokens": steps}
-        ends = (shape["vocab_size"],)  # no token of the vocabulary
-        search = Search(10, (0.9,), 4, steps, ends)
+        search = Search(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))  # no token of the vocabulary
         work = {
-            "model.generate": partial(transformers_search, model, prompts, how, ends),
+            "model.generate": partial(transformers_search, model, prompts, search),
             "this project's search": partial(beam_search, model, prompts, search),
         }
         rows += interleaved(work, 3, {"part": "decoding", "model": label, "items": count, "steps": steps})

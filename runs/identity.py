@@ -26,8 +26,7 @@ from runs.record import (
 )
 from runs.run import Run
 from runs.shared_files import MISSING, check_kept, digest, file_hash
-from tasks.fetch import cache_folder
-from tasks.fetch.hub import content
+from tasks.fetch import cache_folder, content
 from tasks.files import stamp
 
 #: The contents of the models and data sets that were read, by their settings.

@@ -165,3 +165,30 @@ def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
     # A token may end several n-grams: all that write its logit have to write the same.
     banned = ((tokens.unsqueeze(2) == tokens.unsqueeze(1)) & repeats.unsqueeze(1)).any(-1)
     logits.scatter_(1, tokens, logits.gather(1, tokens).masked_fill(banned, -torch.inf))
+
+
+def transformers_search(
+    model: Any, prompts: Sequence[Sequence[int]], search: Search
+) -> list[list[list[int]]]:
+    """transformers' own beam search. It bans the prompt's n-grams too, and replaces beams that have ended."""
+    from transformers import GenerationConfig
+
+    ids, mask = left_padded(prompts, next(model.parameters()).device)
+    by_penalty, own = [], model.generation_config
+    for penalty in search.penalties:
+        # In place of the model's own, whose file is no part of a run's id
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            num_beams=search.beams,
+            length_penalty=penalty,
+            no_repeat_ngram_size=search.no_repeat_ngram,
+            max_new_tokens=search.max_new_tokens,
+            eos_token_id=list(search.ends),
+            pad_token_id=0,
+            do_sample=False,
+        )
+        try:
+            output = model.generate(input_ids=ids, attention_mask=mask)
+        finally:
+            model.generation_config = own
+        by_penalty.append(output[:, ids.shape[1] :].tolist())
+    return [list(texts) for texts in zip(*by_penalty, strict=True)]

@@ -20,7 +20,7 @@ from tasks.base import DataError, Decoding, Source, block, check, first_line, fi
 from tasks.continuations import Continuations
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
-from tasks.fetch.hub import content, data_folder
+from tasks.fetch import content, data_folder
 from tasks.forgetting import fixed_text
 
 PROTOCOL = 1
@@ -97,7 +97,7 @@ class E2ETask(Continuations, Decoding):
 
     def rehearse(self, model: Any) -> None:
         try:
-            self._search(model, self._prompts[:1], {**self.how, "max_new_tokens": 2})
+            self._search(model, self._prompts[:1], 2)
         except Exception as error:
             # A model's own code raises anything, for lack of a cache or of an argument
             mend = "task.decode=none trains without"
@@ -105,18 +105,17 @@ class E2ETask(Continuations, Decoding):
             raise DataError(f"{self.name}: {reason}. {mend}") from None
 
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        decoded = self._search(model, [self._prompts[i] for i in indices], self.how)
+        decoded = self._search(model, [self._prompts[i] for i in indices], self.how["max_new_tokens"])
         return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in decoded]
 
-    def _search(self, model: Any, prompts: list[list[int]], how: Any) -> list[list[list[int]]]:
+    def _search(self, model: Any, prompts: list[list[int]], steps: int) -> list[list[list[int]]]:
         """Token ids for each prompt and length penalty."""
-        if how["search"] == "transformers":
-            return transformers_search(model, prompts, how, self.ends)
-        from tasks.beam import Search, beam_search  # imports torch, which a plan does not need
+        from tasks import beam  # imports torch, which a plan does not need
 
-        penalties = tuple(map(float, how["length_penalty"]))
-        search = Search(how["beams"], penalties, how["no_repeat_ngram"], how["max_new_tokens"], self.ends)
-        return beam_search(model, prompts, search)
+        how, penalties = self.how, tuple(map(float, self.how["length_penalty"]))
+        search = beam.Search(how["beams"], penalties, how["no_repeat_ngram"], steps, self.ends)
+        by = beam.beam_search if how["search"] == "lora" else beam.transformers_search
+        return by(model, prompts, search)
 
     def _text(self, ids: list[int]) -> str:
         """The text before the first end token and the first blank line."""
@@ -134,35 +133,6 @@ class E2ETask(Continuations, Decoding):
         for name, lines in texts.items():
             content = "".join(f"{' '.join(line.split())}\n" for line in lines)
             (folder / f"{name}.txt").write_text(content, encoding="utf-8")
-
-
-def transformers_search(
-    model: Any, prompts: list[list[int]], how: Any, ends: Sequence[int]
-) -> list[list[list[int]]]:
-    """transformers' own beam search. It bans the prompt's n-grams too, and replaces beams that have ended."""
-    from transformers import GenerationConfig
-
-    from tasks.beam import left_padded
-
-    ids, mask = left_padded(prompts, next(model.parameters()).device)
-    by_penalty, own = [], model.generation_config
-    for penalty in how["length_penalty"]:
-        # In place of the model's own, whose file is no part of a run's id
-        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-            num_beams=how["beams"],
-            length_penalty=float(penalty),
-            no_repeat_ngram_size=how["no_repeat_ngram"],
-            max_new_tokens=how["max_new_tokens"],
-            eos_token_id=list(ends),
-            pad_token_id=0,
-            do_sample=False,
-        )
-        try:
-            output = model.generate(input_ids=ids, attention_mask=mask)
-        finally:
-            model.generation_config = own
-        by_penalty.append(output[:, ids.shape[1] :].tolist())
-    return [list(texts) for texts in zip(*by_penalty, strict=True)]
 
 
 # --- rows

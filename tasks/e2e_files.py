@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
-from tasks.files import only_file, open_text
+from tasks.files import open_text, split_files
 from tasks.text import read_csv, read_parquet
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
@@ -22,11 +22,19 @@ KEYS = {
     "familyFriendly": "family friendly",
     "near": "near",
 }
-#: The name of each split's file: the challenge's, microsoft/LoRA's, and on the hub.
+#: Each split's file: the challenge's, microsoft/LoRA's, and the hub's parquet file of a split, such as
+#: validation-00000.parquet or default/validation/0000.parquet.
 FILES = {
-    "train": ("trainset.csv", "train.txt", "train"),
-    "dev": ("devset.csv", "valid.txt", "validation"),
-    "test": ("testset_w_refs.csv", "test.txt", "test"),
+    split: (
+        csv,
+        text,
+        *(f"{folder}{name}" for folder in ("", "*/") for name in (f"{hub}*.parquet", f"{hub}/*.parquet")),
+    )
+    for split, csv, text, hub in (
+        ("train", "trainset.csv", "train.txt", "train"),
+        ("dev", "devset.csv", "valid.txt", "validation"),
+        ("test", "testset_w_refs.csv", "test.txt", "test"),
+    )
 }
 #: Tokens of microsoft/LoRA's valid.txt that its test.txt writes differently.
 OTHERWISE = '"isn \'t", "20- £ 25"'
@@ -36,31 +44,8 @@ Pair = tuple[str, str]
 
 
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split, all with the challenge's names, or LoRA's, or the hub's."""
-    if folder.is_file():
-        raise DataError(f"{folder}: a file: task.data_dir takes the folder that holds it")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder (task.data_dir)")
-    splits = [split for split in FILES if split != "test" or decode == "test"]
-    missing: list[str] = []
-    for style in range(3):
-        paths = {split: _file(folder, FILES[split][style]) for split in splits}
-        files = {split: path for split, path in paths.items() if path}
-        if len(files) == len(splits):
-            return files
-        if files:
-            missing += [FILES[split][style] for split in splits if split not in files]
-    if missing:
-        raise DataError(f"{folder / missing[0]}: no such file")
-    styles = " or ".join(", ".join(FILES[split][style] for split in splits) for style in range(2))
-    raise DataError(f"{folder}: holds neither {styles}, nor the hub's parquet files (task.data_dir)")
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    """A file by its name, or the hub's parquet file of a split: validation-00000.parquet,
-    default/validation/0000.parquet."""
-    inner = (f"{name}*.parquet", f"{name}/*.parquet")
-    return only_file(folder, *([name] if "." in name else [*inner, *(f"*/{pattern}" for pattern in inner)]))
+    """The file of each split; of the test set only where it is decoded."""
+    return split_files({k: names for k, names in FILES.items() if k != "test" or decode == "test"}, folder)
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:

@@ -4,9 +4,9 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -76,6 +76,23 @@ def stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return -1, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+def split_files(patterns: Mapping[str, Sequence[str]], *folders: Path) -> dict[str, Path]:
+    """The file of each split by its patterns (see `only_file`), from the first folder that has one. Raises
+    DataError where the first is no folder, or a split has no file."""
+    if not folders[0].is_dir():
+        problem = "a file: give the folder that holds it" if folders[0].is_file() else "no such folder"
+        raise DataError(f"{folders[0]}: {problem} (task.data_dir)")
+    where: Any = " or ".join(map(str, folders))
+    for folder in folders:
+        found = {split: only_file(folder, *of_split) for split, of_split in patterns.items()}
+        if any(found.values()):
+            where = folder
+            break
+    if missing := [" or ".join(patterns[split][:3]) for split, path in found.items() if not path]:
+        raise DataError(f"{where}: no {missing[0]} (task.data_dir)")
+    return {split: path for split, path in found.items() if path}
 
 
 def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError
-from tasks.fetch.hub import snapshot
+from tasks.fetch import snapshot
 from tasks.files import open_text
 
 KEY = "forgetting_text"
@@ -70,33 +70,14 @@ def fixed_text(settings: Mapping[str, Any]) -> FixedText | None:
     where = settings.get(KEY)
     if where == "none":
         return None
-    if where is None:
-        return FixedText("shipped", _read(OWN_TEXT, "the text of this project"))
-    if where.startswith("hub:"):
-        return FixedText(where, _read(_fetched(where), where))
-    path = Path(where)
+    of_hub = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)/([^@*?\[]+)(?:@([\w./-]+))?", where or "")
+    path, name = (OWN_TEXT, "shipped") if where is None else (Path(where), Path(where).name)
+    if of_hub:
+        repo, file, revision = of_hub.groups()
+        instead = f"Give a local copy: task.{KEY}=/where/{Path(file).name}"
+        path, name = snapshot(repo, revision, [file], "dataset", instead) / file, str(where)
     if not path.is_file():
-        raise DataError(f"task.{KEY}={where}: no such file (a path, hub:OWNER/NAME/FILE, null or none)")
-    return FixedText(path.name, _read(path, where))
-
-
-def _read(path: Path, where: str) -> str:
-    """A text with \\n at the ends of its lines, as hashes count it."""
-    try:
-        with open_text(path) as file:
-            return file.read().replace("\r\n", "\n")
-    except DataError as error:
-        raise DataError(f"{error} (task.{KEY}={where})") from None
-
-
-def _fetched(where: str) -> Path:
-    """The local copy of a file on the hub."""
-    parts = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)/([^@*?\[]+)(?:@([\w./-]+))?", where)
-    if parts is None:
-        raise DataError(f"task.{KEY}={where}: should be hub:OWNER/NAME/FILE, with @REVISION to pin it")
-    repo, name, revision = parts.groups()
-    instead = f"Give a local copy: task.{KEY}=/where/{Path(name).name}"
-    path = snapshot(repo, revision, [name], "dataset", instead) / name
-    if not path.is_file():
-        raise DataError(f"task.{KEY}={where}: the data set {repo} has no file {name}")
-    return path
+        forms = "a path, hub:OWNER/NAME/FILE with @REVISION to pin it, null or none"
+        raise DataError(f"task.{KEY}={where}: no such file ({forms})")
+    with open_text(path) as opened:
+        return FixedText(name, opened.read().replace("\r\n", "\n"))  # as hashes count it

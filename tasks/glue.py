@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
-from tasks.fetch.hub import content, data_folder
-from tasks.files import only_file
+from tasks.fetch import content, data_folder
+from tasks.files import split_files
 from tasks.text import TSV, TextTask, parse_label, read_csv, read_parquet
 
 PROTOCOL = 1
@@ -130,24 +130,13 @@ def _spec(name: str) -> Spec:
 def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
     """The train and dev file. data_dir: the task's own folder, or the one that holds all tasks."""
     spec = _spec(name)
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder (task.data_dir)")
     # A split's file as GLUE has it, as the hub has it, and by GLUE's name in the hub's format
     hub_dev = spec.dev.replace("dev", "validation")
     patterns = {
         "train": ("train.tsv", "train*.parquet"),
         "dev": (f"{spec.dev}.tsv", f"{hub_dev}*.parquet", f"{spec.dev}.parquet"),
     }
-    for folder in (data_dir, data_dir / spec.folder, data_dir / name):
-        found = {split: only_file(folder, *names) for split, names in patterns.items()}
-        files = {split: path for split, path in found.items() if path}
-        if len(files) == 2:
-            return files
-        # A folder with one of the two files, or with the task's name, is the right one
-        if files or (folder.is_dir() and folder.name in (spec.folder, name)):
-            missing = spec.dev if "train" in files else "train"
-            raise DataError(f"{folder / missing}.tsv: no such file (or the hub's parquet)")
-    raise DataError(f"{data_dir}: holds no train.tsv and no folder {spec.folder} (task.data_dir)")
+    return split_files(patterns, data_dir, data_dir / spec.folder, data_dir / name)
 
 
 def _read(path: Path, spec: Spec) -> Rows:

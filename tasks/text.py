@@ -30,7 +30,7 @@ from tasks.base import (
     quoted,
     require_columns,
 )
-from tasks.fetch.hub import content
+from tasks.fetch import content
 from tasks.files import open_text
 
 PROTOCOL = 1

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +11,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What the server does with one request. Status 0: it drops the connection, in the middle of the body if
-    there is one."""
+    """What the server does with one request. Status 0: it drops the connection."""
 
     text: str = ""
     status: int = 200
@@ -26,101 +24,78 @@ def score(value: float | str) -> Reply:
     return Reply(f"A fair answer, as far as it goes. Rating: [[{value}]]")
 
 
-def error(status: int, words: str = "no", code: str | None = None, **headers: str) -> Reply:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status=status, headers=names, body={"error": {"message": words, "type": "t", "code": code}})
+def error(status: int, words: str = "no", code: str | None = None) -> Reply:
+    body = {"error": {"message": words, "type": "t", "code": code}}
+    return Reply(status=status, headers={"retry-after": "0.01"}, body=body)
 
 
 DROP = Reply(status=0)
 
 
-class JudgeServer:
+class JudgeServer(ThreadingHTTPServer):
     """In a with block it listens at `url`. `answer(prompt, nth)` says what to do with the nth request for a
-    prompt, from 1.
+    prompt, from 1. A prompt is the text of its last message.
 
-    A prompt is the text of its last message. `requests` are the bodies in order, with times in `times`;
-    `paid` counts the chat completions by prompt that were sent in full."""
+    `requests` are the bodies in order; `keys` those that came with them; `paid` counts the chat completions
+    by prompt that were sent in full; `busiest` is the most that were here at once."""
+
+    daemon_threads = True
 
     def __init__(self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score(7)):
-        self.answer = answer
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer, self.url = answer, f"http://127.0.0.1:{self.server_port}/v1"
         self.requests: list[dict] = []
-        self.times: list[float] = []
         self.keys: set[str] = set()
         self.paid: Counter[str] = Counter()
-        self.busiest = 0
-        self._now = 0
-        self._lock, self._closing = threading.Lock(), threading.Event()
-
-    def __enter__(self) -> "JudgeServer":
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                server._serve(self)
-
-            def log_message(self, *_) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
+        self.busiest = self.now = 0
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def __exit__(self, *_) -> None:
-        self._closing.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
 
-    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: JudgeServer
+
+    def do_POST(self) -> None:
+        judge = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = request["messages"][-1]["content"]
-        with self._lock:
-            self.requests.append(request)
-            self.times.append(time.monotonic())
-            self.keys.add(handler.headers["Authorization"])
-            self._now += 1
-            self.busiest = max(self.busiest, self._now)
-            nth = sum(r["messages"][-1]["content"] == prompt for r in self.requests)
-        reply = self.answer(prompt, nth) if handler.path == "/v1/chat/completions" else error(404)
-        self._closing.wait(reply.wait)
-        with self._lock:
-            self._now -= 1
+        with judge.lock:
+            judge.requests.append(request)
+            judge.keys.add(self.headers["Authorization"])
+            judge.now += 1
+            judge.busiest = max(judge.busiest, judge.now)
+            nth = sum(r["messages"][-1]["content"] == prompt for r in judge.requests)
+        reply = judge.answer(prompt, nth) if self.path == "/v1/chat/completions" else error(404)
+        judge.closing.wait(reply.wait)
+        with judge.lock:
+            judge.now -= 1
         body = reply.body
         if body is None:
-            usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
             message = {"role": "assistant", "content": reply.text}
-            choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-            body = {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": request["model"],
-                "choices": choices,
-            }
-            body["usage"] = usage
+            body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"]}
+            body["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+            body["usage"] = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-        handler.close_connection = reply.status == 0
+        self.close_connection = reply.status == 0
         try:
             if reply.status:
-                handler.send_response(reply.status)
-                for name, value in {
-                    "Content-Type": "application/json",
-                    **reply.headers,
-                    "Content-Length": str(len(sent)),
-                }.items():
-                    handler.send_header(name, value)
-                handler.end_headers()
-                handler.wfile.write(sent)
-            elif reply.text:
-                handler.send_response(200)
-                handler.send_header("Content-Length", str(len(sent)))
-                handler.end_headers()
-                handler.wfile.write(sent[: len(sent) // 2])
+                self.send_response(reply.status)
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(sent))}
+                for name, value in (headers | reply.headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(sent)
         except OSError:  # it waited longer than the client, or the client is killed
             return
         if reply.status == 200 and reply.body is None:
-            with self._lock:
-                self.paid[prompt] += 1
+            with judge.lock:
+                judge.paid[prompt] += 1
+
+    def log_message(self, *_) -> None:
+        pass

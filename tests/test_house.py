@@ -41,7 +41,7 @@ SPINE = (
 SPINE_LINES = 6_330
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
-    *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch", "tasks.fetch.hub"),
+    *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch"),
     *("tasks.files", "tasks.reviews", "vera.methods.low_rank"),
     *(
         f"runs.{n}"

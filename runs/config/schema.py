@@ -80,8 +80,8 @@ class Task(Part):
 
     @model_validator(mode="after")
     def _rows(self) -> "Task":
-        if self.family not in tasks.families():
-            raise ValueError(f"task.family={self.family}: should be one of {', '.join(tasks.families())}")
+        if self.family not in tasks.FAMILIES:
+            raise ValueError(f"task.family={self.family}: should be one of {', '.join(tasks.FAMILIES)}")
         for key, only in (("augment", "none"), ("bad_images", "refuse")):  # of files for earlier versions
             if (value := getattr(self, key, only)) != only:
                 raise ValueError(f"task.{key}={value}: only {only} is left, so take the key out")

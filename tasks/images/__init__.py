@@ -3,7 +3,7 @@ scikit-learn's digits; and any folder of images.
 
 `shots` images of each class are drawn from the training split. The test split is evaluated on; without one
 (RESISC45, digits), all other images are. Images come from the hub's parquet files or from folders: see
-files.py and sets.py. A model's weights come with their preprocessing: see pixels.py."""
+sets.py. A model's weights come with their preprocessing: see pixels.py."""
 
 from tasks.images.pixels import Preprocessing, preprocessing, write_preprocessing
 from tasks.images.task import ImageTask, load, source

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from tasks.base import Array
 
@@ -28,41 +28,30 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
         right = label == predicted
         wrong = "" if right else f"\nsaid: {_short(classes[predicted])}"
         how = {"color": RIGHT if right else WRONG, "loc": "left", "pad": 2, "va": "bottom"}
-        axis.set_title(_short(classes[label]) + wrong, fontsize=8, parse_math=False, **how)
-    _save(figure, path)
+        axis.set_title(_short(classes[label]) + wrong, fontsize=8, **how)
+    figure.savefig(path, metadata={"Software": None})
 
 
 def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
-    """Draws the confusion matrix: labels in rows, predictions in columns, in shares of the row; with counts
-    for few classes."""
-    count = len(classes)
-    counts = np.zeros((count, count), int)
-    np.add.at(counts, (labels, predictions), 1)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    """Draws the confusion matrix: labels in rows, predictions in columns, in shares of the row, which stand
+    there for few classes."""
+    count, right = len(classes), int((labels == predictions).sum())
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 9 if count <= 25 else max(3.0, 260 / count)
-    names = [_short(name) for name in classes]
-    axis.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
-    axis.set_yticks(range(count), names, fontsize=size, parse_math=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("label")
-    right, total = np.trace(counts), len(labels)
-    axis.set_title(f"{right} of {total} right ({100 * right / total:.1f}%), last epoch")
-    if count <= 25:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=ink)
-    figure.colorbar(image, ax=axis, shrink=0.7, label="share of the label's images")
-    _save(figure, path)
+    how: Any = {"normalize": "true", "cmap": "Blues", "im_kw": {"vmin": 0, "vmax": 1}, "values_format": ".0%"}
+    how |= {
+        "include_values": count <= 25,
+        "xticks_rotation": 90,
+        "display_labels": list(map(_short, classes)),
+    }
+    ConfusionMatrixDisplay.from_predictions(labels, predictions, labels=range(count), ax=axis, **how)
+    axis.tick_params(labelsize=9 if count <= 25 else max(3.0, 260 / count))
+    axis.set_title(f"{right} of {len(labels)} right ({100 * right / len(labels):.1f}%), last epoch")
+    figure.savefig(path, metadata={"Software": None})
 
 
 def _short(name: str) -> str:
+    """The name for a label of matplotlib, for which a dollar begins mathematics."""
     name = name.replace("_", " ")
-    return name if len(name) <= 18 else f"{name[:17]}…"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})
+    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", r"\$")

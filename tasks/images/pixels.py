@@ -11,13 +11,12 @@ import math
 import re
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import PIL
@@ -29,19 +28,10 @@ from tasks.files import whole
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 class BadImageError(Exception):
     """An image that cannot be read. The message says why."""
-
-
-class BadImagesError(Exception):
-    """Images that cannot be read: the reason for each, by its place in their order."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -251,34 +241,23 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def parallel(
-    function: Callable[[In], Out], items: Iterable[In], workers: int, ahead: int = 64
-) -> Iterator[Out]:
-    """function(item) for each item, in order, computed in threads, at most `ahead` items in advance."""
-    source = iter(items)
+def read_all(
+    items: Iterable[Item], names: Iterable[str], wanted: Preprocessing, workers: int
+) -> Iterator[Array]:
+    """The model's pixels of images, uint8 (3, height, width), in their order, read in threads and not far
+    ahead. Raises DataError at the end for those that cannot be read, by their names."""
+    bad, todo = list[str](), zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
-        pending = deque(pool.submit(function, item) for item in islice(source, ahead))
-        try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in islice(source, 1))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def read_all(items: Iterable[Item], wanted: Preprocessing, workers: int) -> Iterator[Array]:
-    """The model's pixels of images, uint8 (3, height, width), in their order. Raises BadImagesError at the
-    end."""
-    reasons = dict[int, str]()
-    for index, image in enumerate(parallel(wanted.read, items, workers)):
-        if isinstance(image, BadImageError):
-            reasons[index] = str(image)
-        else:
-            yield image
-    if reasons:
-        raise BadImagesError(reasons)
+        while some := list(islice(todo, 16 * workers)):
+            for image, (_, name) in zip(pool.map(wanted.read, [item for item, _ in some]), some, strict=True):
+                if isinstance(image, BadImageError):
+                    shown = name.encode("utf-8", "backslashreplace").decode()  # bytes that are not UTF-8
+                    bad.append(f"{shown} ({image})")
+                else:
+                    yield image
+    if bad:
+        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise DataError(f"{len(bad)} images cannot be read: {'; '.join(bad[:20])}{more}")
 
 
 #: Raised by hand when a change of this file changes pixels, so that kept files are made again.
@@ -286,10 +265,11 @@ VERSION = 3
 
 
 def prepared(
-    items: Iterable[Item], count: int, key: str, wanted: Preprocessing, folder: Path, workers: int
+    items: Iterable[Item], names: Sequence[str], key: str, wanted: Preprocessing, folder: Path, workers: int
 ) -> Array:
-    """All images of a set, uint8 (count, 3, height, width), from a file in `folder` that is made once. key: a
-    hash of the images. Raises BadImagesError, and OSError for a full disk."""
+    """All images of a set, uint8 (images, 3, height, width), from a file in `folder` that is made once. key:
+    a hash of the images. Raises DataError as `read_all`, and OSError for a full disk."""
+    count = len(names)
     made_with = repr(
         (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
     )
@@ -302,7 +282,7 @@ def prepared(
         with whole(path) as partial, open(partial, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, *wanted.size)}
             np.lib.format.write_array_header_1_0(file, header)
-            images = read_all(items, wanted, workers)
+            images = read_all(items, names, wanted, workers)
             for image in tqdm(images, f"preparing {count} images, once", count, leave=False, disable=None):
                 file.write(image.tobytes())
     return np.load(path, mmap_mode="r")

@@ -1,8 +1,11 @@
-"""The classes, splits and images in the files of an image set."""
+"""The files of an image set (folders of images, or the hub's parquet files), and the classes, splits and
+images in them."""
 
 import contextlib
 import functools
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +16,18 @@ import numpy as np
 from tasks.base import Array, DataError, first_line, listed, quoted, require_columns
 from tasks.images.pixels import Item
 
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
+)
+#: Names of folders that are splits, in lower case. The first that exists is the test split.
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
+
 
 @dataclass
 class Pool:
-    """A name and a class index for each image of a split. items: the images of some indices, in order."""
+    """A name and a class index for each image of a split. items: the images of some ascending indices."""
 
     names: list[str]
     labels: Array
@@ -72,65 +83,47 @@ def _from_folders(files: dict[str, Path]) -> ImageSet:
         words = [f"only {part} has {listed(names)}" for part, names in only.items() if names]
         where = next(iter(files.values())).parents[2]
         raise DataError(f"{where}: the class folders of train and test differ: {'; '.join(words)}")
-    pools = [
-        Pool(
-            part,
-            np.asarray([classes.index(n) for n in names], np.int64),
-            functools.partial(_paths, part, files),
-        )
-        for part, names in zip(parts, labels, strict=True)
-    ]
-    return ImageSet(classes, pools[0], pools[1] if split else None)
 
+    def pool(names: list[str], of: list[str]) -> Pool:
+        indices = np.asarray([classes.index(label) for label in of], np.int64)
+        return Pool(names, indices, lambda rows: (files[names[row]] for row in rows))
 
-def _paths(names: list[str], files: dict[str, Path], indices: Sequence[int]) -> Iterator[Item]:
-    return (files[names[index]] for index in indices)
+    return ImageSet(classes, pool(parts[0], labels[0]), pool(parts[1], labels[1]) if split else None)
 
 
 def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
     image, label = settings["image_column"], settings["label_column"]
-    labels, names, places = dict[str, list[Any]](), dict[str, list[str]](), dict[str, list[_Place]]()
-    classes, where = list[str](), next(iter(files.values()))
+    splits, classes, where = dict[str, dict[Path, list[Any]]](), list[str](), next(iter(files.values()))
     for name, path in files.items():
         split = "test" if name.partition("/")[0] == settings["test_split"] else "train"
-        of_file, sizes, own_classes = _read_labels(path, image, label)
+        splits.setdefault(split, {})[path], own_classes = _read_labels(path, image, label)
         if classes and own_classes and own_classes != classes:
             raise DataError(f"{path}: its class names are not those of {where}")
         classes = classes or own_classes
-        labels.setdefault(split, []).extend(of_file)
-        names.setdefault(split, []).extend(f"{path.stem}/{row}" for row in range(len(of_file)))
-        of_path = [(path, group, row) for group, size in enumerate(sizes) for row in range(size)]
-        places.setdefault(split, []).extend(of_path)
-    if not all(labels.values()):
+    if not all(any(parts.values()) for parts in splits.values()):
         raise DataError(f"{where.parent}: a split without rows")
-    every = sorted({x for part in labels.values() for x in part}, key=lambda x: (str(type(x)), x))
-    index = {x: n for n, x in enumerate(every)}
-    if all(isinstance(x, int) for x in every):
-        classes = classes or [str(n) for n in range(max(every) + 1)]
-        if every[0] < 0 or every[-1] >= len(classes):
-            raise DataError(f"{where}: labels {every[0]} to {every[-1]}, but {len(classes)} class names")
-        index = {n: n for n in every}
+    every = {x for parts in splits.values() for labels in parts.values() for x in labels}
+    ordered = sorted(every, key=lambda x: (str(type(x)), x))
+    index = {x: n for n, x in enumerate(ordered)}
+    if all(isinstance(x, int) for x in ordered):
+        classes = classes or [str(n) for n in range(max(ordered) + 1)]
+        if ordered[0] < 0 or ordered[-1] >= len(classes):
+            raise DataError(f"{where}: labels {ordered[0]} to {ordered[-1]}, but {len(classes)} class names")
+        index = {n: n for n in ordered}
     else:
-        classes = [str(x) for x in every]
-    train, *test = (
-        Pool(
-            names[split],
-            np.asarray([index[x] for x in labels[split]], np.int64),
-            functools.partial(_cells, places[split], image),
-        )
-        for split in sorted(labels, reverse=True)
-    )
-    return ImageSet(classes, train, test[0] if test else None)
+        classes = [str(x) for x in ordered]
+
+    def pool(parts: dict[Path, list[Any]]) -> Pool:
+        names = [f"{path.stem}/{row}" for path, labels in parts.items() for row in range(len(labels))]
+        indices = np.asarray([index[x] for labels in parts.values() for x in labels], np.int64)
+        return Pool(names, indices, functools.partial(_cells, list(parts), image))
+
+    return ImageSet(classes, pool(splits["train"]), pool(splits["test"]) if "test" in splits else None)
 
 
-#: A file, the number of a row group in it, and that of a row in the group.
-_Place = tuple[Path, int, int]
-
-
-def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[int], list[str]]:
-    """The labels of a parquet file, the size of each row group, and the names of the classes, if the hub's
-    metadata has them. Raises DataError for a missing column, or a label that is neither a number nor a
-    word."""
+def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[str]]:
+    """The labels of a parquet file, and the names of the classes, if the hub's metadata has them. Raises
+    DataError for a missing column, or a label that is neither a number nor a word."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -144,26 +137,104 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[in
     odd = next((row for row, x in enumerate(labels) if not isinstance(x, int | str)), None)
     if odd is not None:
         raise DataError(f"{path} row {odd}: label {quoted(labels[odd])} is neither a number nor a word")
-    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     classes = list[str]()
     with contextlib.suppress(KeyError, ValueError, TypeError):
         about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         classes = list(about["info"]["features"][label]["names"])
-    return labels, sizes, classes
+    return labels, classes
 
 
-def _cells(places: list[_Place], column: str, indices: Sequence[int]) -> Iterator[Item]:
-    """The images at some places. Rows that follow each other read their group once."""
+def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[Item]:
+    """The images of some rows, ascending, counted through all files."""
     import pyarrow
     import pyarrow.parquet as parquet
 
-    current, values = None, list[Any]()
-    for path, group, row in (places[index] for index in indices):
-        if (path, group) != current:
-            try:
-                values = parquet.ParquetFile(path).read_row_group(group, [column]).column(column).to_pylist()
-            except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
-            current = path, group
-        value = values[row]["bytes"] if isinstance(values[row], dict) else values[row]
-        yield value if value is not None else b""
+    wanted, start = deque(rows), 0
+    for path in paths:
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches(256, columns=[column]):
+                while wanted and wanted[0] < start + len(batch):
+                    value = batch.column(0)[wanted.popleft() - start].as_py()
+                    value = value["bytes"] if isinstance(value, dict) else value
+                    yield value if value is not None else b""
+                start += len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+# --- files
+
+
+def local_files(data_dir: Path, train_splits: Sequence[str], test_split: str | None) -> dict[str, Path]:
+    """The files of a local copy by their names inside it. Raises DataError where it holds no images."""
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such folder (task.data_dir)")
+    files = _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
+    if not files:
+        layout = "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg, or the hub's parquet files"
+        raise DataError(f"{data_dir}: no images in folders. It should hold {layout} (task.data_dir)")
+    return files
+
+
+def _parquet(data_dir: Path, train_splits: Sequence[str], test_split: str | None) -> dict[str, Path]:
+    """Parquet files by split/number.parquet."""
+    files: dict[str, Path] = {}
+    missing = []
+    for split in [*train_splits, *([test_split] if test_split else [])]:
+        paths = sorted({*data_dir.rglob(f"{split}-*.parquet"), *data_dir.rglob(f"{split}.parquet")})
+        folders = sorted({path.parent for path in paths})
+        if len(folders) > 1:
+            several = ", ".join(str(folder.relative_to(data_dir)) for folder in folders)
+            raise DataError(f"{data_dir}: parquet files of several configurations: {several}")
+        files |= {f"{split}/{number}.parquet": path for number, path in enumerate(paths)}
+        missing += [] if paths else [split]
+    if files and missing:
+        raise DataError(f"{data_dir}: no parquet file of the split {missing[0]}")
+    return files
+
+
+def _folders(data_dir: Path) -> dict[str, Path]:
+    """Image files by split/class/name, or class/name. Names that begin with . or __ are ignored."""
+    folders = {path.name.lower(): path for path in _subfolders(data_dir)}
+    train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
+    test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
+    others = [path.name for name, path in folders.items() if name not in (*TRAIN_FOLDERS, *TEST_FOLDERS)]
+    if train is None:
+        tops = {"": data_dir}
+    elif others:
+        which = f"{train.name} and also {', '.join(others[:3])}"
+        raise DataError(f"{data_dir}: is {train.name} a split or a class? It holds {which}: move one of them")
+    else:
+        tops = {"train/": train, "test/": test} if test else {"": train}
+    files: dict[str, Path] = {}
+    for split, top in tops.items():
+        for class_folder in _subfolders(top):
+            images = sorted(_images(class_folder))
+            if not images:
+                raise DataError(
+                    f"{class_folder}: a folder for a class without an image. Remove it, or fill it"
+                )
+            inner = sorted({path.relative_to(class_folder).parts[0] for path in images})
+            if len(inner) > 1 and all(path.parent != class_folder for path in images):
+                mend = "Splits are called train and test; or is task.data_dir a folder too high?"
+                raise DataError(
+                    f"{class_folder} holds folders of images, not of one class ({listed(inner)}). {mend}"
+                )
+            files |= {f"{split}{path.relative_to(top).as_posix()}": path for path in images}
+    return files
+
+
+def _images(folder: Path) -> list[Path]:
+    found = list[Path]()
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        found += [Path(inner, n) for n in names if not _hidden(n) and n.lower().endswith(ENDINGS)]
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__"))

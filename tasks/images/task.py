@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from tasks.base import Array, DataError, Source, Task, check, first_line, fixed_subset, named
-from tasks.fetch import cache_folder
-from tasks.fetch.hub import content, snapshot
+from tasks.fetch import cache_folder, content, snapshot
 from tasks.files import stamp
 from tasks.images import sets
-from tasks.images.files import local_files
-from tasks.images.pixels import BadImagesError, Preprocessing, prepared, read_all
-from tasks.images.sets import ImageSet, Pool
+from tasks.images.pixels import Preprocessing, prepared, read_all
+from tasks.images.sets import ImageSet, Pool, local_files
 
 #: The published sets: the numbers of classes, training and test images.
 PUBLISHED = {
@@ -176,18 +174,12 @@ class ImageTask(Task):
     def _split(self, name: str, pool: Pool, rows: Array, whole: bool) -> Split:
         """The images at these rows of a pool. whole: all of the pool's are prepared, and kept in a file."""
         order = np.arange(len(pool)) if whole else np.sort(rows)  # in the order of the files
-        items, key = pool.items(order.tolist()), f"{self.key} {name}"
-        try:
-            if whole:
-                folder = cache_folder() / "images"
-                pixels = prepared(items, len(pool), key, self.wanted, folder, self.workers)
-            else:
-                pixels = np.stack(list(read_all(items, self.wanted, self.workers)))
-        except BadImagesError as error:
-            shown = [(pool.names[order[n]], why) for n, why in error.reasons.items()]
-            words = "; ".join(f"{printable(image)} ({why})" for image, why in shown[:20])
-            more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
-            raise DataError(f"{self.name}: {len(shown)} images cannot be read: {words}{more}") from None
+        items, names = pool.items(order.tolist()), [pool.names[row] for row in order]
+        if whole:
+            folder = cache_folder() / "images"
+            pixels = prepared(items, names, f"{self.key} {name}", self.wanted, folder, self.workers)
+        else:
+            pixels = np.stack(list(read_all(items, names, self.wanted, self.workers)))
         return Split(pool, rows, pixels, np.searchsorted(order, rows))
 
     # --- training and evaluation
@@ -255,8 +247,3 @@ class ImageTask(Task):
         pixels = dev.pixels[dev.at[shown]]
         pictures.grid(folder / "predictions.png", pixels, labels[shown], predictions[shown], self.classes)
         pictures.confusion(folder / "confusion.png", labels, predictions, self.classes)
-
-
-def printable(name: str) -> str:
-    """A file's name, with escapes for bytes that are not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()

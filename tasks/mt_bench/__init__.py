@@ -4,12 +4,12 @@ endpoint. The command is python -m tasks.mt_bench.
 Protocol and file formats are those of lm-sys/FastChat's llm_judge, single-answer grading. Questions, prompts
 and reference answers are read from a copy of its data folder."""
 
-from tasks.mt_bench.client import JudgeError, judge
-from tasks.mt_bench.judgments import Judge, prompts, rating, read_judgments
+from tasks.mt_bench.judging import Judge, JudgeError, judge, rating, read_judgments
 from tasks.mt_bench.questions import (
     BENCHES,
     Question,
     data_folder,
+    prompts,
     read_answers,
     read_questions,
     temperature,

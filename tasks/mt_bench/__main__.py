@@ -18,9 +18,8 @@ import sys
 from pathlib import Path
 
 from tasks.base import DataError
-from tasks.mt_bench.client import JudgeError, Outcome, judge
-from tasks.mt_bench.judgments import Judge, prompts, read_judgments
-from tasks.mt_bench.questions import BENCHES, data_folder, read_answers, read_questions
+from tasks.mt_bench.judging import Judge, JudgeError, Outcome, judge, read_judgments
+from tasks.mt_bench.questions import BENCHES, data_folder, prompts, read_answers, read_questions
 from tasks.mt_bench.scores import summary, table
 
 

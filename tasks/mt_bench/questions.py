@@ -1,7 +1,8 @@
-"""FastChat's files: questions, and answers to them."""
+"""FastChat's files: questions, answers to them, and the prompts to a judge."""
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from tasks.files import read_objects, whole
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
+#: Categories that are judged with a reference answer.
+REFERENCED = ("math", "reasoning", "coding")
 _OPTION = "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
 INSTEAD = f"Give a local copy of FastChat's data: {_OPTION}"
 
+Messages = list[dict[str, str]]
 Number = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 
 
@@ -61,7 +65,7 @@ def data_folder(settings: Mapping[str, Any]) -> Path:
             if (folder / "judge_prompts.jsonl").is_file():
                 return folder
         raise DataError(f"{given}: no judge_prompts.jsonl in it. {INSTEAD}")
-    from tasks.fetch.hub import snapshot
+    from tasks.fetch import snapshot
 
     names = ("question.jsonl", "reference_answer/gpt-4.jsonl")
     patterns = ["data/judge_prompts.jsonl", *(f"data/{bench}/{name}" for bench in BENCHES for name in names)]
@@ -126,6 +130,65 @@ def write_answers(
             row = {"question_id": question.id, "answer_id": digest([model_id, question.id, turns])[:22]}
             row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
             file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
+
+
+# --- prompts
+
+
+class _Prompt(BaseModel):
+    name: str
+    system_prompt: str
+    prompt_template: str
+
+
+def prompts(
+    folder: Path, bench: str, questions: Sequence[Question], answers: Mapping[int, Sequence[str]]
+) -> dict[tuple[int, int], Messages]:
+    """The messages to the judge for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode
+    single).
+
+    The prompts for math, reasoning and coding contain GPT-4's reference answers, those for turn 2 both turns.
+    Raises DataError for a missing prompt or reference answer."""
+    path, file = folder / "judge_prompts.jsonl", folder / bench / "reference_answer" / "gpt-4.jsonl"
+    templates = {prompt.name: prompt for _, prompt in read_objects(path, _Prompt)}
+    references = dict[int, list[str]]()
+    if any(q.category in REFERENCED for q in questions):
+        rows = read_objects(file, Reference)
+        references = {row.question_id: row.choices[0].turns for _, row in rows}
+    messages = {}
+    for q in questions:
+        texts, referenced = {"question": q.turns, "answer": answers[q.id]}, q.category in REFERENCED
+        if referenced:
+            if len(references.get(q.id, ())) < len(q.turns):
+                raise DataError(f"{file}: no reference answer to each turn of question {q.id}")
+            texts["ref_answer"] = references[q.id]
+        for turn in range(1, len(q.turns) + 1):
+            name = f"single-{'math-' * referenced}v1{'-multi-turn' * (turn > 1)}"
+            if name not in templates:
+                raise DataError(f"{path}: no prompt {name!r}")
+            fields = {f"{key}_{n}": texts[key][n - 1] for key in texts for n in range(1, turn + 1)}
+            if turn == 1:
+                fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
+            text = _filled(templates[name].prompt_template, fields, f"{path}: prompt {name!r}")
+            system = templates[name].system_prompt
+            first = [{"role": "system", "content": system}] if system else []
+            messages[q.id, turn] = [*first, {"role": "user", "content": text}]
+    return messages
+
+
+def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
+    """A template of str.format with its placeholders filled in. Raises DataError for one that is not just a
+    known name in braces: str.format would also read attributes, or pad to any width."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None and match[0] in ("{{", "}}"):
+            return match[0][0]
+        if name not in fields:
+            raise DataError(f"{where} has a placeholder that cannot be filled ({match[0]!r:.80})")
+        return fields[name]
+
+    return re.sub(r"\{\{|\}\}|\{(\w*)\}|[{}][^{}]*", value, template)
 
 
 def digest(value: Any) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.mt_bench.judgments import Judge, Judgment, prompts
-from tasks.mt_bench.questions import BENCHES, digest, read_questions
+from tasks.mt_bench.judging import Judge, Judgment
+from tasks.mt_bench.questions import BENCHES, digest, prompts, read_questions
 
 if TYPE_CHECKING:
     import pandas as pd

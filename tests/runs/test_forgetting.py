@@ -15,7 +15,6 @@ from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 from runs.training.loop import Training
-from tasks import DataError
 from tasks.forgetting import fixed_text
 
 pytestmark = pytest.mark.determinism
@@ -72,11 +71,6 @@ def test_before_is_the_base_model_also_where_the_adapter_starts_elsewhere(e2e_wo
     assert all(parameter.requires_grad for parameter in loop.parameters.values())
     # And the adapter is on again, with the values that it starts from.
     assert float(loop.task.fixed_text.loss(loop.raw_model.eval())) == pytest.approx(found["after"], rel=1e-6)
-
-
-def test_a_model_that_is_not_trained_forgets_nothing(e2e_words):
-    record = trained([*of_method(e2e_words, "method=none"), "task.decode=none"])
-    assert record["result"]["forgetting"]["before"] == record["result"]["forgetting"]["after"]
 
 
 @pytest.mark.slow  # it takes seconds
@@ -158,11 +152,6 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     record = trained([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}", "task.decode=none"])
     assert record["result"]["forgetting"]["text"] == "t.txt"
     assert not any("forgetting" in word for word in record["deviations"])
-
-
-def test_a_missing_file_is_told_before_training(e2e_words):
-    with pytest.raises(DataError, match=r"^task\.forgetting_text=/gone/t\.txt: no such file"):
-        do([*e2e_words, "task.forgetting_text=/gone/t.txt"])
 
 
 # --- python -m runs.evaluate

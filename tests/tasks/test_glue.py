@@ -163,8 +163,12 @@ def test_missing_files_and_folders_and_names(glue, tmp_path):
     with refused("task.data_dir="):  # nor can the hub be reached
         tasks.load(settings("rte", "", data_dir=None))
     shutil.copytree(glue / "RTE", tmp_path / "RTE")
-    for content, named in ((None, "no such file"), (b"\xff\xfe\x00bad", "not UTF-8"), (b"", "no rows")):
+    for content, named in (
+        (None, "no dev.tsv"),
+        (b"\xff\xfe\x00bad", "dev.tsv: not UTF-8"),
+        (b"", "dev.tsv: no rows"),
+    ):
         path = tmp_path / "RTE" / "dev.tsv"
         path.unlink() if content is None else path.write_bytes(content)
-        with refused(f"RTE/dev.tsv: {named}"):
+        with refused("RTE", named):
             tasks.load(settings("rte", tmp_path))

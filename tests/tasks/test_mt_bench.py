@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from bench import PROMPTS, QUESTIONS, jsonl, write_mt_bench
 from judge_server import DROP, JudgeServer, Reply, error, score
-from running import refused
+from running import ROOT, refused
 
 from tasks.mt_bench import (
     Judge,
@@ -33,11 +33,10 @@ from tasks.mt_bench import (
     write_answers,
 )
 from tasks.mt_bench.__main__ import main
-from tasks.mt_bench.judgments import Judgment
+from tasks.mt_bench.judging import Judgment
 
 pytestmark = pytest.mark.parity
 
-ROOT = Path(__file__).parents[2]
 KEY = "sk-quite-secret-0123456789"
 SAVED = Path("outputs/judgments/gpt-4.jsonl")
 
@@ -73,15 +72,6 @@ def _surroundings(tmp_path, monkeypatch):
 # --- files
 
 
-def test_questions(data):
-    found = read_questions(data, "mt_bench")
-    assert found[0].turns == ("Tell of a {red} boat.", "Now make it rhyme.")
-    assert [(q.id, q.category) for q in found][:2] == [(81, "writing"), (101, "reasoning")]
-    assert len(read_questions(data, "vicuna_bench")) == 3
-    with refused("arena"):
-        read_questions(data, "arena")
-
-
 def turns(number, *some):
     """The change of a row, of a question or an answer, to these turns."""
     return lambda rows: rows[number].get("choices", [rows[number]])[0].update(turns=list(some))
@@ -91,47 +81,47 @@ def every(**values):
     return lambda rows: [row.update(values) for row in rows]
 
 
-WORDS = {
-    "questions": "mt_bench/question.jsonl",
-    "prompts": "judge_prompts.jsonl",
-    "references": "mt_bench/reference_answer/gpt-4.jsonl",
-    "answers": "../own.jsonl",
+#: Files, and what is done to their rows, or the text in their place (None: they are missing), with the
+#: fault's name.
+WRONG = {
+    "data/mt_bench/question.jsonl": [
+        ('{"question_id": 81, "category": "x", "turns": ["a", "b"]}\n{"question_id": 82,\n', "line 2"),
+        (lambda rows: rows[1].pop("category"), "line 2: category"),
+        (lambda rows: rows.insert(2, rows[0]), "line 3: question 81"),
+        *(("", "no questions"), (None, "No such file")),
+        *((turns(0, *some), "line 1: question 81 has") for some in ("a", "abc")),
+        *((turns(0, "a", odd), "line 1: turns.1") for odd in (" ", 2)),
+        *((every(question_id=number), "line 1: question_id") for number in ("81", 10**4000)),
+    ],
+    "own.jsonl": [
+        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
+        (lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
+        (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
+        (lambda rows: rows.append(rows[0]), "line 5"),
+        (turns(1, "a"), "line 2: 1 turns for question 101"),
+        (turns(1, "a", "b", None), "line 2: choices.0.turns.2"),
+        (lambda rows: rows[1]["choices"].clear(), "line 2: choices"),
+    ],
+    "data/judge_prompts.jsonl": [
+        *(
+            (every(prompt_template=template), "prompt 'single-v1'")
+            for template in (
+                "{question} {reference}",
+                "{}",
+                "{question",
+                "{question.x}",
+                "{question:>9}",
+                "}",
+            )
+        ),
+        *((lambda rows, n=n: rows.pop(n), f"no prompt '{name}'") for n, name in enumerate(PROMPTS)),
+        (every(system_prompt=None), "line 1"),
+    ],
+    "data/mt_bench/reference_answer/gpt-4.jsonl": [
+        (lambda rows: rows.pop(), "question 111"),
+        *((turns(0, "Bo."), "question 101"), (None, "No such file")),
+    ],
 }
-#: Files, what is done to their rows, or the text in their place (None: they are missing), and the fault's
-#: name.
-WRONG = [
-    (
-        "questions",
-        '{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n{"question_id": 82,\n',
-        "line 2",
-    ),
-    ("questions", lambda rows: rows[1].pop("category"), "line 2: category"),
-    ("questions", lambda rows: rows.insert(2, rows[0]), "line 3: question 81"),
-    *(("questions", "", "no questions"), ("questions", None, "No such file")),
-    *(("questions", turns(0, *some), "line 1: question 81 has") for some in ("a", "abc")),
-    *(("questions", turns(0, "a", odd), "line 1: turns.1") for odd in (" ", 2)),
-    *(("questions", every(question_id=number), "line 1: question_id") for number in ("81", 10**4000)),
-    ("answers", lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
-    ("answers", lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
-    ("answers", lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
-    ("answers", lambda rows: rows.append(rows[0]), "line 5"),
-    ("answers", turns(1, "a"), "line 2: 1 turns for question 101"),
-    ("answers", turns(1, "a", "b", None), "line 2: choices.0.turns.2"),
-    ("answers", lambda rows: rows[1].pop("model_id"), "line 2: model_id"),
-    ("answers", lambda rows: rows[1]["choices"].clear(), "line 2: choices"),
-    *(
-        ("prompts", every(prompt_template=template), "prompt 'single-v1'")
-        for template in ("{question} {reference}", "{}", "{question", "{question.x}", "{question:>9}", "}")
-    ),
-    *(("prompts", lambda rows, n=n: rows.pop(n), f"no prompt '{name}'") for n, name in enumerate(PROMPTS)),
-    *(
-        ("prompts", every(**{key: value}), "line 1")
-        for key, value in (("name", ["x"]), ("system_prompt", None))
-    ),
-    ("references", lambda rows: rows.pop(), "question 111"),
-    ("references", turns(0, "Bo."), "question 101"),
-    ("references", None, "No such file"),
-]
 
 
 def rewrite(path, change):
@@ -140,9 +130,11 @@ def rewrite(path, change):
     jsonl(path, rows)
 
 
-@pytest.mark.parametrize(("name", "change", "named"), WRONG)
-def test_a_file_that_is_wrong_is_named_with_its_line(name, change, named, data, answers):
-    path = data / WORDS[name]
+@pytest.mark.parametrize(
+    ("name", "change", "named"), [(name, *wrong) for name, some in WRONG.items() for wrong in some]
+)
+def test_a_file_that_is_wrong_is_named_with_its_line(name, change, named, data, answers, tmp_path):
+    path = tmp_path / name
     if callable(change):
         rewrite(path, change)
     else:
@@ -155,11 +147,15 @@ def test_a_file_that_is_wrong_is_named_with_its_line(name, change, named, data, 
 def test_where_the_data_are(data, tmp_path, monkeypatch):
     for given in (data, tmp_path):
         assert data_folder({"mt_bench_dir": str(given)}) == data
-    with refused("judge_prompts.jsonl"):
-        data_folder({"mt_bench_dir": str(data / "mt_bench")})
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with refused("task.mt_bench_dir="):
-        data_folder({})
+    for settings, named in (
+        ({"mt_bench_dir": str(data / "mt_bench")}, "judge_prompts.jsonl"),
+        ({}, "task.mt_bench_dir="),
+    ):
+        with refused(named):
+            data_folder(settings)
+    with refused("arena"):
+        read_questions(data, "arena")
 
 
 def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
@@ -193,30 +189,30 @@ def test_each_category_and_turn_has_its_prompt(data):
     assert list(found) == [(number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)]
     assert found[81, 1][0] == {"role": "system", "content": "You are single-v1."}
     last = {place: messages[-1]["content"] for place, messages in found.items()}
-    assert last[81, 1] == "plain: Tell of a {red} boat. / own on 81.1"
-    assert last[81, 2] == "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2"
-    assert last[111, 1] == "known 5: What is 2 + 3? / own on 111.1"
-    assert last[111, 2] == "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2"
-    assert last[101, 1].startswith("known Bo.:")
-    assert last[151, 1].startswith("plain: Who")
-    one = {place: m[-1]["content"] for place, m in asked_for(data, "vicuna_bench").items()}
-    assert one[1, 1] == "plain: How do I save time? / own on 1.1"
-    assert one[70, 1] == "known print('a {line}'): Print a line. / own on 70.1"
-    assert len(one) == 3
-
-
-def test_braces_in_an_answer_are_text_and_twice_in_a_prompt_one(data):
-    odd = answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]}
-    found = asked_for(data, given=odd)
-    assert found[81, 1][-1]["content"].endswith("/ {answer} {0} {")
-    assert found[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
+    last |= {place: messages[-1]["content"] for place, messages in asked_for(data, "vicuna_bench").items()}
+    for place, text in {
+        (81, 1): "plain: Tell of a {red} boat. / own on 81.1",
+        (81, 2): "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2",
+        (111, 1): "known 5: What is 2 + 3? / own on 111.1",
+        (111, 2): "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2",
+        (101, 1): "known Bo.: Ann is older than Bo. Who is younger? / own on 101.1",
+        (151, 1): "plain: Who was Ashoka? / own on 151.1",
+        (1, 1): "plain: How do I save time? / own on 1.1",
+        (70, 1): "known print('a {line}'): Print a line. / own on 70.1",
+    }.items():
+        assert last[place] == text
+    assert len(last) == 8 + 3
+    odd = asked_for(data, given=answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]})
+    assert odd[81, 1][-1]["content"].endswith("/ {answer} {0} {")
+    assert odd[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
     rewrite(data / "judge_prompts.jsonl", every(prompt_template="{{question}} }}{{", system_prompt=""))
     # An empty system prompt is left out
     assert asked_for(data)[81, 1] == [{"role": "user", "content": "{question} }{"}]
 
 
-def test_ratings_are_those_of_fastchats_expressions():
-    """On random replies made of what the expressions look at."""
+def test_ratings_are_those_of_fastchats_expressions_in_linear_time():
+    """On random replies made of what the expressions look at. FastChat's would take an hour of 300,000
+    digits."""
     patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
     draw, seen = random.Random(0), Counter()
     for _ in range(30_000):
@@ -227,10 +223,6 @@ def test_ratings_are_those_of_fastchats_expressions():
         seen[value] += 1
     assert seen[None] > 3000
     assert len([value for value, count in seen.items() if value and count > 3]) > 20
-
-
-def test_a_rating_is_read_in_linear_time():
-    """FastChat's expressions would take the square of 300,000 digits: an hour."""
     began = time.perf_counter()
     for reply in ("[[{0}", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"):
         assert rating(reply.format("1" * 300_000)) is None
@@ -240,24 +232,23 @@ def test_a_rating_is_read_in_linear_time():
 # --- scores
 
 
-def saved_for(data, given, by, scores):
-    """Judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without rating; absent:
-    not judged."""
-    found = {}
-    for (number, turn), messages in asked_for(data, given=given).items():
+def scored(data, by, scores):
+    """The summary of judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without
+    rating; absent: not judged."""
+    saved, given = {}, answers_of("own")
+    for (number, turn), messages in asked_for(data).items():
         for sitting, key in enumerate(by.keys(messages), 1):
             if (number, turn, sitting) in scores:
                 value = scores[number, turn, sitting]
                 reply = "no" if value is None else f"[[{value}]]"
-                found[key] = Judgment(key=key, reply=reply, prompt_tokens=10, completion_tokens=3)
-    return found
+                saved[key] = Judgment(key=key, reply=reply, prompt_tokens=10, completion_tokens=3)
+    return summary(data, "mt_bench", given, by, saved)
 
 
 def test_scores_by_hand(data):
-    by, given = Judge("j", passes=2), answers_of("own")
     scores = {(81, 1, 1): 8, (81, 1, 2): 7, (81, 2, 1): 6, (81, 2, 2): 5, (101, 1, 1): 2, (101, 1, 2): None}
     scores |= {(101, 2, 1): None, (111, 1, 1): 3, (111, 1, 2): 4, (111, 2, 1): 1, (111, 2, 2): None}
-    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    found = scored(data, Judge("j", passes=2), scores)
     assert (found["n"], found["judged"], found["n_valid"]) == (16, 11, 8)
     assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
     assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
@@ -271,35 +262,37 @@ def test_scores_by_hand(data):
 
 def test_the_interval_pools_what_is_drawn(data):
     """Questions with 1 to 4 scores, held beside all 256 draws of four questions, each as likely."""
-    by, given = Judge(passes=2), answers_of("own")
     values = {81: [2], 101: [9, 9, 9, 9], 111: [4, 5], 151: [7, 7, 6]}
     places = [(1, 1), (1, 2), (2, 1), (2, 2)]
     scores = {(n, *place): v for n, some in values.items() for place, v in zip(places, some, strict=False)}
-    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    found = scored(data, Judge(passes=2), scores)
     draws = sorted(
         np.mean([v for n in draw for v in values[n]]) for draw in itertools.product(values, repeat=4)
     )
-    assert found["low"] == pytest.approx(draws[6])
-    assert found["high"] == pytest.approx(draws[-7])
+    assert (found["low"], found["high"]) == (pytest.approx(draws[6]), pytest.approx(draws[-7]))
 
 
 @pytest.mark.parametrize("scores", [{}, {(81, 1, 1): None}], ids=str)
 def test_nothing_valid_is_none(scores, data):
-    by, given = Judge(), answers_of("own")
-    found = summary(data, "mt_bench", given, by, saved_for(data, given, by, scores))
+    found = scored(data, Judge(), scores)
     assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
     of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
     assert (of_all, found["judged"]) == ({None}, len(scores))
     assert "None" not in table([{"model": "own", **found}])
 
 
-def test_the_hash_of_the_answers_tells_them_apart(data):
+def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
+    message = [{"role": "user", "content": "x"}]
+    judges = [Judge(passes=2), Judge("other"), Judge(max_tokens=9)]
+    keys = [key for by in judges for key in by.keys(message)] + Judge().keys([{**message[0], "content": "y"}])
+    assert len({*keys}) == 5
+    assert Judge().keys(message) == Judge(passes=2).keys(list(message))[:1]
+    assert Judge("org/judge:7b").file() == Path("outputs/judgments/org_judge_7b.jsonl")
     own = answers_of("own")
     first, same, other = (
         summary(data, "mt_bench", given, Judge(), {})["answers"]
         for given in (own, dict(reversed(own.items())), own | {81: ["", ""]})
     )
-    assert len(first) == 16
     assert first == same != other
 
 
@@ -311,6 +304,9 @@ def run(data, server, *words):
     url = server if isinstance(server, str) else server.url
     fast = ["--data", str(data), "--base-url", url, "--retries", "1", "--timeout", "5", "--judge", "gpt-4"]
     return main(["judge", *fast, *map(str, words)])
+
+
+NOWHERE = "http://127.0.0.1:9/v1"
 
 
 def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
@@ -327,7 +323,7 @@ def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     fixed = {"model": "gpt-4", "temperature": 0, "max_tokens": 2048}
     assert all({k: v for k, v in r.items() if k != "messages"} == fixed for r in server.requests)
     assert server.keys == {f"Bearer {KEY}"}
-    row = json.loads(SAVED.read_text().splitlines()[0])
+    row = json.loads(SAVED.read_text().split("\n")[1])
     assert row["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
     assert [row[k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
     # Shown again without a server, and without a key.
@@ -339,7 +335,7 @@ def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     assert [found[k] for k in ("model", "mean", "file")] == ["own", 6.25, str(answers)]
     assert found["tokens"] == {"prompt": 800, "completion": 160}
     # Judged again: nothing to pay, so no key, and no server.
-    assert run(data, "http://127.0.0.1:9/v1", answers) == 0
+    assert run(data, NOWHERE, answers) == 0
     assert capsys.readouterr().out.startswith("0 judged anew, 8 taken from")
 
 
@@ -357,15 +353,6 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
     assert (model["pass_means"][0], model["mean"], model["n"]) == (1, 2, 24)
 
 
-def test_a_judgment_is_of_its_request_whatever_file_asks_for_it():
-    message = [{"role": "user", "content": "x"}]
-    judges = [Judge(passes=2), Judge("other"), Judge(max_tokens=9)]
-    keys = [key for by in judges for key in by.keys(message)] + Judge().keys([{**message[0], "content": "y"}])
-    assert len({*keys}) == 5
-    assert Judge().keys(message) == Judge(passes=2).keys(list(message))[:1]
-    assert Judge("org/judge:7b").file() == Path("outputs/judgments/org_judge_7b.jsonl")
-
-
 # --- a server that misbehaves
 
 
@@ -374,7 +361,7 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
 
     def failing(prompt, nth):
         fails = prompt.endswith(("own on 81.1", "own on 111.2")) or (prompt.endswith("151.1") and nth == 1)
-        return error(500, "out of\nmemory", retry_after="0.01") if fails else score(7)
+        return error(500, "out of\nmemory") if fails else score(7)
 
     with JudgeServer(failing) as server:
         assert run(data, server, answers) == 1
@@ -384,11 +371,9 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
         assert lines[0].endswith("6 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 2 failed")
         assert lines[1] == "  2 not judged: HTTP 500: out of memory"
         assert "6 of 8" in lines[-1]
-        assert "6 of 8" in lines[-2]
         server.answer = lambda prompt, nth: score(3)
-        before = len(server.requests)
         assert run(data, server, answers) == 0
-        assert len(server.requests) == before + 2
+        assert len(server.requests) == 12 + 2
     assert set(server.paid.values()) == {1}
     assert capsys.readouterr().out.startswith("2 judged anew, 6 taken from")
 
@@ -397,7 +382,7 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
     ("trouble", "reason"),
     [
         (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
-        (error(429, "slower", retry_after="0.01"), "HTTP 429: slower"),
+        (error(429, "slower"), "HTTP 429: slower"),
         (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
         (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
         (Reply(wait=2.0), "no reply in time"),
@@ -410,21 +395,18 @@ def test_reasons_are_one_line_each_and_the_others_go_on(trouble, reason, data, a
         assert run(data, server, answers, "--timeout", "0.3" if trouble.wait else "5", "--json") == 1
     said = capsys.readouterr()
     found = json.loads(said.out)["judging"]
-    assert found["asked"] == 7
     (told,) = found["reasons"]
-    assert told.startswith(reason)
-    assert "\n" not in told
+    assert (found["asked"], told.startswith(reason), "\n" in told) == (7, True, False)
     assert KEY[:8] not in said.out + said.err
 
 
 @pytest.mark.parametrize(
     ("trouble", "named"),
     [
-        (error(401, f"wrong key {KEY}"), "OPENAI_API_KEY (HTTP 401)"),
-        (error(403), "OPENAI_API_KEY (HTTP 403)"),
+        *((error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})") for code in (401, 403)),
         (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
         (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
-        (error(429, "pay first", "insufficient_quota", retry_after="0.01"), "quota"),
+        (error(429, "pay first", "insufficient_quota"), "quota"),
     ],
 )
 def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, named, data, answers, capsys):
@@ -441,9 +423,6 @@ def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, named, da
     assert KEY not in said.out + said.err
 
 
-NOWHERE = "http://127.0.0.1:9/v1"
-
-
 @pytest.mark.parametrize(
     ("url", "key", "words", "named"),
     [
@@ -453,11 +432,15 @@ NOWHERE = "http://127.0.0.1:9/v1"
         *((NOWHERE, key, [], "OPENAI_API_KEY") for key in (" ", "ключ")),
         *((NOWHERE, KEY, [f"--{name}", "0"], "above 0") for name in ("passes", "concurrency", "timeout")),
         *((NOWHERE, KEY, words, "above 0") for words in (["--retries", "-1"], ["--judge", ""])),
+        (NOWHERE, KEY, ["--judgments", "own.jsonl"], "own.jsonl line 1: not a judgment"),
+        (NOWHERE, KEY, ["--judgments", "."], "Is a directory"),
+        (NOWHERE, KEY, ["--judgments", "own.jsonl/below.jsonl"], "Not a directory"),
     ],
 )
 def test_what_no_judge_can_be_asked_with_is_one_line(
     url, key, words, named, data, answers, monkeypatch, capsys
 ):
+    before = answers.read_bytes()
     monkeypatch.setenv("OPENAI_API_KEY", key)
     assert run(data, url, answers, "--retries", "0", *words) == 2
     said = capsys.readouterr().err
@@ -465,9 +448,10 @@ def test_what_no_judge_can_be_asked_with_is_one_line(
     assert named in said
     assert said.count("\n") == 1
     assert "hidden" not in said
+    assert answers.read_bytes() == before
 
 
-# --- the file of judgments
+# --- the file of judgments, and processes
 
 
 def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answers, capsys):
@@ -477,32 +461,13 @@ def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answer
         SAVED.write_bytes(whole[:-30])
         assert main(["show", str(answers), "--data", str(data)]) == 0
         assert "7 of 8 judged" in capsys.readouterr().out
-        assert SAVED.read_bytes() == whole[:-30]
         for _ in range(2):
             assert run(data, server, answers) == 0
         assert sorted(server.paid.values()) == [1] * 7 + [2]
     assert SAVED.read_bytes().startswith(whole[:-30] + b"\n")
     before = read_judgments(SAVED)  # the first of two counts
-    with open(SAVED, "ab") as file:
-        file.writelines(line.replace(b"[[7]]", b"[[9]]") + b"\n" for line in whole.splitlines())
+    SAVED.write_bytes(SAVED.read_bytes() + whole.replace(b"[[7]]", b"[[9]]"))
     assert read_judgments(SAVED) == before
-
-
-def test_a_file_of_something_else_is_not_written_to(data, answers, tmp_path, capsys):
-    before = answers.read_bytes()
-    with JudgeServer() as server:
-        for file, named in (
-            (answers, f"{answers} line 1: not a judgment"),
-            (tmp_path, f"{tmp_path}: Is a directory"),
-            (answers / "below.jsonl", "Not a directory"),
-        ):
-            assert run(data, server, answers, "--judgments", file) == 2
-            assert named in capsys.readouterr().err
-        assert not server.requests
-    assert answers.read_bytes() == before
-
-
-# --- processes
 
 
 def start(data, server, *words):
@@ -533,13 +498,12 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
 
     with JudgeServer(hold) as server:
         running = start(data, server, answers, "--judgments", file, "--concurrency", "2")
-        while not file.exists() or file.read_bytes().count(b"\n") < 5 or len(server.requests) < 6:
+        while not file.exists() or len(read_judgments(file)) < 5 or len(server.requests) < 6:
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(how)
         _, err = running.communicate(timeout=20)
         free.set()
-        assert len(read_judgments(file)) == 5
         if how == signal.SIGINT:
             assert running.returncode == 130
             assert str(file) in err.splitlines()[-1]
@@ -547,17 +511,3 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
         ended(start(data, server, answers, "--judgments", file), "3 judged anew, 5 taken from")
         assert len(server.paid) == 8
         assert set(server.paid.values()) == {1}
-
-
-@pytest.mark.usefixtures("process")
-def test_two_processes_share_a_file(data, tmp_path):
-    questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
-    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
-    for path in paths:
-        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(path.stem).items()}
-        write_answers(path, path.stem, long, questions)
-    with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
-        for running in [start(data, server, p, "--judgments", file, "--passes", "4") for p in paths]:
-            ended(running, "32 judged anew, 0 taken from")
-    lines = [line for line in file.read_text().splitlines() if line]  # see _append
-    assert len(lines) == len(read_judgments(file)) == 64

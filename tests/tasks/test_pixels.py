@@ -17,10 +17,8 @@ from transformers import AutoImageProcessor
 from runs.models.wheels import DINOV2_IMAGES
 from tasks.images.pixels import (
     BadImageError,
-    BadImagesError,
     Preprocessing,
     decode,
-    parallel,
     prepared,
     preprocessing,
 )
@@ -235,41 +233,27 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 # --- the file of prepared images
 
 
-def test_parallel_keeps_the_order_and_takes_no_more_than_it_needs():
-    taken = []
-    results = parallel(lambda x: x * x, (taken.append(n) or n for n in range(1000)), workers=3, ahead=8)
-    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert len(taken) <= 14
-    assert list(results) == [n * n for n in range(5, 1000)]
-
-
-def test_images_are_prepared_once(tmp_path):
-    items = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
-    with pytest.raises(BadImagesError) as error:
-        prepared([items[0], b"broken", items[2]], 3, "key", VIT, tmp_path, 2)
-    assert list(error.value.reasons) == [1]
+def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
+    items = [np.full((8, 8, 3), shade, np.uint8) for shade in range(100, 200)]
+    names = [f"{number}.png" for number in range(100)]
+    with refused("1 images cannot be read: 41.png (not an image"):
+        prepared([*items[:41], b"broken", *items[42:]], names, "key", VIT, tmp_path, 2)
     assert not list(tmp_path.iterdir())
-    pixels = prepared(items, 3, "key", VIT, tmp_path, 2)
-    assert pixels.shape == (3, 3, 16, 16)
-    assert [int(p.max()) for p in pixels] == [10, 20, 30]
+    pixels = prepared(items, names, "key", VIT, tmp_path, 2)
+    assert pixels.shape == (100, 3, 16, 16)
+    assert [int(p.max()) for p in pixels] == list(range(100, 200))
     never = (pytest.fail("read again") for _ in range(3))
-    assert (np.asarray(prepared(never, 3, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
-    assert prepared(items, 3, "key", VIT.at(32), tmp_path, 2).shape == (3, 3, 32, 32)
-    made = len(list(tmp_path.glob("*.npy")))
-    prepared(items, 3, "other key", VIT, tmp_path, 2)
-    for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
-        prepared(items, 3, "key", dataclasses.replace(VIT, **change), tmp_path, 2)
-    assert len(list(tmp_path.glob("*.npy"))) == made + 4
-
-
-def test_what_a_killed_process_left_is_cleared_away_and_the_file_is_made(tmp_path):
-    items = [np.full((8, 8, 3), 10, np.uint8)] * 3
-    prepared(items, 3, "key", VIT, tmp_path, 1)
+    assert (np.asarray(prepared(never, names, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
     (done,) = tmp_path.glob("*.npy")
-    leftover = done.rename(tmp_path / f".{done.name}.123")
+    leftover = done.rename(tmp_path / f".{done.name}.123")  # of a process that was killed
     os.utime(leftover, (1, 1))
-    assert prepared(items, 3, "key", VIT, tmp_path, 1).shape == (3, 3, 16, 16)
+    assert prepared(items, names, "key", VIT, tmp_path, 1).shape == (100, 3, 16, 16)
     assert not leftover.exists()
+    assert prepared(items, names, "key", VIT.at(32), tmp_path, 2).shape == (100, 3, 32, 32)
+    prepared(items, names, "other key", VIT, tmp_path, 2)
+    for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
+        prepared(items, names, "key", dataclasses.replace(VIT, **change), tmp_path, 2)
+    assert len(list(tmp_path.glob("*.npy"))) == 2 + 4
 
 
 def test_an_image_that_would_be_resized_to_gigapixels_cannot_be_read():

@@ -18,8 +18,7 @@ from transformers import AutoTokenizer
 
 import tasks
 from runs.config import CONF
-from tasks import DataError, reviews
-from tasks.fetch import package_index
+from tasks import DataError, fetch, reviews
 from tasks.metrics import score
 
 pytestmark = pytest.mark.properties
@@ -221,23 +220,20 @@ def test_reviews_come_from_the_archive_with_its_hash_checked(tmp_path, monkeypat
         archive.addfile(member, io.BytesIO(content))
     with zipfile.ZipFile(outer, "w") as archive:
         archive.writestr(f"vaderSentiment-0.5/{reviews.INNER}", inner.getvalue())
-    asked, path = [], tmp_path / "vera-bench" / "vaderSentiment-0.5.zip"
-
-    def fetch(project, sha256, target):
-        asked.append((project, sha256, target))
-        target.write_bytes(outer.getvalue())
-
+    sha256, links = hashlib.sha256(outer.getvalue()).hexdigest(), tmp_path / "links"
+    links.mkdir()
+    (links / reviews.ARCHIVE).write_bytes(outer.getvalue())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(package_index, "fetch", fetch)
-    sha256 = hashlib.sha256(outer.getvalue()).hexdigest()
+    monkeypatch.setattr(fetch, "pip_settings", lambda: {"no-index": "1", "find-links": str(links)})
     monkeypatch.setattr(reviews, "ARCHIVE_SHA256", sha256)
+    path = fetch.cache_folder() / reviews.ARCHIVE
     path.parent.mkdir()
     path.write_bytes(b"something else")
     for _ in range(2):
         (train,), (dev,) = (rows for _, rows in reviews.splits(1, 1).values())
         found = sorted((row["text"], row["label"]) for _, row in (train, dev))
         assert found == [("A bright film", "positive"), ("A dull film", "negative")]
-    assert asked == [("vaderSentiment", sha256, path)]
+        (links / reviews.ARCHIVE).unlink(missing_ok=True)
     with pytest.raises(tasks.DataError, match="the 2 reviews"):
         reviews.splits(5, 1)
 

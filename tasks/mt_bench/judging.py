@@ -1,4 +1,4 @@
-"""Requests judgments from a model behind any OpenAI-compatible endpoint."""
+"""A judge behind any OpenAI-compatible endpoint: its ratings, and the file that they are saved in."""
 
 import asyncio
 import json
@@ -10,7 +10,99 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.mt_bench.judgments import Judge, Judgment, Messages, append, read_judgments
+from pydantic import BaseModel, ValidationError
+
+from tasks.base import DataError
+from tasks.files import problem_of
+from tasks.mt_bench.questions import Messages, digest
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge. passes: how often it judges each answer."""
+
+    name: str = "gpt-4"
+    passes: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if not self.name or self.passes < 1 or self.max_tokens < 1:
+            raise DataError("a judge needs a name, and passes and max_tokens above 0")
+
+    def keys(self, messages: Messages) -> list[str]:
+        """The key of the saved judgment of each pass: a hash of the request."""
+        request = [self.name, messages, float(self.temperature), self.max_tokens]
+        return [digest([*request, number]) for number in range(1, self.passes + 1)]
+
+    def file(self) -> Path:
+        """The default file of its judgments."""
+        return Path("outputs", "judgments", re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)[:200] + ".jsonl")
+
+
+def rating(reply: str) -> float | None:
+    """The first [[x]] of a reply, else the first [x]; None without one, or for a number outside of the
+    judge's scale of 1 to 10, which FastChat would take."""
+    # FastChat's \d+\.?\d* takes quadratic time on many digits. These match the same in linear time.
+    for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
+        match = re.search(pattern, reply, re.ASCII)
+        if match:
+            value = float(match[1])
+            return value if 1 <= value <= 10 else None
+    return None
+
+
+class Judgment(BaseModel):
+    """A reply, its key and judge, and its tokens if the server counts them. The rating that a file has beside
+    the reply is not read."""
+
+    key: str
+    judge: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 0
+    reply: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def rating(self) -> float | None:
+        """The reply's rating, if it has one."""
+        return rating(self.reply)
+
+
+def read_judgments(file: Path) -> dict[str, Judgment]:
+    """The saved judgments by key; none without a file. If two processes saved the same one, the first counts.
+    A line that a kill cut off is skipped. Raises DataError for another kind of file."""
+    judgments = dict[str, Judgment]()
+    try:
+        with open(file, "rb") as opened:
+            for number, line in enumerate(opened, 1):
+                try:
+                    judgment = Judgment.model_validate_json(line)
+                    judgments.setdefault(judgment.key, judgment)
+                except ValidationError as error:
+                    if error.errors()[0]["type"] != "json_invalid":
+                        problem = problem_of(error)
+                        raise DataError(f"{file} line {number}: not a judgment ({problem})") from None
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    return judgments
+
+
+def append(file: Path, line: bytes) -> None:
+    """Appends a line in one write, so that processes can share the file. Raises DataError."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab", buffering=0) as opened:
+            if opened.write(line) != len(line):
+                raise DataError(f"{file}: a judgment could not be written in full. Is the disk full?")
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+
+
+# --- asking
 
 
 class JudgeError(Exception):
@@ -84,7 +176,7 @@ async def _ask_all(
         answer = await _ask(client, by, key, todo[key])
         if isinstance(answer, Judgment):
             row = answer.model_dump() | {"rating": answer.rating}
-            append(file, json.dumps(row).encode() + b"\n")
+            append(file, b"\n" + json.dumps(row).encode() + b"\n")  # the line before may be cut off
             outcome.asked += 1
         elif final:
             outcome.failed[answer] += 1
