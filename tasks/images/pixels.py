@@ -75,7 +75,8 @@ class Preprocessing:
         height, width = self.size
         gaps = (image.width - width) / 2, (image.height - height) / 2
         left, top = (round(gap) if self.rounds else math.floor(gap) for gap in gaps)
-        return channels_first(image.crop((left, top, left + width, top + height)))
+        pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def read(self, item: Item) -> "Array | BadImageError":
         """The model's pixels of an image, uint8 (3, height, width), or the reason why it cannot be read."""
@@ -183,11 +184,6 @@ def _timm(config: dict[str, Any]) -> Preprocessing:
     if mode != "center" or height != width:
         raise ValueError(f"crop_mode {mode}, crop_pct {share} of {height} x {width}")
     return Preprocessing((height, width), math.floor(height / share), True, filter_, mean, std)
-
-
-def channels_first(image: Image.Image) -> Array:
-    """Pixels as a contiguous array (channels, height, width)."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 #: Pillow's names of the formats that are read, whatever the file's name (PPM: also PBM, PGM and PNM). Pillow
