@@ -1,7 +1,7 @@
 """A user's own runs in tables: before the published ones, with their deviations, each variant on request."""
 
 import pytest
-from ledgers import ledger, record, seeds
+from ledgers import ledger, notes, record, seeds
 
 from analysis import tables
 from analysis.command import only, open_ledger, own_and_published
@@ -60,13 +60,13 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     both = ledger(*usual, *other)
     (shown, *_) = tables.make("table2", both)
     assert len(shown.rows) == 1
-    assert any("all=true" in note for note in shown.notes)
+    assert "all=true" in notes(shown)
     (shown, *_) = tables.make("table2", both, every=True)
     assert [(row[0], row[3]) for row in shown.texts] == [
         ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
         ("VeRA r=1024, lr 0.5", "60.0 (1/5)"),
     ]
-    assert not any("all=true" in note for note in shown.notes)
+    assert "all=true" not in notes(shown)
     # On the paper's model the nearest to the recipe stays beside the paper's row, whatever else there is.
     base = ledger(*seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"]))
     rows = [(row[0], row[1]) for row in tables.make("table2", base, every=True)[0].texts]
@@ -83,7 +83,7 @@ def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
         first, last = tables.make("", both, every=every, every_own=True)
         assert [row[0] for row in first.texts] == ["VeRA r=1024, lr 0.2", "VeRA r=1024, lr 0.3"]
         assert len(last.rows) == rows
-        assert any("all=true" in note for note in last.notes) is not every
+        assert ("all=true" in notes(last)) is not every
 
 
 def test_a_sweep_of_which_nothing_has_run_here_says_so(tmp_path, monkeypatch, capsys):
@@ -167,36 +167,28 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert "Deviates: epochs 1 instead of 40 (vera on mrpc)." in first.notes
     assert last.title.endswith("(published)")
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
-    assert any("Published by the project in runs/records: 5 of a_study." in note for note in last.notes)
-    assert not any("Left out" in note for note in [*first.notes, *last.notes])
+    assert "Published by the project in runs/records: 5 of a_study." in notes(last)
+    assert "Left out" not in notes(first) + notes(last)
     assert tables.make("table2", ledger(*own))[0].texts == first.texts
 
 
 def test_a_rank_that_the_rows_name_says_is_no_deviation():
-    made = [
-        record("lora_r64", deviations=["rank 64 instead of the recipe's 8"]),
-        record(deviations=["rank 64 instead of 8"]),
-    ]
-    assert deviations(cells(runs(ledger(*made)))) == ["rank 64 instead of 8 (vera on rte)"]
+    named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])
+    both = ledger(named, record(deviations=["rank 64 instead of 8"]))
+    assert deviations(cells(runs(both))) == ["rank 64 instead of 8 (vera on rte)"]
 
 
 def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
-    few = seeds("vera", "mrpc", bests=(0.8, 0.7))
-    for one in few:
-        one["config"]["task"]["train_rows"] = 10
-    told = "a part of the data: 10 training and 10 dev rows"
-    assert parts_of_data(runs(ledger(*few))) == [f"{told} (vera on mrpc)"]
-    both = runs(ledger(*few, *seeds("lora", "mrpc")))
-    assert parts_of_data(both) == [f"{told} (vera on mrpc)"]
-    most = [one for row in ("lora", "full") for one in seeds(row, "mrpc")]
-    for one in most:
-        one["config"]["task"]["train_rows"] = one["data"]["train_rows"] = 20
-    assert parts_of_data(runs(ledger(*most))) == [
-        "a part of the data: 20 training and 10 dev rows (all rows)"
-    ]
-    for one in few:
-        one["deviations"] = ["train: 10 rows (a fixed subset of 99)"]
-    assert parts_of_data(runs(ledger(*few))) == []
+    def of(rows, part, *others, **changes):  # train_rows=part, of so many rows
+        made = [one for row in rows for one in seeds(row, "mrpc", bests=(0.8, 0.7), **changes)]
+        for one in made:
+            one["config"]["task"]["train_rows"] = one["data"]["train_rows"] = part
+        return parts_of_data(runs(ledger(*made, *others)))
+
+    told = "a part of the data: 10 training and 10 dev rows (vera on mrpc)"
+    assert of(["vera"], 10) == of(["vera"], 10, *seeds("lora", "mrpc")) == [told]
+    assert of(["lora", "full"], 20) == ["a part of the data: 20 training and 10 dev rows (all rows)"]
+    assert of(["vera"], 10, deviations=["train: 10 rows (a fixed subset of 99)"]) == []
 
 
 def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
@@ -244,23 +236,21 @@ def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, 
     for one, version, imported in zip(made, versions, imports, strict=True):
         source = {"file": "mine.py", "sha256": version, "imports": imported, "uncommitted": uncommitted}
         one["code"] = one["code"] | {"sources": {part: {k: v for k, v in source.items() if v != "-"}}}
-    notes = " ".join(tables.make("table2", ledger(*made))[0].notes)
-    assert (told in notes) if told else "versions of" not in notes
+    found = notes(tables.make("table2", ledger(*made))[0])
+    assert (told in found) if told else "versions of" not in found
 
 
 def test_what_is_left_out_is_counted_and_named():
     old, new = [record(seed=s) for s in range(3)], record(seed=3, best=0.5) | {"protocol": 2}
-    again = new | {"id": "zz again"}
     failed = record(seed=9, status="failed")
-    (note,) = [
-        n
-        for n in tables.make("table2", ledger(*old, new, again, failed))[0].notes
-        if n.startswith("Left out")
-    ]
-    assert "3 runs with other settings" in note
-    assert "vera on rte: runs of protocol 1, not mixed with those of 2" in note
-    assert "more than one record of the same settings and seed: zz again" in note
-    assert f"failed: {failed['id']} (VeRA r=1024 on RTE)" in note
+    found = notes(tables.make("table2", ledger(*old, new, new | {"id": "zz again"}, failed))[0])
+    for told in (
+        "Left out: 3 runs with other settings",
+        "vera on rte: runs of protocol 1, not mixed with those of 2",
+        "more than one record of the same settings and seed: zz again",
+        f"failed: {failed['id']} (VeRA r=1024 on RTE)",
+    ):
+        assert told in found
 
 
 def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
@@ -276,14 +266,14 @@ def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
     own = [*trials("mrpc", 7), *trials("reviews", 1)]
     for name, count in (("table2", 7), ("", 8)):
         both = of_study(ledger(*own, *theirs), *theirs)
-        notes = [one for table in tables.make(name, both) for one in table.notes if "stopped early" in one]
-        assert len(notes) == 1
-        assert f"stopped early by train.max_steps: {count} runs: {own[0]['id']}" in notes[0]
+        found = " ".join(map(notes, tables.make(name, both)))
+        assert found.count(f"stopped early by train.max_steps: {count} runs: {own[0]['id']}") == 1
+        assert found.count("stopped early") == 1
     (first, *_) = tables.make("table2", ledger(*own, *seeds("lora", "mrpc", model="minilm")))
-    assert sum("stopped early" in note for note in first.notes) == 1
+    assert notes(first).count("stopped early") == 1
     for one in own:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=f"no finished run in .* for demo: stopped early .*{own[-1]['id']}"):
         main(["demo", "task=reviews", "published=false", f"output={tmp_path}"])
     both = of_study(ledger(*own, *theirs), *theirs)
-    assert not any("stopped" in one for table in tables.make("table3", both) for one in table.notes)
+    assert not any("stopped" in notes(table) for table in tables.make("table3", both))
