@@ -37,16 +37,12 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="ID [ID]")
     ledger, output = open_ledger(line.settings.output), line.settings.output
-    first = find_record(ledger, line.names[0], output)
+    first, *rest = (find_record(ledger, name, output) for name in line.names)
     whose = ledger.origin[first["id"]]
-    if len(line.names) > 1:
-        second = find_record(ledger, line.names[1], output)
-        others = ledger.origin[second["id"]]
-    elif first["id"] in ledger.published:
-        others, second = ledger.published[first["id"]]
-    else:
+    if not rest and first["id"] not in ledger.published:
         where = "has not run here" if whose != "ours" else "is not published"
         raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
+    others, second = (ledger.origin[rest[0]["id"]], rest[0]) if rest else ledger.published[first["id"]]
     print(render([compared(first, second, (whose, others), line.settings.all)], line.settings.format))
     return 0
 

@@ -59,18 +59,11 @@ def record(
     all epochs, the best of which is selected (none: it diverged or failed before the first). Half A of dev
     lies 0.02 above and half B 0.02 below, of 5 rows each: the cross-fitted number is the same. `halves` makes
     them say something else."""
-    if values is None:
-        values, place = [best - 0.2, best, last], 1
-    else:
-        values = list(values)
-        place = values.index(max(values)) if values else 0
-    protocols = {}
+    place = 1 if values is None else values.index(max(values)) if values else 0
+    values = [best - 0.2, best, last] if values is None else list(values)
+    numbers = dict.fromkeys(("best", "best_epoch", "last"))
     if values:
-        epoch = place + 1.0
-        protocols = {
-            "paper": {"best": values[place], "best_epoch": epoch, "last": values[-1]},
-        }
-    numbers = protocols.get("paper", dict.fromkeys(("best", "best_epoch", "last")))
+        numbers = {"best": values[place], "best_epoch": place + 1.0, "last": values[-1]}
     epochs = [i + 1.0 for i in range(len(values))]
     made = {
         "schema": SCHEMA,
@@ -112,7 +105,12 @@ def record(
             "metric_select": [value + 0.02 for value in values],
             "metric_report": [value - 0.02 for value in values],
         },
-        "result": {**of_metric("accuracy"), "select": "paper", **numbers, "protocols": protocols},
+        "result": {
+            **of_metric("accuracy"),
+            "select": "paper",
+            **numbers,
+            "protocols": {"paper": numbers} if values else {},
+        },
         "cost": {
             "train_seconds": 10.0,
             "evaluate_seconds": 1.0,
