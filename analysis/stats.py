@@ -83,8 +83,7 @@ def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str,
         other = "not in the paper" if model in MODELS else "other model"
         lines.append(line | {"verdict": words.get(cell.ids, other)})
     how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
-    tasks = {task: task for task in found.task}
-    return Table.of(f"{model}: cells", lines, notes(runs, found, how=how), model, tasks)
+    return Table.of(f"{model}: cells", lines, notes(runs, found, how=how), model)
 
 
 # --- a row against the others
