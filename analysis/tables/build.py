@@ -101,7 +101,7 @@ class _Model:
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
         header |= {of.key: of.name for of in more} | {of: of for of in spec.tail}
         task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
-        tasks = {label: task_of.get(of, of) for of, label in self.columns.items()}
+        tasks: dict[str, str] = {label: task_of.get(key) or key for key, label in self.columns.items()}
         if spec.tasks:
             labels = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
             tasks = {label: task for task, label in labels.items()}
