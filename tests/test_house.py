@@ -42,7 +42,7 @@ SPINE_LINES = 6_330
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch"),
-    *("tasks.files", "tasks.reviews", "vera.methods.low_rank"),
+    *("tasks.files", "tasks.reviews"),
     *(
         f"runs.{n}"
         for n in (

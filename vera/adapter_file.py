@@ -109,7 +109,6 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
         method.adapt(model)
     else:
         method.unmerge(model)
-        method.reset(model)
     disable(model, False)
     fill(_file_tensors(model, method), tensors)
     return method

@@ -204,8 +204,11 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     trial = without_weights(model)
     method.adapt(trial)
     described, places = _parts(trial, method)
-    if ours:
-        _check_unedited(folder, config, described)
+    same = described.keys() - {"target_modules", "fan_in_fan_out"}  # which peft writes in its own way
+    for key in (*sorted(same), *UNSET) if ours else ():  # peft obeys the configuration
+        if (config.get(key) or None) != (described.get(key) or None):
+            found = str(config.get(key))[:80]
+            raise AdapterError(f"{folder}: {CONFIG} says {key}={found}, not its weights. Export it again")
     head = {PREFIX + name: p for name, p in head_parameters(trial).items()}
     optional = head.keys() if PAIR & tensors.keys() else head.keys() | PAIR
     whole: dict[str, Tensor] = {**head} | {name: _assembled(*place) for name, place in places.items()}
@@ -344,16 +347,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
         if config.get(key) and not plain.get(key):
             raise AdapterError(f"{folder}: {kind} with {key}={config[key]} is another method here")
     return config, tensors, ours
-
-
-def _check_unedited(folder: Path, config: Mapping[str, Any], described: dict[str, Any]) -> None:
-    """Raises AdapterError where adapter_config.json, which peft obeys, was edited after the export: the
-    weights' metadata describe another adapter."""
-    same = described.keys() - {"target_modules", "fan_in_fan_out"}  # which peft writes in its own way
-    for key in (*sorted(same), *UNSET):
-        if (config.get(key) or None) != (described.get(key) or None):
-            found = str(config.get(key))[:80]
-            raise AdapterError(f"{folder}: {CONFIG} says {key}={found}, not its weights. Export it again")
 
 
 def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:

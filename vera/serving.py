@@ -5,6 +5,7 @@ own b and d for each sample, at a cost that does not depend on how many adapters
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from vera.adapter_file import (
 from vera.checked_file import read_file
 from vera.errors import AdapterError
 from vera.methods import disable
-from vera.methods.adapted import adaptation, plain_names, refuse_many, refuse_names, remove_hooks, unload
+from vera.methods.adapted import (
+    adaptation,
+    hook_keys,
+    plain_names,
+    refuse_many,
+    refuse_names,
+    remove_hooks,
+    unload,
+)
 from vera.methods.layers import changes
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
@@ -65,6 +74,7 @@ class Adapters:
         self._used: list[str | None] | None = None  # by `use`
         self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
         self._head_called = False  # whether the head was called in this call
+        self._hooks: set[int] = set()
 
     # --- the resident adapters
 
@@ -82,8 +92,6 @@ class Adapters:
 
         Raises AdapterError, with nothing changed, where the name is taken, a file is damaged or does not fit
         the model, or the adapter's settings differ from those of the adapters here."""
-        if not isinstance(name, str) or not name:
-            raise AdapterError(f"an adapter's name is a word, not {name!r}")
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
         file = read_file(path, FORMAT)
@@ -114,10 +122,10 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Raises AdapterError for an unknown name."""
         self._check_names([name])
+        if len(self) == 1:  # the next one may have another rank
+            self.unload()
         for resident in (self.vectors, self.heads, self.classes):
             resident.pop(name, None)
-        if not self.vectors:  # the next one may have another rank
-            self.unload()
 
     def unload(self) -> None:
         """Forgets every adapter; the model is the plain base model again."""
@@ -127,9 +135,7 @@ class Adapters:
             return
         self.method, self._active = None, None
         self.model.__dict__.pop("_adapters")
-        for module in self.model.modules():
-            remove_hooks(module, Adapters._begin, Adapters._end, Adapters._own_heads, refuse_names)
-            module.__dict__.pop("_head_prefix", None)
+        remove_hooks(self.model, self._hooks)
         unload(self.model)
 
     # --- a call
@@ -194,8 +200,8 @@ class Adapters:
         if result is not None and not self._head_called and any(name in self.heads for name in active):
             raise AdapterError("an adapter's own head was never called by this model")
 
-    def _own_heads(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        """The forward hook of a head: replaces the outputs of adapters with heads of their own."""
+    def _own_heads(self, prefix: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        """The forward hook of a head, which has this prefix: replaces outputs of adapters with their own."""
         self._head_called, names = True, self._active or []
         own = self.heads.keys() & set(names)
         if not own:
@@ -203,7 +209,7 @@ class Adapters:
         if not isinstance(output, Tensor) or not len(output) or len(output) % len(names):
             raise AdapterError("this model's head gives no answer for each sample: none can have its own")
         names = [name for name in names for _ in range(len(output) // len(names))]
-        prefix, output = module.__dict__["_head_prefix"], output.clone()
+        output = output.clone()
         hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
         try:
             for name in own:
@@ -220,14 +226,14 @@ class Adapters:
     def _adapt(self, method: VeRA) -> None:
         """Makes the model one that holds adapters of this method."""
         method.adapt(self.model)
+        before = hook_keys(self.model)
         self.model.requires_grad_(False)
         self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
         self.model.register_forward_hook(self._end, always_call=True)
         for prefix in head_prefixes(self.model):
             if prefix.rstrip(".") in dict(self.model.named_modules()):
-                module = self.model.get_submodule(prefix[:-1])
-                module.__dict__["_head_prefix"] = prefix
-                module.register_forward_hook(self._own_heads)
+                of_prefix = partial(self._own_heads, prefix)
+                self.model.get_submodule(prefix[:-1]).register_forward_hook(of_prefix)
         plain = plain_names(self.model)
         names = {id(p): plain[name] for name, p in self.model.named_parameters()}
         vectors = (v for change in changes(self.model) for v in (change.b, change.d) if v is not None)
@@ -235,15 +241,14 @@ class Adapters:
         self.method = method
         if backbone := backbone_prefix(self.model):
             self.model.get_submodule(backbone).register_forward_pre_hook(refuse_names, with_kwargs=True)
+        self._hooks = hook_keys(self.model) - before
         self.model.__dict__["_adapters"] = self
         disable(self.model)
 
     def _check_names(self, names: Names) -> list[str | None]:
         """These names as a list. Raises AdapterError for an unknown one."""
-        if isinstance(names, str):
-            raise AdapterError(f"adapter names are a list with one for each sample, not {names!r}")
         names = list(names)
         for name in names:
-            if name is not None and (not isinstance(name, str) or name not in self.vectors):
+            if name is not None and name not in self.vectors:
                 raise AdapterError(f"no adapter {name!r} among the {len(self)} here")
         return names

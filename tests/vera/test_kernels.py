@@ -55,8 +55,7 @@ def attend(model, x):
 
 def plainly(model):
     """Replaces every adapted layer's forward pass by the formula, term by term, for plain autograd."""
-    for module in model.modules():
-        remove_hooks(module, Group.begin, Group.end)
+    remove_hooks(model, model._adaptation.hooks)
     for layer in adapted_layers(model):
 
         def forward(x, layer=layer):

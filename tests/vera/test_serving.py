@@ -191,7 +191,7 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
         assert not torch.allclose(other, expected)
         assert torch.equal(model(ids()).logits, expected)
     for names, named in (
-        *((["alise"] * 6, "no adapter 'alise' among the 2 here"), ("bob", "a list"), ([3] * 6, "adapter 3")),
+        *((["alise"] * 6, "no adapter 'alise' among the 2 here"), ([3] * 6, "adapter 3")),
         *((["alice"] * n, f"{n} adapter names for 6 samples") for n in (5, 3, 0)),
     ):
         with refused(named):
@@ -199,9 +199,8 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
     for names in ([], ["x"]):
         with refused("no adapter"), adapters.use(names):
             pass
-    for name in (None, "", 5, "bob"):
-        with refused(r"a word|already"):
-            adapters.add(name, "nowhere")
+    with refused("already"):
+        adapters.add("bob", "nowhere")
     with refused("no adapter 'x'"):
         adapters.remove("x")
     same(model(ids()).logits, base(ids()).logits)  # nothing is left

@@ -310,12 +310,10 @@ def mark(x: Tensor) -> float:
 def merged_weight(layer: Layer, dtype: torch.dtype, kept: dict[Any, Tensor] | None = None) -> Tensor:
     """The layer's merged weight, (out, in); with `kept`, that of an earlier call."""
     key = (layer, dtype, torch.is_inference_mode_enabled())  # such a tensor cannot be saved for a gradient
-    weight = None if kept is None else kept.get(key)
-    if weight is None:
-        weight = merge(layer, dtype, layer.weight(), vectors_of(layer))
-        if kept is not None:
-            kept[key] = weight
-    return weight
+    kept = {} if kept is None else kept
+    if key not in kept:
+        kept[key] = merge(layer, dtype, layer.weight(), vectors_of(layer))
+    return kept[key]
 
 
 # --- products

@@ -21,6 +21,7 @@ class Adaptation:
     head: frozenset[str]  # of the head's parameters
     trainable: frozenset[str]  # of the parameters that were trainable before
     trained: frozenset[str]  # of the adapted model's parameters: what the method trains, without the head
+    hooks: set[int]  # the keys of the forward hooks that came with the method
     #: The weights before a merge, by the adapted model's names; empty where it is not merged.
     unmerged: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,7 +50,7 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     base_names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
     head = frozenset(head_parameters(model))
     trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-    base_modules, put_back = set(model.modules()), _snapshot(model)
+    base_modules, hooks, put_back = set(model.modules()), hook_keys(model), _snapshot(model)
     model.requires_grad_(False)
     try:
         method.install(model)
@@ -64,9 +65,10 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(True)
         trained.discard(name)
-    # A plain attribute: it is no part of the state dict, and is copied with the model.
-    model._adaptation = Adaptation(method, base_names, head, trainable, frozenset(trained))  # type: ignore[assignment]
     model.register_forward_pre_hook(refuse_names, with_kwargs=True)
+    hooks = hook_keys(model) - hooks
+    # A plain attribute: it is no part of the state dict, and is copied with the model.
+    model._adaptation = Adaptation(method, base_names, head, trainable, frozenset(trained), hooks)  # type: ignore[assignment]
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
@@ -104,7 +106,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
         adapted.method.merge(model)
         adapted.unmerged.clear()  # which makes it final
     adapted.method.remove(model)
-    remove_hooks(model, refuse_names)
+    remove_hooks(model, adapted.hooks)
     del model._adaptation
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in adapted.trainable)
@@ -120,8 +122,8 @@ def refuse_names(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> 
     """A forward pre-hook of a model that carries one adapter, and of a part of a model that carries many:
     transformers' models ignore unknown keywords."""
     if "adapter_names" in keywords:
-        for_part = "for a part: with adapters.use(names)"
-        raise AdapterError(f"adapter_names goes to the whole model, which vera.Adapters holds ({for_part})")
+        whole = "adapter_names goes to the whole model, which vera.Adapters holds"
+        raise AdapterError(f"{whole} (for a part: with adapters.use(names))")
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
@@ -154,11 +156,8 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
     adapted = adaptation(model)
     if adapted is None:
         return {}
-    tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
-    plain = plain_names(model)
-    return {
-        n: t for n, t in tensors.items() if n not in adapted.trained and plain[n] not in adapted.base_names
-    }
+    plain, named = plain_names(model), [*model.named_parameters(), *model.named_buffers()]
+    return {n: t for n, t in named if n not in adapted.trained and plain[n] not in adapted.base_names}
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
@@ -186,11 +185,15 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return {name: plain(name) for name, _ in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def remove_hooks(module: nn.Module, *ours: Any) -> None:
-    """Takes these functions, or methods of any object, out of a module's hooks. A hook's handle would not
-    survive a copy of the model."""
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "__func__", hook) in ours]:
-            del hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-            module._forward_hooks_always_called.pop(key, None)
+def hook_keys(model: nn.Module) -> set[int]:
+    """The keys of all forward hooks, of one count: unlike handles, they survive a copy."""
+    return {key for m in model.modules() for key in (*m._forward_hooks, *m._forward_pre_hooks)}
+
+
+def remove_hooks(model: nn.Module, keys: set[int]) -> None:
+    """Takes the hooks of these keys out."""
+    for m in model.modules():
+        own: Any = m._forward_hooks, m._forward_pre_hooks
+        for table in (*own, m._forward_pre_hooks_with_kwargs, m._forward_hooks_always_called):
+            for key in keys & table.keys():
+                del table[key]

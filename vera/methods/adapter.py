@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
 from vera.methods.layers import Added
-from vera.methods.low_rank import place
+from vera.methods.lora import place
 from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
 
@@ -118,8 +117,6 @@ class Adapter(Method, kind="adapter"):
             linear: Any = next(m for m in block.modules() if is_linear(m))
             for position, (path, hook) in enumerate(self._positions(layout)):
                 module = block.get_submodule(path)
-                if hasattr(module, "adapter"):
-                    raise AdapterError(f"a {type(module).__name__} here has an 'adapter' of its own already")
                 adapter = Bottleneck(widths[index], self, index, place(linear))
                 if self.share:
                     shared = first.setdefault(position, adapter)
@@ -146,12 +143,6 @@ class Adapter(Method, kind="adapter"):
             if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
                 return int(norm.weight.numel())
         raise AdapterError(f"the width of a {type(block).__name__} is not known: no place for adapters")
-
-    def remove(self, model: nn.Module) -> None:
-        for module in list(model.modules()):
-            if isinstance(getattr(module, "adapter", None), Bottleneck):
-                del module.adapter
-            remove_hooks(module, _add, _norm_twice, _draw_drop)
 
     def count(self, model: nn.Module) -> int:
         """Sum over the adapters of 2 * width * bottleneck + bottleneck + width, and of 2 * width more for a

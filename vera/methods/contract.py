@@ -68,10 +68,15 @@ class Method(ABC):
         """Adds the method's own parameters to a frozen model, or unfreezes those it trains."""
 
     def remove(self, model: nn.Module) -> None:
-        """Takes out what `install` added. Values that the method trained in place stay as they are."""
+        """Takes out what `install` added beside hooks. Values that the method trained in place stay as they
+        are."""
         self.unmerge(model)
-        for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, AdaptedLinear)]:
-            model.set_submodule(path, layer.base)
+        for path, module in list(model.named_modules()):
+            parent, _, name = path.rpartition(".")
+            if isinstance(module, AdaptedLinear):
+                model.set_submodule(path, module.base)
+            elif isinstance(module, Added):
+                delattr(model.get_submodule(parent), name)
 
     @abstractmethod
     def count(self, model: nn.Module) -> int:
@@ -111,11 +116,8 @@ class Method(ABC):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the adapter file by name: what trains, and what `install` cannot compute again. The
-        model's own tensors, not copies: loading a file copies its values into them.
-
-        LoRA-FA's frozen A comes from torch's generator, so the file holds it. Singular vectors of a base
-        weight (layers.base_weight) need no place in the file: `install` computes them again (lora_xs.py)."""
+        """The tensors of the adapter file by name: what trains, and what `install` cannot compute again (such
+        as LoRA-FA's frozen A). The model's own tensors, not copies: a file's values are copied into them."""
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
@@ -124,12 +126,10 @@ class Method(ABC):
         return frozenset()
 
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """What the adapter relies on and neither trains nor saves, for the adapter file; loading compares it.
-
-        Such as the fingerprint of projections that a seed brings back; the base weights' hash is compared
-        anyway. It may depend on settings, names and shapes alone (but see `reads_weights`): before a file's
-        tensors are read, it is called on a copy of the model on the meta device. left_out: names of `redrawn`
-        that the file lacks."""
+        """What the adapter relies on and neither trains nor saves, such as the fingerprint of projections,
+        for the adapter file; loading compares it, and the base weights' hash anyway. It may depend on
+        settings, names and shapes alone (but see `reads_weights`): it is called on a copy of the model on the
+        meta device. left_out: names of `redrawn` that the file lacks."""
         return {}
 
     @property
@@ -137,9 +137,6 @@ class Method(ABC):
         """Whether `fixed` depends on the values of the base weights, too. Loading then tries a file on a
         whole copy of the model, once its names and shapes are known to fit."""
         return False
-
-    def reset(self, model: nn.Module) -> None:  # noqa: B027 - most methods have nothing of the kind
-        """Undoes what a user has set on the adapted model, before a file's values are put into it."""
 
     def merge(self, model: nn.Module) -> None:
         """Folds the adapter into the base weights: inference costs what the base model costs.

@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.lora import LoRAChange
-from vera.methods.low_rank import wrap_sites
+from vera.methods.lora import LoRAChange, wrap_sites
 from vera.projections import unit_uniform
 
 #: The name of the draw in a checkpoint: its seed, and the step that it is of.
@@ -31,25 +29,22 @@ def rank_of(seed: int, step: int, rank: int) -> int:
 
 
 class DyLoRAChange(LoRAChange):
-    """A LoRA pair of which the first ranks are in use: `drawn` of them in training, `used` otherwise."""
+    """A LoRA pair of which training uses the first ranks: `drawn` of them."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: Any, seed: int) -> None:
         super().__init__(base, inputs, outputs, method)
         self.alpha, self.frozen = method.alpha, method.frozen
-        self.drawn = self.used = method.rank
+        self.drawn = method.rank
         #: What `drawn` follows from; step 0: nothing is drawn yet.
         self.seed, self.step = seed, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        rank = self.drawn if self.training else self.used
+        rank = self.drawn if self.training else len(self.A)
         a, b = self.A[:rank], self.B[:, :rank]
         if self.training and self.frozen:
             a = torch.cat([a[:-1].detach(), a[-1:]])
             b = torch.cat([b[:, :-1].detach(), b[:, -1:]], dim=1)
         return self.alpha / rank * F.linear(F.linear(self.dropout(x), a), b)
-
-    def weight(self) -> Tensor:
-        return self.alpha / self.used * (self.B[:, : self.used] @ self.A[: self.used])
 
 
 @dataclass(frozen=True)
@@ -75,18 +70,6 @@ class DyLoRA(Method, kind="dylora"):
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices."""
         return sum(self.rank * (change.inputs + change.outputs) for change in changes(model))
-
-    def use_rank(self, model: nn.Module, rank: int) -> None:
-        """Cuts the trained pairs to their first ranks, for evaluating and merging; the file keeps all. Raises
-        AdapterError for a rank that they do not have."""
-        if not 1 <= rank <= self.rank:
-            raise AdapterError(f"rank {rank} is no part of a DyLoRA adapter of rank {self.rank}")
-        self.unmerge(model)
-        for change in changes(model):
-            change.used = rank
-
-    def reset(self, model: nn.Module) -> None:
-        self.use_rank(model, self.rank)
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
         _draw(model, next(changes(model)).seed, 1)

@@ -20,7 +20,7 @@ from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
 from vera.methods.layers import base_weight, changes, wrap
-from vera.methods.low_rank import LowRankChange, place
+from vera.methods.lora import LowRankChange, place
 from vera.sites import find_sites
 
 #: Of the largest singular value: the grid that A and B are rounded to before they are hashed. Far above what

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.low_rank import LowRankChange, place, wrap_sites
+from vera.methods.lora import LowRankChange, place, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
 #: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair (vera/projections.py).

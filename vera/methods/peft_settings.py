@@ -10,14 +10,7 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.methods.settings import LARGEST
-from vera.sites import (
-    BLOCKS,
-    WHOLE,
-    find_norms,
-    find_sites,
-    is_feed_forward_out,
-    is_transposed,
-)
+from vera.sites import BLOCKS, WHOLE, find_norms, find_sites, is_feed_forward_out, is_transposed
 
 #: Settings that are not supported, and why.
 OUTSIDE = {
@@ -120,7 +113,10 @@ def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: n
     paths = full.get("target_modules")
     if "target_modules" in own_fields and "target_modules" not in full:
         paths = _targets(name, sites, model)
-        full["target_modules"] = _exactly(paths, model)
+        # peft takes a name in a list for the end of a path, too (timm's "norm" for "blocks.0.attn.norm")
+        ends = tuple(f".{path}" for path in paths)
+        wider = any(path.endswith(ends) and path not in paths for path, _ in model.named_modules())
+        full["target_modules"] = "|".join(map(re.escape, paths)) if wider else paths
         feed_forward = list(filter(is_feed_forward_out, paths))
     if "feedforward_modules" in own_fields:  # IA3 scales the inputs of these and the outputs of the rest
         full.setdefault("feedforward_modules", feed_forward)
@@ -144,8 +140,6 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
         linear = tuple(site for site in sites if site != NORMS)
         layers = find_sites(model, linear) if linear else {}
     except AdapterError as error:
-        if list(sites) != SITES.get(name, SITES["others"]):
-            raise
         own = f"peft's {name} adapts {', '.join(sites)}"
         raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
     for path, blocks in layers.items():
@@ -153,12 +147,3 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
             whole = ",".join([path.rpartition(".")[2], *(site for site in sites if site not in BLOCKS)])
             raise AdapterError(f"peft adapts {path} as a whole: name it, sites=[{whole}]")
     return [*layers, *norms]
-
-
-def _exactly(paths: list[str], model: nn.Module) -> list[str] | str:
-    """target_modules that are these paths alone. peft takes a name in a list for the end of a path, too, as
-    timm's "norm" for "blocks.0.attn.norm": then a pattern."""
-    ends = tuple(f".{path}" for path in paths)
-    if any(path.endswith(ends) and path not in paths for path, _ in model.named_modules()):
-        return "|".join(map(re.escape, paths))
-    return paths

@@ -24,39 +24,37 @@ MOST_WORDS = 1_000
 
 def check_settings(method: Any) -> None:
     """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out of range."""
-    try:
-        hints = get_type_hints(type(method))
-    except NameError as error:
-        raise AdapterError(f"annotations of {type(method).__name__}: {error}") from None
-    for field in fields(method):
-        if isinstance(getattr(method, field.name), list):
-            object.__setattr__(method, field.name, tuple(getattr(method, field.name)))
-        value, annotation = getattr(method, field.name), hints[field.name]
+    hints = get_type_hints(type(method))
+    for name in [field.name for field in fields(method)]:
+        value, annotation = getattr(method, name), hints[name]
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(method, name, value)
         if get_origin(annotation) in (UnionType, Union):  # int | None, or Optional[int]
             if value is None:
                 continue
             annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
-        if get_origin(annotation) is Literal:
-            if value not in get_args(annotation):
-                options = ", ".join(map(str, get_args(annotation)))
-                raise AdapterError(f"{field.name} must be one of {options}, got {value!r}")
-            continue
         kind: Any = get_origin(annotation) or annotation
         kind = tuple if kind is list else kind
-        if kind not in NAMES:
-            known = ", ".join(known.__name__ for known in NAMES)
-            raise AdapterError(f"{field.name}: a setting of type {annotation}; known: {known}")
-        number = kind is float and isinstance(value, int)
-        if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
-            raise AdapterError(f"{field.name} must be {NAMES[kind]}, got {value!r}")
-        if kind is int and field.name.endswith("_seed") and not 0 <= value < 2**64:
-            raise AdapterError(f"{field.name} must be in [0, 2^64), got {value}")
-        if kind is float and not abs(value) <= LARGEST:
-            raise AdapterError(f"{field.name} must be a finite number, of at most 2^53")
-        if kind is tuple and not all(isinstance(word, str) for word in value):
-            raise AdapterError(f"{field.name} must be a list of words, got {list(value)}")
-        if kind is tuple and (len(value) > MOST_WORDS or any(len(word) > MOST_WORDS for word in value)):
-            raise AdapterError(f"{field.name} has at most {MOST_WORDS} words, of as many letters")
+        words = value if kind is tuple and isinstance(value, tuple) else ()
+        if kind is Literal:
+            if value not in get_args(annotation):
+                options = ", ".join(map(str, get_args(annotation)))
+                raise AdapterError(f"{name} must be one of {options}, got {value!r}")
+        elif kind not in NAMES:
+            raise AdapterError(f"{name}: a setting of type {annotation} is not known")
+        elif isinstance(value, bool) is not (kind is bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
+            raise AdapterError(f"{name} must be {NAMES[kind]}, got {value!r}")
+        elif kind is int and name.endswith("_seed") and not 0 <= value < 2**64:
+            raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
+        elif kind is float and not abs(value) <= LARGEST:
+            raise AdapterError(f"{name} must be a finite number, of at most 2^53")
+        elif not all(isinstance(word, str) and len(word) <= MOST_WORDS for word in words):
+            raise AdapterError(f"{name} must be a list of words, of at most {MOST_WORDS} letters")
+        elif len(words) > MOST_WORDS:
+            raise AdapterError(f"{name} has at most {MOST_WORDS} words")
     rank, dropout = getattr(method, "rank", 1), getattr(method, "dropout", 0.0)
     if rank is not None and rank < 1:
         raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")

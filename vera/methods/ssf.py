@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
 from vera.methods.layers import Added
-from vera.methods.low_rank import place
+from vera.methods.lora import place
 from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
 
 
@@ -43,8 +42,6 @@ def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
 
 def scale_and_shift(module: Any) -> None:
     """Adds a scale and a shift of the outputs of a linear layer, norm or convolution, and trains them."""
-    if hasattr(module, "ssf"):
-        raise AdapterError(f"a {type(module).__name__} of this model has an 'ssf' of its own already")
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
     width = size(module)[1] if is_linear(module) else module.weight.shape[0]
@@ -74,12 +71,6 @@ class SSF(Method, kind="ssf"):
             raise AdapterError(f"a {type(model).__name__} has no patch embedding: SSF is for image models")
         for path in [*find_sites(model, (ALL_LINEAR,)), *find_norms(model), *convolutions]:
             scale_and_shift(model.get_submodule(path))
-
-    def remove(self, model: nn.Module) -> None:
-        self.unmerge(model)
-        for module, _ in list(_scaled(model)):
-            del module.ssf
-            remove_hooks(module, _scale)
 
     def count(self, model: nn.Module) -> int:
         """Twice the sum of the widths of these layers' outputs."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.low_rank import LowRankChange, place, wrap_sites
+from vera.methods.lora import LowRankChange, place, wrap_sites
 
 
 class TiedPair(nn.Module):

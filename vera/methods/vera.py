@@ -8,7 +8,6 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.kernels import Group
-from vera.methods.adapted import remove_hooks
 from vera.methods.contract import Method
 from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
 from vera.methods.settings import check_rank
@@ -83,11 +82,6 @@ class VeRA(Method, kind="vera"):
             group.check(layers)
             if len(layers) > 1:
                 group.attach(model.get_submodule(parent))
-
-    def remove(self, model: nn.Module) -> None:
-        for module in model.modules():
-            remove_hooks(module, Group.begin, Group.end)
-        super().remove(model)
 
     def count(self, model: nn.Module) -> int:
         """Sum of (out + rank) over the adapted matrices; of out or rank alone with only b or only d."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.low_rank import place, wrap_sites
+from vera.methods.lora import place, wrap_sites
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import ProjectionSpec
 
