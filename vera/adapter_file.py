@@ -52,13 +52,11 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
     with taken_back(model, method):
         left_out = method.redrawn(model)
-        tensors = {n: t.detach() for n, t in _file_tensors(model, method).items() if n not in left_out}
+        tensors = {n: t.detach() for n, t in file_tensors(model, method).items() if n not in left_out}
         for name, tensor in tensors.items():
             tensors[name] = tensor.to(dtype=dtype if tensor.is_floating_point() else None)
             if not torch.isfinite(tensors[name]).all():
-                finite = torch.isfinite(tensor).all()
-                what = f"is beyond the range of {dtype}" if finite else "holds values that are not finite"
-                raise AdapterError(f"{name} {what}: not saved")
+                raise AdapterError(f"{name} holds values that {tensors[name].dtype} cannot hold: not saved")
         header = {"format": FORMAT, "method": method.settings()}
         header |= {"fixed": method.fixed(model, left_out), "base": base_fingerprint(model)}
         of = type(method)
@@ -78,12 +76,10 @@ def read_classes(path: str | Path) -> list[str] | None:
     AdapterError where the file is damaged, or its classes do not fit the head."""
     file = read_file(path, HEAD_FORMAT)
     classes = file.header.get("classes")
-    if classes is None:
-        return None
-    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise AdapterError(f"{path}: its classes are no list of names")
-    if len(classes) not in {shape[0] for shape in file.shapes.values() if shape}:
-        raise AdapterError(f"{path}: {len(classes)} names of classes, which no layer of the head has")
+    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    outputs = {shape[0] for shape in file.shapes.values() if shape}
+    if classes is not None and not (names and len(classes) in outputs):
+        raise AdapterError(f"{path}: its classes are no names of outputs, of which it has {outputs}")
     return classes
 
 
@@ -103,29 +99,25 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     method, adapted = method_of(file), adaptation(model)
     trial = try_adapter(file, method, model)
     tensors = read_fitting(file, method, trial, None if allow_other_base else model)
-    left_out = _file_tensors(trial, method).keys() - tensors.keys()
+    left_out = file_tensors(trial, method).keys() - tensors.keys()
     if adapted is None or adapted.method != method or not left_out <= method.redrawn(model):
         unload(model)
         method.adapt(model)
     else:
         method.unmerge(model)
     disable(model, False)
-    fill(_file_tensors(model, method), tensors)
+    fill(file_tensors(model, method), tensors)
     return method
 
 
-def check_start(start: Method, method: Method, name: str | Path) -> None:
-    """Raises AdapterError unless a method can start from another's values: the same settings, but for
-    dropout."""
-    check_same_settings(name, start, method, {"dropout"}, "no start for this method")
-
-
-def check_same_settings(name: str | Path, theirs: Method, ours: Method, ignored: set[str], why: str) -> None:
-    """Raises AdapterError, which names the first difference, unless two methods have the same settings."""
-    one, other = theirs.settings(), ours.settings()
-    for key in ("kind", *sorted((one.keys() | other.keys()) - {"kind"} - ignored)):
+def check_start(start: Method, method: Method, name: str | Path, free: tuple[str, ...] = ()) -> None:
+    """Raises AdapterError, which names the first difference, unless a method can start from another's values:
+    the same settings, but for dropout and what is free."""
+    one, other = start.settings(), method.settings()
+    for key in ("kind", *sorted((one.keys() | other.keys()) - {"kind", "dropout", *free})):
         if one.get(key) != other.get(key):
-            raise AdapterError(f"{name}: its {key} is {one.get(key)}, here it is {other.get(key)}: {why}")
+            both = f"its {key} is {one.get(key)}, here it is {other.get(key)}"
+            raise AdapterError(f"{name}: {both}: not the same method")
 
 
 def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> None:
@@ -141,7 +133,7 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     check_start(method_of(file), method, path)
     tensors = read_fitting(file, method, model, None if allow_other_base else model)
     method.unmerge(model)
-    fill(_file_tensors(model, method), tensors)
+    fill(file_tensors(model, method), tensors)
 
 
 def load_head(model: nn.Module, path: str | Path) -> None:
@@ -162,7 +154,7 @@ def method_of(file: CheckedFile) -> Method:
         raise AdapterError(f"{file.path}{hint}: {why}") from None
 
 
-def _file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
+def file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
     """The tensors of an adapted model that belong into its file, by the file's names."""
     plain = plain_names(model)
     return {plain[name]: tensor for name, tensor in method.saved(model).items()}
@@ -172,7 +164,7 @@ def _needed(file: CheckedFile, method: Method, adapted: nn.Module) -> dict[str, 
     """Those of them that a file must hold: what peft draws again may be missing."""
     plain = plain_names(adapted)
     drawn = {plain[name] for name in frozen_extra(adapted)} if method.kind == "peft" else set()
-    every = _file_tensors(adapted, method)
+    every = file_tensors(adapted, method)
     return {name: t for name, t in every.items() if name in file.shapes or name not in drawn}
 
 
@@ -183,7 +175,7 @@ def read_fitting(
     base weights of `base` (None: on any)."""
     needed = _needed(file, method, adapted)
     theirs = file.header.get("fixed")
-    ours = method.fixed(adapted, frozenset(_file_tensors(adapted, method).keys() - needed.keys()))
+    ours = method.fixed(adapted, frozenset(file_tensors(adapted, method).keys() - needed.keys()))
     if theirs != ours:
         theirs = theirs if isinstance(theirs, dict) else {}
         different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]

@@ -16,7 +16,8 @@ from torch.func import functional_call
 from vera.adapter_file import (
     FORMAT,
     HEAD_FORMAT,
-    check_same_settings,
+    check_start,
+    file_tensors,
     method_of,
     read_classes,
     read_fitting,
@@ -28,7 +29,6 @@ from vera.methods import disable
 from vera.methods.adapted import (
     adaptation,
     hook_keys,
-    plain_names,
     refuse_many,
     refuse_names,
     remove_hooks,
@@ -103,8 +103,7 @@ class Adapters:
             self._adapt(method)
         assert self.method is not None
         try:
-            why = "adapters that share a batch share A and B"
-            check_same_settings(path, method, self.method, {"dropout", "d_init"}, why)
+            check_start(method, self.method, path, free=("d_init",))  # all share A and B
             tensors = read_fitting(file, self.method, self.model, self.model)
             needed = head_parameters(self.model)
             heads = read_file(head, HEAD_FORMAT).tensors(needed) if head else None
@@ -168,13 +167,13 @@ class Adapters:
             zero = torch.zeros_like(next(iter(self.vectors.values())))
             like = next(iter(self._parameters.values()))  # the model may have been moved or cast since
             rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
-            lengths = [len(vector) for vector in self._parameters.values()]
-            parts = iter(torch.split(rows, lengths, dim=1))
+            vectors = list(self._parameters.values())
+            parts = torch.split(rows, list(map(len, vectors)), dim=1)
+            of_vector = {id(vector): part for vector, part in zip(vectors, parts, strict=True)}
         for change in changes(self.model):
             change.rows, change.repeats = None, names is self._used
             if rows is not None:
-                b, d = (None if vector is None else next(parts) for vector in (change.b, change.d))
-                change.rows = b, d
+                change.rows = of_vector.get(id(change.b)), of_vector.get(id(change.d))
         disable(self.model, rows is None)
         self._active = names
 
@@ -234,11 +233,7 @@ class Adapters:
             if prefix.rstrip(".") in dict(self.model.named_modules()):
                 of_prefix = partial(self._own_heads, prefix)
                 self.model.get_submodule(prefix[:-1]).register_forward_hook(of_prefix)
-        plain = plain_names(self.model)
-        names = {id(p): plain[name] for name, p in self.model.named_parameters()}
-        vectors = (v for change in changes(self.model) for v in (change.b, change.d) if v is not None)
-        self._parameters = {names[id(v)]: v for v in vectors}
-        self.method = method
+        self.method, self._parameters = method, file_tensors(self.model, method)
         if backbone := backbone_prefix(self.model):
             self.model.get_submodule(backbone).register_forward_pre_hook(refuse_names, with_kwargs=True)
         self._hooks = hook_keys(self.model) - before
@@ -249,6 +244,6 @@ class Adapters:
         """These names as a list. Raises AdapterError for an unknown one."""
         names = list(names)
         for name in names:
-            if name is not None and name not in self.vectors:
+            if name is not None and (not isinstance(name, str) or name not in self.vectors):
                 raise AdapterError(f"no adapter {name!r} among the {len(self)} here")
         return names

@@ -185,16 +185,14 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     Raises AdapterError for a model whose blocks have no known layout.
     """
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    children = [block for stack in stacks for block in stack.children()]
-    blocks = [(block, layout) for block in children if (layout := _layout(block))]
+    blocks = []
+    for block in [block for stack in stacks for block in stack.children()]:
+        inside = {path for path, _ in block.named_modules()}
+        fits = [x for x in LAYOUTS if {x.attention, x.feed_forward, x.norm or x.attention} <= inside]
+        blocks += [(block, layout) for layout in fits[:1]]
     if not blocks:
         raise AdapterError(f"the blocks of a {type(model).__name__} are not known here: no adapters fit")
     return blocks
-
-
-def _layout(block: nn.Module) -> Layout | None:
-    inside = {path for path, _ in block.named_modules()}
-    return next((x for x in LAYOUTS if {x.attention, x.feed_forward, x.norm or x.attention} <= inside), None)
 
 
 def backbone_prefix(model: nn.Module) -> str:

@@ -43,9 +43,9 @@ def test_the_file_holds_vectors_and_what_they_rely_on_and_the_head_its_classes(t
     head = tmp_path / "head.safetensors"
     assert vera.read_classes(head) == ["bad", "good"]
     tensors = read_file(head, HEAD_FORMAT).tensors()
-    for classes, words in (("ab", "no list of names"), ([0, 1], "no list of names"), (["a"] * 3, "3 names")):
+    for classes in ("ab", [0, 1], ["a"] * 3):
         write_file(head, tensors, {"format": HEAD_FORMAT, "classes": classes})
-        with refused(words):
+        with refused("classes"):
             vera.read_classes(head)
     vera.save_head(model, head)
     assert vera.read_classes(head) is None
@@ -141,13 +141,10 @@ def test_half_precision_halves_the_file_and_rounds_what_it_can_hold(trained, tmp
     vera.load_head(again, tmp_path / "head.safetensors")
     assert next(iter(method.adapter_parameters(again).values())).dtype == torch.float32
     assert 0 < (answer(again) - expected).abs().max() < tolerance * expected.abs().max()
-    for value, to, words in (
-        (1e6, torch.float16, r"beyond the range of torch\.float16"),
-        (float("nan"), None, "not finite: not saved"),
-    ):
+    for value, to in ((1e6, torch.float16), (float("nan"), None)):
         with torch.no_grad():
             next(changes(model)).b.fill_(value)
-        with refused(words):
+        with refused(r"query\.b .* not saved"):
             vera.save(model, method, tmp_path / "none", to)
     assert not (tmp_path / "none").exists()
 

@@ -193,8 +193,6 @@ def test_bitfit_counts_biases_of_any_name():
     METHODS["BitFit"].adapt(model)
     # A layer: q, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm
     assert METHODS["BitFit"].count(model) == 32 + 2 * (32 + 32 + 32 + 32 + 64 + 32 + 32)
-    trained = METHODS["BitFit"].adapter_parameters(model).values()
-    assert METHODS["BitFit"].count(model) == sum(p.numel() for p in trained)
 
 
 @torch.no_grad()

@@ -198,16 +198,11 @@ def test_a_file_of_another_seed_is_told_by_its_fingerprint(name, seed, tmp_path)
 # --- DyLoRA
 
 
-def test_every_rank_is_drawn_about_as_often_and_by_seed_and_step_alone():
+def test_every_rank_is_drawn_about_as_often_one_for_each_step_by_seed_and_step_alone():
     drawn = [rank_of(5, step, 8) for step in range(1, 1601)]
     assert drawn == [rank_of(5, step, 8) for step in range(1, 1601)]
     assert drawn != [rank_of(6, step, 8) for step in range(1, 1601)]
-    counts = [drawn.count(rank) for rank in range(1, 9)]
-    assert sum(counts) == 1600
-    assert all(150 < count < 250 for count in counts)
-
-
-def test_one_rank_is_drawn_for_each_step():
+    assert all(150 < drawn.count(rank) < 250 for rank in range(1, 9))
     method, model, ranks = vera.DyLoRA(rank=8), tiny_model(), set()
     method.adapt(model)
     method.before_training(model, 20)
@@ -215,7 +210,7 @@ def test_one_rank_is_drawn_for_each_step():
         (rank,) = {change.drawn for change in changes(model)}
         ranks.add(rank)
         method.after_step(model, step)
-    assert len(ranks) > 3
+    assert 3 < len(ranks) <= 8
 
 
 # --- SSF

@@ -1,5 +1,5 @@
 """To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft
-imports."""
+imports, and one converted to LoRA is exact at the rank of the change, and the best approximation below it."""
 
 import json
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import moved, refused
-from tiers import pairs
-from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
+from tiers import pairs, sample
+from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 
 import vera
 from vera import peft_format
+from vera.sites import head_parameters
 
 pytestmark = pytest.mark.parity
 
@@ -99,31 +100,31 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_one_trained_with_peft_imports(name, tmp_path):
-    theirs = peft.get_peft_model(tiny_model(), CONFIGS[name])
+FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv"}  # which peft adapts whole
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "dtype"),
+    [
+        *((name, "BERT", torch.float32) for name in CONFIGS),
+        ("vera", "BERT", torch.bfloat16),  # peft rounds A and B with the base
+        *(("vera", architecture, torch.float32) for architecture in FUSED),
+    ],
+)
+def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
+    site, base = FUSED.get(architecture), (lambda: tiny(architecture).to(dtype))
+    theirs = peft.get_peft_model(base(), peft.VeraConfig(12, [site]) if site else CONFIGS[name])
     shake(theirs)
     theirs.eval().save_pretrained(tmp_path)
-    ours = tiny_model()
+    ours, again = base(), base()
     method = vera.import_peft(ours, tmp_path)
     assert isinstance(method, vera.VeRA if "vera" in name else vera.LoRA)
-    with torch.no_grad():
-        assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=1e-5)
-        assert not torch.allclose(answer(ours), answer(tiny_model()), rtol=0, atol=1e-4)
+    assert method.sites == (site,) or not site
+    near = 1e-5 if dtype is torch.float32 else 0.1
+    assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=near)
+    assert not torch.allclose(answer(ours), answer(again), rtol=0, atol=1e-4)
     vera.save(ours, method, tmp_path / "adapter.safetensors")  # from here on it is one of ours
-    again = tiny_model()
     assert vera.load(again, tmp_path / "adapter.safetensors") == method
-
-
-@pytest.mark.parametrize("architecture", ["GPT-2", "ViT of timm"])
-def test_a_fused_matrix_that_peft_adapted_whole_imports_whole(architecture, tmp_path):
-    site = {"GPT-2": "c_attn", "ViT of timm": "qkv"}[architecture]
-    theirs = peft.get_peft_model(tiny(architecture), peft.VeraConfig(r=12, target_modules=[site]))
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
-    ours = tiny(architecture)
-    assert vera.import_peft(ours, tmp_path).sites == (site,)
-    assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=1e-5)
 
 
 def exported(folder, name="vera", architecture="BERT"):
@@ -266,31 +267,23 @@ def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
     refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
 
 
-def test_vera_trained_by_peft_over_half_precision_imports(tmp_path):
-    """peft rounds A and B with the base."""
-    theirs = peft.get_peft_model(tiny_model().to(torch.bfloat16), CONFIGS["vera"])
-    shake(theirs)
-    theirs.save_pretrained(tmp_path)
-    assert vera.import_peft(tiny_model().to(torch.bfloat16), tmp_path).init == "peft"
-
-
 EDITS = {
-    "both": [
-        *({"r": 8}, {"r": None}, {"peft_type": "PROMPT_TUNING"}, {"bias": "all"}, {"use_dora": True}),
-        *({"layers_to_transform": [1]}, {"exclude_modules": ["query"]}, {"init_lora_weights": "pissa"}),
-    ],
     "lora": [{"peft_type": "VERA"}, {"lora_alpha": 80}, {"use_rslora": True}, {"lora_dropout": 0.5}],
     "vera": [{"peft_type": "LORA"}, {"d_initial": 1}, {"projection_prng_key": 4}, {"save_projection": False}],
 }
+EDITS_OF_BOTH = [
+    *({"r": 8}, {"r": None}, {"peft_type": "PROMPT_TUNING"}, {"bias": "all"}, {"use_dora": True}),
+    *({"layers_to_transform": [1]}, {"exclude_modules": ["query"]}, {"init_lora_weights": "pissa"}),
+]
 
 
-@pytest.mark.parametrize("name", ["lora", "vera"])
+@pytest.mark.parametrize("name", EDITS)
 def test_a_configuration_that_was_edited_after_the_export_is_refused(name, tmp_path):
     """peft obeys it, and the weights' metadata say another adapter."""
     exported(tmp_path, name)
     path = tmp_path / "adapter_config.json"
     written = json.loads(path.read_text())
-    for edit in [*EDITS["both"], *EDITS[name]]:
+    for edit in [*EDITS_OF_BOTH, *EDITS[name]]:
         path.write_text(json.dumps(written | edit))
         refuses(tmp_path, next(key if key != "peft_type" else "." for key in edit))
     free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
@@ -325,3 +318,87 @@ def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
 def test_a_file_that_may_not_be_read_says_so(file, tmp_path, closed):
     exported(tmp_path, "lora")
     refuses(closed(tmp_path, file), f"{file}: permission denied")
+
+
+# --- converted to LoRA
+
+CONVERTED = {
+    "vera": vera.VeRA(rank=6),
+    "vera on all linear layers": vera.VeRA(rank=6, sites=("all-linear",)),
+    "vera_only_d": vera.VeRA(rank=6, vectors=("d",), d_init=0.0),
+    "of peft's": vera.Peft("FourierFTConfig", {"n_frequency": 50}),
+}
+
+
+def changes_of(model, method):
+    """The change of each adapted weight (outputs, inputs), by merging."""
+    layers = {path: module for path, module in model.named_modules() if hasattr(module, "changes")}
+    before = {path: layer.weight().clone() for path, layer in layers.items()}
+    method.merge(model)
+    return {path: (layer.weight() - before[path]).detach() for path, layer in layers.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [*pairs(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")]
+)
+def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path):
+    model = moved(tiny(architecture).double(), CONVERTED[name])
+    expected, base = answer(model), dict(tiny(architecture).double().named_parameters())
+    norms = vera.export_lora(model, tmp_path, 32 if "peft" in name else 12, "owner/base", "abc")
+    assert max(lost / whole for lost, whole in norms.values()) < 1e-6
+    left = dict(model.named_parameters())  # the plain base model, with the head
+    assert left.keys() == base.keys()
+    head = head_parameters(model)
+    assert all(torch.equal(left[name], base[name]) for name in base if name not in head)
+    fresh = tiny(architecture).double()
+    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path, autocast_adapter_dtype=False)
+    with torch.no_grad():
+        assert torch.allclose(answer(theirs.eval().double().base_model.model), expected, atol=1e-5)
+    again = tiny(architecture).double()  # and this project reads it as any LoRA of peft's
+    assert vera.import_peft(again, tmp_path).kind == "lora"
+    assert torch.allclose(answer(again), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", sample(["BERT", "GPT-2"], "GPT-2"))
+@pytest.mark.parametrize("rank", [2, 0.5])
+def test_below_it_the_largest_singular_values_stay(architecture, rank, tmp_path):
+    norms = vera.export_lora(moved(tiny(architecture).double(), CONVERTED["vera"]), tmp_path, rank)
+    changes = changes_of(moved(tiny(architecture).double(), CONVERTED["vera"]), CONVERTED["vera"])
+    assert norms.keys() == changes.keys()
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for path, change in changes.items():
+        values = torch.linalg.svdvals(change)
+        kept = len(tensors[f"base_model.model.{path}.lora_A.weight"])
+        if rank == 2:
+            assert kept == 2
+        else:
+            shares = values.square().cumsum(0) / values.square().sum()
+            assert kept == int((shares < rank).sum()) + 1
+        lost, whole = norms[path]
+        assert whole == pytest.approx(float(values.norm()), rel=1e-5)
+        assert lost == pytest.approx(float(values[kept:].norm()), rel=1e-4)
+
+
+def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
+    model = moved(quantise(tiny("Llama")), CONVERTED["vera"])
+    norms = vera.export_lora(model, tmp_path, 12)
+    assert 0 < max(lost / whole for lost, whole in norms.values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "message"),
+    [
+        *((vera.LoRA(rank=2), 2, "LoRA already"), (vera.NoLA(rank=4, bases=6), 2, "nola")),
+        *((vera.NoMethod(), 2, "none"), (vera.VeRA(rank=6), 33, "rank 33")),
+        (vera.Peft("IA3Config"), 2, "rank 2"),
+        (vera.Peft("LoraConfig", {"use_dora": True}), 8, "DoRA"),
+        (vera.Peft("MissConfig", {"r": 8}), 8, "MiSS"),
+    ],
+)
+def test_what_is_no_lora_is_refused_and_nothing_is_written(method, rank, message, tmp_path):
+    model = moved(tiny("BERT"), method)
+    with refused(message):
+        vera.export_lora(model, tmp_path / "out", rank)
+    assert not (tmp_path / "out").exists()
+    vera.unload(model)  # where there still is an adapter: nothing of peft's is left in the model
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny("BERT").named_modules()]

@@ -96,6 +96,5 @@ class NoLA(Method, kind="nola"):
     def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of the bases."""
         bases = next(m for m in model.modules() if isinstance(m, Bases))
-        shape = {"inputs": bases.inputs, "outputs": bases.outputs}
-        drawn = fingerprint(*bases.draw())
-        return {"scheme": SCHEME, "seed": self.basis_seed, **shape, "fingerprint": drawn}
+        shape = {"inputs": bases.inputs, "outputs": bases.outputs, "fingerprint": fingerprint(*bases.draw())}
+        return {"scheme": SCHEME, "seed": self.basis_seed, **shape}

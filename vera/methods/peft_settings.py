@@ -31,8 +31,8 @@ OVER_QUANTISED = (
 #: Strings of a configuration: names of modules and choices. peft reads many of them as regular expressions;
 #: without operators, none of these runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
-#: The most values of a configuration, with those inside lists and mappings.
-MOST_VALUES = 4_096
+#: The most letters of a configuration, as JSON.
+LONGEST = 2**16
 #: A site of peft's methods alone: every norm outside the head.
 NORMS = "norms"
 #: The default sites of each class: those that its paper trains. In a file, since runs/config/files.py reads
@@ -45,11 +45,11 @@ SITES: dict[str, list[str]] = json.loads(
 def check_values(owner: str, config: dict[str, Any]) -> None:
     """Raises AdapterError for a configuration, perhaps from a stranger's file, that could keep peft busy for
     ever. Patterns are refused here already: an adapter's file could not be loaded again."""
-    left = MOST_VALUES
+    if len(json.dumps(config)) > LONGEST:
+        raise AdapterError(f"{owner}: more than {LONGEST} letters are no configuration")
     todo: list[tuple[str, Any]] = list(config.items())
     while todo:
         key, value = todo.pop()
-        left -= 1
         limit = 2**63 if "seed" in key or "key" in key else LARGEST
         if isinstance(value, dict):
             todo += [(key, part) for pair in value.items() for part in pair]
@@ -59,8 +59,6 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
             raise AdapterError(f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}")
         elif isinstance(value, int | float) and not abs(value) < limit:
             raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
-        if left < len(todo):
-            raise AdapterError(f"{owner}: more than {MOST_VALUES} values are no configuration")
 
 
 def config_class_of(name: str) -> Any:
