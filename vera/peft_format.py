@@ -81,8 +81,8 @@ def export_peft(
     Raises AdapterError where peft has no such adapter: bottlenecks, several pairs of projections, methods
     without an adapter.
     """
-    config, tensors = _described(model)
-    _write(model, folder, config, tensors, base, revision, adaptation(model).method.settings())
+    config, tensors, settings = _described(model)
+    _write(model, folder, config, tensors, base, revision, settings)
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def export_lora(
     from peft.tuners.lora.conversion import convert_to_lora
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config, tensors = _described(model)
+    config, tensors, _ = _described(model)
     if config.get("use_dora"):
         raise AdapterError("a LoRA cannot hold DoRA's magnitudes: export_peft writes it as it is")
     if config["peft_type"] in NO_LORA:
@@ -119,7 +119,8 @@ def export_lora(
         with warnings.catch_warnings(action="ignore"):  # peft's, of a base model that it cannot look up
             peft.set_peft_model_state_dict(wrapped, tensors)
             converted, lora = convert_to_lora(wrapped, rank=rank)
-        for name, layer in [(n, m) for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)]:
+        layers: Any = [(n, m) for n, m in wrapped.named_modules() if isinstance(m, BaseTunerLayer)]
+        for name, layer in layers:
             change = layer.get_delta_weight("default").double()
             change = change.T if is_transposed(layer.get_base_layer()) else change
             a, b = (lora[f"{name}.lora_{part}.weight"].double() for part in "AB")
@@ -133,8 +134,9 @@ def export_lora(
     return norms
 
 
-def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Of an adapted model: its configuration and its tensors as peft has them, without the head."""
+def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Of an adapted model: its configuration and its tensors as peft has them, without the head, and its
+    method's settings."""
     adapted = adaptation(model)
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
@@ -145,9 +147,12 @@ def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
             wrapper = installed(model).wrapper
             tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
-            return _plain(wrapper.peft_config["default"]), {n: t.detach().clone() for n, t in tensors.items()}
-        config, places = _parts(model, adapted.method)
-        return config, {name: _assembled(*place).detach() for name, place in places.items()}
+            config = _plain(wrapper.peft_config["default"])
+        else:
+            config, places = _parts(model, adapted.method)
+            tensors = {name: _assembled(*place) for name, place in places.items()}
+        own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        return config, own, adapted.method.settings()
 
 
 def _write(
@@ -355,7 +360,8 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
     ending = OF_LAYER[kind]
     paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
     sites = _sites(model, paths, folder)
-    settings = {ours: config.get(theirs, default) for theirs, (ours, default) in SETTINGS[kind].items()}
+    known = SETTINGS[kind].items()
+    settings: dict[str, Any] = {ours: config.get(theirs, default) for theirs, (ours, default) in known}
     if kind == "LORA" and config.get("use_rslora"):
         settings["alpha"] *= settings["rank"] ** 0.5
     method = make_method(kind.lower(), sites=sites, **settings)
