@@ -113,7 +113,9 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv"}  # which peft adapts whole
 )
 def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
     site, base = FUSED.get(architecture), (lambda: tiny(architecture).to(dtype))
-    theirs = peft.get_peft_model(base(), peft.VeraConfig(12, [site]) if site else CONFIGS[name])
+    theirs = peft.get_peft_model(
+        base(), peft.VeraConfig(r=12, target_modules=[site]) if site else CONFIGS[name]
+    )
     shake(theirs)
     theirs.eval().save_pretrained(tmp_path)
     ours, again = base(), base()
