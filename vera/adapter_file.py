@@ -20,16 +20,8 @@ from torch.utils._pytree import tree_leaves
 from vera.base_weights import base_fingerprint, base_names, same_base, without_weights
 from vera.checked_file import CheckedFile, check_shapes, read_file, write_file
 from vera.errors import AdapterError
-from vera.methods import Method, make_method
-from vera.methods.adapted import (
-    adaptation,
-    disable,
-    frozen_extra,
-    plain_names,
-    refuse_many,
-    taken_back,
-    unload,
-)
+from vera.methods import Method, disable, frozen_extra, make_method, unload
+from vera.methods.adapted import adaptation, plain_names, refuse_many, taken_back
 from vera.sites import head_parameters, is_linear, size
 
 FORMAT = "vera-bench adapter 2"

@@ -25,15 +25,8 @@ from vera.adapter_file import (
 )
 from vera.checked_file import read_file
 from vera.errors import AdapterError
-from vera.methods import disable
-from vera.methods.adapted import (
-    adaptation,
-    hook_keys,
-    refuse_many,
-    refuse_names,
-    remove_hooks,
-    unload,
-)
+from vera.methods import disable, unload
+from vera.methods.adapted import adaptation, hook_keys, refuse_many, refuse_names, remove_hooks
 from vera.methods.layers import changes
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes

@@ -1,7 +1,7 @@
 """An adapted model: what it remembers, and how it becomes one and the base model again."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,13 +50,10 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     base_names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
     head = frozenset(head_parameters(model))
     trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-    base_modules, hooks, put_back = set(model.modules()), hook_keys(model), _snapshot(model)
-    model.requires_grad_(False)
-    try:
+    base_modules, hooks = set(model.modules()), hook_keys(model)
+    with _put_back(model):
+        model.requires_grad_(False)
         method.install(model)
-    except BaseException:
-        put_back()
-        raise
     for module in model.modules():
         if module not in base_modules:
             module.training = model.training
@@ -71,15 +68,15 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     model._adaptation = Adaptation(method, base_names, head, trainable, frozenset(trained), hooks)  # type: ignore[assignment]
 
 
-def _snapshot(model: nn.Module) -> Callable[[], None]:
-    """A function that puts the model back as it is now, for a method that refuses half way."""
-    tables: list[tuple[Any, dict[Any, Any]]] = []
-    for m in model.modules():  # a method of peft may replace parameters, too
-        own = m._modules, m._parameters, m._forward_hooks, m._forward_pre_hooks
-        tables += [(table, dict(table)) for table in own]
-    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
-
-    def put_back() -> None:
+@contextlib.contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Puts the model back as it was, where a method refuses half way."""
+    # A method of peft may replace parameters, too
+    tables: Any = [(table, dict(table)) for m in model.modules() for table in (m._modules, m._parameters)]
+    parameters, hooks = [(p, p.data, p.requires_grad) for p in model.parameters()], hook_keys(model)
+    try:
+        yield
+    except BaseException:
         for table, content in tables:
             table.clear()
             table.update(content)
@@ -87,8 +84,8 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
             if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
             parameter.requires_grad_(trainable)
-
-    return put_back
+        remove_hooks(model, hook_keys(model) - hooks)
+        raise
 
 
 def unload(model: nn.Module, merge: bool = False) -> None:
