@@ -57,8 +57,6 @@ from runs.tracking import agent_note
 
 #: Of a published run these have a name, and no longer the path of the machine that did it.
 LOCAL = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.mt_bench_dir")
-
-
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 #: Hydra's options.
@@ -92,10 +90,6 @@ def main(arguments: list[str]) -> int:
         line = repeated(line, line.settings.rerun)
     if answered(line):
         return 0
-    if old := next((word for word in arguments if word.startswith("lease_seconds=")), None):
-        raise UserError(
-            f"{old}: there are no leases any more, since the kernel knows who lives. Leave it out"
-        )
     command, wanted = read_command(line.overrides, line.config_dir), line.settings.rerun
     if wanted and wanted not in (found := identify(command.runs, {})) and None not in found:
         print(f"note: this is another run than {wanted}: its settings, data or model are others")

@@ -30,6 +30,7 @@ REFUSED = {
     rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: KEY=VALUE, or KEY=null",
     r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
+    r"lease_seconds=": "leave it out, since the kernel knows which runs are on",
     r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
 }
 #: Parts whose overrides are compared with their files.
@@ -210,7 +211,9 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
     one."""
     groups, changed = groups_of(overrides), list[str]()
     given = [line for line in overrides if key_of(line).startswith(PARTS)]
-    default = files.defaults(groups) if given else cfg
+    if not given:
+        return []
+    default = files.defaults(groups)
     with open_dict(default):
         default.recipe = cfg.get("recipe")  # of this class of peft
     for line in given:
