@@ -70,6 +70,24 @@ def comparable(record):
     return record
 
 
+def straight_and_resumed(words, at, folder):
+    """The record of a run, and that of the same run where it is killed at a step and done again."""
+    straight, resumed = (elsewhere(words, output=folder / name) for name in ("straight", "resumed"))
+    (run,) = expand([*resumed, "checkpoint_minutes=0"])
+    loop = Training(run, run_id(run), lambda event: None)
+    step = loop.step
+
+    def killed(rows):
+        if loop.state.step == at:
+            raise KeyboardInterrupt
+        return step(rows)
+
+    loop.step = killed
+    with pytest.raises(KeyboardInterrupt):
+        loop.go()
+    return do(straight), do(resumed)
+
+
 def elsewhere(words, **changes):
     return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
 

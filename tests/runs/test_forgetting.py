@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from running import comparable, do, elsewhere, trained
+from running import comparable, do, elsewhere, straight_and_resumed, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks.e2e_metrics
@@ -99,20 +99,7 @@ def test_to_measure_it_changes_nothing_of_the_training(change, e2e_words, tmp_pa
 @pytest.mark.slow  # it takes seconds
 def test_a_resumed_run_has_the_same_forgetting(e2e_words, tmp_path):
     words = [*of_method(e2e_words, "method=full"), "task.decode=none"]  # whose base is gone once it trains
-    straight = do(elsewhere(words, output=tmp_path / "straight"))
-    (run,) = expand([*elsewhere(words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
-    loop = Training(run, run_id(run), lambda event: None)
-    step = loop.step
-
-    def killed(rows):
-        if loop.state.step == 3:
-            raise KeyboardInterrupt
-        return step(rows)
-
-    loop.step = killed
-    with pytest.raises(KeyboardInterrupt):
-        loop.go()
-    resumed = do(elsewhere(words, output=tmp_path / "resumed"))
+    straight, resumed = straight_and_resumed(words, 3, tmp_path)
     assert comparable(resumed) == comparable(straight)
     assert resumed["result"]["forgetting"] == straight["result"]["forgetting"]
 

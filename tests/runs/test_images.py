@@ -131,35 +131,6 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(
     assert [model.config.id2label[n] for n in found] == [row["predicted"] for row in rows]
 
 
-# --- a head alone
-
-
-@pytest.fixture
-def head_words(image_words):
-    return [*(w for w in image_words if not w.startswith("method.")), "method=head", "train.lr_head=1e-2"]
-
-
-def test_a_head_that_is_killed_and_resumed_gives_the_record_of_the_straight_run(
-    head_words, pictures, tmp_path
-):
-    straight = do(elsewhere(head_words, output=tmp_path / "straight"))
-    loop = begin([*elsewhere(head_words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
-    step = loop.step
-
-    def stop_at_four(rows):
-        if loop.state.step == 4:
-            raise KeyboardInterrupt
-        return step(rows)
-
-    loop.step = stop_at_four
-    with pytest.raises(KeyboardInterrupt):
-        loop.go()
-    assert comparable(do(elsewhere(head_words, output=tmp_path / "resumed"))) == comparable(straight)
-    for name in ("predictions.csv", "predictions.png", "confusion.png"):
-        one, other = (run_folder(tmp_path / where, straight["id"]) for where in ("straight", "resumed"))
-        assert (one / name).read_bytes() == (other / name).read_bytes()
-
-
 # --- resuming, checking
 
 
@@ -167,6 +138,32 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, c
     monkeypatch.setattr("tasks.images.pictures.grid", lambda *_: 1 / 0)
     assert do(image_words)["status"] == "done"
     assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["runs.training.loop.Training.step", "tasks.images.ImageTask.illustrate"])
+def test_a_run_that_is_killed_and_resumed_leaves_what_the_straight_run_does(
+    where, image_words, pictures, monkeypatch, tmp_path
+):
+    """Within its last epoch, and after it."""
+    straight = do(elsewhere(image_words, output=tmp_path / "straight"))
+    resumed = [*elsewhere(image_words, output=tmp_path / "resumed"), "checkpoint_minutes=0"]
+    step = Training.step
+
+    def killed(self, given, *_):
+        if isinstance(self, Training) and self.state.step < straight["steps"] - 1:
+            return step(self, given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            do(resumed)
+    assert comparable(do(resumed)) == comparable(straight)
+    one, other = (run_folder(tmp_path / name, straight["id"]) for name in ("straight", "resumed"))
+    for name in ("predictions.csv", "predictions.png", "confusion.png"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    rows = [line.split(",") for line in (one / "predictions.csv").read_text().splitlines()[1:]]
+    assert np.mean([row[1] == row[2] for row in rows]) == pytest.approx(straight["result"]["last"])
 
 
 def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, capsys, tmp_path):

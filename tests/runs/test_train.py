@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import CONFIGURATION, ROOT, call, comparable, do, elsewhere, trained
+from running import CONFIGURATION, ROOT, call, comparable, do, elsewhere, straight_and_resumed, trained
 from safetensors.torch import load_file
 from tiers import sample
 from torch import nn
@@ -434,20 +434,7 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, w
     if change[0].startswith("method="):
         words = [w for w in words if not w.startswith("method.")]
     words = [*words, *change]
-    straight = do(elsewhere(words, output=tmp_path / "straight"))
-    (run,) = expand([*elsewhere(words, output=tmp_path / "resumed"), "checkpoint_minutes=0"])
-    loop = Training(run, run_id(run), lambda event: None)
-    stop = loop.step
-
-    def stop_at_seven(rows):
-        if loop.state.step == 7:
-            raise KeyboardInterrupt
-        return stop(rows)
-
-    loop.step = stop_at_seven
-    with pytest.raises(KeyboardInterrupt):
-        loop.go()
-    resumed = do([*elsewhere(words, output=tmp_path / "resumed")])
+    straight, resumed = straight_and_resumed(words, 7, tmp_path)
     assert comparable(resumed) == comparable(straight)
     assert "resumed" not in resumed["determinism"]
 
@@ -466,11 +453,8 @@ def test_a_run_that_goes_on_under_other_conditions_says_so(words, monkeypatch, c
 
 def test_a_row_that_trains_much_of_the_model_says_so(words):
     plain = [word for word in words if not word.startswith("method.")]
-    rows = (
-        ["method=peft", "method.config_class=LNTuningConfig", "method.sites=[query,value]"],
-        ["method=full"],
-        ["method=head"],
-    )
+    peft = ["method=peft", "method.config_class=LNTuningConfig", "method.sites=[query,value]"]
+    rows = (peft, ["method=full"], ["method=head"])
     told = {row[0]: do([*plain, "train.max_steps=1", *row])["deviations"] for row in rows}
     assert [len([w for w in told[row[0]] if w.startswith("trains ")]) for row in rows] == [1, 0, 0]
     (sentence,) = [w for w in told["method=peft"] if w.startswith("trains ")]
