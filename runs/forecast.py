@@ -1,5 +1,5 @@
 """What the runs of a plan still take: steps, tokens, FLOPs, time and disk. torch is imported where FLOPs are
-counted for the first time (runs/meta.py), and by `probe`."""
+counted for the first time (runs/methods.py), and by `probe`."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ import yaml
 from tqdm import tqdm
 
 import tasks
-from runs import gpus, meta, models
+from runs import gpus, methods, models
 from runs.command import one_of
 from runs.config import CONF
 from runs.errors import UserError
@@ -156,7 +156,7 @@ def outline(run: Run) -> Outline:
     length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     trained = epochs * train.rows + min(rest * plan.batch, train.rows)
-    counted = meta.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))
+    counted = methods.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))
     forward, training = (each / rows for each in counted or (0.0, 0.0))
     training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
     # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one

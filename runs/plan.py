@@ -22,7 +22,7 @@ from runs.config import read_command
 from runs.errors import UserError
 from runs.forecast import Planned, estimate, probe
 from runs.identity import Contents, check_ids, identify, start_file
-from runs.meta import refusal
+from runs.methods import refusal
 from runs.record import Ledger, read_ledger, run_folder
 from runs.record.text import plural
 from runs.run import Run, with_starts

@@ -127,7 +127,7 @@ class Train(Part):
 
     @model_validator(mode="after")
     def _by_name(self) -> "Train":
-        # Whether the model has such parameters is seen where it is at hand (runs/meta.py)
+        # Whether the model has such parameters is seen where it is at hand (runs/methods.py)
         self.lr_by = rates_of(self.lr_by, self.lr, "lr_by")
         self.decay_by = rates_of(self.decay_by, self.weight_decay, "decay_by")
         return self

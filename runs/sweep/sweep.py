@@ -19,8 +19,7 @@ from runs.config import Launch, Launcher
 from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, hash_of, identify, start_file
-from runs.meta import refusal
-from runs.methods import make_method
+from runs.methods import make_method, refusal
 from runs.record import Record, finished_record, is_trial, read_measure, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run

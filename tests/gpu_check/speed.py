@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from gpu_check.report import Report
 
-from runs import meta, models
+from runs import methods, models
 from runs.config import expand
 from runs.methods import make_method
 from runs.run import Run
@@ -48,7 +48,7 @@ def timed(report: Report, row: str, precision: str) -> None:
             tokens = rows * length
             seconds[tokens] = steady(partial(steps, rows, length), 20 if report.on_gpu else 2)
             words.append(f"{task} {rows} x {length} {seconds[tokens] * 1e3:.1f} ms")
-    counted = meta.flops(run, rows, length, 0)
+    counted = methods.flops(run, rows, length, 0)
     tflops = counted[1] / seconds[tokens] / 1e12 if counted else None
     detail = ", ".join([*words, f"{tflops:.1f} TFLOP/s"])
     report.measured(f"{precision}, {row}", detail, seconds=seconds, tflops=tflops)

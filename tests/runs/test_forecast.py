@@ -14,7 +14,7 @@ import yaml
 from running import ROOT, call_here, do, output_of, trained
 from tiers import sample
 
-from runs import forecast, meta, plan
+from runs import forecast, methods, plan
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.forecast import GRID, Lengths, Planned, known_data, outline
@@ -186,15 +186,15 @@ def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(model
     (run,) = expand([f"model={base}", f"task={task}", *METHODS[method]])
     run = replace(run, config=run.config | {"model": run.config["model"] | {"architecture": MODELS[model]}})
     batch_rows, length, predicted = 4, 32, 10 if task == "e2e" else 0
-    counted = meta.flops(run, batch_rows, length, predicted)
-    outline = models.skeleton(run.config["model"], meta.LABELS[run.config["model"]["modality"]])
+    counted = methods.flops(run, batch_rows, length, predicted)
+    outline = models.skeleton(run.config["model"], methods.LABELS[run.config["model"]["modality"]])
     network = type(outline)(outline.config).train()
     vera.make_method(**run.method).adapt(network)
     before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
         with sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as forward:
-                logits = meta.run_forward(network, batch_rows, length, predicted, None)
+                logits = methods.run_forward(network, batch_rows, length, predicted, None)
             with FlopCounterMode(display=False) as backward:
                 logits.sum().backward()
     finally:
@@ -213,7 +213,7 @@ def test_veras_flops_are_those_of_the_path_that_its_cost_model_states():
     counts, stated = {}, {}
     for path in ("factor", "materialised", "auto"):
         words = ["model=roberta_base", "task=rte", "method=vera", f"method.path={path}"]
-        counts[path] = meta.flops(expand(words)[0], 64, 64, 0)[1]
+        counts[path] = methods.flops(expand(words)[0], 64, 64, 0)[1]
         chosen = kernels.choose(64 * 64, 768, 1536, 1024, True, path=path)
         stated[path] = 12 * kernels.flops(chosen, 64 * 64, 768, 1536, 1024, True)
     apart = counts["factor"] - counts["materialised"]
@@ -224,7 +224,7 @@ def test_veras_flops_are_those_of_the_path_that_its_cost_model_states():
 def test_a_model_of_7b_is_counted_without_its_weights_and_as_published():
     """2 N FLOPs a token forward (Kaplan et al. 2020), N without embeddings, and the head's."""
     (run,) = expand(["model=llama2_7b", "task=alpaca", "method=lora", "seed=0"])
-    forward, training = meta.flops(run, 1, 16, 16)
+    forward, training = methods.flops(run, 1, 16, 16)
     n = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
     assert forward == pytest.approx(16 * 2 * n, rel=0.03)
     assert 1.9 < training / forward < 2.1
@@ -236,7 +236,7 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
     assert outline(vb).flops == 0
     (lora,) = expand([*words, "method=lora"])
     first = outline(lora)
-    monkeypatch.setattr(meta, "run_forward", lambda *_: pytest.fail("it was counted before"))
+    monkeypatch.setattr(methods, "run_forward", lambda *_: pytest.fail("it was counted before"))
     assert outline(lora) == first
     lines = forecast.estimate([Planned(vb, "missing"), Planned(lora, "missing")], Ledger())
     assert "FLOPs are not known of peft_vblora" in lines

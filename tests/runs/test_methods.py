@@ -10,8 +10,7 @@ import vera
 from runs import evaluate
 from runs.config import expand
 from runs.errors import UserError
-from runs.meta import refusal
-from runs.methods import make_method, source_file
+from runs.methods import make_method, refusal, source_file
 from runs.provenance import changed
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.training import loop

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import meta
+from runs import methods
 from runs.config import expand
 from runs.errors import UserError
 from runs.plan import plan
@@ -32,7 +32,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     assert "\n" not in str(error.value)
     assert not (Path(runs[0].config["output"]) / "runs").exists()
     (run,) = expand([*decoder_words, "method=peft", "method.sites=[c_attn]"])
-    assert meta.refusal(run) is None
+    assert methods.refusal(run) is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_a_method_needs_is_told_from_the_configuration_alone(method, why, w
     plain = [word for word in words if not word.startswith("method.")]
     peft = [] if method.startswith("method=") else ["method=peft"]
     (run,) = expand([*plain, *peft, *(method if not peft else f"method.config_class={method}").split()])
-    told = meta.refusal(run)
+    told = methods.refusal(run)
     assert (told is None) == (why is None)
     assert (why or "") in (told or "")
 
@@ -67,17 +67,17 @@ def test_a_refusal_of_pefts_own_is_told(decoder_words):
         (run,) = expand(
             [*decoder_words, "method=peft", f"method.config_class={name}", "method.sites=[c_attn]"]
         )
-        assert words in meta.refusal(run)
+        assert words in methods.refusal(run)
 
 
 def test_a_model_that_is_not_here_is_judged_by_the_files_word_or_not_at_all():
     (run,) = expand(["model=gpt2_medium", "task=e2e", "method=peft"])
-    assert meta.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
+    assert methods.refusal(run) == FUSED.replace("decoder", "GPT-2 medium")
     (run,) = expand(["model=decoder", "model.hub=owner/name", "task=e2e", "method=peft"])
-    assert meta.refusal(run) is None
+    assert methods.refusal(run) is None
 
 
 def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
-    monkeypatch.setattr(meta, "_refusal", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(methods, "_refusal", lambda *_: pytest.fail("built a model"))
     (run,) = expand(words)
-    assert meta.refusal(run) is None
+    assert methods.refusal(run) is None

@@ -9,7 +9,7 @@ import yaml
 from tiny import save_tiny
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from runs import meta, models, tune
+from runs import methods, models, tune
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.identity import run_id
@@ -156,10 +156,12 @@ def test_rates_by_the_row():
 def test_an_unknown_pattern_names_the_class_own_parameters():
     words = ["method=vblora_matched", "experiment=peers_minilm", "seed=0"]
     (run,) = expand([*words, "train.lr_by={bank: 1e-2}"])
-    assert re.search(r"no trained parameter's name ends with 'bank'. There are: .*vblora", meta.refusal(run))
+    assert re.search(
+        r"no trained parameter's name ends with 'bank'. There are: .*vblora", methods.refusal(run)
+    )
     for row in ("vblora_matched", "lora_plus"):
         (run,) = expand([f"method={row}", *words[1:]])
-        assert meta.refusal(run) is None
+        assert methods.refusal(run) is None
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 
 import vera
-from runs import meta
+from runs import methods
 from runs.config import expand
 from runs.identity import run_id
 from runs.methods import patterns_of
@@ -99,8 +99,8 @@ def test_an_unknown_pattern_is_refused_with_the_real_names(names, patterns, told
 
 def test_a_pattern_of_no_parameter_is_refused_before_the_run(words):
     for key in ("train.lr_by", "train.decay_by"):
-        assert meta.refusal(expand(lora(words, f"{key}={{B:1e-2}}"))[0]) is None
-        told = meta.refusal(expand(lora(words, "train.lr_by={B:2x}", f"{key}={{Bx:1e-2}}"))[0])
+        assert methods.refusal(expand(lora(words, f"{key}={{B:1e-2}}"))[0]) is None
+        told = methods.refusal(expand(lora(words, "train.lr_by={B:2x}", f"{key}={{Bx:1e-2}}"))[0])
         assert f"{key}: no trained parameter's name ends with 'Bx'. There are: bert.encoder.layer.*" in told
 
 
