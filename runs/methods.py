@@ -165,7 +165,7 @@ def _refusal(words: str) -> str | None:
             patterns_of([name for parameters in groups for name in parameters], by, key)
     except (vera.AdapterError, UserError) as error:
         # On the meta device some computations fail that work on weights, and torch names the device
-        return None if "meta" in str(error.__context__) else f"{label}: {error}"
+        return None if "meta" in f"{error} {error.__context__}" else f"{label}: {error}"
     except Exception:  # such as an architecture that transformers lacks: loading it raises that again
         return None
     return None
