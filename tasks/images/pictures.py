@@ -39,7 +39,7 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
-    how: Any = {"normalize": "true", "cmap": "Blues", "im_kw": {"vmin": 0, "vmax": 1}, "values_format": ".0%"}
+    how: Any = {"normalize": "true", "cmap": "Blues", "values_format": ".0%"}
     how |= {
         "include_values": count <= 25,
         "xticks_rotation": 90,
