@@ -60,8 +60,12 @@ def code_state() -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
-    files = tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
+    files = _files_of(path)
     return _digest_once(files, tuple(map(stamp, files)))
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
 
 
 @cache
@@ -82,8 +86,8 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
     """For a record: the file of the method's class, and the file or package of the task's family.
 
     file: its name. sha256: the first 16 hex digits. imports: one hash of the modules beside it that it
-    imports. uncommitted: whether code of the checkout differs from its commit, or they from what this process
-    runs; None outside of a git checkout."""
+    imports. uncommitted: whether one of them is in no commit or differs from the last one; None outside of a
+    git checkout."""
     task = Path(str(family.__file__))
     task = task.parent if task.name == "__init__.py" else task
     files = {"method": Path(inspect.getfile(type(method))), "task": task}
@@ -99,9 +103,18 @@ def _source(path: Path) -> dict[str, Any]:
     if not path.is_relative_to(ROOT):  # the commits of another project are not known here
         return source | {"uncommitted": None}
     # What was edited since this process started is in no commit that the record could name
-    dirty = None if INSTALLED else code_state()["dirty"]
-    edited = None if dirty is None else began != now or dirty
+    names = tuple(one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file))
+    edited = _uncommitted(names, tuple(now))
+    edited = None if edited is None else began != now or edited
     return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
+
+
+@cache
+def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
+    """Whether one of these files, with these contents, is in no commit or differs from the last."""
+    if (changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)) is None:
+        return None
+    return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
 
 
 def _imports(path: Path) -> list[Path]:

@@ -32,6 +32,7 @@ def commit(root):
     for words in (["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "two"]):
         subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
     provenance.code_state.cache_clear()
+    provenance._uncommitted.cache_clear()
 
 
 def edit(path, text="edited\n"):
@@ -64,9 +65,9 @@ def test_untracked_code_is_dirty_and_outside_a_checkout_nothing_is_known(path, d
         edit(checkout / path, "new\n")
     state = provenance.code_state()
     assert (state["dirty"], len(state["commit"])) == (dirty, 40)
-    assert provenance._source(checkout / "vera/methods/mine.py")["uncommitted"] is dirty
     shutil.rmtree(checkout / ".git")
     provenance.code_state.cache_clear()
+    provenance._uncommitted.cache_clear()
     assert provenance.code_state() == {"commit": None, "dirty": None}
     assert provenance._source(checkout / "vera/methods/mine.py")["uncommitted"] is None
 
@@ -123,6 +124,20 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(line, checkout):
     assert changed(older) == []
     commit(checkout)
     assert changed(source) == []  # committed both times
+
+
+def test_a_file_that_git_ignores_is_in_no_commit_and_one_of_another_kind_is_no_code(checkout):
+    (checkout / ".gitignore").write_text("*_own.py\n*.pyc\n")
+    folder = checkout / "tasks" / "images"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("one\n")
+    commit(checkout)
+    for name in ("my_own.py", "méthode.py"):
+        (checkout / "vera/methods" / name).write_text("one\n")
+        assert provenance._source(checkout / "vera/methods" / name)["uncommitted"] is True
+    (folder / "compiled.pyc").write_text("")  # what Python leaves there
+    for path in (checkout / "vera/methods/mine.py", folder):
+        assert provenance._source(path)["uncommitted"] is False
 
 
 def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, monkeypatch):
