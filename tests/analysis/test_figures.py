@@ -1,6 +1,9 @@
-"""Figures from small ledgers: the data behind them by hand, what draws them, and their files."""
+"""Figures from small ledgers: the data behind them by hand, what draws them, and their files. The data of
+the published records are in tests/nets/golden/figures.jsonl."""
 
 import csv
+import json
+import random
 import statistics
 import xml.etree.ElementTree as ET
 
@@ -9,6 +12,7 @@ import pytest
 from ledgers import ledger, record, seeds
 
 from analysis import figures
+from analysis.figures import pareto
 from analysis.figures.__main__ import main
 from analysis.figures.figure import COLOURS, Figure, canvas, look, to_csv
 from analysis.figures.papers import measured
@@ -100,15 +104,11 @@ def test_figure_2_is_the_median_and_range_of_each_rank_by_each_convention_of_alp
     assert paths == {"-": [50.0, 70.0], "--": [65.0, 70.0], "None": [65.0, 70.0]}  # hollow
     quoted = [(row["rank"], row["median"], row["runs"]) for row in lines(figure) if "quoted" in row["source"]]
     assert quoted == [(256, 85.9, ()), (8, 85.2, ())]
-
-
-def test_a_rank_set_on_the_command_line_is_that_ranks_point_and_is_not_counted_twice():
-    twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera")]
+    # A rank set on the command line is that rank's point, and a seed of it counts once
+    twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera"), ranked("vera", 64, 1, 0.8)]
     twice[1]["deviations"] = ["rank 64 instead of 256"]
-    (figure,) = made("figure2", [*twice, ranked("vera", 64, 1, 0.8)])
-    (point,) = lines(figure, source="ours")
+    (point,) = lines(made("figure2", twice)[0], source="ours")
     assert of(point, "median", "low", "high", "n") == pytest.approx([75, 70, 80, 2])
-    assert any(f"same settings and seed: {twice[1]['id']}" in note for note in figure.notes)
 
 
 # --- figures 3 and 5
@@ -182,6 +182,156 @@ def test_figure_6_is_the_mean_over_matrices():
     assert figure.notes[0].startswith("Measure fit 0; ")
 
 
+# --- two numbers of each row
+
+
+def sized(row, parameters, *bests, cost=(), model="minilm", **changes):
+    """A run for each value, of a row with so many parameters."""
+    found = seeds(row, bests=bests, model=model, **changes)
+    for one in found:
+        one["parameters"]["adapter"] = parameters
+        one["cost"] |= dict(cost)
+    return found
+
+
+ROWS = [
+    *sized("head", 0, 0.70, 0.71, 0.72),
+    *sized("vera", 1000, 0.80, 0.82, 0.81, cost={"adapter_bytes": 4000}),
+    *sized("bitfit", 5000, 0.75, 0.76, 0.77),  # worse than vera in both
+    *sized("full", 2_000_000, 0.90, 0.88, 0.89, cost={"adapter_bytes": 8 * 10**6}),
+]
+
+
+def peers(count):
+    """So many rows a little better than BitFit."""
+    return [one for i in range(count) for one in sized(f"peer{i:02}", 20_000 + i, 0.78 + 0.0001 * i)]
+
+
+def by_row(figure):
+    return {row["method"]: row for row in lines(figure)}
+
+
+def test_the_frontier_is_what_no_other_row_beats():
+    draw = random.Random(0)
+    for _ in range(300):
+        points = [(draw.randrange(6), draw.randrange(6)) for _ in range(draw.randrange(1, 9))]
+        beaten = [any(a >= x and b >= y and (a > x or b > y) for a, b in points) for x, y in points]
+        assert pareto.on_frontier(*zip(*points, strict=True)) == [not lost for lost in beaten]
+
+
+def test_a_row_has_its_median_with_its_ends_and_the_frontier_is_drawn_in_steps():
+    (figure,) = made("pareto", ROWS)
+    assert figure.name == "pareto_metric_by_parameters_rte_minilm"
+    name, vera = "accuracy, best epoch", by_row(figure)["VeRA r=1024"]
+    # Of three seeds the bootstrap's interval of the median is their range
+    assert of(vera, name, f"{name} low", f"{name} high") == pytest.approx([81, 80, 82])
+    (line,) = [line for line in canvas(figure).axes[0].get_lines() if line.get_linestyle() == "--"]
+    corners = [(x, round(y, 6)) for x, y in zip(*line.get_data(), strict=True)]
+    assert corners[1:-1] == [(0, 71.0), (1000, 81.0), (2_000_000, 89.0)]  # across, then up
+    for x, value in (("bytes", 4000), ("seconds", 11), ("memory", 10**9)):
+        assert by_row(made("pareto", ROWS, axes=(x, "metric"))[0])["VeRA r=1024"][x] == value
+
+
+@pytest.mark.parametrize("x", pareto.AXES)
+def test_any_two_are_drawn(x):
+    forgets = {"forgetting": {"text": "t", "sha256": "s", "tokens": 9, "before": 3.0, "after": 3.1}}
+    rows = [row | {"result": row["result"] | forgets} for row in ROWS]
+    found = [made("pareto", rows, axes=(x, y))[0] for y in pareto.AXES if y != x]
+    assert [len(figure.data) for figure in found] == [4] * 5
+    assert "nan" not in figures.svg(found[0])
+
+
+def test_what_is_not_drawn_is_said():
+    odd = [*sized("lora", 3000, float("nan"), 0.8, 0.9), *sized("dora", 3000, float("nan")), *ROWS]
+    odd += [record("adapter_p", status="diverged", values=[], model="minilm")]
+    odd += sized("peer", 3000, 0.8, device={"type": "cpu", "name": "another CPU"})
+    scored = seeds("bitfit", "rte", (0.5, 0.5), model="minilm", deviations=["texts"])
+    odd = [one for one in odd if one["cell"]["row"] != "bitfit"] + scored
+    for one in scored:
+        one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "bleu": 66.0}]}
+    (figure,) = made("pareto", odd, axes=("seconds", "metric"))
+    notes = "\n".join(figure.notes)
+    for words in (
+        "LoRA r=8: 1 of 3 runs without a finite accuracy, best epoch.",
+        "dora: 1 of 1 runs without a finite accuracy, best epoch.",
+        "adapter_p: 1 of 1 runs without a finite seconds.",
+        "a CPU, another CPU: seconds and memory of different machines do not compare.",
+        "bitfit: reports BLEU, last epoch: not drawn.",
+    ):
+        assert words in notes
+    assert {*by_row(figure)} == {"head", "VeRA r=1024", "full", "LoRA r=8", "peer"}
+
+
+def test_axes_with_a_zero_and_wide_values_are_logarithmic_and_a_metrics_are_not():
+    near = [*sized("vera", 1000, 0.8), *sized("lora", 2000, 0.9)]
+    of_axes = [canvas(made("pareto", rows)[0]).axes[0] for rows in (ROWS, ROWS[3:], near)]
+    scales = [(axes.get_xscale(), axes.get_yscale()) for axes in of_axes]
+    assert scales == [("symlog", "linear"), ("log", "linear"), ("linear", "linear")]
+
+
+def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
+    """Worse than the head alone and far from the others; and so are the ends of bars."""
+    failed, split_ = sized("delora", 9000, 0.40), sized("glora", 9000, 0.80, 0.80, 0.42)
+    (figure,) = made("pareto", [*ROWS, *peers(12), *failed, *split_])
+    assert [key for key, row in by_row(figure).items() if row["failed"]] == ["delora"]
+    assert any("not drawn: delora (40)" in line for line in figure.foot)
+    (axes,) = canvas(figure).axes
+    assert 65 < axes.get_ylim()[0] < 70
+    assert len(figure.data) == 18  # every row is in the data
+    broken = sized("lora", 9000, 0.4, 0.4, 0.4, status="diverged")  # without a head, if most of its seeds are
+    whole = [one | {"status": "done", "id": one["id"] + "-done"} for one in broken]
+    for most, wanted in (([*broken[:2], whole[2]], True), ([broken[0], *whole[1:]], False)):
+        (figure,) = made("pareto", [*ROWS[3:], *peers(12), *most])
+        assert by_row(figure)["LoRA r=8"]["failed"] is wanted
+    # A row as bad that lies near the others, and one on the frontier, are drawn
+    (figure,) = made("pareto", [*ROWS, *sized("delora", 9000, 0.69)])
+    assert not any(row["failed"] for row in by_row(figure).values())
+    assert not figure.foot
+    (figure,) = made("pareto", [*ROWS, *peers(12), *sized("delora", -1, 0.40)])
+    assert [by_row(figure)["delora"][key] for key in ("frontier", "failed")] == [True, False]
+
+
+def texts(figure):
+    """What the legend names, from the best down."""
+    return [text.get_text() for of in canvas(figure).legends for text in of.get_texts()]
+
+
+def test_the_legend_names_each_row_with_its_value_or_of_many_the_frontier_and_what_is_asked_for():
+    named = ["full: 89.0", "VeRA r=1024: 81.0", "head: 71.0"]
+    (figure,) = made("pareto", ROWS)
+    assert texts(figure) == [named[0], "bitfit: 76.0", *named[1:]]
+    (figure,) = made("pareto", ROWS, labels=("vera",))
+    assert texts(figure) == named
+    of_all = [one | {"cell": one["cell"] | {"task": "reviews"}} for one in [*ROWS, *peers(pareto.CROWDED)]]
+    demo = made("demo", of_all)
+    costs = ["parameters", "bytes", "seconds", "memory"]
+    assert [of.name.removeprefix("accuracy_vs_") for of in demo] == costs
+    assert texts(demo[0]) == named
+    assert texts(made("demo", of_all, labels=("peer03",))[0]) == [named[0], "peer03: 78.0", *named[1:]]
+    assert len(demo[0].data) == pareto.CROWDED + 4
+
+
+def test_parameters_leaves_other_ranks_to_figure_2_unless_a_task_is_named():
+    records = [record(row, "rte", 0, 0.8, model="minilm") for row in ("vera", "vera_r64", "vera_only_d")]
+    for tasks, count in (((), 1), (("rte",), 3)):
+        assert len(made("parameters", records, tasks=tasks)[0].data) == count
+
+
+def test_the_demos_picture_has_one_number_of_rows():
+    own, other = seeds("vera", "reviews", model="minilm"), seeds("lora", "reviews", model="minilm")
+    for one, rows in [*((one, 500) for one in own), *((one, 2000) for one in other)]:
+        one["config"]["task"] |= {"train_rows": 1000, "dev_rows": rows}
+        one["data"] |= {"train_rows": 1000, "dev_rows": rows}
+    first, second = made("demo", [*own, *other])
+    assert (first.name, second.name) == ("accuracy_vs_parameters", "accuracy_vs_parameters_1000_2000")
+    assert [len(figure.data) for figure in (first, second)] == [1, 1]
+    assert "1,000 training and 2,000 dev rows" in second.title
+    failed = record("vera", "reviews", 9, status="failed", model="minilm")
+    failed["config"]["task"] |= {"train_rows": 50}
+    failed.pop("data"), failed.pop("result")
+    assert [figure.name for figure in made("demo", [*other, failed])] == ["accuracy_vs_parameters"]
+
+
 # --- all
 
 
@@ -246,10 +396,21 @@ def test_a_figure_of_ones_own_is_a_function_from_a_part(monkeypatch, tmp_path):
 
 
 def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
-    assert main(["figure4", f"output={tmp_path}"]) == 0
-    assert "figure4.png" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"^no records of figure3"):
-        main(["figure3", f"output={tmp_path}", "published=false"])
-    known = "Known: figure2, figure3, figure4, figure5, figure6, parameters, demo, pareto, all"
-    with pytest.raises(UserError, match=f"no figure 'figure7'. Did you mean figure6\\? {known}"):
-        main(["figure7"])
+    (tmp_path / "records").mkdir()
+    for one in ROWS:
+        (tmp_path / "records" / f"{one['id']}.json").write_text(json.dumps(one))
+    output = f"output={tmp_path}"
+    assert main(["figure4", output]) == main(["pareto", "x=bytes", "task=rte", output, "labels=vera"]) == 0
+    shown = capsys.readouterr().out
+    assert "figure4.png" in shown
+    assert "pareto_metric_by_bytes_rte_minilm.png" in shown
+    for bad, why in (
+        (["figure3", "published=false"], "^no records of figure3"),
+        (["figure7"], "no figure 'figure7'. Did you mean figure6\\? Known: figure2, .*, pareto, all"),
+        (["pareto", "x=params"], "^x=params: should be .* Did you mean parameters"),
+        (["pareto", "x=metric"], "^x=metric y=metric: give two different ones$"),
+        (["figure2", "x=bytes"], "^x=: the axes of figure2 are fixed; pareto has x= and y=$"),
+        (["pareto", "labels=verra"], r"^no row labels= 'verra'\. Did you mean vera\?"),
+    ):
+        with pytest.raises(UserError, match=why):
+            main([*bad, output])
