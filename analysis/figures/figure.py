@@ -198,13 +198,15 @@ def draw_lines(
 
     looks: the colours, dashes and markers of these values, in the order of the legend. labels: what the axes
     are set to."""
-    spread, thin = (axes.vlines, {"alpha": 0.6}) if bars else (axes.fill_between, {"alpha": 0.15, "lw": 0})
     for i, name in enumerate([*looks, *sorted({*data[by]} - {*looks})]):
         every = data[(data[by] == name) & data[y].notna()].sort_values(x)
         colour, dash, marker = looks.get(name, (OTHERS[i % len(OTHERS)], ":", "o"))
         of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
         if len(of):
-            spread(*(of[key].astype(float) for key in (x, "low", "high")), color=colour, **thin)
+            if bars:
+                axes.plot([of[x]] * 2, [of.low, of.high], color=colour, alpha=0.6)
+            else:
+                axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
             few = of[of.n < of.get("wanted", 0)]
             axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")
