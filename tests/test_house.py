@@ -1,7 +1,8 @@
-"""How long the parts of the code may be, and what records may import."""
+"""How long the parts of the code may be, what records may import, and that each test has a kind."""
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 
@@ -134,3 +135,10 @@ def test_golden_data_are_few():
     paths = [path for path in (ROOT / "tests" / "nets" / "golden").rglob("*") if path.is_file()]
     assert sum(path.read_bytes().count(b"\n") for path in paths) <= GOLDEN_LINES
     assert sum(path.stat().st_size for path in paths) <= GOLDEN_BYTES
+
+
+def test_each_test_file_has_one_of_the_five_kinds():
+    kinds = "contract|parity|determinism|properties|nets"
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        marks = re.findall(rf"^pytestmark = .*pytest\.mark\.({kinds})\b", path.read_text(), re.M)
+        assert len(marks) == 1, f"{path.name}: give it one kind, pytestmark = pytest.mark.({kinds})"

@@ -11,7 +11,7 @@ from tiers import sample
 
 from analysis.results.__main__ import main
 from runs import identity
-from runs.config import CONF, expand
+from runs.config import expand
 from runs.identity import run_id
 from runs.record import FINISHED, PUBLISHED, crossfit_of, is_trial, read_study, study_folders
 from runs.run import overrides_of
@@ -66,31 +66,6 @@ def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
         monkeypatch.setattr(identity, "data_content", lambda _, of=one: of["data"]["content"])
         (run,) = expand(overrides_of(one))
         assert run_id(run) == one["id"]
-
-
-#: Of a study: results that its presets do not compose (more seeds of a cell), and cells of these not run.
-BESIDE = {
-    "glue_minilm": (0, 8),
-    "glue_more_minilm": (0, 12),
-    "glue_mpnet": (0, 9),
-    "rank_scaling_minilm": (4, 15),
-    "e2e_smollm2": (0, 2),
-}
-
-
-@pytest.mark.parametrize("study", sample(STUDIES, *SMALL), ids=lambda folder: folder.name)
-def test_a_studys_presets_compose_the_ids_of_its_records(study, monkeypatch):
-    """The contents of model and data as the records have them."""
-    records = [one for one in read_study(study) if not is_trial(one["config"])]
-    models = {one["config"]["model"]["name"]: one["model"] for one in records}
-    data = {one["config"]["task"]["name"]: one["data"]["content"] for one in records}
-    monkeypatch.setattr(identity, "model_content", lambda model: models[model["name"]])
-    monkeypatch.setattr(identity, "data_content", lambda task: data[task["name"]])
-    presets = [path.stem for path in (CONF / "experiment").glob(f"{study.name}*.yaml")]
-    presets = [name for name in presets if name in (study.name, f"{study.name}_proportional")]
-    composed = {run_id(run) for name in presets for run in expand([f"experiment={name}"])}
-    recorded = {one["id"] for one in records}
-    assert (len(recorded - composed), len(composed - recorded)) == BESIDE.get(study.name, (0, 0))
 
 
 # --- what is made of the records

@@ -4,16 +4,11 @@ tests out.
 Two more start what they are named after, where it is used: `slurm` (test_executor.py) and `browser`
 (test_report.py)."""
 
-import contextlib
 import importlib.util
 import itertools
 import os
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,16 +16,11 @@ import pytest
 SLOW = {"process", "network", "java", "browser", "slurm", "ray", "real_model"}
 #: CI sets it: what is missing there is a failure, and no reason to skip a test.
 ALL_TESTS = bool(os.environ.get("ALL_TESTS"))
-#: Programs that answer at once: also torch asks for a compiler where peft's BOFT is imported, and matplotlib
-#: for fonts.
-QUICK = {"git", "uname", "ninja", "gcc", "fc-list"}
-#: Bytes of weights that no tiny model of the tests has: the smallest real one (MiniLM) takes 90 MB.
-REAL = 50_000_000
 
 
 @pytest.fixture(scope="session")
 def process() -> None:
-    """Starts processes, other than QUICK."""
+    """Starts processes, other than git."""
 
 
 @pytest.fixture(scope="session")
@@ -83,55 +73,3 @@ def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
         )
         for case in cases
     ]
-
-
-class Guard:
-    """Fails a test that does what makes it slow, and uses no fixture that says so."""
-
-    def __init__(self) -> None:
-        self.allowed, self.found = set(SLOW), ""
-
-    def stand(self) -> None:
-        """From now on."""
-        from transformers import PreTrainedModel
-
-        start, serve = BaseProcess.start, forkserver.ensure_running
-        load = PreTrainedModel.from_pretrained.__func__
-
-        def started(process):
-            self._need("process", "starts a process")
-            start(process)
-
-        def from_pretrained(cls, folder, *arguments, **more):
-            if sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) > REAL:
-                self._need("real_model", f"loads {folder}")
-            return load(cls, folder, *arguments, **more)
-
-        sys.addaudithook(self._heard)
-        BaseProcess.start = started
-        PreTrainedModel.from_pretrained = classmethod(from_pretrained)
-        # A sweep starts the server that runs are forked from, and may then be refused: such a test needs none
-        forkserver.ensure_running = lambda: serve() if "process" in self.allowed else None
-
-    def _heard(self, event: str, arguments: tuple) -> None:
-        if event == "os.fork":
-            self._need("process", "starts a process")
-        elif event == "subprocess.Popen" and os.path.basename(os.fsdecode(arguments[0])) not in QUICK:
-            self._need("process", f"starts {arguments[0]}")
-
-    def _need(self, fixture: str, what: str) -> None:
-        if fixture not in self.allowed:
-            self.found = f"it {what}: have the test use the fixture {fixture} (tests/tiers.py): it is slow"
-            pytest.fail(self.found)
-
-    @contextlib.contextmanager
-    def watch(self, item: pytest.Item) -> Iterator[None]:
-        """While a test is on, with its fixtures."""
-        self.allowed, self.found = declared(item), ""
-        try:
-            yield
-        finally:
-            self.allowed = set(SLOW)
-
-
-guard = Guard()

@@ -4,7 +4,9 @@ import pytest
 
 from analysis import figures, tables
 from analysis.beside import WORDS
+from analysis.frame import runs
 from analysis.render import render
+from analysis.stats import ranks
 from nets import today
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
@@ -13,6 +15,7 @@ from runs.record import PUBLISHED, read_ledger
 pytestmark = pytest.mark.nets
 
 LEDGERS = ("published", "made")
+OF_RECORDS = [name for name in ("", *tables.TABLES, "ranks") if name not in tables.WITHOUT_RECORDS]
 #: Of the made ledger's cells.
 BRIEF = ("model", "row", "task", "label", "ids", "n", "wanted", "median", "spread", "parameters", "word")
 
@@ -52,25 +55,26 @@ def test_comparisons(ledgers):
     same_lines("comparisons.jsonl", today.comparisons(ledgers["published"]))
 
 
-@pytest.mark.parametrize("which", LEDGERS)
-@pytest.mark.parametrize("name", ["", *tables.TABLES, "ranks"])
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        *((name, which) for name in OF_RECORDS for which in LEDGERS),
+        *((name, "none") for name in tables.WITHOUT_RECORDS),
+    ],
+)
 def test_tables(name, which, ledgers):
-    which = "none" if name in tables.WITHOUT_RECORDS else which
-    lines = today.table_rows(name, ledgers.get(which, ledgers["made"]))
-    same_lines("tables.jsonl", lines, ledger=which, table=name)
+    """Their rows; each can be shown in every form."""
+    ledger = ledgers.get(which, ledgers["made"])
+    made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger)
+    same_lines("tables.jsonl", today.table_rows(name, made), ledger=which, table=name)
+    for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
+        assert all(mark in render([table], form, True) for table in made)
 
 
 @pytest.mark.parametrize("name", ["table2", "table6"])
 def test_tables_by_the_other_protocol(name, ledgers):
-    lines = today.table_rows(name, ledgers["published"], "crossfit")
+    lines = today.table_rows(name, tables.make(name, ledgers["published"], select="crossfit"))
     same_lines("tables.jsonl", lines, ledger="published", table=f"{name} crossfit")
-
-
-@pytest.mark.parametrize("form", ["md", "latex", "csv"])
-@pytest.mark.parametrize("name", ["", *tables.TABLES])
-def test_every_table_has_its_forms(name, form, ledgers):
-    for table in tables.make(name, ledgers["made"]):
-        assert all(word in render([table], form, True) for word in ("\\begin{tabular}",) * (form == "latex"))
 
 
 @pytest.mark.parametrize("name", figures.NAMES)

@@ -3,7 +3,7 @@ these functions alone: the golden lines stay."""
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -12,10 +12,10 @@ from analysis import figures, tables
 from analysis.facts import SCORES
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of
-from analysis.render import Number
+from analysis.render import Number, Table
 from analysis.results.findings import findings as found_findings
 from analysis.results.pages import macros
-from analysis.stats import MODELS, cell_words, ranks
+from analysis.stats import MODELS, cell_words
 from analysis.stats import comparisons as compared
 from runs.record import Ledger, median_interval
 
@@ -158,10 +158,9 @@ def comparisons(ledger: Ledger) -> Lines:
         }
 
 
-def table_rows(name: str, ledger: Ledger, select: str = "paper") -> Lines:
-    """Each row of a table with a number of ours, or of one without records: by column the numbers of its
-    cell (value, spread, seeds, ...), or its text."""
-    made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger, select=select)
+def table_rows(name: str, made: Iterable[Table]) -> Lines:
+    """Each row of a table's parts with a number of ours, or of one without records: by column the numbers of
+    its cell (value, spread, seeds, ...), or its text."""
     for table in made:
         for row, texts in zip(table.rows, table.texts, strict=True):
             ours = any(isinstance(entry, Number) and entry.ids for entry in row)
