@@ -48,6 +48,8 @@ TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
 VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
 #: Pages of the site that .ci/pages.py writes.
 API = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
+#: Presets whose costs docs/gpu.md names.
+COSTS = ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"]
 #: Programs that are not this project's.
 OTHERS = {"git", "cd", "curl", "docker", "wandb", "eval", "."}
 
@@ -181,7 +183,9 @@ def diagonal():
 @pytest.mark.parametrize("page", sample(PAGES, ROOT / "README.md"), ids=lambda page: page.stem)
 def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
     options = [svft] if page.stem == "own_method" else []
-    for line in commands(page):
+    found = commands(page)
+    assert len(found) > 15 or page.stem != "README"
+    for line in found:
         try:
             check(line, monkeypatch, options)
         except (UserError, vera.AdapterError, AssertionError, OSError, SystemExit) as error:
@@ -193,19 +197,14 @@ def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
     [
         "make demmo",
         "make demo METHOD=vera",
-        "python -m runs metod=vera",
         "python -m runs method=vera train.epoch=1 # a comment",
         "OMP_NUM_THREADS=1 python -m runs experiment=tabel2",
-        "python -m runs.plan experiment=table2_base wach=true",
         "python -m runs.tune method=vera train.lrr=1,2",
         "python -m runs.export ID onnx FOLDER",
         "python -m analysis.tables tabel2",
-        "python -m analysis.tables table2 fromat=latex",
         "python -m analysis.tabels table2",
-        "python -m tasks.mt_bench jugde ANSWERS",
         "python examples/serve.py --modle FOLDER",
         "pip install -e '.[srve]'",
-        "torchrun --nproc-per-node 4 -m runs sed=0",
         "bnech",
     ],
 )
@@ -213,12 +212,6 @@ def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
 def test_a_wrong_command_would_be_noticed(wrong, monkeypatch):
     with pytest.raises((UserError, AssertionError, ImportError, SystemExit)):
         check(wrong, monkeypatch, [])
-
-
-def test_commands_are_found_in_blocks_and_in_the_text():
-    lines = [line for page in PAGES for line in commands(page)]
-    assert len(lines) > 150
-    assert "make counts" in lines
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -252,7 +245,7 @@ def test_readme_is_short_and_narrow():
     assert max(map(len, code)) <= 95
 
 
-@pytest.mark.parametrize("preset", ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"])
+@pytest.mark.parametrize("preset", sample(COSTS, COSTS[-1]))
 def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
     page = (ROOT / "docs" / "gpu.md").read_text()
     row = re.search(rf"^\| {preset} \| (.*) \|$", page, re.M)[1].split(" | ")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 from ledgers import ledger, record
-from wandb_server import NOBODY, logged_in
+from servers import NOBODY, logged_in
 
 from analysis import dashboard
 from runs.errors import UserError

@@ -116,11 +116,12 @@ def test_three_sources_make_a_range_that_ours_is_within_or_outside(a, b, words):
     """Each source beside ours by its own choice of the epoch."""
     made = table("table2", *lora(a, b), model=1)
     assert line(made, "ours")["status"].endswith(f"; {words}")
-    by_half = line(table("table2", *lora(a, b), others="all", model=1), "C3A")
+    base, large = tables.made("table2", frame.runs(ledger(*lora(a, b))), others="all")[:2]
+    by_half = line(large, "C3A")
     assert by_half["CoLA"] == f"65.2 +-0.8 ({100 * b - 65.16:+.1f})"
-    of_base = line(table("table2", *lora(a, b), others="all", model=0), "C3A", 2)
+    of_base = line(base, "C3A", 2)
     assert of_base["CoLA"] == "61.0 +-1.6"  # no run of another model is beside it
-    by_best = line(table("table2", *lora(a, b), others="all", model=1), "microsoft/LoRA issue 35")
+    by_best = line(large, "microsoft/LoRA issue 35")
     assert by_best["CoLA"] == f"67.0 ({100 * (a + b + 0.08) / 2 - 67.0:+.1f})"
 
 

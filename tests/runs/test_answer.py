@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 from bench import QUESTIONS
-from judge_server import JudgeServer, error, score
 from running import comparable, do, elsewhere, refused, trained
 from safetensors.torch import load_file
+from servers import JudgeServer, error, score
 from tiers import sample
 from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer

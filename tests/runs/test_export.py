@@ -16,10 +16,10 @@ import peft
 import pytest
 import torch
 import yaml
-from hub_server import COMMIT, serving
 from huggingface_hub.errors import RepositoryNotFoundError
 from ledgers import record as made_record
 from running import call_here, output_of, refused, trained
+from servers import COMMIT, serving
 from tiny import answer
 from transformers import AutoModelForSequenceClassification
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import COMMIT, Hub, serving
+from servers import COMMIT, Hub, serving
 from tiny import cells, picture, write_e2e_hub
 
 import tasks

@@ -14,7 +14,7 @@ import pytest
 import wandb
 import yaml
 from running import ROOT, call, comparable, do, elsewhere, output_of
-from wandb_server import NOBODY, logged_in
+from servers import NOBODY, logged_in
 
 from runs import tracking
 from runs.config import expand

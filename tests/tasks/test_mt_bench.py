@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench import PROMPTS, QUESTIONS, jsonl, write_mt_bench
-from judge_server import DROP, JudgeServer, Reply, error, score
 from running import ROOT, refused
+from servers import DROP, JudgeServer, Reply, error, score
 
 from tasks.mt_bench import (
     Judge,
