@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.contention import contention
-from benchmarks.decoding import decoding
 from benchmarks.models import DEVICE
-from benchmarks.serving import serving
+from benchmarks.serving import decoding, serving
 from benchmarks.timing import markdown
 from benchmarks.training import training
 from runs.command import Common, entry_point, one_of, read, setting

@@ -1,4 +1,4 @@
-"""Many adapters in one batch."""
+"""Answers: many adapters in one batch; and beam search for E2E, beside transformers' own."""
 
 import copy
 import tempfile
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import vera
 from benchmarks.models import DEVICE, SHAPES, base_model, sharing, variant
 from benchmarks.timing import Row, interleaved
+from tasks.beam import Search, beam_search, transformers_search
 from vera.methods.layers import changes
 
 #: Numbers of adapters in memory, of which a batch uses 64. The last one only with full=true.
@@ -48,20 +49,17 @@ def serving(full: bool) -> list[Row]:
                     f"VeRA, {count} of {resident:,} adapters": partial(many, ids, adapter_names=names),
                 }
                 if resident == count:
+                    mixed = partial(peft_lora, ids, adapter_names=names)
                     work |= {
                         "VeRA, one adapter, merged": partial(merged, ids),
                         "VeRA, one adapter, not merged": partial(one, ids),
-                        f"peft LoRA r=8, mixed batch of {count}": partial(
-                            peft_lora, ids, adapter_names=names
-                        ),
+                        f"peft LoRA r=8, mixed batch of {count}": mixed,
                         f"peft VeRA, batch split over {count}": partial(split, peft_vera, ids),
                     }
                 rows += interleaved(work, 5, {"part": "serving", "tokens": length, "resident": resident})
         size = sum(vector.untyped_storage().nbytes() for vector in adapters.vectors.values())
-        return [
-            *rows,
-            {"part": "resident", "variant": f"{len(adapters):,} adapters in memory", "bytes": size},
-        ]
+        about = f"{len(adapters):,} adapters in memory"
+        return [*rows, {"part": "resident", "variant": about, "bytes": size}]
 
 
 def of_peft(name: str, base: nn.Module, adapters: list[str]) -> Any:
@@ -83,3 +81,30 @@ def adapter_file(label: str, variant: str, model: nn.Module, method: vera.Method
     """Writes an adapter's file: its bytes, and how many parameters it is of."""
     size, count = vera.save(model, method, path), method.count(model)
     return {"part": "adapter file", "model": label, "variant": variant, "bytes": size, "parameters": count}
+
+
+# --- beam search
+
+GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+MODELS = {"GPT-2 small": GPT2, "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
+
+
+def decoding(full: bool) -> list[Row]:
+    """Beam search from prompts of 20 to 50 tokens, with 10 beams, and without an end token, so that every
+    search takes all steps."""
+    import transformers
+
+    rows, steps, count = [], 64 if full else 32, 8 if full else 4
+    for label, shape in MODELS.items() if full else list(MODELS.items())[:1]:
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(**shape)
+        model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
+        lengths = torch.randint(20, 50, (count,)).tolist()
+        prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths]
+        search = Search(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))  # no token of the vocabulary
+        work = {
+            "model.generate": partial(transformers_search, model, prompts, search),
+            "this project's search": partial(beam_search, model, prompts, search),
+        }
+        rows += interleaved(work, 3, {"part": "decoding", "model": label, "items": count, "steps": steps})
+    return rows

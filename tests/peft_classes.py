@@ -1,5 +1,7 @@
 """Every class of the installed peft: what docs/methods.md says of it beside what support.py tries."""
 
+import copy
+import functools
 import os
 import re
 import tempfile
@@ -60,8 +62,11 @@ def of_class(name: str) -> Callable[[str], vera.Method]:
     return two_tokens
 
 
+@functools.cache
 def roberta_base() -> nn.Module:
-    """Its matrices, with random values; and 64 words, at which no class but TrainableTokens looks."""
+    """Its matrices, with random values, to be copied; and 64 words, at which no class but TrainableTokens
+    looks."""
+    torch.manual_seed(0)
     sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
     return RobertaForSequenceClassification(RobertaConfig(**sizes))
 
@@ -71,8 +76,8 @@ def facts(name: str) -> list[str]:
     bytes of the adapter file, and the frozen tensors that are not in it. Raises AdapterError for a class that
     is refused."""
     method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
+    model = copy.deepcopy(roberta_base())
     torch.manual_seed(0)
-    model = roberta_base()
     method.adapt(model)
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")

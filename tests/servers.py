@@ -109,8 +109,8 @@ class Asked(Handler):
 
 
 class JudgeServer(Server):
-    """`answer(prompt, nth)` says what to do with the nth request for a prompt, from 1. A prompt is the text of
-    its last message.
+    """`answer(prompt, nth)` says what to do with the nth request for a prompt, from 1. A prompt is the text
+    of its last message.
 
     `requests` are the bodies in order; `keys` those that came with them; `paid` counts the chat completions
     by prompt that were sent in full; `busiest` is the most that were here at once."""

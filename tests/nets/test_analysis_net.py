@@ -4,6 +4,7 @@ import pytest
 
 from analysis import figures, tables
 from analysis.beside import WORDS
+from analysis.command import split
 from analysis.frame import runs
 from analysis.render import render
 from analysis.stats import ranks
@@ -27,6 +28,12 @@ def ledgers(tmp_path_factory):
         published = read_ledger(tmp_path_factory.mktemp("nothing"))
     assert not published.problems
     return {"published": published, "made": made_ledger()}
+
+
+@pytest.fixture(scope="module")
+def frames(ledgers):
+    """The runs of each ledger: of this machine, and published ones."""
+    return {which: tuple(map(runs, split(of))) for which, of in ledgers.items()}
 
 
 @pytest.mark.parametrize("which", LEDGERS)
@@ -62,32 +69,32 @@ def test_comparisons(ledgers):
         *((name, "none") for name in tables.WITHOUT_RECORDS),
     ],
 )
-def test_tables(name, which, ledgers):
+def test_tables(name, which, ledgers, frames):
     """Their rows; each can be shown in every form."""
-    ledger = ledgers.get(which, ledgers["made"])
-    made = ranks(runs(ledger)) if name == "ranks" else tables.make(name, ledger)
+    of = which if which in ledgers else "made"
+    made = ranks(runs(ledgers[of])) if name == "ranks" else tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", today.table_rows(name, made), ledger=which, table=name)
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form, True) for table in made)
 
 
 @pytest.mark.parametrize("name", ["table2", "table6"])
-def test_tables_by_the_other_protocol(name, ledgers):
-    lines = today.table_rows(name, tables.make(name, ledgers["published"], select="crossfit"))
+def test_tables_by_the_other_protocol(name, ledgers, frames):
+    made = tables.make(name, ledgers["published"], frames["published"], select="crossfit")
+    lines = today.table_rows(name, made)
     same_lines("tables.jsonl", lines, ledger="published", table=f"{name} crossfit")
 
 
 @pytest.mark.parametrize("name", figures.NAMES)
-def test_figures(name, ledgers):
-    same_lines(
-        "figures.jsonl", today.figure_rows(name, ledgers["published"]), ledger="published", figure=name
-    )
+def test_figures(name, ledgers, frames):
+    made = figures.make(name, ledgers["published"], frames=frames["published"])
+    same_lines("figures.jsonl", today.figure_rows(made), ledger="published", figure=name)
 
 
 @pytest.mark.slow  # a picture in three forms takes two seconds
 @pytest.mark.parametrize("name", figures.NAMES)
-def test_every_figure_is_drawn(name, ledgers, tmp_path):
-    for figure in figures.make(name, ledgers["published"]):
+def test_every_figure_is_drawn(name, ledgers, frames, tmp_path):
+    for figure in figures.make(name, ledgers["published"], frames=frames["published"]):
         paths = figures.save(figure, tmp_path)
         assert {path.suffix for path in paths if path.stat().st_size} == {".pdf", ".png", ".csv"}
         assert figures.svg(figure).rstrip().endswith("</svg>")

@@ -176,9 +176,9 @@ def table_rows(name: str, made: Iterable[Table]) -> Lines:
             }
 
 
-def figure_rows(name: str, ledger: Ledger) -> Lines:
-    """The data behind a figure that come from runs."""
-    for figure in figures.make(name, ledger):
+def figure_rows(made: Iterable[figures.Figure]) -> Lines:
+    """The data behind a figure's parts that come from runs."""
+    for figure in made:
         for row in figure.data[figure.data.runs.astype(bool)].drop(columns="runs").to_dict("records"):
             yield {"of": figure.name, **{key: none(value) for key, value in row.items()}}
 
