@@ -45,9 +45,7 @@ def no_java(monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    sample(
-        [["method=vera", "method.rank=8"], ["method=lora", "method.rank=4"], ["method=full"]], ["method=full"]
-    ),
+    sample([WITH_VERA, ["method=lora", "method.rank=4"], ["method=full"]], WITH_VERA),
     ids=lambda change: change[0],
 )
 def test_before_is_the_base_model_and_after_the_last_epochs(change, e2e_words, tiny_gpt2):
