@@ -4,7 +4,7 @@ import pytest
 
 from analysis import figures, tables
 from analysis.beside import WORDS
-from analysis.command import split
+from analysis.command import own_and_published
 from analysis.frame import runs
 from analysis.render import render
 from analysis.stats import ranks
@@ -33,7 +33,7 @@ def ledgers(tmp_path_factory):
 @pytest.fixture(scope="module")
 def frames(ledgers):
     """The runs of each ledger: of this machine, and published ones."""
-    return {which: tuple(map(runs, split(of))) for which, of in ledgers.items()}
+    return {which: own_and_published(of) for which, of in ledgers.items()}
 
 
 @pytest.mark.parametrize("which", LEDGERS)
