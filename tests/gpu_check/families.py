@@ -1,7 +1,6 @@
 """Every kind of task through `python -m runs`: the same run twice, and once killed in training and resumed.
 
-Curves, hashes of predictions and texts are equal, on the device that was asked for. On a CPU, whose commands
-take ten seconds to begin, one of texts is killed and resumed, and no more."""
+Curves, hashes of predictions and texts are equal, on the device asked for. On a CPU one of texts is resumed."""
 
 import contextlib
 import json

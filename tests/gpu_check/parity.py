@@ -1,5 +1,4 @@
-"""Outputs and gradients on the device beside float64 on the CPU, for tiny models of every architecture; on a
-CPU, where the tests of vera/ do the same, of two."""
+"""Outputs and gradients beside float64 on the CPU, of every architecture, tiny; on a CPU of two alone."""
 
 import copy
 from collections.abc import Callable
