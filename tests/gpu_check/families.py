@@ -1,6 +1,6 @@
 """Every kind of task through `python -m runs`: the same run twice, and once killed in training and resumed.
 
-Curves, hashes of predictions and texts are equal, on the device asked for. On a CPU one of texts is resumed."""
+Curves, hashes of predictions and texts are equal on the device asked for. On a CPU one of texts alone."""
 
 import contextlib
 import json
