@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
             "runs": cell.ids,
         }
     )
-    values = {"value": ("value", lambda of: of.mean(skipna=False)), "spread": ("value", sample_deviation)}
+    values = {"value": ("value", fmean), "spread": ("value", sample_deviation)}
     counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
     of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))
     numbers = of_trials[[*values]].astype(float)

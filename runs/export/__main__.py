@@ -14,7 +14,6 @@ python -m runs.export RUN merged FOLDER    the whole model, the adapter merged i
 RUN is a run id (or its beginning), as in outputs/records.
 """
 
-import contextlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -107,14 +106,17 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
     disable_progress_bars()
     api = HfApi()
     try:
-        with contextlib.suppress(RepositoryNotFoundError):
+        try:  # asked first: with a limit in time, which making a repository does not have
             there = api.model_info(repo, timeout=10)
+        except RepositoryNotFoundError:
+            api.create_repo(repo, private=private)
+        else:
             names = {file.rfilename for file in there.siblings or []} - EMPTY
             if names and "adapter_config.json" not in names:
                 raise UserError(f"it holds {min(names)} and no adapter. Name another repository")
             if private and not there.private:
                 raise UserError("it is public, and private=true would not hide it. Name another repository")
-        api.create_repo(repo, private=private, exist_ok=True)
+            print(f"{repo} is there already: this becomes its newest commit")
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except Exception as error:  # the hub's library and its transfer raise many types
         why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

@@ -125,8 +125,9 @@ def convert(model: Mapping[str, Any]) -> None:
                 _from_parts(unpacked, ready)
             lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
             (ready / SUMS).write_text("".join(lines), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-            os.replace(ready, folder)
+            if not sums(folder):  # without locks another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
+                os.replace(ready, folder)
 
 
 def _from_parts(unpacked: Path, ready: Path) -> None:

@@ -35,6 +35,7 @@ from runs.record.files import (
     records_folder,
     run_folder,
     sweep_names,
+    sweep_up_dead,
     temporary,
     without_paths,
     write_atomically,

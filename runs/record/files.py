@@ -51,29 +51,36 @@ def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all: no reader sees half of it, whenever this process is killed."""
+    with _written(path, text) as partial:
+        os.replace(partial, path)
+
+
+def link_or_fail(path: Path, text: str) -> None:
+    """Creates a file whole, or raises FileExistsError where there is one: of many processes that try at once,
+    one succeeds."""
+    with _written(path, text) as partial:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            # A network file system may link the file and still answer that it exists
+            if not os.path.samefile(partial, path):
+                raise
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            with open(path, "x", encoding="utf-8") as file:  # a file system without hard links
+                file.write(text)
+
+
+@contextlib.contextmanager
+def _written(path: Path, text: str) -> Iterator[Path]:
+    """A file beside `path` with this text, safely on the disk."""
     with temporary(path) as partial:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the text
-        os.replace(partial, path)
-
-
-def link_or_fail(whole: Path, path: Path) -> None:
-    """Gives a file that is written another name, or raises FileExistsError where that is taken: of many
-    processes that try at once, one succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(whole, path)
-    except FileExistsError:
-        # A network file system may link the file and still answer that it exists
-        if not os.path.samefile(whole, path):
-            raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        with open(path, "xb") as file:  # a file system without hard links
-            file.write(whole.read_bytes())
+        yield partial
 
 
 @contextlib.contextmanager
@@ -99,6 +106,13 @@ def is_dead(name: str) -> bool:
     except (ValueError, OSError, OverflowError):  # no process has such a number, or it is another user's
         pass
     return False
+
+
+def sweep_up_dead(folder: Path) -> None:
+    """Removes the temporary files in a folder that killed processes of this machine left. Always safe."""
+    for partial in folder.glob(".*.*.*.*.*"):
+        if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
+            partial.unlink(missing_ok=True)
 
 
 def records_folder(output: str | Path) -> Path:

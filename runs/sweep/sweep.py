@@ -20,7 +20,7 @@ from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, hash_of, identify, start_file
 from runs.methods import make_method, refusal
-from runs.record import Record, finished_record, is_trial, read_measure, write_sweep
+from runs.record import Record, finished_record, is_trial, read_measure, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
 from runs.shared_files import alone
@@ -46,6 +46,8 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
     jobs, replaced, on = _begin(runs, launcher, again, here)
     log = log_file(output)
     trouble = log.exists() and log.stat().st_size
+    for folder in ("records", "sweeps"):
+        sweep_up_dead(Path(output) / folder)
     if replaced and first:
         count = sum(set_aside(job, record) for job, record in replaced)
         print(f"redo: {plural(count, 'record')} set aside, in {Path(output) / 'replaced'}", flush=True)

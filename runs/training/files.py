@@ -84,15 +84,15 @@ class Attempt:
     def finish(self, record: Record) -> bool:
         """Creates the record of the run, and moves the files of a finished one into the run's folder. Returns
         False where another attempt has finished before: its record and files stay, and this one's go."""
-        path, files = record_path(self.output, self.run_id), dict[str, Path]()
+        path = record_path(self.output, self.run_id)
         if record["status"] in FINISHED:
             files = self._results(record["config"]["keep"])
             record["files"] = {name: digest(file) for name, file in files.items()}
-        write_atomically(whole := self.folder / ".record", record_text(record))
+        text = record_text(record)
         if path.is_file() and not finished_record(self.output, self.run_id):
             self._set_aside(path)
         try:
-            link_or_fail(whole, path)
+            link_or_fail(path, text)
         except FileExistsError:
             if not finished_record(self.output, self.run_id):
                 raise
@@ -115,12 +115,13 @@ class Attempt:
     def _set_aside(self, path: Path) -> None:
         """Makes room where a failed or damaged record lies. Once it is aside it is read again, for another
         attempt may have finished since the first look."""
-        aside = self.folder / ".aside"
+        aside = path.with_name(f".{path.name}.{self.folder.name}")  # beside it: one file system
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, aside)
             with contextlib.suppress(ValueError, FileExistsError):
                 if read_record(aside)["status"] in FINISHED:
                     os.link(aside, path)
+            aside.unlink()
 
     def fail(self, run: Run, error: str) -> bool:
         """Writes the record of a failed run. Its checkpoint stays, and the tries are counted anew. Returns

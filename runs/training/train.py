@@ -44,8 +44,6 @@ def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tra
     """Does a run whose lock this process has. attempts: gets this one. alone: a user's mistake leaves no
     record."""
     output, pauses, before = run.config["output"], [*ROOM], saved(run.config["output"], run_id)
-    if finished_record(output, run_id):
-        return BUSY, ""
     phase = "loading"
 
     def follow(event: Event) -> None:
@@ -55,6 +53,8 @@ def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tra
     report = reporter(run, run_id, follow)
     while True:
         try:
+            if finished_record(output, run_id):
+                return BUSY, ""
             if not attempts:
                 attempts.append(Attempt(output, run_id))
             attempt = attempts[0]

