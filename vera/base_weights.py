@@ -13,9 +13,8 @@ from vera.sites import head_parameters, is_linear
 
 def base_names(model: nn.Module) -> set[str]:
     """The names of the base weights that a method leaves alone: neither head nor trained in place."""
-    adapted: Any = getattr(
-        model, "_adaptation", None
-    )  # a methods.adapted.Adaptation, whose files import this
+    # A methods.adapted.Adaptation, whose files import this
+    adapted: Any = getattr(model, "_adaptation", None)
     if adapted is None:
         return {name for name, _ in model.named_parameters()} - head_parameters(model).keys()
     return set(adapted.left_alone(model))

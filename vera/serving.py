@@ -34,8 +34,6 @@ from vera.sites import backbone_prefix, head_parameters, head_prefixes
 Names = Sequence[str | None]
 #: Arguments whose first dimension is the batch's, looked at first.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
-#: Models whose layers read (tokens, samples, width).
-TOKENS_FIRST = ("xlnet",)
 
 
 class Adapters:
@@ -52,10 +50,8 @@ class Adapters:
     of d may differ. The model takes one call at a time. The first `add` adapts it; `unload` undoes that."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises AdapterError where the model carries an adapter, or does not keep its samples apart."""
+        """Raises AdapterError where the model carries an adapter."""
         refuse_many(model)
-        if getattr(getattr(model, "config", None), "model_type", None) in TOKENS_FIRST:
-            raise AdapterError(f"a {type(model).__name__} lays out its batch by tokens, not by samples")
         if adaptation(model):
             raise AdapterError("this model carries an adapter: its base model takes many (vera.unload)")
         self.model = model
@@ -66,16 +62,12 @@ class Adapters:
         self._parameters: dict[str, Tensor] = {}  # of the adapted model, by the file's names
         self._used: list[str | None] | None = None  # by `use`
         self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
-        self._head_called = False  # whether the head was called in this call
         self._hooks: set[int] = set()
 
     # --- the resident adapters
 
     def __len__(self) -> int:
         return len(self.vectors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.vectors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.vectors)
@@ -172,7 +164,7 @@ class Adapters:
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The model's forward pre-hook: sets b and d of each sample, and takes `adapter_names` away."""
-        keywords, self._head_called = dict(keywords), False
+        keywords = dict(keywords)
         names = keywords.pop("adapter_names", None)
         if names is None:
             self._set(self._used)
@@ -187,14 +179,11 @@ class Adapters:
 
     def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
-        active = self._active or []
         self._set(self._used)
-        if result is not None and not self._head_called and any(name in self.heads for name in active):
-            raise AdapterError("an adapter's own head was never called by this model")
 
     def _own_heads(self, prefix: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head, which has this prefix: replaces outputs of adapters with their own."""
-        self._head_called, names = True, self._active or []
+        names = self._active or []
         own = self.heads.keys() & set(names)
         if not own:
             return output

@@ -28,6 +28,9 @@ VARIANTS = {
     "VeRA, A and B by shape": lambda a: vera.VeRA(rank=12, projections="by_shape"),
     "VeRA, normal": lambda a: vera.VeRA(rank=12, init="kaiming_normal"),
     "DyLoRA, frozen": lambda a: vera.DyLoRA(rank=4, frozen=True),
+    # LNTuning's merge swaps tensors, DEFT's adds one
+    "LNTuning (peft)": support.of_peft("LNTuningConfig"),
+    "DEFT (peft)": support.of_class("DeftConfig"),
 }
 MAKERS = support.METHODS | VARIANTS
 METHODS = {name: make("BERT") for name, make in MAKERS.items()}
@@ -86,9 +89,10 @@ def heads_of(model, other):
 
 
 @pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
-def test_a_method_counts_switches_off_copies_merges_and_leaves(name, architecture):
+def test_a_method_counts_switches_off_copies_merges_saves_and_leaves(name, architecture, tmp_path):
     """What trains is the formula's number, and the rest is frozen; switched off it is the base model, merged
-    it answers the same; a copy is independent; unloaded, all is as before, and it can be adapted again."""
+    it answers the same, and saves the same file; a copy is independent; unloaded, all is as before, and it
+    can be adapted again."""
     method = MAKERS[name](architecture)
     base, model = tiny(architecture).double(), tiny(architecture).double()
     assert vera.make_method(**method.settings()) == method
@@ -114,6 +118,7 @@ def test_a_method_counts_switches_off_copies_merges_and_leaves(name, architectur
     assert torch.equal(answer(copied), before) is not bool(groups["adapter"])
 
     if adds and method.kind != "adapter":
+        vera.save(model, method, tmp_path / "before")
         method.merge(model)
         method.merge(model)  # twice is once
         near = 1e-4 if method.kind == "peft" else 1e-10  # which computes in float32 here and there
@@ -122,6 +127,10 @@ def test_a_method_counts_switches_off_copies_merges_and_leaves(name, architectur
         assert changed
         if method.kind not in ("peft", "ssf"):
             assert len(changed) == len(list(adapted_layers(model)))
+        merged = answer(model)
+        vera.save(model, method, tmp_path / "merged")
+        assert torch.equal(answer(model), merged)  # it is so still
+        assert (tmp_path / "before").read_bytes() == (tmp_path / "merged").read_bytes()
     vera.disable(model)  # which takes a merge back
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
     if adds:

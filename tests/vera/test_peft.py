@@ -11,7 +11,7 @@ from peft_classes import FUSED, SMALL, classes, of_class
 from safetensors.torch import load_file
 from support import moved, refused
 from tiers import sample
-from tiny import ARCHITECTURES, answer, quantise, tiny, tiny_model
+from tiny import ARCHITECTURES, answer, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -67,39 +67,12 @@ def test_a_merge_that_fails_half_way_is_taken_back():
     vera.unload(model)
 
 
-@pytest.mark.parametrize("name", ["LNTuningConfig", "DeftConfig"])
-def test_a_merged_model_is_saved_as_it_was_before(name, tmp_path):
-    """LNTuning's merge swaps tensors, DEFT's adds one."""
-    model, method = tiny_model(), method_of(name)
-    moved(model, method)
-    vera.save(model, method, tmp_path / "before")
-    method.merge(model)
-    merged = answer(model)
-    vera.save(model, method, tmp_path / "merged")
-    vera.export_peft(model, tmp_path / "peft")
-    assert torch.equal(answer(model), merged)  # it is so still
-    assert (tmp_path / "before").read_bytes() == (tmp_path / "merged").read_bytes()
-
-
-def test_a_weight_that_another_layer_shares_takes_no_merge_but_that_of_tokens():
+def test_a_weight_that_another_layer_shares_takes_no_merge():
     """GPT-2's output layer has the weight of its embeddings."""
     model, method = tiny("GPT-2"), vera.Peft("LoraConfig", {"r": 4, "target_modules": ["wte"]})
     method.adapt(model)
     with refused("shares its weight"):
         method.merge(model)
-    model = tiny("GPT-2")
-    method = vera.Peft("TrainableTokensConfig", {"target_modules": ["wte"], "token_indices": [3, 4]})
-    moved(model, method)
-    expected = answer(model)
-    method.merge(model)
-    assert torch.allclose(answer(model), expected, atol=1e-5)
-
-
-def test_a_class_that_trains_nothing_over_4_bit_weights_is_refused():
-    """Uni-LoRA's scales take the type of the base weights: as whole numbers, all are zero."""
-    model = quantise(tiny("RoBERTa"))
-    with refused("UniLoraConfig does not train over quantised weights", model):
-        vera.Peft("UniLoraConfig").adapt(model)
 
 
 # --- what is drawn again

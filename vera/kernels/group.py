@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from vera.base_weights import sample
 from vera.errors import AdapterError
 from vera.kernels.cost import Plan, choose
-from vera.sites import WHOLE, is_transposed, size
+from vera.sites import is_transposed, size
 
 #: A methods.layers.AdaptedLinear whose changes are VeRA's. Not imported: its files import this one.
 Layer = Any
@@ -28,14 +28,13 @@ class Group:
     """The adapted layers that read the same input: they compute together, once for each call of their module.
 
     `begin` and `end` are hooks of that module (an attention). `begin` computes the outputs, the layers take
-    them, and `end` drops what is left. A layer that gets another input (the values of a cross-attention)
-    computes alone, and leaves the group."""
+    them, and `end` drops what is left: that of a layer which got another input (the values of a
+    cross-attention), and computed alone."""
 
     def __init__(self, layers: Sequence[Layer], path: str, weights: str) -> None:
         self.layers, self.path, self.weights = list(layers), path, weights
         #: The input of the call, its `mark`, and the outputs that no layer has taken yet.
         self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
-        self.elsewhere: list[Layer] = []
         #: The layers' merged weights, within `unchanged`; else None, and each call merges.
         self.kept: dict[Any, Tensor] | None = None
         for layer in self.layers:
@@ -43,10 +42,7 @@ class Group:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model has outputs and kept weights of its own.
-        return {"layers": self.layers, "path": self.path, "weights": self.weights}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "call": None, "elsewhere": [], "kept": None}
+        return self.__dict__ | {"call": None, "kept": None}
 
     def attach(self, reader: nn.Module) -> None:
         """Makes the module whose input the layers read compute the group."""
@@ -62,10 +58,7 @@ class Group:
             self.call = (x, mark(x), dict(zip(layers, self.compute(layers, x), strict=True)))
 
     def end(self, reader: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        for layer in self.elsewhere:
-            self.layers.remove(layer)
-            Group([layer], self.path, self.weights)
-        self.call, self.elsewhere = None, []
+        self.call = None
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """A layer's output for x, (..., in) -> (..., out)."""
@@ -73,9 +66,6 @@ class Group:
             read, stamp, outputs = self.call
             if x is read and mark(x) == stamp and layer in outputs:
                 return outputs.pop(layer)
-            if layer in outputs:
-                self.elsewhere.append(layer)
-                del outputs[layer]
         return self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
@@ -277,16 +267,12 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 def merge(layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Tensor | None]) -> Tensor:
     """weight + (b * B) (d * A) in each of the layer's blocks, (out, in); computed in the adapter's
     precision."""
-    whole = WHOLE in layer.changes
-    merged = weight if whole else weight.clone()
+    merged = weight.clone()
     for i, (name, change) in enumerate(layer.changes.items()):
         b, d = vectors[2 * i : 2 * i + 2]
         delta = product(change.B, (change.A if d is None else d[:, None] * change.A).T)
         scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
-        if whole:
-            merged = torch.addcmul(weight, scale, delta)
-        else:
-            merged[layer.blocks[name]].addcmul_(scale, delta)
+        merged[layer.blocks[name]].addcmul_(scale, delta)
     return merged.to(dtype)
 
 

@@ -97,8 +97,6 @@ class Adapter(Method, kind="adapter"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bottleneck < 1:
-            raise AdapterError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck}")
         if self.drop_layers < 0:
             raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
         if self.drop_layers and self.drop_per_batch:

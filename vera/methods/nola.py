@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import changes
 from vera.methods.lora import LowRankChange, place, wrap_sites
@@ -80,11 +79,6 @@ class NoLA(Method, kind="nola"):
     alpha: float = 8.0
     dropout: float = 0.0
     basis_seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bases < 1:
-            raise AdapterError(f"bases must be a whole number of at least 1, got {self.bases}")
 
     def install(self, model: nn.Module) -> None:
         wrap_sites(model, self, NoLAChange, ("bases", Bases), rank=self.rank, bases=self.bases)

@@ -15,6 +15,8 @@ NAMES: dict[Any, str] = {
     tuple: "a list",
     dict: "a mapping",
 }
+#: Settings of which there must be one at least.
+COUNTS = ("rank", "bottleneck", "bases")
 #: A rank of more than this many times the widest matrix is a slip of the keyboard.
 SENSE = 64
 #: No setting needs a larger number, more words, or more letters in a word; a stranger's file might have them.
@@ -55,10 +57,10 @@ def check_settings(method: Any) -> None:
             raise AdapterError(f"{name} must be a list of words, of at most {MOST_WORDS} letters")
         elif len(words) > MOST_WORDS:
             raise AdapterError(f"{name} has at most {MOST_WORDS} words")
-    rank, dropout = getattr(method, "rank", 1), getattr(method, "dropout", 0.0)
-    if rank is not None and rank < 1:
-        raise AdapterError(f"rank must be a whole number of at least 1, got {rank}")
-    if not 0 <= dropout < 1:
+    for name in COUNTS:
+        if (count := getattr(method, name, None)) is not None and count < 1:
+            raise AdapterError(f"{name} must be a whole number of at least 1, got {count}")
+    if not 0 <= (dropout := getattr(method, "dropout", 0.0)) < 1:
         raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
 
 
