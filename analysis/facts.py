@@ -3,7 +3,7 @@ NUMBERS, at the end). A column is added there, by one line."""
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Any
 
 from runs.record import (
@@ -159,11 +159,8 @@ Columns = dict[str, tuple[Callable[[Record], Any], str]]
 def at(path: str) -> Callable[[Record], Any]:
     """The value of a record at a path, such as cost.train_seconds; None where it has none."""
 
-    def value(record: Record) -> Any:
-        part: Any = record
-        for key in path.split("."):
-            part = (part or {}).get(key)
-        return part
+    def value(record: Any) -> Any:
+        return reduce(lambda part, key: (part or {}).get(key), path.split("."), record)
 
     return value
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
-from analysis.render import Cell, Entry, Number
+from analysis.render import Entry, Number
 from runs.record.text import plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
@@ -62,18 +61,18 @@ def setting(of: Mapping[str, Any]) -> str:
 ENOUGH = 3
 
 
-def others_of(model: str, columns: Sequence[str], cells: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
+def others_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
     """What others report of a model in these columns, and `less`, our median by the same choice of the epoch
-    less theirs: NaN where we have none, or not of every seed. cells: ours by row and column."""
+    less theirs: NaN where we have none, or not of every seed. cells: ours."""
     theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
+    by_column = cells.drop_duplicates(["row", "column"]).set_index(["row", "column"])
 
     def ours(of: Any) -> float:
-        own, wanted = cells.get(of.like, {}), [*GLUE] if of.column == "avg" else [of.column]
-        if not all(column in own and own[column].complete for column in wanted):
-            return math.nan
+        wanted = [*GLUE] if of.column == "avg" else [of.column]
+        own = by_column.reindex([(of.like, column) for column in wanted])
         # A column that is no task is a score, of one epoch
-        epoch = of.epoch if of.epoch and own[wanted[0]].task == wanted[0] else "median"
-        return float(np.mean([getattr(own[column], epoch) for column in wanted]))
+        epoch = of.epoch if of.epoch and own.task.iloc[0] == wanted[0] else "median"
+        return float(own[epoch].mean(skipna=False)) if own.complete.eq(True).all() else math.nan
 
     return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
 

@@ -17,18 +17,12 @@ def printed_file(name: str) -> dict[str, Any]:
 
 
 #: Names of tasks, benches, models and methods in tables, by their names in conf/.
-GLUE: dict[str, str] = printed_file("names.yaml")["glue"]
-IMAGES: dict[str, str] = printed_file("names.yaml")["images"]
-BENCHES: dict[str, str] = printed_file("names.yaml")["benches"]
-ROBERTA: dict[str, str] = printed_file("names.yaml")["roberta"]
-GPT2: dict[str, str] = printed_file("names.yaml")["gpt2"]
-VIT: dict[str, str] = printed_file("names.yaml")["vit"]
-LLAMAS: dict[str, str] = printed_file("names.yaml")["llamas"]
-NAMES: dict[str, str] = printed_file("names.yaml")["methods"]
+GLUE, IMAGES, BENCHES, ROBERTA, GPT2, VIT, LLAMAS, NAMES = (
+    dict[str, str](printed_file("names.yaml")[of])
+    for of in ("glue", "images", "benches", "roberta", "gpt2", "vit", "llamas", "methods")
+)
 #: The scores of E2E's texts: the name, and the decimals that the paper prints.
-SCORES: dict[str, tuple[str, int]] = {
-    key: (name, decimals) for key, (name, decimals) in printed_file("names.yaml")["scores"].items()
-}
+SCORES: dict[str, list[Any]] = printed_file("names.yaml")["scores"]
 #: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI. Our run of such a task
 #: is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}

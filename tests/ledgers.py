@@ -203,12 +203,12 @@ def seeds(row="vera", task="rte", bests=(0.78, 0.79, 0.80, 0.77, 0.787), **chang
     return [record(row, task, seed, best, best - 0.01, **changes) for seed, best in enumerate(bests)]
 
 
-def apart(*tasks, middle=statistics.median, decimals=1):
+def apart(*tasks, decimals=1):
     """Ours less the paper's, +- half of the 95% interval, as a table prints it; of several tasks, of their
     mean. Each of them: the values of 5 seeds, and the paper's number with its spread or None. By Welch's
     formula and scipy's t."""
-    factor = 1.4342 if middle is statistics.median else 1.0  # of the variance of a mean of 5
-    gap = statistics.fmean(middle(values) - printed for values, printed, _ in tasks)
+    factor = 1.4342  # of the variance of a mean of 5
+    gap = statistics.fmean(statistics.median(values) - printed for values, printed, _ in tasks)
     variances = [statistics.variance(values) for values, *_ in tasks]
     if all(spread is not None for *_, spread in tasks):
         variances += [spread**2 for *_, spread in tasks]

@@ -51,8 +51,7 @@ class _Model:
     numbers. lines: those made so far, entries by the keys of columns. every: all runs of the model."""
 
     def __init__(self, spec: Spec, view: View, model: str, every: pd.DataFrame, *of: pd.DataFrame) -> None:
-        self.spec, self.view, self.model, (runs, made, self.paper) = spec, view, model, of
-        self.runs = runs
+        self.spec, self.view, self.model, (self.runs, made, self.paper) = spec, view, model, of
         self.papers, self.columns = model in spec.models, dict[str, str](spec.columns)
         if not spec.tasks:  # columns are tasks: the paper's, and those that have run
             known = made[made.row != "vera"][: 0 if self.papers else None] if spec.ablation else made
@@ -65,38 +64,37 @@ class _Model:
         self.made, self.averaged = made, spec.name == "table2" and len(self.columns) == len(GLUE)
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
-        self.ours, self.used, self.lines = dict[str, list[Own]](), set[str](), list[dict[str, Entry]]()
+        self.ours, self.lines = dict[str, list[Own]](), list[dict[str, Entry]]()
         for (row, *_), line in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
             self.ours.setdefault(row, []).append({cell.column: cell for cell in line.itertuples(index=False)})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
         if shown and view.select != "paper":  # others are beside their own choice of the epoch
-            made = spec.cells(replace(view, select="paper", runs=runs))
-        by_row = spec.compares(made).iloc[::-1].groupby("row")
-        own = {row: {of.column: of for of in cells.itertuples(index=False)} for row, cells in by_row}
-        self.theirs = others_of(model, shown, own)
+            made = spec.cells(replace(view, select="paper", runs=self.runs))
+        self.theirs = others_of(model, shown, spec.compares(made))
         self.more = [of_cell(name, **how) for name, how in spec.more.items()]
-        added = forgetting(in_cells(runs, self.made)) if spec.forgets else []
+        self.more += [number_of(runs=every, label=label, **how) for label, how in spec.costs.items()]
+        added = forgetting(in_cells(self.runs, self.made)) if spec.forgets else []
         added += [number_of(name, every) for name in view.columns if name not in {of.name for of in added}]
         self.more += [*added, *([against(view.against, every)] if view.against else [])]
 
     def table(self) -> Table:
         """The table, with its notes."""
-        spec, model, lines = self.spec, self.model, self.lines
+        spec, model = self.spec, self.model
+        empty = dict.fromkeys([*self.columns, *["avg"] * self.averaged], NONE)
         for _, group in self.paper.groupby(["method", "size"], sort=False):
             self._of_paper(group)
-        rest = [row for row in self.ours if row not in self.used]
+        rest = [row for row in self.ours if row not in {*self.paper.row, *self.paper.like}]
         if spec.first is not None:
-            rest = sorted(rest, key=lambda row: (*(row != first for first in spec.first), row))
+            rest.sort(key=lambda row: (*(row != first for first in spec.first), row))
         for row in rest:
-            for i, own in enumerate(self.ours[row]):
-                self._ours(own, i)
+            self._ours(row, self.paper[:0])
         cells = self.made.drop_duplicates(["row", "task"])
         title = (spec.title if self.papers else spec.other).format(
             spec.models.get(model, model), next(cells.itertuples(), None)
         )
         whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
         found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
-        had = {key for line in lines for key, entry in line.items() if isinstance(entry, Number)}
+        had = {key for line in self.lines for key, entry in line.items() if isinstance(entry, Number)}
         more = [of for of in self.more if of.key in had or not of.optional]
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
         header |= {of.key: of.name for of in more} | {of: of for of in spec.tail}
@@ -108,15 +106,11 @@ class _Model:
         return Table(
             f"{title}{whose}",
             [*header.values()],
-            [[line.get(name, "") for name in header] for line in lines],
+            [[(empty | line).get(of, "") for of in header] for line in self.lines],
             [*found, *(note for of in more for note in of.notes)],
             model,
             tasks,
         )
-
-    def _line(self, line: dict[str, Entry], empty: Entry = NONE) -> None:
-        """Adds a line. empty: where it has no number."""
-        self.lines.append(dict.fromkeys([*self.columns, *["avg"] * self.averaged], empty) | line)
 
     # --- the paper's rows, and ours
 
@@ -125,7 +119,7 @@ class _Model:
         from MNLI on some tasks."""
         spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
         group = group[group.column.isin(self.columns)]
-        line = dict[str, Entry]()
+        line = dict[str, Entry](dict.fromkeys(self.columns if spec.tasks else (), ""))
         for of in group.itertuples():
             mark, decimals = "*" * (of.like != of.row), spec.decimals.get(of.column, 1)
             line[of.column] = Number(of.value, of.spread, decimals=decimals, mark=mark)
@@ -133,73 +127,62 @@ class _Model:
             line["avg"] = Number(self.averages[first.method, first["size"]])
         line |= {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
         line |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted"}
-        self._line(line | {f"+{name}": of for name, of in spec.quoted.items()}, "" if spec.tasks else NONE)
         theirs = self.theirs[self.theirs.row == first.row]
         each, word = self.view.others == "all", verdict(theirs[theirs.same])
-        for _, of in theirs.groupby(["label", "sites"] if each else "row", sort=False):
-            self._line(others_line(of, each))
-        for like in dict.fromkeys([first.row, *group.like]):
-            of = group[group.like == like]
-            self.used.add(like)
-            for i, own in enumerate(self.ours.get(like, [])):
-                whole = own
-                if like != first.row:
-                    own = {task: cell for task, cell in own.items() if task in {*of.task}}
-                    plain = next(iter(self.ours.get(first.row, [])), {})
-                    whole = {task: cell for task, cell in plain.items() if task not in {*of.task}} | own
-                if own:
-                    self._ours(own, i, group, like, whole, word)
-                    word = ""
+        reports = theirs.groupby(["label", "sites"] if each else "row", sort=False)
+        self.lines += [line | {f"+{name}": of for name, of in spec.quoted.items()}]
+        self.lines += [others_line(of, each) for _, of in reports]
+        rows = [row for row in dict.fromkeys([first.row, *group.like]) if row in self.ours]
+        for row in rows:
+            self._ours(row, group, word if row == rows[0] else "")
 
-    def _ours(
-        self,
-        own: Own,
-        again: int = 0,
-        group: pd.DataFrame | None = None,
-        like: str = "",
-        whole: Own | None = None,
-        word: str = "",
-    ) -> None:
-        """Our row, and its difference to the paper's. again: how many lines the row has already. group: the
-        paper's row that it stands below, whose numbers `like` are compared with ours. whole: what its average
-        is over. word: what its status goes on with."""
-        spec, view, first = self.spec, self.view, next(iter(own.values()))
-        group = self.paper[:0] if group is None else group
-        alike = group[group.like == like]
-        those = alike[alike.ran & (alike.variant == first.variant) & (alike.word != "quoted")]
+    def _ours(self, row: str, group: pd.DataFrame, word: str = "") -> None:
+        """The lines of a row of ours, each with its difference to the paper's. group: the paper's row that it
+        stands below, whose numbers like it are compared. word: what its status goes on with."""
+        spec, view, alike = self.spec, self.view, group[group.like == row]
         mnli = bool((alike.like != alike.row).any())
         of_row = alike.task.tolist() if mnli else [*(spec.columns if self.papers else self.columns)]
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
-        words = dict(zip(those.column, those.word, strict=True))
-        line = dict[str, Entry](dict.fromkeys(wanted, "missing"))
-        line |= {column: spec.entry(cell, column, words.get(column, "")) for column, cell in own.items()}
-        if average := self._average(whole or own):
-            line["avg"] = average
-        apart = f", {first.variant}" if first.variant and not spec.quoted else ""
-        status = "; ".join(filter(None, [self._status(own, those, wanted), word]))
-        line |= {"source": view.whose + apart, "status": status}
-        if not again:
-            named = "" if like else spec.names.get(first.row, "")
-            line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
-        runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
-        self._line(line | {of.key: of.entry(first, runs) for of in self.more if of.each or not again})
+        for again, own in enumerate(self.ours[row]):
+            first, whole = next(iter(own.values())), own
+            if mnli:  # the average goes on with plain LoRA's other tasks
+                own = {task: cell for task, cell in own.items() if task in of_row}
+                whole = {**self.ours.get(group.row.iloc[0], [{}])[0], **own}
+            if not own:
+                continue
+            those = alike[alike.ran & (alike.variant == first.variant) & (alike.word != "quoted")]
+            words = dict(zip(those.column, those.word, strict=True))
+            line = dict[str, Entry](dict.fromkeys(wanted, "missing"))
+            line |= {column: spec.entry(cell, column, words.get(column, "")) for column, cell in own.items()}
+            if average := self._average(whole):
+                line["avg"] = average
+            apart = f", {first.variant}" if first.variant and not spec.quoted else ""
+            status = "; ".join(filter(None, [self._status(own, those, wanted), "" if again else word]))
+            line |= {"source": view.whose + apart, "status": status}
+            if not again:
+                named = "" if len(group) else spec.names.get(first.row, "")
+                line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
+            runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
+            line |= {of.key: of.entry(first, runs) for of in self.more if of.each or not again}
+            self.lines += [line, *self._difference(group, those, average, mnli)]
+
+    def _difference(
+        self, group: pd.DataFrame, those: pd.DataFrame, average: Number | None, mnli: bool
+    ) -> list[dict[str, Entry]]:
+        """The line of what ours has more than the paper's, if any. those: its numbers that are compared."""
         gaps = dict[str, Entry]()
         for of in (of for of in those.itertuples() if of.complete and of.n):
             half = of.half if of.n >= SEEDS else math.nan  # enough for a verdict
-            how = {
-                "decimals": spec.decimals.get(of.column, 1),
-                "sign": True,
-                "verdict": of.word,
-                "ids": of.ids,
-            }
-            gaps[of.column] = Number(of.difference, half, **how)
-        if gaps and those.same_size.all():
-            if average and len(group) and (mnli or len(those) == len(group)):
-                papers = self.averages[group.method.iloc[0], group["size"].iloc[0]]
-                gap = beside.mean_of(group[group.ran]) or {"difference": average.value - papers}
-                half, word = gap.get("half", math.nan), gap.get("word", "")
-                gaps["avg"] = replace(average, value=gap["difference"], spread=half, sign=True, verdict=word)
-            self._line({"source": "difference", **gaps})
+            how: Any = {"decimals": self.spec.decimals.get(of.column, 1), "sign": True}
+            gaps[of.column] = Number(of.difference, half, verdict=of.word, ids=of.ids, **how)
+        if not gaps or not those.same_size.all():
+            return []
+        if average and (mnli or len(those) == len(group)):
+            papers = self.averages[group.method.iloc[0], group["size"].iloc[0]]
+            gap = beside.mean_of(group[group.ran]) or {"difference": average.value - papers}
+            half, word = gap.get("half", math.nan), gap.get("word", "")
+            gaps["avg"] = replace(average, value=gap["difference"], spread=half, sign=True, verdict=word)
+        return [{"source": "difference", **gaps}]
 
     def _status(self, own: Own, those: pd.DataFrame, wanted: list[str]) -> str:
         """The words for a row of ours."""
@@ -260,19 +243,21 @@ def of_cell(name: str, of: str, seeds: bool = False, **how: Any) -> Column:
     return Column(name, entry, each=True)
 
 
-def number_of(name: str, runs: pd.DataFrame) -> Column:
-    """A number of `frame.runs`: of each row the median over its runs that did not diverge. runs: all of the
-    table's."""
-    form = next((form for end, form in FORMS.items() if name.endswith(end)), "general")
+def number_of(name: str, runs: pd.DataFrame, label: str = "", form: str = "") -> Column:
+    """A number of `frame.runs`: of each row the median over its runs that did not diverge, unless all did.
+    runs: all of the table's."""
+    form = form or next((form for end, form in FORMS.items() if name.endswith(end)), "general")
     try:
         numbers = pd.to_numeric(runs[name])
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
 
     def entry(_: Cell, of: pd.DataFrame) -> Entry:
-        return of_runs(numbers[of.index[~of.diverged.astype(bool)]].median(), of.id, form=form)
+        done = of[~of.diverged.astype(bool)] if not of.diverged.all() else of
+        value = numbers[done.index].median()
+        return of_runs(math.nan if form == "bytes" and value == 0 else value, of.id, form=form)
 
-    return Column(name, entry)
+    return Column(label or name, entry)
 
 
 def against(other: str, runs: pd.DataFrame) -> Column:

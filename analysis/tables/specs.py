@@ -261,25 +261,17 @@ class Rows(Spec):
 
     def cells(self, view: View) -> pd.DataFrame:
         """By the number that each task's table reports; what trains most first. Rows of a task that were not
-        measured alike have columns of their own. row_seconds, row_bytes: medians over the runs of all tasks
-        that did not diverge."""
+        measured alike have columns of their own."""
         made = reported_cells(view.runs, view.select, view.seeds or self.seeds)
-        runs, by = in_cells(view.runs, made), ["model", "row"]
         unlike = {
             (*key, row): of
-            for key, ran in runs.groupby(["model", "task"])
+            for key, ran in in_cells(view.runs, made).groupby(["model", "task"])
             for row, of in measured(ran).items()
         }
         keys = zip(made.model, made.task, made.row, strict=True)
         apart = [unlike[key] and f", {unlike[key]}" for key in keys]
-        done = runs[~runs.diverged.astype(bool) | runs.groupby(by).diverged.transform("all").astype(bool)]
-        costs = done.astype({"seconds": float, "adapter_bytes": float}).groupby(by)
-        made = made.join(
-            costs.agg(row_seconds=("seconds", "median"), row_bytes=("adapter_bytes", "median")), on=by
-        )
         made = made.assign(column=made.task + apart, column_label=made.task_label + apart, variant="")
-        made = made.assign(order=-made.parameters, row_bytes=made.row_bytes.replace(0, math.nan))
-        return made.sort_values(["order", "row", "task"], kind="stable")
+        return made.assign(order=-made.parameters).sort_values(["order", "row", "task"], kind="stable")
 
     def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)"."""
@@ -304,25 +296,23 @@ class Demo(Spec):
     def parts(self, view: View) -> list[View]:
         """One for each number of rows."""
         runs = self.belonging(view.runs)
-        asked = pd.Series(
-            [*zip(runs.asked_train_rows, runs.asked_dev_rows, strict=True)], runs.index, dtype=object
-        )
-        sizes = sorted({*asked[runs.kind == "result"]})
+        trials = runs.index[runs.kind == "trial"]
+        by_size = runs.drop(trials).groupby(["asked_train_rows", "asked_dev_rows"])
+        sizes = [of.index for _, of in by_size if (of.kind == "result").any()]
         runs = runs.assign(several=len(sizes) > 1)
-        return [replace(view, runs=runs[(asked == size) | (runs.kind == "trial")]) for size in sizes]
+        return [replace(view, runs=runs.loc[size.union(trials)]) for size in sizes]
 
     def cells(self, view: View) -> pd.DataFrame:
         """The cells, the best first, with their parameters beside LoRA's (ratio); labels say which seeds lack
         and whether a rate is the lowest or highest of those that trials on held-out rows tried."""
         made = view.cells(self.seeds)
-        trials = view.runs[view.runs.kind == "trial"].groupby(["model", "row"])
-        marks = pd.Series("", made.index)
-        for rate in ("lr", "lr_head"):
-            ends = made[["model", "row"]].join(
-                trials[rate].agg(["min", "max", "nunique"]), on=["model", "row"]
-            )
-            at_end = (made[rate] == ends["min"]) | (made[rate] == ends["max"])
-            marks = marks.mask(at_end & (ends["nunique"] > 1), self.END)
+        by, rates = ["model", "row"], ["lr", "lr_head"]
+        trials = view.runs[view.runs.kind == "trial"].groupby(by)[rates]
+        low, high, tried = (
+            made[by].join(of, on=by)[rates] for of in (trials.min(), trials.max(), trials.nunique())
+        )
+        ends = ((made[rates] == low) | (made[rates] == high)) & (tried > 1)
+        marks = ends.any(axis=1).map({True: self.END, False: ""})
         fewer = ["" if of.complete else f" ({of.n}/{of.wanted} seeds)" for of in made.itertuples()]
         trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
         of_model, counts = made.groupby("model"), made.runs.map(lambda count: plural(count, "seed"))

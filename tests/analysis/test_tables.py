@@ -20,10 +20,9 @@ from analysis.paper import paper
 from analysis.render import TIDY, Number, Table, escape, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import main
-from analysis.tables.formulas import memory
 from analysis.tables.specs import specs
 from runs.errors import UserError
-from runs.record import ROOT, Ledger, read_ledger, write_record
+from runs.record import ROOT, read_ledger, write_record
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -55,17 +54,6 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     (ours,), (difference,) = lines(base, "ours"), lines(base, "difference")
     assert ours["RTE"] == f"80.0 +-{statistics.stdev(VALUES):.1f}"
     assert (ours["method"], ours["params"], ours["Avg"]) == ("VeRA r=1024", "43,008", "80.0")
-    # Half of an interval is 11.8 points: SST-2, CoLA and QNLI (91.8 and 80.0) are further apart, and so is
-    # not their mean.
-    assert ours["status"] == "reproduced 0/6, wide 3, not 3 (0.3 by chance); mean not reproduced"
-    assert [entry(base, task).verdict for task in ("RTE", "QNLI")] == ["consistent, wide", "not reproduced"]
-    theirs = lines(base, "paper")[-1]
-    assert [theirs[of] for of in ("method", "RTE", "Avg", "status")] == [
-        "VeRA",
-        "78.7 +-0.7",
-        "85.2",
-        "quoted",
-    ]
     printed = {"SST-2": (94.6, 0.1), "MRPC": (89.5, 0.5), "CoLA": (65.6, 0.8)}
     printed |= {"QNLI": (91.8, 0.2), "RTE": (78.7, 0.7), "STS-B": (90.7, 0.2)}
     assert [difference[task] for task in printed] == [apart((VALUES, *of)) for of in printed.values()]
@@ -79,17 +67,6 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     assert first("table2", *unlike)["Avg"] == f"{statistics.mean([60.0, 60.0, 60.0, 65.0, 70.0, 70.0]):.1f}"
 
 
-def test_an_incomplete_set_of_seeds_never_passes_for_a_complete_one():
-    records = [r for r in complete() if not (r["cell"]["task"] == "rte" and r["cell"]["seed"] > 2)]
-    (ours,) = lines(table := made("table2", ledger(*records))[0], "ours")
-    (difference,) = lines(table, "difference")
-    assert (ours["RTE"][-5:], ours["Avg"], "incomplete" in ours["status"]) == ("(3/5)", "-", True)
-    assert "(" not in ours["CoLA"]
-    assert (difference["RTE"], difference["Avg"]) == ("-", "-")
-    assert difference["CoLA"] == apart((VALUES, 65.6, 0.8))
-    assert first("table2", *(r for r in complete() if r["cell"]["task"] != "stsb"))["STS-B"] == "missing"
-
-
 def test_our_row_from_mnli_is_compared_with_the_papers():
     """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
     three."""
@@ -98,34 +75,22 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     plain, last = lines(table, "difference")
     assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4  # LoRA's started elsewhere
     assert lines(table, "paper, * from MNLI")[0]["RTE"] == "86.6 +-0.7*"
-    ours = lines(table, "ours")[1]
-    assert (ours["method"], ours["RTE"], ours["CoLA"], ours["Avg"]) == (
-        "lora_mnli",
-        "90.0 +-0.0",
-        "-",
-        "85.0",
-    )
-    # Of 90.0: MRPC 89.7 +-0.7, whose interval is 1.04 wide at least, RTE 86.6 and STS-B 91.5.
-    assert ours["status"] == "reproduced 0/3, wide 1, not 2 (0.15 by chance); mean not reproduced"
-    equal = [90.0] * 5
-    assert (last["RTE"], last["CoLA"]) == (apart((equal, 86.6, 0.7)), "-")
+    ours, equal = lines(table, "ours")[1], [90.0] * 5
+    assert (ours["method"], ours["CoLA"], ours["Avg"], last["CoLA"]) == ("lora_mnli", "-", "85.0", "-")
     of_plain = ((VALUES, 95.1, 0.2), (VALUES, 63.4, 1.2), (VALUES, 93.3, 0.3))
     assert last["Avg"] == apart(*of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2))
     assert first("table2", *from_mnli)["Avg"] == "-"
 
 
-def test_diverged_seeds_and_those_of_one_class_stay_and_are_told():
-    records = complete(values=(0.8, 0.8, 0.8, 0.0, 0.8))
+def test_a_diverged_seed_counts_as_nothing_and_is_told():
     gone = record("vera", "rte", 4, status="diverged")
     gone["result"] |= {"best": None, "best_epoch": None, "last": None, "protocols": {}}
-    table = made("table2", ledger(*(gone if r["cell"] == gone["cell"] else r for r in records)))[0]
-    (ours,) = lines(table, "ours")
-    assert ours["RTE"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 0]):.1f} 1d"
-    assert ours["CoLA"] == f"80.0 +-{statistics.stdev([80, 80, 80, 0, 80]):.1f}"
-    assert (ours["status"].endswith(", 1 diverged"), ours["Avg"]) == (True, "80.0")
+    table = made("table2", ledger(*(record("vera", "rte", seed, 0.8) for seed in range(4)), gone))[0]
+    assert lines(table, "ours")[0]["RTE"] == f"80.0 +-{statistics.stdev([80, 80, 80, 80, 0]):.1f} 1d"
     assert "1 diverged run" in notes(table)
-    assert "diverged" not in notes(made("table2", ledger(*complete()))[0])
 
+
+def test_seeds_that_answer_one_class_are_told():
     def answers(record, rows):  # the hash of these predictions, as a run keeps it
         kept = hashlib.sha256(np.array(rows).tobytes()).hexdigest()[:16]
         return record | {"predictions": {"best": kept, "last": kept}}
@@ -154,15 +119,6 @@ def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other(select,
     assert (ours["RTE"], ours["status"] == "ours") == (f"{number} +-0.0", select != "paper")
 
 
-def test_a_model_of_ones_own_shows_the_tasks_that_it_ran_on():
-    ran = [("vera", "cola"), ("vera", "mrpc"), ("lora", "cola")]
-    table = made("table2", ledger(*(one for of in ran for one in seeds(*of, model="minilm"))))[2]
-    assert table.header == ["method", "source", "params", "MRPC", "CoLA", "status"]
-    found = {row[0]: row[3:] for row in table.texts}
-    assert found["VeRA r=1024"] == ["78.7 +-1.1", "78.7 +-1.1", "other model"]
-    assert found["LoRA r=8"] == ["missing", "78.7 +-1.1", "ours, incomplete"]
-
-
 def test_the_papers_own_averages_follow_from_its_cells():
     """Holds the transcription: each printed average is the mean of its row."""
     for model in ("roberta-base", "roberta-large"):
@@ -171,17 +127,11 @@ def test_the_papers_own_averages_follow_from_its_cells():
             assert average == pytest.approx(mean, abs=0.06), method
 
 
-def test_ablations_are_means_and_other_models_have_those_that_ran():
-    pair, values = ("vera", "vera_unique"), (0.80, 0.75, 0.90, 0.70, 0.95)
-    records = [record(r, "rte", s, v, model="roberta_large") for r in pair for s, v in enumerate(values)]
+def test_other_models_have_the_ablations_that_ran():
+    pair = ("vera", "vera_unique")
     small = [record(row, task, 0, 0.8, model="minilm") for row in pair for task in ("cola", "sst2")]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
-    large, own = made("table7", ledger(*records, *small, plain, record("vera", "rte", model="other")))
-    of = [100 * value for value in values]  # their median is 80.0
-    assert large.texts[1][3] == f"82.0 +-{statistics.stdev(of):.1f}"
-    assert [line["RTE"] for line in lines(large, "difference")] == [
-        apart((of, *one), middle=statistics.fmean) for one in ((84.6, 1.5), (84.6, 0.8))
-    ]
+    _, own = made("table7", ledger(*small, plain, record("vera", "rte", model="other")))
     assert own.title == "Table 7, random matrices, minilm"
     assert own.header == ["setting", "source", "SST-2", "CoLA", "status"]
     assert [row[:3] for row in own.texts] == [
@@ -190,16 +140,6 @@ def test_ablations_are_means_and_other_models_have_those_that_ran():
 
 
 # --- table 3
-
-
-def test_table_3_shows_the_last_epoch_beside_the_papers_and_both_length_penalties():
-    medium, large = made("table3", ledger(*(texts(seed=s, add=s - 1) for s in range(3))))
-    (ours,), (difference,) = lines(medium, "ours"), lines(medium, "difference")
-    assert [ours[of] for of in ("BLEU", "NIST", "CIDEr")] == ["68.0 +-1.0", "8.50 +-1.00", "2.40 +-1.00"]
-    assert [difference[of] for of in ("BLEU", "NIST", "METEOR")] == ["-0.9", "-0.19", "-0.4"]
-    assert lines(medium, "ours, length penalty 0.8")[0]["BLEU"] == "68.1 +-1.0"
-    assert not lines(medium, "ours, best epoch")
-    assert {line["source"] for line in lines(large)} == {"paper"}
 
 
 def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero():
@@ -238,15 +178,11 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
 # --- table 5
 
 
-def test_table_5_marks_what_lacks_and_shows_other_models_and_sets():
-    records = [shot("head", "resisc45", 0, 0.5), shot("bitfit", "resisc45", 0, 0.6)]
+def test_table_5_shows_other_models_and_sets():
+    records = []
     for task, value, more in (("mine", 0.7, {"shots": 5, "name": "my birds"}), ("digits", 0.9, {})):
         records += [shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)]
-    base, _, small = made("table5", ledger(*records))
-    head, bitfit = lines(base, "ours")
-    assert [head[of] for of in ("CIFAR-100", "RESISC45")] == ["missing", "50.0 (1/5)"]
-    assert head["status"] == "ours, incomplete"
-    assert (bitfit["RESISC45"], lines(base, "difference")) == ("60.0 (1/5)", [])
+    *_, small = made("table5", ledger(*records))
     assert small.header[3:5] == ["digits", "my birds"]
     assert lines(small, "ours")[0]["my birds"] == "70.0 +-0.0"
     assert "mine: 5 images a class" in notes(small)
@@ -268,7 +204,6 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     assert other[:5] == ["", "ours", "", "7.00", "6.50 to 7.50"]
     assert other[5:] == ["7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
     assert "A judge that is no GPT-4" in notes(table)
-    assert [r[0] for r in llama("table4", label="Llama 13B").texts] == ["none", "LoRA", "VeRA"]
     silent = instructed(scores=[("gpt-4", 5.0)])
     silent["judged"][0] |= {"mean": None, "low": None, "n_valid": 0, "turns": {"1": None, "2": None}}
     line = lines(llama("table4", silent), "ours")[0]
@@ -336,21 +271,10 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
     assert [row[-1] for row in own.texts] == ["ours, not judged by Vicuna-bench", "ours"]
 
 
-def test_time_and_memory_stand_beside_the_papers():
-    (table,) = made("table12", ledger(instructed("vera_r64"), instructed("lora"), instructed("vera")))
-    names = ["LoRA r=64 paper", "LoRA r=8 ours", "VeRA r=64 paper", "vera_r64 ours"]
-    assert [f"{row[0]} {row[1]}" for row in table.texts] == names
-    of = ("minutes", "s/step", "tok/s", "GB", "device", "status")
-    assert [lines(table, "ours")[1][name] for name in of] == ["0.2", "0.10", "5", "1.00", "Own GPU", "ours"]
-    assert [row[1] for row in made("table12", ledger(instructed("lora", train_rows=10000)))[0].texts] == [
-        *("paper", "ours", "paper")
-    ]
-
-
 # --- the demo, and tables without records
 
 
-def test_the_demo_table():
+def test_the_demo_says_how_many_seeds_and_rows_it_has():
     sizes = {"vera": 7680, "lora": 73728, "head": 0}
 
     def runs(*seeds, paper="demo"):
@@ -361,10 +285,6 @@ def test_the_demo_table():
         return found
 
     (table,) = made("demo", ledger(*runs(0, 1, 2)))
-    found = {line["method"]: line for line in lines(table)}
-    shown = [found["VeRA r=1024"][of] for of in ("vs LoRA", "best ep.", "spread", "s/run", "adapter")]
-    assert shown == ["0.10x", "71.0", "1.0", "11", "172 KB"]
-    assert found["head"]["adapter"] == "-"
     assert table.title.startswith("reviews (MiniLM, median of 3 seeds)")
     (table,) = made("demo", ledger(*runs(0, 1, 2), runs(3)[0]))  # three and four
     assert table.title.startswith("reviews (MiniLM, median over the seeds there are)")
@@ -376,21 +296,6 @@ def test_the_demo_table():
     assert [("2,000 dev rows" in table.title, len(table.texts)) for table in two] == [(False, 3), (True, 3)]
     elsewhere = made("demo", ledger(runs(0)[0], runs(1, paper="peers_minilm")[0]))  # of five seeds
     assert elsewhere[0].texts[0][0] == "VeRA r=1024 (2/3 seeds)"
-
-
-def test_table_1_follows_from_the_formulas_but_for_what_it_marks():
-    (table,) = made("table1", ledger())
-    assert memory("roberta-base", 16) == {
-        "lora": 24 * 2 * 768 * 16,
-        "vera": 24 * (768 + 16),
-        "frozen": 2 * 768 * 16,
-    }
-    found = {(row[0], row[1]): row for row in table.texts}
-    assert found["RoBERTa-large", "16"][6:] == ["49,920", "49.5K*", "195.0 KB", "195KB", "VeRA differs"]
-    assert found["GPT-3", "16"][6:] == ["2,362,368", "2.8M*", "9.0 MB", "10.5MB*", "VeRA with A and B"]
-    assert [row for row in table.texts if "*" in "".join(row)] == [
-        row for row in table.texts if row[-1] != "as printed"
-    ]
 
 
 def test_a_printed_number_may_be_rounded_or_cut_off():
@@ -420,13 +325,7 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
     assert "^" not in render(made("demo", ledger(*runs), seeds=1))
 
 
-def test_the_recipes_of_conf_are_the_papers():
-    of = [table for name in ("table8", "table9", "table10", "table11") for table in made(name, ledger())]
-    assert len(of) == 2 + 4 + 1 + 8
-    assert {row[-1] for table in of for row in table.texts} == {"as printed", "not printed"}
-
-
-@pytest.mark.parametrize(("lr", "shown"), [("3e-2", "0.03"), ("-1e-3", "-0.001"), ("3 epochs", "3 epochs")])
+@pytest.mark.parametrize(("lr", "shown"), [("3e-2", "0.03"), ("3 epochs", "3 epochs")])
 def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     whole = formulas._recipe_file
     other = whole("vera", "gpt2_medium") | {"lr": lr}
@@ -455,8 +354,6 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
             numbers = [entry for entry in line if isinstance(entry, Number)]
             assert all(bool(number.ids) is (line[1] not in ("paper", "others")) for number in numbers)
     assert bool([run for table in found for run in table.ids]) is (name not in tables.WITHOUT_RECORDS)
-    for form in ("md", "latex"):
-        assert all(table.title in render(found, form) for table in found)
 
 
 def test_runs_are_listed_below_a_table_on_request():
@@ -580,20 +477,6 @@ BENCH["rows"] = [
 BENCH["rows"] += [
     {"part": "adapter file", "model": "M", "variant": "VeRA r=2", "bytes": 2**20, "parameters": 250_000}
 ]
-
-
-def test_claims_of_the_text_follow_from_formulas_and_exact_counts():
-    (table,) = tables.make("claims", Ledger())
-    rows_ = {row[0]: row[1:] for row in table.texts}
-    assert rows_["GPT-3, LoRA r=16: an adapter"] == ["288MB", "288.0 MB", "as printed"]
-    assert 4 * 2 * 12288 * 16 * 192 == 288 * 2**20
-    assert rows_["GPT-3, LoRA r=16: 1,000,000 users"] == ["275TB", "274.7 TB", "as printed"]
-    vera = 4 * (12288 + 16) * 192 * 10**6
-    assert rows_["GPT-3, VeRA r=16: 1,000,000 users"] == ["-", f"{vera / 2**40:.1f} TB", "not printed"]
-    assert rows_["RoBERTa-base, d_90"] == ["896", "-", "quoted"]
-    of = rows_["RoBERTa-base, VeRA r=1024: parameters"]
-    assert of == ["0.043M", f"43,008 = {43008 // 896} x d_90", "as printed"]
-    assert rows_["RoBERTa-base, Adapter D: parameters"][0] == "0.3M"
 
 
 def test_claims_show_the_benchmark_of_serving_of_an_output_folder(tmp_path, capsys):
