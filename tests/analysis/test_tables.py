@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from ledgers import apart, halves, instructed, ledger, lines, made, notes, record, seeds, shot, texts
+from ledgers import apart, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
 from analysis.beside import follows
@@ -106,17 +106,6 @@ def test_seeds_that_answer_one_class_are_told():
     assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0" in found
     assert result_words(alike[0]).endswith("last 66.5, predicts one class (the larger class is 66.5)")
     assert "one class" not in result_words(answers(of[0], [1] * 9 + [0]))
-
-
-@pytest.mark.parametrize(("select", "number"), [("crossfit", "65.0"), ("paper", "75.0"), ("half", "60.0")])
-def test_cross_fitted_selection_chooses_on_each_half_and_reads_the_other(select, number):
-    """By A the second epoch, of which B says 60; by B the third, of which A says 70. The paper's number is
-    75. An older record's second protocol, "unbiased", is in no table."""
-    of = [halves(record("vera", t, s), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)) for t in GLUE for s in range(5)]
-    of[0]["result"]["protocols"]["unbiased"] = {"best": 0.6, "best_epoch": 2.0, "last": 0.8}
-    ours = first("table2", *of, select=select)
-    # The paper's number is not cross-fitted: no verdict
-    assert (ours["RTE"], ours["status"] == "ours") == (f"{number} +-0.0", select != "paper")
 
 
 def test_the_papers_own_averages_follow_from_its_cells():
