@@ -6,7 +6,7 @@ from typing import Optional
 import pytest
 import torch
 from support import refused
-from tiny import answer, quantise, shake, tiny, tiny_model
+from tiny import answer, shake, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -34,18 +34,12 @@ def method(registry):
     return Mine(4)
 
 
-def test_a_blocks_weight_is_a_view_or_unpacked():
+def test_a_blocks_weight_is_a_view():
     model = tiny("GPT-2")
     path, blocks = next(iter(find_sites(model, ("value",)).items()))
     base = model.get_submodule(path)
     assert torch.equal(base_weight(base, blocks["value"]), base.weight.T[blocks["value"]])
     assert base_weight(base).data_ptr() == base.weight.data_ptr()
-    four = quantise(tiny_model())
-    vera.LoRA(2).adapt(four)
-    layer = next(adapted_layers(four))
-    x = torch.eye(layer.base.in_features)
-    unpacked = base_weight(layer.base)
-    assert torch.allclose(unpacked.float(), (layer.base(x) - layer.base.bias).T.float(), atol=1e-2)
     whole = nn.Linear(4, 4)
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
     with refused("cannot be unpacked"):
