@@ -62,6 +62,7 @@ class Adapters:
         self._parameters: dict[str, Tensor] = {}  # of the adapted model, by the file's names
         self._used: list[str | None] | None = None  # by `use`
         self._active: list[str | None] | None = None  # what the layers are set to; None: the base model
+        self._head_called = False  # whether the head was called in this call
         self._hooks: set[int] = set()
 
     # --- the resident adapters
@@ -152,9 +153,9 @@ class Adapters:
             zero = torch.zeros_like(next(iter(self.vectors.values())))
             like = next(iter(self._parameters.values()))  # the model may have been moved or cast since
             rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
-            vectors = list(self._parameters.values())
-            parts = torch.split(rows, list(map(len, vectors)), dim=1)
-            of_vector = {id(vector): part for vector, part in zip(vectors, parts, strict=True)}
+            vectors = self._parameters.values()
+            parts = zip(vectors, torch.split(rows, [*map(len, vectors)], dim=1), strict=True)
+            of_vector = {id(vector): part for vector, part in parts}
         for change in changes(self.model):
             change.rows, change.repeats = None, names is self._used
             if rows is not None:
@@ -164,26 +165,26 @@ class Adapters:
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The model's forward pre-hook: sets b and d of each sample, and takes `adapter_names` away."""
-        keywords = dict(keywords)
-        names = keywords.pop("adapter_names", None)
-        if names is None:
-            self._set(self._used)
-            return arguments, keywords
-        names = self._check_names(names)
-        tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
-        samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
-        if samples != len(names):
-            raise AdapterError(f"{len(names)} adapter names for {samples} samples: each sample needs one")
-        self._set(names)
+        keywords, self._head_called = dict(keywords), False
+        if (names := keywords.pop("adapter_names", None)) is not None:
+            names = self._check_names(names)
+            tensors = [*(keywords.get(key) for key in INPUTS), *arguments, *keywords.values()]
+            samples = next((len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0)
+            if samples != len(names):
+                raise AdapterError(f"{len(names)} adapter names for {samples} samples: each sample needs one")
+        self._set(self._used if names is None else names)
         return arguments, keywords
 
     def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
+        active = self._active or []
         self._set(self._used)
+        if result is not None and not self._head_called and self.heads.keys() & set(active):
+            raise AdapterError("an adapter's own head was never called by this model")
 
     def _own_heads(self, prefix: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         """The forward hook of a head, which has this prefix: replaces outputs of adapters with their own."""
-        names = self._active or []
+        self._head_called, names = True, self._active or []
         own = self.heads.keys() & set(names)
         if not own:
             return output

@@ -1,6 +1,7 @@
 """Many adapters in one batch: each sample's answer is that of its adapter alone."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -262,8 +263,28 @@ class Folding(nn.Module):
         return self.query(x.reshape(-1, 8))
 
 
-def test_what_does_not_keep_samples_apart_is_no_silent_answer(tmp_path):
-    model = Folding()
-    vera.Adapters(model).add("a", train_one(model, 0, tmp_path, sites=["query"])[1])
-    with refused("10 samples, for 2 adapter names"):
+class NeverCalled(nn.Module):
+    """A model that reaches into its head and never calls it."""
+
+    base_model_prefix = "body"
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(query=nn.Linear(8, 8)))
+        self.heads = nn.ModuleList([nn.Linear(8, 3)])
+
+    def forward(self, x):
+        return self.heads[0](self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [(Folding, "10 samples, for 2 adapter names"), (NeverCalled, "own head was never called")],
+)
+def test_what_does_not_keep_samples_or_heads_apart_is_no_silent_answer(build, words, tmp_path):
+    base = build()
+    model = copy.deepcopy(base)
+    _, path, head = train_one(base, 0, tmp_path, sites=["query"])
+    vera.Adapters(model).add("a", path, head if build is NeverCalled else None)
+    with refused(words):
         model(torch.randn(2, 5, 8), adapter_names=["a", "a"])
