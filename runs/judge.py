@@ -23,18 +23,7 @@ from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.evaluate import amend
 from runs.record import Record, finished_record, read_regular, record_path
-from tasks.mt_bench import (
-    Judge,
-    JudgeError,
-    data_folder,
-    judge,
-    prompts,
-    read_answers,
-    read_judgments,
-    read_questions,
-    summary,
-    table,
-)
+from tasks.mt_bench import Judge, data_folder, judged, read_answers, read_questions, table
 
 #: The settings that made the answers, for the record.
 ANSWERING = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
@@ -60,21 +49,12 @@ def main(arguments: list[str]) -> int:
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
     answered = [_answers(record, config_of(record, line)) for record in records]
-    messages = [
-        message
-        for bench, folder, answers, _ in answered
-        for message in prompts(folder, bench, read_questions(folder, bench), answers).values()
-    ]
-    keys = ("base_url", "concurrency", "retries", "timeout")
-    how: dict[str, Any] = {key: getattr(settings, key) for key in keys}
-    try:
-        outcome = judge(messages, by, file, progress=True, **how)
-    except JudgeError as error:
-        raise UserError(str(error)) from None
+    how = {key: getattr(settings, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+    outcome, summaries = judged([system for system, _ in answered], by, file, how)
     print(outcome.report(file))
-    saved, rows, gone = read_judgments(file), list[dict[str, Any]](), False
-    for record, (bench, folder, answers, answering) in zip(records, answered, strict=True):
-        entry = summary(folder, bench, answers, by, saved) | {"answering": answering}
+    rows, gone = list[dict[str, Any]](), False
+    for record, (_, answering), scored in zip(records, answered, summaries, strict=True):
+        entry = scored | {"answering": answering}
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
         # A part of the scores is no result. Judging takes hours, in which a record may have been set aside
         scores = partial(_with_scores, entry=entry)
@@ -97,9 +77,10 @@ def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
     return {"judged": [*others, entry]}
 
 
-def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[int, list[str]], Record]:
-    """The bench, its data folder, a run's answers, and the settings that made them. Raises UserError where
-    there are none, or no record here that the scores can go into: nothing has been paid for yet."""
+def _answers(record: Record, config: dict[str, Any]) -> tuple[tuple[Path, str, dict[int, list[str]]], Record]:
+    """The bench's data folder, the bench and a run's answers; and the settings that made them. Raises
+    UserError where there are none, or no record here that the scores can go into: nothing has been paid for
+    yet."""
     bench, folder, run = config["task"]["bench"], data_folder(config["task"]), record["id"]
     path = answers_path(config["output"], run, bench)
     try:
@@ -109,7 +90,7 @@ def _answers(record: Record, config: dict[str, Any]) -> tuple[str, Path, dict[in
         raise UserError(f"{path}: no answers yet ({error}). First: python -m runs.answer {run}") from None
     if not finished_record(config["output"], run):
         raise UserError(f"{record_path(config['output'], run)}: no record. Copy the published one here")
-    return bench, folder, read_answers(path, read_questions(folder, bench), run)[1], answering
+    return (folder, bench, read_answers(path, read_questions(folder, bench), run)[1]), answering
 
 
 if __name__ == "__main__":

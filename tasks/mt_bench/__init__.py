@@ -1,6 +1,6 @@
 """MT-Bench and Vicuna-bench by FastChat's protocol and file formats: see __main__.py, the command."""
 
-from tasks.mt_bench.judging import Judge, JudgeError, judge, rating, read_judgments
+from tasks.mt_bench.judging import Judge, rating, read_judgments
 from tasks.mt_bench.questions import (
     BENCHES,
     Question,
@@ -11,4 +11,4 @@ from tasks.mt_bench.questions import (
     temperature,
     write_answers,
 )
-from tasks.mt_bench.scores import summary, table
+from tasks.mt_bench.scores import judged, summary, table

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 from tasks.base import DataError
-from tasks.mt_bench.judging import Judge, JudgeError, Outcome, judge, read_judgments
-from tasks.mt_bench.questions import BENCHES, data_folder, prompts, read_answers, read_questions
-from tasks.mt_bench.scores import summary, table
+from tasks.mt_bench.judging import Judge
+from tasks.mt_bench.questions import BENCHES, data_folder, read_answers, read_questions
+from tasks.mt_bench.scores import judged, table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,32 +46,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
-    file = options.judgments
+    file, judging = options.judgments, options.action == "judge"
     try:
         by = Judge(options.judge, options.passes, max_tokens=options.max_tokens)
         file = file or by.file()
         folder = data_folder({"mt_bench_dir": options.data})
         questions = read_questions(folder, options.bench)
         models = [(path, *read_answers(path, questions)) for path in options.answers]
-        outcome = Outcome()
-        if options.action == "judge":
-            requests = [prompts(folder, options.bench, questions, answers) for _, _, answers in models]
-            messages = [message for of_model in requests for message in of_model.values()]
-            how = {name: getattr(options, name) for name in ("base_url", "concurrency", "retries", "timeout")}
-            outcome = judge(messages, by, file, progress=True, **how)
-        saved = read_judgments(file)
-        summaries = [
-            {"model": model, "file": str(path)} | summary(folder, options.bench, answers, by, saved)
-            for path, model, answers in models
-        ]
-    except (DataError, JudgeError) as error:
+        systems = [(folder, options.bench, answers) for _, _, answers in models]
+        how = {name: getattr(options, name) for name in ("base_url", "concurrency", "retries", "timeout")}
+        outcome, scores = judged(systems, by, file, how if judging else None)
+        names = [{"model": model, "file": str(path)} for path, model, _ in models]
+        summaries = [name | of for name, of in zip(names, scores, strict=True)]
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         later = "the same command goes on from there"
         print(f"stopped. What was judged is saved in {file}; {later}", file=sys.stderr)
         return 130
-    failed, judging = outcome.failed.total(), options.action == "judge"
+    failed = outcome.failed.total()
     if options.json:
         reasons = {"reasons": dict(outcome.failed)}
         counts = {"asked": outcome.asked, "cached": outcome.cached, "failed": failed} | reasons

@@ -105,7 +105,7 @@ def append(file: Path, line: bytes) -> None:
 # --- asking
 
 
-class JudgeError(Exception):
+class JudgeError(DataError):
     """The judge can give no judgment at all. The message is one line."""
 
 

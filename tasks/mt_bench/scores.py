@@ -6,11 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.mt_bench.judging import Judge, Judgment
+from tasks.mt_bench.judging import Judge, Judgment, Outcome, judge, read_judgments
 from tasks.mt_bench.questions import BENCHES, digest, prompts, read_questions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def judged(
+    systems: Sequence[tuple[Path, str, Mapping[int, Sequence[str]]]],
+    by: Judge,
+    file: Path,
+    how: Mapping[str, Any] | None,
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Lets a judge score systems, each its data folder, its bench and its answers, by what `file` lacks of
+    them; and their summaries. how: of `judge`, whose errors it raises; None asks for nothing."""
+    messages = (
+        message
+        for folder, bench, answers in systems
+        for message in prompts(folder, bench, read_questions(folder, bench), answers).values()
+    )
+    outcome = Outcome() if how is None else judge(messages, by, file, progress=True, **how)
+    saved = read_judgments(file)
+    return outcome, [summary(*system, by, saved) for system in systems]
 
 
 def summary(

@@ -340,10 +340,10 @@ def test_scores_go_into_the_record_and_the_table(judged, capsys):
 
 def test_scores_that_came_while_a_judge_judged_stay(judged, monkeypatch, capsys):
     record, output, judged_by = judged
-    path, real = record_path(output, record["id"]), judge.judge
+    path, real = record_path(output, record["id"]), judge.judged
 
     def meanwhile(change):
-        monkeypatch.setattr(judge, "judge", lambda *inputs, **how: change() or real(*inputs, **how))
+        monkeypatch.setattr(judge, "judged", lambda *inputs: change() or real(*inputs))
 
     with JudgeServer(lambda prompt, nth: score(5)) as server:
         meanwhile(lambda: write_record(output, record | {"deviations": ["of somebody else"]}) and None)

@@ -9,9 +9,8 @@ import pytest
 from running import TRAINING, call_here, output_of, trained
 from tiers import sample
 
-from runs import evaluate, forecast, plan, publish
+from runs import evaluate, plan, publish
 from runs.config import expand
-from runs.config.files import Files
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import (
@@ -51,45 +50,6 @@ def test_the_plan_says_where_each_run_stands(words):
     shows(unknown, "0/1 ?", "has no pinned revision")
 
 
-#: Presets, their cells and their seeds.
-WHOLE = [("table3_large", 5, 3), ("table2_base", 36, 5)]
-
-
-@pytest.mark.parametrize(("paper", "cells", "seeds"), sample(WHOLE, WHOLE[0]))
-def test_the_plan_of_a_whole_table_composes_each_cell_once(paper, cells, seeds, monkeypatch, tmp_path):
-    """Composing is what a plan's time goes into: not once for each seed."""
-    composed = []
-    once = Files.compose
-    monkeypatch.setattr(
-        Files, "compose", lambda files, overrides: composed.append(overrides) or once(files, overrides)
-    )
-    runs = expand([f"experiment={paper}", f"output={tmp_path}"])
-    assert len(runs) == cells * seeds
-    # The cells, the preset itself, and the defaults that types are checked against
-    assert len(composed) < cells + 5
-
-
-def test_what_is_a_measure_of_a_runs_time(words):
-    """Runs on as many rows, of a row that takes as long a step: a head on its own has features that are
-    computed once, and method=none no steps at all. By steps, and not by runs."""
-    plain = [w for w in words if not w.startswith("method.")]
-    small = [*words, "task.train_rows=16", "task.dev_rows=8"]
-    trained(small)
-    assert "est. " in call_here("runs.plan", *small, "seed=1", check=0).stdout
-    text = call_here("runs.plan", *words, check=0).stdout
-    assert "(FLOPs at the rate of 1 finished run of other cells)" in text
-    for row in ("head", "none"):
-        record = trained([*plain, f"method={row}"])
-        (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
-        assert (forecast._like(run, [record]), forecast._like(other, [record])) == ([], [record])
-    record = trained([*words, "train.max_steps=2"])
-    record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
-    for more, steps in (([], 10), (["train.max_steps=2"], 2)):  # 2 epochs of 5 steps
-        (run,) = expand([*words, *more])
-        left = forecast.Planned(run, "missing")
-        assert forecast._as_finished(left, [record]) == pytest.approx(steps * (4.0 + 3.0) / 2)
-
-
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
@@ -124,10 +84,19 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     assert read_ledger(copy).origin == {one["id"]: "ours"}
 
 
-def test_a_finished_run_is_checked_from_its_files(words, capsys):
-    record, output = trained(words), f"output={output_of(words)}"
-    assert evaluate.main([record["id"][:6], output]) == 0
+KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
+
+
+@pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
+def test_a_finished_run_is_checked_from_its_files(method, words, capsys):
+    record = trained([*(w for w in words if not w.startswith("method.")), f"method={method}"])
+    assert evaluate.main([record["id"][:6], f"output={output_of(words)}"]) == 0
     assert "the same" in capsys.readouterr().out
+    assert (record["steps"] == 0) == (method == "none")
+
+
+def test_what_is_not_what_the_record_names_is_one_line(words):
+    record, output = trained(words), f"output={output_of(words)}"
 
     def refused_in_a_line(run_id, *named):
         line = call_here("runs.evaluate", run_id, output, check=2).stderr
@@ -147,30 +116,6 @@ def test_a_finished_run_is_checked_from_its_files(words, capsys):
     refused_in_a_line("zzz", "begin with 'zzz'")
     write_record(output_of(words), record | {"status": "diverged", "error": "a loss of nan"})
     refused_in_a_line(record["id"], "is diverged: a loss of nan")
-
-
-KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
-FROZEN = ("lora_fa", "vera_unique", "lora_xs", "nola")
-
-
-@pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
-def test_any_method_is_checked_from_its_files(method, words, capsys):
-    plain = [w for w in words if not w.startswith("method.")]
-    record = trained([*plain, f"method={method}"])
-    assert evaluate.main([record["id"], f"output={output_of(words)}"]) == 0
-    assert (record["steps"] == 0) == (method == "none")
-    assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-    assert (record["parameters"]["frozen_extra"] > 0) == (method in FROZEN)
-
-
-def test_an_adapter_is_kept_in_half_precision_on_request(words):
-    from safetensors.torch import load_file
-
-    (run,) = expand([*words, "adapter_precision=fp16"])
-    assert run_id(run) == run_id(expand(words)[0])  # a matter of storage: the result is the same run's
-    trained([*words, "adapter_precision=fp16"])
-    tensors = load_file(Path(output_of(words)) / "runs" / run_id(run) / "adapter.safetensors")
-    assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.float16"}
 
 
 def test_a_watch_shows_what_runs_how_far_it_is_and_no_record_that_was_set_aside(words, monkeypatch, capsys):

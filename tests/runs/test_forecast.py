@@ -336,7 +336,23 @@ def test_a_damaged_rate_is_none(words, damage):
     assert forecast.rate_of(run, []) is None
 
 
-# --- what a checkpoint has
+# --- what a finished run says of others, and what a checkpoint has
+
+
+def test_what_is_a_measure_of_a_runs_time(words):
+    """Runs of a row that takes as long a step: a head on its own has features that are computed once, and
+    method=none no steps at all. By steps, and not by runs."""
+    plain = [w for w in words if not w.startswith("method.")]
+    for row in ("head", "none"):
+        record = trained([*plain, f"method={row}"])
+        (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
+        assert (forecast._like(run, [record]), forecast._like(other, [record])) == ([], [record])
+    record = trained([*words, "train.max_steps=2"])
+    record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
+    for more, steps in (([], 10), (["train.max_steps=2"], 2)):  # 2 epochs of 5 steps
+        (run,) = expand([*words, *more])
+        left = Planned(run, "missing")
+        assert forecast._as_finished(left, [record]) == pytest.approx(steps * (4.0 + 3.0) / 2)
 
 
 def test_what_a_checkpoint_has_is_not_planned_again(words):

@@ -38,7 +38,8 @@ def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "moved_model")
     shutil.copytree(glue / "RTE", tmp_path / "moved_data")
     same = [f"output={tmp_path}", "device=auto", "micro_batch=2", "eval_batch=3", "checkpoint_minutes=0"]
-    same += ["keep=none", "select=crossfit", "debug=true", "method.path=factor", "method.weights=recompute"]
+    same += ["select=crossfit", "debug=true", "method.path=factor", "method.weights=recompute"]
+    same += ["keep=none", "adapter_precision=fp16"]
     same += [f"model.path={tmp_path / 'moved_model'}", f"task.data_dir={tmp_path / 'moved_data'}"]
     first = identity(words)
     assert len(first) == 12

@@ -10,7 +10,7 @@ import vera
 from runs import evaluate
 from runs.config import expand
 from runs.errors import UserError
-from runs.methods import make_method, refusal, source_file
+from runs.methods import make_method, source_file
 from runs.provenance import changed
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.training import loop
@@ -31,6 +31,9 @@ class Biases(BitFit, kind="own_biases"):
 class NoMethod:
     pass
 '''
+
+
+TAKEN = "import vera\nclass Mine(vera.Method, kind='lora'): pass\n"
 
 
 @pytest.fixture
@@ -90,14 +93,6 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(ow
     assert isinstance(make_method(run.method), vera.METHODS["own_biases"])
 
 
-def test_its_parameters_may_have_rates_of_their_own(own, words):
-    mine = [*of_method(words, "method=biases"), "--config-dir", str(own / "conf")]
-    (run,) = expand([*mine, "train.lr_by={bias: 1e-1}"])
-    assert refusal(run) is None
-    (run,) = expand([*mine, "train.lr_by={nowhere: 1e-1}"])
-    assert "no trained parameter's name ends with 'nowhere'" in refusal(run)
-
-
 @pytest.mark.usefixtures("process")
 def test_processes_of_a_sweep_find_it_by_the_path(own, words):
     mine = [*of_method(words, "method=biases", "seed=0,1"), "--config-dir", str(own / "conf"), "tracking=off"]
@@ -114,21 +109,6 @@ def test_processes_of_a_sweep_find_it_by_the_path(own, words):
     quiet = call_here("runs", *mine, "table=false", check=0).stdout
     assert "| own biases | " not in quiet
     assert f"Its table: python -m analysis.tables sweep={name}" in quiet
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("own_method_of_a_test.Nothing", "Nothing: cannot be imported"),
-        ("no_such_module_anywhere.Nothing", "cannot be imported .*PYTHONPATH"),
-        ("own_method_of_a_test.NoMethod", "should be a method such as class NoMethod"),
-        ("own_method_of_a_test.dataclass", "should be a method such as"),
-    ],
-)
-@pytest.mark.usefixtures("own")
-def test_what_is_no_method_is_one_line(kind, message):
-    with pytest.raises(UserError, match=message):
-        make_method({"kind": kind})
 
 
 @pytest.mark.parametrize(
@@ -169,25 +149,24 @@ def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "kind", "message"),
     [
-        ("def x(:\n", "SyntaxError: invalid syntax"),
-        (
-            "import no_such_module_anywhere\n",
-            "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
-        ),
-        ("import os\nos.no_such_name\n", "AttributeError: module 'os' has no attribute"),
-        (
-            "import vera\nclass Mine(vera.Method, kind='lora'): pass\n",
-            "AdapterError: kind 'lora' is taken by vera.methods.lora.LoRA",
-        ),
+        (OWN, "own.Nothing", "Nothing: cannot be imported"),
+        (OWN, "own.NoMethod", "should be a method such as class NoMethod"),
+        (OWN, "own.dataclass", "should be a method such as"),
+        (OWN, "no_such_module_anywhere.Mine", "cannot be imported .*PYTHONPATH"),
+        ("def x(:\n", "broken.Mine", "SyntaxError: invalid syntax"),
+        ("import no_such\n", "broken.Mine", "ModuleNotFoundError: No module named 'no_such'"),
+        ("import os\nos.no\n", "broken.Mine", "AttributeError: module 'os' has no attribute"),
+        (TAKEN, "broken.Mine", "AdapterError: kind 'lora' is taken by vera.methods.lora.LoRA"),
     ],
 )
-def test_a_module_that_fails_to_import_is_one_line_with_its_error(code, message, own):
+def test_what_is_no_method_or_fails_to_import_is_one_line_with_its_error(code, kind, message, own):
     (own / "code" / "broken_method_of_a_test.py").write_text(code)
-    with pytest.raises(UserError) as error:
-        make_method({"kind": "broken_method_of_a_test.Mine"})
-    assert f"broken_method_of_a_test.Mine: cannot be imported ({message}" in str(error.value)
+    kind = kind.replace("own.", "own_method_of_a_test.").replace("broken.", "broken_method_of_a_test.")
+    with pytest.raises(UserError, match=message) as error:
+        make_method({"kind": kind})
+    assert kind in str(error.value)
     assert "\n" not in str(error.value)
 
 

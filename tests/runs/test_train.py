@@ -173,29 +173,17 @@ def test_selection_takes_the_earliest_of_equals():
 
 
 def test_a_record_says_what_was_done(words):
+    """And what tests/nets, which holds its numbers, cannot: how they hang together, and its files."""
     record = trained(words)
     (run,) = expand(words)
-    assert record["status"] == "done"
     assert record["id"] == run_id(run)
-    assert record["cell"] == {"paper": None, "row": "vera", "model": "encoder", "task": "rte", "seed": 0}
-    assert record["parameters"]["adapter"] == record["parameters"]["formula"] == 4 * (32 + 8)
-    assert record["parameters"]["frozen_extra"] == 2 * 8 * 32
-    assert record["parameters"]["head"] == 32 * 32 + 32 + 32 * 2 + 2
-    assert record["steps"] == 10
-    curve = record["curve"]
-    assert {len(column) for column in curve.values()} == {2}
-    assert curve["epoch"] == [1.0, 2.0]
-    assert record["result"]["best"] == max(curve["metric"])
-    assert record["result"]["last"] == curve["metric"][-1]
+    parameters, curve = record["parameters"], record["curve"]
+    assert parameters["adapter"] == parameters["formula"] == 4 * (32 + 8)
+    assert (parameters["frozen_extra"], parameters["head"]) == (2 * 8 * 32, 32 * 32 + 32 + 32 * 2 + 2)
+    assert (record["result"]["best"], record["result"]["last"]) == (max(curve["metric"]), curve["metric"][-1])
     a, b, rows = curve["metric_select"], curve["metric_report"], record["data"]["dev_rows"]
     assert np.average([a, b], axis=0, weights=[rows // 2, rows - rows // 2]) == pytest.approx(curve["metric"])
-    note = record["seeds"].pop("projection_note")
-    assert note.startswith("one draw of A and B for all seeds")
-    assert record["seeds"] == {"training": 0, "data": 0, "projection": 0}
     assert record["data"]["content"].startswith("sha256:")
-    assert record["recipe"]["name"] == "defaults"
-    assert any("no recipe" in words for words in record["deviations"])
-    assert any("GLUE has 2490" in words for words in record["deviations"])
     folder = Path(run.config["output"]) / "runs" / record["id"]
     kept = {"adapter.safetensors", "head.safetensors"}
     assert {path.name for path in folder.iterdir()} == kept | CONFIGURATION
