@@ -46,22 +46,14 @@ def folder_of(words) -> Path:
     return run_folder(run.config["output"], run_id(run))
 
 
-def test_the_record_holds_the_scores_of_the_last_and_the_best_epoch_by_each_penalty(e2e_words):
+def test_a_run_leaves_the_texts_of_the_last_and_the_best_epoch_by_each_penalty(e2e_words):
+    """tests/nets has its record."""
     record = trained(e2e_words)
-    assert record["status"] == "done"
-    assert record["parameters"] == record["parameters"] | {"adapter": 2 * 2 * (32 + 8), "head": 0}
-    curve, result, texts = record["curve"], record["result"], record["texts"]
-    assert result["metric"] == "perplexity"
-    assert result["best"] == min(curve["metric"])
+    curve = record["curve"]
+    assert record["result"]["best"] == min(curve["metric"])
     assert curve["metric"] == pytest.approx(
         [torch.tensor(x).exp().item() for x in curve["dev_loss"]], rel=1e-5
     )
-    assert (texts["split"], texts["items"]) == ("test", 3)
-    assert texts["decoding"]["ends"] == [50256, 628]
-    variants = [(which, penalty) for which in ("last", "best") for penalty in ("0.9", "0.8")]
-    assert [(e["which"], e["variant"]) for e in texts["scores"]] == variants
-    assert texts["scores"][0]["meteor"] is None
-    assert "no java" in texts["scores"][0]["unavailable"]["meteor"]
     folder = folder_of(e2e_words)
     assert {path.name for path in folder.iterdir()} - {"decoded_best.jsonl"} == FILES | CONFIGURATION
     blocks = (folder / "references.txt").read_text().removesuffix("\n\n").split("\n\n")

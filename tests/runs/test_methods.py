@@ -60,23 +60,6 @@ def test_methods_of_peft_stand_beside_others_in_one_list(words):
     alone = expand(of_method(words, "method=peft", "method.config_class=IA3Config", "seed=0,1"))
     assert [run.config for run in runs[2:4]] == [run.config for run in alone]
     assert expand(runs[2].overrides)[0].config["method"] == runs[2].config["method"]
-    with pytest.raises(UserError, match="no method 'perft"):
-        expand(of_method(words, "method=vera,perft:IA3Config"))
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        (["method=OSF"], "One of peft's classes: peft:CLASS, such as peft:OSFConfig"),
-        (["method=IA3"], "Did you mean ia3?"),  # a row of its own
-        (["method=peft", "method.config.r=4"], "no key 'method.config.r'"),
-        (["method=vera", "method.kind=a.b"], "a file names what is called"),
-    ],
-)
-def test_another_librarys_spelling_gets_the_right_suggestion(given, meant, words):
-    with pytest.raises(UserError) as error:
-        expand(of_method(words, *given))
-    assert meant in str(error.value)
 
 
 def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(own, words):

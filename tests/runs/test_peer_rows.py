@@ -110,10 +110,9 @@ def test_an_unknown_pattern_names_the_class_own_parameters():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "kind", "width", "rows"),
-    [("peers_base", "roberta", 768, 33), ("peers_minilm", "bert", 384, 65)],
+    ("preset", "kind", "width"), [("peers_base", "roberta", 768), ("peers_minilm", "bert", 384)]
 )
-def test_every_row_trains_for_two_steps(preset, kind, width, rows, glue, tmp_path):
+def test_every_row_trains_for_two_steps(preset, kind, width, glue, tmp_path):
     """On a layer of the model's own width, which the sizes are made for."""
     model = save_tiny(
         tmp_path / "model", kind, hidden_size=width, num_hidden_layers=1, num_attention_heads=12
@@ -121,7 +120,6 @@ def test_every_row_trains_for_two_steps(preset, kind, width, rows, glue, tmp_pat
     words = [f"experiment={preset}", "task=rte", "seed=0", f"model.path={model}", "model.architecture=null"]
     words += [f"task.data_dir={glue}", "train.max_steps=2", "device=cpu", f"output={tmp_path}"]
     runs = expand([*words, *(["model.sha256=null", "task.dev_rows=null"] if kind == "bert" else [])])
-    assert len(runs) == rows
     for run in runs:
         record = train(Training(run, run_id(run), lambda event: None))
         assert record["status"] == "done", run.label
