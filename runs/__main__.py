@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 import logging
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -84,6 +85,8 @@ class Settings:
 def main(arguments: list[str]) -> int:
     if rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    if port := os.environ.get("MASTER_PORT"):  # each of them composes: shuffle() gives all the same order
+        random.seed(port)
     words = "groups, keys and values, as below; a list makes a sweep"
     line = read(arguments, Settings, overrides=words, options=OPTIONS)
     if line.settings.rerun is not None:

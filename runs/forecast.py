@@ -227,7 +227,8 @@ def rate_file(run: Run) -> Path:
     """Where a probe keeps the FLOP a second of a run's row: by machine, model, precision and row."""
     where = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     row = [run.config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
-    machine = [devices(run), gpus.processor(), os.cpu_count(), where, version("torch")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = [devices(run), gpus.processor(), cores, where, version("torch")]
     key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 

@@ -30,7 +30,7 @@ REFUSED = {
     rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: KEY=VALUE, or KEY=null",
     r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
-    r"lease_seconds=": "leave it out, since the kernel knows which runs are on",
+    r"\+*lease_seconds=": "leave it out, since the kernel knows which runs are on",
     r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
 }
 #: Parts whose overrides are compared with their files.
@@ -112,8 +112,12 @@ def listed(argument: str) -> tuple[str, list[str]]:
     Call it within Files.hydra. Raises UserError for an override that Hydra's grammar cannot parse, for a key
     that no override may set, and for a list without values."""
     key, equals, text = argument.partition("=")
-    if not open_part(key):  # every other key is there: Hydra's + and ++ add nothing
-        key = key.lstrip("+")
+    if not open_part(key):  # every other key is there: ++ sets it
+        key = key.removeprefix("++")
+    if (
+        key == "+experiment"
+    ):  # as Hydra's examples write, of applications whose defaults do not list the group
+        key = "experiment"
     line = f"{key}{equals}{at_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
         line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))  # 123e45678901 is no number

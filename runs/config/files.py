@@ -91,9 +91,10 @@ class Files:
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
                 self.path(group, name.strip("'\""))
-        for added in (line for line in overrides if line.startswith("+")):
-            above, _, name = open_part(added).rpartition(".")
-            if name not in (OmegaConf.select(self.defaults(groups), above) or {}):
+        for added in (line for line in overrides if line.startswith("+") and line not in groups):
+            above, _, name = (open_part(added) or key_of(added)).rpartition(".")
+            parent = OmegaConf.select(self.defaults(groups), above) if above else self.defaults(groups)
+            if not isinstance(parent, DictConfig) or name not in parent:
                 raise self.no_key(key_of(added), groups)
         try:
             cfg = compose("config", [*overrides], return_hydra_config=True)

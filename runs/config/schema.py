@@ -144,6 +144,13 @@ class Launcher(Part):
     init: dict[str, Any] | None = None  # of ray.init: {address: auto}
     remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
 
+    @model_validator(mode="after")
+    def _own(self) -> "Launcher":
+        own = {"slurm": {"executors", *(self.model_extra or {})}, "ray": {"executors", "init", "remote"}}
+        if others := self.model_fields_set - {"name"} - own.get(self.name, {"runs_per_device"}):
+            raise ValueError(f"no key 'launcher.{min(others)}' of launcher={self.name}")
+        return self
+
 
 class Launch(Part):
     """Where and how the runs of a command are done: no part of a run's identity or configuration, so a sweep

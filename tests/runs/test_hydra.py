@@ -42,7 +42,6 @@ method=peft +method.config.r=4 | 1 peft_lora_r_4
 method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
 method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
 ++train.lr=3e-3 | 1 vera
-+train.lr=3e-3 | 1 vera
 ~recipe | 1 vera
 train.lr_head=${train.lr} | 1 vera
 output=${oc.env:HOME}/x | 1 vera
@@ -137,6 +136,9 @@ launcher=serial,local | launcher= takes one value, for all runs of the command
 redo=true,false | redo= takes one value
 experiment=demo,figure4 | experiment= takes one value
 model.settings={a:[{_target_:os.system}]} | no override does
++train.lr=1 | An item is already at 'train.lr'
++seed=1 | An item is already at 'seed'
++task=rte | Multiple values for task
 +train.foo=1 | no key 'train.foo'
 ++train.foo=1 | no key 'train.foo'
 +task.foo=1 | no key 'task.foo'
