@@ -25,7 +25,7 @@ FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
     "parameters": pareto.parameters,
     "demo": pareto.demo,
 }
-#: The names of all: "pareto", whose axes a user chooses, is in no report.
+#: The names of all: "pareto", whose axes and rows a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
 
 
@@ -36,7 +36,7 @@ def make(
     published. One that nothing has run for is there once, with what it quotes.
 
     every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
-    hand. how: of `parameters`, `demo` and `pareto`: tasks, axes and labels, as in Part."""
+    hand. how: of `parameters`, `demo` and `pareto`: named, axes and labels, as in Part."""
     found = dict[str, Figure]()
     for table, whose in zip(frames or own_and_published(ledger), ("ours", "published"), strict=True):
         ours = {i for i in ledger.measures if ledger.measured.get(i, "ours") == "ours"}

@@ -39,15 +39,14 @@ def main(arguments: list[str]) -> int:
     if settings.x == settings.y:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
     ledger = open_chosen(settings)
-    tasks, every = words(settings.task), settings.all or bool(settings.sweep)
+    axes = (settings.x, settings.y) if {"x", "y"} & line.given.keys() else None
+    named, every = bool(settings.task or settings.sweep), settings.all or bool(settings.sweep)
     labels = tuple(map(row_name, words(settings.labels)))
     for label in labels:
         one_of("row labels=", label, sorted({str(record["cell"]["row"]) for record in ledger}))
-    if settings.sweep:
-        tasks = tasks or tuple({str(record["cell"]["task"]) for record in ledger})
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, every, tasks=tasks, axes=(settings.x, settings.y), labels=labels):
+        for figure in make(name, ledger, every, named=named, axes=axes, labels=labels):
             notes = "".join(f"\n  {note}" for note in figure.notes)
             if figure.data.empty:
                 print(f"{figure.title}: nothing to draw{notes}", file=sys.stderr)

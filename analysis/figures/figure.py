@@ -45,14 +45,13 @@ PARAMETERS = EngFormatter(sep="")
 @dataclass(frozen=True)
 class Part:
     """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of
-    the pictures of a metric the tasks (empty: the usual), the axes of pareto, and the rows that have a
-    label."""
+    the pictures of two numbers whether the user has named tasks, the axes, and the rows that have a label."""
 
     runs: pd.DataFrame
     measures: Sequence[Record] = ()
     whose: str = "ours"
-    tasks: tuple[str, ...] = ()
-    axes: tuple[str, str] = ("parameters", "metric")
+    named: bool = False
+    axes: tuple[str, str] | None = None
     labels: tuple[str, ...] = ()
 
 

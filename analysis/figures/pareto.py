@@ -4,6 +4,7 @@ both."""
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,85 +45,76 @@ AXES = {
 CROWDED = 25
 #: The x axes of the pictures of a metric of so many rows.
 COSTS = ("parameters", "bytes", "seconds", "memory")
-#: The demo's numbers of training and dev rows (conf/task/reviews.yaml).
-DEMO = [1000, 500]
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 
 
-def make(part: Part) -> list[Figure]:
-    """A picture of the axes of `part` for each model and task."""
-    runs, name = part.runs[part.runs.kind == "result"], f"pareto_{part.axes[1]}_by_{part.axes[0]}"
-    pairs = runs[runs.task.isin(part.tasks) | (not part.tasks)].groupby(["task", "model"])
-    return [of_rows(of, part, "_".join([name, *pair])) for pair, of in pairs]
+def parameters(part: Part) -> list[Figure]:
+    """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other ranks and ablations;
+    where tasks are named, of these, whatever they are, with every row."""
+    usual = part.runs.task.isin(list(GLUE)) | (part.runs.family == "images")
+    usual &= ~part.runs.row.astype(str).str.match(shared.VARIED)
+    return make(part if part.named else replace(part, runs=part.runs[usual]))
 
 
 def demo(part: Part) -> list[Figure]:
-    """The demo's: a picture for each model and number of rows (task.train_rows and dev_rows; 0: all)."""
-    runs = part.runs[(part.runs.kind == "result") & (part.runs.task == "reviews")]
-    asked, figures = ["asked_train_rows", "asked_dev_rows"], list[Figure]()
-    several = len(runs[asked].drop_duplicates()) > 1
-    for (*size, model), of in runs.groupby([*asked, "model"]):
-        # The demo's own size and model have the plain name
-        words = [*size] * (several and size != DEMO) + [model] * (model != "minilm")
-        rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
-        figures += _by_cost(of, part, "_".join(map(str, ["accuracy_vs_parameters", *words])), rows * several)
+    """The pictures of the demo's task."""
+    return make(replace(part, runs=part.runs[part.runs.task == "reviews"]))
+
+
+def make(part: Part) -> list[Figure]:
+    """A picture for each model and task, and for each number of its rows (task.train_rows and dev_rows): of
+    the axes of `part` or, where it has none, of the metric by parameters, and of very many rows by each of
+    COSTS."""
+    figures, size = list[Figure](), ["asked_train_rows", "asked_dev_rows"]
+    for names, every in part.runs[part.runs.kind == "result"].groupby(["task", "model"]):
+        for asked, of in (sizes := every.groupby(size)):
+            rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
+            more, words = (rows, [*names, *asked]) if len(sizes) > 1 else ("", names)
+            costs = COSTS if of.row.nunique() > CROWDED else COSTS[:1]
+            for x, y in [part.axes] if part.axes else [(cost, "metric") for cost in costs]:
+                file = "_".join(map(str, [y, "by", x, *words]))
+                figures.append(of_rows(of, (x, y), file, part.labels, more))
     return figures
 
 
-def parameters(part: Part) -> list[Figure]:
-    """The same of the tasks of tables 2 and 5, a picture for each model and task: table 2's rows, without
-    other ranks and ablations. With tasks: of these instead, whatever they are, there with every row."""
-    runs = part.runs[part.runs.kind == "result"]
-    usual = runs.task.isin(list(GLUE)) | (runs.family == "images")
-    usual &= ~runs.row.astype(str).str.match(shared.VARIED)
-    pairs = runs[runs.task.isin(part.tasks) if part.tasks else usual].groupby(["task", "model"])
-    return [of for pair, runs in pairs for of in _by_cost(runs, part, "_".join(["parameters", *pair]))]
-
-
-def _by_cost(runs: pd.DataFrame, part: Part, name: str, more: str = "") -> list[Figure]:
-    """A picture of the runs of a model and task; of very many rows a picture for each of COSTS."""
-    costs = COSTS if runs.row.nunique() > CROWDED else COSTS[:1]
-    parts = {name.replace("parameters", x): Part(runs, axes=(x, "metric"), labels=part.labels) for x in costs}
-    return [of_rows(runs, of, file, more, spans=True) for file, of in parts.items()]
-
-
-def of_rows(runs: pd.DataFrame, part: Part, file: str, more: str = "", spans: bool = False) -> Figure:
-    """The picture of the rows of a model and task. part: its axes, and the rows that the legend names beside
-    the frontier (empty: all or, of very many, none). file: its name. more: what the title says of the data.
-    spans: bars span the seeds, unless the rows are very many; else they are the median's interval."""
+def of_rows(
+    runs: pd.DataFrame, of: tuple[str, str], file: str, labels: Sequence[str] = (), more: str = ""
+) -> Figure:
+    """The picture of the rows of a model and task. of: its axes. file: its name. labels: the rows that the
+    legend names beside the frontier (empty: all or, of very many, none). more: what the title says of the
+    data."""
     found = points(runs)
     number = found["name"].mode().iloc[-1]
-    others = (found["name"] != number) & ("metric" in part.axes)
-    lines = [f"{of.label}: reports {of.name}: not drawn." for of in found[others].itertuples()]
+    others = (found["name"] != number) & ("metric" in of)
+    lines = [f"{row.label}: reports {row.name}: not drawn." for row in found[others].itertuples()]
     found = found[~others]
-    spans &= len(found) <= CROWDED
-    axes = [_axis(name, found[found["name"] == number]) for name in part.axes]
+    axes = [_axis(name, found[found["name"] == number]) for name in of]
     data = found
     for axis in axes:
-        data, missing = _with_numbers(data, runs, axis, spans)
+        data, missing = _with_numbers(data, runs, axis)
         lines += missing
     data = data.dropna(subset=[axis.name for axis in axes])
     data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
     scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
-    failed = [f"{of['label']} ({of[number]:.4g})" for of in data[data.failed].to_dict("records")]
+    failed = [f"{row['label']} ({row[number]:.4g})" for row in data[data.failed].to_dict("records")]
     why = "failed (worse than the head alone, diverged, or one class), not drawn"
     foot = [f"{why}: {', '.join(failed)}"] * bool(failed)
     devices = sorted(set(in_cells(runs, found).device))
-    if len(devices) > 1 and {"seconds", "memory"} & {*part.axes}:
+    if len(devices) > 1 and {"seconds", "memory"} & {*of}:
         lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
     title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
     seeds = [*data.runs] or [0]
-    # Of five seeds or fewer the interval is their range (analysis/stats.py)
-    bars = "lowest to highest" if spans or max(seeds) <= 5 else "95% interval of the median"
-    over = f"median of {shared.spanned(seeds)} seeds; bars: {bars}" if max(seeds) > 1 else "one seed"
+    over = "one seed"
+    if max(seeds) > 1:  # of five seeds or fewer the interval is their range (analysis/stats.py)
+        over = f"median of {shared.spanned(seeds)} seeds; bars: its interval"
     over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool((data.n < data.wanted).any())
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
     data = data[["method", "row", "kind", *ends, *FACTS]]
-    draw, size = partial(_draw, axes=axes, labels=part.labels), (7, 6.4 if len(data) > CROWDED else 4.4)
+    draw, size = partial(_draw, axes=axes, labels=labels), (7, 6.4 if len(data) > CROWDED else 4.4)
     return Figure(file, title, data, [*lines, *foot, *notes(runs, found)], draw, over, foot, size)
 
 
@@ -141,11 +133,9 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
     return axis._replace(label=label, less=bool(first.less), name=first["name"])
 
 
-def _with_numbers(
-    found: pd.DataFrame, runs: pd.DataFrame, axis: Axis, spans: bool
-) -> tuple[pd.DataFrame, list[str]]:
-    """The cells with the numbers of an axis: medians over the seeds that have one, with their intervals or,
-    if `spans`, the range of the seeds; and notes on the seeds that lack it."""
+def _with_numbers(found: pd.DataFrame, runs: pd.DataFrame, axis: Axis) -> tuple[pd.DataFrame, list[str]]:
+    """The cells with the numbers of an axis: medians over the seeds that have one, with their intervals; and
+    notes on the seeds that lack it."""
     values = found["values"]
     if axis.column != "number":
         # What a run cost that diverged, and so ended early, is no cost of the row
@@ -154,8 +144,7 @@ def _with_numbers(
         values = found.ids.map(lambda ids: [of_run[run] for run in ids])
     known = values.map(lambda of: [value for value in of if math.isfinite(value)])
     middle = known.map(lambda of: statistics.median(of or [math.nan]))
-    ends = known.map(lambda of: (min(of), max(of)) if of and spans else median_interval(of))
-    low, high = ([(of or [mid] * 2)[i] for of, mid in zip(ends, middle, strict=True)] for i in (0, 1))
+    low, high = zip(*(median_interval(of) or (of or [math.nan]) * 2 for of in known), strict=True)
     lacking = zip(found.label, values.map(len), known.map(len), strict=True)
     lines = [
         f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in lacking if has < n

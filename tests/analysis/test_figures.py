@@ -221,7 +221,7 @@ def test_the_frontier_is_what_no_other_row_beats():
 
 def test_a_row_has_its_median_with_its_ends_and_the_frontier_is_drawn_in_steps():
     (figure,) = made("pareto", ROWS)
-    assert figure.name == "pareto_metric_by_parameters_rte_minilm"
+    assert figure.name == "metric_by_parameters_rte_minilm"
     name, vera = "accuracy, best epoch", by_row(figure)["VeRA r=1024"]
     # Of three seeds the bootstrap's interval of the median is their range
     assert of(vera, name, f"{name} low", f"{name} high") == pytest.approx([81, 80, 82])
@@ -305,7 +305,7 @@ def test_the_legend_names_each_row_with_its_value_or_of_many_the_frontier_and_wh
     of_all = [one | {"cell": one["cell"] | {"task": "reviews"}} for one in [*ROWS, *peers(pareto.CROWDED)]]
     demo = made("demo", of_all)
     costs = ["parameters", "bytes", "seconds", "memory"]
-    assert [of.name.removeprefix("accuracy_vs_") for of in demo] == costs
+    assert [of.name for of in demo] == [f"metric_by_{cost}_reviews_minilm" for cost in costs]
     assert texts(demo[0]) == named
     assert texts(made("demo", of_all, labels=("peer03",))[0]) == [named[0], "peer03: 78.0", *named[1:]]
     assert len(demo[0].data) == pareto.CROWDED + 4
@@ -313,23 +313,24 @@ def test_the_legend_names_each_row_with_its_value_or_of_many_the_frontier_and_wh
 
 def test_parameters_leaves_other_ranks_to_figure_2_unless_a_task_is_named():
     records = [record(row, "rte", 0, 0.8, model="minilm") for row in ("vera", "vera_r64", "vera_only_d")]
-    for tasks, count in (((), 1), (("rte",), 3)):
-        assert len(made("parameters", records, tasks=tasks)[0].data) == count
+    for named, count in ((False, 1), (True, 3)):
+        assert len(made("parameters", records, named=named)[0].data) == count
 
 
-def test_the_demos_picture_has_one_number_of_rows():
+def test_a_picture_has_one_number_of_rows_of_the_data():
     own, other = seeds("vera", "reviews", model="minilm"), seeds("lora", "reviews", model="minilm")
     for one, rows in [*((one, 500) for one in own), *((one, 2000) for one in other)]:
         one["config"]["task"] |= {"train_rows": 1000, "dev_rows": rows}
         one["data"] |= {"train_rows": 1000, "dev_rows": rows}
     first, second = made("demo", [*own, *other])
-    assert (first.name, second.name) == ("accuracy_vs_parameters", "accuracy_vs_parameters_1000_2000")
+    name = "metric_by_parameters_reviews_minilm"
+    assert (first.name, second.name) == (f"{name}_1000_500", f"{name}_1000_2000")
     assert [len(figure.data) for figure in (first, second)] == [1, 1]
     assert "1,000 training and 2,000 dev rows" in second.title
     failed = record("vera", "reviews", 9, status="failed", model="minilm")
     failed["config"]["task"] |= {"train_rows": 50}
     failed.pop("data"), failed.pop("result")
-    assert [figure.name for figure in made("demo", [*other, failed])] == ["accuracy_vs_parameters"]
+    assert [figure.name for figure in made("demo", [*other, failed])] == [name]
 
 
 # --- all
@@ -403,7 +404,7 @@ def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
     assert main(["figure4", output]) == main(["pareto", "x=bytes", "task=rte", output, "labels=vera"]) == 0
     shown = capsys.readouterr().out
     assert "figure4.png" in shown
-    assert "pareto_metric_by_bytes_rte_minilm.png" in shown
+    assert "metric_by_bytes_rte_minilm.png" in shown
     for bad, why in (
         (["figure3", "published=false"], "^no records of figure3"),
         (["figure7"], "no figure 'figure7'. Did you mean figure6\\? Known: figure2, .*, pareto, all"),

@@ -368,7 +368,7 @@ def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, cap
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     ids = " ".join(f"`{one['id']}`" for one in small("vera", "cola", (0.41, 0.415, 0.42)))
     assert re.search(rf"^- VeRA r=1024: .*; {ids}$", text, re.M)
-    picture = folder / "docs" / "results" / "glue_minilm_parameters_cola_minilm.svg"
+    picture = folder / "docs" / "results" / "glue_minilm_metric_by_parameters_cola_minilm.svg"
     assert f"]({picture.name})" in text
     assert picture.read_text().startswith("<svg")
     text = (folder / "README.md").read_text()
