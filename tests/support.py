@@ -291,6 +291,8 @@ CLASSES = f"""
 
 Every configuration class of peft {peft.__version__}, as `method=peft:CLASS`: at its defaults, or smaller
 where these do not fit a tiny model. `TrainableTokensConfig` trains two tokens of the embedding here.
+Over 4-bit weights a class that has a **4** here is installed with any settings of your own, too, without
+being tried with them: look whether its loss falls.
 """
 FACTS = """
 At peft's defaults on RoBERTa-base: the sites where no others are named, the parameters that train

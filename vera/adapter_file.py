@@ -42,7 +42,7 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
         raise AdapterError(f"this model carries {own}, not {method.kind} with {method.settings()}: not saved")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise AdapterError(f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}")
-    with taken_back(model, method):
+    with taken_back(model, adapted):
         left_out = method.redrawn(model)
         tensors = {n: t.detach() for n, t in file_tensors(model, method).items() if n not in left_out}
         for name, tensor in tensors.items():
@@ -263,7 +263,5 @@ def _elements(func: Any, arguments: tuple[Any, ...]) -> int:
             return int(max(counts, default=0))
         # An eye of one number is a square
         return int(math.prod(counts) ** (2 if name == "eye" and len(counts) == 1 else 1))
-    sizes = [
-        a for a in arguments if isinstance(a, (list, tuple)) and a and all(isinstance(n, int) for n in a)
-    ]
-    return max((abs(math.prod(a)) for a in sizes), default=0)
+    lists = [a for a in arguments if isinstance(a, (list, tuple)) and a]
+    return max((abs(math.prod(a)) for a in lists if all(isinstance(n, int) for n in a)), default=0)

@@ -31,14 +31,13 @@ from vera.methods.adapted import adaptation, taken_back, unload
 from vera.methods.layers import AdaptedLinear, widest
 from vera.methods.lora import LoRA
 from vera.methods.peft_install import installed
+from vera.methods.peft_settings import REWRITES_BASE
 from vera.methods.vera import VeRA
 from vera.projections import INITS, ProjectionSpec
 from vera.sites import ALIASES, WHOLE, find_sites, head_parameters, head_prefixes, is_transposed, size
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 PAIR = {"base_model.vera_A", "base_model.vera_B"}
-#: The starts of LoRA's initialisations that change the base weights, in upper or lower case.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 #: What peft's conversion does not turn into a LoRA of the rank asked for, by its type.
 NO_LORA = {
     "LORA": "this adapter is a LoRA already: export_peft writes it without loss",
@@ -141,7 +140,7 @@ def _described(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], dic
     kind = adapted.method.kind if adapted else "none"
     if adapted is None or kind not in ("vera", "lora", "peft"):
         raise AdapterError(f"peft's format has no place for method {kind}: only vera, lora and peft's own")
-    with taken_back(model, adapted.method):
+    with taken_back(model, adapted):
         if kind == "peft":
             import peft
 
@@ -201,13 +200,14 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     folder = Path(folder)
     config, tensors, ours = _read(folder)
     try:
-        method = make_method(**ours) if ours else _method(model, folder, config, tensors)
-    except (TypeError, OverflowError) as error:
-        raise AdapterError(f"{folder}: its {CONFIG} describes no adapter ({first_line(error)})") from None
-    if not isinstance(method, VeRA | LoRA):
-        raise AdapterError(f"{folder}: an adapter of type {method.kind}; VERA and LORA are read here")
-    trial = without_weights(model)
-    method.adapt(trial)
+        method = make_method(**ours) if ours else _method(model, config, tensors)
+        if not isinstance(method, VeRA | LoRA):
+            raise AdapterError(f"an adapter of type {method.kind}; VERA and LORA are read here")
+        trial = without_weights(model)
+        method.adapt(trial)
+    except (AdapterError, TypeError, OverflowError) as error:
+        of = folder / (WEIGHTS if ours else CONFIG)
+        raise AdapterError(f"{of} describes no adapter for this model: {first_line(error)}") from None
     described, places = _parts(trial, method)
     same = described.keys() - {"target_modules", "fan_in_fan_out"}  # which peft writes in its own way
     for key in (*sorted(same), *UNSET) if ours else ():  # peft obeys the configuration
@@ -354,12 +354,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, An
     return config, tensors, ours
 
 
-def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
+def _method(model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor]) -> Method:
     """The method of an adapter that peft itself wrote."""
     kind = config["peft_type"]
     ending = OF_LAYER[kind]
     paths = [name.removeprefix(PREFIX).removesuffix(ending) for name in tensors if name.endswith(ending)]
-    sites = _sites(model, paths, folder)
+    sites = _sites(model, paths)
     known = SETTINGS[kind].items()
     settings: dict[str, Any] = {ours: config.get(theirs, default) for theirs, (ours, default) in known}
     if kind == "LORA" and config.get("use_rslora"):
@@ -375,10 +375,10 @@ def _method(model: nn.Module, folder: Path, config: dict[str, Any], tensors: dic
         made = ProjectionSpec(method.projection_seed, method.rank, *shape, init).make()
         if len(pair) == 2 and all(map(_alike, pair, map(torch.from_numpy, made))):
             return replace(method, init=init)
-    raise AdapterError(f"{folder}: its seed draws another A and B here. Of another version of torch?")
+    raise AdapterError("its seed draws another A and B here. Of another version of torch?")
 
 
-def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
+def _sites(model: nn.Module, paths: list[str]) -> tuple[str, ...]:
     """The shortest sites that name just these modules: roles, or last parts of names, or whole paths."""
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     roles = {name: role for role, aliases in ALIASES.items() for name in aliases}
@@ -389,7 +389,7 @@ def _sites(model: nn.Module, paths: list[str], folder: Path) -> tuple[str, ...]:
         except AdapterError:
             continue
     which = [path for path in paths if f"{path}.".startswith(head_prefixes(model))] or paths
-    raise AdapterError(f"{folder}: no sites here, head apart, are {', '.join(which)}. Same base model?")
+    raise AdapterError(f"no sites here, head apart, are {', '.join(which)}. Same base model?")
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:

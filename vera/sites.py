@@ -52,12 +52,8 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     linear layer."""
     if not sites:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
-    head, output = head_prefixes(model), _output_embedding(model)
-    linears = {
-        path: m
-        for path, m in model.named_modules()
-        if path and is_linear(m) and m is not output and not f"{path}.".startswith(head)
-    }
+    output = _output_embedding(model)
+    linears = {path: m for path, m in outside_head(model) if path and is_linear(m) and m is not output}
     fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
     targets: dict[str, Blocks] = {}
     for site in sites:
@@ -74,11 +70,8 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     for path, m in model.named_modules(remove_duplicate=False):
         if first.get(m, path) != path:
             raise AdapterError(f"{first[m]} and {path} are one and the same layer: not adapted")
-    return {
-        path: dict(sorted(targets[path].items(), key=lambda b: b[1].start))
-        for path in linears
-        if path in targets
-    }
+    ordered = {path: sorted(blocks.items(), key=lambda b: b[1].start) for path, blocks in targets.items()}
+    return {path: dict(ordered[path]) for path in linears if path in ordered}
 
 
 def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
@@ -208,12 +201,10 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 
 def find_norms(model: nn.Module) -> list[str]:
     """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
-    head = head_prefixes(model)
     norms = [
         path
-        for path, m in model.named_modules()
+        for path, m in outside_head(model)
         if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
-        and not f"{path}.".startswith(head)
         and any(True for _ in m.parameters(recurse=False))
     ]
     if not norms:
@@ -242,6 +233,12 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     # CLIP and SigLIP, whose backbone's name is not their prefix
     has_classifier = hasattr(model, "config") and "classifier" in dict(model.named_children())
     return ("classifier.",) if has_classifier else ()
+
+
+def outside_head(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that are no part of the head, by path."""
+    head = head_prefixes(model)
+    return [(path, m) for path, m in model.named_modules() if not f"{path}.".startswith(head)]
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -280,6 +280,14 @@ def same_layer_twice():
     return nn.ModuleDict({key: nn.ModuleDict({"query": layer}) for key in "ab"})
 
 
+def with_child(model, end, name):
+    """A model with a child of its own in the modules whose path ends so."""
+    for path, module in model.named_modules():
+        if path.endswith(end):
+            module.add_module(name, nn.Identity())
+    return model
+
+
 def of_peft():
     return peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
 
@@ -299,6 +307,8 @@ def of_peft():
         *((vera.Adapter(3000), tiny_model, "3000"), (vera.Adapter(4), lambda: nn.Linear(3, 3), "Linear")),
         (vera.Adapter(4, drop_layers=2), tiny_model, "drop_layers=2"),
         (vera.Full(), lambda: quantise(tiny_model()), "quantised"),
+        (vera.Adapter(4), lambda: with_child(tiny_model(), "LayerNorm", "adapter"), "'adapter' of its own"),
+        (vera.SSF(), lambda: with_child(tiny("ViT"), "q_proj", "ssf"), "'ssf' of its own"),
     ],
 )
 def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(method, model, named):

@@ -12,6 +12,7 @@ from torch import nn
 import vera
 from vera.methods.contract import METHODS
 from vera.methods.layers import AdaptedLinear, Change, adapted_layers, base_weight, wrap
+from vera.methods.ssf import scale_and_shift
 from vera.sites import find_sites
 
 pytestmark = pytest.mark.contract
@@ -96,6 +97,38 @@ def test_a_settings_type_may_be_written_in_any_way():
     for settings, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
         with refused(named):
             Postponed(**settings)
+
+
+def test_settings_that_no_dataclass_makes_or_of_no_known_type_are_refused():
+    class NoDataclass(vera.LoRA, kind="no_dataclass"):
+        speed: float = 2.0
+
+    @dataclass(frozen=True)
+    class Unknown(vera.LoRA, kind="unknown"):
+        speed: "Nowhere" = 2.0  # noqa: F821
+
+    for kind, named in (("no_dataclass", r"@dataclass\(frozen=True\)"), ("unknown", "Nowhere")):
+        for settings in ({}, {"speed": 3.0}, {"fast": 3.0}):
+            with refused(named):
+                vera.make_method(kind, rank=4, **settings)
+
+
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+def test_what_one_change_adds_inside_the_layer_of_another_leaves_with_it(architecture):
+    class Scaled(vera.LoRA, kind="scaled"):
+        def install(self, model):
+            for path in find_sites(model, self.sites):
+                scale_and_shift(model.get_submodule(path))
+            super().install(model)
+
+    model, base = tiny(architecture), tiny(architecture)
+    method = Scaled(4)
+    method.adapt(model)
+    assert all(".ssf." in n or n.endswith((".A", ".B")) for n in method.adapter_parameters(model))
+    vera.unload(model)
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(answer(model), answer(base))
 
 
 class Plain(Change):

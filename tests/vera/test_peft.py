@@ -2,6 +2,7 @@
 loop."""
 
 import dataclasses
+import functools
 import re
 
 import peft
@@ -133,10 +134,8 @@ def test_a_look_at_what_is_drawn_moves_no_random_number():
         *(("LoraConfig", {"rank": 4}, "'rank'"), ("LoraConfig", {"r": 0}, "BertForSequenceClassification")),
         *(("LoraConfig", {"task_type": "SEQ_CLS"}, "task_type"), ("LoraConfig", {"bias": "all"}, "bias=all")),
         ("LoraConfig", {"modules_to_save": ["classifier"]}, "modules_to_save"),
-        *(("LoraConfig", {"init_lora_weights": init}, "rewrites base") for init in ("pissa", "OLoRA")),
         *(("LoraConfig", {"target_modules": "("}, "target_modules"), ("VBLoRAConfig", {}, "vector_length")),
         ("LoraConfig", {"layer_replication": [[0, 2]]}, "layer_replication"),
-        ("LoraConfig", {"lora_alpha": 10**400}, "lora_alpha"),
         ("LoraConfig", {"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
         ("LoraConfig", {"corda_config": {"cache_file": "x"}}, "corda_config"),
@@ -148,6 +147,23 @@ def test_what_cannot_be_is_one_line(name, config, named):
     model = tiny_model()
     with refused(re.escape(named), model):
         vera.make_method("peft", config_class=name, config=config).adapt(model)
+
+
+def nested(depth):
+    return functools.reduce(lambda inside, _: [inside], range(depth), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        *(({"init_lora_weights": init}, f"{init} rewrites base weights") for init in ("pissa", "OLoRA")),
+        *(({"target_modules": nested(depth)}, "config|target_modules") for depth in (20, 600, 950, 2000)),
+        *(({"lora_alpha": 10**400}, "lora_alpha"), ({"r": {4}}, "config")),
+    ],
+)
+def test_a_configuration_that_no_model_is_needed_to_refuse(config, named):
+    with refused(named):
+        vera.make_method("peft", config_class="LoraConfig", config=config)
 
 
 # --- base weights

@@ -1,6 +1,5 @@
 """Every adaptation method, one file each. A new file here is imported without being named anywhere."""
 
-import dataclasses
 import importlib
 import pkgutil
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import disable, frozen_extra, unload
 from vera.methods.contract import METHODS, Method
+from vera.methods.settings import types_of
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -23,5 +23,5 @@ def make_method(kind: str, **settings: Any) -> Method:
     try:
         return METHODS[kind](**settings)
     except TypeError as error:
-        own = ", ".join(sorted(field.name for field in dataclasses.fields(METHODS[kind])))
+        own = ", ".join(sorted(types_of(METHODS[kind])))
         raise AdapterError(f"method {kind}: {first_line(error)}. It has: {own}") from None

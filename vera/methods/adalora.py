@@ -168,6 +168,5 @@ class AdaLoRA(Method, kind="adalora"):
 def off_orthogonal(factors: Iterable[Tensor]) -> Tensor:
     """The mean distance of F F^T from the identity over factors F (r, n) (equation 4)."""
     grams = [factor @ factor.T for factor in factors]
-    return torch.stack(
-        [torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype)) for g in grams]
-    ).mean()
+    off = [torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype)) for g in grams]
+    return torch.stack(off).mean()

@@ -135,17 +135,17 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def taken_back(model: nn.Module, method: Any) -> Iterator[None]:
-    """Takes a merge back for a while: merged, some of peft's classes (LNTuning, DEFT) keep the adapter in
-    other tensors."""
-    adapted = adaptation(model)
-    merged = adapted is not None and bool(adapted.unmerged)
-    method.unmerge(model)
+def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
+    """Takes the merge of a method of peft back for a while: merged, some classes (LNTuning, DEFT) keep the
+    adapter in other tensors."""
+    merged = adapted.method.kind == "peft" and bool(adapted.unmerged)
+    if merged:
+        adapted.method.unmerge(model)
     try:
         yield
     finally:
         if merged:
-            method.merge(model)
+            adapted.method.merge(model)
 
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import Added
+from vera.methods.layers import Added, add_child
 from vera.methods.lora import place
 from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
@@ -119,7 +119,7 @@ class Adapter(Method, kind="adapter"):
                 if self.share:
                     shared = first.setdefault(position, adapter)
                     adapter.down, adapter.up, adapter.norm = shared.down, shared.up, shared.norm
-                module.add_module("adapter", adapter)
+                add_child(module, "adapter", adapter)
                 module.register_forward_hook(hook)
         if self.drop_per_batch:
             model.register_forward_pre_hook(_draw_drop)

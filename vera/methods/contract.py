@@ -71,7 +71,7 @@ class Method(ABC):
         """Takes out what `install` added beside hooks. Values that the method trained in place stay as they
         are."""
         self.unmerge(model)
-        for path, module in list(model.named_modules()):
+        for path, module in reversed(list(model.named_modules())):  # a layer may be inside another's change
             parent, _, name = path.rpartition(".")
             if isinstance(module, AdaptedLinear):
                 model.set_submodule(path, module.base)

@@ -138,16 +138,20 @@ def changes(model: nn.Module) -> Iterator[Any]:
     return (change for layer in adapted_layers(model) for change in layer.changes.values())
 
 
+def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Adds a child. Raises AdapterError where the module has something of that name."""
+    if hasattr(module, name):
+        raise AdapterError(f"a {type(module).__name__} of this model has {name!r} of its own: rename that")
+    module.add_module(name, child)
+
+
 def wrap(model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]) -> None:
     """Puts an AdaptedLinear in the place of each target of `find_sites`.
 
     `make(path, block, base, inputs, outputs)` returns the Change of one block."""
     for path, blocks in targets.items():
         base = model.get_submodule(path)
-        inputs, _ = size(base)
-        parts = {
-            name: make(path, name, base, inputs, rows.stop - rows.start) for name, rows in blocks.items()
-        }
+        parts = {n: make(path, n, base, size(base)[0], r.stop - r.start) for n, r in blocks.items()}
         model.set_submodule(path, AdaptedLinear(base, parts, blocks))
 
 

@@ -46,12 +46,10 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
         try:
             of_base, before = base(x) if ours else 0, trial(x)
             trial.merge()
-            off = float((trial(x) - before).abs().max())
+            off, largest = (float(y.abs().max()) for y in (trial(x) - before, before - of_base))
         except Exception as error:
             raise AdapterError(f"{owner} cannot be merged: {first_line(error)}") from None
-        if off > NEAR * (largest := float((before - of_base).abs().max())) + 1e-12 * float(
-            before.abs().max()
-        ):
+        if off > NEAR * largest + 1e-12 * float(before.abs().max()):
             why = "its forward is not x @ weight().T" if ours else "it answers otherwise"
             raise AdapterError(f"{owner} cannot be merged: {why} (off by {off:.2g}, of {largest:.2g})")
 
@@ -78,7 +76,6 @@ def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(thing, Tensor):
         yield thing
     parts = vars(thing) if isinstance(thing, nn.Module) else thing
-    for part in (
-        parts.values() if isinstance(parts, dict) else parts if isinstance(parts, list | tuple) else ()
-    ):
+    parts = list(parts.values()) if isinstance(parts, dict) else parts
+    for part in parts if isinstance(parts, list | tuple) else ():
         yield from _tensors(part, seen)

@@ -48,10 +48,6 @@ class Peft(Method, kind="peft"):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sites", self.sites or tuple(SITES.get(self.config_class, SITES["others"])))
-        try:
-            json.dumps(self.config)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise AdapterError(f"config must be plain values, as in JSON ({error})") from None
         check_values(f"peft's {self.config_class}", self.config)
 
     def install(self, model: nn.Module) -> None:

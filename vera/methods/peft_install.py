@@ -58,26 +58,18 @@ def install(
     weights = names - head_parameters(model).keys()
     # A copy that shares the weights, for a second installation
     clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-    # Some named initialisations write into the base weights in place
-    named = not blank and any("init" in key and isinstance(value, str) for key, value in config.items())
-    before = [(p.data, p.detach().clone()) for p in model.parameters()] if named else []
-    wrong = ""
     try:
         with _one_thread():
             wrapper = peft.get_peft_model(model, config_class(**config))
     except Exception as error:
-        wrong = f"on a {type(model).__name__}: {first_line(error)}"
+        raise AdapterError(f"{owner} on a {type(model).__name__}: {first_line(error)}") from None
     plain, head = plain_names(model), head_prefixes(model)
     now = {plain[name]: p for name, p in model.named_parameters() if plain[name] in weights}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and p.numel()]
-    if not (wrong or blank) and fingerprint(model, now) != base:
-        wrong = "rewrites base weights with these settings: not supported"
-    elif not wrong and all(name.startswith(head) for name in trained):
-        wrong = f"leaves nothing to train in a {type(model).__name__}"
-    if wrong:
-        for data, value in before:  # Method.adapt puts back what was not written in place
-            data.copy_(value)
-        raise AdapterError(f"{owner} {wrong}")
+    if not blank and fingerprint(model, now) != base:
+        raise AdapterError(f"{owner} rewrites base weights with these settings: not supported")
+    if all(name.startswith(head) for name in trained):
+        raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
     stored, hidden = ({}, {}) if blank else _frozen(model, wrapper, names)
     if not (stored or hidden):
         return Installed(wrapper, base, {}, {})

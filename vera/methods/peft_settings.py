@@ -1,6 +1,7 @@
 """Which configurations of peft are supported, and how one is completed for a model."""
 
 import difflib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -23,16 +24,19 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Classes that train over quantised weights (docs/methods.md); others fail, or train nothing (Uni-LoRA).
+#: Classes that train over quantised weights as docs/methods.md sets them; others fail, or train nothing
+#: (Uni-LoRA). Nothing here tries a user's own settings there.
 OVER_QUANTISED = (
     *("AdaLora", "Beft", "BOFT", "FourierFT", "Hira", "IA3", "Lily", "LNTuning", "Lora", "Miss", "OFT"),
     *("Pvera", "RandLora", "Road", "Shira", "TrainableTokens", "VBLoRA", "Vera", "WaveFT"),
 )
+#: The starts of LoRA's initialisations that change the base weights, in upper or lower case.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 #: Strings of a configuration: names of modules and choices. peft reads many of them as regular expressions;
 #: without operators, none of these runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
-#: The most letters of a configuration, as JSON.
-LONGEST = 2**16
+#: The most letters of a configuration, as JSON, and the most lists and mappings inside one another.
+LONGEST, DEEPEST = 2**16, 16
 #: A site of peft's methods alone: every norm outside the head.
 NORMS = "norms"
 #: The default sites of each class: those that its paper trains. In a file, since runs/config/files.py reads
@@ -45,16 +49,23 @@ SITES: dict[str, list[str]] = json.loads(
 def check_values(owner: str, config: dict[str, Any]) -> None:
     """Raises AdapterError for a configuration, perhaps from a stranger's file, that could keep peft busy for
     ever. Patterns are refused here already: an adapter's file could not be loaded again."""
-    if len(json.dumps(config)) > LONGEST:
+    try:
+        length = len(json.dumps(config))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{owner}: config must be plain values, as in JSON ({error})") from None
+    if length > LONGEST:
         raise AdapterError(f"{owner}: more than {LONGEST} letters are no configuration")
-    todo: list[tuple[str, Any]] = list(config.items())
+    if str(init := config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
+        raise AdapterError(f"{owner}: init_lora_weights={init} rewrites base weights: not supported")
+    todo: list[tuple[str, Any, int]] = [(key, value, 0) for key, value in config.items()]
     while todo:
-        key, value = todo.pop()
+        key, value, depth = todo.pop()
         limit = 2**63 if "seed" in key or "key" in key else LARGEST
-        if isinstance(value, dict):
-            todo += [(key, part) for pair in value.items() for part in pair]
-        elif isinstance(value, list | tuple):
-            todo += [(key, part) for part in value]
+        if isinstance(value, dict | list | tuple):
+            if depth == DEEPEST:
+                raise AdapterError(f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep")
+            parts = itertools.chain(*value.items()) if isinstance(value, dict) else value
+            todo += [(key, part, depth + 1) for part in parts]
         elif isinstance(value, str) and not PLAIN.fullmatch(value):
             raise AdapterError(f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}")
         elif isinstance(value, int | float) and not abs(value) < limit:

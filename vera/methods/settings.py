@@ -2,9 +2,9 @@
 
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from vera.errors import AdapterError
+from vera.errors import AdapterError, first_line
 
 #: What a setting of each type is called in an error message.
 NAMES: dict[Any, str] = {
@@ -24,11 +24,23 @@ LARGEST = 2.0**53
 MOST_WORDS = 1_000
 
 
+def types_of(method: Any) -> dict[str, Any]:
+    """The type of each setting of a method's class. Raises AdapterError for one whose name means nothing, and
+    for settings that no dataclass makes."""
+    try:
+        hints = get_type_hints(method)
+    except Exception as error:  # of any kind: an annotation is code
+        raise AdapterError(f"{method.__name__}: the type of a setting: {first_line(error)}") from None
+    own = [field.name for field in fields(method)]
+    if any(get_origin(hint) is not ClassVar for name, hint in hints.items() if name not in own):
+        raise AdapterError(f"{method.__name__}: its settings need @dataclass(frozen=True) above the class")
+    return {name: hints[name] for name in own}
+
+
 def check_settings(method: Any) -> None:
     """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out of range."""
-    hints = get_type_hints(type(method))
-    for name in [field.name for field in fields(method)]:
-        value, annotation = getattr(method, name), hints[name]
+    for name, annotation in types_of(type(method)).items():
+        value = getattr(method, name)
         if isinstance(value, list):
             value = tuple(value)
             object.__setattr__(method, name, value)
@@ -53,15 +65,12 @@ def check_settings(method: Any) -> None:
             raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
         elif kind is float and not abs(value) <= LARGEST:
             raise AdapterError(f"{name} must be a finite number, of at most 2^53")
-        elif not all(isinstance(word, str) and len(word) <= MOST_WORDS for word in words):
-            raise AdapterError(f"{name} must be a list of words, of at most {MOST_WORDS} letters")
-        elif len(words) > MOST_WORDS:
-            raise AdapterError(f"{name} has at most {MOST_WORDS} words")
-    for name in COUNTS:
-        if (count := getattr(method, name, None)) is not None and count < 1:
-            raise AdapterError(f"{name} must be a whole number of at least 1, got {count}")
-    if not 0 <= (dropout := getattr(method, "dropout", 0.0)) < 1:
-        raise AdapterError(f"dropout must be in [0, 1), got {dropout}")
+        elif len(words) > MOST_WORDS or any(not isinstance(w, str) or len(w) > MOST_WORDS for w in words):
+            raise AdapterError(f"{name} must be a list of words: at most {MOST_WORDS}, of as many letters")
+        elif name in COUNTS and value < 1:
+            raise AdapterError(f"{name} must be a whole number of at least 1, got {value}")
+        elif name == "dropout" and not 0 <= value < 1:
+            raise AdapterError(f"dropout must be in [0, 1), got {value}")
 
 
 def check_rank(name: str, rank: int, widest: int) -> None:

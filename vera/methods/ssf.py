@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import Added
+from vera.methods.layers import Added, add_child
 from vera.methods.lora import place
-from vera.sites import ALL_LINEAR, find_norms, find_sites, head_prefixes, is_linear, is_transposed, size
+from vera.sites import ALL_LINEAR, find_norms, find_sites, is_linear, is_transposed, outside_head, size
 
 
 class ScaleShift(Added):
@@ -45,7 +45,7 @@ def scale_and_shift(module: Any) -> None:
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
     width = size(module)[1] if is_linear(module) else module.weight.shape[0]
-    module.add_module("ssf", ScaleShift(width, 1 if images else -1, place(module)))
+    add_child(module, "ssf", ScaleShift(width, 1 if images else -1, place(module)))
     module.register_forward_hook(_scale)
 
 
@@ -61,12 +61,7 @@ class SSF(Method, kind="ssf"):
     """Trains a scale and a shift after each linear layer, LayerNorm and convolution outside the head."""
 
     def install(self, model: nn.Module) -> None:
-        head = head_prefixes(model)
-        convolutions = [
-            path
-            for path, m in model.named_modules()
-            if isinstance(m, nn.Conv2d) and not f"{path}.".startswith(head)
-        ]
+        convolutions = [path for path, m in outside_head(model) if isinstance(m, nn.Conv2d)]
         if not convolutions:
             raise AdapterError(f"a {type(model).__name__} has no patch embedding: SSF is for image models")
         for path in [*find_sites(model, (ALL_LINEAR,)), *find_norms(model), *convolutions]:
