@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from running import call, call_here, output_of
 
+import runs.__main__ as main
 from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.identity import run_id
@@ -258,6 +260,16 @@ per_device_train_batch_size micro_batch, gradient_accumulation_steps micro_batch
 per_device_eval_batch_size eval_batch, num_train_epochs train.epochs, max_seq_length train.max_length,
 lr_scheduler_type train.schedule, max_grad_norm train.clip, output_dir output, dataset task, wandb tracking
 """
+
+
+def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
+    seen, ended = list[list[int]](), SimpleNamespace(exit_code=0)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(main, "sweep", lambda runs, **_: seen.append([run.seed for run in runs]) or ended)
+    for _ in range(2):
+        main.main(["task=rte", "seed=shuffle(0,1,2,3,4,5,6,7)"])
+    assert seen[0] == seen[1]
+    assert sorted(seen[0]) == [*range(8)]
 
 
 @pytest.mark.parametrize(
