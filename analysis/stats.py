@@ -256,8 +256,10 @@ def part_of(runs: pd.DataFrame, table: str = "", preset: str = "") -> pd.DataFra
         one_of("table", table, tables.TABLES)
     if not table and not preset:
         return runs
-    named = runs[runs.preset == preset] if preset else tables.belonging(table, runs)
+    named = runs[runs.preset == preset]
     keys = {*zip(named.model, named.task, strict=True)}
+    if table:
+        keys = {(of.model, task) for of in tables.made(table, runs) for task in of.tasks.values()}
     return runs[[key in keys for key in zip(runs.model, runs.task, strict=True)]]
 
 

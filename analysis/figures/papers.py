@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.beside import exact_counts
@@ -139,6 +140,8 @@ def figure2(part: Part) -> list[Figure]:
 
 def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
     lines = data.assign(line=data.scaling.str.split(" and ")).explode("line", ignore_index=True)
+    if not (data.scaling == "proportional").any():  # LoRA's own rank alone makes no line
+        lines = lines[lines.line != "proportional"]
     lines["line"] = lines.method + lines.line.map(lambda of: ALPHAS.get(of, ""))
     how = {"xlabel": "trainable parameters, without the classification head", "ylabel": ylabel}
     draw_lines(axes, lines, "parameters", "median", "line", RANKS, bars=True, xscale="log", **how)
@@ -192,11 +195,13 @@ def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
     """Groups of bars: a method each, a bar for each source."""
     data = data[finite(data.gain).notna()]
     names, sources = data.drop_duplicates("row").set_index("row").method, data.source.unique()
+    legend = list[Patch]()
     for i, source in enumerate(sources):
         of, wide = data[data.source == source], 0.8 / len(sources)
         at, quoted = names.index.get_indexer(of.row) + (i + 0.5) * wide - 0.4, not of.runs.any()
         colours = ["#dddddd" if quoted else look(*key)[0] for key in zip(of.kind, of.row, strict=True)]
-        bars = axes.bar(at, of.gain, wide * 0.92, color=colours, label=source, hatch="///" * quoted)
+        bars = axes.bar(at, of.gain, wide * 0.92, color=colours, hatch="///" * quoted)
+        legend.append(Patch(color="#dddddd" if quoted else "#555555", hatch="///" * quoted, label=source))
         for bar, complete in zip(bars, of.complete, strict=True):
             bar.set_alpha(1 if complete else 0.5)
         axes.bar_label(bars, [f"{gain:.2g}" for gain in of.gain], padding=1, fontsize=6)
@@ -206,7 +211,7 @@ def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter("{:g}".format))
     axes.minorticks_off()
     axes.margins(y=0.15)
-    axes.legend()
+    axes.legend(handles=legend)
 
 
 # --- figures of measures, by layer
@@ -239,7 +244,7 @@ def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Itera
             counts[pair] += 1
             if {*ids} <= {*cell_of.index}:
                 setting = str(measure["settings"]), *cell_of[[*ids]]
-                groups[pair][setting].setdefault(ids, measure)
+                groups[pair][setting][ids] = measure
 
     def rank(group: dict[Any, Record]) -> tuple[bool, int]:
         return next(iter(group.values()))["settings"].get("ranks") == [64, 64], len(group)

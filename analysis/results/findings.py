@@ -256,6 +256,7 @@ def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Fin
         parts = {"query": d.site == "query", "value": d.site == "value", "early": ~later, "late": later}
         parts |= {"first": d.layer == d.layer.min(), "last": d.layer == d.layer.max()}
         means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
+        means = means.reindex(range(len(group.measures)))  # one without a finite value is none to leave out
         if len(means) and means[["query", "value"]].notna().all(axis=None):
             for about, compared in MAGNITUDES.items():
                 apart = pd.DataFrame({more: means[more] - means[less] for more, less in compared})

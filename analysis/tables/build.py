@@ -35,13 +35,15 @@ def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
 def build(spec: Spec, view: View) -> list[Table]:
     """A table for each of the paper's models, and for each other model that has such runs."""
     tables = list[Table]()
-    for part in spec.parts(view):
+    parts = spec.parts(view)
+    for part in parts:
+        every = view.runs if len(parts) == 1 else part.runs
         made, printed = of_paper(spec, part)
         ran = sorted({*(made[made.row != "vera"] if spec.ablation else made).model})
         for model in dict.fromkeys([*spec.models, *ran]):
             if model in (view.models or [model]):
-                of = (frame[frame.model == model] for frame in (view.runs, part.runs, made, printed))
-                tables.append(_Model(spec, view, model, *of).table())
+                of = (frame[frame.model == model] for frame in (every, part.runs, made, printed))
+                tables.append(_Model(spec, part, model, *of).table())
     return tables
 
 

@@ -208,7 +208,8 @@ class Judged(Spec):
                 about["complete"] = len(of) >= cell["wanted"]
                 if len(of):
                     about["n"] = of["mean"].count()
-                    about["turns"] = " / ".join(f"{turn:.2f}" if turn == turn else NONE for turn in turns)
+                    said = [f"{turn:.2f}" if turn == turn else NONE for turn in turns]
+                    about["turns"] = " / ".join(said) or NONE
                     about["valid"] = f"{of.n_valid.sum()} of {of.n.sum()}"
                 if len(of) == 1 and of.low.notna().all():
                     about["interval"] = f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}"

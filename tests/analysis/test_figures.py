@@ -102,6 +102,8 @@ def test_figure_2_is_the_median_and_range_of_each_rank_by_each_convention_of_alp
     several = [line for line in canvas(figure).axes[0].get_lines() if len({*line.get_xdata()}) > 1]
     paths = {line.get_linestyle(): [round(float(y), 6) for y in line.get_ydata()] for line in several}
     assert paths == {"-": [50.0, 70.0], "--": [65.0, 70.0], "None": [65.0, 70.0]}  # hollow
+    plot = canvas(made("figure2", vera + lora[:2])[0]).axes[0]  # one convention alone is one line
+    assert not [text for text in plot.get_legend().get_texts() if "proportional" in text.get_text()]
     quoted = [(row["rank"], row["median"], row["runs"]) for row in lines(figure) if "quoted" in row["source"]]
     assert quoted == [(256, 85.9, ()), (8, 85.2, ())]
     # A rank set on the command line is that rank's point, and a seed of it counts once

@@ -281,8 +281,10 @@ def test_the_demo_says_how_many_seeds_and_rows_it_has():
     for one in larger:
         one["id"] += "2000"
         one["config"]["task"]["dev_rows"] = one["data"]["dev_rows"] = 2000
+        one["curve"] = {key: values[-1:] for key, values in one["curve"].items()}
     two = made("demo", ledger(*runs(0, 1, 2), *larger))
     assert [("2,000 dev rows" in table.title, len(table.texts)) for table in two] == [(False, 3), (True, 3)]
+    assert ["last epoch alone" in " ".join(table.notes) for table in two] == [False, True]
     elsewhere = made("demo", ledger(runs(0)[0], runs(1, paper="peers_minilm")[0]))  # of five seeds
     assert elsewhere[0].texts[0][0] == "VeRA r=1024 (2/3 seeds)"
 
