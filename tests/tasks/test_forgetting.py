@@ -38,8 +38,10 @@ def test_a_path_is_read_and_the_ends_of_its_lines_do_not_count(tmp_path):
 def test_what_is_no_text_is_refused_in_one_line(value, tmp_path):
     with refused("task.forgetting_text=", value):
         of(value)
+    with refused("hub:OWNER/NAME/FILE"):
+        of("hub:x")
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    with refused(str(tmp_path / "x")):
+    with refused("task.forgetting_text=", str(tmp_path / "x")):
         of(str(tmp_path / "x"))
 
 

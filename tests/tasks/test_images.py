@@ -19,6 +19,7 @@ import tasks
 from runs.config import expand
 from runs.identity import data_content
 from tasks.images.pixels import Preprocessing
+from tasks.images.sets import _cells
 
 pytestmark = pytest.mark.properties
 
@@ -118,6 +119,17 @@ def test_the_hubs_parquet_files(name, splits, columns, dev, tmp_path):
     task = prepared(name, parquet(tmp_path / "data", splits, *columns), shots=3)
     check(task, 3, dev)
     assert task.classes == ["ant", "bee", "cow"]
+
+
+def test_of_parquet_files_only_those_with_a_wanted_row_are_read(tmp_path):
+    paths = [tmp_path / f"{n}.parquet" for n in range(3)]
+    for path in paths[:2]:
+        pyarrow.parquet.write_table(pyarrow.table({"image": [path.name.encode(), b"x"]}), path)
+    content = paths[0].read_bytes()
+    paths[0].write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # its rows; the last is no file
+    assert list(_cells(paths, "image", [2])) == [b"1.parquet"]
+    with refused(str(paths[0])):
+        list(_cells(paths, "image", [0]))
 
 
 def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
@@ -223,7 +235,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     (folder / "test" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     broken = folder / "test" / "ant" / "ant_002.png"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
-    with refused("2 images cannot be read: test/ant/ant_002.png (", "; test/ant/gone"):
+    with refused("image_folder: 2 images cannot be read: test/ant/ant_002.png (", "; test/ant/gone"):
         prepared("image_folder", folder, shots=4)
     for path in (folder / "train" / "bee").iterdir():
         path.write_bytes(b"\x89PNG broken")
@@ -256,7 +268,7 @@ FAULTS = {
     "test_set holds folders of images": lambda folder: [
         (folder / split).rename(folder / f"{split}_set") for split in ("train", "test")
     ],
-    "train/bee: a folder for a class without an image": lambda folder: [
+    "train/bee: a class's folder without an image": lambda folder: [
         path.unlink() for split in ("train", "test") for path in (folder / split / "bee").iterdir()
     ],
     "a/data, b/data": lambda folder: (

@@ -323,7 +323,7 @@ def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     fixed = {"model": "gpt-4", "temperature": 0, "max_tokens": 2048}
     assert all({k: v for k, v in r.items() if k != "messages"} == fixed for r in server.requests)
     assert server.keys == {f"Bearer {KEY}"}
-    row = json.loads(SAVED.read_text().split("\n")[1])
+    row, *_ = [json.loads(line) for line in SAVED.read_text().splitlines()]
     assert row["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
     assert [row[k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
     # Shown again without a server, and without a key.
@@ -464,7 +464,8 @@ def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answer
         for _ in range(2):
             assert run(data, server, answers) == 0
         assert sorted(server.paid.values()) == [1] * 7 + [2]
-    assert SAVED.read_bytes().startswith(whole[:-30] + b"\n")
+    assert SAVED.read_bytes().startswith(whole[:-30] + b"\n{")
+    assert b"\n\n" not in SAVED.read_bytes()
     before = read_judgments(SAVED)  # the first of two counts
     SAVED.write_bytes(SAVED.read_bytes() + whole.replace(b"[[7]]", b"[[9]]"))
     assert read_judgments(SAVED) == before
@@ -511,3 +512,17 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
         ended(start(data, server, answers, "--judgments", file), "3 judged anew, 5 taken from")
         assert len(server.paid) == 8
         assert set(server.paid.values()) == {1}
+
+
+@pytest.mark.usefixtures("process")
+def test_two_processes_share_a_file(data, tmp_path):
+    questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(path.stem).items()}
+        write_answers(path, path.stem, long, questions)
+    with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
+        for running in [start(data, server, p, "--judgments", file, "--passes", "4") for p in paths]:
+            ended(running, "32 judged anew, 0 taken from")
+    lines = [line for line in file.read_text().splitlines() if line]  # see tasks.mt_bench.judging.append
+    assert len(lines) == len(read_judgments(file)) == 64
