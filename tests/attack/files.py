@@ -124,7 +124,7 @@ def value_changed(whole: Any, dice: random.Random) -> bytes:
     while node is None or (isinstance(node[key], dict | list) and node[key] and dice.random() < 0.7):
         node = whole if node is None else node[key]
         key = dice.choice(range(len(node)) if isinstance(node, list) else list(node))
-    if isinstance(node[key], str) and node[key].startswith("{"):  # an adapter's header
+    if isinstance(node[key], str) and node[key].startswith('{"'):  # an adapter's header
         node[key] = value_changed(json.loads(node[key]), dice).decode()
     elif dice.random() < 0.2:
         del node[key]
