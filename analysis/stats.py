@@ -232,6 +232,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
     if settings.row:
         one_of("row", row, sorted(set(part.row)))
+        part = part if (part[part.row == row].kind == "result").any() else part[part.row == row]
     own, others = (of[of.id.isin(part.id)] for of in frames)
     shown = [*statistics_tables(own, row), *ranks(own)]
     of_others = (*statistics_tables(others, row), *ranks(others))

@@ -308,7 +308,7 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
         + (f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""): amounts,
         f"  ({'; '.join(bases)})": amounts,
         f"FLOPs are not known of {unknown}: its rows or lengths are not, or torch cannot count them": unknown,
-        f"no estimate of time: probe=true measures {plural(len(slow), 'row')}, {SECONDS}s each": slow,
+        f"no estimate of time: no rate of {plural(len(slow), 'row')} (probe=true: {SECONDS}s each)": slow,
         "the time of decoding is not in it: a finished run shows it": decodes,
         f"est. {duration(sum(times))} left on one {card or devices(left[0].run)[0]}{part}"
         f"{words and f' ({words})'}{f', {megabytes(disk)} on disk' if disk else ''}": times,

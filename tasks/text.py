@@ -98,9 +98,9 @@ def source(settings: Any) -> Source:
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
-    for path in files.values():
+    for part, path in files.items():
         if not path.is_file():
-            raise DataError(f"{path}: no such file (task.train_file, task.dev_file)")
+            raise DataError(f"{path}: no such file (task.{part}_file)")
     return Source(files=files)
 
 

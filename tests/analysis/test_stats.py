@@ -230,7 +230,7 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
     with pytest.raises(UserError, match=f"no records in {tmp_path}"):
         main()
     rows = [*seeds(), *seeds("lora", bests=(0.7,) * 5), *seeds("lora", "cola", model="minilm")]
-    trial = record("vera", "mrpc")
+    trial = record("bitfit", "mrpc")
     trial["config"]["train"]["max_steps"] = 3
     for one in (*rows, trial):
         write_record(tmp_path, one)
@@ -251,9 +251,10 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
         (["experiment=table2_bas"], r"no preset 'table2_bas'. Did you mean table2_base\?"),
         (["table2_base"], "no table 'table2_base'.*Known: table1, table2"),
         (["table2", "experiment=table2_base"], "table2 and experiment=table2_base: name one of them"),
-        (["row=peft:IA3Config"], "no row 'peft_ia3'.*Known: lora, vera"),
+        (["row=peft:IA3Config"], "no row 'peft_ia3'.*Known: bitfit, lora, vera"),
         (["table8"], "table8 is of formulas or recipes, and has no records"),
         (["sweep=other"], "no sweep 'other'"),
+        (["row=bitfit"], "no finished run .* for that: stopped early by train.max_steps"),
         (["task=mrpc"], "no finished run .* for that: stopped early by train.max_steps"),
     ):
         with pytest.raises(UserError, match=message):

@@ -254,7 +254,7 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
     assert f"forecast for 5 runs: {5 * known.steps:,} steps, " in text
     assert f"{5 * known.flops:.1e} FLOP".replace("e+", "e") in text
     assert "(rows as published (conf/rows.yaml); lengths as published, in GPT-2's tokens)" in text
-    assert "no estimate of time: probe=true measures 1 row" in text
+    assert "no estimate of time: no rate of 1 row (probe=true: " in text
     assert "est. " not in text
     flops = len(runs) * known.flops
     hours = plan_of(words, card="H100")
@@ -306,7 +306,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     assert f"est. {duration(outline(run).flops / flops)} left" in out
     # Kept: nothing is measured twice, and another row has a rate of its own
     assert "for each of 0 rows" in call_here("runs.plan", *words, "probe=true", check=0).stdout
-    assert "no estimate of time: probe=true" in plan_of([*words, "method.rank=4"])
+    assert "no estimate of time: no rate of 1 row" in plan_of([*words, "method.rank=4"])
     # A finished run says better, of its own cell and of others on this device
     trained(words)
     assert "(from 1 finished run)" in plan_of([*words, "seed=1"])
