@@ -33,6 +33,8 @@ REFUSED = {
     r"\+*lease_seconds=": "leave it out, since the kernel knows which runs are on",
     r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
 }
+#: Values of a list.
+MOST = 100_000
 #: Parts whose overrides are compared with their files.
 PARTS = ("task.", "method.", "train.", "model.settings")
 #: Keys for where and how runs are done: no part of a run, and one value for a whole command.
@@ -134,7 +136,10 @@ def listed(argument: str) -> tuple[str, list[str]]:
     try:
         if any(isinstance(one, Sweep) for one in getattr(override.value(), "list", ())):
             raise ValueError("choice() or range() beside or within a list: write one list, KEY=a,b")
-        lines = [f"{override.get_key_element()}={one}" for one in override.sweep_string_iterator()]
+        values = [*itertools.islice(override.sweep_string_iterator(), MOST + 1)]
+        if len(values) > MOST:  # range(0,inf) has no end
+            raise ValueError(f"more than {MOST:,} values")
+        lines = [f"{override.get_key_element()}={one}" for one in values]
     except (HydraException, ValueError, ArithmeticError) as error:
         raise UserError(f"{argument}: cannot be listed ({first_line(error)})") from None
     if not lines:

@@ -187,6 +187,7 @@ task.family=../../evil | task.family=../../evil: should be one of e2e, glue, ima
 task.family=null | task.family=null: should be
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
+seed=range(0,inf) | cannot be listed (more than
 train.lr=[1e-2,1e-3] | train.lr=[0.01,0.001]: should be
 method.rank=[4,8] | method.rank=[4,8]: should be
 method=[vera,lora] | no method '[vera,lora]'
