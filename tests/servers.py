@@ -1,4 +1,4 @@
-"""Small servers on loopback: a judge behind OpenAI's protocol and the hub, which misbehave as they are told,
+"""Small servers on loopback: a judge behind OpenAI's protocol and the hub, which fail as a test asks,
 and W&B, which keeps what it was told."""
 
 import contextlib

@@ -177,7 +177,7 @@ class Costs(Spec):
         return of_runs(cell.median, cell.ids, decimals=self.decimals.get(column, 1))
 
     def status(self, view: View, first: Cell, usual: str) -> str:
-        """Whose it is: costs have no verdict."""
+        """Whose runs these are: costs have no verdict."""
         return view.whose
 
 
