@@ -211,7 +211,6 @@ def tests_of(clone, path):
 
 def run(folder):
     """Tries what has no result yet. Returns how many are missed that were caught before."""
-    os.nice(15)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
     done = set(map(key, read(path)))

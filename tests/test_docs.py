@@ -4,6 +4,7 @@ file. Commands are read by the readers that they have, and not run."""
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import sys
@@ -175,7 +176,7 @@ def diagonal():
             yield tuple(of[number % len(of)] for of in lists)
 
     with pytest.MonkeyPatch.context() as own:  # which read_line's undo() does not undo
-        own.setattr(composed, "itertools", types.SimpleNamespace(product=product))
+        own.setattr(composed, "itertools", types.SimpleNamespace(islice=itertools.islice, product=product))
         yield
 
 
