@@ -4,13 +4,15 @@
     PYTHONPATH=.:tests python tests/mutants.py keep        writes the results into tests/nets/mutants.jsonl
     PYTHONPATH=.:tests python tests/mutants.py draw        draws others for those whose code is gone
 
-tests/nets/mutants.jsonl holds them: file, function, the line before and after, and the result of the pass
-that a later one is compared with: what was caught then and is not any more ends it with exit code 1. They are
-tried in a clone of the last commit. FOLDER keeps map.coverage and map.times (which fast tests reach which
-line, and how long they take; delete them after any change) and results.jsonl (for a new pass, too).
+tests/nets/mutants.jsonl holds them: file, function, the line before and after, and of the pass that a later
+one is compared with the result and the test that caught it, which the later one tries first. What was caught
+then and is not any more ends it with exit code 1. They are tried in a clone of the last commit. FOLDER keeps
+map.coverage and map.times (which fast tests reach which line, and how long they take; delete them after any
+change) and results.jsonl (for a new pass, too).
 """
 
 import ast
+import functools
 import json
 import os
 import random
@@ -28,7 +30,7 @@ from coverage import CoverageData
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
 SECONDS, TESTING = 45, 20.0  # of a mutant, at most; of its tests, as they took without it
-BAD, KEYS = ("missed", "unreached"), ("file", "function", "nth", "before", "after")
+BAD, KEYS, KEPT = ("missed", "unreached"), ("file", "function", "nth", "before", "after"), ("result", "by")
 #: How many of each part.
 PARTS = {
     "vera/methods/*.py": 50,
@@ -210,18 +212,23 @@ def tests_of(clone, path):
 
 
 def run(folder):
-    """Tries what has no result yet. Returns how many are missed that were caught before."""
+    """Tries what has no result yet, first what the last pass caught. Returns how many are missed that were
+    caught before."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
     done = set(map(key, read(path)))
     with tempfile.TemporaryDirectory() as temporary:
         clone = Path(temporary) / "clone"
         subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
-        reaching = tests_of(clone, folder / "map.coverage")
-        for mutant in (one for one in read(DATA) if key(one) not in done):
-            found = tried(mutant, chosen(reaching[f"{mutant['file']}:{mutant['function']}"]), clone)
-            write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
-            print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
+        reaching = functools.cache(lambda: tests_of(clone, folder / "map.coverage"))
+        for mutant in sorted(read(DATA), key=lambda one: not one.get("by")):
+            if key(mutant) not in done:
+                found = mutant.get("by") and tried(mutant, [mutant["by"]], clone)
+                if not found or found["result"] in BAD:
+                    tests = chosen(reaching()[f"{mutant['file']}:{mutant['function']}"])
+                    found = tried(mutant, tests, clone)
+                write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
+                print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
     before, results = {key(one): one.get("result") for one in read(DATA)}, read(path)
     print(dict(Counter(one["result"] for one in results)))
     lost = [one for one in results if one["result"] in BAD and before.get(key(one)) in ("caught", "late")]
@@ -257,9 +264,9 @@ def tried(mutant, tests, clone):
         code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], SECONDS)
     finally:
         path.write_text(before)
-    by = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+    by = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", output, re.M)
     return {
-        "result": {None: "late", 0: "missed"}.get(code, "caught"),
+        "result": {None: "late", 0: "missed", 4: "unreached"}.get(code, "caught"),
         "by": by[1] if by else "",
         "of": len(tests),
     }
@@ -289,8 +296,9 @@ def main(words):
     if "draw" in words:
         draw()
     elif "keep" in words:
-        results = {key(one): one["result"] for one in read(folder / "results.jsonl")}
-        write(DATA, [one | {"result": results.get(key(one))} for one in read(DATA)])
+        results = {key(one): one for one in read(folder / "results.jsonl")}
+        kept = [one | {part: results.get(key(one), {}).get(part) for part in KEPT} for one in read(DATA)]
+        write(DATA, kept)
     else:
         sys.exit(bool(run(folder)))
 
