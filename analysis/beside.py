@@ -29,6 +29,8 @@ WORDS = (
     *(*WITH_SPREAD, *WITHOUT_SPREAD, "incomplete", "other size", "other model", "not in the paper"),
     *("not run", "quoted"),
 )
+#: What is read of our cells.
+OURS = ("our_spread", "values", "ids", "runs", "n", "complete", "parameters", "variant")
 #: Half of the last digit of a spread as the paper prints it: one of "0.0" need not be none.
 HALF_DIGIT = 0.05
 
@@ -46,11 +48,9 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     printed = numbers()[lambda of: (of.table == table) & (of.task != "") & (of.part == (part or of.part))]
     printed = printed.reset_index(drop=True)
     on = ["model", "like", "task"]
-    ours = cells.rename(columns={"row": "like", "spread": "our_spread", "label": "our_label"})
-    if "column" in ours:
-        on = [*on, "column"]
-    shared = [name for name in ours if name in printed and name not in on]
-    rows = printed.merge(ours.drop(columns=shared), on=on, how="left")
+    ours = cells.rename(columns={"row": "like", "spread": "our_spread"})
+    on += [name for name in ("column",) if name in ours]
+    rows = printed.merge(ours[[*on, *(name for name in OURS if name in ours)]], on=on, how="left")
     means = table in MEANS
     n, known, has = rows.n.fillna(0).astype(int), rows.our_spread.notna(), rows.runs.notna()
     factor = n.map(lambda k: (1.0 if means else median_variance(k)) if k > 1 else math.nan)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import runs
+from analysis.frame import chosen, runs
 from runs import command
 from runs.command import OfRecords, did_you_mean, setting
 from runs.errors import UserError
@@ -107,11 +107,11 @@ def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
     return replace(ledger, records=records, measures=measures, published=published)
 
 
-def own_and_published(ledger: Ledger) -> tuple[pd.DataFrame, pd.DataFrame]:
+def own_and_published(ledger: Ledger, frame: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of this machine, and the published ones. A run that was done here and is published, too, is in
-    both, with the record of each."""
-    own = {i: one for i, one in ledger.records.items() if ledger.origin.get(i, "ours") == "ours"}
-    twice = {i: one for i, (_, one) in ledger.published.items()}
-    others = {i: one for i, one in ledger.records.items() if i not in own} | twice
-    origin = ledger.origin | {i: study for i, (study, _) in ledger.published.items()}
-    return runs(Ledger(own)), runs(Ledger(others, origin))
+    both, with the record of each. frame: the ledger's runs, where they are at hand."""
+    frame = runs(ledger) if frame is None else frame
+    own, origin = frame.origin == "ours", {run: study for run, (study, _) in ledger.published.items()}
+    twice = runs(Ledger({run: one for run, (_, one) in ledger.published.items()}, origin))
+    others = [of for of in (frame[~own], twice) if len(of)] or [twice]
+    return chosen(frame[own]), chosen(pd.concat(others, ignore_index=True))

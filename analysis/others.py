@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis.frame import CHOSEN
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
 from analysis.render import Entry, Number
 from runs.record.text import plural
@@ -65,14 +67,17 @@ def others_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Dat
     """What others report of a model in these columns, and `less`, our median by the same choice of the epoch
     less theirs: NaN where we have none, or not of every seed. cells: ours."""
     theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
-    by_column = cells.drop_duplicates(["row", "column"]).set_index(["row", "column"])
+    shown = cells[["row", "column", "task", "complete", *CHOSEN, "median"]].drop_duplicates(["row", "column"])
+    by_column = {(cell.row, cell.column): cell for cell in shown.itertuples()}
 
     def ours(of: Any) -> float:
         wanted = [*GLUE] if of.column == "avg" else [of.column]
-        own = by_column.reindex([(of.like, column) for column in wanted])
+        own: list[Any] = [by_column.get((of.like, column)) for column in wanted]
+        if not all(cell and cell.complete for cell in own):
+            return math.nan
         # A column that is no task is a score, of one epoch
-        epoch = of.epoch if of.epoch and own.task.iloc[0] == wanted[0] else "median"
-        return float(own[epoch].mean(skipna=False)) if own.complete.eq(True).all() else math.nan
+        epoch = of.epoch if of.epoch and own[0].task == wanted[0] else "median"
+        return float(np.mean([getattr(cell, epoch) for cell in own]))
 
     return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
 

@@ -157,9 +157,8 @@ TIDY = ["table", "model", "line", "row", "source", "column", "task", "value", "s
 TIDY += ["mark", "verdict", "status", "text", "ids"]
 
 
-def render(tables: Iterable[Table], form: str = "md", runs: bool = False) -> str:
-    """Tables as md, latex or csv. runs: with the run ids of each number below a table; csv has them anyway,
-    in one frame of all tables."""
+def render(tables: Iterable[Table], form: str = "md") -> str:
+    """Tables as md, latex or csv, which is one frame of all of their numbers with the run ids of each."""
     if form == "csv":
         text = io.StringIO()
         whole = pd.concat([table.tidy() for table in tables], ignore_index=True)
@@ -168,24 +167,13 @@ def render(tables: Iterable[Table], form: str = "md", runs: bool = False) -> str
         whole[words] = whole[words].map(spreadsheet)
         whole.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
         return text.getvalue().rstrip("\n")
-    return "\n\n".join({"md": markdown, "latex": latex}[form](table, runs) for table in tables)
+    return "\n\n".join({"md": markdown, "latex": latex}[form](table) for table in tables)
 
 
 def spreadsheet(text: Any) -> Any:
     """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
     formula = isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
     return f"'{text}" if formula else text
-
-
-def _ids(table: Table) -> list[str]:
-    """A line for each number with its runs."""
-    lines, name = [], ""
-    for row in table.rows:
-        name = str(row[0]) or name
-        whose = name if str(row[0]) else f"{name}, {row[1]}"
-        numbers = zip(table.header, row, strict=True)
-        lines += [f"{whose} / {c}: {' '.join(e.ids)}" for c, e in numbers if isinstance(e, Number) and e.ids]
-    return [one_line(line) for line in lines]
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> list[str]:
@@ -202,11 +190,10 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = Tru
     return [first, f"|{rule}|", *others]
 
 
-def markdown(table: Table, runs: bool = False) -> str:
+def markdown(table: Table) -> str:
     """A table as Markdown with its title and notes."""
-    ids = _ids(table) if runs else []
     notes = [one_line(note) for note in table.notes]
-    return "\n".join([one_line(table.title), "", *grid(table.header, table.texts), "", *notes, *ids]).rstrip()
+    return "\n".join([one_line(table.title), "", *grid(table.header, table.texts), "", *notes]).rstrip()
 
 
 #: Characters that LaTeX reads as its own (a [ after the end of a row begins an option), and +-.
@@ -219,10 +206,10 @@ def escape(text: str) -> str:
     return re.sub(r"\+-|[\\~^<>[&%$#_{}]", lambda match: _LATEX[match[0]], text)
 
 
-def latex(table: Table, runs: bool = False) -> str:
+def latex(table: Table) -> str:
     """A table as LaTeX for booktabs, its title and notes as comments."""
     header, *rows = [[escape(one_line(text)) for text in row] for row in [table.header, *table.texts]]
     columns = f"l{'r' * (len(header) - 1)}"
     text = pd.DataFrame(rows, columns=header).to_latex(index=False, column_format=columns)
-    comments = [f"% {one_line(note)}" for note in [*table.notes, *(_ids(table) if runs else [])]]
+    comments = [f"% {one_line(note)}" for note in table.notes]
     return "\n".join([f"% {one_line(table.title)}", text.rstrip(), *comments])

@@ -52,7 +52,7 @@ RUNS_SHOWN = 8_000
 def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label; a part that a record spoils is left out, with a line."""
     problems, frame = [*ledger.problems], runs(ledger)
-    frames = own_and_published(ledger)
+    frames = own_and_published(ledger, frame)
     judged, measures = tables.verdicts(frame), [*ledger.measures.values()]
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
     part = partial(_part, problems)

@@ -26,17 +26,6 @@ WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
 TABLES = (*(f"table{number}" for number in range(1, 14)), "demo", "claims")
 
 
-def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every number that the paper prints of a trained and judged model, beside our cell: `beside.beside` of
-    each table, in the order of a page."""
-    view, found = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
-    for name in ("table2", "table3", "table4", "table13", "table5", "table6", "table7"):
-        for spec in specs()[name]:
-            numbers = of_paper(spec, *spec.parts(view))[1]
-            found.append(numbers.drop_duplicates(["model", "method", "size", "column"]))
-    return pd.concat(found, ignore_index=True)
-
-
 def make(
     name: str,
     ledger: Ledger,
@@ -51,30 +40,21 @@ def make(
     frames: the runs of this machine, and the published ones, where they are at hand. every: each variant of a
     row; every_own: of own rows alone. how: what View takes."""
     if name in WITHOUT_RECORDS:
-        return claims_table(ledger.serving) if name == "claims" else WITHOUT_RECORDS[name]()
-    own, others = frames or own_and_published(ledger)
-    tables = list[Table]()
+        return WITHOUT_RECORDS[name]()
+    (own, others), tables = frames or own_and_published(ledger), list[Table]()
     if len(own) or others.empty:
         shown = every_variant(own, paper=name != "") if every or every_own else own
         # The paper's rows alone come after those with runs
         tables = sorted(made(name, shown, **how), key=lambda table: not table.ids)
-    noted = {(table.model, task) for table in tables for task in table.tasks.values()}
+    missing = belonging(name, own)[lambda of: ~of.model.isin([table.model for table in tables])]
     if len(others):
         shown = every_variant(others, paper=name != "") if every else others
         no_own = not tables  # then the paper's rows alone are worth showing
         published = made(name, shown, whose="published", **how)
         tables += [table for table in published if table.ids or no_own]
-    if tables:  # own runs that were stopped early, of models and tasks without a table of own runs
-        tasks = {task for table in tables for task in table.tasks.values()}
-        early = own[(own.kind == "stopped") & (own.task.isin(tasks) | (name == ""))]
-        keys = pd.MultiIndex.from_frame(early[["model", "task"]])
-        tables[0].notes += unfinished(early[~keys.isin(list(noted))])
+    if tables:  # own runs of models without a table of own runs
+        tables[0].notes += unfinished(missing)
     return tables
-
-
-def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a table is made of, finished or not; of rows x tasks all."""
-    return pd.concat([spec.belonging(runs) for spec in specs()[name]]).drop_duplicates("id")
 
 
 def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any) -> list[Table]:
@@ -83,3 +63,19 @@ def made(name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any)
         return WITHOUT_RECORDS[name]()
     view = View(runs[runs.task.isin(tasks)] if tasks else runs, tasks=tuple(tasks), **how)
     return [table for spec in specs()[name] for table in build(spec, view)]
+
+
+def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a table is made of, finished or not; of rows x tasks all."""
+    return pd.concat([spec.belonging(runs) for spec in specs()[name]]).drop_duplicates("id")
+
+
+def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every number that the paper prints of a trained and judged model, beside our cell: `beside.beside` of
+    each table, in the order of a page."""
+    view, found = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
+    for name in ("table2", "table3", "table4", "table13", "table5", "table6", "table7"):
+        for spec in specs()[name]:
+            numbers = of_paper(spec, *spec.parts(view))[1]
+            found.append(numbers.drop_duplicates(["model", "method", "size", "column"]))
+    return pd.concat(found, ignore_index=True)

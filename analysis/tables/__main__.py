@@ -13,9 +13,9 @@ shows each. The table of a sweep shows each variant of your own rows.
 
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
 epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
-seeds than the protocol's says so and enters no average. runs=true lists the run ids behind each cell. Table 1
-is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has the
-numbers of the paper's text; files and latency in it come from make bench-serving.
+seeds than the protocol's says so and enters no average. format=csv has the run ids of each number. Table
+1 is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has the
+numbers of the paper's text.
 """
 
 import sys
@@ -30,7 +30,7 @@ from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
 from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, read_serving, write_atomically
+from runs.record import Ledger, write_atomically
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Settings(OfVariants):
     others: Literal["true", "all", "false"] = setting(
         "true", "what independent groups report below a row of tables 2 to 5 (all: a line each)"
     )
-    runs: bool = setting(False, "the run ids behind each cell, too (CSV has them anyway)")
     save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
 
 
@@ -65,11 +64,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     if settings.seeds is not None and settings.seeds < 1:
         raise UserError(f"seeds={settings.seeds}: should be at least 1")
-    try:
-        serving = read_serving(settings.output) if name == "claims" else None
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    ledger = Ledger(serving=serving) if name in WITHOUT_RECORDS else open_chosen(settings)
+    ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
     against = row_name(settings.against or "")
     if against:
         one_of("row", against, sorted({str(record["cell"]["row"]) for record in ledger}))
@@ -80,7 +75,7 @@ def main(arguments: list[str]) -> int:
     tables = make(name, ledger, None, settings.all, bool(settings.sweep), columns=columns, **how)
     if not tables:
         raise _nothing(name, ledger, settings)
-    text = render(tables, settings.format, settings.runs)
+    text = render(tables, settings.format)
     print(text)
     if settings.save:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]

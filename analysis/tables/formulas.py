@@ -3,7 +3,6 @@ text says beside its tables (a million users' adapters, parameters beside d_90, 
 the recipes of conf/recipe beside those that the paper prints."""
 
 import itertools
-import statistics
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,15 +14,12 @@ from analysis.beside import exact_counts, follows
 from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, paper, printed_file, recipes
 from analysis.render import Entry, Table
 from runs.record import CONF
-from runs.record.text import plural
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
 MODELS = {"roberta-base": "RoBERTa-base", "roberta-large": "RoBERTa-large", "gpt-3": "GPT-3"}
 #: What measures the claims that no formula gives.
 COMMAND = "make bench-serving"
-#: Variants of that benchmark, with what the paper says of each.
-VARIANTS = {"merged": "VeRA, one adapter, merged", "not merged": "VeRA, one adapter, not merged"}
 
 
 def memory(model: str, rank: int) -> dict[str, int]:
@@ -70,32 +66,19 @@ def table1() -> list[Table]:
 
 # --- claims
 
-Line = list[Entry]
 
-
-def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
+def claims_table() -> list[Table]:
     """The text's claims, each with the paper's number and ours: an adapter of GPT-3, and those of a million
-    users; the files that this project writes; exact counts beside d_90; the time of a batch with an adapter
-    over the base model's. Files and latency come from the benchmark of serving, where this machine has done
-    it."""
-    bench: dict[str, Any] = serving or {"rows": []}
-    of, d_90, latency = (printed_file("claims.yaml")[part] for part in ("memory", "d_90", "latency"))
-    rows = list[Line]()
-    exact, users = memory(of["model"], of["rank"]), f"{of['users']:,}"
+    users; exact counts beside d_90. Files and latency are measured by COMMAND, which prints them."""
+    of, d_90 = (printed_file("claims.yaml")[part] for part in ("memory", "d_90"))
+    rows, exact, users = list[list[Entry]](), memory(of["model"], of["rank"]), f"{of['users']:,}"
     for row, name, *printed in (("lora", "LoRA", of["adapter"], of["all"]), ("vera", "VeRA", "-", "-")):
         counts = {"an adapter": 1, f"{users} users": of["users"]}
         for (what, count), text in zip(counts.items(), printed, strict=True):
             size = 4 * exact[row] * count
             claim = f"GPT-3, {name} r={of['rank']}: {what}"
             rows.append([claim, text, binary(size), _status(text, size)])
-    files = [one for one in bench["rows"] if one["part"] == "adapter file"]
-    for one in files:
-        name, all_of = f"{one['model']}, {one['variant']}", binary(one["bytes"] * of["users"])
-        size = f"{one['bytes']:,} bytes ({one['parameters']:,} parameters)"
-        rows.append([f"{name}: an adapter's file", "-", size, "written"])
-        rows.append([f"{name}: {users} files", "-", all_of, "written"])
-    if not files:
-        rows.append(["an adapter's file", "-", COMMAND, "not measured"])
+    rows.append(["an adapter's file", "-", COMMAND, "not measured"])
     rows.append(["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"])
     of_model = [one for one in exact_counts() if one["model"] == d_90["model"] and one["method"] != "full"]
     for one in sorted(of_model, key=lambda one: -one["count"]):
@@ -104,32 +87,14 @@ def claims_table(serving: dict[str, Any] | None = None) -> list[Table]:
         times = f"{one['count']:,} = {one['count'] / d_90['value']:.0f} x d_90"
         claim = f"RoBERTa-base, {name}{f' r={rank}' if rank else ''}: parameters"
         rows.append([claim, text, times, _status(text, one["count"])])
-    measured = f"{COMMAND} measures files and time."
-    if serving:
-        where = f"{bench['machine']['name']}, {plural(bench['threads'], 'thread')}, {bench['date']}"
-        measured = f"bench-serving: {where}; 64 requests in a batch."
-    rows += _latency(bench, latency)
+    for way, printed in printed_file("claims.yaml")["latency"].items():
+        rows.append([f"RoBERTa-base, VeRA {way}: time", printed, COMMAND, "not measured"])
     header = ["claim", "paper", "here", "status"]
-    return [Table("Claims of the text", header, rows, [*notes("claims"), measured])]
+    return [Table("Claims of the text", header, rows, notes("claims"))]
 
 
 def _status(printed: str, value: float) -> str:
     return "not printed" if printed == "-" else "as printed" if follows(printed, value) else "DIFFERS"
-
-
-def _latency(bench: dict[str, Any], claims: dict[str, str]) -> Iterator[Line]:
-    """The time of a batch with one adapter, merged and not, over the base model's."""
-    of = [one | {"at": (one["resident"], one["tokens"])} for one in bench["rows"] if one["part"] == "serving"]
-    seconds = {(one["variant"], one["at"]): statistics.median(one["seconds"]) for one in of}
-    for way, variant in VARIANTS.items():
-        claim, printed = f"RoBERTa-base, VeRA {way}: time", claims.get(way, "-")
-        measured = [(at, taken) for (of_variant, at), taken in seconds.items() if of_variant == variant]
-        for at, taken in measured:
-            if base := seconds.get(("base model", at)):
-                times = f"{taken / base:.2f} x ({taken * 1e3:,.0f} ms)"
-                yield [f"{claim} at {at[1]} tokens", printed, times, "measured"]
-        if not measured:
-            yield [claim, printed, COMMAND, "not measured"]
 
 
 # --- recipes

@@ -49,7 +49,6 @@ from runs.record.ledger import (
     read_ledger,
     read_measure,
     read_record,
-    read_serving,
     read_study,
     study_folders,
 )

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -56,8 +55,6 @@ class Ledger:
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
     #: Of runs that were done here and are published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
-    #: What `make bench-serving` has measured on this machine.
-    serving: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -73,28 +70,9 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     """
     ledger = Ledger()
     _read_folder(ledger, "ours", records_folder(output), Path(output) / "measures", output)
-    try:
-        ledger.serving = read_serving(output)
-    except ValueError as error:
-        ledger.problems.append(refusal(str(error)))
     for folder in study_folders() if published else []:
         _read_folder(ledger, folder.name, folder, folder / "measures", output)
     return ledger
-
-
-def read_serving(output: str | Path) -> dict[str, Any] | None:
-    """What `make bench-serving` wrote to an output folder; None where it has not run. Raises ValueError,
-    naming the file, for a damaged one."""
-    path = Path(output) / "bench" / "serving.json"
-    if not path.exists():
-        return None
-    try:
-        bench: dict[str, Any] = orjson.loads(read_regular(path))
-        if all(row["part"] and row["variant"] for row in bench["rows"]) and bench["machine"]["name"]:
-            return bench
-    except (TypeError, KeyError, orjson.JSONDecodeError):
-        pass
-    raise ValueError(f"{path}: not a benchmark of serving")
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import re
 import statistics
 
@@ -22,7 +21,7 @@ from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.specs import specs
 from runs.errors import UserError
-from runs.record import ROOT, read_ledger, write_record
+from runs.record import ROOT, write_record
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -347,15 +346,6 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
     assert bool([run for table in found for run in table.ids]) is (name not in tables.WITHOUT_RECORDS)
 
 
-def test_runs_are_listed_below_a_table_on_request():
-    of = [*seeds("vera", "rte", (0.7, 0.8, 0.9)), *seeds("vera", "cola")]
-    table, ids = made("table2", ledger(*of))[0], " ".join(one["id"] for one in of[:3])
-    assert entry(table, "CoLA", "difference").ids == tuple(one["id"] for one in of[3:])
-    for form, mark in (("md", ""), ("latex", "% ")):
-        assert f"{mark}VeRA r=1024 / RTE: {ids}" in render([table], form, True).splitlines()
-    assert ids not in render([table])
-
-
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
     """Also of several tables: one header, a row a number, each part in a column of its own."""
     text = render(
@@ -434,8 +424,8 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
         r["label"] = {"row": LINES, "model": LINES, "task": LINES}
     plain = [r | {"deviations": ["x"], "label": {"row": "x", "model": "m", "task": "t"}} for r in records]
     table, other = (made("table2", ledger(*found))[2] for found in (records, plain))
-    text = render([table], form, True)
-    assert len(text.splitlines()) == len(render([other], form, True).splitlines())
+    text = render([table], form)
+    assert len(text.splitlines()) == len(render([other], form).splitlines())
     assert (FLAT if form == "md" else escape(FLAT)) in text
     assert not any(line.startswith("\\input") for line in text.splitlines())
 
@@ -455,37 +445,3 @@ def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     header, *read = csv.reader(io.StringIO(render([table], "csv")))
     assert header == TIDY
     assert {(line[0], line[3][0], line[5], line[7]) for line in read} == {("'=t", "'", "'=b", "-0.3")}
-
-
-# --- claims
-
-TIMES = {"base model": 2.0, "VeRA, one adapter, merged": 2.02, "VeRA, one adapter, not merged": 2.5}
-BENCH = {"machine": {"name": "a CPU"}, "threads": 2, "date": "2026-11-27"}
-BENCH["rows"] = [
-    {"part": "serving", "variant": of, "tokens": 32, "resident": 64, "seconds": [time, 9.0, time / 2]}
-    for of, time in TIMES.items()
-]
-BENCH["rows"] += [
-    {"part": "adapter file", "model": "M", "variant": "VeRA r=2", "bytes": 2**20, "parameters": 250_000}
-]
-
-
-def test_claims_show_the_benchmark_of_serving_of_an_output_folder(tmp_path, capsys):
-    (tmp_path / "bench").mkdir()
-    path = tmp_path / "bench" / "serving.json"
-    path.write_text(json.dumps(BENCH))
-    assert main(["claims", f"output={tmp_path}"]) == 0
-    printed = capsys.readouterr().out
-    times, sizes = (
-        ("1.01 x (2,020 ms)", "1.25 x (2,500 ms)"),
-        ("1,048,576 bytes (250,000 parameters)", "976.6 GB"),
-    )
-    assert all(told in printed for told in (*times, *sizes))
-    assert "make bench-serving" not in printed
-    assert read_ledger(tmp_path, published=False).serving == BENCH
-    for damaged in ("{", "[]", '{"rows": [{}]}', '{"rows": 3}'):
-        path.write_text(damaged)
-        with pytest.raises(UserError, match=r"serving\.json: not a benchmark of serving"):
-            main(["claims", f"output={tmp_path}"])
-        assert "serving.json" in " ".join(read_ledger(tmp_path, published=False).problems)
-        assert main(["table1", f"output={tmp_path}"]) == 0

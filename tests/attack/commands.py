@@ -14,7 +14,7 @@ from tiny import save_tiny, write_glue
 
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import write_record
+from runs.record import PUBLISHED, ledger, write_record
 from runs.record.text import HIDDEN
 
 
@@ -39,6 +39,7 @@ def words(home: Home) -> Iterator[Case]:
 def records(home: Home) -> Iterator[Case]:
     """Each command beside each kind of odd records."""
     place, dice, count = home.folder("records"), home.dice("records"), 90 if home.short else 1500
+    (home.folder("studies") / "glue_minilm").symlink_to(PUBLISHED / "glue_minilm")
     write_record(place, record())
     text = json.dumps(record(row="lora", seed=1)).encode()
     kinds: dict[str, list[bytes]] = {
@@ -49,16 +50,17 @@ def records(home: Home) -> Iterator[Case]:
     }
     for kind, odds in kinds.items():
         for module in HOSTILE["commands"]:
-            act = partial(beside, place, module, odds, kind == "by hand")
+            act = partial(beside, home, module, odds, kind == "by hand")
             limits = {"expected": "taken", "seconds": 60, "megabytes": 900, "tried": len(odds) or 1}
             yield Case(f"records of others, {kind}", module, act, **limits)
 
 
-def beside(sound: Path, module: str, odds: list[bytes], none: bool, place: Path, first: int = 0) -> None:
-    """A command beside odd files; where it fails, beside each half of them, to say on which. none: they are
-    certainly no records, and each has to be named."""
+def beside(home: Home, module: str, odds: list[bytes], none: bool, place: Path, first: int = 0) -> None:
+    """A command beside odd files and one published study; where it fails, beside each half of them, to say on
+    which. none: they are certainly no records, and each has to be named."""
+    ledger.PUBLISHED = home.folder("studies")
     folder, files = place / f"{first}-{len(odds)}", [f"{first + i:012x}.json" for i in range(len(odds))]
-    shutil.copytree(sound, folder)
+    shutil.copytree(home.folder("records"), folder)
     for file, odd in zip(files, odds, strict=True):
         (folder / "records" / file).write_bytes(odd)
     command = HOSTILE["commands"][module]
@@ -73,5 +75,5 @@ def beside(sound: Path, module: str, odds: list[bytes], none: bool, place: Path,
     except AssertionError as error:
         middle = len(odds) // 2
         for half in ((0, middle), (middle, len(odds))) if middle else ():
-            beside(sound, module, odds[slice(*half)], none, place, first + half[0])
+            beside(home, module, odds[slice(*half)], none, place, first + half[0])
         raise WrongError(f"{f'{error}'[-300:]} beside {(odds or [b''])[0][:150]!r}") from None

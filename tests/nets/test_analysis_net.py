@@ -75,7 +75,7 @@ def test_tables(name, which, ledgers, frames):
     made = ranks(runs(ledgers[of])) if name == "ranks" else tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", today.table_rows(name, made), ledger=which, table=name)
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
-        assert all(mark in render([table], form, True) for table in made)
+        assert all(mark in render([table], form) for table in made)
 
 
 @pytest.mark.parametrize("name", ["table2", "table6"])
