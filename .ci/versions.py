@@ -1,11 +1,10 @@
-"""constraints.txt: the versions that CI ran, of what pyproject.toml names and of all that this needs in turn.
+"""constraints.txt: the versions that CI ran.
 
-`python .ci/versions.py` writes it from the environment that it runs in (make constraints); with --check it
-says where that environment differs, and changes nothing.
+`python .ci/versions.py` writes it from the environment that it runs in, which make setup has made and CI has
+added Ray to (make constraints); with --check it says where that environment differs, and changes nothing.
 """
 
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -13,41 +12,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "constraints.txt"
+FILE = Path(__file__).parents[1] / "constraints.txt"
+PROJECT = "vera-bench"
 HEADER = """\
 # The versions that CI ran (Python {python} on {platform}), without the part that names a build, such as +cpu.
 # make setup takes them; pip install -c constraints.txt does so elsewhere. make constraints writes this file.
 """
 
 
-def installed(project: dict) -> tuple[dict[str, str], list[str]]:
-    """name -> version of what the project and its extras need, and the names of what is not here."""
-    own = canonicalize_name(project["name"])
-    words = [*project["dependencies"]]
-    for extra in project["optional-dependencies"].values():
-        words += extra
-    found, missing, seen = dict[str, str](), list[str](), set[tuple[str, str]]()
-    waiting = [Requirement(word) for word in words]
-    while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        extras = [extra for extra in ("", *sorted(requirement.extras)) if (name, extra) not in seen]
-        unwanted = requirement.marker and not requirement.marker.evaluate({"extra": ""})
-        if name == own or not extras or unwanted:
-            continue
-        seen |= {(name, extra) for extra in extras}
-        try:
-            package = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        found[name] = Version(package.version).public
-        for further in map(Requirement, package.requires or []):
-            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
-                further.marker = None
-                waiting.append(further)
-    return dict(sorted(found.items())), sorted(missing)
+def installed() -> dict[str, str]:
+    """name -> version of every package here, but for pip and this project."""
+    found = {canonicalize_name(of.name): Version(of.version).public for of in metadata.distributions()}
+    return {name: found[name] for name in sorted({*found} - {"pip", PROJECT})}
 
 
 def pinned() -> dict[str, str]:
@@ -57,17 +33,18 @@ def pinned() -> dict[str, str]:
 
 
 def main(words: list[str]) -> int:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found, missing = installed(project)
+    found = installed()
     if words == ["--check"]:
-        wanted, here = pinned(), found | dict.fromkeys(missing, "none")
-        differ = {name: version for name, version in here.items() if wanted.get(name) != version}
-        for name, version in differ.items():
-            print(f"{name}: {version} is installed, {wanted.get(name, 'none')} in constraints.txt")
+        wanted = pinned()
+        differ = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+        for name in differ:
+            here, there = found.get(name, "none"), wanted.get(name, "none")
+            print(f"{name}: {here} is installed, {there} in constraints.txt")
         mend = ": make constraints writes what is installed" if differ else ""
-        print(f"{len(here) - len(differ)} of {len(here)} packages as in constraints.txt{mend}")
+        print(f"{len({*wanted} - {*differ})} of {len(wanted)} packages as in constraints.txt{mend}")
         return 0
-    if missing:
+    needs = map(Requirement, metadata.requires(PROJECT) or ())
+    if missing := [one.name for one in needs if canonicalize_name(one.name) not in {*found, PROJECT}]:
         print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[bench,dev,ray]'")
         return 2
     python = ".".join(map(str, sys.version_info[:2]))

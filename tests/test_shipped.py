@@ -1,19 +1,24 @@
-"""The wheel: what is in it, what it needs, and that it works where there is no clone."""
+"""What is installed and shipped: the requirements, constraints.txt (.ci/versions.py), the Dockerfile, and the
+wheel, which works where there is no clone."""
 
 import ast
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import metadata
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from running import ROOT, elsewhere
 
 import runs
@@ -25,6 +30,7 @@ from runs.record import files as place
 pytestmark = pytest.mark.properties
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 BASE = {"numpy", "safetensors", "torch"}
 ROOMS = ("vera", "tasks", "runs", "analysis")
 
@@ -59,8 +65,7 @@ def test_what_commands_import_is_looked_for_first():
     rooms = ("runs", "tasks", "analysis")
     assert set().union(*(imports(room, deep=False) for room in rooms)) <= {*runs.IMPORTED, "IPython"}
     assert list(runs.IMPORTED) == sorted(runs.IMPORTED, key=str.lower)
-    extras = PROJECT["optional-dependencies"]
-    words = [*PROJECT["dependencies"], *extras["bench"]]
+    words = [*PROJECT["dependencies"], *EXTRAS["bench"]]
     names = {canonicalize_name(Requirement(word).name) for word in words}
     called = {"hydra": "hydra-core", "PIL": "pillow", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
     called |= {"yaml": "pyyaml"}
@@ -80,6 +85,88 @@ def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(argv
     assert text.endswith(": no_such_package, nor_this. pip install 'vera-bench[bench]'\n")
     assert text.count("\n") == 1
     assert error is ImportError or raised.value.code == 2
+
+
+# --- constraints.txt
+
+
+@pytest.fixture
+def versions():
+    spec = importlib.util.spec_from_file_location("versions", ROOT / ".ci" / "versions.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_dependency_is_there_in_a_version_that_the_project_takes(versions):
+    pinned = versions.pinned()
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *chain(*EXTRAS.values())]):
+        name = canonicalize_name(requirement.name)
+        assert name == PROJECT["name"] or Version(pinned[name]) in requirement.specifier, requirement
+
+
+def test_constraints_name_versions_and_no_place_host_or_build():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert not [line for line in lines if "/" in line or "@" in line]
+    pins = [line for line in lines if not line.startswith("#")]
+    form = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)?")
+    assert [pin for pin in pins if not form.fullmatch(pin)] == []
+    names = [pin.partition("==")[0] for pin in pins]
+    assert names == sorted(set(names))
+    assert not {PROJECT["name"], "pip"} & set(names)
+
+
+def test_they_are_written_from_what_is_installed_and_compared(versions, tmp_path, monkeypatch, capsys):
+    here = {"torch": "2.13.0+cpu", "Jinja2": "3.1.6", "pip": "26.0", "vera-bench": "0.1.0"}
+    packages = [SimpleNamespace(name=name, version=version) for name, version in here.items()]
+    monkeypatch.setattr(versions, "FILE", tmp_path / "constraints.txt")
+    monkeypatch.setattr(versions.metadata, "distributions", lambda: packages)
+    needs = ["jinja2>=3", "torch", 'vera-bench[bench]; extra == "dev"']
+    monkeypatch.setattr(versions.metadata, "requires", lambda _: needs)
+    assert versions.main([]) == 0
+    assert versions.pinned() == {"jinja2": "3.1.6", "torch": "2.13.0"}
+    assert f"(Python {sys.version_info[0]}.{sys.version_info[1]} on " in versions.FILE.read_text()
+    assert versions.main(["--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 2 packages as in constraints.txt"
+    del packages[1]
+    before = versions.FILE.read_text()
+    assert versions.main(["--check"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "jinja2: none is installed, 3.1.6 in constraints.txt",
+        "1 of 2 packages as in constraints.txt: make constraints writes what is installed",
+    ]
+    assert versions.main([]) == 2
+    assert "error: jinja2 is not installed" in capsys.readouterr().out
+    assert versions.FILE.read_text() == before
+
+
+# --- the Dockerfile, which no machine of this project has built
+
+
+def test_the_image_runs_as_a_user_with_cis_python_and_copies_first_what_setup_reads():
+    text = re.sub(r"\\\n\s*|(?m:^#.*\n)", "", (ROOT / "Dockerfile").read_text())
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line]
+    names = [name for name, _ in lines]
+    assert set(names) == {"ARG", "FROM", "RUN", "USER", "WORKDIR", "COPY", "ENV", "CMD"}
+    assert names[:2] == ["ARG", "FROM"]
+    version = re.search(r"\(Python ([\d.]+) on linux\)", (ROOT / "constraints.txt").read_text())[1]
+    assert ["ARG", f"PYTHON={version}"] in lines
+    at = lines.index(["USER", "vera"])
+    assert not [rest for name, rest in lines[:at] if name == "COPY" or "make setup" in rest]
+    copies = [rest.split() for name, rest in lines if name == "COPY"]
+    assert {first for first, *_ in copies} == {"--chown=vera:vera"}
+    (folder,) = (rest for name, rest in lines if name == "WORKDIR")
+    assert ["ENV", f'PATH="{folder}/.venv/bin:$PATH"'] in lines
+    (rule,) = re.findall(r"^\.venv/\.installed: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    wanted = {"Makefile", "hatch_build.py", PROJECT["readme"], *PROJECT["license-files"], *rule.split()}
+    assert (set(copies[0][1:-1]), copies[0][-1], copies[-1][1:]) == (wanted, "./", [".", "."])
+
+
+def test_what_git_ignores_stays_outside_of_the_image_and_nothing_else():
+    """A tracked file that is missing in the image would make each record's code differ from its commit."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    outside = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line.removeprefix("**/") for line in outside] == ignored
 
 
 # --- what a clone does, and a wheel does not
@@ -115,17 +202,6 @@ def wheel(network, tmp_path_factory) -> Path:
     return file
 
 
-def fresh(folder: Path, wheel: Path, packages: Path) -> Path:
-    """The Python of a new environment with the wheel, and with the packages of a folder behind it."""
-    python = folder / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    run_outside([*pip, "--no-index", str(wheel)], folder)
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{packages}\n")
-    return python
-
-
 def run_outside(command: list[str], folder: Path, code: int = 0) -> subprocess.CompletedProcess:
     """Runs a command in a folder, with no way to the clone."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -141,15 +217,20 @@ def project(wheel, tmp_path_factory) -> Path:
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
         names = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", "-C", str(folder), *names, *words], check=True)
-    fresh(folder / ".venv", wheel, Path(pytest.__file__).parents[1])
+    python = [sys.executable, "-m"]
+    run_outside([*python, "venv", "--without-pip", ".venv"], folder)
+    pip = [*python, "pip", "--python", ".venv/bin/python", "install", "--quiet", "--no-deps"]
+    run_outside([*pip, "--no-index", str(wheel)], folder)
+    (site,) = folder.glob(".venv/lib/python*/site-packages")
+    (site / "others.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
     return folder
 
 
 @pytest.fixture
 def outside(project):
-    """Runs a command of the wheel's in that project; what it printed."""
+    """Runs the wheel's Python in that project."""
     python = str(project / ".venv" / "bin" / "python")
-    return lambda *words: run_outside([python, "-m", *words], project).stdout
+    return lambda *words, code=0: run_outside([python, *words], project, code)
 
 
 def test_the_wheel_holds_the_packages_conf_and_records_alone(wheel):
@@ -176,44 +257,34 @@ TWO_STEPS = {"train.epochs": 1, "train.effective_batch": 20}
 
 def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words):
     run = ["runs", "method=vera", *elsewhere(words[:-1], **TWO_STEPS)]
-    printed = outside(*run)
+    printed = outside("-m", *run).stdout
     (path,) = (project / "outputs" / "records").glob("*.json")
     record = json.loads(path.read_text())
     assert (record["status"], record["steps"]) == ("done", 2), printed
     assert record["code"]["commit"] == git("rev-parse", "HEAD").strip()  # not the project's around it
     assert record["code"]["sources"]["method"]["file"] == "vera/methods/vera.py"
     assert record["code"]["sources"]["method"]["uncommitted"] is None
-    assert "0 done, 1 already there" in outside(*run)
-    assert "52 of glue_minilm" in outside("analysis.tables", "table2")
-    assert "from conf/recipe" in outside("analysis.tables", "table8")
-    assert "15 runs" in outside("runs.plan", "experiment=demo")
+    assert "0 done, 1 already there" in outside("-m", *run).stdout
+    assert "52 of glue_minilm" in outside("-m", "analysis.tables", "table2").stdout
+    assert "from conf/recipe" in outside("-m", "analysis.tables", "table8").stdout
+    assert "15 runs" in outside("-m", "runs.plan", "experiment=demo").stdout
     (project / "own" / "method").mkdir(parents=True)
     shutil.copy(ROOT / "conf" / "method" / "vera.yaml", project / "own" / "method" / "mine.yaml")
     mine = ["--config-dir=own", "--cfg", "job", "method=mine", "method.rank=3"]
-    assert "rank: 3" in outside("runs", *mine)
+    assert "rank: 3" in outside("-m", "runs", *mine).stdout
 
 
-def test_vera_needs_three_packages_and_the_rest_says_what_it_needs(wheel, tmp_path):
-    packages, waiting, seen = tmp_path / "packages", sorted(BASE), set()
-    packages.mkdir()
-    while waiting:
-        if (name := waiting.pop().lower()) in seen:
-            continue
-        seen.add(name)
-        for top in {Path(str(file)).parts[0] for file in metadata.files(name) or ()} - {"..", "__pycache__"}:
-            link = packages / top
-            if not link.exists():
-                link.symlink_to(Path(str(metadata.distribution(name).locate_file(top))))
-        needs = map(Requirement, metadata.requires(name) or ())
-        waiting += [need.name for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
-    python = fresh(tmp_path / "env", wheel, packages)
-
-    assert run_outside([str(python), "-c", LIBRARY], tmp_path).stdout == "True\n"
+def test_vera_needs_three_packages_and_the_rest_says_what_it_needs(outside):
+    """Where there is none of the others but those that torch itself needs."""
+    gone = {*runs.IMPORTED} - BASE - {"filelock", "jinja2", "typing_extensions"}
+    without = f"import runpy, sys\nsys.modules.update(dict.fromkeys({gone}))\n"
+    assert outside("-c", without + LIBRARY).stdout == "True\n"
     for module in ("runs", "runs.plan", "analysis.tables"):
-        done = run_outside([str(python), "-m", module, "experiment=demo"], tmp_path, 2)
-        assert done.stderr.startswith("error: not installed, ")
-        assert done.stderr.endswith(" pip install 'vera-bench[bench]'\n")
-        assert done.stderr.count("\n") == 1
+        start = f"sys.argv[:] = ['-m', 'experiment=demo']\nrunpy.run_module({module!r}, None, '__main__')"
+        said = outside("-c", without + start, code=2).stderr
+        assert said.startswith("error: not installed, ")
+        assert said.endswith(" pip install 'vera-bench[bench]'\n")
+        assert said.count("\n") == 1
 
 
 LIBRARY = """
