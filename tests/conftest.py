@@ -70,6 +70,24 @@ def apart(request, tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """Beside a run each command composes what its files say without overrides, for which it takes as long:
+    of conf/ a worker does that once for all tests."""
+    from runs.config import Files
+
+    real, kept = Files.__init__, Files()
+
+    def init(self, config_dir=None):
+        real(self, config_dir)
+        if config_dir is None:
+            self.defaults, self.choices = kept.defaults, kept.choices
+
+    with pytest.MonkeyPatch.context() as own:
+        own.setattr(Files, "__init__", init)
+        yield
+
+
 def made(what: str, *where, **how) -> Path:
     """By a function of tiny.py, which imports what pytest_collection has first."""
     return getattr(importlib.import_module("tiny"), what)(*where, **how)
