@@ -21,6 +21,8 @@ from runs.errors import is_users
 
 #: What is tried by hand.
 HOSTILE = yaml.safe_load(Path(__file__).with_name("hostile.yaml").read_text(encoding="utf-8"))
+IMAGE = HOSTILE["targets"]["an image"]
+HOSTILE["targets"] |= {f"a {form}": IMAGE | {"form": form} for form in HOSTILE["forms"]}
 #: Within which a case is done, of the processor; by how much a process may grow (libraries have 2 GB of
 #: addresses); letters of a refusal.
 SECONDS, MEGABYTES, ADDRESSES, LONGEST_LINE = 10.0, 500.0, 6 << 30, 500

@@ -57,17 +57,11 @@ def same_lines(name: str, found: Iterable[dict[str, Any]], **part: str) -> None:
         write_lines(name, by_part)
         return
     wanted = [line for line in kept if line not in others]
-    texts = [[json.dumps(line) for line in lines] for lines in (wanted, made)]
-    lost, new = ([t for t in texts[i] if t not in set(texts[1 - i])] for i in (0, 1))
-    assert len(made) == len(wanted), f"{name}: {len(wanted)} lines, now {len(made)}. Lost {lost}, new {new}"[
-        :3000
-    ]
-    unlike_lines = [
-        words
-        for old, line in zip(wanted, made, strict=True)
-        for words in unlike(old, line, " ".join(map(str, list(old.values())[:4])), 1e-9)
-    ]
-    assert not unlike_lines, f"{name} has {len(unlike_lines)} other values: " + "; ".join(unlike_lines[:8])
+    texts = [{*map(json.dumps, lines)} for lines in (wanted, made)]
+    lost, new = (sorted(texts[i] - texts[1 - i]) for i in (0, 1))
+    assert len(made) == len(wanted), f"{name}: {len(wanted)}, now {len(made)}. Lost {lost}, new {new}"[:3000]
+    differences = unlike(wanted, made, name, 1e-9)
+    assert not differences, f"{len(differences)} other values: {'; '.join(differences[:8])}, of {new}"[:3000]
 
 
 def same_json(name: str, value: dict[str, Any]) -> None:

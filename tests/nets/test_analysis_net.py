@@ -1,17 +1,28 @@
-"""Every cell, verdict, finding and table row, of the published records and of a ledger made by hand."""
+"""Every cell, verdict, finding and table row, of the published records and of a ledger made by hand, as plain
+values. A rewrite of analysis replaces the functions at the end alone: the golden lines stay."""
 
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pandas as pd
 import pytest
 
 from analysis import figures, tables
 from analysis.beside import WORDS
 from analysis.command import own_and_published
-from analysis.frame import runs
-from analysis.render import render
-from analysis.stats import ranks
-from nets import today
+from analysis.facts import SCORES
+from analysis.frame import reported_cells, runs
+from analysis.inference import mean_of
+from analysis.render import Number, Table, render
+from analysis.results.findings import findings as found_findings
+from analysis.results.pages import macros
+from analysis.stats import MODELS, cell_words, ranks
+from analysis.stats import comparisons as compared
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
-from runs.record import PUBLISHED, read_ledger
+from runs.record import PUBLISHED, Ledger, median_interval, read_ledger
 
 pytestmark = pytest.mark.nets
 
@@ -38,7 +49,7 @@ def frames(ledgers):
 
 @pytest.mark.parametrize("which", LEDGERS)
 def test_cells(which, ledgers):
-    lines = [*today.cells(ledgers[which])]
+    lines = [*cells(ledgers[which])]
     brief = [{key: line[key] for key in BRIEF} for line in lines]
     same_lines("cells.jsonl", brief if which == "made" else lines, ledger=which)
 
@@ -46,7 +57,7 @@ def test_cells(which, ledgers):
 @pytest.mark.parametrize("which", LEDGERS)
 def test_verdicts(which, ledgers):
     """Of the published records, the rows with a number of ours."""
-    lines = [*today.printed_verdicts(ledgers[which])]
+    lines = [*printed_verdicts(ledgers[which])]
     words = {value[0] for line in lines for value in line.values() if isinstance(value, list)}
     ours = [line for line in lines if any(isinstance(v, list) and v[1] is not None for v in line.values())]
     same_lines("verdicts.jsonl", lines if which == "made" else ours, ledger=which)
@@ -55,11 +66,11 @@ def test_verdicts(which, ledgers):
 
 @pytest.mark.parametrize("which", LEDGERS)
 def test_findings(which, ledgers):
-    same_lines("findings.jsonl", today.findings(ledgers[which]), ledger=which)
+    same_lines("findings.jsonl", findings(ledgers[which]), ledger=which)
 
 
 def test_comparisons(ledgers):
-    same_lines("comparisons.jsonl", today.comparisons(ledgers["published"]))
+    same_lines("comparisons.jsonl", comparisons(ledgers["published"]))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +84,7 @@ def test_tables(name, which, ledgers, frames):
     """Their rows; each can be shown in every form."""
     of = which if which in ledgers else "made"
     made = ranks(runs(ledgers[of])) if name == "ranks" else tables.make(name, ledgers[of], frames[of])
-    same_lines("tables.jsonl", today.table_rows(name, made), ledger=which, table=name)
+    same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form) for table in made)
 
@@ -81,7 +92,7 @@ def test_tables(name, which, ledgers, frames):
 @pytest.mark.parametrize("name", ["table2", "table6"])
 def test_tables_by_the_other_protocol(name, ledgers, frames):
     made = tables.make(name, ledgers["published"], frames["published"], select="crossfit")
-    lines = today.table_rows(name, made)
+    lines = table_rows(name, made)
     same_lines("tables.jsonl", lines, ledger="published", table=f"{name} crossfit")
 
 
@@ -90,7 +101,7 @@ def test_figures(name, ledgers, frames):
     """Parameters and demo are parts of pareto."""
     axes = ("parameters", "metric")
     made = figures.make(name, ledgers["published"], frames=frames["published"], axes=axes)
-    same_lines("figures.jsonl", today.figure_rows(made), ledger="published", figure=name)
+    same_lines("figures.jsonl", figure_rows(made), ledger="published", figure=name)
 
 
 @pytest.mark.slow  # a picture in three forms takes two seconds
@@ -100,3 +111,183 @@ def test_every_figure_is_drawn(name, ledgers, frames, tmp_path):
         paths = figures.save(figure, tmp_path)
         assert {path.suffix for path in paths if path.stat().st_size} == {".pdf", ".png", ".csv"}
         assert figures.svg(figure).rstrip().endswith("</svg>")
+
+
+# --- numbers of a ledger, as the code in analysis/ makes them
+
+Lines = Iterator[dict[str, Any]]
+
+
+def none(value: Any) -> Any:
+    """None for NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def median(values: Any) -> float | None:
+    known = [value for value in values if value is not None and value == value]
+    return none(float(pd.Series(known, dtype=float).median())) if known else None
+
+
+def cells(ledger: Ledger) -> Lines:
+    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
+    its table reports over them (None: unknown), and what they cost, as medians."""
+    frame = runs(ledger)
+    shown = {cell.ids: cell for cell in reported_cells(frame).itertuples()}
+    words = cell_words(frame)
+    results = frame[frame.kind == "result"]
+    variants = reported_cells(results.assign(own_row=results.row, row=results.row + "\t" + results.cell))
+    variants["own_row"] = variants.row.str.partition("\t")[0]
+    for cell in variants.sort_values(["model", "own_row", "task", "cell"]).itertuples():
+        table = shown.get(cell.ids)
+        of = results[results.id.isin(cell.ids)].sort_values("seed")
+        yield {
+            "model": cell.model,
+            "row": cell.own_row,
+            "task": cell.task,
+            "cell": cell.cell[:12],
+            **_numbers(cell, of),
+            "shown": table is not None,
+            "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
+            "word": words.get(cell.ids) or ("not in the paper" if cell.model in MODELS else "other model"),
+        }
+
+
+def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
+    known = [value for value in cell.values if value == value]
+    scores = {key: of[key].dropna() for key in SCORES}
+    chose = cell.reported == "best"
+    return {
+        "label": cell.label,
+        "ids": list(cell.ids),
+        "values": list(map(none, cell.values)),
+        "n": cell.n,
+        "wanted": cell.wanted,
+        "diverged": int(cell.diverged),
+        "one_class": list(cell.one_class),
+        "metric": cell.name,
+        "median": median(known),
+        "interval": median_interval(known),
+        "mean": none(float(pd.Series(known, dtype=float).mean())),
+        "spread": none(float(pd.Series(known).std())) if all(map(math.isfinite, known)) else None,
+        "best": none(cell.best),
+        "last": none(cell.last),
+        "crossfit": none(cell.crossfit) if chose else None,
+        "optimism": none(cell.optimism) if chose else None,
+        "scores": {
+            key: [median(values), none(float(values.std()))]
+            for key, values in scores.items()
+            if len(values) and of.texts.iloc[0]
+        },
+        "parameters": [cell.parameters, cell.head_parameters],
+        "seconds": [
+            none(value)
+            for value in (cell.seconds, cell.train_seconds, cell.evaluate_seconds, cell.decode_seconds)
+        ],
+        "bytes": none(cell.adapter_bytes),
+        "memory": none(cell.peak_memory_bytes),
+    }
+
+
+def printed_verdicts(ledger: Ledger) -> Lines:
+    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the
+    paper's number and spread, the difference, half of its interval, and the margin."""
+    key = ["table", "part", "model", "method", "size"]
+    for names, group in tables.verdicts(runs(ledger)).groupby(key, sort=False):
+        line: dict[str, Any] = dict(zip(key, names, strict=True))
+        for of in group.itertuples():
+            ran = of.ran and of.word != "quoted"
+            judged = ran and of.word not in ("incomplete", "other size")
+            line[of.column] = [
+                *(
+                    of.word,
+                    none(of.ours) if ran else None,
+                    int(of.n) if ran else 0,
+                    of.value,
+                    none(of.spread),
+                ),
+                none(of.difference) if ran and of.word != "other size" else None,
+                *(none(float(of.half)) if judged else None, of.margin if ran else 1.0),
+            ]
+        yield line
+
+
+def findings(ledger: Ledger) -> Lines:
+    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
+    with the bounds of intervals, and the runs of each row."""
+    words = macros("words.md")
+    for one in found_findings(runs(ledger), [*ledger.measures.values()]):
+        fitted = one["crossfit"]
+        yield {
+            "claim": one["finding"],
+            "source": one["source"],
+            "where": str(words.where(one)).strip(),
+            "verdict": one["word"],
+            "reported": one["reported"],
+            "crossfit": fitted and one["crossfit_word"],
+            "firm": one["firm"],
+            "holds": [sum(one["holds"]), len(one["holds"])],
+            "numbers": cell_numbers(str(words.here(one)), every=True),
+            "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
+            "trained": str(words.trained(one)).strip(),
+            "runs": [
+                [of["label"], str(words.number(of["median"])), str(words.number(of["mean"])), *of["ids"]]
+                for of in one["sides"]
+            ],
+        }
+
+
+def comparisons(ledger: Ledger) -> Lines:
+    """VeRA against every other row, by task and over tasks."""
+    for line in compared(runs(ledger)).itertuples():
+        mean, known = mean_of(line.differences), len(line.differences) > 1
+        yield {
+            "model": line.model,
+            "other": line.other,
+            "task": line.task,
+            "pairs": [line.pairs, line.wins, line.losses],
+            "median": [value for value in (line.difference, line.low, line.high) if value == value],
+            "p": line.p,
+            "better": [value for value in (line.better, line.better_low, line.better_high) if value == value],
+            "mean": float(pd.Series(line.differences).mean()),
+            "two-sided": mean.interval() if known else None,
+            "one-sided": mean.interval(0.9) if known else None,
+        }
+
+
+def table_rows(name: str, made: Iterable[Table]) -> Lines:
+    """Each row of a table's parts with a number of ours, or of one without records: by column the numbers of
+    its cell (value, spread, seeds, ...), or its text."""
+    for table in made:
+        for row, texts in zip(table.rows, table.texts, strict=True):
+            ours = any(isinstance(entry, Number) and entry.ids for entry in row)
+            if name in tables.WITHOUT_RECORDS or ours:
+                by_column = zip(table.header[1:], texts[1:], strict=True)
+                found = {column: cell_numbers(text) for column, text in by_column if text not in ("", "-")}
+                yield {"of": table.model or table.title, "row": texts[0], **found}
+        if name == "ranks":
+            yield {
+                "of": table.title,
+                "row": "test",
+                "numbers": [cell_numbers(n, every=True) for n in table.notes[:2]],
+            }
+
+
+def figure_rows(made: Iterable[figures.Figure]) -> Lines:
+    """The data behind a figure's parts that come from runs."""
+    for figure in made:
+        for row in figure.data[figure.data.runs.astype(bool)].drop(columns="runs").to_dict("records"):
+            yield {"of": figure.name, **{key: none(value) for key, value in row.items()}}
+
+
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def cell_numbers(text: str, every: bool = False) -> Any:
+    """The numbers of a table's cell, such as 94.6, 0.3, 3 and 5 of "94.6 +-0.3 (3/5)"; another text, as it
+    is. every: the numbers of any text."""
+    plain = re.sub(r"\+-(?=\d)", " ", text)
+    found = [float(number.replace(",", "").rstrip(".")) for number in NUMBER.findall(plain)]
+    rest = NUMBER.sub("", plain)
+    if not every and (not found or re.sub(r"\b(to|of)\b|[\s()/*x%d]", "", rest)):
+        return text
+    return found[0] if len(found) == 1 and not every else found
