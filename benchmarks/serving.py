@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import vera
-from benchmarks.models import DEVICE, SHAPES, base_model, sharing, variant
 from benchmarks.timing import Row, interleaved
+from benchmarks.training import DEVICE, SHAPES, base_model, sharing, variant
 from tasks.beam import Search, beam_search, transformers_search
 from vera.methods.layers import changes
 

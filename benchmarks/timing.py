@@ -43,15 +43,14 @@ def interleaved(
 def markdown(rows: list[Row]) -> str:
     """A table for each part: what a row is about, then the minimum and median of its times, and the median,
     lowest and highest ratio of a round; bytes as they are."""
-    return "\n\n".join(_table(list(of_part)) for _, of_part in groupby(rows, lambda row: row["part"]))
-
-
-def _table(rows: list[Row]) -> str:
-    lines = [_line(row) for row in rows]
-    head = list(dict.fromkeys(name for line in lines for name in line))
-    rule = ["---" if name in ("model", "variant") else "---:" for name in head]
-    cells = [head, rule, *([line.get(name, "-") for name in head] for line in lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    tables = []
+    for _, of_part in groupby(rows, lambda row: row["part"]):
+        lines = [*map(_line, of_part)]
+        head = [*dict.fromkeys(name for line in lines for name in line)]
+        rule = ["---" if name in ("model", "variant") else "---:" for name in head]
+        cells = [head, rule, *([line.get(name, "-") for name in head] for line in lines)]
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in cells))
+    return "\n\n".join(tables)
 
 
 def _line(row: Row) -> dict[str, str]:

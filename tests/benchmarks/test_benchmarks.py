@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import contention, models, serving, timing, training
-from benchmarks.models import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
+from benchmarks import serving, timing, training
+from benchmarks.training import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
 
 pytestmark = pytest.mark.parity
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SMALL |= {"vocab_size": 90}
-ROBERTA = Shape("RoBERTa, small", 48, models.ROBERTA | SMALL, sequence=16)
+ROBERTA = Shape("RoBERTa, small", 48, training.ROBERTA | SMALL, sequence=16)
 LLAMA = Shape(
-    "a small Llama block", 48, models.LLAMA | SMALL | {"num_hidden_layers": 1}, ("q_proj", "v_proj"), 16
+    "a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, ("q_proj", "v_proj"), 16
 )
 VARIANTS = (*training.METHODS, *training.MORE)
 
@@ -119,12 +119,12 @@ def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(run
         epochs.append((next(seeds), waits, busy))
         return float(len(epochs))
 
-    monkeypatch.setattr(contention, "_epoch", epoch)
+    monkeypatch.setattr(training, "_epoch", epoch)
     rows, _ = run("contention")
     assert [row["seconds"] for row in rows] == [[float(n)] for n in range(2, 8)]
     assert len({seed for seed, _, _ in epochs}) == 7  # each a run of its own
-    assert [waits for _, waits, _ in epochs[1:]] == [*contention.WAITS.values()] * 2
-    assert [busy for _, _, busy in epochs[1:]] == [0] * 3 + [contention.BUSY] * 3
+    assert [waits for _, waits, _ in epochs[1:]] == [*training.WAITS.values()] * 2
+    assert [busy for _, _, busy in epochs[1:]] == [0] * 3 + [training.BUSY] * 3
 
 
 @pytest.mark.parametrize("shape", [ROBERTA, LLAMA], ids=lambda shape: shape.label)
