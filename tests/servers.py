@@ -4,6 +4,7 @@ and W&B, which keeps what it was told."""
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -130,6 +131,8 @@ class JudgeServer(Server):
 # --- the hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+#: Of its API or of files: the repository, what of it is asked for, and the path of a file.
+ADDRESS = re.compile(r"(api/)?((?:(?:models|datasets|spaces)/)?[^/]+/[^/]+)(?:/(\w+)/[^/]+(?:/(.*))?)?")
 
 
 class Hub(Handler):
@@ -158,31 +161,23 @@ class Hub(Handler):
         self.send(b"", status, **{"X-Error-Code": code})
 
     def get(self, path):
-        for name, folder in self.repositories.items():
-            kind, _, repo = name.partition("/")
-            prefix = repo if kind == "models" else f"{kind}/{repo}"
-            resolves = [f"{prefix}/resolve/{revision}/" for revision in ("main", COMMIT)]
-            mine = (path == f"api/{name}", path.startswith(f"api/{name}/"), path.startswith(tuple(resolves)))
-            if not any(mine):
-                continue
-            files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-            tags = {file: hashlib.sha1(p.read_bytes()).hexdigest() for file, p in files.items()}
-            if path.startswith(f"api/{name}/tree/"):
-                about = [
-                    {"type": "file", "path": f, "size": p.stat().st_size, "oid": tags[f]}
-                    for f, p in files.items()
-                ]
-                return self.send(about, **{"Content-Type": "application/json"})
-            if path.startswith("api/"):
-                about = {"id": repo, "sha": COMMIT, "private": False}
-                about["siblings"] = [{"rfilename": file} for file in files]
-                return self.send(about, **{"Content-Type": "application/json"})
-            file = next(path.removeprefix(r) for r in resolves if path.startswith(r))
+        match = ADDRESS.fullmatch(path)
+        api, repo, what, file = match.groups() if match else ("", "", "", "")
+        name = repo if repo.count("/") == 2 else f"models/{repo}"
+        if (folder := self.repositories.get(name)) is None:
+            return self.refuse(404, "RepoNotFound")
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        tags = {file: hashlib.sha1(p.read_bytes()).hexdigest() for file, p in files.items()}
+        if not api:
             if file not in files:
                 return self.refuse(404, "EntryNotFound")
             headers = {"ETag": f'"{tags[file]}"', "X-Repo-Commit": COMMIT}
             return self.send(files[file].read_bytes(), **headers)
-        return self.refuse(404, "RepoNotFound")
+        sizes = {file: {"size": p.stat().st_size, "oid": tags[file]} for file, p in files.items()}
+        tree = [{"type": "file", "path": file, **of} for file, of in sizes.items()]
+        siblings = [{"rfilename": file} for file in files]
+        about = {"id": name.partition("/")[2], "sha": COMMIT, "private": False, "siblings": siblings}
+        return self.send(tree if what == "tree" else about, **{"Content-Type": "application/json"})
 
 
 @contextlib.contextmanager

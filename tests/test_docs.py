@@ -169,7 +169,7 @@ def svft(tmp_path, monkeypatch):
 
 @pytest.fixture
 def diagonal():
-    """Each value of a list is composed once, and not each with each: test_presets.py has every cell."""
+    """Each value of a list is composed once, and not each with each: test_methods.py has every cell."""
 
     def product(*lists):
         for number in range(max(map(len, lists), default=1)):

