@@ -4,8 +4,8 @@ Hydra's compose API is used rather than its main(): a sweep is expanded before a
 be counted, planned and checked, and every error is one line. How a recipe's values get into it, through
 `${recipe:KEY,DEFAULT}`, by_task and by_row: docs/recipes.md."""
 
+import copy
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,8 +78,8 @@ class Files:
         try:
             hydra: Any = Hydra.create_main_hydra2("vera-bench", path)
             files = hydra.config_loader.repository
-            read, file = files.load_config, cache(lambda path: pickle.dumps(read(path)))
-            files.load_config = lambda config_path: pickle.loads(file(config_path))  # read once for all cells
+            read = cache(files.load_config)  # each file once for all cells of a sweep
+            files.load_config = lambda config_path: copy.deepcopy(read(config_path))
             yield hydra
         finally:
             GlobalHydra.instance().hydra = others
