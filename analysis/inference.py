@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special  # scipy.stats takes a second: where it is needed
+from scipy import special
 
 from runs.record import LEVEL
 
@@ -70,11 +70,6 @@ def sign_test(differences: Iterable[float]) -> float:
     return min(1.0, 2 * float(special.bdtr(fewer, len(signs), 0.5))) if signs else 1.0
 
 
-def smallest_p(n: int) -> float:
-    """The smallest p that the sign test can have with n pairs."""
-    return min(1.0, 2.0 ** (1 - n))
-
-
 def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
     """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. pairs: for each task the values of
     the runs of X and of Y."""
@@ -102,36 +97,6 @@ def _above(x: Any, y: Any) -> Any:
     """The share of pairs in which x is above y, along the last axis; of equals half."""
     x, y = np.asarray(x)[..., :, None], np.asarray(y)[..., None, :]
     return ((x > y) + (x == y) / 2).mean(axis=(-2, -1))
-
-
-# --- several rows at once
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Rows ranked within blocks: the mean rank of each (1 is the highest value, ties share theirs), the p of
-    Friedman's test that all rows are alike, and the critical difference of two mean ranks (Nemenyi)."""
-
-    mean: list[float]
-    p: float
-    critical: float
-
-
-def friedman(values: Sequence[Sequence[float]]) -> Ranks:
-    """Friedman's test with Nemenyi's critical difference at 5% (Demsar 2006, "Statistical Comparisons of
-    Classifiers over Multiple Data Sets", section 3.2.2). values: for each row, three at least, its value in
-    each block. The p is chi-squared's, corrected for ties; 1 where every block ties all rows."""
-    from scipy import stats
-
-    of, blocks = np.asarray(values, dtype=float), len(values[0])
-    rows = len(values)
-    same = bool((of == of[0]).all())
-    studentised = stats.studentized_range.ppf(LEVEL, rows, np.inf) / math.sqrt(2)
-    return Ranks(
-        stats.rankdata(-of, axis=0).mean(axis=1).tolist(),
-        1.0 if same else float(stats.friedmanchisquare(*of).pvalue),
-        float(studentised * math.sqrt(rows * (rows + 1) / (6 * blocks))),
-    )
 
 
 # --- means and their words
@@ -230,8 +195,7 @@ def random_effects(means: Any, variances: Any) -> Mean:
 # --- a study of many rows
 
 
-@dataclass(frozen=True)
-class TwoWay:
+class TwoWay(NamedTuple):
     """An analysis of variance of rows by seeds, without repetitions: the residual standard deviation and its
     degrees of freedom; the share of the variance within a row that its seed has (the intraclass
     correlation), and the p of seeds that are alike."""
@@ -269,14 +233,8 @@ def holm(p: Any) -> Any:
 def seeds_to_decide(deviation: float, margin: float = MARGIN, power: float = 0.8, sides: int = 2) -> int:
     """Pairs after which two rows that are alike are called near with this power. deviation: of differences.
     sides: 1 for the test against -margin alone. By the noncentral t; both sides fail together so rarely that
-    each gets half of the failures."""
-    n = 2
-    while n < 100_000:
-        shift = math.sqrt(n) * margin / deviation if deviation else math.inf
-        if (
-            math.isinf(shift)
-            or 1 - special.nctdtr(n - 1, shift, special.stdtrit(n - 1, LEVEL)) >= 1 - (1 - power) / sides
-        ):
-            return n
-        n += 1
-    return n
+    each gets half of the failures. At most 20,000."""
+    n = np.arange(2, 20_000)
+    with np.errstate(divide="ignore"):
+        shift = np.sqrt(n) * margin / deviation
+    return int(2 + (special.nctdtr(n - 1, shift, special.stdtrit(n - 1, LEVEL)) > (1 - power) / sides).sum())

@@ -1,5 +1,5 @@
 """Statistics beside the paper's own: intervals over seeds, paired differences, probability of improvement,
-verdicts, and all rows of a task by ranks (Friedman's test).
+and verdicts.
 
     python -m analysis.stats                        every cell of the ledger
     python -m analysis.stats table2                 the cells of one table
@@ -21,14 +21,13 @@ from analysis import tables
 from analysis.beside import summary
 from analysis.command import Chosen, open_chosen, own_and_published, row_name
 from analysis.frame import chosen, pairs, reported, reported_cells
-from analysis.inference import friedman, improvement, improvement_interval, sign_test, smallest_p
+from analysis.inference import improvement, improvement_interval, sign_test
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
 from runs.command import did_you_mean, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import CONF, INTERVAL_SEEDS, interval_name, median_interval
-from runs.record.text import plural
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
@@ -131,7 +130,7 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
     whose = " and ".join(lines.label.unique())
     notes = [
         f"Positive: {whose} is better, in pairs of one task and seed. How to read it: docs/statistics.md.",
-        f"No p is corrected for the number of comparisons; of 5 pairs none is below {smallest_p(5):.2f}"
+        "No p is corrected for the number of comparisons; of 5 pairs none is below 0.06"
         + (", and that of all tasks is too small." if (lines.task == "all").any() else "."),
     ]
     compared = set(zip(lines.other, lines.task, strict=True))
@@ -140,7 +139,7 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
         notes.append(f"Not compared, as no seed is of the same data and protocol: {', '.join(alone)}.")
     rows = list[dict[str, Entry]]()
     for of in lines.itertuples():
-        smallest = of.p <= smallest_p(of.pairs) and of.p > 0.05
+        smallest = max(of.wins, of.losses) == of.pairs and of.p > 0.05
         # Where every pair says the same, so does every resample, and few pairs have few: no interval
         known = of.better_low < of.better_high and of.pairs >= INTERVAL_SEEDS
         points: Any = {"ids": of.ids, "decimals": of.digits, "sign": True}
@@ -154,56 +153,6 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
         line["P(better)"] = better(of.better)
         rows.append(line | {"95% ": better(of.better_low, high=of.better_high) if known else NONE})
     return Table.of(f"{model}: {whose} against the other methods", rows, notes, model)
-
-
-# --- all rows of a task at once
-
-#: A test of ranks needs as many rows, and as many seeds.
-ROWS, SEEDS = 3, 2
-
-
-def ranks(runs: pd.DataFrame) -> list[Table]:
-    """For each model and task the rows from the best mean rank to the worst, where three of them or more
-    share two seeds or more, measured on the same."""
-    runs = reported(chosen(runs))
-    shown = runs[runs.left_out == ""].sort_values(["row", "seed"])
-    tables = [_ranks_table(f"{model}: {task}", of) for (model, task), of in shown.groupby(["model", "task"])]
-    return [table for table in tables if table]
-
-
-def _ranks_table(where: str, runs: pd.DataFrame) -> Table | None:
-    """runs: of one model and task, in cells."""
-    known = runs[runs.number.notna()]
-    known = known.assign(block=list(zip(known.seed, known["name"], known.measured, strict=True)))
-    blocks = known.groupby("row").block.agg(frozenset).to_dict()
-    # The seeds of one of the rows, and the rows that have all of these: as many of both as there are
-    having = {seeds: [row for row, of in blocks.items() if seeds <= of] for seeds in blocks.values()}
-    enough = [of for of in blocks.values() if len(of) >= SEEDS and len(having[of]) >= ROWS]
-    if not enough:
-        return None
-    most = max(enough, key=lambda of: (len(of) * len(having[of]), len(of)))
-    ranked = known[known.row.isin(having[most]) & known.block.isin(most)]
-    better = ranked.number.where(~ranked.less, -ranked.number)
-    by_row = ranked.assign(better=better).pivot(index="row", columns="seed", values="better")
-    found, lines = friedman(by_row.to_numpy().tolist()), list[dict[str, Entry]]()
-    for mean, row in sorted(zip(found.mean, by_row.index, strict=True)):
-        of = ranked[ranked.row == row]
-        first, ids, digits = of.iloc[0], tuple(of.id), int(of.digits.iloc[0])
-        whole = first.parameters + first.head_parameters
-        line = {"method": first.label, "params": Number(first.parameters, form="count", ids=ids)}
-        line |= {"with the head": Number(whole, form="count", ids=ids)}
-        line |= {first["name"]: of_runs(of.number.median(), ids, decimals=digits)}
-        line |= {interval_name([len(most)]): interval(of.number, ids, digits)}
-        apart = "told apart" if mean - min(found.mean) >= found.critical else "not told apart"
-        lines.append(line | {"mean rank": Number(mean, ids=ids), "from the first": apart if lines else NONE})
-    notes = [
-        f"Friedman's test of {len(by_row)} rows, whose blocks are the {len(most)} seeds:"
-        f" {'p < 0.001' if found.p < 0.001 else f'p = {found.p:.3f}'}. Of this model and task alone.",
-        f"Critical difference (Nemenyi, 5%): {found.critical:.1f} ranks from the first one's mean rank.",
-    ]
-    if others := list(runs[~runs.row.isin(by_row.index)].drop_duplicates("row").label):
-        notes.append(f"Not ranked, as they lack one of these seeds on the same data: {', '.join(others)}.")
-    return Table.of(f"{where}, ranks over {plural(len(most), 'seed')}", lines, notes)
 
 
 # --- the command
@@ -234,9 +183,8 @@ def main(arguments: list[str]) -> int:
         one_of("row", row, sorted(set(part.row)))
         part = part if (part[part.row == row].kind == "result").any() else part[part.row == row]
     own, others = (of[of.id.isin(part.id)] for of in frames)
-    shown = [*statistics_tables(own, row), *ranks(own)]
-    of_others = (*statistics_tables(others, row), *ranks(others))
-    shown += [replace(table, title=f"{table.title} (published)") for table in of_others]
+    shown = statistics_tables(own, row)
+    shown += [replace(of, title=f"{of.title} (published)") for of in statistics_tables(others, row)]
     if not shown:
         notes = "".join(f": {note}" for note in unfinished(part))
         raise UserError(f"no finished run in {settings.output}/records for that{notes}")

@@ -11,7 +11,6 @@ import scipy.stats
 from analysis.beside import word
 from analysis.inference import (
     Mean,
-    friedman,
     holm,
     mean_of,
     median_variance,
@@ -288,27 +287,3 @@ def test_a_pooled_variance_with_holm_is_rarely_false_over_a_study(correlation):
         p = Mean((values[1:] - values[0]).mean(axis=1), error, many.freedom).p()
         false += bool(holm(p).min() < 0.05)
     assert false / len(runs) <= FALSE
-
-
-# --- several rows at once
-
-#: Demsar 2006, table 6: the AUC of four variants of C4.5 on 14 data sets. He ranks the last two of "voting"
-#: by more digits than he prints, the third one first.
-DEMSAR = """
-    0.763 0.768 0.771 0.798   0.599 0.591 0.590 0.569   0.954 0.971 0.968 0.967   0.628 0.661 0.654 0.657
-    0.882 0.888 0.886 0.898   0.936 0.931 0.916 0.931   0.661 0.668 0.609 0.685   0.583 0.583 0.563 0.625
-    0.775 0.838 0.866 0.875   1.000 1.000 1.000 1.000   0.940 0.962 0.965 0.962   0.619 0.666 0.614 0.669
-    0.972 0.981 0.9751 0.975  0.957 0.978 0.946 0.970"""
-
-
-def test_mean_ranks_and_the_critical_difference_are_the_published_ones():
-    found = friedman(np.reshape([float(word) for word in DEMSAR.split()], (14, 4)).T.tolist())
-    assert [round(mean, 3) for mean in found.mean] == [3.143, 2.0, 2.893, 1.964]
-    assert round(found.critical, 2) == 1.25
-    # 9.28 in the paper, without the correction for ties: p = 0.026
-    assert 0.01 < found.p < 0.026
-
-
-def test_rows_that_are_alike_everywhere_have_no_difference():
-    found = friedman([[0.5, 0.6]] * 3)
-    assert (found.mean, found.p) == ([2.0, 2.0, 2.0], 1.0)

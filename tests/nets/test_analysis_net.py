@@ -18,7 +18,7 @@ from analysis.inference import mean_of
 from analysis.render import Number, Table, render
 from analysis.results.findings import findings as found_findings
 from analysis.results.pages import macros
-from analysis.stats import MODELS, cell_words, ranks
+from analysis.stats import MODELS, cell_words
 from analysis.stats import comparisons as compared
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
@@ -27,7 +27,7 @@ from runs.record import PUBLISHED, Ledger, median_interval, read_ledger
 pytestmark = pytest.mark.nets
 
 LEDGERS = ("published", "made")
-OF_RECORDS = [name for name in ("", *tables.TABLES, "ranks") if name not in tables.WITHOUT_RECORDS]
+OF_RECORDS = [name for name in ("", *tables.TABLES) if name not in tables.WITHOUT_RECORDS]
 #: Of the made ledger's cells.
 BRIEF = ("model", "row", "task", "label", "ids", "n", "wanted", "median", "spread", "parameters", "word")
 
@@ -83,7 +83,7 @@ def test_comparisons(ledgers):
 def test_tables(name, which, ledgers, frames):
     """Their rows; each can be shown in every form."""
     of = which if which in ledgers else "made"
-    made = ranks(runs(ledgers[of])) if name == "ranks" else tables.make(name, ledgers[of], frames[of])
+    made = tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form) for table in made)
@@ -264,12 +264,6 @@ def table_rows(name: str, made: Iterable[Table]) -> Lines:
                 by_column = zip(table.header[1:], texts[1:], strict=True)
                 found = {column: cell_numbers(text) for column, text in by_column if text not in ("", "-")}
                 yield {"of": table.model or table.title, "row": texts[0], **found}
-        if name == "ranks":
-            yield {
-                "of": table.title,
-                "row": "test",
-                "numbers": [cell_numbers(n, every=True) for n in table.notes[:2]],
-            }
 
 
 def figure_rows(made: Iterable[figures.Figure]) -> Lines:
