@@ -21,7 +21,7 @@ arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call q
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY JUDGE \
-         ENTITY PROJECT JSON FULL WATCH PART DEVICE PYTHON CONSTRAINTS
+         ENTITY PROJECT FULL WATCH PART DEVICE PYTHON CONSTRAINTS
 
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
@@ -130,9 +130,8 @@ results: setup ## docs/results.md and the README's table, from the published rec
 sync: setup ## uploads to Weights & Biases the runs that were written offline, each once
 	@WANDB__GRAPHQL_RETRY_MAX=3 WANDB_DIR=$(call quoted,,OUTPUT) $(BIN)/python -m wandb sync --yes
 
-dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name; JSON=file writes it there instead
-	@$(BIN)/python -m analysis.dashboard $(call quoted,output=,OUTPUT) $(call given,entity=,ENTITY) $(call given,project=,PROJECT) \
-	    $(call given,json=,JSON)
+dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name
+	@$(BIN)/python -m analysis.dashboard $(call quoted,output=,OUTPUT) $(call given,entity=,ENTITY) $(call given,project=,PROJECT)
 
 report: setup ## one HTML page from the records: verdicts, tables, figures, statistics, each cell; no server, no network
 	@$(BIN)/python -m analysis.report $(call quoted,output=,OUTPUT)

@@ -1,7 +1,6 @@
 """Logs the tables to Weights & Biases, with a workspace that shows them and the curves of their cells.
 
     python -m analysis.dashboard entity=TEAM project=NAME      (make dashboard)
-    python -m analysis.dashboard json=FILE                     what it would save, without W&B
 
 A table is logged as the records give it; a panel for each model and task has the dev metric by epoch, a line
 a cell. Saved again, the workspace replaces what was saved before. What a run is called in W&B, and under
@@ -9,7 +8,6 @@ which names its numbers are there, is in runs/tracking.py.
 """
 
 import contextlib
-import json
 import os
 import urllib.request
 from dataclasses import dataclass
@@ -69,13 +67,6 @@ def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: st
     )
 
 
-def spec(workspace: Any) -> dict[str, Any]:
-    """The workspace as W&B stores it, without asking W&B."""
-    view = workspace._to_model()
-    content: dict[str, Any] = view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": content}
-
-
 def check_account() -> None:
     """Raises UserError where nobody is logged in, or the server does not answer: wandb would retry for many
     minutes. Sets wandb quiet and online for the rest of this process."""
@@ -122,32 +113,19 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
 class Settings(OfRecords):
     """Where the workspace goes."""
 
-    json: str | None = setting(None, "write the workspace to this file (-: the terminal), not to W&B")
     entity: str | None = setting(None, "the user or team it belongs to (WANDB_ENTITY, or the user's own)")
     project: str | None = setting(None, "the project that runs are sent to (WANDB_PROJECT, or vera-bench)")
 
 
 def main(arguments: list[str]) -> int:
     settings = read(arguments, Settings).settings
-    file, entity = settings.json, settings.entity
-    name = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
-    if not file:
-        check_account()
+    project = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
+    check_account()
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
-        if file:
-            tables = logged_tables(ledger)
-            whole = spec(workspace(ledger, tables, entity or os.environ.get("WANDB_ENTITY") or "", name))
-            whole["tables"] = {key: {"columns": of.header, "data": of.texts} for key, of in tables.items()}
-            text = json.dumps(whole, indent=1)
-        else:
-            text = f"Dashboard: {save(ledger, entity, name, settings.output)}"
+        print(f"Dashboard: {save(ledger, settings.entity, project, settings.output)}")
     except Exception as error:
         raise UserError(f"the dashboard was not saved ({first_line(error)})") from error
-    if file and file != "-":
-        write_atomically(Path(file), f"{text}\n")
-        text = f"Dashboard: {file}"
-    print(text)
     return 0
 
 

@@ -7,7 +7,7 @@ normals has sd^2 / n, their median `median_variance(n)` times that (1.43 at n=5)
 degrees of freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -57,10 +57,7 @@ def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
     return np.where(total == 0, 0.0, half)
 
 
-# --- over seeds and tasks
-
-#: For probabilities of improvement: they take a resample of both sides in each task.
-IMPROVEMENT_RESAMPLES = 2000
+# --- two rows over seeds
 
 
 def sign_test(differences: Iterable[float]) -> float:
@@ -70,33 +67,10 @@ def sign_test(differences: Iterable[float]) -> float:
     return min(1.0, 2 * float(special.bdtr(fewer, len(signs), 0.5))) if signs else 1.0
 
 
-def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """P(X > Y) + P(X = Y) / 2 over all pairs of runs, the mean over tasks. pairs: for each task the values of
-    the runs of X and of Y."""
-    return float(np.mean([_above(x, y) for x, y in pairs]))
-
-
-def improvement_interval(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
-) -> tuple[float, float] | None:
-    """Stratified percentile bootstrap: the runs of each side and task are resampled. None where a side has
-    one run."""
-    if any(len(x) < 2 or len(y) < 2 for x, y in pairs):
-        return None
-    random, means = np.random.default_rng(0), np.zeros(IMPROVEMENT_RESAMPLES)
-    for x, y in pairs:
-        both = [np.asarray(side, dtype=float) for side in (x, y)]
-        means += _above(
-            *(side[random.integers(0, len(side), (IMPROVEMENT_RESAMPLES, len(side)))] for side in both)
-        )
-    low, high = np.percentile(means / len(pairs), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
-
-
-def _above(x: Any, y: Any) -> Any:
-    """The share of pairs in which x is above y, along the last axis; of equals half."""
-    x, y = np.asarray(x)[..., :, None], np.asarray(y)[..., None, :]
-    return ((x > y) + (x == y) / 2).mean(axis=(-2, -1))
+def improvement(x: Iterable[float], y: Iterable[float]) -> float:
+    """P(X > Y) + P(X = Y) / 2 over all pairs of the runs of X and of Y."""
+    x, y = np.array([*x])[:, None], np.array([*y])
+    return float(((x > y) + (x == y) / 2).mean())
 
 
 # --- means and their words

@@ -12,7 +12,6 @@ What each number is, and where it is from: docs/statistics.md.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -21,13 +20,13 @@ from analysis import tables
 from analysis.beside import summary
 from analysis.command import Chosen, open_chosen, own_and_published, row_name
 from analysis.frame import chosen, pairs, reported, reported_cells
-from analysis.inference import improvement, improvement_interval, sign_test
+from analysis.inference import improvement, sign_test
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
 from runs.command import did_you_mean, entry_point, one_of, read, setting
 from runs.errors import UserError
-from runs.record import CONF, INTERVAL_SEEDS, interval_name, median_interval
+from runs.record import CONF, interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
@@ -89,39 +88,25 @@ def _cells_table(found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str,
 
 
 def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
-    """A row against every other of the same model: on each task where both have runs, and over these tasks
-    together (task "all"). A positive difference means that the row is better, also of metrics of which less
-    is better.
+    """A row against every other of the same model on each task where both have runs. A positive difference
+    means that the row is better, also of metrics of which less is better. Differences are paired by seed; a
+    seed that one side lacks, or that was measured on other data, counts nowhere.
 
-    Differences are paired by task and seed; a seed that one side lacks, or that was measured on other data,
-    counts nowhere. Tasks are pooled where each row has one size on them, and their metrics one direction.
-    The pooled sign test takes the pairs of all tasks as independent: runs of one seed on two tasks share no
-    draw but the seed's number.
-
-    Columns: differences, a tuple by task and seed; pairs, wins, losses; the median difference with its
-    interval (low, high); p of the sign test; better, P(better) with its interval; digits; ids."""
+    Columns: differences, a tuple by seed; pairs, wins, losses; the median difference with its interval (low,
+    high); p of the sign test; better, P(better); digits; ids."""
     lines = []
     for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
-        parts = [(task, of) for task, of in both.groupby("task", sort=False)]
-        alike = both.groupby(["label", "label_other", "less"], sort=False)
-        parts += [("all", of) for _, of in alike if of.task.nunique() > 1]
-        lines += [{"model": model, "other": other, "task": task} | _compared(of) for task, of in parts]
+        for task, of in both.groupby("task", sort=False):
+            of = of.sort_values("seed", kind="stable")
+            low, high = median_interval([*of.difference]) or (math.nan, math.nan)
+            line = {"model": model, "other": other, "task": task, "label": of.label.iloc[0]}
+            line |= {"other_label": of.label_other.iloc[0], "pairs": len(of)}
+            line |= {"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())}
+            line |= {"differences": tuple(of.difference), "difference": float(of.difference.median())}
+            line |= {"low": low, "high": high, "p": sign_test(of.difference)}
+            line |= {"better": improvement(of.x, of.y), "digits": int(of.digits.min())}
+            lines.append(line | {"ids": (*of.id, *of.id_other)})
     return pd.DataFrame(lines, columns=None if lines else ["model", "other", "task"])
-
-
-def _compared(of: pd.DataFrame) -> dict[str, Any]:
-    """One comparison. of: its pairs."""
-    parts = [part.sort_values("seed") for _, part in of.groupby("task", sort=False)]
-    of, sides = pd.concat(parts), [(part.x.tolist(), part.y.tolist()) for part in parts]
-    differences = of.difference.tolist()
-    low, high = median_interval(differences) or (math.nan, math.nan)
-    better_low, better_high = improvement_interval(sides) or (math.nan, math.nan)
-    found = {"label": of.label.iloc[0], "other_label": of.label_other.iloc[0], "pairs": len(of)}
-    found |= {"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())}
-    found |= {"differences": tuple(differences), "difference": float(of.difference.median())}
-    found |= {"low": low, "high": high, "p": sign_test(differences), "better": improvement(sides)}
-    found |= {"better_low": better_low, "better_high": better_high, "digits": int(of.digits.min())}
-    return found | {"ids": (*of.id, *of.id_other)}
 
 
 def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Table:
@@ -129,9 +114,8 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
     model, name = lines.model.iloc[0], interval_name(lines.pairs, "pairs")
     whose = " and ".join(lines.label.unique())
     notes = [
-        f"Positive: {whose} is better, in pairs of one task and seed. How to read it: docs/statistics.md.",
-        "No p is corrected for the number of comparisons; of 5 pairs none is below 0.06"
-        + (", and that of all tasks is too small." if (lines.task == "all").any() else "."),
+        f"Positive: {whose} is better, in pairs of one seed. How to read it: docs/statistics.md.",
+        "No p is corrected for the number of comparisons; of 5 pairs none is below 0.06.",
     ]
     compared = set(zip(lines.other, lines.task, strict=True))
     others = found[found.task.isin(found[found.row == row].task) & (found.row != row)].itertuples()
@@ -140,18 +124,14 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
     rows = list[dict[str, Entry]]()
     for of in lines.itertuples():
         smallest = max(of.wins, of.losses) == of.pairs and of.p > 0.05
-        # Where every pair says the same, so does every resample, and few pairs have few: no interval
-        known = of.better_low < of.better_high and of.pairs >= INTERVAL_SEEDS
         points: Any = {"ids": of.ids, "decimals": of.digits, "sign": True}
         counts = {"won": of.wins, "lost": of.losses, "equal": of.pairs - of.wins - of.losses}
-        better: Any = partial(Number, decimals=2, ids=of.ids)
-        line = {"against": of.other_label, "task": "all tasks" if of.task == "all" else of.task}
+        line = {"against": of.other_label, "task": of.task}
         line |= {key: Number(count, form="count", ids=of.ids) for key, count in counts.items()}
         line["difference"] = of_runs(of.difference, **points)
         line[name] = of_runs(of.low, high=of.high, **points)
         line["p"] = Number(of.p, decimals=3, mark=" (smallest)" * smallest, ids=of.ids)
-        line["P(better)"] = better(of.better)
-        rows.append(line | {"95% ": better(of.better_low, high=of.better_high) if known else NONE})
+        rows.append(line | {"P(better)": Number(of.better, decimals=2, ids=of.ids)})
     return Table.of(f"{model}: {whose} against the other methods", rows, notes, model)
 
 

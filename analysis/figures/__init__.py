@@ -1,9 +1,9 @@
 """Figures from the records, beside what the paper prints of them.
 
-A figure of another kind: a file with a function from a `Part` to a list of `Figure`, and its name in FIGURES.
+A figure of another kind: a file with a function from a `Part` to figures, and its name in FIGURES.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from analysis.figures.papers import figure2, figure3, figure4, figure5, figure6
 from analysis.frame import every_variant
 from runs.record import Ledger
 
-FIGURES: dict[str, Callable[[Part], list[Figure]]] = {
+FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,
     "figure3": figure3,
     "figure4": figure4,

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ MARKERS = {"vera": "D", "lora": "o"}
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 STYLE = Path(__file__).parent / "style.mplstyle"
-#: The model and task of the paper's figures 2 to 5.
-PAPER = "roberta_large", "rte"
 #: Other ranks, ablations and other starts, which have figures and tables of their own.
 VARIED = re.compile(
     r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_"
@@ -166,20 +164,6 @@ def metric_label(name: str, digits: int = 1) -> str:
     if name == "BLEU" or digits != 1:
         return name
     return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
-
-
-def by_pair(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str, list[str]]]:
-    """Models and tasks in order, after those of the paper's figures, which are always there: each with what
-    the figure's name ends with, and a note where the paper has no such figure."""
-    yield PAPER, "", []
-    for model, task in sorted(set(pairs) - {PAPER}):
-        note = f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
-        yield (model, task), f"_{model}_{task}", [note]
-
-
-def of_pair(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """The rows of a model and task."""
-    return frame[(frame.model == pair[0]) & (frame.task == pair[1])]
 
 
 def draw_lines(

@@ -3,9 +3,9 @@ over the head alone (4) by trainable parameters, from runs; and from measures, b
 (3) and the cosine of weight differences (5), and the error of fitting random matrices (6)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib.patches import Patch
@@ -13,24 +13,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.beside import exact_counts
 from analysis.figures import figure as shared
-from analysis.figures.figure import (
-    COLOURS,
-    PAPER,
-    Figure,
-    Part,
-    by_pair,
-    draw_lines,
-    finite,
-    look,
-    of_pair,
-    stacked,
-)
+from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite, look, stacked
 from analysis.frame import cells, chosen
 from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, numbers, paper
 from runs.record import Record
 from runs.record.text import plural
 
+#: The model and task of figures 2 to 5.
+PAPER = "roberta_large", "rte"
 #: LoRA's recipe's own rank is on both of its lines.
 BOTH = "constant and proportional"
 #: The lines of figure 2, by what their method's name is followed by.
@@ -48,26 +39,22 @@ OF_PAIRS, FITTED = (
     dict(zip(PAIRS.values(), LOOKS, strict=True)),
     dict(zip(("VeRA", "LoRA"), LOOKS, strict=False)),
 )
-#: The columns of their data.
-OF_RANKS = ["method", "kind", "rank", "alpha", "scaling", "source", "parameters", "median", "low", "high"]
-OF_RANKS += ["n", "wanted", "runs"]
-OF_GAINS = ["method", "row", "kind", "source", "parameters", "accuracy", "head", "gain", "complete", "runs"]
-OF_SITES = ["site", "layer", "median", "low", "high", "b", "n", "runs"]
-OF_COSINES = ["pair", "source", "site", "layer", "median", "low", "high", "n", "runs"]
-OF_FITS = [
+#: The columns of the data, in order: of these those that a figure has.
+COLUMNS = [
     "method",
+    "row",
     "kind",
     "rank",
+    "alpha",
+    "scaling",
+    "pair",
+    "source",
+    "site",
+    "layer",
     "parameters",
-    "mean",
-    "low",
-    "high",
-    "spread",
-    "least",
-    "n",
-    "of",
-    "runs",
 ]
+COLUMNS += ["accuracy", "head", "gain", "median", "mean", "low", "high", "spread", "least", "b", "n", "total"]
+COLUMNS += ["wanted", "complete", "runs"]
 #: Notes on what is quoted, and on what is not there.
 NO_NUMBERS = "The paper prints no numbers of this figure"
 OF_TABLE_2 = f"{NO_NUMBERS}: crosses are its table 2's RTE, ranks 256 and 8"
@@ -81,7 +68,35 @@ def _finding(quoted: str, number: int) -> str:
     return f"{quoted}. Its finding: {paper()[f'figure{number}']['finding']}."
 
 
+def by_pair(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str, list[str]]]:
+    """Models and tasks in order, after those of the paper's figures, which are always there: each with what
+    the figure's name ends with, and a note where the paper has no such figure."""
+    yield PAPER, "", []
+    for model, task in sorted(set(pairs) - {PAPER}):
+        note = f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
+        yield (model, task), f"_{model}_{task}", [note]
+
+
+def _columns(data: pd.DataFrame) -> pd.DataFrame:
+    return data[[name for name in COLUMNS if name in data]]
+
+
 # --- figures of runs
+
+
+def of_pair(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """The rows of a model and task."""
+    return frame[(frame.model == pair[0]) & (frame.task == pair[1])]
+
+
+def _by_pair(part: Part, found: pd.DataFrame, quoted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """For each model and task of these cells: what the figure's name ends with, the cells, the data (in the
+    paper's figure with what is quoted), the labels of model and task, and notes."""
+    for pair, suffix, lines in by_pair(zip(found.model, found.task, strict=True)):
+        of = of_pair(found, pair)
+        lines += notes(of_pair(part.runs, pair), of)
+        data, label = of.assign(source=part.whose, runs=of.ids), [*of.model_label, "RoBERTa-large"][0]
+        yield suffix, of, data if suffix else stacked(quoted, data), label, GLUE[pair[1]], lines
 
 
 def printed_rte(rows: list[str]) -> pd.DataFrame:
@@ -89,12 +104,12 @@ def printed_rte(rows: list[str]) -> pd.DataFrame:
     columns of a figure's data."""
     counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == PAPER[0]}
     table2 = of_pair(numbers()[numbers().table == "table2"], PAPER)
-    table2 = table2.set_index("row", drop=False).loc[rows]
+    table2 = table2.set_index("row", drop=False).loc[rows].drop(columns="spread")
     kind = table2.row.str.partition("_")[0]
     return table2.assign(parameters=table2.row.map(counts), kind=kind, runs=[()] * len(table2))
 
 
-def figure2(part: Part) -> list[Figure]:
+def figure2(part: Part) -> Iterator[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks. A rank set on the command line
     and a row of that rank are one point. Of a model and task it has the runs on the data that most of its
     rows have and, of each method, with the number of epochs that most of its rows have (of equals the
@@ -104,38 +119,28 @@ def figure2(part: Part) -> list[Figure]:
     every = every[every["rank"].notna()]
     rank, ends = every["rank"].astype(int), every.row.astype(str).str.extract("(_proportional)$")[0]
     scaling = every.scaling.fillna(BOTH).where(every.method == "lora", "")
-    row = every.method + "_r" + rank.astype(str) + ends.fillna("")
+    row, on = every.method + "_r" + rank.astype(str) + ends.fillna(""), ["model", "task"]
     ranks = every = every.assign(row=row, rank=rank, scaling=scaling)
-    for group, value in (
-        (["model", "task"], ["train_rows", "dev_rows"]),
-        (["model", "task", "method"], ["epochs"]),
-    ):
+    for group, value in ((on, ["train_rows", "dev_rows"]), ([*on, "method"], ["epochs"])):
         votes = ranks.groupby([*group, *value], as_index=False).row.nunique().sort_values(["row", *value])
         ranks = ranks.merge(votes.drop_duplicates(group, keep="last")[[*group, *value]])
-    left_out = every[~every.id.isin(ranks.id)].groupby(["model", "task"]).size()
+    others = every[~every.id.isin(ranks.id)]
     found = shared.points(ranks, 5).sort_values(["method", "rank", "scaling"], kind="stable")
-    found = found.assign(kind=found.method, method=found.method.map(NAMES), source=part.whose)
-    several, figures = found.groupby(["model", "task", "kind"]).filter(lambda of: len(of) > 1), []
-    for pair, suffix, lines in by_pair(zip(several.model, several.task, strict=True)):
-        of, task = of_pair(found, pair), GLUE[pair[1]]
-        lines += notes(of_pair(part.runs, pair), of)
-        if count := int(left_out.get(pair, 0)):
-            lines.append(
-                f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."
-            )
-        data = of.assign(runs=of.ids).reindex(columns=OF_RANKS)
-        if pair == PAPER:
-            quoted = printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
-            quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
-            data = stacked(data, quoted.reindex(columns=OF_RANKS))
-            lines.append(f"{_finding(OF_TABLE_2, 2)} It does not say LoRA's alpha.")
-        label, metric = of.iloc[0][["model_label", "metric"]] if len(of) else ("RoBERTa-large", "accuracy")
+    found = found.assign(kind=found.method, method=found.method.map(NAMES))
+    models = pd.MultiIndex.from_frame(found[on])
+    found = found[models.isin([PAPER, *models[found.duplicated([*on, "kind"])]])]
+    quoted = printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
+    quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
+    for suffix, of, data, label, task, lines in _by_pair(part, found, quoted):
+        if count := len(others.merge(of[on].drop_duplicates())):
+            lines += [f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."]
+        lines += [] if suffix else [f"{_finding(OF_TABLE_2, 2)} It does not say LoRA's alpha."]
         seeds = f"median of {shared.spanned(of.n)} seeds; bars: lowest to highest" if len(of) else ""
         seeds += "; hollow: fewer seeds" * bool((of.n < of.wanted).any())
-        draw = partial(_draw_ranks, ylabel=f"{task} dev {shared.metric_label(metric)}")
+        metric = shared.metric_label(of.metric.iloc[0] if len(of) else "accuracy")
+        draw = partial(_draw_ranks, ylabel=f"{task} dev {metric}")
         title = f"Figure 2: {task} by trainable parameters, {label}"
-        figures.append(Figure(f"figure2{suffix}", title, data, lines, draw, seeds))
-    return figures
+        yield Figure(f"figure2{suffix}", title, _columns(data), lines, draw, seeds)
 
 
 def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
@@ -157,43 +162,33 @@ def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
     axes.margins(x=0.1, y=0.12)
 
 
-def figure4(part: Part) -> list[Figure]:
+def figure4(part: Part) -> Iterator[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix B), where the metric is
     accuracy; the paper's with the accuracy of the head that follows from them. Of table 2's rows: ranks and
     ablations have figures and tables of their own."""
     found = shared.points(part.runs[part.runs.task.isin(list(GLUE)) & (part.runs.metric == "accuracy")], 5)
-    heads, figures = found[found.row == "head"], []
-    rows = found[(found.parameters > 0) & ~found.row.astype(str).str.match(shared.VARIED)]
-    rows = rows.sort_values("parameters", kind="stable")
-    for pair, suffix, lines in by_pair(zip(heads.model, heads.task, strict=True)):
-        of, head = of_pair(rows, pair), of_pair(heads, pair)
-        data = pd.DataFrame(columns=OF_GAINS)
-        if len(of) and len(head) and head["median"].iloc[0]:  # else there is no gain over it
-            alone = head.iloc[0]
-            data = of.assign(kind=of.method, method=of.label, source=part.whose, accuracy=of["median"])
-            data = data.assign(head=alone["median"], complete=of.complete & alone.complete)
-            data["runs"] = [(*ids, *alone.ids) for ids in of.ids]
-            data["gain"] = 100 * data.accuracy / data["head"] / (data.parameters / 1000)
-        lines += notes(of_pair(part.runs, pair), stacked(of, head))
-        data = data[OF_GAINS]
-        if pair == PAPER:
-            lines += [NO_GAIN] * data.empty
-            gains = paper()["figure4"]["printed"]
-            quoted = printed_rte([*gains]).assign(gain=[*map(float, gains.values())], source="paper (quoted)")
-            method = quoted.method.where(quoted.row.isin(NAMES), quoted.method + " " + quoted["size"])
-            alone = 100 * quoted.value / quoted.gain / (quoted.parameters / 1000)
-            quoted = quoted.assign(method=method, head=alone, accuracy=quoted.value, complete=True)
-            data = stacked(quoted[OF_GAINS], data)
-        label = of.model_label.iloc[0] if len(of) else "RoBERTa-large"
-        title = f"Figure 4: gain per 1K trainable parameters on {GLUE[pair[1]]}, {label}"
+    found = found[~found.row.astype(str).str.match(shared.VARIED)].sort_values("parameters", kind="stable")
+    alone = found[found.row == "head"][["model", "task", "median", "complete", "ids"]]
+    found = found.merge(alone, on=["model", "task"], suffixes=("", "_head"))
+    found = found.assign(kind=found.method, method=found.label, accuracy=found["median"])
+    found = found.assign(head=found.median_head, complete=found.complete & found.complete_head)
+    found["ids"] = [(*ids, *heads) for ids, heads in zip(found.ids, found.ids_head, strict=True)]
+    found["gain"] = finite(100 * found.accuracy / found["head"] / (found.parameters / 1000))
+    gains = paper()["figure4"]["printed"]
+    quoted = printed_rte([*gains]).assign(gain=[*map(float, gains.values())], source="paper (quoted)")
+    method = quoted.method.where(quoted.row.isin(NAMES), quoted.method + " " + quoted["size"])
+    quoted = quoted.assign(method=method, accuracy=quoted.value, complete=True)
+    quoted["head"] = 100 * quoted.value / quoted.gain / (quoted.parameters / 1000)
+    for suffix, of, data, label, task, lines in _by_pair(part, found, quoted):
+        lines += [] if suffix or of.gain.notna().any() else [NO_GAIN]
+        data = _columns(data[data.gain.notna()])
         over = "" if data.complete.all() else "light: fewer seeds"
-        figures.append(Figure(f"figure4{suffix}", title, data, lines, _draw_gains, over))
-    return figures
+        title = f"Figure 4: gain per 1K trainable parameters on {task}, {label}"
+        yield Figure(f"figure4{suffix}", title, data, lines, _draw_gains, over)
 
 
 def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
     """Groups of bars: a method each, a bar for each source."""
-    data = data[finite(data.gain).notna()]
     names, sources = data.drop_duplicates("row").set_index("row").method, data.source.unique()
     legend = list[Patch]()
     for i, source in enumerate(sources):
@@ -217,34 +212,25 @@ def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
 # --- figures of measures, by layer
 
 
-class Measured(NamedTuple):
-    """The measures of a model and a task, one for each run: what the figure's name ends with, model and task
-    by their labels, and notes on what is left out."""
+def measured(
+    runs: pd.DataFrame, measures: Iterable[Record], kind: str, *names: str
+) -> Iterator[tuple[str, str, pd.DataFrame, list[str]]]:
+    """Values of the measures of a kind, for each model and task, the paper's first, maybe of no measure: what
+    the figure's name ends with, both by their labels, these values by site and layer (NaN where one is none,
+    with the measure's number and the ids of its runs), and notes on what is left out.
 
-    suffix: str
-    where: str
-    measures: list[Record]
-    notes: list[str]
-
-
-def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Iterator[Measured]:
-    """The measures of a kind by model and task, the paper's first, maybe without measures; magnitudes of the
-    row vera alone. One for each run of a cell, all of one setting: of several the paper's rank 64 in figure
-    5, then the one of most runs."""
+    Magnitudes are of the row vera alone. One for each run of a cell, all of one setting: of several the
+    paper's rank 64 in figure 5, then the one of most runs."""
     kept = chosen(runs)
     cell_of, counts = kept[kept.left_out == ""].set_index("id").cell, Counter[Any]()
     groups = defaultdict[Any, dict[Any, dict[Any, Record]]](lambda: defaultdict(dict))
     for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
-        ids, (cell, *_) = (
-            tuple(run["id"] for run in measure["of"]),
-            [*(run["cell"] for run in measure["of"]), {}],
-        )
-        if measure["kind"] == kind and (kind == "similarity" or cell.get("row") == "vera"):
-            pair = cell["model"], cell["task"]
+        ids, of = [run["id"] for run in measure["of"]], [run["cell"] for run in measure["of"]]
+        if measure["kind"] == kind and (kind == "similarity" or of[0]["row"] == "vera"):
+            pair = of[0]["model"], of[0]["task"]
             counts[pair] += 1
             if {*ids} <= {*cell_of.index}:
-                setting = str(measure["settings"]), *cell_of[[*ids]]
-                groups[pair][setting][ids] = measure
+                groups[pair][str(measure["settings"]), *cell_of[ids]][tuple(ids)] = measure
 
     def rank(group: dict[Any, Record]) -> tuple[bool, int]:
         return next(iter(group.values()))["settings"].get("ranks") == [64, 64], len(group)
@@ -255,78 +241,64 @@ def measured(runs: pd.DataFrame, measures: Iterable[Record], kind: str) -> Itera
             why = "of other settings, of a run measured before, or of one in no cell"
             lines.append(f"{others} measures are left out: {why}.")
         label = found[0]["of"][0]["label"] if found else {"model": "RoBERTa-large", "task": "RTE"}
-        yield Measured(suffix, f"{label['model']} on {label['task']}", found, lines)
+        parts = [pd.DataFrame(columns=["site", "layer", "number", "runs", *names])]
+        for number, measure in enumerate(found):
+            content, behind = measure["values"], tuple(run["id"] for run in measure["of"])
+            part = pd.DataFrame({key: content[key] for key in ("site", "layer")}).assign(number=number)
+            part = part.assign(**{name: finite(content[name]) for name in names})
+            parts.append(part.assign(runs=[behind] * len(part)))
+        yield suffix, f"{label['model']} on {label['task']}", stacked(*parts), lines
 
 
-def values(measures: Sequence[Record], *names: str) -> pd.DataFrame:
-    """These values of measures by site and layer, NaN where one is none, with the measure's place in the
-    sequence (number) and the ids of its runs."""
-    parts = [pd.DataFrame(columns=["site", "layer", "number", "runs", *names])]
-    for number, measure in enumerate(measures):
-        of, ids = measure["values"], tuple(run["id"] for run in measure["of"])
-        part = pd.DataFrame({"site": of["site"], "layer": of["layer"], "number": number})
-        parts.append(part.assign(runs=[ids] * len(part), **{name: finite(of[name]) for name in names}))
-    return stacked(*parts)
-
-
-def _by_layer(part: Part, kind: str, *names: str) -> Iterator[tuple[Measured, pd.DataFrame, list[str]]]:
-    """The measures of a kind; of each of these values, by site and layer, the median, lowest and highest of
-    those that are finite, with how many these are (n), of how many (of), and the ids of their runs; and
-    notes."""
-    how = {"median": "median", "low": "min", "high": "max", "n": "count", "of": "size"}
+def _by_layer(part: Part, kind: str, *names: str) -> Iterator[tuple[str, str, int, pd.DataFrame, list[str]]]:
+    """As `measured`, with the number of measures, and of each of these values, by site and layer, the median,
+    lowest and highest of those that are finite, with how many these are (n), of how many (total), and the ids
+    of their runs."""
+    how = {"median": "median", "low": "min", "high": "max", "n": "count", "total": "size"}
     aggregates: Any = {name: ("value", of) for name, of in how.items()}
     aggregates["runs"] = ("runs", lambda of: tuple(dict.fromkeys(run for ids in of for run in ids)))
-    for group in measured(part.runs, part.measures, kind):
-        long = values(group.measures, *names).melt(["site", "layer", "number", "runs"], var_name="name")
+    for suffix, where, of, lines in measured(part.runs, part.measures, kind, *names):
+        long = of.melt(["site", "layer", "number", "runs"], var_name="name")
         data = long.groupby(["name", "site", "layer"], as_index=False).agg(**aggregates)
         ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
         missing = NO_MEASURE.format("figure3" if kind == "magnitude" else "figure5", kind)
-        odd = data[(data.n < data.of) & (data.name != "b")]
-        gone = [
-            f"{of.site}, layer {of.layer}: {of.of - of.n} of {of.of} not finite." for of in odd.itertuples()
-        ]
-        yield group, data, [*group.notes, *(notes(ran, cells(ran)) if len(ran) else [missing]), *gone]
+        lines += notes(ran, cells(ran)) if len(ran) else [missing]
+        for odd in data[(data.n < data.total) & (data.name != "b")].itertuples():
+            lines.append(f"{odd.site}, layer {odd.layer}: {odd.total - odd.n} of {odd.total} not finite.")
+        yield suffix, where, of.number.nunique(), data.assign(source=part.whose), lines
 
 
-def figure3(part: Part) -> list[Figure]:
+def figure3(part: Part) -> Iterator[Figure]:
     """How far d has moved, by layer and site: a figure for each model and task with measures of the row
     vera."""
-    figures = []
-    for group, found, lines in _by_layer(part, "magnitude", "d", "b"):
+    for suffix, where, count, found, lines in _by_layer(part, "magnitude", "d", "b"):
         data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
-        lines += [] if group.suffix else [_finding(NO_NUMBERS, 3)]
-        count = len(group.measures)
+        lines += [] if suffix else [_finding(NO_NUMBERS, 3)]
         over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
-        title = f"Figure 3: change of d by layer, {group.where}"
+        title = f"Figure 3: change of d by layer, {where}"
         how: Any = {"looks": SITES, "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
         draw = partial(draw_lines, x="layer", y="median", by="site", xlabel="layer", **how)
-        figures.append(Figure(f"figure3{group.suffix}", title, data[OF_SITES], lines, draw, over))
-    return figures
+        yield Figure(f"figure3{suffix}", title, _columns(data), lines, draw, over)
 
 
-def figure5(part: Part) -> list[Figure]:
+def figure5(part: Part) -> Iterator[Figure]:
     """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix
     D)."""
-    figures = []
-    for group, found, lines in _by_layer(part, "similarity", *PAIRS):
-        data = found.assign(pair=found.name.map(PAIRS), source=part.whose)
+    printed = paper()["figure5"]["printed"].items()
+    rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in printed]
+    quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
+    quoted = quoted.assign(source="paper's mean (quoted)", site="query")
+    for suffix, where, count, found, lines in _by_layer(part, "similarity", *PAIRS):
+        data = found.assign(pair=found.name.map(PAIRS))
         means = _of_queries(data).groupby("pair")["median"].mean()
         lines += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
-        if not group.suffix:
-            printed = paper()["figure5"]["printed"].items()
-            rows = [(PAIRS[key.removeprefix("mean_")], float(mean)) for key, mean in printed]
-            quoted = pd.DataFrame(rows, columns=["pair", "median"]).assign(runs=[()] * len(rows))
-            data = stacked(data, quoted.assign(source="paper's mean (quoted)", site="query"))
+        if not suffix:
+            data = stacked(data, quoted.reindex(columns=data.columns))
             lines.append(_finding(OF_MEANS, 5))
-        over = "query matrices" if (data.site == "query").any() else "all adapted matrices"
-        if (count := len(group.measures)) > 1:
-            over = f"median of {count} pairs of runs, {over}"
-        title, data = (
-            f"Figure 5: cosine of weight differences, {group.where}",
-            data.reindex(columns=OF_COSINES),
-        )
-        figures.append(Figure(f"figure5{group.suffix}", title, data, lines, _draw_cosines, over))
-    return figures
+        over = f"median of {count} pairs of runs, " * (count > 1)
+        over += "query matrices" if (data.site == "query").any() else "all adapted matrices"
+        title = f"Figure 5: cosine of weight differences, {where}"
+        yield Figure(f"figure5{suffix}", title, _columns(data), lines, _draw_cosines, over)
 
 
 def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
@@ -342,36 +314,40 @@ def _draw_cosines(axes: Any, data: pd.DataFrame) -> None:
 # --- figure 6
 
 
-def figure6(part: Part) -> list[Figure]:
+def figure6(part: Part) -> Iterator[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA (VeRA paper, appendix
     E)."""
     data, fit = errors(part.measures), _shown(part.measures)
-    of = fit["settings"] if fit else {}
-    words = ", ".join(f"{key} {of.get(key)}" for key in ("matrices", "target", "steps", "lr", "optimizer"))
-    lines = [f"Measure {fit['id']}; settings (this project's choice): {words}." if fit else NO_FIT]
-    for at in data[data.n < data.of].itertuples():
-        lines.append(f"{at.method} at rank {at.rank}: {at.of - at.n} of {at.of} errors are not finite.")
-    lines.append(_finding(NO_NUMBERS, 6))
-    over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest" if fit else ""
+    of, lines, over = fit["settings"], [NO_FIT], ""
+    if of:
+        words = ", ".join(
+            f"{key} {of.get(key)}" for key in ("matrices", "target", "steps", "lr", "optimizer")
+        )
+        lines = [f"Measure {fit['id']}; settings (this project's choice): {words}."]
+        over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
+    for at in data[data.n < data.total].itertuples():
+        lines.append(f"{at.method} at rank {at.rank}: {at.total - at.n} of {at.total} errors are not finite.")
     title = f"Figure 6: fitting random {of.get('size', 10)} x {of.get('size', 10)} matrices"
     how: Any = {"looks": FITTED, "xlabel": "trained parameters", "ylabel": "mean squared error"}
     draw = partial(draw_lines, x="parameters", y="mean", by="method", **how)
-    return [Figure("figure6", title, data[data.n > 0], lines, draw, over)]
+    yield Figure("figure6", title, data[data.n > 0], [*lines, _finding(NO_NUMBERS, 6)], draw, over)
 
 
-def _shown(measures: Iterable[Record]) -> Record | None:
-    """The fit that is drawn: each is complete in itself, and this has the lowest seed."""
+def _shown(measures: Iterable[Record]) -> Record:
+    """The fit that is drawn: each is complete in itself, and this has the lowest seed; an empty one of
+    none."""
     fits = [of for of in measures if of["kind"] == "matrix_fit"]
-    return min(fits, key=lambda of: (of["seeds"]["random"], of["id"]), default=None)
+    none: Any = {"id": "", "settings": {}, "values": {}}
+    return min(fits, key=lambda of: (of["seeds"]["random"], of["id"]), default=none)
 
 
 def errors(measures: Iterable[Record]) -> pd.DataFrame:
     """The errors of the fit that is shown, a row for each method and rank: their mean, spread, lowest and
-    highest over the matrices, how many are finite (n, of), and the least that the rank allows."""
-    fit, rows = _shown(measures) or {"id": "", "values": {}}, []
-    for method, rank, count, mse, least in zip(*fit["values"].values(), strict=True):
-        mse, best = finite(mse), finite(least or [])
-        spread = mse.std() if mse.count() > 1 else 0.0
-        row = NAMES[method], method, rank, count, mse.mean(), mse.min(), mse.max(), spread
-        rows.append((*row, best.mean(), mse.count(), len(mse), (fit["id"],)))
-    return pd.DataFrame(rows, columns=OF_FITS)
+    highest over the matrices, how many are finite (n, total), and the least that the rank allows."""
+    fit = _shown(measures)
+    found = pd.DataFrame(fit["values"], columns=["method", "rank", "parameters", "mse", "best"])
+    mse, best = (finite(found[name].explode()).groupby(level=0) for name in ("mse", "best"))
+    how = {"mean": "mean", "low": "min", "high": "max", "spread": "std", "n": "count", "total": "size"}
+    found = found.join(mse.agg(**how)).assign(least=best.mean(), runs=[(fit["id"],)] * len(found))
+    kind, spread = found.method, found.spread.fillna(0.0)
+    return _columns(found.assign(kind=kind, method=kind.map(NAMES), spread=spread))

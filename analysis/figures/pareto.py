@@ -3,7 +3,7 @@ both."""
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ COSTS = ("parameters", "bytes", "seconds", "memory")
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 
 
-def parameters(part: Part) -> list[Figure]:
+def parameters(part: Part) -> Iterator[Figure]:
     """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other ranks and ablations;
     where tasks are named, of these, whatever they are, with every row."""
     usual = part.runs.task.isin(list(GLUE)) | (part.runs.family == "images")
@@ -56,16 +56,16 @@ def parameters(part: Part) -> list[Figure]:
     return make(part if part.named else replace(part, runs=part.runs[usual]))
 
 
-def demo(part: Part) -> list[Figure]:
+def demo(part: Part) -> Iterator[Figure]:
     """The pictures of the demo's task."""
     return make(replace(part, runs=part.runs[part.runs.task == "reviews"]))
 
 
-def make(part: Part) -> list[Figure]:
+def make(part: Part) -> Iterator[Figure]:
     """A picture for each model and task, and for each number of its rows (task.train_rows and dev_rows): of
     the axes of `part` or, where it has none, of the metric by parameters, and of very many rows by each of
     COSTS."""
-    figures, size = list[Figure](), ["asked_train_rows", "asked_dev_rows"]
+    size = ["asked_train_rows", "asked_dev_rows"]
     for names, every in part.runs[part.runs.kind == "result"].groupby(["task", "model"]):
         for asked, of in (sizes := every.groupby(size)):
             rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
@@ -73,8 +73,7 @@ def make(part: Part) -> list[Figure]:
             costs = COSTS if of.row.nunique() > CROWDED else COSTS[:1]
             for x, y in [part.axes] if part.axes else [(cost, "metric") for cost in costs]:
                 file = "_".join(map(str, [y, "by", x, *words]))
-                figures.append(of_rows(of, (x, y), file, part.labels, more))
-    return figures
+                yield of_rows(of, (x, y), file, part.labels, more)
 
 
 def of_rows(
@@ -85,16 +84,16 @@ def of_rows(
     data."""
     found = points(runs)
     number = found["name"].mode().iloc[-1]
-    others = (found["name"] != number) & ("metric" in of)
-    lines = [f"{row.label}: reports {row.name}: not drawn." for row in found[others].itertuples()]
-    found = found[~others]
+    others = found[(found["name"] != number) & ("metric" in of)]
+    lines = [f"{row.label}: reports {row.name}: not drawn." for row in others.itertuples()]
+    found = found.drop(others.index)
     axes = [_axis(name, found[found["name"] == number]) for name in of]
-    data = found
+    names, data = [axis.name for axis in axes], found
     for axis in axes:
         data, missing = _with_numbers(data, runs, axis)
         lines += missing
-    data = data.dropna(subset=[axis.name for axis in axes])
-    data = data.sort_values([axes[0].name, "label"], ascending=[axes[0].less, True], ignore_index=True)
+    data = data.dropna(subset=names)
+    data = data.sort_values([names[0], "label"], ascending=[axes[0].less, True], ignore_index=True)
     scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
@@ -105,13 +104,13 @@ def of_rows(
     if len(devices) > 1 and {"seconds", "memory"} & {*of}:
         lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
     about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
-    title = f"{about}: {axes[1].name.partition(',')[0]} against {axes[0].name.partition(',')[0]}"
+    title = f"{about}: {names[1].partition(',')[0]} against {names[0].partition(',')[0]}"
     seeds = [*data.runs] or [0]
     over = "one seed"
     if max(seeds) > 1:  # of five seeds or fewer the interval is their range (analysis/stats.py)
         over = f"median of {shared.spanned(seeds)} seeds; bars: its interval"
     over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool((data.n < data.wanted).any())
-    ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
+    ends = [f"{name}{end}" for name in names for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
     data = data[["method", "row", "kind", *ends, *FACTS]]
     draw, size = partial(_draw, axes=axes, labels=labels), (7, 6.4 if len(data) > CROWDED else 4.4)
@@ -143,13 +142,14 @@ def _with_numbers(found: pd.DataFrame, runs: pd.DataFrame, axis: Axis) -> tuple[
         of_run = dict(zip(runs.id, pd.to_numeric(runs[axis.column]).where(counts), strict=True))
         values = found.ids.map(lambda ids: [of_run[run] for run in ids])
     known = values.map(lambda of: [value for value in of if math.isfinite(value)])
-    middle = known.map(lambda of: statistics.median(of or [math.nan]))
-    low, high = zip(*(median_interval(of) or (of or [math.nan]) * 2 for of in known), strict=True)
+    ends = known.map(lambda of: median_interval(of) or (of or [math.nan]) * 2)
     lacking = zip(found.label, values.map(len), known.map(len), strict=True)
     lines = [
         f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in lacking if has < n
     ]
-    return found.assign(**{axis.name: middle, f"{axis.name} low": low, f"{axis.name} high": high}), lines
+    middle = known.map(lambda of: statistics.median(of or [math.nan]))
+    numbers = {axis.name: middle, f"{axis.name} low": ends.str[0], f"{axis.name} high": ends.str[1]}
+    return found.assign(**numbers), lines
 
 
 # --- the frontier, and what is far from the others
@@ -213,20 +213,13 @@ def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with a linear piece for
     zeros."""
     positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
-    scale = getattr(plot, f"set_{side}scale")
     plot.set(**{f"{side}label": axis.label})
     if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
-        if values.min() == 0:
-            tens = [
-                10.0**of
-                for of in range(math.floor(np.log10(positive.min())), 13)
-                if 10**of < 10 * positive.max()
-            ]
-            scale("symlog", linthresh=tens[0], linscale=0.4)
-            of_side.set_major_locator(FixedLocator([0.0, *tens]))
-        else:
-            scale("log")
-            few = positive.max() < 1e5 * positive.min()
-            of_side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+        low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+        zero, tens = values.min() == 0, 10.0 ** np.arange(low, high + 1)
+        how = {"value": "symlog", "linthresh": tens[0], "linscale": 0.4} if zero else {"value": "log"}
+        getattr(plot, f"set_{side}scale")(**how)
+        few = LogLocator(subs=(1.0, 2.0, 5.0) if positive.max() < 1e5 * positive.min() else (1.0,))
+        of_side.set_major_locator(FixedLocator([0.0, *tens]) if zero else few)
         of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

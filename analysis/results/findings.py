@@ -1,6 +1,6 @@
 """The paper's findings, tried on our records: a mapping for each finding, model and task, with its numbers
-and its word. printed/findings.yaml has those that compare rows of a table; the others compare ranks (figure
-2), and read measures (figures 3, 5 and 6)."""
+and its word. printed/findings.yaml has them: those that compare rows of a table or ranks (figure 2), and
+those that read measures (figures 3, 5 and 6)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures.papers import errors, measured, values
+from analysis.figures.papers import PAIRS, errors, measured
 from analysis.frame import KEY, chosen, reported
-from analysis.inference import FIRM_PAIRS, MARGIN, mean_of
+from analysis.inference import FIRM_PAIRS, mean_of
 from analysis.paper import GLUE, printed_file, recipes
 from runs.record import Record
 
-#: The findings that compare rows of some tables: see the file's head.
+Finding = dict[str, Any]
+#: See the file's head.
 RULES: Any = printed_file("findings.yaml")
-#: Those of the paper's tables, and "text", which is in none: a user's own, see `tries`.
+#: The tables whose tasks findings are tried on, and "text", which is in none: a user's own, see `tries`.
 PAPERS, TABLES = ("glue", "images"), ("glue", "images", "text")
 #: Whether a finding agrees, in a word.
 WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
@@ -28,25 +29,12 @@ COLLAPSED = 2 / 3
 #: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent. The metric of
 #: the others is a correlation, of which chance gives 0.
 CHANCE = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7, "cola": 0.0, "stsb": 0.0}
-#: LoRA's rows by how alpha follows the rank; the recipe's own rank is of both.
-CONVENTIONS = {
-    "a constant alpha": r"lora(_r\d+)?",
-    "alpha proportional to the rank": r"lora(_r\d+_proportional)?",
-}
-HIGH_RANK = ("of like counts of parameters, VeRA of a high rank is above LoRA", "figure 2", "ranks")
-#: Findings of figure 3: what each says, and the parts of d that it compares, the larger one first.
-MAGNITUDES = {
-    ("d changes more in query than in value", "figure 3", "query"): [("query", "value")],
-    ("d changes more in later layers", "figure 3", "layers"): [("late", "early"), ("last", "first")],
-}
-SIMILAR = ("LoRA's and VeRA's changes resemble each other more than random ones", "figure 5", "similarity")
-FITS = ("VeRA and LoRA fit random matrices equally well at equal counts", "figure 6", "fit")
 #: A mean squared error below which a fit of N(0, 1) is exact.
 FITTED = 1e-3
-Finding = dict[str, Any]
 #: The defaults of a finding.
-PLAIN: Finding = {"compared": (), "names": (), "counts": (), "unit": "seed", "paper": {}, "chance": math.nan}
-PLAIN |= {"numbers": {}, "paper_epochs": {}, "model": "", "task": "", "model_label": "", "task_label": ""}
+PLAIN: Finding = {"compared": (), "counts": (), "unit": "seed", "chance": math.nan, "numbers": {}}
+#: What it has of its runs.
+ABOUT = ["model", "task", "model_label", "task_label"]
 
 
 def findings(
@@ -57,10 +45,10 @@ def findings(
 
     finding, source, kind: what it says, where, and what decides it, `compared` (near, shared, above, ranks)
     or `numbers` (query, layers, similarity, fit). sides: the runs behind it, by row; counts, of seeds or of
-    what `unit` says; ids; epochs. holds: in each run, or in each pair. agrees: by the epoch that the table
-    reports; verdict: however the epoch is chosen (`crossfit`: the same finding by cross-fitted epochs), None
-    (undecided) also where the two say different things. firm: it rests on enough pairs or runs. chance: the
-    metric of chance where no row is above it. paper: its numbers of both rows by model."""
+    what `unit` says; ids; epochs. agrees: by the epoch that the table reports; verdict: however the epoch is
+    chosen (`crossfit`: the same finding by cross-fitted epochs), None (undecided) also where the two say
+    different things. firm: it rests on enough pairs or runs. chance: the metric of chance where no row is
+    above it. paper: its numbers of both rows by model."""
     of_table, measures = runs.family.where(~runs.task.isin(GLUE), "glue"), [*measures]
     texts = (of_table == "e2e") & runs.get("bleu", pd.Series(math.nan, runs.index)).notna()
     kept = chosen(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
@@ -69,7 +57,11 @@ def findings(
     key = itemgetter("finding", "model", "task")
     crossfit = {key(one): one for one in _of_rows(collapsed(reported(by_halves, "crossfit")))}
     found = [*_of_rows(collapsed(reported(kept))), *_of_measures(runs, measures), *_of_fits(measures)]
-    return [_decided(one, crossfit.get(key(one))) for one in found]
+    for one in found:
+        other = one["crossfit"] = crossfit.get(key(one))
+        one["verdict"] = one["agrees"] if other is None or other["agrees"] is one["agrees"] else None
+        one |= {"word": WORDS[one["verdict"]], "crossfit_word": WORDS[other["agrees"]] if other else ""}
+    return found
 
 
 def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence[Record]]) -> list[Finding]:
@@ -94,19 +86,17 @@ def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence
 # --- what a finding has
 
 
-def _finding(about: Sequence[str], sides: Sequence[Finding], holds: Iterable[bool], **more: Any) -> Finding:
-    """A finding; more: of PLAIN, agrees and pairs. `_decided` adds the words."""
-    made = PLAIN | dict(zip(("finding", "source", "kind"), about, strict=True)) | more
-    made |= {"sides": tuple(sides), "holds": tuple(holds), "firm": made["pairs"] >= FIRM_PAIRS}
+def _finding(
+    rule: Finding, sides: Sequence[Finding], first: Any, agrees: bool | None, pairs: int, **more: Any
+) -> Finding:
+    """A finding on rows (`side`). first: one of their runs. pairs: how many pairs or runs decide it. more: of
+    PLAIN."""
+    made = PLAIN | {key: first[key] for key in ABOUT} | {"names": (*rule.get("rows", {}).values(),)} | more
+    made |= {key: rule.get(key, {}) for key in ("finding", "source", "kind", "paper")}
+    made |= {"sides": tuple(sides), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
+    made["paper_epochs"] = paper_epochs(first["family"], first["task"])
     made["epochs"] = tuple(sorted({epochs for of in sides for epochs in of["epochs"]}))
     return made | {"ids": tuple(dict.fromkeys(run for of in sides for run in of["ids"]))}
-
-
-def _decided(made: Finding, crossfit: Finding | None) -> Finding:
-    agrees = made["agrees"]
-    verdict = agrees if crossfit is None or crossfit["agrees"] is agrees else None
-    words = {"verdict": verdict, "word": WORDS[verdict], "reported": WORDS[agrees], "crossfit": crossfit}
-    return made | words | {"crossfit_word": WORDS[crossfit["agrees"]] if crossfit else ""}
 
 
 def side(runs: pd.DataFrame) -> dict[str, Any]:
@@ -156,32 +146,63 @@ def _of_rows(runs: pd.DataFrame) -> list[Finding]:
     found: list[tuple[int, Finding]] = []
     for _, of in runs.groupby(["model", "task"]):
         of = of.assign(block=list(zip(of.seed, of.measured, strict=True)))
-        rows, table = {str(row): part for row, part in of.groupby("row")}, of.of_table.iloc[0]
+        rows = {str(row): part for row, part in of.groupby("row")}
         for place, rule in enumerate(RULES):
-            if table in rule.get("tables", TABLES) and (sides := _over_same_seeds(rows, *rule["rows"])):
-                # Against several rows it holds and agrees where it does against each
-                near = rule["kind"] != "above"
-                compared = [compare(sides[0], other, near) for other in sides[1:]]
-                least = map(min, zip(*(one["differences"] for one in compared), strict=True))
-                holds = [abs(points) <= MARGIN + 1e-9 if near else points > 0 for points in least]
-                more = {"names": tuple(rule["rows"].values()), "paper": rule.get("paper", {})}
-                more["agrees"] = _all_agree(one["agrees"] for one in compared)
-                about = [rule[key] for key in ("finding", "source", "kind")]
-                found.append((place, _of_compared(about, sides, compared, holds, **more)))
-        if table != "e2e":
-            found += ((len(RULES), one) for one in _ranks(rows))
-    return [one for _, one in sorted(found, key=lambda of: of[0])]
+            if "rows" in rule and of.of_table.iloc[0] in rule.get("tables", TABLES):
+                names = [*rule["rows"]]
+                pairs = _like_counts(rows, names) if rule["kind"] == "ranks" else _beside(rows, names)
+                if any(pairs):
+                    found.append((place, _of_pairs(rule, pairs)))
+    return [one for _, one in sorted(found, key=itemgetter(0))]
 
 
-def _over_same_seeds(rows: Mapping[str, pd.DataFrame], *names: str) -> list[pd.DataFrame]:
-    """The runs of each of these rows, if there are all, with a number in each run. They keep the seeds that
-    all have, measured on the same: medians of other seeds could contradict the pairs."""
+Pairs = list[Sequence[pd.DataFrame]]
+
+
+def _of_pairs(rule: Finding, pairs: Pairs) -> Finding:
+    """A finding on rows that are compared by pairs of runs: against several rows it agrees where it does
+    against each, and on ranks where it does by both conventions. It is undecided where no row's median is two
+    standard errors of the dev set above what chance gives, since then none has learned anything that could be
+    compared."""
+    near = rule["kind"] in ("near", "shared")
+    compared = tuple(compare(pair[0], pair[1], near) if pair else None for pair in pairs)
+    rows = [*{of.row.iloc[0]: of for pair in pairs for of in pair}.values()]
+    words, first, chance = [of["agrees"] if of else None for of in compared], rows[0].iloc[0], math.nan
+    agrees = None if rule["kind"] == "ranks" and len({*words}) > 1 else _all_agree(words)
+    one_class = CHANCE.get(first.task, math.nan)
+    above = one_class + 2 * math.sqrt((one_class * (100 - one_class) or 100.0**2) / first.dev_rows)
+    if all(of.number.median() <= above for of in rows):  # never of a task without a chance
+        agrees, chance = None, one_class
+    count = min(len(of["differences"]) for of in compared if of)
+    more = {"compared": compared, "counts": tuple(sorted({len(of) for of in rows})), "chance": chance}
+    return _finding(rule, [*map(side, rows)], first, agrees, count, **more)
+
+
+def _beside(rows: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Pairs:
+    """The first of these rows with each other one, if there are all, with a number in each run. They keep the
+    seeds that all have, measured on the same: medians of other seeds could contradict the pairs."""
     if not all(name in rows and rows[name].number.notna().all() for name in names):
         return []
     blocks = frozenset.intersection(*(frozenset(rows[name].block) for name in names))
-    kept = [rows[name][rows[name].block.isin(blocks)] for name in names]
+    first, *others = [rows[name][rows[name].block.isin(blocks)] for name in names]
     # A BLEU and a perplexity cannot be compared
-    return kept if len({name for of in kept for name in of["name"]}) == 1 else []
+    alike = len({name for of in (first, *others) for name in of["name"]}) == 1
+    return [(first, other) for other in others] if alike else []
+
+
+def _like_counts(rows: Mapping[str, pd.DataFrame], patterns: Sequence[str]) -> Pairs:
+    """VeRA of the highest rank that has run, with LoRA of the rank with the nearest count of parameters, of
+    several ranks and within a factor of two; once for each convention of LoRA's alpha. rows: of one model and
+    task."""
+    whole = {row: float(of.parameters.iloc[0]) for row, of in rows.items() if of.number.notna().all()}
+    sizes = pd.Series(whole, pd.Index([*whole], dtype=str), dtype=float)
+    vera, pairs = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")], Pairs()
+    for pattern in patterns if len(vera) > 1 else ():  # one rank alone is no comparison of ranks
+        ratio = sizes[sizes.index.str.fullmatch(pattern)] / vera.max()
+        near = str(np.log(ratio).abs().idxmin()) if len(ratio) > 1 else ""
+        far = not near or not 0.5 <= ratio[near] <= 2
+        pairs += ([] if far else _beside(rows, [str(vera.idxmax()), near])) or [()]
+    return pairs
 
 
 def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, Any]:
@@ -197,96 +218,54 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
     return made | {"collapsed": broken.tolist(), "mean": mean, "agrees": agrees}
 
 
-def _of_compared(
-    about: Sequence[str],
-    rows: Sequence[pd.DataFrame],
-    compared: Sequence[dict[str, Any] | None],
-    holds: Iterable[bool],
-    **more: Any,
-) -> Finding:
-    """A finding on rows that were compared by pairs: undecided where no row's median is two standard errors
-    of the dev set above what chance gives, since then none has learned anything that could be compared."""
-    first = rows[0].iloc[0]
-    chance = CHANCE.get(first.task, math.nan)
-    above = chance + 2 * math.sqrt((chance * (100 - chance) or 100.0**2) / first.dev_rows)
-    if all(of.number.median() <= above for of in rows):  # never of a task without a chance
-        more |= {"chance": chance, "agrees": None}
-        holds = ()
-    more |= {key: first[key] for key in ("model", "task", "model_label", "task_label")}
-    more |= {"compared": tuple(compared), "counts": tuple(sorted({len(of) for of in rows}))}
-    more |= {"paper_epochs": paper_epochs(first.of_table, first.task)}
-    pairs = min(len(of["differences"]) for of in compared if of)
-    return _finding(about, [*map(side, rows)], holds, pairs=pairs, **more)
-
-
-def _ranks(rows: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
-    """VeRA of the highest rank that has run, against LoRA of the rank with the nearest count of parameters,
-    of several ranks and within a factor of two. Once for each convention of LoRA's alpha; the finding agrees
-    only where it does by both. rows: of one model and task."""
-    whole = {row: float(of.parameters.iloc[0]) for row, of in rows.items() if of.number.notna().all()}
-    sizes = pd.Series(whole, pd.Index([*whole], dtype=str), dtype=float)
-    vera = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")]
-    if len(vera) < 2:  # one rank alone is no comparison of ranks
-        return
-    shown, compared = dict[str, pd.DataFrame](), list[dict[str, Any] | None]()
-    for pattern in CONVENTIONS.values():
-        ratio = sizes[sizes.index.str.fullmatch(pattern)] / vera.max()
-        near = str(np.log(ratio).abs().idxmin()) if len(ratio) > 1 else ""
-        far = not near or not 0.5 <= ratio[near] <= 2
-        both = [] if far else _over_same_seeds(rows, str(vera.idxmax()), near)
-        compared.append(compare(*both) if both else None)
-        shown |= {str(row.label.iloc[0]): row for row in both}
-    if shown:
-        words = [of["agrees"] if of else None for of in compared]
-        holds = [difference > 0 for of in compared if of for difference in of["differences"]]
-        more = {"agrees": words[0] if words[0] is words[1] else None, "names": tuple(CONVENTIONS)}
-        yield _of_compared(HIGH_RANK, [*shown.values()], compared, holds, **more)
-
-
 # --- measures
 
 
+def _rule(kind: str) -> Finding:
+    return next(rule for rule in RULES if rule["kind"] == kind)
+
+
 def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
-    """The findings of figure 3, run by run (the figure shows the median of the runs), and of figure 5, pair
-    of runs by pair, over the query matrices. One holds of a run (or a pair) where each of its readings is
-    above 0, and agrees where each of them says so over the runs."""
-    for group in measured(runs, measures, "magnitude"):
-        d = values(group.measures, "d").dropna()
+    """The findings of figure 3, over runs (the figure shows their median), and of figure 5, over pairs of
+    runs and the query matrices. One agrees where each of its readings is above 0."""
+    for _, _, every, _ in measured(runs, measures, "magnitude", "d"):
+        d = every.dropna()
         later = d.layer >= d.layer.drop_duplicates().median()
         parts = {"query": d.site == "query", "value": d.site == "value", "early": ~later, "late": later}
         parts |= {"first": d.layer == d.layer.min(), "last": d.layer == d.layer.max()}
         means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
-        means = means.reindex(range(len(group.measures)))  # one without a finite value is none to leave out
+        means = means.reindex(every.number.unique())  # one without a finite value is none to leave out
         if len(means) and means[["query", "value"]].notna().all(axis=None):
-            for about, compared in MAGNITUDES.items():
-                apart = pd.DataFrame({more: means[more] - means[less] for more, less in compared})
-                yield _of_readings(about, runs, group.measures, apart, means.median().to_dict(), "run")
-    for group in measured(runs, measures, "similarity"):
-        cosines = values(group.measures, "lora_vera", "lora_random", "vera_random").query("site == 'query'")
+            for rule in map(_rule, ("query", "layers")):
+                apart = [means[more] - means[less] for more, less in rule["more"].items()]
+                yield _of_readings(rule, runs, every.runs, apart, means.median().to_dict(), "run")
+    for _, _, every, _ in measured(runs, measures, "similarity", *PAIRS):
+        cosines = every.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()
         if len(means):
             numbers = means.median().to_dict() | {"band": null_band(cosines)}
-            apart = (means.lora_vera - means.lora_random).to_frame()
-            yield _of_readings(SIMILAR, runs, group.measures, apart, numbers, "pair")
+            apart = [means.lora_vera - means.lora_random]
+            yield _of_readings(_rule("similarity"), runs, every.runs, apart, numbers, "pair")
 
 
 def _of_readings(
-    about: Sequence[str],
+    rule: Finding,
     runs: pd.DataFrame,
-    measures: Sequence[Record],
-    readings: pd.DataFrame,
+    of_each: pd.Series,
+    readings: Sequence[pd.Series],
     numbers: Mapping[str, float],
     unit: str,
 ) -> Finding:
-    ids = list(dict.fromkeys(run["id"] for measure in measures for run in measure["of"]))
-    of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
+    """of_each: the ids of runs behind each value. readings: by run (or pair), each of which should be above
+    0. numbers, unit: of PLAIN."""
+    ids = list(dict.fromkeys(run for of in of_each for run in of))
+    of, count = reported(runs[runs.id.isin(ids)]), len(readings[0])
+    of = of.sort_values("id", key=lambda column: column.map(ids.index))
     sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
-    more = {key: of.iloc[0][key] for key in ("model", "task", "model_label", "task_label")}
-    more |= {"counts": (len(readings),), "unit": unit, "numbers": numbers, "pairs": len(readings)}
-    more |= {"agrees": _all_agree(_word(mean_of(readings[name]).sign()) for name in readings)}
-    more["paper_epochs"] = paper_epochs(of.family.iloc[0], more["task"])
-    return _finding(about, sides, (readings > 0).all(axis=1).tolist(), **more)
+    agrees = _all_agree(_word(mean_of(reading).sign()) for reading in readings)
+    more: Finding = {"counts": (count,), "unit": unit, "numbers": numbers}
+    return _finding(rule, sides, of.iloc[0], agrees, count, **more)
 
 
 def null_band(cosines: pd.DataFrame) -> float:
@@ -310,7 +289,8 @@ def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
     if len(both):
         equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
         of: Finding = {"label": "both", "median": math.nan, "mean": math.nan, "ids": found.runs.iloc[0]}
-        of |= {"best_is_last": 0, "several": 0, "epochs": ()}
-        lower = int(((both.vera < both.lora) & ~equal).sum())
-        more = {"numbers": {"lower": lower}, "agrees": bool(equal.all()), "pairs": len(of["ids"]), "unit": ""}
-        yield _finding(FITS, [of], equal.tolist(), model_label="10 x 10 matrices", **more)
+        numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
+        numbers |= {"counts": len(both)}
+        about = dict.fromkeys([*ABOUT, "family"], "") | {"model_label": "10 x 10 matrices"}
+        more: Finding = {"numbers": numbers, "unit": ""}
+        yield _finding(_rule("fit"), [of | {"epochs": ()}], about, bool(equal.all()), 1, **more)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import figures
 from analysis.figures.figure import Part
-from analysis.frame import chosen, every_variant, pairs, reported, reported_cells
+from analysis.frame import chosen, every_variant, in_cells, pairs, reported, reported_cells
 from analysis.inference import Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
@@ -58,10 +58,10 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     variant as a row. With what its notes say: the analysis of variance by task where it is pooled, the count
     of comparisons, whether a row's best rate is at an end (^), the metrics, what counts all the same."""
     found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
-    shown, trials = shown[shown.left_out == ""], runs[runs.kind == "trial"]
-    lines, means, pooled_over, ends = list[list[Entry]](), list[Mean](), dict[str, TwoWay](), False
+    trials = reported(runs[runs.kind == "trial"])
+    lines, means, pooled_over = list[dict[str, Entry]](), list[Mean](), dict[str, TwoWay]()
     for (_, task), cells in found.groupby(["model", "task_label"], sort=False):
-        here = shown[shown.id.isin({run for ids in cells.ids for run in ids})]
+        here = in_cells(shown, cells)
         both = pairs(here, "vera")
         if many := pooled(here):
             pooled_over[task] = many
@@ -70,22 +70,36 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
             if many and mean.freedom > 0 and not here[here.row == cell.row].collapsed.any():
                 mean = Mean(mean.mean, many.deviation * np.sqrt(2 / (mean.freedom + 1)), many.freedom)
             means.append(mean)
-            rates = tried(trials, cell)
-            at_end = len(rates) > 1 and rates[0] in (min(rates), max(rates))
-            ends |= at_end
             points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
             low, high = map(float, mean.interval())
-            names = cell.label + "^" * at_end, cell.model_label, cell.task_label
-            numbers = count(cell), number(cell, decimals=int(cell.digits)), of_runs(mean.mean, **points)
-            lines.append([*names, *numbers, of_runs(low, high=high, **points)])
+            line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
+            line |= {"task": cell.task_label, "trained": count(cell)}
+            line |= {"median": number(cell, decimals=int(cell.digits))}
+            lines.append(
+                line | {"less VeRA": of_runs(mean.mean, **points), "95%": of_runs(low, high=high, **points)}
+            )
     p = holm([of.p() for of in means])
     for line, of, mean in zip(lines, p, means, strict=True):
         better = "better" if mean.mean > 0 else "worse"
-        line.append(NONE if math.isnan(of) else better if of < 1 - LEVEL else "")
-    header = ["method", "model", "task", "trained", "median", "less VeRA", "95%", "after Holm"]
-    notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "ends": ends, "odd": odd(found)}
+        line["after Holm"] = NONE if math.isnan(of) else better if of < 1 - LEVEL else ""
+    notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
+    notes["ends"] = any("^" in str(line["method"]) for line in lines)
     metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
-    return Table("", header, lines), notes | {"metrics": metrics.itertuples(index=False, name=None)}
+    notes["metrics"] = metrics.itertuples(index=False, name=None)
+    return Table.of("", lines) if lines else Table("", [], []), notes
+
+
+def at_end(cell: Any, trials: pd.DataFrame) -> bool:
+    """Whether the best of the rates that trials tried for a cell, by their medians over seeds, is the lowest
+    or the highest of them."""
+    of = trials[
+        (trials.conf_row == cell.conf_row) & (trials.task == cell.task) & (trials.model == cell.model)
+    ]
+    of = of[of.label.map(lambda label: f"{cell.label},".startswith(f"{label},")).astype(bool)]
+    better = of.number.where(~of.less.astype(bool), -of.number)
+    rates = better.groupby(of.lr_head if cell.method == "head" else of.lr).median().sort_index()
+    best = rates.sort_values(ascending=False, kind="stable").index
+    return len(rates) > 1 and best[0] in (rates.index[0], rates.index[-1])
 
 
 def pooled(runs: pd.DataFrame) -> TwoWay | None:
@@ -96,20 +110,3 @@ def pooled(runs: pd.DataFrame) -> TwoWay | None:
     seeds = by_row.columns[by_row.notna().sum() >= MANY]
     rows = by_row[seeds].dropna()
     return two_way(rows) if len(rows) >= MANY and len(seeds) > 1 else None
-
-
-# --- what is folded
-
-
-def tried(trials: pd.DataFrame, cell: Any) -> list[float]:
-    """The rates of a cell's trials, from best to worst by their medians over seeds."""
-    of = trials[
-        (trials.conf_row == cell.conf_row) & (trials.task == cell.task) & (trials.model == cell.model)
-    ]
-    of = of[[f"{cell.label},".startswith(f"{label},") for label in of.label]]
-    if of.empty:
-        return []
-    of = reported(of)
-    better = of.number.where(~of.less, -of.number)
-    order = better.groupby(of.lr_head if cell.method == "head" else of.lr).median()
-    return [float(rate) for rate in order.sort_values(ascending=False, kind="stable").index]

@@ -35,7 +35,7 @@ def of_demo(*seeds):
 
 def sections_of(found):
     made = dashboard.workspace(found, dashboard.logged_tables(found), "me", "vera-bench")
-    spec = dashboard.spec(made)["spec"]["section"]
+    spec = made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)["section"]
     return [section["panels"] for section in spec["panelBankConfig"]["sections"]], spec
 
 
@@ -60,17 +60,6 @@ def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_ta
     done["curve"]["step"] = [1, 2, 3]
     sent = points(done["curve"], done["result"]["metric"], "cells/minilm/reviews")
     assert {*curve["config"]["metrics"], "epoch"} <= {name for point in sent for name in point}
-
-
-def test_json_needs_no_network_and_no_login(tmp_path, capsys):
-    file = tmp_path / "dashboard.json"
-    write_record(tmp_path / "outputs", record())
-    assert dashboard.main([f"json={file}", "entity=team", f"output={tmp_path / 'outputs'}"]) == 0
-    assert capsys.readouterr().out == f"Dashboard: {file}\n"
-    found = json.loads(file.read_text())
-    assert (found["entity"], list(found["tables"])) == ("team", ["tables/table2_1"])
-    assert dashboard.main(["json=-"]) == 0
-    assert json.loads(capsys.readouterr().out)["project"] == "vera-bench"
 
 
 @pytest.mark.usefixtures("process")

@@ -124,20 +124,6 @@ def test_the_interval_of_pairs_is_scipys_and_needs_two_finite_ones():
 
 
 @pytest.mark.parametrize(
-    ("differences", "sign"),
-    [
-        ((4.0, 5.0, 6.0), 1),  # 5 +- 2.48
-        ((2.4, 3.4, 1.4), 0),  # 2.4 +- 2.48
-        ((-4.0, -5.0, -6.0), -1),
-        ((1.0, 1.0), 1),  # without a spread
-        ((0.0, 0.0), 0),
-    ],
-)
-def test_above_and_below_are_an_interval_beyond_zero(differences, sign):
-    assert int(mean_of(differences).sign()) == sign
-
-
-@pytest.mark.parametrize(
     ("middle", "near"),
     # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) = 2.920, over the root
     # of 3.

@@ -9,7 +9,6 @@ from analysis import frame, tables
 from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.results import pages
-from analysis.tables.__main__ import main
 from runs.record import CONF, ROOT
 
 pytestmark = pytest.mark.properties
@@ -148,12 +147,3 @@ def test_our_average_is_compared_where_every_task_is_complete():
     each = table("table2", *runs, others="all", model=1)
     assert line(each, "C3A")["Avg"] == "86.0 (+0.0)"
     assert line(table("table2", *runs[5:], others="all", model=1), "C3A")["Avg"] == "86.0"
-
-
-def test_the_command_shows_them_and_leaves_them_out(tmp_path, capsys):
-    words = ["table3", f"output={tmp_path}", "published=false"]
-    assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "68.7 to 68.9" in shown
-    assert main([*words, "others=false"]) == 0
-    assert "others" not in capsys.readouterr().out

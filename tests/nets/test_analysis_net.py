@@ -16,6 +16,7 @@ from analysis.facts import SCORES
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of
 from analysis.render import Number, Table, render
+from analysis.results.findings import WORDS as FINDING
 from analysis.results.findings import findings as found_findings
 from analysis.results.pages import macros
 from analysis.stats import MODELS, cell_words
@@ -212,7 +213,7 @@ def printed_verdicts(ledger: Ledger) -> Lines:
 
 
 def findings(ledger: Ledger) -> Lines:
-    """The paper's findings on each model and task: the words, how often each holds, the numbers behind it
+    """The paper's findings on each model and task: the words, the numbers behind it
     with the bounds of intervals, and the runs of each row."""
     words = macros("words.md")
     for one in found_findings(runs(ledger), [*ledger.measures.values()]):
@@ -222,10 +223,9 @@ def findings(ledger: Ledger) -> Lines:
             "source": one["source"],
             "where": str(words.where(one)).strip(),
             "verdict": one["word"],
-            "reported": one["reported"],
+            "reported": FINDING[one["agrees"]],
             "crossfit": fitted and one["crossfit_word"],
             "firm": one["firm"],
-            "holds": [sum(one["holds"]), len(one["holds"])],
             "numbers": cell_numbers(str(words.here(one)), every=True),
             "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
             "trained": str(words.trained(one)).strip(),
@@ -247,7 +247,7 @@ def comparisons(ledger: Ledger) -> Lines:
             "pairs": [line.pairs, line.wins, line.losses],
             "median": [value for value in (line.difference, line.low, line.high) if value == value],
             "p": line.p,
-            "better": [value for value in (line.better, line.better_low, line.better_high) if value == value],
+            "better": line.better,
             "mean": float(pd.Series(line.differences).mean()),
             "two-sided": mean.interval() if known else None,
             "one-sided": mean.interval(0.9) if known else None,
