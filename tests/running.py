@@ -4,14 +4,15 @@ import contextlib
 import copy
 import importlib
 import io
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,11 +32,17 @@ ROOT = Path(__file__).parents[1]
 CONFIGURATION = {"config.yaml", "overrides.yaml"}
 
 
+def begin(words):
+    """A run's training, of a command's words or as they are expanded."""
+    (run,) = expand(words) if isinstance(words, list) else [words]
+    return Training(run, run_id(run), lambda event: None)
+
+
 def do(words):
-    """A run in this process; its record, as written."""
-    (run,) = expand(words)
-    train(Training(run, run_id(run), lambda event: None))
-    return read_record(record_path(run.config["output"], run_id(run)))
+    """A run in this process, of the same; its record, as written."""
+    training = begin(words)
+    train(training)
+    return read_record(record_path(training.config["output"], training.run_id))
 
 
 #: What `trained` has trained in this process: the words of a run without its output, and the number of its
@@ -73,8 +80,7 @@ def comparable(record):
 def straight_and_resumed(words, at, folder):
     """The record of a run, and that of the same run where it is killed at a step and done again."""
     straight, resumed = (elsewhere(words, output=folder / name) for name in ("straight", "resumed"))
-    (run,) = expand([*resumed, "checkpoint_minutes=0"])
-    loop = Training(run, run_id(run), lambda event: None)
+    loop = begin([*resumed, "checkpoint_minutes=0"])
     step = loop.step
 
     def killed(rows):
@@ -114,24 +120,24 @@ def call_here(module, *words, check):
     return done
 
 
-def started(*words) -> multiprocessing.Process:
-    """`python -m runs` in a session of its own, to be killed: forked from this process, so that nothing is
-    imported again."""
-    process = multiprocessing.get_context("fork").Process(target=_run_apart, args=(words,))
-    process.start()
-    return process
+def members(mark: str, word: str = "") -> list[int]:
+    """The processes that live with this KEY=VALUE in their environment, and a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found += [int(path.name)] if word in (path / "cmdline").read_text() else []
+    return found
 
 
-def _run_apart(words) -> None:
-    os.setsid()
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream, name in ((1, "stdout"), (2, "stderr")):  # the files, not what pytest captures with
-        os.dup2(null, stream)
-        setattr(sys, name, os.fdopen(stream, "w", buffering=1, closefd=False))
-    sweep.start_fork_server = lambda several: None
-    pool.multiprocessing.get_context = lambda _: ForkNow()
-    sys.argv = ["runs", *words]
-    entry_point(importlib.import_module("runs.__main__").main)
+def wait_for(there, process=None, seconds=120):
+    """What there() finds, once it finds something; meanwhile the process has to live."""
+    end = time.monotonic() + seconds
+    while not (found := there()):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
 
 
 @contextlib.contextmanager
@@ -168,17 +174,16 @@ ODD = {
 }
 
 
-class ForkNow:
-    """A context that forks this process, so that a child sees what the test has replaced."""
+def processes_end(patch, end) -> None:
+    """In this process's sweeps no run has a process: it ends at once, as end(place, job) says."""
 
-    def __init__(self):
-        self.context = multiprocessing.context.ForkContext()
+    def process(place, job, *_):
+        how = end(place, job)
+        return SimpleNamespace(place=place, job=job, since=0, ready=None, ended=lambda: how)
 
-    def set_forkserver_preload(self, modules):
-        pass
-
-    def __getattr__(self, name):
-        return getattr(self.context, name)
+    patch.setattr(pool, "Process", process)
+    patch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
+    patch.setattr(sweep, "start_fork_server", lambda several: None)
 
 
 def values_of(groups):

@@ -1,6 +1,7 @@
-"""One run: its lock, the files of its attempts, what is tried again; and that a record and its files are of
-one attempt, whoever comes late."""
+"""One run: its lock, the files of its attempts, what is tried again; that a record and its files are of one
+attempt, whoever comes late; and that a process ends with the one that started it."""
 
+import contextlib
 import errno
 import itertools
 import json
@@ -12,13 +13,26 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import uuid
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import ledgers
 import pytest
 import torch
-from running import CONFIGURATION, ROOT, comparable, do, elsewhere, output_of
+from running import (
+    CONFIGURATION,
+    ROOT,
+    comparable,
+    do,
+    elsewhere,
+    members,
+    output_of,
+    refused,
+    trained,
+    wait_for,
+)
 
 import vera
 from runs import shared_files as locks
@@ -26,14 +40,7 @@ from runs.config import expand
 from runs.errors import DeviceError, Stop, StoppedError, UserError
 from runs.evaluate import amend
 from runs.identity import run_id
-from runs.record import (
-    finished_record,
-    read_record,
-    record_path,
-    run_folder,
-    sweep_up_dead,
-    write_record,
-)
+from runs.record import finished_record, record_path, run_folder, sweep_up_dead, write_record
 from runs.shared_files import Lock, alone, check_kept, digest, run_lock
 from runs.tracking import Tracking
 from runs.training import train
@@ -43,54 +50,52 @@ from runs.training.train import cause_of, less_memory
 
 pytestmark = pytest.mark.determinism
 
-#: What torch says with a RuntimeError.
-TORCH = """
-memory | [enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory
-memory | CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling it
-memory | cuDNN error: CUDNN_STATUS_ALLOC_FAILED
-memory | NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016
-device | CUDA error: an illegal memory access
-device | cuDNN error: EXECUTION_FAILED
-device | No CUDA GPUs are available
-device | GET was unable to find an engine to execute it
-error | shapes differ
-"""
-NO_MEMORY = [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")]
+#: Errors by their causes; words are what torch says with a RuntimeError.
 CAUSES = {
-    "memory": [torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error: out of memory"), *NO_MEMORY],
+    "memory": [
+        *(torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error: out of memory"), MemoryError()),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling it",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp:1016",
+    ],
     "mistake": [OSError(errno.EACCES, "no"), UserError("no")],
     "disk": [OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "no answer")],
-    "device": [torch.AcceleratorError("CUDA error: launch failure"), DeviceError("torch cannot use it")],
-    "error": [ValueError("CUDA out of memory")],
+    "device": [
+        *(torch.AcceleratorError("CUDA error: launch failure"), DeviceError("torch cannot use it")),
+        *("CUDA error: an illegal memory access", "cuDNN error: EXECUTION_FAILED"),
+        *("No CUDA GPUs are available", "GET was unable to find an engine to execute it"),
+    ],
+    "error": [ValueError("CUDA out of memory"), "shapes differ"],
 }
 
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_the_cause_of_an_error(cause):
-    said = [line.split(" | ") for line in TORCH.strip().splitlines()]
-    errors = CAUSES[cause] + [RuntimeError(words) for of, words in said if of == cause]
+    errors = [RuntimeError(error) if isinstance(error, str) else error for error in CAUSES[cause]]
     assert [error for error in errors if cause_of(error)[0] != cause] == []
 
 
 def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
     config = {"micro_batch": None, "eval_batch": 64, "train": {"effective_batch": 24}}
-    for rows, phase, key in (
-        (None, "training", "micro_batch"),
-        (3, "training", "micro_batch"),
-        (64, "evaluated", "micro_batch"),  # an epoch's first step
-        (1, "evaluating", "eval_batch"),
-        (1, "decoding (last epoch)", "eval_batch"),
+    for rows, phase, found in (
+        (None, "training", {"micro_batch": 12}),
+        (3, "training", {"micro_batch": 1}),
+        (64, "evaluated", {"micro_batch": 12}),  # an epoch's first step
+        (1, "evaluating", {"eval_batch": 32}),
+        (1, "decoding (last epoch)", {"eval_batch": 32}),
+        (1, "training", {}),
+        (None, "loading", {}),  # the model alone is too large
     ):
-        attempt, before = Attempt(tmp_path, "run"), 64 if key == "eval_batch" else min(rows or 24, 24)
-        assert less_memory(config | {"micro_batch": rows}, phase, attempt)
-        assert attempt.settings == {key: before // 2}
-    attempt.settings.clear()
+        attempt = Attempt(tmp_path, "run")
+        assert less_memory(config | {"micro_batch": rows}, phase, attempt) == bool(found)
+        assert attempt.settings == found
+    attempt.deviations = ["evaluation batch 32"]
     for before, after in ((24, 12), (12, 6)):  # one deviation, whatever went before
         assert less_memory(config | attempt.settings, "training", attempt)
         words = f"micro-batch {after}, since memory ran out at {before}; the effective batch stays"
         assert (attempt.settings, attempt.deviations[1:]) == ({"micro_batch": after}, [words])
-    assert not less_memory(config | {"micro_batch": 1}, "training", attempt)
-    assert not less_memory(config, "loading", attempt)  # the model alone is too large
 
 
 # --- what one attempt leaves to the next
@@ -134,14 +139,14 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     third = make()
     assert third.ended == second.ended  # it was asked to stop: no failure
     assert third.fail(expand(["model=smollm2", "task=alpaca"])[0], "it broke")
-    failed, fourth = read_record(record_path(output, "run")), make()
+    failed, fourth = json.loads(record_path(output, "run").read_text()), make()
     assert (failed["status"], failed["error"], failed["tries"]) == ("failed", "it broke", second.ended)
     assert (fourth.ended, fourth.settings) == ([], {})  # counted anew
     assert (fourth.folder / CHECKPOINT).is_file()
 
 
 def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(place):
-    _output, _, make = place
+    output, _, make = place
     first, second = make("old", CHECKPOINT), make()
     (second.folder / CHECKPOINT).unlink()
     (second.folder / CHECKPOINT).write_text("new")
@@ -161,17 +166,9 @@ def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_g
         fourth = make()
         assert fourth.ended == ["the process was killed"] * 2
         shutil.rmtree(fourth.folder)
-
-
-@pytest.mark.parametrize("odd", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file_in_a_records_place_stays_and_is_named_before_training(odd, place):
-    output, _, make = place
-    path = record_path(output, "run")
-    path.parent.mkdir()
-    odd(path)
-    with pytest.raises(UserError, match=r"records/run\.json"):
+    record_path(output, "run").mkdir(parents=True)  # what is no file in a record's place stays, and is named
+    with refused("records/run.json"):
         make()
-    assert path.exists()
 
 
 # --- the record and its files
@@ -192,7 +189,7 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     assert finished["files"] == {name: digest(folder / name) for name in (ADAPTER, HEAD)}
     check_kept(finished, folder / ADAPTER)
     (folder / ADAPTER).write_text("another")
-    with pytest.raises(UserError, match=r"adapter\.safetensors is not the file that the record of run run"):
+    with refused("adapter.safetensors is not the file that the record of run run"):
         check_kept(finished, folder / ADAPTER)
     check_kept(record | {"files": {}}, folder / ADAPTER)  # an older record
 
@@ -208,9 +205,7 @@ def test_the_second_to_finish_or_to_fail_changes_nothing(place):
     assert not late.folder.parent.exists()
 
 
-def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_write_left_goes(
-    place, monkeypatch
-):
+def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_write_left_goes(place):
     output, record, make = place
 
     def within(call):
@@ -221,14 +216,13 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
 
         return checked
 
-    for name in ("link", "rename"):
-        monkeypatch.setattr(os, name, within(getattr(os, name)))
     write_record(output, record | {"status": "failed"})
-    assert make("a").finish(record)
+    attempt = make("a")
+    with patch.multiple(os, link=within(os.link), rename=within(os.rename)):
+        assert attempt.finish(record)
     left = record_path(output, "run").with_name(f".run.json.{socket.gethostname()}.{2**22 + 1}.1")
     other = left.with_name(f".run.json.other.{2**22 + 1}.1")  # of another machine
-    for path in (left, other):
-        path.touch()
+    left.touch(), other.touch()
     sweep_up_dead(left.parent)
     assert {*left.parent.iterdir()} == {record_path(output, "run"), other}
 
@@ -241,6 +235,9 @@ def go(words):
     (run,) = expand(words)
     how, _ = train.do(run, run_id(run), [], Stop(), Tracking("off"), True)
     return how, record_path(output_of(words), run_id(run)).read_text()
+
+
+WRITES = {os: ("replace", "link", "rename"), vera: ("save", "save_head")}
 
 
 def disturbed(words, at, disturb=go):
@@ -258,10 +255,8 @@ def disturbed(words, at, disturb=go):
 
         return write
 
-    with pytest.MonkeyPatch.context() as patch:
-        for call in ("replace", "link", "rename", "save", "save_head"):
-            of = vera if "save" in call else os
-            patch.setattr(of, call, disturbing(getattr(of, call)))
+    calls = {of: {name: disturbing(getattr(of, name)) for name in names} for of, names in WRITES.items()}
+    with patch.multiple(os, **calls[os]), patch.multiple(vera, **calls[vera]):
         how, text = go(words)
     assert (how, {text, *seen}) == (train.DONE, {text})  # the first that is finished stays
     return bool(seen)
@@ -285,8 +280,7 @@ def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monk
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds
     words = [*request.getfixturevalue(kind), f"keep={'last' if kind == 'words' else 'both'}"]
     straight, reached, at = do(elsewhere(words, output=tmp_path / "straight")), True, 1
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "batch", lambda *_: 1 / 0)
+    with patch.object(Training, "batch", lambda *_: 1 / 0):
         how, failed = go(elsewhere(words, output=tmp_path / "failed"))
     assert (how, json.loads(failed)["status"], json.loads(failed)["tries"]) == ("failed", "failed", [])
     half = run_folder(tmp_path / "failed", straight["id"]) / "attempts" / "other.host.1.half"
@@ -330,21 +324,19 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_path, capsys, monkeypatch):
-    code = f"import runs.shared_files as at; it = at.run_lock({str(tmp_path)!r}, 'run'); it.take(); input()"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
     claim = run_lock(tmp_path, "run")
-    while not claim.holder().startswith("process"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-    assert f"which is stopped: kill -CONT {process.pid} lets it go on" in claim.holder()
+    holder = multiprocessing.get_context("fork").Process(target=lambda: claim.take() and time.sleep(60))
+    holder.start()
+    wait_for(lambda: claim.holder().startswith("process"))
+    os.kill(holder.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+    assert f"which is stopped: kill -CONT {holder.pid} lets it go on" in claim.holder()
     monkeypatch.setattr(locks, "PATIENCE", 0)
-    threading.Timer(2.5, process.kill).start()
+    threading.Timer(2.5, holder.kill).start()
     with alone(run_lock(tmp_path, "run"), "RTE seed 0"):
         printed = capsys.readouterr().out
-    assert printed.startswith(f"RTE seed 0 is being done by process {process.pid} on ")
+    assert printed.startswith(f"RTE seed 0 is being done by process {holder.pid} on ")
     assert printed.count("\n") == 1
-    process.wait()
 
 
 def test_keys_are_added_to_the_record_as_it_is_now(place):
@@ -357,18 +349,98 @@ def test_keys_are_added_to_the_record_as_it_is_now(place):
 
 
 @pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
-def test_a_stop_within_an_evaluation_evaluates_again(words, more, monkeypatch, tmp_path):
+def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
     """At the end of the last epoch, where no step is left to be done after it; the epoch may end early."""
     words = [*words, *more]
-    straight = do(elsewhere(words, output=tmp_path / "straight"))
-    evaluate = Training.evaluate
+    straight = trained(elsewhere(words, output=tmp_path / "straight"))
 
-    def stop(self, *given):
+    def stop(self, *given, evaluate=Training.evaluate):
         self.stop.wanted = self.state.epoch == 1
         return evaluate(self, *given)
 
-    monkeypatch.setattr(Training, "evaluate", stop)
-    with pytest.raises(StoppedError):
+    with patch.object(Training, "evaluate", stop), pytest.raises(StoppedError):
         do(words)
-    monkeypatch.setattr(Training, "evaluate", evaluate)
     assert comparable(do(words)) == comparable(straight)
+
+
+# --- a process ends with the one that started it, also while it starts: one is killed, and who is left?
+
+#: Seconds that what is left may take to end: a slow machine's, and far from what the children here would live
+#: for.
+PATIENCE = 5
+#: A process that forks runs, and has begun one, which sleeps before it does anything of ours.
+RUNS = """
+import multiprocessing, multiprocessing.forkserver, time
+if __name__ == "__main__":
+    from runs.fork_server import start_fork_server
+    start_fork_server()
+    run = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
+    run.start()
+    print(multiprocessing.forkserver._forkserver._forkserver_pid, run.pid, flush=True)
+    run.join()
+    print(run.exitcode, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def family(process, tmp_path):
+    """Starts a process that runs RUNS; a variable of the environment marks all that comes of it. A server
+    gives up its imports at the first one, unless a test says otherwise: that spares seconds."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("this system does not tell which process came of which")
+    with contextlib.ExitStack() as stack:
+
+        def begin(first_import="raise ImportError"):
+            (tmp_path / "sklearn").mkdir()  # what the server imports first, see runs/preload.py
+            (tmp_path / "sklearn" / "__init__.py").write_text(first_import)
+            (tmp_path / "script.py").write_text(RUNS)
+            mark, paths = f"FAMILY={uuid.uuid4().hex}", os.pathsep.join([str(tmp_path), str(ROOT)])
+            env = os.environ | {"FAMILY": mark.partition("=")[2], "PYTHONPATH": paths}
+            how = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+            process = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=env, **how)
+            stack.callback(process.stdout.close)
+            stack.callback(left, process, mark)
+            return process, mark
+
+        yield begin
+
+
+def left(process, mark) -> list[str]:
+    """Kills a process; the command lines of those of its family that do not end by themselves within
+    PATIENCE. Nothing is left either way."""
+    process.kill()
+    process.wait()
+    end = time.monotonic() + PATIENCE
+    while members(mark) and time.monotonic() < end:
+        time.sleep(0.05)
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in members(mark)}
+    for pid in lines:
+        os.kill(pid, signal.SIGKILL)
+    return [*lines.values()]
+
+
+@pytest.mark.parametrize("imports", [False, True])
+def test_the_server_that_runs_are_forked_from_ends_while_it_starts(imports, family, tmp_path):
+    """The first thing that it imports takes a minute here: the server does not look after its parent by
+    itself until then."""
+    there = tmp_path / "importing"
+    process, mark = family(f"import time; open({str(there)!r}, 'w').close(); time.sleep(60)")
+    wait_for(there.exists if imports else lambda: members(mark, "forkserver"))
+    assert left(process, mark) == []
+
+
+def test_all_end_with_who_does_the_runs(family):
+    process, mark = family()
+    assert len(process.stdout.readline().split()) == 2
+    assert len(members(mark)) == 4  # and the one that multiprocessing keeps for shared memory
+    assert left(process, mark) == []
+
+
+def test_a_run_ends_with_the_server_even_before_it_has_begun(family):
+    """Its executor hears of the server's end, and would do the run again beside it."""
+    process, mark = family()
+    server, run = map(int, process.stdout.readline().split())
+    os.kill(server, signal.SIGKILL)
+    assert process.stdout.readline() == "255\n"
+    wait_for(lambda: run not in members(mark), seconds=PATIENCE)

@@ -11,17 +11,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from running import ROOT, refused
+from running import ROOT, begin, processes_end, refused
 
-from runs import ENVIRONMENT, SPINNING, answer, gpus, models
+from runs import ENVIRONMENT, SEVERAL, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.tracking import Tracking
 from runs.training import checkpoint, context
-from runs.training.checkpoint import Checkpoint
-from runs.training.loop import Training
 from tasks.mt_bench import read_questions
 
 pytestmark = pytest.mark.properties
@@ -42,8 +40,8 @@ def nvml(*cards):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say; `cards`, `usable`
-    and `visible` change it."""
+    """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say, and what changes
+    them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
     monkeypatch.setattr(pool.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "DRIVERS", (str(tmp_path / "dev" / "nvidia[0-9]*"), *gpus.DRIVERS[1:]))
@@ -52,10 +50,8 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: answer)
 
     def visible(words):
-        if words is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = words
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.update({} if words is None else {"CUDA_VISIBLE_DEVICES": words})
 
     def cards(*names):
         monkeypatch.setattr(gpus, "pynvml", nvml(*names))
@@ -67,35 +63,30 @@ def machine(tmp_path, monkeypatch):
 # --- which devices there are
 
 
-def test_devices_are_those_that_are_visible(machine, monkeypatch):
-    assert gpus.devices("auto") == ["GPU-aaaa", "GPU-bbbb"]
-    assert gpus.devices("cpu") == ["cpu"]
-    machine.visible("1")
-    assert gpus.devices("cuda") == ["GPU-bbbb"]
-    machine.visible(" 1, 0 ")
-    assert gpus.devices("cuda") == ["GPU-bbbb", "GPU-aaaa"]
-    machine.visible("MIG-1,GPU-aaaa")
-    assert gpus.devices("auto") == ["MIG-1", "GPU-aaaa"]
+def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(machine, monkeypatch):
+    for visible, asked, found in (
+        (None, "auto", ["GPU-aaaa", "GPU-bbbb"]),
+        (None, "cpu", ["cpu"]),
+        ("1", "cuda", ["GPU-bbbb"]),
+        (" 1, 0 ", "cuda", ["GPU-bbbb", "GPU-aaaa"]),
+        ("MIG-1,GPU-aaaa", "auto", ["MIG-1", "GPU-aaaa"]),
+    ):
+        machine.visible(visible)
+        assert gpus.devices(asked) == found
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver()) == (8, "550.54")
     assert gpus.pynvml.nvmlInit.call_count == gpus.pynvml.nvmlShutdown.call_count > 0
     # Another make's GPUs: by their numbers
-    machine.cards()
+    machine.cards(), machine.visible("0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    machine.visible("0,1")
     assert gpus.devices("auto") == ["0", "1"]
-
-
-def test_a_driver_is_asked_and_let_go(machine):
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver()) == (8, "550.54")
-    machine.visible(None)
-    machine.cards()
     assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.uuids()) == (0, None, {})
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
     machine.usable(False)
-    for version in ("none", "13.0"):
-        monkeypatch.setattr(torch.version, "cuda", None if version == "none" else version)
-        told = rf"CUDA {version}\) can use no GPU here \(driver 550\.54.*device=cpu$"
+    for version in (None, "13.0"):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        told = rf"CUDA {version or 'none'}\) can use no GPU here \(driver 550\.54.*device=cpu$"
         with pytest.raises(DeviceError, match=told):
             gpus.devices("auto")
     for words in ("GPU-cccc", "0"):  # given by a lease, or by Slurm
@@ -110,8 +101,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
     assert gpus.devices("auto") == ["cpu"]
     with pytest.raises(DeviceError, match=r"device=cuda: .* \(driver none"):
         gpus.devices("cuda")
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "nvidia0").touch()
+    (tmp_path / "dev" / "nvidia0").mkdir(parents=True)
     with pytest.raises(DeviceError, match="device=auto: "):
         gpus.devices("auto")
 
@@ -121,16 +111,11 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 
 def test_two_runs_meet_on_a_device_on_purpose_only(machine):
     first, second, third = (*pool.places("auto", 1, every=True), *pool.places("auto", 1, every=False))
-    assert first.take()
-    assert second.take()
-    assert (first.name, second.name) == ("GPU-aaaa", "GPU-bbbb")
-    assert not third.take()
     (shared, *_) = pool.places("auto", 2, every=True)
-    assert shared.take()
-    assert shared.name == "GPU-aaaa"
+    taken = [(place.take(), place.name) for place in (first, second, third, shared)]
+    assert taken == [(True, "GPU-aaaa"), (True, "GPU-bbbb"), (False, None), (True, "GPU-aaaa")]
     second.release()
-    assert third.take()
-    assert third.name == "GPU-bbbb"
+    assert (third.take(), third.name) == (True, "GPU-bbbb")
     assert [place.take() for place in pool.places("cpu", 3, every=True)] == [True] * 3
 
 
@@ -138,13 +123,9 @@ def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words
     seen, runs = [], expand([*(word for word in words if word != "device=cpu"), "seed=0,1"])
     others = pool.places("auto", 1, every=True)
     assert all(place.take() for place in others)
-
-    def process(place, job, *_):
-        seen.append((job.run.seed, place.name))
-        end = ("failed", "it broke")
-        return SimpleNamespace(place=place, job=job, since=0, ready=None, ended=lambda: end)
-
-    monkeypatch.setattr(pool, "Process", process)
+    processes_end(
+        monkeypatch, lambda place, job: seen.append((job.run.seed, place.name)) or ("failed", "it broke")
+    )
     monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: others[1].release() or ready)
     todo = pool.Sweep([pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], Tracking("off"))
     pool.Pool(todo, pool.places("auto", 1, every=True)).go()
@@ -158,14 +139,13 @@ def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words
 
 def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, monkeypatch):
     torch.backends.cudnn.allow_tf32 = True  # torch's own default
-    training = Training(expand(words)[0], "0" * 12, lambda event: None)
-    modes = []
-    spied = training.task.loss
-    monkeypatch.setattr(
-        training.task,
-        "loss",
-        lambda *given: modes.append(torch.get_deterministic_debug_mode()) or spied(*given),
-    )
+    training, modes = begin(words), []
+
+    def spy(*given, loss=training.task.loss):
+        modes.append(torch.get_deterministic_debug_mode())
+        return loss(*given)
+
+    training.task.loss = spy
     training.step([0, 1])
     assert modes == [2]
     assert not torch.backends.cuda.matmul.allow_tf32
@@ -173,46 +153,36 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, mon
     assert context.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("train.precision=fp16", "train.precision=fp16: a CPU computes fp32 all the same"),
-        ("train.precision=tf32", "train.precision=tf32: only a GPU computes so"),
-        ("device=mps", "device=mps: torch sees no GPU of Apple's here"),
-    ],
-)
-def test_a_precision_or_device_that_is_not_here_is_refused(change, named, words, monkeypatch):
+@pytest.mark.parametrize("change", ["train.precision=fp16", "train.precision=tf32", "device=mps"])
+def test_a_precision_or_device_that_is_not_here_is_refused(change, words, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (run,) = expand([*(word for word in words if change[:3] != word[:3]), change])
     assert "precision" not in change or run_id(run) != run_id(expand(words)[0])
-    with refused(named):
+    with refused(f"{change}: "):
         context.make_accelerator(run)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["model=roberta_base", "task=rte", "method=vera"], None),
-        (["model=roberta_base", "task=rte", "method=full"], None),
-        (["model=roberta_base", "task=rte", "method=adalora"], None),
-        (
-            ["model=roberta_base", "task=rte", "method=peft", "method.config_class=AdaLoraConfig"],
-            "kthvalue",
-        ),
-        (["model=vit_base", "task=cifar100", "method=full", "task.image_size=384"], "bicubic"),
-        (["model=vit_base", "task=cifar100", "method=full"], None),
-        (["model=dinov2_small", "task=cifar100", "method=full"], "bicubic"),  # its table is of larger images
-        (["model=dinov2_small", "task=cifar100", "method=lora"], None),
-        (["model=vit_base", "task=cifar100", "method=vera", "task.image_size=384"], None),
-    ],
-)
-def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(overrides, reason, monkeypatch):
-    (run,) = expand(overrides)
-    why = context.not_deterministic(run, torch.device("cuda"))
-    assert not why if reason is None else reason in why[0]
-    assert not context.not_deterministic(run, torch.device("cpu"))
-    context.set_flags(run, torch.device("cuda"))
-    assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
+LESS = """
+model=roberta_base task=rte method=vera,full,adalora |
+model=roberta_base task=rte method=peft:AdaLoraConfig | kthvalue
+model=vit_base task=cifar100 method=full task.image_size=384 | bicubic
+model=vit_base task=cifar100 method=full |
+model=dinov2_small task=cifar100 method=full | bicubic
+model=dinov2_small task=cifar100 method=lora |
+model=vit_base task=cifar100 method=vera task.image_size=384 |
+"""
+
+
+@pytest.mark.parametrize("line", LESS.strip().splitlines())
+def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(line):
+    """DINOv2's table of positions is of larger images."""
+    words, reason = line.split("|")
+    for run in expand(words.split()):
+        why = context.not_deterministic(run, torch.device("cuda"))
+        assert [reason.strip() in each for each in why] == [True] * bool(reason)
+        assert not context.not_deterministic(run, torch.device("cpu"))
+        context.set_flags(run, torch.device("cuda"))
+        assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
 
 
 def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other_type(tmp_path, monkeypatch):
@@ -222,16 +192,15 @@ def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other
     state = torch.arange(16, dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
-    what = (path, "a" * 12, {"b": parameter}, optimizer)
-    Checkpoint(*what, torch.device("cuda", 5)).save({"step": 3}, {})
-    put = []
+    put, what = [], (path, "a" * 12, {"b": parameter}, optimizer)
+    checkpoint.Checkpoint(*what, torch.device("cuda", 5)).save({"step": 3}, {})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: put.append(given))
-    loaded, _ = Checkpoint(*what, torch.device("cuda", 0)).load()
+    loaded, _ = checkpoint.Checkpoint(*what, torch.device("cuda", 0)).load()
     assert loaded == {"step": 3}
     assert [(value.tolist(), device.index) for value, device in put] == [(state.tolist(), 0)]
     with pytest.raises(DeviceError, match="begun on cuda and cannot go on on cpu: go on there, or delete"):
-        Checkpoint(*what, torch.device("cpu")).load()
+        checkpoint.Checkpoint(*what, torch.device("cpu")).load()
 
 
 def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bits(tiny_llama):
@@ -247,61 +216,50 @@ def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bit
     assert torch.equal(straight, dequantize_4bit(weight.data, weight.quant_state).bfloat16())
 
 
-def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_words, monkeypatch):
+def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_words):
     words = [w for w in alpaca_words if not w.startswith("train.precision")]
-    (run,) = expand([*words, "model.quantise=nf4", "train.precision=bf16"])
-    training = Training(run, "0" * 12, lambda event: None)
-    caches = []
-    generate = training.raw_model.generate
-    monkeypatch.setattr(
-        training.raw_model,
-        "generate",
-        lambda **given: caches.append(given["past_key_values"]) or generate(**given),
-    )
-    question = read_questions(Path(run.config["task"]["mt_bench_dir"]), "mt_bench")[0]
+    training, caches = begin([*words, "model.quantise=nf4", "train.precision=bf16"]), []
+
+    def spy(generate=training.raw_model.generate, **given):
+        caches.append(given["past_key_values"])
+        return generate(**given)
+
+    training.raw_model.generate = spy
+    question = read_questions(Path(training.config["task"]["mt_bench_dir"]), "mt_bench")[0]
     prompt = training.task.conversation(question.turns[:1], [])
     with training.accelerator.autocast():
         answer._sample(training, 0, [question], [prompt], [6])
-    layers = caches[0].layers
-    assert (
-        {layer.keys.dtype for layer in layers} == {layer.values.dtype for layer in layers} == {torch.bfloat16}
-    )
+    assert {t.dtype for layer in caches[0].layers for t in (layer.keys, layer.values)} == {torch.bfloat16}
 
 
 def test_training_a_decoder_fills_no_cache(alpaca_words, monkeypatch):
-    from transformers import DynamicCache
-
-    training = Training(expand(alpaca_words)[0], "0" * 12, lambda event: None)
-    filled = []
-    monkeypatch.setattr(DynamicCache, "update", lambda self, k, v, *more, **given: filled.append(1) or (k, v))
+    monkeypatch.setattr("transformers.DynamicCache.update", lambda *_, **given: pytest.fail("filled"))
+    training = begin(alpaca_words)
     training.step([0, 1])
     training.evaluate()
-    assert not filled
 
 
 def test_a_loss_that_is_read_a_step_late_ends_in_the_same_record(words):
     records = []
-    for behind in (0, 1, 3):
-        training = Training(expand(words)[0], "0" * 12, lambda event: None)
+    for behind in (0, 2):
+        training = begin(words)
         training.checkpoint.path.unlink(missing_ok=True)
         assert training.behind == 0
         training.behind = behind
         training.go()
         records.append((training.state.curve, training.state.units, training.state.step, training.unread))
-    assert records[0] == records[1] == records[2]
+    assert records[0] == records[1]
     assert records[0][-1] == []
 
 
-def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_step(words, monkeypatch):
-    training = Training(expand(words)[0], "0" * 12, lambda event: None)
-    training.behind = 1
-    step, seen = training.step, []
+def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_step(words):
+    training, seen = begin(words), []
 
-    def second_is_nan(rows):
+    def second_is_nan(rows, step=training.step):
         seen.append(rows)
         return step(rows) * (float("nan") if len(seen) == 2 else 1.0)
 
-    monkeypatch.setattr(training, "step", second_is_nan)
+    training.behind, training.step = 1, second_is_nan
     training.go()
     assert (training.state.status, len(seen)) == ("diverged", 3)
     assert training.state.error == "loss became nan at epoch 1, step 2"
@@ -334,23 +292,6 @@ def test_a_batch_travels_from_page_locked_memory(monkeypatch):
     assert moves == [(torch.device("cpu"), {})]
 
 
-@pytest.mark.usefixtures("process")
-def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it():
-    script = "import os, runs; print({k: os.environ.get(k) for k in (*runs.ENVIRONMENT, *runs.SPINNING)})"
-
-    def environment(**own):
-        names = {*ENVIRONMENT, *SPINNING, "OMP_WAIT_POLICY", "KMP_BLOCKTIME"}
-        env = {k: v for k, v in os.environ.items() if k not in names} | own
-        found = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True
-        )
-        return ast.literal_eval(found.stdout)
-
-    assert environment() == ENVIRONMENT | SPINNING
-    assert environment(OMP_WAIT_POLICY="ACTIVE")["GOMP_SPINCOUNT"] is None
-    assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
-
-
 def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(words, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
     accelerator = context.make_accelerator(expand(words)[0])
@@ -364,3 +305,54 @@ def test_a_rank_without_torchrun_is_none(monkeypatch):
     assert rank() == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert rank() == 1
+
+
+# --- what is set, and what is asked of a GPU, as a process starts
+
+
+def python(script, keep=lambda name: True, **own) -> str:
+    """What a script prints in a process of its own, with these variables of the environment."""
+    env = {key: value for key, value in os.environ.items() if keep(key)} | own
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.usefixtures("process")
+def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it():
+    names = {*ENVIRONMENT, *SPINNING, "OMP_WAIT_POLICY", "KMP_BLOCKTIME"}
+    script = "import os, runs; print({k: os.environ.get(k) for k in (*runs.ENVIRONMENT, *runs.SPINNING)})"
+
+    def environment(**own):
+        return ast.literal_eval(python(script, lambda name: name not in names, **own))
+
+    assert environment() == ENVIRONMENT | SPINNING
+    assert environment(OMP_WAIT_POLICY="ACTIVE")["GOMP_SPINCOUNT"] is None
+    assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+#: Of the server that runs are forked from: a process that CUDA has begun in cannot be forked. Its code is
+#: that of its start: a later commit is not what runs.
+SERVER = """
+import gc, sys, torch
+asked = []
+for name in ("is_available", "device_count", "_lazy_init", "init", "current_device", "get_device_properties"):
+    setattr(torch.cuda, name, lambda *given, name=name: asked.append(name) or 0)
+import runs.preload
+print(*sys.modules)
+assert not torch.cuda.is_initialized() and not asked
+assert gc.isenabled() and gc.get_freeze_count()
+from runs.provenance import code_state, versions
+assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
+"""
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.usefixtures("process")
+def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_first(several):
+    """Several share what each of them needs later, too: it is imported once."""
+    imported = set(
+        python(SERVER, lambda name: name != SEVERAL, **({SEVERAL: "1"} if several else {})).split()
+    )
+    assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
+    assert not imported & {"hydra", "omegaconf", "runs.config"}
+    assert several == ("sklearn.metrics" in imported) == ("evaluate" in imported)

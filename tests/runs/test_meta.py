@@ -1,12 +1,10 @@
 """The harness's own training step and evaluation on torch's device `meta`, as on a GPU: no two devices meet,
-and each value that has to be read, for which a GPU is waited for, is counted. And what must not ask for a
-GPU.
+and each value that has to be read, for which a GPU is waited for, is counted.
 
 A tensor on `meta` has a shape and no values: whatever reads a value has to be answered."""
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,14 +13,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from running import ROOT
+from running import ROOT, begin
 from tiers import sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from runs import SEVERAL
-from runs.config import expand
-from runs.training.loop import Training
 
 pytestmark = pytest.mark.properties
 
@@ -91,28 +85,22 @@ def line() -> str:
     return "?"
 
 
-VERA = ["method=vera", "method.rank=8"]
 #: Ways in which VeRA is computed, and the other rows.
 METHODS = {
-    "VeRA, factor": [*VERA, "method.path=factor"],
-    "VeRA, hybrid, kept": [*VERA, "method.path=hybrid", "method.weights=keep"],
-    "VeRA, hybrid, anew": [*VERA, "method.path=hybrid", "method.weights=recompute"],
-    "VeRA, merged, kept": [*VERA, "method.path=materialised", "method.weights=keep"],
-    "VeRA, merged, anew": [*VERA, "method.path=materialised", "method.weights=recompute"],
-    "VeRA, unique, dropout": [*VERA, "method.projections=unique", "method.dropout=0.1"],
-    "LoRA": ["method=lora"],
-    "BitFit": ["method=bitfit"],
-    "full": ["method=full"],
-    "adapter": ["method=adapter_p"],
+    "VeRA, factor": "vera method.rank=8 method.path=factor",
+    "VeRA, hybrid, kept": "vera method.rank=8 method.path=hybrid method.weights=keep",
+    "VeRA, hybrid, anew": "vera method.rank=8 method.path=hybrid method.weights=recompute",
+    "VeRA, merged, kept": "vera method.rank=8 method.path=materialised method.weights=keep",
+    "VeRA, merged, anew": "vera method.rank=8 method.path=materialised method.weights=recompute",
+    "VeRA, unique, dropout": "vera method.rank=8 method.projections=unique method.dropout=0.1",
+    "LoRA": "lora",
+    "BitFit": "bitfit",
+    "full": "full",
+    "adapter": "adapter_p",
 }
-#: Of each family: the fixture with its words, and how much a training step and an evaluation's batch read,
+#: Of each family by the fixture with its words: how much a training step and an evaluation's batch read,
 #: whatever the method. They may fall: then lower them here.
-READS = {
-    "text": ("words", 1, 3),
-    "E2E": ("e2e_words", 4, 6),
-    "instructions": ("alpaca_words", 4, 6),
-    "images": ("image_words", 0, 2),
-}
+READS = {"words": (1, 3), "e2e_words": (4, 6), "alpaca_words": (4, 6), "image_words": (0, 2)}
 
 
 @pytest.fixture
@@ -130,45 +118,39 @@ def meta(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def counted(words, family, rows=(0, 1, 2, 3), **changes):
-    """A training, and what a steady step and an evaluation read."""
+def watched(words, method, *more):
+    """A training, and what a steady step and an evaluation do."""
     words = [w for w in words if not w.startswith(("device=", "method", "eval_batch="))]
-    (run,) = expand([*words, *family, "device=auto", "eval_batch=64"])
-    training = Training(run, "0" * 12, lambda event: None)
+    # The fixed text is read before training
+    none = ["task.forgetting_text=none"] * any(w in ("task=e2e", "task=alpaca") for w in words)
+    training = begin([*words, *f"method={method}".split(), *none, *more, "device=auto", "eval_batch=64"])
     training.reached = True  # without values, no gradient would be seen
-    watches = []
-    for work in (
-        *[lambda: training.step(list(rows))] * 3,
-        training.evaluate,
-    ):
-        with Watch() as watch:
-            work()
-        watches.append(watch)
-    return training, watches[-2], watches[-1]
+    for _ in range(3):
+        with Watch() as step:
+            training.step([0, 1, 2, 3])
+    with Watch() as evaluation:
+        training.evaluate()
+    return training, step, evaluation
 
 
 PAIRS = [(family, name) for family in READS for name in METHODS]
-PAIRS.remove(("instructions", "BitFit"))  # Llama has no biases
-FAST = [(family, name) for family in READS for name in ("VeRA, hybrid, kept", "VeRA, merged, kept", "LoRA")]
+PAIRS.remove(("alpaca_words", "BitFit"))  # Llama has no biases
+FAST = [*((family, "VeRA, hybrid, kept") for family in READS), ("words", "LoRA")]
+FAST += [("words", "VeRA, merged, kept"), ("e2e_words", "VeRA, merged, kept")]
 
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize(("family", "name"), sample(PAIRS, *FAST))
 def test_a_step_and_an_evaluation_mix_no_devices_and_read_as_little_as_they_do(family, name, request):
-    fixture, of_step, of_evaluation = READS[family]
-    none = ["task.forgetting_text=none"] if family in ("E2E", "instructions") else []  # read before training
-    training, step, evaluation = counted(request.getfixturevalue(fixture), [*METHODS[name], *none])
-    assert training.accelerator.device.type == "meta"
-    assert {p.device.type for p in training.parameters.values()} == {"meta"}
-    assert not step.mixes
-    assert not evaluation.mixes
-    assert step.reads.total() == of_step, step.reads
-    assert evaluation.reads.total() == of_evaluation, evaluation.reads
+    training, *watches = watched(request.getfixturevalue(family), METHODS[name])
+    assert {p.device.type for p in (training.accelerator, *training.parameters.values())} == {"meta"}
+    assert [watch.mixes for watch in watches] == [{}, {}]
+    assert tuple(watch.reads.total() for watch in watches) == READS[family], [w.reads for w in watches]
 
 
 @pytest.mark.usefixtures("meta")
 def test_each_micro_batch_reads_as_often_as_a_batch(words):
-    whole, halves = (counted([*words, f"micro_batch={size}"], ["method=lora"])[1] for size in (4, 2))
+    whole, halves = (watched(words, "lora", f"micro_batch={size}")[1] for size in (4, 2))
     assert halves.reads.total() == 2 * whole.reads.total()
 
 
@@ -176,12 +158,8 @@ def test_each_micro_batch_reads_as_often_as_a_batch(words):
 def test_the_watch_sees_what_it_is_for():
     x, here = torch.ones(3, device="meta"), torch.ones(3)
     with Watch() as watch:
-        assert float(x.sum()) == 0.0
-        assert x.tolist() == [0.0] * 3
-        assert not torch.equal(x, x)
-        assert x.cpu().tolist() == [0.0] * 3
-        assert x[x > 0].shape == (0,)
-        assert x.nonzero().shape == (0, 1)
+        values = (float(x.sum()), x.tolist(), torch.equal(x, x), x.cpu().tolist())
+        assert (*values, len(x[x > 0]), len(x.nonzero())) == (0.0, [0.0] * 3, False, [0.0] * 3, 0, 0)
         float(here.sum())  # of the host's own there is nothing to wait for
     assert watch.reads.total() == 6, watch.reads
     assert not watch.mixes
@@ -191,34 +169,3 @@ def test_the_watch_sees_what_it_is_for():
     with Watch() as watch:
         x + here.sum()  # a number
     assert not watch.mixes
-
-
-#: Of the server that runs are forked from: a process that CUDA has begun in cannot be forked. Its code is
-#: that of its start: a later commit is not what runs.
-SERVER = """
-import gc, sys, torch
-asked = []
-for name in ("is_available", "device_count", "_lazy_init", "init", "current_device", "get_device_properties"):
-    setattr(torch.cuda, name, lambda *given, name=name: asked.append(name) or 0)
-import runs.preload
-print(*sys.modules)
-assert not torch.cuda.is_initialized() and not asked
-assert gc.isenabled() and gc.get_freeze_count()
-from runs.provenance import code_state, versions
-assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
-"""
-
-
-@pytest.mark.parametrize("several", [False, True])
-@pytest.mark.usefixtures("process")
-def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_first(several):
-    """Several share what each of them needs later, too: it is imported once."""
-    command = [sys.executable, "-W", "ignore", "-c", SERVER]
-    env = {key: value for key, value in os.environ.items() if key != SEVERAL} | (
-        {SEVERAL: "1"} if several else {}
-    )
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
-    assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
-    assert not imported & {"hydra", "omegaconf", "runs.config"}
-    assert several == ("sklearn.metrics" in imported) == ("evaluate" in imported)

@@ -21,7 +21,7 @@ from runs.training.train import train
 
 pytestmark = pytest.mark.contract
 
-#: test_peer_rows.py has those of peers; the others that are left out have cells like these.
+#: test_recipes.py has those of peers; the others that are left out have cells like these.
 ELSEWHERE = ("demo", "peers", "randomness", "rank_scaling_sst2", "vera_all")
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(ELSEWHERE))
 #: One of each family of text is fast; so is a run on images, in tests/nets.
