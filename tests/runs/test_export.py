@@ -262,7 +262,7 @@ def holds(api, *names, private=False):
 
 
 def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys):
-    record, output = trained(words), output_of(words)
+    record, output, none = trained(words), output_of(words), api.model_info.side_effect
     line = [record["id"], "hub", "me/films", "base=own/tiny", f"output={output}"]
     folder = Path(output) / "exports" / record["id"]
     assert export.main(line) == 0
@@ -281,13 +281,13 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     again = f"{folder} has all that would be there; to try again: python -m runs.export {' '.join(line)}"
     with refused("me/films is not pushed: ConnectionError: gone. ", again):
         export.main(line)
-
-
-def test_a_private_repository_is_private_and_what_the_hub_does_not_take_is_one_line(api, tmp_path):
-    assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
-    api.create_repo.assert_called_once_with("me/secret", private=True)
+    # A private one is private, and what the hub does not take is one line
+    again = [folder, "me/films", True, "m", "again"]
+    api.model_info.side_effect, api.upload_folder.side_effect = none, None
+    assert push(*again) == "https://hub/me/films/commit/1"
+    api.create_repo.assert_called_with("me/films", private=True)
     holds(api, ".gitattributes", private=True)
-    assert push(tmp_path, "me/secret", True, "m", "again") == "https://hub/me/films/commit/1"
+    assert push(*again) == "https://hub/me/films/commit/1"
     api.upload_folder.reset_mock()
     for message, names, private, error in (
         ("it holds config.json and no adapter", ["config.json"], False, None),
@@ -297,7 +297,7 @@ def test_a_private_repository_is_private_and_what_the_hub_does_not_take_is_one_l
         holds(api, *names, private=private)
         api.upload_folder.side_effect = error
         with refused("me/films is not pushed: ", message, "; to try again: again"):
-            push(tmp_path, "me/films", True, "m", "again")
+            push(*again)
     api.upload_folder.assert_called_once()  # which the hub forbids
 
 

@@ -247,7 +247,7 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
         with refused(named):
             sweep.sweep(expand([*lora, f"init_from={start}"]))
         assert "blocked 1" in text_of(expand([*lora, f"init_from={start}"]))
-    runs = expand(mnli_rows(lora))
+    runs = expand([*mnli_rows(lora)[:-2], "task=rte", "seed=0,1"])
     (first,), usual = starts(runs), run_id(runs[0])
     output, found = first.config["output"], run_id(first)
     train(Training(first, found, lambda event: None))
@@ -259,9 +259,9 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
     (folder / "away").rename(folder / "adapter.safetensors")
     write_record(output, record | {"status": "diverged", "error": "loss became nan"})
     waits = f"waits for {first.label} (run {found}), which is diverged"
-    assert f"{waits} (4 runs)" in text_of(runs)
+    assert f"{waits} (2 runs)" in text_of(runs)
     outcome = sweep.sweep(with_starts(runs), Launch(table=False))
-    assert (outcome.exit_code, [error for _, error, _ in outcome.failed]) == (1, [waits] * 4)
+    assert (outcome.exit_code, [error for _, error, _ in outcome.failed]) == (1, [waits] * 2)
     # keep=last keeps another epoch's values: whoever starts there is another run
     write_record(output, record | {"config": record["config"] | {"keep": "last"}})
     assert run_id(runs[0]) != usual

@@ -1,11 +1,23 @@
-"""What a record says by each protocol: the best epoch of all, and cross-fitted selection."""
+"""A record is checked once, when it is read: what is none is named by every reader, and the rest is shown.
+What strangers' records may not do to a terminal. And what a record says by each protocol."""
 
+import itertools
 import json
 import math
+import os
+import re
+import sys
+import tempfile
 
 import pytest
-from ledgers import of_metric, record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledgers import of_metric, record, seeds, texts
+from running import ODD, refused
 
+from analysis import frame
+from runs import models
+from runs.command import entry_point, open_ledger
 from runs.record import (
     SCHEMA,
     Metric,
@@ -14,12 +26,234 @@ from runs.record import (
     crossfit,
     read_ledger,
     read_record,
+    record_path,
+    record_text,
     without_paths,
     write_record,
 )
+from runs.record.schema import FAILED, check
+from runs.record.text import HIDDEN, LONGEST, describe
 from runs.run import overrides_of
+from vera.errors import AdapterError
 
 pytestmark = pytest.mark.properties
+
+
+def changed(path, value):
+    """A record with another value at a path such as curve.metric; ... takes the key out."""
+    made = record()
+    *parents, key = path.split(".")
+    place = made
+    for parent in parents:
+        place = place[parent]
+    if value is ...:
+        del place[key]
+    else:
+        place[key] = value
+    return made
+
+
+def failed():
+    """The record of a run that ended with an error: the keys that every record has."""
+    made = record() | {"status": "failed", "error": "out of memory"}
+    return {key: made[key] for key in FAILED if key in made}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("status", ..., "status: field required"),
+        ("status", "over", "status: input should be 'done', 'diverged' or 'failed'"),
+        ("cell.seed", "0", "cell.seed: input should be a valid integer"),
+        ("curve.metric", ["a", 0.5, 0.5], "curve.metric.0: input should be a valid number"),
+        ("curve.metric", [0.5], "curve: columns differ in length"),
+        ("data.dev_rows", 0, "data.dev_rows: input should be greater than or equal to 1"),
+        ("config", {}, "config.model: field required, and 5 more"),
+        ("config.method.rank", "NaN", "config.method.rank: a rank of vera is a whole number"),
+        ("judged", [{"bench": "mt_bench"}], "judged.0.judge: field required, and 8 more"),
+        ("parameters.adapter", -1, "parameters.adapter: input should be greater than or equal to 0"),
+    ],
+)
+def test_a_record_of_another_shape_is_refused_in_one_line(path, value, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        check(changed(path, value))
+
+
+def test_a_done_run_has_an_epoch_and_a_failed_one_needs_no_more_than_its_name_and_error():
+    for made in (record(values=[], status="diverged"), failed(), record() | {"status": "failed"}):
+        check(made)
+    with pytest.raises(ValueError, match="done, and without an epoch"):
+        check(record(values=[]))
+    with pytest.raises(ValueError, match=r"^curve: input should be a valid dictionary$"):
+        check(failed() | {"curve": 5})
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """Or a run of hours would be done again and again: its record would never count."""
+    with pytest.raises(ValueError, match=r"curve\.metric\.0"):
+        write_record(tmp_path, changed("curve.metric", [[], 0.5, 0.5]))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record_text(changed("cost.train_seconds", float("nan")))
+    assert not list(tmp_path.rglob("*.json"))
+    write_record(tmp_path, record())
+    assert read_record(record_path(tmp_path, record()["id"])) == record()
+
+
+#: Any value of JSON, as a stranger may have written it.
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def stranger(draw):
+    """A record with another value, or none, at one to three places of any depth; or any JSON at all."""
+    made = draw(st.sampled_from([record(), texts(), failed(), record() | {"schema": 2}]))
+    for _ in range(draw(st.integers(1, 3))):
+        place = made
+        while keys := [*place] if isinstance(place, dict) else [*range(len(place))]:
+            key = draw(st.sampled_from(keys))
+            if not isinstance(place[key], dict | list) or draw(st.booleans()):
+                place[key] = draw(ANY)
+                if isinstance(place, dict) and draw(st.booleans()):
+                    del place[key]
+                break
+            place = place[key]
+    return draw(st.sampled_from([made, made, made, draw(ANY)]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(stranger())
+def test_any_json_is_a_record_that_frames_take_or_a_problem_that_names_its_file(made):
+    with tempfile.TemporaryDirectory() as folder:
+        path = record_path(folder, "one")
+        path.parent.mkdir()
+        path.write_text(json.dumps(made | {"id": "one"} if isinstance(made, dict) else made))
+        found = read_ledger(folder, published=False)
+        assert len(found.records) + len(found.problems) == 1
+        for problem in found.problems:
+            assert problem.startswith(f"{path}: ")
+            assert "\n" not in problem
+        assert len(frame.runs(found)) == len(found.records)
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A folder of records with five seeds of a row, and beside them everything that is no record; and the odd
+    ones' names."""
+    for one in seeds():
+        write_record(tmp_path, one)
+    records = tmp_path / "records"
+    shapes = {
+        "curved": changed("curve.metric", "0.5") | {"id": "curved"},
+        "future": record() | {"schema": 99, "id": "future"},
+        "nothing": None,
+    }
+    for name, shape in shapes.items():
+        (records / f"{name}.json").write_text(json.dumps(shape))
+    with open(os.fsencode(records) + b"/\xff.json", "wb"):  # a name that is no text
+        pass
+    (records / "deep.json").write_text("[" * 100_000)
+    (records / "large.json").write_text('{"schema": 2, "id": "large", "a": 1e999}')
+    for name, make in zip(("folder", "pipe", "device", "loop"), ODD.values(), strict=True):
+        make(records / f"{name}.json")
+    (records / "gone.json").symlink_to("nowhere")
+    (records / "huge.json").touch()
+    os.truncate(records / "huge.json", 64 * 2**20 + 1)
+    (tmp_path / "measures").mkdir()
+    (tmp_path / "measures" / "halved.json").write_text('{"schema": 1, "id": "halved", "kind": "magnitude"}')
+    names = [*shapes, r"\udcff", "deep", "large", "folder", "pipe", "device", "loop", "gone", "huge"]
+    return tmp_path, [*names, "halved"]
+
+
+def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
+    folder, names = odd
+    found = open_ledger(folder, published=False)  # as every command does
+    said = capsys.readouterr().err
+    assert sorted(found.records) == sorted(one["id"] for one in seeds())
+    assert not found.measures
+    assert len(found.problems) == len(names)
+    assert "huge.json: larger than 67,108,864 bytes" in said  # and not read
+    for name in names:
+        (problem,) = [problem for problem in found.problems if f"/{name}.json: " in problem]
+        assert "\n" not in problem
+        assert len(problem) < 300
+        assert f"left out: {problem}\n" in said
+
+
+# --- what a terminal or a card obeys
+
+
+#: A terminal's title, a cleared screen, a return, a C1 sequence, turned directions, a mark, half a character.
+EVIL = ["\x1b]0;PWN\x07", "\x1b[2J", "a\rb", "\x9b31m", "\x7f", "\u202eabc", "\u2066", "\u200f", "\ud800"]
+
+
+def put(folder, made):
+    """A record as a stranger writes it."""
+    path = record_path(folder, made["id"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(json.dumps(made, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return path
+
+
+@pytest.mark.parametrize("evil", EVIL[:-1], ids=ascii)  # the last one is no JSON
+def test_a_record_with_a_character_that_a_terminal_obeys_is_refused(evil, tmp_path):
+    changes = {"label": {"task": evil}, "cell": {"row": evil}, "versions": {evil: "1"}}
+    changes |= {"error": evil, "tries": [evil], "deviations": [evil]}
+    for (key, value), escaped in itertools.product(changes.items(), (True, False)):
+        one = record()
+        one[key] = one[key] | value if isinstance(value, dict) else value
+        path = put(tmp_path, one)
+        if escaped:
+            path.write_text(json.dumps(one))
+        with pytest.raises(ValueError, match="not a record") as error:
+            read_record(path)
+        if escaped or min(evil) >= " ":  # the others are no JSON
+            assert f"({key}: holds a control character" in str(error.value)
+        assert not HIDDEN.search(str(error.value))
+
+
+def test_this_projects_own_records_are_written_so_that_they_are_read(tmp_path):
+    for evil in EVIL:
+        one = record() | {"error": f"Error: {evil}\tand\nmore é", "tries": [evil]}
+        one["label"]["row"] = one["config"]["method"]["label"] = evil
+        path = write_record(tmp_path, one)
+        again = read_record(path)
+        assert again["error"] == f"Error: {ascii(evil)[1:-1]}\tand\nmore é"
+        assert again["label"]["row"] == again["tries"][0] == ascii(evil)[1:-1]
+        assert read_ledger(tmp_path, published=False).problems == []
+    made = record()
+    assert read_record(write_record(tmp_path, made)) == made  # nothing else is changed
+    # Nor does an error of a library colour anything
+    assert describe(RuntimeError("\x1b[31mred\x1b[0m")) == r"\x1b[31mred\x1b[0m"
+    assert describe(FileNotFoundError(2, "No such file", "a\x1b\n.txt")) == r"a\x1b .txt: No such file"
+
+
+def test_a_refusal_is_one_line_of_500_characters(monkeypatch, capsys):
+    def main(arguments):
+        raise AdapterError(f"file.json:\n{'x' * 10**6}. Get it again")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit):
+        entry_point(main)
+    errors = capsys.readouterr().err
+    assert (errors.count("\n"), len(errors) <= 500) == (1, True)
+    assert errors.startswith("error: file.json: xxx")
+    assert errors.endswith("xxx. Get it again\n")
+    assert len(str(AdapterError("x" * 10**6))) == LONGEST
+
+
+def test_a_model_file_that_may_not_be_read_says_so(tiny_bert, closed):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        folder = closed(tiny_bert, name)
+        for of in (models.locate, models.fetch):
+            with refused(f"{folder / name}: ", "permission denied"):
+                of({"path": str(folder), "modality": "text", "architecture": None, "sha256": None})
+
+
+# --- protocols
 
 ACCURACY, PERPLEXITY = Metric("accuracy"), Metric("perplexity", higher_is_better=False, scale=1.0)
 
