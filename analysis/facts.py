@@ -3,7 +3,7 @@ NUMBERS, at the end). A column is added there, by one line."""
 
 import math
 from collections.abc import Callable
-from functools import cache, partial, reduce
+from functools import cache, partial
 from typing import Any
 
 from runs.record import (
@@ -86,29 +86,6 @@ def forgetting(record: Record) -> float:
     return float(of["after"] - of["before"]) if whole else math.nan
 
 
-#: Tokens of the text whose forward pass `added_flops` counts.
-TOKENS = 512
-#: Methods of this project whose change merges into the weights of the base model, so that inference costs
-#: nothing more (docs/methods.md). Of peft's classes there, one does not merge.
-MERGE = {"none", "head", "full", "bitfit", "ssf", "lora", "dylora", "lora_xs", "tied_lora", "nola"}
-MERGE |= {"adalora", "vera", "vera_plus"}
-PEFT_STAYS = {"LilyConfig"}
-
-
-def added_flops(record: Record) -> float:
-    """FLOPs of a forward pass over TOKENS tokens beyond the base model's: 0 where the method merges, two
-    for each weight of a bottleneck adapter and token, in each block that shares it; NaN where that is not
-    known."""
-    config, method = record["config"], record["config"]["method"]
-    if method["kind"] == "adapter":
-        architecture = config["model"].get("architecture") or {}
-        layers = architecture.get("num_hidden_layers") or architecture.get("n_layer")
-        blocks = int(layers) - int(method.get("drop_layers") or 0) if layers else math.nan
-        return 2.0 * TOKENS * record["parameters"]["adapter"] * (blocks if method.get("share") else 1)
-    of_peft = method["kind"] == "peft" and method["config_class"] not in PEFT_STAYS
-    return 0.0 if of_peft or method["kind"] in MERGE else math.nan
-
-
 def part_of_data(record: Record) -> bool:
     """Whether a run was trained or evaluated on as many rows as task.train_rows and task.dev_rows say. With
     fewer rows than the setting says, the data are whole."""
@@ -159,8 +136,12 @@ Columns = dict[str, tuple[Callable[[Record], Any], str]]
 def at(path: str) -> Callable[[Record], Any]:
     """The value of a record at a path, such as cost.train_seconds; None where it has none."""
 
+    *above, last = path.split(".")
+
     def value(record: Any) -> Any:
-        return reduce(lambda part, key: (part or {}).get(key), path.split("."), record)
+        for key in above:
+            record = record.get(key) or {}
+        return record.get(last)
 
     return value
 
@@ -203,7 +184,6 @@ NUMBERS: Columns = {
     "optimism": (optimism, ""),
     **{key: (partial(score, key), "") for key in SCORES},
     "forgetting": (forgetting, ""),
-    "added_flops": (added_flops, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words
     "part_of_data": (part_of_data, ""),
@@ -228,7 +208,7 @@ NUMBERS |= values("first", alpha="config.method.alpha", device="device.name", de
 NUMBERS |= values("median", train_seconds="cost.train_seconds", evaluate_seconds="cost.evaluate_seconds")
 NUMBERS |= values("median", decode_seconds="cost.decode_seconds", peak_memory_bytes="cost.peak_memory_bytes")
 NUMBERS |= values("median", tokens_per_second="cost.tokens_per_second", adapter_bytes="cost.adapter_bytes")
-NUMBERS |= values("", threads="determinism.threads", template="config.task.template")
+NUMBERS |= values("", threads="determinism.threads")
 NUMBERS |= values("", best_epoch="result.protocols.paper.best_epoch")
 NUMBERS |= values("", forgetting_name="result.forgetting.text", forgetting_text="result.forgetting.sha256")
 NUMBERS |= values("", forgetting_before="result.forgetting.before")

@@ -107,14 +107,11 @@ def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any
 # --- cells
 
 
-#: The columns of `cells`, after KEY.
+#: Columns of `runs` that a cell has once, and of these its medians.
 SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
 CHOSEN = ["best", "last", "crossfit", "half"]
 OVER_SEEDS = [*CHOSEN, "optimism"]
-CELL_COLUMNS = [*KEY, *SUMMED, "runs", "n", "wanted", "complete", "values", "seeds", "ids", "median", "mean"]
-CELL_COLUMNS += ["spread", *OVER_SEEDS, "diverged", "one_class", "class_share", "presets", "origins"]
-CELL_COLUMNS += ["deviations", "left_out", "older", "again"]
 
 
 def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:
@@ -172,7 +169,7 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         made[name] = [of if isinstance(of, tuple) else () for of in made[name]]
     made["class_share"] = [of if isinstance(of, str) else "" for of in made.class_share]
     made["left_out"] = made.left_out.fillna(0).astype(int)
-    made = made.reset_index().reindex(columns=CELL_COLUMNS)
+    made = made.reset_index()
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
     return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
 

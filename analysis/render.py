@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -196,20 +195,11 @@ def markdown(table: Table) -> str:
     return "\n".join([one_line(table.title), "", *grid(table.header, table.texts), "", *notes]).rstrip()
 
 
-#: Characters that LaTeX reads as its own (a [ after the end of a row begins an option), and +-.
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$"}
-_LATEX |= {"<": "$<$", ">": "$>$", "[": "{[}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
-
-
-def escape(text: str) -> str:
-    """A text as LaTeX."""
-    return re.sub(r"\+-|[\\~^<>[&%$#_{}]", lambda match: _LATEX[match[0]], text)
-
-
 def latex(table: Table) -> str:
     """A table as LaTeX for booktabs, its title and notes as comments."""
-    header, *rows = [[escape(one_line(text)) for text in row] for row in [table.header, *table.texts]]
+    header = [one_line(name) for name in table.header]
     columns = f"l{'r' * (len(header) - 1)}"
-    text = pd.DataFrame(rows, columns=header).to_latex(index=False, column_format=columns)
+    text = pd.DataFrame(table.texts, columns=header).to_latex(index=False, escape=True, column_format=columns)
+    text = text.replace("+-", r"$\pm$").replace("\n[", "\n{[}")  # a [ after the end of a row begins an option
     comments = [f"% {one_line(note)}" for note in table.notes]
     return "\n".join([f"% {one_line(table.title)}", text.rstrip(), *comments])

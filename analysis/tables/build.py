@@ -4,8 +4,8 @@ with the difference, and rows that the paper has not. What a table is says specs
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -67,8 +67,11 @@ class _Model:
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
         self.ours, self.lines = dict[str, list[Own]](), list[dict[str, Entry]]()
-        for (row, *_), line in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
-            self.ours.setdefault(row, []).append({cell.column: cell for cell in line.itertuples(index=False)})
+        found = dict[tuple[str, ...], dict[str, Cell]]()
+        for cell in made.itertuples(index=False):
+            found.setdefault((cell.row, cell.task * bool(spec.tasks), cell.variant), {})[cell.column] = cell
+        for (row, *_), line in found.items():
+            self.ours.setdefault(row, []).append(line)
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
         if shown and view.select != "paper":  # others are beside their own choice of the epoch
             made = spec.cells(replace(view, select="paper", runs=self.runs))
@@ -96,10 +99,8 @@ class _Model:
         )
         whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
         found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
-        had = {key for line in self.lines for key, entry in line.items() if isinstance(entry, Number)}
-        more = [of for of in self.more if of.key in had or not of.optional]
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
-        header |= {of.key: of.name for of in more} | {of: of for of in spec.tail}
+        header |= {f"+{of.name}": of.name for of in self.more} | {of: of for of in spec.tail}
         task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
         tasks: dict[str, str] = {label: task_of.get(key) or key for key, label in self.columns.items()}
         if spec.tasks:
@@ -109,7 +110,7 @@ class _Model:
             f"{title}{whose}",
             [*header.values()],
             [[(empty | line).get(of, "") for of in header] for line in self.lines],
-            [*found, *(note for of in more for note in of.notes)],
+            [*found, *(note for of in self.more for note in of.notes)],
             model,
             tasks,
         )
@@ -165,7 +166,7 @@ class _Model:
                 named = "" if len(group) else spec.names.get(first.row, "")
                 line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
             runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
-            line |= {of.key: of.entry(first, runs) for of in self.more if of.each or not again}
+            line |= {f"+{of.name}": of.entry(first, runs) for of in self.more if of.each or not again}
             self.lines += [line, *self._difference(group, those, average, mnli)]
 
     def _difference(
@@ -215,21 +216,14 @@ FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "cou
 FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", "optimism"), "number")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column beside the numbers of a table: its name, its entry of the first cell and the runs of a row of
-    ours, and what notes say. each: also of a row's further lines. optional: left out where no row has it."""
+    ours, and what notes say. each: also of a row's further lines."""
 
     name: str
     entry: Callable[[Cell, pd.DataFrame], Entry]
     notes: Sequence[str] = ()
     each: bool = False
-    optional: bool = False
-
-    @property
-    def key(self) -> str:
-        """Its key among a line's entries: a task may have its name."""
-        return f"+{self.name}"
 
 
 def of_cell(name: str, of: str, seeds: bool = False, **how: Any) -> Column:
@@ -282,7 +276,7 @@ def against(other: str, runs: pd.DataFrame) -> Column:
         )
 
     note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
-    return Column(f"against {other}", entry, [note], optional=True)
+    return Column(f"against {other}", entry, [note])
 
 
 def forgetting(runs: pd.DataFrame) -> list[Column]:

@@ -31,12 +31,6 @@ def memory(model: str, rank: int) -> dict[str, int]:
     return {"lora": lora, "vera": vera, "frozen": 2 * width * rank}
 
 
-def notes(name: str) -> list[str]:
-    """What is said under a table without runs."""
-    found: list[str] = yaml.safe_load(Path(__file__).with_name("specs.yaml").read_text())["notes"][name]
-    return found
-
-
 def binary(size: float) -> str:
     """Bytes in powers of 1024."""
     units = {"TB": 2**40, "GB": 2**30, "MB": 2**20, "KB": 2**10}
@@ -61,7 +55,7 @@ def table1() -> list[Table]:
             entries += [binary(value) if i % 2 else f"{value:,}", printed[i] + "*" * wrong[i]]
         rows.append([*entries, ", ".join(words) or "as printed"])
     title = "Table 1: trained parameters and their memory, by formula"
-    return [Table(title, [*header, "printed", "status"], rows, notes("table1"))]
+    return [Table(title, [*header, "printed", "status"], rows, paper()["notes"]["table1"])]
 
 
 # --- claims
@@ -90,7 +84,7 @@ def claims_table() -> list[Table]:
     for way, printed in printed_file("claims.yaml")["latency"].items():
         rows.append([f"RoBERTa-base, VeRA {way}: time", printed, COMMAND, "not measured"])
     header = ["claim", "paper", "here", "status"]
-    return [Table("Claims of the text", header, rows, notes("claims"))]
+    return [Table("Claims of the text", header, rows, paper()["notes"]["claims"])]
 
 
 def _status(printed: str, value: float) -> str:

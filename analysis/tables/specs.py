@@ -131,18 +131,16 @@ class Texts(Trained):
         """Those of the last epoch as the paper decodes; by other length penalties; and of the best epoch,
         where it is another. A run that diverged before it had texts has 0."""
         found = [view.cells(self.seeds, key, key) for key in SCORES]
-        runs = in_cells(view.runs, found[0]).set_index("id", drop=False).rename_axis(None)
-        texts = runs.texts.explode().dropna()
-        texts = pd.DataFrame([*texts], texts.index, ["which", "variant", "epoch", *SCORES])
-        texts = texts[~texts.set_index(["which", "variant"], append=True).index.duplicated()]
-        texts["usual"] = texts.groupby(level=0).variant.transform("first")
-        last, best = texts[texts.which == "last"], texts[texts.which == "best"]
-        best = best[best.variant == best.usual]
-        ways = {f"length penalty {way}": of for way, of in last.groupby("variant", sort=False)}
-        for variant, of in (ways | {"best epoch": best}).items():
-            other = of.variant != of.usual if of is not best else of.epoch != runs.last_epoch[of.index]
-            rows = pd.Series(runs.index.isin(of.index[other]), runs.index)
-            shown = runs[rows.groupby([runs.model, runs.row]).transform("any")]
+        runs = in_cells(view.runs, found[0])
+        each = runs.explode("texts").dropna(subset="texts")
+        texts = pd.DataFrame([*each.texts], each.index, ["which", "variant", "epoch", *SCORES])
+        usual = texts.variant == texts.variant.groupby(level=0).transform("first")
+        best = (texts.which == "best") & usual & (texts.epoch != each.last_epoch)
+        ways = ("length penalty " + texts.variant).where((texts.which == "last") & ~usual)
+        for variant, of in texts.groupby(ways.mask(best, "best epoch"), sort=False):
+            of = of[~of.index.duplicated()]
+            rows = pd.Series(runs.index.isin(of.index), runs.index).groupby([runs.model, runs.row])
+            shown = runs[rows.transform("any")]
             scores = of[[*SCORES]].reindex(shown.index).astype(float)
             scores[shown.diverged.astype(bool) & ~shown.index.isin(of.index)] = 0.0
             of_way = replace(view, runs=shown.assign(**scores))
@@ -201,18 +199,14 @@ class Judged(Spec):
             cell |= {"label": label, "column": "score", "wanted": max(cell["wanted"], cell["runs"])}
             of_cell = each[each.id.isin(cell["ids"])]
             for judge, of in [*of_cell.groupby("judge", sort=False)] or [("", of_cell)]:
-                turns = pd.DataFrame([*of.turns], dtype=float).median()
+                mean, turns = of["mean"], pd.DataFrame([*of.turns], dtype=float).median()
                 about: dict[str, Any] = {"variant": judge, "judge": judge, "judged": (*of.id,)}
-                about |= {"values": (*of["mean"],), "spread": of["mean"].std(), "median": of["mean"].median()}
-                about |= dict.fromkeys(("interval", "turns", "valid"), NONE)
-                about["complete"] = len(of) >= cell["wanted"]
-                if len(of):
-                    about["n"] = of["mean"].count()
-                    said = [f"{turn:.2f}" if turn == turn else NONE for turn in turns]
-                    about["turns"] = " / ".join(said) or NONE
-                    about["valid"] = f"{of.n_valid.sum()} of {of.n.sum()}"
-                if len(of) == 1 and of.low.notna().all():
-                    about["interval"] = f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}"
+                about |= {"values": (*mean,), "spread": mean.std(), "median": mean.median()}
+                about |= {"n": mean.count() if judge else cell["n"], "complete": len(of) >= cell["wanted"]}
+                one = len(of) == 1 and of.low.notna().all()
+                about["interval"] = f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}" if one else NONE
+                about["turns"] = " / ".join(f"{t:.2f}" if t == t else NONE for t in turns) or NONE
+                about["valid"] = f"{of.n_valid.sum()} of {of.n.sum()}" if judge else NONE
                 lines.append(cell | about)
         return pd.DataFrame(lines) if lines else made
 
@@ -240,16 +234,10 @@ class Judged(Spec):
         return words
 
     def deviates(self, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
-        """How answers were made where that is not FastChat's way, and prompts in other words than Alpaca's,
-        with the labels of the rows."""
-        runs = in_cells(runs, made)
-        # Records from before prompts were among the deviations
-        prompts = runs.deviations.map(lambda of: any(word.startswith("prompts ") for word in of)).astype(bool)
-        own = runs[~runs.cell.isin(runs[prompts].cell) & ~runs.template.astype(bool)]
-        found = [("prompts in this project's own words, not Alpaca's", label) for label in own.label]
-        found += [
+        """How answers were made where that is not FastChat's way, with the labels of the rows."""
+        found = [
             (f"{key} {of.answering[key]} instead of FastChat's {usual}", of.label)
-            for of in self.judgements(runs).itertuples()
+            for of in self.judgements(in_cells(runs, made)).itertuples()
             for key, usual in FASTCHAT.items()
             if of.answering[key] != usual
         ]
@@ -366,5 +354,5 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
 def specs() -> dict[str, tuple[Spec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
     tables = yaml.safe_load((Path(__file__).parent / "specs.yaml").read_text())
-    defaults, _ = tables.pop("defaults"), tables.pop("notes")
+    defaults = tables.pop("defaults")
     return {name: tuple(_read(name, defaults | part) for part in parts) for name, parts in tables.items()}

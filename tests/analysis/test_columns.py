@@ -1,16 +1,13 @@
-"""Columns beside a table's own: what inference costs more, the difference to another row, and forgetting."""
+"""Columns beside a table's own: the difference to another row, and forgetting."""
 
 import math
-import re
 import statistics
 
 import pytest
 from ledgers import instructed, ledger, lines, seeds, texts
-from running import ROOT
 from scipy import stats
 
 from analysis import tables
-from analysis.facts import PEFT_STAYS, added_flops
 from analysis.frame import runs
 from analysis.render import Number
 from analysis.tables.__main__ import main
@@ -18,34 +15,6 @@ from runs.errors import UserError
 from runs.record import write_record
 
 pytestmark = pytest.mark.properties
-
-
-@pytest.mark.parametrize(
-    ("method", "flops"),
-    [
-        ({"kind": "lora"}, 0.0),
-        ({"kind": "full"}, 0.0),
-        ({"kind": "adapter"}, 2 * 512 * 100),
-        ({"kind": "adapter", "share": True, "blocks": 12}, 12 * 2 * 512 * 100),  # computed in each block
-        ({"kind": "adapter", "share": True}, math.nan),
-        ({"kind": "peft", "config_class": "LoraConfig"}, 0.0),
-        ({"kind": "peft", "config_class": "LilyConfig"}, math.nan),
-        ({"kind": "my_own"}, math.nan),
-    ],
-    ids=str,
-)
-def test_what_inference_costs_more(method, flops):
-    blocks = {"num_hidden_layers": method["blocks"]} if "blocks" in method else {}
-    config = {"method": method, "model": {"architecture": blocks}}
-    found = added_flops({"config": config, "parameters": {"adapter": 100}})
-    assert found == pytest.approx(flops, nan_ok=True)
-
-
-def test_classes_of_peft_merge_as_the_page_of_methods_says():
-    page = (ROOT / "docs" / "methods.md").read_text().partition("## Classes of peft")[2]
-    letters = dict(re.findall(r"^\| (\w+Config) +\| \S+ +\| (\S+)", page, re.M))  # on RoBERTa
-    assert len(letters) > 40
-    assert {name for name, of in letters.items() if of[0] == "T" and of[1] != "M"} == PEFT_STAYS
 
 
 def test_a_column_with_the_name_of_a_tables_own_stands_beside_it():

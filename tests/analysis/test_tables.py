@@ -13,10 +13,9 @@ import yaml
 from ledgers import apart, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
-from analysis.beside import follows
 from analysis.facts import NUMBERS
 from analysis.paper import paper
-from analysis.render import TIDY, Number, Table, escape, render
+from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.specs import specs
@@ -200,22 +199,11 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
 
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
-    own_words = "prompts in this project's own words, not Alpaca's"
-    ours["deviations"] = [own_words]
-    assert llama("table4", ours).notes[0] == f"Deviates: {own_words} (vera on alpaca)."
     ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "top_k": None, "without_room": 3}
-    ours["deviations"] = []  # a record from before prompts of this project's own were noted
     note = llama("table4", ours).notes[0]
     for told in ("answer_tokens 64 instead of FastChat's 1024", "top_p 0.9 instead of", "without_room 3"):
         assert told in note
     assert "top_k None instead of FastChat's 50" in note
-    assert f"{own_words} (VeRA r=1024)" in note
-    # Alpaca's own: another one is a deviation of its record
-    ours["config"]["task"]["template"] = "alpaca.json"
-    assert "prompts" not in notes(llama("table4", ours))
-    # An older record beside a newer one, which says it for both
-    older, newer = instructed(seed=0), instructed(seed=1, deviations=[own_words])
-    assert notes(llama("table4", older, newer)).count("prompts") == 1
 
 
 def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
@@ -286,14 +274,6 @@ def test_the_demo_says_how_many_seeds_and_rows_it_has():
     assert ["last epoch alone" in " ".join(table.notes) for table in two] == [False, True]
     elsewhere = made("demo", ledger(runs(0)[0], runs(1, paper="peers_minilm")[0]))  # of five seeds
     assert elsewhere[0].texts[0][0] == "VeRA r=1024 (2/3 seeds)"
-
-
-def test_a_printed_number_may_be_rounded_or_cut_off():
-    assert follows("18.4K", 18456)
-    assert follows("18.5K", 18456)
-    assert not follows("18.6K", 18456)
-    assert follows("72KB", 72.9 * 1024)
-    assert not follows("2.8M", 2362368)
 
 
 def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
@@ -426,7 +406,7 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
     table, other = (made("table2", ledger(*found))[2] for found in (records, plain))
     text = render([table], form)
     assert len(text.splitlines()) == len(render([other], form).splitlines())
-    assert (FLAT if form == "md" else escape(FLAT)) in text
+    assert (FLAT if form == "md" else r"one \textbackslash input\{/etc/passwd\} | two three four") in text
     assert not any(line.startswith("\\input") for line in text.splitlines())
 
 
@@ -439,7 +419,8 @@ def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     read = list(csv.reader(io.StringIO(render([table], "csv"))))
     assert [(line[3], line[7]) for line in read[1:]] == [(label, "7680") for label in labels]
     assert r"\\" + "\n{[}0, 0.1] draw" in render([table], "latex")
-    assert escape(r"a_b & 50% +-1 {x} \ <") == r"a\_b \& 50\% $\pm$1 \{x\} \textbackslash{} $<$"
+    table = Table("t", ["a_b"], [[r"50% & +-1 {x} \y ~"]])
+    assert r"50\% \& $\pm$1 \{x\} \textbackslash y \textasciitilde" in render([table], "latex")
     evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "-e1"]
     table = Table("=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil])
     header, *read = csv.reader(io.StringIO(render([table], "csv")))
