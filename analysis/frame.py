@@ -5,8 +5,9 @@ Every value is a number or a name; tables make words of them. A metric's columns
 crossfit, half, optimism, median, mean, spread) are in the unit that tables print, points for fractions;
 seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
+import itertools
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,14 @@ def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     with the fewest deviations, by a method's recipe and not by a study's, and then with the most runs),
     seed (another run of the same settings has that seed). Runs with other settings are never in one
     cell."""
-    of = runs[runs.kind == "result"]
+    columns = [*KEY, "cell", "protocol", "deviations", "recipe", "seed", "id"]
+    of = runs.loc[runs.kind == "result", columns]
     if of.empty:  # pandas joins no empty strings of Arrow's
         return runs.assign(left_out=runs.kind.astype(object))
     of = of.assign(fewest=-of.deviations.map(len), own=of.recipe.map(of_method))
-    order = {"protocol": "first", "fewest": "first", "own": "first", "seed": "size", "id": "max"}
-    variants = of.groupby([*KEY, "cell"], sort=False).agg(order).sort_values([*order]).reset_index()
-    nearest = variants.drop_duplicates(KEY, keep="last").set_index(KEY)[["cell", "protocol"]]
+    of["runs"] = of.groupby([*KEY, "cell"], sort=False).seed.transform("size")
+    nearest = of.sort_values(["protocol", "fewest", "own", "runs", "id"]).drop_duplicates(KEY, keep="last")
+    nearest = nearest.set_index(KEY)[["cell", "protocol"]]
     of = of.join(nearest.set_axis(["shown", "newest"], axis=1), on=KEY)
     of = of.sort_values(["seed", "fewest", "id"], ascending=[True, False, True])
     again = of.duplicated([*KEY, "cell", "seed"])
@@ -78,17 +80,19 @@ def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
     r=256, lr 0.001". Variants are results of the same row, model and task with other settings, data or
     start. paper: the nearest variant keeps the row's name, so that it stands beside the paper's row."""
     runs = chosen(runs)
-    several = runs[runs.kind == "result"].groupby(KEY, sort=False).filter(lambda of: of.cell.nunique() > 1)
+    labels, rows = runs.label.copy(), runs.row.copy()
+    results = runs.loc[runs.kind == "result", [*KEY, "cell", "label", "settings", "left_out"]]
+    several = results[results.groupby(KEY).cell.transform("nunique") > 1]
     for _, group in several.groupby(KEY, sort=False):
         facts = group.drop_duplicates("cell").set_index("cell").settings
         for cell, words in distinctions(facts).items():
             of = group[group.cell == cell]
             known = of.label.iloc[0].replace(",", " ").split()
             apart = [word for word in words.split(", ") if word.replace("rank ", "r=") not in known]
-            runs.loc[of.index, "label"] = ", ".join([of.label.iloc[0], *apart])
+            labels[of.index] = ", ".join([of.label.iloc[0], *apart])
             if not paper or not (of.left_out.isin(["", "seed"])).any():
-                runs.loc[of.index, "row"] = of.row + f" {words}"
-    return chosen(runs)
+                rows[of.index] = of.row + f" {words}"
+    return chosen(runs.assign(label=labels, row=rows))
 
 
 def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any, str]:
@@ -140,15 +144,15 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     other = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
     older = results[results.left_out == "protocol"].groupby(KEY)
     again = results[results.left_out == "seed"].groupby(KEY)
-    n, values = by.value_of.count(), by.value_of
+    n, values, each = by.value_of.count(), by.value_of, partial(_each, by)
     whole = n == by.size()
     made = by.nth(0).set_index(KEY)[[name for name in SUMMED if name not in MEDIANS]]
     made = made.assign(
         runs=by.size(),
         n=n,
-        values=values.agg(tuple),
-        seeds=by.seed.agg(tuple),
-        ids=by.id.agg(tuple),
+        values=each("value_of"),
+        seeds=each("seed"),
+        ids=each("id"),
         median=values.median().where(whole),
         mean=values.mean().where(whole),
         spread=values.std().where(whole),
@@ -158,9 +162,9 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         diverged=by.diverged.sum(),
         one_class=alike.seed.agg(tuple),
         class_share=alike.one_class.first(),
-        presets=by.preset.agg(_distinct),
-        origins=by.origin.agg(_distinct),
-        deviations=by.deviations.agg(lambda of: _distinct(word for words in of for word in words)),
+        presets=[*map(_distinct, each("preset"))],
+        origins=[*map(_distinct, each("origin"))],
+        deviations=[_distinct(itertools.chain(*of)) for of in each("deviations")],
         left_out=other.size(),
         older=older.protocol.agg(lambda of: tuple(sorted({*of}))),
         again=again.id.agg(tuple),
@@ -172,6 +176,12 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
     made = made.reset_index()
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
     return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
+
+
+def _each(by: Any, column: str) -> list[tuple[Any, ...]]:
+    """A column by group; the rows of a group stand together."""
+    ends, of = [0, *by.size().cumsum()], by.obj[column].tolist()
+    return [tuple(of[first:last]) for first, last in itertools.pairwise(ends)]
 
 
 def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from ledgers import cells_of, halves, ledger, record, seeds
 
 import analysis
-from analysis.frame import KEY, cells, every_variant, pairs, reported, runs
+from analysis.frame import KEY, cells, every_variant, runs
 from runs.record import PUBLISHED
 
 pytestmark = pytest.mark.properties
@@ -165,22 +165,6 @@ def test_the_seeds_that_a_cell_wants_are_those_of_its_protocol_or_preset():
     made[2]["cell"]["paper"], made[3]["cell"]["paper"] = None, "peers_minilm"
     wanted = {key[2]: cell.wanted for key, cell in cells_of(made, None).items()}
     assert wanted == {"rte": 5, "e2e": 3, "alpaca": 1, "reviews": 5}
-
-
-def test_a_table_reports_bleu_where_texts_were_scored_and_else_the_metric():
-    texts, plain = record("vera", "e2e"), record("vera", "rte")
-    texts["texts"] = {"scores": [{"which": "last", "variant": "0.9", "bleu": 60.0}]}
-    frame = reported(runs(ledger(texts, plain))).set_index("task")
-    assert (frame.number["e2e"], frame.name["e2e"]) == (60.0, "BLEU, last epoch")
-    assert (frame.number["rte"], frame.name["rte"]) == (80.0, "accuracy, best epoch")
-
-
-def test_pairs_are_of_one_seed_measured_on_the_same():
-    made = [*seeds("vera", bests=(0.8, 0.7, 0.6)), *seeds("lora", bests=(0.7, 0.75, 0.6, 0.9))]
-    made[2]["data"] = made[2]["data"] | {"dev_rows": 20}
-    both = pairs(reported(runs(ledger(*made))), "vera", "lora")
-    assert both.seed.tolist() == [0, 1]
-    assert both.difference.tolist() == pytest.approx([10.0, -5.0])
 
 
 def test_what_follows_the_seed_sets_no_variant_apart():

@@ -172,12 +172,6 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert tables.make("table2", ledger(*own))[0].texts == first.texts
 
 
-def test_a_rank_that_the_rows_name_says_is_no_deviation():
-    named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])
-    both = ledger(named, record(deviations=["rank 64 instead of 8"]))
-    assert deviations(cells(runs(both))) == ["rank 64 instead of 8 (vera on rte)"]
-
-
 def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
     def of(rows, part, *others, **changes):  # train_rows=part, of so many rows
         made = [one for row in rows for one in seeds(row, "mrpc", bests=(0.8, 0.7), **changes)]
@@ -185,6 +179,9 @@ def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
             one["config"]["task"]["train_rows"] = one["data"]["train_rows"] = part
         return parts_of_data(runs(ledger(*made, *others)))
 
+    named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])  # the row's name says it
+    both = cells(runs(ledger(named, record(deviations=["rank 64 instead of 8"]))))
+    assert deviations(both) == ["rank 64 instead of 8 (vera on rte)"]
     told = "a part of the data: 10 training and 10 dev rows (vera on mrpc)"
     assert of(["vera"], 10) == of(["vera"], 10, *seeds("lora", "mrpc")) == [told]
     assert of(["lora", "full"], 20) == ["a part of the data: 20 training and 10 dev rows (all rows)"]
