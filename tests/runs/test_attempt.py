@@ -324,8 +324,11 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_path, capsys, monkeypatch):
-    claim = run_lock(tmp_path, "run")
-    holder = multiprocessing.get_context("fork").Process(target=lambda: claim.take() and time.sleep(60))
+    def hold():
+        lock = run_lock(tmp_path, "run")  # one that was made before the fork cannot be taken
+        time.sleep(60 * lock.take())
+
+    claim, holder = run_lock(tmp_path, "run"), multiprocessing.get_context("fork").Process(target=hold)
     holder.start()
     wait_for(lambda: claim.holder().startswith("process"))
     os.kill(holder.pid, signal.SIGSTOP)
