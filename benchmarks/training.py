@@ -24,7 +24,7 @@ import vera
 from benchmarks.timing import Row, interleaved
 from runs import SPINNING
 from runs.errors import UserError
-from runs.fork_server import end_with
+from runs.fork_server import end_with_parent
 from runs.training.result import peak_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,7 +139,7 @@ def training(full: bool) -> list[Row]:
         gc.collect()
     for shape in shapes:
         for name in METHODS:
-            with multiprocessing.get_context("spawn").Pool(1, end_with, (os.getpid(),)) as pool:
+            with multiprocessing.get_context("spawn").Pool(1, end_with_parent) as pool:
                 peak = pool.apply(_peak, (name, shape, lengths[1]))
             about = {"part": "memory", "model": shape.label, "tokens": lengths[1]}
             rows.append(about | {"variant": name, "bytes": peak})

@@ -220,7 +220,7 @@ def _step_seconds(run: Run) -> list[float]:
 
 def devices(run: Run) -> list[str]:
     """The names of the devices of this machine that a run may compute on."""
-    return (gpus.names() if run.config["device"] != "cpu" else []) or [gpus.processor()]
+    return (gpus.cards("Name") if run.config["device"] != "cpu" else []) or [gpus.processor()]
 
 
 def rate_file(run: Run) -> Path:

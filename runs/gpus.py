@@ -3,36 +3,39 @@ can use them."""
 
 import contextlib
 import glob
+import itertools
 import os
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pynvml
 
 from runs.errors import DeviceError
+from runs.shared_files import Lock
 
 T = TypeVar("T")
-#: Where a driver of a GPU shows: NVIDIA's, AMD's, and that of Windows' subsystem for Linux.
-DRIVERS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
+#: The lock on this process's GPU.
+HELD: list[Lock] = []
+#: Where NVIDIA's driver shows.
+DRIVER = "/dev/nvidia[0-9]*"
 
 
-def uuids() -> dict[str, str]:
-    """The UUIDs of NVIDIA's GPUs by their numbers (PCI order). Empty where the driver does not answer."""
-    return {str(i): uuid for i, uuid in enumerate(_of_each("UUID"))}
-
-
-def names() -> list[str]:
-    """The names of NVIDIA's GPUs, visible or not."""
-    return _of_each("Name")
+def cards(what: str) -> list[str]:
+    """The UUID or Name, as NVIDIA's library calls them, of each of its GPUs, visible or not, in PCI order.
+    Empty where the driver does not answer."""
+    of, handle = getattr(pynvml, f"nvmlDeviceGet{what}"), pynvml.nvmlDeviceGetHandleByIndex
+    return _answer(lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], [])
 
 
 def visible() -> list[str]:
     """The UUIDs of NVIDIA's GPUs that CUDA_VISIBLE_DEVICES names, in its order, others (MIG slices) as they
     are; without it, of all."""
-    by_number, words = uuids(), named()
-    return [*by_number.values()] if words is None else [by_number.get(word, word) for word in words]
+    uuids, words = cards("UUID"), named()
+    by_number = {str(i): uuid for i, uuid in enumerate(uuids)}
+    return uuids if words is None else [by_number.get(word, word) for word in words]
 
 
 def free_bytes(name: str) -> float:
@@ -40,6 +43,25 @@ def free_bytes(name: str) -> float:
     return _answer(
         lambda: float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(name)).free), 0.0
     )
+
+
+def take(names: Sequence[str], share: int) -> bool:
+    """Makes the least shared of these GPUs the one that this process sees, and locks it until the process
+    ends. Returns False while each has `share` runs, over all commands of this machine."""
+    folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(PermissionError):  # another user has created it
+            folder.chmod(0o1777)  # other users' runs take locks here, too
+    # Another user's program may have filled one
+    emptiest = sorted(names, key=free_bytes, reverse=True)
+    for number, name in itertools.product(range(share), emptiest):
+        lock = Lock(folder / f"{name}.{number}", mode=0o666)
+        if lock.take(0):
+            HELD.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return True
+    return False
 
 
 def processor() -> str:
@@ -70,12 +92,6 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
         pynvml.nvmlShutdown()
 
 
-def _of_each(what: str) -> list[str]:
-    """What NVIDIA's library calls the UUID or Name of each GPU."""
-    of, handle = getattr(pynvml, f"nvmlDeviceGet{what}"), pynvml.nvmlDeviceGetHandleByIndex
-    return _answer(lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], [])
-
-
 def named() -> list[str] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none is to be used."""
     words = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -94,7 +110,7 @@ def check_usable(device: str) -> bool:
         raise DeviceError("device=mps: torch sees no GPU of Apple's here. device=auto takes what there is")
     if device in ("cpu", "mps") or torch.cuda.is_available():
         return device not in ("cpu", "mps")
-    wanted, here = named(), uuids() or glob.glob(DRIVERS[0])
+    wanted, here = named(), cards("UUID") or glob.glob(DRIVER)
     if device == "auto" and not (here if wanted is None else wanted):
         return False
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
@@ -107,9 +123,6 @@ def check_usable(device: str) -> bool:
 def devices(device: str) -> list[str]:
     """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
     or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
-    none = device == "auto" and not named() and not any(glob.glob(path) for path in DRIVERS) and not uuids()
-    if device == "cpu" or none:  # torch needs two seconds to be asked
-        return ["cpu"]
     if not check_usable(device):
         return ["mps" if device == "mps" else "cpu"]
     import torch

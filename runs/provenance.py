@@ -4,6 +4,7 @@ A run's id has no code in it. Committed code is known by its commit, and uncommi
 source files of its method and of its task family. torch is not imported: a command asks for these of every
 run that is done already."""
 
+import contextlib
 import hashlib
 import inspect
 import platform
@@ -22,7 +23,6 @@ from runs.methods import source_file
 from runs.record import INSTALLED, ROOT, Record, built_from, run_folder, write_atomically
 from runs.run import Run
 from runs.shared_files import digest
-from tasks.files import stamp
 
 if TYPE_CHECKING:
     import torch
@@ -60,17 +60,11 @@ def code_state() -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
-    files = _files_of(path)
-    return _digest_once(files, tuple(map(stamp, files)))
+    return digest(*_files_of(path))[:16]
 
 
-def _files_of(path: Path) -> tuple[Path, ...]:
-    return tuple(sorted(path.glob("*.py"))) if path.is_dir() else (path,)
-
-
-@cache
-def _digest_once(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> str:
-    return digest(*files)[:16]
+def _files_of(path: Path) -> list[Path]:
+    return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
 #: The files when this process, or the one that it was forked from, started: it runs those, whatever is edited
@@ -103,18 +97,25 @@ def _source(path: Path) -> dict[str, Any]:
     if not path.is_relative_to(ROOT):  # the commits of another project are not known here
         return source | {"uncommitted": None}
     # What was edited since this process started is in no commit that the record could name
-    names = tuple(one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file))
-    edited = _uncommitted(names, tuple(now))
-    edited = None if edited is None else began != now or edited
+    names = [one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file)]
+    blobs = _committed(f"{code_state()['commit']}")
+    edited = None
+    if blobs is not None:
+        edited = began != now or any(blobs.get(name) != _blob(ROOT / name) for name in names)
     return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
 
 
 @cache
-def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
-    """Whether one of these files, with these contents, is in no commit or differs from the last."""
-    if (changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)) is None:
+def _committed(commit: str) -> dict[str, str] | None:
+    """Git's hash of each file of a commit; None outside of a checkout."""
+    if (listed := git("ls-tree", "-rz", commit)) is None:
         return None
-    return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
+    return {name: about.split()[2] for about, _, name in (x.partition("\t") for x in listed.split("\0") if x)}
+
+
+def _blob(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _imports(path: Path) -> list[Path]:
@@ -122,17 +123,16 @@ def _imports(path: Path) -> list[Path]:
     all its files count."""
     files, new = list[Path](), [path] if path.is_file() else []
     while new:
-        file = new.pop()
-        beside = {path.with_name(f"{name}.py") for name in _imported(file, stamp(file))} - {path, *files}
+        imported = _imported(new.pop().read_text(encoding="utf-8", errors="replace"))
+        beside = {path.with_name(f"{name}.py") for name in imported} - {path, *files}
         found = [module for module in beside if module.is_file()]
         files, new = files + found, new + found
     return sorted(files)
 
 
 @cache
-def _imported(path: Path, stamp: tuple[int, int]) -> set[str]:
-    """The last parts of the names that a file imports: modules, and what is imported from modules."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def _imported(text: str) -> set[str]:
+    """The last parts of the names that a module's text imports: modules, and what is imported from them."""
     lines = re.findall(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE)
     return {name.rpartition(".")[2] for line in lines for name in re.findall(r"[\w.]+", line)}
 
@@ -196,10 +196,8 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return installed
 
 

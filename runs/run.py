@@ -51,14 +51,18 @@ class Run:
         return {"cell": {**cell, "seed": self.seed}, "label": label, "overrides": words}
 
     @property
+    def recipe_keys(self) -> set[str]:
+        """The settings that the recipe has for the run's task."""
+        task, recipe = self.config["task"]["name"], self.config["recipe"] or {}
+        by_task = (recipe.get("by_task") or {}).items()
+        return {*recipe, *(key for key, values in by_task if task in (values or {}))}
+
+    @property
     def recipe_gap(self) -> str:
         """In words, that the run has no recipe, or one without a rate or epochs for its task, such as one's
         own; "" where it has all."""
-        task, recipe = self.config["task"]["name"], self.config["recipe"] or {}
-        by_task = (recipe.get("by_task") or {}).items()
-        keys = {*recipe, *(key for key, values in by_task if task in (values or {}))}
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
-        lacking = sorted({"epochs", rate} - keys - {key_of(line) for line in self.changed})
+        lacking = sorted({"epochs", rate} - self.recipe_keys - {key_of(line) for line in self.changed})
         if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
             return ""
         if self.recipe == "defaults":

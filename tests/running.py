@@ -175,11 +175,11 @@ ODD = {
 
 
 def processes_end(patch, end) -> None:
-    """In this process's sweeps no run has a process: it ends at once, as end(place, job) says."""
+    """In this process's sweeps no run has a process: it ends at once, as end(job) says."""
 
-    def process(place, job, *_):
-        how = end(place, job)
-        return SimpleNamespace(place=place, job=job, since=0, ready=None, ended=lambda: how)
+    def process(places, job, *_):
+        how = end(job)
+        return SimpleNamespace(job=job, since=0, ready=None, ended=lambda: how)
 
     patch.setattr(pool, "Process", process)
     patch.setattr(pool.connection, "wait", lambda ready, timeout: ready)

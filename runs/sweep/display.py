@@ -21,7 +21,7 @@ FIRST_LINE, LINES = 30.0, 60.0
 
 
 class Display:
-    """Shows the runs that are on."""
+    """Shows the runs that are on; of none, it removes the live lines."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty() and not rank()
@@ -47,10 +47,6 @@ class Display:
         self._draw([])
         print(text, flush=True)
         self.due = time.monotonic() + LINES
-
-    def close(self) -> None:
-        """Removes the live lines."""
-        self._draw([])
 
     def _draw(self, lines: list[str]) -> None:
         """Replaces the live lines."""

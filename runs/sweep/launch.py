@@ -18,7 +18,7 @@ from runs.errors import UserError
 from runs.fork_server import start_fork_server
 from runs.record import ROOT
 from runs.record.text import plural
-from runs.sweep.pool import GRACE, Place, Pool, Sweep
+from runs.sweep.pool import GRACE, Places, Pool, Sweep
 
 #: The most workers of a sweep where `executors` is null.
 WORKERS = 8
@@ -30,7 +30,7 @@ def launched(sweep: Sweep, launcher: Launcher) -> None:
     """Has workers do the runs, and shows what they do."""
     folder, pending = (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(), sweep.pending
     folder.mkdir(parents=True, exist_ok=True)
-    pool = Pool(sweep, [])
+    pool = Pool(sweep, Places())
     count = min(launcher.executors or WORKERS, len(pending))
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
@@ -136,7 +136,7 @@ class Work:
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
             sweep = Sweep(jobs, self.of.tracking, self.of.before)
-            pool = Pool(sweep, [Place([])])
+            pool = Pool(sweep, Places(1))
             pool.go(others=lambda: False)
         if pool.signal not in (0, signal.SIGTERM) and callable(submitits):
             submitits(pool.signal, None)  # the job goes back into the queue

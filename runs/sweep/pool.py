@@ -5,22 +5,20 @@ A process takes its run's lock, trains, and tries again where that helps. It is 
 imported torch already: a run starts in a fraction of a second, and leaves no state to the next one."""
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runs import gpus
 from runs.errors import Stop, UserError
-from runs.fork_server import STOPPING, handling
+from runs.fork_server import STOPPING, end_with_parent, handling
 from runs.identity import hash_of
 from runs.provenance import differs
 from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
@@ -30,7 +28,7 @@ from runs.shared_files import PATIENCE, Lock, run_lock
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.train import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, do, leave
+from runs.training.train import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, Reporter, do, leave
 
 #: How often a run whose process was killed is tried again, unless it has saved more in between.
 RETRIES = 3
@@ -135,58 +133,30 @@ class Sweep:
             Tracker(settings, job.run, job.id, record).finish(record)
 
 
-@dataclass
-class Place:
-    """A place for one run at a time. gpus: to choose from; none on a CPU, or where a scheduler has chosen.
-    name: the one that it has taken, of which two commands share one only where the user asks for it."""
+class Places(NamedTuple):
+    """How many runs this machine does at once. gpus: of which each run takes one, unless `share` runs have
+    it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
 
-    gpus: list[str]
-    runs_per_device: int = 1
-    name: str | None = None
-    lock: Lock | None = None
-
-    def take(self) -> bool:
-        """Takes the least shared GPU, if it has none yet. Returns False while all have `runs_per_device`
-        runs, over all commands of this machine."""
-        if not self.gpus or self.name:
-            return True
-        folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)
-            with contextlib.suppress(PermissionError):  # another user has created it
-                folder.chmod(0o1777)  # other users' runs take locks here, too
-        # Another user's program may have filled one
-        emptiest = sorted(self.gpus, key=gpus.free_bytes, reverse=True)
-        for share, name in itertools.product(range(self.runs_per_device), emptiest):
-            lock = Lock(folder / f"{name}.{share}", mode=0o666)
-            if lock.take(0):
-                self.lock, self.name = lock, name
-                return True
-        return False
-
-    def release(self) -> None:
-        """Gives the GPU back."""
-        if self.lock:
-            self.lock.release()
-        self.lock = self.name = None
+    count: int = 0
+    gpus: Sequence[str] = ()
+    share: int = 1
 
 
-def places(device: str, runs_per_device: int, every: bool) -> list[Place]:
-    """The places of this machine for runs with this `device=`; only one unless every."""
+def places(device: str, share: int, every: bool) -> Places:
+    """The places for runs with this `device=`; only one unless every."""
     names = gpus.devices(device)
-    count = len(names) * runs_per_device if every else 1
-    return [Place([] if {"cpu", "mps"} & set(names) else names, runs_per_device) for _ in range(count)]
+    return Places(len(names) * share if every else 1, () if {"cpu", "mps"} & set(names) else names, share)
 
 
 class Process:
-    """A run's process, at a place. alone: a user's mistake leaves no record. ready: what
-    multiprocessing.connection.wait waits for."""
+    """A run's process. alone: a user's mistake leaves no record. ready: what multiprocessing.connection.wait
+    waits for."""
 
-    def __init__(self, place: Place, job: Job, tracking: Tracking, alone: bool) -> None:
-        self.place, self.job, self.since = place, job, time.monotonic()
+    def __init__(self, places: Places, job: Job, tracking: Tracking, alone: bool) -> None:
+        self.job, self.since = job, time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
-        work = (job.run, job.id, tracking, alone, place.name, sender)
+        work = (job.run, job.id, tracking, alone, places, sender)
         self.child: Any = context.Process(target=_child, args=work, daemon=True)
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
             self.child.start()
@@ -211,12 +181,10 @@ class Process:
 
 
 def _child(
-    run: Run, run_id: str, tracking: Tracking, alone: bool, visible: str | None, sender: connection.Connection
+    run: Run, run_id: str, tracking: Tracking, alone: bool, places: Places, sender: connection.Connection
 ) -> None:
-    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended.
-    visible: the run's CUDA_VISIBLE_DEVICES, where they are not this process's."""
-    if visible is not None:  # the server may be older than the lock on a device
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
     attempt, stop, lock = list[Attempt](), Stop(), run_lock(run.config["output"], run_id)
 
@@ -229,11 +197,21 @@ def _child(
         signal.signal(number, ask_to_stop)
     try:
         _log_into(run, run_id)
-        # The process holds the lock to its end
-        end = do(run, run_id, attempt, stop, tracking, alone) if lock.take() else (BUSY, "")
+        end = BUSY, ""
+        if lock.take():  # to the process's end
+            _take_gpu(run, run_id, places)
+            end = do(run, run_id, attempt, stop, tracking, alone)
     except Exception as error:  # such as a log that cannot be written
         end = FAILED, describe(error)
     sender.send(end)
+
+
+def _take_gpu(run: Run, run_id: str, places: Places) -> None:
+    """Waits for a GPU, where there are any."""
+    report, more = Reporter(run, run_id), f"launcher.runs_per_device={places.share + 1}"
+    while places.gpus and not gpus.take(places.gpus, places.share):
+        report({"phase": f"waiting for a GPU that no other command uses ({more} shares them)"})
+        time.sleep(1.0)
 
 
 def _log_into(run: Run, run_id: str) -> None:
@@ -250,7 +228,7 @@ class Pool:
     """Does a sweep's runs in processes of their own, as many at once as there are places. alone: whether this
     is the one run of a command, in which a user's mistake is raised (UserError) and leaves no record."""
 
-    def __init__(self, sweep: Sweep, places: Sequence[Place], alone: bool = False) -> None:
+    def __init__(self, sweep: Sweep, places: Places, alone: bool = False) -> None:
         self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Process]()
         self.signal = 0  # the one that asked for an end
         self._idle = time.monotonic()  # since when nothing is on here; infinity once that was said
@@ -258,11 +236,6 @@ class Pool:
     def go(self, others: Callable[[], bool] = lambda: True) -> None:
         """Does runs until none is left that this process can do, or has to wait for. others: whether to wait
         for the runs that other processes do."""
-        if self.sweep.pending and self.places and not any(place.take() for place in self.places):
-            share = f"launcher.runs_per_device={self.places[0].runs_per_device + 1} shares them"
-            names = ", ".join(self.places[0].gpus)
-            line = f"other commands use every device here ({names}): waiting for one. {share}"
-            self.sweep.display.line(line)
         try:
             with handling(self._stop):
                 waits = True
@@ -272,28 +245,25 @@ class Pool:
                     self._finish_elsewhere()
         finally:
             self._end()
-            self.sweep.display.close()
-            for place in self.places:
-                place.release()
+            self.sweep.display.show([])
         self.sweep.interrupted = bool(self.signal)
 
     def _finish_elsewhere(self) -> None:
         """Finishes the runs that another process has done."""
         on = [process.job for process in self.running]
         for job in [job for job in self.sweep.pending if job not in on]:
-            if self.sweep.finish(job, 0.0) and self.places:  # else it is of this command's workers
+            if self.sweep.finish(job, 0.0) and self.places.count:  # else it is of this command's workers
                 self.sweep.send_to_agent(job)
 
     def _start(self) -> bool:
-        """Starts a run at each free place. Returns whether runs are on."""
-        taken = [process.place for process in self.running]
-        for place in [place for place in self.places if place not in taken and place.take()]:
+        """Starts a run for each free place. Returns whether runs are on."""
+        for _ in range(self.places.count - len(self.running)):
             on, left = [process.job for process in self.running], [job.run for job in self.sweep.pending]
             # Another run that one starts from comes first
             free = (job for job in self.sweep.pending if job not in on and job.run.start not in left)
             job = next((job for job in free if not job.lock.is_held()), None)
             if job and not self.signal:
-                self.running.append(Process(place, job, self.sweep.tracking_of(job), self.alone))
+                self.running.append(Process(self.places, job, self.sweep.tracking_of(job), self.alone))
         return bool(self.running)
 
     def _look(self, seconds: float) -> None:
@@ -303,12 +273,12 @@ class Pool:
             self.running.remove(process)
             self._ended(process)
         pending, on = self.sweep.pending, [process.job for process in self.running]
-        if on := on if self.places else [job for job in pending if job.lock.is_held()]:
+        if on := on if self.places.count else [job for job in pending if job.lock.is_held()]:
             self._idle = time.monotonic()
             self.sweep.display.show(
                 [(job.head, read_progress(job.output, job.id)) for job in on], len(pending)
             )
-        elif pending and self.places and time.monotonic() - self._idle > PATIENCE:
+        elif pending and self.places.count and time.monotonic() - self._idle > PATIENCE:
             self._idle, holder = float("inf"), pending[0].lock.holder()
             self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
 

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tasks
 from runs import models
@@ -26,10 +27,10 @@ from runs.run import Run
 from runs.shared_files import alone
 from runs.sweep.display import heads
 from runs.sweep.launch import check_launcher, environment, launched
-from runs.sweep.pool import Job, Place, Pool, Sweep, places
+from runs.sweep.pool import Job, Places, Pool, Sweep, places
 from runs.tracking import log_file
 from runs.training.files import Attempt
-from runs.training.train import reporter
+from runs.training.train import Reporter
 from tasks.images import preprocessing
 
 
@@ -76,7 +77,7 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
 
 def _begin(
     runs: list[Run], launcher: Launcher, again: Sequence[Run], here: bool
-) -> tuple[list[Job], list[tuple[Job, Record]], list[Place]]:
+) -> tuple[list[Job], list[tuple[Job, Record]], Places]:
     """Checks all that can be checked before the first run. Returns the jobs, the records of those that are
     done again, and the places of this machine, where the launcher uses them.
 
@@ -90,14 +91,14 @@ def _begin(
     if leases.is_dir() and any(leases.iterdir()):
         raise UserError(f"{leases} is of an earlier version: end its commands, then delete the folder")
     check_ids(runs, ids)
-    records, on = [finished_record(output, run_id) for run_id in ids], list[Place]()
+    records, on = [finished_record(output, run_id) for run_id in ids], Places()
     left = [run for run, record in zip(runs, records, strict=True) if record is None or run in again]
     if left:
         check_launcher(launcher)
         if launcher.name in ("serial", "local"):
             on = places(left[0].config["device"], launcher.runs_per_device, launcher.name == "local")
             if not here:
-                start_fork_server(several=len(left) > 1)
+                start_fork_server(len(left) > 1)
         preflight(left)
     jobs = [Job(*job) for job in zip(heads(_names(runs)), runs, final_ids(runs), strict=True)]
     for name in ("locks", "runs", "sweeps", "records"):  # a file in a folder's place is found now
@@ -119,33 +120,24 @@ def preflight(runs: list[Run]) -> None:
         elif run.config["init_from"]:
             path = start_file(run)
             vera.check_start(vera.read_method(path), method, path)
-    by_settings: dict[str, tasks.Task] = {}
-    notes, missing = list[str](), list[str]()
-    for run in _distinct(runs, "task"):
-        try:
-            task = tasks.load(run.config["task"])
-        except tasks.DataError as error:
-            after = next((r for r in runs if r.start and r.start.task == run.task), None)
-            first = f"{after.row} starts from {run.label}: " if after and run.task != after.task else ""
-            missing.append(f"{first}{error}")
-            continue
-        by_settings[hash_of(run.config["task"])] = task
-        notes += [*task.notes, *task.advice]
-    folders: dict[str, Path] = {}
-    for run in _distinct(runs, "model"):
-        try:
-            folders[hash_of(run.config["model"])] = models.fetch(run.config["model"])
-        except (tasks.DataError, UserError) as error:
-            missing.append(str(error))
+    found, missing, notes = dict[str, Any](), list[str](), list[str]()
+    for part, load in dict[str, Any](task=tasks.load, model=models.fetch).items():
+        for run in _distinct(runs, part):
+            try:
+                found[hash_of(run.config[part])] = load(run.config[part])
+            except (tasks.DataError, UserError) as error:
+                after = next((r for r in runs if r.start and r.start.task == run.task != r.task), None)
+                first = f"{after.row} starts from {run.label}: " if after and part == "task" else ""
+                missing.append(f"{first}{error}")
     missing += [why for run in _distinct(runs, "model", "method") if (why := refusal(run))]
     if missing:
         raise UserError("; ".join(dict.fromkeys(missing)))
     for run in _distinct(runs, "task", "model"):
-        # Evaluation images are preprocessed once for all runs, which shows that they can be read
+        task, folder = (found[hash_of(run.config[part])] for part in ("task", "model"))
         if run.config["model"]["modality"] == "image":
-            task = by_settings[hash_of(run.config["task"])]
-            task.prepare(preprocessing(folders[hash_of(run.config["model"])]), 0)
-            notes += task.notes
+            # Evaluation images are preprocessed once for all runs, which shows that they can be read
+            task.prepare(preprocessing(folder), 0)
+        notes += [*task.notes, *task.advice]
     gaps: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
         gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None
@@ -177,11 +169,10 @@ def _do_here(done: Sweep) -> None:
     from runs.training.train import train
 
     for job in done.jobs:
-        start, attempts = time.monotonic(), [None] if rank() else list[Attempt | None]()
+        start, attempts = time.monotonic(), list[Attempt | None]([None])
         with contextlib.nullcontext() if rank() else alone(job.lock, job.head):
-            if not attempts:
-                there = finished_record(job.output, job.id)
-                attempts = [None if there else Attempt(job.output, job.id)]
+            if not rank() and not finished_record(job.output, job.id):
+                attempts = [Attempt(job.output, job.id)]
             if "LOCAL_RANK" in os.environ:
                 make_accelerator(job.run)  # joins the processes
                 broadcast_object_list(attempts)
@@ -190,12 +181,12 @@ def _do_here(done: Sweep) -> None:
                 run = dataclasses.replace(job.run, config=job.run.config | attempt.settings)
                 show = functools.partial(done.display.show_one, job.head)
                 try:
-                    train(Training(run, job.id, reporter(run, job.id, show), attempt), done.tracking_of(job))
+                    train(Training(run, job.id, Reporter(run, job.id, show), attempt), done.tracking_of(job))
                 except BaseException:
                     attempt.save(stopped=True)
                     raise
                 finally:
-                    done.display.close()
+                    done.display.show([])
         done.finish(job, time.monotonic() - start if attempt else None)
 
 

@@ -16,7 +16,6 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 import vera
 from runs.errors import DeviceError
 from runs.methods import patterns_of
-from runs.record import Metric, temporary
-from runs.run import Plan
+from runs.record import temporary
 
 #: The columns of a curve: a row for each evaluation.
 CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
@@ -68,22 +65,6 @@ class State:
     def diverge(self, why: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the same way."""
         self.status, self.error = "diverged", why
-
-    def progress(self, plan: Plan, metric: Metric) -> dict[str, Any]:
-        """Where a run stands, as the display and the tracker take it."""
-        values, seconds = self.curve["metric"], sum(self.seconds.values())
-        return {
-            "epoch": math.ceil(self.step / plan.steps_per_epoch),
-            "epochs": plan.epochs,
-            "step": self.step,
-            "steps": plan.total_steps,
-            "metric_name": metric.name,
-            "scale": metric.scale,
-            "metric": values[-1] if values else None,
-            "best": values[metric.best(values)] if values else None,
-            "pace": self.units / max(self.seconds["train"], 1e-9),
-            "seconds_left": seconds / max(self.step, 1) * (plan.total_steps - self.step),
-        }
 
 
 # --- the checkpoint
@@ -125,7 +106,7 @@ class Checkpoint:
         text = json.dumps(header)
         with temporary(self.path) as partial:
             try:
-                save_file(tensors, partial, {"header": text, "sha256": _digest(text, tensors)})
+                save_file(tensors, partial, {"header": text, "sha256": digest_of(text, tensors)})
             except SafetensorError as error:
                 # The operating system's own error is in its words: a full disk is known by its number
                 number = re.search(r"\(os error (\d+)\)", str(error))
@@ -144,7 +125,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if _digest(metadata["header"], tensors) != metadata["sha256"]:
+            if digest_of(metadata["header"], tensors) != metadata["sha256"]:
                 raise ValueError("its checksum is another")
             header = json.loads(metadata["header"])
             names = {f"parameter/{name}" for name in self.parameters}
@@ -183,7 +164,8 @@ class Checkpoint:
         }
 
 
-def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors on the CPU, with their names."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -240,20 +222,14 @@ def make_optimizer(
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, train: dict[str, Any], total: int) -> LambdaLR:
-    """The learning rates by step: a warm-up, then the recipe's schedule. total: all steps."""
+def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> None:
+    """Sets an optimizer's learning rates for a step, counted from 0: the warm-up, then the recipe's schedule.
+    total: all steps."""
     warmup = train["warmup_steps"]
     warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
-    return LambdaLR(optimizer, partial(rate_factor, kind=train["schedule"], warmup=warmup, total=total))
-
-
-def set_rates(scheduler: LambdaLR, step: int) -> None:
-    """Puts a schedule that was made at step 0, and its optimizer's learning rates, to a later step."""
-    scheduler.last_epoch = step
-    for group, rate, factor in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
-        group["lr"] = rate * factor(step)
+    for group in optimizer.param_groups:
+        rate = group.setdefault("initial_lr", group["lr"])
+        group["lr"] = rate * rate_factor(step, train["schedule"], warmup, total)
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
@@ -269,21 +245,20 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
     return {"linear": max(0.0, (total - step) / span), "cosine": cosine, "constant": 1.0}[kind]
 
 
-#: After so many steps without a gradient a method is refused. A few may be without: of a token that is not in
-#: the batch, under a head that starts at 0.
+#: The step at which a method is asked for a gradient. Earlier it may be without: of a token that no batch had
+#: so far, under a head that starts at 0.
 WITHOUT_GRADIENT = 20
 
 
-def reaches(method: vera.Method, model: nn.Module, step: int, total: int) -> bool:
-    """Whether the last backward pass gave a gradient to anything that a method adds or unfreezes; True where
-    that is nothing. Raises AdapterError where it has had none for too long: its run would be the head's
-    alone."""
+def check_gradient(method: vera.Method, model: nn.Module, optimizer: Any, step: int, total: int) -> None:
+    """Raises AdapterError where no gradient has reached what a method adds or unfreezes, now or before: its
+    run would be the head's alone. It looks at one step; total: all steps. Of peft's classes it is known."""
+    if step != min(WITHOUT_GRADIENT, total) or method.kind == "peft":
+        return
     trained = method.adapter_parameters(model)
-    if not trained or any(p.grad is not None and bool(p.grad.any()) for p in trained.values()):
-        return True
-    if step + 1 >= min(WITHOUT_GRADIENT, total):
+    seen = [p.grad for p in trained.values()] + [optimizer.state[p].get("exp_avg") for p in trained.values()]
+    if trained and not any(tensor is not None and bool(tensor.any()) for tensor in seen):
         raise vera.AdapterError(
             f"no gradient has reached what {type(method).__name__} trains (such as {next(iter(trained))})."
             " It has to be used in forward, and of a product not all factors may start at 0"
         )
-    return False

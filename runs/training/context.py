@@ -270,16 +270,12 @@ def flags(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return found
     cuda: Any = torch.backends.cuda
-    attention = {
-        "flash": cuda.flash_sdp_enabled(),
-        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
-        "cudnn": cuda.cudnn_sdp_enabled(),
-    }
+    kernels = {"flash": "flash", "memory-efficient": "mem_efficient", "cudnn": "cudnn"}.items()
     return {
         **found,
         "tf32_matmul": cuda.matmul.allow_tf32,
         "tf32_conv": torch.backends.cudnn.allow_tf32,
-        "fused_attention": [name for name, on in attention.items() if on],
+        "fused_attention": [name for name, word in kernels if getattr(cuda, f"{word}_sdp_enabled")()],
     }
 
 

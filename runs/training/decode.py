@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 import vera
 from runs.record import write_atomically
+from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt
 from tasks.base import Decoding, prompts_at_once
@@ -33,14 +34,9 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
     epochs: all that were evaluated; best: index of the best one. attempt: counts the seconds that decoding
     takes. The model carries the best epoch's adapter at the end.
     """
-    task, last, begun = cast(Decoding, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
+    task, last = cast(Decoding, context.task), len(epochs) - 1
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
-
-    def decoded() -> None:
-        attempt.decoding = round(time.monotonic() - begun, 3)
-        attempt.save()
-
-    texts = {"last": _texts(context, "last", decoded)}
+    texts = {"last": _texts(context, "last", attempt)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -48,7 +44,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)
-        texts["best"] = _texts(context, "best", decoded)
+        texts["best"] = _texts(context, "best", attempt)
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
@@ -106,15 +102,16 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     return {"last": texts["last"], "best": texts.get("best", texts["last"])}
 
 
-def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
-    """Every item's texts; those that an earlier attempt has saved are not decoded again. decoded: called
-    after each batch."""
+def _texts(context: Context, which: str, attempt: Attempt) -> Texts:
+    """Every item's texts; those that an earlier attempt has saved are not decoded again."""
     task = cast(Decoding, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
+        begun = time.monotonic()
         texts = task.decode(context.raw_model, items)
+        attempt.decoding += time.monotonic() - begun
         if context.accelerator.is_main_process:
-            decoded()
+            attempt.save()
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
@@ -158,10 +155,8 @@ def write_down(
     if saved:
         print(f"{len(saved)} of the {total} texts ({path.stem}) are there already", flush=True)
 
-    def report(turn: int, turns: int, seconds_left: float | None = None) -> None:
-        quarter = turn == turns or 4 * turn // turns != 4 * (turn - 1) // turns
-        counts = {"done": len(saved), "of": total, "milestone": quarter, "seconds_left": seconds_left}
-        context.report({"phase": phase, **counts})
+    def report(seconds_left: float | None = None) -> None:
+        context.report({"phase": phase, "done": len(saved), "of": total, "seconds_left": seconds_left})
 
     context.raw_model.eval()
     where = path if accelerator.is_main_process else os.devnull  # it alone writes
@@ -171,7 +166,7 @@ def write_down(
             stack.callback(context.method.unmerge, context.raw_model)
         file = stack.enter_context(open(where, "a", encoding="utf-8"))
         for turn in range(rounds):
-            report(turn, rounds, (time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
+            report((time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
             with accelerator.autocast():
                 texts = decode(mine) if mine else []
@@ -179,19 +174,14 @@ def write_down(
                 saved[item] = written
                 file.write(_line({"item": item, "texts": written}))
             file.flush()
-    report(1, 1)
+    report()
     return saved
 
 
 def weights(context: Context) -> str:
     """A hash of the trained values, which saved texts must come from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(
-        (name, p) for name, p in context.raw_model.named_parameters() if p.requires_grad
-    ):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    trained = {n: p.detach().cpu() for n, p in context.raw_model.named_parameters() if p.requires_grad}
+    return digest_of("", trained)[:16]
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The files of an attempt, until the run's record makes them the run's.
 
-Each attempt writes into a folder of its own, RUN/attempts/HOST.PID.TOKEN, and begins with links to what the
+Each attempt writes into a folder of its own, RUN/attempts/HOST.PID.TOKEN, and begins with copies of what the
 last one left. Whoever creates the finished record, which names the SHA-256 of its files, moves them into the
 run's folder and removes the others. So an attempt that comes late writes where nobody looks, and a record and
 its files are always of one attempt, also where the file system's locks do not reach another machine."""
@@ -57,19 +57,18 @@ class Attempt:
             raise UserError(f"{path} is not a regular file, and the run's record has its name. Move it away")
         self.output, self.run_id, self.token = output, run_id, uuid.uuid4().hex[:12]
         self.ended, self.deviations = list[str](), list[str]()
-        self.settings, self.decoding = dict[str, int](), 0.0
+        self.settings, self.decoding, self.stopped = dict[str, int](), 0.0, False
         name = f"{socket.gethostname()}.{os.getpid()}.{self.token}"
         self.folder = attempts_folder(output, run_id) / name
         self.folder.mkdir(parents=True)
         before = {f: _state(f) for f in self.folder.parent.iterdir() if f != self.folder}
         last = max((f for f, state in before.items() if state), key=_progress, default=None)
         if last is not None:
-            stopped = before[last].pop("stopped")
             vars(self).update(before[last])
-            self.ended += [] if stopped else ["the process was killed"]
+            self.ended += [] if self.stopped else ["the process was killed"]
             for path in (path for pattern in CONTINUED for path in sorted(last.glob(pattern))):
                 with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
-                    _link(path, self.folder / path.name)
+                    shutil.copy2(path, self.folder / path.name)  # with its time
         self.save()  # before the others go: a kill in between leaves either
         for folder in before:
             if is_dead(folder.name):
@@ -78,8 +77,8 @@ class Attempt:
     def save(self, stopped: bool = False) -> None:
         """Writes how the attempts ended, for the next one. stopped: this one ends now, as it was asked to,
         and is no failure."""
-        state = {key: getattr(self, key) for key in TOLD if key != "stopped"} | {"stopped": stopped}
-        write_atomically(self.folder / STATE, json.dumps(state) + "\n")
+        self.stopped = stopped
+        write_atomically(self.folder / STATE, json.dumps({key: getattr(self, key) for key in TOLD}) + "\n")
 
     def finish(self, record: Record) -> bool:
         """Creates the record of the run, and moves the files of a finished one into the run's folder. Returns
@@ -165,8 +164,7 @@ def tidy(output: str | Path, record: Record) -> None:
     and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
     so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    written = ("progress.json", "config.yaml", "overrides.yaml")
-    for path in (folder / "progress.json", *(path for name in written for path in folder.glob(f".{name}.*"))):
+    for path in (folder / "progress.json", *folder.glob(".*.*.*.*.*")):
         path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return
@@ -197,15 +195,3 @@ def _progress(folder: Path) -> list[int]:
     """Orders attempts: by their checkpoints' times, then by their own."""
     paths = (folder / CHECKPOINT, folder / STATE)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
-
-
-def _link(path: Path, to: Path) -> None:
-    """The same file under another name: a file that is only ever replaced whole keeps its content. Texts grow
-    in place, and are copied."""
-    if to.exists():
-        return
-    if path.suffix != ".jsonl":
-        with contextlib.suppress(OSError):  # a file system without hard links
-            os.link(path, to)
-            return
-    shutil.copyfile(path, to)

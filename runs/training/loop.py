@@ -23,10 +23,9 @@ from runs.run import Plan, Run, epoch_batches
 from runs.training.checkpoint import (
     Checkpoint,
     State,
+    check_gradient,
     make_optimizer,
-    make_schedule,
     optimizer_groups,
-    reaches,
     set_rates,
 )
 from runs.training.context import (
@@ -69,7 +68,7 @@ class Training(Context):
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
         self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
-        self.scheduler = make_schedule(optimizer, self.settings, self.plan.total_steps)
+        set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
@@ -79,8 +78,6 @@ class Training(Context):
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
         #: have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
-        #: Whether the method has had a gradient; of peft's classes that is known.
-        self.reached = self.method.kind == "peft"
         self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
 
     # --- the run
@@ -146,7 +143,6 @@ class Training(Context):
         and a loss that is not finite ends the run a step late."""
         started, state = time.monotonic(), self.state
         loss = self.step(rows)
-        state.step += 1
         # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs these weights.
         self.unread.append((state.step, loss, self.task.weight("train", rows)))
         state.units += len(rows) if self.task.unit == "img" else sum(self.lengths[row] for row in rows)
@@ -194,16 +190,17 @@ class Training(Context):
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
-        if not self.reached:
-            self.reached = reaches(self.method, self.raw_model, self.state.step, self.plan.total_steps)
+        steps = self.plan.total_steps
+        check_gradient(self.method, self.raw_model, self.optimizer, self.state.step + 1, steps)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
         self.optimizer.step()
-        self.scheduler.step()
         # fp16's scaler skips a step whose gradients overflowed.
         if not self.accelerator.optimizer_step_was_skipped:
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
+        self.state.step += 1
+        set_rates(self.optimizer, self.settings, self.state.step, steps)
         return total
 
     def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
@@ -283,7 +280,6 @@ class Training(Context):
         if not (saved := self.checkpoint.load()):
             return False
         state, of_method = saved
-        self.reached = True  # the first attempt has looked
         here, self.state = self.state.conditions, State(**state)
         # Or the adapter on disk would be of another epoch, or precision, than the record says.
         for key in ("keep", "adapter_precision"):
@@ -292,7 +288,7 @@ class Training(Context):
                 anew = f"go on with that, or delete {self.checkpoint.path} to begin anew"
                 raise UserError(f"{key}={now}: this run was begun with {key}={before}: {anew}")
         self.method.load_training_state(self.raw_model, of_method)
-        set_rates(self.scheduler, self.state.step)
+        set_rates(self.optimizer, self.settings, self.state.step, self.plan.total_steps)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         at = f"at step {self.state.step} of {self.plan.total_steps}"
@@ -306,6 +302,21 @@ class Training(Context):
     # --- progress
 
     def _progress(self, loss: float, phase: str = "training") -> None:
-        numbers = self.state.progress(self.plan, self.metric)
-        texts = len(getattr(self.task, "items", ()))  # to be decoded after training
-        self.report({"phase": phase, **numbers, "loss": loss, "unit": self.task.unit, "texts": texts})
+        state, plan, values, seconds = self.state, self.plan, self.state.curve["metric"], self.state.seconds
+        left = sum(seconds.values()) / max(state.step, 1) * (plan.total_steps - state.step)
+        numbers = {
+            "epoch": math.ceil(state.step / plan.steps_per_epoch),
+            "epochs": plan.epochs,
+            "step": state.step,
+            "steps": plan.total_steps,
+            "loss": loss,
+            "metric_name": self.metric.name,
+            "scale": self.metric.scale,
+            "metric": values[-1] if values else None,
+            "best": values[self.best()] if values else None,
+            "pace": state.units / max(seconds["train"], 1e-9),
+            "unit": self.task.unit,
+            "seconds_left": left,
+            "texts": len(getattr(self.task, "items", ())),  # to be decoded after training
+        }
+        self.report({"phase": phase, **numbers})

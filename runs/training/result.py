@@ -117,7 +117,7 @@ def _cost(training: Training, decoded: bool) -> dict[str, Any]:
     return {
         "train_seconds": round(seconds["train"], 3),
         "evaluate_seconds": round(seconds["evaluate"], 3),
-        **({"decode_seconds": training.attempt.decoding} if decoded else {}),
+        **({"decode_seconds": round(training.attempt.decoding, 3)} if decoded else {}),
         f"{pace}_per_second": round(training.state.units / max(seconds["train"], 1e-9), 1),
         "peak_memory_bytes": memory,
         "adapter_bytes": file.stat().st_size if file.is_file() else values,
@@ -144,13 +144,8 @@ def summarise(
         "last": curve["metric"][-1],
     }
     protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
-    selected = protocols[select]
-    numbers = {
-        "best": selected.get("best"),
-        "best_epoch": paper["best_epoch"],
-        "last": selected.get("last"),
-    }
-    return {**of_table, **numbers, "protocols": protocols}
+    selected = {key: protocols[select].get(key) for key in ("best", "last")}
+    return {**of_table, **paper, **selected, "protocols": protocols}
 
 
 #: The settings of training that also affect evaluation.
@@ -159,14 +154,12 @@ READS = ("max_length", "precision")
 
 def deviations(run: Run, notes: list[str]) -> list[str]:
     """The task's notes, and what differs from the recipe, in words."""
-    recipe, train, task = run.config["recipe"], run.config["train"], run.config["task"]
+    train, task = run.config["train"], run.config["task"]
     words, trains = list(notes), run.method["kind"] != "none"
     words += [run.recipe_gap] if run.recipe_gap else []
     # Where nothing trains, only what affects evaluation counts.
     settings = {**run.config["method"], **train} if trains else {key: train[key] for key in READS}
-    by_task = recipe.get("by_task") or {}
-    recipe_keys = {*recipe, *(key for key, values in by_task.items() if task["name"] in (values or {}))}
-    for key in sorted(recipe_keys & set(settings)):
+    for key in sorted(run.recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
         if key in BASES:
             wanted = rates_of(wanted, train[BASES[key]], key)
@@ -182,7 +175,7 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
             whose = "harness" if run.recipe == "defaults" else "recipe"
             words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
     # Overrides of other keys, except those that name the row or do not change the result
-    covered = {*recipe_keys, *COMPUTED, "label", "max_steps", "scaling"}
+    covered = {*run.recipe_keys, *COMPUTED, "label", "max_steps", "scaling"}
     covered |= {"config_class", "config"} if run.row.startswith("peft_") else set()
     covered |= set() if trains else set(train) - set(READS)
     words += [f"{line} given" for line in run.changed if key_of(line) not in covered]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.provenance import made_with
-from runs.record import Record, finished_record, run_folder
+from runs.record import Record, finished_record, run_folder, temporary
 from runs.record.text import FULL, describe, duration
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
@@ -44,57 +44,36 @@ def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tra
     """Does a run whose lock this process has. attempts: gets this one. alone: a user's mistake leaves no
     record."""
     output, pauses, before = run.config["output"], [*ROOM], saved(run.config["output"], run_id)
-    phase = "loading"
-
-    def follow(event: Event) -> None:
-        nonlocal phase
-        phase = event["phase"]
-
-    report = reporter(run, run_id, follow)
-    while True:
-        try:
-            if finished_record(output, run_id):
-                return BUSY, ""
-            if not attempts:
-                attempts.append(Attempt(output, run_id))
-            attempt = attempts[0]
-            cause, words = _try(run, attempt, stop, report, tracking)
-            if cause == "done" or finished_record(output, run_id):  # of another attempt: this one is late
-                return DONE, ""
-            gc.collect()
-            if cause == "stopped":
-                leave(attempt)
-            elif cause == "memory" and less_memory(run.config | attempt.settings, phase, attempt):
-                print(f"{words}: tried again with {attempt.deviations[-1]}", flush=True)
-                attempt.ended.append(words)
-                attempt.save()
-                continue
-            elif cause == "device":
-                attempt.ended.append(words)
-                attempt.save(stopped=True)
-                return KILLED, words
-            elif cause != "disk":
-                if cause != "mistake" or not alone:
-                    attempt.fail(run, words)
-                return FAILED, words
-        except Exception as error:  # of the attempt's own files
-            cause, words = cause_of(error)[0], describe(error)
-        if finished_record(output, run_id):
+    report = Reporter(run, run_id)
+    while not finished_record(output, run_id):
+        cause, words = _try(run, run_id, attempts, stop, report, tracking)
+        gc.collect()
+        if cause == "done" or finished_record(output, run_id):  # of another attempt: this one is late
             return DONE, ""
+        if cause == "stopped":
+            leave(*attempts)
         if (now := saved(output, run_id)) != before:
             pauses, before = [*ROOM], now
-        if cause != "disk" or not pauses:
-            with contextlib.suppress(OSError):  # there may be no room for that, either
-                for attempt in attempts if cause == "disk" else ():
+        smaller = cause == "memory" and less_memory(
+            run.config | attempts[0].settings, report.latest["phase"], attempts[0]
+        )
+        again = smaller or cause == "device" or (cause == "disk" and pauses)
+        with contextlib.suppress(OSError):  # there may be no room for that
+            for attempt in attempts:
+                if again:
+                    attempt.ended.append(words)
+                    attempt.save(stopped=cause == "device")
+                elif cause != "mistake" or not alone:
                     attempt.fail(run, words)
-            return FAILED, words
-        print(f"{words}: tried again in {duration(pauses[0])}", flush=True)
-        for attempt in attempts:
-            attempt.ended.append(words)
+        if cause == "device" or not again:
+            return KILLED if again else FAILED, words
+        how = f"with {attempts[0].deviations[-1]}" if smaller else f"in {duration(pauses[0])}"
+        print(f"{words}: tried again {how}", flush=True)
         stop.listens = False  # SIGTERM ends the process at once
         if stop.wanted:
             leave(*attempts)
-        time.sleep(pauses.pop(0))
+        time.sleep(0.0 if smaller else pauses.pop(0))
+    return BUSY, ""
 
 
 def leave(*attempts: Attempt) -> None:
@@ -108,46 +87,49 @@ def leave(*attempts: Attempt) -> None:
     os._exit(CAN_GO_ON)
 
 
-def reporter(run: Run, run_id: str, also: Callable[[Event], None]) -> Callable[[Event], None]:
-    """A function that writes a run's events into its progress.json, for whoever looks on. also: called with
-    each."""
-    path, latest, written = run_folder(run.config["output"], run_id) / "progress.json", Event(), 0.0
-    process = {"host": os.uname().nodename, "pid": os.getpid()}
+class Reporter:
+    """Writes a run's events into its progress.json, for whoever looks on. latest: the last one. show: called
+    with each."""
 
-    def report(event: Event) -> None:
-        nonlocal latest, written
-        also(event)
-        of_now = ("done", "of", "milestone")
-        latest = {key: value for key, value in latest.items() if key not in of_now} | event
-        if event["phase"] != "training" or time.monotonic() - written > EVERY:
-            written, cut_off = time.monotonic(), path.with_name(f".{path.name}.{os.getpid()}")
-            with contextlib.suppress(OSError):  # a full disk must not stop the run here
-                cut_off.write_text(json.dumps(latest | process))
-                os.replace(cut_off, path)
+    def __init__(self, run: Run, run_id: str, show: Callable[[Event], None] | None = None) -> None:
+        self.path = run_folder(run.config["output"], run_id) / "progress.json"
+        self.show, self.latest, self.written = show, Event(phase="loading"), 0.0
 
-    return report
+    def __call__(self, event: Event) -> None:
+        if self.show:
+            self.show(event)
+        of_now, now = ("done", "of"), time.monotonic()
+        self.latest = {key: value for key, value in self.latest.items() if key not in of_now} | event
+        if event["phase"] != "training" or now - self.written > EVERY:
+            self.written, process = now, {"host": os.uname().nodename, "pid": os.getpid()}
+            # A full disk must not stop the run here
+            with contextlib.suppress(OSError), temporary(self.path) as partial:
+                partial.write_text(json.dumps(self.latest | process))
+                os.replace(partial, self.path)
 
 
 # --- one try
 
 
 def _try(
-    run: Run, attempt: Attempt, stop: Stop, report: Callable[[Event], None], tracking: Tracking
+    run: Run, run_id: str, attempts: list[Attempt], stop: Stop, report: Reporter, tracking: Tracking
 ) -> tuple[str, str]:
     """Trains once; returns "done", or the cause and the words of an error. With this function's end the error
-    is gone, and with it the tensors that its traceback holds."""
+    is gone, and with it the tensors that its traceback holds. attempts: the one, from the first try on."""
     from runs.training.loop import Training
 
     stop.listens = False
     try:
         stop.check()
-        now = dataclasses.replace(run, config=run.config | attempt.settings)
-        train(Training(now, attempt.run_id, report, attempt, stop), tracking)
+        if not attempts:
+            attempts.append(Attempt(run.config["output"], run_id))
+        now = dataclasses.replace(run, config=run.config | attempts[0].settings)
+        train(Training(now, run_id, report, attempts[0], stop), tracking)
         return "done", ""
     except StoppedError:
         return "stopped", ""
     except BaseException as error:
-        if not is_users(error) and not finished_record(run.config["output"], attempt.run_id):
+        if not is_users(error) and not finished_record(run.config["output"], run_id):
             traceback.print_exc()
         return cause_of(error)
 

@@ -1,7 +1,6 @@
 """One run: its lock, the files of its attempts, what is tried again; that a record and its files are of one
 attempt, whoever comes late; and that a process ends with the one that started it."""
 
-import contextlib
 import errno
 import itertools
 import json
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -27,7 +25,6 @@ from running import (
     comparable,
     do,
     elsewhere,
-    members,
     output_of,
     refused,
     trained,
@@ -366,84 +363,26 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
     assert comparable(do(words)) == comparable(straight)
 
 
-# --- a process ends with the one that started it, also while it starts: one is killed, and who is left?
+COMMAND = """
+import multiprocessing, time
+from runs.fork_server import end_with_parent
 
-#: Seconds that what is left may take to end: a slow machine's, and far from what the children here would live
-#: for.
-PATIENCE = 5
-#: A process that forks runs, and has begun one, which sleeps before it does anything of ours.
-RUNS = """
-import multiprocessing, multiprocessing.forkserver, time
+def run():
+    end_with_parent()
+    print("begun", flush=True)
+    time.sleep(600)
+
 if __name__ == "__main__":
-    from runs.fork_server import start_fork_server
-    start_fork_server()
-    run = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
-    run.start()
-    print(multiprocessing.forkserver._forkserver._forkserver_pid, run.pid, flush=True)
-    run.join()
-    print(run.exitcode, flush=True)
-    time.sleep(60)
+    multiprocessing.get_context("forkserver").Process(target=run).start()
 """
 
 
-@pytest.fixture
-def family(process, tmp_path):
-    """Starts a process that runs RUNS; a variable of the environment marks all that comes of it. A server
-    gives up its imports at the first one, unless a test says otherwise: that spares seconds."""
-    if not Path("/proc/self/environ").exists():
-        pytest.skip("this system does not tell which process came of which")
-    with contextlib.ExitStack() as stack:
-
-        def begin(first_import="raise ImportError"):
-            (tmp_path / "sklearn").mkdir()  # what the server imports first, see runs/preload.py
-            (tmp_path / "sklearn" / "__init__.py").write_text(first_import)
-            (tmp_path / "script.py").write_text(RUNS)
-            mark, paths = f"FAMILY={uuid.uuid4().hex}", os.pathsep.join([str(tmp_path), str(ROOT)])
-            env = os.environ | {"FAMILY": mark.partition("=")[2], "PYTHONPATH": paths}
-            how = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-            process = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=env, **how)
-            stack.callback(process.stdout.close)
-            stack.callback(left, process, mark)
-            return process, mark
-
-        yield begin
-
-
-def left(process, mark) -> list[str]:
-    """Kills a process; the command lines of those of its family that do not end by themselves within
-    PATIENCE. Nothing is left either way."""
-    process.kill()
-    process.wait()
-    end = time.monotonic() + PATIENCE
-    while members(mark) and time.monotonic() < end:
-        time.sleep(0.05)
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in members(mark)}
-    for pid in lines:
-        os.kill(pid, signal.SIGKILL)
-    return [*lines.values()]
-
-
-@pytest.mark.parametrize("imports", [False, True])
-def test_the_server_that_runs_are_forked_from_ends_while_it_starts(imports, family, tmp_path):
-    """The first thing that it imports takes a minute here: the server does not look after its parent by
-    itself until then."""
-    there = tmp_path / "importing"
-    process, mark = family(f"import time; open({str(there)!r}, 'w').close(); time.sleep(60)")
-    wait_for(there.exists if imports else lambda: members(mark, "forkserver"))
-    assert left(process, mark) == []
-
-
-def test_all_end_with_who_does_the_runs(family):
-    process, mark = family()
-    assert len(process.stdout.readline().split()) == 2
-    assert len(members(mark)) == 4  # and the one that multiprocessing keeps for shared memory
-    assert left(process, mark) == []
-
-
-def test_a_run_ends_with_the_server_even_before_it_has_begun(family):
-    """Its executor hears of the server's end, and would do the run again beside it."""
-    process, mark = family()
-    server, run = map(int, process.stdout.readline().split())
-    os.kill(server, signal.SIGKILL)
-    assert process.stdout.readline() == "255\n"
-    wait_for(lambda: run not in members(mark), seconds=PATIENCE)
+@pytest.mark.usefixtures("process")
+def test_a_killed_command_leaves_no_process(tmp_path):
+    """Neither a run's nor the server's that it was forked from: SIGKILL leaves it no time to end them."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    how = {"env": {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(tmp_path / "command.py")], **how) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        assert process.communicate(timeout=20)[0] == ""  # all that share this pipe have ended

@@ -11,14 +11,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from running import ROOT, begin, processes_end, refused
+from running import ROOT, begin, output_of, refused
 
-from runs import ENVIRONMENT, SEVERAL, SPINNING, answer, gpus, models
+from runs import ENVIRONMENT, SPINNING, answer, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
-from runs.tracking import Tracking
+from runs.sweep.display import read_progress
 from runs.training import checkpoint, context
 from tasks.mt_bench import read_questions
 
@@ -43,8 +43,9 @@ def machine(tmp_path, monkeypatch):
     """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say, and what changes
     them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
-    monkeypatch.setattr(pool.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(gpus, "DRIVERS", (str(tmp_path / "dev" / "nvidia[0-9]*"), *gpus.DRIVERS[1:]))
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "dev" / "nvidia[0-9]*"))
+    monkeypatch.setattr(gpus, "HELD", [])
 
     def usable(answer):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: answer)
@@ -79,7 +80,7 @@ def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(mac
     machine.cards(), machine.visible("0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus.devices("auto") == ["0", "1"]
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.uuids()) == (0, None, {})
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.cards("UUID")) == (0, None, [])
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
@@ -109,29 +110,34 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 # --- who has which
 
 
-def test_two_runs_meet_on_a_device_on_purpose_only(machine):
-    first, second, third = (*pool.places("auto", 1, every=True), *pool.places("auto", 1, every=False))
-    (shared, *_) = pool.places("auto", 2, every=True)
-    taken = [(place.take(), place.name) for place in (first, second, third, shared)]
-    assert taken == [(True, "GPU-aaaa"), (True, "GPU-bbbb"), (False, None), (True, "GPU-aaaa")]
-    second.release()
-    assert (third.take(), third.name) == (True, "GPU-bbbb")
-    assert [place.take() for place in pool.places("cpu", 3, every=True)] == [True] * 3
+def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch):
+    def taken(share=1):
+        return gpus.take(["GPU-bbbb", "GPU-aaaa"], share) and os.environ["CUDA_VISIBLE_DEVICES"]
+
+    assert [taken(), taken(), taken(), taken(share=2)] == ["GPU-aaaa", "GPU-bbbb", False, "GPU-aaaa"]
+    gpus.HELD[1].release()  # as at its process's end
+    assert taken() == "GPU-bbbb"
 
 
-def test_each_run_sees_its_device_and_a_command_without_one_waits(machine, words, monkeypatch, capsys):
-    seen, runs = [], expand([*(word for word in words if word != "device=cpu"), "seed=0,1"])
-    others = pool.places("auto", 1, every=True)
-    assert all(place.take() for place in others)
-    processes_end(
-        monkeypatch, lambda place, job: seen.append((job.run.seed, place.name)) or ("failed", "it broke")
-    )
-    monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: others[1].release() or ready)
-    todo = pool.Sweep([pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs], Tracking("off"))
-    pool.Pool(todo, pool.places("auto", 1, every=True)).go()
-    assert (seen, len(todo.failed)) == ([(0, "GPU-bbbb"), (1, "GPU-bbbb")], 2)
-    assert "use every device here (GPU-aaaa, GPU-bbbb)" in capsys.readouterr().out
-    assert pool.places("auto", 1, every=False)[0].take()  # given back
+def test_the_places_of_a_machine(machine):
+    both = ["GPU-aaaa", "GPU-bbbb"]
+    assert pool.places("auto", 2, every=True) == (4, both, 2)
+    assert pool.places("auto", 2, every=False) == (1, both, 2)
+    assert pool.places("cpu", 3, every=True) == (3, (), 3)
+
+
+def test_a_run_without_a_device_waits_and_says_so(machine, words, monkeypatch):
+    (run,), said = expand(words), []
+    assert gpus.take(["GPU-aaaa"], 1)
+
+    def other_command_ends(seconds):
+        said.append(read_progress(output_of(words), "r" * 12)["phase"])
+        gpus.HELD[0].release()
+
+    monkeypatch.setattr(pool.time, "sleep", other_command_ends)
+    pool._take_gpu(run, "r" * 12, pool.Places(1, ["GPU-aaaa"], 1))
+    assert ["launcher.runs_per_device=2" in phase for phase in said] == [True]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
 
 
 # --- what is asked of torch
@@ -346,13 +352,8 @@ assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
 """
 
 
-@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.usefixtures("process")
-def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_first(several):
-    """Several share what each of them needs later, too: it is imported once."""
-    imported = set(
-        python(SERVER, lambda name: name != SEVERAL, **({SEVERAL: "1"} if several else {})).split()
-    )
+def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_first():
+    imported = set(python(SERVER).split())
     assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
-    assert not imported & {"hydra", "omegaconf", "runs.config"}
-    assert several == ("sklearn.metrics" in imported) == ("evaluate" in imported)
+    assert not imported & {"hydra", "omegaconf", "runs.config", "sklearn.metrics"}

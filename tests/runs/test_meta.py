@@ -124,7 +124,6 @@ def watched(words, method, *more):
     # The fixed text is read before training
     none = ["task.forgetting_text=none"] * any(w in ("task=e2e", "task=alpaca") for w in words)
     training = begin([*words, *f"method={method}".split(), *none, *more, "device=auto", "eval_batch=64"])
-    training.reached = True  # without values, no gradient would be seen
     for _ in range(3):
         with Watch() as step:
             training.step([0, 1, 2, 3])

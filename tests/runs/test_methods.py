@@ -15,7 +15,6 @@ from runs.methods import make_method, source_file
 from runs.provenance import changed
 from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.run import with_starts
-from runs.training import loop
 from runs.training.loop import Training
 from runs.training.train import train
 
@@ -255,11 +254,6 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(careless,
     assert f"the method's count() says {formula:,} of {trained:,} parameters" in record["deviations"]
 
 
-def test_a_method_that_no_gradient_reaches_is_refused(careless, monkeypatch):
+def test_a_method_that_no_gradient_reaches_is_refused(careless):
     with pytest.raises(vera.AdapterError, match="no gradient has reached what Forgets trains"):
         do([*careless, "method.how=zero"])
-    # It may come late, as under a head that starts at 0, or of a token that the first batches lack
-    calls = []
-    monkeypatch.setattr(loop, "reaches", lambda *given: calls.append(given) or len(calls) > 3)
-    assert do(careless)["status"] == "done"
-    assert len(calls) == 4  # and is not looked for any more

@@ -179,7 +179,7 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(endings, 
     """saves: this process, killed like those around it, has saved more than there was."""
     coming, made = iter(endings.split()), []
 
-    def ends(place, job):
+    def ends(job):
         made.append(how := next(coming))
         return how.replace("saves", "killed"), f"ended by {how}"
 
