@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import struct
-import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -16,6 +14,8 @@ import pandas
 import peft
 import tiny
 import torch
+from attack import adapters
+from attack.adapters import build, split
 from attack.cases import HOSTILE, Case, Home, WrongError
 from bench import answer_row, jsonl, write_mt_bench
 from PIL import Image
@@ -27,9 +27,6 @@ from runs.identity import model_content
 from tasks import mt_bench
 from tasks.e2e_metrics import read_hypotheses
 from tasks.images.pixels import BadImageError, preprocessing
-
-sys.path.append(str(Path(__file__).parents[1] / "vera"))
-import test_hostile
 
 TARGETS, MODEL = HOSTILE["targets"], tiny.tiny_model()
 BASE = vera.base_weights.base_names(MODEL)
@@ -78,7 +75,7 @@ def cases(home: Home) -> Iterator[Case]:
 
 
 def by_hand(home: Home, at: Path) -> Iterator[tuple[str, str, str, Any, str, str]]:
-    """The files of hostile.yaml, and pickles in the place of weights."""
+    """The files of hostile.yaml and adapters.py, and pickles in the place of weights."""
     for entry in HOSTILE["files"]:
         name, file, times = entry["of"], entry["file"], entry.get("times", 1)
         sound = (at / name / file).read_bytes() if (at / name / file).is_file() else b"{}"
@@ -96,12 +93,9 @@ def by_hand(home: Home, at: Path) -> Iterator[tuple[str, str, str, Any, str, str
     for name, number in (("adapter", 0), ("head", 0), ("peft's LoRA", 1), ("text model", 1)):
         pickled = lambda path: torch.save({"x": evil()}, path)  # noqa: E731
         yield name, "by hand", "a pickle", pickled, "refused", TARGETS[name]["files"][number]
-
-
-def split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header table and the data of a safetensors file."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return json.loads(content[8:end]), content[end:]
+    sound, head = ((at / name / f"{name}.safetensors").read_bytes() for name in ("adapter", "head"))
+    for name, what, content in adapters.by_hand(sound, head):
+        yield name, "by hand", f"{what:.60}", content, "refused", TARGETS[name]["files"][0]
 
 
 def at_random(content: bytes, ending: str, dice: random.Random) -> bytes:
@@ -110,7 +104,7 @@ def at_random(content: bytes, ending: str, dice: random.Random) -> bytes:
         return value_changed(json.loads(content), dice)
     if ending == ".safetensors" and dice.random() < 0.6:
         table, data = split(content)
-        return test_hostile.build(value_changed(table, dice), data)  # with the checksum of what it holds
+        return build(value_changed(table, dice), data)  # with the checksum of what it holds
     spot, other = sorted(dice.sample(range(len(content)), 2))
     odd = dice.choice([*(text.encode() for text in HOSTILE["odd_bytes"]), b"\xff", dice.randbytes(9)])
     ways = [content[:spot] + odd + content[spot + dice.randrange(9) :]] * 3
