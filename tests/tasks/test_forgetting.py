@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 import torch
-from running import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks import DataError, forgetting
@@ -32,17 +31,6 @@ def test_a_path_is_read_and_the_ends_of_its_lines_do_not_count(tmp_path):
     assert one.text == "One é.\nTwo.\n"
     assert (one.name, other.name) == ("a.txt", "b.txt")
     assert one.sha256 == other.sha256
-
-
-@pytest.mark.parametrize("value", ["gone.txt", "/", "hub:owner/texts", "hub:owner/texts/*.txt"])
-def test_what_is_no_text_is_refused_in_one_line(value, tmp_path):
-    with refused("task.forgetting_text=", value):
-        of(value)
-    with refused("hub:OWNER/NAME/FILE"):
-        of("hub:x")
-    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    with refused("task.forgetting_text=", str(tmp_path / "x")):
-        of(str(tmp_path / "x"))
 
 
 def test_a_file_on_the_hub(tmp_path, monkeypatch):

@@ -139,23 +139,6 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
     task = prepared("image_folder", tmp_path / "data", shots=2)
     assert task.classes == ["ant", "bee", "cow"]
     check(task, 2, 4)
-    with refused("no column 'photo'. It has: image, label"):
-        load("image_folder", tmp_path / "data", shots=2, image_column="photo")
-
-
-@pytest.mark.parametrize(
-    ("labels", "named"),
-    [
-        (["ant", None, "bee", "bee"], "row 1: label None"),
-        ([[0], [1], [0], [1]], "row 0: label [0]"),
-        ([0, 1, 0, -1], "labels -1 to 1, but 2 class names"),
-        ([], "a split without rows"),
-    ],
-)
-def test_strange_labels_in_parquet_files_are_one_clear_line(labels, named, tmp_path):
-    written(tmp_path / "data", [{"bytes": b"x", "path": None}] * len(labels), label=labels)
-    with refused(named):
-        load("image_folder", tmp_path / "data", shots=1)
 
 
 def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
@@ -222,8 +205,6 @@ def test_held_out_images_are_training_images(tmp_path, images):
     assert all(name.startswith("train/") for name in every)
     wanted = VIT.apply(Image.open(images / names(task, "dev")[0]))
     np.testing.assert_array_equal(task.collate("dev", [0])["pixel_values"][0], wanted)
-    with refused("leaves nothing to train on"):
-        prepared("image_folder", data, shots=1, holdout=0.4)
 
 
 # --- broken data
@@ -242,53 +223,6 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     for shots in (4, None):
         with refused(f"{shots or 6} images cannot be read: train/bee/bee_00"):
             prepared("image_folder", folder, shots=shots)
-
-
-def emptied(folder, *below):
-    for path in below:
-        shutil.rmtree(folder / path)
-
-
-#: What is done to a sound folder, and the words that name the fault.
-FAULTS = {
-    "class bee has 1 training images, fewer than task.shots=4": lambda folder: [
-        path.unlink() for path in sorted((folder / "train" / "bee").iterdir())[1:]
-    ],
-    "only test has dog": lambda folder: write_images(folder, classes=("dog",), train=0, test=2),
-    "only train has cow; only test has kow": lambda folder: (folder / "test" / "cow").rename(
-        folder / "test" / "kow"
-    ),
-    "one class, cow": lambda folder: emptied(folder, "train/ant", "train/bee", "test/ant", "test/bee"),
-    "no images in folders. It should hold train/CLASS/": lambda folder: emptied(folder, "train", "test"),
-    "no images in folders": lambda folder: (
-        [shutil.move(path, folder) for path in (folder / "train" / "ant").iterdir()],
-        emptied(folder, "train", "test"),
-    ),
-    "is train a split or a class": lambda folder: write_images(folder, classes=("bus", "car"), test=0),
-    "test_set holds folders of images": lambda folder: [
-        (folder / split).rename(folder / f"{split}_set") for split in ("train", "test")
-    ],
-    "train/bee: a class's folder without an image": lambda folder: [
-        path.unlink() for split in ("train", "test") for path in (folder / split / "bee").iterdir()
-    ],
-    "a/data, b/data": lambda folder: (
-        emptied(folder, "train", "test"),
-        [parquet(folder / name, ["train", "test"]) for name in "ab"],
-    ),
-}
-
-
-@pytest.mark.parametrize("named", FAULTS)
-def test_bad_folders_are_one_clear_line(named, images, tmp_path):
-    FAULTS[named](shutil.copytree(images, tmp_path / "data"))
-    with refused(named):
-        load("image_folder", tmp_path / "data", shots=4)
-
-
-@pytest.mark.parametrize("shots", [None, 6])
-def test_no_test_split_and_all_images_leave_nothing(shots, tmp_path):
-    with refused("no test split"):
-        load("image_folder", write_images(tmp_path / "data", test=0), shots=shots)
 
 
 HIDDEN = (".ipynb_checkpoints/x.png", "ant/__MACOSX/x.png", "ant/Thumbs.db", "ant/._a.png", "README.md")
@@ -314,18 +248,6 @@ def test_what_is_of_the_data_and_what_is_not(train, test, dev, tmp_path, images)
     assert task.classes == ["ant", "bee", "cow"]
     assert np.bincount(task.set.train.labels).tolist() == [7, 7, 10]
     assert np.bincount(task.labels("dev")).tolist() == ([dev] * 3 if test else [4, 4, 7])
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("shots", 0), ("image_size", -3)),
-        *(("data_dir", place) for place in ("/nowhere/at/all", __file__, None)),
-    ],
-)
-def test_settings_out_of_range_are_one_clear_line(key, value, images):
-    with refused(f"task.{key}"):
-        load("image_folder", **{"data_dir": images, "shots": 2, key: value})
 
 
 def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from running import refused
-from tiny import INSTRUCTIONS, write_alpaca
+from tiny import INSTRUCTIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks
@@ -157,33 +157,6 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
         task.prepare(tokenizer, 5, 256)
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        *(("[{", "rows.json"), ('{"a": 1}', "rows.json"), ('["x"]', "0: "), (None, "no such folder")),
-        ('[{"instruction": "x", "output": 3}]', "0.output"),
-        ('[{"instruction": "x", "output": "y"}, {"instruction": "x", "output": " "}]', "1.output"),
-        ('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"),
-    ],
-)
-def test_bad_rows_are_one_line(content, named, tmp_path):
-    (tmp_path / "rows.json").write_text(content or "")
-    with refused(named, longest=len(str(tmp_path)) + 300):
-        load(tmp_path if content else tmp_path / "gone")
-
-
-def test_bad_folders_and_settings_are_one_line(tmp_path):
-    with refused(str(tmp_path), "no JSON file"):
-        load(tmp_path)
-    write_alpaca(tmp_path)
-    (tmp_path / "more.json").write_text("[]")
-    with refused("alpaca_own.json, more.json"):
-        load(tmp_path)
-    assert load(tmp_path / "alpaca_own.json").splits["train"]
-    with refused("task.dev_rows=1"):
-        load(tmp_path / "alpaca_own.json", 1)
-
-
 def test_rows_a_line_each(tmp_path):
     lines = [json.dumps({"instruction": a, "input": b, "output": c}) for a, b, c in INSTRUCTIONS]
     lines.append('{"instruction": "Break\u2028here.", "output": "As\x85it is."}')
@@ -194,22 +167,3 @@ def test_rows_a_line_each(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
     with refused(f"rows.jsonl line {len(lines) + 1}: "):
         read_rows(tmp_path / "rows.jsonl")
-
-
-GOOD = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        *(({"prompt_input": v}, "prompt_input") for v in (None, "{instruction}", "{instruction!r}{input}")),
-        *(({"prompt_no_input": v}, "prompt_no_input") for v in ("{question}", "{instruction:d}", "{")),
-        *(({"stop": 5}, "stop"), ({"stop": ""}, "stop"), ("{", "JSON"), (None, "No such file")),
-    ],
-)
-def test_bad_templates_are_one_line(change, named, alpaca, tmp_path):
-    path = tmp_path / "t.json"
-    if change:
-        path.write_text(change if isinstance(change, str) else json.dumps(GOOD | change))
-    with refused("t.json", named):
-        load(alpaca, template=str(path))

@@ -3,7 +3,6 @@ every way."""
 
 import itertools
 import json
-import os
 import random
 import re
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import PROMPTS, QUESTIONS, jsonl, write_mt_bench
+from bench import QUESTIONS, jsonl, write_mt_bench
 from running import ROOT, refused
 from servers import DROP, JudgeServer, Reply, error, score
 
@@ -47,18 +46,14 @@ def data(tmp_path):
 
 
 def answers_of(model, bench="mt_bench"):
-    return {
-        number: [f"{model} on {number}.{n}" for n, _ in enumerate(turns, 1)]
-        for number, _, turns in QUESTIONS[bench]
-    }
+    return {n: [f"{model} on {n}.{i + 1}" for i in range(len(turns))] for n, _, turns in QUESTIONS[bench]}
 
 
 @pytest.fixture
 def answers(data, tmp_path):
     """An answer file of the model "own"."""
-    path = tmp_path / "own.jsonl"
-    write_answers(path, "own", answers_of("own"), read_questions(data, "mt_bench"))
-    return path
+    write_answers(tmp_path / "own.jsonl", "own", answers_of("own"), read_questions(data, "mt_bench"))
+    return tmp_path / "own.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -72,103 +67,33 @@ def _surroundings(tmp_path, monkeypatch):
 # --- files
 
 
-def turns(number, *some):
-    """The change of a row, of a question or an answer, to these turns."""
-    return lambda rows: rows[number].get("choices", [rows[number]])[0].update(turns=list(some))
-
-
-def every(**values):
-    return lambda rows: [row.update(values) for row in rows]
-
-
-#: Files, and what is done to their rows, or the text in their place (None: they are missing), with the
-#: fault's name.
-WRONG = {
-    "data/mt_bench/question.jsonl": [
-        ('{"question_id": 81, "category": "x", "turns": ["a", "b"]}\n{"question_id": 82,\n', "line 2"),
-        (lambda rows: rows[1].pop("category"), "line 2: category"),
-        (lambda rows: rows.insert(2, rows[0]), "line 3: question 81"),
-        *(("", "no questions"), (None, "No such file")),
-        *((turns(0, *some), "line 1: question 81 has") for some in ("a", "abc")),
-        *((turns(0, "a", odd), "line 1: turns.1") for odd in (" ", 2)),
-        *((every(question_id=number), "line 1: question_id") for number in ("81", 10**4000)),
-    ],
-    "own.jsonl": [
-        (lambda rows: rows[2].update(model_id="other"), "line 3: an answer of 'other', not of 'own'"),
-        (lambda rows: [rows.pop(), rows.pop(1)], "101, 151"),
-        (lambda rows: rows[1].update(question_id=200), "line 2: the bench has no question 200"),
-        (lambda rows: rows.append(rows[0]), "line 5"),
-        (turns(1, "a"), "line 2: 1 turns for question 101"),
-        (turns(1, "a", "b", None), "line 2: choices.0.turns.2"),
-        (lambda rows: rows[1]["choices"].clear(), "line 2: choices"),
-    ],
-    "data/judge_prompts.jsonl": [
-        *(
-            (every(prompt_template=template), "prompt 'single-v1'")
-            for template in (
-                "{question} {reference}",
-                "{}",
-                "{question",
-                "{question.x}",
-                "{question:>9}",
-                "}",
-            )
-        ),
-        *((lambda rows, n=n: rows.pop(n), f"no prompt '{name}'") for n, name in enumerate(PROMPTS)),
-        (every(system_prompt=None), "line 1"),
-    ],
-    "data/mt_bench/reference_answer/gpt-4.jsonl": [
-        (lambda rows: rows.pop(), "question 111"),
-        *((turns(0, "Bo."), "question 101"), (None, "No such file")),
-    ],
-}
-
-
-def rewrite(path, change):
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    change(rows)
+def rewrite(path, **values):
+    rows = [json.loads(line) | values for line in path.read_text().splitlines()]
     jsonl(path, rows)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "named"), [(name, *wrong) for name, some in WRONG.items() for wrong in some]
-)
-def test_a_file_that_is_wrong_is_named_with_its_line(name, change, named, data, answers, tmp_path):
-    path = tmp_path / name
-    if callable(change):
-        rewrite(path, change)
-    else:
-        path.unlink() if change is None else path.write_text(change)
-    with refused(path.name, named, longest=len(str(data)) + 250):
-        questions = read_questions(data, "mt_bench")
-        prompts(data, "mt_bench", questions, read_answers(answers, questions)[1])
-
-
 def test_where_the_data_are(data, tmp_path, monkeypatch):
-    for given in (data, tmp_path):
-        assert data_folder({"mt_bench_dir": str(given)}) == data
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for settings, named in (
-        ({"mt_bench_dir": str(data / "mt_bench")}, "judge_prompts.jsonl"),
-        ({}, "task.mt_bench_dir="),
+    assert [data_folder({"mt_bench_dir": str(given)}) for given in (data, tmp_path)] == [data, data]
+    for act, named in (
+        (lambda: data_folder({"mt_bench_dir": str(data / "mt_bench")}), "judge_prompts.jsonl"),
+        (lambda: data_folder({}), "task.mt_bench_dir="),
+        (lambda: read_questions(data, "arena"), "arena"),
     ):
         with refused(named):
-            data_folder(settings)
-    with refused("arena"):
-        read_questions(data, "arena")
+            act()
 
 
 def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
-    questions = read_questions(data, "mt_bench")
+    questions, before = read_questions(data, "mt_bench"), answers.read_bytes()
     odd = answers_of("own") | {81: ["", 'Curly {braces} "quotes"\n\u2028é 🚣 [[9]]']}
     write_answers(tmp_path / "new" / "odd.jsonl", "own", odd, questions)
     assert read_answers(tmp_path / "new" / "odd.jsonl", questions, "own") == ("own", odd)
     with refused("line 1", "'mine'"):
         read_answers(answers, questions, "mine")
-    row = json.loads(answers.read_text().splitlines()[0])
+    row = json.loads(before.splitlines()[0])
     assert row.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert row["choices"] == [{"index": 0, "turns": ["own on 81.1", "own on 81.2"]}]
-    before = answers.read_bytes()
     for wrong in ({81: ["a", "b"]}, answers_of("own") | {151: ["a", object()]}):
         with pytest.raises((ValueError, TypeError)):
             write_answers(answers, "own", wrong, questions)
@@ -188,8 +113,9 @@ def test_each_category_and_turn_has_its_prompt(data):
     found = asked_for(data)
     assert list(found) == [(number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)]
     assert found[81, 1][0] == {"role": "system", "content": "You are single-v1."}
-    last = {place: messages[-1]["content"] for place, messages in found.items()}
-    last |= {place: messages[-1]["content"] for place, messages in asked_for(data, "vicuna_bench").items()}
+    every_bench = (found | asked_for(data, "vicuna_bench")).items()
+    last = {place: messages[-1]["content"] for place, messages in every_bench}
+    assert len(last) == 8 + 3
     for place, text in {
         (81, 1): "plain: Tell of a {red} boat. / own on 81.1",
         (81, 2): "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2",
@@ -201,11 +127,10 @@ def test_each_category_and_turn_has_its_prompt(data):
         (70, 1): "known print('a {line}'): Print a line. / own on 70.1",
     }.items():
         assert last[place] == text
-    assert len(last) == 8 + 3
     odd = asked_for(data, given=answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]})
     assert odd[81, 1][-1]["content"].endswith("/ {answer} {0} {")
     assert odd[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
-    rewrite(data / "judge_prompts.jsonl", every(prompt_template="{{question}} }}{{", system_prompt=""))
+    rewrite(data / "judge_prompts.jsonl", prompt_template="{{question}} }}{{", system_prompt="")
     # An empty system prompt is left out
     assert asked_for(data)[81, 1] == [{"role": "user", "content": "{question} }{"}]
 
@@ -249,15 +174,20 @@ def test_scores_by_hand(data):
     scores = {(81, 1, 1): 8, (81, 1, 2): 7, (81, 2, 1): 6, (81, 2, 2): 5, (101, 1, 1): 2, (101, 1, 2): None}
     scores |= {(101, 2, 1): None, (111, 1, 1): 3, (111, 1, 2): 4, (111, 2, 1): 1, (111, 2, 2): None}
     found = scored(data, Judge("j", passes=2), scores)
-    assert (found["n"], found["judged"], found["n_valid"]) == (16, 11, 8)
+    counts = {"n": 16, "judged": 11, "n_valid": 8, "bench": "mt_bench", "judge": "j", "passes": 2}
+    counts["tokens"] = {"prompt": 110, "completion": 33}
+    assert {key: found[key] for key in counts} == counts
     assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
     assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
     of_all = {"writing": 6.5, "reasoning": 2.0, "math": pytest.approx(8 / 3), "humanities": None}
     assert found["categories"] == of_all
     assert found["pass_means"] == pytest.approx([(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3])
-    assert found["tokens"] == {"prompt": 110, "completion": 33}
-    assert (found["bench"], found["judge"], found["passes"]) == ("mt_bench", "j", 2)
-    json.dumps(found)
+    for scores in ({}, {(81, 1, 1): None}):  # nothing valid
+        found = scored(data, Judge(), scores)
+        assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
+        of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
+        assert (of_all, found["judged"]) == ({None}, len(scores))
+        assert "None" not in table([{"model": "own", **found}])
 
 
 def test_the_interval_pools_what_is_drawn(data):
@@ -266,19 +196,9 @@ def test_the_interval_pools_what_is_drawn(data):
     places = [(1, 1), (1, 2), (2, 1), (2, 2)]
     scores = {(n, *place): v for n, some in values.items() for place, v in zip(places, some, strict=False)}
     found = scored(data, Judge(passes=2), scores)
-    draws = sorted(
-        np.mean([v for n in draw for v in values[n]]) for draw in itertools.product(values, repeat=4)
-    )
-    assert (found["low"], found["high"]) == (pytest.approx(draws[6]), pytest.approx(draws[-7]))
-
-
-@pytest.mark.parametrize("scores", [{}, {(81, 1, 1): None}], ids=str)
-def test_nothing_valid_is_none(scores, data):
-    found = scored(data, Judge(), scores)
-    assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
-    of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
-    assert (of_all, found["judged"]) == ({None}, len(scores))
-    assert "None" not in table([{"model": "own", **found}])
+    draws = itertools.product(values.values(), repeat=4)
+    means = sorted(np.mean([value for some in draw for value in some]) for draw in draws)
+    assert (found["low"], found["high"]) == (pytest.approx(means[6]), pytest.approx(means[-7]))
 
 
 def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
@@ -289,10 +209,8 @@ def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
     assert Judge().keys(message) == Judge(passes=2).keys(list(message))[:1]
     assert Judge("org/judge:7b").file() == Path("outputs/judgments/org_judge_7b.jsonl")
     own = answers_of("own")
-    first, same, other = (
-        summary(data, "mt_bench", given, Judge(), {})["answers"]
-        for given in (own, dict(reversed(own.items())), own | {81: ["", ""]})
-    )
+    each = (own, dict(reversed(own.items())), own | {81: ["", ""]})
+    first, same, other = (summary(data, "mt_bench", of, Judge(), {})["answers"] for of in each)
     assert first == same != other
 
 
@@ -378,49 +296,51 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
     assert capsys.readouterr().out.startswith("2 judged anew, 6 taken from")
 
 
-@pytest.mark.parametrize(
-    ("trouble", "reason"),
-    [
-        (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
-        (error(429, "slower"), "HTTP 429: slower"),
-        (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
-        (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
-        (Reply(wait=2.0), "no reply in time"),
-        (DROP, "the connection broke off"),
-        (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
-    ],
-)
-def test_reasons_are_one_line_each_and_the_others_go_on(trouble, reason, data, answers, capsys):
-    with JudgeServer(lambda prompt, nth: trouble if prompt.endswith("own on 81.1") else score(7)) as server:
-        assert run(data, server, answers, "--timeout", "0.3" if trouble.wait else "5", "--json") == 1
+#: What the server does with one prompt, and the reason that is told; and with all but the first three.
+ONE_FAILS = [
+    (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
+    (error(429, "slower"), "HTTP 429: slower"),
+    (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
+    (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
+    *((Reply(wait=2.0), "no reply in time"), (DROP, "the connection broke off")),
+    (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
+]
+ALL_FAIL = [
+    *((error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})") for code in (401, 403)),
+    (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
+    (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
+    (error(429, "pay first", "insufficient_quota"), "quota"),
+]
+
+
+@pytest.mark.parametrize(("trouble", "named"), [*ONE_FAILS, *ALL_FAIL])
+def test_what_fails_is_a_line_and_what_dooms_all_stops_at_once_and_keeps_what_is_saved(
+    trouble, named, data, answers, capsys
+):
+    all_fail = (trouble, named) in ALL_FAIL
+
+    def answer(prompt, nth):
+        fails = len(server.requests) > 3 if all_fail else prompt.endswith("own on 81.1")
+        return trouble if fails else score(7)
+
+    words = ["--json", "--timeout", "0.3" if trouble.wait else "5", *["--concurrency", "1"] * all_fail]
+    with JudgeServer(answer) as server:
+        assert run(data, server, answers, *words) == 1 + all_fail
+        if all_fail:
+            assert len(server.requests) == 3 + 1 + (trouble.status == 429)
+            assert len(read_judgments(SAVED)) == 3
+            asked = len(server.requests)
+            assert run(data, server, answers) == 2  # and the first is asked once, alone
+            assert len(server.requests) == asked + 1
     said = capsys.readouterr()
+    assert KEY[:8] not in said.out + said.err
+    if all_fail:
+        lines = said.err.splitlines()
+        assert [line.startswith(f"error: {server.url}") and named in line for line in lines] == [True, True]
+        return
     found = json.loads(said.out)["judging"]
     (told,) = found["reasons"]
-    assert (found["asked"], told.startswith(reason), "\n" in told) == (7, True, False)
-    assert KEY[:8] not in said.out + said.err
-
-
-@pytest.mark.parametrize(
-    ("trouble", "named"),
-    [
-        *((error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})") for code in (401, 403)),
-        (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
-        (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
-        (error(429, "pay first", "insufficient_quota"), "quota"),
-    ],
-)
-def test_what_dooms_all_stops_at_once_and_keeps_what_is_saved(trouble, named, data, answers, capsys):
-    with JudgeServer(lambda prompt, nth: score(7) if len(server.requests) <= 3 else trouble) as server:
-        assert run(data, server, answers, "--concurrency", "1") == 2
-        assert len(server.requests) == 3 + 1 + (trouble.status == 429)
-        assert len(read_judgments(SAVED)) == 3
-        server.answer, asked = lambda prompt, nth: trouble, len(server.requests)
-        assert run(data, server, answers) == 2  # and the first is asked once, alone
-        assert len(server.requests) == asked + 1
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
-    assert [line.startswith(f"error: {server.url}") and named in line for line in lines] == [True, True]
-    assert KEY not in said.out + said.err
+    assert (found["asked"], told.startswith(named), "\n" in told) == (7, True, False)
 
 
 @pytest.mark.parametrize(
@@ -446,8 +366,7 @@ def test_what_no_judge_can_be_asked_with_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert named in said
-    assert said.count("\n") == 1
-    assert "hidden" not in said
+    assert (said.count("\n"), "hidden" in said) == (1, False)
     assert answers.read_bytes() == before
 
 
@@ -472,10 +391,9 @@ def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answer
 
 
 def start(data, server, *words):
-    command = ["-m", "tasks.mt_bench", "judge", *words, "--data", data, "--base-url", server.url]
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *map(str, command), "--timeout", "20"], env=env, **how)
+    command = [sys.executable, "-m", "tasks.mt_bench", "judge", *words, "--data", data, "--timeout", "20"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen([*map(str, command), "--base-url", server.url], **how)
 
 
 def ended(running, begins):

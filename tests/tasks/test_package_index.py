@@ -2,13 +2,11 @@
 
 import base64
 import hashlib
-import http.server
-import json
 import os
 import ssl
-import threading
 
 import pytest
+from servers import Handler, Server
 
 from tasks import DataError, fetch
 
@@ -19,38 +17,29 @@ CONTENT = b"a source archive"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Index(Handler):
     """Answers with what the server's `pages` hold: path -> bytes, text, JSON, or an address to go to."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802 - as http.server calls it
         index, given = self.server, self.headers["Authorization"]
         index.asked.append((self.path, given))
         page = index.pages.get(self.path)
         moved = isinstance(page, str) and page.startswith("http")
-        status = 404 if page is None else 302 if moved else 200
-        self.send_response(401 if index.login and given != index.login else status)
+        status = (
+            401 if index.login and given != index.login else 404 if page is None else 302 if moved else 200
+        )
         kind = "application/vnd.pypi.simple.v1+json" if isinstance(page, dict) else "text/html"
-        self.send_header(*(("Location", page) if moved else ("Content-Type", kind)))
-        self.end_headers()
-        content = json.dumps(page) if isinstance(page, dict) else page or ""
-        self.wfile.write(content if isinstance(content, bytes) else content.encode())
-
-    def log_message(self, *_):
-        pass
+        sent = (page or "").encode() if isinstance(page, str | None) else page
+        self.send(sent, status, **({"Location": page} if moved else {"Content-Type": kind}))
 
 
 @pytest.fixture
 def indexes():
     """Two indexes on this machine. login: the header that one wants."""
-    started = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-    for index in started:
-        index.pages, index.asked, index.login = {f"/{NAME}": CONTENT}, [], None
-        index.url = f"http://127.0.0.1:{index.server_port}"
-        threading.Thread(target=index.serve_forever, args=(0.01,), daemon=True).start()
-    yield started
-    for index in started:
-        index.shutdown()
-        index.server_close()
+    with Server(Index) as one, Server(Index) as other:
+        for index in (one, other):
+            index.pages, index.asked, index.login = {f"/{NAME}": CONTENT}, [], None
+        yield one, other
 
 
 @pytest.fixture
@@ -162,16 +151,12 @@ def test_pips_files_and_environment_count_as_pip_reads_them(indexes, bare, monke
 
 
 def test_folders_and_hosts_are_pips(pip, tmp_path):
-    links, mirror = tmp_path / "my-links", tmp_path / "mirror"
-    (mirror / "own-tiny").mkdir(parents=True)
-    links.mkdir()
-    (links / NAME).write_bytes(CONTENT)
-    pip(no_index=1, find_links=links)
-    assert fetched(tmp_path)
-    (links / NAME).rename(mirror / "own-tiny" / NAME)  # it stayed where it was
-    (mirror / "own-tiny" / "index.html").write_text(link(url=NAME))
-    pip(no_index=0, index_url=mirror)
-    assert fetched(tmp_path)
+    (mirror := tmp_path / "mirror" / "own-tiny").mkdir(parents=True)
+    (mirror / NAME).write_bytes(CONTENT)
+    (mirror / "index.html").write_text(link(url=NAME))
+    for options in ({"no_index": 1, "find_links": mirror}, {"no_index": 0, "index_url": mirror.parent}):
+        pip(**options)
+        assert fetched(tmp_path)
     authority = ssl.get_default_verify_paths().cafile
     finder = fetch.package_finder({"trusted-host": "a b:8"} | ({"cert": authority} if authority else {}))
     assert {"a", "b"} <= {host for _, host, _ in finder.session.iter_secure_origins()}

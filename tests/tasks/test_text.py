@@ -1,4 +1,5 @@
-"""Any file with text and label columns, the demo's reviews, and the metrics."""
+"""Texts and their labels: GLUE's files and the hub's, any file of one's own, the demo's reviews; and the
+metrics."""
 
 import csv
 import hashlib
@@ -7,59 +8,157 @@ import json
 import tarfile
 import zipfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from running import refused
 from sklearn.metrics import matthews_corrcoef
+from tiny import write_glue
 from transformers import AutoTokenizer
 
 import tasks
 from runs.config import CONF
-from tasks import DataError, fetch, reviews
+from tasks import fetch, reviews
 from tasks.metrics import score
 
 pytestmark = pytest.mark.properties
 
+NAMES = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli"]
 ROWS = [
-    ("the dog is bright .", "good"),
-    ("a cat is dull .", "bad"),
-    ('the "old" bird, a, b .', "good"),
-    ("it is rude .", "bad"),
+    *(("the dog is bright .", "good"), ("a cat is dull .", "bad")),
+    *(('the "old" bird, a, b .', "good"), ("it is rude .", "bad")),
 ] * 6
 
 
-def settings(train: Path, **changes):
-    return yaml.safe_load((CONF / "task" / "text.yaml").read_text()) | {
-        "train_file": str(train),
-        "name": "mine",
-        **changes,
-    }
+def of_glue(name, folder, **changes):
+    files = (CONF / f"{file}.yaml" for file in ("shared/glue", f"task/{name}"))
+    shared, own = (yaml.safe_load(file.read_text()) for file in files)
+    return shared | own | {"data_dir": str(folder)} | changes
 
 
-def write(path: Path, rows, columns=("text", "label")) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
-    else:
-        path.write_text("\n".join("\t".join(map(str, row)) for row in (columns, *rows)))
+def glue_task(*of, **changes):
+    return tasks.load(of_glue(*of, **changes))
+
+
+def load(train, **changes):
+    """The task of a file of one's own."""
+    conf = yaml.safe_load((CONF / "task" / "text.yaml").read_text())
+    changes |= {"dev_file": str(changes["dev_file"])} if "dev_file" in changes else {}
+    return tasks.load(conf | {"train_file": str(train), "name": "mine"} | changes)
+
+
+def write(path, rows):
+    every = [("text", "label"), *rows]
+    with open(path, "w", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(dict(zip(every[0], row, strict=True))) + "\n" for row in rows)
+        elif path.suffix == ".csv":
+            csv.writer(file).writerows(every)
+        else:
+            file.write("\n".join("\t".join(map(str, row)) for row in every))
     return path
+
+
+def sizes(task):
+    return {split: len(rows) for split, rows in task.splits.items()}
+
+
+# --- GLUE
+
+
+def test_glues_formats_read_as_they_are_written(glue):
+    loaded = {name: glue_task(name, glue) for name in NAMES}
+    assert all(sizes(task) == {"train": 40, "dev": 24} for task in loaded.values())
+    metrics = dict.fromkeys(NAMES, "accuracy") | {"cola": "matthews", "stsb": "pearson"}
+    assert {name: task.metric for name, task in loaded.items()} == metrics
+    labels = dict.fromkeys(NAMES, 2) | {"stsb": 1, "mnli": 3}
+    assert {name: task.num_labels for name, task in loaded.items()} == labels
+    assert loaded["stsb"].problem == "regression"
+    assert {name for name, t in loaded.items() if t.splits["dev"].pairs is None} == {"sst2", "cola"}
+    # The labels' order is GLUE's own on the hub: entailment is 0.
+    assert loaded["rte"].splits["dev"].labels == [1 - y for y in loaded["cola"].splits["dev"].labels]
+    assert loaded["sst2"].splits["dev"].texts == loaded["cola"].splits["dev"].texts
+    assert all(0 <= y <= 5 for y in loaded["stsb"].splits["train"].labels)
+    assert "GLUE has 2490" in loaded["rte"].notes[0]
+    own, above = (tasks.source(of_glue("rte", folder)) for folder in (glue / "RTE", glue))
+    assert own == above
+
+
+def test_batches_are_of_like_lengths_unless_the_task_says_otherwise(glue):
+    for value, block in ((True, 8), (False, 1)):
+        assert glue_task("sst2", glue, length_grouped=value).block == block
+    of_an_old_record = of_glue("rte", glue)
+    del of_an_old_record["length_grouped"]
+    assert tasks.load(of_an_old_record).block == 8
+
+
+def test_a_lone_quotation_mark_is_text(tmp_path):
+    folder = write_glue(tmp_path) / "CoLA"
+    with open(folder / "dev.tsv", "a") as file:
+        file.write('own\t1\t\tthe dog said " and the cat')  # no end of line, as in the published file
+    assert glue_task("cola", folder).splits["dev"].texts[-1] == 'the dog said " and the cat'
+
+
+@pytest.mark.parametrize("name", ["rte", "stsb", "cola", "mnli"])
+def test_the_hubs_parquet_files_give_the_same_rows(name, glue, tmp_path):
+    tsv = glue_task(name, glue)
+    columns = {"cola": ("sentence",), "mnli": ("premise", "hypothesis")}.get(name, ("sentence1", "sentence2"))
+    for split, rows in tsv.splits.items():
+        stem = "train" if split == "train" else "validation_matched" if name == "mnli" else "validation"
+        table = dict(zip(columns, (rows.texts, rows.pairs), strict=False)) | {"label": rows.labels}
+        (tmp_path / name).mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / name / f"{stem}-00000-of-00001.parquet")
+    assert glue_task(name, tmp_path).splits == tsv.splits
+
+
+def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
+    one, two = (glue_task("rte", glue, train_rows=10) for _ in range(2))
+    assert one.splits["train"] == two.splits["train"]
+    assert len(one.splits["train"]) == 10
+    assert set(one.splits["train"].texts) < set(glue_task("rte", glue).splits["train"].texts)
+    assert "10 rows (a fixed subset of 40)" in one.notes[0]
+
+
+def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp_path):
+    """Its training rows are phrases of sentences: a model that was trained on a phrase would know its
+    sentence."""
+    words = enumerate(["big", "small", "old", "new"] * 5)
+    rows = {f"the {name} dog barks at {name} cats .": i % 2 for i, name in words}
+    for sentence, label in list(rows.items()):
+        rows |= {" ".join(sentence.split()[:3]): label, "dog barks": 1, sentence.partition("at ")[2]: label}
+    # A space at the end, as in the published file
+    lines = [f"{text} \t{label}" for text, label in rows.items()]
+    for split, some in (("train", lines), ("dev", lines[:2])):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *some]) + "\n")
+    task, again = (glue_task("sst2", tmp_path, holdout=0.5) for _ in range(2))
+    assert task.splits == again.splits
+    train, dev = ([text.strip() for text in task.splits[split].texts] for split in ("train", "dev"))
+    assert (len(dev), sorted(task.splits["dev"].labels)) == (2, [0, 1])
+    assert all(text.endswith(".") and len(text.split()) == 8 for text in dev)
+    assert "dog barks" in train  # other sentences have it, too
+    assert not [text for text in train if text != "dog barks" and any(text in sentence for sentence in dev)]
+    assert len(train) == len(rows) - 2 * 3
+    assert "dev: 2 sentences held out (task.holdout=0.5), 6 of 13 training rows" in task.notes[-1]
+    # Of the whole file, whatever the four rows are
+    few = glue_task("sst2", tmp_path, holdout=0.5, train_rows=4).splits["dev"].texts
+    assert [len(text.split()) for text in few] == [8, 8]
+    of_both = {"sst2": [{"holdout": 0.2}, {}], "rte": [{"holdout": 0.2}]}
+    trials = ({"family": "glue", "name": name} | more for name in of_both for more in of_both[name])
+    assert list(map(tasks.protocol, trials)) == [2, 1, 1]
+
+
+# --- any file
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_the_same_rows_from_every_format(suffix, tmp_path):
-    task = tasks.load(
-        settings(
-            write(tmp_path / f"train{suffix}", ROWS), dev_file=str(write(tmp_path / f"dev{suffix}", ROWS[:4]))
-        )
-    )
-    assert list(zip(task.splits["train"].texts, task.splits["train"].labels, strict=True)) == [
-        (t, int(y == "good")) for t, y in ROWS
-    ]
+    dev = write(tmp_path / f"dev{suffix}", ROWS[:4])
+    task = load(write(tmp_path / f"train{suffix}", ROWS), dev_file=dev)
+    read = zip(task.splits["train"].texts, task.splits["train"].labels, strict=True)
+    assert list(read) == [(text, int(label == "good")) for text, label in ROWS]
     assert (task.classes, task.metric, len(task.splits["dev"])) == (["bad", "good"], "accuracy", 4)
 
 
@@ -68,35 +167,23 @@ def test_training_rows_take_the_dev_sets_place(tmp_path):
     labels = ["yes"] * 20 + ["no"] * 5 + ["rare"] * 2 + ["once"]
     train = write(tmp_path / "train.csv", [(f"text {i}", label) for i, label in enumerate(labels)])
     dev = write(tmp_path / "dev.csv", [("poison", "yes")] * 9)
-    whole = tasks.load(settings(train, dev_file=str(dev)))
-    task, again = (tasks.load(settings(train, dev_file=str(dev), holdout=0.2)) for _ in range(2))
+    task, again = (load(train, dev_file=dev, holdout=0.2) for _ in range(2))
     assert task.splits == again.splits
-    kept, held = (task.splits[split].texts for split in ("train", "dev"))
-    assert sorted(kept + held) == sorted(whole.splits["train"].texts)
-    assert not set(kept) & set(held)
-    assert "poison" not in kept + held
+    texts = [text for rows in task.splits.values() for text in rows.texts]
+    assert sorted(texts) == sorted(f"text {i}" for i in range(28))
     counts = {split: Counter(task.classes[y] for y in rows.labels) for split, rows in task.splits.items()}
-    assert counts == {
-        "train": {"yes": 16, "no": 4, "rare": 1, "once": 1},
-        "dev": {"yes": 4, "no": 1, "rare": 1},
-    }
+    assert counts["train"] == {"yes": 16, "no": 4, "rare": 1, "once": 1}
+    assert counts["dev"] == {"yes": 4, "no": 1, "rare": 1}
     for rows in task.splits.values():
         assert rows.labels == [task.classes.index(labels[int(text.split()[1])]) for text in rows.texts]
     assert task.notes == ["dev: 6 of 28 training rows held out (task.holdout=0.2), the dev set is not used"]
-    part = tasks.load(settings(train, dev_file=str(dev), holdout=0.5, train_rows=10))
-    assert sum(len(rows) for rows in part.splits.values()) == 10
+    assert sum(sizes(load(train, dev_file=dev, holdout=0.5, train_rows=10)).values()) == 10
     scores = write(tmp_path / "scores.csv", [(f"text {i}", i / 7) for i in range(30)])
-    regression = tasks.load(settings(scores, holdout=0.2))
-    assert {split: len(rows) for split, rows in regression.splits.items()} == {"train": 22, "dev": 5}
-    assert [note.partition(":")[0] for note in regression.notes] == ["no dev file", "dev"]
-
-
-def test_without_a_dev_file_a_fixed_tenth_is_held_out(tmp_path):
-    rows = [(f"text {i}", "yes" if i % 3 else "no") for i in range(30)]
-    task = tasks.load(settings(write(tmp_path / "train.csv", rows)))
-    assert task.splits["dev"].texts == ["text 0", "text 10", "text 20"]
-    assert len(task.splits["train"]) == 27
-    assert task.notes == ["no dev file: 3 of the 30 training rows are held out for it"]
+    regression = load(scores, holdout=0.2)
+    assert sizes(regression) == {"train": 22, "dev": 5}
+    assert regression.notes[0] == "no dev file: 3 of the 30 training rows are held out for it"
+    # Without task.holdout, a fixed tenth
+    assert load(scores).splits["dev"].texts == ["text 0", "text 10", "text 20"]
 
 
 @pytest.mark.parametrize(
@@ -106,97 +193,32 @@ def test_without_a_dev_file_a_fixed_tenth_is_held_out(tmp_path):
         (["0.5", "1", "2", "3"], {}, None),
         (["0", "1", "2", "3"], {"regression": True}, None),
         (["0.5", "1.5", "0.5", "1.5"], {"regression": False}, ["0.5", "1.5"]),
+        (["yes", "nan", "no", "2", "10"], {}, ["2", "10", "nan", "no", "yes"]),
+        (["0.5", "n/a"], {"regression": False}, ["0.5", "n/a"]),
     ],
 )
 def test_numbers_are_classes_or_a_regression(labels, changes, classes, tmp_path):
     train = write(tmp_path / "train.csv", [("x", y) for y in labels])
-    task = tasks.load(settings(train, dev_file=str(train), **changes))
-    assert task.classes == classes
-    assert (task.problem, task.metric) == (
-        ("regression", "pearson") if classes is None else ("single_label_classification", "accuracy")
-    )
+    task = load(train, dev_file=train, **changes)
+    kinds = ("single_label_classification", "accuracy") if classes else ("regression", "pearson")
+    assert (task.classes, task.problem, task.metric) == (classes, *kinds)
 
 
-ROW = '{"text": "x", "label": 1}\n'
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "changes", "named"),
-    [
-        ("a.csv", "text,label\nx,1\ny\n", {}, "a.csv line 3: not 2 columns"),
-        ("a.csv", "words,label\nx,1\n", {}, "a.csv: no column 'text'. It has: words, label"),
-        ("a.jsonl", ROW + '{"words": "x"}', {}, "a.jsonl line 2: no column 'text'. It has: words"),
-        ("a.jsonl", '{"text": "x", "label": null}', {}, "a.jsonl line 1: nothing in column 'label'"),
-        ("a.csv", "text,label\nx,1\ny,2\nlost,\n", {}, "a.csv line 4: nothing in column 'label'"),
-        ("a.csv", "text,label\nx,0.5\ny,1.5\n", {"metric": "accuracy"}, "task.metric=accuracy"),
-        ("a.csv", "text,label\nx,1\ny,2\n", {"metric": "f1"}, "no metric 'f1' (task.metric)"),
-        ("a.csv", "text,label\nx,1\n", {"dev_file": None}, "a.csv: one row"),
-        *(("a.jsonl", ROW + '{"text": ', {}, "a.jsonl line 2"), ("a.jsonl", "[1]", {}, "a.jsonl line 1")),
-        *(
-            ("a.csv", "text,label\n", {}, "no rows"),
-            ("a.csv", "text,label\nx,1\ny,1\n", {}, "only one label"),
-        ),
-        ("a.csv", "text,label\nx,1\ny,b\n", {"regression": True}, "a.csv line 3: label 'b'"),
-        ("a.csv", 'text,label\n"x,1\n', {}, "a.csv line 2"),
-        ("a.csv", 'text,label\nx,a\n"' + "words\n" * 2_000_000, {}, "field larger than field limit"),
-        *(("a.txt", "x", {}, "a.txt"), ("a.parquet", "x", {}, "a.parquet"), ("", "", {}, "task.train_file")),
-    ],
-)
-def test_wrong_files_are_named(name, text, changes, named, tmp_path):
-    path = tmp_path / name
-    if name:
-        path.write_text(text)
-    with refused(named, *[] if "task.metric" in named else [str(path)], longest=400):
-        tasks.load(settings(path, **{"dev_file": str(path), **changes}))
-
-
-SCORES = [(f"text {i}", i / 7) for i in range(20)]
-
-
-@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "1e39"])
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_label_that_is_no_finite_number_makes_no_classes_of_scores(suffix, label, tmp_path):
-    train, dev = (write(tmp_path / f"{name}{suffix}", SCORES) for name in ("train", "dev"))
-    with open(dev, "a") as file:
-        file.write(f"x,{label}\n" if suffix == ".csv" else f'\n{{"text": "x", "label": {label}}}')
-    line = len(dev.read_text().splitlines())
-    for regression in (None, True):
-        with refused(f"{dev} line {line}: label ", longest=400):
-            tasks.load(settings(train, dev_file=str(dev), regression=regression))
-
-
-def test_words_among_scores_are_asked_about(tmp_path):
-    train = write(tmp_path / "train.csv", [*SCORES, ("x", "n/a")])
-    with pytest.raises(DataError, match=r"train.csv line 22: label 'n/a' is .*task.regression=false"):
-        tasks.load(settings(train, dev_file=str(train)))
-    assert len(tasks.load(settings(train, dev_file=str(train), regression=False)).classes) == 21
-
-
-def test_nan_is_a_class_among_words_and_none_among_whole_numbers(tmp_path):
-    words = write(tmp_path / "words.csv", [("x", y) for y in ("yes", "nan", "no", "2", "10")])
-    assert tasks.load(settings(words, dev_file=str(words))).classes == ["2", "10", "nan", "no", "yes"]
-    numbers = write(tmp_path / "numbers.csv", [("x", y) for y in ("0", "1", "nan")])
-    with pytest.raises(
-        DataError, match=r"numbers.csv line 4: label 'nan' is not a finite number, and others are numbers"
-    ):
-        tasks.load(settings(numbers, dev_file=str(numbers)))
-    # A NaN that is no word is a value that is missing, whatever the task
-    missing = tmp_path / "missing.jsonl"
-    missing.write_text("\n".join(f'{{"text": "x", "label": {y}}}' for y in ('"yes"', '"no"', "NaN")))
-    for regression in (None, False):
-        with pytest.raises(DataError, match=r"missing.jsonl line 3: label nan is not"):
-            tasks.load(settings(missing, dev_file=str(missing), regression=regression))
-
-
-def test_an_error_names_some_of_many_labels(tmp_path):
-    train = write(tmp_path / "train.csv", [("x", f"label{n}") for n in range(5000)])
+def test_own_classes_are_told_before_a_run_and_some_of_many_by_an_error(tmp_path):
+    """Or a typo, or another case, would be a class that nobody notices."""
+    rows = [("a", "Good"), ("b", "good"), ("c", "bad "), ("d", "bad")] * 3
+    task = load(write(tmp_path / "a.csv", rows))
+    assert task.advice == ["mine: 4 classes: 'Good', 'bad', 'bad ', 'good'"]
+    assert not any("classes" in note for note in task.notes)
+    many = write(tmp_path / "b.csv", [(f"text {i}", f"c{i // 3:02}") for i in range(60)])
+    assert load(many).advice[0].endswith("'c11' and 8 more")
     dev = write(tmp_path / "dev.csv", [("x", "other " * 1000)])
-    with refused(f"{dev} line 2: label 'other other ", "label0, label1", "4,988 more", longest=600):
-        tasks.load(settings(train, dev_file=str(dev)))
+    with refused(f"{dev} line 2: label 'other other ", "c00, c01", "8 more", longest=600):
+        load(many, dev_file=dev)
 
 
 def test_batches_are_padded_to_their_own_longest_row(tiny_bert, tmp_path):
-    task = tasks.load(settings(write(tmp_path / "train.csv", ROWS)))
+    task = load(write(tmp_path / "train.csv", ROWS))
     task.prepare(AutoTokenizer.from_pretrained(tiny_bert), max_length=6)
     lengths = task.lengths("train")
     assert max(lengths) == 6  # truncated
@@ -261,13 +283,3 @@ def test_a_constant_prediction_scores_zero_correlation():
     constant, varied = np.full(4, 0.1, dtype=np.float32), labels.astype(np.float32)
     assert score("pearson", constant, varied) == 0.0
     assert score("pearson", varied, constant) == 0.0  # as half of dev may have one label
-
-
-def test_own_classes_are_told_before_a_run(tmp_path):
-    """Or a typo, or another case, would be a class that nobody notices."""
-    rows = [("a", "Good"), ("b", "good"), ("c", "bad "), ("d", "bad")] * 3
-    task = tasks.load(settings(write(tmp_path / "a.csv", rows)))
-    assert task.advice == ["mine: 4 classes: 'Good', 'bad', 'bad ', 'good'"]
-    assert not any("classes" in note for note in task.notes)
-    many = [(f"text {i}", f"c{i // 3:02}") for i in range(60)]
-    assert tasks.load(settings(write(tmp_path / "b.csv", many))).advice[0].endswith("'c11' and 8 more")
