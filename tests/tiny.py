@@ -155,9 +155,9 @@ def dequantised(architecture: str):
     return model
 
 
-def shake(model, size: float = 0.3) -> None:
+def shake(model, size: float = 0.3, seed: int = 2) -> None:
     """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -216,10 +216,11 @@ def test_whatever_was_on_the_model_what_is_loaded_answers_as_it_was_saved(tmp_pa
         outputs.append(answer(trained))
     # Or an adapter would count twice, be off, or not train
     changed = itertools.cycle((vera.disable, lambda model: model.requires_grad_(False), None))
-    others = [(7, 0), (7, 8), (7, 9), (7, 10)]  # BitFit and Full leave other base weights
-    for turns in ([*itertools.permutations(range(7), 2), *others], [(7, 11)]):
+    # After each of the first seven each other one; BitFit and Full leave other base weights
+    every = [(step * n) % 7 for step in range(1, 7) for n in range(7)]
+    for turns in ([*every, 0, 7, 0, 7, 8, 7, 9, 7, 10], [7, 11]):
         model = tiny_model()
-        for number in itertools.chain.from_iterable(turns):
+        for number in turns:
             vera.load(model, tmp_path / f"{number}")
             vera.load_head(model, tmp_path / f"{number} head")
             assert torch.equal(answer(model), outputs[number])

@@ -13,6 +13,7 @@ from support import moved, refused
 from tiers import pairs
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, Qwen3Config, Qwen3ForCausalLM
 
 import vera
 from vera.methods.layers import adapted_layers, changes
@@ -45,54 +46,14 @@ def adapted(name: str, architecture: str = "BERT"):
 LOW_RANK = [name for name in METHODS if name != "SSF" and any(adapted_layers(adapted(name)))]
 
 
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_a_method_starts_as_the_base_model_with_gradient_in_vera_s_b_or_only_vector(name):
-    model = tiny_model().double()
-    before = answer(model)
-    METHODS[name].adapt(model)
-    after = answer(model)
-    apart = float((before - after).detach().abs().max())
-    assert 0 < apart < 1e-4 if "XS" in name else apart == 0
-    after.square().sum().backward()
-    for change in changes(model) if METHODS[name].kind == "vera" else ():
-        vectors = {n: p for n, p in (("b", change.b), ("d", change.d)) if p is not None}
-        moves = "b" if "b" in vectors else "d"
-        assert not vectors[moves].any()
-        assert vectors[moves].grad.any()
-        if len(vectors) == 2:
-            assert torch.equal(change.d, torch.full_like(change.d, 0.1))
-            assert not change.d.grad.any()
-
-
-def test_one_storage_for_a_and_b_of_a_seed_of_its_own():
-    pairs = []
-    for training_seed, projection_seed in ((0, 0), (1, 0), (0, 1)):
-        model = tiny_model()
-        torch.manual_seed(training_seed)
-        vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
-        pairs.append(projections(model)[0].A)
-        model.double()  # a cast reaches the one pair, and the layers still share it; as those of a copy do
-        for layers in (list(changes(model)), list(changes(copy.deepcopy(model)))):
-            assert len({layer.A.data_ptr() for layer in layers}) == 1
-            assert layers[0].A.dtype == torch.float64
-    assert torch.equal(pairs[0], pairs[1])
-    assert not torch.equal(pairs[0], pairs[2])
-
-
 # --- any method
 
 
-def heads_of(model, other):
-    """Gives a model the head of another."""
-    head = {n: p for n, p in other.state_dict().items() if n.startswith(head_prefixes(other))}
-    model.load_state_dict(head, strict=False)
-
-
 @pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
-def test_a_method_counts_switches_off_copies_merges_saves_and_leaves(name, architecture, tmp_path):
-    """What trains is the formula's number, and the rest is frozen; switched off it is the base model, merged
-    it answers the same, and saves the same file; a copy is independent; unloaded, all is as before, and it
-    can be adapted again."""
+def test_a_method_starts_counts_switches_off_copies_merges_saves_and_leaves(name, architecture, tmp_path):
+    """It starts as the base model; what trains is the formula's number, and the rest is frozen; switched off
+    it is the base model, merged it answers the same, and saves the same file; a copy is independent;
+    unloaded, all is as before, and it can be adapted again."""
     method = MAKERS[name](architecture)
     base, model = tiny(architecture).double(), tiny(architecture).double()
     assert vera.make_method(**method.settings()) == method
@@ -100,6 +61,9 @@ def test_a_method_counts_switches_off_copies_merges_saves_and_leaves(name, archi
         method.adapt(model)
     except vera.AdapterError:
         return  # which pairs are refused: docs/methods.md and its test
+    if name in LOW_RANK:
+        apart = float((answer(model) - answer(base)).detach().abs().max())
+        assert 0 < apart < 1e-3 if "XS" in name else apart == 0
     groups = method.parameter_groups(model)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert groups["adapter"].keys() | groups["head"].keys() == trainable
@@ -142,7 +106,8 @@ def test_a_method_counts_switches_off_copies_merges_saves_and_leaves(name, archi
             method.merge(model)
     vera.disable(model, False)
     assert torch.equal(answer(model), before)
-    heads_of(model, base)
+    head = {n: p for n, p in base.state_dict().items() if n.startswith(head_prefixes(base))}
+    model.load_state_dict(head, strict=False)
     vera.disable(model)
     assert torch.equal(answer(model), answer(base)) is (adds or name in ("none", "head"))
 
@@ -156,16 +121,16 @@ def test_a_method_counts_switches_off_copies_merges_saves_and_leaves(name, archi
     method.adapt(model)
 
 
+def of_transformers(kind, **sizes):
+    sizes = sizes or {"hidden_size": 32, **BLOCKS}
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, vocab_size=40, **sizes))
+
+
 @pytest.mark.parametrize("architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"])
 def test_other_encoders_have_the_sites_too(architecture):
     """Query and value by the names that these models use, a head that trains, and gradients that arrive."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    sizes = {"hidden_size": 32, "vocab_size": 40, **BLOCKS}
-    if architecture == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 40}
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **sizes))
-    method = vera.VeRA(rank=12)
+    own = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if architecture == "distilbert" else {}
+    model, method = of_transformers(architecture, **own), vera.VeRA(rank=12)
     method.adapt(model)
     layers = list(changes(model))
     assert len(layers) == (2 if architecture == "albert" else 4)  # ALBERT's layers are one
@@ -199,11 +164,7 @@ def test_counts_of_a_small_model(count, names):
 
 def test_bitfit_counts_biases_of_any_name():
     """DeBERTa's attention has q_bias and v_bias."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.for_model("deberta", hidden_size=32, vocab_size=40, **BLOCKS)
-    model = AutoModelForSequenceClassification.from_config(config)
-    METHODS["BitFit"].adapt(model)
+    METHODS["BitFit"].adapt(model := of_transformers("deberta"))
     # A layer: q, v, output, its LayerNorm, feed-forward 64 and 32, its LayerNorm
     assert METHODS["BitFit"].count(model) == 32 + 2 * (32 + 32 + 32 + 32 + 64 + 32 + 32)
 
@@ -212,7 +173,8 @@ def test_bitfit_counts_biases_of_any_name():
 @pytest.mark.parametrize(("architecture", "dtype"), [("BERT", torch.float16), ("GPT-2", torch.bfloat16)])
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, architecture, dtype):
-    """To the output, and to the weight that it is merged into. GPT-2's projection is fused."""
+    """To the output, and to the weight that it is merged into. GPT-2's projection is fused: query and value
+    have a change of their own, and nothing is added to the key's block."""
     model, x = tiny(architecture).to(dtype), torch.randn(64, 32).to(dtype)
     moved(model, METHODS[name], 0.01)
     layer = next(adapted_layers(model))
@@ -221,9 +183,12 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
     output, weight = layer.base(x), layer.weight().clone()
     for block, rows in layer.blocks.items():
         change = layer.changes[block]
-        output[:, rows] = (output[:, rows].float() + change(x.float())).to(dtype)
+        added = change(x.float())
+        assert added.any()
+        output[:, rows] = (output[:, rows].float() + added).to(dtype)
         weight[rows] = (weight[rows].float() + change.weight()).to(dtype)
     assert torch.equal(layer(x), output)
+    assert {n.partition(".")[0] for n, _ in layer.changes.named_parameters()} == set(layer.blocks)
     METHODS[name].merge(model)
     assert torch.equal(layer.weight(), weight)
 
@@ -292,49 +257,45 @@ def of_peft():
     return peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
 
 
-@pytest.mark.parametrize(
-    ("method", "model", "named"),
-    [
-        (vera.VeRA(4, sites=("qeury",)), tiny_model, r"'qeury'.*dense, key, query, value, all-linear"),
-        (vera.VeRA(4, sites=()), tiny_model, "sites"),
-        (vera.VeRA(4), lambda: linears(query_key_value=(8, 24)), r"sites=\[query_key_value\]"),
-        (vera.VeRA(4), lambda: nn.Sequential(AttentionCl()), r"sites=\[qkv\]"),
-        (vera.VeRA(4, sites=("query",)), same_layer_twice, r"a\.query and b\.query"),
-        (vera.VeRA(4, sites=("c_attn", "query")), lambda: tiny("GPT-2"), "whole"),
-        (vera.VeRA(4), lambda: nn.Linear(3, 3), "no linear layer"),
-        (vera.VeRA(4), of_peft, "peft"),
-        *((vera.VeRA(3000), tiny_model, "3000"), (vera.LoRA(3000), tiny_model, "3000")),
-        *((vera.Adapter(3000), tiny_model, "3000"), (vera.Adapter(4), lambda: nn.Linear(3, 3), "Linear")),
-        (vera.Adapter(4, drop_layers=2), tiny_model, "drop_layers=2"),
-        (vera.Full(), lambda: quantise(tiny_model()), "quantised"),
-        (vera.Adapter(4), lambda: with_child(tiny_model(), "LayerNorm", "adapter"), "'adapter' of its own"),
-        (vera.SSF(), lambda: with_child(tiny("ViT"), "q_proj", "ssf"), "'ssf' of its own"),
-    ],
-)
-def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(method, model, named):
-    model = model()
-    with refused(named, model):
-        method.adapt(model)
-
-
 def shared_weight():
     model = linears(query=(8, 8), value=(8, 8))
     model["value"].weight = model["query"].weight
     return model
 
 
-@pytest.mark.parametrize(
-    ("model", "named"), [(lambda: quantise(tiny_model()), "quantised"), (shared_weight, "shares its weight")]
-)
-def test_what_cannot_take_a_merge_or_a_second_adapter_is_refused(model, named):
-    model = model()
-    with refused("nothing to merge"):
-        METHODS["VeRA"].merge(model)
+def carrying(model):
     METHODS["VeRA"].adapt(model)
-    with refused(named):
-        METHODS["VeRA"].merge(model)
-    with refused("already"):
-        METHODS["LoRA"].adapt(model)
+    return model
+
+
+VERA, ADAPTER = vera.VeRA(4), vera.Adapter(4)
+
+
+@pytest.mark.parametrize(
+    ("act", "model", "named"),
+    [
+        (vera.VeRA(4, ("qeury",)).adapt, tiny_model, r"'qeury'.*dense, key, query, value, all-linear"),
+        (vera.VeRA(4, ()).adapt, tiny_model, "sites"),
+        (VERA.adapt, lambda: linears(query_key_value=(8, 24)), r"sites=\[query_key_value\]"),
+        (VERA.adapt, lambda: nn.Sequential(AttentionCl()), r"sites=\[qkv\]"),
+        (vera.VeRA(4, ("query",)).adapt, same_layer_twice, r"a\.query and b\.query"),
+        (vera.VeRA(4, ("c_attn", "query")).adapt, lambda: tiny("GPT-2"), "whole"),
+        *((VERA.adapt, lambda: nn.Linear(3, 3), "no linear layer"), (VERA.adapt, of_peft, "peft")),
+        *((method(3000).adapt, tiny_model, "3000") for method in (vera.VeRA, vera.LoRA, vera.Adapter)),
+        *((ADAPTER.adapt, lambda: nn.Linear(3, 3), "Linear"), (VERA.merge, tiny_model, "nothing to merge")),
+        (vera.Adapter(4, drop_layers=2).adapt, tiny_model, "drop_layers=2"),
+        (vera.Full().adapt, lambda: quantise(tiny_model()), "quantised"),
+        (ADAPTER.adapt, lambda: with_child(tiny_model(), "LayerNorm", "adapter"), "'adapter' of its own"),
+        (vera.SSF().adapt, lambda: with_child(tiny("ViT"), "q_proj", "ssf"), "'ssf' of its own"),
+        (METHODS["VeRA"].merge, lambda: carrying(quantise(tiny_model())), "quantised"),
+        (METHODS["VeRA"].merge, lambda: carrying(shared_weight()), "shares its weight"),
+        (METHODS["LoRA"].adapt, lambda: carrying(tiny_model()), "already"),
+    ],
+)
+def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(act, model, named):
+    model = model()
+    with refused(named, model):
+        act(model)
 
 
 DROPPING = {
@@ -347,14 +308,11 @@ DROPPING = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", DROPPING)
 def test_dropout_acts_on_the_adapters_input_in_training_only(name):
-    model, x, seen = tiny_model(), torch.randn(64, 32), []
-    moved(model, DROPPING[name])
-    layer = next(adapted_layers(model))
+    x, seen = torch.randn(64, 32), []
+    layer = next(adapted_layers(moved(tiny_model(), DROPPING[name]))).eval()
     (change,) = layer.changes.values()
-    expected = layer.base(x) + change.eval()(x)
-    torch.testing.assert_close(layer.eval()(x), expected, rtol=0, atol=1e-5)
-
-    change.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    torch.testing.assert_close(layer(x), layer.base(x) + change(x), rtol=0, atol=1e-5)
+    change.dropout.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     output = layer.train()(x)
     ((before, after),) = seen
     assert torch.equal(before, x)
@@ -393,41 +351,44 @@ def test_query_and_value_of_each_architecture(architecture):
     assert not [path for path in linears if path.rpartition(".")[2] in ("lm_head", "classifier", "head")]
 
 
-@pytest.mark.parametrize("architecture", FUSED)
-@pytest.mark.parametrize("name", [name for name in LOW_RANK if "all linear" not in name])
-def test_the_key_block_of_a_fused_projection_stays_exactly_zero(name, architecture):
-    """And query and value have vectors (matrices for LoRA) of their own: the count alone would not tell."""
-    for layer in adapted_layers(adapted(name, architecture)):
-        x = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
-        base, y = layer.base(x), layer(x)
-        assert torch.equal(y[:, 32:64], base[:, 32:64])
-        assert not torch.equal(y[:, :32], base[:, :32])
-        assert not torch.equal(y[:, 64:], base[:, 64:])
-        own = {n.partition(".")[0] for n, _ in layer.changes.named_parameters()}
-        assert own == {"query", "value"}
+# --- what VeRA shares
 
 
-# --- VeRA's ablations
+def test_b_starts_at_zero_and_d_at_its_start_and_where_both_train_b_alone_has_a_gradient_at_first():
+    for name, start in (("VeRA", 0.1), ("VeRA, only b", None), ("VeRA, only d", 0.0)):
+        METHODS[name].adapt(model := tiny_model())
+        answer(model).square().sum().backward()
+        for b, d in ((change.b, change.d) for change in changes(model)):
+            assert b is None or (not b.any() and b.grad.any())
+            assert (d is None) is (start is None) or torch.equal(d, torch.full_like(d, start))
+            assert d is None or bool(d.grad.any()) is (b is None)
 
 
-def test_unique_and_by_shape_have_pairs_of_their_own():
-    pairs = {}
-    for sharing in ("shared", "by_shape", "unique"):
+def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_unique():
+    seeded, pairs = [], {}
+    for training_seed, projection_seed in ((0, 0), (1, 0), (0, 1)):
         model = tiny_model()
-        vera.VeRA(rank=12, sites=("query", "dense"), projections=sharing).adapt(model)
+        torch.manual_seed(training_seed)
+        vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
+        seeded.append(projections(model)[0].A)
+        model.double()  # a cast reaches the one pair, and the layers still share it; as those of a copy do
+        for layers in (list(changes(model)), list(changes(copy.deepcopy(model)))):
+            assert len({layer.A.data_ptr() for layer in layers}) == 1
+            assert layers[0].A.dtype == torch.float64
+    assert torch.equal(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2])
+    # query and attention.output 32 x 32, intermediate 64 x 32, output 32 x 64
+    for sharing, count in (("shared", 1), ("by_shape", 3), ("unique", 8)):
+        vera.VeRA(12, ("query", "dense"), projections=sharing).adapt(model := tiny_model())
         found = list(changes(model))
         pairs[sharing] = [change.A for change in found]
-        distinct = {(change.A.data_ptr(), change.B.data_ptr()) for change in found}
-        # query and attention.output 32 x 32, intermediate 64 x 32, output 32 x 64
-        assert len(distinct) == {"shared": 1, "by_shape": 3, "unique": 8}[sharing]
-        for change in found:
-            assert change.A.shape == (12, change.inputs)
-            assert change.B.shape == (change.outputs, 12)
+        assert len({(change.A.data_ptr(), change.B.data_ptr()) for change in found}) == count
+        shapes = [(change.A.shape, change.B.shape) for change in found]
+        assert shapes == [((12, change.inputs), (change.outputs, 12)) for change in found]
     # Only the shared pair is scaled by the widest matrix.
     assert pairs["by_shape"][0].abs().max() > 1.3 * pairs["shared"][0].abs().max()
     assert not torch.equal(pairs["unique"][0], pairs["unique"][1])
-    alone = tiny_model()
-    vera.VeRA(rank=12, sites=("query",), projections="unique").adapt(alone)
+    vera.VeRA(12, ("query",), projections="unique").adapt(alone := tiny_model())
     assert torch.equal(next(changes(alone)).A, pairs["unique"][0])  # whatever else is adapted
 
 
@@ -472,11 +433,9 @@ def test_adapters_are_their_papers_formulas(name, architecture):
 
 
 def test_adapters_start_near_the_identity():
-    wide = tiny_model(hidden_size=256)
-    vera.Adapter(512).adapt(wide)
+    vera.Adapter(512).adapt(wide := tiny_model(hidden_size=256))
     adapter = wide.bert.encoder.layer[0].output.LayerNorm.adapter
-    assert not adapter.down.bias.any()
-    assert not adapter.up.bias.any()
+    assert not torch.cat([adapter.down.bias, adapter.up.bias]).any()
     assert adapter.up.weight.detach().std() == pytest.approx(0.02, rel=0.02)
 
 
@@ -491,13 +450,13 @@ def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only
         assert not any(adapter.dropped for adapter in adapters)
     vera.disable(model, False)
     drawn = []
-    for seed in (1, 1):
-        torch.manual_seed(seed)
-        for _ in range(40):
-            output, first = answer(model.train()), [adapter.dropped for adapter in adapters]
-            assert first == sorted(first, reverse=True)
-            assert torch.equal(output, alone[sum(first)])
-            drawn.append(sum(first))
+    for draw in range(80):
+        if draw % 40 == 0:
+            torch.manual_seed(1)
+        output, first = answer(model.train()), [adapter.dropped for adapter in adapters]
+        assert first == sorted(first, reverse=True)
+        assert torch.equal(output, alone[sum(first)])
+        drawn.append(sum(first))
     assert set(drawn) == {0, 1, 2, 3}  # from none to all but the last
     assert drawn[:40] == drawn[40:]
 
@@ -544,13 +503,10 @@ def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
 
 def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
     """Qwen3 norms queries and keys; timm's Swin grows wider from stage to stage."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     sizes = {"hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
     qwen = Qwen3ForCausalLM(Qwen3Config(**BLOCKS, **sizes))
-    swin = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=56, embed_dim=16, depths=(1, 1), num_heads=(2, 2)
-    )
+    sizes = {"img_size": 56, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
     for name in ("Adapter H", "Adapter P", "Adapter L"):
         for model, run in ((qwen, answer), (swin, lambda m: m(torch.randn(2, 3, 56, 56)))):
             METHODS[name].adapt(model)

@@ -81,7 +81,7 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(metho
         absent.delitem(METHODS, "mine")
         with refused(f"import {of.__module__}.{of.__qualname__} first"):
             vera.load(tiny_model(), path)
-    assert vera.load(tiny_model(), path) == method
+    assert vera.load(tiny_model(), path) == method == vera.make_method("mine", rank=4)
 
 
 def test_a_settings_type_may_be_written_in_any_way():
@@ -99,7 +99,7 @@ def test_a_settings_type_may_be_written_in_any_way():
             Postponed(**settings)
 
 
-def test_settings_that_no_dataclass_makes_or_of_no_known_type_are_refused():
+def test_a_class_that_no_dataclass_makes_of_no_known_type_or_not_finished_says_what_it_lacks():
     class NoDataclass(vera.LoRA, kind="no_dataclass"):
         speed: float = 2.0
 
@@ -107,10 +107,17 @@ def test_settings_that_no_dataclass_makes_or_of_no_known_type_are_refused():
     class Unknown(vera.LoRA, kind="unknown"):
         speed: "Nowhere" = 2.0  # noqa: F821
 
+    @dataclass(frozen=True)
+    class NoCount(vera.Method, kind="no_count"):
+        def install(self, model):
+            pass
+
     for kind, named in (("no_dataclass", r"@dataclass\(frozen=True\)"), ("unknown", "Nowhere")):
         for settings in ({}, {"speed": 3.0}, {"fast": 3.0}):
             with refused(named):
                 vera.make_method(kind, rank=4, **settings)
+    with refused("count"):
+        vera.make_method("no_count")
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
@@ -229,14 +236,3 @@ def test_a_right_change_is_merged_whatever_it_keeps(keeps):
     expected = answer(model.eval())
     method.merge(model.train())
     assert torch.allclose(answer(model.eval()), expected, atol=1e-5)
-
-
-def test_a_class_that_is_not_finished_says_what_it_lacks(method):
-    @dataclass(frozen=True)
-    class NoCount(vera.Method, kind="no_count"):
-        def install(self, model):
-            pass
-
-    assert vera.make_method("mine", rank=4).rank == 4  # without settings of its own
-    with refused("count"):
-        vera.make_method("no_count")

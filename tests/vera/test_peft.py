@@ -126,44 +126,47 @@ def test_a_look_at_what_is_drawn_moves_no_random_number():
     assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "named"),
-    [
-        *((name, {}, "Did you mean LoraConfig?") for name in ("LoraKonfig", "loraconfig")),
-        *(("get_peft_model", {}, "'get_peft_model'"), ("PromptTuningConfig", {}, "the input, not the model")),
-        *(("LoraConfig", {"rank": 4}, "'rank'"), ("LoraConfig", {"r": 0}, "BertForSequenceClassification")),
-        *(("LoraConfig", {"task_type": "SEQ_CLS"}, "task_type"), ("LoraConfig", {"bias": "all"}, "bias=all")),
-        ("LoraConfig", {"modules_to_save": ["classifier"]}, "modules_to_save"),
-        *(("LoraConfig", {"target_modules": "("}, "target_modules"), ("VBLoRAConfig", {}, "vector_length")),
-        ("LoraConfig", {"layer_replication": [[0, 2]]}, "layer_replication"),
-        ("LoraConfig", {"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
-        ("LoraConfig", {"corda_config": {"cache_file": "x"}}, "corda_config"),
-        ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward pass"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_is_one_line(name, config, named):
-    model = tiny_model()
-    with refused(re.escape(named), model):
-        vera.make_method("peft", config_class=name, config=config).adapt(model)
-
-
 def nested(depth):
     return functools.reduce(lambda inside, _: [inside], range(depth), 1)
 
 
+#: Settings of peft's LoRA, and what the refusal names.
+OF_LORA = [
+    *(({"rank": 4}, "'rank'"), ({"r": 0}, "BertForSequenceClassification"), ({"bias": "all"}, "bias=all")),
+    *(
+        ({"r": {4}}, "config"),
+        ({"target_modules": "("}, "target_modules"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+    ),
+    *(({"task_type": "SEQ_CLS"}, "task_type"), ({"modules_to_save": ["classifier"]}, "modules_to_save")),
+    ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    *(
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"corda_config": {"cache_file": "x"}}, "corda"),
+    ),
+    *(({"init_lora_weights": init}, f"{init} rewrites base weights") for init in ("pissa", "OLoRA")),
+    *(({"target_modules": nested(depth)}, "config|target_modules") for depth in (20, 600, 950, 2000)),
+]
+
+
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("name", "config", "named"),
     [
-        *(({"init_lora_weights": init}, f"{init} rewrites base weights") for init in ("pissa", "OLoRA")),
-        *(({"target_modules": nested(depth)}, "config|target_modules") for depth in (20, 600, 950, 2000)),
-        *(({"lora_alpha": 10**400}, "lora_alpha"), ({"r": {4}}, "config")),
+        *(("LoraConfig", *of) for of in OF_LORA),
+        *((name, {}, r"Did you mean LoraConfig\?") for name in ("LoraKonfig", "loraconfig")),
+        *(("get_peft_model", {}, "'get_peft_model'"), ("PromptTuningConfig", {}, "the input, not the model")),
+        *(
+            ("VBLoRAConfig", {}, "vector_length"),
+            ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward"),
+        ),
+        *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
     ],
+    ids=lambda value: str(value)[:60],
 )
-def test_a_configuration_that_no_model_is_needed_to_refuse(config, named):
-    with refused(named):
-        vera.make_method("peft", config_class="LoraConfig", config=config)
+def test_what_cannot_be_is_one_line(name, config, named):
+    model = tiny_model()
+    with refused(named, model):
+        vera.make_method("peft", config_class=name, config=config).adapt(model)
 
 
 # --- base weights

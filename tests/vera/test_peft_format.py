@@ -2,6 +2,7 @@
 imports, and one converted to LoRA is exact at the rank of the change, and the best approximation below it."""
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -13,6 +14,7 @@ from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 
 import vera
 from vera import peft_format
+from vera.methods.layers import base_weight
 from vera.sites import head_parameters
 
 pytestmark = pytest.mark.parity
@@ -59,12 +61,10 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architect
     assert compared == len(method.adapter_parameters(model))
     method.merge(model)
     theirs.merge_adapter()
-    layers = [
-        (m.base, theirs.get_submodule(f"base_model.model.{n}").get_base_layer())
-        for n, m in model.named_modules()
-        if hasattr(m, "changes")
-    ]
-    assert all(torch.allclose(our.weight, their.weight, rtol=0, atol=1e-10) for our, their in layers)
+    for path, layer in model.named_modules():
+        if hasattr(layer, "changes"):
+            their = theirs.get_submodule(f"base_model.model.{path}").get_base_layer()
+            assert torch.allclose(layer.base.weight, their.weight, rtol=0, atol=1e-10)
     method.unmerge(model)
 
     assert vera.import_peft(base, tmp_path) == method
@@ -129,44 +129,35 @@ def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
     assert vera.load(again, tmp_path / "adapter.safetensors") == method
 
 
+# --- what is refused
+
+
 def exported(folder, name="vera", architecture="BERT"):
     model = moved(tiny(architecture).double(), METHODS[name])
     vera.export_peft(model, folder)
     return model
 
 
+def refuses(folder, named, model=None):
+    model = model or tiny_model()
+    with refused(named, model):
+        vera.import_peft(model, folder)
+
+
 def of_peft(config):
     return lambda folder: peft.get_peft_model(tiny_model(), config).save_pretrained(folder)
 
 
-def own_peft(method):
+def own_peft(*method):
     def make(folder):
-        model = tiny_model()
-        method.adapt(model)
+        vera.Peft(*method).adapt(model := tiny_model())
         vera.export_peft(model, folder)
 
     return make
 
 
 def damaged(how):
-    def make(folder):
-        exported(folder)
-        how(folder / WEIGHTS)
-
-    return make
-
-
-def changed(change):
-    def rewritten(path):
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, {"vera_bench": json.dumps(METHODS["vera"].settings())})
-
-    return damaged(rewritten)
-
-
-def ending(tensors, end):
-    return next(key for key in tensors if key.endswith(end))
+    return lambda folder: (exported(folder), how(folder / WEIGHTS))
 
 
 #: Settings of peft's LoRA that make it another method.
@@ -179,27 +170,93 @@ REFUSED = [
     (of_peft(peft.IA3Config(target_modules=["key"], feedforward_modules=[])), "IA3"),
     (of_peft(peft.LoraConfig(target_modules=["query", "pooler.dense"])), "bert.pooler.dense"),
     *((of_peft(peft.LoraConfig(r=4, target_modules=["query"], **of)), next(iter(of))) for of in OTHERS),
-    (own_peft(vera.Peft("LoraConfig", {"use_dora": True})), "use_dora=True is another method"),
-    (own_peft(vera.Peft("AdaLoraConfig")), "an adapter of type ADALORA"),
+    (own_peft("LoraConfig", {"use_dora": True}), "use_dora=True is another method"),
+    (own_peft("AdaLoraConfig"), "an adapter of type ADALORA"),
     (damaged(lambda path: path.rename(path.with_suffix(".bin"))), "pickled"),
     (damaged(lambda path: path.write_bytes(path.read_bytes()[:100])), "damaged"),
-    (changed(lambda t: t["base_model.vera_A"].add_(0.1)), "A differs"),
-    (changed(lambda t: t[ending(t, "lambda_b")].fill_(float("inf"))), "finite"),
-    (changed(lambda t: t.update(other=torch.ones(1))), "holds other"),
-    (changed(lambda t: t.pop(ending(t, "lambda_d"))), "lacks"),
 ]
-
-
-def refuses(folder, named, model=None):
-    model = model or tiny_model()
-    with refused(named, model):
-        vera.import_peft(model, folder)
 
 
 @pytest.mark.parametrize(("make", "named"), REFUSED)
 def test_other_kinds_and_broken_folders_are_refused(make, named, tmp_path):
     make(tmp_path)
     refuses(tmp_path, named)
+
+
+def ending(tensors, *ends):
+    return next(tensors[key] for key in tensors if key.endswith(ends))
+
+
+def add_to(tensors, end, value):
+    ending(tensors, end).flatten()[-1] += value
+
+
+#: What is done to an export, and what the refusal names. edited: keys of its configuration, which peft obeys,
+#: while the weights' metadata say another adapter; alone: the same without these metadata, or values that no
+#: adapter has; own: others in their place; tensors: a function of them.
+EDITS = {
+    "lora": [
+        *((("edited", {key: value}), key) for key, value in (("lora_alpha", 80), ("use_rslora", True))),
+        *((("edited", {key: value}), ".") for key, value in (("lora_dropout", 0.5), ("peft_type", "VERA"))),
+    ],
+    "vera": [
+        (("edited", {"peft_type": "LORA"}), "."),
+        *((("edited", {key: value}), key) for key, value in (("d_initial", 1), ("projection_prng_key", 4))),
+        (("edited", {"save_projection": False}), "save_projection"),
+        (("tensors", lambda t: add_to(t, "vera_A", 0.1)), "A differs"),
+        (("tensors", lambda t: add_to(t, "lambda_b", float("inf"))), "finite"),
+        (("tensors", lambda t: t.update(other=torch.ones(1))), "holds other"),
+        (("tensors", lambda t: t.pop(next(key for key in t if key.endswith("lambda_d")))), "lacks"),
+    ],
+}
+EDITS_OF_BOTH = [
+    *((("edited", {key: value}), key) for key, value in (("r", 8), ("r", None), ("bias", "all"))),
+    *((("edited", {key: value}), key) for key, value in (("use_dora", True), ("layers_to_transform", [1]))),
+    (("edited", {"exclude_modules": ["query"]}), "exclude_modules"),
+    *((("edited", of), ".") for of in ({"init_lora_weights": "pissa"}, {"peft_type": "PROMPT_TUNING"})),
+    *((("alone", {"r": value}), "adapter_config.json") for value in (10**7, -4)),
+    *((("alone", {"r": value}), ".") for value in ("4", None, 2, True, [4])),
+    *((("alone", {"lora_alpha": value, "d_initial": value}), ".") for value in ("x", None, 10**400)),
+    *((("alone", {"projection_prng_key": v, "use_dora": True}), ".") for v in (2**70, "a", None, True)),
+    (("alone", {"lora_dropout": "a", "vera_dropout": "a"}), "."),
+    (("alone", {"lora_alpha": None, "use_rslora": True, "r": 3}), "."),
+    *((("alone", {"peft_type": value}), ".") for value in ("X\nY", ["LORA"])),
+    (("alone", {"bias": "all\nlines"}), "."),
+    *((("own", of), ".") for of in ([1], {"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "full"})),
+    *((("own", {"kind": kind, "rank": rank}), ".") for kind, rank in (("vera", "x"), ("tied_lora", 4))),
+]
+
+
+def edit(folder, what, change, name):
+    config, weights, ours = folder / "adapter_config.json", folder / WEIGHTS, METHODS[name].settings()
+    if what in ("edited", "alone"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    if what != "edited":
+        tensors = load_file(weights)
+        if what == "tensors":
+            change(tensors)
+        ours = {"vera_bench": json.dumps(change if what == "own" else ours)}
+        save_file(tensors, weights, None if what == "alone" else ours)
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "vera, peft's draw"])
+def test_an_export_that_was_changed_is_refused_in_one_line(name, tmp_path):
+    exported(tmp_path / "as it was", name)
+    for number, (change, named) in enumerate([*EDITS_OF_BOTH, *EDITS.get(name, [])]):
+        edit(shutil.copytree(tmp_path / "as it was", tmp_path / f"{number}"), *change, name)
+        refuses(tmp_path / f"{number}", named)
+    free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
+    edit(tmp_path / "as it was", "edited", free | {"auto_mapping": None, "peft_version": "9", "new": 1}, name)
+    assert vera.import_peft(tiny_model().double(), tmp_path / "as it was") == METHODS[name]
+
+
+@pytest.mark.parametrize("name", ["vera", "lora"])
+def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
+    """A value in the key's block has no place in query and value adapters: refused, not cut off."""
+    exported(tmp_path, name, "GPT-2")
+    in_key = ("tensors", lambda t: ending(t, "vera_lambda_b", "lora_B.weight")[40].fill_(0.5))
+    edit(tmp_path, *in_key, name)
+    refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
 
 
 @pytest.mark.parametrize("sizes", [{"num_hidden_layers": 1}, {"hidden_size": 48}], ids=str)
@@ -223,76 +280,6 @@ def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named,
     assert not (tmp_path / "out").exists()
 
 
-def rewrite(folder, config=None, tensors=None, ours=None):
-    """An export with its configuration or tensors changed, and without this project's own settings unless
-    given."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
-    values = load_file(folder / WEIGHTS) | (tensors or {})
-    save_file(values, folder / WEIGHTS, {"vera_bench": json.dumps(ours)} if ours else None)
-
-
-#: Values of a configuration, and settings of our own beside the weights, that no adapter has.
-HOSTILE = [
-    *({"r": value} for value in ("4", None, 2, 10**7, -4, True, [4])),
-    *({"lora_alpha": value, "d_initial": value} for value in ("x", None, 10**400)),
-    *({"projection_prng_key": value, "use_dora": True} for value in (2**70, "a", None, True)),
-    *({"lora_dropout": "a", "vera_dropout": "a"}, {"lora_alpha": None, "use_rslora": True, "r": 3}),
-    *({"bias": "all\nlines"}, {"peft_type": "X\nY"}, {"peft_type": ["LORA"]}),
-]
-OWN = [
-    *({"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "vera", "rank": "x"}, [1]),
-    *({"kind": "tied_lora", "rank": 4}, {"kind": "full"}),
-]
-
-
-@pytest.mark.parametrize("name", ["vera, peft's draw", "lora"])
-def test_a_hostile_configuration_is_one_line_and_changes_nothing(name, tmp_path):
-    exported(tmp_path, name)
-    config = (tmp_path / "adapter_config.json").read_text()
-    for changes, ours in [*((of, None) for of in HOSTILE), *(({}, of) for of in OWN)]:
-        (tmp_path / "adapter_config.json").write_text(config)
-        rewrite(tmp_path, changes, ours=ours)
-        refuses(tmp_path, "adapter_config.json" if changes.get("r") in (-4, 10**7) else ".")
-
-
-@pytest.mark.parametrize("name", ["vera", "lora"])
-def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
-    """A value in the key's block has no place in query and value adapters: refused, not cut off."""
-    exported(tmp_path, name, "GPT-2")
-    ending = "vera_lambda_b" if name == "vera" else "lora_B.weight"
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    key = next(k for k in tensors if k.endswith(ending))
-    changed = tensors[key].clone()
-    changed[40] = 0.5
-    rewrite(tmp_path, tensors={key: changed}, ours=METHODS[name].settings())
-    refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
-
-
-EDITS = {
-    "lora": [{"peft_type": "VERA"}, {"lora_alpha": 80}, {"use_rslora": True}, {"lora_dropout": 0.5}],
-    "vera": [{"peft_type": "LORA"}, {"d_initial": 1}, {"projection_prng_key": 4}, {"save_projection": False}],
-}
-EDITS_OF_BOTH = [
-    *({"r": 8}, {"r": None}, {"peft_type": "PROMPT_TUNING"}, {"bias": "all"}, {"use_dora": True}),
-    *({"layers_to_transform": [1]}, {"exclude_modules": ["query"]}, {"init_lora_weights": "pissa"}),
-]
-
-
-@pytest.mark.parametrize("name", EDITS)
-def test_a_configuration_that_was_edited_after_the_export_is_refused(name, tmp_path):
-    """peft obeys it, and the weights' metadata say another adapter."""
-    exported(tmp_path, name)
-    path = tmp_path / "adapter_config.json"
-    written = json.loads(path.read_text())
-    for edit in [*EDITS_OF_BOTH, *EDITS[name]]:
-        path.write_text(json.dumps(written | edit))
-        refuses(tmp_path, next(key if key != "peft_type" else "." for key in edit))
-    free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
-    path.write_text(json.dumps(written | free | {"auto_mapping": None, "peft_version": "9", "new": 1}))
-    assert vera.import_peft(tiny_model().double(), tmp_path) == METHODS[name]
-
-
 @pytest.mark.parametrize("name", ["lora", "vera", "lora on all linear layers", "vera on all linear layers"])
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
@@ -310,10 +297,8 @@ def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
         assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) < 20
     fused = architecture == "GPT-2" and "vera" in name  # whose A and B only the metadata explain
     for folder in [tmp_path] if fused else [tmp_path, tmp_path / "again"]:
-        again = make()
-        vera.import_peft(again, folder)
-        with torch.no_grad():
-            assert torch.allclose(answer(again), answer(model), rtol=0, atol=1e-6)
+        vera.import_peft(again := make(), folder)
+        assert torch.allclose(answer(again), answer(model), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
@@ -330,14 +315,6 @@ CONVERTED = {
     "vera_only_d": vera.VeRA(rank=6, vectors=("d",), d_init=0.0),
     "of peft's": vera.Peft("FourierFTConfig", {"n_frequency": 50}),
 }
-
-
-def changes_of(model, method):
-    """The change of each adapted weight (outputs, inputs), by merging."""
-    layers = {path: module for path, module in model.named_modules() if hasattr(module, "changes")}
-    before = {path: layer.weight().clone() for path, layer in layers.items()}
-    method.merge(model)
-    return {path: (layer.weight() - before[path]).detach() for path, layer in layers.items()}
 
 
 @pytest.mark.parametrize(
@@ -365,7 +342,10 @@ def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path)
 @pytest.mark.parametrize("rank", [2, 0.5])
 def test_below_it_the_largest_singular_values_stay(architecture, rank, tmp_path):
     norms = vera.export_lora(moved(tiny(architecture).double(), CONVERTED["vera"]), tmp_path, rank)
-    changes = changes_of(moved(tiny(architecture).double(), CONVERTED["vera"]), CONVERTED["vera"])
+    CONVERTED["vera"].merge(merged := moved(tiny(architecture).double(), CONVERTED["vera"]))
+    base = dict(tiny(architecture).double().named_modules())
+    layers = {path: module for path, module in merged.named_modules() if hasattr(module, "changes")}
+    changes = {path: (layer.weight() - base_weight(base[path])).detach() for path, layer in layers.items()}
     assert norms.keys() == changes.keys()
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     for path, change in changes.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import refused
 from tiers import pairs
-from tiny import tiny, tiny_gpt2, tiny_model
+from tiny import shake, tiny, tiny_model
 from torch import nn
 
 import vera
@@ -20,11 +20,6 @@ def ids(rows: int = 6, tokens: int = 9) -> torch.Tensor:
     return torch.randint(3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1))
 
 
-def inputs(architecture: str, rows: int = 6) -> torch.Tensor:
-    images = torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return images if "ViT" in architecture else ids(rows)
-
-
 def logits(output) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.logits
 
@@ -33,11 +28,7 @@ def train_one(base: nn.Module, seed: int, folder, **settings):
     """An adapter and a head that were moved away from where they started, as files, and their model."""
     model, method = copy.deepcopy(base), vera.VeRA(**{"rank": 12, **settings})
     method.adapt(model)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn_like(parameter)
+    shake(model, 0.3, seed)
     paths = folder / f"{seed}.safetensors", folder / f"{seed}_head.safetensors"
     vera.save(model, method, paths[0])
     vera.save_head(model, paths[1])
@@ -54,7 +45,7 @@ def train_one(base: nn.Module, seed: int, folder, **settings):
 def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
     """The dropout of each and the start of its d do not matter."""
     base = tiny(architecture)
-    x, model = inputs(architecture), copy.deepcopy(base)
+    x, model = torch.randn(6, 3, 16, 16) if "ViT" in architecture else ids(), copy.deepcopy(base)
     adapters, alone = vera.Adapters(model), {None: base}
     for seed, name in enumerate(("a", "b", "c")):
         own = {"dropout": seed / 10} | ({} if "vectors" in settings else {"d_init": 0.1 + seed / 5})
@@ -93,8 +84,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generating_with_another_adapter_for_each_prompt(beams, tmp_path):
-    torch.manual_seed(0)
-    base = tiny_gpt2().eval()
+    base = tiny("GPT-2")
     model, alone = copy.deepcopy(base), {}
     adapters = vera.Adapters(model)
     for seed in range(3):
@@ -134,17 +124,14 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
 
 def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     base = tiny_model()
-    other = train_one(tiny_model(seed=5), 0, tmp_path)[1]
-    names = [name for name, _ in base.named_modules()]
+    plain = [(name, type(module)) for name, module in base.named_modules()]
     adapters = vera.Adapters(base)
-    with refused("other base weights"):
-        adapters.add("a", other)
-    assert [name for name, _ in base.named_modules()] == names
+    with refused("other base weights", base):
+        adapters.add("a", train_one(tiny_model(seed=5), 0, tmp_path)[1])
     adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
     adapters.unload()
-    assert [name for name, _ in base.named_modules()] == names
+    assert [(name, type(module)) for name, module in base.named_modules()] == plain
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
-    assert {type(m) for m in base.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     vera.VeRA(rank=4).adapt(base)
     with refused("carries an adapter"):
         vera.Adapters(base)
@@ -165,8 +152,7 @@ def test_an_adapter_takes_the_memory_of_its_vectors(two):
 @torch.no_grad()
 def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(two):
     base, model, adapters, files = two
-    alone = copy.deepcopy(base)
-    vera.load(alone, files["bob"])
+    vera.load(alone := copy.deepcopy(base), files["bob"])
     with adapters.use(["bob"]):
         inside = model.bert(ids()).last_hidden_state
     same(inside, alone.bert(ids()).last_hidden_state)
@@ -178,8 +164,7 @@ def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(tw
 @torch.no_grad()
 def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
     base, model, adapters, files = two
-    alone = copy.deepcopy(base)
-    vera.load(alone, files["bob"])
+    vera.load(alone := copy.deepcopy(base), files["bob"])
     expected = model(ids(), adapter_names=["bob"] * 6).logits
     same(expected, alone(ids()).logits)  # by the model's own head
     assert torch.equal(model(ids(), adapter_names=iter(["bob"] * 6)).logits, expected)
@@ -188,24 +173,22 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
         other = model(position_ids=torch.arange(9)[None], input_ids=ids(), adapter_names=["alice"] * 6).logits
         assert not torch.allclose(other, expected)
         assert torch.equal(model(ids()).logits, expected)
-    for names, named in (
-        *((["alise"] * 6, "no adapter 'alise' among the 2 here"), ([3] * 6, "adapter 3")),
-        *((["alice"] * n, f"{n} adapter names for 6 samples") for n in (5, 3, 0)),
+    vera.VeRA(rank=4).adapt(single := tiny_model())
+    for act, named in (
+        (lambda: model(ids(), adapter_names=["alise"] * 6), "no adapter 'alise' among the 2 here"),
+        (lambda: model(ids(), adapter_names=[3] * 6), "adapter 3"),
+        *(
+            (lambda n=n: model(ids(), adapter_names=["alice"] * n), f"{n} adapter names for 6 samples")
+            for n in (5, 3, 0)
+        ),
+        *((lambda names=names: adapters.use(names).__enter__(), "no adapter") for names in ([], ["x"])),
+        (lambda: adapters.add("bob", "nowhere"), "already"),
+        (lambda: adapters.remove("x"), "no adapter 'x'"),
+        (lambda: single(ids(), adapter_names=["a"] * 6), r"vera\.Adapters"),
     ):
-        with refused(named):
-            model(ids(), adapter_names=names)
-    for names in ([], ["x"]):
-        with refused("no adapter"), adapters.use(names):
-            pass
-    with refused("already"):
-        adapters.add("bob", "nowhere")
-    with refused("no adapter 'x'"):
-        adapters.remove("x")
+        with refused(named, model):
+            act()
     same(model(ids()).logits, base(ids()).logits)  # nothing is left
-    single = tiny_model()
-    vera.VeRA(rank=4).adapt(single)
-    with refused(r"vera\.Adapters"):
-        single(ids(), adapter_names=["a"] * 6)
 
 
 @torch.no_grad()
@@ -244,11 +227,11 @@ def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two, tmp_pa
 @torch.no_grad()
 def test_a_model_cast_afterwards_answers_in_its_new_precision(two):
     _, model, _, _ = two
-    expected = model(ids(), adapter_names=["alice", "bob"] * 3).logits
+    names = ["alice", "bob"] * 3
+    expected = model(ids(), adapter_names=names).logits
     model.double()
-    assert torch.allclose(
-        model(ids(), adapter_names=["alice", "bob"] * 3).logits.float(), expected, rtol=0, atol=1e-5
-    )
+    near = {"rtol": 0, "atol": 1e-5}
+    assert torch.allclose(model(ids(), adapter_names=names).logits.float(), expected, **near)
     assert model.classifier(input=torch.zeros(1, 32).double()).shape == (1, 2)
 
 
