@@ -4,18 +4,109 @@ tests/vera/test_support.py does the same and compares, so that the page cannot l
 nowhere else."""
 
 import contextlib
+import copy
+import functools
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
-from peft_classes import classes, facts, of_class, of_peft
 from tiny import ARCHITECTURES, answer, dequantised, quantise, shake, tiny
 from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import vera
+from vera.methods.peft_settings import SITES
+
+# --- every class of the installed peft
+
+#: The layer that holds query, key and value, where one does.
+FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers": "qkv"}
+WORDS = "word_embeddings"
+EMBEDDINGS = {"BERT": WORDS, "RoBERTa": WORDS, "GPT-2": "wte", "Llama": "embed_tokens"}
+#: Settings without which a class does not fit 32 x 32 matrices.
+SMALL = {
+    "C3AConfig": {"block_size": 8},
+    "FourierFTConfig": {"n_frequency": 50},
+    "MissConfig": {"r": 4},
+    "PsoftConfig": {"r": 8},
+    "RoadConfig": {"group_size": 16},
+    "ShiraConfig": {"r": 4},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},
+    "WaveFTConfig": {"n_frequency": 64},
+}
+
+
+def classes() -> list[str]:
+    """The names of all configuration classes, also of those that are refused here."""
+    return sorted({c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}, key=str.lower)
+
+
+def sites_on(name: str, architecture: str) -> tuple[str, ...]:
+    """A class's own sites; a fused projection as a whole, since peft adapts no part of it."""
+    fused = FUSED.get(architecture)
+    own = SITES.get(name, SITES["others"])
+    found = (fused if fused and site in ("query", "key", "value") else site for site in own)
+    return tuple(dict.fromkeys(found))
+
+
+def of_peft(name: str, **config) -> Callable[[str], vera.Method]:
+    """A method of peft's for each architecture."""
+    return lambda a: vera.Peft(name, config, sites_on(name, a))
+
+
+def of_class(name: str) -> Callable[[str], vera.Method]:
+    """A class at its defaults, where these fit a tiny model."""
+    if name != "TrainableTokensConfig":
+        return of_peft(name, **SMALL.get(name, {}))
+
+    def two_tokens(architecture: str) -> vera.Method:
+        named = {"target_modules": [EMBEDDINGS[architecture]]} if architecture in EMBEDDINGS else {}
+        return vera.Peft(name, {**named, "token_indices": [3, 4]})
+
+    return two_tokens
+
+
+@functools.cache
+def roberta_base() -> nn.Module:
+    """Its matrices, with random values, to be copied; and 64 words, at which no class but TrainableTokens
+    looks."""
+    torch.manual_seed(0)
+    sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
+    return RobertaForSequenceClassification(RobertaConfig(**sizes))
+
+
+def facts(name: str) -> list[str]:
+    """Of a class at its defaults on RoBERTa-base: its sites, the parameters that train without the head, the
+    bytes of the adapter file, and the frozen tensors that are not in it. Raises AdapterError for a class that
+    is refused."""
+    method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
+    model = copy.deepcopy(roberta_base())
+    torch.manual_seed(0)
+    method.adapt(model)
+    with tempfile.TemporaryDirectory() as folder:
+        vera.save(model, method, f"{folder}/adapter")
+        size = os.path.getsize(f"{folder}/adapter")
+    return [site_words(name), f"{method.count(model):,}", f"{size:,}", redrawn(method, model)]
+
+
+def site_words(name: str) -> str:
+    return ", ".join(SITES.get(name, SITES["others"])) or "named in config"
+
+
+def redrawn(method: vera.Method, model: nn.Module) -> str:
+    """The last names of the frozen tensors that peft draws again and the file lacks."""
+    names = {*method.redrawn(model), *model._peft.hidden}
+    # Such as vera_A of ...query.vera_A.default; peft also names tensors by their module
+    last = {re.sub(r"\.default\b", "", name).split(".")[-1] for name in names}
+    return ", ".join(sorted(last)) or "nothing"
+
+
+# --- every method
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 METHODS: dict[str, Callable[[str], vera.Method]] = {
@@ -63,10 +154,28 @@ def moved(model: nn.Module, method: vera.Method, size: float = 0.3) -> nn.Module
     return model
 
 
-def state(model: nn.Module) -> tuple[list[str], dict[str, tuple[torch.Tensor, bool]]]:
-    """The names of a model's modules; the values of its parameters, and which train."""
+def written(base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3, labels=None):
+    """A copy of a model with an adapter and a head away from their start, and their files."""
+    model = copy.deepcopy(base)
+    method.adapt(model)
+    shake(model, size, seed)
+    folder.mkdir(exist_ok=True)
+    paths = folder / "adapter.safetensors", folder / "head.safetensors"
+    vera.save(model, method, paths[0])
+    vera.save_head(model, paths[1], labels)
+    return model.eval(), *paths
+
+
+def modules(model: nn.Module) -> list[tuple[str, type, int, int]]:
+    """A model's modules: names, types, and how many hooks they have."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return [(name, type(m), *(len(getattr(m, of)) for of in hooks)) for name, m in model.named_modules()]
+
+
+def state(model: nn.Module) -> tuple[Any, dict[str, tuple[torch.Tensor, bool]]]:
+    """A model's modules; the values of its parameters, and which train."""
     values = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
-    return [name for name, _ in model.named_modules()], values
+    return modules(model), values
 
 
 @contextlib.contextmanager
@@ -82,8 +191,8 @@ def refused(named: str, *models: nn.Module) -> Iterator[None]:
     assert words is not None, f"is not refused: {named}"
     assert re.search(named, words), words
     assert "\n" not in words
-    for (names, values), (modules, now) in zip(before, map(state, models), strict=True):
-        assert names == modules
+    for (were, values), (are, now) in zip(before, map(state, models), strict=True):
+        assert were == are
         assert values.keys() == now.keys()
         assert all(torch.equal(now[name][0], value) for name, (value, _) in values.items())
         assert all(now[name][1] is trains for name, (_, trains) in values.items())

@@ -66,37 +66,23 @@ def tiny_gpt2():
     return GPT2LMHeadModel(config)
 
 
-def tiny_llama():
-    more = {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
-    return LlamaForCausalLM(LlamaConfig(**SIZES | more, max_position_embeddings=48))
-
-
-def tiny_vit():
-    return ViTForImageClassification(ViTConfig(**PLAIN, image_size=16, patch_size=8, num_labels=3))
-
-
-TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
-
-
-def tiny_dinov2():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
-    sizes |= {"image_size": 16, "patch_size": 8, "num_labels": 3, "use_mask_token": False}
-    return Dinov2ForImageClassification(Dinov2Config(**sizes))
-
-
 def tiny_timm_wrapper():
     config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TIMM, num_labels=3)
     return AutoModelForImageClassification.from_config(config)
 
 
+IMAGE = {"image_size": 16, "patch_size": 8, "num_labels": 3}
+TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
+LLAMA = SIZES | {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
+DINOV2 = {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | IMAGE
 #: A tiny random model of each architecture that methods are tested on.
 ARCHITECTURES = {
     "BERT": tiny_model,
     "RoBERTa": lambda: tiny_model("roberta"),
     "GPT-2": tiny_gpt2,
-    "Llama": tiny_llama,
-    "ViT": tiny_vit,
-    "DINOv2": tiny_dinov2,
+    "Llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, max_position_embeddings=48)),
+    "ViT": lambda: ViTForImageClassification(ViTConfig(**PLAIN, **IMAGE)),
+    "DINOv2": lambda: Dinov2ForImageClassification(Dinov2Config(**DINOV2, mlp_ratio=2, use_mask_token=False)),
     "ViT of timm": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM),
     "ViT of timm in transformers": tiny_timm_wrapper,
 }

@@ -19,7 +19,8 @@ import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from tiny import save_tiny, shake
+from support import written
+from tiny import save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import vera
@@ -49,15 +50,8 @@ def base_model(place, labels=2):
     return AutoModelForSequenceClassification.from_pretrained(place, num_labels=labels).eval()
 
 
-def write_adapter(base, folder, shaken, classes=None):
-    """Writes an adapter of a copy of the base model, and its head. Returns the adapted model."""
-    one, method = copy.deepcopy(base), vera.VeRA(rank=12)
-    method.adapt(one)
-    shake(one, shaken)
-    folder.mkdir()
-    vera.save(one, method, folder / "adapter.safetensors")
-    vera.save_head(one, folder / "head.safetensors", classes)
-    return one.eval()
+def write_adapter(base, folder, size, classes=None):
+    return written(base, vera.VeRA(rank=12), folder, size=size, labels=classes)[0]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def prompts_of(count, longest=9):
 
 SEARCHES = {
     "5 beams": Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
-    "10 beams": Search(10, (0.9,), 4, 12, (2, 3)),
+    "more beams than words": Search(50, (0.9,), 2, 3, (2, 3, 7, 9, 11)),
     "greedy": Search(1, (1.0,), 2, 10, (2,)),
     "extreme penalties": Search(4, (0.0, 2.0), 0, 9, (2, 5)),
     "no token twice": Search(3, (0.9,), 1, 6, (11,)),

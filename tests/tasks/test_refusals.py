@@ -1,6 +1,7 @@
 """Data from strangers: any bytes are data, or are refused in a line that names the file; and how each fault
 of a file, a folder or a setting is named."""
 
+import functools
 import json
 import shutil
 
@@ -9,8 +10,6 @@ import pyarrow.parquet
 import pytest
 import yaml
 from attack.cases import HOSTILE
-from attack.files import read as read_target
-from attack.files import write_sound
 from bench import PROMPTS, QUESTIONS, write_mt_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,12 +34,16 @@ TARGETS = {name: target for name, target in HOSTILE["targets"].items() if target
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
+    from attack.files import write_sound  # which imports peft
+
     write_sound(at := tmp_path_factory.mktemp("targets"), "")
     return at
 
 
 @pytest.mark.parametrize(("name", "file"), [(name, f) for name in TARGETS for f in TARGETS[name]["files"]])
 def test_any_bytes_are_data_or_refused_in_a_line_that_names_the_file(name, file, targets):
+    from attack.files import read as read_target
+
     target, path = TARGETS[name], targets / name / file
     before, words = path.read_bytes(), target.get("task", "task=rte model=encoder").split()
     config = expand([*words, "model.path=/x"])[0].config["task"]
@@ -93,6 +96,11 @@ def answered(tmp_path_factory):
     return at
 
 
+@functools.cache
+def conf(task):
+    return expand(f"task={task} model={MODELS.get(task, 'encoder')} model.path=/x".split())[0].config["task"]
+
+
 def read(task, at, file, changes):
     """Reads the data of a task in a folder. file: the one that something is wrong with."""
     if task == "mt_bench":
@@ -100,11 +108,10 @@ def read(task, at, file, changes):
         return prompts(at, "mt_bench", questions, read_answers(at / "own.jsonl", questions)[1])
     if task == "scores":
         return read_hypotheses(at / "hypotheses.txt", len(read_references(at / "references.txt")))
-    words = f"task={task} model={MODELS.get(task, 'encoder')} model.path=/x"
     place = at / file.partition("/")[0] if task == "e2e" and "/" in file else at  # each style has a folder
     where = {"train_file": str(at / file), "dev_file": str(at / file), "data_dir": str(place)}
     where |= {"template": str(at / file)} if file == "t.json" else {}
-    loaded = tasks.load(expand(words.split())[0].config["task"] | where | changes)
+    loaded = tasks.load(conf(task) | where | changes)
     return loaded.prepare(Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3))
 
 
@@ -131,7 +138,12 @@ def parquet(labels, *folders):
 
 def broken(at):
     (at / "test/ant/gone.png").symlink_to(at / "nowhere.png")
-    (at / "test/ant/ant_002.png").write_bytes(b"\x89PNG broken")
+    (at / "test/ant/ant_002.png").write_bytes((at / "test/ant/ant_002.png").read_bytes()[:99])
+
+
+def broken_class(at):
+    for path in at.glob("train/bee/*"):
+        path.write_bytes(b"\x89PNG broken")
 
 
 SCORES = "text,label\n" + "".join(f"text {i},{i / 7}\n" for i in range(20))
@@ -231,12 +243,14 @@ FAULTS = {
             (parquet([0, 1, 0, -1]), "labels -1 to 1, but 2 class names"),
             (parquet([]), "a split without rows"),
         ),
+        (broken_class, "image_folder: 4 images cannot be read: train/bee/bee_00"),
         (broken, "image_folder: 2 images cannot be read: test/ant/ant_002.png ("),
     ],
     **{
-        f"image_folder . shots={n}": [(lambda at: shutil.rmtree(at / "test"), "no test split")]
+        f"image_folder . dev_rows=null shots={n}": [(lambda at: shutil.rmtree(at / "test"), "no test split")]
         for n in ("null", 6)
     },
+    "image_folder . shots=null": [(broken_class, "6 images cannot be read: train/bee/bee_00")],
     "image_folder . image_column=photo": [(parquet([0, 1]), "no column 'photo'. It has: image, label")],
     "image_folder . shots=1 holdout=0.4": [((), "leaves nothing to train on")],
     "mt_bench mt_bench/question.jsonl": [

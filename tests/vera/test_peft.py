@@ -8,9 +8,8 @@ import re
 import peft
 import pytest
 import torch
-from peft_classes import FUSED, SMALL, classes, of_class
 from safetensors.torch import load_file
-from support import moved, refused
+from support import FUSED, SMALL, classes, modules, moved, of_class, refused
 from tiers import sample
 from tiny import ARCHITECTURES, answer, tiny, tiny_model
 from torch import nn
@@ -204,7 +203,7 @@ def test_no_class_and_no_initial_value_changes_a_base_weight(name):
         if field is None:
             assert not refused
             vera.unload(model)
-            assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny_model().named_modules()]
+            assert modules(model) == modules(tiny_model())
 
 
 def test_base_weights_that_were_changed_after_adapting_do_not_leave_in_silence():

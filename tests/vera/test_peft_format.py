@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import moved, refused
+from support import modules, moved, refused
 from tiers import pairs, sample
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 
@@ -383,4 +383,4 @@ def test_what_is_no_lora_is_refused_and_nothing_is_written(method, rank, message
         vera.export_lora(model, tmp_path / "out", rank)
     assert not (tmp_path / "out").exists()
     vera.unload(model)  # where there still is an adapter: nothing of peft's is left in the model
-    assert [n for n, _ in model.named_modules()] == [n for n, _ in tiny("BERT").named_modules()]
+    assert modules(model) == modules(tiny("BERT"))

@@ -5,9 +5,9 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from support import refused
+from support import modules, refused, written
 from tiers import pairs
-from tiny import shake, tiny, tiny_model
+from tiny import tiny, tiny_model
 from torch import nn
 
 import vera
@@ -25,14 +25,7 @@ def logits(output) -> torch.Tensor:
 
 
 def train_one(base: nn.Module, seed: int, folder, **settings):
-    """An adapter and a head that were moved away from where they started, as files, and their model."""
-    model, method = copy.deepcopy(base), vera.VeRA(**{"rank": 12, **settings})
-    method.adapt(model)
-    shake(model, 0.3, seed)
-    paths = folder / f"{seed}.safetensors", folder / f"{seed}_head.safetensors"
-    vera.save(model, method, paths[0])
-    vera.save_head(model, paths[1])
-    return model.eval(), *paths
+    return written(base, vera.VeRA(**{"rank": 12, **settings}), folder / str(seed), seed)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +117,13 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
 
 def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     base = tiny_model()
-    plain = [(name, type(module)) for name, module in base.named_modules()]
+    plain = modules(base)
     adapters = vera.Adapters(base)
     with refused("other base weights", base):
         adapters.add("a", train_one(tiny_model(seed=5), 0, tmp_path)[1])
     adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
     adapters.unload()
-    assert [(name, type(module)) for name, module in base.named_modules()] == plain
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
+    assert modules(base) == plain
     vera.VeRA(rank=4).adapt(base)
     with refused("carries an adapter"):
         vera.Adapters(base)

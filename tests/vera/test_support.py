@@ -1,10 +1,9 @@
 """docs/methods.md says what is so: every pair is tried again, and compared with the page."""
 
 import peft
-import peft_classes
 import pytest
 import support
-from peft_classes import classes, of_class
+from support import classes, of_class
 from tiers import pairs
 from tiny import ARCHITECTURES, tiny
 
@@ -75,10 +74,10 @@ def test_the_page_tells_what_a_class_of_peft_does(name, architecture):
         method, model = of_class(name)(FAST), tiny(FAST)
         method.adapt(model)
         _, sites, *_, drawn = {row[0]: row for row in FACTS}[name]
-        assert (sites, drawn) == (peft_classes.site_words(name), peft_classes.redrawn(method, model))
+        assert (sites, drawn) == (support.site_words(name), support.redrawn(method, model))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", FACTS[1:], ids=lambda row: row[0])
 def test_the_page_has_the_count_and_the_bytes_of_each_class_on_roberta_base(row):
-    assert row[1:] == peft_classes.facts(row[0])
+    assert row[1:] == support.facts(row[0])
