@@ -386,12 +386,15 @@ def test_flops_are_those_that_torch_counts(path, keep):
     assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
 
 
-def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast(monkeypatch):
+def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
     assert DEAR > 1
     assert group.slower_merge(torch.device("cuda"), autocast=False) == 1
     assert group.slower_merge(torch.device("cpu"), autocast=True) == 1
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert group.slower_merge(torch.device("cuda"), autocast=True) == 1
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert group.slower_merge(torch.device("cuda"), autocast=True) == 1
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_onednn_is_torchs_product():

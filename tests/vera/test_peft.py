@@ -160,7 +160,6 @@ OF_LORA = [
         ),
         *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
     ],
-    ids=lambda value: str(value)[:60],
 )
 def test_what_cannot_be_is_one_line(name, config, named):
     model = tiny_model()
