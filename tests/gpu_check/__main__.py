@@ -11,29 +11,31 @@ memory       a run whose memory ends halves its micro-batch
 families     every kind of task through python -m runs: twice, and killed and resumed
 speed        steps of table 2's rows, by precision, and their FLOP a second
 
-Each part is done in a process of its own, and ends after three minutes on a GPU at the latest. What it finds
-is written to OUTPUT/gpu_check/PART.json. The exit code is 1 where a check failed.
+The parts are test_PART.py beside this file. pytest runs their checks one after another in a process of
+xdist's: one that crashes, or hangs for three minutes, fails alone. What each finds is added to
+OUTPUT/gpu_check.jsonl. The exit code is 1 where a check failed.
 """
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_check.report import failures, tally
+import pytest
 
 from runs.command import Common, entry_point, one_of, read, setting
-from runs.record import write_atomically
 
 PARTS = ("environment", "parity", "repeats", "memory", "families", "speed")
-ROOT = Path(__file__).parents[2]
-#: Seconds that a part may take; a CPU may be busy with other things.
+HERE = Path(__file__).parent
+#: Seconds that a check may take; a CPU may be busy with other things.
 LIMITS = {"cuda": 180.0, "cpu": 600.0}
+MARKS = {"passed": "pass", "failed": "FAIL", "skipped": "  - "}
+PYTEST = ("-n", "1", "--max-worker-restart", "100", "-p", "no:terminal")
+PYTEST += ("-p", "no:warnings", "-p", "no:cacheprovider", "-o", "addopts=", "--import-mode=importlib")
 
 
 @dataclass(frozen=True)
@@ -41,53 +43,66 @@ class Settings(Common):
     """Where it is done, and where its findings go."""
 
     device: Literal["cuda", "cpu"] = setting("cuda", "what is checked")
-    output: str = setting("outputs", "the findings go to gpu_check/ in this folder")
+    output: str = setting("outputs", "the findings go to gpu_check.jsonl in this folder")
+
+
+class Findings:
+    """A line on the screen and one in the file for each check, as soon as it has ended."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.counts, self.failed = path, Counter[str](), list[str]()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.keep(about)
+
+    def keep(self, values: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.passed and report.when != "call":  # what a check needs was made, or taken away
+            return
+        values, (path, _, check) = dict(getattr(report, "user_properties", ())), report.nodeid.partition("::")
+        name = f"{Path(path).stem.removeprefix('test_')}: {check.removeprefix('test_').replace('_', ' ')}"
+        crash, said = getattr(report.longrepr, "reprcrash", None), values.pop("detail", "")
+        if report.skipped:
+            said = report.longrepr[2].removeprefix("Skipped: ")
+        elif report.failed:
+            said = (crash.message if crash else str(report.longrepr)).partition("\n")[0][:200]
+            self.failed.append(name)
+            print(report.longreprtext)
+        self.counts[report.outcome] += 1
+        print(f"{MARKS[report.outcome]}  {name}{said and ': '}{said}", flush=True)
+        self.keep({"name": name, "outcome": report.outcome, "detail": said, **values})
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def check(paths: Iterable[Path], device: str, output: Path, limit: float) -> bool:
+    """Runs the checks of these files, each for so many seconds at most. Returns whether one failed."""
+    import torch
+
+    from runs.provenance import code_state, machine, versions
+
+    header = {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device(device))}
+    findings = Findings(output / "gpu_check.jsonl", header | {"versions": versions(), "code": code_state()})
+    os.environ |= {"GPU_CHECK_DEVICE": device, "GPU_CHECK_LIMIT": str(limit)}
+    code = pytest.main([*PYTEST, *map(str, paths)], [findings])
+    passed, failed, absent = (findings.counts[name] for name in MARKS)
+    print(f"\non {device}: {passed} passed, {failed} failed, {absent} not on a CPU")
+    print("\n".join([*(f"  {name}" for name in findings.failed), f"what each found: {findings.path}"]))
+    return bool(code or failed)
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[PART ...]")
     words = [name for word in line.names for name in word.replace(",", " ").split()]
     parts = [one_of("part", name, PARTS) for name in words] or list(PARTS)
-    device, folder = line.settings.device, Path(line.settings.output) / "gpu_check"
+    device, output = line.settings.device, Path(line.settings.output)
     if device == "cuda":
         from runs.gpus import check_usable  # which imports torch
 
         check_usable(device)
-    found = {}
-    for part in parts:
-        print(f"--- {part}", flush=True)
-        found[part] = run_part(part, device, folder)
-    failed = [f"  {part}: {name}" for part, of in found.items() for name in failures(of)]
-    print("\n".join([f"\non {device}: {tally(list(found.values()))}", *failed]))
-    print(f"the findings of each part: {folder}")
-    return bool(failed)
-
-
-def run_part(part: str, device: str, folder: Path) -> dict[str, Any]:
-    """Does a part in a process of its own. Returns what it has found; of a process that failed, what."""
-    path = folder / f"{part}.json"
-    path.unlink(missing_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "gpu_check.report", part, device, str(folder)]
-    places = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"PYTHONPATH": places, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        code = process.wait(LIMITS[device])
-        problem = f"signal {-code}" if code < 0 else f"exit code {code}" if code else ""
-    except subprocess.TimeoutExpired:
-        problem = f"it was ended after {LIMITS[device]:.0f} seconds"
-    finally:  # with whatever it has started
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    found = {"part": part, "device": device, "ended": False, "findings": []}
-    with contextlib.suppress(OSError, ValueError):
-        found = dict(json.loads(path.read_bytes()))
-    if problem:
-        print(f"FAIL  {part}: {problem}", flush=True)
-        found |= {"ended": False, "problem": problem}
-        write_atomically(path, json.dumps(found, indent=1) + "\n")
-    return found
+    return check([HERE / f"test_{part}.py" for part in parts], device, output, LIMITS[device])
 
 
 if __name__ == "__main__":

@@ -3,55 +3,57 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from itertools import product
 
+import pytest
 import torch
-from gpu_check.report import Report
 from support import METHODS
 from tiny import ARCHITECTURES, answer, shake, tiny
 from torch import Tensor, nn
 
 import vera
+from gpu_check import DEVICE, cases
 from runs.config import expand
 from runs.training.context import set_flags
 
-#: Ways in which VeRA is computed: its path, and whether merged weights are kept for the gradient.
-WAYS = (
-    ("factor", "auto"),
-    *((path, weights) for path in ("hybrid", "materialised") for weights in ("keep", "recompute")),
-)
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+
 #: How far a precision may be off, relative to the whole.
 LIMITS = {"fp32": 1e-4, "bf16": 6e-2}
 
 
-def run(report: Report, home: Path) -> None:
-    (own,) = expand(["model=roberta_base", "task=rte", "method=vera", "seed=0"])
-    set_flags(own, torch.device(report.device))  # fp32 without TF32; determinism costs methods of peft
-    torch.use_deterministic_algorithms(False)
-    methods = {f"VeRA, {' '.join(way)}": partial(of_vera, *way) for way in WAYS} | METHODS
-    found: dict[str, dict[str, float]] = {}
-    refused = 0
-    for architecture in ARCHITECTURES if report.on_gpu else ("RoBERTa", "ViT of timm"):
-        for name, make in methods.items():
-            pair = f"{name} on {architecture}"
-            with report.guarded(pair):
-                distance = distances(architecture, make(architecture), report.device)
-                refused += distance is None
-                found |= {pair: distance} if distance else {}
-    for precision, limit in LIMITS.items():
-        worst = sorted(found, key=lambda pair: -found[pair][precision])
-        wrong = [pair for pair in worst if not found[pair][precision] < limit]  # nor what is no number
-        report.check(
-            f"{precision}: output and gradients of {len(found)} pairs beside float64",
-            bool(found) and not wrong,
-            f"at most {found[worst[0]][precision]:.1e} off ({'; '.join(wrong[:9]) or worst[0]}), limit"
-            f" {limit:g}; {refused} pairs are refused",
-            worst=found[worst[0]][precision],
-        )
-
-
 def of_vera(path: str, weights: str, architecture: str) -> vera.Method:
     return vera.VeRA(rank=40, path=path, weights=weights)
+
+
+#: And the ways in which VeRA is computed: its path, and whether merged weights are kept for the gradient.
+WAYS = METHODS | {
+    f"VeRA, {path} {weights}": partial(of_vera, path, weights)
+    for path in ("factor", "hybrid", "materialised")
+    for weights in ("keep", "recompute")
+}
+
+
+@pytest.fixture(autouse=True)
+def lax():
+    """fp32 without TF32; determinism costs methods of peft."""
+    (own,) = expand(["model=roberta_base", "task=rte", "method=vera", "seed=0"])
+    set_flags(own, torch.device(DEVICE))
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    cases([*product(ARCHITECTURES, WAYS)], product(("RoBERTa", "ViT of timm"), WAYS)),
+)
+def test_output_and_gradients_beside_float64(architecture, method, found):
+    distance = distances(architecture, WAYS[method](architecture), DEVICE)
+    words = ", ".join(f"{precision} {off:.1e} off" for precision, off in (distance or {}).items())
+    found(words or "the pair is refused", off=distance)
+    for precision, far in (distance or {}).items():  # nor what is no number
+        assert far < LIMITS[precision], f"{precision}: {far:.1e} off"
 
 
 def distances(architecture: str, method: vera.Method, device: str) -> dict[str, float] | None:
@@ -86,8 +88,8 @@ def results(model: nn.Module, device: str, dtype: torch.dtype | None) -> list[Te
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if trained:
         (output if output.dtype == torch.float64 else output.float()).square().mean().backward()
-    if missing := [name for name, p in trained.items() if p.grad is None]:
-        raise AssertionError(f"{len(missing)} of {len(trained)} parameters got no gradient")
+    missing = [name for name, p in trained.items() if p.grad is None]
+    assert not missing, f"{len(missing)} of {len(trained)} parameters got no gradient"
     groups: dict[str, list[Tensor]] = {}
     for name, p in trained.items():
         groups.setdefault(name.rpartition(".")[2], []).append(p.grad.cpu().double().flatten())
@@ -98,3 +100,12 @@ def off(got: Tensor, want: Tensor) -> float:
     """Relative to the whole; NaN counts as infinitely far."""
     distance = float((got - want).norm() / want.norm().clamp(min=1e-12))
     return distance if distance == distance else float("inf")
+
+
+def test_a_gradient_that_is_off_or_is_none_would_be_seen():
+    ones = torch.ones(4, dtype=torch.float64)
+    assert off(ones, ones) == 0
+    assert off(ones * (1 + 1e-3), ones) == pytest.approx(1e-3)
+    assert off(ones * torch.nan, ones) == float("inf")
+    good = distances("BERT", of_vera("materialised", "keep", "BERT"), "cpu")
+    assert good["fp32"] < 1e-5 < good["bf16"] < LIMITS["bf16"]

@@ -5,18 +5,21 @@ tflops: what the largest step reaches, in TFLOP/s, for a line of conf/cards.yaml
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
+import pytest
 import torch
-from gpu_check.report import Report
 
+from gpu_check import DEVICE, ON_GPU, cases
 from runs import methods, models
 from runs.config import expand
 from runs.methods import make_method
 from runs.run import Run
 from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.context import make_accelerator
+
+pytestmark = [pytest.mark.properties, pytest.mark.slow]
 
 ROWS = ("vera", "lora", "bitfit", "full", "adapter_drop_300k", "adapter_drop_900k")
 #: Rows and tokens of each: SST-2's batches of 16 and of 64, and QNLI's of 64.
@@ -31,29 +34,24 @@ SMALL = (
 SMALL += "intermediate_size: 96, max_position_embeddings: 80, type_vocab_size: 1}"
 
 
-def run(report: Report, home: Path) -> None:
-    report.absent("steps in tf32")
-    for precision in ("fp32", "tf32", "bf16") if report.on_gpu else ("fp32", "bf16"):
-        for row in ROWS if report.on_gpu else ROWS[:4]:
-            with report.guarded(f"{row}, {precision}"):
-                timed(report, row, precision)
-
-
-def timed(report: Report, row: str, precision: str) -> None:
-    run = run_of(row, precision, report.device)
-    steps = Steps(run)
-    seconds, words = {}, []
-    for task, shapes in SHAPES[report.on_gpu].items():
+@pytest.mark.parametrize(
+    ("precision", "row"),
+    cases([*product(("fp32", "tf32", "bf16"), ROWS)], product(("fp32", "bf16"), ROWS[:4])),
+)
+def test_milliseconds_of_a_step(precision, row, found):
+    """Neither right nor wrong."""
+    run = run_of(row, precision, DEVICE)
+    steps, seconds, words = Steps(run), dict[int, float](), []
+    for task, shapes in SHAPES[ON_GPU].items():
         for rows, length in shapes:
             tokens = rows * length
-            seconds[tokens] = steady(partial(steps, rows, length), 20 if report.on_gpu else 2)
+            seconds[tokens] = steady(partial(steps, rows, length), 20 if ON_GPU else 2)
             words.append(f"{task} {rows} x {length} {seconds[tokens] * 1e3:.1f} ms")
     counted = methods.flops(run, rows, length, 0)
     tflops = counted[1] / seconds[tokens] / 1e12 if counted else None
-    detail = ", ".join([*words, f"{tflops:.1f} TFLOP/s"])
-    report.measured(f"{precision}, {row}", detail, seconds=seconds, tflops=tflops)
+    found(", ".join([*words, f"{tflops:.1f} TFLOP/s"]), seconds=seconds, tflops=tflops)
     steps.accelerator.free_memory()
-    if report.on_gpu:
+    if ON_GPU:
         del steps
         torch.cuda.empty_cache()
 

@@ -4,19 +4,21 @@ The lengths are those at which the gradient of attention is summed in parts, who
 
 import copy
 import hashlib
-from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
-from gpu_check.report import Report
 from tiny import shake
 from torch import Tensor, nn
 
 import vera
+from gpu_check import DEVICE, ON_GPU
 from runs.config import expand
 from runs.training.checkpoint import make_optimizer
 from runs.training.context import set_flags
+
+pytestmark = [pytest.mark.determinism, pytest.mark.slow]
 
 STEPS, TIMES = 5, 3
 #: Models: class and settings. RoBERTa has dropout and padding.
@@ -32,25 +34,23 @@ SHAPES = {
 }
 
 
-def run(report: Report, home: Path) -> None:
+@pytest.mark.parametrize("method", [vera.VeRA(rank=64), vera.Full()], ids=lambda method: method.kind)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_steps_from_the_same_state_three_times(name, method, found):
     (own,) = expand(["model=roberta_base", "task=rte", "method=vera", "seed=0"])
-    set_flags(own, torch.device(report.device))
-    for name, (kind, settings) in MODELS.items():
-        with report.guarded(f"repeats of {name}"):
-            layers, width, heads, rows, length = SHAPES[report.on_gpu][name]
-            settings |= {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-            of, precision = getattr(transformers, kind), "bf16" if name == "Llama" else "fp32"
-            torch.manual_seed(0)
-            with torch.device(report.device):
-                model = of(of.config_class(**settings, intermediate_size=4 * width, vocab_size=1000))
-            batch = {key: value.to(report.device) for key, value in batch_of(name, rows, length).items()}
-            for method in (vera.VeRA(rank=64), vera.Full()):
-                copied = copy.deepcopy(model)
-                method.adapt(copied)
-                shake(copied, 0.01)
-                hashes = [trained(copy.deepcopy(copied), batch, precision) for _ in range(TIMES)]
-                what = f"{name} {rows} x {length}, {precision}, {method.kind}: {STEPS} steps {TIMES} times"
-                report.check(f"{what}, to the bit", len(set(hashes)) == 1, " ".join(hashes))
+    set_flags(own, torch.device(DEVICE))
+    (kind, settings), (layers, width, heads, rows, length) = MODELS[name], SHAPES[ON_GPU][name]
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    of, precision = getattr(transformers, kind), "bf16" if name == "Llama" else "fp32"
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        model = of(of.config_class(**settings, **sizes, intermediate_size=4 * width, vocab_size=1000))
+    batch = {key: value.to(DEVICE) for key, value in batch_of(name, rows, length).items()}
+    method.adapt(model)
+    shake(model, 0.01)
+    hashes = [trained(copy.deepcopy(model), batch, precision) for _ in range(TIMES)]
+    found(f"{rows} x {length}, {precision}: {STEPS} steps {TIMES} times: {' '.join(hashes)}")
+    assert len(set(hashes)) == 1
 
 
 def batch_of(name: str, rows: int, length: int) -> dict[str, Tensor]:
@@ -79,6 +79,5 @@ def trained(model: nn.Module, batch: dict[str, Tensor], precision: str) -> str:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    if not torch.isfinite(loss):
-        raise AssertionError(f"the loss is {float(loss)}")
+    assert torch.isfinite(loss), f"the loss is {float(loss)}"
     return hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in parameters)).hexdigest()[:16]
