@@ -2,14 +2,13 @@
 file. Commands are read by the readers that they have, and not run."""
 
 import ast
-import importlib
+import functools
 import importlib.util
-import itertools
 import re
 import shlex
 import sys
 import tomllib
-import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,8 @@ import runs.command
 import vera
 from analysis.figures import NAMES
 from analysis.tables import TABLES
-from runs.config import read_command
+from runs.config import Files, expand, read_command
+from runs.config.expand import WHERE, read_grid
 from runs.errors import UserError
 from runs.export.__main__ import FORMATS
 from runs.plan import main as plan
@@ -35,13 +35,12 @@ from vera.methods.contract import METHODS
 
 pytestmark = pytest.mark.properties
 
-#: runs.config has a function of that name, too.
-composed = sys.modules["runs.config.expand"]
 #: All but the page of results, whose text is that of the studies' notes.
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *(page for page in sorted(ROOT.glob("docs/*.md")) if page.name != "results.md"),
 ]
+OWN = ROOT / "docs" / "own_method.md"
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
     name for line in re.findall(r"^([a-z0-9 -]+):$", MAKEFILE, re.M) for name in line.split()
@@ -71,28 +70,50 @@ def commands(page: Path) -> list[str]:
 
 
 class ReadError(BaseException):
-    """Ends a command once its line has been read."""
+    """Ends a command once its line has been read; holds the line."""
 
 
-def read_line(name: str, words: list[str], monkeypatch) -> runs.command.Line:
-    """How a command reads its line: its own reader is called, and nothing after it."""
+def read_line(name: str, words: list[str]) -> runs.command.Line:
+    """A command's line as its own reader parses it; nothing after that is done."""
     module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
-    real, lines = runs.command.read, []
+    real = runs.command.Line
 
-    def read(*arguments, **more):
-        lines.append(real(*arguments, **more))
-        raise ReadError
+    def ends(*parts):
+        raise ReadError(real(*parts))
 
-    for other in [module, *(m for key, m in sys.modules.items() if key.startswith(("runs.", "analysis.")))]:
-        if getattr(other, "read", None) is real:
-            monkeypatch.setattr(other, "read", read)
-    with pytest.raises(ReadError):
-        module.main(words)
-    monkeypatch.undo()
-    return lines[0]
+    with pytest.MonkeyPatch.context() as own:
+        own.setattr("runs.command.Line", ends)
+        with pytest.raises(ReadError) as line:
+            module.main(words)
+    return line.value.args[0]
 
 
-def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -> None:
+def each_value(overrides: Iterable[str], folder: str | None) -> Iterator[tuple[str, ...]]:
+    """Commands of one run each, which together have every value of every list, and once what is said of where
+    and how they are done. (test_methods.py has each value with each.)"""
+    files = Files(folder)
+    with files.hydra():
+        cells, seeds, _ = read_grid(overrides, files)
+    seen = set[str]()
+    while cells := [cell for cell in cells if not seen.issuperset(cell)]:
+        cell = max(cells, key=lambda cell: len({*cell} - seen))
+        words = (word for word in cell if word not in seen or not word.startswith(WHERE))
+        yield *words, *filter(None, seeds[:1])
+        seen |= {*cell}
+
+
+@functools.cache
+def compose(words: tuple[str, ...], folder: str | None) -> None:
+    """Once for all pages."""
+    read_command(words, folder)
+
+
+#: What the first word of these commands may be.
+WORDS = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*NAMES, "all"]}
+WORDS |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
+
+
+def check_module(name: str, words: list[str], options: list[str]) -> None:
     if name == "pytest":
         assert all((ROOT / word).exists() for word in words if word.startswith("tests")), words
     elif name == "pip":
@@ -100,29 +121,25 @@ def check_module(name: str, words: list[str], monkeypatch, options: list[str]) -
         assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= set(extras)
     elif name == "tasks.mt_bench":
         judge_parser().parse_args(words)
-    elif name == "runs":
-        line = read_line("runs", [*words, *options], monkeypatch)
-        given = overrides_of({"id": line.settings.rerun, "cell": {"seed": 0}})
-        if not {"--hydra-help", "--version", "--info", "--shell-completion"} & line.options.keys():
-            read_command([*given, *line.overrides], line.config_dir)
-    elif name.startswith("tasks.") or not words:
+    elif name.startswith("tasks.") or (not words and name != "runs"):
         assert importlib.util.find_spec(name), name
     else:
-        line = read_line(name, words, monkeypatch)
-        known = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*NAMES, "all"]}
-        known |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
-        if line.names and name in known:
-            assert line.names[0] in known[name], line.names
-        if name == "runs.export":
-            assert line.names[1] in FORMATS
-        folder = options[0].partition("=")[2] if options else line.config_dir
+        line = read_line(name, [*words, *options] if name == "runs" else words)
+        assert not line.names or line.names[0] in WORDS.get(name, line.names), line.names
+        assert name != "runs.export" or line.names[1] in FORMATS
+        folder, overrides = options[0].partition("=")[2] if options else line.config_dir, [*line.overrides]
+        if name == "runs":
+            overrides = [*overrides_of({"id": line.settings.rerun, "cell": {"seed": 0}}), *overrides]
+            if {"--hydra-help", "--version", "--info", "--shell-completion"} & line.options.keys():
+                return
         if name == "runs.tune":
-            cells([*line.overrides], folder)
-        elif line.overrides:
-            read_command(line.overrides, folder)
+            cells(overrides, folder)
+        elif overrides or name == "runs":
+            for of in each_value(overrides, folder):
+                compose(of, folder)
 
 
-def check(line: str, monkeypatch, options: list[str]) -> None:
+def check(line: str, options: list[str]) -> None:
     """Raises what the command would, or AssertionError, for a line that is not a command of this project."""
     for part in re.split(r" && ", line):
         words = shlex.split(part, comments=True)
@@ -132,16 +149,13 @@ def check(line: str, monkeypatch, options: list[str]) -> None:
             continue
         program, *rest = words
         if program == "make":
-            targets = [word for word in rest if "=" not in word]
-            assert set(targets) <= TARGETS, targets
+            assert {word for word in rest if "=" not in word} <= TARGETS, rest
             assert {word.partition("=")[0] for word in rest if "=" in word} <= VARIABLES, rest
-        elif program == "pip":
-            check_module("pip", rest, monkeypatch, options)
-        elif program == "vera-bench":
-            check_module("runs", rest, monkeypatch, options)
+        elif program in ("pip", "vera-bench"):
+            check_module({"vera-bench": "runs"}.get(program, program), rest, options)
         elif "-m" in rest:  # of python, or of torchrun
             at = rest.index("-m")
-            check_module(rest[at + 1], rest[at + 2 :], monkeypatch, options)
+            check_module(rest[at + 1], rest[at + 2 :], options)
         elif rest[:1] == ["-c"]:
             ast.parse(rest[1])
         else:
@@ -153,42 +167,31 @@ def check(line: str, monkeypatch, options: list[str]) -> None:
 
 @pytest.fixture
 def svft(tmp_path, monkeypatch):
-    """The method of docs/own_method.md, as a reader would make it: its module, and a folder for
-    --config-dir."""
-    page = ROOT / "docs" / "own_method.md"
-    (tmp_path / "svft.py").write_text(blocks(page, "python")[0])
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "svft.yaml").write_text(blocks(page, "yaml")[0])
-    spec = importlib.util.spec_from_file_location("vera.methods.svft", tmp_path / "svft.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    """The methods of docs/own_method.md as a reader would make them: an importable package, and a folder for
+    --config-dir, where inside is the file of a clone."""
+    svft, *_, ssf = blocks(OWN, "python")
+    inside, outside = blocks(OWN, "yaml")
+    files = {"my_package/svft.py": svft, "my_package/ssf.py": ssf}
+    files |= {"conf/method/inside.yaml": inside, "conf/method/svft.yaml": outside}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = [importlib.import_module(f"my_package.{name}").__name__ for name in ("svft", "ssf")]
     yield f"--config-dir={tmp_path / 'conf'}"
-    del METHODS["svft"]
+    del METHODS["svft"], METHODS["site_ssf"]
+    for name in ("my_package", *modules):
+        del sys.modules[name]
 
 
-@pytest.fixture
-def diagonal():
-    """Each value of a list is composed once, and not each with each: test_methods.py has every cell."""
-
-    def product(*lists):
-        for number in range(max(map(len, lists), default=1)):
-            yield tuple(of[number % len(of)] for of in lists)
-
-    with pytest.MonkeyPatch.context() as own:  # which read_line's undo() does not undo
-        own.setattr(composed, "itertools", types.SimpleNamespace(islice=itertools.islice, product=product))
-        yield
-
-
-@pytest.mark.usefixtures("diagonal")
 @pytest.mark.parametrize("page", sample(PAGES, ROOT / "README.md"), ids=lambda page: page.stem)
-def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
-    options = [svft] if page.stem == "own_method" else []
+def test_every_command_exists_as_it_is_written(page, request):
+    options = [request.getfixturevalue("svft")] if page.stem == "own_method" else []
     found = commands(page)
     assert len(found) > 15 or page.stem != "README"
     for line in found:
         try:
-            check(line, monkeypatch, options)
+            check(line, options)
         except (UserError, vera.AdapterError, AssertionError, OSError, SystemExit) as error:
             pytest.fail(f"{page.name}: {line}\n{error}")
 
@@ -209,10 +212,9 @@ def test_every_command_exists_as_it_is_written(page, monkeypatch, svft):
         "bnech",
     ],
 )
-@pytest.mark.usefixtures("diagonal")
-def test_a_wrong_command_would_be_noticed(wrong, monkeypatch):
+def test_a_wrong_command_would_be_noticed(wrong):
     with pytest.raises((UserError, AssertionError, ImportError, SystemExit)):
-        check(wrong, monkeypatch, [])
+        check(wrong, [])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -267,46 +269,31 @@ def test_the_costs_of_the_readme_are_those_of_the_gpu_page():
 # --- Python
 
 
+@pytest.mark.usefixtures("svft")
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
-def test_the_methods_of_the_docs_train_save_load_and_merge(architecture, svft, monkeypatch):
-    page = blocks(ROOT / "docs" / "own_method.md", "python")
-    test, ssf = (compile(text, "own_method.md", "exec") for text in page[2:4])
-    row = ast.parse("{" + page[1] + "}", mode="eval")
-    (make,) = eval(compile(row, "own_method.md", "eval"), {"vera": vera}).values()
+def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
+    _, row, test, _ = blocks(OWN, "python")
+    (make,) = eval(f"{{{row}}}", {"vera": vera}).values()
     assert make(architecture) == vera.make_method("svft", rank=4)
-    monkeypatch.setitem(sys.modules, "site_ssf", module := types.ModuleType("site_ssf"))
-    exec(ssf, vars(module))
-    try:
-        for name, settings in (("svft", {"rank": 4}), ("site_ssf", {})):
-            method, model = vera.make_method(name, **settings), tiny(architecture)
-            method.adapt(model)
-            count = sum(p.numel() for p in method.adapter_parameters(model).values())
-            assert count == method.count(model)
-            for behaviour in (support.train, support.merge, support.save):
-                behaviour(architecture, method)
-    finally:
-        METHODS.pop("site_ssf", None)
-    outside: dict = {}
-    exec(test, outside)
+    for method in (make(architecture), vera.make_method("site_ssf")):
+        method.adapt(model := tiny(architecture))
+        assert sum(p.numel() for p in method.adapter_parameters(model).values()) == method.count(model)
+        for behaviour in (support.train, support.merge, support.save):
+            behaviour(architecture, method)
+    exec(test, outside := {})
     outside["test_count"](tiny(architecture))
     with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):
         vera.make_method("svft", rank=33).adapt(tiny(architecture))
 
 
-def test_the_own_method_of_the_docs_runs_from_outside_the_clone(words, tmp_path, monkeypatch):
-    page = ROOT / "docs" / "own_method.md"
-    (tmp_path / "code" / "my_package").mkdir(parents=True)
-    (tmp_path / "code" / "my_package" / "svft.py").write_text(blocks(page, "python")[0])
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "svft.yaml").write_text(blocks(page, "yaml")[1])
-    monkeypatch.syspath_prepend(tmp_path / "code")
+def test_the_own_method_of_the_docs_runs_from_outside_the_clone(words, svft):
     words = [word for word in words if not word.startswith("method")]
-    record = do([f"--config-dir={tmp_path / 'conf'}", *words, "method=svft", "method.rank=4"])
-    settings = yaml.safe_load(blocks(page, "yaml")[1])
-    assert record["label"]["row"] == settings["label"].replace("${method.rank}", "4")
-    assert record["status"] == "done"
-    assert record["parameters"]["adapter"] == 4 * 4
-    del METHODS["svft"], sys.modules["my_package.svft"]
+    record = do([svft, *words, "method=svft", "method.rank=4"])
+    label = yaml.safe_load(blocks(OWN, "yaml")[1])["label"]
+    assert record["label"]["row"] == label.replace("${method.rank}", "4")
+    assert (record["status"], record["parameters"]["adapter"]) == ("done", 4 * 4)
+    (inside,) = expand([svft, *words, "method=inside"])
+    assert inside.config["method"]["rank"] == 16
 
 
 def run_block(text: str, folder: Path, **names) -> dict:
