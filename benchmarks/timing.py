@@ -55,13 +55,11 @@ def markdown(rows: list[Row]) -> str:
 
 def _line(row: Row) -> dict[str, str]:
     """The cells of a row, by their column."""
-    line: dict[str, str] = {}
-    for name, value in row.items():
-        if name == "seconds":
-            line |= {"least": f"{min(value):.3g} s", "median": f"{statistics.median(value):.3g} s"}
-        elif name == "ratios":
-            spread = f"{min(value):.2f} to {max(value):.2f}"
-            line |= {"ratio": f"{statistics.median(value):.2f}", "of a round": spread}
-        elif name != "part":
-            line[name] = f"{value:,}" if isinstance(value, int) else str(value)
+    about = {name: value for name, value in row.items() if name not in ("part", "seconds", "ratios")}
+    line = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in about.items()}
+    if seconds := row.get("seconds"):
+        line |= {"least": f"{min(seconds):.3g} s", "median": f"{statistics.median(seconds):.3g} s"}
+    if ratios := row.get("ratios"):
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        line |= {"ratio": f"{statistics.median(ratios):.2f}", "of a round": spread}
     return line

@@ -72,7 +72,8 @@ def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
 def test_every_published_curve_has_both_halves(study):
-    """Cross-fitting needs no run again: of each record, by another way of counting, in numpy."""
+    """Cross-fitting needs no run again: of each record, by another way of counting, in numpy. Of cells it is
+    in tests/nets/golden."""
     for one in read_study(study):
         found, curve, rows = crossfit_of(one), one["curve"], one["data"]["dev_rows"]
         assert one["status"] in FINISHED, one["id"]
