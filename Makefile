@@ -21,7 +21,7 @@ arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call q
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY JUDGE \
-         ENTITY PROJECT FULL WATCH PART DEVICE PYTHON CONSTRAINTS
+         ENTITY PROJECT FULL PART DEVICE PYTHON CONSTRAINTS
 
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
@@ -96,8 +96,8 @@ methods: setup ## docs/methods.md, by trying every method on every architecture
 docs: setup ## the documentation as a site, with an API reference: outputs/site/index.html; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo outputs/site/index.html
 
-plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base; WATCH=1: updated while it runs
-	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS) $(if $(value WATCH),watch=true)
+plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base
+	@$(BIN)/python -m runs.plan $(call quoted,experiment=,EXPERIMENT) $(WORDS)
 
 tune: setup ## learning rates for any cell, on rows held out from training: MODEL=minilm TASKS=mrpc METHODS=vera DATA=/local/glue
 	@$(BIN)/python -m runs.tune $(WORDS) $(LAUNCH)

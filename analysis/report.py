@@ -130,12 +130,8 @@ def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
     return " ".join(f"{i * step:.1f},{2 + (top - value) * scale:.1f}" for i, value in enumerate(values))
 
 
-class Settings(OfRecords):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    output = read(arguments, Settings).settings.output
+    output = read(arguments, OfRecords).settings.output
     ledger = open_ledger(output)
     path = Path(output) / "report.html"
     write_atomically(path, page(ledger))

@@ -13,7 +13,6 @@ outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings 
 one temperature are answered in batches, each with a seed of its own: the size of a batch is a setting.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -28,7 +27,7 @@ from runs.config import read_command
 from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import Report, find, restore
-from runs.identity import data_content, identify
+from runs.identity import data_content, hash_of, identify
 from runs.record import FINISHED, Record, run_folder, write_atomically
 from runs.shared_files import alone, run_lock
 from tasks.instruct import InstructTask, check_answers
@@ -159,7 +158,12 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
         left = [longest if task.positions is None else task.positions - len(ids) for ids in prompts]
         rooms = [max(0, min(longest, room)) for room in left]
         short += sum(room < longest for room in rooms)
-        key = {**about, "turn": turn + 1, "prompts": _hash(prompts)}
+        # Of one temperature, by length, since prompts are padded to the longest of their batch
+        degrees = [temperature(question.category) for question in questions]
+        order = sorted(range(len(questions)), key=lambda i, of=prompts: (degrees[i], len(of[i])))
+        groups = (list(of) for _, of in itertools.groupby(order, key=degrees.__getitem__))
+        batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        key = {**about, "turn": turn + 1, "prompts": hash_of(prompts)[:16]}
 
         def decode(rows: Sequence[int], turn: int = turn, of: Any = (questions, prompts, rooms)) -> Any:
             parts = ([part[row] for row in rows] for part in of)
@@ -168,9 +172,9 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
         texts = write_down(
             context,
             # Named by its settings: other settings leave these answers alone
-            path.with_name(f"{path.stem}_turn{turn + 1}_{_hash(key)[:8]}.jsonl"),
+            path.with_name(f"{path.stem}_turn{turn + 1}_{hash_of(key)[:8]}.jsonl"),
             key,
-            batches_of(questions, prompts, size),
+            batches,
             decode,
             f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
         )
@@ -179,19 +183,6 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
     write_answers(path, record["id"], {q.id: of for q, of in zip(questions, answers, strict=True)}, questions)
     write_atomically(path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n")
     return path, short
-
-
-def batches_of(questions: Sequence[Question], prompts: Sequence[list[int]], size: int) -> list[list[int]]:
-    """The questions of each batch, by index: those of one temperature, by length, since prompts are padded to
-    the longest."""
-    degrees = [temperature(question.category) for question in questions]
-    order = sorted(range(len(questions)), key=lambda i: (degrees[i], len(prompts[i])))
-    groups = (list(of) for _, of in itertools.groupby(order, key=lambda i: degrees[i]))
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _sample(
@@ -226,11 +217,11 @@ def _sample(
     )
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
-    torch.manual_seed(int(_hash([context.config["seed"], turn, questions[0].id]), 16) >> 1)
+    torch.manual_seed(int(hash_of([context.config["seed"], turn, questions[0].id])[:16], 16) >> 1)
     batch, mask = left_padded(asked, device)
-    given = {"input_ids": batch, "attention_mask": mask, "past_key_values": _cache(model, device)}
+    given = {"input_ids": batch, "attention_mask": mask, "tokenizer": task.tokenizer}
     with torch.no_grad():
-        written = iter(model.generate(**given, tokenizer=task.tokenizer)[:, batch.shape[1] :].tolist())
+        written = iter(model.generate(**given)[:, batch.shape[1] :].tolist())
     return [text_of(task, next(written)[:room]) if room else "" for room in rooms]
 
 
@@ -239,22 +230,6 @@ def text_of(task: InstructTask, ids: list[int]) -> str:
     end, stop = task.tokenizer.eos_token_id, task.template.stop
     text: str = task.tokenizer.decode(ids[: [*ids, end].index(end)], skip_special_tokens=True)
     return (text.partition(stop)[0] if stop else text).strip()
-
-
-def _cache(model: Any, device: Any) -> Any:
-    """A cache of keys and values in the dtype that attention computes in. A 4-bit layer returns that of its
-    input, float32 after a norm: twice the memory, and a cast of all of it in each step."""
-    import torch
-    from transformers import DynamicCache
-
-    class Cache(DynamicCache):
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            if torch.is_autocast_enabled(device.type):
-                dtype = torch.get_autocast_dtype(device.type)
-                key_states, value_states = key_states.to(dtype), value_states.to(dtype)
-            return super().update(key_states, value_states, *args, **kwargs)
-
-    return Cache(config=model.config)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
@@ -98,11 +99,14 @@ def read(
 ) -> Line[S]:
     """Parses the command line of a command with these settings.
 
-    names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
+    settings: a class of the command's own module, or one of this one; then the caller is the command. names:
+    its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
     purpose of other KEY=VALUE words, if the command takes any (instead of optional names). options: those
     with a dash. Raises UserError for a mistake, SystemExit after --help."""
     keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
-    parser = _parser(settings, names, overrides, {**HELP, **options})
+    own = settings.__module__ != __name__
+    module = sys.modules[settings.__module__ if own else sys._getframe(1).f_globals["__name__"]]
+    parser = _parser(module, settings, names, overrides, {**HELP, **options})
     found, words = parser.parse_known_args(arguments)
     positional, others, given = list[str](), list[str](), dict[str, str]()
     for word in words:
@@ -133,10 +137,9 @@ def read(
     return Line(tuple(positional), chosen, values, tuple(others), dashed, parser.format_help())
 
 
-def _parser(settings: type, names: str, overrides: str, options: Options) -> Parser:
+def _parser(module: ModuleType, settings: type, names: str, overrides: str, options: Options) -> Parser:
     """The parser of the options. Its help has them first, then the settings, and what the command is for."""
-    module, rows = inspect.getmodule(settings), dict[str, str]()
-    spec = getattr(module, "__spec__", None)
+    spec, rows = module.__spec__, dict[str, str]()
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
     for one in fields(settings):
         kind = one.type.__name__ if isinstance(one.type, type) else str(one.type).removeprefix("typing.")

@@ -24,12 +24,8 @@ def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
     return size, sum(p.numel() for p in method.adapter_parameters(model).values()), method.count(model)
 
 
-class Settings(Common):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    read(arguments, Settings)
+    read(arguments, Common)
     entries = yaml.safe_load((CONF / "counts.yaml").read_text())
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
     frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]

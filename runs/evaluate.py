@@ -3,7 +3,7 @@
 python -m runs.evaluate RUN                 a run id (or its beginning), as in outputs/records
 
 Texts that the run has decoded are scored again, too. A score that the record lacks (where there was no Java)
-is added to it, and so is the forgetting of a language model (task.forgetting_text).
+is added to it.
 """
 
 import shlex
@@ -31,12 +31,8 @@ Report = Callable[[dict[str, Any]], None]
 SAME = {True: "the same", False: "NOT the same"}
 
 
-class Settings(OfRecords):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="RUN")
+    line = read(arguments, OfRecords, names="RUN")
     output = line.settings.output
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
@@ -52,33 +48,7 @@ def main(arguments: list[str]) -> int:
         which, scale = " (the best epoch's)" if best else "", result["scale"]
         values = f"{result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}"
         print(f"{name}{which}: {values}: {SAME[found[-1]]}")
-        # Where the kept adapter is the last epoch's
-        if not best and (keep != "best" or result["best_epoch"] == record["curve"]["epoch"][-1]):
-            found.append(_forgetting_again(record, context, output))
     return 0 if all(found) else 1
-
-
-def _forgetting_again(record: Record, context: "Context", output: str) -> bool:
-    """Measures again what the model has forgotten. Returns whether it is as recorded; a record that lacks it
-    gets it."""
-    from runs.training.context import base_loss, forgetting
-
-    recorded, text = record["result"].get("forgetting"), context.task.fixed_text
-    if text is None:
-        return True
-    if recorded and recorded["sha256"] != text.about()["sha256"]:
-        print(f"forgetting: recorded on another text ({recorded['text']}), not compared")
-        return True
-    again = forgetting(context, base_loss(fresh(record)))
-    if recorded is None:
-        if amend(output, record["id"], lambda now: {"result": now["result"] | {"forgetting": again}}):
-            print("forgetting added to the record")
-        return True
-    # Rounded values (adapter_precision) and another device give nearly the same; a loss may be None
-    pairs = [(float(recorded[key] or 0), float(again[key] or 0)) for key in ("before", "after")]
-    same = all(np.isclose(a, b, rtol=1e-3) for a, b in pairs)
-    print(f"forgetting as recorded: {SAME[same]}")
-    return same
 
 
 def score_again(record: Record, output: str, name: str) -> list[bool]:
@@ -135,26 +105,20 @@ def find(name: str, output: str) -> Record:
     return record
 
 
-def fresh(record: Record, report: Report = lambda _: None) -> "Context":
-    """The task and the base model of a record's run."""
-    from runs.training.context import Context
-
-    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
-    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
-    return Context(run, record["id"], report, start=False)
-
-
 def restore(record: Record, output: str, best: bool = False, report: Report = lambda _: None) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
     best: the best epoch's adapter, of a run that kept both. Raises UserError where a file is missing,
     AdapterError where one is damaged or does not fit."""
     import vera
+    from runs.training.context import Context
 
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     counts = record["parameters"]
     files = {part: kept_file(name, record, output) for part, name in names.items() if counts[part]}
-    context = fresh(record, report)
+    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
+    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
+    context = Context(run, record["id"], report, start=False)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
         vera.start_from(context.raw_model, files["adapter"])

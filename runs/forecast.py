@@ -26,13 +26,13 @@ from runs.errors import UserError
 from runs.identity import hash_of
 from runs.record import Ledger, Record, write_atomically
 from runs.record.text import describe, duration, megabytes, plural
-from runs.run import UNLIKE_OTHERS, Plan, Run
+from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
 from tasks.fetch import cache_folder
 
-#: Shares of the rows, sorted by length, at which the length is known. The longest row of a batch decides how
-#: much is computed, so the grid is finer at its end.
+#: Shares of the rows, sorted by length, at which conf/rows.yaml has the length. The longest row of a batch
+#: decides how much is computed, so the grid is finer at its end.
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
-EVENLY = (np.arange(2000) + 0.5) / 2000  # shares over which a mean is taken
+EVENLY = (np.arange(2000) + 0.5) / 2000  # those of a sample of the rows
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
 
@@ -42,29 +42,28 @@ STEPS, SECONDS = 20, 20
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths of a split's rows, in tokens. at: at the shares of GRID, or () where no length is known.
-    predicted: how many of a row's tokens a language model is trained to predict, on average."""
+    """The rows of a split, and of a sample of them the tokens; () where no length is known. predicted: how
+    many of a row's tokens a language model is trained to predict, on average."""
 
     rows: int
-    mean: float = 0.0
-    at: tuple[float, ...] = ()
+    tokens: Any = ()
     predicted: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The tokens of a row, on average."""
+        return float(np.mean(self.tokens))
 
     def cut(self, longest: float) -> "Lengths":
         """These lengths where rows are cut to so many tokens. The end of a row is cut, which is predicted."""
-        at = tuple(min(length, longest) for length in self.at)
-        mean = self.mean * float(np.interp(EVENLY, GRID, at).mean() / np.interp(EVENLY, GRID, self.at).mean())
-        return Lengths(self.rows, mean, at, max(self.predicted - (self.mean - mean), 0.0))
+        cut = Lengths(self.rows, np.minimum(self.tokens, longest))
+        return replace(cut, predicted=max(self.predicted - (self.mean - cut.mean), 0.0))
 
-    def padded(self, batch: int, blocks: int = 1) -> float:
-        """The tokens that a row takes in a batch on average, padded to the batch's longest row.
-
-        blocks: 1 for random batches; for batches of like lengths, how many are sorted together. The largest
-        of n draws lies at the share u^(1/n) for a random share u; the k-th of n sorted draws at k / (n + 1)
-        on average."""
-        sorted_together = np.arange(1, blocks + 1) * batch / (batch * blocks + 1)
-        share = sorted_together if blocks > 1 else EVENLY ** (1 / batch)
-        return float(np.interp(share, GRID, self.at).mean())
+    def padded(self, batch: int, block: int = 1) -> float:
+        """The tokens that a row takes on average, padded to the longest of its batch, in batches as runs draw
+        them (`epoch_batches`)."""
+        batches = epoch_batches(self.tokens, batch, 0, 0, block)
+        return sum(len(rows) * max(self.tokens[row] for row in rows) for rows in batches) / len(self.tokens)
 
 
 @cache
@@ -74,18 +73,24 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
     published numbers (conf/rows.yaml), of which a run may leave some out."""
     task: dict[str, Any] = json.loads(settings)
     published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
-    data = _counted(task) if task.get("data_dir") or task.get("train_file") or not published else None
-    data = data or (_published(task, published) if published else None)
-    if not data or not published or "tokens" not in published:
+    own, data = task.get("data_dir") or task.get("train_file") or not published, None
+    with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
+        data = _counted(task) if own and tasks.source(task).files else None
+    if not published:
         return data
-    tokens = {split: of | {"at": tuple(of["at"])} for split, of in published["tokens"].items()}
-    train = Lengths(data[0].rows, **tokens["train"])
-    dev = Lengths(data[1].rows, **tokens["train" if task.get("holdout") else "dev"])
+    data = data or (*_published(task, published), "rows as published (conf/rows.yaml)")
+    if not (tokens := published.get("tokens")):
+        return data
     words = [data[2].partition(";")[0], "lengths as published, in GPT-2's tokens", published.get("note")]
+    parts = [tokens["train"], tokens["train" if task.get("holdout") else "dev"]]
+    train, dev = (
+        Lengths(of.rows, np.interp(EVENLY, GRID, part["at"]), part.get("predicted", 0.0))
+        for of, part in zip(data, parts, strict=False)
+    )
     return train, dev, "; ".join(filter(None, words))
 
 
-def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
+def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengths, Lengths]:
     """From an entry of conf/rows.yaml and the task's settings."""
     (train, dev), share, shots = entry["rows"].values(), task.get("holdout"), task.get("shots")
     if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
@@ -100,31 +105,21 @@ def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengt
     if share:  # of each class, which rounds
         dev = max(math.ceil(share * (shots or train)) * (entry["classes"] if shots else 1), 2)
         train -= dev
-    return Lengths(train), Lengths(dev), "rows as published (conf/rows.yaml)"
+    return Lengths(train), Lengths(dev)
 
 
-def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str] | None:
-    """By reading the files; of texts the lengths, too."""
-    try:
-        if not tasks.source(task).files:
-            return None
-        loaded: Any = tasks.load({**task, "decode": "none"} if task["family"] == "e2e" else task)
-    except (UserError, tasks.DataError):  # of bad data: the run itself raises it
-        return None
+def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
+    """By reading the files; of texts the lengths, too. Raises UserError or DataError for bad data."""
+    loaded: Any = tasks.load({**task, "decode": "none"} if task["family"] == "e2e" else task)
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
-        return (*_published(task, {"rows": rows, "classes": loaded.num_labels})[:2], "rows counted")
-    words = "rows counted; lengths assumed, four characters a token"
-    return _measured(loaded.splits["train"]), _measured(loaded.splits["dev"]), words
-
-
-def _measured(rows: Any) -> Lengths:
-    """The number of rows, and their lengths where they are tasks.Rows."""
-    if not isinstance(rows, tasks.Rows):
-        return Lengths(len(rows))
-    pairs = zip(rows.texts, rows.pairs or [""] * len(rows), strict=True)
-    tokens = np.array([(len(one) + len(other)) / 4 + 3 for one, other in pairs])
-    return Lengths(len(rows), float(tokens.mean()), tuple(np.quantile(tokens, GRID).tolist()))
+        return (*_published(task, {"rows": rows, "classes": loaded.num_labels}), "rows counted")
+    found = list[Lengths]()
+    for rows in (loaded.splits["train"], loaded.splits["dev"]):
+        texts = rows if isinstance(rows, tasks.Rows) else None
+        pairs = zip(texts.texts, texts.pairs or [""] * len(rows), strict=True) if texts else ()
+        found.append(Lengths(len(rows), [(len(one) + len(other)) / 4 + 3 for one, other in pairs]))
+    return found[0], found[1], "rows counted; lengths assumed, four characters a token"
 
 
 # --- one run
@@ -148,7 +143,7 @@ def outline(run: Run) -> Outline:
         return Outline()
     train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
     plan = Plan.of(config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none")
-    if not (train.at and dev.at):
+    if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, basis)
     whole = min(plan.batch, train.rows)
     rows, evaluated = min(config["micro_batch"] or whole, whole), min(config["eval_batch"], dev.rows)
@@ -172,9 +167,9 @@ def _as_read(run: Run, lengths: Lengths) -> Lengths:
     if run.config["task"]["modality"] == "image":
         side = run.config["task"].get("image_size") or models.image_side(get("model_type"), get("image_size"))
         patches = (side // get("patch_size", side)) ** 2 + 1
-        return Lengths(lengths.rows, patches, (patches,) * len(GRID))
+        return Lengths(lengths.rows, [patches])
     longest = min(longest, get("max_position_embeddings") or get("n_positions") or longest)
-    return lengths.cut(longest) if lengths.at else lengths
+    return lengths.cut(longest) if len(lengths.tokens) else lengths
 
 
 # --- FLOP a second
@@ -190,32 +185,26 @@ def probe(runs: Iterable[Run]) -> None:
     for number, (file, (run, flops)) in enumerate(rows.items(), 1):
         name = f"probe {number}/{len(rows)}: {run.label}"
         try:
-            times = _step_seconds(run)
+            from runs.training.loop import Training
+
+            with tempfile.TemporaryDirectory() as folder:
+                config = run.config | {"output": folder, "init_from": None}
+                training = Training(replace(run, config=config, start=None), "probe", lambda event: None)
+                size, times = config["train"]["effective_batch"], list[float]()
+                batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)[: STEPS + 1]
+                while len(times) < len(batches) and sum(times[1:]) < SECONDS:
+                    start = time.perf_counter()
+                    float(training.step(batches[len(times)]))  # waits for the device
+                    times.append(time.perf_counter() - start)
+                training.accelerator.free_memory()
         except Exception as error:  # of the run's settings, of a model's own code, of a full device
             print(f"{name}: left out, a probe needs the run's model and data here ({describe(error)})")
             continue
+        times = times[1:] or times  # the first one loads kernels
         rate = len(times) * flops / sum(times)
         with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
             write_atomically(file, json.dumps({"flops": rate, "of": run.label}))
         print(f"{name}: {plural(len(times), 'step')} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s")
-
-
-def _step_seconds(run: Run) -> list[float]:
-    """The seconds of training steps, without the first one, which loads kernels."""
-    from runs.run import epoch_batches
-    from runs.training.loop import Training
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = run.config | {"output": folder, "init_from": None}
-        training = Training(replace(run, config=config, start=None), "probe", lambda event: None)
-        size, times = config["train"]["effective_batch"], list[float]()
-        batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)[: STEPS + 1]
-        while len(times) < len(batches) and sum(times[1:]) < SECONDS:
-            start = time.perf_counter()
-            float(training.step(batches[len(times)]))  # waits for the device
-            times.append(time.perf_counter() - start)
-        training.accelerator.free_memory()
-    return times[1:] or times
 
 
 def devices(run: Run) -> list[str]:
@@ -262,14 +251,18 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and its state (STATES in runs/plan.py); `why` in one line. steps: those that its checkpoint has.
-    progress: of one that has begun, the last event of its training (runs/training/loop.py), and its host."""
+    """A run and its state (STATES in runs/plan.py); `why` in one line. progress: of one that has begun, the
+    last event of its training (runs/training/loop.py), and its host."""
 
     run: Run
     state: str
     why: str = ""
-    steps: int = 0
     progress: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The steps that it has done."""
+        return int(self.progress.get("step", 0))
 
 
 def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -> str:

@@ -16,14 +16,7 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.record import (
-    Record,
-    defining,
-    read_record,
-    record_path,
-    run_folder,
-    write_atomically,
-)
+from runs.record import Record, defining, read_record, record_path, run_folder, write_atomically
 from runs.run import Run
 from runs.shared_files import MISSING, check_kept, digest, file_hash
 from tasks.fetch import cache_folder, content

@@ -190,8 +190,9 @@ def magnitude(record: Record, output: str) -> Record:
 def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
     """The cosine of the flattened weight differences of a LoRA and a VeRA run, for each matrix, and of each
     with a random normal matrix, drawn from `seed` (VeRA paper, figure 5); None where one is zero. Raises
-    UserError unless both adapt the same matrices of the same base."""
+    UserError unless both adapt the same matrices of the same base, and VeRA's share one pair."""
     from vera.base_weights import same_base
+    from vera.projections import ProjectionSpec, fingerprint
 
     if one["config"]["method"]["kind"] == "vera":
         one, other = other, one
@@ -201,7 +202,19 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         raise UserError(f"{both} base weights: their changes cannot be compared")
     if differing := sorted(lora.matrices.keys() ^ vera.matrices.keys()):
         raise UserError(f"{both} matrices: {differing[0]} is in one alone")
-    left, right = shared_pair(vera)
+    method, fixed = vera.method, vera.header["fixed"]
+    pair: tuple[Any, ...] = ()
+    if method.projections == "shared":
+        shape = method.rank, fixed["inputs"], fixed["outputs"]
+        pair = ProjectionSpec(method.projection_seed, *shape, method.init).make()
+    if not pair or fingerprint(*pair) != fixed["fingerprint"]:
+        raise UserError(f"{vera.path}: not trained with one shared pair of projections of this version")
+    right, left = (matrix.astype(np.float64) for matrix in pair)
+
+    def cosine(a: Any, b: Any) -> float | None:
+        length = float(np.linalg.norm(a) * np.linalg.norm(b))
+        return float(a.ravel() @ b.ravel()) / length if length else None
+
     for index, (matrix, parts) in enumerate(lora.matrices.items()):
         first = np.asarray((lora.method.alpha / lora.method.rank) * (parts["B"] @ parts["A"]))
         noise = np.random.default_rng([seed, index]).standard_normal(first.shape)
@@ -211,7 +224,7 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         second = b @ (vectors["d"][:, None] * a if "d" in vectors else a)
         pairs = zip(PAIRS, ((first, second), (first, noise), (second, noise)), strict=True)
         layer, site = layer_and_site(matrix)
-        rows.append({"layer": layer, "site": site} | {name: _cosine(*pair) for name, pair in pairs})
+        rows.append({"layer": layer, "site": site} | {name: cosine(*two) for name, two in pairs})
     # The paper's means are over the query matrices. Without any, they are over all.
     over = "query" if any(row["site"] == "query" for row in rows) else "all"
     means = dict[str, float]()
@@ -220,27 +233,6 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
     return measure(rows, [lora.about, vera.about], means, settings, random=seed)
-
-
-def _cosine(a: Any, b: Any) -> float | None:
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a.ravel() @ b.ravel()) / length if length else None
-
-
-def shared_pair(adapter: Adapter) -> tuple[Any, Any]:
-    """The matrices B and A of a VeRA adapter, (outputs, rank) and (rank, inputs), in float64. Raises
-    UserError if they are not one shared pair, or not those of the training."""
-    from vera.projections import ProjectionSpec, fingerprint
-
-    method, fixed = adapter.method, adapter.header["fixed"]
-    if method.projections != "shared":
-        problem = f"similarity reads VeRA with shared projections, not {method.projections}"
-        raise UserError(f"run {adapter.about['id']}: {problem}")
-    shape = method.rank, fixed["inputs"], fixed["outputs"]
-    a, b = ProjectionSpec(method.projection_seed, *shape, method.init).make()
-    if fingerprint(a, b) != fixed["fingerprint"]:
-        raise UserError(f"{adapter.path}: trained with projections that this version does not make")
-    return b.astype(np.float64), a.astype(np.float64)
 
 
 # --- figure 6, a fit

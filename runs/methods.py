@@ -185,8 +185,8 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
 
     length: tokens of a row, padding included. predicted: those that a language model reads out. The count is
     kept in the cache, so a later plan does not import torch."""
-    # AdapterDrop counts with every adapter: it drops blocks at random, or more than two of them. VeRA's
-    # weights cannot be merged with 4-bit ones
+    # AdapterDrop counts with every adapter: it drops them at random. VeRA's weights cannot be merged with
+    # 4-bit ones
     plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
     plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
     method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
@@ -197,24 +197,15 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
         kept = json.loads(path.read_bytes())
         return kept and (float(kept[0]), float(kept[1]))
     with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
-        import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        whole, counts = models.skeleton(**model), list[tuple[int, int]]()
-        depth = whole.config.num_hidden_layers
-        for blocks in (1, 2):  # each further block takes what the second one does
-            whole.config.num_hidden_layers = blocks
-            with torch.device("meta"):
-                network = type(whole)(whole.config).train()
-            adapted(network, make_method(method))
-            with FlopCounterMode(display=False) as counter:
-                logits = run_forward(network, *size)
-                forward = counter.get_total_flops()
-                if logits.requires_grad:
-                    logits.sum().backward()
-            counts.append((forward, counter.get_total_flops()))
-        (one, trained), (two, both) = counts
-        counted = float(one + (depth - 1) * (two - one)), float(trained + (depth - 1) * (both - trained))
+        network = adapted(models.skeleton(**model).train(), make_method(method))
+        with FlopCounterMode(display=False) as counter:
+            logits = run_forward(network, *size)
+            forward = counter.get_total_flops()
+            if logits.requires_grad:
+                logits.sum().backward()
+        counted = float(forward), float(counter.get_total_flops())
     with contextlib.suppress(OSError):  # a read-only home costs time, no more
         write_atomically(path, json.dumps(counted))
     return counted

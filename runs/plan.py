@@ -4,18 +4,10 @@ would cost. It starts no run. torch is imported to count FLOPs, once, and for pr
 python -m runs.plan experiment=table2_base
 python -m runs.plan experiment=table2_base probe=true   and hours, before the first run
 python -m runs.plan experiment=table2_base card=H100    hours on a card that is not here
-python -m runs.plan experiment=table2_base watch=true   again and again while a sweep runs
 """
 
-import contextlib
-import json
-import sys
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import read_command
@@ -23,7 +15,7 @@ from runs.errors import UserError
 from runs.forecast import Planned, estimate, probe
 from runs.identity import Contents, check_ids, identify, start_file
 from runs.methods import refusal
-from runs.record import Ledger, read_ledger, run_folder
+from runs.record import Ledger, run_folder
 from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.shared_files import run_lock
@@ -58,7 +50,7 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
     output = run.config["output"]
     checkpoint, progress = last_checkpoint(output, run_id), read_progress(output, run_id)
     if run_lock(output, run_id).is_held():
-        return Planned(run, "running", "", _saved_steps(checkpoint), progress)
+        return Planned(run, "running", "", progress)
     if run.config["init_from"]:
         try:
             start_file(run, contents)
@@ -66,17 +58,7 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})")
-    state = "partial" if checkpoint else "missing"
-    return Planned(run, state, "", _saved_steps(checkpoint), progress if checkpoint else {})
-
-
-def _saved_steps(checkpoint: Path | None) -> int:
-    """The steps that a checkpoint has; 0 for none, and for a file that is none."""
-    try:
-        with safe_open(checkpoint or "", "np") as file:
-            return int(json.loads(file.metadata()["header"])["state"]["step"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return 0
+    return Planned(run, "partial", "", progress) if checkpoint else Planned(run, "missing")
 
 
 def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
@@ -140,7 +122,6 @@ def _remarks(planned: list[Planned]) -> list[str]:
 class Settings(Common):
     """The settings of a plan, beside the words for runs."""
 
-    watch: bool = setting(False, "again and again while a sweep runs, here or on a cluster")
     probe: bool = setting(False, "first do 20 steps of a run of each row: how fast this device is")
     card: str | None = setting(None, "hours on a card of conf/cards.yaml, such as H100, wherever you are")
 
@@ -151,20 +132,10 @@ def main(arguments: list[str]) -> int:
     runs = with_starts(command.runs)
     check_ids(runs, identify(runs, {}))
     output = runs[0].config["output"]
-    ledger, shown = open_ledger(output, published=False), ""  # a published record makes no run done here
+    ledger = open_ledger(output, published=False)  # a published record makes no run done here
     if settings.probe:
         probe(p.run for p in left(plan(runs, ledger)))
-    clear = "\x1b[H\x1b[2J" if settings.watch and sys.stdout.isatty() else ""
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            planned = plan(runs, ledger)
-            if (now := text(planned, ledger, settings.card, command.launch.redo)) != shown:
-                print(f"{clear}{now}", flush=True)
-            coming = {p.state for p in planned} & {"running", "partial", "missing", "unknown"}
-            if not (settings.watch and coming):
-                break
-            time.sleep(2)
-            shown, ledger = now, read_ledger(output, published=False)
+    print(text(plan(runs, ledger), ledger, settings.card, command.launch.redo))
     return 0
 
 

@@ -15,24 +15,13 @@ from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    INSTALLED,
-    PUBLISHED,
-    read_ledger,
-    without_paths,
-    write_atomically,
-    write_measure,
-)
+from runs.record import FINISHED, read_ledger
+from runs.record.files import INSTALLED, PUBLISHED, without_paths, write_atomically, write_measure
 from runs.record.text import plural
 
 
-class Settings(OfRecords):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, "STUDY", "the runs, as for python -m runs", COMPOSING)
+    line = read(arguments, OfRecords, "STUDY", "the runs, as for python -m runs", COMPOSING)
     (study,), output = line.names, line.settings.output
     if INSTALLED:
         raise UserError("runs.publish writes into runs/records of a clone, which an installed package is not")

@@ -27,20 +27,12 @@ import pandas as pd
 import yaml
 
 from runs.command import COMPOSING, Common, as_word, entry_point, read
-from runs.config import CONF, Files, Launch, read_command, recipe_keys
+from runs.config import CONF, Files, Launch, read_command
 from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids, hash_of
-from runs.record import (
-    Metric,
-    Record,
-    epoch_of_table,
-    finished_record,
-    one_class,
-    sample_deviation,
-    seed_value,
-    write_atomically,
-)
+from runs.record import Record, finished_record, write_atomically
+from runs.record.metric import Metric, epoch_of_table, one_class, sample_deviation, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.sweep.sweep import sweep
@@ -49,12 +41,8 @@ from runs.sweep.sweep import sweep
 TRIAL = ("task.holdout=0.2", "keep=none")
 
 
-class Settings(Common):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, overrides="the cells, as for python -m runs", options=COMPOSING)
+    line = read(arguments, Common, overrides="the cells, as for python -m runs", options=COMPOSING)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
@@ -201,9 +189,9 @@ def report(cell: Cell) -> str:
     setting = {key: str(best[key]) for key in cell.axes}
     lines += [f"{key}={setting[key]} is the {end} tried" for key, end in edges(cell.axes, setting)]
     task = run.config["task"]["name"]
-    by_task = ", ".join(f"{key}: {{{task}: {value}}}" for key, value in tuned(cell, setting).items())
+    by_task = ", ".join(f"{key.partition('.')[2]}: {{{task}: {value}}}" for key, value in setting.items())
     lines.append(f"best: {command_of(cell, setting)}")
-    lines += [f"for its recipe in conf/recipe: by_task: {{{by_task}}}"] if by_task else []
+    lines.append(f"for its recipe in conf/recipe: by_task: {{{by_task}}}")
     return "\n".join([*lines, f"trials: {cell.file}"])
 
 
@@ -222,15 +210,6 @@ def edges(axes: dict[str, list[str]], setting: dict[str, str]) -> Iterator[tuple
             ends = {values.min(): "smallest", values.max(): "largest"}
             if float(setting[key]) in ends:
                 yield key, ends[float(setting[key])]
-
-
-def tuned(cell: Cell, setting: dict[str, str]) -> dict[str, str]:
-    """What a recipe of the row may have, of the settings that were searched and those that were given with
-    the search: the last part of the key, and the value."""
-    known = recipe_keys(cell.overrides[0].partition("=")[2], cell.config_dir)
-    given = dict(word.partition("=")[::2] for word in cell.overrides)
-    found = {key.rpartition("."): value for key, value in (setting | given).items() if "${" not in value}
-    return {key: of for (group, _, key), of in found.items() if group in ("train", "method") and key in known}
 
 
 if __name__ == "__main__":

@@ -45,12 +45,8 @@ def build(name: str, output: Path) -> Path:
     return path
 
 
-class Settings(OfRecords):
-    """None of its own."""
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[NAME ...]")
+    line = read(arguments, OfRecords, names="[NAME ...]")
     if not (find_spec("jupytext") and find_spec("nbconvert")):
         raise UserError("notebooks are not installed: pip install 'vera-bench[notebooks]'")
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:

@@ -105,7 +105,10 @@ def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, .
         raise UserError(f"{several}= takes one value, for all runs of the command")
     seeds = lists.pop("seed", [""])
     cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
-    return [tuple(one for line in cell for one in spelt_out(line)) for cell in cells], seeds, preset
+    # method=peft:CLASS can stand in a list of methods; Hydra's own words are two
+    two = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
+    words = ([two.sub("\0method.config_class=", line).split("\0") for line in cell] for cell in cells)
+    return [tuple(itertools.chain(*lines)) for lines in words], seeds, preset
 
 
 def listed(argument: str) -> tuple[str, list[str]]:
@@ -116,10 +119,8 @@ def listed(argument: str) -> tuple[str, list[str]]:
     key, equals, text = argument.partition("=")
     if not open_part(key):  # every other key is there: ++ sets it
         key = key.removeprefix("++")
-    if (
-        key == "+experiment"
-    ):  # as Hydra's examples write, of applications whose defaults do not list the group
-        key = "experiment"
+    # As Hydra's examples write it, of applications whose defaults do not list the group
+    key = "experiment" if key == "+experiment" else key
     line = f"{key}{equals}{at_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
         line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))  # 123e45678901 is no number
@@ -145,14 +146,6 @@ def listed(argument: str) -> tuple[str, list[str]]:
     if not lines:
         raise UserError(f"{argument}: nothing of that name")
     return override.key_or_group, lines
-
-
-def spelt_out(line: str) -> tuple[str, ...]:
-    """An override in Hydra's own words: method=peft:IA3Config (which can stand in a list of methods) is
-    method=peft and method.config_class=IA3Config."""
-    if match := re.fullmatch(r"method=peft\\*:(\w+)", line):
-        return "method=peft", f"method.config_class={match[1]}"
-    return (line,)
 
 
 def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:

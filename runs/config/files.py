@@ -224,13 +224,6 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return plain(cfg.model), {key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS}
 
 
-def recipe_keys(row: str, config_dir: str | None = None) -> list[str]:
-    """The keys of a recipe that the training and this row's file read."""
-    files = Files(config_dir)
-    with files.hydra():
-        return READS.findall(str(without_hydra(files.defaults((f"method={row}",)), resolve=False)))
-
-
 def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
     """A recipe as a row sees it: without by_row, and with the row's part in the place of what every row has.
     row: as by_row names it, vera or peft:IA3Config."""

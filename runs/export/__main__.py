@@ -59,7 +59,12 @@ def main(arguments: list[str]) -> int:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", base):
         raise UserError(f"base={base}: should be OWNER/NAME or OWNER/NAME@REVISION on the hub")
     if form == "hub":
-        check_repository(target)
+        from huggingface_hub import get_token
+
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", target) or len(target) > 96:
+            raise UserError(f"{target}: a repository of the hub is OWNER/NAME")
+        if get_token() is None:
+            raise UserError(f"{target}: pushing needs a token with write access: hf auth login, or HF_TOKEN=")
     elif Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target}: is there already. Name another, or remove it")
     record = find(name, output)
@@ -79,16 +84,6 @@ def main(arguments: list[str]) -> int:
     else:
         print(f"{folder}: {megabytes(sum(file.stat().st_size for file in folder.iterdir()))}")
     return 0
-
-
-def check_repository(repo: str) -> None:
-    """Raises UserError unless it is OWNER/NAME, and where there is no token to push with."""
-    from huggingface_hub import get_token
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or len(repo) > 96:
-        raise UserError(f"{repo}: a repository of the hub is OWNER/NAME")
-    if get_token() is None:
-        raise UserError(f"{repo}: pushing needs a token with write access: hf auth login, or HF_TOKEN=")
 
 
 def push(folder: Path, repo: str, private: bool, message: str, again: str) -> str:

@@ -19,21 +19,8 @@ from runs import models
 from runs.errors import UserError
 from runs.evaluate import kept_result, restore
 from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    Ledger,
-    Metric,
-    Record,
-    cell_id,
-    interval_name,
-    median_interval,
-    one_each,
-    read_ledger,
-    row_label,
-    seed_value,
-    text_score,
-    without_paths,
-)
+from runs.record import FINISHED, Ledger, Record, cell_id, read_ledger, row_label, without_paths
+from runs.record.metric import Metric, interval_name, median_interval, one_each, seed_value, text_score
 from runs.record.text import one_line
 from runs.run import overrides_of
 from runs.training.context import Context

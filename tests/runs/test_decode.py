@@ -354,27 +354,3 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     record = trained([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}", "task.decode=none"])
     assert record["result"]["forgetting"]["text"] == "t.txt"
     assert not any("forgetting" in word for word in record["deviations"])
-
-
-@pytest.mark.slow  # it takes seconds
-@pytest.mark.parametrize("change", [WITH_VERA, ["method=none"]], ids=str)
-def test_a_record_that_lacks_it_gets_it_and_one_that_has_it_is_checked(change, e2e_words, capsys):
-    record = trained([*of_method(e2e_words, *change), "task.decode=none", "keep=last"])
-    path, wanted = record_path(record["config"]["output"], record["id"]), record["result"].pop("forgetting")
-    path.write_text(json.dumps(record))
-    assert check(record) == 0
-    assert "forgetting added to the record" in capsys.readouterr().out
-    again = read_record(path)
-    found = again["result"].pop("forgetting")
-    assert found == {**wanted, "after": pytest.approx(wanted["after"], rel=1e-6)}
-    assert again == record
-    for change, code, words in (
-        ({}, 0, "forgetting as recorded: the same"),
-        ({"after": wanted["after"] + 0.5}, 1, "forgetting as recorded: NOT the same"),
-        ({"before": wanted["before"] + 0.5}, 1, "forgetting as recorded: NOT the same"),  # another base
-        ({"sha256": "another", "text": "b.txt"}, 0, "recorded on another text (b.txt), not compared"),
-    ):
-        again["result"]["forgetting"] = wanted | change
-        path.write_text(json.dumps(again))
-        assert check(record) == code
-        assert words in capsys.readouterr().out

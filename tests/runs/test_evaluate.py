@@ -12,7 +12,7 @@ from tiers import sample
 from runs import evaluate, plan, publish
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import Ledger, read_ledger, record_path, run_folder, without_paths, write_record
+from runs.record import Ledger, read_ledger, run_folder, without_paths, write_record
 from runs.shared_files import alone, run_lock
 
 pytestmark = pytest.mark.properties
@@ -105,7 +105,7 @@ def test_what_is_not_what_the_record_names_is_one_line(words):
     says("is diverged: a loss of nan")
 
 
-def test_a_watch_shows_what_runs_how_far_it_is_and_no_record_that_was_set_aside(words, monkeypatch, capsys):
+def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
     runs, output = expand([*words, "seed=0,1"]), output_of(words)
     first, folder = run_id(runs[0]), run_folder(output, run_id(runs[0]))
 
@@ -124,27 +124,12 @@ def test_a_watch_shows_what_runs_how_far_it_is_and_no_record_that_was_set_aside(
     shows(shown(), "0/2 r")
     assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())  # it goes on from there
 
-    def finish(_):
-        for run in runs:
-            cell = {"paper": None, "model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
-            write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
-
-    monkeypatch.setattr(plan.time, "sleep", finish)
-    assert plan.main([*words, "seed=0,1", "watch=true", "redo=true"]) == 0
+    for run in runs:
+        cell = {"paper": None, "model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
+        write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
+    assert plan.main([*words, "seed=0,1", "redo=true"]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("partial 1 · missing 1") < printed.index("done 2")
     assert "est. " in printed[printed.index("done 2") :]  # redo=true: what is done is done again
-
-    def set_aside(_):
-        if not path.exists():
-            raise KeyboardInterrupt
-        path.rename(path.with_suffix(".aside"))
-
-    path = record_path(output, first)
-    monkeypatch.setattr(plan.time, "sleep", set_aside)
-    assert plan.main([*words, "seed=0,1,2", "watch=true"]) == 0  # Ctrl-C ends it
-    printed = capsys.readouterr().out
-    assert printed.index("done 2 · missing 1") < printed.index("done 1")
 
 
 # --- a run once more

@@ -12,9 +12,8 @@ from PIL import Image
 from running import refused
 from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, BitImageProcessor
 
-from runs.models.wheels import DINOV2_IMAGES
 from tasks.images.pixels import (
     BadImageError,
     Preprocessing,
@@ -29,6 +28,7 @@ SIZES = [(256, 256), (300, 401), (300, 402), (300, 403), (225, 500), (32, 32), (
 PROCESSOR = "preprocessor_config.json"
 SIDE = {"height": 224, "width": 224}
 SQUARE = {"crop_size": SIDE}
+DINOV2_IMAGES = BitImageProcessor(size={"shortest_edge": 256}, image_mean=(0.485, 0.456, 0.406)).to_dict()
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
