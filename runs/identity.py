@@ -16,7 +16,7 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.record import Record, defining, read_record, record_path, run_folder, write_atomically
+from runs.record import defining, finished_record, record_path, run_folder, write_atomically
 from runs.run import Run
 from runs.shared_files import MISSING, check_kept, digest, file_hash
 from tasks.fetch import cache_folder, content
@@ -96,8 +96,8 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
         return None
     # These keys are no part of the other run's identity, but change which values it keeps. An older record
     # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
-    path = record_path(run.config["output"], other)
-    config = _record(path)["config"] if path.is_file() else run.start.config if run.start else {}
+    record = finished_record(run.config["output"], other)
+    config = record["config"] if record else run.start.config if run.start else {}
     kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
     usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
     return other if usual else f"{other} {' '.join(kept)}"
@@ -119,26 +119,15 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
     other, output = _start_run(run, contents), run.config["output"]
     path = run_folder(output, str(other)) / "adapter.safetensors"
     name = f"{run.start.label} (run {other or '?'})" if run.start else f"run {source}"
-    record = record_path(output, str(other))
-    if not record.is_file():
-        raise UserError(f"waits for {name}, which has not run here")
-    status = _record(record)["status"]
-    if status != "done":
-        raise UserError(f"waits for {name}, which is {status}")
+    record = finished_record(output, other)
+    if not record or record["status"] != "done":
+        why = f"is {record['status']}" if record else "has not run here to its end"
+        raise UserError(f"waits for {name}, which {why}")
     if not path.is_file():
-        raise UserError(
-            f"waits for the adapter of {name}, which kept none: delete {record} and run it again with"
-            " keep=best"
-        )
-    check_kept(_record(record), path)
+        again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
+        raise UserError(f"waits for the adapter of {name}, which kept none: {again}")
+    check_kept(record, path)
     return path
-
-
-def _record(path: Path) -> Record:
-    try:
-        return read_record(path)
-    except ValueError as error:
-        raise UserError(f"{error}: delete it, and the run is done again") from None
 
 
 # --- contents

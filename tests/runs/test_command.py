@@ -59,7 +59,7 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     assert text.startswith(f"usage: python -m {name}")
     settings, docs, rest = text.partition("options:\n")[2].partition(f"\n\n{module.__doc__.strip()}\n")
     assert (bool(docs), rest) == (True, "")
-    for one in dataclasses.fields(module.Settings):
+    for one in dataclasses.fields(getattr(module, "Settings", Common)):
         shown = rf"^  {re.escape(one.metadata['key'] or one.name)}=\S* +{re.escape(one.metadata['about'])} \("
         assert re.search(shown, settings, re.M), one.name
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")

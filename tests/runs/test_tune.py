@@ -262,7 +262,7 @@ def test_the_report_of_the_best_trial(results, tmp_path):
     assert list(frame.one_class) == [0, 1]
     text = tune.report(cell)
     assert "train.lr=0.1 is the smallest tried" in text
-    assert "by_task: {lr: {rte: 0.1}, " in text
+    assert "by_task: {lr: {rte: 0.1}}" in text
     assert f"trials: {cell.file}" in text
     more = ["method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
     cell = replace(cell, overrides=["method=lora", *more], config_dir=str(tmp_path))
