@@ -266,4 +266,4 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
     write_record(output, record | {"config": record["config"] | {"keep": "last"}})
     assert run_id(runs[0]) != usual
     path.write_text("{")
-    assert "not a record" in text_of(runs)
+    assert "has not run here to its end, and is done first by the same command" in text_of(runs)
