@@ -160,7 +160,8 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
         short += sum(room < longest for room in rooms)
         # Of one temperature, by length, since prompts are padded to the longest of their batch
         degrees = [temperature(question.category) for question in questions]
-        order = sorted(range(len(questions)), key=lambda i, of=prompts: (degrees[i], len(of[i])))
+        alike = [*zip(degrees, map(len, prompts), strict=True)]
+        order = sorted(range(len(questions)), key=alike.__getitem__)
         groups = (list(of) for _, of in itertools.groupby(order, key=degrees.__getitem__))
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
         key = {**about, "turn": turn + 1, "prompts": hash_of(prompts)[:16]}

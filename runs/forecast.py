@@ -85,7 +85,7 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
     parts = [tokens["train"], tokens["train" if task.get("holdout") else "dev"]]
     train, dev = (
         Lengths(of.rows, np.interp(EVENLY, GRID, part["at"]), part.get("predicted", 0.0))
-        for of, part in zip(data, parts, strict=False)
+        for of, part in zip(data[:2], parts, strict=True)
     )
     return train, dev, "; ".join(filter(None, words))
 

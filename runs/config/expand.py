@@ -107,8 +107,8 @@ def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, .
     cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
     # method=peft:CLASS can stand in a list of methods; Hydra's own words are two
     two = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
-    words = ([two.sub("\0method.config_class=", line).split("\0") for line in cell] for cell in cells)
-    return [tuple(itertools.chain(*lines)) for lines in words], seeds, preset
+    words = [[two.sub("\0method.config_class=", line).split("\0") for line in cell] for cell in cells]
+    return [tuple(word for line in cell for word in line) for cell in words], seeds, preset
 
 
 def listed(argument: str) -> tuple[str, list[str]]:
