@@ -340,7 +340,8 @@ def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device"
     needed, free = values * (16 if whole else NF4_BYTES if quantise else 4), free_memory(device)
     if needed > free:
         what = "weights, gradients and AdamW's moments" if whole else "weights alone"
-        smaller = "" if whole or quantise else "model.quantise=nf4, "
+        takes = config["model"]["modality"] == "text generation" and not (whole or quantise)
+        smaller = "model.quantise=nf4, " if takes else ""
         raise UserError(
             f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free"
             f" on {device.type}. Choose {smaller}a smaller model, or another device (device=)"
