@@ -74,13 +74,16 @@ class Campaign:
 
     def go(self) -> None:
         straight = self.home / "outputs" / "straight"
+        runs = [set[str]()]  # what is finished after each sweep
         for words in self.sweeps:
             assert self.start(words, straight, LAUNCHERS[0]).wait() == 0, self.home / "log.txt"
+            runs.append({*finished(straight)})
         expected = state_of(straight)
         for number in itertools.count(1):
             output = self.home / "outputs" / str(number)
-            while self.kills.total() < self.wanted and len(finished(output)) < len(finished(straight)):
-                self.disturb(output)
+            while self.kills.total() < self.wanted and (left := runs[-1] - finished(output).keys()):
+                of = [i for i in (0, 1) if left & (runs[i + 1] - runs[i])]
+                self.disturb(self.sweeps[self.dice.choice(of)], output)
             for words in self.sweeps:
                 if code := self.start(words, output, LAUNCHERS[0]).wait():
                     self.problems.append(f"the last command of round {number} ended with {code}")
@@ -90,9 +93,9 @@ class Campaign:
             if self.kills.total() >= self.wanted:
                 break
 
-    def disturb(self, output: Path) -> None:
+    def disturb(self, words: list[str], output: Path) -> None:
         """A command of which somebody is killed, if it does not end before; then a file is damaged."""
-        process = self.start(self.dice.choice(self.sweeps), output, self.dice.choice(LAUNCHERS))
+        process = self.start(words, output, self.dice.choice(LAUNCHERS))
         while process.poll() is None and not self.running(output):
             time.sleep(0.02)
         time.sleep(SOON * self.dice.random())

@@ -142,6 +142,9 @@ def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, 
     """Its runs are forked from a process that has imported the file, and asked git, as it was."""
     path = checkout / "vera/methods/mine.py"
     before, began = provenance._digest(path), provenance.code_state()
+    # Edited as it was imported, and since then as it is committed
+    monkeypatch.setattr(provenance, "AT_START", {path: "0" * 16})
+    assert provenance._source(path)["uncommitted"] is True
     monkeypatch.setattr(provenance, "AT_START", {path: before})
     path.write_text("two\n")
     source = provenance._source(path)
