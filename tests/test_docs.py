@@ -97,7 +97,7 @@ def each_value(overrides: Iterable[str], folder: str | None) -> Iterator[tuple[s
     seen = set[str]()
     while cells := [cell for cell in cells if not seen.issuperset(cell)]:
         cell = max(cells, key=lambda cell: len({*cell} - seen))
-        words = (word for word in cell if word not in seen or not word.startswith(WHERE))
+        words = (word for word in cell if word not in seen or not word.lstrip("+").startswith(WHERE))
         yield *words, *filter(None, seeds[:1])
         seen |= {*cell}
 
