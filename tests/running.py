@@ -12,7 +12,6 @@ import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +21,6 @@ from runs.config.files import Files, dotted, without_hydra
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
-from runs.sweep import pool, sweep
 from runs.training.loop import Training
 from runs.training.train import train
 from tasks import DataError
@@ -120,13 +118,13 @@ def call_here(module, *words, check):
     return done
 
 
-def members(mark: str, word: str = "") -> list[int]:
-    """The processes that live with this KEY=VALUE in their environment, and a word in their command line."""
+def members(mark: str) -> list[int]:
+    """The processes that live with this KEY=VALUE in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
             if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
-                found += [int(path.name)] if word in (path / "cmdline").read_text() else []
+                found.append(int(path.name))
     return found
 
 
@@ -172,18 +170,6 @@ ODD = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a link that leads to no file": lambda path: path.symlink_to(path.name),
 }
-
-
-def processes_end(patch, end) -> None:
-    """In this process's sweeps no run has a process: it ends at once, as end(job) says."""
-
-    def process(places, job, *_):
-        how = end(job)
-        return SimpleNamespace(job=job, since=0, ready=None, ended=lambda: how)
-
-    patch.setattr(pool, "Process", process)
-    patch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
-    patch.setattr(sweep, "start_fork_server", lambda several: None)
 
 
 def values_of(groups):
