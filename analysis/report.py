@@ -131,7 +131,7 @@ def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    output = read(arguments, OfRecords).settings.output
+    output = read(arguments, OfRecords, module=__name__).settings.output
     ledger = open_ledger(output)
     path = Path(output) / "report.html"
     write_atomically(path, page(ledger))

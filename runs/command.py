@@ -95,18 +95,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def read(
-    arguments: Sequence[str], settings: type[S], names: str = "", overrides: str = "", options: Options = HELP
+    arguments: Sequence[str],
+    settings: type[S],
+    names: str = "",
+    overrides: str = "",
+    options: Options = HELP,
+    module: str = "",
 ) -> Line[S]:
     """Parses the command line of a command with these settings.
 
-    settings: a class of the command's own module, or one of this one; then the caller is the command. names:
-    its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
+    names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
     purpose of other KEY=VALUE words, if the command takes any (instead of optional names). options: those
-    with a dash. Raises UserError for a mistake, SystemExit after --help."""
+    with a dash. module: the command's, if its settings are not its own. Raises UserError for a mistake,
+    SystemExit after --help."""
     keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
-    own = settings.__module__ != __name__
-    module = sys.modules[settings.__module__ if own else sys._getframe(1).f_globals["__name__"]]
-    parser = _parser(module, settings, names, overrides, {**HELP, **options})
+    command = sys.modules[module or settings.__module__]
+    parser = _parser(command, settings, names, overrides, {**HELP, **options})
     found, words = parser.parse_known_args(arguments)
     positional, others, given = list[str](), list[str](), dict[str, str]()
     for word in words:

@@ -25,7 +25,7 @@ def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
 
 
 def main(arguments: list[str]) -> int:
-    read(arguments, Common)
+    read(arguments, Common, module=__name__)
     entries = yaml.safe_load((CONF / "counts.yaml").read_text())
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
     frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]

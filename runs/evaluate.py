@@ -32,7 +32,7 @@ SAME = {True: "the same", False: "NOT the same"}
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="RUN")
+    line = read(arguments, OfRecords, names="RUN", module=__name__)
     output = line.settings.output
     record = find(line.names[0], output)
     name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"

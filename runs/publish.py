@@ -21,7 +21,7 @@ from runs.record.text import plural
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, "STUDY", "the runs, as for python -m runs", COMPOSING)
+    line = read(arguments, OfRecords, "STUDY", "the runs, as for python -m runs", COMPOSING, __name__)
     (study,), output = line.names, line.settings.output
     if INSTALLED:
         raise UserError("runs.publish writes into runs/records of a clone, which an installed package is not")

@@ -42,7 +42,9 @@ TRIAL = ("task.holdout=0.2", "keep=none")
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Common, overrides="the cells, as for python -m runs", options=COMPOSING)
+    line = read(
+        arguments, Common, overrides="the cells, as for python -m runs", options=COMPOSING, module=__name__
+    )
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []

@@ -46,7 +46,7 @@ def build(name: str, output: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="[NAME ...]")
+    line = read(arguments, OfRecords, names="[NAME ...]", module=__name__)
     if not (find_spec("jupytext") and find_spec("nbconvert")):
         raise UserError("notebooks are not installed: pip install 'vera-bench[notebooks]'")
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
