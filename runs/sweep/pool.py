@@ -134,10 +134,10 @@ class Sweep:
 
 
 class Places(NamedTuple):
-    """How many runs this machine does at once. gpus: of which each run takes one, unless `share` runs have
-    it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
+    """total: how many runs this machine does at once. gpus: of which each run takes one, unless `share` runs
+    have it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
 
-    count: int = 0
+    total: int = 0
     gpus: Sequence[str] = ()
     share: int = 1
 
@@ -252,12 +252,12 @@ class Pool:
         """Finishes the runs that another process has done."""
         on = [process.job for process in self.running]
         for job in [job for job in self.sweep.pending if job not in on]:
-            if self.sweep.finish(job, 0.0) and self.places.count:  # else it is of this command's workers
+            if self.sweep.finish(job, 0.0) and self.places.total:  # else it is of this command's workers
                 self.sweep.send_to_agent(job)
 
     def _start(self) -> bool:
         """Starts a run for each free place. Returns whether runs are on."""
-        for _ in range(self.places.count - len(self.running)):
+        for _ in range(self.places.total - len(self.running)):
             on, left = [process.job for process in self.running], [job.run for job in self.sweep.pending]
             # Another run that one starts from comes first
             free = (job for job in self.sweep.pending if job not in on and job.run.start not in left)
@@ -273,12 +273,12 @@ class Pool:
             self.running.remove(process)
             self._ended(process)
         pending, on = self.sweep.pending, [process.job for process in self.running]
-        if on := on if self.places.count else [job for job in pending if job.lock.is_held()]:
+        if on := on if self.places.total else [job for job in pending if job.lock.is_held()]:
             self._idle = time.monotonic()
             self.sweep.display.show(
                 [(job.head, read_progress(job.output, job.id)) for job in on], len(pending)
             )
-        elif pending and self.places.count and time.monotonic() - self._idle > PATIENCE:
+        elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
             self._idle, holder = float("inf"), pending[0].lock.holder()
             self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
 

@@ -4,7 +4,6 @@ import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -13,14 +12,13 @@ import pytest
 import torch
 from running import ROOT, begin, output_of, refused
 
-from runs import ENVIRONMENT, SPINNING, answer, gpus, models
+from runs import ENVIRONMENT, SPINNING, gpus, models
 from runs.config import expand
 from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.sweep.display import read_progress
 from runs.training import checkpoint, context
-from tasks.mt_bench import read_questions
 
 pytestmark = pytest.mark.properties
 
@@ -220,22 +218,6 @@ def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bit
     weight.quant_state.dtype = torch.float32
     assert straight.dtype == torch.bfloat16
     assert torch.equal(straight, dequantize_4bit(weight.data, weight.quant_state).bfloat16())
-
-
-def test_answers_cache_keys_and_values_in_the_dtype_that_is_computed_in(alpaca_words):
-    words = [w for w in alpaca_words if not w.startswith("train.precision")]
-    training, caches = begin([*words, "model.quantise=nf4", "train.precision=bf16"]), []
-
-    def spy(generate=training.raw_model.generate, **given):
-        caches.append(given["past_key_values"])
-        return generate(**given)
-
-    training.raw_model.generate = spy
-    question = read_questions(Path(training.config["task"]["mt_bench_dir"]), "mt_bench")[0]
-    prompt = training.task.conversation(question.turns[:1], [])
-    with training.accelerator.autocast():
-        answer._sample(training, 0, [question], [prompt], [6])
-    assert {t.dtype for layer in caches[0].layers for t in (layer.keys, layer.values)} == {torch.bfloat16}
 
 
 def test_training_a_decoder_fills_no_cache(alpaca_words, monkeypatch):

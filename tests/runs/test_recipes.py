@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from peft_classes import roberta_base
 from running import refused
+from support import roberta_base
 from tiny import save_tiny, tiny_model
 
 import vera
