@@ -7,8 +7,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-#: Of what the extra `bench` brings.
-IMPORTED = ("accelerate", "hydra", "pandas")
+#: What runs, tasks and analysis import at the top of a module, by the names that are imported.
+IMPORTED = (
+    *("accelerate", "annotated_types", "datasets", "evaluate", "filelock", "hydra", "jinja2", "matplotlib"),
+    *("numpy", "omegaconf", "orjson", "pandas", "PIL", "pydantic", "pydantic_core", "pynvml", "safetensors"),
+    *("scipy", "sklearn", "torch", "tqdm", "transformers", "typing_extensions", "yaml"),
+)
 INSTALL = "pip install 'vera-bench[bench]'"
 
 
@@ -29,6 +33,9 @@ check()
 
 #: No progress bars.
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+
+#: The environment variable by which a command that does several runs has all imports made for them at once.
+SEVERAL = "VERA_BENCH_SEVERAL_RUNS"
 #: Read once, as torch or CUDA starts.
 ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats itself to the bit

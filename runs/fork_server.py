@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runs import SEVERAL
+
 #: The signals that ask a command to stop. Slurm's come before the end of a job's time.
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -28,8 +30,9 @@ def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
 def start_fork_server(several: bool = True) -> None:
     """Starts it, unless it is on. It ends with this process, once it has imported all. several: whether more
     than one run will be; a single one imports the metrics as it evaluates, after its first step."""
-    names = ["tasks.metrics"] * several + ["runs.preload"]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(names)
+    if several:
+        os.environ[SEVERAL] = "1"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
     # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
     # inherits what this process ignores now.
     with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):

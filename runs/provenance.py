@@ -97,25 +97,18 @@ def _source(path: Path) -> dict[str, Any]:
     if not path.is_relative_to(ROOT):  # the commits of another project are not known here
         return source | {"uncommitted": None}
     # What was edited since this process started is in no commit that the record could name
-    names = [one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file)]
-    blobs = _committed(f"{code_state()['commit']}")
-    edited = None
-    if blobs is not None:
-        edited = began != now or any(blobs.get(name) != _blob(ROOT / name) for name in names)
+    names = tuple(one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file))
+    edited = _uncommitted(names, tuple(now))
+    edited = None if edited is None else began != now or edited
     return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
 
 
 @cache
-def _committed(commit: str) -> dict[str, str] | None:
-    """Git's hash of each file of a commit; None outside of a checkout."""
-    if (listed := git("ls-tree", "-rz", commit)) is None:
+def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
+    """Whether one of these files, with these contents, is in no commit or differs from the last."""
+    if (changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)) is None:
         return None
-    return {name: about.split()[2] for about, _, name in (x.partition("\t") for x in listed.split("\0") if x)}
-
-
-def _blob(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
 
 
 def _imports(path: Path) -> list[Path]:

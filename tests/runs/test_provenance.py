@@ -40,7 +40,7 @@ def commit(root, *paths, goes_on=False):
 def next_command():
     """A process asks git once."""
     provenance.code_state.cache_clear()
-    provenance._committed.cache_clear()
+    provenance._uncommitted.cache_clear()
 
 
 def changed(source):
@@ -151,7 +151,7 @@ def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(checkout, 
     assert (source["sha256"], source["uncommitted"]) == (before, True)
     commit(checkout, goes_on=True)
     monkeypatch.setattr(provenance, "AT_START", {})
-    provenance._committed.cache_clear()
+    provenance._uncommitted.cache_clear()
     assert provenance.git("rev-parse", "HEAD") != began["commit"]
     assert (provenance.code_state(), provenance._source(path)["uncommitted"]) == (began, True)
     path.write_text("three\n")
