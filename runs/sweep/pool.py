@@ -25,13 +25,15 @@ from runs.record import FINISHED, Record, finished_record, read_record, record_p
 from runs.record.text import describe, duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock
-from runs.sweep.display import Display, read_progress, result_words
+from runs.sweep.display import Display, Event, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
 from runs.training.train import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, Reporter, do, leave
 
 #: How often a run whose process was killed is tried again, unless it has saved more in between.
 RETRIES = 3
+#: The phase of a run that waits for a GPU.
+WAITING = "waiting for a GPU"
 #: Seconds that runs have to save, after they were asked to stop.
 GRACE = 60
 
@@ -150,10 +152,10 @@ def places(device: str, share: int, every: bool) -> Places:
 
 class Process:
     """A run's process. alone: a user's mistake leaves no record. ready: what multiprocessing.connection.wait
-    waits for."""
+    waits for. since, waits: when it had its GPU, if it needs one, and whether it still waits for it."""
 
     def __init__(self, places: Places, job: Job, tracking: Tracking, alone: bool) -> None:
-        self.job, self.since = job, time.monotonic()
+        self.job, self.since, self.waits = job, time.monotonic(), False
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         work = (job.run, job.id, tracking, alone, places, sender)
@@ -208,9 +210,9 @@ def _child(
 
 def _take_gpu(run: Run, run_id: str, places: Places) -> None:
     """Waits for a GPU, where there are any."""
-    report, more = Reporter(run, run_id), f"launcher.runs_per_device={places.share + 1}"
+    report = Reporter(run, run_id)
     while places.gpus and not gpus.take(places.gpus, places.share):
-        report({"phase": f"waiting for a GPU that no other command uses ({more} shares them)"})
+        report({"phase": WAITING})
         time.sleep(1.0)
 
 
@@ -232,6 +234,7 @@ class Pool:
         self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Process]()
         self.signal = 0  # the one that asked for an end
         self._idle = time.monotonic()  # since when nothing is on here; infinity once that was said
+        self._told = False  # that a run waits for a GPU
 
     def go(self, others: Callable[[], bool] = lambda: True) -> None:
         """Does runs until none is left that this process can do, or has to wait for. others: whether to wait
@@ -275,12 +278,25 @@ class Pool:
         pending, on = self.sweep.pending, [process.job for process in self.running]
         if on := on if self.places.total else [job for job in pending if job.lock.is_held()]:
             self._idle = time.monotonic()
-            self.sweep.display.show(
-                [(job.head, read_progress(job.output, job.id)) for job in on], len(pending)
-            )
+            events = [read_progress(job.output, job.id) for job in on]
+            for process, event in zip(self.running, events, strict=False):  # of workers' runs none is here
+                self._see(process, event)
+            heads = [job.head for job in on]
+            self.sweep.display.show([*zip(heads, events, strict=True)], len(pending))
         elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
             self._idle, holder = float("inf"), pending[0].lock.holder()
             self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
+
+    def _see(self, process: Process, event: Event) -> None:
+        """Notes whether a process waits for a GPU, by its last event: its time begins later. Of the first one
+        a line tells."""
+        process.waits = event.get("phase") == WAITING and event.get("pid") == process.child.pid
+        if process.waits:
+            process.since = time.monotonic()
+        if process.waits and not self._told:
+            self._told, names = True, ", ".join(self.places.gpus)
+            more = f"launcher.runs_per_device={self.places.share + 1} shares them"
+            self.sweep.display.line(f"every device here is in use ({names}): waiting for one. {more}")
 
     def _ended(self, process: Process) -> None:
         """Finishes a run whose process has ended, or leaves it pending for another try."""
@@ -293,7 +309,7 @@ class Pool:
         if finished or how != KILLED or self.signal:
             return
         before, job.saved = job.saved, saved(job.output, job.id)
-        job.tries = job.tries + 1 if job.saved == before else 1
+        job.tries = job.tries + (not process.waits) if job.saved == before else 1
         again, lock = job.tries <= RETRIES, job.lock
         self.sweep.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
         if not again and lock.take():
@@ -309,7 +325,7 @@ class Pool:
     def _end(self) -> None:
         """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
         end = time.monotonic() + GRACE
-        if self.running and not self.signal:
+        if not self.signal and not all(process.waits for process in self.running):
             print("\nsaving checkpoints. Ctrl-C again does not wait for them", file=sys.stderr, flush=True)
         try:
             while self.running and time.monotonic() < end:

@@ -34,9 +34,15 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
     epochs: all that were evaluated; best: index of the best one. attempt: counts the seconds that decoding
     takes. The model carries the best epoch's adapter at the end.
     """
-    task, last = cast(Decoding, context.task), len(epochs) - 1
+    task, last, begun = cast(Decoding, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
-    texts = {"last": _texts(context, "last", attempt)}
+
+    def decoded() -> None:
+        attempt.decoding = time.monotonic() - begun
+        if context.accelerator.is_main_process:
+            attempt.save()
+
+    texts = {"last": _texts(context, "last", decoded)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -44,7 +50,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)
-        texts["best"] = _texts(context, "best", attempt)
+        texts["best"] = _texts(context, "best", decoded)
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
@@ -102,16 +108,14 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
     return {"last": texts["last"], "best": texts.get("best", texts["last"])}
 
 
-def _texts(context: Context, which: str, attempt: Attempt) -> Texts:
-    """Every item's texts; those that an earlier attempt has saved are not decoded again."""
+def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
+    """Every item's texts; those that an earlier attempt has saved are not decoded again. decoded: called
+    after each batch."""
     task = cast(Decoding, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
-        begun = time.monotonic()
         texts = task.decode(context.raw_model, items)
-        attempt.decoding += time.monotonic() - begun
-        if context.accelerator.is_main_process:
-            attempt.save()
+        decoded()
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))

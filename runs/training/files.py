@@ -1,6 +1,6 @@
 """The files of an attempt, until the run's record makes them the run's.
 
-Each attempt writes into a folder of its own, RUN/attempts/HOST.PID.TOKEN, and begins with copies of what the
+Each attempt writes into a folder of its own, RUN/attempts/HOST.PID.TOKEN, and begins with links to what the
 last one left. Whoever creates the finished record, which names the SHA-256 of its files, moves them into the
 run's folder and removes the others. So an attempt that comes late writes where nobody looks, and a record and
 its files are always of one attempt, also where the file system's locks do not reach another machine."""
@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +63,20 @@ class Attempt:
         self.folder = attempts_folder(output, run_id) / name
         self.folder.mkdir(parents=True)
         before = {f: _state(f) for f in self.folder.parent.iterdir() if f != self.folder}
+        _remove_dead(folder for folder, state in before.items() if not state)  # these may fill the disk
         last = max((f for f, state in before.items() if state), key=_progress, default=None)
-        if last is not None:
-            vars(self).update(before[last])
-            self.ended += [] if self.stopped else ["the process was killed"]
-            for path in (path for pattern in CONTINUED for path in sorted(last.glob(pattern))):
-                with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
-                    shutil.copy2(path, self.folder / path.name)  # with its time
-        self.save()  # before the others go: a kill in between leaves either
-        for folder in before:
-            if is_dead(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if last is not None:
+                vars(self).update(before[last])
+                self.ended += [] if self.stopped else ["the process was killed"]
+                for path in (path for pattern in CONTINUED for path in sorted(last.glob(pattern))):
+                    with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
+                        _link(path, self.folder / path.name)
+            self.save()  # before the others go: a kill in between leaves either
+        except OSError:  # a full disk: the next try needs the room
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        _remove_dead(before)
 
     def save(self, stopped: bool = False) -> None:
         """Writes how the attempts ended, for the next one. stopped: this one ends now, as it was asked to,
@@ -164,7 +168,8 @@ def tidy(output: str | Path, record: Record) -> None:
     and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
     so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    for path in (folder / "progress.json", *folder.glob(".*.*.*.*.*")):
+    written = ("progress.json", "config.yaml", "overrides.yaml")
+    for path in (folder / "progress.json", *(path for name in written for path in folder.glob(f".{name}.*"))):
         path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return
@@ -195,3 +200,21 @@ def _progress(folder: Path) -> list[int]:
     """Orders attempts: by their checkpoints' times, then by their own."""
     paths = (folder / CHECKPOINT, folder / STATE)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
+
+
+def _link(path: Path, to: Path) -> None:
+    """The same file under another name: one that is only ever replaced whole keeps its content. Texts grow in
+    place, and are copied."""
+    if to.exists():  # two patterns name it
+        return
+    if path.suffix != ".jsonl":
+        with contextlib.suppress(OSError):  # a file system without hard links
+            os.link(path, to)
+            return
+    shutil.copy2(path, to)  # with its time
+
+
+def _remove_dead(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if is_dead(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)

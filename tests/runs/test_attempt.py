@@ -142,6 +142,26 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     assert (fourth.folder / CHECKPOINT).is_file()
 
 
+def test_a_take_over_costs_no_room_and_one_that_a_full_disk_ends_leaves_nothing(place, monkeypatch):
+    first = place[2]("x", CHECKPOINT, ADAPTER, TEXTS)
+    first.save()
+    half = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.half")  # killed as it took over
+    half.mkdir()
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    with patch.object(shutil, "copy2", full), pytest.raises(OSError, match="No space"):
+        place[2]()
+    assert [*first.folder.parent.iterdir()] == [first.folder]
+    second = place[2]()
+    same = {
+        name: (first.folder / name).samefile(second.folder / name) for name in (CHECKPOINT, ADAPTER, TEXTS)
+    }
+    assert same == {CHECKPOINT: True, ADAPTER: True, TEXTS: False}  # texts grow in place
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EPERM, "no hard links here")))
+    before = saved(place[0], "run")
+    assert (place[2]().folder / CHECKPOINT).read_text() == "x"
+    assert saved(place[0], "run") == before
+
+
 def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(place):
     output, _, make = place
     first, second = make("old", CHECKPOINT), make()
@@ -177,11 +197,11 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     make("late", CHECKPOINT)
     last = make("a", ADAPTER, HEAD, "adapter_best.safetensors")
     stale = ("decoded_best.jsonl", "adapter_best.safetensors")  # of a record that was damaged
-    for name in (*stale, "progress.json", ".config.yaml.host.1.2"):  # and what a kill cut off
+    cut_off = ("progress.json", ".config.yaml.host.1.2", ".progress.json.7")  # by a kill
+    for name in (*stale, *cut_off, "log.txt", ".a.user.s.own.file"):
         (folder / name).write_text("stale")
-    (folder / "log.txt").touch()
     assert last.finish(record)
-    assert {path.name for path in folder.iterdir()} == {ADAPTER, HEAD, "log.txt"}
+    assert {path.name for path in folder.iterdir()} == {ADAPTER, HEAD, "log.txt", ".a.user.s.own.file"}
     finished = finished_record(output, "run")
     assert finished["files"] == {name: digest(folder / name) for name in (ADAPTER, HEAD)}
     check_kept(finished, folder / ADAPTER)

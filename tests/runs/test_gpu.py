@@ -1,11 +1,12 @@
 """What a CPU can test of runs on a GPU: which devices there are, what is refused, what is asked of torch."""
 
 import ast
+import itertools
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.sweep.display import read_progress
+from runs.tracking import Tracking
 from runs.training import checkpoint, context
 
 pytestmark = pytest.mark.properties
@@ -134,8 +136,47 @@ def test_a_run_without_a_device_waits_and_says_so(machine, words, monkeypatch):
 
     monkeypatch.setattr(pool.time, "sleep", other_command_ends)
     pool._take_gpu(run, "r" * 12, pool.Places(1, ["GPU-aaaa"], 1))
-    assert ["launcher.runs_per_device=2" in phase for phase in said] == [True]
+    assert said == [pool.WAITING]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
+
+
+class Waiting:
+    """In place of a run's process: one that waits for a GPU as the command looks, and is killed then, more
+    often than a run that trains may be; the last one fails."""
+
+    made, ready, since, waits, pid = 0, None, -1e9, False, os.getpid()
+
+    def __init__(self, places, job, *_):
+        Waiting.made += 1
+        self.job, self.child = job, self
+        with patch.object(gpus, "take", side_effect=[False, True]), patch.object(pool.time, "sleep"):
+            pool._take_gpu(job.run, job.id, places)
+
+    def ended(self):
+        assert self.waits
+        assert self.since > 0  # its time begins with its GPU
+        return ("killed", "gone") if Waiting.made < 2 * pool.RETRIES else ("failed", "it broke")
+
+    def signal(self, number):
+        pass
+
+
+def test_a_command_says_once_that_it_waits_and_a_kill_meanwhile_is_no_try(words, monkeypatch, capsys):
+    (run,), looks = expand(words), itertools.cycle([False, True])
+    monkeypatch.setattr(Waiting, "made", 0)
+    monkeypatch.setattr(pool, "Process", Waiting)
+    monkeypatch.setattr(pool.connection, "wait", lambda ready, _: ready if next(looks) else [])
+    todo = pool.Sweep([pool.Job("it", run, run_id(run))], Tracking("off"))
+    pool.Pool(todo, pool.Places(1, ["GPU-aaaa", "GPU-bbbb"], 1)).go()
+    assert ([error for _, error, _ in todo.failed], Waiting.made) == (["it broke"], 2 * pool.RETRIES)
+    out = capsys.readouterr().out
+    assert out.count("GPU-aaaa, GPU-bbbb") == out.count("launcher.runs_per_device=2 shares them") == 1
+    # Ctrl-C: nothing is there to be saved
+    monkeypatch.setattr(pool.connection, "wait", Mock(side_effect=[[], KeyboardInterrupt, [None]]))
+    todo = pool.Sweep([pool.Job("it", run, run_id(run))], Tracking("off"))
+    with pytest.raises(KeyboardInterrupt):
+        pool.Pool(todo, pool.Places(1, ["GPU-aaaa"], 1)).go()
+    assert "saving" not in capsys.readouterr().err
 
 
 # --- what is asked of torch

@@ -19,7 +19,6 @@ from unittest.mock import Mock
 
 import ledgers
 import pytest
-import running
 import submitit
 import torch
 from filelock import FileLock
@@ -179,11 +178,14 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(endings, 
     """saves: this process, killed like those around it, has saved more than there was."""
     coming, made = iter(endings.split()), []
 
-    def ends(job):
+    def process(places, job, *_):  # one that ends at once
         made.append(how := next(coming))
-        return how.replace("saves", "killed"), f"ended by {how}"
+        end = how.replace("saves", "killed"), f"ended by {how}"
+        return SimpleNamespace(job=job, since=0, waits=False, ready=None, ended=lambda: end)
 
-    running.processes_end(monkeypatch, ends)
+    monkeypatch.setattr(pool, "Process", process)
+    monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
+    monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
     monkeypatch.setattr(pool, "saved", lambda *_: made.count("saves"))
     assert len(sweep.sweep(expand(words)).failed) == 1
     assert (records_of(words)[0]["error"], len(made)) == ("ended by killed", tries)
