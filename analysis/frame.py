@@ -219,9 +219,10 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     texts = runs.bleu.notna() & (runs.status == "done")
     of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
     metric = runs.value if select == "paper" else runs[select]
+    names, epochs = runs.metric.astype(object), runs.reported.astype(object)  # of failed runs alone: floats
     return runs.assign(
         number=metric.where(~of_texts, runs.bleu),
-        name=(runs.metric + ", " + runs.reported + " epoch").where(~of_texts, "BLEU, last epoch"),
+        name=(names + ", " + epochs + " epoch").where(~of_texts, "BLEU, last epoch"),
         less=(runs.higher_is_better == False) & ~of_texts,  # noqa: E712, an object column
         digits=runs.decimals.where(~of_texts, 1),
     )

@@ -200,6 +200,8 @@ def latex(table: Table) -> str:
     header = [one_line(name) for name in table.header]
     columns = f"l{'r' * (len(header) - 1)}"
     text = pd.DataFrame(table.texts, columns=header).to_latex(index=False, escape=True, column_format=columns)
-    text = text.replace("+-", r"$\pm$").replace("\n[", "\n{[}")  # a [ after the end of a row begins an option
+    # After the end of a row [ and * would be options; without T1 fonts < and > are other signs
+    for sign, written in {"+-": r"$\pm$", "[": "{[}", "\n*": "\n{*}", "<": "$<$", ">": "$>$"}.items():
+        text = text.replace(sign, written)
     comments = [f"% {one_line(note)}" for note in table.notes]
     return "\n".join([f"% {one_line(table.title)}", text.rstrip(), *comments])

@@ -47,12 +47,13 @@ def make(
         # The paper's rows alone come after those with runs
         tables = sorted(made(name, shown, **how), key=lambda table: not table.ids)
     missing = belonging(name, own)[lambda of: ~of.model.isin([table.model for table in tables])]
+    missing = missing[(missing.kind == "stopped") & (missing.task.isin(how.get("tasks") or missing.task))]
     if len(others):
         shown = every_variant(others, paper=name != "") if every else others
         no_own = not tables  # then the paper's rows alone are worth showing
         published = made(name, shown, whose="published", **how)
         tables += [table for table in published if table.ids or no_own]
-    if tables:  # own runs of models without a table of own runs
+    if tables:  # own runs that were stopped early, of models without a table of own runs
         tables[0].notes += unfinished(missing)
     return tables
 

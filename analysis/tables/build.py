@@ -99,8 +99,10 @@ class _Model:
         )
         whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
         found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
+        had = {key for line in self.lines for key, entry in line.items() if isinstance(entry, Number)}
+        more = [of for of in self.more if f"+{of.name}" in had or not of.optional]
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
-        header |= {f"+{of.name}": of.name for of in self.more} | {of: of for of in spec.tail}
+        header |= {f"+{of.name}": of.name for of in more} | {of: of for of in spec.tail}
         task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
         tasks: dict[str, str] = {label: task_of.get(key) or key for key, label in self.columns.items()}
         if spec.tasks:
@@ -110,7 +112,7 @@ class _Model:
             f"{title}{whose}",
             [*header.values()],
             [[(empty | line).get(of, "") for of in header] for line in self.lines],
-            [*found, *(note for of in self.more for note in of.notes)],
+            [*found, *(note for of in more for note in of.notes)],
             model,
             tasks,
         )
@@ -218,12 +220,13 @@ FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", 
 
 class Column(NamedTuple):
     """A column beside the numbers of a table: its name, its entry of the first cell and the runs of a row of
-    ours, and what notes say. each: also of a row's further lines."""
+    ours, and what notes say. each: also of a row's further lines. optional: left out where no row has it."""
 
     name: str
     entry: Callable[[Cell, pd.DataFrame], Entry]
     notes: Sequence[str] = ()
     each: bool = False
+    optional: bool = False
 
 
 def of_cell(name: str, of: str, seeds: bool = False, **how: Any) -> Column:
@@ -276,7 +279,7 @@ def against(other: str, runs: pd.DataFrame) -> Column:
         )
 
     note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
-    return Column(f"against {other}", entry, [note])
+    return Column(f"against {other}", entry, [note], optional=True)
 
 
 def forgetting(runs: pd.DataFrame) -> list[Column]:

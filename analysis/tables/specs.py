@@ -135,11 +135,12 @@ class Texts(Trained):
         each = runs.explode("texts").dropna(subset="texts")
         texts = pd.DataFrame([*each.texts], each.index, ["which", "variant", "epoch", *SCORES])
         usual = texts.variant == texts.variant.groupby(level=0).transform("first")
-        best = (texts.which == "best") & usual & (texts.epoch != each.last_epoch)
+        best = (texts.which == "best") & usual
         ways = ("length penalty " + texts.variant).where((texts.which == "last") & ~usual)
         for variant, of in texts.groupby(ways.mask(best, "best epoch"), sort=False):
             of = of[~of.index.duplicated()]
-            rows = pd.Series(runs.index.isin(of.index), runs.index).groupby([runs.model, runs.row])
+            other = of.index[(variant != "best epoch") | (of.epoch != runs.last_epoch[of.index])]
+            rows = pd.Series(runs.index.isin(other), runs.index).groupby([runs.model, runs.row])
             shown = runs[rows.transform("any")]
             scores = of[[*SCORES]].reindex(shown.index).astype(float)
             scores[shown.diverged.astype(bool) & ~shown.index.isin(of.index)] = 0.0

@@ -171,6 +171,12 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
 
     with pytest.raises(UserError, match=f"no records in {tmp_path}"):
         main()
+    failed = record("vera", "rte", status="failed")
+    known = ("schema", "id", "status", "error", "tries", "cell", "label", "config")
+    write_record(tmp_path / "failed", {key: failed[key] for key in known})
+    for words in ([], ["table2"]):
+        with pytest.raises(UserError, match=r"no finished run .*failed"):
+            stats.main([*words, "published=false", f"output={tmp_path / 'failed'}"])
     rows = [*seeds(), *seeds("lora", bests=(0.7,) * 5), *seeds("lora", "cola", model="minilm")]
     trial = record("bitfit", "mrpc")
     trial["config"]["train"]["max_steps"] = 3

@@ -136,6 +136,9 @@ def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero(
     assert first("table3", texts("vera"), fewer, source="ours, length penalty 0.8")["BLEU"] == "68.1 (1/3)"
     medium, _ = made("table3", ledger(texts("vera", best_epoch=4.0)))
     assert lines(medium, "ours, best epoch")[0]["BLEU"] == "68.2 (1/3)"
+    both, _ = made("table3", ledger(texts("vera", best_epoch=4.0), texts("vera", 1)))
+    (best,) = lines(both, "ours, best epoch")
+    assert best["BLEU"] == "68.2 +-0.0 (2/3)"  # of one seed the best epoch is the last
     assert lines(medium, "ours")[0]["status"] == "ours, 1 of 3 seeds"
     assert not lines(medium, "difference")
 
@@ -419,8 +422,11 @@ def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     read = list(csv.reader(io.StringIO(render([table], "csv"))))
     assert [(line[3], line[7]) for line in read[1:]] == [(label, "7680") for label in labels]
     assert r"\\" + "\n{[}0, 0.1] draw" in render([table], "latex")
-    table = Table("t", ["a_b"], [[r"50% & +-1 {x} \y ~"]])
-    assert r"50\% \& $\pm$1 \{x\} \textbackslash y \textasciitilde" in render([table], "latex")
+    table = Table("t", ["a_b"], [["*x"], [" [a] <b>"], [r"50% & +-1 {x} \y ~"]])
+    text = render([table], "latex")
+    assert r"50\% \& $\pm$1 \{x\} \textbackslash y \textasciitilde" in text
+    assert "\n{*}x " in text
+    assert "{[}a] $<$b$>$ " in text
     evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "-e1"]
     table = Table("=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil])
     header, *read = csv.reader(io.StringIO(render([table], "csv")))
