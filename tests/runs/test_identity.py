@@ -181,7 +181,7 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert re.search(r"lora +0/1 +- +-\nlora_mnli +- +0/2 b +0/2 b\n", text)
     assert "missing 1 · blocked 4" in text
     waits = f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here"
-    assert f"{waits}, and is done first by the same command (4 runs)" in text
+    assert f"{waits} to its end, and is done first by the same command (4 runs)" in text
     done = call_here("runs", *words, check=0)
     ended = [line.split("] ")[1].split(", seed")[0] for line in done.stdout.splitlines() if ", last " in line]
     after = [f"LoRA r=8 from mnli on {task}" for task in ("RTE", "MRPC") for _ in range(2)]
