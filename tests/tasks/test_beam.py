@@ -62,7 +62,7 @@ def prompts_of(count, longest=9):
 SEARCHES = {
     "5 beams": Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
     "more beams than words": Search(50, (0.9,), 2, 3, (2, 3, 7, 9, 11)),
-    "greedy": Search(1, (1.0,), 2, 10, (2,)),
+    "greedy": Search(1, (1.0,), 2, 10, (2, 5, 11, 3)),
     "extreme penalties": Search(4, (0.0, 2.0), 0, 9, (2, 5)),
     "no token twice": Search(3, (0.9,), 1, 6, (11,)),
 }
