@@ -218,3 +218,9 @@ def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
     with pytest.raises(UserError, match=r"stars: nothing reads it") as error:
         expand([*words, "task.name=moons"])
     assert str(folder / "mine.yaml") in str(error.value)
+
+
+def test_where_and_how_a_run_is_done_is_in_none_of_its_words():
+    words = ["method=vera", "task=rte", "train.epochs=2"]
+    (run,) = expand([*words, "launcher=slurm", "launcher.partition=gpu"])
+    assert run.overrides == expand(words)[0].overrides
