@@ -261,7 +261,7 @@ class Planned:
 
     @property
     def steps(self) -> int:
-        """The steps that it has done."""
+        """Steps done so far."""
         return int(self.progress.get("step", 0))
 
 

@@ -1,4 +1,5 @@
-"""What only a GPU can show, and what a CPU can show of the same code: see __main__.py."""
+"""What only a GPU can show, and what a CPU can show of the same code: see __main__.py. On a CPU, and so in
+`make test-all`, what only a GPU can show is skipped, named, and never counted as passed."""
 
 import os
 

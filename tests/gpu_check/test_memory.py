@@ -1,5 +1,4 @@
-"""What happens where memory ends: it is told from a device that fails, and a run goes on with less of a batch
-at once."""
+"""Where memory ends: a failing device is not taken for that, and a run goes on with less of a batch."""
 
 import json
 import subprocess

@@ -124,7 +124,7 @@ def test_of_many_runs_each_model_and_data_set_is_looked_at_once_whatever_the_see
     assert len(set(ids)) == 6
     assert ids == [run_id(run) for run in runs]  # each time anew
     assert len(asked) == 3 + 2 * 6
-    # One that cannot be identified is told apart
+    # One that cannot be identified is refused, or a problem of its own
     runs[1] = expand([*words, "task=rte", "init_from=/nowhere.safetensors"])[0]
     with refused("no such file"):
         identify(runs)

@@ -296,7 +296,7 @@ def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, cap
     assert capsys.readouterr().out.startswith("2 judged anew, 6 taken from")
 
 
-#: What the server does with one prompt, and the reason that is told; and with all but the first three.
+#: What the server does with one prompt, and the reason in the refusal; and with all but the first three.
 ONE_FAILS = [
     (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
     (error(429, "slower"), "HTTP 429: slower"),
