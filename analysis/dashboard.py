@@ -19,8 +19,7 @@ from analysis.render import Table
 from analysis.tables import TABLES, made
 from runs.command import OfRecords, entry_point, open_ledger, read, setting
 from runs.errors import UserError
-from runs.record import Ledger, write_atomically
-from runs.record.text import first_line
+from runs.record import Ledger, first_line, write_atomically
 from runs.tracking import PROJECT, cell_key, quiet_settings
 
 #: How many runs a panel shows. W&B's default is ten.

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import KEY, distinctions, in_cells
-from runs.record.text import plural
+from runs.record import plural
 
 #: How many runs or rows a note names; of more it gives the number, too.
 NAMED = 3

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.frame import CHOSEN
 from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
 from analysis.render import Entry, Number
-from runs.record.text import plural
+from runs.record import plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
 #: How a source chose the epoch that it reports.

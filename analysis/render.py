@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from runs.record.text import megabytes, one_line
+from runs.record import megabytes, one_line
 
 #: How a number is written: with its decimals and sign; as a count; as a size in bytes.
 FORMS: dict[str, Callable[["Number"], str]] = {

@@ -26,8 +26,7 @@ from analysis.results.findings import findings
 from analysis.results.pages import environment
 from analysis.stats import statistics_tables
 from runs.command import OfRecords, entry_point, read
-from runs.record import Ledger, median_interval, without_paths, write_atomically
-from runs.record.text import megabytes
+from runs.record import Ledger, median_interval, megabytes, without_paths, write_atomically
 
 #: Parts of a record that the view of a cell shows, and what of them it does not.
 SHOWN: tuple[str, ...] = ("config.", "recipe.", "start", "code.", "versions.", "device.", "determinism.")

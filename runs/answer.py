@@ -27,8 +27,8 @@ from runs.config import read_command
 from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import Report, find, restore
-from runs.identity import data_content, hash_of, identify
-from runs.record import FINISHED, Record, run_folder, write_atomically
+from runs.identity import data_content, identify
+from runs.record import FINISHED, Record, hash_of, run_folder, write_atomically
 from runs.shared_files import alone, run_lock
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers

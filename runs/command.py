@@ -32,8 +32,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.errors import UserError, interrupted_words, is_users, rank
-from runs.record import CONF, Ledger, Record, read_ledger
-from runs.record.text import describe, refusal
+from runs.record import CONF, Ledger, Record, describe, read_ledger, refusal
 
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]

@@ -16,8 +16,7 @@ import numpy as np
 import tasks
 from runs.command import OfRecords, entry_point, find_record, open_ledger, read
 from runs.errors import UserError
-from runs.record import Record, finished_record, run_folder, write_record
-from runs.record.text import describe
+from runs.record import Record, describe, finished_record, run_folder, write_record
 from runs.run import Run
 from runs.shared_files import alone, check_kept, run_lock
 from runs.training.files import tidy

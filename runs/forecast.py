@@ -23,9 +23,7 @@ from runs import gpus, methods, models
 from runs.command import one_of
 from runs.config import CONF
 from runs.errors import UserError
-from runs.identity import hash_of
-from runs.record import Ledger, Record, write_atomically
-from runs.record.text import describe, duration, megabytes, plural
+from runs.record import Ledger, Record, describe, duration, hash_of, megabytes, plural, write_atomically
 from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
 from tasks.fetch import cache_folder
 

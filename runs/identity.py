@@ -4,8 +4,6 @@ That is the row, the contents of model and data, the settings, the seeds, the ve
 protocol, and the adapter that the run starts from. It is not the place of files, the device, the micro-batch,
 the path of computation, or which epoch's adapter is kept: the record has the whole curve."""
 
-import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +14,10 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.record import defining, finished_record, record_path, run_folder, write_atomically
+from runs.record import defining, finished_record, hash_of, record_path, run_folder
 from runs.run import Run
-from runs.shared_files import MISSING, check_kept, digest, file_hash
-from tasks.fetch import cache_folder, content
+from runs.shared_files import MISSING, check_kept, digest, file_hash, kept_in_cache
+from tasks.fetch import content
 from tasks.files import stamp
 
 #: The contents of the models and data sets that were read, by their settings.
@@ -133,11 +131,6 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
 # --- contents
 
 
-def hash_of(value: Any) -> str:
-    """SHA-256 of a value's JSON, with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def model_content(model: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
     if not model["path"] and model.get("wheel"):
@@ -158,21 +151,17 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over the names and contents of files, wherever they lie."""
     if len(files) < 16:
-        hashes = {name: file_hash(path) for name, path in files.items()}
-        return f"sha256:{hash_of(hashes)}"
+        return f"sha256:{hash_of({name: file_hash(path) for name, path in files.items()})}"
+
+    def read() -> str:
+        bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
+        hashes = {name: digest(path) for name, path in bar}
+        return MISSING if MISSING in hashes.values() else hash_of(hashes)
+
     # Of thousands of images one hash is cached under all their sizes and times: a cached hash for each image
     # would be as many small files to read.
     stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
-    cached = cache_folder() / "sha256" / hash_of(stamps)
-    if cached.is_file():
-        return cached.read_text()
-    bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
-    hashes = {name: digest(path) for name, path in bar}
-    whole = f"sha256:{hash_of(hashes)}"
-    if MISSING not in hashes.values():
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-            write_atomically(cached, whole)
-    return whole
+    return f"sha256:{kept_in_cache('sha256', stamps, read)}"
 
 
 # --- the runs of a command

@@ -25,9 +25,7 @@ import numpy as np
 from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
 from runs.errors import UserError, is_users
 from runs.evaluate import find, kept_file
-from runs.identity import hash_of
-from runs.record import MEASURE_SCHEMA, Record, is_trial, write_measure
-from runs.record.text import describe
+from runs.record import MEASURE_SCHEMA, Record, describe, hash_of, is_trial, write_measure
 from runs.shared_files import digest
 
 #: Of each measure, how many runs it is of.

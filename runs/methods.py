@@ -23,11 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from runs import models
 from runs.errors import UserError
-from runs.identity import hash_of
-from runs.record import write_atomically
-from runs.record.text import one_line
+from runs.record import one_line
 from runs.run import Run
-from tasks.fetch import cache_folder
+from runs.shared_files import kept_in_cache
 
 if TYPE_CHECKING:
     import vera
@@ -191,24 +189,23 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
     plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
     method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
     size = (rows, length, predicted, run.config["task"].get("image_size"))
-    key = [model, method, size, *map(version, ("torch", "transformers", "peft"))]
-    path, counted = cache_folder() / "flops" / f"{hash_of(key)[:24]}.json", None
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(path.read_bytes())
-        return kept and (float(kept[0]), float(kept[1]))
-    with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
-        from torch.utils.flop_counter import FlopCounterMode
 
-        network = adapted(models.skeleton(**model).train(), make_method(method))
-        with FlopCounterMode(display=False) as counter:
-            logits = run_forward(network, *size)
-            forward = counter.get_total_flops()
-            if logits.requires_grad:
-                logits.sum().backward()
-        counted = float(forward), float(counter.get_total_flops())
-    with contextlib.suppress(OSError):  # a read-only home costs time, no more
-        write_atomically(path, json.dumps(counted))
-    return counted
+    def count() -> tuple[float, float] | None:
+        with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
+            from torch.utils.flop_counter import FlopCounterMode
+
+            network = adapted(models.skeleton(**model).train(), make_method(method))
+            with FlopCounterMode(display=False) as counter:
+                logits = run_forward(network, *size)
+                forward = counter.get_total_flops()
+                if logits.requires_grad:
+                    logits.sum().backward()
+            return float(forward), float(counter.get_total_flops())
+        return None
+
+    key = [model, method, size, *map(version, ("torch", "transformers", "peft"))]
+    counted = kept_in_cache("flops", key, count)
+    return counted and (counted[0], counted[1])
 
 
 def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:

@@ -15,8 +15,7 @@ from runs.errors import UserError
 from runs.forecast import Planned, estimate, probe
 from runs.identity import Contents, check_ids, identify, start_file
 from runs.methods import refusal
-from runs.record import Ledger, run_folder
-from runs.record.text import plural
+from runs.record import Ledger, plural, run_folder
 from runs.run import Run, with_starts
 from runs.shared_files import run_lock
 from runs.sweep.display import read_progress, words

@@ -6,17 +6,15 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import socket
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from runs.errors import UserError
-from runs.record import Record, write_atomically
+from runs.record import Record, hash_of, write_atomically
 from tasks.fetch import cache_folder
 from tasks.files import stamp
 
@@ -101,16 +99,29 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
         lock.release()
 
 
-# --- hashes; the cache knows a file by its path, size and time of change
+# --- hashes, and what else the user's cache keeps
 
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
 
 
+def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives, a value of JSON; from the user's cache where it was made before. MISSING is not
+    kept. A cache that cannot be written costs time, no more."""
+    path = cache_folder() / kind / f"{hash_of(key)[:24]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_bytes())
+    if (value := make()) != MISSING:
+        with contextlib.suppress(OSError):
+            write_atomically(path, json.dumps(value))
+    return value
+
+
 def file_hash(path: Path) -> str:
-    """A file's SHA-256, or MISSING; from the user's cache where the file was read before."""
-    return _file_hash(str(path.resolve()), *stamp(path))
+    """A file's SHA-256, or MISSING; from the cache, which knows a file by its path, size and time of change,
+    where it was read before."""
+    return str(kept_in_cache("sha256", [str(path.resolve()), *stamp(path)], lambda: digest(path)))
 
 
 def check_kept(record: Record, path: Path) -> None:
@@ -137,17 +148,3 @@ def digest(*paths: Path) -> str:
         except OSError:
             return MISSING
     return whole.hexdigest()
-
-
-@cache
-def _file_hash(path: str, size: int, modified: int) -> str:
-    name = hashlib.sha256(json.dumps([path, size, modified]).encode()).hexdigest()[:24]
-    cached = cache_folder() / "sha256" / name
-    with contextlib.suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{64}", text := cached.read_text()):
-            return text
-    content = digest(Path(path))
-    if content != MISSING:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-            write_atomically(cached, content)
-    return content

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runs.errors import StoppedError, rank
-from runs.record import Record, hide_paths, is_trial, run_folder, without_paths
-from runs.record.text import describe
+from runs.record import Record, describe, hide_paths, is_trial, run_folder, without_paths
 from runs.run import Run, starts
 
 PROJECT = "vera-bench"

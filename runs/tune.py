@@ -30,8 +30,8 @@ from runs.command import COMPOSING, Common, as_word, entry_point, read
 from runs.config import CONF, Files, Launch, read_command
 from runs.config.expand import listed
 from runs.errors import UserError
-from runs.identity import final_ids, hash_of
-from runs.record import Record, finished_record, write_atomically
+from runs.identity import final_ids
+from runs.record import Record, finished_record, hash_of, write_atomically
 from runs.record.metric import Metric, epoch_of_table, one_class, sample_deviation, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts

@@ -20,8 +20,7 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.frame import reported_cells
 from analysis.render import spreadsheet
-from runs.record import Record, write_atomically
-from runs.record.text import one_line
+from runs.record import Record, one_line, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}

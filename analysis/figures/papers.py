@@ -17,8 +17,7 @@ from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite, l
 from analysis.frame import cells, chosen
 from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, numbers, paper
-from runs.record import Record
-from runs.record.text import plural
+from runs.record import Record, plural
 
 #: The model and task of figures 2 to 5.
 PAPER = "roberta_large", "rte"

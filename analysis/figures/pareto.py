@@ -17,8 +17,7 @@ from analysis.figures.figure import Figure, Part, look, points
 from analysis.frame import in_cells
 from analysis.notes import notes
 from analysis.paper import GLUE
-from runs.record import median_interval
-from runs.record.text import megabytes
+from runs.record import median_interval, megabytes
 
 
 class Axis(NamedTuple):

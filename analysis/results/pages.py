@@ -22,8 +22,7 @@ from analysis.results.findings import WORDS, Finding, tries
 from analysis.results.pooled import forest, summaries
 from analysis.tables import made as made_tables
 from runs.errors import UserError
-from runs.record import Ledger
-from runs.record.text import megabytes, one_line, plural
+from runs.record import Ledger, megabytes, one_line, plural
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"

@@ -15,8 +15,7 @@ from analysis.inference import Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.findings import collapsed
-from runs.record import LEVEL, Record
-from runs.record.text import one_line
+from runs.record import LEVEL, Record, one_line
 
 #: Rows without a collapsed run from which on the variance is pooled over them.
 MANY = 10

@@ -18,7 +18,7 @@ from analysis.notes import SELECTED, measured
 from analysis.others import NAMED
 from analysis.paper import BENCHES, GLUE, LLAMAS, VIT, printed_file
 from analysis.render import NONE, Cell, Entry, Number, diverged, number, of_runs
-from runs.record.text import plural
+from runs.record import plural
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}

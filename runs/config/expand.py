@@ -20,7 +20,7 @@ from runs.command import COMPOSING, at_home, mistake, read
 from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, open_part, plain
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
-from runs.record.text import first_line
+from runs.record import first_line
 from runs.run import Run
 
 RUN_ID = "[0-9a-f]{12}"

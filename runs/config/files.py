@@ -27,8 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.command import did_you_mean, one_of
 from runs.config.schema import BASE, alpha_of
 from runs.errors import UserError
-from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe
-from runs.record.text import one_line
+from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe, one_line
 
 #: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")

@@ -22,7 +22,7 @@ from pathlib import Path
 from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.evaluate import find
-from runs.record.text import first_line, megabytes
+from runs.record import first_line, megabytes
 
 #: The formats, and the settings that each of them takes.
 FORMATS = {

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from runs import INSTALL
 from runs.errors import UserError
 from runs.models.wheels import PATTERNS, convert, converted, files, known_origins, sums
-from runs.record.text import megabytes
+from runs.record import megabytes
 from runs.shared_files import file_hash
 from tasks import DataError
 from tasks.fetch import cached, snapshot

@@ -11,3 +11,4 @@ from runs.record.files import *
 from runs.record.ledger import *
 from runs.record.metric import *
 from runs.record.schema import *
+from runs.record.text import *

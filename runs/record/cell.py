@@ -2,14 +2,13 @@
 run belongs to."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import orjson
 
-from runs.record.files import CONF
 from runs.record.schema import TASK_PATHS, Record
 
 #: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
@@ -100,6 +99,11 @@ def cell_id(record: Record) -> str:
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
+def hash_of(value: Any) -> str:
+    """SHA-256 of a value's JSON, with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 # --- rows: their labels, and how LoRA's alpha relates to the recipe's
 
 
@@ -128,28 +132,25 @@ def lora_scaling(config: dict[str, Any]) -> str | None:
     return "proportional" if method["alpha"] * rank == method["rank"] * alpha else "given"
 
 
+#: Methods as their papers spell them.
+PAPERS = (
+    *("AdaLoRA", "AdaMSS", "BEFT", "DEFT", "DeLoRA", "FRoD", "GLoRA", "GraLoRA", "HiRA", "LoRA", "MiSS"),
+    *("PEANuT", "PSOFT", "PVeRA", "RandLoRA", "RoAd", "SHiRA", "TinyLoRA", "Uni-LoRA", "VB-LoRA", "VeRA"),
+)
+#: The same, by peft's class in small letters.
+SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
+
+
 def row_label(config: dict[str, Any]) -> str:
     """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed the recipe's at
-    another rank, "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank. A class of peft is spelt as the
-    rows of conf/method spell it: SHiRA, not Shira."""
+    another rank, "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank. A class of peft is spelt as in
+    its paper: SHiRA, not Shira."""
     method, scaling = config["method"], lora_scaling(config)
     label, of_class = str(method["label"]), str(method.get("config_class")).removesuffix("Config")
     if re.split("[ ,]", label)[0] == of_class:  # made from the class, as a record keeps it
-        label = _spellings().get(of_class.lower(), of_class) + label.removeprefix(of_class)
+        label = SPELLINGS.get(of_class.lower(), of_class) + label.removeprefix(of_class)
     if scaling is None:
         return label
     ratio = method["alpha"] / method["rank"]
     alpha = f"{'' if ratio == 1 else f'{ratio:g}'}r" if scaling == "proportional" else f"{method['alpha']:g}"
     return f"{label}, alpha={alpha}"
-
-
-#: As their papers spell them: classes of peft that have no row in conf/method.
-PAPERS = ("GraLoRA", "GLoRA", "FRoD", "AdaMSS", "TinyLoRA")
-
-
-@cache
-def _spellings() -> dict[str, str]:
-    """The names of methods in the labels of conf/method, and of PAPERS, by their small letters."""
-    files = (path.read_text(encoding="utf-8") for path in sorted((CONF / "method").glob("*.yaml")))
-    names = (found[1] for text in files if (found := re.search(r"^label: (\S+)", text, re.MULTILINE)))
-    return {name.lower().replace("-", ""): name for name in (*PAPERS, *names)}

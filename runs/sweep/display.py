@@ -11,8 +11,7 @@ from socket import gethostname
 from typing import Any
 
 from runs.errors import rank
-from runs.record import Metric, Record, one_class, read_regular, run_folder
-from runs.record.text import duration, plural
+from runs.record import Metric, Record, duration, one_class, plural, read_regular, run_folder
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]

@@ -16,8 +16,7 @@ from typing import Any
 from runs.config import Launcher
 from runs.errors import UserError
 from runs.fork_server import start_fork_server
-from runs.record import ROOT
-from runs.record.text import plural
+from runs.record import ROOT, plural
 from runs.sweep.pool import GRACE, Places, Pool, Sweep
 
 #: The most workers of a sweep where `executors` is null.

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 from runs import gpus
 from runs.errors import Stop, UserError
 from runs.fork_server import STOPPING, end_with_parent, handling
-from runs.identity import hash_of
 from runs.provenance import differs
-from runs.record import FINISHED, Record, finished_record, read_record, record_path, run_folder
+from runs.record import FINISHED, Record, finished_record, hash_of, read_record, record_path, run_folder
 from runs.record.text import describe, duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock

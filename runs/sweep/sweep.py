@@ -19,9 +19,9 @@ from runs import models
 from runs.config import Launch, Launcher
 from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
-from runs.identity import check_ids, final_ids, hash_of, identify, start_file
+from runs.identity import check_ids, final_ids, identify, start_file
 from runs.methods import make_method, refusal
-from runs.record import Record, finished_record, is_trial, read_measure, sweep_up_dead, write_sweep
+from runs.record import Record, finished_record, hash_of, is_trial, read_measure, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
 from runs.shared_files import alone

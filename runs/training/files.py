@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
-from runs.identity import hash_of
 from runs.record import (
     FINISHED,
     SCHEMA,
     Record,
     finished_record,
+    hash_of,
     is_dead,
     link_or_fail,
     read_record,

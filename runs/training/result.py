@@ -10,7 +10,7 @@ import torch
 
 import tasks
 import vera
-from runs.identity import data_content, hash_of, model_content, start_id
+from runs.identity import data_content, model_content, start_id
 from runs.methods import BASES, rates_of
 from runs.provenance import made_with
 from runs.record import (
@@ -22,6 +22,7 @@ from runs.record import (
     cell_id,
     crossfit,
     from_recipe,
+    hash_of,
     lora_scaling,
     row_label,
 )

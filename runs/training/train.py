@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.provenance import made_with
-from runs.record import Record, finished_record, run_folder, temporary
-from runs.record.text import FULL, describe, duration
+from runs.record import FULL, Record, describe, duration, finished_record, run_folder, temporary
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
 from runs.training.files import Attempt, saved

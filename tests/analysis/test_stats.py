@@ -12,8 +12,7 @@ from analysis import inference, stats, tables
 from analysis.frame import runs
 from analysis.stats import comparisons, interval, statistics_tables
 from runs.errors import UserError
-from runs.record import CONF, median_interval, write_record, write_sweep
-from runs.record.metric import RESAMPLES
+from runs.record import CONF, RESAMPLES, median_interval, write_record, write_sweep
 
 pytestmark = pytest.mark.parity
 

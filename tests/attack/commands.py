@@ -14,8 +14,7 @@ from tiny import save_tiny, write_glue
 
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import PUBLISHED, ledger, write_record
-from runs.record.text import HIDDEN
+from runs.record import HIDDEN, PUBLISHED, ledger, write_record
 
 
 def words(home: Home) -> Iterator[Case]:

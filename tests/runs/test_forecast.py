@@ -23,8 +23,7 @@ from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.forecast import GRID, Lengths, Planned, known_data, outline
 from runs.identity import run_id
-from runs.record import Ledger, read_ledger, read_study, run_folder
-from runs.record.text import duration
+from runs.record import Ledger, duration, read_ledger, read_study, run_folder
 from runs.run import Plan, epoch_batches
 from tasks import e2e, glue, images, instruct
 

@@ -140,11 +140,10 @@ def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(t
     digest = shared_files.digest
     monkeypatch.setattr(shared_files, "digest", lambda path: read.append(path) or digest(path))
     for number, reads in enumerate((1, 1, 2)):
-        shared_files._file_hash.cache_clear()  # another process
         assert shared_files.file_hash(path) == expected
         assert len(read) == reads
         if number == 1:
-            (kept,) = [p for p in (cache_folder() / "sha256").iterdir() if p.read_text() == expected]
+            (kept,) = [p for p in (cache_folder() / "sha256").iterdir() if expected in p.read_text()]
             kept.write_text("no hash")
     path.write_bytes(b"others!")
     assert shared_files.file_hash(path) != expected
