@@ -27,9 +27,9 @@ def quoted(value: Any) -> str:
     return _cut(repr(value))
 
 
-def named(value: Any) -> str:
+def named(value: Any, most: int = SHOWN) -> str:
     """A name of a file for an error message: on one line, without quotation marks, cut like `quoted`."""
-    return _cut(repr(str(value))[1:-1])
+    return _cut(repr(str(value))[1:-1], most)
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -39,8 +39,8 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(map(named, every[:LISTED])) + more
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+def _cut(text: str, most: int = SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def first_line(error: BaseException) -> str:

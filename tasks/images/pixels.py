@@ -23,7 +23,7 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError, first_line, parse_json
+from tasks.base import Array, DataError, first_line, named, parse_json
 from tasks.files import whole
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
@@ -104,7 +104,7 @@ def preprocessing(folder: Path) -> Preprocessing:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
+        raise DataError(f"{folder}: how its images are prepared is not known here ({named(why, 300)})") from None
     kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
     raise DataError(f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too")
 
@@ -170,8 +170,9 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
         raise ValueError("a shorter edge without a centre crop")
     resize = edge if edge is not None else (size["height"], size["width"])
     final = size if crop is None else crop
-    mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-    return Preprocessing((final["height"], final["width"]), resize, False, config["resample"], mean, std)
+    mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
+    filter_ = Image.Resampling(config["resample"]).value
+    return Preprocessing((final["height"], final["width"]), resize, False, filter_, mean, std)
 
 
 def _timm(config: dict[str, Any]) -> Preprocessing:

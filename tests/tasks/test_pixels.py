@@ -104,6 +104,8 @@ UNKNOWN = [
     *({"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 0.1}, {"crop_pct": 0.9}),
     *({"image_processor_type": "EfficientNetImageProcessor"}, {"do_center_crop": True}, {"resample": None}),
     *({"size": {"shortest_edge": 224}}, {"size": None}, {"size": "x"}, {"image_processor_type": None}),
+    *({"image_processor_type": "a" * 900}, {"a" * 900: "b" * 900}, {"resample": "a" * 900}),
+    *({"resample": 70}, {"image_mean": ["a" * 900]}),
 ]
 
 
@@ -118,7 +120,7 @@ UNKNOWN = [
 def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, tmp_path):
     for name, text in {"config.json": "{}", **files}.items():
         (tmp_path / name).write_text(text)
-    with refused(str(tmp_path), "not known here" if files else PROCESSOR):
+    with refused(str(tmp_path), "not known here" if files else PROCESSOR, longest=500):
         preprocessing(tmp_path)
 
 
