@@ -103,8 +103,8 @@ def preprocessing(folder: Path) -> Preprocessing:
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{folder}: how its images are prepared is not known here ({named(why, 300)})") from None
+        why = named(f"no {error}" if isinstance(error, KeyError) else error, 300)
+        raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
     kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
     raise DataError(f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too")
 
