@@ -84,7 +84,7 @@ test-all: test ## and the slow tests: those that start processes, Java or a real
 chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
 
-attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: three or four minutes
+attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two minutes
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
 
 lint: setup ## ruff, mypy, and the imports between the packages

@@ -141,7 +141,7 @@ def listed(argument: str) -> tuple[str, list[str]]:
         if len(values) > MOST:  # range(0,inf) has no end
             raise ValueError(f"more than {MOST:,} values")
         lines = [f"{override.get_key_element()}={one}" for one in values]
-    except (HydraException, ValueError, ArithmeticError) as error:
+    except (HydraException, ValueError, ArithmeticError, MemoryError) as error:
         raise UserError(f"{argument}: cannot be listed ({first_line(error)})") from None
     if not lines:
         raise UserError(f"{argument}: nothing of that name")

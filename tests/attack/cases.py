@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import select
 import shutil
@@ -23,16 +22,11 @@ from runs.errors import is_users
 HOSTILE = yaml.safe_load(Path(__file__).with_name("hostile.yaml").read_text(encoding="utf-8"))
 IMAGE = HOSTILE["targets"]["an image"]
 HOSTILE["targets"] |= {f"a {form}": IMAGE | {"form": form} for form in HOSTILE["forms"]}
-#: Within which a case is done, of the processor; by how much a process may grow (libraries have 2 GB of
-#: addresses); letters of a refusal.
-SECONDS, MEGABYTES, ADDRESSES, LONGEST_LINE = 10.0, 500.0, 6 << 30, 500
+#: Of the addresses libraries have 2 GB; letters of a refusal.
+ADDRESSES, LONGEST_LINE = 6 << 30, 500
 #: Programs that the project and its libraries start themselves: for where they run, scores in Java, peft's
 #: BOFT, and a browser.
 PROGRAMS = ("git", "uname", "java", "ldconfig", "gcc", "c++", "lscpu", "ninja", "fc-list", "chromedriver")
-
-
-class WrongError(AssertionError):
-    """What a case has found that does not hold, in words."""
 
 
 @dataclass
@@ -41,7 +35,8 @@ class Case:
     was taken, and raises the project's errors, or `known` ones, where it was refused.
 
     kind: the row of the table that it counts in. expected: "refused", "taken" or "either". tried: how many
-    odd things it gives at once. network: whether it may connect."""
+    odd things it gives at once. seconds: of the processor. megabytes: by which it may grow. network: whether
+    it may connect."""
 
     kind: str
     name: str
@@ -49,42 +44,27 @@ class Case:
     make: Callable[[Path], Any] = lambda folder: None
     expected: str = "refused"
     tried: int = 1
-    seconds: float = SECONDS
-    megabytes: float = MEGABYTES
+    seconds: float = 10.0
+    megabytes: float = 500.0
     known: tuple[type[BaseException], ...] = ()
     network: bool = False
 
 
-class Home:
-    """The campaign's folder, and the canary, which nobody writes unless a stranger's code runs."""
-
-    def __init__(self, path: Path, seed: int, short: bool) -> None:
-        self.path, self.seed, self.short = path, seed, short
-        self.canary = path / "canary"
-        self.code = f"open({str(self.canary)!r}, 'w').close()"  # a stranger's code, in Python
-        self.shell = f"touch {self.canary}"
-        for name in ("gs", "convert"):  # programs that a reader of files may start
-            program = self.folder("bin") / name
-            program.write_text(f"#!/bin/sh\n{self.shell}\n")
-            program.chmod(0o755)
-
-    def dice(self, part: str) -> random.Random:
-        return random.Random(f"{self.seed} {part}")
-
-    def folder(self, name: str) -> Path:
-        (self.path / name).mkdir(exist_ok=True)
-        return self.path / name
+#: What a stranger's code, in Python or as words of a shell, leaves in the folder of its case.
+CODE, SHELL = "open('canary', 'w').close()", "touch canary"
 
 
-def run(case: Case, home: Home) -> tuple[str, list[str]]:
+def run(case: Case, home: Path) -> tuple[str, list[str]]:
     """What came of a case (refused, taken, raised), and what of it is not as it should be."""
-    folder, (read, write) = Path(tempfile.mkdtemp(dir=home.path)), os.pipe()
+    folder, (read, write) = Path(tempfile.mkdtemp(dir=home)), os.pipe()
     case.make(folder)
+    (folder / "gs").write_text(f"#!/bin/sh\n{SHELL}\n")  # a program that a reader of images may start
+    (folder / "gs").chmod(0o755)
     child = os.fork()
     if not child:
         try:
             os.setsid()
-            os.write(write, json.dumps(_watched(case, home, folder)).encode())
+            os.write(write, json.dumps(_watched(case, folder)).encode())
         finally:
             os._exit(0)
     os.close(write)
@@ -94,20 +74,20 @@ def run(case: Case, home: Home) -> tuple[str, list[str]]:
         told = pipe.read()
     status = os.waitpid(child, 0)[1]
     outcome, wrong = json.loads(told) if told else ("raised", [f"ended by signal {status}, or hangs"])
-    if home.canary.exists():
-        home.canary.unlink()
+    if (folder / "canary").exists():
         wrong.append("a stranger's code ran")
     shutil.rmtree(folder, ignore_errors=True)
     return outcome, [f"{case.kind}: {case.name}: {words}" for words in wrong]
 
 
-def _watched(case: Case, home: Home, folder: Path) -> tuple[str, list[str]]:
+def _watched(case: Case, folder: Path) -> tuple[str, list[str]]:
     """What a case does, in this process."""
     wrong: list[str] = []
-    log = home.path / "log"
+    os.chdir(folder)
+    log = folder / "log"
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), stream)
-    os.environ["PATH"] = f"{home.path / 'bin'}:{os.environ['PATH']}"
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
     resource.setrlimit(resource.RLIMIT_CPU, (int(3 * case.seconds),) * 2)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES,) * 2)
     sys.addaudithook(lambda event, arguments: _notice(wrong, event, arguments, case.network))

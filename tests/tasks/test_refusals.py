@@ -36,7 +36,7 @@ TARGETS = {name: target for name, target in HOSTILE["targets"].items() if target
 def targets(tmp_path_factory):
     from attack.files import write_sound  # which imports peft
 
-    write_sound(at := tmp_path_factory.mktemp("targets"), "")
+    write_sound(at := tmp_path_factory.mktemp("targets"))
     return at
 
 
