@@ -26,7 +26,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from running import ROOT, comparable, members
+import psutil
+from running import ROOT, comparable
 from tiny import save_gpt2, save_tiny, write_e2e, write_glue
 
 from runs.record import finished_record
@@ -101,9 +102,8 @@ class Campaign:
         time.sleep(SOON * self.dice.random())
         for phase, pid in self.running(output)[:1]:
             who = self.dice.choices([*WHO], [*WHO.values()])[0]
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                server = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                pids = {"run": pid, "server": server, "command": process.pid}
+            with contextlib.suppress(OSError, psutil.Error):  # it has ended meanwhile
+                pids = {"run": pid, "server": psutil.Process(pid).ppid(), "command": process.pid}
                 kill = os.killpg if who == "everything" else os.kill
                 kill(pids.get(who, process.pid), signal.SIGKILL)
                 self.kills[who, phase] += 1
@@ -118,7 +118,7 @@ class Campaign:
 
     def running(self, output: Path) -> list[tuple[str, int]]:
         """The runs that are on: what each does, as its progress.json says it, and its process."""
-        found, living = list[tuple[str, int]](), members(f"CHAOS_HOME={self.home}")
+        found, living = list[tuple[str, int]](), members(self.home)
         for path in output.glob("runs/*/progress.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):  # it has ended, or the file is damaged
                 progress = json.loads(path.read_bytes())
@@ -144,6 +144,12 @@ class Campaign:
         self.others[f"{'a record' if flips == () else path.name}: {how}"] += 1
 
 
+def members(home: Path) -> list[int]:
+    """The processes of a campaign that live, whatever has become of those that started them."""
+    processes = psutil.process_iter(["environ"])  # None of somebody else's
+    return [one.pid for one in processes if (one.info["environ"] or {}).get("CHAOS_HOME") == str(home)]
+
+
 def finished(output: Path) -> dict[str, dict]:
     """The finished records of a folder, by run; damaged ones count as none."""
     made = {path.stem: finished_record(output, path.stem) for path in output.glob("records/[!.]*.json")}
@@ -167,29 +173,19 @@ def state_of(output: Path) -> dict[str, object]:
 
 def differences(expected: dict, found: dict) -> list[str]:
     """What is not as expected, in words."""
-    words = list[str]()
-    for name in sorted(expected.keys() | found.keys()):
-        one, other = expected.get(name), found.get(name)
-        if one is None or other is None:
-            words.append(f"{name} is {'missing' if other is None else 'left over'}")
-        elif one != other:
-            keys = [key for key in one if one[key] != other.get(key)] if isinstance(one, dict) else []
-            words.append(f"{name} differs{' in ' * bool(keys)}{', '.join(keys)}")
-    return words
+    names = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]
+    how = {(True, True): "differs", (True, False): "is missing", (False, True): "is left over"}
+    return [f"{name} {how[name in expected, name in found]}" for name in names]
 
 
 def page(campaign: Campaign, seed: int, seconds: float) -> str:
     """What a campaign has counted, for docs/chaos.md."""
-    kills, commands = campaign.kills, f"{campaign.commands} commands, in {seconds / 60:.0f} minutes"
-    who, phases = sorted({who for who, _ in kills}), sorted({phase for _, phase in kills})
-    rows = [["a run was", *who], ["---", *["---:"] * len(who)]]
-    rows += [[phase, *(str(kills[name, phase] or "") for name in who)] for phase in phases]
-    rows.append(["all", *(str(sum(kills[name, phase] for phase in phases)) for name in who)])
+    kills = f"{campaign.kills.total()} kills, {campaign.commands} commands, in {seconds / 60:.0f} minutes"
     good = "Every record, adapter, head and text equals that of the undisturbed sweep; nothing is left over."
-    today, all_kills = datetime.date.today(), f"{kills.total()} kills, {commands}"
-    lines = [f"Measured on {today}, 2 CPU cores, seed {seed}: {all_kills}."]
+    lines = [f"Measured on {datetime.date.today()}, 2 CPU cores, seed {seed}: {kills}."]
     lines += ["", "## Verdict", "", *([f"- {words}" for words in campaign.problems] or [good])]
-    lines += ["", "## Kills", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines += ["", "## Kills", "", "| a run was | killed was | times |", "|---|---|---:|"]
+    lines += [f"| {phase} | {who} | {n} |" for (who, phase), n in sorted(campaign.kills.items())]
     lines += ["", "## Other disturbances", ""]
     return "\n".join([*lines, *(f"- {words}: {n}" for words, n in sorted(campaign.others.items())), ""])
 
@@ -200,7 +196,7 @@ def main(number: int = 100, seed: int = random.randrange(10**6)) -> int:
     print(f"{number} kills, seed {seed}, in {home}", flush=True)
     campaign.go()
     time.sleep(2)
-    campaign.problems += [f"process {pid} is left over" for pid in members(f"CHAOS_HOME={home}")]
+    campaign.problems += [f"process {pid} is left over" for pid in members(home)]
     text, path = page(campaign, seed, time.monotonic() - begun), ROOT / "docs" / "chaos.md"
     about = path.read_text(encoding="utf-8").partition("Measured on ")[0]  # how it is done, and the words
     path.write_text(about + text, encoding="utf-8")

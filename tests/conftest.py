@@ -1,10 +1,11 @@
 """What the tests share: see tiny.py."""
 
+import builtins
+import errno
 import gc
 import importlib
+import io
 import os
-import shutil
-import tempfile
 
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -93,18 +94,22 @@ def made(what: str, *where, **how) -> Path:
     return getattr(importlib.import_module("tiny"), what)(*where, **how)
 
 
-def folder(name: str, what: str, *how):
+def folder(name: str, what: str, *how, **changes):
     """A session's fixture: a folder that a function of tiny.py has filled."""
 
     @pytest.fixture(scope="session", name=name)
     def make(tmp_path_factory) -> Path:
-        return made(what, tmp_path_factory.mktemp(name), *how)
+        return made(what, tmp_path_factory.mktemp(name), *how, **changes)
 
     return make
 
 
 tiny_bert = folder("tiny_bert", "save_tiny", "bert")
 tiny_roberta = folder("tiny_roberta", "save_tiny", "roberta")
+# Of the width of RoBERTa-base and of MiniLM, which the sizes of VeRA's peers are made for
+WIDE = {"num_hidden_layers": 1, "num_attention_heads": 12}
+wide_roberta = folder("wide_roberta", "save_tiny", "roberta", **WIDE, hidden_size=768)
+wide_bert = folder("wide_bert", "save_tiny", "bert", **WIDE, hidden_size=384)
 tiny_gpt2 = folder("tiny_gpt2", "save_gpt2")
 tiny_llama = folder("tiny_llama", "save_llama")
 tiny_vit = folder("tiny_vit", "save_vit")
@@ -193,25 +198,19 @@ def dropout_words(words, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture
-def closed():
-    """Gives a copy of a folder in which one file may not be read. This process is then nobody until the test
-    ends, where it is root's, who may read any file."""
-    root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as place:
+def closed(monkeypatch):
+    """Makes a function after which no file whose path ends so may be read."""
 
-        def close(folder: Path, name: str) -> Path:
-            if root:
-                os.seteuid(0)
-            copy = Path(shutil.copytree(folder, tempfile.mkdtemp(dir=place), dirs_exist_ok=True))
-            for path in (Path(place), copy, *copy.iterdir()):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            (copy / name).chmod(0)
-            if root:
-                os.seteuid(65534)
-            return copy
+    def close(end: str) -> None:
+        def refusing(real):
+            def opened(path, *given, **how):
+                if str(path).endswith(end):
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return real(path, *given, **how)
 
-        try:
-            yield close
-        finally:
-            if root:
-                os.seteuid(0)
+            return opened
+
+        for module in (builtins, io, os):
+            monkeypatch.setattr(module, "open", refusing(module.open))
+
+    return close

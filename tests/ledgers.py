@@ -14,13 +14,8 @@ from runs.record import SCHEMA, Ledger
 
 #: Exact counts of the paper's rows: another count would be a row of another size, which is not compared.
 COUNTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "counts.yaml").read_text())
-LABELS = {
-    "vera": "VeRA r=1024",
-    "lora": "LoRA r=8",
-    "roberta_base": "RoBERTa-base",
-    "minilm": "MiniLM",
-    "rte": "RTE",
-}
+LABELS = {"vera": "VeRA r=1024", "lora": "LoRA r=8", "rte": "RTE"}
+LABELS |= {"roberta_base": "RoBERTa-base", "minilm": "MiniLM"}
 
 
 def count(model, row):
@@ -65,61 +60,32 @@ def record(
     if values:
         numbers = {"best": values[place], "best_epoch": place + 1.0, "last": values[-1]}
     epochs = [i + 1.0 for i in range(len(values))]
-    made = {
-        "schema": SCHEMA,
-        "id": f"{model}-{row}-{task}-{seed}-{lr}-{status}",
-        "status": status,
-        "error": None,
-        "tries": [],
-        "cell": {"paper": "table2_base", "row": row, "model": model, "task": task, "seed": seed},
-        "label": {
-            "row": LABELS.get(row, row),
-            "model": LABELS.get(model, model),
-            "task": LABELS.get(task, task),
-        },
-        "start": None,
-        "config": {
-            "keep": "best",
-            "model": {"name": model, "path": f"/somebody/models/{model}"},
-            "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
-            "method": {"kind": row, "rank": 8},
-            "train": {"lr": lr, "epochs": len(values) or 3, "max_steps": None},
-            "seed": seed,
-        },
-        "recipe": {"name": "r", "source": "s"},
-        "seeds": {"training": seed, "projection": 0},
-        "code": {"commit": "0123abc", "dirty": False},
-        "versions": {"torch": "2.9"},
-        "device": {"type": "cpu", "name": "a CPU"},
-        "determinism": {"threads": 1},
-        "model": "hash",
-        "data": {"content": "hash", "train_rows": 10, "dev_rows": 10},
-        "parameters": {"adapter": count(model, row), "head": 10, "formula": count(model, row)},
-        "effective_batch": 32,
-        "steps": len(values),
-        "curve": {
-            "epoch": epochs,
-            "train_loss": [1 / e for e in epochs],
-            "dev_loss": [1.5 / e for e in epochs],
-            "metric": values,
-            "metric_select": [value + 0.02 for value in values],
-            "metric_report": [value - 0.02 for value in values],
-        },
-        "result": {
-            **of_metric("accuracy"),
-            "select": "paper",
-            **numbers,
-            "protocols": {"paper": numbers} if values else {},
-        },
-        "cost": {
-            "train_seconds": 10.0,
-            "evaluate_seconds": 1.0,
-            "adapter_bytes": 172032,
-            "tokens_per_second": 5,
-            "peak_memory_bytes": 10**9,
-        },
-        "deviations": list(deviations),
+    made = {"schema": SCHEMA, "id": f"{model}-{row}-{task}-{seed}-{lr}-{status}", "status": status}
+    made |= {"error": None, "tries": [], "start": None, "deviations": list(deviations)}
+    made["cell"] = {"paper": "table2_base", "row": row, "model": model, "task": task, "seed": seed}
+    made["label"] = {of: LABELS.get(made["cell"][of], made["cell"][of]) for of in ("row", "model", "task")}
+    made["config"] = {
+        "keep": "best",
+        "model": {"name": model, "path": f"/somebody/models/{model}"},
+        "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
+        "method": {"kind": row, "rank": 8},
+        "train": {"lr": lr, "epochs": len(values) or 3, "max_steps": None},
+        "seed": seed,
     }
+    made |= {"recipe": {"name": "r", "source": "s"}, "seeds": {"training": seed, "projection": 0}}
+    made |= {"code": {"commit": "0123abc", "dirty": False}, "versions": {"torch": "2.9"}}
+    made |= {"device": {"type": "cpu", "name": "a CPU"}, "determinism": {"threads": 1}}
+    made |= {"model": "hash", "data": {"content": "hash", "train_rows": 10, "dev_rows": 10}}
+    made["parameters"] = {"adapter": count(model, row), "head": 10, "formula": count(model, row)}
+    made |= {"effective_batch": 32, "steps": len(values)}
+    made["curve"] = {"epoch": epochs, "train_loss": [1 / e for e in epochs]}
+    made["curve"] |= {"dev_loss": [1.5 / e for e in epochs], "metric": values}
+    made["curve"]["metric_select"] = [value + 0.02 for value in values]
+    made["curve"]["metric_report"] = [value - 0.02 for value in values]
+    made["result"] = {**of_metric("accuracy"), "select": "paper", **numbers}
+    made["result"]["protocols"] = {"paper": numbers} if values else {}
+    made["cost"] = {"train_seconds": 10.0, "evaluate_seconds": 1.0, "adapter_bytes": 172032}
+    made["cost"] |= {"tokens_per_second": 5, "peak_memory_bytes": 10**9}
     return made | changes
 
 
@@ -156,13 +122,8 @@ def texts(row="lora", seed=0, add=0.0, best_epoch=5.0, status="done", model="gpt
 
 def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes):
     made = record(row, task, seed, last + 0.05, last, model=model, **changes)
-    made["config"]["task"] |= {
-        "family": "images",
-        "shots": shots,
-        "draw_seed": seed,
-        "workers": seed,
-        "cache_dir": f"/c/{seed}",
-    }
+    made["config"]["task"] |= {"family": "images", "shots": shots, "draw_seed": seed, "workers": seed}
+    made["config"]["task"]["cache_dir"] = f"/c/{seed}"
     made["label"]["task"] = name or task
     made["result"]["reported"] = "last"
     return made
@@ -175,21 +136,12 @@ def instructed(row="vera", seed=0, model="llama_7b", train_rows=None, scores=(),
     found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
     found["result"]["reported"] = "last"
     found["config"]["method"]["rank"] = {"vera": 1024, "lora": 64, "vera_r64": 64}.get(row)
-    found |= {"steps": 100, "device": {"name": "Own GPU"}}
-    found["judged"] = [
-        {
-            "bench": bench,
-            "judge": judge,
-            "mean": mean,
-            "low": mean - 0.5,
-            "high": mean + 0.5,
-            "n": 160,
-            "n_valid": 159,
-            "turns": {"1": mean + 0.25, "2": mean - 0.25},
-            "answering": {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "batch": 8, "without_room": 0},
-        }
-        for judge, mean in scores
-    ]
+    found |= {"steps": 100, "device": {"name": "Own GPU"}, "judged": []}
+    made = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "batch": 8, "without_room": 0}
+    for judge, mean in scores:
+        of = {"bench": bench, "judge": judge, "mean": mean, "low": mean - 0.5, "high": mean + 0.5, "n": 160}
+        of |= {"n_valid": 159, "turns": {"1": mean + 0.25, "2": mean - 0.25}, "answering": made}
+        found["judged"].append(of)
     return found
 
 

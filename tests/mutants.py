@@ -173,18 +173,13 @@ def mutated(mutant, root):
 # --- which tests reach which function
 
 
-def pytest_collection_modifyitems(items):
-    """Without tests that are another user's for a while, who may not write coverage's file (-p mutants)."""
-    items[:] = [item for item in items if "closed" not in item.fixturenames]
-
-
 def tests_of(clone, path):
     """The tests that reach each function, each with its seconds, the fastest first; from one run of all that
     are fast, with their coverage in path and their times beside it."""
     times = path.with_suffix(".times")
     if not times.is_file():
         rooms = [f"--cov={room}" for room in ("vera", "runs", "analysis")]
-        words = ["-p", "mutants", *rooms, "--cov-context=test", "--cov-report=", "-n", "auto"]
+        words = [*rooms, "--cov-context=test", "--cov-report=", "-n", "auto"]
         code, output = call(
             clone, ["-m", "not slow", "--durations=0", *words], COVERAGE_FILE=str(path.absolute())
         )

@@ -118,16 +118,6 @@ def call_here(module, *words, check):
     return done
 
 
-def members(mark: str) -> list[int]:
-    """The processes that live with this KEY=VALUE in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-    return found
-
-
 def wait_for(there, process=None, seconds=120):
     """What there() finds, once it finds something; meanwhile the process has to live."""
     end = time.monotonic() + seconds

@@ -11,7 +11,6 @@ from bench import QUESTIONS
 from running import comparable, do, elsewhere, refused, trained
 from safetensors.torch import load_file
 from servers import JudgeServer, error, score
-from tiers import sample
 from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,9 +71,8 @@ def test_a_run_on_instructions(alpaca_words, done, tmp_path):
     assert (len({*ids}), ids[2]) == (3, ids[3])
 
 
-@pytest.mark.parametrize("method", sample(["vera", "lora"], "vera"))
-def test_checkpointing_recomputes_and_with_micro_batches_changes_no_gradient(method, alpaca_words, tmp_path):
-    words = [*alpaca_words, f"method={method}", "method.sites=[all-linear]"]
+def test_checkpointing_recomputes_and_with_micro_batches_changes_no_gradient(alpaca_words, tmp_path):
+    words = [*alpaca_words, "method=vera", "method.sites=[all-linear]"]
     plain = trained(words)
     other = do(elsewhere([*words, "gradient_checkpointing=true", "micro_batch=2"], output=tmp_path / "other"))
     assert other["id"] == plain["id"]

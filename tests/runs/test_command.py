@@ -15,6 +15,7 @@ from running import ROOT, call_here, refused
 from runs import command
 from runs.command import COMPOSING, Common, OfRecords, entry_point, read, setting
 from runs.errors import UserError
+from runs.record.text import LONGEST
 
 pytestmark = pytest.mark.properties
 
@@ -197,6 +198,11 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["x", "debug=True"])
         with pytest.raises(type(error)):
             entry_point(raising(error))
+    assert ended(raising(AdapterError(f"a.json:\n{'x' * 10**6}. Get it again")), monkeypatch) == 2
+    cut = capsys.readouterr().err
+    assert cut.startswith("error: a.json: xxx")
+    assert cut.endswith("xxx. Get it again\n")
+    assert (cut.count("\n"), len(cut) <= 500, len(str(AdapterError("x" * 10**6)))) == (1, True, LONGEST)
     monkeypatch.setattr(sys, "argv", ["x"])
     other = type("DataError", (ValueError,), {"__module__": "pandas.errors"})
     for error in (ZeroDivisionError(), other("of another library")):
@@ -234,13 +240,14 @@ def test_a_pipe_that_is_not_the_output_breaks_with_a_line(monkeypatch, capfd):
 
 
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("words", [["analysis.tables", "table8"], ["runs", "-h"], ["runs", "--info"]])
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(
+    ("words", "both"), [("analysis.tables table8", True), ("runs -h", False), ("runs --info", False)]
+)
 def test_a_reader_that_has_seen_enough_hears_no_complaint(words, both):
     """As of `| head` (and `2>&1 | head`), whose end is here before the first word."""
     errors = subprocess.STDOUT if both else subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+        [sys.executable, "-m", *words.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
     ) as process:
         process.stdout.close()
         assert both or process.stderr.read() == ""

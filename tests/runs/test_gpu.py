@@ -1,17 +1,24 @@
-"""What a CPU can test of runs on a GPU: which devices there are, what is refused, what is asked of torch."""
+"""What a CPU can test of runs on a GPU: which devices there are, what is refused, what is asked of torch; and
+the training step and evaluation on the device meta."""
 
 import ast
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
-import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from running import ROOT, begin, output_of, refused
+from tiers import sample
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from runs import ENVIRONMENT, SPINNING, gpus, models
 from runs.config import expand
@@ -309,18 +316,6 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
     assert asked == [True, None, None, None]
 
 
-def test_a_batch_travels_from_page_locked_memory(monkeypatch):
-    moves = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: moves.append("pinned") or self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **how: moves.append((*to, how)) or self)
-    arrays = {"input_ids": np.zeros((2, 3), dtype=np.int64)}
-    context.on_device(arrays, torch.device("cuda"))
-    assert moves == ["pinned", (torch.device("cuda"), {"non_blocking": True})]
-    moves.clear()
-    context.on_device(arrays, torch.device("cpu"))
-    assert moves == [(torch.device("cpu"), {})]
-
-
 def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(words, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
     accelerator = context.make_accelerator(expand(words)[0])
@@ -380,3 +375,139 @@ def test_what_runs_are_forked_from_asks_for_no_gpu_and_imports_what_they_need_fi
     imported = set(python(SERVER).split())
     assert {"torch", "transformers.modeling_utils", "runs.training.loop"} <= imported
     assert not imported & {"hydra", "omegaconf", "runs.config", "sklearn.metrics"}
+
+
+# --- a training step and an evaluation on torch's device `meta`, as on a GPU: no two devices meet, and each
+# value that has to be read, for which a GPU is waited for, is counted. There a tensor has no values.
+
+ROOMS = tuple(str(ROOT / room) + os.sep for room in ("vera", "tasks", "runs"))
+#: Operations that move to another device.
+COPIES = {"aten._to_copy.default", "aten.copy_.default"}
+
+
+class Watch(TorchDispatchMode):
+    """Counts by the line of this project that causes them. reads: of values on `meta`, answered by zeros
+    (by an operation that is not among these, `meta` fails). mixes: operations on tensors of two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+        self.mixes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = str(func), kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors if x.dim()}  # a number of the host may meet any device
+        if len(devices) > 1 and name not in COPIES:
+            self.mixes[f"{name} at {line()}"] += 1
+        if not any(x.device.type == "meta" for x in tensors):
+            return func(*args, **kwargs)
+        first, answer, masks = args[0], None, []
+        if name in ("aten.index.Tensor", "aten.index_put.default"):  # the host has to know how many rows
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+        if name == "aten._local_scalar_dense.default":
+            answer = torch.zeros((), dtype=first.dtype).item()
+        elif name == "aten._to_copy.default" and str(kwargs.get("device")) == "cpu":
+            answer = torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype)
+        elif masks and name == "aten.index.Tensor":
+            answer = first.new_empty((0, *first.shape[masks[0].dim() :]))
+        elif masks:
+            answer = torch.empty_like(first)
+        else:
+            return func(*args, **kwargs)
+        self.reads[f"{name.split('.')[1]} at {line()}"] += 1
+        return answer
+
+
+def line() -> str:
+    """The innermost line of this project on the stack, without its number: that changes."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(ROOMS):
+            return f"{Path(path).relative_to(ROOT)} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "?"
+
+
+#: Ways in which VeRA is computed, and the other rows.
+METHODS = {
+    "VeRA, factor": "vera method.rank=8 method.path=factor",
+    "VeRA, hybrid, kept": "vera method.rank=8 method.path=hybrid method.weights=keep",
+    "VeRA, hybrid, anew": "vera method.rank=8 method.path=hybrid method.weights=recompute",
+    "VeRA, merged, kept": "vera method.rank=8 method.path=materialised method.weights=keep",
+    "VeRA, merged, anew": "vera method.rank=8 method.path=materialised method.weights=recompute",
+    "VeRA, unique, dropout": "vera method.rank=8 method.projections=unique method.dropout=0.1",
+    "LoRA": "lora",
+    "BitFit": "bitfit",
+    "full": "full",
+    "adapter": "adapter_p",
+}
+#: Of each family by the fixture with its words: how much a training step and an evaluation's batch read,
+#: whatever the method. They may fall: then lower them here.
+READS = {"words": (1, 3), "e2e_words": (4, 6), "alpaca_words": (4, 6), "image_words": (0, 2)}
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """device=auto means `meta`, for which torch has no autocast: it fails where it is asked."""
+    enabled, autocast = torch.is_autocast_enabled, torch.autocast
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda of="cuda": of != "meta" and enabled(of))
+    none = contextlib.nullcontext()
+    monkeypatch.setattr(
+        torch, "autocast", lambda of, *a, **b: none if of == "meta" else autocast(of, *a, **b)
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def watched(words, method, *more):
+    """A training, and what a steady step and an evaluation do."""
+    words = [w for w in words if not w.startswith(("device=", "method", "eval_batch="))]
+    # The fixed text is read before training
+    none = ["task.forgetting_text=none"] * any(w in ("task=e2e", "task=alpaca") for w in words)
+    training = begin([*words, *f"method={method}".split(), *none, *more, "device=auto", "eval_batch=64"])
+    for _ in range(3):
+        with Watch() as step:
+            training.step([0, 1, 2, 3])
+    with Watch() as evaluation:
+        training.evaluate()
+    return training, step, evaluation
+
+
+KEPT = "VeRA, hybrid, kept"
+PAIRS = [*((family, KEPT) for family in READS), *(("words", name) for name in METHODS if name != KEPT)]
+PAIRS += [("e2e_words", "VeRA, merged, kept")]
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(("family", "name"), sample(PAIRS, *PAIRS[:4], ("words", "LoRA"), PAIRS[-1]))
+def test_a_step_and_an_evaluation_mix_no_devices_and_read_as_little_as_they_do(family, name, request):
+    training, *watches = watched(request.getfixturevalue(family), METHODS[name])
+    assert {p.device.type for p in (training.accelerator, *training.parameters.values())} == {"meta"}
+    assert [watch.mixes for watch in watches] == [{}, {}]
+    assert tuple(watch.reads.total() for watch in watches) == READS[family], [w.reads for w in watches]
+
+
+@pytest.mark.usefixtures("meta")
+def test_each_micro_batch_reads_as_often_as_a_batch(words):
+    whole, halves = (watched(words, "lora", f"micro_batch={size}")[1] for size in (4, 2))
+    assert halves.reads.total() == 2 * whole.reads.total()
+
+
+@pytest.mark.usefixtures("meta")
+def test_the_watch_sees_what_it_is_for():
+    x, here = torch.ones(3, device="meta"), torch.ones(3)
+    with Watch() as watch:
+        assert (float(x.sum()), x.cpu().tolist(), len(x[x > 0])) == (0.0, [0.0] * 3, 0)
+        float(here.sum())  # of the host's own there is nothing to wait for
+    assert watch.reads.total() == 3, watch.reads
+    assert not watch.mixes
+    with Watch() as watch, pytest.raises(RuntimeError):
+        x + here
+    assert watch.mixes.total() == 1
+    with Watch() as watch:
+        x + here.sum()  # a number
+    assert not watch.mixes

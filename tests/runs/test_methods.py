@@ -1,54 +1,65 @@
-"""Every cell of every preset composes; every row and every task of it runs for two steps, on a tiny model of
-the preset's own architecture and rows of our own. And methods that are no file of the clone."""
+"""Every row and task of every preset runs for two steps, on a tiny model of its architecture and own rows.
 
+Methods that are no file of the clone. And recipes: the optimizer's groups beside the authors' code, rates by
+patterns of names, rows that share a recipe."""
+
+import copy
+import re
 import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from running import call_here, do, output_of, refused
+from support import roberta_base
 from tiers import sample
+from tiny import tiny_model
 
 import vera
-from runs import evaluate
+from runs import evaluate, methods, models, tune
 from runs.config import CONF, expand
 from runs.identity import run_id
-from runs.methods import make_method, source_file
+from runs.methods import make_method, patterns_of, rates_of, source_file
+from runs.plan import plan
 from runs.provenance import changed
-from runs.record import read_record, read_sweep, record_path, sweep_names
+from runs.record import Ledger, read_record, read_sweep, record_path, sweep_names
 from runs.run import with_starts
+from runs.sweep import sweep
+from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.loop import Training
 from runs.training.train import train
 
 pytestmark = pytest.mark.contract
 
-#: test_recipes.py has those of peers; the others that are left out have cells like these.
-ELSEWHERE = ("demo", "peers", "randomness", "rank_scaling_sst2", "vera_all")
-PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(ELSEWHERE))
+#: Whose cells differ in numbers alone from those of other presets.
+LIKE = "demo figure2 figure3 figure5 randomness rank_scaling table12 table13 table2_mpnet table3_large"
+LIKE = (*LIKE.split(), "table4_llama2", "table4_llama_7b", "table5_large", "table6_d_init", "vera_all")
+PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(LIKE))
 #: One of each family of text is fast; so is a run on images, in tests/nets.
-FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
+FAST = {"figure4", "e2e_smollm2", "table4_llama_13b"}
+#: Fixtures with a model and data, and words, by the beginning of a preset's name.
+IMAGES = ("tiny_vit", "images", "task.shots=4")
+FEW = "task.items=1 task.max_new_tokens=4 task.train_rows=null task.dev_rows=null"
+KINDS = dict.fromkeys(("table2", "table6", "table7", "figure"), ("tiny_roberta", "glue", ""))
+KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
+KINDS |= {"table5": IMAGES, "images": IMAGES, "peers_base": ("wide_roberta", "glue", "task=rte")}
+KINDS |= {"peers_minilm": ("wide_bert", "glue", "task=rte task.dev_rows=null")}
+KINDS |= {"table3": ("tiny_gpt2", "e2e", FEW), "e2e": ("tiny_llama", "e2e", FEW)}
+#: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
+CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
 
 
 @pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
-    kinds = dict.fromkeys(("table2", "table6", "table7"), ("tiny_roberta", "glue"))
-    kinds |= {f"figure{number}": ("tiny_roberta", "glue") for number in (2, 3, 4, 5)}
-    kinds |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue"))
-    kinds |= {"table5": ("tiny_vit", "images"), "images": ("tiny_vit", "images")}
-    kinds |= {"table3": ("tiny_gpt2", "e2e"), "e2e": ("tiny_llama", "e2e")}
-    names = kinds.get(paper.partition("_")[0], ("tiny_llama", "alpaca"))
-    model, data = map(request.getfixturevalue, names)
-    words = [f"experiment={paper}", "seed=0", f"model.path={model}", "model.architecture=null"]
-    words += [f"task.data_dir={data}"]
-    decodes = paper.startswith(("table3", "e2e"))
-    few = ["task.items=1", "task.max_new_tokens=4", "task.train_rows=null", "task.dev_rows=null"]
-    words += few if decodes else []
-    words += ["task.shots=4"] if paper.startswith(("table5", "images")) else []
-    own = ("minilm", "mpnet", "dinov2", "smollm2")
-    words += ["model.sha256=null"] if any(name in paper for name in own) else []
-    # In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
-    chats = paper.startswith(("table4", "table1", "alpaca"))
-    words += ["task.train_rows=null", "task.dev_rows=2"] if chats else []
+    model, data, more = next((KINDS[begin] for begin in KINDS if paper.startswith(begin)), CHATS)
+    words = [f"experiment={paper}", "seed=0", f"model.path={request.getfixturevalue(model)}", *more.split()]
+    words += ["model.architecture=null", f"task.data_dir={request.getfixturevalue(data)}"]
+    if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
+        words += ["model.sha256=null"]
     runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
     seen: set[str] = set()
     for run in runs:
@@ -61,12 +72,14 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         # Where there is one epoch, its eight rows are one effective batch.
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-        assert record["recipe"]["name"] in {
-            f"{row}/{'roberta_base' if paper == 'table2_mpnet' else run.model}"
-            for row in (run.row, run.config["method"].get("recipe"))
-        }
+        name = record["recipe"]["name"]
+        rows = (run.row, run.config["method"].get("recipe"), *["peers"] * paper.startswith("peers"))
+        assert name in {f"{row}/{run.model}" for row in rows}
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == decodes
+        assert bool(record["texts"]) == (data == "e2e")
+        if name.startswith("peers/"):  # nothing differs but rates, which are for reviews where the study is
+            told = [words for words in record["deviations"] if "recipe" in words]
+            assert all(words.startswith("the recipe has no lr") for words in told), run.label
 
 
 # --- methods that are no file of the clone
@@ -190,47 +203,29 @@ def test_what_is_no_method_or_fails_to_import_is_one_line_with_its_error(code, k
         vera.make_method(kind)
 
 
-CARELESS = '''
+CARELESS = """
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 import vera
-from vera.methods.layers import Change, changes, wrap
-from vera.sites import find_sites
-
-
-class Careless(Change):
-    """B (A x) with a random A that no file holds, or of which nothing trains."""
-
-    def __init__(self, how, inputs, outputs):
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        a = torch.zeros(4, inputs) if how == "zero" else torch.randn(4, inputs)
-        if how == "zero":
-            self.a = nn.Parameter(a)
-        else:
-            self.register_buffer("a", a, persistent=False)
-        self.b = nn.Parameter(torch.zeros(outputs, 4))
-
-    def forward(self, x):
-        return x @ self.a.T @ self.b.T
-
-    def weight(self):
-        return self.b @ self.a
+from vera.methods.layers import changes
 
 
 @dataclass(frozen=True)
-class Forgets(vera.Method, kind="careless"):
+class Forgets(vera.LoRA, kind="careless"):
     how: str = "forgets"
 
     def install(self, model):
-        wrap(model, find_sites(model, ("query", "value")), lambda p, b, base, n, m: Careless(self.how, n, m))
+        super().install(model)
+        for change in changes(model):
+            a = torch.zeros_like(change.A) if self.how == "zero" else change.A.detach()
+            del change.A
+            change.register_buffer("A", a, persistent=False)  # random, and in no file
 
-    def count(self, model):
-        return sum(4 * change.outputs for change in changes(model)) - 1
-'''
+    def saved(self, model):
+        return self.adapter_parameters(model)
+"""
 
 
 @pytest.fixture
@@ -238,7 +233,7 @@ def careless(tmp_path, monkeypatch, words):
     (tmp_path / "careless_of_a_test.py").write_text(CARELESS)
     (tmp_path / "own" / "method").mkdir(parents=True)
     file = tmp_path / "own" / "method" / "careless.yaml"
-    file.write_text("kind: careless_of_a_test.Forgets\nlabel: careless\nkeep: best\nhow: forgets\n")
+    file.write_text("kind: careless_of_a_test.Forgets\nlabel: careless\nkeep: best\nrank: 4\nhow: forgets\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield [*of_method(words, "method=careless"), "--config-dir", str(tmp_path / "own"), "train.lr=1.0"]
     vera.METHODS.pop("careless", None)
@@ -257,3 +252,280 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(careless,
 def test_a_method_that_no_gradient_reaches_is_refused(careless):
     with pytest.raises(vera.AdapterError, match="no gradient has reached what Forgets trains"):
         do([*careless, "method.how=zero"])
+
+
+# --- recipes
+
+#: Of each recipe with an authors' source, on a task: learning rate and weight decay by the end of a
+#: parameter's name (the first that fits). Written from the files named, and not from conf. -: the authors'
+#: optimizer or model is another, and the rate is this project's.
+AUTHORS = """
+# leo-yangli/VB-LoRA 2fa62a7, ecd7c14, NLU/NLU/scripts_vblora_qv/roberta_base_{mrpc,stsb}.sh;
+# src/transformers/trainer.py, create_optimizer: no decay of bank and logits; AdamW in optimization.py: 0
+vblora roberta_base mrpc: vblora_logits_?.*=1e-2/0 vblora_vector_bank.*=1e-3/0 bias=4e-3/0 *=4e-3/0.1
+vblora roberta_base stsb: vblora_logits_?.*=1e-2/0 vblora_vector_bank.*=1e-3/0 bias=2e-2/0 *=2e-2/0.1
+# KaiyangLi1992/Uni-LoRA e622e78, NLU/NLU/scripts_unilora_qv/roberta_base_{cola,qnli}.sh; the trainer is
+# VB-LoRA's, theta its vector bank
+unilora roberta_base cola: unilora_theta_d.*=5e-3/0 bias=5e-3/0 *=5e-3/0.1
+unilora roberta_base qnli: unilora_theta_d.*=5e-3/0 bias=2e-4/0 *=2e-4/0.1
+# Chaos96/fourierft ace4fe4, 1b660d1, experiments/GLUE/cola-base-best.sh, NLU_GLUE.py, args.py
+fourierft roberta_base cola: fourierft_spectrum.*=0.12/0 *=8e-3/0
+# nikhil-ghosh-berkeley/loraplus a38d3e0, glue/scripts/run_roberta_lora.sh (lr 5e-5, ratio 80, no weight
+# decay); lora_plus.py: B's rate for B and for what has one dimension
+lora_plus roberta_base mnli: A=5e-5/0 B=4e-3/0 bias=4e-3/0 *=5e-5/0
+# MohammadrezaBanaei/LoRA-XS 3b1ce3b, scripts/run_glue.py and run_glue_pretrained.py (1e-3 is in each grid);
+# main_glue.py and main_glue_from_pretrained.py: torch's AdamW, 0.01 by default, on every parameter
+lora_xs roberta_large cola: *=1e-3/0.01
+lora_xs roberta_large rte: *=1e-3/0.01
+# UCDvision/NOLA d4d3e11, e009fdc, gpt/examples/NLG/scripts/finetune_gpt2m_e2e_qv_nola.sh and
+# gpt/scripts/finetune_gpt2l_e2e_qv_nola.sh
+nola gpt2_medium e2e: a=5e-3/0 b=5e-3/0
+nola gpt2_large e2e: a=1e-2/0 b=1e-2/0
+# dongzelian/SSF d9a631e, 28a70a6, train_scripts/vit/vtab/{cifar_100,flowers102,resisc45}/train_ssf.sh;
+# optim_factory.py, param_groups_weight_decay: no decay of what has one dimension
+ssf vit_base cifar100: weight=5e-3/5e-5 *=5e-3/0
+ssf vit_base flowers102: weight=5e-3/5e-5 *=5e-3/0
+ssf vit_base resisc45: weight=2e-3/5e-5 *=2e-3/0
+# TonAnh/VeRA-plus a18c772, df8cce1, scripts/vera_plus/rte.sh; vera-plus.py: torch's AdamW on two groups
+vera_plus roberta_base rte: b=4e-3/0.01 c=4e-3/0.01 d=4e-3/0.01 *=1e-2/0.01
+# microsoft/LoRA 3732c24, c18b175, examples/NLU/roberta_base_mrpc.sh and src/transformers/trainer.py;
+# examples/NLG/README.md and src/optimizer.py (one group)
+lora roberta_base mrpc: bias=4e-4/0 *=4e-4/0.1
+lora gpt2_medium e2e: *=2e-4/0.01
+vera gpt2_medium e2e: *=-/0.01
+vera gpt2_large e2e: *=-/0.01
+# r-three/t-few 0423695, src/utils/Config.py: weight_decay 0, of IA3 alone (the head is this project's)
+ia3 roberta_base rte: ia3_l.*=-/0 bias=-/0 *=-/0.01
+# Zeju1997/oft 5f024e5, oft-db/train_dreambooth_oft.py: 1e-2; the parameter starts at 0
+oft roberta_base rte: oft_R.*=-/0.01 bias=-/0 *=-/0.01
+"""
+AUTHORS = dict(line.split(": ") for line in AUTHORS.splitlines() if line and line[0] != "#")
+
+
+def adapted(run, base=None):
+    """A run's method, and the outline of its model, or a base, that it is installed on."""
+    method = make_method(run.method)
+    return method, methods.adapted(base or models.skeleton(run.config["model"], 2), method)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("cell", AUTHORS)
+def test_a_recipe_has_the_groups_of_its_authors(cell):
+    row, model, task = cell.split()
+    (run,) = expand([f"method={row}", f"model={model}", f"task={task}"])
+    wanted = [re.fullmatch("(.+)=(.+)/(.+)", part).groups() for part in AUTHORS[cell].split()]
+    method, outline = adapted(run)
+    groups, names = optimizer_groups(method, outline, run.config["train"]), dict(outline.named_parameters())
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name in (name for group in method.parameter_groups(outline).values() for name in group):
+        rate, decay = next(value for end, *value in wanted if fnmatchcase(f".{name}", f"*.{end}"))
+        has = found.pop(id(names[name]))
+        assert has[1] == float(decay), name
+        assert rate == "-" or has[0] == pytest.approx(float(rate)), name
+    assert not found
+    optimizer = make_optimizer(groups, run.config["train"], torch.device("cpu"))
+    beta2 = 0.99 if row == "lora_plus" else 0.999  # of the authors LoRA+'s alone have not torch's
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, beta2)}
+
+
+def test_each_recipe_with_an_authors_code_is_compared_with_it():
+    for path in sorted((CONF / "recipe").glob("*/*.yaml")):
+        source = yaml.safe_load(path.read_text()).get("source") or ""
+        if re.search(r"[\w-]+/[\w-]+", source) and not source.startswith("this project's choice"):
+            assert any(key.startswith(f"{path.parent.name} {path.stem} ") for key in AUTHORS), path
+
+
+def test_schedules_and_sizes_of_the_scripts_that_no_preset_has():
+    large = expand(["model=roberta_large", "task=cola,sst2,qnli,mrpc,rte,stsb", "method=lora_xs"])
+    train = [run.config["train"] for run in large]
+    assert [(part["epochs"], part["warmup_ratio"]) for part in train] == [(10, 0.06)] * 3 + [(50, 0.0)] * 3
+    nola = expand(["model=gpt2_medium,gpt2_large", "task=e2e", "method=nola"])
+    # 500 steps of the schedule, which takes one after each micro-batch, of 8 rows and of 4
+    assert [run.config["train"]["warmup_steps"] for run in nola] == [500, 125]
+    plus = expand(["model=roberta_base", "task=rte", "method=vera_plus,vera_plus_matched"])
+    assert [run.method["sites"] for run in plus] == [["query", "key", "value"], ["query", "value"]]
+    assert [(run.method["rank"], run.config["train"]["clip"]) for run in plus] == [(1024, None), (256, None)]
+
+
+# --- train.lr_by and decay_by: rates and weight decays of single parameters by patterns of their names
+
+#: Of LoRA on a tiny model, by what is given: the rate, the decay and the size of each group.
+GROUPS = {
+    "": "adapter: 1e-3 0.1 8, head: 2e-3 0.1 2, head (no decay): 2e-3 0 2",
+    "decay_all: true": "adapter: 1e-3 0.1 8, head: 2e-3 0.1 4",
+    "lr_by: {B: 0.01, query*.A: 0.005, classifier.*: 0.0001}": """
+        adapter: 1e-3 0.1 2, adapter B: 1e-2 0.1 4, adapter query*.A: 5e-3 0.1 2,
+        head: 2e-3 0.1 1, head (no decay): 2e-3 0 1,
+        head classifier.*: 1e-4 0.1 1, head classifier.* (no decay): 1e-4 0 1""",
+    "lr_by: {B: 0.01}, decay_by: {A: 0, query*.B: 0.5, value*.B: 0.3, bias: 0.2}": """
+        adapter (no decay): 1e-3 0 4, adapter B (decay 0.5): 1e-2 0.5 2, adapter B (decay 0.3): 1e-2 0.3 2,
+        head: 2e-3 0.1 2, head (decay 0.2): 2e-3 0.2 2""",
+}
+
+
+@pytest.mark.parametrize("given", GROUPS)
+def test_each_parameter_is_in_one_group_which_is_named_by_its_rate_and_decay(given):
+    model, method = tiny_model(), vera.LoRA(rank=2)
+    method.adapt(model)
+    settings = {"lr": 1e-3, "lr_head": 2e-3, "weight_decay": 0.1, "decay_all": False}
+    groups = optimizer_groups(method, model, settings | yaml.safe_load(f"{{{given}}}"))
+    found = {g["name"]: [g["lr"], g["weight_decay"], len(g["params"])] for g in groups}
+    expected = dict(part.split(": ") for part in " ".join(GROUPS[given].split()).split(", "))
+    assert found == {name: [float(number) for number in of.split()] for name, of in expected.items()}
+    members = [id(p) for group in groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+NAMES = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns", "told"),
+    [
+        (NAMES, "A C", "name ends with 'C'. There are: layer.*.query.A, layer.*.query.B"),
+        (NAMES, "uery.B", "'uery.B'"),  # a part of a name is no end of one
+        (NAMES, "B query.*", "'B' and 'query.*' both name layer.0.query.B"),
+        ([f"{chr(97 + i)}.weight" for i in range(20)], "bias", "l.weight and 8 more"),
+        ([], "bias", "There are: none"),
+    ],
+)
+def test_an_unknown_pattern_is_refused_with_the_real_names(names, patterns, told):
+    with refused("train.lr_by: ", told):
+        patterns_of(names, dict.fromkeys(patterns.split(), 1.0))
+
+
+def test_rates_by_the_row():
+    """LoRA+ and VB-LoRA: as many times the run's own rate, whatever it is."""
+    vblora, plus, lora = expand(["model=roberta_base", "task=rte", "method=vblora,lora_plus_r1,lora_r1"])
+    assert vblora.config["train"]["lr_by"] == {"vblora_logits*": 1e-2}
+    assert plus.config["train"]["lr_by"] == {"B": pytest.approx(4e-3), "bias": pytest.approx(4e-3)}
+    assert (plus.config["train"]["lr"], lora.config["train"]["lr"]) == (5e-5, 5e-4)
+    (run,), (other,) = (expand(["method=lora_plus", f"train.{w}"]) for w in ("lr=1e-2", "lr_by={B: 5e-1}"))
+    assert (run.config["train"]["lr_by"], other.config["train"]["lr_by"]) == ({"B": 0.2}, {"B": 0.5})
+    assert "lr_by" not in run.method
+    assert rates_of({"B": "2.5x", "A": 0}, 1e-2) == {"B": 0.025, "A": 0.0}
+    for wrong in ("x", "-2x", "2 x", "1e400x", None):
+        with refused("train.lr_by.B=", "or such as 16x"):
+            rates_of({"B": wrong}, 1e-2)
+
+
+@pytest.mark.parametrize("key", ["train.lr_by", "train.decay_by"])
+def test_empty_they_are_no_part_of_the_id(key):
+    words = ["model=minilm", "task=reviews", "method=lora"]
+    (plain,) = expand([*words, "train.adam_beta2=0.999"])
+    runs = expand([*words, f"{key}={{}},null,{{B:1}},{{B:1.0}},{{B:2}},{{A:1}}"])
+    ids = [run_id(run) for run in (plain, *runs, *expand([*words, f"+{key}.B=1"]))]
+    assert [ids.index(each) for each in ids] == [0, 0, 0, 3, 3, 5, 6, 3]
+
+
+# --- what cannot work is said by the plan, and before a sweep starts
+
+FUSED = "decoder: peft adapts transformer.h.0.attn.c_attn as a whole: name it, sites=[c_attn]"
+
+
+def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(e2e_words):
+    runs = expand(of_method(e2e_words, "method=lora,peft"))
+    assert [(p.state, p.why) for p in plan(runs, Ledger())] == [("missing", ""), ("blocked", FUSED)]
+    with refused(FUSED):
+        sweep.sweep(runs)
+    assert not (Path(runs[0].config["output"]) / "runs").exists()
+
+
+#: With a model that is not here the file's word counts, or nothing. FRoD computes with the weights: what they
+#: alone could tell is not told.
+REFUSALS = """
+words | method=peft:TrainableTokensConfig | name target_modules in config
+words | method=peft:XLoraConfig | needs a forward pass of its own
+words | method=peft:LoraKonfig | Did you mean LoraConfig?
+words | method=peft:FrodConfig |
+words | method=peft:ShiraConfig | more shira params than the total number
+words | method=peft:ShiraConfig method.config={r:4} |
+words | method=peft:LNTuningConfig |
+words | method=ssf | has no patch embedding: SSF is for image models
+words | method=lora_xs method.rank=33 | rank 33 is above that of bert.encoder.layer.0
+words | method=lora_xs method.rank=32 |
+words | method=lora train.lr_by={B:1e-2} |
+words | method=lora train.lr_by={Bx:1e-2} | no trained parameter's name ends with 'Bx'. There are:
+words | method=lora train.lr_by={B:2x} train.decay_by={Bx:1e-2} | train.decay_by: no trained parameter's name
+e2e_words | method=peft method.sites=[c_attn] |
+e2e_words | method=peft:BOFTConfig method.sites=[c_attn] | is not supported
+e2e_words | method=peft:LilyConfig method.sites=[c_attn] | does not support target modules of type
+| model=gpt2_medium task=e2e method=peft | GPT-2 medium: peft adapts transformer.h.0.attn.c_attn as a whole
+| model=decoder model.hub=owner/name task=e2e method=peft |
+| experiment=peers_minilm seed=0 method=vblora_matched,lora_plus |
+| experiment=peers_minilm seed=0 method=vblora_matched train.lr_by={bank:1} | name ends with 'bank'. There are
+"""
+
+
+@pytest.mark.parametrize("line", REFUSALS.strip().splitlines())
+def test_what_a_method_needs_is_told_from_the_configuration_alone(line, request):
+    family, words, why = (part.strip() for part in line.split("|"))
+    for run in expand(of_method(request.getfixturevalue(family) if family else [], *words.split())):
+        told = methods.refusal(run) or ""
+        assert (bool(told), "\n" in told) == (bool(why), False), told
+        assert why in told
+
+
+def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
+    monkeypatch.setattr(methods, "_refusal", lambda *_: pytest.fail("built a model"))
+    assert methods.refusal(expand(words)[0]) is None
+
+
+# --- recipes that rows share
+
+
+def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
+    """And how a value was chosen is said of rows that have it."""
+    path = tmp_path / "recipe" / "ours" / "minilm.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "lr: 1e-3\nlr_head: 2e-3\nby_task: {epochs: {reviews: 5}, lr_head: {reviews: 3e-3}}\n"
+        "chosen: {clip: by hand, epochs: few}\nby_row:\n  lora: {lr: 5e-3, rank: 2, clip: 1}\n"
+        "  vera: {epochs: 7, by_task: {lr: {reviews: 9e-3}, clip: {reviews: 2}}}\n  lora_r2: {rank: 2}\n"
+        "  peft:IA3Config: {lr: 4e-3, lr_head: 1e-4, lr_by: {ia3_l*: 2x}}\n"
+    )
+    words = ["--config-dir", str(tmp_path), "recipe=ours/minilm", "model=minilm", "task=reviews"]
+    runs = expand([*words, "method=lora,vera,peft:IA3Config,lora_r2"])
+    rates = [tuple(run.config["train"][key] for key in ("lr", "lr_head", "epochs")) for run in runs]
+    assert rates == [(5e-3, 3e-3, 5), (9e-3, 3e-3, 7), (4e-3, 1e-4, 5), (1e-3, 3e-3, 5)]
+    assert (runs[0].method["rank"], runs[2].config["train"]["lr_by"]) == (2, {"ia3_l*": 8e-3})
+    # A record has the recipe that its row has, and a key that is given is a deviation from that
+    assert all("by_row" not in run.config["recipe"] for run in runs)
+    assert [run.recipe for run in runs] == ["ours/minilm"] * 4
+    chosen = [{"clip": "by hand", "epochs": "few"}] * 2 + [{"epochs": "few"}] * 2
+    assert [run.config["recipe"]["chosen"] for run in runs] == chosen
+    same, other = expand([*words, "method=lora", "train.lr=5e-3,1e-3"])
+    assert (same.changed, other.changed) == ([], ["train.lr=0.001"])
+
+
+# --- the rows of VeRA's peers: their counts and sizes, and one budget of tuning
+
+#: The counts on RoBERTa-base. Those on MiniLM are in its study's records, which tests/nets counts again.
+COUNTS = {"vera": 43_008, "lora_r1": 36_864, "lora_xs_matched": 43_200, "pvera": 43_008, "randlora": 43_008}
+COUNTS |= {"waveft": 43_008, "ia3": 55_296, "boft": 55_296, "oft": 46_080, "c3a": 36_864, "road": 36_864}
+COUNTS |= {"psoft": 42_456, "beft": 9_216, "lokr": 43_008, "supertuning": 43_008, "hra": 36_864}
+COUNTS |= {"deft": 36_864, "delora": 36_888, "hira": 36_864, "miss": 36_864, "shira": 36_864}
+COUNTS |= {"peanut": 36_864, "unilora": 23_040, "unilora_matched": 43_008, "fourierft": 24_000}
+COUNTS |= {"fourierft_matched": 43_008, "vblora_matched": 43_264, "nola_matched": 43_008}
+COUNTS |= {"tied_lora_matched": 43_392, "vera_plus_matched": 43_008}
+
+
+@pytest.mark.slow
+def test_each_peer_has_its_count_near_veras_and_four_rates_over_the_same_range():
+    """Rates, where they are to be tuned: rows of peers_base with published recipes have those."""
+    study = {run.row: run for run in expand(["experiment=peers_minilm", "seed=0"])}
+    base = {run.row: run for run in expand(["experiment=peers_base", "seed=0", "task=rte"])}
+    # SHiRA draws its entries from the weights
+    made = {
+        row: adapted(base[row], copy.deepcopy(roberta_base()) if row == "shira" else None) for row in COUNTS
+    }
+    assert {row: method.count(outline) for row, (method, outline) in made.items()} == COUNTS
+    far = {row for row, count in COUNTS.items() if not 0.75 < count / COUNTS["vera"] < 1.25}
+    assert far == {"ia3", "boft", "beft", "unilora", "fourierft"}
+    grids = yaml.safe_load((CONF / "tune.yaml").read_text())
+    for run in [*study.values(), *(run for run in base.values() if run.recipe.startswith("peers/"))]:
+        ((key, rates),) = tune.grid_of(run, grids).items()
+        assert key == ("train.lr_head" if run.row == "head" else "train.lr")
+        assert (len(rates), 60 <= float(rates[-1]) / float(rates[0]) <= 67) == (4, True), run.row
+    classes = {name for group in grids["peers"].values() for name in group["rows"] if name.endswith("Config")}
+    assert {run.config["method"].get("config_class") for run in study.values()} - {None} == classes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import CONFIGURATION, ROOT, begin, call, comparable, do, elsewhere, straight_and_resumed, trained
+from running import CONFIGURATION, ROOT, begin, comparable, do, elsewhere, straight_and_resumed, trained
 from safetensors.torch import load_file
 from tiers import sample
 from torch import nn
@@ -18,7 +18,7 @@ from runs import provenance
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
-from runs.record import Metric, dev_halves, read_record
+from runs.record import Metric, dev_halves
 from runs.run import epoch_batches
 from runs.training.checkpoint import rate_factor
 from runs.training.loop import Training
@@ -343,16 +343,6 @@ def test_the_adapter_that_is_kept_is_that_of_its_epoch(keep, metrics, kept, word
 
 
 # --- the same record, however it is run
-
-
-@pytest.mark.usefixtures("process")
-def test_twice_in_one_process_and_once_in_another_give_one_record(dropout_words, tmp_path):
-    records = [do(elsewhere(dropout_words, output=tmp_path / name)) for name in ("a", "b")]
-    third = elsewhere(dropout_words, output=tmp_path / "c")
-    call("runs", *third, check=0)
-    records.append(read_record(next((tmp_path / "c" / "records").glob("*.json"))))
-    assert comparable(records[0]) == comparable(records[1]) == comparable(records[2])
-    assert records[0]["curve"]["train_loss"][0] != records[0]["curve"]["train_loss"][1]
 
 
 def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(words, tmp_path, capfd):
