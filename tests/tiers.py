@@ -1,7 +1,7 @@
 """What makes a test slow: that it uses one of these fixtures, which only say so. `make test` leaves slow
 tests out.
 
-Two more start what they are named after, where it is used: `slurm` (test_executor.py) and `browser`
+Two more start what they are named after, where it is used: `slurm` (test_sweep.py) and `browser`
 (test_report.py)."""
 
 import importlib.util

@@ -42,7 +42,7 @@ def mistake_of(name, *words) -> str:
 
 
 def test_no_command_is_left_out():
-    """runs itself is in test_hydra.py."""
+    """runs itself is in test_config.py."""
     others = {"runs"}
     starts = [path for room in ("runs", "analysis", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     found = {
