@@ -26,7 +26,7 @@ from analysis.tables import TABLES
 from runs.config import Files, expand, read_command
 from runs.config.expand import WHERE, read_grid
 from runs.errors import UserError
-from runs.export.__main__ import FORMATS
+from runs.export import FORMATS
 from runs.plan import main as plan
 from runs.run import overrides_of
 from runs.tune import cells

@@ -15,9 +15,8 @@ from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.tables.__main__ import main as tables
-from runs import answer, evaluate, judge, models
+from runs import answer, evaluate, export, judge, models
 from runs.config import expand
-from runs.export import __main__ as export
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder, write_record
 from runs.training.loop import Training

@@ -22,12 +22,10 @@ from tiers import sample
 from tiny import answer
 from transformers import AutoModelForSequenceClassification
 
-from runs import models
+from runs import export, models
 from runs.errors import UserError
 from runs.evaluate import restore
-from runs.export import __main__ as export
-from runs.export import folder as exported
-from runs.export.__main__ import push
+from runs.export import push
 from runs.record import Ledger, median_interval, write_record
 from vera import AdapterError
 from vera.methods.vera_layer import VeRAChange
@@ -67,7 +65,7 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
         monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
         if not check:
             monkeypatch.setattr("vera.methods.contract.try_merges", lambda *_: None)
-        done = call_here("runs.export.__main__", found, "merged", str(tmp_path / "wrong"), output, check=2)
+        done = call_here("runs.export", found, "merged", str(tmp_path / "wrong"), output, check=2)
         wanted = "forward is not x @ weight().T" if check else f"run {found} is not written: merged"
         assert wanted in done.stderr
         assert done.stderr.count("\n") == 1
@@ -165,7 +163,7 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
         record["texts"] = {"split": "test", "items": 1, "scores": [score]}
 
     def shown(*records):
-        return exported.numbers(records[0], exported.seeds_of(records[0], records))
+        return export.numbers(records[0], export.seeds_of(records[0], records))
 
     accuracy, bleu = shown(*records, made_record(seed=3, task="cola"))
     assert (accuracy["name"], accuracy["seeds"]) == ("accuracy", 3)
@@ -198,7 +196,7 @@ def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(studies, qu
         one["recipe"]["source"] = one["result"]["metric"] = forged
         one["deviations"] = [forged]
     origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
-    text = exported.card(runs[0], Ledger({one["id"]: one for one in runs}, origin), "mine", None, "mit", {})
+    text = export.card(runs[0], Ledger({one["id"]: one for one in runs}, origin), "mine", None, "mit", {})
     assert said in text
     assert f"| 80.0 | 80.0 | 80.0 to 80.0 | {len(runs)} |" in text
     assert ("published in" in text) == any(study != "ours" for study in studies)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from runs import evaluate, models
 from runs.config import expand, parts
-from runs.export.__main__ import main as export
+from runs.export import main as export
 from runs.models import wheels
 from runs.record import run_folder
 from runs.sweep.sweep import preflight, sweep

@@ -1,31 +1,56 @@
-"""Writes an exported folder: an adapter with its model card, or a whole model."""
+"""Writes a finished run's adapter for use elsewhere, or publishes it.
+
+python -m runs.export RUN peft FOLDER      adapter and head in peft's format, with tokenizer and model card:
+                                           peft.PeftModel.from_pretrained(base, FOLDER)
+python -m runs.export RUN hub OWNER/NAME   the same folder, pushed to the Hugging Face hub (private=true: only
+                                           its owner sees it)
+python -m runs.export RUN lora FOLDER rank=8
+                                           converted to LoRA by peft, for servers that know only LoRA; prints
+                                           what that loses
+python -m runs.export RUN merged FOLDER    the whole model, the adapter merged in:
+                                           AutoModel...from_pretrained(FOLDER); prints by how much its
+                                           outputs differ, and refuses more than rounding
+
+RUN is a run id (or its beginning), as in outputs/records.
+"""
 
 import json
 import math
+import re
 import shlex
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-import torch
-from transformers import AutoTokenizer
 
-import vera
 from runs import models
+from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
-from runs.evaluate import kept_result, restore
+from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
 from runs.record import FINISHED, Ledger, Record, cell_id, read_ledger, row_label, without_paths
 from runs.record.metric import Metric, interval_name, median_interval, one_each, seed_value, text_score
-from runs.record.text import one_line
+from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of
-from runs.training.context import Context
 from tasks.images import ImageTask, write_preprocessing
 
+if TYPE_CHECKING:
+    from runs.training.context import Context
+
+#: The formats, and the settings that each of them takes.
+FORMATS = {
+    "peft": ("base", "license"),
+    "hub": ("base", "license", "private"),
+    "lora": ("base", "license", "rank"),
+    "merged": (),
+}
+#: What a new repository holds before anything is pushed.
+EMPTY = {".gitattributes", "README.md"}
 #: Dev rows whose outputs are compared.
 ROWS = 64
 #: How far outputs may lie apart by rounding in float32, relative to the largest: a thousand units in the last
@@ -34,31 +59,109 @@ ROUNDING = 1000 * 2.0**-23
 TEXT_SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
-def write_adapter(
-    record: Record,
-    folder: Path,
-    output: str,
-    rank: int | float | None = None,
-    named_base: str | None = None,
-    licence: str | None = None,
-    repo: str | None = None,
-) -> None:
-    """Writes a run's adapter in peft's format, with tokenizer or image preprocessing and a card.
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    """Settings of the command."""
 
-    rank: of a LoRA that it is converted to. named_base: OWNER/NAME or OWNER/NAME@REVISION, in place of what
-    the record tells. licence: in place of the base model's. repo: of the hub, where it will lie."""
-    model = record["config"]["model"]
-    origin = models.origin(model, record["model"], named_base)
+    private: bool = setting(False, "hub: a repository that is made is private")
+    rank: int | float | None = setting(None, "lora: of each layer; below 1: the share of squared values kept")
+    base: str | None = setting(None, "the base model, where not known: OWNER/NAME or OWNER/NAME@REVISION")
+    license: str | None = setting(None, "as the hub abbreviates it; by default the base model's")
+
+
+def main(arguments: list[str]) -> int:
+    line = read(arguments, Settings, names="RUN FORMAT PATH")
+    (name, form, target), settings, output = line.names, line.settings, line.settings.output
+    repo = target if form == "hub" else None
+    for key in sorted(line.given.keys() - {"output", "debug", *FORMATS[one_of("format", form, FORMATS)]}):
+        takers = ", ".join(other for other, keys in FORMATS.items() if key in keys)
+        raise UserError(f"{key}= belongs to {takers}, not to {form}")
+    if form == "lora" and settings.rank is None:
+        raise UserError("rank is missing: runs.export RUN lora FOLDER rank=8")
+    rank, base = settings.rank, settings.base or "none"
+    if rank is not None and not (rank >= 1 if isinstance(rank, int) else 0 < rank <= 1):
+        raise UserError(f"rank={rank}: should be a whole number from 1 on, or a share above 0 and up to 1")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", base):
+        raise UserError(f"base={base}: should be OWNER/NAME or OWNER/NAME@REVISION on the hub")
+    if repo:
+        from huggingface_hub import get_token
+
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or len(repo) > 96:
+            raise UserError(f"{repo}: a repository of the hub is OWNER/NAME")
+        if get_token() is None:
+            raise UserError(f"{target}: pushing needs a token with write access: hf auth login, or HF_TOKEN=")
+    elif Path(target).exists() and any(Path(target).iterdir()):
+        raise UserError(f"{target}: is there already. Name another, or remove it")
+    record = find(name, output)
+    if not record["parameters"]["adapter"] and form != "merged":
+        raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
+    folder = Path(output, "exports", record["id"]) if repo else Path(target)
+    if form == "merged":
+        write_merged(record, folder, output)
+    else:
+        write_adapter(record, folder, settings, repo)
+    if repo:
+        again = shlex.join(["python", "-m", "runs.export", *arguments])
+        print(push(folder, repo, settings.private, f"Run {record['id']} of vera-bench", again))
+    else:
+        print(f"{folder}: {megabytes(sum(file.stat().st_size for file in folder.iterdir()))}")
+    return 0
+
+
+def push(folder: Path, repo: str, private: bool, message: str, again: str) -> str:
+    """Pushes a folder's files to a model repository in one commit; makes the repository where there is none.
+    Returns the commit's address.
+
+    private: a repository that is made is private; one that is there already and public is refused.
+    again: the command that repeats this. Raises UserError in one line, which names the folder and that
+    command, where the hub refuses or cannot be reached, or the repository holds something else."""
+    from huggingface_hub import HfApi, logging
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    api = HfApi()
+    try:
+        try:  # asked first: with a limit in time, which making a repository does not have
+            there = api.model_info(repo, timeout=10)
+        except RepositoryNotFoundError:
+            api.create_repo(repo, private=private)
+        else:
+            names = {file.rfilename for file in there.siblings or []} - EMPTY
+            if names and "adapter_config.json" not in names:
+                raise UserError(f"it holds {min(names)} and no adapter. Name another repository")
+            if private and not there.private:
+                raise UserError("it is public, and private=true would not hide it. Name another repository")
+            print(f"{repo} is there already: this becomes its newest commit")
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except Exception as error:  # the hub's library and its transfer raise many types
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        stays = f"{folder} has all that would be there; to try again: {again}"
+        raise UserError(f"{repo} is not pushed: {why}. {stays}") from None
+    return str(commit.commit_url)
+
+
+# --- what is written: an adapter with its card, or a whole model
+
+
+def write_adapter(record: Record, folder: Path, settings: Settings, repo: str | None) -> None:
+    """Writes a run's adapter in peft's format, with tokenizer or image preprocessing and a card. repo: of the
+    hub, where it will lie."""
+    import vera
+
+    model, rank = record["config"]["model"], settings.rank
+    origin = models.origin(model, record["model"], settings.base)
     if origin is None and repo:
         unknown = "which model of the hub its base is, is not known: name it, base=OWNER/NAME"
         raise UserError(f"run {record['id']}: {unknown}")
     if origin is None:
         print("which model of the hub the base is, is not known: AutoPeftModel needs it (base=OWNER/NAME)")
-    elif origin.note and not named_base:
+    elif origin.note and not settings.base:
         print(f"base model: {origin.name}. Note: {origin.note}")
-    if (licence := licence or (origin.licence if origin else None)) is None:
+    if (licence := settings.license or (origin.licence if origin else None)) is None:
         print("no licence is known, and the card names none (license=mit)")
-    context, lost = restore(record, output), ""
+    context, lost = restore(record, settings.output), ""
     base = (origin.name, origin.revision) if origin else (None, None)
     if rank is not None:
         lost = write_lora(context, rank, folder, *base)
@@ -67,7 +170,7 @@ def write_adapter(
         vera.export_peft(context.raw_model, folder, *base)
     write_inputs(context, folder)
     name = repo or folder.resolve().name  # no path of this machine in the card
-    text = card(record, read_ledger(output), name, origin, licence, loads(context), lost)
+    text = card(record, read_ledger(settings.output), name, origin, licence, loads(context), lost)
     (folder / "README.md").write_text(text, encoding="utf-8")
     if not repo:
         where = models.fetch(model)
@@ -75,13 +178,15 @@ def write_adapter(
 
 
 def write_lora(
-    context: Context, rank: int | float, folder: Path, base: str | None, revision: str | None
+    context: "Context", rank: int | float, folder: Path, base: str | None, revision: str | None
 ) -> str:
     """Writes the adapter of a restored run as a LoRA in peft's format, with its head, loads that file onto
     the run's model, and says in words what is lost. rank, base, revision: see `vera.export_lora`.
 
     Raises AdapterError where it cannot be converted; nothing is written then."""
     import peft
+
+    import vera
 
     before, task, answers = context.score(), context.task, outputs(context)
     norms = vera.export_lora(context.raw_model, folder, rank, base, revision)
@@ -103,6 +208,8 @@ def write_lora(
 def write_merged(record: Record, folder: Path, output: str) -> None:
     """Writes a run's whole model with the adapter merged in, in float32 whatever the run computed in. Raises
     UserError, and writes nothing, where its outputs are another model's."""
+    import vera
+
     config = {**record["config"], "train": {**record["config"]["train"], "precision": "fp32"}}
     if config["model"].get("quantise"):
         # Whole weights take the adapter in; 4-bit ones would round it away
@@ -131,20 +238,25 @@ def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:
     return differ <= ROUNDING * largest, words
 
 
-@torch.no_grad()
-def outputs(context: Context) -> np.ndarray:
+def outputs(context: "Context") -> np.ndarray:
     """What the first dev rows are judged by, (rows, outputs), as the model answers now: logits, or a row's
     loss."""
+    import torch
+
+    import vera
+
     context.raw_model.eval()
     rows, size = range(min(ROWS, len(context.task.lengths("dev")))), context.config["eval_batch"]
-    with vera.unchanged(context.raw_model), context.accelerator.autocast():
+    with torch.no_grad(), vera.unchanged(context.raw_model), context.accelerator.autocast():
         batches = [context.batch("dev", rows[i : i + size]) for i in range(0, len(rows), size)]
         return np.concatenate([context.task.answers(context.raw_model, batch)[1] for batch in batches])
 
 
-def write_inputs(context: Context, folder: Path) -> None:
+def write_inputs(context: "Context", folder: Path) -> None:
     """Writes the tokenizer, or how images are prepared. timm's models have that in their own config.json,
     which a folder with the adapter alone has not."""
+    from transformers import AutoTokenizer
+
     base = models.fetch(context.config["model"])
     if not isinstance(context.task, ImageTask):
         AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
@@ -152,7 +264,7 @@ def write_inputs(context: Context, folder: Path) -> None:
         write_preprocessing(base, folder, context.task.wanted)
 
 
-def loads(context: Context) -> dict[str, Any]:
+def loads(context: "Context") -> dict[str, Any]:
     """The settings with which transformers loads the base model as the run had it."""
     config, classes = context.raw_model.config, getattr(context.task, "classes", None)
     of_timm = config.model_type == "timm_wrapper"
@@ -246,3 +358,7 @@ def card(
         keep_trailing_newline=True,
     )
     return environment.get_template("card.md").render(gaps)
+
+
+if __name__ == "__main__":
+    entry_point(main)
