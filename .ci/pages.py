@@ -18,7 +18,7 @@ API = {
     ],
     "tasks": ["tasks", "tasks.base", "tasks.text", "tasks.metrics", "tasks.e2e_metrics", "tasks.fetch"],
     "runs": [
-        *("runs.record", "runs.record.schema", "runs.record.files", "runs.record.ledger", "runs.config"),
+        *("runs.record", "runs.record.schema", "runs.record.ledger", "runs.config"),
         *("runs.config.schema", "runs.identity", "runs.training.context"),
         *("runs.training.loop", "runs.training.result", "runs.sweep.sweep", "runs.command", "runs.errors"),
     ],

@@ -12,7 +12,6 @@ Options with a dash are argparse's.
 `python -m ... --help` shows the settings, and the docstring of the dataclass's module.
 """
 
-import argparse
 import difflib
 import gc
 import inspect
@@ -22,11 +21,12 @@ import re
 import select
 import sys
 import warnings
+from argparse import SUPPRESS, ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -86,13 +86,6 @@ class Line(Generic[S]):
         return self.options.get("--config-dir")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose mistakes are a user's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')} ({self.prog} --help)")
-
-
 def read(
     arguments: Sequence[str],
     settings: type[S],
@@ -110,7 +103,10 @@ def read(
     keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
     command = sys.modules[module or settings.__module__]
     parser = _parser(command, settings, names, overrides, {**HELP, **options})
-    found, words = parser.parse_known_args(arguments)
+    try:
+        found, words = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise UserError(f"{str(error).removeprefix('argument ')} ({parser.prog} --help)") from None
     positional, others, given = list[str](), list[str](), dict[str, str]()
     for word in words:
         key, equals, text = word.partition("=")
@@ -140,9 +136,9 @@ def read(
     return Line(tuple(positional), chosen, values, tuple(others), dashed, parser.format_help())
 
 
-def _parser(module: ModuleType, settings: type, names: str, overrides: str, options: Options) -> Parser:
+def _parser(mod: ModuleType, settings: type, names: str, overrides: str, options: Options) -> ArgumentParser:
     """The parser of the options. Its help has them first, then the settings, and what the command is for."""
-    spec, rows = module.__spec__, dict[str, str]()
+    spec, rows = mod.__spec__, dict[str, str]()
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
     for one in fields(settings):
         kind = one.type.__name__ if isinstance(one.type, type) else str(one.type).removeprefix("typing.")
@@ -150,15 +146,16 @@ def _parser(module: ModuleType, settings: type, names: str, overrides: str, opti
         rows[key] = f"{one.metadata['about']} ({kind})"
     rows |= {"KEY=VALUE ...": overrides} if overrides else {}
     width = max(map(len, rows))
-    about = [*(f"  {key:<{width}}  {rows[key]}" for key in rows), "", inspect.getdoc(module) or ""]
-    parser = Parser(
+    about = [*(f"  {key:<{width}}  {rows[key]}" for key in rows), "", inspect.getdoc(mod) or ""]
+    parser = ArgumentParser(
         prog=program,
         usage=f"{program} {names}".rstrip(),
         epilog="\n".join(about),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
+        formatter_class=RawDescriptionHelpFormatter,
+        argument_default=SUPPRESS,
         add_help=False,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     for flags, how in options.items():
         parser.add_argument(*flags, **how)

@@ -34,7 +34,7 @@ from runs.errors import UserError
 from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
 from runs.record import FINISHED, Ledger, Record, cell_id, read_ledger, row_label, without_paths
-from runs.record.metric import Metric, interval_name, median_interval, one_each, seed_value, text_score
+from runs.record.cell import Metric, interval_name, median_interval, one_each, seed_value, text_score
 from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of
 from tasks.images import ImageTask, write_preprocessing

@@ -16,7 +16,7 @@ from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
 from runs.record import FINISHED, read_ledger
-from runs.record.files import INSTALLED, PUBLISHED, without_paths, write_atomically, write_measure
+from runs.record.ledger import INSTALLED, PUBLISHED, without_paths, write_atomically, write_measure
 from runs.record.text import plural
 
 

@@ -32,7 +32,7 @@ from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids
 from runs.record import Record, finished_record, hash_of, write_atomically
-from runs.record.metric import Metric, epoch_of_table, one_class, sample_deviation, seed_value
+from runs.record.cell import Metric, epoch_of_table, one_class, sample_deviation, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.sweep.sweep import sweep

@@ -1,10 +1,15 @@
-"""Which settings define a result, and so which records are seeds of one cell. And the row of a table that a
-run belongs to."""
+"""What a record's number means: which settings define it, and so which records are seeds of one cell; the row
+of a table that a run belongs to; its metric, the epoch that a protocol chooses, and a cell's interval."""
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+import statistics
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import orjson
@@ -154,3 +159,206 @@ def row_label(config: dict[str, Any]) -> str:
     ratio = method["alpha"] / method["rank"]
     alpha = f"{'' if ratio == 1 else f'{ratio:g}'}r" if scaling == "proportional" else f"{method['alpha']:g}"
     return f"{label}, alpha={alpha}"
+
+
+# --- metrics
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of dev rows. scale: the factor that tables print a value with, 100 for fractions."""
+
+    name: str
+    higher_is_better: bool = True
+    scale: float = 100.0
+
+    @classmethod
+    def of_task(cls, task: Any) -> "Metric":
+        """The metric of a task (tasks/base.py)."""
+        return cls(task.metric, task.higher_is_better, task.scale)
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> "Metric":
+        """The metric of a finished record."""
+        result = record["result"]
+        return cls(str(result["metric"]), result["higher_is_better"], result["scale"])
+
+    @property
+    def worst(self) -> float:
+        """The value of a run that diverged before its first evaluation."""
+        return 0.0 if self.higher_is_better else math.inf
+
+    @property
+    def decimals(self) -> int:
+        """The decimals of a value in a table."""
+        return 1 if self.scale == 100 else 2
+
+    def best(self, values: Sequence[float]) -> int:
+        """Index of the best of these values, the earliest of equals; 0 where there are none."""
+        return values.index((max if self.higher_is_better else min)(values)) if values else 0
+
+    def text(self, value: float) -> str:
+        """A value as tables print it."""
+        return f"{self.scale * value:.{self.decimals}f}"
+
+
+# --- the epoch that a record reports: the best one on dev, as in the paper, or chosen on other rows
+
+
+def dev_halves(rows: int) -> tuple[Any, Any]:
+    """The dev rows of the halves A and B for cross-fitted selection: the same for every run and seed."""
+    import numpy as np
+
+    order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
+    return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+
+def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict[str, Any] | None:
+    """Cross-fitted selection, which does not choose an epoch on the rows that it reports: chosen on half A of
+    dev and reported on half B, chosen on B and reported on A, and the mean of the two, weighted by rows.
+
+    curve: metric_select is of half A (dev_rows // 2 rows), metric_report of half B. Returns, on the scale of
+    the curve: best; last, the same mean at the last epoch; best_epoch, the two epochs chosen; and optimism,
+    the mean at the epoch that is best on all of dev, minus `best`. That is an upper estimate, since half of
+    the rows choose worse than all of them. None for a curve without values of both halves."""
+    a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
+    if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
+        return None
+    by_a, by_b, by_all = (metric.best(values) for values in (a, b, curve["metric"]))
+    share = (dev_rows // 2) / dev_rows
+
+    def mean(of_a: float, of_b: float) -> float:
+        return share * of_a + (1 - share) * of_b
+
+    best = mean(a[by_b], b[by_a])
+    optimism = mean(a[by_all], b[by_all]) - best
+    return {
+        "best": best,
+        "best_epoch": [curve["epoch"][by_a], curve["epoch"][by_b]],
+        "last": mean(a[-1], b[-1]),
+        "optimism": optimism if metric.higher_is_better else -optimism,
+    }
+
+
+def best_and_last(record: Record, select: str) -> dict[str, Any]:
+    """A record's best and last number by paper, crossfit or half (A chooses, B reports); empty without."""
+    if select == "paper":
+        return dict(record["result"].get("protocols", {}).get("paper") or {})
+    found, curve = crossfit_of(record) or {}, record["curve"]
+    if select == "half" and found:
+        best = curve["metric_report"][curve["epoch"].index(found["best_epoch"][0])]
+        return {"best": best, "last": curve["metric_report"][-1]}
+    return found
+
+
+def crossfit_of(record: Record) -> dict[str, Any] | None:
+    """`crossfit` of a finished record."""
+    return crossfit(record["curve"], record["data"]["dev_rows"], Metric.of_record(record))
+
+
+# --- the seeds of one cell
+
+
+LEVEL, RESAMPLES = 0.95, 9999
+#: Below so many seeds an interval of theirs is called what it is, their range.
+INTERVAL_SEEDS = 5
+#: A prediction of one class is looked for among so many classes: the paper's data sets have 102 at most.
+CLASSES = 128
+
+
+def one_each(records: Iterable[Record]) -> dict[int, Record]:
+    """A record for each seed, of several the one with the fewest deviations and then of the first id."""
+    found = {
+        record["cell"]["seed"]: record  # the last one counts
+        for record in sorted(records, key=lambda r: (len(r["deviations"]), r["id"]), reverse=True)
+    }
+    return dict(sorted(found.items()))
+
+
+def seed_value(record: Record, epoch: str | None = None, select: str = "paper") -> float:
+    """The metric of a finished record, unscaled; NaN for a run that finished without it. epoch: best or last;
+    by default the one that the task's table reports."""
+    value = best_and_last(record, select).get(epoch or record["result"]["reported"])
+    if value is not None and math.isfinite(value):
+        return float(value)
+    return Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+
+
+def sample_deviation(values: Collection[float]) -> float | None:
+    """Sample standard deviation; None for a single value, and where a value is not finite: the perplexity of
+    a diverged run is infinite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
+def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
+    """best or last: the epoch that a table reports of runs with these settings, where their task's table
+    reports `reported`. Where one epoch is evaluated, none is chosen: it is the last."""
+    return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
+
+
+def text_score(record: Record, key: str) -> float | None:
+    """A score of the last epoch's texts, of the protocol's variant of decoding, which is the first; None
+    where it has no such score (no Java), and 0 where it diverged before it had texts."""
+    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == "last"]
+    score = entries[0].get(key) if entries else 0.0 if record["status"] == "diverged" else None
+    return None if score is None else float(score)
+
+
+def one_class(record: Record) -> str | None:
+    """Of a run that is done and predicts one class for every dev row, at the epoch that its table reports:
+    the share of the rows that class has, in words; "" where the metric does not say it. None for other runs.
+
+    Records have a hash of the predictions (runs/training/loop.py), which are int64."""
+    result = record["result"]
+    epoch = epoch_of_table(record["config"]["train"], result["reported"])
+    kept, rows = (record.get("predictions") or {}).get(epoch), record["data"]["dev_rows"]
+    if record["status"] != "done" or kept not in _hashes_of_one_class(rows):
+        return None
+    if result["metric"] != "accuracy":
+        return ""
+    value = seed_value(record, epoch)
+    return f"{'the larger class is' if value >= 0.5 else 'a class of'} {Metric.of_record(record).text(value)}"
+
+
+@cache
+def _hashes_of_one_class(rows: int) -> frozenset[str]:
+    answers = (number.to_bytes(8, sys.byteorder) * rows for number in range(CLASSES))
+    return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)
+
+
+def interval_name(counts: Iterable[int], of: str = "seeds") -> str:
+    """What a table calls intervals over so many seeds: "95%", or "range of 2 seeds" below INTERVAL_SEEDS,
+    where they are no more than that."""
+    several = sorted(count for count in counts if count > 1)
+    if not several or several[0] >= INTERVAL_SEEDS:
+        return f"{LEVEL:.0%}"
+    least, most = several[0], several[-1]
+    if most >= INTERVAL_SEEDS:
+        return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {of}"
+    return f"range of {least}{f' to {most}' if most > least else ''} {of}"
+
+
+@cache
+def _draws(n: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
+
+    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is
+    infinite, as the perplexity of a diverged run is."""
+    import numpy as np
+
+    if len(values) < 2:
+        return None
+    if min(values) == max(values):  # such as a count of parameters: every resample says the same
+        return float(values[0]), float(values[0])
+    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
+    percents = 50 * (1 - level), 50 * (1 + level)
+    with np.errstate(invalid="ignore"):  # between two infinities there is nothing to interpolate
+        ends = [np.percentile(medians, percents, method=how) for how in ("lower", "higher", "linear")]
+    low, high = np.where(ends[0] == ends[1], ends[0], ends[2])
+    return float(low), float(high)

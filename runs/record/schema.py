@@ -1,8 +1,8 @@
-"""The keys of a record and of a measure, and their types.
+"""The keys of a record and of a measure that something reads, and their types.
 
 `check` compares a record with RECORD below once, when it is read, so that other code need not check again. A
-record may have further keys. Metrics are fractions, except perplexity and the scores of texts; times are in
-seconds, sizes in bytes.
+record has further keys, which are for people alone (docs/records.md). Metrics are fractions, except
+perplexity and the scores of texts; times are in seconds, sizes in bytes.
 
 A shape is written as what it describes: a dict has these keys, of which one that ends with "?" may be
 missing; a list has such elements; a tuple is one of several."""
@@ -78,23 +78,19 @@ FAILED = {
     "status": Literal["done", "diverged", "failed"],
     "error": Words,
     "tries": list[str],  # how earlier attempts ended
-    "claim?": Words,  # of a failed run: the attempt that wrote the record
     "cell": CELL,
     "label": LABEL,
     "overrides?": list[str],  # that compose the run, without its seed
     "config": CONFIG,
-    "config_hash?": str,
 }
 #: The evaluations: lists of equal length, with one entry for each evaluation.
 CURVE = {
     "epoch": list[float],
     "step?": list[int],
     "train_loss?": list[float],
-    "dev_loss?": list[float],
     "metric": list[Number],  # of the whole of dev
     "metric_select?": list[Number],  # of its half A
     "metric_report?": list[Number],  # of its half B
-    "lr?": list[list[float]],  # of each group
 }
 #: The best number by a protocol, and the last epoch's; empty where there is none. crossfit has two epochs.
 SELECTED = {"best?": Number, "best_epoch?": Number | list[float], "last?": Number, "optimism?": Number}
@@ -158,41 +154,16 @@ RECORD = FAILED | {
     # dirty: whether files differed from that commit. sources: of method and task family, see provenance.py
     "code": {"commit": Words, "dirty": bool | None, "sources?": dict[str, dict[str, Any]]},
     "versions": dict[str, Words],
-    "device": {
-        "type": str,
-        "name": str,
-        "system?": Words,
-        "cuda?": Words,
-        "driver?": Words,  # these, of a GPU
-        "cudnn?": int | None,
-        "capability?": str,  # as 9.0
-    },
-    "determinism": {  # what decides whether another run gives the same bits
-        "deterministic_algorithms?": bool,
-        "strict?": bool,  # an operation without a deterministic kernel would have been an error
-        "tf32_matmul?": bool,  # these, on a GPU
-        "tf32_conv?": bool,
-        "fused_attention?": list[str],  # the kernels that attention may take
-        "threads": Count,
-        "processes?": Count,
-        "resumed?": list[str],  # where an attempt had another device, code, versions or threads
-    },
+    "device": {"type": str, "name": str},
+    "determinism": {"threads": Count},  # what decides whether another run gives the same bits
     "model": str,  # a hash of its content
     "protocol?": Count,  # version of the task family; without it: 1
     "data": {
         "content": str,  # a hash
         "train_rows": Count,
         "dev_rows": Positive,
-        "selection?": str,  # a hash of which training rows were drawn
-        "unreadable?": Any,  # rows left out, and why
     },
-    "parameters": {
-        "adapter": Count,
-        "head": Count,
-        "frozen_extra?": Count,  # VeRA's A and B
-        "total?": Count,
-        "formula?": Count | None,  # the adapter's, by the method's formula
-    },
+    "parameters": {"adapter": Count, "head": Count, "total?": Count},
     "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],  # the optimizer's
     "effective_batch": Positive,
     "micro_batch?": Count | None,
@@ -207,7 +178,6 @@ RECORD = FAILED | {
         "evaluate_seconds": float,
         "decode_seconds?": float,
         "tokens_per_second?": float,
-        "images_per_second?": float,
         "peak_memory_bytes?": Count,
         "adapter_bytes": Count,
     },
