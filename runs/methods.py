@@ -83,9 +83,8 @@ def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | 
         raise UserError(f"train.{key}={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}")
     numbers = dict[str, float]()
     for pattern, rate in rates.items():
-        number = rate
-        if isinstance(rate, str) and (times := re.fullmatch(r"(\d+(?:\.\d+)?)x", rate)):
-            number = float(times[1]) * base
+        times = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
+        number = float(times[1]) * base if times else rate
         if type(number) not in (int, float) or not 0 <= number < float("inf"):
             raise UserError(
                 f"train.{key}.{pattern}={rate}: should be a number that is not negative, or such as 16x, 16"

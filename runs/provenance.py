@@ -114,20 +114,15 @@ def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | Non
 def _imports(path: Path) -> list[Path]:
     """The modules in a file's folder that it imports, and those that they import; of a package none, since
     all its files count."""
-    files, new = list[Path](), [path] if path.is_file() else []
-    while new:
-        imported = _imported(new.pop().read_text(encoding="utf-8", errors="replace"))
-        beside = {path.with_name(f"{name}.py") for name in imported} - {path, *files}
-        found = [module for module in beside if module.is_file()]
-        files, new = files + found, new + found
-    return sorted(files)
-
-
-@cache
-def _imported(text: str) -> set[str]:
-    """The last parts of the names that a module's text imports: modules, and what is imported from them."""
-    lines = re.findall(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE)
-    return {name.rpartition(".")[2] for line in lines for name in re.findall(r"[\w.]+", line)}
+    found = [path] if path.is_file() else []
+    for module in found:  # which grows
+        text = module.read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE)
+        # The last parts of names: of modules, and of what is imported from them
+        names = {name.rpartition(".")[2] for line in lines for name in re.findall(r"[\w.]+", line)}
+        beside = {path.with_name(f"{name}.py") for name in names}
+        found += [module for module in beside.difference(found) if module.is_file()]
+    return sorted(found[1:])
 
 
 def is_committed(record: Record) -> bool:

@@ -25,7 +25,7 @@ import runs
 from analysis.results import __main__ as results
 from runs import publish
 from runs.errors import UserError
-from runs.record import files as place
+from runs.record import ledger as place
 
 pytestmark = pytest.mark.properties
 

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,10 @@ class Command:
     launch: Launch
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """The words of `expand` are all overrides."""
-
-
 def expand(arguments: Sequence[str]) -> list[Run]:
     """The runs of a command line's overrides and --config-dir, in order. Raises UserError for any mistake."""
-    line = read(arguments, NoSettings, overrides="the runs", options=COMPOSING)
+    none = make_dataclass("None", ())  # all words are overrides
+    line = read(arguments, none, overrides="the runs", options=COMPOSING, module=__name__)
     return read_command(line.overrides, line.config_dir).runs
 
 

@@ -173,11 +173,6 @@ class Metric:
     scale: float = 100.0
 
     @classmethod
-    def of_task(cls, task: Any) -> "Metric":
-        """The metric of a task (tasks/base.py)."""
-        return cls(task.metric, task.higher_is_better, task.scale)
-
-    @classmethod
     def of_record(cls, record: dict[str, Any]) -> "Metric":
         """The metric of a finished record."""
         result = record["result"]

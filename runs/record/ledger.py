@@ -100,15 +100,11 @@ def temporary(path: Path) -> Iterator[Path]:
 
 def is_dead(name: str) -> bool:
     """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
+    import psutil
+
     host, _, number = name.rpartition(".")[0].rpartition(".")
-    try:
-        if host == socket.gethostname():
-            os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, OSError, OverflowError):  # no process has such a number, or it is another user's
-        pass
-    return False
+    of_here = host == socket.gethostname() and number.isdecimal() and len(number) < 10
+    return of_here and not psutil.pid_exists(int(number))
 
 
 def sweep_up_dead(folder: Path) -> None:
@@ -118,14 +114,9 @@ def sweep_up_dead(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def records_folder(output: str | Path) -> Path:
-    """Where this machine's own records lie."""
-    return Path(output) / "records"
-
-
 def record_path(output: str | Path, run_id: str) -> Path:
-    """The record of a run."""
-    return records_folder(output) / f"{run_id}.json"
+    """The record of a run of this machine."""
+    return Path(output, "records", f"{run_id}.json")
 
 
 def run_folder(output: str | Path, run_id: str) -> Path:
@@ -282,7 +273,7 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     problem. A copy of a published record is of that study, not of this machine.
     """
     ledger = Ledger()
-    _read_folder(ledger, "ours", records_folder(output), Path(output) / "measures", output)
+    _read_folder(ledger, "ours", Path(output, "records"), Path(output, "measures"), output)
     for folder in study_folders() if published else []:
         _read_folder(ledger, folder.name, folder, folder / "measures", output)
     return ledger

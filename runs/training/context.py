@@ -53,7 +53,7 @@ class Context:
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
         self.task, self.raw_model, self.method = build(run, self.accelerator.device, start)
-        self.metric = Metric.of_task(self.task)
+        self.metric = Metric(self.task.metric, self.task.higher_is_better, self.task.scale)
         self.raw_model.to(self.accelerator.device)
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
