@@ -7,7 +7,6 @@ python -m runs.publish STUDY experiment=table2_base    those of a preset, or of 
 Measures (runs/measure) are published with the runs that they measure.
 """
 
-import json
 import re
 
 from runs.command import COMPOSING, OfRecords, entry_point, open_ledger, read
@@ -15,9 +14,8 @@ from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
-from runs.record import FINISHED, read_ledger
-from runs.record.ledger import INSTALLED, PUBLISHED, without_paths, write_atomically, write_measure
-from runs.record.text import plural
+from runs.record import FINISHED, INSTALLED, PUBLISHED, plural, read_ledger
+from runs.record.ledger import record_text, without_paths, write_atomically, write_measure
 
 
 def main(arguments: list[str]) -> int:
@@ -38,8 +36,7 @@ def main(arguments: list[str]) -> int:
         copies = ": what is there was copied from published studies" if ledger.records and not own else ""
         raise UserError(f"no finished record to publish in {output}/records{copies}")
     for record in records:
-        text = json.dumps(without_paths(record), separators=(",", ":"), allow_nan=False)
-        write_atomically(PUBLISHED / study / f"{record['id']}.json", text + "\n")
+        write_atomically(PUBLISHED / study / f"{record['id']}.json", record_text(without_paths(record)))
     published = {record["id"] for record in records}
     measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
     for measure in measures:
