@@ -34,7 +34,7 @@ from runs.errors import UserError
 from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
 from runs.record import FINISHED, Ledger, Record, cell_id, read_ledger, row_label, without_paths
-from runs.record.cell import Metric, interval_name, median_interval, one_each, seed_value, text_score
+from runs.record.cell import Metric, interval_name, median_interval, seed_value, text_score
 from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of
 from tasks.images import ImageTask, write_preprocessing
@@ -283,10 +283,12 @@ def loads(context: "Context") -> dict[str, Any]:
 
 
 def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
-    """A run and the others of its cell, one for each seed."""
+    """A run and the others of its cell, by seed: of several the one with the fewest deviations and then of
+    the first id."""
     cell = cell_id(record), record["cell"]["row"]
     same = [r for r in records if r["status"] in FINISHED and (cell_id(r), r["cell"]["row"]) == cell]
-    return one_each(r for r in same if r["id"] != record["id"]) | {record["cell"]["seed"]: record}
+    same.sort(key=lambda r: (len(r["deviations"]), r["id"]), reverse=True)  # of a seed the last one counts
+    return {r["cell"]["seed"]: r for r in (*same, record)}
 
 
 def numbers(record: Record, seeds: Mapping[int, Record]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ protocol, and the adapter that the run starts from. It is not the place of files
 the path of computation, or which epoch's adapter is kept: the record has the whole curve."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,20 +171,16 @@ def hash_files(files: Mapping[str, Path]) -> str:
 def final_ids(runs: Sequence[Run]) -> list[str]:
     """The ids of runs whose models and data the preflight has fetched. Raises UserError for a run without a
     pinned revision."""
-    final = list[str]()
-    for run, run_id in zip(runs, identify(runs), strict=True):
-        if run_id is None:
-            mend = "Name one: task.revision= or model.revision="
-            raise UserError(f"{run.label}: the revision of its data cannot be told. {mend}")
-        final.append(run_id)
-    return final
+    ids = identify(runs)
+    if None in ids:
+        why = "the revision of its data cannot be told. Name one: task.revision= or model.revision="
+        raise UserError(f"{runs[ids.index(None)].label}: {why}")
+    return [*filter(None, ids)]
 
 
 def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
     """Raises UserError where two runs have the same id."""
-    seen = set[str]()
+    times = Counter(filter(None, ids))
     for run, run_id in zip(runs, ids, strict=True):
-        if run_id in seen:
+        if times[run_id or ""] > 1:
             raise UserError(f"{run.label} appears twice in this sweep")
-        if run_id is not None:
-            seen.add(run_id)

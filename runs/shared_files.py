@@ -61,17 +61,11 @@ class Lock:
         return not free
 
     def holder(self) -> str:
-        """The process that has the lock, in words; and a way out, where it is a stopped one of this
-        machine."""
+        """The process that has the lock, in words."""
         try:
             pid, host = self.path.read_text().split()
         except (OSError, ValueError):
             return "another process"
-        with contextlib.suppress(OSError, IndexError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if host == socket.gethostname() and state in "Tt":
-                out = f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
-                return f"process {pid} on {host}, which is stopped: {out}"
         return f"process {pid} on {host}"
 
 

@@ -261,15 +261,6 @@ INTERVAL_SEEDS = 5
 CLASSES = 128
 
 
-def one_each(records: Iterable[Record]) -> dict[int, Record]:
-    """A record for each seed, of several the one with the fewest deviations and then of the first id."""
-    found = {
-        record["cell"]["seed"]: record  # the last one counts
-        for record in sorted(records, key=lambda r: (len(r["deviations"]), r["id"]), reverse=True)
-    }
-    return dict(sorted(found.items()))
-
-
 def seed_value(record: Record, epoch: str | None = None, select: str = "paper") -> float:
     """The metric of a finished record, unscaled; NaN for a run that finished without it. epoch: best or last;
     by default the one that the task's table reports."""

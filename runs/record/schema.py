@@ -118,7 +118,6 @@ RESULT = {
 TEXTS = {
     "split": str,
     "items": Count,
-    "decoding?": dict[str, Any],
     "scores": [
         {
             "which": str,
@@ -139,7 +138,6 @@ JUDGED = {
     "low": Number,
     "high": Number,
     "turns": dict[str, Number],
-    "categories?": dict[str, Number],
     "answers?": str,  # a hash
     "answering?": dict[str, Any] | None,  # how they were sampled
 }

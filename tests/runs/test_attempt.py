@@ -340,7 +340,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_path, capsys, monkeypatch):
+def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(tmp_path, capsys, monkeypatch):
     def hold():
         lock = run_lock(tmp_path, "run")  # one that was made before the fork cannot be taken
         time.sleep(60 * lock.take())
@@ -350,7 +350,6 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_is_named(tmp_pat
     wait_for(lambda: claim.holder().startswith("process"))
     os.kill(holder.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
-    assert f"which is stopped: kill -CONT {holder.pid} lets it go on" in claim.holder()
     monkeypatch.setattr(locks, "PATIENCE", 0)
     threading.Timer(2.5, holder.kill).start()
     with alone(run_lock(tmp_path, "run"), "RTE seed 0"):
