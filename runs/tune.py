@@ -32,7 +32,7 @@ from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids
 from runs.record import Record, finished_record, hash_of, write_atomically
-from runs.record.cell import Metric, epoch_of_table, one_class, sample_deviation, seed_value
+from runs.record.cell import Metric, epoch_of_table, one_class, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.sweep.sweep import sweep
@@ -155,7 +155,8 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
             "runs": cell.ids,
         }
     )
-    values = {"value": ("value", fmean), "spread": ("value", sample_deviation)}
+    spread = ("value", lambda of: of.where(np.isfinite).std(skipna=False))
+    values = {"value": ("value", fmean), "spread": spread}
     counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
     of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))
     numbers = of_trials[[*values]].astype(float)

@@ -5,9 +5,8 @@ import hashlib
 import json
 import math
 import re
-import statistics
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -268,12 +267,6 @@ def seed_value(record: Record, epoch: str | None = None, select: str = "paper") 
     if value is not None and math.isfinite(value):
         return float(value)
     return Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
-
-
-def sample_deviation(values: Collection[float]) -> float | None:
-    """Sample standard deviation; None for a single value, and where a value is not finite: the perplexity of
-    a diverged run is infinite."""
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
