@@ -83,10 +83,7 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     if name not in names:
         near = did_you_mean(name, names) or f" There are: {', '.join(names[:20]) or 'none'}"
         raise UserError(f"no sweep {name!r} in {output}/sweeps.{near}")
-    try:
-        ids = read_sweep(output, name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    ids = read_sweep(output, name)
     if missing := sum(ledger.origin.get(run) != "ours" for run in ids):
         print(f"note: {missing} of the {len(ids)} runs of {name} have no record here yet", file=sys.stderr)
 
