@@ -328,14 +328,10 @@ def card(
     record = without_paths(record)
     seeds, config = seeds_of(record, ledger), record["config"]
     method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
-    # The data set on the hub, and the commit that was read; of a local copy no commit
-    data, (read, _, commit) = config["task"].get("hub"), record["data"]["content"].partition("@")
     gaps = {"record": record, "config": config, "origin": origin, "licence": licence, "converted": converted}
     gaps |= {
         "name": name,
         "quoted": repr(name),
-        "data": data,
-        "commit": commit.partition(" ")[0] if data == read else None,
         "method": row_label(config),
         "settings": ", ".join(f"{key} {json.dumps(of)}" for key, of in method.items() if of is not None),
         "metric": Metric.of_record(record),
