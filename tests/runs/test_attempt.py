@@ -329,7 +329,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     for written, words in (("", "another process"), (f"{2**22 + 1} here", f"process {2**22 + 1} on here")):
         (tmp_path / "locks" / "run").write_text(written)  # the process may be invisible: the lock decides
         assert (second.is_held(), second.take(0), second.holder()) == (True, False, words)
-    monkeypatch.setattr(Lock, "take", lambda self, take=Lock.take: first.release() or take(self))
+    monkeypatch.setattr(Lock, "take", lambda *of, take=Lock.take: first.release() or take(*of))
     with alone(run_lock(tmp_path, "run"), "its search"):
         assert first.is_held()
     assert not first.is_held()
