@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NotRequired, Union
 
 from annotated_types import Ge
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # before Python 3.12, pydantic does not accept typing's own
 
 SCHEMA = 3
@@ -218,6 +219,7 @@ def type_of(shape: Any) -> Any:
     return TypedDict("Keys", keys)  # type: ignore[operator]
 
 
+_adapter: Any = cache(TypeAdapter)  # as it is asked for: the one of a record takes 0.1 s
 _FINISHED, _UNFINISHED = type_of(RECORD), type_of(UNFINISHED)
 
 
@@ -241,22 +243,13 @@ def check(record: Record) -> None:
 def validate(of: Any, value: Any) -> None:
     """Raises ValueError for the first key of a value that is missing or has another type than `type_of`
     says."""
-    from pydantic import ValidationError
-
     try:
-        _validator(of).validate_python(value, strict=True)
+        _adapter(of).validate_python(value, strict=True)
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False, include_input=False)
         where = ".".join(map(str, first["loc"])) or "it"
         more = f", and {len(others)} more" if others else ""
         raise ValueError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}") from None
-
-
-@cache
-def _validator(of: Any) -> Any:
-    from pydantic import TypeAdapter  # here: its import takes longer than reading a small ledger
-
-    return TypeAdapter(of)
 
 
 # --- measures: numbers that figures are drawn from and no table shows
