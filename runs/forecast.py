@@ -161,7 +161,7 @@ def outline(run: Run) -> Outline:
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
     """The lengths of a split's rows as the model reads them: cut to its longest, or the patches of images."""
-    get, longest = (models.architecture_of(run.config["model"]) or {}).get, run.config["train"]["max_length"]
+    get, longest = models.architecture_of(run.config["model"]).get, run.config["train"]["max_length"]
     if run.config["task"]["modality"] == "image":
         side = run.config["task"].get("image_size") or models.image_side(get("model_type"), get("image_size"))
         patches = (side // get("patch_size", side)) ** 2 + 1

@@ -155,7 +155,7 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
             "runs": cell.ids,
         }
     )
-    spread = ("value", lambda of: of.where(np.isfinite).std(skipna=False))
+    spread: Any = ("value", lambda of: of.where(np.isfinite).std(skipna=False))
     values = {"value": ("value", fmean), "spread": spread}
     counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
     of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))

@@ -173,16 +173,14 @@ def _check_index(path: Path) -> None:
             raise UserError(f"{path}: {problem}. Get the folder again")
 
 
-def architecture_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
+def architecture_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """The model's architecture by transformers' keys: from conf/model, or from its folder where that is on
-    this machine. None where neither is there."""
-    if model["architecture"]:
-        return dict(model["architecture"])
-    try:
-        folder = locate(model)
-        return _mapping(folder / "config.json") if folder else None
-    except UserError:  # the run itself raises it
-        return None
+    this machine. Empty where neither is there."""
+    found = model["architecture"]
+    with contextlib.suppress(UserError):  # the run itself raises it
+        if not found and (folder := locate(model)):
+            found = _mapping(folder / "config.json")
+    return dict(found or {})
 
 
 def image_side(kind: str | None, side: int | None) -> int:

@@ -32,11 +32,9 @@ PUBLISHED = ROOT / "runs" / "records"
 def built_from() -> dict[str, Any]:
     """The commit of an installed wheel's code, and whether files differed from it (dirty); None where it was
     not built from a git checkout."""
-    try:
-        built: dict[str, Any] = json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8"))
-    except OSError:
-        return {"commit": None, "dirty": None}
-    return built
+    with contextlib.suppress(OSError):
+        return dict(json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8")))
+    return {"commit": None, "dirty": None}
 
 
 def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:

@@ -250,7 +250,7 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
     """Notes on what a run computes without a deterministic kernel; empty where it has one for everything."""
     if device.type != "cuda":
         return []
-    reasons, kind = [], (models.architecture_of(run.config["model"]) or {}).get("model_type", "")
+    reasons, kind = [], models.architecture_of(run.config["model"]).get("model_type", "")
     if run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
     # For another image size than the model's own, and of DINOv2 at its usual one, too: its table is of larger
