@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> int:
     for record, config, name, head in zip(records, configs, names, heads(names), strict=True):
         bench = config["task"]["bench"]
         with alone(run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"):
-            path, short = answer(record, config, partial(display.show_one, head))
+            path, short = answer(record, config, lambda event, head=head: display.show([(head, event)]))
         note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
         display.line(f"{head}  answers: {path}{note}")
     return 0

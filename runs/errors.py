@@ -15,14 +15,10 @@ class StoppedError(Exception):
 
 @dataclass
 class Stop:
-    """A request to stop, such as SIGTERM before a time limit.
-
-    listens: the run checks for it between steps and during evaluation. At other times its process may end at
-    once: there is nothing to save yet, or decoded texts are on disk.
-    """
+    """A request to stop, such as SIGTERM before a time limit. A run checks for it where its state is
+    complete: before training, between steps, during evaluation, and between batches of texts."""
 
     wanted: bool = False
-    listens: bool = False
 
     def check(self) -> None:
         """Raises StoppedError where a stop is wanted."""

@@ -17,8 +17,6 @@ from runs.errors import DeviceError
 from runs.shared_files import Lock
 
 T = TypeVar("T")
-#: The lock on this process's GPU.
-HELD: list[Lock] = []
 #: Where NVIDIA's driver shows.
 DRIVER = "/dev/nvidia[0-9]*"
 
@@ -45,23 +43,19 @@ def free_bytes(name: str) -> float:
     )
 
 
-def take(names: Sequence[str], share: int) -> bool:
-    """Makes the least shared of these GPUs the one that this process sees, and locks it until the process
-    ends. Returns False while each has `share` runs, over all commands of this machine."""
+def take(names: Sequence[str], share: int) -> Lock | None:
+    """The lock on the least shared of these GPUs, for a run; None where there are none, and while each has
+    `share` runs, over all commands of this machine."""
     folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
-    if not folder.is_dir():
+    if names and not folder.is_dir():
         folder.mkdir(exist_ok=True)
         with contextlib.suppress(PermissionError):  # another user has created it
             folder.chmod(0o1777)  # other users' runs take locks here, too
     # Another user's program may have filled one
     emptiest = sorted(names, key=free_bytes, reverse=True)
-    for number, name in itertools.product(range(share), emptiest):
-        lock = Lock(folder / f"{name}.{number}", mode=0o666)
-        if lock.take(0):
-            HELD.append(lock)
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-            return True
-    return False
+    places = itertools.product(range(share), emptiest)
+    locks = (Lock(folder / f"{name}.{number}", mode=0o666) for number, name in places)
+    return next((lock for lock in locks if lock.take(0)), None)
 
 
 def processor() -> str:

@@ -28,8 +28,6 @@ from runs.evaluate import find, kept_file
 from runs.record import MEASURE_SCHEMA, Record, describe, hash_of, is_trial, write_measure
 from runs.shared_files import digest
 
-#: Of each measure, how many runs it is of.
-MEASURES = {"magnitude": 1, "similarity": 2, "matrix_fit": 0}
 #: The pairs of matrices whose cosine `similarity` has.
 PAIRS = ("lora_vera", "lora_random", "vera_random")
 #: Figure 6 (VeRA paper, appendix E). The size is the paper's, the other settings are this project's choice.
@@ -55,7 +53,7 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="MEASURE [RUN ...]")
     (kind, *names), output, seed = line.names, line.settings.output, line.settings.seed
-    count = MEASURES[one_of("measure", kind, MEASURES)]
+    measure, count = MEASURES[one_of("measure", kind, MEASURES)]
     if seed < 0 or (kind == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
     if names and (not count or (count == 2 and len(names) != 2)):
@@ -69,16 +67,11 @@ def main(arguments: list[str]) -> int:
     from runs.provenance import code_state, machine, versions
 
     about = {"code": code_state(), "versions": versions(), "device": machine(torch.device("cpu"))}
-    measures: dict[str, Callable[..., Record]] = {
-        "magnitude": lambda run: magnitude(run, output),
-        "similarity": lambda one, other: similarity(one, other, output, seed),
-        "matrix_fit": lambda: matrix_fit(seed),
-    }
     done = 0
     for job in jobs:
         started = time.monotonic()
         try:
-            found = measures[kind](*job)
+            found = measure(seed, output, *job)
         except Exception as error:
             if names or not is_users(error):
                 raise
@@ -86,10 +79,8 @@ def main(arguments: list[str]) -> int:
             continue
         found |= {"schema": MEASURE_SCHEMA, "id": measure_id(kind, found), "kind": kind, **about}
         path = write_measure(output, found | {"seconds": round(time.monotonic() - started, 3)})
-        of = [
-            f"{run['label']['row']} on {run['label']['task']}, seed {run['cell']['seed']}"
-            for run in found["of"]
-        ]
+        runs = ((run["label"], run["cell"]["seed"]) for run in found["of"])
+        of = [f"{label['row']} on {label['task']}, seed {number}" for label, number in runs]
         words = ", ".join(f"{key} {value:.3g}" for key, value in found["summary"].items())
         print(f"{kind}{' of ' if of else ''}{' and '.join(of)}: {words} -> {path}")
         done += 1
@@ -122,7 +113,7 @@ def _all(kind: str, output: str) -> list[tuple[Record, ...]]:
     return [pair for pair in itertools.product(lora, vera) if shared(pair[0]) == shared(pair[1])]
 
 
-def measure(rows: list[Record], of: list[Record], summary: Record, settings: Record, **seeds: int) -> Record:
+def made(rows: list[Record], of: list[Record], summary: Record, settings: Record, **seeds: int) -> Record:
     """What all measures hold. rows: of the same keys; of: the runs, as `Adapter.about` has them."""
     values = {key: [row[key] for row in rows] for key in rows[0]}
     return {"of": of, "settings": settings, "seeds": seeds, "values": values, "summary": summary}
@@ -167,7 +158,7 @@ def layer_and_site(matrix: str) -> tuple[int, str]:
     return layer, next((role for role, names in ALIASES.items() if last in names), inner)
 
 
-def magnitude(record: Record, output: str) -> Record:
+def magnitude(_: int, output: str, record: Record) -> Record:
     """The L2 norm of the change of d and of b from their initial values, for each adapted matrix (VeRA paper,
     figure 3); None for a vector that the method lacks. Raises UserError for a run that started from another
     adapter, whose initial values are not the method's."""
@@ -182,10 +173,10 @@ def magnitude(record: Record, output: str) -> Record:
         rows.append(dict(zip(("layer", "site"), layer_and_site(matrix), strict=True)) | changes)
     means = {f"mean change of {n}": fmean(r[n] for r in rows) for n in initial if rows[0][n] is not None}
     settings = {"d_init": adapter.method.d_init, "precision": record["config"]["adapter_precision"]}
-    return measure(rows, [adapter.about], means, settings)
+    return made(rows, [adapter.about], means, settings)
 
 
-def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
+def similarity(seed: int, output: str, one: Record, other: Record) -> Record:
     """The cosine of the flattened weight differences of a LoRA and a VeRA run, for each matrix, and of each
     with a random normal matrix, drawn from `seed` (VeRA paper, figure 5); None where one is zero. Raises
     UserError unless both adapt the same matrices of the same base, and VeRA's share one pair."""
@@ -230,13 +221,13 @@ def similarity(one: Record, other: Record, output: str, seed: int) -> Record:
         numbers = [row[key] for row in rows if row[key] is not None and over in (row["site"], "all")]
         means |= {f"mean {key}": fmean(numbers)} if numbers else {}
     settings = {"random": "normal(0, 1)", "mean over": over, "ranks": [lora.method.rank, vera.method.rank]}
-    return measure(rows, [lora.about, vera.about], means, settings, random=seed)
+    return made(rows, [lora.about, vera.about], means, settings, random=seed)
 
 
 # --- figure 6, a fit
 
 
-def matrix_fit(seed: int, **changes: Any) -> Record:
+def matrix_fit(seed: int, output: str = "", **changes: Any) -> Record:
     """The mean squared errors of random square matrices, fitted by LoRA's P Q and by VeRA's (b * B)(d * A)
     (VeRA paper, appendix E). Both start as in training, with P and b at zero, and train P and Q, or d and b.
 
@@ -277,8 +268,15 @@ def matrix_fit(seed: int, **changes: Any) -> Record:
     mean = {(row["method"], row["parameters"]): fmean(row["mse"]) for row in rows}
     common = next((count for method, count in mean if method == "lora" and ("vera", count) in mean), None)
     summary = {f"{of} at {count} parameters": value for (of, count), value in mean.items() if count == common}
-    return measure(rows, [], summary, settings, random=seed)
+    return made(rows, [], summary, settings, random=seed)
 
+
+#: Each measure, and how many runs it is of. It takes the seed, the output folder and their records.
+MEASURES: dict[str, tuple[Callable[..., Record], int]] = {
+    "magnitude": (magnitude, 1),
+    "similarity": (similarity, 2),
+    "matrix_fit": (matrix_fit, 0),
+}
 
 if __name__ == "__main__":
     entry_point(main)

@@ -19,7 +19,7 @@ from runs.record import Ledger, plural, run_folder
 from runs.run import Run, with_starts
 from runs.shared_files import run_lock
 from runs.sweep.display import read_progress, words
-from runs.training.files import last_checkpoint
+from runs.training.files import saved
 
 #: The states of a run, and their marks in the grid.
 STATES = {"done": "", "diverged": "d", "running": "*", "failed": "f", "partial": "r", "missing": ""}
@@ -47,7 +47,7 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
     output = run.config["output"]
-    checkpoint, progress = last_checkpoint(output, run_id), read_progress(output, run_id)
+    progress = read_progress(output, run_id)
     if run_lock(output, run_id).is_held():
         return Planned(run, "running", "", progress)
     if run.config["init_from"]:
@@ -57,7 +57,7 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
             return Planned(run, "blocked", str(error))
     if record:
         return Planned(run, "failed", f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})")
-    return Planned(run, "partial", "", progress) if checkpoint else Planned(run, "missing")
+    return Planned(run, "partial", "", progress) if saved(output, run_id) else Planned(run, "missing")
 
 
 def left(planned: list[Planned], redo: bool = False) -> list[Planned]:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     of_search, launch = cells([*line.overrides, *debug], line.config_dir)
     trials = [run for cell in of_search for run in cell.runs]
     done = sweep(with_starts(trials), launch=launch, again=trials if launch.redo else [])
-    for cell in [] if done.interrupted else of_search:
+    for cell in [] if done.signal else of_search:
         print(f"\n{report(cell)}")
     return done.exit_code
 

@@ -38,7 +38,8 @@ def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, A
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
-            file.write(content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:])
+            view = memoryview(content)  # a checkpoint may be large
+            file.writelines((view[:start], hashlib.sha256(content).hexdigest().encode(), view[end:]))
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
         os.replace(partial, path)

@@ -37,10 +37,6 @@ class Display:
             others = f"  and {plural(more, 'other')}, {plural(left, 'run')} left" if more else ""
             self.line(f"{head}  {words(event)}{others}")
 
-    def show_one(self, head: str, event: Event) -> None:
-        """The same for one run."""
-        self.show([(head, event)])
-
     def line(self, text: str) -> None:
         """A line that stays."""
         self._draw([])
@@ -64,13 +60,11 @@ def heads(names: Sequence[str]) -> list[str]:
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
-    """The last event of a run's training; empty where there is none, or none that can be shown."""
+    """The last event of a run's training; empty where there is none."""
     try:
-        event: dict[str, Any] = json.loads(read_regular(run_folder(output, run_id) / "progress.json", 2**20))
-        words(event)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        return dict(json.loads(read_regular(run_folder(output, run_id) / "progress.json", 2**20)))
+    except ValueError:
         return {}
-    return event if "phase" in event else {}
 
 
 def words(event: Event) -> str:

@@ -17,7 +17,7 @@ from runs.config import Launcher
 from runs.errors import UserError
 from runs.fork_server import start_fork_server
 from runs.record import ROOT, plural
-from runs.sweep.pool import GRACE, Places, Pool, Sweep
+from runs.sweep.pool import GRACE, Places, Sweep
 
 #: The most workers of a sweep where `executors` is null.
 WORKERS = 8
@@ -29,15 +29,14 @@ def launched(sweep: Sweep, launcher: Launcher) -> None:
     """Has workers do the runs, and shows what they do."""
     folder, pending = (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(), sweep.pending
     folder.mkdir(parents=True, exist_ok=True)
-    pool = Pool(sweep, Places())
     count = min(launcher.executors or WORKERS, len(pending))
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
         work = Work(sweep, folder, count)
         with on_slurm(launcher, work) if launcher.name == "slurm" else on_ray(launcher, work) as alive:
             sweep.display.line(f"{plural(count, 'worker')} of {folder.name}. Logs: {folder}")
-            pool.go(lambda: bool(alive()) or any(job.lock.is_held() for job in pending))
-    for job in [] if sweep.interrupted else [*pending]:
+            sweep.go(Places(), others=lambda: bool(alive()) or any(job.lock.is_held() for job in pending))
+    for job in [] if sweep.signal else [*pending]:
         sweep.finish(job, 0.0, f"its workers have ended, see {folder}. The same command goes on")
 
 
@@ -134,11 +133,10 @@ class Work:
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
-            sweep = Sweep(jobs, self.of.tracking, self.of.before)
-            pool = Pool(sweep, Places(1))
-            pool.go(others=lambda: False)
-        if pool.signal not in (0, signal.SIGTERM) and callable(submitits):
-            submitits(pool.signal, None)  # the job goes back into the queue
+            sweep = Sweep(jobs, self.of.tracking)
+            sweep.go(Places(1), others=lambda: False)
+        if sweep.signal not in (0, signal.SIGTERM) and callable(submitits):
+            submitits(sweep.signal, None)  # the job goes back into the queue
         return sweep.exit_code
 
     def checkpoint(self, number: int) -> Any:

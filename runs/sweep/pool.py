@@ -1,8 +1,8 @@
 """The runs of a command: how each ends, and the processes that do them on this machine, as many at once as
 there are places. One function counts and shows each end, whoever did the run.
 
-A process takes its run's lock, trains, and tries again where that helps. It is forked from a server that has
-imported torch already: a run starts in a fraction of a second, and leaves no state to the next one."""
+A process takes its run's lock and trains, once: another try is another process. It is forked from a server
+that has imported torch: a run starts in a fraction of a second, and leaves no state to the next one."""
 
 import contextlib
 import multiprocessing
@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,22 +23,24 @@ from runs.record import FINISHED, Record, finished_record, hash_of, read_record,
 from runs.record.text import describe, duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock
-from runs.sweep.display import Display, Event, read_progress, result_words
+from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.train import BUSY, CAN_GO_ON, FAILED, KILLED, STOPPED, End, Reporter, do, leave
+from runs.training.train import BUSY, FAILED, KILLED, SMALLER, End, do
 
-#: How often a run whose process was killed is tried again, unless it has saved more in between.
+#: How often a run is tried again, unless it has saved more in between.
 RETRIES = 3
-#: The phase of a run that waits for a GPU.
-WAITING = "waiting for a GPU"
 #: Seconds that runs have to save, after they were asked to stop.
 GRACE = 60
 
 
 class Job:
-    """A run of a sweep. head: how its lines begin, with its number and what tells it from the others. record,
-    log: paths. saved, tries: what a killed process of it had saved, and how often one was killed since."""
+    """A run of a sweep, and its process. head: how its lines begin, with its number and what tells it from
+    the others. record, log: paths. saved, tries: what a process of it that failed had saved, and how many
+    have failed since. before: the attempt whose failed record is from before the command. ready: what
+    multiprocessing.connection.wait waits for."""
+
+    before: str | None = None
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
         self.head, self.run, self.id, self.output = head, run, run_id, str(run.config["output"])
@@ -51,30 +52,69 @@ class Job:
         """The lock that its process takes."""
         return run_lock(self.output, self.id)
 
+    def start(self, gpu: Lock | None, tracking: Tracking, alone: bool) -> None:
+        """Starts its process. gpu: the lock on its GPU, if it needs one. alone: a user's mistake leaves no
+        record."""
+        self.gpu, self.since = gpu, time.monotonic()
+        context = multiprocessing.get_context("forkserver")
+        self.ready, sender = context.Pipe(duplex=False)
+        device = gpu and gpu.path.stem  # it has a GPU's name
+        work = (self.run, self.id, self.tries, device, tracking, alone, sender)
+        self.child = context.Process(target=_child, args=work, daemon=True)
+        with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
+            self.child.start()
 
-@dataclass
+    def signal(self, number: int) -> None:
+        """SIGTERM asks the run to save and to end."""
+        with contextlib.suppress(OSError, TypeError):  # it has ended, or never begun
+            os.kill(self.child.pid, number)
+
+    def ended(self) -> End:
+        """Waits for its process's end, gives the GPU back, and returns how it ended."""
+        end: End | None = None
+        with contextlib.closing(self.ready), contextlib.suppress(EOFError, OSError):
+            end = self.ready.recv()
+        if self.child.pid:
+            self.child.join()
+        if self.gpu:
+            self.gpu.release()
+        code = self.child.exitcode
+        killed = code in (-signal.SIGKILL, 255, None)  # 255: the server has ended, too. None: before it began
+        why = "was killed (out of memory?)" if killed else f"ended with code {code}"
+        return end or (KILLED, f"the process {why}")
+
+
+class Places(NamedTuple):
+    """total: how many runs this machine does at once. gpus: of which each run takes one, unless `share` runs
+    have it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
+
+    total: int = 0
+    gpus: Sequence[str] = ()
+    share: int = 1
+
+
+def places(device: str, share: int, every: bool) -> Places:
+    """The places for runs with this `device=`; only one unless every."""
+    names = gpus.devices(device)
+    return Places(len(names) * share if every else 1, () if {"cpu", "mps"} & set(names) else names, share)
+
+
 class Sweep:
-    """The runs of one command, and how they have ended. Paths begin at the command's folder.
+    """The runs of one command, which it does in processes of their own, and how they have ended. Paths begin
+    at the command's folder. diverged, failed: with the error."""
 
-    diverged, failed: the run, its error, its log. before: the attempts whose failed records are from before
-    the command."""
-
-    jobs: list[Job]
-    tracking: Tracking
-    before: set[str | None] = field(default_factory=set)
-    done: int = 0
-    skipped: int = 0
-    diverged: list[tuple[Run, str, str]] = field(default_factory=list)
-    failed: list[tuple[Run, str, str]] = field(default_factory=list)
-    interrupted: bool = False
-
-    def __post_init__(self) -> None:
-        self.pending, self.display = [*self.jobs], Display()
+    def __init__(self, jobs: list[Job], tracking: Tracking) -> None:
+        self.jobs, self.tracking, self.pending, self.display = jobs, tracking, [*jobs], Display()
+        self.done, self.skipped, self.places, self.running = 0, 0, Places(), list[Job]()
+        self.diverged, self.failed = list[tuple[Job, str]](), list[tuple[Job, str]]()
+        self.signal = 0  # the one that asked for an end
+        self._idle = 0.0  # since when nothing is on here; infinity once that was said
+        self._told = False  # that a run waits for a GPU
 
     @property
     def exit_code(self) -> int:
         """143 where the command was interrupted, 1 where a run failed. One that diverged is a result."""
-        return 143 if self.interrupted else 1 if self.failed else 0
+        return 143 if self.signal else 1 if self.failed else 0
 
     @property
     def name(self) -> str:
@@ -99,15 +139,14 @@ class Sweep:
             if seconds is None and job.record.is_file():
                 print(f"{damage}: the run is done again", file=sys.stderr)
         if record and record["status"] not in FINISHED:
-            claim = record.get("claim")
-            self.before |= {claim} if seconds is None else set()
-            error = error if claim in self.before else record["error"]
+            job.before = record.get("claim") if seconds is None else job.before
+            error = error if record.get("claim") == job.before else record["error"]
             record = None
         if record is None and not error:
             return False
         self.pending.remove(job)
         if record is None:
-            self.failed.append((job.run, error, job.log))
+            self.failed.append((job, error))
             self.display.line(f"{job.head}  FAILED: {error} ({job.log})")
             return True
         tidy(job.output, record)
@@ -118,7 +157,7 @@ class Sweep:
             why = differs(record, job.run)
             line = f"already done ({line}, run {job.id}), skipped{': ' * bool(why)}{why}"
         elif record["status"] == "diverged":
-            self.diverged.append((job.run, record["error"], job.log))
+            self.diverged.append((job, record["error"]))
         else:
             self.done += 1
             parts = ("train", "evaluate", "decode")
@@ -133,86 +172,127 @@ class Sweep:
         if settings.agent and (record := finished_record(job.output, job.id)):
             Tracker(settings, job.run, job.id, record).finish(record)
 
+    def go(self, places: Places, alone: bool = False, others: Callable[[], bool] = lambda: True) -> None:
+        """Does runs, as many at once as there are places, until none is left that this process can do, or has
+        to wait for. alone: this is the one run of a command, in which a user's mistake is raised (UserError)
+        and leaves no record. others: whether to wait for the runs that other processes do."""
+        self.places, self.alone, self._idle = places, alone, time.monotonic()
+        try:
+            with handling(self._stop):
+                waits = True
+                while self.pending and not self.signal and (self._start() or waits):
+                    waits = others()
+                    self._look(1.0 if self.running or waits else 0.0)
+                    self._finish_elsewhere()
+        finally:
+            self._end()
+            self.display.show([])
 
-class Places(NamedTuple):
-    """total: how many runs this machine does at once. gpus: of which each run takes one, unless `share` runs
-    have it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
+    def _finish_elsewhere(self) -> None:
+        """Finishes the runs that another process has done."""
+        for job in [job for job in self.pending if job not in self.running]:
+            if self.finish(job, 0.0) and self.places.total:  # else it is of this command's workers
+                self.send_to_agent(job)
 
-    total: int = 0
-    gpus: Sequence[str] = ()
-    share: int = 1
+    def _start(self) -> bool:
+        """Starts a run for each free place. Returns whether runs are on."""
+        for _ in range(self.places.total - len(self.running)):
+            left = [job.run for job in self.pending]
+            # Another run that one starts from comes first
+            free = (job for job in self.pending if job not in self.running and job.run.start not in left)
+            job = next((job for job in free if not job.lock.is_held()), None)
+            if job is None or self.signal:
+                break
+            gpu, names = gpus.take(self.places.gpus, self.places.share), ", ".join(self.places.gpus)
+            if names and not gpu:
+                more = f"launcher.runs_per_device={self.places.share + 1} shares them"
+                told = f"every device here is in use ({names}): waiting for one. {more}"
+                if not self._told:
+                    self.display.line(told)
+                self._idle, self._told = time.monotonic(), True
+                break
+            job.start(gpu, self.tracking_of(job), self.alone)
+            self.running.append(job)
+        return bool(self.running)
+
+    def _look(self, seconds: float) -> None:
+        """Waits for the end of a process, and shows how far the runs are."""
+        ended = connection.wait([job.ready for job in self.running], seconds)
+        for job in [job for job in self.running if job.ready in ended]:
+            self.running.remove(job)
+            self._ended(job)
+        pending, on = self.pending, self.running
+        if on := on if self.places.total else [job for job in pending if job.lock.is_held()]:
+            self._idle = time.monotonic()
+            shown = [(job.head, read_progress(job.output, job.id)) for job in on]
+            self.display.show(shown, len(pending))
+        elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
+            self._idle, holder = float("inf"), pending[0].lock.holder()
+            self.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
+
+    def _ended(self, job: Job) -> None:
+        """Finishes a run whose process has ended, or leaves it pending for another try."""
+        how, error = job.ended()
+        if how == FAILED and self.alone and not job.record.exists():
+            raise UserError(error)
+        finished = self.finish(job, time.monotonic() - job.since, error if how == FAILED else "")
+        if finished and how == BUSY:  # another process did it, while this one was to begin
+            self.send_to_agent(job)
+        if finished or how not in (KILLED, SMALLER) or self.signal:
+            return
+        before, job.saved = job.saved, saved(job.output, job.id)
+        job.tries = (job.tries if job.saved == before else 0) + (how == KILLED)
+        again, lock = job.tries <= RETRIES, job.lock
+        self.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
+        if not again and lock.take():
+            with contextlib.suppress(OSError):  # a full disk: it is tried again after all
+                Attempt(job.output, job.id).fail(job.run, error)
+            lock.release()
+
+    def _stop(self, number: int, frame: Any = None) -> None:
+        self.signal = number
+        for job in self.running:
+            job.signal(signal.SIGTERM)
+
+    def _end(self) -> None:
+        """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
+        end = time.monotonic() + GRACE
+        if self.running and not self.signal:
+            print("\nsaving checkpoints. Ctrl-C again does not wait for them", file=sys.stderr, flush=True)
+        try:
+            while self.running and time.monotonic() < end:
+                self._stop(self.signal)  # again, for a process that had not set its handler yet
+                self._look(1.0)
+        finally:
+            for job in self.running:
+                job.signal(signal.SIGKILL)
 
 
-def places(device: str, share: int, every: bool) -> Places:
-    """The places for runs with this `device=`; only one unless every."""
-    names = gpus.devices(device)
-    return Places(len(names) * share if every else 1, () if {"cpu", "mps"} & set(names) else names, share)
-
-
-class Process:
-    """A run's process. alone: a user's mistake leaves no record. ready: what multiprocessing.connection.wait
-    waits for. since, waits: when it had its GPU, if it needs one, and whether it still waits for it."""
-
-    def __init__(self, places: Places, job: Job, tracking: Tracking, alone: bool) -> None:
-        self.job, self.since, self.waits = job, time.monotonic(), False
-        context = multiprocessing.get_context("forkserver")
-        self.ready, sender = context.Pipe(duplex=False)
-        work = (job.run, job.id, tracking, alone, places, sender)
-        self.child: Any = context.Process(target=_child, args=work, daemon=True)
-        with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
-            self.child.start()
-
-    def signal(self, number: int) -> None:
-        """SIGTERM asks the run to save and to end."""
-        with contextlib.suppress(OSError, TypeError):  # it has ended, or never begun
-            os.kill(self.child.pid, number)
-
-    def ended(self) -> End:
-        """Waits for its end, and returns it."""
-        end: End | None = None
-        with contextlib.closing(self.ready), contextlib.suppress(EOFError, OSError):
-            end = self.ready.recv()
-        if self.child.pid:
-            self.child.join()
-        code = self.child.exitcode
-        if end or code == CAN_GO_ON:
-            return end or (STOPPED, "")
-        killed = code in (-signal.SIGKILL, 255, None)  # 255: the server has ended, too. None: before it began
-        return KILLED, f"the process {'was killed (out of memory?)' if killed else f'ended with code {code}'}"
+# --- a run's process
 
 
 def _child(
-    run: Run, run_id: str, tracking: Tracking, alone: bool, places: Places, sender: connection.Connection
+    run: Run, run_id: str, tries: int, gpu: str | None, tracking: Tracking, alone: bool, sender: Any
 ) -> None:
     """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
-    attempt, stop, lock = list[Attempt](), Stop(), run_lock(run.config["output"], run_id)
+    stop, lock = Stop(), run_lock(run.config["output"], run_id)
 
     def ask_to_stop(*_: object) -> None:
         stop.wanted = True
-        if not stop.listens:
-            leave(*attempt)
 
     for number in STOPPING:
         signal.signal(number, ask_to_stop)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     try:
         _log_into(run, run_id)
         end = BUSY, ""
         if lock.take():  # to the process's end
-            _take_gpu(run, run_id, places)
-            end = do(run, run_id, attempt, stop, tracking, alone)
+            end = do(run, run_id, tries, stop, tracking, alone)
     except Exception as error:  # such as a log that cannot be written
         end = FAILED, describe(error)
     sender.send(end)
-
-
-def _take_gpu(run: Run, run_id: str, places: Places) -> None:
-    """Waits for a GPU, where there are any."""
-    report = Reporter(run, run_id)
-    while places.gpus and not gpus.take(places.gpus, places.share):
-        report({"phase": WAITING})
-        time.sleep(1.0)
 
 
 def _log_into(run: Run, run_id: str) -> None:
@@ -223,113 +303,3 @@ def _log_into(run: Run, run_id: str) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
-
-
-class Pool:
-    """Does a sweep's runs in processes of their own, as many at once as there are places. alone: whether this
-    is the one run of a command, in which a user's mistake is raised (UserError) and leaves no record."""
-
-    def __init__(self, sweep: Sweep, places: Places, alone: bool = False) -> None:
-        self.sweep, self.places, self.alone, self.running = sweep, places, alone, list[Process]()
-        self.signal = 0  # the one that asked for an end
-        self._idle = time.monotonic()  # since when nothing is on here; infinity once that was said
-        self._told = False  # that a run waits for a GPU
-
-    def go(self, others: Callable[[], bool] = lambda: True) -> None:
-        """Does runs until none is left that this process can do, or has to wait for. others: whether to wait
-        for the runs that other processes do."""
-        try:
-            with handling(self._stop):
-                waits = True
-                while self.sweep.pending and not self.signal and (self._start() or waits):
-                    waits = others()
-                    self._look(1.0 if self.running or waits else 0.0)
-                    self._finish_elsewhere()
-        finally:
-            self._end()
-            self.sweep.display.show([])
-        self.sweep.interrupted = bool(self.signal)
-
-    def _finish_elsewhere(self) -> None:
-        """Finishes the runs that another process has done."""
-        on = [process.job for process in self.running]
-        for job in [job for job in self.sweep.pending if job not in on]:
-            if self.sweep.finish(job, 0.0) and self.places.total:  # else it is of this command's workers
-                self.sweep.send_to_agent(job)
-
-    def _start(self) -> bool:
-        """Starts a run for each free place. Returns whether runs are on."""
-        for _ in range(self.places.total - len(self.running)):
-            on, left = [process.job for process in self.running], [job.run for job in self.sweep.pending]
-            # Another run that one starts from comes first
-            free = (job for job in self.sweep.pending if job not in on and job.run.start not in left)
-            job = next((job for job in free if not job.lock.is_held()), None)
-            if job and not self.signal:
-                self.running.append(Process(self.places, job, self.sweep.tracking_of(job), self.alone))
-        return bool(self.running)
-
-    def _look(self, seconds: float) -> None:
-        """Waits for the end of a process, and shows how far the runs are."""
-        ended = connection.wait([process.ready for process in self.running], seconds)
-        for process in [process for process in self.running if process.ready in ended]:
-            self.running.remove(process)
-            self._ended(process)
-        pending, on = self.sweep.pending, [process.job for process in self.running]
-        if on := on if self.places.total else [job for job in pending if job.lock.is_held()]:
-            self._idle = time.monotonic()
-            events = [read_progress(job.output, job.id) for job in on]
-            for process, event in zip(self.running, events, strict=False):  # of workers' runs none is here
-                self._see(process, event)
-            heads = [job.head for job in on]
-            self.sweep.display.show([*zip(heads, events, strict=True)], len(pending))
-        elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
-            self._idle, holder = float("inf"), pending[0].lock.holder()
-            self.sweep.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
-
-    def _see(self, process: Process, event: Event) -> None:
-        """Notes whether a process waits for a GPU, by its last event: its time begins later. Of the first one
-        a line tells."""
-        process.waits = event.get("phase") == WAITING and event.get("pid") == process.child.pid
-        if process.waits:
-            process.since = time.monotonic()
-        if process.waits and not self._told:
-            self._told, names = True, ", ".join(self.places.gpus)
-            more = f"launcher.runs_per_device={self.places.share + 1} shares them"
-            self.sweep.display.line(f"every device here is in use ({names}): waiting for one. {more}")
-
-    def _ended(self, process: Process) -> None:
-        """Finishes a run whose process has ended, or leaves it pending for another try."""
-        job, (how, error) = process.job, process.ended()
-        if how == FAILED and self.alone and not job.record.exists():
-            raise UserError(error)
-        finished = self.sweep.finish(job, time.monotonic() - process.since, error if how == FAILED else "")
-        if finished and how == BUSY:  # another process did it, while this one was to begin
-            self.sweep.send_to_agent(job)
-        if finished or how != KILLED or self.signal:
-            return
-        before, job.saved = job.saved, saved(job.output, job.id)
-        job.tries = job.tries + (not process.waits) if job.saved == before else 1
-        again, lock = job.tries <= RETRIES, job.lock
-        self.sweep.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
-        if not again and lock.take():
-            with contextlib.suppress(OSError):  # a full disk: it is tried again after all
-                Attempt(job.output, job.id).fail(job.run, error)
-            lock.release()
-
-    def _stop(self, number: int, frame: Any = None) -> None:
-        self.signal = number
-        for process in self.running:
-            process.signal(signal.SIGTERM)
-
-    def _end(self) -> None:
-        """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
-        end = time.monotonic() + GRACE
-        if not self.signal and not all(process.waits for process in self.running):
-            print("\nsaving checkpoints. Ctrl-C again does not wait for them", file=sys.stderr, flush=True)
-        try:
-            while self.running and time.monotonic() < end:
-                self._stop(self.signal)  # again, for a process that had not set its handler yet
-                self._look(1.0)
-        finally:
-            for process in self.running:
-                process.signal(signal.SIGKILL)

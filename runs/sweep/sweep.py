@@ -3,7 +3,6 @@ skipped and an interrupted one resumed. A failed one does not stop the others.""
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shlex
 import subprocess
@@ -27,7 +26,7 @@ from runs.run import Run
 from runs.shared_files import alone
 from runs.sweep.display import heads
 from runs.sweep.launch import check_launcher, environment, launched
-from runs.sweep.pool import Job, Places, Pool, Sweep, places
+from runs.sweep.pool import Job, Places, Sweep, places
 from runs.tracking import log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
@@ -63,12 +62,12 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
     elif launcher.name in ("slurm", "ray"):
         launched(done, launcher)
     else:
-        Pool(done, on, alone=len(runs) == 1).go()
+        done.go(on, alone=len(runs) == 1)
     if first and log.exists() and log.stat().st_size != trouble:
         words = "make sync" if output == "outputs" else f"make sync OUTPUT={output}"
         print(f"note: W&B does not have everything: {words} uploads it", file=sys.stderr)
     _summary(done, time.monotonic() - started)
-    ended = first and not done.interrupted and (whole or not done.failed)
+    ended = first and not done.signal and (whole or not done.failed)
     if ended and not all(is_trial(run.config) or run.config["train"].get("max_steps") for run in runs):
         which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={runs[0].task}"
         _show_table(output, which.split(), launch.table and whole)
@@ -87,9 +86,6 @@ def _begin(
     output, ids = runs[0].config["output"], identify(runs)
     if len({run.config["output"] for run in runs}) > 1:
         raise UserError("output= differs from run to run: the runs of a command go to one folder")
-    leases = Path(output) / "leases"
-    if leases.is_dir() and any(leases.iterdir()):
-        raise UserError(f"{leases} is of an earlier version: end its commands, then delete the folder")
     check_ids(runs, ids)
     records, on = [finished_record(output, run_id) for run_id in ids], Places()
     left = [run for run, record in zip(runs, records, strict=True) if record is None or run in again]
@@ -179,14 +175,11 @@ def _do_here(done: Sweep) -> None:
             if attempt := attempts[0]:
                 # A micro-batch may have been halved, since memory ran out
                 run = dataclasses.replace(job.run, config=job.run.config | attempt.settings)
-                show = functools.partial(done.display.show_one, job.head)
                 try:
-                    train(Training(run, job.id, Reporter(run, job.id, show), attempt), done.tracking_of(job))
+                    train(Training(run, job.id, Reporter(run, job.id), attempt), done.tracking_of(job))
                 except BaseException:
                     attempt.save(stopped=True)
                     raise
-                finally:
-                    done.display.show([])
         done.finish(job, time.monotonic() - start if attempt else None)
 
 
@@ -219,11 +212,10 @@ def _summary(done: Sweep, seconds: float) -> None:
     print(f"{plural(len(done.jobs), 'run')} in {duration(seconds)}: {words}. Records: {records}")
     if all(job.run.config["train"].get("max_steps") is not None for job in done.jobs):
         print("  all stopped early by train.max_steps: in no table")
-    for status, runs in (("diverged", done.diverged), ("failed", done.failed)):
-        for run, error, log in runs:
-            name = next(job.head for job in done.jobs if job.run == run)
-            print(f"  {status}: {name}: {error} ({log})")
-    if done.interrupted:
+    for status, ended in (("diverged", done.diverged), ("failed", done.failed)):
+        for job, error in ended:
+            print(f"  {status}: {job.head}: {error} ({job.log})")
+    if done.signal:
         print(interrupted_words(), file=sys.stderr)
 
 

@@ -1,19 +1,15 @@
 """What training changes: the optimizer with its rates, and the state; and the checkpoint of both.
 
-That is one safetensors file, written atomically, from which a killed
-run goes on to the same record.
+That is one safetensors file, written atomically, from which a killed run goes on to the same record.
 
-Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
-the step, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over
-all of it: a run that went on from a damaged file would end with a record like any other."""
+Tensors: the trainable parameters, the optimizer's state, torch's generators. The header is JSON: the step,
+Python's and numpy's generators, and the curve so far. Never pickle. A checksum over all of it, as adapters
+have: a run that went on from a damaged file would end with a record like any other."""
 
-import errno
-import hashlib
-import json
+import itertools
 import math
-import os
 import random
-import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import vera
 from runs.errors import DeviceError
 from runs.methods import patterns_of
-from runs.record import temporary
+from vera.checked_file import read_file, write_file
 
+#: Of the checkpoint's header.
+FORMAT = "vera-bench checkpoint 2"
 #: The columns of a curve: a row for each evaluation.
 CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
 
@@ -89,31 +85,18 @@ class Checkpoint:
             tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
         tensors |= {f"method/{name}": value for name, value in method_state.items()}
         tensors["generator/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["generator/cuda"] = torch.cuda.get_rng_state(self.device)
-        elif self.device.type == "mps":
-            tensors["generator/mps"] = torch.mps.get_rng_state()
-        # Once: the file and its checksum are made from the same copy.
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        if self.device.type != "cpu":
+            tensors["generator/device"] = torch.get_device_module(self.device).get_rng_state()
         version, words, position, has_gauss, cached = tuple(np.random.get_state(legacy=True))
         header = {
+            "format": FORMAT,
             "run_id": self.run_id,
             "device": self.device.type,
             "state": state,
             "python": random.getstate(),
             "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
         }
-        text = json.dumps(header)
-        with temporary(self.path) as partial:
-            try:
-                save_file(tensors, partial, {"header": text, "sha256": digest_of(text, tensors)})
-            except SafetensorError as error:
-                # The operating system's own error is in its words: a full disk is known by its number
-                number = re.search(r"\(os error (\d+)\)", str(error))
-                raise OSError(int(number[1]) if number else errno.EIO, str(error), str(self.path)) from None
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+        write_file(self.path, {name: tensor.cpu() for name, tensor in tensors.items()}, header)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Puts everything back and returns the state and the method's; None, with nothing changed, without a
@@ -122,55 +105,36 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if digest_of(metadata["header"], tensors) != metadata["sha256"]:
-                raise ValueError("its checksum is another")
-            header = json.loads(metadata["header"])
-            names = {f"parameter/{name}" for name in self.parameters}
-            if header["run_id"] != self.run_id or names - set(tensors):
+            file = read_file(self.path, FORMAT)
+            header = file.header
+            parts = defaultdict[str, dict[str, Tensor]](dict)
+            for path, tensor in file.tensors().items():
+                part, _, name = path.partition("/")
+                parts[part][name] = tensor
+            if header["run_id"] != self.run_id or self.parameters.keys() - parts["parameter"].keys():
                 raise ValueError("of another run")
             python, numpy_state = header["python"], header["numpy"]
             state: dict[str, Any] = header["state"]
             if header["device"] != self.device.type:
                 begun = f"this run was begun on {header['device']} and cannot go on on {self.device.type}"
                 raise DeviceError(f"{begun}: go on there, or delete {self.path}")
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        except (vera.AdapterError, ValueError, KeyError, TypeError, OSError) as error:
             print(f"the checkpoint {self.path} is not usable ({error}): starting over", flush=True)
             return None
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
+                parameter.copy_(parts["parameter"][name])
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(
-            {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
-        torch.set_rng_state(tensors["generator/cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["generator/cuda"], self.device)
-        elif self.device.type == "mps" and "generator/mps" in tensors:  # older checkpoints lack it
-            torch.mps.set_rng_state(tensors["generator/mps"])
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition("/")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        torch.set_rng_state(parts["generator"]["cpu"])
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(parts["generator"]["device"])
         random.setstate((python[0], tuple(python[1]), python[2]))
         np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
-        return state, {
-            name.removeprefix("method/"): value
-            for name, value in tensors.items()
-            if name.startswith("method/")
-        }
-
-
-def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of a text and of tensors on the CPU, with their names."""
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        return state, parts["method"]
 
 
 # --- the optimizer and its rates
@@ -193,18 +157,14 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
         if not train["decay_all"]:
             decay_of = {n: 0.0 for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
         decay_of |= {n: decays[decay_by[n]] for n in parameters if n in decay_by}
-        for pattern in (None, *rates):
-            rate = train["lr_head" if name == "head" else "lr"] if pattern is None else rates[pattern]
-            own = {n: p for n, p in parameters.items() if pattern_of.get(n) == pattern}
+        keys = {n: (pattern_of.get(n), decay_of.get(n)) for n in parameters}
+        for pattern, decay in itertools.product((None, *rates), dict.fromkeys((None, *decay_of.values()))):
+            of = [p for n, p in parameters.items() if keys[n] == (pattern, decay)]
             title = name if pattern is None else f"{name} {pattern}"
-            for decay in dict.fromkeys((None, *decay_of.values())):
-                members = [p for n, p in own.items() if decay_of.get(n) == decay]
-                suffix = f" (decay {decay:g})" if decay else "" if decay is None else " (no decay)"
-                value = train["weight_decay"] if decay is None else decay
-                if members:
-                    groups.append(
-                        {"name": title + suffix, "lr": rate, "weight_decay": value, "params": members}
-                    )
+            title += f" (decay {decay:g})" if decay else "" if decay is None else " (no decay)"
+            rate = train["lr_head" if name == "head" else "lr"] if pattern is None else rates[pattern]
+            value = train["weight_decay"] if decay is None else decay
+            groups += [{"name": title, "lr": rate, "weight_decay": value, "params": of}] if of else []
     return groups
 
 

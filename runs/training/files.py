@@ -29,6 +29,7 @@ from runs.record import (
     record_path,
     record_text,
     run_folder,
+    sweep_up_dead,
     write_atomically,
 )
 from runs.run import Run
@@ -157,20 +158,13 @@ def saved(output: str | Path, run_id: str) -> list[tuple[str, int]]:
     return sorted({(CHECKPOINT, time) for time in times} | sizes)
 
 
-def last_checkpoint(output: str | Path, run_id: str) -> Path | None:
-    """The checkpoint that a run goes on from; None without one."""
-    paths = attempts_folder(output, run_id).glob(f"*/{CHECKPOINT}")
-    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
 def tidy(output: str | Path, record: Record) -> None:
     """Moves the files that a finished record names from the attempt that wrote them into the run's folder,
     and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
     so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    written = ("progress.json", "config.yaml", "overrides.yaml")
-    for path in (folder / "progress.json", *(path for name in written for path in folder.glob(f".{name}.*"))):
-        path.unlink(missing_ok=True)
+    (folder / "progress.json").unlink(missing_ok=True)
+    sweep_up_dead(folder)
     if not attempts.is_dir():
         return
     files = record.get("files", {})

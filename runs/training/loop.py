@@ -79,6 +79,7 @@ class Training(Context):
         #: have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
         self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
+        self.saved = time.monotonic()  # a checkpoint
 
     # --- the run
 
@@ -89,15 +90,13 @@ class Training(Context):
         # A model that cannot decode fails here, and not after hours of training.
         if not self._resume() and self.task.decodes:
             rehearse(self)
-        # From here on a request to stop is obeyed between two steps, where the state is complete.
-        self.stop.listens = True
+        self.stop.check()
         try:
             self._epochs()
         except StoppedError:
             self._save()
             raise
-        self.stop.listens = False
-        # Also a request of this moment: everything is saved, and decoding may take as long as training.
+        # Everything is saved, and decoding may take as long as training.
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
@@ -109,7 +108,6 @@ class Training(Context):
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
         self.report({"phase": "training, first step"})
-        saved = time.monotonic()
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # They depend on seed and epoch alone, so a checkpoint needs nothing about batches.
@@ -122,9 +120,8 @@ class Training(Context):
                 if self.state.status == "diverged":
                     break
                 self.stop.check()
-                if time.monotonic() - saved > 60 * self.config["checkpoint_minutes"]:
+                if time.monotonic() - self.saved > 60 * self.config["checkpoint_minutes"]:
                     self._save()
-                    saved = time.monotonic()
             self._read_losses()
             if self.state.status == "done" and self.plan.evaluates(epoch):
                 self.end_epoch()
@@ -133,7 +130,6 @@ class Training(Context):
                 self.state.epoch += 1
             # So a run that is killed in the next epoch does not repeat this evaluation.
             self._save()
-            saved = time.monotonic()
         # Where nothing trains (method=none), the pretrained model is evaluated.
         if not self.plan.total_steps:
             self.end_epoch()
@@ -270,6 +266,7 @@ class Training(Context):
 
     def _save(self) -> None:
         self._read_losses()
+        self.saved = time.monotonic()
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
@@ -303,7 +300,6 @@ class Training(Context):
 
     def _progress(self, loss: float, phase: str = "training") -> None:
         state, plan, values, seconds = self.state, self.plan, self.state.curve["metric"], self.state.seconds
-        left = sum(seconds.values()) / max(state.step, 1) * (plan.total_steps - state.step)
         numbers = {
             "epoch": math.ceil(state.step / plan.steps_per_epoch),
             "epochs": plan.epochs,
@@ -316,7 +312,7 @@ class Training(Context):
             "best": values[self.best()] if values else None,
             "pace": state.units / max(seconds["train"], 1e-9),
             "unit": self.task.unit,
-            "seconds_left": left,
+            "seconds_left": sum(seconds.values()) / max(state.step, 1) * (plan.total_steps - state.step),
             "texts": len(getattr(self.task, "items", ())),  # to be decoded after training
         }
         self.report({"phase": phase, **numbers})

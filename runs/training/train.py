@@ -1,16 +1,14 @@
-"""One run in its process, from its start to its record: training, and training again where that helps, until
-the run has a record, cannot have one, or was asked to stop. torch is imported where a run trains."""
+"""One run in its process, from its start to its record, or to what another try needs. torch is imported where
+a run trains."""
 
 import contextlib
 import dataclasses
 import errno
-import gc
 import json
+import math
 import os
-import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from runs.errors import DeviceError, Stop, StoppedError, is_users
@@ -18,7 +16,7 @@ from runs.provenance import made_with
 from runs.record import FULL, Record, describe, duration, finished_record, run_folder, temporary
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
-from runs.training.files import Attempt, saved
+from runs.training.files import Attempt
 
 if TYPE_CHECKING:
     from runs.training.loop import Training
@@ -27,76 +25,63 @@ Event = dict[str, Any]
 #: How a run's process ended, and why there is no finished record.
 End = tuple[str, str]
 #: DONE: it has a record; FAILED: and has a failed record, but for a mistake of a single run. BUSY: another
-#: process has, or had, the lock. STOPPED: it can go on. KILLED, or its device is lost: a new
-#: process may succeed.
-DONE, FAILED, BUSY, STOPPED, KILLED = "done", "failed", "busy", "stopped", "killed"
-#: The exit code of a run that was asked to stop, whose process has no time to send a word.
-CAN_GO_ON = 75
+#: process has, or had, the lock. STOPPED: it can go on. KILLED, its device is lost, or the disk was full: a
+#: new process may succeed. SMALLER: it will, or be smaller still.
+DONE, FAILED, BUSY, STOPPED, KILLED, SMALLER = "done", "failed", "busy", "stopped", "killed", "smaller"
 #: On a full disk, or where it does not answer: seconds before each new try. Somebody may make room meanwhile.
-ROOM = (30, 60, 120, 240)
+ROOM = (30, 120, 300)
 DISK = (*FULL, errno.EIO, errno.ESTALE)
 #: Seconds between two writings of a run's progress.
 EVERY = 1.0
 
 
-def do(run: Run, run_id: str, attempts: list[Attempt], stop: Stop, tracking: Tracking, alone: bool) -> End:
-    """Does a run whose lock this process has. attempts: gets this one. alone: a user's mistake leaves no
-    record."""
-    output, pauses, before = run.config["output"], [*ROOM], saved(run.config["output"], run_id)
-    report = Reporter(run, run_id)
-    while not finished_record(output, run_id):
-        cause, words = _try(run, run_id, attempts, stop, report, tracking)
-        gc.collect()
-        if cause == "done" or finished_record(output, run_id):  # of another attempt: this one is late
+def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone: bool) -> End:
+    """Tries to do a run whose lock this process has. tries: how many have failed since it has saved more.
+    alone: a user's mistake leaves no record."""
+    from runs.training.loop import Training
+
+    output, report = run.config["output"], Reporter(run, run_id)
+    attempt: Attempt | None = None
+    if finished_record(output, run_id):
+        return BUSY, ""
+    try:
+        stop.check()
+        attempt = Attempt(output, run_id)
+        now = dataclasses.replace(run, config=run.config | attempt.settings)
+        train(Training(now, run_id, report, attempt, stop), tracking)
+        return DONE, ""
+    except BaseException as error:
+        if finished_record(output, run_id):  # of another attempt: this one is late
             return DONE, ""
-        if cause == "stopped":
-            leave(*attempts)
-        if (now := saved(output, run_id)) != before:
-            pauses, before = [*ROOM], now
-        smaller = cause == "memory" and less_memory(
-            run.config | attempts[0].settings, report.latest["phase"], attempts[0]
-        )
-        again = smaller or cause == "device" or (cause == "disk" and pauses)
-        with contextlib.suppress(OSError):  # there may be no room for that
-            for attempt in attempts:
-                if again:
-                    attempt.ended.append(words)
-                    attempt.save(stopped=cause == "device")
-                elif cause != "mistake" or not alone:
-                    attempt.fail(run, words)
-        if cause == "device" or not again:
-            return KILLED if again else FAILED, words
-        how = f"with {attempts[0].deviations[-1]}" if smaller else f"in {duration(pauses[0])}"
-        print(f"{words}: tried again {how}", flush=True)
-        stop.listens = False  # SIGTERM ends the process at once
-        if stop.wanted:
-            leave(*attempts)
-        time.sleep(0.0 if smaller else pauses.pop(0))
-    return BUSY, ""
-
-
-def leave(*attempts: Attempt) -> None:
-    """Ends the process of a run that can go on. Under MPS, work that is left on a GPU may hang the others."""
-    torch = sys.modules.get("torch")
-    with contextlib.suppress(Exception):
-        for attempt in attempts:
+        if not is_users(error) and not isinstance(error, StoppedError):
+            traceback.print_exc()
+        cause, words = cause_of(error)
+    ends, pause, phase = {"stopped": STOPPED, "device": KILLED}, 0.0, report.latest["phase"]
+    if cause == "disk" and ROOM[tries:]:
+        ends[cause], pause = KILLED, ROOM[tries]
+        print(f"{words}: tried again in {duration(pause)}", flush=True)
+    if cause == "memory" and attempt and less_memory(now.config, phase, attempt):
+        ends[cause] = SMALLER
+    for _ in range(math.ceil(pause)):
+        time.sleep(0.0 if stop.wanted else min(pause, 1.0))
+    end = ends.get(cause, FAILED)
+    with contextlib.suppress(OSError):  # there may be no room for that
+        if attempt and end != FAILED:
+            attempt.ended += [words] if words else []
             attempt.save(stopped=True)
-        if torch and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    os._exit(CAN_GO_ON)
+        elif attempt and (cause != "mistake" or not alone):
+            attempt.fail(run, words)
+    return end, f"{words} ({attempt.deviations[-1]})" if attempt and end == SMALLER else words
 
 
 class Reporter:
-    """Writes a run's events into its progress.json, for whoever looks on. latest: the last one. show: called
-    with each."""
+    """Writes a run's events into its progress.json, for whoever looks on. latest: the last one."""
 
-    def __init__(self, run: Run, run_id: str, show: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, run: Run, run_id: str) -> None:
         self.path = run_folder(run.config["output"], run_id) / "progress.json"
-        self.show, self.latest, self.written = show, Event(phase="loading"), 0.0
+        self.latest, self.written = Event(phase="loading"), 0.0
 
     def __call__(self, event: Event) -> None:
-        if self.show:
-            self.show(event)
         of_now, now = ("done", "of"), time.monotonic()
         self.latest = {key: value for key, value in self.latest.items() if key not in of_now} | event
         if event["phase"] != "training" or now - self.written > EVERY:
@@ -105,32 +90,6 @@ class Reporter:
             with contextlib.suppress(OSError), temporary(self.path) as partial:
                 partial.write_text(json.dumps(self.latest | process))
                 os.replace(partial, self.path)
-
-
-# --- one try
-
-
-def _try(
-    run: Run, run_id: str, attempts: list[Attempt], stop: Stop, report: Reporter, tracking: Tracking
-) -> tuple[str, str]:
-    """Trains once; returns "done", or the cause and the words of an error. With this function's end the error
-    is gone, and with it the tensors that its traceback holds. attempts: the one, from the first try on."""
-    from runs.training.loop import Training
-
-    stop.listens = False
-    try:
-        stop.check()
-        if not attempts:
-            attempts.append(Attempt(run.config["output"], run_id))
-        now = dataclasses.replace(run, config=run.config | attempts[0].settings)
-        train(Training(now, run_id, report, attempts[0], stop), tracking)
-        return "done", ""
-    except StoppedError:
-        return "stopped", ""
-    except BaseException as error:
-        if not is_users(error) and not finished_record(run.config["output"], run_id):
-            traceback.print_exc()
-        return cause_of(error)
 
 
 def train(training: "Training", tracking: Tracking | None = None) -> Record:
@@ -205,9 +164,11 @@ DEVICE = ("CUDA", "CUDNN", "cuDNN error", "CUBLAS", "NCCL", "Error 802", "unable
 
 
 def cause_of(error: BaseException) -> tuple[str, str]:
-    """The cause of an error (mistake, memory, disk, device or error), and the error in one line."""
+    """The cause of an error (stopped, mistake, memory, disk, device or error), and the error in one line."""
     words, name = describe(error), type(error).__name__
     said = str(error) if isinstance(error, RuntimeError) else ""  # torch's own errors are such, too
+    if isinstance(error, StoppedError):
+        return "stopped", ""
     if isinstance(error, DeviceError):
         return "device", words
     if is_users(error):

@@ -210,7 +210,8 @@ def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(of, 
     new = {"0.9": "new", "0.8": "new"}
     one = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
     one.wait_for_everyone, one.autocast = lambda: None, contextlib.nullcontext
-    context = SimpleNamespace(accelerator=one, raw_model=torch.nn.Module(), method=Mock(), report=Mock())
+    context = SimpleNamespace(accelerator=one, raw_model=torch.nn.Module(), report=Mock())
+    context.method = context.stop = Mock()
     texts_of, same = Mock(side_effect=lambda items: [new for _ in items]), of["weights"] == "w"
     found = decode.write_down(context, path, of, [[1], [7]], texts_of, "decoding")
     asked = [item for call in texts_of.call_args_list for item in call.args[0]]

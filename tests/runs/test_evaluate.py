@@ -189,7 +189,7 @@ def pair(tiny_roberta, glue, tmp_path_factory):
 
 def test_magnitude_is_the_distance_from_the_initial_values(pair):
     output, _, record = pair
-    found = magnitude(record, output)
+    found = magnitude(0, output, record)
     model = restore(record, output).raw_model
     for key, start in (("d", 0.1), ("b", 0.0)):
         moved = [float((getattr(c, key).detach() - start).double().norm()) for c in changes(model)]
@@ -200,7 +200,7 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
     assert found["of"][0]["id"] == record["id"]
     assert found["of"][0]["adapter"]["epoch"] == record["result"]["best_epoch"]
     with refused("started from another adapter"):
-        magnitude(record | {"start": {"from": "x", "id": "y"}}, output)
+        magnitude(0, output, record | {"start": {"from": "x", "id": "y"}})
 
 
 def merged(record, output):
@@ -215,7 +215,7 @@ def merged(record, output):
 
 def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     output, lora, vera = pair
-    found = similarity(lora, vera, output, seed=3)
+    found = similarity(3, output, lora, vera)
     expected = [
         float(torch.cosine_similarity(a, b, 0))
         for a, b in zip(merged(lora, output), merged(vera, output), strict=True)
@@ -228,8 +228,8 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     query = np.array(found["values"]["lora_vera"])[np.array(found["values"]["site"]) == "query"]
     assert found["summary"]["mean lora_vera"] == pytest.approx(query.mean())
     # Either order; another seed is another measure, with the same cosine of the two runs
-    assert similarity(vera, lora, output, seed=3)["values"] == found["values"]
-    other = similarity(lora, vera, output, seed=4)
+    assert similarity(3, output, vera, lora)["values"] == found["values"]
+    other = similarity(4, output, lora, vera)
     assert measure_id("similarity", other) != measure_id("similarity", found)
     assert other["values"]["lora_vera"] == found["values"]["lora_vera"]
     assert other["values"]["lora_random"] != found["values"]["lora_random"]

@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from multiprocessing.context import ForkContext
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from running import ROOT, begin, output_of, refused
+from running import ROOT, begin, refused
 from tiers import sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +26,6 @@ from runs.config import expand
 from runs.errors import DeviceError, rank
 from runs.identity import run_id
 from runs.sweep import pool
-from runs.sweep.display import read_progress
 from runs.tracking import Tracking
 from runs.training import checkpoint, context
 
@@ -52,7 +52,6 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "dev" / "nvidia[0-9]*"))
-    monkeypatch.setattr(gpus, "HELD", [])
 
     def usable(answer):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: answer)
@@ -117,13 +116,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 # --- who has which
 
 
-def test_two_runs_meet_on_a_device_on_purpose_only(machine, monkeypatch):
-    def taken(share=1):
-        return gpus.take(["GPU-bbbb", "GPU-aaaa"], share) and os.environ["CUDA_VISIBLE_DEVICES"]
-
-    assert [taken(), taken(), taken(), taken(share=2)] == ["GPU-aaaa", "GPU-bbbb", False, "GPU-aaaa"]
-    gpus.HELD[1].release()  # as at its process's end
-    assert taken() == "GPU-bbbb"
+def test_two_runs_meet_on_a_device_on_purpose_only(machine):
+    held = [gpus.take(["GPU-bbbb", "GPU-aaaa"], share) for share in (1, 1, 1, 2)]
+    assert [lock and lock.path.stem for lock in held] == ["GPU-aaaa", "GPU-bbbb", None, "GPU-aaaa"]
+    held[1].release()
+    assert gpus.take(["GPU-bbbb", "GPU-aaaa"], 1).path.stem == "GPU-bbbb"
+    assert gpus.take([], 1) is None
 
 
 def test_the_places_of_a_machine(machine):
@@ -133,56 +131,31 @@ def test_the_places_of_a_machine(machine):
     assert pool.places("cpu", 3, every=True) == (3, (), 3)
 
 
-def test_a_run_without_a_device_waits_and_says_so(machine, words, monkeypatch):
-    (run,), said = expand(words), []
-    assert gpus.take(["GPU-aaaa"], 1)
+def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
+    machine, words, process, monkeypatch, capsys
+):
+    """The device is given back with the end of the run's process."""
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkContext())
+    monkeypatch.setattr(pool, "do", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"]))
+    both, (run,) = ["GPU-aaaa", "GPU-bbbb"], expand(words)
+    held, looks = [gpus.take(both, 1), gpus.take(both, 1)], itertools.count(1)
 
-    def other_command_ends(seconds):
-        said.append(read_progress(output_of(words), "r" * 12)["phase"])
-        gpus.HELD[0].release()
+    def other_command_ends(ready, seconds, wait=pool.connection.wait):
+        if next(looks) == 3:
+            held[1].release()
+        return wait(ready, 0.01)
 
-    monkeypatch.setattr(pool.time, "sleep", other_command_ends)
-    pool._take_gpu(run, "r" * 12, pool.Places(1, ["GPU-aaaa"], 1))
-    assert said == [pool.WAITING]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
-
-
-class Waiting:
-    """In place of a run's process: one that waits for a GPU as the command looks, and is killed then, more
-    often than a run that trains may be; the last one fails."""
-
-    made, ready, since, waits, pid = 0, None, -1e9, False, os.getpid()
-
-    def __init__(self, places, job, *_):
-        Waiting.made += 1
-        self.job, self.child = job, self
-        with patch.object(gpus, "take", side_effect=[False, True]), patch.object(pool.time, "sleep"):
-            pool._take_gpu(job.run, job.id, places)
-
-    def ended(self):
-        assert self.waits
-        assert self.since > 0  # its time begins with its GPU
-        return ("killed", "gone") if Waiting.made < 2 * pool.RETRIES else ("failed", "it broke")
-
-    def signal(self, number):
-        pass
-
-
-def test_a_command_says_once_that_it_waits_and_a_kill_meanwhile_is_no_try(words, monkeypatch, capsys):
-    (run,), looks = expand(words), itertools.cycle([False, True])
-    monkeypatch.setattr(Waiting, "made", 0)
-    monkeypatch.setattr(pool, "Process", Waiting)
-    monkeypatch.setattr(pool.connection, "wait", lambda ready, _: ready if next(looks) else [])
+    monkeypatch.setattr(pool.connection, "wait", other_command_ends)
     todo = pool.Sweep([pool.Job("it", run, run_id(run))], Tracking("off"))
-    pool.Pool(todo, pool.Places(1, ["GPU-aaaa", "GPU-bbbb"], 1)).go()
-    assert ([error for _, error, _ in todo.failed], Waiting.made) == (["it broke"], 2 * pool.RETRIES)
+    todo.go(pool.Places(1, both, 1))
+    assert [error for _, error in todo.failed] == ["GPU-bbbb"]
     out = capsys.readouterr().out
     assert out.count("GPU-aaaa, GPU-bbbb") == out.count("launcher.runs_per_device=2 shares them") == 1
-    # Ctrl-C: nothing is there to be saved
-    monkeypatch.setattr(pool.connection, "wait", Mock(side_effect=[[], KeyboardInterrupt, [None]]))
-    todo = pool.Sweep([pool.Job("it", run, run_id(run))], Tracking("off"))
+    assert gpus.take(both, 1)
+    # Ctrl-C while a command waits: nothing is there to be saved
+    monkeypatch.setattr(pool.connection, "wait", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pool.Pool(todo, pool.Places(1, ["GPU-aaaa"], 1)).go()
+        pool.Sweep(todo.jobs, Tracking("off")).go(pool.Places(1, ["GPU-aaaa"], 1))
     assert "saving" not in capsys.readouterr().err
 
 
@@ -243,14 +216,14 @@ def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other
     optimizer = torch.optim.AdamW([parameter])
     state = torch.arange(16, dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
     put, what = [], (path, "a" * 12, {"b": parameter}, optimizer)
     checkpoint.Checkpoint(*what, torch.device("cuda", 5)).save({"step": 3}, {})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *given: put.append(given))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put.append)
     loaded, _ = checkpoint.Checkpoint(*what, torch.device("cuda", 0)).load()
     assert loaded == {"step": 3}
-    assert [(value.tolist(), device.index) for value, device in put] == [(state.tolist(), 0)]
+    assert [value.tolist() for value in put] == [state.tolist()]
     with pytest.raises(DeviceError, match="begun on cuda and cannot go on on cpu: go on there, or delete"):
         checkpoint.Checkpoint(*what, torch.device("cpu")).load()
 

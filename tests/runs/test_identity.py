@@ -263,7 +263,7 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
     waits = f"waits for {first.label} (run {found}), which is diverged"
     assert f"{waits} (2 runs)" in text_of(runs)
     outcome = sweep.sweep(with_starts(runs), Launch(table=False))
-    assert (outcome.exit_code, [error for _, error, _ in outcome.failed]) == (1, [waits] * 2)
+    assert (outcome.exit_code, [error for _, error in outcome.failed]) == (1, [waits] * 2)
     # keep=last keeps another epoch's values: whoever starts there is another run
     write_record(output, record | {"config": record["config"] | {"keep": "last"}})
     assert run_id(runs[0]) != usual

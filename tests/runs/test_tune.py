@@ -122,7 +122,7 @@ def test_what_trials_start_from_is_a_usual_run_and_not_done_again(words, monkeyp
     (usual,) = expand([*plain, "method=lora_mnli"])
     assert run.config["task"]["holdout"] == 0.2
     assert run_id(run.start) == run_id(usual.start)
-    done = SimpleNamespace(interrupted=True, exit_code=0)
+    done = SimpleNamespace(signal=15, exit_code=0)
     given: dict = {}
     monkeypatch.setattr(tune, "sweep", lambda runs, **how: given.update(how, runs=runs) or done)
     tune.main([*plain, "method=lora_mnli", "redo=true", "train.lr=1e-3,1e-2"])
