@@ -75,7 +75,6 @@ analysis.tables table2 outptu=x | outptu=x: no such setting. Did you mean output
 analysis.tables tabel2 | no table 'tabel2'. Did you mean table2?
 analysis.tables table2 much | 'table2 much': not what it takes, python -m analysis.tables [TABLE]
 analysis.tables table2 all=true all=False | all=False: all is given twice
-analysis.figures figur2 | no figure 'figur2'. Did you mean figure2?
 runs.export RUN pef x | no format 'pef'. Did you mean peft?
 runs.export RUN peft | python -m runs.export RUN FORMAT PATH
 runs.judge RUN pases=3 | pases=3
@@ -85,17 +84,13 @@ runs.tune train.lrr=1,2 | no key 'train.lrr'. Did you mean train.lr?
 runs.tune train.lr=fast,1 | train.lr=fast: should be
 runs.tune train.lr=1 train.lr_head=1 | vera: nothing to search
 runs.tune task.holdout=null train.lr=1,2 | task.holdout=null: trials are judged on held-out training rows
-runs.tune seed=0,0 | appears twice in this sweep
-runs.tune --nonsense | --nonsense: no such option
 runs.export RUN gguf F | no format 'gguf'. Known: peft, hub, lora, merged
 runs.export RUN hub films | films: a repository of the hub is OWNER/NAME
 runs.export RUN hub me/more | me/more: pushing needs a token
 runs.export RUN lora F | rank is missing: runs.export RUN lora FOLDER rank=8
 runs.export RUN lora F rank=0 | rank=0: should be a whole number from 1 on, or a share
-runs.export RUN lora F rank=1.5 | rank=1.5: should be a whole number from 1 on, or a share
 runs.export RUN merged F base=a/b | base= belongs to peft, hub, lora, not to merged
 runs.export RUN peft F base=/a/b | base=/a/b: should be OWNER/NAME or OWNER/NAME@REVISION
-runs.measure magnitudes | no measure 'magnitudes'. Did you mean magnitude? Known: magnitude, similarity
 runs.measure similarity RUN | similarity is of two runs
 runs.measure matrix_fit RUN | matrix_fit is of no runs
 runs.measure matrix_fit seed=-1 | seed=-1: should be at least 0
@@ -103,7 +98,6 @@ runs.measure magnitude seed=1 | seed=1:
 runs.answer RUN device=xyz | device=xyz: should be
 runs.answer RUN task.topk=1 | task.topk=1: no such setting. Did you mean task.top_k=?
 runs.evaluate zzz | begin with 'zzz'
-runs rerun=zzz | begin with 'zzz'
 runs rerun= | begin with ''
 """
 

