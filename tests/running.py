@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -75,20 +76,29 @@ def comparable(record):
     return record
 
 
-def straight_and_resumed(words, at, folder):
-    """The record of a run, and that of the same run where it is killed at a step and done again."""
-    straight, resumed = (elsewhere(words, output=folder / name) for name in ("straight", "resumed"))
-    loop = begin([*resumed, "checkpoint_minutes=0"])
-    step = loop.step
+def killed_at(words, of, number):
+    """Begins a run, which is killed as it calls this function of its training for the nth time; the folder of
+    its attempt."""
+    training, calls = begin(words), itertools.count(1)
+    holder, _, name = of.rpartition(".")
+    holder = getattr(training, holder) if holder else training
+    real = getattr(holder, name)
 
-    def killed(rows):
-        if loop.state.step == at:
+    def killed(*given):
+        if next(calls) == number:
             raise KeyboardInterrupt
-        return step(rows)
+        return real(*given)
 
-    loop.step = killed
+    setattr(holder, name, killed)
     with pytest.raises(KeyboardInterrupt):
-        loop.go()
+        train(training)
+    return training.folder
+
+
+def straight_and_resumed(words, folder, of, number):
+    """The record of a run, and that of the same run where it is killed and done again."""
+    straight, resumed = (elsewhere(words, output=folder / name) for name in ("straight", "resumed"))
+    killed_at([*resumed, "checkpoint_minutes=0"], of, number)
     return do(straight), do(resumed)
 
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from running import CONFIGURATION, begin, comparable, do, elsewhere, straight_and_resumed, trained
+from running import CONFIGURATION, begin, comparable, do, elsewhere, killed_at, straight_and_resumed, trained
 from tiers import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -146,32 +146,11 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
 # --- a killed run
 
 
-class KilledError(Exception):
-    pass
-
-
-def killed_while_decoding(words, after, monkeypatch):
-    """Runs until `after` calls of decode have been made."""
-    training, calls = begin(words), []
-    whole = training.task.decode
-
-    def decode_some(model, indices):
-        calls.append(indices)
-        if len(calls) > after:
-            raise KilledError
-        return whole(model, indices)
-
-    monkeypatch.setattr(training.task, "decode", decode_some)
-    with pytest.raises(KilledError):
-        training.go()
-    return training.folder
-
-
 @pytest.mark.parametrize("after", sample(range(4), 3))
-def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkeypatch, capfd):
+def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd):
     words = worse(e2e_words, "task.beams=6")  # an MR a call
     killed, undisturbed = (elsewhere(words, output=tmp_path / name) for name in ("killed", "straight"))
-    straight, folder = trained(undisturbed), killed_while_decoding(killed, after, monkeypatch)
+    straight, folder = trained(undisturbed), killed_at(killed, "task.decode", after + 1)
     path = folder / f"decoded_{'last' if after < 3 else 'best'}.jsonl"
     assert path.read_text().count("\n") == 1 + after % 3
     if after == 2:  # a kill in the middle of a line
@@ -186,10 +165,10 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, monkey
         assert (folder_of(killed) / name).read_bytes() == (folder_of(undisturbed) / name).read_bytes()
 
 
-def test_a_killed_run_keeps_its_seconds_and_goes_on_with_what_it_was_begun_to_keep(e2e_words, monkeypatch):
+def test_a_killed_run_keeps_its_seconds_and_goes_on_with_what_it_was_begun_to_keep(e2e_words):
     """Another word would leave another adapter on disk than the record says."""
     words = worse(e2e_words, "task.beams=6", "train.epochs=1")
-    path = killed_while_decoding(words, 2, monkeypatch) / "attempt.json"
+    path = killed_at(words, "task.decode", 3) / "attempt.json"
     saved = json.loads(path.read_text())
     assert saved["decoding"] > 0
     path.write_text(json.dumps(saved | {"decoding": 1000.0}))
@@ -316,7 +295,7 @@ def test_to_measure_it_changes_nothing_of_the_training(change, e2e_words, tmp_pa
 @pytest.mark.slow  # it takes seconds
 def test_a_resumed_run_has_the_same_forgetting_and_a_diverged_one_none(e2e_words, tmp_path):
     words = [*of_method(e2e_words, "method=full"), "task.decode=none"]  # whose base is gone once it trains
-    straight, resumed = straight_and_resumed(words, 3, tmp_path)
+    straight, resumed = straight_and_resumed(words, tmp_path, "step", 4)
     assert comparable(resumed) == comparable(straight)
     assert resumed["result"]["forgetting"] == straight["result"]["forgetting"]
     diverged = do([*of_method(e2e_words, "method=vera", "train.lr=1e30"), "task.decode=none"])

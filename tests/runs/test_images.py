@@ -4,7 +4,6 @@ DINOv2-small. tests/nets has the record of one; tests/vera each method on both V
 import csv
 import json
 import shutil
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -12,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from running import begin, comparable, do, elsewhere, refused, trained
+from running import begin, comparable, do, elsewhere, refused, straight_and_resumed, trained
 from safetensors.torch import load_file
 from tiers import pairs
 from tiny import VIT_IMAGES, write_images
@@ -86,12 +85,8 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, c
 
 def test_a_run_killed_as_it_draws_leaves_what_the_straight_run_does(image_words, tmp_path):
     """The pictures of the last epoch's predictions."""
-    straight, resumed = (elsewhere(image_words, output=tmp_path / name) for name in ("straight", "resumed"))
-    killed = patch("tasks.images.ImageTask.illustrate", side_effect=KeyboardInterrupt)
-    with killed, pytest.raises(KeyboardInterrupt):
-        do(resumed)
-    record = do(straight)
-    assert comparable(do(resumed)) == comparable(record)
+    record, resumed = straight_and_resumed(image_words, tmp_path, "task.illustrate", 1)
+    assert comparable(resumed) == comparable(record)
     one, other = (run_folder(tmp_path / name, record["id"]) for name in ("straight", "resumed"))
     for name in ("predictions.csv", "predictions.png", "confusion.png"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
