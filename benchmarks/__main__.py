@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.serving import decoding, serving
-from benchmarks.timing import markdown
-from benchmarks.training import DEVICE, contention, training
+from benchmarks.training import DEVICE, contention, markdown, training
 from runs.command import Common, entry_point, one_of, read, setting
 from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vera
-from benchmarks.timing import Row, interleaved
-from benchmarks.training import DEVICE, SHAPES, base_model, sharing, variant
+from benchmarks.training import DEVICE, SHAPES, Row, base_model, interleaved, sharing, variant
 from tasks.beam import Search, beam_search, transformers_search
 from vera.methods.layers import changes
 
@@ -37,8 +36,10 @@ def serving(full: bool) -> list[Row]:
     peft_vera, peft_lora = (of_peft(name, base, names) for name in ("peft VeRA", "peft LoRA r=8"))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "a"
-        rows = [adapter_file(shape.label, f"LoRA r={lora.rank}", with_lora, lora, path)]
-        rows += [adapter_file(shape.label, f"VeRA r={method.rank}", one, method, path)]
+        rows, of = list[Row](), {"part": "adapter file", "model": shape.label}
+        for label, model, by in (("LoRA", with_lora, lora), ("VeRA", one, method)):
+            size, count_of = vera.save(model, by, path), by.count(model)
+            rows.append(of | {"variant": f"{label} r={by.rank}", "bytes": size, "parameters": count_of})
         for resident in RESIDENT if full else RESIDENT[:2]:
             for i in range(len(adapters), resident):
                 adapters.add(str(i), path)
@@ -75,12 +76,6 @@ def split(model: Any, ids: Tensor) -> None:
     for i in range(len(ids)):
         model.set_adapter(str(i))
         model(ids[i : i + 1])
-
-
-def adapter_file(label: str, variant: str, model: nn.Module, method: vera.Method, path: Path) -> Row:
-    """Writes an adapter's file: its bytes, and how many parameters it is of."""
-    size, count = vera.save(model, method, path), method.count(model)
-    return {"part": "adapter file", "model": label, "variant": variant, "bytes": size, "parameters": count}
 
 
 # --- beam search

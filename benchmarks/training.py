@@ -1,44 +1,97 @@
-"""Training beside peft, of models with random weights: times and memory of steps; and a run on cores that
-others use, too, where the way in which OpenMP's threads wait decides how much it suffers."""
+"""Pieces of work in interleaved rounds; training beside peft, of models with random weights: times and memory
+of steps; and a run on cores that others use, too, where the way in which OpenMP's threads wait decides how much
+it suffers."""
 
 import copy
 import gc
-import itertools
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import vera
-from benchmarks.timing import Row, interleaved
 from runs import SPINNING
 from runs.errors import UserError
 from runs.fork_server import end_with_parent
 from runs.training.result import peak_memory
+from vera.sites import find_sites
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Row = dict[str, Any]
+
+
+def interleaved(
+    work: Mapping[str, Callable[[], Any]], rounds: int, about: Row, warm_up: int = 1
+) -> list[Row]:
+    """The seconds of each piece of work, and in each round its ratio to those of the first piece. The pieces
+    take turns, so that a slow minute of the machine hits all alike; the first `warm_up` rounds do not count. A
+    piece that returns a float has measured its own seconds. about: the rest of a row."""
+    names, seconds = list(work), dict[str, list[float]]()
+    for turn in tqdm(range(rounds + warm_up), str(about["part"]), leave=False, disable=None):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            taken = work[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if not isinstance(taken, float):
+                taken = time.perf_counter() - started
+            if turn >= warm_up:
+                seconds.setdefault(name, []).append(taken)
+    ratios = {name: [a / b for a, b in zip(seconds[name], seconds[names[0]], strict=True)] for name in names}
+    return [about | {"variant": n, "seconds": seconds[n], "ratios": ratios[n]} for n in names]
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table for each part: what a row is about, then the minimum and median of its times, and the median,
+    lowest and highest ratio of a round; bytes as they are."""
+    tables = []
+    for _, of_part in groupby(rows, lambda row: row["part"]):
+        lines = [*map(_line, of_part)]
+        head = [*dict.fromkeys(name for line in lines for name in line)]
+        rule = ["---" if name in ("model", "variant") else "---:" for name in head]
+        cells = [head, rule, *([line.get(name, "-") for name in head] for line in lines)]
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in cells))
+    return "\n\n".join(tables)
+
+
+def _line(row: Row) -> dict[str, str]:
+    """The cells of a row, by their column."""
+    about = {name: value for name, value in row.items() if name not in ("part", "seconds", "ratios")}
+    line = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in about.items()}
+    if seconds := row.get("seconds"):
+        line |= {"least": f"{min(seconds):.3g} s", "median": f"{statistics.median(seconds):.3g} s"}
+    if ratios := row.get("ratios"):
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        line |= {"ratio": f"{statistics.median(ratios):.2f}", "of a round": spread}
+    return line
+
+
+# --- models
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model: its transformers configuration, VeRA's rank on it, where peft adapts it (vera finds the same
-    layers by itself), and the tokens of a sequence."""
+    """A model: its transformers configuration, VeRA's rank on it, and the tokens of a sequence."""
 
     label: str
     rank: int
     config: dict[str, Any]
-    targets: tuple[str, ...] = ("query", "value")
     sequence: int = 128
 
 
@@ -49,7 +102,7 @@ LLAMA = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 256}  # el
 SHAPES = (
     Shape("RoBERTa-base", 1024, ROBERTA),
     Shape("RoBERTa-large", 256, ROBERTA | LARGE),
-    Shape("a Llama block", 1024, LLAMA, ("q_proj", "v_proj"), 512),
+    Shape("a Llama block", 1024, LLAMA, 512),
 )
 
 
@@ -77,9 +130,9 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
     if name.startswith("peft"):
         import peft
 
-        kind: Any = peft.VeraConfig if name == "peft VeRA" else peft.LoraConfig
-        rank = shape.rank if name == "peft VeRA" else 8
-        return peft.get_peft_model(model, kind(r=rank, target_modules=[*shape.targets]))
+        kind, rank = (peft.VeraConfig, shape.rank) if name == "peft VeRA" else (peft.LoraConfig, 8)
+        config: Any = kind(r=rank, target_modules=[*find_sites(model, ("query", "value"))])
+        return peft.get_peft_model(model, config)
     path: Any = name.removeprefix("VeRA").strip() or "auto"
     vera.VeRA(rank=shape.rank, path=path).adapt(model)
     return model
@@ -115,9 +168,8 @@ def stepper(model: nn.Module) -> Callable[[Tensor], None]:
 
 # --- steps
 
-#: What each step's time is divided by.
-REFERENCE = "peft LoRA r=8"
-METHODS = ("VeRA", REFERENCE, "peft VeRA")
+#: Each step's time is divided by that of the first one.
+METHODS = ("peft LoRA r=8", "VeRA", "peft VeRA")
 MORE = ("VeRA factor", "VeRA hybrid", "VeRA materialised", "full")
 
 
@@ -133,8 +185,7 @@ def training(full: bool) -> list[Row]:
         for tokens in lengths:
             batch = batch_of(shape, base, tokens)
             work = {name: partial(step, batch) for name, step in steps.items()}
-            about = {"part": "training", "model": shape.label, "tokens": tokens}
-            rows += interleaved(work, rounds, about, REFERENCE)
+            rows += interleaved(work, rounds, {"part": "training", "model": shape.label, "tokens": tokens})
         del base, steps, work
         gc.collect()
     for shape in shapes:
@@ -169,30 +220,30 @@ BUSY, LOOP = 2, f"import os\nwhile os.getppid() == {os.getpid()}: pass"
 def contention(full: bool) -> list[Row]:
     """Seconds of an epoch of full fine-tuning, MiniLM on reviews, by how threads wait: on a machine that is
     idle otherwise, and beside busy processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        seeds = itertools.count()  # each run has its own: a finished one would not be done again
-        _epoch(folder, seeds, {}, 0)  # fetches model and data
-        work = {
-            f"{name}, beside {busy} busy processes": partial(_epoch, folder, seeds, waits, busy)
-            for busy in (0, BUSY)
-            for name, waits in WAITS.items()
-        }
-        return interleaved(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
+    _epoch({}, 0)  # fetches model and data
+    work = {
+        f"{name}, beside {busy} busy processes": partial(_epoch, waits, busy)
+        for busy in (0, BUSY)
+        for name, waits in WAITS.items()
+    }
+    return interleaved(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
 
 
-def _epoch(folder: str, seeds: Iterator[int], waits: dict[str, str], busy: int) -> float:
+def _epoch(waits: dict[str, str], busy: int) -> float:
     """The seconds that a run says it took to train and to evaluate."""
     command = [sys.executable, "-m", "runs", "task=reviews", "model=minilm", "method=full", "keep=none"]
-    command += ["tracking=off", "train.epochs=1", f"seed={next(seeds)}", f"output={folder}", "table=false"]
+    command += ["tracking=off", "train.epochs=1", "table=false"]
     waiting = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
     env = {name: value for name, value in os.environ.items() if name not in waiting} | waits
-    with ExitStack() as others:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         for _ in range(busy):
-            other = others.enter_context(subprocess.Popen([sys.executable, "-c", LOOP]))
-            others.callback(other.kill)
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", LOOP]))
+            stack.callback(other.kill)
+        command.append(f"output={folder}")
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the run that is timed failed: {done.stderr.strip().splitlines()[-1:]}")
-    latest = max(Path(folder).glob("records/*.json"), key=lambda path: path.stat().st_mtime)
-    cost = json.loads(latest.read_text())["cost"]
+        if done.returncode:
+            raise UserError(f"the run that is timed failed: {done.stderr.strip().splitlines()[-1:]}")
+        (record,) = Path(folder).glob("records/*.json")
+        cost = json.loads(record.read_text())["cost"]
     return float(cost["train_seconds"] + cost["evaluate_seconds"])

@@ -63,11 +63,11 @@ def key(mutant):
 
 # --- drawing
 
-OPERATORS = "Lt|<|<=,LtE|<=|<,Gt|>|>=,GtE|>=|>,Eq|==|!=,NotEq|!=|==,In|in|not in,NotIn|not in|in,Is|is|is not"
-OPERATORS += ",IsNot|is not|is,Add|+|-,Sub|-|+,Mult|*|/,Div|/|*,FloorDiv|//|*,Mod|%|*,And|and|or,Or|or|and"
-SWAPS = {
-    getattr(ast, name): (sign, other) for name, sign, other in (of.split("|") for of in OPERATORS.split(","))
-}
+#: Each operator, and what stands in its place; and names.
+OTHER = {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult}
+for pair in ("Lt LtE", "Gt GtE", "Eq NotEq", "In NotIn", "Is IsNot", "Add Sub", "Mult Div", "And Or"):
+    one, other = (getattr(ast, name) for name in pair.split())
+    OTHER |= {one: other, other: one}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 #: What is only said, checked or displayed.
 SKIPPED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -100,43 +100,36 @@ def candidates(file):
             if getattr(node, "lineno", 0) != getattr(node, "end_lineno", None):
                 continue
             line = lines[node.lineno - 1]
-            for start, end, new in changes(node, line):
-                if not any(word in line for word in WORDS):
-                    nth = lines[of.lineno - 1 : node.lineno - 1].count(line)
-                    after = line[:start] + new + line[end:]
-                    yield dict(zip(KEYS, (file, name, nth, line, after), strict=True))
+            if (new := mistaken(node)) and not any(word in line for word in WORDS):
+                nth = lines[of.lineno - 1 : node.lineno - 1].count(line)
+                after = line[: node.col_offset] + ast.unparse(new) + line[node.end_col_offset :]
+                yield dict(zip(KEYS, (file, name, nth, line, after), strict=True))
 
 
-def changes(node, line):
-    """The changes of a node: columns of its line, and what stands there instead."""
-    start, end = node.col_offset, node.end_col_offset
-
-    def swapped(left, right, operator):
-        sign, other = SWAPS.get(type(operator), ("?", ""))
-        at = line.find(sign, left.end_col_offset, right.col_offset)
-        is_text = any(
-            isinstance(getattr(of, "value", of), str | ast.JoinedStr | ast.List) for of in (left, right)
-        )
-        if at >= 0 and not is_text:
-            yield at, at + len(sign), other
-
+def mistaken(node):
+    """A node with a small mistake; None where there is none to be made."""
     match node:
-        case ast.Compare(left, [operator], [right]) | ast.BinOp(left, operator, right):
-            yield from swapped(left, right, operator)
-        case ast.BoolOp(operator, [left, right, *_]):
-            yield from swapped(left, right, operator)
+        case ast.Compare(left, [operator], [right]) if type(operator) in OTHER:
+            return ast.Compare(left, [OTHER[type(operator)]()], [right])
+        case ast.BinOp(left, operator, right) if type(operator) in OTHER:
+            texts = (ast.JoinedStr, ast.List)
+            is_text = any(isinstance(getattr(of, "value", of), (str, *texts)) for of in (left, right))
+            return None if is_text else ast.BinOp(left, OTHER[type(operator)](), right)
+        case ast.BoolOp(operator, values):
+            return ast.BoolOp(OTHER[type(operator)](), values)
         case ast.UnaryOp(ast.Not(), operand):
-            yield start, operand.col_offset, ""
+            return operand
         case ast.Constant(int() | float() as value):
-            yield start, end, str(not value if isinstance(value, bool) else value + 1)
+            return ast.Constant(not value if isinstance(value, bool) else value + 1)
         case ast.Name(name) if name in NAMES:
-            yield start, end, NAMES[name]
-        case ast.Return(value) if value and line[value.col_offset : end] != "None":
-            yield value.col_offset, end, "None"
-        case ast.IfExp(test, _, _):
-            yield test.col_offset, test.end_col_offset, f"not ({line[test.col_offset : test.end_col_offset]})"
+            return ast.Name(NAMES[name])
+        case ast.Return(value) if value and getattr(value, "value", value) is not None:
+            return ast.Return(ast.Constant(None))
+        case ast.IfExp(test, body, other):
+            return ast.IfExp(ast.UnaryOp(ast.Not(), test), body, other)
         case ast.Expr(ast.Call()) | ast.AugAssign() | ast.Continue():
-            yield start, end, "pass"
+            return ast.Pass()
+    return None
 
 
 def draw():
@@ -233,16 +226,12 @@ def run(folder):
 
 
 def chosen(tests):
-    """The nets, then a case of each test, the fastest ones first, then two more of each: up to TESTING
-    seconds."""
-    ordered, cases = [], Counter()
-    for took, test in tests:
+    """Three cases of each test at most, the nets and then the fastest ones first: up to TESTING seconds."""
+    kept, cases, seconds = [], Counter(), 0.0
+    for took, test in sorted(tests, key=lambda one: ("/nets/" not in one[1], one)):
         name = test.partition("[")[0]
-        cases[name] += 1
-        ordered.append(("/nets/" not in name, cases[name] > 1, took, test, cases[name]))
-    kept, seconds = [], 0.0
-    for *_, took, test, case in sorted(ordered):
-        if case <= 3 and (not kept or seconds + took <= TESTING):
+        if cases[name] < 3 and (not kept or seconds + took <= TESTING):
+            cases[name] += 1
             seconds += took
             kept.append((took, test))
     return [test for _, test in sorted(kept)]

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ import vera
 from analysis.figures import NAMES
 from analysis.tables import TABLES
 from runs.config import Files, expand, read_command
-from runs.config.expand import WHERE, read_grid
+from runs.config.expand import read_grid
 from runs.errors import UserError
 from runs.export import FORMATS
 from runs.plan import main as plan
@@ -88,18 +88,13 @@ def read_line(name: str, words: list[str]) -> runs.command.Line:
     return line.value.args[0]
 
 
-def each_value(overrides: Iterable[str], folder: str | None) -> Iterator[tuple[str, ...]]:
-    """Commands of one run each, which together have every value of every list, and once what is said of where
-    and how they are done. (test_methods.py has each value with each.)"""
+def first_and_last(overrides: Iterable[str], folder: str | None) -> set[tuple[str, ...]]:
+    """Commands of one run each: of the first value of every list, and of the last. (test_methods.py has each
+    value with each.)"""
     files = Files(folder)
     with files.hydra():
         cells, seeds, _ = read_grid(overrides, files)
-    seen = set[str]()
-    while cells := [cell for cell in cells if not seen.issuperset(cell)]:
-        cell = max(cells, key=lambda cell: len({*cell} - seen))
-        words = (word for word in cell if word not in seen or not word.lstrip("+").startswith(WHERE))
-        yield *words, *filter(None, seeds[:1])
-        seen |= {*cell}
+    return {(*cell, *filter(None, seeds[:1])) for cell in (cells[0], cells[-1])}
 
 
 @functools.cache
@@ -135,7 +130,7 @@ def check_module(name: str, words: list[str], options: list[str]) -> None:
         if name == "runs.tune":
             cells(overrides, folder)
         elif overrides or name == "runs":
-            for of in each_value(overrides, folder):
+            for of in first_and_last(overrides, folder):
                 compose(of, folder)
 
 
@@ -248,7 +243,7 @@ def test_readme_is_short_and_narrow():
     assert max(map(len, code)) <= 95
 
 
-@pytest.mark.parametrize("preset", sample(COSTS, COSTS[-1]))
+@pytest.mark.parametrize("preset", sample(COSTS, COSTS[0]))
 def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
     page = (ROOT / "docs" / "gpu.md").read_text()
     row = re.search(rf"^\| {preset} \| (.*) \|$", page, re.M)[1].split(" | ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import serving, timing, training
+from benchmarks import serving, training
 from benchmarks.training import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
 
 pytestmark = pytest.mark.parity
@@ -16,9 +16,7 @@ pytestmark = pytest.mark.parity
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SMALL |= {"vocab_size": 90}
 ROBERTA = Shape("RoBERTa, small", 48, training.ROBERTA | SMALL, sequence=16)
-LLAMA = Shape(
-    "a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, ("q_proj", "v_proj"), 16
-)
+LLAMA = Shape("a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, 16)
 VARIANTS = (*training.METHODS, *training.MORE)
 
 
@@ -43,13 +41,13 @@ def test_the_pieces_take_turns_and_each_round_is_a_ratio(monkeypatch):
     clock, calls = itertools.accumulate(itertools.cycle([0, 1.0, 0, 2.0])), []
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     work = {name: lambda name=name: calls.append(name) for name in "ab"}
-    a, b = timing.interleaved(work, 2, {"part": "p"})
+    a, b = training.interleaved(work, 2, {"part": "p"})
     assert calls == [*"ab", *"ba", *"ab"]
     assert (a["seconds"], b["seconds"]) == ([2.0, 1.0], [1.0, 2.0])  # the first round does not count
     assert (a["ratios"], b["ratios"]) == ([1.0, 1.0], [0.5, 2.0])
-    (own,) = timing.interleaved({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
+    (own,) = training.interleaved({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
     assert own["seconds"] == [7.0]
-    assert "| b | 1 s | 1.5 s | 1.25 | 0.50 to 2.00 |" in timing.markdown([a, b])
+    assert "| b | 1 s | 1.5 s | 1.25 | 0.50 to 2.00 |" in training.markdown([a, b])
 
 
 @pytest.mark.usefixtures("process")  # its memory is measured in one
@@ -58,7 +56,7 @@ def test_training_times_every_variant_beside_peft_s_lora(run):
     steps = [row for row in rows if row["part"] == "training"]
     assert len(steps) == 4 * len(VARIANTS)
     assert all(len(row["seconds"]) == len(row["ratios"]) == 5 for row in steps)
-    assert all(set(row["ratios"]) == {1.0} for row in steps if row["variant"] == training.REFERENCE)
+    assert all(set(row["ratios"]) == {1.0} for row in steps if row["variant"] == training.METHODS[0])
     peaks = [row["bytes"] for row in rows if row["part"] == "memory"]
     assert len(peaks) == len(training.METHODS)
     assert min(peaks) > 1e7
@@ -102,16 +100,15 @@ def test_decoding_times_both_searches(run, monkeypatch):
 def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(run, monkeypatch):
     epochs = []
 
-    def epoch(folder, seeds, waits, busy):
-        epochs.append((next(seeds), waits, busy))
+    def epoch(waits, busy):
+        epochs.append((waits, busy))
         return float(len(epochs))
 
     monkeypatch.setattr(training, "_epoch", epoch)
     rows, _ = run("contention")
     assert [row["seconds"] for row in rows] == [[float(n)] for n in range(2, 8)]
-    assert len({seed for seed, _, _ in epochs}) == 7  # each a run of its own
-    assert [waits for _, waits, _ in epochs[1:]] == [*training.WAITS.values()] * 2
-    assert [busy for _, _, busy in epochs[1:]] == [0] * 3 + [training.BUSY] * 3
+    assert [waits for waits, _ in epochs[1:]] == [*training.WAITS.values()] * 2
+    assert [busy for _, busy in epochs[1:]] == [0] * 3 + [training.BUSY] * 3
 
 
 @pytest.mark.parametrize("shape", [ROBERTA, LLAMA], ids=lambda shape: shape.label)

@@ -49,7 +49,7 @@ def test_any_bytes_are_data_or_refused_in_a_line_that_names_the_file(name, file,
     config = expand([*words, "model.path=/x"])[0].config["task"]
     read_target(target, config, targets, targets / name)
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, database=None, derandomize=True)
     @given(st.integers(0, len(before)), ODD, st.integers(0, len(before)))
     def changed(start, odd, end):
         path.write_bytes(before[:start] + odd + before[end:])
