@@ -1,6 +1,5 @@
 """Pieces of work in interleaved rounds; training beside peft, of models with random weights: times and memory
-of steps; and a run on cores that others use, too, where the way in which OpenMP's threads wait decides how much
-it suffers."""
+of steps; and a run on cores that others use, too, by the way in which OpenMP's threads wait."""
 
 import copy
 import gc
@@ -39,8 +38,8 @@ def interleaved(
     work: Mapping[str, Callable[[], Any]], rounds: int, about: Row, warm_up: int = 1
 ) -> list[Row]:
     """The seconds of each piece of work, and in each round its ratio to those of the first piece. The pieces
-    take turns, so that a slow minute of the machine hits all alike; the first `warm_up` rounds do not count. A
-    piece that returns a float has measured its own seconds. about: the rest of a row."""
+    take turns, so that a slow minute of the machine hits all alike; the first `warm_up` rounds do not count.
+    A piece that returns a float has measured its own seconds. about: the rest of a row."""
     names, seconds = list(work), dict[str, list[float]]()
     for turn in tqdm(range(rounds + warm_up), str(about["part"]), leave=False, disable=None):
         first = turn % len(names)
@@ -75,10 +74,10 @@ def _line(row: Row) -> dict[str, str]:
     about = {name: value for name, value in row.items() if name not in ("part", "seconds", "ratios")}
     line = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in about.items()}
     if seconds := row.get("seconds"):
+        ratios = row["ratios"]
         line |= {"least": f"{min(seconds):.3g} s", "median": f"{statistics.median(seconds):.3g} s"}
-    if ratios := row.get("ratios"):
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        line |= {"ratio": f"{statistics.median(ratios):.2f}", "of a round": spread}
+        line |= {"ratio": f"{statistics.median(ratios):.2f}"}
+        line |= {"of a round": f"{min(ratios):.2f} to {max(ratios):.2f}"}
     return line
 
 
@@ -130,9 +129,9 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
     if name.startswith("peft"):
         import peft
 
-        kind, rank = (peft.VeraConfig, shape.rank) if name == "peft VeRA" else (peft.LoraConfig, 8)
-        config: Any = kind(r=rank, target_modules=[*find_sites(model, ("query", "value"))])
-        return peft.get_peft_model(model, config)
+        kind: Any = peft.VeraConfig if name == "peft VeRA" else peft.LoraConfig
+        rank, sites = shape.rank if name == "peft VeRA" else 8, [*find_sites(model, ("query", "value"))]
+        return peft.get_peft_model(model, kind(r=rank, target_modules=sites))
     path: Any = name.removeprefix("VeRA").strip() or "auto"
     vera.VeRA(rank=shape.rank, path=path).adapt(model)
     return model

@@ -354,26 +354,14 @@ def alike(reason: str) -> str:
 
 
 def refusals(tried: Cells, key: Callable[[str], str], shown: Callable[[str], str]) -> list[str]:
-    """A line for each reason and the pairs that have it in the same letters; of reasons with one key, the
-    first."""
-    reasons: dict[str, dict[str, dict[str, str]]] = {}  # by key, method and architecture: the letters
+    """A line for each reason, with the methods that have it anywhere; of reasons with one key, the first."""
+    names: dict[str, dict[str, None]] = {}
     first: dict[str, str] = {}
-    for (name, a), (_, refused) in tried.items():
-        for letter, reason in refused.items():
-            letters = reasons.setdefault(key(reason), {}).setdefault(name, {})
-            letters[a] = letters.get(a, "") + letter
+    for (name, _), (_, refused) in tried.items():
+        for reason in refused.values():
+            names.setdefault(key(reason), {})[name] = None
             first.setdefault(key(reason), shown(reason))
-    lines = []
-    for reason, methods in reasons.items():
-        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for name, where in methods.items():
-            for letters in dict.fromkeys(where.values()):
-                same = tuple(a for a in where if where[a] == letters)
-                groups.setdefault((letters, same), []).append(name)
-        for (letters, where), names in groups.items():
-            on = "" if len(where) == len(ARCHITECTURES) else f" on {', '.join(where)}"
-            lines.append(f"- **{letters}** {', '.join(names)}{on}: {first[reason]}")
-    return lines
+    return [f"- {', '.join(names[of])}: {first[of]}" for of in names]
 
 
 HEAD = """\

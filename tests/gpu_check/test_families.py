@@ -127,14 +127,6 @@ def differs(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in SAME if one[key] != other[key]] + ["texts"] * (of[0] != of[1])
 
 
-def test_a_record_that_differs_would_be_seen():
-    one = {"status": "done", "steps": 3, "curve": {"epoch": [1]}, "predictions": {"last": "a"}}
-    one |= {"result": {}, "texts": None}
-    assert differs(one, dict(one)) == []
-    assert differs(one, one | {"predictions": {"last": "b"}}) == ["predictions"]
-    assert differs(one, one | {"texts": {"scores": []}}) == ["texts"]
-
-
 @GPU_ONLY
 def test_beam_search_writes_what_the_cpu_writes(sharp_words, tmp_path, found):
     """With the same weights, in float32."""

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.nets
 
 STUDIES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir())
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+#: Studies with groups that others have, too, or of many runs.
+SLOW = ["peers_minilm", "ablations_minilm", "rank_scaling_sst2_minilm", "glue_mpnet", "glue_more_minilm"]
 #: Of each kind of task and model a preset or two of few cells: a cell takes a quarter of a second to compose.
 FAST = [
     *("figure3", "figure5", "table12", "table3_large", "table4_llama_13b"),
@@ -33,7 +35,7 @@ FAST = [
 # --- records
 
 
-@pytest.mark.parametrize("study", sample(STUDIES, *(name for name in STUDIES if name != "peers_minilm")))
+@pytest.mark.parametrize("study", sample(STUDIES, *(name for name in STUDIES if name not in SLOW)))
 def test_the_ids_and_groups_of_records(study, monkeypatch):
     """An id, computed from the record's own configuration, contents, protocol and seeds; and what its
     optimizer trains at which rate, parameter by parameter."""
