@@ -36,10 +36,11 @@ def serving(full: bool) -> list[Row]:
     peft_vera, peft_lora = (of_peft(name, base, names) for name in ("peft VeRA", "peft LoRA r=8"))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "a"
-        rows, of = list[Row](), {"part": "adapter file", "model": shape.label}
-        for label, model, by in (("LoRA", with_lora, lora), ("VeRA", one, method)):
-            size, count_of = vera.save(model, by, path), by.count(model)
-            rows.append(of | {"variant": f"{label} r={by.rank}", "bytes": size, "parameters": count_of})
+        rows: list[Row] = []
+        saved: list[tuple[str, nn.Module, vera.Method]] = [(f"LoRA r={lora.rank}", with_lora, lora)]
+        for label, model, by in [*saved, (f"VeRA r={method.rank}", one, method)]:
+            about: Row = {"part": "adapter file", "model": shape.label, "variant": label}
+            rows.append(about | {"bytes": vera.save(model, by, path), "parameters": by.count(model)})
         for resident in RESIDENT if full else RESIDENT[:2]:
             for i in range(len(adapters), resident):
                 adapters.add(str(i), path)
@@ -59,8 +60,8 @@ def serving(full: bool) -> list[Row]:
                     }
                 rows += interleaved(work, 5, {"part": "serving", "tokens": length, "resident": resident})
         size = sum(vector.untyped_storage().nbytes() for vector in adapters.vectors.values())
-        about = f"{len(adapters):,} adapters in memory"
-        return [*rows, {"part": "resident", "variant": about, "bytes": size}]
+        there = f"{len(adapters):,} adapters in memory"
+        return [*rows, {"part": "resident", "variant": there, "bytes": size}]
 
 
 def of_peft(name: str, base: nn.Module, adapters: list[str]) -> Any:

@@ -13,11 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,19 +72,17 @@ def _line(row: Row) -> dict[str, str]:
     """The cells of a row, by their column."""
     about = {name: value for name, value in row.items() if name not in ("part", "seconds", "ratios")}
     line = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in about.items()}
-    if seconds := row.get("seconds"):
-        ratios = row["ratios"]
-        line |= {"least": f"{min(seconds):.3g} s", "median": f"{statistics.median(seconds):.3g} s"}
-        line |= {"ratio": f"{statistics.median(ratios):.2f}"}
-        line |= {"of a round": f"{min(ratios):.2f} to {max(ratios):.2f}"}
+    if "seconds" in row:
+        seconds, ratios, median = row["seconds"], row["ratios"], statistics.median
+        line |= {"least": f"{min(seconds):.3g} s", "median": f"{median(seconds):.3g} s"}
+        line |= {"ratio": f"{median(ratios):.2f}", "of a round": f"{min(ratios):.2f} to {max(ratios):.2f}"}
     return line
 
 
 # --- models
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A model: its transformers configuration, VeRA's rank on it, and the tokens of a sequence."""
 
     label: str
@@ -191,8 +188,8 @@ def training(full: bool) -> list[Row]:
         for name in METHODS:
             with multiprocessing.get_context("spawn").Pool(1, end_with_parent) as pool:
                 peak = pool.apply(_peak, (name, shape, lengths[1]))
-            about = {"part": "memory", "model": shape.label, "tokens": lengths[1]}
-            rows.append(about | {"variant": name, "bytes": peak})
+            about = {"part": "memory", "model": shape.label, "tokens": lengths[1], "variant": name}
+            rows.append(about | {"bytes": peak})
     return rows
 
 
