@@ -3,21 +3,20 @@
     python -m analysis.diff ID          a run of this machine, and the published record of the same id
     python -m analysis.diff ID ID       any two
 
-An id may be cut short. all=true lists what is the same, too.
+An id may be cut short.
 """
 
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from analysis.command import open_ledger
 from analysis.facts import label_of
-from analysis.render import Entry, Table, render
-from runs.command import OfRecords, entry_point, find_record, read, setting
+from analysis.render import Entry, Table, markdown
+from runs.command import OfRecords, entry_point, find_record, read
 from runs.errors import UserError
 from runs.record import Record, without_paths
 
@@ -26,16 +25,8 @@ IGNORED: tuple[str, ...] = ("schema.", "id.", "label.", "tries.", "cell.paper.",
 IGNORED += ("config.output.", "config.recipe.", "config.debug.")
 
 
-@dataclass(frozen=True)
-class Settings(OfRecords):
-    """What the table shows, and how it is printed."""
-
-    all: bool = setting(False, "what is the same, too")
-    format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
-
-
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="ID [ID]")
+    line = read(arguments, OfRecords, names="ID [ID]", module=__name__)
     ledger, output = open_ledger(line.settings.output), line.settings.output
     first, *rest = (find_record(ledger, name, output) for name in line.names)
     whose = ledger.origin[first["id"]]
@@ -43,18 +34,18 @@ def main(arguments: list[str]) -> int:
         where = "has not run here" if whose != "ours" else "is not published"
         raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
     others, second = (ledger.origin[rest[0]["id"]], rest[0]) if rest else ledger.published[first["id"]]
-    print(render([compared(first, second, (whose, others), line.settings.all)], line.settings.format))
+    print(markdown(compared(first, second, (whose, others))))
     return 0
 
 
-def compared(first: Record, second: Record, origins: tuple[str, str], every: bool = False) -> Table:
+def compared(first: Record, second: Record, origins: tuple[str, str]) -> Table:
     """The table of two records: a row for each difference. origins: where they come from."""
     both = first, second
     a, b = (leaves(without_paths(of)) for of in both)
     rows: list[list[Entry]] = [
         [key, _word(a.get(key)), _word(b.get(key)), _difference(a.get(key), b.get(key))]
         for key in a | b
-        if not f"{key}.".startswith(IGNORED) and (every or a.get(key) != b.get(key))
+        if not f"{key}.".startswith(IGNORED) and a.get(key) != b.get(key)
     ]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
     names = [f"{record['id']} ({of})" for record, of in zip(both, whose, strict=True)]
@@ -85,8 +76,6 @@ def _reported(of: Mapping[str, Any]) -> str:
 def _difference(a: Any, b: Any) -> str:
     """The second value less the first, and over it, or the largest difference of two lists, infinite where
     one of them lacks a number; "" where they are no numbers."""
-    if a == b:
-        return "the same"
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return f"{len(a)} and {len(b)} values"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+from analysis.paper import SCORES
 from runs.record import (
     CONF,
     FINISHED,
@@ -86,13 +87,6 @@ def forgetting(record: Record) -> float:
     return float(of["after"] - of["before"]) if whole else math.nan
 
 
-def part_of_data(record: Record) -> bool:
-    """Whether a run was trained or evaluated on as many rows as task.train_rows and task.dev_rows say. With
-    fewer rows than the setting says, the data are whole."""
-    task, data = record["config"]["task"], record["data"]
-    return any(task.get(key) and task[key] == data[key] for key in ("train_rows", "dev_rows"))
-
-
 @cache
 def of_method(recipe: str) -> bool:
     """Whether a recipe is that of a method, such as vera/minilm, and not one that a study made for its
@@ -171,7 +165,6 @@ NAMES |= values("first", model_label="label.model", task_label="label.task", con
 NAMES |= values("first", method="config.method.kind", family="config.task.family")
 NAMES |= values("first", epochs="config.train.epochs", lr="config.train.lr", lr_head="config.train.lr_head")
 
-SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 NUMBERS: Columns = {
     "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
     "reported": (reported_epoch, "first"),
@@ -186,7 +179,6 @@ NUMBERS: Columns = {
     "forgetting": (forgetting, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words
-    "part_of_data": (part_of_data, ""),
     "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
     "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
     "judged": (lambda record: record.get("judged") or [], ""),

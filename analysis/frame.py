@@ -6,7 +6,7 @@ crossfit, half, optimism, median, mean, spread) are in the unit that tables prin
 seconds and bytes are in their columns' names. NaN: a run has no such number."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -116,37 +116,43 @@ SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
 MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
 CHOSEN = ["best", "last", "crossfit", "half"]
 OVER_SEEDS = [*CHOSEN, "optimism"]
+OF_REPORTED = ["name", "less", "digits"]
+#: What makes several numbers of each run of cells: a frame by the runs' index.
+Numbers = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) -> pd.DataFrame:
+def cells(runs: pd.DataFrame, value: str | Numbers = "value", seeds: int | None = None) -> pd.DataFrame:
     """The cells of some runs, a row each, sorted by KEY: the statistics of a column of `runs` over the seeds.
 
-    value: the column (value, best, last, crossfit, a score). seeds: how many a complete cell has; by
+    value: the column (value, best, last, crossfit, a score); or what makes several numbers of each run, with
+    `number`, `column` and `variant`: then each of these is a cell. seeds: how many a complete cell has; by
     default those of the task's protocol, or of the preset that ran it. Diverged runs and those of one class
     count like any other; a run without a number makes the statistics NaN.
 
-    Columns: KEY; those of NAMES and NUMBERS that are one or a median; runs, n (those that have the number),
-    wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample standard
-    deviation); best, last, crossfit, half and optimism, medians; diverged, a count; one_class, the seeds that
-    predict one class, and class_share, its share of the rows in words; deviations; presets; origins;
-    left_out, how many results of the row have other settings; older, their older protocols; again, the ids
-    of results that repeat a seed."""
+    Columns: KEY; those of NAMES and NUMBERS that are one or a median, and of `reported`; runs, n (those that
+    have the number), wanted, complete; values, seeds and ids, tuples by seed; median, mean, spread (sample
+    standard deviation); best, last, crossfit, half and optimism, medians; diverged, a count; one_class, the
+    seeds that predict one class, and class_share, its share of the rows in words; deviations; presets;
+    origins; left_out, how many results of the row have other settings; older, their older protocols; again,
+    the ids of results that repeat a seed."""
     runs = chosen(runs)
     results = runs[runs.kind == "result"]
-    kept = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    kept, key = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable"), KEY
+    if callable(value):
+        kept, value, key = kept.join(value(kept)), "number", [*KEY, "variant", "column"]
+        places = kept.groupby(key, sort=False).ngroup()
+        kept = kept.iloc[np.argsort(places.to_numpy(), kind="stable")]
     kept = kept.assign(value_of=kept[value])
     names = list(dict.fromkeys(["value_of", *OVER_SEEDS, *MEDIANS]))
     kept[names] = kept[names].apply(pd.to_numeric).astype(float)
     kept["diverged"] = kept.diverged.astype(bool)
-    by = kept.groupby(KEY, sort=False)
+    by = kept.groupby(key, sort=False)
     done = kept.assign(**kept[MEDIANS].where(~kept.diverged | by.diverged.transform("all")))
-    alike = kept[kept.one_class.map(lambda of: isinstance(of, str)).astype(bool)].groupby(KEY)
-    other = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
-    older = results[results.left_out == "protocol"].groupby(KEY)
-    again = results[results.left_out == "seed"].groupby(KEY)
+    alike = kept[kept.one_class.map(lambda of: isinstance(of, str)).astype(bool)].groupby(key)
     n, values, each = by.value_of.count(), by.value_of, partial(_each, by)
     whole = n == by.size()
-    made = by.nth(0).set_index(KEY)[[name for name in SUMMED if name not in MEDIANS]]
+    once = [name for name in SUMMED if name not in MEDIANS] + [of for of in OF_REPORTED if of in kept]
+    made = by.nth(0).set_index(key)[once]
     made = made.assign(
         runs=by.size(),
         n=n,
@@ -158,24 +164,29 @@ def cells(runs: pd.DataFrame, value: str = "value", seeds: int | None = None) ->
         spread=values.std().where(whole),
         **by[CHOSEN].median().where(by[CHOSEN].count().eq(by.size(), axis=0)),
         optimism=by.optimism.median(),
-        **done.groupby(KEY, sort=False)[MEDIANS].median(),
+        **done.groupby(key, sort=False)[MEDIANS].median(),
         diverged=by.diverged.sum(),
         one_class=alike.seed.agg(tuple),
         class_share=alike.one_class.first(),
         presets=[*map(_distinct, each("preset"))],
         origins=[*map(_distinct, each("origin"))],
         deviations=[_distinct(itertools.chain(*of)) for of in each("deviations")],
-        left_out=other.size(),
-        older=older.protocol.agg(lambda of: tuple(sorted({*of}))),
-        again=again.id.agg(tuple),
     )
+    made = made.reset_index().join(_aside(results), on=KEY)
     for name in ("one_class", "older", "again"):
         made[name] = [of if isinstance(of, tuple) else () for of in made[name]]
     made["class_share"] = [of if isinstance(of, str) else "" for of in made.class_share]
     made["left_out"] = made.left_out.fillna(0).astype(int)
-    made = made.reset_index()
     wanted = [_wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)]
     return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
+
+
+def _aside(results: pd.DataFrame) -> pd.DataFrame:
+    """Of the results that are in no cell: left_out, older and again of `cells`."""
+    other = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
+    older = results[results.left_out == "protocol"].groupby(KEY).protocol.agg(lambda of: (*sorted({*of}),))
+    again = results[results.left_out == "seed"].groupby(KEY).id.agg(tuple)
+    return pd.DataFrame({"left_out": other.size(), "older": older, "again": again})
 
 
 def _each(by: Any, column: str) -> list[tuple[Any, ...]]:
@@ -230,17 +241,15 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
 
 def reported_cells(runs: pd.DataFrame, select: str = "paper", seeds: int | None = None) -> pd.DataFrame:
     """The cells of the number that each task's table reports (`reported`), with its name, less and digits."""
-    runs = reported(runs, select)
-    about = runs.drop_duplicates("cell").set_index("cell")[["name", "less", "digits"]]
-    return cells(runs, "number", seeds).join(about, on="cell")
+    return cells(reported(runs, select), "number", seeds)
 
 
-def pairs(runs: pd.DataFrame, row: str, other: str = "", number: str = "number") -> pd.DataFrame:
+def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     """The runs of a row beside those of another ("": of every other), a line for each model, task and seed
     that both have, measured on the same: x of `row` and y of the other, such that more is better, with the
     ids of both. runs: of `reported`, in cells."""
-    known = runs[(runs.left_out == "") & runs[number].notna()]
-    known = known.assign(value=known[number].where(~known.less, -known[number]))
+    known = runs[(runs.left_out == "") & runs.number.notna()]
+    known = known.assign(value=known.number.where(~known.less, -known.number))
     on = ["model", "task", "seed", "measured", "name"]
     known = known[[*on, "row", "label", "less", "digits", "id", "value"]]
     right = known[known.row == other] if other else known[known.row != row]

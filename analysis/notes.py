@@ -29,7 +29,7 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     its cells are. extra: other ways in which it deviates. how: what its numbers are."""
     shown = in_cells(runs, cells)
     lines = {
-        "Deviates": [*extra, *deviations(cells), *parts_of_data(shown), *measured_unlike(shown)],
+        "Deviates": [*extra, *deviations(cells), *measured_unlike(shown)],
         "Counted like any other": [*odd(cells), *several_sources(shown)],
         "Left out": left_out(runs, cells),
     }
@@ -40,14 +40,6 @@ def notes(runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), ho
     return [*found, f"{published}{how} {PAGE}".replace("  ", " ").strip()]
 
 
-def where(of: pd.DataFrame, every: pd.DataFrame) -> str:
-    """The rows on tasks of a frame as text: "all rows" where these are all, else by name."""
-    rows, all_rows = ({*zip(frame.row, frame.task, strict=True)} for frame in (of, every))
-    if len(all_rows) > 1 and rows == all_rows:
-        return "all rows"
-    return _enumeration([f"{row} on {task}" for row, task in sorted(rows)], "rows")
-
-
 def _enumeration(names: list[str], what: str) -> str:
     if len(names) <= 2 * NAMED:
         return ", ".join(names)
@@ -55,25 +47,16 @@ def _enumeration(names: list[str], what: str) -> str:
 
 
 def deviations(cells: pd.DataFrame) -> list[str]:
-    """How the runs of these cells deviate from their recipes, but for a rank that the row's name says."""
-    each = cells[["row", "task", "deviations"]].explode("deviations").dropna()
+    """How the runs of these cells deviate from their recipes, but for a rank that the row's name says, and on
+    which rows and tasks ("all rows")."""
+    each = cells[["row", "task", "deviations"]].explode("deviations").dropna().drop_duplicates()
     ranks = each.row.map(lambda row: f"rank {row.rpartition('_r')[2]} instead of")
     named = [word.startswith(rank) for word, rank in zip(each.deviations, ranks, strict=True)]
-    by_word = each[~pd.Series(named, each.index, dtype=bool)].groupby("deviations")
-    return [f"{word} ({where(of, cells)})" for word, of in by_word]
-
-
-def parts_of_data(runs: pd.DataFrame) -> list[str]:
-    """Each size of a part of the data (task.train_rows, task.dev_rows) that runs were trained and evaluated
-    on, where their deviations do not name it."""
-    if runs.empty:
-        return []
-    part = runs[runs.part_of_data & ~runs.deviations.map(lambda of: any("subset of" in word for word in of))]
-    sizes = part.groupby(["train_rows", "dev_rows"], sort=True)
-    return [
-        f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows ({where(of, runs)})"
-        for (train, dev), of in sizes
-    ]
+    found, every = list[str](), len(cells.drop_duplicates(["row", "task"]))
+    for word, of in each[~pd.Series(named, each.index, dtype=bool)].groupby("deviations"):
+        rows = _enumeration(sorted(of.row + " on " + of.task), "rows")
+        found.append(f"{word} ({'all rows' if len(of) == every > 1 else rows})")
+    return found
 
 
 def measured(runs: pd.DataFrame) -> dict[str, str]:
@@ -97,22 +80,16 @@ def measured_unlike(runs: pd.DataFrame) -> list[str]:
 
 def odd(cells: pd.DataFrame) -> list[str]:
     """Seeds that diverged, that answer one class for every row, and that finished without their number."""
-    if cells.empty:
-        return []
-    found = []
-    if diverged := int(cells.diverged.sum()):
-        found.append(f"{plural(diverged, 'diverged run')} (1d: one of the seeds)")
-    if unknown := int((cells.runs - cells.n).sum()):
-        found.append(f"nan: {plural(unknown, 'run')} that finished without the number")
+    diverged, unknown = int(cells.diverged.sum()), int((cells.runs - cells.n).sum())
+    found = [f"{plural(diverged, 'diverged run')} (1d: one of the seeds)"] * bool(diverged)
+    found += [f"nan: {plural(unknown, 'run')} that finished without the number"] * bool(unknown)
     for (task, share), of in cells[cells.one_class.map(len) > 0].groupby(["task", "class_share"]):
         which = [f"{cell.row}, seed {', '.join(map(str, cell.one_class))}" for cell in of.itertuples()]
-        count = plural(sum(map(len, of.one_class)), "run")
-        found.append(
-            f"predicts one class: {count} on {task}{f' ({share})' if share else ''}: {'; '.join(which)}"
-        )
-    if len(one := cells[cells.one_draw.astype(bool) & (cells.runs > 1)]):
-        rows = _enumeration(sorted(set(one.row)), "rows")
-        found.append(f"one draw of random matrices for all seeds, whose share the spread leaves out ({rows})")
+        count = f"{plural(sum(map(len, of.one_class)), 'run')} on {task}{f' ({share})' if share else ''}"
+        found.append(f"predicts one class: {count}: {'; '.join(which)}")
+    if rows := sorted({*cells.row[cells.one_draw.astype(bool) & (cells.runs > 1)]}):
+        what = "one draw of random matrices for all seeds, whose share the spread leaves out"
+        found.append(f"{what} ({_enumeration(rows, 'rows')})")
     return found
 
 
@@ -136,17 +113,14 @@ def several_sources(runs: pd.DataFrame) -> list[str]:
 
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
-    found = []
-    if others := int(cells.left_out.sum()):
-        how = "a row shows those nearest to its recipe; all=true shows each"
-        found.append(f"{plural(others, 'run')} with other settings ({how})")
+    others, again = int(cells.left_out.sum()), [run for ids in cells.again for run in ids]
+    how = "a row shows those nearest to its recipe; all=true shows each"
+    found = [f"{plural(others, 'run')} with other settings ({how})"] * bool(others)
     for cell in cells[cells.older.map(len) > 0].itertuples():
-        older = ", ".join(f"{number:g}" for number in cell.older)
-        found.append(
-            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {cell.protocol:g}"
-        )
-    if again := [run for ids in cells.again for run in ids]:
-        found.append(f"more than one record of the same settings and seed: {_enumeration(again, 'runs')}")
+        older, newest = ", ".join(f"{number:g}" for number in cell.older), f"{cell.protocol:g}"
+        found.append(f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {newest}")
+    words = "more than one record of the same settings and seed"
+    found += [f"{words}: {_enumeration(again, 'runs')}"] * bool(again)
     return [*found, *unfinished(runs)]
 
 
@@ -154,8 +128,7 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
     found = []
     for kind, words in (("stopped", "stopped early by train.max_steps"), ("failed", "failed")):
-        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]]
-        names = [f"{run.id} ({run.label} on {run.task_label})" for run in of.itertuples()]
-        if names:
+        of = runs[runs.kind == kind].itertuples()
+        if names := [f"{run.id} ({run.label} on {run.task_label})" for run in of]:
             found.append(f"{words}: {_enumeration(names, 'runs')}")
     return found

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frame import CHOSEN
-from analysis.paper import GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
+from analysis.paper import DECIMALS, GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
 from analysis.render import Entry, Number
 from runs.record import plural
 
@@ -22,6 +21,16 @@ METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
 #: Names of models, columns and methods.
 NAMED = ROBERTA | GPT2 | LLAMAS | VIT | GLUE | IMAGES | METHODS | {"avg": "Avg.", "score": "MT-Bench"}
 NAMED |= {key: name for key, (name, _) in SCORES.items()}
+
+
+def named(of: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
+    """Names by key: of a group of printed/names.yaml, of some keys, or their own."""
+    if isinstance(of, dict):
+        return of
+    keys = printed_file("names.yaml")[of] if isinstance(of, str) else of
+    return {key: NAMED.get(key, key) for key in keys}
+
+
 #: What a source, a part or a row may say of how it was run; "" where none says it.
 ABOUT: tuple[str, ...] = ("name", "seeds", "statistic", "epoch", "mnli", "rank", "sites")
 ABOUT += ("params", "lr", "lr_head", "memory", "time")
@@ -65,19 +74,20 @@ ENOUGH = 3
 
 def others_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
     """What others report of a model in these columns, and `less`, our median by the same choice of the epoch
-    less theirs: NaN where we have none, or not of every seed. cells: ours."""
+    less theirs, or by that of our table: NaN where we have none, or not of every seed. cells: ours."""
     theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
-    shown = cells[["row", "column", "task", "complete", *CHOSEN, "median"]].drop_duplicates(["row", "column"])
+    shown = cells.drop_duplicates(["row", "column"])
     by_column = {(cell.row, cell.column): cell for cell in shown.itertuples()}
 
     def ours(of: Any) -> float:
         wanted = [*GLUE] if of.column == "avg" else [of.column]
         own: list[Any] = [by_column.get((of.like, column)) for column in wanted]
-        if not all(cell and cell.complete for cell in own):
+        if not all(cell and cell.runs >= cell.wanted for cell in own):
             return math.nan
         # A column that is no task is a score, of one epoch
-        epoch = of.epoch if of.epoch and own[0].task == wanted[0] else "median"
-        return float(np.mean([getattr(cell, epoch) for cell in own]))
+        scores = own[0].task != wanted[0]
+        of_each = [getattr(cell, "median" if scores else of.epoch or cell.reported) for cell in own]
+        return float(np.mean(of_each))
 
     return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
 
@@ -106,10 +116,10 @@ def line(of: pd.DataFrame, each: bool) -> dict[str, Entry]:
 
 def _entry(of: pd.DataFrame) -> Entry:
     """A source's number, or all of several, of ENOUGH with the paper's target modules their range."""
-    many = of.same.sum() >= ENOUGH
+    many, digits = of.same.sum() >= ENOUGH, DECIMALS.get(of.column.iloc[0], 1)
     shown = [_range(of[of.same])] if many else []
     for one in of[~(of.same & many)].itertuples():
-        number = Number(one.value, one.spread if len(of) == 1 else math.nan, decimals=_digits(one.column))
+        number = Number(one.value, one.spread if len(of) == 1 else math.nan, decimals=digits)
         less = Number(one.less, decimals=number.decimals, sign=True)
         mark = ("" if one.same else "^") + ("" if math.isnan(one.less) else f" ({less})")
         shown.append(replace(number, mark=mark))
@@ -117,8 +127,4 @@ def _entry(of: pd.DataFrame) -> Entry:
 
 
 def _range(of: pd.DataFrame) -> Number:
-    return Number(of.value.min(), high=of.value.max(), decimals=_digits(of.column.iloc[0]))
-
-
-def _digits(column: str) -> int:
-    return SCORES[column][1] if column in SCORES else 2 if column == "score" else 1
+    return Number(of.value.min(), high=of.value.max(), decimals=DECIMALS.get(of.column.iloc[0], 1))

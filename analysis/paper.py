@@ -23,6 +23,9 @@ GLUE, IMAGES, BENCHES, ROBERTA, GPT2, VIT, LLAMAS, NAMES = (
 )
 #: The scores of E2E's texts: the name, and the decimals that the paper prints.
 SCORES: dict[str, list[Any]] = printed_file("names.yaml")["scores"]
+#: The decimals of a table's column; 1 of others.
+DECIMALS: dict[str, int] = {key: of for key, (_, of) in SCORES.items()}
+DECIMALS |= printed_file("names.yaml")["decimals"]
 #: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI. Our run of such a task
 #: is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}

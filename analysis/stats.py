@@ -3,7 +3,6 @@ and verdicts.
 
     python -m analysis.stats                        every cell of the ledger
     python -m analysis.stats table2                 the cells of one table
-    python -m analysis.stats experiment=table2_base      the runs of a preset
     python -m analysis.stats sweep=last             the runs of a sweep (task=, model=, method=: of these)
 
 What each number is, and where it is from: docs/statistics.md.
@@ -24,9 +23,9 @@ from analysis.inference import improvement, sign_test
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
-from runs.command import did_you_mean, entry_point, one_of, read, setting
+from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
-from runs.record import CONF, interval_name, median_interval
+from runs.record import interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
@@ -94,18 +93,17 @@ def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
 
     Columns: differences, a tuple by seed; pairs, wins, losses; the median difference with its interval (low,
     high); p of the sign test; better, P(better); digits; ids."""
-    lines = []
-    for (model, other), both in pairs(reported(chosen(runs)), row).groupby(["model", "row_other"]):
-        for task, of in both.groupby("task", sort=False):
-            of = of.sort_values("seed", kind="stable")
-            low, high = median_interval([*of.difference]) or (math.nan, math.nan)
-            line = {"model": model, "other": other, "task": task, "label": of.label.iloc[0]}
-            line |= {"other_label": of.label_other.iloc[0], "pairs": len(of)}
-            line |= {"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())}
-            line |= {"differences": tuple(of.difference), "difference": float(of.difference.median())}
-            line |= {"low": low, "high": high, "p": sign_test(of.difference)}
-            line |= {"better": improvement(of.x, of.y), "digits": int(of.digits.min())}
-            lines.append(line | {"ids": (*of.id, *of.id_other)})
+    lines, both = [], pairs(reported(chosen(runs)), row).sort_values(["model", "row_other"], kind="stable")
+    for (model, other, task), of in both.groupby(["model", "row_other", "task"], sort=False):
+        of = of.sort_values("seed", kind="stable")
+        low, high = median_interval([*of.difference]) or (math.nan, math.nan)
+        line = {"model": model, "other": other, "task": task, "label": of.label.iloc[0]}
+        line |= {"other_label": of.label_other.iloc[0], "pairs": len(of)}
+        line |= {"wins": int((of.difference > 0).sum()), "losses": int((of.difference < 0).sum())}
+        line |= {"differences": tuple(of.difference), "difference": float(of.difference.median())}
+        line |= {"low": low, "high": high, "p": sign_test(of.difference)}
+        line |= {"better": improvement(of.x, of.y), "digits": int(of.digits.min())}
+        lines.append(line | {"ids": (*of.id, *of.id_other)})
     return pd.DataFrame(lines, columns=None if lines else ["model", "other", "task"])
 
 
@@ -142,22 +140,18 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
 class Settings(Chosen):
     """Which cells are shown, and how."""
 
-    experiment: str | None = setting(None, "the preset whose runs are shown, in place of a table")
     row: str | None = setting(None, "the row that the others are compared with (vera)")
     format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    settings, row = line.settings, row_name(line.settings.row or "vera")
-    name, preset = "".join(line.names), settings.experiment or ""
-    if name and preset:
-        raise UserError(f"{name} and experiment={preset}: name one of them")
+    settings, row, name = line.settings, row_name(line.settings.row or "vera"), "".join(line.names)
     frames = own_and_published(open_chosen(settings))
-    part = part_of(pd.concat(frames), name, preset)
+    part = pd.concat(frames, ignore_index=True)
+    part = of_table(part, name) if name else part
     if part.empty:
-        of, way = f" of {name or f'experiment={preset}'}", "make help lists what runs them"
-        of, way = (of, way) if name or preset else ("", "make demo")
+        of, way = (f" of {name}", "make help lists what runs them") if name else ("", "make demo")
         raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
     if settings.row:
         one_of("row", row, sorted(set(part.row)))
@@ -172,23 +166,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def part_of(runs: pd.DataFrame, table: str = "", preset: str = "") -> pd.DataFrame:
-    """The runs on the models and tasks of a table, or of a preset: also rows that ran for another preset
-    first. Without a name all of them. Raises UserError for an unknown one."""
-    if table in tables.WITHOUT_RECORDS:
-        raise UserError(f"{table} is of formulas or recipes, and has no records")
-    presets = {*runs.preset.dropna(), *(path.stem for path in CONF.glob("experiment/*.yaml"))}
-    if preset and preset not in presets:
-        near = did_you_mean(preset, sorted(presets))
-        raise UserError(f"no preset {preset!r}.{near} They are the files of conf/experiment")
-    if table:
-        one_of("table", table, tables.TABLES)
-    if not table and not preset:
-        return runs
-    named = runs[runs.preset == preset]
-    keys = {*zip(named.model, named.task, strict=True)}
-    if table:
-        keys = {(of.model, task) for of in tables.made(table, runs) for task in of.tasks.values()}
+def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs on the models and tasks of a table, of whichever row. Raises UserError for an unknown one, and
+    for one without records."""
+    if name in tables.WITHOUT_RECORDS:
+        raise UserError(f"{name} is of formulas or recipes, and has no records")
+    one_of("table", name, tables.TABLES)
+    keys = {(of.model, task) for of in tables.made(name, runs) for task in of.tasks.values()}
     return runs[[key in keys for key in zip(runs.model, runs.task, strict=True)]]
 
 

@@ -41,18 +41,18 @@ def make(
     row; every_own: of own rows alone. how: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    (own, others), tables = frames or own_and_published(ledger), list[Table]()
-    if len(own) or others.empty:
-        shown = every_variant(own, paper=name != "") if every or every_own else own
-        # The paper's rows alone come after those with runs
-        tables = sorted(made(name, shown, **how), key=lambda table: not table.ids)
+    own, others = frames or own_and_published(ledger)
+
+    def part(runs: pd.DataFrame, each: bool, whose: str) -> list[Table]:
+        return made(name, every_variant(runs, paper=name != "") if each else runs, whose=whose, **how)
+
+    # The paper's rows alone come after those with runs, and are shown once
+    tables = part(own, every or every_own, "ours") if len(own) or others.empty else []
+    tables.sort(key=lambda table: not table.ids)
     missing = belonging(name, own)[lambda of: ~of.model.isin([table.model for table in tables])]
     missing = missing[(missing.kind == "stopped") & (missing.task.isin(how.get("tasks") or missing.task))]
-    if len(others):
-        shown = every_variant(others, paper=name != "") if every else others
-        no_own = not tables  # then the paper's rows alone are worth showing
-        published = made(name, shown, whose="published", **how)
-        tables += [table for table in published if table.ids or no_own]
+    published = part(others, every, "published") if len(others) else []
+    tables += [table for table in published if table.ids or not tables]
     if tables:  # own runs that were stopped early, of models without a table of own runs
         tables[0].notes += unfinished(missing)
     return tables

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from analysis.command import OfVariants, open_chosen, own_and_published, row_name, words
 from analysis.facts import NAMES, NUMBERS
 from analysis.notes import unfinished
@@ -41,7 +43,7 @@ class Settings(OfVariants):
     select: Literal["paper", "crossfit", "half"] = setting(
         "paper", "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)"
     )
-    seeds: int | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
+    seeds: PositiveInt | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
     against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
     columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
     others: Literal["true", "all", "false"] = setting(
@@ -62,8 +64,6 @@ def main(arguments: list[str]) -> int:
     if name in WITHOUT_RECORDS and (settings.chooses or settings.against or columns):
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
-    if settings.seeds is not None and settings.seeds < 1:
-        raise UserError(f"seeds={settings.seeds}: should be at least 1")
     ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
     against = row_name(settings.against or "")
     if against:

@@ -3,9 +3,9 @@ with the difference, and rows that the paper has not. What a table is says specs
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from analysis.inference import welch_half
 from analysis.notes import notes
 from analysis.others import line as others_line
 from analysis.others import others_of, verdict
-from analysis.paper import GLUE, IMAGES, numbers
+from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
 from analysis.tables.specs import Spec, View
 from runs.errors import UserError
@@ -49,8 +49,8 @@ def build(spec: Spec, view: View) -> list[Table]:
 
 class _Model:
     """A table of one model. runs: those that belong to it. made: its cells. paper: the paper's numbers with
-    them. ours: the cells of each row of ours, one mapping for each of its lines. more: columns beside the
-    numbers. lines: those made so far, entries by the keys of columns. every: all runs of the model."""
+    them. ours: the cells of each row of ours, one mapping for each of its lines. lines: those made so far,
+    entries by the keys of columns. every: all runs of the model."""
 
     def __init__(self, spec: Spec, view: View, model: str, every: pd.DataFrame, *of: pd.DataFrame) -> None:
         self.spec, self.view, self.model, (self.runs, made, self.paper) = spec, view, model, of
@@ -67,24 +67,19 @@ class _Model:
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
         self.ours, self.lines = dict[str, list[Own]](), list[dict[str, Entry]]()
-        found = dict[tuple[str, ...], dict[str, Cell]]()
-        for cell in made.itertuples(index=False):
-            found.setdefault((cell.row, cell.task * bool(spec.tasks), cell.variant), {})[cell.column] = cell
-        for (row, *_), line in found.items():
-            self.ours.setdefault(row, []).append(line)
+        for (row, *_), of in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
+            self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples()})
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
-        if shown and view.select != "paper":  # others are beside their own choice of the epoch
-            made = spec.cells(replace(view, select="paper", runs=self.runs))
         self.theirs = others_of(model, shown, spec.compares(made))
-        self.more = [of_cell(name, **how) for name, how in spec.more.items()]
-        self.more += [number_of(runs=every, label=label, **how) for label, how in spec.costs.items()]
-        added = forgetting(in_cells(self.runs, self.made)) if spec.forgets else []
-        added += [number_of(name, every) for name in view.columns if name not in {of.name for of in added}]
-        self.more += [*added, *([against(view.against, every)] if view.against else [])]
+        self.every = reported(every) if view.against else every
+        self.costs = spec.costs | {of: {"name": of} for of in view.columns}
+        measured = in_cells(self.runs, made[: None if spec.forgets else 0]).dropna(subset="forgetting")
+        self.forgetting = measured[measured.forgetting_text.isin(measured.forgetting_text.mode()[:1])]
+        self.notes = of_forgetting(measured, self.forgetting) if len(measured) else []
 
     def table(self) -> Table:
         """The table, with its notes."""
-        spec, model = self.spec, self.model
+        spec, view, model = self.spec, self.view, self.model
         empty = dict.fromkeys([*self.columns, *["avg"] * self.averaged], NONE)
         for _, group in self.paper.groupby(["method", "size"], sort=False):
             self._of_paper(group)
@@ -97,22 +92,26 @@ class _Model:
         title = (spec.title if self.papers else spec.other).format(
             spec.models.get(model, model), next(cells.itertuples(), None)
         )
-        whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
-        found = notes(self.runs, cells, spec.deviates(model, self.runs, cells), spec.reads(self.view, cells))
-        had = {key for line in self.lines for key, entry in line.items() if isinstance(entry, Number)}
-        more = [of for of in self.more if f"+{of.name}" in had or not of.optional]
+        whose = "" if view.whose == "ours" else f" ({view.whose})"
+        extra = spec.deviates(self.runs, cells) if spec.models else ()
+        found = [*notes(self.runs, cells, extra, spec.reads(view, cells)), *self.notes]
+        more = [*spec.more, *spec.costs, *["forgetting"] * len(self.notes[:1]), *view.columns]
+        if any(isinstance(line.get(f"+against {view.against}"), Number) for line in self.lines):
+            note = "the mean difference over pairs of one seed, +- half of its 95% interval."
+            more.append(f"against {view.against}")
+            found.append(f"{more[-1]}: {note}")
         header = {of: of for of in spec.head} | self.columns | ({"avg": "Avg"} if self.averaged else {})
-        header |= {f"+{of.name}": of.name for of in more} | {of: of for of in spec.tail}
+        header |= {f"+{of}": of for of in more} | {of: of for of in spec.tail}
         task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
         tasks: dict[str, str] = {label: task_of.get(key) or key for key, label in self.columns.items()}
         if spec.tasks:
-            labels = {**spec.tasks} | cells.set_index("task").task_label.to_dict()
-            tasks = {label: task for task, label in labels.items()}
+            labels = [*spec.tasks.items(), *zip(cells.task, cells.task_label, strict=True)]
+            tasks = {label: task for task, label in dict(labels).items()}
         return Table(
             f"{title}{whose}",
             [*header.values()],
             [[(empty | line).get(of, "") for of in header] for line in self.lines],
-            [*found, *(note for of in more for note in of.notes)],
+            found,
             model,
             tasks,
         )
@@ -126,7 +125,7 @@ class _Model:
         group = group[group.column.isin(self.columns)]
         line = dict[str, Entry](dict.fromkeys(self.columns if spec.tasks else (), ""))
         for of in group.itertuples():
-            mark, decimals = "*" * (of.like != of.row), spec.decimals.get(of.column, 1)
+            mark, decimals = "*" * (of.like != of.row), DECIMALS.get(of.column, 1)
             line[of.column] = Number(of.value, of.spread, decimals=decimals, mark=mark)
         if self.averaged:
             line["avg"] = Number(self.averages[first.method, first["size"]])
@@ -163,13 +162,24 @@ class _Model:
                 line["avg"] = average
             apart = f", {first.variant}" if first.variant and not spec.quoted else ""
             status = "; ".join(filter(None, [self._status(own, those, wanted), "" if again else word]))
-            line |= {"source": view.whose + apart, "status": status}
+            line |= {"source": view.whose + apart, "status": "" if apart else status}
             if not again:
                 named = "" if len(group) else spec.names.get(first.row, "")
                 line |= {spec.head[0]: named if spec.ablation else first.label, "params": count(first)}
             runs = self.runs[self.runs.id.isin({run for cell in own.values() for run in cell.ids})]
-            line |= {f"+{of.name}": of.entry(first, runs) for of in self.more if of.each or not again}
+            line |= {f"+{name}": of for name, of in self._more(first, runs, again).items()}
             self.lines += [line, *self._difference(group, those, average, mnli)]
+
+    def _more(self, first: Cell, runs: pd.DataFrame, again: int) -> dict[str, Entry]:
+        """The columns beside the numbers, of a row's first cell and all of its runs. again: of its further
+        lines those of a cell alone."""
+        found = {name: of_cell(first, runs.id, **how) for name, how in self.spec.more.items()}
+        if again:
+            return found
+        found |= {name: median(runs, **how) for name, how in self.costs.items()}
+        if self.view.against:
+            found[f"against {self.view.against}"] = against(self.view.against, self.every, runs)
+        return found | ({"forgetting": forgetting(self.forgetting, runs)} if self.notes else {})
 
     def _difference(
         self, group: pd.DataFrame, those: pd.DataFrame, average: Number | None, mnli: bool
@@ -178,7 +188,7 @@ class _Model:
         gaps = dict[str, Entry]()
         for of in (of for of in those.itertuples() if of.complete and of.n):
             half = of.half if of.n >= SEEDS else math.nan  # enough for a verdict
-            how: Any = {"decimals": self.spec.decimals.get(of.column, 1), "sign": True}
+            how: Any = {"decimals": DECIMALS.get(of.column, 1), "sign": True}
             gaps[of.column] = Number(of.difference, half, verdict=of.word, ids=of.ids, **how)
         if not gaps or not those.same_size.all():
             return []
@@ -192,15 +202,16 @@ class _Model:
     def _status(self, own: Own, those: pd.DataFrame, wanted: list[str]) -> str:
         """The words for a row of ours."""
         spec, view, first = self.spec, self.view, next(iter(own.values()))
+        if state := getattr(first, "state", ""):
+            return str(state)
         usual = beside.status(those, mean=not spec.tasks) if view.select == "paper" or spec.tasks else ""
         usual = usual or (view.whose if spec.tasks or self.papers else "other model")
         if not all(column in own and own[column].complete for column in wanted):
             usual = f"{view.whose}, {spec.incomplete.format(first)}"
         if not those.same_size.all():
             usual = f"{view.whose}, another size: not compared"
-        if diverged := sum({cell.task: int(cell.diverged) for cell in own.values()}.values()):
-            usual += f", {diverged} diverged"
-        return spec.status(view, first, usual)
+        diverged = sum({cell.task: int(cell.diverged) for cell in own.values()}.values())
+        return usual + f", {diverged} diverged" * bool(diverged and not first.variant)
 
     def _average(self, own: Own) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task is there with all its
@@ -218,82 +229,49 @@ FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "cou
 FORMS |= dict.fromkeys(("seconds", "best", "last", "value", "crossfit", "half", "optimism"), "number")
 
 
-class Column(NamedTuple):
-    """A column beside the numbers of a table: its name, its entry of the first cell and the runs of a row of
-    ours, and what notes say. each: also of a row's further lines. optional: left out where no row has it."""
-
-    name: str
-    entry: Callable[[Cell, pd.DataFrame], Entry]
-    notes: Sequence[str] = ()
-    each: bool = False
-    optional: bool = False
-
-
-def of_cell(name: str, of: str, seeds: bool = False, **how: Any) -> Column:
+def of_cell(cell: Cell, ids: Iterable[str], of: str, seeds: bool = False, **how: Any) -> Entry:
     """A column of `frame.cells`. seeds: nan where a seed has none."""
-
-    def entry(cell: Cell, runs: pd.DataFrame) -> Entry:
-        value, mark = getattr(cell, of), diverged(cell) * (of == "median")
-        if isinstance(value, str) or value is None:
-            return str(value)
-        known = Number(value, n=cell.n, mark=mark, ids=cell.ids)
-        return known if seeds else of_runs(value, runs.id, **how)
-
-    return Column(name, entry, each=True)
+    value = getattr(cell, of)
+    if isinstance(value, str) or value is None:
+        return str(value)
+    mark = diverged(cell) * (of == "median")
+    known = Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
+    return known if seeds else of_runs(value, ids, **how)
 
 
-def number_of(name: str, runs: pd.DataFrame, label: str = "", form: str = "") -> Column:
-    """A number of `frame.runs`: of each row the median over its runs that did not diverge, unless all did.
-    runs: all of the table's."""
+def median(runs: pd.DataFrame, name: str, form: str = "") -> Entry:
+    """The median of a number of these runs that did not diverge, unless all did."""
     form = form or next((form for end, form in FORMS.items() if name.endswith(end)), "general")
     try:
-        numbers = pd.to_numeric(runs[name])
+        value = pd.to_numeric(runs[name])[~runs.diverged.astype(bool) | runs.diverged.all()].median()
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
-
-    def entry(_: Cell, of: pd.DataFrame) -> Entry:
-        done = of[~of.diverged.astype(bool)] if not of.diverged.all() else of
-        value = numbers[done.index].median()
-        return of_runs(math.nan if form == "bytes" and value == 0 else value, of.id, form=form)
-
-    return Column(label or name, entry)
+    return of_runs(math.nan if form == "bytes" and value == 0 else value, runs.id, form=form)
 
 
-def against(other: str, runs: pd.DataFrame) -> Column:
-    """Each row's mean difference to another row, over the seeds that both have, measured on the same, with
-    half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks (Welch);
-    without it where a task has one pair. Positive: the row is better. runs: all of the model."""
-    shown = reported(runs)
-
-    def entry(_: Cell, of: pd.DataFrame) -> Entry:
-        both = pairs(shown, of.row.iloc[0], other)
-        both = both[both.id.isin(of.id) & (both.row != other)]
-        tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
-        half = welch_half(tasks["var"] / tasks["size"] / max(len(tasks), 1) ** 2, tasks["size"] - 1)
-        return of_runs(
-            tasks["mean"].mean(),
-            (*both.id, *both.id_other),
-            spread=float(half) if (tasks["size"] > 1).all() else math.nan,
-            decimals=int(both.digits.min()) if len(both) else 1,
-            sign=True,
-        )
-
-    note = f"against {other}: the mean difference over pairs of one seed, +- half of its 95% interval."
-    return Column(f"against {other}", entry, [note], optional=True)
+def against(other: str, shown: pd.DataFrame, runs: pd.DataFrame) -> Entry:
+    """The mean difference of a row's runs to another row, over the seeds that both have, measured on the
+    same, with half of its 95% interval: by Student's t on pairs and, of several tasks, of the mean over tasks
+    (Welch); without it where a task has one pair. Positive: the row is better. shown: all runs of the model
+    (`frame.reported`)."""
+    both = pairs(shown, runs.row.iloc[0], other)
+    both = both[both.id.isin(runs.id) & (both.row != other)]
+    tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
+    half = welch_half(tasks["var"] / tasks["size"] / max(len(tasks), 1) ** 2, tasks["size"] - 1)
+    spread = float(half) if (tasks["size"] > 1).all() else math.nan
+    points: Any = {"decimals": int(both.digits.min()) if len(both) else 1, "sign": True}
+    return of_runs(tasks["mean"].mean(), (*both.id, *both.id_other), spread=spread, **points)
 
 
-def forgetting(runs: pd.DataFrame) -> list[Column]:
-    """Forgetting, where some of a table's runs measured it; on another text than most, it is not compared."""
-    shown = runs[runs.forgetting.notna()]
-    if shown.empty:
-        return []
-    alike = shown[shown.forgetting_text == shown.forgetting_text.mode().iloc[0]]
+def forgetting(alike: pd.DataFrame, runs: pd.DataFrame) -> Entry:
+    """What these runs have forgotten. alike: those of a table that measured it on the text of most."""
+    known = alike[alike.id.isin(runs.id)].forgetting
+    middle, spread, n = float(known.median()), float(known.std()), len(known)
+    return Number(middle, spread, n, len(runs), 3, sign=True, ids=tuple(runs.id)) if n else NONE
 
-    def entry(_: Cell, of: pd.DataFrame) -> Entry:
-        known = alike[alike.id.isin(of.id)].forgetting
-        median, spread, n = float(known.median()), float(known.std()), len(known)
-        return Number(median, spread, n, len(of), 3, sign=True, ids=tuple(of.id)) if n else NONE
 
+def of_forgetting(shown: pd.DataFrame, alike: pd.DataFrame) -> list[str]:
+    """What notes say of it. shown: the runs that measured it; alike: on the text of most."""
     before, about = alike.forgetting_before.astype(float), alike.iloc[0]
     between = " to ".join(dict.fromkeys(f"{value:.3f}" for value in (before.min(), before.max())))
     notes = [
@@ -301,7 +279,5 @@ def forgetting(runs: pd.DataFrame) -> list[Column]:
         f" {about.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model"
         f" ({between}); nats a token, less is better."
     ]
-    others = shown[~shown.row.isin(alike.row)].label
-    if len(others):
-        notes.append(f"forgetting on another text, not shown: {', '.join(dict.fromkeys(others))}.")
-    return [Column("forgetting", entry, notes)]
+    others = dict.fromkeys(shown[~shown.row.isin(alike.row)].label)
+    return notes + [f"forgetting on another text, not shown: {', '.join(others)}."] * bool(others)

@@ -3,7 +3,6 @@ text says beside its tables (a million users' adapters, parameters beside d_90, 
 the recipes of conf/recipe beside those that the paper prints."""
 
 import itertools
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from analysis.beside import exact_counts, follows
-from analysis.paper import GLUE, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, paper, printed_file, recipes
+from analysis.others import named
+from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
 from analysis.render import Entry, Table
 from runs.record import CONF
 
@@ -93,8 +93,8 @@ def _status(printed: str, value: float) -> str:
 
 # --- recipes
 
-#: The columns of a table: row, model and task by name.
-Columns = dict[str, tuple[str, str, str]]
+#: The columns of a table: model, row and task by name.
+Columns = dict[str, tuple[str, ...]]
 
 
 @cache
@@ -114,25 +114,16 @@ def _read(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _parts(number: int) -> Iterator[tuple[str, Columns]]:
-    """The tables of a number: what each is about, and its columns."""
-    if number == 8:
-        for model, label in ROBERTA.items():
-            yield f", {label}: VeRA on GLUE", {name: ("vera", model, task) for task, name in GLUE.items()}
-    elif number == 9:
-        for model, label in LLAMAS.items():
-            columns = {NAMES[row]: (row, model, "alpaca") for row in ("lora", "vera")}
-            yield f", {label}: instruction tuning", columns
-    elif number == 10:
-        columns = {size: ("vera", f"gpt2_{size}", "e2e") for size in ("medium", "large")}
-        yield ": VeRA on E2E with GPT-2", columns
-    else:
-        for (model, label), row in itertools.product(VIT.items(), ("head", "full", "lora", "vera")):
-            columns = {name: (row, model, task) for task, name in IMAGES.items()}
-            yield f", {label}, {NAMES[row]}: images", columns
+def _parts(of: dict[str, Any]) -> dict[str, Columns]:
+    """The tables of a number, by what each is about, and their columns."""
+    found, axes = dict[str, Columns](), {key: named(of[f"{key}s"]) for key in ("model", "row", "task")}
+    for each in itertools.product(*axes.values()):
+        names = {key: axes[key][one] for key, one in zip(axes, each, strict=True)}
+        found.setdefault(of["about"].format(**names), {})[names[of["columns"]]] = each
+    return found
 
 
-def _printed(group: str, row: str, model: str, task: str, key: str) -> Any:
+def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     """What the paper prints of a key; None where it prints nothing."""
     of, name = recipes()[group], model.replace("_", "-")
     of_row = of[name][row] if name in of else of[row].get(name, of[row])
@@ -143,7 +134,7 @@ def _printed(group: str, row: str, model: str, task: str, key: str) -> Any:
     return value[[*(GLUE if group == "glue" else IMAGES)].index(task)] if isinstance(value, list) else value
 
 
-def _ours(row: str, model: str, task: str, key: str) -> Any:
+def _ours(model: str, row: str, task: str, key: str) -> Any:
     """A value of a recipe, of the task or at the file's top; a number where it can be one: YAML 1.1 reads
     4e-3 as a text."""
     file = _recipe_file(row, model)
@@ -160,7 +151,7 @@ def recipe_tables(number: int) -> list[Table]:
     them."""
     of_table, tables = recipes()["tables"][number], list[Table]()
     group, keys = of_table["of"], of_table["keys"]
-    for about, columns in _parts(number):
+    for about, columns in _parts(of_table).items():
         rows = list[list[Entry]]()
         for key in keys:
             both = [(_ours(*of, key), _printed(group, *of, key)) for of in columns.values()]
@@ -172,7 +163,7 @@ def recipe_tables(number: int) -> list[Table]:
                 status = f"DIFFERS: {', '.join(str(b) for _, b in printed)}"
             ours = ["-" if a is None else f"{a:g}" if isinstance(a, int | float) else str(a) for a, _ in both]
             rows.append([keys[key], *ours, status])
-        files = [_recipe_file(row, model) for row, model, _ in columns.values()]
+        files = [_recipe_file(row, model) for model, row, _ in columns.values()]
         reasons = [reason for file in files for reason in (file.get("chosen") or {}).items()]
         chosen = dict.fromkeys(f"this project's choice: {key}: {why}" for key, why in reasons)
         title, header = f"Table {number}{about}, from conf/recipe", ["hyperparameter", *columns, "paper"]

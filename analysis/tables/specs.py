@@ -8,17 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from analysis.beside import exact_counts
-from analysis.facts import SCORES
-from analysis.frame import cells, in_cells, reported_cells
+from analysis.frame import KEY, MEDIANS, cells, in_cells, reported_cells
 from analysis.notes import SELECTED, measured
-from analysis.others import NAMED
-from analysis.paper import BENCHES, GLUE, LLAMAS, VIT, printed_file
-from analysis.render import NONE, Cell, Entry, Number, diverged, number, of_runs
-from runs.record import plural
+from analysis.others import named
+from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS, SCORES
+from analysis.render import NONE, Cell, Entry, Number, diverged, number
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
@@ -45,27 +44,13 @@ class View:
     columns: Sequence[str] = ()
     against: str | None = None
 
-    def cells(self, seeds: int, value: str = "", column: str = "") -> pd.DataFrame:
-        """The cells of its runs, with their column. seeds: of a complete one, unless others are asked for.
-        value: the column of runs. column: by default the task."""
-        value = value or ("value" if self.select == "paper" else self.select)
-        made = cells(self.runs, value, self.seeds or seeds)
-        return made.assign(column=column or made.task, column_label=made.task_label, variant="")
-
 
 class Spec(SimpleNamespace):
     """A part of a table, by its keys in specs.yaml. Its cells are those of the metric."""
 
-    @property
-    def ablation(self) -> bool:
-        """Whether its rows are settings of one method."""
-        return bool(self.head[0] == "setting")
-
     def belonging(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Its runs, finished or not. Other models than the Llamas are in table 13 with all of their rows,
-        once a run is judged on its bench."""
-        judged = {*runs.model[runs.benches.str.contains("vicuna_bench")]} - {*LLAMAS}
-        known = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.names], "judged": [*judged]}
+        """Its runs, finished or not."""
+        known = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.names]}
         return runs.query(self.runs, local_dict=known, engine="python")
 
     def parts(self, view: View) -> list[View]:
@@ -73,8 +58,17 @@ class Spec(SimpleNamespace):
         return [replace(view, runs=self.belonging(view.runs))]
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells of its runs, those that the view has."""
-        return view.cells(self.seeds)
+        """The cells of its runs with their column, by default the task, and the variant of the row's line."""
+        value = "value" if view.select == "paper" else view.select
+        made = cells(view.runs, self.numbers if self.values else value, view.seeds or self.seeds)
+        of_task = {"column": made.task, "column_label": made.task_label, "variant": ""}
+        return made if self.values else made.assign(**of_task)
+
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """The numbers of each run by column, for `frame.cells`."""
+        known = runs[[*MEDIANS, *SCORES, "steps"]].astype(float)
+        each = pd.DataFrame({column: known.eval(of) for column, of in self.values.items()}, runs.index)
+        return each.melt(var_name="column", value_name="number", ignore_index=False).assign(variant="")
 
     def compares(self, made: pd.DataFrame) -> pd.DataFrame:
         """Those of its cells that stand beside the paper's."""
@@ -82,102 +76,63 @@ class Spec(SimpleNamespace):
 
     def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
         """A cell as a number of the table."""
-        return number(cell, self.middle, self.decimals.get(column, 1), verdict)
+        of = number(cell, self.middle, DECIMALS.get(column, 1), verdict, self.known)
+        return of if self.spread or isinstance(of, str) else replace(of, spread=math.nan)
 
     def reads(self, view: View, made: pd.DataFrame) -> str:
         """What its numbers are. made: its cells."""
-        epochs, middle = " or ".join(sorted(set(made.reported))), self.middle.capitalize()
-        if self.how:
-            return str(self.how)
-        if view.select not in SELECTED:
-            return f"{middle}s over seeds of the {epochs or 'reported'} epoch, +- sample standard deviation."
-        if (epochs == "last" and view.select == "crossfit") or self.tasks:
-            return "select= changes nothing here: the last epoch is reported."
-        return f"{middle}s over seeds. {SELECTED[view.select]}"
+        epochs, over = " or ".join(sorted({*made.reported})), f"{self.middle.capitalize()}s over seeds"
+        chosen = SELECTED.get(view.select, "")
+        if chosen and (self.values or (epochs == "last" and view.select == "crossfit")):
+            chosen = "select= changes nothing here: the last epoch is reported."
+        usual = f"{over} of the {epochs or 'reported'} epoch, +- sample standard deviation."
+        return f"{self.how or f'{over}.'} {chosen}" if chosen else str(self.how or usual)
 
-    def deviates(self, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
-        """How it deviates from the paper's, beside its runs' own deviations."""
-        return []
-
-    def status(self, view: View, first: Cell, usual: str) -> str:
-        """The words for a row of ours. first: its first cell. usual: what other tables say."""
-        return usual
-
-
-class Trained(Spec):
-    """Of a table that others than its rows deviate from: sizes chosen here, numbers of images a class."""
-
-    def deviates(self, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
-        """Rows whose size this project chose; other numbers of images a class than the paper's 10; why scores
-        are missing, such as for want of Java."""
+    def deviates(self, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
+        """How it deviates from the paper's, beside its runs' own deviations: rows whose size this project
+        chose; other numbers of images a class than the paper's 10; why scores are missing, such as without
+        Java."""
+        ran = {*zip(made.model, made.row, strict=True)}
         found = [
             f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
             f" for the paper's {of['printed']}"
             for of in exact_counts()
-            if of["model"] == model and of.get("chosen")
+            if of.get("chosen") and (of["model"], of["method"]) in ran
         ]
-        if model in VIT or (made.family == "images").any():
-            for task, other in made.groupby("task").shots.agg(lambda of: set(of) - {10}).items():
-                counts = ("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
-                found += [f"{task}: {' or '.join(counts)} images a class"] if other else []
+        images = made[made.family == "images"].groupby("task").shots
+        for task, other in images.agg(lambda of: set(of) - {10}).items():
+            counts = ("all" if n != n or n is None else f"{n:g}" for n in sorted(other, key=str))
+            found += [f"{task}: {' or '.join(counts)} images a class"] if other else []
         texts = [entry for of in in_cells(runs, made).texts for entry in of or []]
         return [*found, *sorted({why for of in texts for why in (of.get("unavailable") or {}).values()})]
 
 
-class Texts(Trained):
+def of_cells(runs: pd.DataFrame, numbers: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
+    """The numbers with a line for each run of a cell in each variant and column of which `shown` has one."""
+    has = runs[KEY].join(shown[["variant", "column"]], how="inner").drop_duplicates()
+    every = runs[KEY].rename_axis("run").reset_index().merge(has, on=KEY)
+    of_run = numbers[["variant", "column", "number"]].rename_axis("run").reset_index()
+    of_run = of_run.drop_duplicates(["run", "variant", "column"])
+    return every.merge(of_run, "left", ["run", "variant", "column"]).set_index("run").drop(columns=KEY)
+
+
+class Texts(Spec):
     """Table 3: the five scores of texts."""
 
-    def cells(self, view: View) -> pd.DataFrame:
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the last epoch as the paper decodes; by other length penalties; and of the best epoch,
-        where it is another. A run that diverged before it had texts has 0."""
-        found = [view.cells(self.seeds, key, key) for key in SCORES]
-        runs = in_cells(view.runs, found[0])
+        where it is another in one of the row's runs. A run that diverged before it had texts has 0."""
         each = runs.explode("texts").dropna(subset="texts")
         texts = pd.DataFrame([*each.texts], each.index, ["which", "variant", "epoch", *SCORES])
         usual = texts.variant == texts.variant.groupby(level=0).transform("first")
-        best = (texts.which == "best") & usual
-        ways = ("length penalty " + texts.variant).where((texts.which == "last") & ~usual)
-        for variant, of in texts.groupby(ways.mask(best, "best epoch"), sort=False):
-            of = of[~of.index.duplicated()]
-            other = of.index[(variant != "best epoch") | (of.epoch != runs.last_epoch[of.index])]
-            rows = pd.Series(runs.index.isin(other), runs.index).groupby([runs.model, runs.row])
-            shown = runs[rows.transform("any")]
-            scores = of[[*SCORES]].reindex(shown.index).astype(float)
-            scores[shown.diverged.astype(bool) & ~shown.index.isin(of.index)] = 0.0
-            of_way = replace(view, runs=shown.assign(**scores))
-            found += [of_way.cells(self.seeds, key, key).assign(variant=variant) for key in SCORES]
-        return pd.concat([of for of in found if len(of)] or found[:1], ignore_index=True)
-
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
-        """The median of the seeds that have the score."""
-        return number(cell, self.middle, self.decimals[column], verdict, known=True)
-
-    def status(self, view: View, first: Cell, usual: str) -> str:
-        """None of another way of decoding."""
-        return "" if first.variant else usual
-
-
-class Costs(Spec):
-    """Table 12: what training costs."""
-
-    def cells(self, view: View) -> pd.DataFrame:
-        """Minutes, seconds a step, tokens a second and GB: medians of what a run has."""
-        made = view.cells(self.seeds)
-        made = made[made.row.isin(self.names)]
-        numbers = {"minutes": made.train_seconds / 60, "tok/s": made.tokens_per_second}
-        numbers |= {
-            "s/step": made.train_seconds / made.steps.clip(lower=1),
-            "gpu_gb": made.peak_memory_bytes / 1e9,
-        }
-        return pd.concat([made.assign(column=column, median=of) for column, of in numbers.items()])
-
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
-        """The median alone."""
-        return of_runs(cell.median, cell.ids, decimals=self.decimals.get(column, 1))
-
-    def status(self, view: View, first: Cell, usual: str) -> str:
-        """Whose runs these are: costs have no verdict."""
-        return view.whose
+        ways = ("length penalty " + texts.variant).where(~usual, "best epoch")
+        ways = ways.where(usual == (texts.which == "best"))
+        texts = texts.assign(variant=ways, apart=texts.epoch != each.last_epoch).dropna(subset="variant")
+        long = texts.melt(["variant", "apart"], [*SCORES], "column", "number", ignore_index=False)
+        found = of_cells(runs, long, long[(long.variant != "best epoch") | long.apart])
+        silent = runs.index[runs.diverged.astype(bool) & ~runs.texts.astype(bool)]
+        found["number"] = found.number.mask(found.index.isin(silent), 0.0)
+        return pd.concat([super().numbers(runs), found])
 
 
 class Judged(Spec):
@@ -186,55 +141,37 @@ class Judged(Spec):
     def judgements(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each judgement of its bench, by seed, with the id and label of its run."""
         each = runs.sort_values("seed", kind="stable").explode("judged").dropna(subset="judged")
-        of = pd.DataFrame([*each.judged], columns=JUDGEMENT).assign(id=[*each.id], label=[*each.label])
+        of = pd.DataFrame([*each.judged], each.index, JUDGEMENT).assign(id=each.id, label=each.label)
         return of[of.bench == self.bench].drop_duplicates(["id", "judge"], keep="last")
 
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Each judge's mean of each run; a cell that none has judged is there once, without."""
+        of = self.judgements(runs)
+        of = pd.DataFrame({"column": "score", "variant": of.judge, "number": of["mean"].astype(float)})
+        judged = of_cells(runs, of, of)
+        silent = runs.loc[~runs.index.isin(judged.index), []]
+        return pd.concat([judged, silent.assign(column="score", variant="", number=math.nan)])
+
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, once for each judge with the runs that it has judged: their scores, the interval over
-        questions of one run, the medians of each turn, and how many judgements have a score. A cell that none
-        has judged is there once, without scores."""
-        made, lines = view.cells(self.seeds), list[dict[str, Any]]()
-        each = self.judgements(view.runs)
-        for cell in made.to_dict("records"):
-            label = cell["label"] if cell["task"] == "alpaca" else f"{cell['label']} on {cell['task_label']}"
-            cell |= {"label": label, "column": "score", "wanted": max(cell["wanted"], cell["runs"])}
-            of_cell = each[each.id.isin(cell["ids"])]
-            for judge, of in [*of_cell.groupby("judge", sort=False)] or [("", of_cell)]:
-                mean, turns = of["mean"], pd.DataFrame([*of.turns], dtype=float).median()
-                about: dict[str, Any] = {"variant": judge, "judge": judge, "judged": (*of.id,)}
-                about |= {"values": (*mean,), "spread": mean.std(), "median": mean.median()}
-                about |= {"n": mean.count() if judge else cell["n"], "complete": len(of) >= cell["wanted"]}
-                one = len(of) == 1 and of.low.notna().all()
-                about["interval"] = f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}" if one else NONE
-                about["turns"] = " / ".join(f"{t:.2f}" if t == t else NONE for t in turns) or NONE
-                about["valid"] = f"{of.n_valid.sum()} of {of.n.sum()}" if judge else NONE
-                lines.append(cell | about)
-        return pd.DataFrame(lines) if lines else made
+        """With the interval over questions of one run, the medians of each turn, and how many judgements
+        have a score."""
+        made, each, lines = super().cells(view), self.judgements(view.runs), list[list[str]]()
+        for cell in made.itertuples():
+            of = each[each.id.isin(cell.ids) & (each.judge == cell.variant)]
+            turns = pd.DataFrame([*of.turns], dtype=float).median()
+            one = len(of) == 1 and of.low.notna().all()
+            lines.append([f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}" if one else NONE])
+            lines[-1].append(" / ".join(f"{t:.2f}" if t == t else NONE for t in turns) or NONE)
+            lines[-1].append(f"{of.n_valid.sum()} of {of.n.sum()}" if len(of) else NONE)
+        about = pd.DataFrame(lines, made.index, ["interval", "turns", "valid"], dtype=object)
+        elsewhere, wanted = made.task != "alpaca", made[["wanted", "runs"]].max(axis=1)
+        label = made.label.where(~elsewhere, made.label + " on " + made.task_label)
+        state = np.where(made.diverged > 0, "diverged", f"{view.whose}, not judged by {BENCHES[self.bench]}")
+        about["state"] = np.where(made.variant == "", state, "")
+        about["n"] = made.n.where(made.variant != "", made.runs)  # what nobody has judged lacks no number
+        return made.assign(**about, label=label, wanted=wanted, complete=made.n >= wanted)
 
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
-        """A judge's median score, of the runs that it has judged."""
-        of = number(cell, self.middle, self.decimals[column], verdict, known=True)
-        return replace(of, n=len(cell.judged), ids=cell.judged) if isinstance(of, Number) else of
-
-    def status(self, view: View, first: Cell, usual: str) -> str:
-        """Of a row that nobody has judged: so."""
-        if first.variant:
-            return usual.removesuffix(f", {first.diverged} diverged")
-        return "diverged" if first.diverged else f"{view.whose}, not judged by {BENCHES[self.bench]}"
-
-    def reads(self, view: View, made: pd.DataFrame) -> str:
-        """What the scores are, who gave them, and what is not judged."""
-        runs = in_cells(view.runs, made)
-        judged = self.judgements(runs)
-        words = "The judge's scores from 1 to 10; 95% by resampling questions."
-        if not judged.judge.astype(str).str.fullmatch(self.compared).all():
-            words += " A judge that is no GPT-4 has a scale of its own"
-            words += ": no difference to the paper's is shown."
-        if len(runs) > judged.id.nunique():
-            words += " not judged: python -m runs.answer ID, then python -m runs.judge ID."
-        return words
-
-    def deviates(self, model: str, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
+    def deviates(self, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
         """How answers were made where that is not FastChat's way, with the labels of the rows."""
         found = [
             (f"{key} {of.answering[key]} instead of FastChat's {usual}", of.label)
@@ -261,7 +198,7 @@ class Rows(Spec):
         keys = zip(made.model, made.task, made.row, strict=True)
         apart = [unlike[key] and f", {unlike[key]}" for key in keys]
         made = made.assign(column=made.task + apart, column_label=made.task_label + apart, variant="")
-        return made.assign(order=-made.parameters).sort_values(["order", "row", "task"], kind="stable")
+        return made.sort_values(["parameters", "row", "task"], ascending=[False, True, True])
 
     def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)"."""
@@ -271,17 +208,13 @@ class Rows(Spec):
 
     def reads(self, view: View, made: pd.DataFrame) -> str:
         """Which numbers the tasks report."""
-        by_name = made.groupby("name", sort=False)
-        on = {name: ", ".join(dict.fromkeys(of.sort_values("order").task_label)) for name, of in by_name}
-        names = "; ".join(f"{name} ({of})" for name, of in on.items())
+        by_name = made.groupby("name", sort=False).task_label
+        names = "; ".join(f"{name} ({', '.join(dict.fromkeys(of))})" for name, of in by_name)
         return f"Medians over seeds, +- sample standard deviation (seeds): {names}."
 
 
 class Demo(Spec):
     """Every method on the demo's task, with what it costs."""
-
-    #: Marks a row whose rate is at an end of its grid.
-    END = " ^"
 
     def parts(self, view: View) -> list[View]:
         """One for each number of rows."""
@@ -289,64 +222,31 @@ class Demo(Spec):
         trials = runs.index[runs.kind == "trial"]
         by_size = runs.drop(trials).groupby(["asked_train_rows", "asked_dev_rows"])
         sizes = [of.index for _, of in by_size if (of.kind == "result").any()]
-        runs = runs.assign(several=len(sizes) > 1)
         return [replace(view, runs=runs.loc[size.union(trials)]) for size in sizes]
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, the best first, with their parameters beside LoRA's (ratio); labels say which seeds lack
-        and whether a rate is the lowest or highest of those that trials on held-out rows tried."""
-        made = view.cells(self.seeds)
-        by, rates = ["model", "row"], ["lr", "lr_head"]
+        """The cells, the best first, with their parameters beside LoRA's (ratio); labels say (^) whether a
+        rate is the lowest or highest of those that trials on held-out rows tried."""
+        made, by, rates = super().cells(view), ["model", "row"], ["lr", "lr_head"]
         trials = view.runs[view.runs.kind == "trial"].groupby(by)[rates]
         low, high, tried = (
             made[by].join(of, on=by)[rates] for of in (trials.min(), trials.max(), trials.nunique())
         )
         ends = ((made[rates] == low) | (made[rates] == high)) & (tried > 1)
-        marks = ends.any(axis=1).map({True: self.END, False: ""})
-        fewer = ["" if of.complete else f" ({of.n}/{of.wanted} seeds)" for of in made.itertuples()]
         trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
-        of_model, counts = made.groupby("model"), made.runs.map(lambda count: plural(count, "seed"))
-        alike = of_model.complete.transform("all") & (of_model.runs.transform("nunique") == 1)
-        sizes = [f"{of.train_rows:,.0f} training and {of.dev_rows:,.0f} dev rows" for of in made.itertuples()]
         return made.assign(
-            label=made.label + marks + fewer,
+            label=made.label + ends.any(axis=1).map({True: " ^", False: ""}),
             ratio=(made.parameters / made.model.map(lora)).where(trains),
             adapter_bytes=made.adapter_bytes.where(trains),
             head_bytes=4 * made.head_parameters,
             unknown=made.runs - made.n,
-            less=-made["median"],
-            over=("median of " + counts).where(alike, "median over the seeds there are"),
-            size=sizes,
-            sizes=[f", {size}" * bool(view.runs.several.any()) for size in sizes],
-        ).sort_values(["unknown", "less"], kind="stable")
-
-    def reads(self, view: View, made: pd.DataFrame) -> str:
-        """What its columns are, and marks."""
-        how, results = f"trainable: without the classification head. {made.iloc[0]['size']}.", view.runs
-        results = results[(results.model == made.model.iloc[0]) & (results.kind == "result")]
-        if view.select in SELECTED:
-            how += f" {SELECTED[view.select]}"
-        elif (results.evaluations == 1).all():
-            how += " The last epoch alone is evaluated."
-        if made.label.str.contains(self.END, regex=False).any():
-            how += f" {self.END.strip()}: its rate is at an end of the grid that was tried"
-            how += "; one beyond could be better."
-        return how
+        ).sort_values(["unknown", "median"], ascending=[True, False])
 
 
 def _read(name: str, part: dict[str, Any]) -> Spec:
-    """A part of specs.yaml, with the names of models and columns, and the decimals of these."""
-
-    def named(of: Any) -> dict[str, Any]:
-        names: dict[str, Any] = printed_file("names.yaml")[of] if isinstance(of, str) else NAMED
-        return (
-            {key: names[key] for key in of} if isinstance(of, list) else of if isinstance(of, dict) else names
-        )
-
-    columns = {key: of if isinstance(of, list) else [of, 1] for key, of in named(part["columns"]).items()}
-    first = [*part["names"]] if part["first"] == [] else part["first"]
-    part |= {"name": name, "models": named(part["models"]), "first": first}
-    part["columns"], part["decimals"] = ({key: of[i] for key, of in columns.items()} for i in (0, 1))
+    """A part of specs.yaml, with the names of models and columns."""
+    part |= {"name": name, "models": named(part["models"]), "columns": named(part["columns"])}
+    part["first"] = [*part["names"]] if part["first"] == [] else part["first"]
     made: Spec = globals()[part["kind"]](**part)
     return made
 

@@ -6,7 +6,7 @@ from ledgers import ledger, notes, record, seeds
 from analysis import tables
 from analysis.command import only, open_ledger, own_and_published
 from analysis.frame import cells, runs
-from analysis.notes import deviations, measured_unlike, parts_of_data
+from analysis.notes import deviations, measured_unlike
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import run_folder, write_record, write_sweep
@@ -148,7 +148,7 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_
         "table2 model=vit_base": "no records of vit_base for table2 in",  # none that would be in it
         "demo model=vit_base": f"^no finished run in .* for demo: stopped early .*{stopped['id']}",
         "table8 model=minilm": "table8 has no records: model=, task=, .* choose nothing in it",
-        "table2 seeds=0": "seeds=0: should be at least 1",
+        "table2 seeds=0": "seeds=0: should be greater than 0",
         "table99": "no table 'table99'.*Known: table1, table2, table3, table4, ",
         "": "name a table .*, or task=",
     }.items():
@@ -172,20 +172,10 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert tables.make("table2", ledger(*own))[0].texts == first.texts
 
 
-def test_a_part_of_the_data_names_its_rows_unless_all_have_it():
-    def of(rows, part, *others, **changes):  # train_rows=part, of so many rows
-        made = [one for row in rows for one in seeds(row, "mrpc", bests=(0.8, 0.7), **changes)]
-        for one in made:
-            one["config"]["task"]["train_rows"] = one["data"]["train_rows"] = part
-        return parts_of_data(runs(ledger(*made, *others)))
-
-    named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])  # the row's name says it
+def test_a_rank_that_a_rows_name_says_is_no_deviation():
+    named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])
     both = cells(runs(ledger(named, record(deviations=["rank 64 instead of 8"]))))
     assert deviations(both) == ["rank 64 instead of 8 (vera on rte)"]
-    told = "a part of the data: 10 training and 10 dev rows (vera on mrpc)"
-    assert of(["vera"], 10) == of(["vera"], 10, *seeds("lora", "mrpc")) == [told]
-    assert of(["lora", "full"], 20) == ["a part of the data: 20 training and 10 dev rows (all rows)"]
-    assert of(["vera"], 10, deviations=["train: 10 rows (a fixed subset of 99)"]) == []
 
 
 def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():

@@ -75,15 +75,6 @@ def test_runs_are_paired_by_task_and_seed():
     }
 
 
-def test_a_presets_statistics_are_of_its_models_and_tasks():
-    """Also of a row that ran for another preset."""
-    records = [*seeds("vera", "rte"), *seeds("vera_only_d", "rte"), *seeds("vera", "mrpc")]
-    for one in records:
-        one["cell"]["paper"] = "ablations" if one["cell"]["row"] == "vera_only_d" else "table2_base"
-    found = stats.part_of(of(*records), preset="ablations")
-    assert {*zip(found.row, found.task, strict=True)} == {("vera", "rte"), ("vera_only_d", "rte")}
-
-
 def test_texts_of_the_first_items_alone_are_compared_with_such_texts():
     vera, lora = seeds("vera", "rte"), seeds("lora", "rte")
     for one in lora:
@@ -182,7 +173,7 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
     for one in (*rows, trial):
         write_record(tmp_path, one)
     write_sweep(tmp_path, "mine", [one["id"] for one in rows if one["cell"]["row"] == "lora"])
-    for words in (["task=rte"], ["table2"], ["experiment=table2_base"]):
+    for words in (["task=rte"], ["table2"]):
         assert main(*words) == 0
         text = capsys.readouterr().out
         assert all(word in text for word in ("77.0 to 80.0", "0.062 (smallest)", "| consistent, wide |"))
@@ -195,9 +186,7 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
     for words, message in (
         (["table3"], "no records of table3"),
         (["table99"], "no table 'table99'.*Known: table1, table2"),
-        (["experiment=table2_bas"], r"no preset 'table2_bas'. Did you mean table2_base\?"),
         (["table2_base"], "no table 'table2_base'.*Known: table1, table2"),
-        (["table2", "experiment=table2_base"], "table2 and experiment=table2_base: name one of them"),
         (["row=peft:IA3Config"], "no row 'peft_ia3'.*Known: bitfit, lora, vera"),
         (["table8"], "table8 is of formulas or recipes, and has no records"),
         (["sweep=other"], "no sweep 'other'"),
