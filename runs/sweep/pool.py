@@ -183,16 +183,13 @@ class Sweep:
                 while self.pending and not self.signal and (self._start() or waits):
                     waits = others()
                     self._look(1.0 if self.running or waits else 0.0)
-                    self._finish_elsewhere()
+                    for job in [job for job in self.pending if job not in self.running]:
+                        # Another process has done it; without places, one of this command's workers
+                        if self.finish(job, 0.0) and places.total:
+                            self.send_to_agent(job)
         finally:
             self._end()
             self.display.show([])
-
-    def _finish_elsewhere(self) -> None:
-        """Finishes the runs that another process has done."""
-        for job in [job for job in self.pending if job not in self.running]:
-            if self.finish(job, 0.0) and self.places.total:  # else it is of this command's workers
-                self.send_to_agent(job)
 
     def _start(self) -> bool:
         """Starts a run for each free place. Returns whether runs are on."""
