@@ -52,15 +52,14 @@ def main(arguments: list[str]) -> int:
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
     frame = flat(ledger)
+    csv = frame.map(spreadsheet).to_csv(index=False)
     if path is None:
-        sys.stdout.write(frame.map(spreadsheet).to_csv(index=False))
+        sys.stdout.write(csv)
         return 0
     if path.suffix == ".parquet":
         frame.to_parquet(path)
-    elif path.suffix == ".csv":
-        write_atomically(path, frame.map(spreadsheet).to_csv(index=False))
     else:
-        write_atomically(path, frame.to_json(orient="records"))
+        write_atomically(path, csv if path.suffix == ".csv" else frame.to_json(orient="records"))
     print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
     return 0
 

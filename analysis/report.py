@@ -79,7 +79,7 @@ def page(ledger: Ledger) -> str:
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
         tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
-        figures=[(figure, figures.svg(figure) if len(figure.data) else "") for figure in drawn],
+        figures=[(figure, figures.svg(figure)) for figure in drawn],
         statistics=part("the statistics", lambda: statistics_tables(frame, judged=judged)),
         cells=found,
         anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},

@@ -33,7 +33,7 @@ def make(
     name: str, ledger: Ledger, every: bool = False, frames: Sequence[pd.DataFrame] = (), **how: Any
 ) -> list[Figure]:
     """A figure's parts by its name: first of what ran on this machine, then of what the project has
-    published. One that nothing has run for is there once, with what it quotes.
+    published.
 
     every: each variant of a row. frames: the runs of this machine, and the published ones, where they are at
     hand. how: of `parameters`, `demo` and `pareto`: named, axes and labels, as in Part."""
@@ -41,16 +41,12 @@ def make(
     for table, whose in zip(frames or own_and_published(ledger), ("ours", "published"), strict=True):
         ours = {i for i in ledger.measures if ledger.measured.get(i, "ours") == "ours"}
         measures = [of for i, of in ledger.measures.items() if (i in ours) == (whose == "ours")]
-        if not (len(table) or measures or (whose == "published" and not found)):
-            continue
         # The points of figure 2 are known rows: a variant has no place among them
         shown = every_variant(table, paper=name == "figure2") if every else table
-        part = Part(shown, measures, whose, **how)
-        for figure in (FIGURES | {"pareto": pareto.make})[name](part):
-            before = found.get(figure.name)
-            if figure.ids and whose == "published":
-                file = f"{figure.name}_published" if before and before.ids else figure.name
-                found[file] = replace(figure, name=file, title=f"{figure.title} (published)")
-            elif figure.ids or not before:
-                found[figure.name] = figure
+        drawn = (FIGURES | {"pareto": pareto.make})[name](Part(shown, measures, whose, **how))
+        for figure in (of for of in drawn if len(of.data)):
+            if whose == "published":
+                file = figure.name + "_published" * (figure.name in found)
+                figure = replace(figure, name=file, title=f"{figure.title} (published)")
+            found[figure.name] = figure
     return [*found.values()]

@@ -9,7 +9,6 @@ The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each
 ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,12 +46,9 @@ def main(arguments: list[str]) -> int:
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
         for figure in make(name, ledger, every, named=named, axes=axes, labels=labels):
-            notes = "".join(f"\n  {note}" for note in figure.notes)
-            if figure.data.empty:
-                print(f"{figure.title}: nothing to draw{notes}", file=sys.stderr)
-                continue
             _, png, _ = save(figure, Path(settings.output) / name)
-            print(f"{figure.title}{notes}\nPlot: {png} (.pdf, .csv beside it)")
+            print(*[figure.title, *figure.notes], sep="\n  ")
+            print(f"Plot: {png} (.pdf, .csv beside it)")
             drawn += 1
     if not drawn:
         raise UserError(f"no records of {chosen} in {settings.output}/records (make help: what runs them)")

@@ -1,5 +1,4 @@
-"""The type of a figure, its style and its files; and what figures share: cells as points, notes on them, the
-paper's model and task, lines with bands."""
+"""The type of a figure, its style and its files; and what figures share, such as lines with bands."""
 
 import io
 import math
@@ -13,14 +12,14 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from pandas.api.types import is_numeric_dtype
 
-from analysis.frame import reported_cells
 from analysis.render import spreadsheet
-from runs.record import Record, one_line, write_atomically
+from runs.record import Record, one_line, temporary, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -35,6 +34,12 @@ VARIED = re.compile(
     r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_"
     r"|vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
 )
+#: What makes a form, and what it does not say: when it was made, and by what.
+FORMS: dict[str, tuple[Any, dict[str, None]]] = {
+    "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
+    "pdf": (FigureCanvasPdf, {"CreationDate": None, "ModDate": None}),
+    "png": (FigureCanvasAgg, {}),
+}
 #: Parameters at an axis: 50k, 2M.
 PARAMETERS = EngFormatter(sep="")
 
@@ -57,8 +62,8 @@ class Figure:
     """A figure: its name and title, the data behind it, notes, and what draws the data on matplotlib's axes.
 
     The column "runs" of the data has the ids of the runs (or the measure) of each row, none where a number is
-    quoted. Without data the notes say why. subtitle: below the title. foot: lines below the picture. size: in
-    inches, by default as wide as a paper's text."""
+    quoted. subtitle: below the title. foot: lines below the picture. size: in inches, by default as wide as
+    a paper's text."""
 
     name: str
     title: str
@@ -68,11 +73,6 @@ class Figure:
     subtitle: str = ""
     foot: list[str] = field(default_factory=list)
     size: tuple[float, float] = (5.5, 3.3)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The runs (or measures) behind its numbers, each once."""
-        return tuple(dict.fromkeys(run for ids in self.data.get("runs", ()) for run in ids))
 
 
 def look(kind: str, row: str = "") -> tuple[str, str]:
@@ -84,7 +84,7 @@ def look(kind: str, row: str = "") -> tuple[str, str]:
 
 
 def canvas(figure: Figure) -> Canvas:
-    """The figure as drawn. It must have data."""
+    """The figure as drawn."""
     whole = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
         whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
@@ -93,28 +93,30 @@ def canvas(figure: Figure) -> Canvas:
     return whole
 
 
+def picture(figure: Figure, form: str) -> bytes:
+    """The figure as svg, pdf or png; the same data give the same bytes."""
+    content, (backend, metadata) = io.BytesIO(), FORMS[form]
+    with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
+        drawn = backend(canvas(figure))  # once, where savefig draws for the layout before
+        getattr(drawn, f"print_{form}")(content, metadata=metadata)
+    return content.getvalue()
+
+
 def svg(figure: Figure) -> str:
     """The figure as an SVG element (without an XML header), for a page of HTML."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        drawn: Any = FigureCanvasSVG(canvas(figure))  # once, where savefig draws for the layout before
-        drawn.print_svg(text, metadata={"Date": None, "Creator": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    text = picture(figure, "svg").decode()
+    return text[text.index("<svg") :]
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
-    """Writes PDF, PNG and CSV, each whole or not at all; the same data give the same bytes. Returns the
-    files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
-    with matplotlib.rc_context(fname=STYLE):
-        drawn = canvas(figure)
-        for path, unstable in ((pdf, {"CreationDate": None, "ModDate": None}), (png, {})):
-            unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-            drawn.savefig(unfinished, dpi=200, metadata=unstable)
+    """Writes PDF, PNG and CSV, each whole or not at all. Returns the files."""
+    pdf, png, csv = paths = [folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv")]
+    for path in (pdf, png):
+        with temporary(path) as unfinished:
+            unfinished.write_bytes(picture(figure, path.suffix[1:]))
             os.replace(unfinished, path)
     write_atomically(csv, to_csv(figure.data))
-    return [pdf, png, csv]
+    return paths
 
 
 def to_csv(data: pd.DataFrame) -> str:
@@ -125,20 +127,11 @@ def to_csv(data: pd.DataFrame) -> str:
             value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
         return spreadsheet(one_line(value)) if isinstance(value, str) else value
 
-    text = data.apply(lambda of: of if is_numeric_dtype(of) else of.map(word)).rename(columns=word)
+    text = data.map(word).rename(columns=word)
     return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 # --- what figures share
-
-
-def points(runs: pd.DataFrame, seeds: int | None = None) -> pd.DataFrame:
-    """The cells of some runs by the number that their tables report (its `name`, whether `less` is better,
-    its `digits`), with the `low` and the `high` of its seeds. All three numbers are NaN where a seed has
-    none. seeds: of a complete cell; by default the protocol's."""
-    found = reported_cells(runs, seeds=seeds)
-    low, high = (found["values"].map(end).where(found.n == found.runs) for end in (min, max))
-    return found.assign(low=low, high=high)
 
 
 def finite(values: Iterable[Any]) -> pd.Series:
@@ -146,11 +139,6 @@ def finite(values: Iterable[Any]) -> pd.Series:
     return pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").replace(
         [math.inf, -math.inf], math.nan
     )
-
-
-def stacked(*parts: pd.DataFrame) -> pd.DataFrame:
-    """The parts below each other, without the empty ones."""
-    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
 def spanned(counts: Sequence[int]) -> str:
@@ -166,17 +154,10 @@ def metric_label(name: str, digits: int = 1) -> str:
 
 
 def draw_lines(
-    axes: Any,
-    data: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    looks: Mapping[str, Sequence[Any]],
-    bars: bool = False,
-    **labels: Any,
+    axes: Any, data: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Sequence[Any]], **labels: Any
 ) -> None:
-    """A line for each value of the column `by`, with a band (or bars) from `low` to `high`, hollow where
-    seeds are missing; what is quoted is a cross, or lies across the picture where it has no x.
+    """A line for each value of the column `by`, with a band from `low` to `high`, hollow where seeds are
+    missing; what is quoted is a cross, or lies across the picture where it has no x.
 
     looks: the colours, dashes and markers of these values, in the order of the legend. labels: what the axes
     are set to."""
@@ -185,10 +166,7 @@ def draw_lines(
         colour, dash, marker = looks.get(name, (OTHERS[i % len(OTHERS)], ":", "o"))
         of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
         if len(of):
-            if bars:
-                axes.plot([of[x]] * 2, [of.low, of.high], color=colour, alpha=0.6)
-            else:
-                axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
             few = of[of.n < of.get("wanted", 0)]
             axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")

@@ -2,7 +2,6 @@
 both."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,8 +12,8 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures import figure as shared
-from analysis.figures.figure import Figure, Part, look, points
-from analysis.frame import in_cells
+from analysis.figures.figure import Figure, Part, look
+from analysis.frame import in_cells, reported_cells
 from analysis.notes import notes
 from analysis.paper import GLUE
 from runs.record import median_interval, megabytes
@@ -81,13 +80,13 @@ def of_rows(
     """The picture of the rows of a model and task. of: its axes. file: its name. labels: the rows that the
     legend names beside the frontier (empty: all or, of very many, none). more: what the title says of the
     data."""
-    found = points(runs)
+    found = reported_cells(runs)
     number = found["name"].mode().iloc[-1]
     others = found[(found["name"] != number) & ("metric" in of)]
     lines = [f"{row.label}: reports {row.name}: not drawn." for row in others.itertuples()]
-    found = found.drop(others.index)
+    data = found = found.drop(others.index)
     axes = [_axis(name, found[found["name"] == number]) for name in of]
-    names, data = [axis.name for axis in axes], found
+    names = [axis.name for axis in axes]
     for axis in axes:
         data, missing = _with_numbers(data, runs, axis)
         lines += missing
@@ -102,12 +101,11 @@ def of_rows(
     devices = sorted(set(in_cells(runs, found).device))
     if len(devices) > 1 and {"seconds", "memory"} & {*of}:
         lines.append(f"{', '.join(devices)}: seconds and memory of different machines do not compare.")
-    about = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
-    title = f"{about}: {names[1].partition(',')[0]} against {names[0].partition(',')[0]}"
-    seeds = [*data.runs] or [0]
+    title = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
+    title += f": {names[1].partition(',')[0]} against {names[0].partition(',')[0]}"
     over = "one seed"
-    if max(seeds) > 1:  # of five seeds or fewer the interval is their range (analysis/stats.py)
-        over = f"median of {shared.spanned(seeds)} seeds; bars: its interval"
+    if data.runs.max() > 1:  # of five seeds or fewer the interval is their range (analysis/stats.py)
+        over = f"median of {shared.spanned(data.runs)} seeds; bars: its interval"
     over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool((data.n < data.wanted).any())
     ends = [f"{name}{end}" for name in names for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
@@ -146,9 +144,12 @@ def _with_numbers(found: pd.DataFrame, runs: pd.DataFrame, axis: Axis) -> tuple[
     lines = [
         f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in lacking if has < n
     ]
-    middle = known.map(lambda of: statistics.median(of or [math.nan]))
-    numbers = {axis.name: middle, f"{axis.name} low": ends.str[0], f"{axis.name} high": ends.str[1]}
-    return found.assign(**numbers), lines
+    numbers = {
+        "": known.map(lambda of: np.median(of or [math.nan])),
+        " low": ends.str[0],
+        " high": ends.str[1],
+    }
+    return found.assign(**{f"{axis.name}{end}": of for end, of in numbers.items()}), lines
 
 
 # --- the frontier, and what is far from the others
@@ -214,11 +215,12 @@ def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
     plot.set(**{f"{side}label": axis.label})
     if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
-        low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
-        zero, tens = values.min() == 0, 10.0 ** np.arange(low, high + 1)
-        how = {"value": "symlog", "linthresh": tens[0], "linscale": 0.4} if zero else {"value": "log"}
-        getattr(plot, f"set_{side}scale")(**how)
-        few = LogLocator(subs=(1.0, 2.0, 5.0) if positive.max() < 1e5 * positive.min() else (1.0,))
-        of_side.set_major_locator(FixedLocator([0.0, *tens]) if zero else few)
+        if values.min() == 0:
+            low = 10.0 ** np.floor(np.log10(positive.min()))
+            getattr(plot, f"set_{side}scale")("symlog", linthresh=low, linscale=0.4)
+            of_side.set_major_locator(FixedLocator([0.0, *low * 10.0 ** np.arange(12)]))
+        else:
+            getattr(plot, f"set_{side}scale")("log")
+            of_side.set_major_locator(LogLocator(subs=(1, 2, 5)))
         of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

@@ -24,7 +24,7 @@ def show(*parts: Any) -> None:
             part = page.Markdown(markdown(part)) if page else markdown(part)
         if isinstance(part, Figure):
             print("\n".join([part.title, *part.notes]))
-            if page and len(part.data):
+            if page:
                 page.display(page.SVG(svg(part)))
             part = part.data
         (page.display if page else print)(part)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures.papers import PAIRS, errors, measured
+from analysis.figures.papers import PAIRS, errors, measured, shown_fit
 from analysis.frame import KEY, chosen, reported
 from analysis.inference import FIRM_PAIRS, mean_of
 from analysis.paper import GLUE, printed_file, recipes
@@ -20,6 +20,8 @@ from runs.record import Record
 Finding = dict[str, Any]
 #: See the file's head.
 RULES: Any = printed_file("findings.yaml")
+#: Of those on measures, of which each has a kind of its own.
+RULE: dict[str, Finding] = {rule["kind"]: rule for rule in RULES}
 #: The tables whose tasks findings are tried on, and "text", which is in none: a user's own, see `tries`.
 PAPERS, TABLES = ("glue", "images"), ("glue", "images", "text")
 #: Whether a finding agrees, in a word.
@@ -31,6 +33,8 @@ COLLAPSED = 2 / 3
 CHANCE = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7, "cola": 0.0, "stsb": 0.0}
 #: A mean squared error below which a fit of N(0, 1) is exact.
 FITTED = 1e-3
+#: The same of a mean's sign, or of whether it is near.
+AGREES = {1: True, 0: None, -1: False}
 #: The defaults of a finding.
 PLAIN: Finding = {"compared": (), "counts": (), "unit": "seed", "chance": math.nan, "numbers": {}}
 #: What it has of its runs.
@@ -115,11 +119,6 @@ def _all_agree(words: Iterable[bool | None]) -> bool | None:
     """Whether a finding of several comparisons agrees: where each does."""
     words = {*words}
     return False if False in words else None if None in words else True
-
-
-def _word(sign: Any) -> bool | None:
-    """Of a mean's sign, or of whether it is near."""
-    return {1: True, -1: False}.get(int(sign))
 
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:
@@ -214,15 +213,11 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
         differences = np.where(same, 0.0, sign * (x.number.to_numpy() - y.number.to_numpy()))
     mean, broken = mean_of(differences), x.collapsed.to_numpy() | y.collapsed.to_numpy()
     made = {"x": side(x), "y": side(y), "seeds": tuple(x.seed), "differences": differences.tolist()}
-    agrees = _word(mean.near() if near else mean.sign())
+    agrees = AGREES[int(mean.near() if near else mean.sign())]
     return made | {"collapsed": broken.tolist(), "mean": mean, "agrees": agrees}
 
 
 # --- measures
-
-
-def _rule(kind: str) -> Finding:
-    return next(rule for rule in RULES if rule["kind"] == kind)
 
 
 def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
@@ -236,7 +231,7 @@ def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Fin
         means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
         means = means.reindex(every.number.unique())  # one without a finite value is none to leave out
         if len(means) and means[["query", "value"]].notna().all(axis=None):
-            for rule in map(_rule, ("query", "layers")):
+            for rule in (RULE["query"], RULE["layers"]):
                 apart = [means[more] - means[less] for more, less in rule["more"].items()]
                 yield _of_readings(rule, runs, every.runs, apart, means.median().to_dict(), "run")
     for _, _, every, _ in measured(runs, measures, "similarity", *PAIRS):
@@ -246,7 +241,7 @@ def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Fin
         if len(means):
             numbers = means.median().to_dict() | {"band": null_band(cosines)}
             apart = [means.lora_vera - means.lora_random]
-            yield _of_readings(_rule("similarity"), runs, every.runs, apart, numbers, "pair")
+            yield _of_readings(RULE["similarity"], runs, every.runs, apart, numbers, "pair")
 
 
 def _of_readings(
@@ -263,7 +258,7 @@ def _of_readings(
     of, count = reported(runs[runs.id.isin(ids)]), len(readings[0])
     of = of.sort_values("id", key=lambda column: column.map(ids.index))
     sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
-    agrees = _all_agree(_word(mean_of(reading).sign()) for reading in readings)
+    agrees = _all_agree(AGREES[int(mean_of(reading).sign())] for reading in readings)
     more: Finding = {"counts": (count,), "unit": unit, "numbers": numbers}
     return _finding(rule, sides, of.iloc[0], agrees, count, **more)
 
@@ -282,15 +277,16 @@ def null_band(cosines: pd.DataFrame) -> float:
 
 def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
     """Figure 6, count by count. The finding is of every count: one that differs refutes it."""
-    found = errors(measures)
-    by_count = found[found.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
-    both = by_count.pivot(index="parameters", columns="kind", values="mean")
-    both = both.reindex(columns=["vera", "lora"]).dropna()
-    if len(both):
-        equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
-        of: Finding = {"label": "both", "median": math.nan, "mean": math.nan, "ids": found.runs.iloc[0]}
-        numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
-        numbers |= {"counts": len(both)}
-        about = dict.fromkeys([*ABOUT, "family"], "") | {"model_label": "10 x 10 matrices"}
-        more: Finding = {"numbers": numbers, "unit": ""}
-        yield _finding(_rule("fit"), [of | {"epochs": ()}], about, bool(equal.all()), 1, **more)
+    for fit in shown_fit(measures):
+        found = errors(fit)
+        by_count = found[found.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
+        both = by_count.pivot(index="parameters", columns="kind", values="mean")
+        both = both.reindex(columns=["vera", "lora"]).dropna()
+        if len(both):
+            equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
+            of: Finding = {"label": "both", "median": math.nan, "mean": math.nan, "ids": (fit["id"],)}
+            numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
+            numbers |= {"counts": len(both)}
+            about = dict.fromkeys([*ABOUT, "family"], "") | {"model_label": "10 x 10 matrices"}
+            more: Finding = {"numbers": numbers, "unit": ""}
+            yield _finding(RULE["fit"], [of | {"epochs": ()}], about, bool(equal.all()), 1, **more)

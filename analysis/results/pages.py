@@ -2,6 +2,7 @@
 a study, others.md with what independent groups report; words.md, a finding in words; readme.md, the README's
 blocks."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,26 +10,30 @@ from types import MappingProxyType
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
-from analysis.figures.figure import Figure, look, svg
-from analysis.frame import cells, runs
-from analysis.inference import FIRM_PAIRS, MARGIN
+from analysis import figures
+from analysis.figures.figure import Figure, Part, look, svg
+from analysis.frame import cells, chosen, every_variant, in_cells, pairs, reported, reported_cells, runs
+from analysis.inference import FIRM_PAIRS, MARGIN, Mean, TwoWay, holm, mean_of, two_way
+from analysis.notes import odd
 from analysis.others import EPOCHS, NAMED, SOURCES, others, setting
-from analysis.paper import GLUE, IMAGES, NAMES, ROBERTA, VIT, numbers
-from analysis.render import grid, number
-from analysis.results import study
-from analysis.results.findings import WORDS, Finding, tries
+from analysis.paper import GLUE, NAMES, numbers
+from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
+from analysis.results.findings import WORDS, Finding, collapsed, tries
 from analysis.results.pooled import forest, summaries
 from analysis.tables import made as made_tables
 from runs.errors import UserError
-from runs.record import Ledger, megabytes, one_line, plural
+from runs.record import LEVEL, Ledger, Record, megabytes, one_line, plural
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
 
 #: The marker of each source.
 MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd", strict=True))
+#: Rows without a collapsed run from which on the variance is pooled over them.
+MANY = 10
 
 
 def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
@@ -69,7 +74,7 @@ def pages(studies: Mapping[Path, Ledger], docs: Path) -> tuple[dict[str, str], l
     if plot := forest(made):
         files["results/forest.svg"] = svg(plot)
     for folder, frame in of.items():
-        gaps, pictures = study.gaps(folder, frame, measures[folder])
+        gaps, pictures = of_study(folder, frame, measures[folder])
         files |= {f"results/{folder.name}.md": rendered("study.md", **gaps)} | pictures
     return files, made
 
@@ -119,6 +124,101 @@ def readme(text: str, study: str, block: str) -> str:
     return f"{before}{first}\n\n{block}\n\n{last}{after}"
 
 
+# --- a study
+
+
+def of_study(
+    folder: Path, runs: pd.DataFrame, measures: Sequence[Record]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What study.md shows, and the pictures by their paths in docs/."""
+    path, finished = folder / "NOTES.md", runs[runs.kind != "failed"]
+    answer, _, rest = path.read_text().strip().partition("\n\n") if path.is_file() else ("", "", "")
+    change, _, details = rest.partition("\n## Details\n")
+    every = every_variant(finished, paper=True)
+    # A study may compare settings of one row, such as epochs. A figure, where they would stand on top of each
+    # other, has one of them
+    made = [
+        of for make in figures.FIGURES.values() for of in make(Part(finished, [*measures])) if len(of.data)
+    ]
+    files = {f"{folder.name}_{figure.name}.svg": figure for figure in made}
+    table, page = rows_table(every)
+    # Columns that say nothing are left out, and what is the same of every row is said once
+    columns = [(name, {*of}) for name, of in zip(table.header, zip(*table.texts, strict=True), strict=True)]
+    kept = [i for i, (_, of) in enumerate(columns) if len(of) > 1 or i == 0]
+    page["alike"] = {name: next(iter(of)) for name, of in columns[1:] if len(of) == 1 and not of & {NONE, ""}}
+    rows = [[row[i] for i in kept] for row in table.texts]
+    page["lines"] = grid([table.header[i] for i in kept], rows) if rows else []
+    page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
+    page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
+    pictures = {f"results/{file}": svg(of) for file, of in files.items()}
+    cells = reported_cells(every)
+    page["several"] = [name for name in ("model_label", "task_label") if cells[name].nunique() > 1]
+    return page | {"cells": cells.to_dict("records")}, pictures
+
+
+# --- the rows of a study
+
+
+def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
+    """Each row of a study on each task: its number, and what it has more or less than VeRA in pairs of one
+    seed, with the 95% interval and the word that Holm's correction over the whole table leaves. runs: every
+    variant as a row. With what its notes say: the analysis of variance by task where it is pooled, the count
+    of comparisons, whether a row's best rate is at an end (^), the metrics, what counts all the same."""
+    found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
+    trials = reported(runs[runs.kind == "trial"])
+    lines, means, pooled_over = list[dict[str, Entry]](), list[Mean](), dict[str, TwoWay]()
+    for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
+        here = in_cells(shown, of_task)
+        both = pairs(here, "vera")
+        if many := pooled(here):
+            pooled_over[task] = many
+        for cell in of_task.sort_values("parameters", kind="stable").itertuples():
+            mean = mean_of(-both[both.row_other == cell.row].difference)
+            if many and mean.freedom > 0 and not here[here.row == cell.row].collapsed.any():
+                mean = Mean(mean.mean, many.deviation * np.sqrt(2 / (mean.freedom + 1)), many.freedom)
+            means.append(mean)
+            points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
+            low, high = map(float, mean.interval())
+            line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
+            line |= {"task": cell.task_label, "trained": count(cell)}
+            line |= {"median": number(cell, decimals=int(cell.digits))}
+            lines.append(
+                line | {"less VeRA": of_runs(mean.mean, **points), "95%": of_runs(low, high=high, **points)}
+            )
+    p = holm([of.p() for of in means])
+    for line, of, mean in zip(lines, p, means, strict=True):
+        better = "better" if mean.mean > 0 else "worse"
+        line["after Holm"] = NONE if math.isnan(of) else better if of < 1 - LEVEL else ""
+    notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
+    notes["ends"] = any("^" in str(line["method"]) for line in lines)
+    metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
+    notes["metrics"] = metrics.itertuples(index=False, name=None)
+    return Table.of("", lines) if lines else Table("", [], []), notes
+
+
+def at_end(cell: Any, trials: pd.DataFrame) -> bool:
+    """Whether the best of the rates that trials tried for a cell, by their medians over seeds, is the lowest
+    or the highest of them."""
+    of = trials[
+        (trials.conf_row == cell.conf_row) & (trials.task == cell.task) & (trials.model == cell.model)
+    ]
+    of = of[of.label.map(lambda label: f"{cell.label},".startswith(f"{label},")).astype(bool)]
+    better = of.number.where(~of.less.astype(bool), -of.number)
+    rates = better.groupby(of.lr_head if cell.method == "head" else of.lr).median().sort_index()
+    best = rates.sort_values(ascending=False, kind="stable").index
+    return len(rates) > 1 and best[0] in (rates.index[0], rates.index[-1])
+
+
+def pooled(runs: pd.DataFrame) -> TwoWay | None:
+    """The variance of a run pooled over the rows of one task: those without a collapsed run that have the
+    seeds of most; None where they are few."""
+    whole = runs[~runs.groupby("row").collapsed.transform("any").astype(bool) & (runs.parameters > 0)]
+    by_row = whole.pivot_table(index="row", columns="seed", values="number")
+    seeds = by_row.columns[by_row.notna().sum() >= MANY]
+    rows = by_row[seeds].dropna()
+    return two_way(rows) if len(rows) >= MANY and len(seeds) > 1 else None
+
+
 # --- what others report
 
 
@@ -159,7 +259,7 @@ def others_picture() -> Figure:
     paper = numbers()[lambda of: of.table.isin(["table2", "table5"]) & (of.like == of.row)]
     paper = paper[paper.row.isin(["vera", "lora"]) & (paper.task != "")]
     on = ["model", "row", "column"]
-    both = others().merge(paper[[*on, "value"]], on=on, suffixes=("", "_paper"))
+    both = paper[[*on, "value"]].merge(others(), on=on, suffixes=("_paper", ""))
     both = both.assign(difference=both.value - both.value_paper)
     title = "What others report, less what the paper prints, in points"
     return Figure(
@@ -168,19 +268,16 @@ def others_picture() -> Figure:
 
 
 def _draw_others(axes: Any, data: pd.DataFrame) -> None:
-    places, at, top = dict[tuple[str, str], float](), 0.0, data.difference.max() + 1
-    axes.set_ylim(data.difference.min() - 1, top + 1)
-    for models, columns in ((ROBERTA, GLUE), (VIT, IMAGES)):
-        for model, name in models.items():
-            places |= {(model, column): at + i for i, column in enumerate(columns)}
-            axes.text(at + (len(columns) - 1) / 2, top, name, ha="center")
-            at += len(columns) + 1
+    """The cells of the paper side by side, in its order."""
+    cells = dict.fromkeys(zip(data.model, data.column, strict=True))
+    places = {cell: at for at, cell in enumerate(cells)}
     for (source, row, same), of in data.groupby(["source", "row", "same"], sort=False):
         side, how = (0.15 if row == "vera" else -0.15), {"linestyle": "none", "color": look(row)[0]}
         x = [places[key] + side for key in zip(of.model, of.column, strict=True)]
         axes.plot(x, of.difference, MARKS[source], fillstyle="full" if same else "none", **how)
     axes.axhline(0, color="black", linewidth=1)
-    axes.set_xticks([*places.values()], [NAMED[column] for _, column in places], rotation=60, ha="right")
+    names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in places]
+    axes.set_xticks([*places.values()], names, rotation=60, ha="right")
     keys = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
     keys |= {SOURCES[one]["name"]: (MARKS[one], "#555555", "full") for one in data.source}
     for label, (mark, colour, fill) in (keys | {"other target modules": ("s", "#555555", "none")}).items():

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.properties
 
 WORDS = {
     "ablations": "VeRA r=1024",
-    "adaptation_magnitude": "Nothing measured",
+    "adaptation_magnitude": "no records of it yet",
     "cost": "peak_memory_bytes",
     "median_tables": "P(better)",
     "rank_scaling": "MiniLM on reviews: accuracy against parameters",
