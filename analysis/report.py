@@ -34,15 +34,6 @@ SHOWN += ("model", "data.", "parameters.", "groups")
 HIDDEN = ("config.recipe.", "config.output")
 #: And of each of its runs.
 OF_A_RUN = ["seed", "status", "origin", "best", "best_epoch", "last", "decimals", "crossfit", "seconds"]
-#: Why a run is in no cell of a table, by `left_out` of frame.runs.
-LEFT_OUT = {
-    "trial": "trials, judged on training rows",
-    "settings": "other settings than the cell of the tables",
-    "protocol": "an older protocol",
-    "seed": "a second record of the same settings and seed",
-    "failed": "failed",
-    "stopped": "stopped early by train.max_steps",
-}
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by one: a page stays below
 #: 20 MB.
 RUNS_SHOWN = 8_000
@@ -83,7 +74,6 @@ def page(ledger: Ledger) -> str:
         statistics=part("the statistics", lambda: statistics_tables(frame, judged=judged)),
         cells=found,
         anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},
-        left_out=[(words, frame[frame.left_out == why]) for why, words in LEFT_OUT.items()],
         problems=problems,
     )
 

@@ -1,6 +1,7 @@
 """The paper's findings, tried on our records: a mapping for each finding, model and task, with its numbers
-and its word. printed/findings.yaml has them: those that compare rows of a table or ranks (figure 2), and
-those that read measures (figures 3, 5 and 6)."""
+and its word; and each finding over its tasks, by several analyses, with the word on which all of them agree.
+printed/findings.yaml has them: those that compare rows of a table or ranks (figure 2), and those that read
+measures (figures 3, 5 and 6)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import pandas as pd
 
 from analysis.figures.papers import PAIRS, errors, measured, shown_fit
 from analysis.frame import KEY, chosen, reported
-from analysis.inference import FIRM_PAIRS, mean_of
+from analysis.inference import FIRM_PAIRS, Mean, mean_of, over_tasks, seeds_to_decide
 from analysis.paper import GLUE, printed_file, recipes
 from runs.record import Record
 
@@ -35,6 +36,13 @@ CHANCE = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7, "cola": 0.0, "s
 FITTED = 1e-3
 #: The same of a mean's sign, or of whether it is near.
 AGREES = {1: True, 0: None, -1: False}
+#: What decides a finding over several tasks: weighted or not, without collapsed runs or with them.
+ANALYSES = {
+    "weighted": (True, False),
+    "unweighted": (False, False),
+    "weighted without collapsed runs": (True, True),
+    "unweighted without collapsed runs": (False, True),
+}
 #: The defaults of a finding.
 PLAIN: Finding = {"compared": (), "counts": (), "unit": "seed", "chance": math.nan, "numbers": {}}
 #: What it has of its runs.
@@ -140,19 +148,16 @@ def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(collapsed=far | runs.diverged.astype(bool) | runs.one_class.notna())
 
 
-def _of_rows(runs: pd.DataFrame) -> list[Finding]:
+def _of_rows(runs: pd.DataFrame) -> Iterator[Finding]:
     """The findings that compare rows, in the order of RULES. runs: of cells, with their numbers."""
-    found: list[tuple[int, Finding]] = []
-    for _, of in runs.groupby(["model", "task"]):
-        of = of.assign(block=list(zip(of.seed, of.measured, strict=True)))
-        rows = {str(row): part for row, part in of.groupby("row")}
-        for place, rule in enumerate(RULES):
-            if "rows" in rule and of.of_table.iloc[0] in rule.get("tables", TABLES):
-                names = [*rule["rows"]]
-                pairs = _like_counts(rows, names) if rule["kind"] == "ranks" else _beside(rows, names)
+    runs = runs.assign(block=list(zip(runs.seed, runs.measured, strict=True)))
+    cells = [(of.of_table.iloc[0], dict([*of.groupby("row")])) for _, of in runs.groupby(["model", "task"])]
+    for rule in (rule for rule in RULES if "rows" in rule):
+        for table, rows in cells:
+            if table in rule.get("tables", TABLES):
+                pairs = (_like_counts if rule["kind"] == "ranks" else _beside)(rows, [*rule["rows"]])
                 if any(pairs):
-                    found.append((place, _of_pairs(rule, pairs)))
-    return [one for _, one in sorted(found, key=itemgetter(0))]
+                    yield _of_pairs(rule, pairs)
 
 
 Pairs = list[Sequence[pd.DataFrame]]
@@ -221,8 +226,20 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
 
 
 def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
-    """The findings of figure 3, over runs (the figure shows their median), and of figure 5, over pairs of
-    runs and the query matrices. One agrees where each of its readings is above 0."""
+    """The findings of figures 3 and 5 (`_readings`), with the runs that were measured."""
+    for kind, unit, behind, readings, numbers in _readings(runs, measures):
+        ids = [*dict.fromkeys(run for of in behind for run in of)]
+        of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
+        sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
+        agrees = _all_agree(AGREES[int(mean_of(reading).sign())] for reading in readings)
+        more: Finding = {"counts": (len(readings[0]),), "unit": unit, "numbers": numbers}
+        yield _finding(RULE[kind], sides, of.iloc[0], agrees, len(readings[0]), **more)
+
+
+def _readings(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
+    """What decides figure 3, over runs (the figure shows their median), and figure 5, over pairs of runs and
+    the query matrices: the kind of the finding, what it counts, the ids of runs behind each value, the
+    readings by run (or pair), each of which should be above 0, and the numbers that are shown."""
     for _, _, every, _ in measured(runs, measures, "magnitude", "d"):
         d = every.dropna()
         later = d.layer >= d.layer.drop_duplicates().median()
@@ -231,36 +248,16 @@ def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Fin
         means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
         means = means.reindex(every.number.unique())  # one without a finite value is none to leave out
         if len(means) and means[["query", "value"]].notna().all(axis=None):
-            for rule in (RULE["query"], RULE["layers"]):
-                apart = [means[more] - means[less] for more, less in rule["more"].items()]
-                yield _of_readings(rule, runs, every.runs, apart, means.median().to_dict(), "run")
+            for kind in ("query", "layers"):
+                apart = [means[more] - means[less] for more, less in RULE[kind]["more"].items()]
+                yield kind, "run", every.runs, apart, means.median().to_dict()
     for _, _, every, _ in measured(runs, measures, "similarity", *PAIRS):
         cosines = every.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()
         if len(means):
             numbers = means.median().to_dict() | {"band": null_band(cosines)}
-            apart = [means.lora_vera - means.lora_random]
-            yield _of_readings(RULE["similarity"], runs, every.runs, apart, numbers, "pair")
-
-
-def _of_readings(
-    rule: Finding,
-    runs: pd.DataFrame,
-    of_each: pd.Series,
-    readings: Sequence[pd.Series],
-    numbers: Mapping[str, float],
-    unit: str,
-) -> Finding:
-    """of_each: the ids of runs behind each value. readings: by run (or pair), each of which should be above
-    0. numbers, unit: of PLAIN."""
-    ids = list(dict.fromkeys(run for of in of_each for run in of))
-    of, count = reported(runs[runs.id.isin(ids)]), len(readings[0])
-    of = of.sort_values("id", key=lambda column: column.map(ids.index))
-    sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
-    agrees = _all_agree(AGREES[int(mean_of(reading).sign())] for reading in readings)
-    more: Finding = {"counts": (count,), "unit": unit, "numbers": numbers}
-    return _finding(rule, sides, of.iloc[0], agrees, count, **more)
+            yield "similarity", "pair", every.runs, [means.lora_vera - means.lora_random], numbers
 
 
 def null_band(cosines: pd.DataFrame) -> float:
@@ -290,3 +287,70 @@ def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
             about = dict.fromkeys([*ABOUT, "family"], "") | {"model_label": "10 x 10 matrices"}
             more: Finding = {"numbers": numbers, "unit": ""}
             yield _finding(RULE["fit"], [of | {"epochs": ()}], about, bool(equal.all()), 1, **more)
+
+
+# --- a finding over its tasks
+
+
+def summaries(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Each finding over all of its tries, a line for each of its comparisons: finding, name (of the
+    comparison), kind, tries, paper, tasks (the Mean of each, by model and task), analyses (a Mean by name),
+    word, why (where analyses differ), margin (the smallest at which all would call it near), seeds (pairs a
+    task to decide at MARGIN). A finding that compares no rows has no tasks. Tries at chance are out, and
+    those with a diverged perplexity."""
+    made = list[dict[str, Any]]()
+    for name in dict.fromkeys(one["finding"] for one in found):
+        tries = [one for one in found if one["finding"] == name]
+        paper = {(one["source"], model): of for one in tries for model, of in one["paper"].items()}
+        about = {"finding": name, "kind": tries[0]["kind"], "tries": tries, "paper": paper}
+        names = tries[0]["names"] if len(tries[0]["compared"]) > 1 else ("",)
+        for place, comparison in enumerate(names[-len(tries[0]["compared"]) or None :]):
+            lines = [
+                (f"{one['model_label']}, {one['task_label']}", number, *pair)
+                for number, one in enumerate(tries)
+                if math.isnan(one["chance"])
+                and place < len(one["compared"])
+                and (of := one["compared"][place])
+                if np.isfinite(of["differences"]).all()
+                for pair in zip(of["seeds"], of["differences"], of["collapsed"], strict=True)
+            ]
+            pairs = pd.DataFrame(lines, columns=["where", "number", "seed", "difference", "collapsed"])
+            decided = _decided(pairs, about["kind"] in ("near", "shared"))
+            made.append(about | {"name": comparison} | decided)
+    return made
+
+
+def _decided(pairs: pd.DataFrame, near: bool) -> dict[str, Any]:
+    """What the differences of a comparison say, by task (model and task), try and seed. Tries of one task are
+    averaged by seed, so that a task counts once however often it was tried."""
+    if pairs.empty:
+        return {"tasks": {}, "analyses": {}, "word": "", "why": "", "margin": math.nan, "seeds": 0}
+    by_seed = pairs.groupby(["where", "seed"], sort=False).agg({"difference": "mean", "collapsed": "any"})
+    by_task = by_seed.unstack()
+    every, collapsed = by_task.difference.to_numpy(float), by_task.collapsed.eq(True).to_numpy()
+    kept, analyses = np.where(collapsed, np.nan, every), dict[str, Mean]()
+    for name, (weighted, without) in ANALYSES.items():
+        if (collapsed.any() or not without) and (len(every) > 1 or weighted):
+            values, flags = (kept, np.zeros_like(collapsed)) if without else (every, collapsed)
+            analyses[name] = over_tasks(values, flags, weighted) if len(every) > 1 else mean_of(values[0])
+    words = {name: word(mean, near) for name, mean in analyses.items()}
+    by_word = {of: [name for name in words if words[name] == of] for of in dict.fromkeys(words.values())}
+    # The variance of differences within a try, without collapsed runs
+    within = pairs[~pairs.collapsed].groupby(["where", "number"]).difference
+    freedom = (within.count() - 1).clip(lower=0)
+    variance = (within.var() * freedom).sum() / freedom.sum() if freedom.sum() else math.nan
+    return {
+        "tasks": {where: mean_of(of) for where, of in zip(by_task.index, every, strict=True)},
+        "analyses": analyses,
+        "word": next(iter(by_word)) if len(by_word) == 1 else "depends",
+        "why": "; ".join(f"{of}: {', '.join(names)}" for of, names in by_word.items()),
+        "margin": max(float(mean.margin()) for mean in analyses.values()),
+        "seeds": 0 if math.isnan(variance) else seeds_to_decide(math.sqrt(variance)),
+    }
+
+
+def word(mean: Mean, near: bool) -> str:
+    """What a mean difference says: near (within the margin), above, below or undecided."""
+    if near and mean.near() > 0:
+        return "near"
+    return {1: "above", -1: "below", 0: "undecided"}[int(mean.sign())]

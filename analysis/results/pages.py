@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures
-from analysis.figures.figure import Figure, Part, look, svg
+from analysis.figures.figure import COLOURS, Figure, Part, look, svg
 from analysis.frame import cells, chosen, every_variant, in_cells, pairs, reported, reported_cells, runs
 from analysis.inference import FIRM_PAIRS, MARGIN, Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
 from analysis.others import EPOCHS, NAMED, SOURCES, others, setting
 from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
-from analysis.results.findings import WORDS, Finding, collapsed, tries
-from analysis.results.pooled import forest, summaries
+from analysis.results.findings import WORDS, Finding, collapsed, summaries, tries
 from analysis.tables import made as made_tables
 from runs.errors import UserError
 from runs.record import LEVEL, Ledger, Record, megabytes, one_line, plural
@@ -32,6 +31,9 @@ BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of
 
 #: The marker of each source.
 MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd", strict=True))
+#: Where the axis ends, in points; a longer interval leaves the picture.
+FARTHEST = 11.0
+LINES = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("s", COLOURS["vera"])}
 #: Rows without a collapsed run from which on the variance is pooled over them.
 MANY = 10
 
@@ -90,6 +92,40 @@ def overview(
     numbers = {name: n for n, name in enumerate(dict.fromkeys(one["finding"] for one in made), 1)}
     gaps = {"found": found, "made": made, "ran": ran, "numbers": numbers, "benches": benches}
     return rendered("results.md", **gaps, drawn=forest(made))
+
+
+def forest(made: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The forest plot of the findings that VeRA is near a row, on several tasks, if there are any: by line
+    (title, paper, its averages, task or pooled) the difference with its 95% interval. Lines of one kind and
+    label that follow each other share a place."""
+    lines = list[tuple[Any, ...]]()
+    for one in (one for one in made if one["kind"] == "near" and len(one["tasks"]) > 1):
+        against = one["finding"].removeprefix("VeRA is near ").removesuffix(" with fewer parameters")
+        lines.append(("title", f"less {against}", *[math.nan] * 3))
+        lines += [("paper", "the paper's averages", x - y, *[math.nan] * 2) for x, y in one["paper"].values()]
+        for kind, means in (("task", one["tasks"]), ("pooled", one["analyses"])):
+            lines += [(kind, name, mean.mean, *mean.interval()) for name, mean in means.items()]
+    data = pd.DataFrame(lines, columns=["kind", "label", "difference", "low", "high"])
+    place = (data.label != data.label.shift()) | (data.kind != data.kind.shift())
+    data = data.assign(place=place.cumsum() - 1)
+    title, size = "VeRA less the other row, in points, with 95% intervals", (5.5, 0.7 + 0.16 * place.sum())
+    return Figure("forest", title, data, [], _draw_forest, size=size) if lines else None
+
+
+def _draw_forest(axes: Any, data: pd.DataFrame) -> None:
+    axes.axvspan(-MARGIN, MARGIN, color="#dddddd", zorder=0)
+    axes.axvline(0, color="#777777", linewidth=0.8)
+    for kind, (marker, colour) in LINES.items():
+        of, face = data[data.kind == kind], "none" if kind == "paper" else colour
+        axes.hlines(of.place, of.low, of.high, color=colour)
+        axes.plot(of.difference, of.place, marker, markersize=4, mfc=face, color=colour)
+    names = data.drop_duplicates("place")
+    axes.set_xlim(-FARTHEST, FARTHEST)
+    axes.set_yticks(names.place, names.label)
+    axes.set_ylim(names.place.max() + 0.5, -0.5)
+    for label, kind in zip(axes.get_yticklabels(), names.kind, strict=True):
+        label.set_fontweight("bold" if kind in ("title", "pooled") else "normal")
+    axes.grid(visible=False, axis="y")
 
 
 # --- the README's blocks

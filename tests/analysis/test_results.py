@@ -12,9 +12,8 @@ from ledgers import halves, ledger, of_metric, seeds
 
 from analysis.frame import runs
 from analysis.results.__main__ import main
-from analysis.results.findings import collapsed, findings, null_band, tries
-from analysis.results.pages import BEGIN, END, macros, near_lora, overview, rows_table
-from analysis.results.pooled import forest, summaries
+from analysis.results.findings import collapsed, findings, null_band, summaries, tries
+from analysis.results.pages import BEGIN, END, forest, macros, near_lora, overview, rows_table
 from runs.errors import UserError
 
 pytestmark = pytest.mark.properties
