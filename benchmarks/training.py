@@ -41,14 +41,12 @@ def interleaved(
     A piece that returns a float has measured its own seconds. about: the rest of a row."""
     names, seconds = list(work), dict[str, list[float]]()
     for turn in tqdm(range(rounds + warm_up), str(about["part"]), leave=False, disable=None):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             started = time.perf_counter()
             taken = work[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if not isinstance(taken, float):
-                taken = time.perf_counter() - started
+            taken = taken if isinstance(taken, float) else time.perf_counter() - started
             if turn >= warm_up:
                 seconds.setdefault(name, []).append(taken)
     ratios = {name: [a / b for a, b in zip(seconds[name], seconds[names[0]], strict=True)] for name in names}
@@ -172,8 +170,7 @@ MORE = ("VeRA factor", "VeRA hybrid", "VeRA materialised", "full")
 def training(full: bool) -> list[Row]:
     """Whole training steps of each model, and the peak memory of two of them in a process of their own."""
     rows, lengths, rounds = [], [512, 1024, 2048, 4096] if full else [512, 1024, 2048], 5 if full else 3
-    if DEVICE == "cuda":  # of fewer tokens, launches alone would be timed
-        lengths += [16384, 32768]
+    lengths += [16384, 32768] if DEVICE == "cuda" else []  # of fewer tokens, launches alone would be timed
     shapes = SHAPES if full else SHAPES[:1]
     for shape in shapes:
         base = base_model(shape)
