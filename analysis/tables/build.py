@@ -192,11 +192,10 @@ class _Model:
             gaps[of.column] = Number(of.difference, half, verdict=of.word, ids=of.ids, **how)
         if not gaps or not those.same_size.all():
             return []
-        if average and (mnli or len(those) == len(group)):
-            papers = self.averages[group.method.iloc[0], group["size"].iloc[0]]
-            gap = beside.mean_of(group[group.ran]) or {"difference": average.value - papers}
-            half, word = gap.get("half", math.nan), gap.get("word", "")
-            gaps["avg"] = replace(average, value=gap["difference"], spread=half, sign=True, verdict=word)
+        gap = beside.mean_of(group[group.ran])
+        if average and gap and (mnli or len(those) == len(group)):
+            how = {"spread": gap["half"], "verdict": gap["word"], "sign": True}
+            gaps["avg"] = replace(average, value=gap["difference"], **how)
         return [{"source": "difference", **gaps}]
 
     def _status(self, own: Own, those: pd.DataFrame, wanted: list[str]) -> str:
