@@ -66,9 +66,10 @@ class _Model:
         self.made, self.averaged = made, spec.name == "table2" and len(self.columns) == len(GLUE)
         averages = numbers().query("model == @model and table == @spec.name and column == 'avg'")
         self.averages = averages.set_index(["method", "size"]).value
-        self.ours, self.lines = dict[str, list[Own]](), list[dict[str, Entry]]()
-        for (row, *_), of in made.groupby(["row", *["task"] * bool(spec.tasks), "variant"], sort=False):
-            self.ours.setdefault(row, []).append({cell.column: cell for cell in of.itertuples()})
+        self.ours, self.lines = dict[str, dict[Any, dict[str, Cell]]](), list[dict[str, Entry]]()
+        for cell in made.itertuples():
+            line = cell.task * bool(spec.tasks), cell.variant
+            self.ours.setdefault(cell.row, {}).setdefault(line, {})[cell.column] = cell
         shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
         self.theirs = others_of(model, shown, spec.compares(made))
         self.every = reported(every) if view.against else every
@@ -147,11 +148,11 @@ class _Model:
         mnli = bool((alike.like != alike.row).any())
         of_row = alike.task.tolist() if mnli else [*(spec.columns if self.papers else self.columns)]
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
-        for again, own in enumerate(self.ours[row]):
+        for again, own in enumerate(self.ours[row].values()):
             first, whole = next(iter(own.values())), own
             if mnli:  # the average goes on with plain LoRA's other tasks
                 own = {task: cell for task, cell in own.items() if task in of_row}
-                whole = {**self.ours.get(group.row.iloc[0], [{}])[0], **own}
+                whole = {**next(iter(self.ours.get(group.row.iloc[0], {"": {}}).values())), **own}
             if not own:
                 continue
             those = alike[alike.ran & (alike.variant == first.variant) & (alike.word != "quoted")]
