@@ -116,9 +116,10 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     others, again = int(cells.left_out.sum()), [run for ids in cells.again for run in ids]
     how = "a row shows those nearest to its recipe; all=true shows each"
     found = [f"{plural(others, 'run')} with other settings ({how})"] * bool(others)
-    for cell in cells[cells.older.map(len) > 0].itertuples():
-        older, newest = ", ".join(f"{number:g}" for number in cell.older), f"{cell.protocol:g}"
-        found.append(f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those of {newest}")
+    for row, task, newest, of in zip(cells.row, cells.task, cells.protocol, cells.older, strict=True):
+        older = ", ".join(f"{number:g}" for number in of)
+        words = f"{row} on {task}: runs of protocol {older}, not mixed with those of {newest:g}"
+        found += [words] * bool(of)
     words = "more than one record of the same settings and seed"
     found += [f"{words}: {_enumeration(again, 'runs')}"] * bool(again)
     return [*found, *unfinished(runs)]
@@ -128,7 +129,7 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
     found = []
     for kind, words in (("stopped", "stopped early by train.max_steps"), ("failed", "failed")):
-        of = runs[runs.kind == kind].itertuples()
-        if names := [f"{run.id} ({run.label} on {run.task_label})" for run in of]:
+        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]].itertuples(index=False)
+        if names := [f"{run} ({label} on {task})" for run, label, task in of]:
             found.append(f"{words}: {_enumeration(names, 'runs')}")
     return found
