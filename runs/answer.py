@@ -82,8 +82,12 @@ def main(arguments: list[str]) -> int:
     display, names = Display(), [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records]
     for record, config, name, head in zip(records, configs, names, heads(names), strict=True):
         bench = config["task"]["bench"]
+
+        def show(event: Any, head: str = head) -> None:
+            display.show([(head, event)])
+
         with alone(run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"):
-            path, short = answer(record, config, lambda event, head=head: display.show([(head, event)]))
+            path, short = answer(record, config, show)
         note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
         display.line(f"{head}  answers: {path}{note}")
     return 0

@@ -94,7 +94,7 @@ def _status(printed: str, value: float) -> str:
 # --- recipes
 
 #: The columns of a table: model, row and task by name.
-Columns = dict[str, tuple[str, ...]]
+Columns = dict[str, tuple[str, str, str]]
 
 
 @cache
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parts(of: dict[str, Any]) -> dict[str, Columns]:
     """The tables of a number, by what each is about, and their columns."""
     found, axes = dict[str, Columns](), {key: named(of[f"{key}s"]) for key in ("model", "row", "task")}
-    for each in itertools.product(*axes.values()):
+    for each in itertools.product(axes["model"], axes["row"], axes["task"]):
         names = {key: axes[key][one] for key, one in zip(axes, each, strict=True)}
         found.setdefault(of["about"].format(**names), {})[names[of["columns"]]] = each
     return found

@@ -50,7 +50,7 @@ class Command:
 
 def expand(arguments: Sequence[str]) -> list[Run]:
     """The runs of a command line's overrides and --config-dir, in order. Raises UserError for any mistake."""
-    none = make_dataclass("None", ())  # all words are overrides
+    none: Any = make_dataclass("None", ())  # all words are overrides
     line = read(arguments, none, overrides="the runs", options=COMPOSING, module=__name__)
     return read_command(line.overrides, line.config_dir).runs
 

@@ -60,7 +60,7 @@ class Job:
         self.ready, sender = context.Pipe(duplex=False)
         device = gpu and gpu.path.stem  # it has a GPU's name
         work = (self.run, self.id, self.tries, device, tracking, alone, sender)
-        self.child = context.Process(target=_child, args=work, daemon=True)
+        self.child: Any = context.Process(target=_child, args=work, daemon=True)
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
             self.child.start()
 
