@@ -9,16 +9,25 @@ class UserError(Exception):
     """A user's mistake. The message says what is wrong, where, and what to do."""
 
 
-class StoppedError(Exception):
+class StoppedError(BaseException):  # like KeyboardInterrupt: no handler of errors swallows it
     """A run was asked to stop, and has saved what it needs to continue."""
 
 
 @dataclass
 class Stop:
-    """A request to stop, such as SIGTERM before a time limit. A run checks for it where its state is
-    complete: before training, between steps, during evaluation, and between batches of texts."""
+    """A request to stop, such as SIGTERM before a time limit.
+
+    listens: the run checks for it where its state is complete, between steps and in evaluations. Elsewhere,
+    as while it loads or decodes, the request is raised at once: what there is to save is on disk."""
 
     wanted: bool = False
+    listens: bool = True
+
+    def ask(self, *_: object) -> None:
+        """The handler of a signal."""
+        self.wanted = True
+        if not self.listens:
+            raise StoppedError
 
     def check(self) -> None:
         """Raises StoppedError where a stop is wanted."""

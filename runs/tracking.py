@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from runs.errors import StoppedError, rank
+from runs.errors import rank
 from runs.record import Record, describe, hide_paths, is_trial, run_folder, without_paths
 from runs.run import Run, starts
 
@@ -137,7 +137,7 @@ class Tracker:
             self.sent += 1
 
     def _end(self, record: Record | None, error: BaseException | None) -> None:
-        failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
+        failed = isinstance(error, Exception)
         status = "failed" if failed else "interrupted"
         summary = {"status": status, "error": hide_paths(describe(error)) if error and failed else ""}
         if record:

@@ -38,8 +38,7 @@ def write_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, A
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
-            view = memoryview(content)  # a checkpoint may be large
-            file.writelines((view[:start], hashlib.sha256(content).hexdigest().encode(), view[end:]))
+            file.write(content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:])
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name and not the bytes
         os.replace(partial, path)

@@ -275,12 +275,8 @@ def _child(
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
     stop, lock = Stop(), run_lock(run.config["output"], run_id)
-
-    def ask_to_stop(*_: object) -> None:
-        stop.wanted = True
-
     for number in STOPPING:
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, stop.ask)
     os.environ |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     try:
         _log_into(run, run_id)

@@ -2,13 +2,18 @@
 
 That is one safetensors file, written atomically, from which a killed run goes on to the same record.
 
-Tensors: the trainable parameters, the optimizer's state, torch's generators. The header is JSON: the step,
-Python's and numpy's generators, and the curve so far. Never pickle. A checksum over all of it, as adapters
-have: a run that went on from a damaged file would end with a record like any other."""
+Tensors: the trainable parameters, the optimizer's state, torch's generators. The header's metadata is JSON:
+the step, Python's and numpy's generators, and the curve so far. Never pickle. A checksum over all of it: a
+run that went on from a damaged file would end with a record like any other."""
 
+import errno
+import hashlib
 import itertools
+import json
 import math
+import os
 import random
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,16 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import vera
 from runs.errors import DeviceError
 from runs.methods import patterns_of
-from vera.checked_file import read_file, write_file
+from runs.record import temporary
 
-#: Of the checkpoint's header.
-FORMAT = "vera-bench checkpoint 2"
 #: The columns of a curve: a row for each evaluation.
 CURVE = ("epoch", "step", "train_loss", "dev_loss", "metric", "metric_select", "metric_report", "lr")
 
@@ -86,17 +91,28 @@ class Checkpoint:
         tensors |= {f"method/{name}": value for name, value in method_state.items()}
         tensors["generator/cpu"] = torch.get_rng_state()
         if self.device.type != "cpu":
-            tensors["generator/device"] = torch.get_device_module(self.device).get_rng_state()
+            tensors[f"generator/{self.device.type}"] = torch.get_device_module(self.device).get_rng_state()
+        # Once: the file and its checksum are made from the same copy
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         version, words, position, has_gauss, cached = tuple(np.random.get_state(legacy=True))
         header = {
-            "format": FORMAT,
             "run_id": self.run_id,
             "device": self.device.type,
             "state": state,
             "python": random.getstate(),
             "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
         }
-        write_file(self.path, {name: tensor.cpu() for name, tensor in tensors.items()}, header)
+        text = json.dumps(header)
+        with temporary(self.path) as partial:
+            try:
+                save_file(tensors, partial, {"header": text, "sha256": digest_of(text, tensors)})
+            except SafetensorError as error:
+                # The operating system's own error is in its words: a full disk is known by its number
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error), str(self.path)) from None
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Puts everything back and returns the state and the method's; None, with nothing changed, without a
@@ -105,10 +121,13 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            file = read_file(self.path, FORMAT)
-            header = file.header
-            parts = defaultdict[str, dict[str, Tensor]](dict)
-            for path, tensor in file.tensors().items():
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if digest_of(metadata["header"], tensors) != metadata["sha256"]:
+                raise ValueError("its checksum is another")
+            header, parts = json.loads(metadata["header"]), defaultdict[str, dict[str, Tensor]](dict)
+            for path, tensor in tensors.items():
                 part, _, name = path.partition("/")
                 parts[part][name] = tensor
             if header["run_id"] != self.run_id or self.parameters.keys() - parts["parameter"].keys():
@@ -118,7 +137,7 @@ class Checkpoint:
             if header["device"] != self.device.type:
                 begun = f"this run was begun on {header['device']} and cannot go on on {self.device.type}"
                 raise DeviceError(f"{begun}: go on there, or delete {self.path}")
-        except (vera.AdapterError, ValueError, KeyError, TypeError, OSError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             print(f"the checkpoint {self.path} is not usable ({error}): starting over", flush=True)
             return None
         with torch.no_grad():
@@ -131,10 +150,19 @@ class Checkpoint:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         torch.set_rng_state(parts["generator"]["cpu"])
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(parts["generator"]["device"])
+            torch.get_device_module(self.device).set_rng_state(parts["generator"][self.device.type])
         random.setstate((python[0], tuple(python[1]), python[2]))
         np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
         return state, parts["method"]
+
+
+def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors on the CPU, with their names."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # --- the optimizer and its rates

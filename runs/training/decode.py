@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 import vera
 from runs.record import write_atomically
+from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt
 from tasks.base import Decoding, prompts_at_once
@@ -169,7 +170,6 @@ def write_down(
             stack.callback(context.method.unmerge, context.raw_model)
         file = stack.enter_context(open(where, "a", encoding="utf-8"))
         for turn in range(rounds):
-            context.stop.check()
             report((time.monotonic() - begun) / turn * (rounds - turn) if turn else None)
             mine = next(iter(left[turn * world + rank :]), [])
             with accelerator.autocast():
@@ -184,12 +184,8 @@ def write_down(
 
 def weights(context: Context) -> str:
     """A hash of the trained values, which saved texts must come from."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(context.raw_model.named_parameters()):
-        if parameter.requires_grad:
-            content = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode() + content.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    trained = {n: p.detach().cpu() for n, p in context.raw_model.named_parameters() if p.requires_grad}
+    return digest_of("", trained)[:16]
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -90,12 +90,13 @@ class Training(Context):
         # A model that cannot decode fails here, and not after hours of training.
         if not self._resume() and self.task.decodes:
             rehearse(self)
-        self.stop.check()
+        self.stop.listens = True
         try:
             self._epochs()
         except StoppedError:
             self._save()
             raise
+        self.stop.listens = False
         # Everything is saved, and decoding may take as long as training.
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result

@@ -1,8 +1,10 @@
 """The record of a run, built at its end."""
 
+import contextlib
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,5 +188,9 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
+    # Linux. getrusage would include the process that started this one, before exec.
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -45,12 +45,13 @@ def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone:
     if finished_record(output, run_id):
         return BUSY, ""
     try:
+        attempt, stop.listens = Attempt(output, run_id), False
         stop.check()
-        attempt = Attempt(output, run_id)
         now = dataclasses.replace(run, config=run.config | attempt.settings)
         train(Training(now, run_id, report, attempt, stop), tracking)
         return DONE, ""
     except BaseException as error:
+        stop.listens = True
         if finished_record(output, run_id):  # of another attempt: this one is late
             return DONE, ""
         if not is_users(error) and not isinstance(error, StoppedError):
@@ -105,6 +106,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
         record = build_record(training, training.go())
         if record["status"] == "done" and training.task.pictures:
             _illustrate(training)
+        training.stop.listens = True  # the record is written whole
         if accelerator.is_main_process:
             training.attempt.finish(record)
         accelerator.wait_for_everyone()
