@@ -106,10 +106,9 @@ def folder(name: str, what: str, *how, **changes):
 
 tiny_bert = folder("tiny_bert", "save_tiny", "bert")
 tiny_roberta = folder("tiny_roberta", "save_tiny", "roberta")
-# Of the width of RoBERTa-base and of MiniLM, which the sizes of VeRA's peers are made for
-WIDE = {"num_hidden_layers": 1, "num_attention_heads": 12}
-wide_roberta = folder("wide_roberta", "save_tiny", "roberta", **WIDE, hidden_size=768)
-wide_bert = folder("wide_bert", "save_tiny", "bert", **WIDE, hidden_size=384)
+# Of MiniLM's width, which the sizes of VeRA's peers are made for
+WIDE = {"num_hidden_layers": 1, "num_attention_heads": 12, "hidden_size": 384}
+wide_bert = folder("wide_bert", "save_tiny", "bert", **WIDE)
 tiny_gpt2 = folder("tiny_gpt2", "save_gpt2")
 tiny_llama = folder("tiny_llama", "save_llama")
 tiny_vit = folder("tiny_vit", "save_vit")

@@ -6,10 +6,9 @@ nowhere else."""
 import contextlib
 import copy
 import functools
-import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import peft
 import torch
 from tiny import ARCHITECTURES, answer, dequantised, quantise, shake, tiny
 from torch import nn
-from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import vera
 from vera.methods.peft_settings import SITES
@@ -71,39 +69,16 @@ def of_class(name: str) -> Callable[[str], vera.Method]:
     return two_tokens
 
 
-@functools.cache
-def roberta_base() -> nn.Module:
-    """Its matrices, with random values, to be copied; and 64 words, at which no class but TrainableTokens
-    looks."""
-    torch.manual_seed(0)
-    sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
-    return RobertaForSequenceClassification(RobertaConfig(**sizes))
-
-
 def facts(name: str) -> list[str]:
-    """Of a class at its defaults on RoBERTa-base: its sites, the parameters that train without the head, the
-    bytes of the adapter file, and the frozen tensors that are not in it. Raises AdapterError for a class that
-    is refused."""
-    method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
-    model = copy.deepcopy(roberta_base())
-    torch.manual_seed(0)
+    """Of a class, on a tiny RoBERTa: its own sites, and the last names of the frozen tensors that peft draws
+    again and the adapter file lacks. Raises AdapterError for a class that is refused."""
+    method, model = of_class(name)("RoBERTa"), tiny("RoBERTa")
     method.adapt(model)
-    with tempfile.TemporaryDirectory() as folder:
-        vera.save(model, method, f"{folder}/adapter")
-        size = os.path.getsize(f"{folder}/adapter")
-    return [site_words(name), f"{method.count(model):,}", f"{size:,}", redrawn(method, model)]
-
-
-def site_words(name: str) -> str:
-    return ", ".join(SITES.get(name, SITES["others"])) or "named in config"
-
-
-def redrawn(method: vera.Method, model: nn.Module) -> str:
-    """The last names of the frozen tensors that peft draws again and the file lacks."""
     names = {*method.redrawn(model), *model._peft.hidden}
     # Such as vera_A of ...query.vera_A.default; peft also names tensors by their module
     last = {re.sub(r"\.default\b", "", name).split(".")[-1] for name in names}
-    return ", ".join(sorted(last)) or "nothing"
+    sites = ", ".join(SITES.get(name, SITES["others"])) or "named in config"
+    return [sites, ", ".join(sorted(last)) or "nothing"]
 
 
 # --- every method
@@ -219,9 +194,8 @@ def near(model: nn.Module, method: vera.Method) -> float:
     return effect / 1000
 
 
-def train(architecture: str, method: vera.Method, four_bit: bool = False) -> None:
+def train(model: nn.Module, method: vera.Method, architecture: str = "") -> None:
     """One step after an evaluation moves what should move, and nothing else; the loss falls."""
-    model = adapted(architecture, method, four_bit)
     with torch.no_grad():
         answer(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -232,7 +206,7 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
     torch.manual_seed(0)
     model.train()
     losses, optimizer = [], torch.optim.Adam(trainable, lr=3e-3)
-    for step in range(1, 6):
+    for step in range(1, 4):
         loss = (answer(model).float() - 1).square().mean()
         loss.backward()
         if step == 1:
@@ -248,11 +222,11 @@ def train(architecture: str, method: vera.Method, four_bit: bool = False) -> Non
     assert losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}"
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved <= {n for n, p in model.named_parameters() if p.requires_grad}, "a frozen parameter moved"
+    model.eval()
 
 
-def merge(architecture: str, method: vera.Method) -> None:
+def merge(model: nn.Module, method: vera.Method, architecture: str) -> None:
     """The merged model answers the same, and unmerging restores every weight bit for bit."""
-    model = adapted(architecture, method)
     before, expected = {n: p.clone() for n, p in model.named_parameters()}, answer(model)
     tolerance = near(model, method)
     method.merge(model)
@@ -273,16 +247,14 @@ def reloaded(model: nn.Module, method: vera.Method, onto: nn.Module) -> nn.Modul
     return onto
 
 
-def save(architecture: str, method: vera.Method) -> None:
+def save(model: nn.Module, method: vera.Method, architecture: str) -> None:
     """Adapter and head load onto a fresh base model, which then answers the same."""
-    model = adapted(architecture, method)
     again = reloaded(model, method, tiny(architecture))
     assert torch.equal(answer(again), answer(model)), "loaded, it answers otherwise"
 
 
-def export(architecture: str, method: vera.Method) -> None:
+def export(model: nn.Module, method: vera.Method, architecture: str) -> None:
     """peft.PeftModel reads the export and answers the same."""
-    model = adapted(architecture, method)
     with tempfile.TemporaryDirectory() as folder:
         vera.export_peft(model, folder)
         torch.manual_seed(9)
@@ -291,10 +263,9 @@ def export(architecture: str, method: vera.Method) -> None:
     assert same, "under peft, it answers otherwise"
 
 
-def four_bit(architecture: str, method: vera.Method) -> None:
+def four_bit(model: nn.Module, method: vera.Method, architecture: str) -> None:
     """Training over NF4 weights; and the adapter answers as over the same weights dequantised."""
-    train(architecture, method, four_bit=True)
-    model = adapted(architecture, method, four_bit=True)
+    train(model, method)
     whole = reloaded(model, method, dequantised(architecture))
     same = torch.allclose(answer(model), answer(whole), rtol=0, atol=near(whole, method))
     assert same, "over dequantised weights, it answers otherwise"
@@ -303,29 +274,25 @@ def four_bit(architecture: str, method: vera.Method) -> None:
 BEHAVIOURS = {"T": train, "M": merge, "S": save, "P": export, "4": four_bit}
 
 
-def cell(architecture: str, name: str) -> tuple[str, dict[str, str]]:
-    """The letters of what works, and the refusal of what does not."""
-    letters, refusals = "", {}
-    make = METHODS.get(name) or of_class(name)
+def cell(architecture: str, name: str) -> str:
+    """The letters of what works; what does not is refused in a line. One model is trained, then merged, saved
+    and exported; another has weights in 4 bit."""
+    letters, method = "", (METHODS.get(name) or of_class(name))(architecture)
+
+    @functools.cache
+    def model(in_4_bit: bool) -> nn.Module:
+        return adapted(architecture, method, in_4_bit)
+
     for letter, behaviour in BEHAVIOURS.items():
         try:
-            behaviour(architecture, make(architecture))
+            behaviour(model(behaviour is four_bit), method, architecture)
         except vera.AdapterError as error:
-            refusals[letter] = str(error)
-            letters += "-"
+            letters += "?" if "\n" in str(error) else "-"
         except Exception as error:
             raise AssertionError(f"{name} on {architecture}, {behaviour.__name__}: {error}") from error
         else:
             letters += letter
-    return letters, refusals
-
-
-Cells = dict[tuple[str, str], tuple[str, dict[str, str]]]
-
-
-def cells(names: Iterable[str]) -> Cells:
-    """A cell for every pair."""
-    return {(name, a): cell(a, name) for name in names for a in ARCHITECTURES}
+    return letters
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -334,34 +301,6 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     lines = [" | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in [head, *rows]]
     rule = "|".join("-" * (w + 2) for w in widths)
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
-
-
-def matrix(names: Iterable[str], tried: Cells) -> list[str]:
-    """The letters of all pairs."""
-    return table(
-        ["", *ARCHITECTURES], [[name, *(tried[name, a][0] for a in ARCHITECTURES)] for name in names]
-    )
-
-
-def plain(reason: str) -> str:
-    """A reason of peft's without the names of the class and the model."""
-    return re.sub(r"^peft's \w+ (on an? \w+: )?| of an? \w+(?=:)", "", reason)
-
-
-def alike(reason: str) -> str:
-    """What reasons that differ in sizes and in the names of layers have in common."""
-    return re.sub(r"adapter of [\w.]+|bias=\w+|\w+Config|\d+", "", plain(reason))
-
-
-def refusals(tried: Cells, key: Callable[[str], str], shown: Callable[[str], str]) -> list[str]:
-    """A line for each reason, with the methods that have it anywhere; of reasons with one key, the first."""
-    names: dict[str, dict[str, None]] = {}
-    first: dict[str, str] = {}
-    for (name, _), (_, refused) in tried.items():
-        for reason in refused.values():
-            names.setdefault(key(reason), {})[name] = None
-            first.setdefault(key(reason), shown(reason))
-    return [f"- {', '.join(names[of])}: {first[of]}" for of in names]
 
 
 HEAD = """\
@@ -374,14 +313,13 @@ HEAD = """\
 - **S** saves: adapter and head load onto a fresh base model, which answers the same.
 - **P** exports to peft's format: `peft.PeftModel` reads it and answers the same.
 - **4** trains over 4-bit (NF4) weights of bitsandbytes, and answers as over the same weights dequantised.
-- **-** is refused, or has no meaning for the method; the reasons are below.
+- **-** is refused, or has no meaning for the method: `python -m runs` and `vera` say why in a line.
 """
 OWN = """
 In a fused projection (GPT-2's c_attn, timm's qkv) methods of peft adapt the whole of it. This
 library's low-rank methods adapt only the parts that their sites name: query and value here. GPT-2
-and Llama are language models here, without a classification head.
-
-## What is refused
+and Llama are language models here, without a classification head. Bottleneck adapters are not linear,
+so that no weight can hold them; peft's format has a place for VeRA, LoRA and peft's own classes.
 """
 CLASSES = f"""
 ## Classes of peft
@@ -389,25 +327,24 @@ CLASSES = f"""
 Every configuration class of peft {peft.__version__}, as `method=peft:CLASS`: at its defaults, or smaller
 where these do not fit a tiny model. `TrainableTokensConfig` trains two tokens of the embedding here.
 Over 4-bit weights a class that has a **4** here is installed with any settings of your own, too, without
-being tried with them: look whether its loss falls.
+being tried with them: look whether its loss falls. Refused are classes that change the input or need
+a forward pass of their own; over 4-bit weights those that get no gradient there; and on GPT-2, whose
+layers are no `torch.nn.Linear`, those that take no other.
 """
 FACTS = """
-At peft's defaults on RoBERTa-base: the sites where no others are named, the parameters that train
-(the head apart), the bytes of the adapter file, and the frozen tensors that peft draws again and
-that the file lacks.
+The sites of a class where no others are named, and the frozen tensors that peft draws again and that
+the adapter file lacks.
 """
 
 
 def page() -> str:
     """docs/methods.md."""
-    own, theirs = cells(METHODS), cells(classes())
-    works = [name for name in classes() if any(theirs[name, a][0][0] == "T" for a in ARCHITECTURES)]
-    rows = [[name, *facts(name)] for name in works]
-    lines = [HEAD, *matrix(METHODS, own), OWN, *refusals(own, str, str)]
-    lines += [CLASSES, *matrix(classes(), theirs)]
-    lines += [FACTS, *table(["", "sites", "trains", "file", "drawn again"], rows)]
-    lines += ["", "What is refused of them:", "", *refusals(theirs, alike, plain)]
-    return "\n".join(lines) + "\n"
+    own, theirs = (
+        [[name, *(cell(a, name) for a in ARCHITECTURES)] for name in of] for of in (METHODS, classes())
+    )
+    lines = [HEAD, *table(["", *ARCHITECTURES], own), OWN, CLASSES, *table(["", *ARCHITECTURES], theirs)]
+    works = [[row[0], *facts(row[0])] for row in theirs if any(cell[0] == "T" for cell in row[1:])]
+    return "\n".join([*lines, FACTS, *table(["", "sites", "drawn again"], works)]) + "\n"
 
 
 if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/support.py

@@ -272,10 +272,10 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
     (make,) = eval(f"{{{row}}}", {"vera": vera}).values()
     assert make(architecture) == vera.make_method("svft", rank=4)
     for method in (make(architecture), vera.make_method("site_ssf")):
-        method.adapt(model := tiny(architecture))
+        model = support.adapted(architecture, method)
         assert sum(p.numel() for p in method.adapter_parameters(model).values()) == method.count(model)
         for behaviour in (support.train, support.merge, support.save):
-            behaviour(architecture, method)
+            behaviour(model, method, architecture)
     exec(test, outside := {})
     outside["test_count"](tiny(architecture))
     with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):

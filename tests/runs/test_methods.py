@@ -1,9 +1,9 @@
-"""Every row and task of every preset runs for two steps, on a tiny model of its architecture and own rows.
+"""Every kind of row and every task of every preset runs for two steps, on a tiny model of its architecture
+and own rows.
 
 Methods that are no file of the clone. And recipes: the optimizer's groups beside the authors' code, rates by
 patterns of names, rows that share a recipe."""
 
-import copy
 import re
 import sys
 from fnmatch import fnmatchcase
@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from running import call_here, do, output_of, refused
-from support import roberta_base
 from tiers import sample
 from tiny import tiny_model
 
@@ -29,13 +28,14 @@ from runs.run import with_starts
 from runs.sweep import sweep
 from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.loop import Training
+from runs.training.result import deviations
 from runs.training.train import train
 
 pytestmark = pytest.mark.contract
 
 #: Whose cells differ in numbers alone from those of other presets.
-LIKE = "demo figure2 figure5 randomness rank_scaling table12 table13 table2_mpnet table3_large table4_llama2"
-LIKE = (*LIKE.split(), "table5_large", "table6_d_init", "vera_all")
+LIKE = "demo figure2 figure5 peers_base randomness rank_scaling table12 table13 table2_mpnet table3_large"
+LIKE = (*LIKE.split(), "table4_llama2", "table5_large", "table6_d_init", "vera_all")
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(LIKE))
 #: One of each family of text is fast; so is a run on images, in tests/nets.
 FAST = {"figure3", "e2e_smollm2", "table4_llama_7b"}
@@ -44,11 +44,31 @@ IMAGES = ("tiny_vit", "images", "task.shots=4")
 FEW = "task.items=1 task.max_new_tokens=4 task.train_rows=null task.dev_rows=null"
 KINDS = dict.fromkeys(("table2", "table6", "table7", "figure"), ("tiny_roberta", "glue", ""))
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
-KINDS |= {"table5": IMAGES, "images": IMAGES, "peers_base": ("wide_roberta", "glue", "task=rte")}
-KINDS |= {"peers_minilm": ("wide_bert", "glue", "task=rte task.dev_rows=null")}
-KINDS |= {"table3": ("tiny_gpt2", "e2e", FEW), "e2e": ("tiny_llama", "e2e", FEW)}
+KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
+KINDS |= {"peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"), "e2e": ("tiny_llama", "e2e", FEW)}
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
+
+
+#: The kinds of rows, and the tasks, that each model has trained for here: what differs from them in numbers
+#: alone is not trained.
+TRAINED: dict[str, set[str]] = {}
+
+
+def kind_of(method):
+    """A method's settings but for its numbers."""
+    if not isinstance(method, dict):
+        return method
+    return {key: kind_of(of) for key, of in method.items() if type(of) not in (int, float)}
+
+
+def cells_of(paper, words):
+    """Of a preset's cells every row with the first task, and every task with the first row."""
+    lists = yaml.safe_load((CONF / f"experiment/{paper}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    first = {key: f"{key}={lists[key].split(',')[0]}" for key in {"method", "task"} & {*lists}}
+    if len(first) < 2 or any(word.startswith("task=") for word in words):
+        return expand(words)
+    return [*expand([*words, first["task"]]), *expand([*words, first["method"]])]
 
 
 @pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
@@ -60,26 +80,22 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     words += ["model.architecture=null", f"task.data_dir={request.getfixturevalue(data)}"]
     if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
         words += ["model.sha256=null"]
-    runs = with_starts(expand([*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]))
-    seen: set[str] = set()
+    runs = cells_of(paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"])
+    seen = TRAINED.setdefault(model, set())
     for run in runs:
-        words = {key: value for key, value in run.method.items() if type(value) not in (int, float)}
-        if {str(words), run.task} <= seen:  # this cell differs from those before in numbers alone
+        rows = (run.row, run.config["method"].get("recipe"), *["peers"] * paper.startswith("peers"))
+        assert run.recipe in {f"{row}/{run.model}" for row in rows}
+        if {kind := f"{kind_of(run.method)} {bool(run.start)}", run.task} <= seen:
             continue
-        seen |= {str(words), run.task}
-        record = train(Training(run, run_id(run), lambda event: None))
+        seen |= {kind, run.task}
+        for each in with_starts([run]):
+            record = train(Training(each, run_id(each), lambda event: None))
         assert record["status"] == "done", run.label
         # Where there is one epoch, its eight rows are one effective batch.
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
-        name = record["recipe"]["name"]
-        rows = (run.row, run.config["method"].get("recipe"), *["peers"] * paper.startswith("peers"))
-        assert name in {f"{row}/{run.model}" for row in rows}
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
         assert bool(record["texts"]) == (data == "e2e")
-        if name.startswith("peers/"):  # nothing differs but rates, which are for reviews where the study is
-            told = [words for words in record["deviations"] if "recipe" in words]
-            assert all(words.startswith("the recipe has no lr") for words in told), run.label
 
 
 # --- methods that are no file of the clone
@@ -515,10 +531,8 @@ def test_each_peer_has_its_count_near_veras_and_four_rates_over_the_same_range()
     """Rates, where they are to be tuned: rows of peers_base with published recipes have those."""
     study = {run.row: run for run in expand(["experiment=peers_minilm", "seed=0"])}
     base = {run.row: run for run in expand(["experiment=peers_base", "seed=0", "task=rte"])}
-    # SHiRA draws its entries from the weights
-    made = {
-        row: adapted(base[row], copy.deepcopy(roberta_base()) if row == "shira" else None) for row in COUNTS
-    }
+    weights = models.skeleton(base["shira"].config["model"], 2).to_empty(device="cpu")  # it draws from them
+    made = {row: adapted(base[row], weights if row == "shira" else None) for row in COUNTS}
     assert {row: method.count(outline) for row, (method, outline) in made.items()} == COUNTS
     far = {row for row, count in COUNTS.items() if not 0.75 < count / COUNTS["vera"] < 1.25}
     assert far == {"ia3", "boft", "beft", "unilora", "fourierft"}
@@ -526,6 +540,8 @@ def test_each_peer_has_its_count_near_veras_and_four_rates_over_the_same_range()
     for run in [*study.values(), *(run for run in base.values() if run.recipe.startswith("peers/"))]:
         ((key, rates),) = tune.grid_of(run, grids).items()
         assert key == ("train.lr_head" if run.row == "head" else "train.lr")
+        told = [words for words in deviations(run, []) if "recipe" in words]  # nothing but rates
+        assert all(words.startswith("the recipe has no lr") for words in told), run.label
         assert (len(rates), 60 <= float(rates[-1]) / float(rates[0]) <= 67) == (4, True), run.row
     classes = {name for group in grids["peers"].values() for name in group["rows"] if name.endswith("Config")}
     assert {run.config["method"].get("config_class") for run in study.values()} - {None} == classes

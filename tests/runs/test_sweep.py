@@ -82,9 +82,16 @@ def end_of(words, tmp_path):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_sweep_runs_skips_and_survives_a_failure(words):
+def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
+    """Its records are those of the same runs in another process, whether they are the first or the second
+    there."""
+    words = dropout_words
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     assert "2 done, 0 already there" in call("runs", *sweep_words, check=0).stdout
+    here = [[do(run) for run in expand(elsewhere(sweep_words, output=tmp_path / name))] for name in "ab"]
+    for records in here:
+        assert [*map(comparable, records)] == [*map(comparable, records_of(sweep_words))]
+    assert here[0][0]["curve"]["train_loss"] != here[0][1]["curve"]["train_loss"]  # by the seed
     stamps = {path: path.stat().st_mtime_ns for path in Path(output_of(words)).glob("records/*.json")}
     assert "0 done, 2 already there" in call_here("runs", *sweep_words, check=0).stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
