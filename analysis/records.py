@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.command import Chosen, open_chosen
 from analysis.frame import runs
-from analysis.render import spreadsheet
+from analysis.render import to_csv
 from runs.command import entry_point, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
     frame = flat(ledger)
-    csv = frame.map(spreadsheet).to_csv(index=False)
+    csv = to_csv(frame)
     if path is None:
         sys.stdout.write(csv)
         return 0

@@ -1,7 +1,5 @@
 """A table: rows of numbers and names, and its forms. Words are made here, once: Markdown, LaTeX and CSV."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -159,20 +157,23 @@ TIDY += ["mark", "verdict", "status", "text", "ids"]
 def render(tables: Iterable[Table], form: str = "md") -> str:
     """Tables as md, latex or csv, which is one frame of all of their numbers with the run ids of each."""
     if form == "csv":
-        text = io.StringIO()
         whole = pd.concat([table.tidy() for table in tables], ignore_index=True)
-        whole[["n", "wanted"]] = whole[["n", "wanted"]].astype("Int64")
-        words = whole.select_dtypes(exclude="number").columns
-        whole[words] = whole[words].map(spreadsheet)
-        whole.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-        return text.getvalue().rstrip("\n")
+        return to_csv(whole.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
     return "\n\n".join({"md": markdown, "latex": latex}[form](table) for table in tables)
 
 
-def spreadsheet(text: Any) -> Any:
-    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
-    formula = isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
-    return f"'{text}" if formula else text
+def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
+    """A frame as CSV: a tuple with spaces, a text on one line and, where a spreadsheet would run it as a
+    formula, after an apostrophe. digits: of its numbers, such as %.10g (None: all)."""
+
+    def word(value: Any) -> Any:
+        if isinstance(value, tuple):
+            value = " ".join(map(str, value))
+        text = one_line(value) if isinstance(value, str) else value
+        return f"'{text}" if isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@") else text
+
+    text = data.map(word).rename(columns=word)
+    return str(text.to_csv(index=False, float_format=digits, lineterminator="\n"))
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> list[str]:

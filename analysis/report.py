@@ -8,9 +8,8 @@ network. The words and numbers of its tables are those of analysis.tables; its v
 over your runs and the published ones together."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +39,16 @@ RUNS_SHOWN = 8_000
 
 
 def page(ledger: Ledger) -> str:
-    """The whole page. jinja2 escapes every label; a part that a record spoils is left out, with a line."""
-    problems, frame = [*ledger.problems], runs(ledger)
-    frames = own_and_published(ledger, frame)
-    judged, measures = tables.verdicts(frame), [*ledger.measures.values()]
+    """The whole page. jinja2 escapes every label."""
+    frame = runs(ledger)
+    frames, judged = own_and_published(ledger, frame), tables.verdicts(frame)
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
-    part = partial(_part, problems)
     templates = environment(Path(__file__).parent, autoescape=True)
     templates.tests["number"] = lambda entry: isinstance(entry, Number)
-    drawn = [
-        figure
-        for name in figures.FIGURES
-        for figure in part(f"figure {name}", partial(figures.make, name, ledger, frames=frames))
-    ]
     return templates.get_template("report.html").render(
         date=date.today(),
         runs=frame,
-        origins=frame.origin.value_counts().to_dict(),
-        kinds=frame.kind.value_counts().to_dict(),
-        findings=part("the findings", lambda: findings(frame, measures)),
+        findings=findings(frame, ledger.measures.values()),
         # By table and model; those of which a number has run first
         verdicts=sorted(
             (
@@ -69,44 +59,35 @@ def page(ledger: Ledger) -> str:
         ),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
-        tables=[t for name in tables.TABLES for t in part(name, partial(tables.make, name, ledger, frames))],
-        figures=[(figure, figures.svg(figure)) for figure in drawn],
-        statistics=part("the statistics", lambda: statistics_tables(frame, judged=judged)),
+        tables=[table for name in tables.TABLES for table in tables.make(name, ledger, frames)],
+        figures=[
+            (figure, figures.svg(figure))
+            for name in figures.FIGURES
+            for figure in figures.make(name, ledger, frames=frames)
+        ],
+        statistics=statistics_tables(frame, judged=judged),
         cells=found,
         anchors={run: number for number, cell in enumerate(found) for run in cell["cell"].ids},
-        problems=problems,
+        problems=ledger.problems,
     )
-
-
-def _part(problems: list[str], what: str, make: Callable[[], Iterable[Any]]) -> list[Any]:
-    """What `make` gives. A record that lacks what one part reads costs that part alone, and a line."""
-    try:
-        return list(make())
-    except Exception as error:
-        problems.append(f"{what} could not be made: {type(error).__name__}: {error}")
-        return []
 
 
 def _cells(ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Every variant of every row, with its runs and their curves: VeRA and LoRA first."""
     cells, shown = reported_cells(every), 0
     words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
-    first = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
+    cells["first"] = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
     by_id = every.drop_duplicates("id").set_index("id")[OF_A_RUN].to_dict("index")
-    for cell in cells.assign(first=first).sort_values(["first", "model", "task", "row"]).itertuples():
+    for cell in cells.sort_values(["first", "model", "task", "row"]).itertuples():
         known = [value for value in cell.values if value == value]
         shown += cell.runs
         records = [ledger.records[run] for run in cell.ids] if shown <= RUNS_SHOWN else []
-        whole = leaves(without_paths(records[0])) if records else {}
+        facts = leaves(without_paths(records[0])).items() if records else ()
         yield {
             "cell": cell,
             "interval": median_interval(known) if len(known) >= beside.SEEDS else None,
             "words": words.get(cell.ids, []),
-            "facts": [
-                (key, of)
-                for key, of in whole.items()
-                if of is not None and key.startswith(SHOWN) and not key.startswith(HIDDEN)
-            ],
+            "facts": [of for of in facts if of[0].startswith(SHOWN) and not of[0].startswith(HIDDEN)],
             "runs": [{"id": r["id"], **by_id[r["id"]], "curve": curve(r["curve"])} for r in records],
         }
 

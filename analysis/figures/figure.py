@@ -18,8 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from analysis.render import spreadsheet
-from runs.record import Record, one_line, temporary, write_atomically
+from analysis.render import to_csv
+from runs.record import Record, temporary, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -115,20 +115,8 @@ def save(figure: Figure, folder: Path) -> list[Path]:
         with temporary(path) as unfinished:
             unfinished.write_bytes(picture(figure, path.suffix[1:]))
             os.replace(unfinished, path)
-    write_atomically(csv, to_csv(figure.data))
+    write_atomically(csv, to_csv(figure.data, "%.10g"))
     return paths
-
-
-def to_csv(data: pd.DataFrame) -> str:
-    """The data behind a figure: tuples with spaces, and no text that a spreadsheet runs."""
-
-    def word(value: Any) -> Any:
-        if isinstance(value, tuple):
-            value = " ".join(f"{of:.10g}" if isinstance(of, float) else str(of) for of in value)
-        return spreadsheet(one_line(value)) if isinstance(value, str) else value
-
-    text = data.map(word).rename(columns=word)
-    return str(text.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 # --- what figures share

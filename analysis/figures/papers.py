@@ -3,7 +3,7 @@ gain over the head alone (4) by trainable parameters, from runs; and from measur
 moved (3) and the cosine of weight differences (5), and the error of fitting random matrices (6)."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -34,44 +34,46 @@ SITES = {"query": ("#D55E00", "-", "D"), "value": ("#E69F00", "--", "s"), "key":
 #: The cosines of a measure, and the lines of figures 5 and 6.
 PAIRS = {"lora_vera": "LoRA and VeRA", "lora_random": "LoRA and random", "vera_random": "VeRA and random"}
 LOOKS = (COLOURS["vera"], "-", "D"), (COLOURS["lora"], "--", "o"), (COLOURS["random"], ":", "^")
+#: What a note says of a fit.
+FITTED = ("matrices", "target", "steps", "lr", "optimizer")
 #: The columns of the data, in order: of these those that a figure has.
 COLUMNS = ["method", "row", "kind", "rank", "alpha", "scaling", "pair", "source", "site", "layer"]
 COLUMNS += ["parameters", "accuracy", "head", "gain", "median", "mean", "low", "high", "spread", "least", "b"]
 COLUMNS += ["n", "total", "wanted", "complete", "runs"]
-#: Notes on what is quoted.
-NO_NUMBERS = "The paper prints no numbers of this figure"
-OF_TABLE_2 = f"{NO_NUMBERS}: crosses are its table 2's RTE, ranks 256 and 8"
-OF_MEANS = "The paper prints two means, over the query matrices at rank 64 (quoted), and none by layer"
 
 
-def _finding(quoted: str, number: int) -> str:
-    return f"{quoted}. Its finding: {paper()[f'figure{number}']['finding']}."
-
-
-def _of_pair(model: str, task: str) -> tuple[str, list[str]]:
-    """What the name of a figure of a model and task ends with, and a note where the paper has none such."""
-    if (model, task) == PAPER:
-        return "", []
-    note = f"{model} on {task} is not in the paper, whose figure is RoBERTa-large on RTE."
-    return f"_{model}_{task}", [note]
-
-
-def _columns(data: pd.DataFrame) -> pd.DataFrame:
-    return data[[name for name in COLUMNS if name in data]]
+def _figure(
+    number: int,
+    title: str,
+    data: pd.DataFrame,
+    notes: list[str],
+    draw: Callable[..., None],
+    subtitle: str,
+    pair: tuple[str, str] = PAPER,
+    quoted: pd.DataFrame | None = None,
+) -> Figure:
+    """A figure of a model and task (`pair`): the paper's own with what is quoted and its finding, another one
+    with a name and a note of its own."""
+    of, suffix = paper()[f"figure{number}"], ""
+    if pair == PAPER:
+        data = pd.concat([quoted, data], ignore_index=True)
+        notes += [f"{of['note']}. Its finding: {of['finding']}."] if "note" in of else []
+    else:
+        suffix = "_" + "_".join(pair)
+        notes += [f"{' on '.join(pair)} is not in the paper, whose figure is RoBERTa-large on RTE."]
+    data = data[[name for name in COLUMNS if name in data]]
+    return Figure(f"figure{number}{suffix}", f"Figure {number}: {title}", data, notes, draw, subtitle)
 
 
 # --- figures of runs
 
 
-def _by_pair(part: Part, found: pd.DataFrame, quoted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    """For each model and task of these cells: what the figure's name ends with, the cells, the data (in the
-    paper's figure with what is quoted), the labels of model and task, and notes."""
+def _by_pair(part: Part, found: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """These cells by model and task: both by name, the cells as a figure's data, both by label, and notes."""
     for (model, task), of in found.groupby(["model", "task"]):
-        suffix, lines = _of_pair(model, task)
-        lines += notes(part.runs[(part.runs.model == model) & (part.runs.task == task)], of)
+        lines = notes(part.runs[(part.runs.model == model) & (part.runs.task == task)], of)
         data = of.assign(source=part.whose, runs=of.ids)
-        data = _columns(data if suffix else pd.concat([quoted, data], ignore_index=True))
-        yield suffix, of, data, of.model_label.iloc[0], GLUE[task], lines
+        yield (model, task), data, of.model_label.iloc[0], GLUE[task], lines
 
 
 def printed_rte(rows: list[str]) -> pd.DataFrame:
@@ -107,15 +109,13 @@ def figure2(part: Part) -> Iterator[Figure]:
     found = found[models.isin([PAPER, *models[found.duplicated([*on, "kind"])]])]
     quoted = printed_rte(["vera", "lora"]).rename(columns={"value": "median"})
     quoted = quoted.assign(rank=[256, 8], scaling="", source="paper, table 2 (quoted)")
-    for suffix, of, data, label, task, lines in _by_pair(part, found, quoted):
+    for pair, of, label, task, lines in _by_pair(part, found):
         if count := len(others.merge(of[on].drop_duplicates())):
             lines += [f"{plural(count, 'run')} on other data, or of other epochs, than most ranks: left out."]
-        lines += [] if suffix else [f"{_finding(OF_TABLE_2, 2)} It does not say LoRA's alpha."]
-        seeds = f"median of {shared.spanned(of.n)} seeds, bands from the lowest to the highest"
-        seeds += "; hollow: fewer seeds" * bool((of.n < of.wanted).any())
+        over = f"median of {shared.spanned(of.n)} seeds, bands from the lowest to the highest"
+        over += "; hollow: fewer seeds" * bool((of.n < of.wanted).any())
         draw = partial(_draw_ranks, ylabel=f"{task} dev {shared.metric_label(of.metric.iloc[0])}")
-        title = f"Figure 2: {task} by trainable parameters, {label}"
-        yield Figure(f"figure2{suffix}", title, data, lines, draw, seeds)
+        yield _figure(2, f"{task} by trainable parameters, {label}", of, lines, draw, over, pair, quoted)
 
 
 def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
@@ -126,12 +126,11 @@ def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
     lines["line"] = lines.method + lines.line.map(lambda of: ALPHAS.get(of, ""))
     how = {"xlabel": "trainable parameters, without the classification head", "ylabel": ylabel}
     draw_lines(axes, lines, "parameters", "median", "line", RANKS, xscale="log", **how)
-    # The lowest ranks have nearly the same count: labels by turns to the left and right, of a rank one
     ours = data[(data.runs.map(len) > 0) & data["median"].notna()].drop_duplicates(["kind", "rank"])
-    for i, of in enumerate(ours.itertuples()):
-        place, side = ((4, -8), "left") if i % 2 else ((-4, 3), "right")
-        more: Any = {"textcoords": "offset points", "fontsize": 6, "color": look(of.kind)[0]}
-        axes.annotate(f"r={of.rank:g}", (of.parameters, of.median), place, ha=side, **more)
+    for of in ours.itertuples():
+        axes.text(
+            of.parameters, of.median, f" r={of.rank:g}", fontsize=6, color=look(of.kind)[0], rotation=45
+        )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(shared.PARAMETERS)
     axes.minorticks_off()
@@ -156,10 +155,10 @@ def figure4(part: Part) -> Iterator[Figure]:
     method = quoted.method.where(quoted.row.isin(NAMES), quoted.method + " " + quoted["size"])
     quoted = quoted.assign(method=method, accuracy=quoted.value, complete=True)
     quoted["head"] = 100 * quoted.value / quoted.gain / (quoted.parameters / 1000)
-    for suffix, _, data, label, task, lines in _by_pair(part, found[found.gain.notna()], quoted):
-        title = f"Figure 4: gain per 1K trainable parameters on {task}, {label}"
-        few = ", ".join(data.method[~data.complete.astype(bool)])
-        yield Figure(f"figure4{suffix}", title, data, lines, _draw_gains, f"fewer seeds: {few}" * bool(few))
+    for pair, of, label, task, lines in _by_pair(part, found[found.gain.notna()]):
+        few, where = ", ".join(of.method[~of.complete.astype(bool)]), f"{task}, {label}"
+        title, over = f"gain per 1K trainable parameters on {where}", f"fewer seeds: {few}" * bool(few)
+        yield _figure(4, title, of, lines, _draw_gains, over, pair, quoted)
 
 
 def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
@@ -184,90 +183,75 @@ def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
 
 def measured(
     runs: pd.DataFrame, measures: Iterable[Record], kind: str, *names: str
-) -> Iterator[tuple[str, str, pd.DataFrame, list[str]]]:
-    """Values of the measures of a kind, for each model and task: what the figure's name ends with, both by
-    their labels, these values by site and layer (NaN where one is none, with the measure's number and the ids
-    of its runs), and notes on what is left out.
+) -> Iterator[tuple[tuple[str, str], str, pd.DataFrame, list[str]]]:
+    """Values of the measures of a kind, for each model and task: both by name, both by label, these values by
+    site and layer (NaN where one is none, with the measure's number and the ids of its runs), and notes on
+    what is left out.
 
     Magnitudes are of the row vera alone. One for each run of a cell, all of one setting: of several the
     paper's rank 64 in figure 5, then the one of most runs."""
     kept, groups = chosen(runs), defaultdict[Any, list[Record]](list)
     cell_of = kept[kept.left_out == ""].set_index("id").cell
-    for measure in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
-        if measure["kind"] == kind and (kind == "similarity" or measure["of"][0]["cell"]["row"] == "vera"):
-            groups[measure["of"][0]["cell"]["model"], measure["of"][0]["cell"]["task"]].append(measure)
-
-    def rank(group: dict[Any, Record]) -> tuple[bool, int]:
-        return next(iter(group.values()))["settings"].get("ranks") == [64, 64], len(group)
-
+    for one in sorted(measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]):
+        if one["kind"] == kind and (kind == "similarity" or one["of"][0]["cell"]["row"] == "vera"):
+            groups[one["of"][0]["cell"]["model"], one["of"][0]["cell"]["task"]].append(one)
     for pair, every in sorted(groups.items()):
-        by_cells = defaultdict[Any, dict[Any, Record]](dict)
-        for measure in every:
-            ids = tuple(run["id"] for run in measure["of"])
+        alike = defaultdict[Any, dict[Any, Record]](dict)
+        for one in every:
+            ids, setting = tuple(run["id"] for run in one["of"]), one["settings"]
             if cell_of.index.isin(ids).sum() == len(ids):
-                by_cells[str(measure["settings"]), *cell_of[[*ids]]][ids] = measure
-        found = max(by_cells.values(), key=rank, default={})
+                alike[setting.get("ranks") == [64, 64], str(setting), *cell_of[[*ids]]][ids] = one
+        found = max(alike.items(), key=lambda of: (of[0][0], len(of[1])), default=(None, {}))[1]
         values = [{"runs": ids, **found[ids]["values"], "number": i} for i, ids in enumerate(found)]
         columns = ["site", "layer", *names]
         data = pd.DataFrame(values, columns=["number", "runs", *columns]).explode(columns, ignore_index=True)
         data = data.dropna(subset="layer").assign(**{name: finite(data[name]) for name in names})
         if len(data):
-            suffix, lines = _of_pair(*pair)
-            if others := len(every) - len(found):
-                why = "of other settings, of a run measured before, or of one in no cell"
-                lines.append(f"{others} measures are left out: {why}.")
-            label = every[0]["of"][0]["label"]
-            yield suffix, f"{label['model']} on {label['task']}", data, lines
+            why = "of other settings, of a run measured before, or of one in no cell"
+            others, label = len(every) - len(found), every[0]["of"][0]["label"]
+            lines = [f"{others} measures are left out: {why}."] * bool(others)
+            yield pair, f"{label['model']} on {label['task']}", data, lines
 
 
-def _by_layer(part: Part, kind: str, *names: str) -> Iterator[tuple[str, str, int, pd.DataFrame, list[str]]]:
-    """As `measured`, with the number of measures, and of each of these values, by site and layer, the median,
-    lowest and highest of those that are finite, with how many these are (n), of how many (total), and the ids
-    of their runs."""
+def _by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[tuple[Any, ...]]:
+    """As `measured`, with what the values are over, and of each value, by site and layer, the median, lowest
+    and highest of those that are finite, with how many these are (n), of how many (total). unit: what a
+    measure is of."""
     how = {"median": "median", "low": "min", "high": "max", "n": "count", "total": "size"}
     aggregates: Any = {name: ("value", of) for name, of in how.items()}
     aggregates["runs"] = ("runs", lambda of: tuple(dict.fromkeys(run for ids in of for run in ids)))
-    for suffix, where, of, lines in measured(part.runs, part.measures, kind, *names):
+    for pair, where, of, lines in measured(part.runs, part.measures, kind, *names):
         long = of.melt(["site", "layer", "number", "runs"], var_name="name")
         data = long.groupby(["name", "site", "layer"], as_index=False).agg(**aggregates)
         ran = part.runs[part.runs.id.isin({run for ids in data.runs for run in ids})]
         lines += notes(ran, cells(ran))
         for odd in data[(data.n < data.total) & (data.name != "b")].itertuples():
             lines.append(f"{odd.site}, layer {odd.layer}: {odd.total - odd.n} of {odd.total} not finite.")
-        yield suffix, where, of.number.nunique(), data.assign(source=part.whose), lines
+        over = f"median of {plural(of.number.nunique(), unit)}, bands from the lowest to the highest"
+        yield pair, where, data.assign(source=part.whose), lines, over
 
 
 def figure3(part: Part) -> Iterator[Figure]:
-    """How far d has moved, by layer and site: a figure for each model and task with measures of the row
-    vera."""
-    for suffix, where, count, found, lines in _by_layer(part, "magnitude", "d", "b"):
-        data = found[found.name == "d"].assign(b=[*found["median"][found.name == "b"]])
-        lines += [] if suffix else [_finding(NO_NUMBERS, 3)]
-        over = f"median of {count} runs, bands from the lowest to the highest" if count > 1 else "one run"
-        title = f"Figure 3: change of d by layer, {where}"
-        how: Any = {"looks": SITES, "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
-        draw = partial(draw_lines, x="layer", y="median", by="site", xlabel="layer", **how)
-        yield Figure(f"figure3{suffix}", title, _columns(data), lines, draw, over)
+    """How far d has moved in the runs of the row vera, by layer and site."""
+    looks = {"by": "site", "looks": SITES, "xlabel": "layer", "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
+    draw: Any = partial(draw_lines, x="layer", y="median", **looks)
+    for pair, where, data, lines, over in _by_layer(part, "magnitude", "run", "d", "b"):
+        d = data[data.name == "d"].assign(b=[*data["median"][data.name == "b"]])
+        yield _figure(3, f"change of d by layer, {where}", d, lines, draw, over, pair)
 
 
 def figure5(part: Part) -> Iterator[Figure]:
     """Cosine of weight differences by layer: LoRA against VeRA, and each against random (VeRA paper, appendix
     D)."""
-    printed = paper()["figure5"]["printed"].items()
-    rows = [(PAIRS[key.removeprefix("mean_")], float(mean), ()) for key, mean in printed]
-    quoted = pd.DataFrame(rows, columns=["pair", "median", "runs"])
-    quoted = quoted.assign(source="paper's mean (quoted)", site="query")
-    for suffix, where, count, found, lines in _by_layer(part, "similarity", *PAIRS):
-        data = found.assign(pair=found.name.map(PAIRS))
+    quoted = pd.DataFrame(paper()["figure5"]["printed"].items(), columns=["pair", "median"])
+    quoted = quoted.assign(source="paper's mean (quoted)", site="query", runs=[()] * len(quoted))
+    quoted["pair"] = quoted.pair.str.removeprefix("mean_").map(PAIRS)
+    for pair, where, data, lines, over in _by_layer(part, "similarity", "pair", *PAIRS):
+        data = data.assign(pair=data.name.map(PAIRS))
         means = _of_queries(data).groupby("pair")["median"].mean()
-        lines += [f"{pair}: mean over layers of what is drawn {mean:.1e}." for pair, mean in means.items()]
-        if not suffix:
-            data = pd.concat([data, quoted], ignore_index=True)
-            lines.append(_finding(OF_MEANS, 5))
-        over = f"median of {count} pairs of runs, " * (count > 1)
-        over += "query matrices" if (data.site == "query").any() else "all adapted matrices"
-        title = f"Figure 5: cosine of weight differences, {where}"
-        yield Figure(f"figure5{suffix}", title, _columns(data), lines, _draw_cosines, over)
+        lines += [f"{name}: mean over layers of what is drawn {mean:.1e}." for name, mean in means.items()]
+        title = f"cosine of weight differences, {where}"
+        yield _figure(5, title, data, lines, _draw_cosines, over, pair, quoted)
 
 
 def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
@@ -278,7 +262,6 @@ def _of_queries(data: pd.DataFrame) -> pd.DataFrame:
 def _draw_cosines(axes: Any, data: pd.DataFrame) -> None:
     looks = dict(zip(PAIRS.values(), LOOKS, strict=True))
     draw_lines(axes, _of_queries(data), "layer", "median", "pair", looks, xlabel="layer", ylabel="cosine")
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
 
 
 # --- figure 6
@@ -289,18 +272,16 @@ def figure6(part: Part) -> Iterator[Figure]:
     E)."""
     for fit in shown_fit(part.measures):
         data, of = errors(fit), fit["settings"]
-        keys = ("matrices", "target", "steps", "lr", "optimizer")
-        words = ", ".join(f"{key} {of.get(key)}" for key in keys)
+        words = ", ".join(f"{key} {of.get(key)}" for key in FITTED)
         lines = [f"Measure {fit['id']}; settings (this project's choice): {words}."]
         for at in data[data.n < data.total].itertuples():
-            odd = f"{at.total - at.n} of {at.total} errors are not finite."
-            lines.append(f"{at.method} at rank {at.rank}: {odd}")
-        title = f"Figure 6: fitting random {of['size']} x {of['size']} matrices"
+            lines.append(f"{at.method}, rank {at.rank}: {at.total - at.n} of {at.total} errors not finite.")
         how: Any = {"looks": dict(zip(("VeRA", "LoRA"), LOOKS, strict=False)), "by": "method"}
         how |= {"xlabel": "trained parameters", "ylabel": "mean squared error"}
         draw = partial(draw_lines, x="parameters", y="mean", **how)
         over = f"mean of {of['matrices']} matrices, bands from the lowest to the highest"
-        yield Figure("figure6", title, data[data.n > 0], [*lines, _finding(NO_NUMBERS, 6)], draw, over)
+        title = f"fitting random {of['size']} x {of['size']} matrices"
+        yield _figure(6, title, data[data.n > 0], lines, draw, over)
 
 
 def shown_fit(measures: Iterable[Record]) -> list[Record]:
@@ -317,4 +298,4 @@ def errors(fit: Record) -> pd.DataFrame:
     how = {"mean": "mean", "low": "min", "high": "max", "spread": "std", "n": "count", "total": "size"}
     found = found.join(mse.agg(**how)).assign(least=best.mean(), runs=[(fit["id"],)] * len(found))
     kind, spread = found.method, found.spread.fillna(0.0)
-    return _columns(found.assign(kind=kind, method=kind.map(NAMES), spread=spread))
+    return found.assign(kind=kind, method=kind.map(NAMES), spread=spread)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures import figure as shared
 from analysis.figures.figure import Figure, Part, look
-from analysis.frame import in_cells, reported_cells
+from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
 from analysis.paper import GLUE
 from runs.record import median_interval, megabytes
@@ -33,7 +33,7 @@ class Axis(NamedTuple):
 #: The axes by the names that x= and y= take. What the metric is called is in the records.
 AXES = {
     "metric": Axis("number"),
-    "parameters": Axis("parameters", "trainable parameters", shared.PARAMETERS),
+    "parameters": Axis("parameters", "trainable parameters, without a head", shared.PARAMETERS),
     "bytes": Axis("adapter_bytes", "adapter file", megabytes),
     "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
     "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
@@ -80,7 +80,8 @@ def of_rows(
     """The picture of the rows of a model and task. of: its axes. file: its name. labels: the rows that the
     legend names beside the frontier (empty: all or, of very many, none). more: what the title says of the
     data."""
-    found = reported_cells(runs)
+    runs = reported(runs)
+    found = cells(runs, "number")
     number = found["name"].mode().iloc[-1]
     others = found[(found["name"] != number) & ("metric" in of)]
     lines = [f"{row.label}: reports {row.name}: not drawn." for row in others.itertuples()]
@@ -115,12 +116,8 @@ def of_rows(
 
 
 def _axis(name: str, found: pd.DataFrame) -> Axis:
-    """The axis of this name; the metric's has the words of the number that the rows report, and that of
-    parameters the count of the head where these rows share it."""
-    axis, first, heads = AXES[name]._replace(name=name), found.iloc[0], {*found.head_parameters}
-    if name == "parameters" and any(heads):
-        more = f" ({first.head_parameters:,.0f} more)" * (len(heads) == 1)
-        return axis._replace(label=f"{axis.label}, without the classification head{more}")
+    """The axis of this name; the metric's has the words of the number that the rows report."""
+    axis, first = AXES[name]._replace(name=name), found.iloc[0]
     if name != "metric":
         return axis
     metric, comma, epoch = first["name"].partition(", ")
@@ -132,24 +129,19 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
 def _with_numbers(found: pd.DataFrame, runs: pd.DataFrame, axis: Axis) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the numbers of an axis: medians over the seeds that have one, with their intervals; and
     notes on the seeds that lack it."""
-    values = found["values"]
-    if axis.column != "number":
-        # What a run cost that diverged, and so ended early, is no cost of the row
-        counts = (runs.status == "done") | (axis.column == "parameters")
-        of_run = dict(zip(runs.id, pd.to_numeric(runs[axis.column]).where(counts), strict=True))
-        values = found.ids.map(lambda ids: [of_run[run] for run in ids])
-    known = values.map(lambda of: [value for value in of if math.isfinite(value)])
-    ends = known.map(lambda of: median_interval(of) or (of or [math.nan]) * 2)
-    lacking = zip(found.label, values.map(len), known.map(len), strict=True)
+    # What a run cost that diverged, and so ended early, is no cost of the row
+    counts = (runs.status == "done") | (axis.column in ("number", "parameters"))
+    of_run = dict(zip(runs.id, runs[axis.column].where(counts), strict=True))
+    each = shared.finite(found.ids.explode().map(of_run)).groupby(level=0)
+    ends = each.agg(lambda of: median_interval([*of.dropna()]) or (of.max(),) * 2)
+    missing = zip(found.label, each.size(), each.count(), strict=True)
     lines = [
-        f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in lacking if has < n
+        f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in missing if has < n
     ]
-    numbers = {
-        "": known.map(lambda of: np.median(of or [math.nan])),
-        " low": ends.str[0],
-        " high": ends.str[1],
-    }
-    return found.assign(**{f"{axis.name}{end}": of for end, of in numbers.items()}), lines
+    low, high = ends.str[0].astype(float), ends.str[1].astype(float)
+    return found.assign(
+        **{axis.name: each.median(), f"{axis.name} low": low, f"{axis.name} high": high}
+    ), lines
 
 
 # --- the frontier, and what is far from the others

@@ -21,12 +21,11 @@ from runs.record import Record
 Finding = dict[str, Any]
 #: See the file's head.
 RULES: Any = printed_file("findings.yaml")
-#: Of those on measures, of which each has a kind of its own.
-RULE: dict[str, Finding] = {rule["kind"]: rule for rule in RULES}
 #: The tables whose tasks findings are tried on, and "text", which is in none: a user's own, see `tries`.
 PAPERS, TABLES = ("glue", "images"), ("glue", "images", "text")
-#: Whether a finding agrees, in a word.
-WORDS = {True: "agrees", False: "does not agree", None: "undecided"}
+#: Whether a finding agrees, by the sign of a mean or by whether it is near (1, 0, -1), and in a word.
+AGREES = {1: True, 0: None, -1: False}
+WORDS = {True: "agrees", None: "undecided", False: "does not agree"}
 #: A run has collapsed, too, if it has less than so much of its row's median.
 COLLAPSED = 2 / 3
 #: The larger class of GLUE's dev sets: the accuracy of one answer for every row, in percent. The metric of
@@ -34,8 +33,6 @@ COLLAPSED = 2 / 3
 CHANCE = {"sst2": 50.9, "mrpc": 68.4, "qnli": 50.5, "rte": 52.7, "cola": 0.0, "stsb": 0.0}
 #: A mean squared error below which a fit of N(0, 1) is exact.
 FITTED = 1e-3
-#: The same of a mean's sign, or of whether it is near.
-AGREES = {1: True, 0: None, -1: False}
 #: What decides a finding over several tasks: weighted or not, without collapsed runs or with them.
 ANALYSES = {
     "weighted": (True, False),
@@ -43,10 +40,8 @@ ANALYSES = {
     "weighted without collapsed runs": (True, True),
     "unweighted without collapsed runs": (False, True),
 }
-#: The defaults of a finding.
-PLAIN: Finding = {"compared": (), "counts": (), "unit": "seed", "chance": math.nan, "numbers": {}}
-#: What it has of its runs.
-ABOUT = ["model", "task", "model_label", "task_label"]
+#: What a finding has of the first of its runs.
+ABOUT = ["model", "task", "model_label", "task_label", "family"]
 
 
 def findings(
@@ -99,16 +94,16 @@ def tries(studies: Mapping[Path, pd.DataFrame], measures: Mapping[Path, Sequence
 
 
 def _finding(
-    rule: Finding, sides: Sequence[Finding], first: Any, agrees: bool | None, pairs: int, **more: Any
+    rule: Finding, sides: Sequence[Finding], agrees: bool | None, pairs: int, **more: Any
 ) -> Finding:
-    """A finding on rows (`side`). first: one of their runs. pairs: how many pairs or runs decide it. more: of
-    PLAIN."""
-    made = PLAIN | {key: first[key] for key in ABOUT} | {"names": (*rule.get("rows", {}).values(),)} | more
+    """A finding on rows (`side`). pairs: how many pairs or runs decide it. more: what is not as usual."""
+    made: Finding = {"compared": (), "counts": (pairs,), "unit": "seed", "chance": math.nan, "numbers": {}}
     made |= {key: rule.get(key, {}) for key in ("finding", "source", "kind", "paper")}
+    made |= {key: sides[0][key] for key in ABOUT} | {"names": (*rule.get("rows", {}).values(),)}
     made |= {"sides": tuple(sides), "agrees": agrees, "pairs": pairs, "firm": pairs >= FIRM_PAIRS}
-    made["paper_epochs"] = paper_epochs(first["family"], first["task"])
+    made["paper_epochs"] = paper_epochs(made["family"], made["task"])
     made["epochs"] = tuple(sorted({epochs for of in sides for epochs in of["epochs"]}))
-    return made | {"ids": tuple(dict.fromkeys(run for of in sides for run in of["ids"]))}
+    return made | {"ids": tuple(dict.fromkeys(run for of in sides for run in of["ids"]))} | more
 
 
 def side(runs: pd.DataFrame) -> dict[str, Any]:
@@ -117,7 +112,9 @@ def side(runs: pd.DataFrame) -> dict[str, Any]:
     best one is the last."""
     runs = runs.sort_values(["seed", "id"])
     several = runs[runs.evaluations > 1]
-    made = {"label": runs.label.iloc[0], "parameters": int(runs.parameters.iloc[0]), "ids": tuple(runs.id)}
+    made = runs[[*ABOUT, "row", "label", "parameters", "dev_rows"]].iloc[0].to_dict() | {
+        "ids": tuple(runs.id)
+    }
     made |= {"median": float(runs.number.median()), "mean": float(runs.number.mean())}
     made |= {"several": len(several), "best_is_last": int((several.best_epoch == several.last_epoch).sum())}
     return made | {"epochs": tuple(sorted(set(runs.epochs)))}
@@ -125,17 +122,15 @@ def side(runs: pd.DataFrame) -> dict[str, Any]:
 
 def _all_agree(words: Iterable[bool | None]) -> bool | None:
     """Whether a finding of several comparisons agrees: where each does."""
-    words = {*words}
-    return False if False in words else None if None in words else True
+    return min(words, key=[False, None, True].index)
 
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:
     """How long the paper trains VeRA on a task, by the size of its model where that matters."""
     if task not in GLUE:
         return {"": recipes()[family]["common"]["epochs"]} if family in ("e2e", "images") else {}
-    models = {"BASE": "roberta-base", "LARGE": "roberta-large"}
-    epochs = recipes()["glue"]["vera"]
-    return {size: epochs[model]["epochs"][tuple(GLUE).index(task)] for size, model in models.items()}
+    epochs, place = recipes()["glue"]["vera"], [*GLUE].index(task)
+    return {size: epochs[f"roberta-{size.lower()}"]["epochs"][place] for size in ("BASE", "LARGE")}
 
 
 # --- rows side by side
@@ -150,39 +145,37 @@ def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _of_rows(runs: pd.DataFrame) -> Iterator[Finding]:
     """The findings that compare rows, in the order of RULES. runs: of cells, with their numbers."""
-    runs = runs.assign(block=list(zip(runs.seed, runs.measured, strict=True)))
+    runs = runs.assign(block=[*zip(runs.seed, runs.measured, strict=True)])
     cells = [(of.of_table.iloc[0], dict([*of.groupby("row")])) for _, of in runs.groupby(["model", "task"])]
     for rule in (rule for rule in RULES if "rows" in rule):
+        near = rule["kind"] in ("near", "shared")
         for table, rows in cells:
-            if table in rule.get("tables", TABLES):
-                pairs = (_like_counts if rule["kind"] == "ranks" else _beside)(rows, [*rule["rows"]])
-                if any(pairs):
-                    yield _of_pairs(rule, pairs)
+            of = (_like_counts if rule["kind"] == "ranks" else _beside)(rows, [*rule["rows"]])
+            if any(of) and table in rule.get("tables", TABLES):
+                yield _of_pairs(rule, [compare(*pair, near) if pair else None for pair in of])
 
 
-Pairs = list[Sequence[pd.DataFrame]]
-
-
-def _of_pairs(rule: Finding, pairs: Pairs) -> Finding:
+def _of_pairs(rule: Finding, compared: Sequence[Finding | None]) -> Finding:
     """A finding on rows that are compared by pairs of runs: against several rows it agrees where it does
     against each, and on ranks where it does by both conventions. It is undecided where no row's median is two
     standard errors of the dev set above what chance gives, since then none has learned anything that could be
     compared."""
-    near = rule["kind"] in ("near", "shared")
-    compared = tuple(compare(pair[0], pair[1], near) if pair else None for pair in pairs)
-    rows = [*{of.row.iloc[0]: of for pair in pairs for of in pair}.values()]
-    words, first, chance = [of["agrees"] if of else None for of in compared], rows[0].iloc[0], math.nan
+    sides = [*{of["row"]: of for one in compared if one for of in (one["x"], one["y"])}.values()]
+    words, chance = [one["agrees"] if one else None for one in compared], math.nan
     agrees = None if rule["kind"] == "ranks" and len({*words}) > 1 else _all_agree(words)
-    one_class = CHANCE.get(first.task, math.nan)
-    above = one_class + 2 * math.sqrt((one_class * (100 - one_class) or 100.0**2) / first.dev_rows)
-    if all(of.number.median() <= above for of in rows):  # never of a task without a chance
+    one_class = CHANCE.get(sides[0]["task"], math.nan)
+    error = math.sqrt((one_class * (100 - one_class) or 100.0**2) / sides[0]["dev_rows"])
+    if all(of["median"] <= one_class + 2 * error for of in sides):  # never of a task without a chance
         agrees, chance = None, one_class
-    count = min(len(of["differences"]) for of in compared if of)
-    more = {"compared": compared, "counts": tuple(sorted({len(of) for of in rows})), "chance": chance}
-    return _finding(rule, [*map(side, rows)], first, agrees, count, **more)
+    count = min(len(one["differences"]) for one in compared if one)
+    counts = tuple(sorted({len(of["ids"]) for of in sides}))
+    return _finding(rule, sides, agrees, count, compared=(*compared,), counts=counts, chance=chance)
 
 
-def _beside(rows: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Pairs:
+Rows = Mapping[str, pd.DataFrame]
+
+
+def _beside(rows: Rows, names: Sequence[str]) -> list[Sequence[pd.DataFrame]]:
     """The first of these rows with each other one, if there are all, with a number in each run. They keep the
     seeds that all have, measured on the same: medians of other seeds could contradict the pairs."""
     if not all(name in rows and rows[name].number.notna().all() for name in names):
@@ -190,23 +183,23 @@ def _beside(rows: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Pairs:
     blocks = frozenset.intersection(*(frozenset(rows[name].block) for name in names))
     first, *others = [rows[name][rows[name].block.isin(blocks)] for name in names]
     # A BLEU and a perplexity cannot be compared
-    alike = len({name for of in (first, *others) for name in of["name"]}) == 1
+    alike = pd.concat([first, *others])["name"].nunique() == 1
     return [(first, other) for other in others] if alike else []
 
 
-def _like_counts(rows: Mapping[str, pd.DataFrame], patterns: Sequence[str]) -> Pairs:
+def _like_counts(rows: Rows, patterns: Sequence[str]) -> list[Sequence[pd.DataFrame]]:
     """VeRA of the highest rank that has run, with LoRA of the rank with the nearest count of parameters, of
     several ranks and within a factor of two; once for each convention of LoRA's alpha. rows: of one model and
     task."""
     whole = {row: float(of.parameters.iloc[0]) for row, of in rows.items() if of.number.notna().all()}
     sizes = pd.Series(whole, pd.Index([*whole], dtype=str), dtype=float)
-    vera, pairs = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")], Pairs()
+    vera, found = sizes[sizes.index.str.fullmatch(r"vera(_r\d+)?")], list[Sequence[pd.DataFrame]]()
     for pattern in patterns if len(vera) > 1 else ():  # one rank alone is no comparison of ranks
         ratio = sizes[sizes.index.str.fullmatch(pattern)] / vera.max()
         near = str(np.log(ratio).abs().idxmin()) if len(ratio) > 1 else ""
-        far = not near or not 0.5 <= ratio[near] <= 2
-        pairs += ([] if far else _beside(rows, [str(vera.idxmax()), near])) or [()]
-    return pairs
+        alike = near and 0.5 <= ratio[near] <= 2
+        found += (_beside(rows, [str(vera.idxmax()), near]) if alike else []) or [()]
+    return found
 
 
 def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, Any]:
@@ -226,50 +219,46 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
 
 
 def _of_measures(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[Finding]:
-    """The findings of figures 3 and 5 (`_readings`), with the runs that were measured."""
-    for kind, unit, behind, readings, numbers in _readings(runs, measures):
-        ids = [*dict.fromkeys(run for of in behind for run in of)]
-        of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
-        sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
-        agrees = _all_agree(AGREES[int(mean_of(reading).sign())] for reading in readings)
-        more: Finding = {"counts": (len(readings[0]),), "unit": unit, "numbers": numbers}
-        yield _finding(RULE[kind], sides, of.iloc[0], agrees, len(readings[0]), **more)
-
-
-def _readings(runs: pd.DataFrame, measures: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
-    """What decides figure 3, over runs (the figure shows their median), and figure 5, over pairs of runs and
-    the query matrices: the kind of the finding, what it counts, the ids of runs behind each value, the
-    readings by run (or pair), each of which should be above 0, and the numbers that are shown."""
-    for _, _, every, _ in measured(runs, measures, "magnitude", "d"):
-        d = every.dropna()
-        later = d.layer >= d.layer.drop_duplicates().median()
-        parts = {"query": d.site == "query", "value": d.site == "value", "early": ~later, "late": later}
-        parts |= {"first": d.layer == d.layer.min(), "last": d.layer == d.layer.max()}
-        means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
-        means = means.reindex(every.number.unique())  # one without a finite value is none to leave out
-        if len(means) and means[["query", "value"]].notna().all(axis=None):
-            for kind in ("query", "layers"):
-                apart = [means[more] - means[less] for more, less in RULE[kind]["more"].items()]
-                yield kind, "run", every.runs, apart, means.median().to_dict()
-    for _, _, every, _ in measured(runs, measures, "similarity", *PAIRS):
+    """The findings of figure 3, over runs (the figure shows their median), and of figure 5, over pairs of
+    runs and the query matrices: in each run or pair what a rule calls `more` should be more."""
+    found: list[Any] = [
+        ("run", every, _of_parts(every), {}) for *_, every, _ in measured(runs, measures, "magnitude", "d")
+    ]
+    for *_, every, _ in measured(runs, measures, "similarity", *PAIRS):
         cosines = every.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()
-        if len(means):
-            numbers = means.median().to_dict() | {"band": null_band(cosines)}
-            yield "similarity", "pair", every.runs, [means.lora_vera - means.lora_random], numbers
+        found.append(("pair", every, means, {"band": null_band(cosines)}))
+    for unit, every, means, more in (one for one in found if len(one[2])):
+        ids, numbers = (
+            [*dict.fromkeys(run for of in every.runs for run in of)],
+            means.median().to_dict() | more,
+        )
+        of = reported(runs[runs.id.isin(ids)]).sort_values("id", key=lambda column: column.map(ids.index))
+        sides = [side(row) for _, row in of.groupby("conf_row", sort=False)]
+        for rule in (rule for rule in RULES if {*rule.get("more", "-")} <= {*means}):
+            apart = [mean_of(means[x] - means[y]) for x, y in rule["more"].items()]
+            agrees = _all_agree(AGREES[int(mean.sign())] for mean in apart)
+            yield _finding(rule, sides, agrees, len(means), unit=unit, numbers=numbers)
+
+
+def _of_parts(every: pd.DataFrame) -> pd.DataFrame:
+    """The means of d over parts of the layers and sites, by run; none where a run lacks query or value."""
+    d = every.dropna()
+    later = d.layer >= d.layer.drop_duplicates().median()
+    parts = {"query": d.site == "query", "value": d.site == "value", "early": ~later, "late": later}
+    parts |= {"first": d.layer == d.layer.min(), "last": d.layer == d.layer.max()}
+    means = pd.DataFrame({name: d[part].groupby("number").d.mean() for name, part in parts.items()})
+    means = means.reindex(every.number.unique())  # one without a finite value is none to leave out
+    return means if means[["query", "value"]].notna().all(axis=None) else means[:0]
 
 
 def null_band(cosines: pd.DataFrame) -> float:
     """Half the width of the band that holds 95% of the means over layers where one side is a random matrix:
     1.96 standard errors, from the spread of every such cosine (`values`). NaN for fewer than two."""
     random = cosines[["lora_random", "vera_random"]]
-    layers = random.groupby(cosines.number).count().max(axis=None)
-    return (
-        float(1.96 * math.sqrt((random.stack() ** 2).mean() / layers))
-        if random.count().sum() > 1
-        else math.nan
-    )
+    layers, values = random.groupby(cosines.number).count().max(axis=None), random.stack().dropna()
+    return float(1.96 * math.sqrt((values**2).mean() / layers)) if len(values) > 1 else math.nan
 
 
 def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
@@ -279,14 +268,13 @@ def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
         by_count = found[found.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
         both = by_count.pivot(index="parameters", columns="kind", values="mean")
         both = both.reindex(columns=["vera", "lora"]).dropna()
-        if len(both):
-            equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
-            of: Finding = {"label": "both", "median": math.nan, "mean": math.nan, "ids": (fit["id"],)}
-            numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
-            numbers |= {"counts": len(both)}
-            about = dict.fromkeys([*ABOUT, "family"], "") | {"model_label": "10 x 10 matrices"}
-            more: Finding = {"numbers": numbers, "unit": ""}
-            yield _finding(RULE["fit"], [of | {"epochs": ()}], about, bool(equal.all()), 1, **more)
+        equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
+        of = dict.fromkeys(ABOUT, "") | {"model_label": "10 x 10 matrices", "label": "both", "epochs": ()}
+        of |= {"median": math.nan, "mean": math.nan, "ids": (fit["id"],)}
+        numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
+        numbers["counts"] = len(both)
+        for rule in (rule for rule in RULES if rule["kind"] == "fit" and len(both)):
+            yield _finding(rule, [of], bool(equal.all()), 1, unit="", numbers=numbers, counts=())
 
 
 # --- a finding over its tasks

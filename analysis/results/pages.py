@@ -153,11 +153,10 @@ def near_lora(made: Iterable[Mapping[str, Any]]) -> str:
 def readme(text: str, study: str, block: str) -> str:
     """The README with a block between its two marks. Raises UserError where a mark is missing."""
     first, last = BEGIN.format(study), END.format(study)
-    before, begin, rest = text.partition(first)
-    _, end, after = rest.partition(last)
-    if not begin or not end:
+    old = re.search(f"{re.escape(first)}.*?{re.escape(last)}", text, re.DOTALL)
+    if not old:
         raise UserError(f"README.md lacks the lines {first} and {last}")
-    return f"{before}{first}\n\n{block}\n\n{last}{after}"
+    return text.replace(old[0], f"{first}\n\n{block}\n\n{last}")
 
 
 # --- a study
@@ -179,11 +178,11 @@ def of_study(
     files = {f"{folder.name}_{figure.name}.svg": figure for figure in made}
     table, page = rows_table(every)
     # Columns that say nothing are left out, and what is the same of every row is said once
-    columns = [(name, {*of}) for name, of in zip(table.header, zip(*table.texts, strict=True), strict=True)]
-    kept = [i for i, (_, of) in enumerate(columns) if len(of) > 1 or i == 0]
-    page["alike"] = {name: next(iter(of)) for name, of in columns[1:] if len(of) == 1 and not of & {NONE, ""}}
-    rows = [[row[i] for i in kept] for row in table.texts]
-    page["lines"] = grid([table.header[i] for i in kept], rows) if rows else []
+    texts = pd.DataFrame(table.texts, columns=table.header)
+    alike = [name for name in table.header[1:] if texts[name].nunique() == 1]
+    page["alike"] = {name: texts[name][0] for name in alike if texts[name][0] not in (NONE, "")}
+    texts = texts.drop(columns=alike)
+    page["lines"] = grid([*texts], texts.to_numpy().tolist()) if len(texts) else []
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
     pictures = {f"results/{file}": svg(of) for file, of in files.items()}
@@ -202,29 +201,26 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     of comparisons, whether a row's best rate is at an end (^), the metrics, what counts all the same."""
     found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
     trials = reported(runs[runs.kind == "trial"])
-    lines, means, pooled_over = list[dict[str, Entry]](), list[Mean](), dict[str, TwoWay]()
+    compared, pooled_over, lines = list[tuple[Any, Mean]](), dict[str, TwoWay](), list[dict[str, Entry]]()
     for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
         here = in_cells(shown, of_task)
-        both = pairs(here, "vera")
-        if many := pooled(here):
-            pooled_over[task] = many
+        both, many = pairs(here, "vera"), pooled(here)
+        pooled_over |= {task: many} if many else {}
         for cell in of_task.sort_values("parameters", kind="stable").itertuples():
             mean = mean_of(-both[both.row_other == cell.row].difference)
             if many and mean.freedom > 0 and not here[here.row == cell.row].collapsed.any():
                 mean = Mean(mean.mean, many.deviation * np.sqrt(2 / (mean.freedom + 1)), many.freedom)
-            means.append(mean)
-            points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
-            low, high = map(float, mean.interval())
-            line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
-            line |= {"task": cell.task_label, "trained": count(cell)}
-            line |= {"median": number(cell, decimals=int(cell.digits))}
-            lines.append(
-                line | {"less VeRA": of_runs(mean.mean, **points), "95%": of_runs(low, high=high, **points)}
-            )
-    p = holm([of.p() for of in means])
-    for line, of, mean in zip(lines, p, means, strict=True):
-        better = "better" if mean.mean > 0 else "worse"
-        line["after Holm"] = NONE if math.isnan(of) else better if of < 1 - LEVEL else ""
+            compared.append((cell, mean))
+    p = holm([mean.p() for _, mean in compared])
+    for (cell, mean), of in zip(compared, p, strict=True):
+        points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
+        low, high = map(float, mean.interval())
+        line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
+        line |= {"task": cell.task_label, "trained": count(cell)}
+        line |= {"median": number(cell, decimals=int(cell.digits)), "less VeRA": of_runs(mean.mean, **points)}
+        line |= {"95%": of_runs(low, high=high, **points), "after Holm": NONE if math.isnan(of) else ""}
+        line |= {"after Holm": "better" if mean.mean > 0 else "worse"} if of < 1 - LEVEL else {}
+        lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
     notes["ends"] = any("^" in str(line["method"]) for line in lines)
     metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
@@ -262,31 +258,30 @@ def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     frame, none = others(), runs(Ledger())
     paper = numbers().set_index(["table", "model", "row", "column"]).value.map("{:g}".format).to_dict()
-    own = frame.model.isin(NAMED) & frame.column.isin(NAMED)
-    glue, elsewhere = less_lora(frame[own & (frame.column == "avg")]), less_lora(frame[~own])
-    texts = elsewhere[~elsewhere.column.isin([*GLUE, "DINO similarity", "drift"])].less
+    # VeRA less the same runner's LoRA, the best of each where there are several
+    best = frame.groupby(["row", "label", "model", "column"], sort=False).value.max()
+    less = (best["vera"] - best["lora"]).dropna().rename("less").reset_index()
+    own = less.model.isin(NAMED) & less.column.isin(NAMED)
+    glue = less[own & (less.column == "avg")]
+    texts = less[~own & ~less.column.isin([*GLUE, "DINO similarity", "drift"])].less
+    # What others report of a cell of the paper: "C3A 83.38, VB-LoRA 85.5 (r 1,024, all linear)"
+    words = [
+        f"{one['label']} {one['value']:g}{'' if one['same'] else f' ({setting(one)})'}"
+        for one in frame.to_dict("records")
+    ]
+    said = pd.Series(words).groupby([frame.model, frame.row, frame.column], sort=False).agg(", ".join)
     tables = [of for n in (2, 3, 4, 5) for of in made_tables(f"table{n}", none, others="all")]
     tables = [of for of in tables if {row[1] for row in of.texts} & {*frame.label}]
     shown = [(of.title, grid(of.header, of.texts, right=False)) for of in tables]
-    gaps: dict[str, Any] = {"sources": SOURCES, "said": _said, "paper": paper.__getitem__, "setting": setting}
+    gaps: dict[str, Any] = {
+        "sources": SOURCES,
+        "said": said.__getitem__,
+        "paper": paper.__getitem__,
+        "setting": setting,
+    }
     gaps |= {"names": NAMED, "epochs": EPOCHS, "less": glue.to_dict("records"), "tables": shown}
     gaps |= {"texts": len(texts), "below": int((texts < 0).sum())}
     return {"others.md": rendered("others.md", **gaps), "others.svg": svg(others_picture())}
-
-
-def _said(model: str, row: str, column: str) -> str:
-    """What others report of a cell of the paper: "C3A 83.38, VB-LoRA 85.5 (r 1,024, all linear)"."""
-    of = others().query("model == @model and row == @row and column == @column").to_dict("records")
-    return ", ".join(
-        f"{one['label']} {one['value']:g}{'' if one['same'] else f' ({setting(one)})'}" for one in of
-    )
-
-
-def less_lora(frame: pd.DataFrame) -> pd.DataFrame:
-    """VeRA less the same runner's LoRA, the best of each where there are several, of each number that has
-    both: label, model, column, less."""
-    best = frame.groupby(["row", "label", "model", "column"], sort=False).value.max()
-    return (best["vera"] - best["lora"]).dropna().rename("less").reset_index()
 
 
 def others_picture() -> Figure:

@@ -13,10 +13,11 @@ from ledgers import ledger, record, seeds
 from analysis import figures
 from analysis.figures import pareto
 from analysis.figures.__main__ import main
-from analysis.figures.figure import COLOURS, Figure, canvas, look, to_csv
+from analysis.figures.figure import COLOURS, Figure, canvas, look
 from analysis.figures.papers import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
+from analysis.render import to_csv
 from runs.errors import UserError
 from runs.record import Ledger
 
@@ -348,7 +349,7 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
 
 def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers():
     words = {"@a": ["=cmd|' /C calc'!A0", "+a\n=b"], "b": [-8e-05, 1 / 3], "runs": [("a", "b"), ()]}
-    header, *rows = csv.reader(to_csv(pd.DataFrame(words)).splitlines())
+    header, *rows = csv.reader(to_csv(pd.DataFrame(words), "%.10g").splitlines())
     assert header == ["'@a", "b", "runs"]
     assert rows == [["'=cmd|' /C calc'!A0", "-8e-05", "a b"], ["'+a =b", "0.3333333333", ""]]
 

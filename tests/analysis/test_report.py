@@ -107,16 +107,9 @@ def test_what_is_left_out_is_said_with_its_reason(page):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_large_ledger_and_a_part_that_cannot_be_made_cost_what_they_are_and_no_more(monkeypatch):
+def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
     monkeypatch.setattr(report, "RUNS_SHOWN", 7)
-    make = tables.make
-    monkeypatch.setattr(
-        tables, "make", lambda name, *of: {}["judged"] if name == "table4" else make(name, *of)
-    )
-    text = report.page(mixed())
-    assert [cell.count("<polyline") for cell in cells(text).values()] == [3, 2, 0, 0, 0]
-    assert "table4 could not be made: KeyError: 'judged'" in plain(part(text, "left-out"))
-    assert re.search("Table 2, RoBERTa-base.*Table 13", plain(part(text, "tables")))
+    assert [cell.count("<polyline") for cell in cells(report.page(mixed())).values()] == [3, 2, 0, 0, 0]
 
 
 def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
