@@ -36,8 +36,9 @@ def statistics_tables(
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it adds), and a row against
     the others ("": none). judged: their verdicts, where they are at hand."""
-    words, compared, found = cell_words(runs, judged), comparisons(runs, row), list[Table]()
-    for model, of in reported_cells(runs).groupby("model"):
+    cells, found = reported_cells(runs), list[Table]()
+    words, compared = cell_words(runs, judged) if len(cells) else {}, comparisons(runs, row)
+    for model, of in cells.groupby("model"):
         found.append(_cells_table(of, runs[(runs.model == model) & (runs.kind == "result")], words))
         if len(lines := compared[compared.model == model]):
             found.append(_comparisons_table(lines, of, row))

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -256,23 +255,14 @@ def tried(mutant, tests, clone):
     }
 
 
-def call(clone, words, seconds=None, **more):
-    """pytest's exit code in the clone, None where it took longer, and its output."""
+def call(clone, words, seconds=0, **more):
+    """pytest's exit code in the clone, None where it took longer (0: no limit), and its output."""
     setting = {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
-        cwd=clone,
-        env=os.environ | setting | more,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None, ""
-        return process.returncode, output.decode(errors="replace")
+    timeout = ["timeout", "-s", "KILL", str(seconds)]  # which ends all that the tests have started
+    command = [*timeout, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(command, cwd=clone, env=os.environ | setting | more, capture_output=True)
+    code = None if done.returncode in (-9, 137) else done.returncode
+    return code, (done.stdout + done.stderr).decode(errors="replace")
 
 
 def main(words):

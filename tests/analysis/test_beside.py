@@ -1,13 +1,11 @@
 """Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a
 row."""
 
-import numpy as np
 import pytest
 from ledgers import COUNTS, apart, ledger, record, seeds
 
 from analysis import beside
 from analysis.frame import cells, runs
-from analysis.inference import median_variance, welch_half
 
 pytestmark = pytest.mark.properties
 
@@ -98,45 +96,3 @@ def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_inco
     # Without a spread of ours
     assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == ["reproduced"]
     assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == ["not reproduced"]
-
-
-@pytest.mark.parametrize(("middle", "reachable", "beyond"), [("median", 0.65, 0.7), ("mean", 0.8, 0.9)])
-def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(middle, reachable, beyond):
-    """As docs/statistics.md says: of ours any spread and any number of seeds is tried."""
-
-    def narrowest(spread):
-        factor = median_variance(5) if middle == "median" else 1.0
-        ours = np.tile(np.linspace(0, 0.5, 101), 3)
-        freedoms = np.repeat([4, 9, 1000], 101)
-        theirs = np.full(303, factor * spread**2 / 5)
-        return welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min()
-
-    assert narrowest(beyond) > beside.MARGIN
-    assert narrowest(reachable) <= beside.MARGIN
-
-
-# --- LoRA's alpha at other ranks
-
-
-def lora(rank, alpha, seed, best, recipe=(8, 8)):
-    """recipe: its rank and alpha."""
-    of = record(f"lora_r{rank}", "cola", seed, best, model="minilm")
-    of["id"] += f"-{alpha}"
-    of["config"]["method"] = {"kind": "lora", "rank": rank, "alpha": alpha, "label": f"LoRA r={rank}"}
-    of["config"]["recipe"] = dict(zip(("rank", "alpha"), recipe, strict=True))
-    of["label"] |= {"row": f"LoRA r={rank}"}
-    return of
-
-
-@pytest.mark.parametrize(
-    ("rank", "alpha", "recipe", "row", "label"),
-    [
-        (2, 32, (4, 32), "lora_r2", "LoRA r=2, alpha=32"),
-        (2, 16, (4, 32), "lora_r2_proportional", "LoRA r=2, alpha=8r"),
-        (64, 32, (64, 32), "lora_r64", "LoRA r=64"),  # the recipe's own, where the two are one
-        (2, 3, (8, 8), "lora_r2", "LoRA r=2, alpha=3"),  # neither: given
-    ],
-)
-def test_a_rows_label_says_how_alpha_came_about(rank, alpha, recipe, row, label):
-    (run,) = runs(ledger(lora(rank, alpha, 0, 0.5, recipe))).itertuples()
-    assert (run.row, run.label) == (row, label)

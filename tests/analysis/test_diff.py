@@ -44,26 +44,21 @@ def test_what_differs_is_listed_with_by_how_much():
     assert compared(one, copy.deepcopy(one), OURS).rows == []
 
 
-def test_runs_of_other_lengths_and_without_a_result():
-    one, other = record(values=[0.1, 0.2]), record(values=[0.1, 0.2, 0.3])
-    assert rows(compared(one, other, OURS))["curve.metric"][2] == "2 and 3 values"
-    failed = {key: one[key] for key in ("schema", "id", "error", "tries", "cell", "label", "config")}
-    table = compared(one, failed | {"status": "failed"}, OURS)
-    assert "no result" in table.notes[0]
-
-
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [
         ([None, 1, 2], [None, 1, 2.5], "at most 0.5, 1 of 3 differ"),
         ([1, None], [1, 2], "at most inf, 1 of 2 differ"),
         ([1, float("inf")], [2, float("inf")], "at most 1, 1 of 2 differ"),
+        ([1, 2], [1, 2, 3], "2 and 3 values"),
     ],
 )
 def test_a_number_that_one_of_two_curves_lacks_is_infinitely_far(a, b, words):
     one, other = record(), record()
     one["curve"]["metric"], other["curve"]["metric"] = a, b
     assert rows(compared(one, other, OURS))["curve.metric"][2] == words
+    failed = {key: one[key] for key in ("schema", "id", "error", "tries", "cell", "label", "config")}
+    assert "no result" in compared(one, failed | {"status": "failed"}, OURS).notes[0]
 
 
 def test_a_new_record_stands_beside_the_published_one_of_its_id(tmp_path, capsys, monkeypatch):

@@ -102,10 +102,6 @@ def test_figure_2_is_the_median_and_range_of_each_rank_by_each_convention_of_alp
     several = [line for line in canvas(figure).axes[0].get_lines() if len({*line.get_xdata()}) > 1]
     paths = {line.get_linestyle(): [round(float(y), 6) for y in line.get_ydata()] for line in several}
     assert paths == {"-": [50.0, 70.0], "--": [65.0, 70.0], "None": [65.0, 70.0]}  # hollow
-    plot = canvas(made("figure2", vera + lora[:2])[0]).axes[0]  # one convention alone is one line
-    assert not [text for text in plot.get_legend().get_texts() if "proportional" in text.get_text()]
-    quoted = [(row["rank"], row["median"], row["runs"]) for row in lines(figure) if "quoted" in row["source"]]
-    assert quoted == [(256, 85.9, ()), (8, 85.2, ())]
     # A rank set on the command line is that rank's point, and a seed of it counts once
     twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera"), ranked("vera", 64, 1, 0.8)]
     twice[1]["deviations"] = ["rank 64 instead of 256"]
@@ -113,7 +109,7 @@ def test_figure_2_is_the_median_and_range_of_each_rank_by_each_convention_of_alp
     assert of(point, "median", "low", "high", "n") == pytest.approx([75, 70, 80, 2])
 
 
-# --- figures 3 and 5
+# --- figure 3
 
 
 def test_odd_measures_are_told_and_never_averaged_in():
@@ -132,18 +128,6 @@ def test_odd_measures_are_told_and_never_averaged_in():
     assert not [*measured(runs(ledger(records[-1])), odd[-1:], "magnitude", "d")]
 
 
-def test_figure_5_is_over_query_matrices_and_quotes_two_means():
-    values = {"layer": [0, 0, 1], "site": ["query", "value", "query"], "lora_vera": [0.2, 0.9, 0.4]}
-    values |= {"lora_random": [0.01, 0.02, -0.01], "vera_random": [0.0, None, 0.0]}
-    records = [record() | {"id": "a"}, record("lora") | {"id": "b"}]
-    (figure,) = made("figure5", records, measure("similarity", values, ("a", "b")))
-    assert "LoRA and VeRA: mean over layers of what is drawn 3.0e-01." in figure.notes
-    quoted = [(row["pair"], row["median"]) for row in lines(figure, source="paper's mean (quoted)")]
-    assert quoted == [("LoRA and VeRA", 2e-3), ("LoRA and random", -8e-5)]
-    (shown, *_) = canvas(figure).axes[0].get_lines()
-    assert [*shown.get_ydata()] == [0.2, 0.4]
-
-
 # --- figure 4
 
 
@@ -158,10 +142,6 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
     gains = {"Adapter P 3M": 0.05, "Adapter P 0.8M": 0.17, "Adapter H 6M": 0.02, "Adapter H 0.8M": 0.15}
     assert {name: gain for name, (gain, _) in printed.items()} == gains | {"LoRA": 0.18, "VeRA": 2.64}
     assert printed["VeRA"][1] == pytest.approx(100 * 85.9 / 2.64 / 61.44)
-    (axes,) = canvas(figure).axes
-    heights = sorted(bar.get_height() for bar in axes.patches if bar.get_height() > 0)
-    assert heights[-2:] == [pytest.approx(ours["gain"]), 2.64]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["paper (quoted)", "ours"]
     assert not made("figure4", of_ranks)  # without the head alone
 
 
@@ -272,11 +252,12 @@ def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
     (axes,) = canvas(figure).axes
     assert 65 < axes.get_ylim()[0] < 70
     assert len(figure.data) == 18  # every row is in the data
-    broken = sized("lora", 9000, 0.4, 0.4, 0.4, status="diverged")  # without a head, if most of its seeds are
-    whole = [one | {"status": "done", "id": one["id"] + "-done"} for one in broken]
-    for most, wanted in (([*broken[:2], whole[2]], True), ([broken[0], *whole[1:]], False)):
-        (figure,) = made("pareto", [*ROWS[3:], *peers(12), *most])
-        assert by_row(figure)["LoRA r=8"]["failed"] is wanted
+    for most in (2, 1):  # without a head, if most of its seeds have diverged
+        broken = sized("lora", 9000, 0.4, 0.4, 0.4, status="diverged")
+        for one in broken[most:]:
+            one["status"] = "done"
+        (figure,) = made("pareto", [*ROWS[3:], *peers(12), *broken])
+        assert by_row(figure)["LoRA r=8"]["failed"] is (most == 2)
     # A row as bad that lies near the others, and one on the frontier, are drawn
     (figure,) = made("pareto", [*ROWS, *sized("delora", 9000, 0.69)])
     assert not any(row["failed"] for row in by_row(figure).values())

@@ -33,10 +33,8 @@ def test_what_a_record_is_and_why_it_is_in_no_cell():
     trial["config"]["task"]["holdout"] = 0.2
     stopped["config"]["train"]["max_steps"] = 5
     failed = record(seed=3, status="failed", error="no memory")
-    again, odd = (
-        record(best=0.99) | {"id": "zz"},
-        record(best=0.9, deviations=["max_length 64"]) | {"id": "a"},
-    )
+    again = record(best=0.99) | {"id": "zz"}
+    odd = record(best=0.9, deviations=["max_length 64"]) | {"id": "a"}
     other = record(seed=4, lr=0.5, deviations=["lr 0.5"])
     newer = [record(row="lora", seed=0), record(row="lora", seed=1) | {"protocol": 2}]
     frame = runs(ledger(record(), trial, stopped, failed, again, odd, other, *newer)).set_index("id")
@@ -112,19 +110,10 @@ def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recip
             assert cell.older == ((1,) if first == 0 and others else ())
 
 
-@given(
-    some.lists(
-        some.tuples(
-            some.integers(0, 3),
-            some.sampled_from([1, 2]),
-            some.sampled_from([10, 20]),
-            some.sampled_from(["best", "last"]),
-        ),
-        min_size=1,
-        max_size=12,
-        unique=True,
-    )
-)
+KINDS = [some.sampled_from(of) for of in (range(4), [1, 2], [10, 20], ["best", "last"])]
+
+
+@given(some.lists(some.tuples(*KINDS), min_size=1, max_size=12, unique=True))
 @settings(max_examples=40, deadline=None)
 def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_disappears(kinds):
     made = []
@@ -135,13 +124,7 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
         made.append(one)
     frame = runs(ledger(*made))
     for _, of in frame[frame.left_out == ""].groupby(KEY):
-        assert (
-            of.protocol.nunique()
-            == of.train_rows.nunique()
-            == of.reported.nunique()
-            == of.cell.nunique()
-            == 1
-        )
+        assert (of[["protocol", "train_rows", "reported", "cell"]].nunique() == 1).all()
         assert of.seed.is_unique
     (cell,) = cells(frame).itertuples()
     assert cell.runs + cell.left_out + len(cell.again) == len(made) == len(frame)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from ledgers import halves, instructed, ledger, record
+from ledgers import halves, instructed, ledger, lines, record
 
 from analysis import frame, tables
 from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others
@@ -74,9 +74,7 @@ def table(name, *records, others="true", model=0, **how):
 
 
 def line(of, source, number=0):
-    """The line of a source, by column."""
-    found = [dict(zip(of.header, row, strict=True)) for row in of.texts if row[1] == source]
-    return found[number]
+    return lines(of, source)[number]
 
 
 def test_below_a_row_of_the_paper_is_what_others_report():

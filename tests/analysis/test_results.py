@@ -63,12 +63,7 @@ def test_vera_is_near_lora_by_two_one_sided_tests_of_pairs(vera, differences, wo
     lora = (0.41, 0.42, 0.44)
     made = rows("cola", vera=vera, lora=lora)
     near = the(tried(*made))
-    x, y = ([100 * best for best in of] for of in (vera, lora))
-    mean = near["compared"][0]["mean"]
-    for level in (0.9, 0.95):
-        expected = scipy.stats.ttest_rel(x, y).confidence_interval(level)
-        assert mean.interval(level) == pytest.approx((expected.low, expected.high))
-    assert mean.mean == pytest.approx(np.mean(differences))
+    assert near["compared"][0]["mean"].mean == pytest.approx(np.mean(differences))
     assert (near["word"], near["crossfit_word"]) == (word, word)
     assert [side["median"] for side in near["sides"]] == pytest.approx([100 * vera[1], 42])
     assert near["ids"] == tuple(one["id"] for one in made)
@@ -192,30 +187,6 @@ def test_like_counts_are_within_a_factor_of_two(counts, near):
 # --- findings on measures
 
 
-def measured(kind, values, seed, *of, **changes):
-    cell = {"row": "vera", "model": "minilm", "task": "cola", "seed": seed}
-    label = {"row": "VeRA", "model": "MiniLM", "task": "CoLA"}
-    runs_ = [{"id": one["id"], "cell": cell, "label": label} for one in of]
-    made = {"schema": 1, "id": f"{kind}-{seed}", "kind": kind, "of": runs_, "settings": {}, "values": values}
-    return made | {"seeds": {"random": 0}, "summary": {}} | changes
-
-
-@pytest.mark.parametrize(("random", "agrees"), [(0.001, True), (0.05, None), (-0.05, None)])
-def test_similarities_are_findings_pair_by_pair(random, agrees):
-    """Three pairs are 0.03 above the random one; or the third 0.02 below it, or much further above than the
-    two."""
-    lora, vera = (small(row, "cola", (0.4,) * 3) for row in ("lora", "vera"))
-    cosines = {"layer": [0, 1], "site": ["query"] * 2, "lora_vera": [0.02, 0.04], "vera_random": [0, 0]}
-    measures = [
-        measured("similarity", cosines | {"lora_random": of}, s, lora[s], vera[s])
-        for s, of in enumerate(([0.001, -0.003], [0.001, -0.003], [random, random]))
-    ]
-    found = the(tried(*lora, *vera, measures=measures), "LoRA's and VeRA's")
-    assert found["agrees"] is agrees
-    assert found["numbers"]["lora_vera"] == pytest.approx(0.03)
-    assert str(WORDS.where(found)) == "MiniLM, cola, 3 pairs of runs"
-
-
 def test_the_band_of_random_cosines_holds_95_percent_of_means():
     """Of 12 layers: in 100 pairs of runs, 200 means with a random matrix."""
     random = np.random.default_rng(0).normal(0, 0.01, (100, 2, 12))
@@ -330,7 +301,8 @@ def study(tmp_path, monkeypatch):
         trial["config"]["task"]["holdout"] = 0.2
         trial["id"] += "-trial"
         made.append(trial)
-    publish(folder, made)
+    for one in made:
+        (folder / f"{one['id']}.json").write_text(json.dumps(one))
     (folder / "NOTES.md").write_text(
         "Run with love.\n\n## What would change it\n\n- More.\n\n## Details\n\nMuch.\n"
     )
@@ -338,12 +310,6 @@ def study(tmp_path, monkeypatch):
     of_all = "\n".join(mark.format("all studies") for mark in (BEGIN, END))
     (tmp_path / "README.md").write_text(f"# Mine\n{begin}\nold\n{end}\n{of_all}\nthe rest\n")
     return [f"docs={tmp_path / 'docs'}", f"readme={tmp_path / 'README.md'}"], tmp_path
-
-
-def publish(folder, records):
-    folder.mkdir(exist_ok=True)
-    for one in records:
-        (folder / f"{one['id']}.json").write_text(json.dumps(one))
 
 
 @pytest.mark.slow

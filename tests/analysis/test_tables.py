@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import re
 import statistics
 
@@ -65,22 +66,14 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     three."""
     from_mnli = [record("lora_mnli", task, s, 0.9) for task in ("mrpc", "rte", "stsb") for s in range(5)]
     table = made("table2", ledger(*complete("lora"), *from_mnli))[0]
-    plain, last = lines(table, "difference")
-    assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4  # LoRA's started elsewhere
+    plain, last = lines(table, "difference")  # LoRA's started elsewhere
+    assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4
     assert lines(table, "paper, * from MNLI")[0]["RTE"] == "86.6 +-0.7*"
     ours, equal = lines(table, "ours")[1], [90.0] * 5
     assert (ours["method"], ours["CoLA"], ours["Avg"], last["CoLA"]) == ("lora_mnli", "-", "85.0", "-")
     of_plain = ((VALUES, 95.1, 0.2), (VALUES, 63.4, 1.2), (VALUES, 93.3, 0.3))
     assert last["Avg"] == apart(*of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2))
     assert first("table2", *from_mnli)["Avg"] == "-"
-
-
-def test_a_diverged_seed_counts_as_nothing_and_is_told():
-    gone = record("vera", "rte", 4, status="diverged")
-    gone["result"] |= {"best": None, "best_epoch": None, "last": None, "protocols": {}}
-    table = made("table2", ledger(*(record("vera", "rte", seed, 0.8) for seed in range(4)), gone))[0]
-    assert lines(table, "ours")[0]["RTE"] == f"80.0 +-{statistics.stdev([80, 80, 80, 80, 0]):.1f} 1d"
-    assert "1 diverged run" in notes(table)
 
 
 def test_seeds_that_answer_one_class_are_told():
@@ -114,11 +107,19 @@ def test_other_models_have_the_ablations_that_ran():
     small = [record(row, task, 0, 0.8, model="minilm") for row in pair for task in ("cola", "sst2")]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
     _, own = made("table7", ledger(*small, plain, record("vera", "rte", model="other")))
-    assert own.title == "Table 7, random matrices, minilm"
     assert own.header == ["setting", "source", "SST-2", "CoLA", "status"]
-    assert [row[:3] for row in own.texts] == [
-        [f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")
-    ]
+    expected = [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
+    assert [row[:3] for row in own.texts] == expected
+
+
+def test_table_5_shows_other_models_and_sets():
+    records = []
+    for task, value, more in (("mine", 0.7, {"shots": 5, "name": "my birds"}), ("digits", 0.9, {})):
+        records += [shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)]
+    *_, small = made("table5", ledger(*records))
+    assert small.header[3:5] == ["digits", "my birds"]
+    assert lines(small, "ours")[0]["my birds"] == "70.0 +-0.0"
+    assert "mine: 5 images a class" in notes(small)
 
 
 # --- table 3
@@ -160,19 +161,6 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
     assert "select= changes nothing here" in notes(medium)
 
 
-# --- table 5
-
-
-def test_table_5_shows_other_models_and_sets():
-    records = []
-    for task, value, more in (("mine", 0.7, {"shots": 5, "name": "my birds"}), ("digits", 0.9, {})):
-        records += [shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)]
-    *_, small = made("table5", ledger(*records))
-    assert small.header[3:5] == ["digits", "my birds"]
-    assert lines(small, "ours")[0]["my birds"] == "70.0 +-0.0"
-    assert "mine: 5 images a class" in notes(small)
-
-
 # --- tables 4, 12 and 13
 
 
@@ -207,12 +195,8 @@ def test_answers_of_another_way_are_told():
 def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     records = [instructed(seed=seed, scores=[("gpt-4", mean)]) for seed, mean in enumerate((5.0, 6.0, 4.0))]
     (line,) = lines(llama("table4", *records, seeds=3), "ours")
-    assert [line[of] for of in ("score", "95%", "valid", "status")] == [
-        "5.00 +-1.00",
-        "-",
-        "477 of 480",
-        "ours",
-    ]
+    shown = [line[of] for of in ("score", "95%", "valid", "status")]
+    assert shown == ["5.00 +-1.00", "-", "477 of 480", "ours"]
     records[1]["judged"] = []
     table = llama("table4", *records, seeds=3)
     (line,) = lines(table, "ours")
@@ -248,27 +232,16 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
 # --- the demo, and tables without records
 
 
-def test_the_demo_says_how_many_seeds_and_rows_it_has():
-    sizes = {"vera": 7680, "lora": 73728, "head": 0}
-
-    def runs(*seeds, paper="demo"):
-        found = [record(row, "reviews", s, 0.7 + 0.01 * s, model="minilm") for row in sizes for s in seeds]
-        for one in found:
-            one["cell"]["paper"] = paper
-            one["parameters"]["adapter"] = sizes[one["cell"]["row"]]
-        return found
-
-    (table,) = made("demo", ledger(*runs(0, 1, 2)))
-    assert table.title == "reviews (MiniLM, 10 training and 10 dev rows): dev accuracy, medians over seeds"
-    larger = runs(0, 1, 2)
+def test_the_demo_has_a_table_for_each_size_of_the_data():
+    runs = [record(row, "reviews", seed, model="minilm") for row in ("vera", "head") for seed in range(3)]
+    larger = [record(row, "reviews", model="minilm") for row in ("vera", "head")]
     for one in larger:
         one["id"] += "2000"
         one["config"]["task"]["dev_rows"] = one["data"]["dev_rows"] = 2000
-        one["curve"] = {key: values[-1:] for key, values in one["curve"].items()}
-    two = made("demo", ledger(*runs(0, 1, 2), *larger))
-    assert [("2,000 dev rows" in table.title, len(table.texts)) for table in two] == [(False, 3), (True, 3)]
-    elsewhere = made("demo", ledger(runs(0)[0], runs(1, paper="peers_minilm")[0]))  # of five seeds
-    assert lines(elsewhere[0])[0]["best ep."] == "70.5 (2/3)"
+    found = made("demo", ledger(*runs, *larger))
+    title = "reviews (MiniLM, 10 training and {} dev rows): dev accuracy, medians over seeds"
+    assert [table.title for table in found] == [title.format(rows) for rows in (10, "2,000")]
+    assert [len(table.texts) for table in found] == [2, 2]
 
 
 def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
@@ -379,16 +352,6 @@ def test_latex_is_booktabs():
     assert r"80.0 $\pm$7.9" in text
 
 
-# --- columns beside a table's own
-
-
-def test_a_column_with_the_name_of_a_tables_own_stands_beside_it():
-    (table, *_) = tables.make("table3", ledger(*(texts("vera", seed) for seed in range(3))), columns=["bleu"])
-    (row,) = [row for row in table.texts if row[:2] == ["VeRA r=1024", "ours"]]
-    assert row[table.header.index("BLEU")] == "68.0 +-0.0"
-    assert row[table.header.index("bleu")] == "68"
-
-
 # --- against another row
 
 
@@ -405,20 +368,17 @@ def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.80, 0.75)
     records, differences = of(x, (*y, 0.9)), [100 * (a - b) for a, b in zip(x, y, strict=True)]
     found = against("table2", *records)
-    assert (found["LoRA r=8"], found["VeRA r=1024"].value) == (
-        "-",
-        pytest.approx(statistics.fmean(differences)),
-    )
+    assert found["LoRA r=8"] == "-"
+    assert found["VeRA r=1024"].value == pytest.approx(statistics.fmean(differences))
     half = scipy.stats.t.ppf(0.975, 3) * statistics.stdev(differences) / 2
     assert found["VeRA r=1024"].spread == pytest.approx(half)
     # A seed that was measured on other data is no pair
     unlike = seeds("vera", bests=(*x, 0.9), model="minilm")
     unlike[4]["data"] = unlike[4]["data"] | {"dev_rows": 20}
     assert against("table2", *unlike, *records[4:])["VeRA r=1024"].value == found["VeRA r=1024"].value
-    # Over two tasks: the mean of their differences
+    # Over two tasks: the mean of their differences; in a table without that row, too
     two = against("table2", *records, *of((0.9, 0.9), (0.8, 0.7), "mrpc"))
     assert two["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
-    # In a table without that row, too
     unique = seeds("vera_unique", bests=(0.9, 0.9, 0.9, 0.9), model="minilm")
     assert all(isinstance(entry, Number) for entry in against("table7", *records, *unique).values())
     for one in records:
@@ -430,47 +390,33 @@ def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_
 # --- forgetting
 
 
-def forgets(after, before=3.0, sha256="a", text="shipped"):
-    return {"text": text, "sha256": sha256, "tokens": 617, "before": before, "after": after}
+def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_text():
+    def of(row, seed=0, after=math.nan, before=3.0, sha256="a", text="shipped"):
+        one, values = texts(row, seed), {"before": before, "after": None if after < 0 else after}
+        if not math.isnan(after):
+            one["result"]["forgetting"] = {"text": text, "sha256": sha256, "tokens": 617, **values}
+        return one
 
-
-def told(seed=0, forgetting=None, row="vera"):
-    """A run of table 3; forgetting: of its record."""
-    found = texts(row, seed)
-    found["result"] |= {"forgetting": forgetting} if forgetting else {}
-    return found
-
-
-def forgotten(table):
-    """The column of a table by method."""
-    return {line["method"]: line["forgetting"] for line in lines(table, "ours")}
-
-
-def test_table_3_has_the_median_change_and_its_spread_and_says_what_the_base_model_had():
-    afters = [3.1, 3.4, 3.2]
-    ours = [told(seed=s, forgetting=forgets(after)) for s, after in enumerate(afters)]
-    table = tables.make("table3", ledger(*ours, told(row="full")))[0]
-    assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
-    spread = statistics.stdev([0.1, 0.4, 0.2])  # the other one is an older record
-    assert forgotten(table) == {"VeRA r=1024": f"+0.200 +-{spread:.3f}", "full": "-"}
-    assert {one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)} == {""}
-    (note,) = [note for note in table.notes if note.startswith("forgetting")]
-    assert "(shipped, 617 tokens), after the last epoch less that of the base model (3.000)" in note
-    (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
-    assert row[table.header.index("forgetting")].ids == tuple(r["id"] for r in ours)
-
-
-def test_seeds_that_lack_it_and_other_texts_are_not_mixed_in():
-    ours = [told(seed=0, forgetting=forgets(3.1)), told(seed=1)]
-    ours += [told(0, forgets(9.0, sha256="b", text="b.txt"), "full")]
-    ours += [told(s, forgets(3.3, before=3.1), "lora") for s in range(2)]
-    ours += [told(0, forgets(None), "bitfit")]
+    ours = [of("vera", seed, after) for seed, after in enumerate((3.1, 3.4, 3.2))]
+    ours += [of("lora", seed, 3.3, before=3.1) for seed in range(2)]
+    ours += [of("vera_only_d", 0, 3.1), of("vera_only_d", 1)]  # the other one is an older record
+    ours += [of("full", 0, 9.0, sha256="b", text="b.txt"), of("bitfit", 0, -1)]
     table = tables.make("table3", ledger(*ours))[0]
-    found = forgotten(table)
-    assert (found["VeRA r=1024"], found["LoRA r=8"]) == ("+0.100 (1/2)", "+0.200 +-0.000")
-    assert found["full"] == found["bitfit"] == "-"
+    assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
+    spread = statistics.stdev([0.1, 0.4, 0.2])
+    assert {line["method"]: line["forgetting"] for line in lines(table, "ours")} == {
+        "VeRA r=1024": f"+0.200 +-{spread:.3f}",
+        "LoRA r=8": "+0.200 +-0.000",
+        "vera_only_d": "+0.100 (1/2)",
+        "full": "-",
+        "bitfit": "-",
+    }
+    assert {one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)} == {""}
+    about = "(shipped, 617 tokens), after the last epoch less that of the base model (3.000 to 3.100)"
+    assert about in notes(table)
     assert "forgetting on another text, not shown: full." in table.notes
-    assert any("(3.000 to 3.100)" in note for note in table.notes)
+    (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
+    assert row[table.header.index("forgetting")].ids == tuple(r["id"] for r in ours[:3])
 
 
 # --- text of a stranger

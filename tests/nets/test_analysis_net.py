@@ -180,10 +180,7 @@ def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
             if len(values) and of.texts.iloc[0]
         },
         "parameters": [cell.parameters, cell.head_parameters],
-        "seconds": [
-            none(value)
-            for value in (cell.seconds, cell.train_seconds, cell.evaluate_seconds, cell.decode_seconds)
-        ],
+        "seconds": [none(getattr(cell, f"{part}seconds")) for part in ("", "train_", "evaluate_", "decode_")],
         "bytes": none(cell.adapter_bytes),
         "memory": none(cell.peak_memory_bytes),
     }
@@ -198,17 +195,10 @@ def printed_verdicts(ledger: Ledger) -> Lines:
         for of in group.itertuples():
             ran = of.ran and of.word != "quoted"
             judged = ran and of.word not in ("incomplete", "other size")
-            line[of.column] = [
-                *(
-                    of.word,
-                    none(of.ours) if ran else None,
-                    int(of.n) if ran else 0,
-                    of.value,
-                    none(of.spread),
-                ),
-                none(of.difference) if ran and of.word != "other size" else None,
-                *(none(float(of.half)) if judged else None, of.margin if ran else 1.0),
-            ]
+            ours, theirs = [none(of.ours), int(of.n)] if ran else [None, 0], [of.value, none(of.spread)]
+            apart = none(of.difference) if ran and of.word != "other size" else None
+            half, margin = none(float(of.half)) if judged else None, of.margin if ran else 1.0
+            line[of.column] = [of.word, *ours, *theirs, apart, half, margin]
         yield line
 
 
