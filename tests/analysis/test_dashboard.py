@@ -107,12 +107,3 @@ def test_it_is_saved_and_saved_again_in_the_same_place(tmp_path):
     ]
     assert [line["tables/table2_1"]["_type"] for line in lines] == ["table-file"] * 2
     assert {line["tables/table2_1"]["nrows"] for line in lines} != {0}
-
-
-@pytest.mark.usefixtures("process")
-def test_tables_do_without_wandb():
-    code = (
-        "import analysis.tables, analysis.dashboard, sys; sys.exit('wandb' in sys.modules or 'torch' in"
-        " sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

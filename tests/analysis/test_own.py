@@ -9,7 +9,7 @@ from analysis.frame import cells, runs
 from analysis.notes import deviations, measured_unlike
 from analysis.tables.__main__ import main
 from runs.errors import UserError
-from runs.record import write_record, write_sweep
+from runs.record import run_folder, write_record, write_sweep
 
 pytestmark = pytest.mark.properties
 
@@ -90,6 +90,8 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(tmp_path,
     publish(tmp_path, monkeypatch, made)
     for one in (made[0], own := record("vera", "mine", 0, 0.6, lr=0.2)):
         write_record(tmp_path, one)
+        # Without it a record is a copy of the published one
+        run_folder(tmp_path, one["id"]).mkdir(parents=True, exist_ok=True)
     for ids, missing, sources in (
         ([one["id"] for one in made[1:]], 2, ["published"]),
         ([one["id"] for one in made], 2, ["ours", "published"]),

@@ -263,7 +263,7 @@ def test_a_full_disk_behind_the_output_is_one_line():
     ("modules", "absent"),
     [
         ("runs.command", {"torch", "hydra", "tasks", "vera"}),
-        ("runs.plan, runs.publish, runs.sweep.sweep, analysis.tables", {"torch", "evaluate", "wandb"}),
+        ("runs.plan, runs.publish, runs.sweep.sweep, analysis.dashboard", {"torch", "evaluate", "wandb"}),
     ],
 )
 def test_a_command_line_is_read_without_what_takes_long_to_import(modules, absent):
