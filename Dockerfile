@@ -1,5 +1,5 @@
 # vera-bench in a container, by the steps of make setup. No image was built of this file yet: the project's machines have
-# no Docker. tests/test_shipped.py reads the file, and tests/test_make.py runs its make setup with a stand-in for pip.
+# no Docker. tests/test_shipped.py reads the file.
 #
 #   docker build -t vera-bench .
 #   docker build -t vera-bench --build-arg TORCH_INDEX=INDEX .

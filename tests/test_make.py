@@ -1,9 +1,6 @@
-"""make hands on what it is given: each variable is one word of the command, and nothing in it is run. The
-Dockerfile's make setup is make setup."""
+"""make hands on what it is given: each variable is one word of the command, and nothing in it is run."""
 
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +15,7 @@ import json, os, sys
 if sys.argv[1] == "-c":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("calls", "a") as file:
-    file.write(json.dumps([sys.argv[1:], os.environ.get("PIP_EXTRA_INDEX_URL") or ""]) + "\\n")
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
 if "runs" in sys.argv and os.path.exists("exits"):
     sys.exit(int(open("exits").read()))
 sys.exit("pip" in sys.argv and os.path.exists("offline"))
@@ -38,24 +35,19 @@ def place(tmp_path):
 
 
 @pytest.fixture
-def run(process, place):
-    """Runs a command in a folder whose python writes down the words that it gets, and pip's other index:
-    these; or of a command that fails its messages."""
+def make(process, place):
+    """Runs make in a folder whose python writes down the words that it gets: these; of what fails its
+    messages, too."""
 
-    def run(*command, check=0):
+    def make(*words, check=0):
         (place / "calls").unlink(missing_ok=True)
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["make", *words], cwd=place, capture_output=True, text=True, timeout=60)
         assert done.returncode == check, done.stderr
         assert not (place / "touched").exists()
-        run.said = done.stderr
+        make.said = done.stderr
         return [json.loads(line) for line in (place / "calls").read_text().splitlines()]
 
-    return run
-
-
-@pytest.fixture
-def make(run):
-    return lambda *words, check=0: [words for words, _ in run("make", *words, check=check)]
+    return make
 
 
 @pytest.mark.parametrize(
@@ -123,7 +115,7 @@ def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):
     assert make("test", "test-all") == make("test-all") == [fast, slow]
 
 
-def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, run, place):
+def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, place):
     installed = place / ".venv" / ".installed"
     for words, versions in (
         ([], ["-c", "constraints.txt"]),
@@ -139,22 +131,5 @@ def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(mak
     installed.unlink()
     (place / "offline").touch()
     make("setup", "PYTHON=.venv/bin/python", check=2)
-    assert run.said.startswith("error: a version of constraints.txt may not exist")
+    assert make.said.startswith("error: a version of constraints.txt may not exist")
     assert not installed.exists()
-
-
-@pytest.mark.parametrize("index", ["", "an index"])
-def test_the_images_setup_is_that_of_a_clone(index, run, place, monkeypatch):
-    (setup,) = re.findall(r"(?m)^RUN (.* make setup.*)$", (ROOT / "Dockerfile").read_text())
-    (place / "python3").symlink_to(".venv/bin/python")
-    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("TORCH_INDEX", index)
-    monkeypatch.setenv("CONSTRAINTS", "constraints.txt")
-    found = []
-    for command in (setup, "make setup"):
-        (place / ".venv" / ".installed").unlink()
-        found.append(run("sh", "-c", command))
-    image, clone = found
-    assert [words for words, _ in image] == [words for words, _ in clone]
-    assert image[1][0][-4:] == ["-c", "constraints.txt", "-e", ".[bench,dev]"]
-    assert {given for _, given in image} == {index}

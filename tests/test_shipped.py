@@ -136,6 +136,9 @@ def test_the_image_runs_as_a_user_with_cis_python_and_copies_first_what_setup_re
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line]
     version = re.search(r"\(Python ([\d.]+) on linux\)", (ROOT / "constraints.txt").read_text())[1]
     assert ["ARG", f"PYTHON={version}"] in lines
+    assert any(
+        rest.endswith(' make setup CONSTRAINTS="$CONSTRAINTS"') for name, rest in lines if name == "RUN"
+    )
     at = lines.index(["USER", "vera"])
     assert not [rest for name, rest in lines[:at] if name == "COPY" or "make setup" in rest]
     copies = [rest.split() for name, rest in lines if name == "COPY"]
