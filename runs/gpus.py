@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pynvml
 
-from runs.errors import DeviceError
+from runs.errors import DeviceError, UserError
 from runs.shared_files import Lock
 
 T = TypeVar("T")
@@ -43,19 +43,28 @@ def free_bytes(name: str) -> float:
     )
 
 
-def take(names: Sequence[str], share: int) -> Lock | None:
-    """The lock on the least shared of these GPUs, for a run; None where there are none, and while each has
-    `share` runs, over all commands of this machine."""
-    folder = Path(tempfile.gettempdir()) / "vera-bench-devices"
+def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
+    """The least shared of these GPUs, for a run, and the lock on it; None where there are none, and while
+    each has `share` runs, over all commands of this machine. Raises UserError where none can be locked."""
+    folder, errors = Path(tempfile.gettempdir()) / "vera-bench-devices", list[OSError]()
     if names and not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        with contextlib.suppress(PermissionError):  # another user has created it
+        with contextlib.suppress(OSError):  # another user has created it; or no lock can be made either
+            folder.mkdir(exist_ok=True)
             folder.chmod(0o1777)  # other users' runs take locks here, too
     # Another user's program may have filled one
     emptiest = sorted(names, key=free_bytes, reverse=True)
-    places = itertools.product(range(share), emptiest)
-    locks = (Lock(folder / f"{name}.{number}", mode=0o666) for number, name in places)
-    return next((lock for lock in locks if lock.take(0)), None)
+    places = [*itertools.product(range(share), emptiest)]
+    for number, name in places:
+        lock = Lock(folder / f"{name.replace('/', '-')}.{number}", mode=0o666)  # a slice's name may have one
+        try:
+            if lock.take(0):
+                return name, lock
+        except OSError as error:  # such as another user's, which the kernel protects (fs.protected_regular)
+            errors.append(error)
+    if errors and len(errors) == len(places):
+        mend = "Mend that, or name another folder: TMPDIR="
+        raise UserError(f"no GPU can be locked in {folder} ({errors[0].strerror}). {mend}")
+    return None
 
 
 def processor() -> str:

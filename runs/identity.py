@@ -153,16 +153,18 @@ def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over the names and contents of files, wherever they lie."""
     if len(files) < 16:
         return f"sha256:{hash_of({name: file_hash(path) for name, path in files.items()})}"
+    hashes = dict[str, str]()
 
     def read() -> str:
         bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
-        hashes = {name: digest(path) for name, path in bar}
+        hashes.update((name, digest(path)) for name, path in bar)
         return MISSING if MISSING in hashes.values() else hash_of(hashes)
 
     # Of thousands of images one hash is cached under all their sizes and times: a cached hash for each image
     # would be as many small files to read.
     stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
-    return f"sha256:{kept_in_cache('sha256', stamps, read)}"
+    whole = kept_in_cache("sha256", stamps, read)
+    return f"sha256:{hash_of(hashes) if whole == MISSING else whole}"
 
 
 # --- the runs of a command

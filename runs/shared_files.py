@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,11 +62,18 @@ class Lock:
         return not free
 
     def holder(self) -> str:
-        """The process that has the lock, in words."""
+        """The process that has the lock, in words; and a way out, where it is a stopped one of this
+        machine."""
+        import psutil
+
         try:
             pid, host = self.path.read_text().split()
         except (OSError, ValueError):
             return "another process"
+        with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+            if host == socket.gethostname() and psutil.Process(int(pid)).status() == psutil.STATUS_STOPPED:
+                out = f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+                return f"process {pid} on {host}, which is stopped: {out}"
         return f"process {pid} on {host}"
 
 
@@ -94,18 +102,27 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
+#: What the cache keeps, and how the JSON of a sound value looks.
+KEPT = {"sha256": r'"[0-9a-f]{64}"', "flops": r"null|\[[\d.e+]+, [\d.e+]+\]"}
+#: What this process has found or made, by the cache's files: it may be unable to write them.
+FOUND: dict[Path, Any] = {}
 
 
 def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives, a value of JSON; from the user's cache where it was made before. MISSING is not
-    kept. A cache that cannot be written costs time, no more."""
-    path = cache_folder() / kind / f"{hash_of(key)[:24]}.json"
+    """What `make` gives, a value of JSON; from the user's cache where it was made before. One that is not of
+    its kind, such as MISSING, is not kept. A cache that cannot be written costs time, no more."""
+    path, text = cache_folder() / kind / f"{hash_of(key)[:24]}.json", ""
+    if path in FOUND:
+        return FOUND[path]
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_bytes())
-    if (value := make()) != MISSING:
+        text = path.read_text()
+    if not re.fullmatch(KEPT[kind], text):
+        text = json.dumps(value := make())
+        if not re.fullmatch(KEPT[kind], text):
+            return value
         with contextlib.suppress(OSError):
-            write_atomically(path, json.dumps(value))
-    return value
+            write_atomically(path, text)
+    return FOUND.setdefault(path, json.loads(text))
 
 
 def file_hash(path: Path) -> str:

@@ -60,11 +60,13 @@ def heads(names: Sequence[str]) -> list[str]:
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
-    """The last event of a run's training; empty where there is none."""
+    """The last event of a run's training; empty where there is none, or none that can be shown."""
     try:
-        return dict(json.loads(read_regular(run_folder(output, run_id) / "progress.json", 2**20)))
-    except ValueError:
+        event = dict(json.loads(read_regular(run_folder(output, run_id) / "progress.json", 2**20)))
+        words(event)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}
+    return event if "phase" in event else {}
 
 
 def words(event: Event) -> str:

@@ -20,13 +20,13 @@ from runs.errors import Stop, UserError
 from runs.fork_server import STOPPING, end_with_parent, handling
 from runs.provenance import differs
 from runs.record import FINISHED, Record, finished_record, hash_of, read_record, record_path, run_folder
-from runs.record.text import describe, duration
+from runs.record.text import duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.train import BUSY, FAILED, KILLED, SMALLER, End, do
+from runs.training.train import BUSY, FAILED, KILLED, NO_ROOM, ROOM, SMALLER, End, cause_of, do, no_room
 
 #: How often a run is tried again, unless it has saved more in between.
 RETRIES = 3
@@ -36,15 +36,15 @@ GRACE = 60
 
 class Job:
     """A run of a sweep, and its process. head: how its lines begin, with its number and what tells it from
-    the others. record, log: paths. saved, tries: what a process of it that failed had saved, and how many
-    have failed since. before: the attempt whose failed record is from before the command. ready: what
-    multiprocessing.connection.wait waits for."""
+    the others. record, log: paths. saved, tries: what a process of it that failed had saved, and those that
+    have failed since: the error of a full disk, "" of another end. before: the attempt whose failed record is
+    from before the command. ready: what multiprocessing.connection.wait waits for."""
 
     before: str | None = None
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
         self.head, self.run, self.id, self.output = head, run, run_id, str(run.config["output"])
-        self.record, self.saved, self.tries = record_path(self.output, run_id), list[Any](), 0
+        self.record, self.saved, self.tries = record_path(self.output, run_id), list[Any](), list[str]()
         self.log = str(run_folder(self.output, run_id) / "log.txt")
 
     @property
@@ -52,14 +52,13 @@ class Job:
         """The lock that its process takes."""
         return run_lock(self.output, self.id)
 
-    def start(self, gpu: Lock | None, tracking: Tracking, alone: bool) -> None:
-        """Starts its process. gpu: the lock on its GPU, if it needs one. alone: a user's mistake leaves no
-        record."""
+    def start(self, gpu: tuple[str, Lock] | None, tracking: Tracking, alone: bool) -> None:
+        """Starts its process. gpu: its GPU, if it needs one, and the lock on it. alone: a user's mistake
+        leaves no record."""
         self.gpu, self.since = gpu, time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
-        device = gpu and gpu.path.stem  # it has a GPU's name
-        work = (self.run, self.id, self.tries, device, tracking, alone, sender)
+        work = (self.run, self.id, self.tries, gpu and gpu[0], tracking, alone, sender)
         self.child: Any = context.Process(target=_child, args=work, daemon=True)
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
             self.child.start()
@@ -77,7 +76,7 @@ class Job:
         if self.child.pid:
             self.child.join()
         if self.gpu:
-            self.gpu.release()
+            self.gpu[1].release()
         code = self.child.exitcode
         killed = code in (-signal.SIGKILL, 255, None)  # 255: the server has ended, too. None: before it began
         why = "was killed (out of memory?)" if killed else f"ended with code {code}"
@@ -109,6 +108,7 @@ class Sweep:
         self.diverged, self.failed = list[tuple[Job, str]](), list[tuple[Job, str]]()
         self.signal = 0  # the one that asked for an end
         self._idle = 0.0  # since when nothing is on here; infinity once that was said
+        self._room = 0.0  # when there may be room on a full disk: no run starts before
         self._told = False  # that a run waits for a GPU
 
     @property
@@ -181,7 +181,7 @@ class Sweep:
             with handling(self._stop):
                 waits = True
                 while self.pending and not self.signal and (self._start() or waits):
-                    waits = others()
+                    waits = others() or time.monotonic() < self._room
                     self._look(1.0 if self.running or waits else 0.0)
                     for job in [job for job in self.pending if job not in self.running]:
                         # Another process has done it; without places, one of this command's workers
@@ -198,7 +198,7 @@ class Sweep:
             # Another run that one starts from comes first
             free = (job for job in self.pending if job not in self.running and job.run.start not in left)
             job = next((job for job in free if not job.lock.is_held()), None)
-            if job is None or self.signal:
+            if job is None or self.signal or time.monotonic() < self._room:
                 break
             gpu, names = gpus.take(self.places.gpus, self.places.share), ", ".join(self.places.gpus)
             if names and not gpu:
@@ -235,12 +235,17 @@ class Sweep:
         finished = self.finish(job, time.monotonic() - job.since, error if how == FAILED else "")
         if finished and how == BUSY:  # another process did it, while this one was to begin
             self.send_to_agent(job)
-        if finished or how not in (KILLED, SMALLER) or self.signal:
+        if finished or how not in (KILLED, NO_ROOM, SMALLER) or self.signal:
             return
         before, job.saved = job.saved, saved(job.output, job.id)
-        job.tries = (job.tries if job.saved == before else 0) + (how == KILLED)
-        again, lock = job.tries <= RETRIES, job.lock
-        self.display.line(f"{job.head}  {error}: {'tried again' if again else 'given up'}")
+        job.tries = job.tries if job.saved == before else []
+        job.tries += {KILLED: [""], NO_ROOM: [error]}.get(how, [])
+        again, lock, when = len(job.tries) <= RETRIES, job.lock, ""
+        if how == NO_ROOM:
+            pause = ROOM[len(job.tries) - 1]
+            self._room = self._idle = time.monotonic() + pause
+            when = f" in {duration(pause)}"
+        self.display.line(f"{job.head}  {error}: {f'tried again{when}' if again else 'given up'}")
         if not again and lock.take():
             with contextlib.suppress(OSError):  # a full disk: it is tried again after all
                 Attempt(job.output, job.id).fail(job.run, error)
@@ -269,7 +274,7 @@ class Sweep:
 
 
 def _child(
-    run: Run, run_id: str, tries: int, gpu: str | None, tracking: Tracking, alone: bool, sender: Any
+    run: Run, run_id: str, tries: list[str], gpu: str | None, tracking: Tracking, alone: bool, sender: Any
 ) -> None:
     """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
     end_with_parent()
@@ -284,7 +289,8 @@ def _child(
         if lock.take():  # to the process's end
             end = do(run, run_id, tries, stop, tracking, alone)
     except Exception as error:  # such as a log that cannot be written
-        end = FAILED, describe(error)
+        cause, words = cause_of(error)
+        end = no_room(tries) if cause == "disk" else FAILED, words
     sender.send(end)
 
 

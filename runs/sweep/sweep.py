@@ -86,6 +86,8 @@ def _begin(
     output, ids = runs[0].config["output"], identify(runs)
     if len({run.config["output"] for run in runs}) > 1:
         raise UserError("output= differs from run to run: the runs of a command go to one folder")
+    if any(Path(output, "leases").glob("*")):
+        raise UserError(f"{output}/leases is of an earlier version: end its commands, then delete the folder")
     check_ids(runs, ids)
     records, on = [finished_record(output, run_id) for run_id in ids], Places()
     left = [run for run, record in zip(runs, records, strict=True) if record is None or run in again]

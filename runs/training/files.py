@@ -29,7 +29,6 @@ from runs.record import (
     record_path,
     record_text,
     run_folder,
-    sweep_up_dead,
     write_atomically,
 )
 from runs.run import Run
@@ -52,8 +51,9 @@ class Attempt:
     deviations: these in words. decoding: seconds that decoding has taken, over all attempts. folder: for all
     that this attempt writes."""
 
-    def __init__(self, output: str | Path, run_id: str) -> None:
-        """Takes over what the last attempt left. Raises UserError where a folder or the like has the name of
+    def __init__(self, output: str | Path, run_id: str, why: str = "") -> None:
+        """Takes over what the last attempt left. why: how its process ended, where it had no room to say so
+        and was not killed. Raises UserError where a folder or the like has the name of
         the record."""
         if os.path.lexists(path := record_path(output, run_id)) and not path.is_file():
             raise UserError(f"{path} is not a regular file, and the run's record has its name. Move it away")
@@ -69,7 +69,7 @@ class Attempt:
         try:
             if last is not None:
                 vars(self).update(before[last])
-                self.ended += [] if self.stopped else ["the process was killed"]
+                self.ended += [] if self.stopped else [why or "the process was killed"]
                 for path in (path for pattern in CONTINUED for path in sorted(last.glob(pattern))):
                     with contextlib.suppress(FileNotFoundError):  # a rival that lives has finished
                         _link(path, self.folder / path.name)
@@ -163,8 +163,9 @@ def tidy(output: str | Path, record: Record) -> None:
     and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
     so: a kill may have ended the one who began."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
-    (folder / "progress.json").unlink(missing_ok=True)
-    sweep_up_dead(folder)
+    for name in ("progress.json", ".progress.json.*", ".config.yaml.*", ".overrides.yaml.*"):
+        for path in folder.glob(name):
+            path.unlink(missing_ok=True)
     if not attempts.is_dir():
         return
     files = record.get("files", {})

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import math
 import os
 import time
 import traceback
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.provenance import made_with
-from runs.record import FULL, Record, describe, duration, finished_record, run_folder, temporary
+from runs.record import FULL, Record, describe, finished_record, run_folder, temporary
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
 from runs.training.files import Attempt
@@ -25,9 +24,10 @@ Event = dict[str, Any]
 #: How a run's process ended, and why there is no finished record.
 End = tuple[str, str]
 #: DONE: it has a record; FAILED: and has a failed record, but for a mistake of a single run. BUSY: another
-#: process has, or had, the lock. STOPPED: it can go on. KILLED, its device is lost, or the disk was full: a
-#: new process may succeed. SMALLER: it will, or be smaller still.
+#: process has, or had, the lock. STOPPED: it can go on. KILLED, or its device is lost: a new process may
+#: succeed. NO_ROOM on the disk: it may after a while. SMALLER: it will, or be smaller still.
 DONE, FAILED, BUSY, STOPPED, KILLED, SMALLER = "done", "failed", "busy", "stopped", "killed", "smaller"
+NO_ROOM = "no room"
 #: On a full disk, or where it does not answer: seconds before each new try. Somebody may make room meanwhile.
 ROOM = (30, 120, 300)
 DISK = (*FULL, errno.EIO, errno.ESTALE)
@@ -35,9 +35,9 @@ DISK = (*FULL, errno.EIO, errno.ESTALE)
 EVERY = 1.0
 
 
-def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone: bool) -> End:
-    """Tries to do a run whose lock this process has. tries: how many have failed since it has saved more.
-    alone: a user's mistake leaves no record."""
+def do(run: Run, run_id: str, tries: list[str], stop: Stop, tracking: Tracking, alone: bool) -> End:
+    """Tries to do a run whose lock this process has. tries: those that have failed since it has saved more:
+    the error of a full disk, "" of another end. alone: a user's mistake leaves no record."""
     from runs.training.loop import Training
 
     output, report = run.config["output"], Reporter(run, run_id)
@@ -45,7 +45,7 @@ def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone:
     if finished_record(output, run_id):
         return BUSY, ""
     try:
-        attempt, stop.listens = Attempt(output, run_id), False
+        attempt, stop.listens = Attempt(output, run_id, *tries[-1:]), False
         stop.check()
         now = dataclasses.replace(run, config=run.config | attempt.settings)
         train(Training(now, run_id, report, attempt, stop), tracking)
@@ -57,15 +57,9 @@ def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone:
         if not is_users(error) and not isinstance(error, StoppedError):
             traceback.print_exc()
         cause, words = cause_of(error)
-    ends, pause, phase = {"stopped": STOPPED, "device": KILLED}, 0.0, report.latest["phase"]
-    if cause == "disk" and ROOM[tries:]:
-        ends[cause], pause = KILLED, ROOM[tries]
-        print(f"{words}: tried again in {duration(pause)}", flush=True)
-    if cause == "memory" and attempt and less_memory(now.config, phase, attempt):
-        ends[cause] = SMALLER
-    for _ in range(math.ceil(pause)):
-        time.sleep(0.0 if stop.wanted else min(pause, 1.0))
-    end = ends.get(cause, FAILED)
+    end = {"stopped": STOPPED, "device": KILLED, "disk": no_room(tries)}.get(cause, FAILED)
+    if cause == "memory" and attempt and less_memory(now.config, report.latest["phase"], attempt):
+        end = SMALLER
     with contextlib.suppress(OSError):  # there may be no room for that
         if attempt and end != FAILED:
             attempt.ended += [words] if words else []
@@ -73,6 +67,11 @@ def do(run: Run, run_id: str, tries: int, stop: Stop, tracking: Tracking, alone:
         elif attempt and (cause != "mistake" or not alone):
             attempt.fail(run, words)
     return end, f"{words} ({attempt.deviations[-1]})" if attempt and end == SMALLER else words
+
+
+def no_room(tries: list[str]) -> str:
+    """How a process ends on a full disk, after these tries."""
+    return NO_ROOM if len(tries) < len(ROOM) else FAILED
 
 
 class Reporter:

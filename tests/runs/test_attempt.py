@@ -196,7 +196,7 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     make("late", CHECKPOINT)
     last = make("a", ADAPTER, HEAD, "adapter_best.safetensors")
     stale = ("decoded_best.jsonl", "adapter_best.safetensors")  # of a record that was damaged
-    cut_off = ("progress.json", f".config.yaml.{socket.gethostname()}.{2**22 + 1}.2")  # by a kill
+    cut_off = ("progress.json", ".config.yaml.host.1.2", ".progress.json.7")  # by a kill
     for name in (*stale, *cut_off, "log.txt", ".a.user.s.own.file"):
         (folder / name).write_text("stale")
     assert last.finish(record)
@@ -239,6 +239,9 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
     left = record_path(output, "run").with_name(f".run.json.{socket.gethostname()}.{2**22 + 1}.1")
     other = left.with_name(f".run.json.other.{2**22 + 1}.1")  # of another machine
     left.touch(), other.touch()
+    with patch.object(os, "kill", Mock(side_effect=PermissionError)):  # another user's, that lives
+        sweep_up_dead(left.parent)
+    assert left.exists()
     sweep_up_dead(left.parent)
     assert {*left.parent.iterdir()} == {record_path(output, "run"), other}
 
@@ -249,7 +252,7 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
 def go(words):
     """What the process of a run does once it has the lock: how it ends, and the record that is there then."""
     (run,) = expand(words)
-    how, _ = train.do(run, run_id(run), 0, Stop(), Tracking("off"), True)
+    how, _ = train.do(run, run_id(run), [], Stop(), Tracking("off"), True)
     return how, record_path(output_of(words), run_id(run)).read_text()
 
 
@@ -354,6 +357,7 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(tmp_pat
     with alone(run_lock(tmp_path, "run"), "RTE seed 0"):
         printed = capsys.readouterr().out
     assert printed.startswith(f"RTE seed 0 is being done by process {holder.pid} on ")
+    assert f", which is stopped: kill -CONT {holder.pid} lets it go on" in printed
     assert printed.count("\n") == 1
 
 

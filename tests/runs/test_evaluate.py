@@ -119,8 +119,11 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
         return plan.text(plan.plan(runs, Ledger()), Ledger())
 
     folder.mkdir(parents=True)
-    (folder / "progress.json").write_text(json.dumps(TRAINING | {"host": "node7"}))
     with alone(run_lock(output, first), "it"):
+        for odd in ("[1]", "null", '{"phase":"training","steps":3}', "[" * 10**5, '{"phase":3}'):
+            (folder / "progress.json").write_text(odd)
+            shows(shown(), "running: VeRA r=8 on RTE, seed 0")
+        (folder / "progress.json").write_text(json.dumps(TRAINING | {"host": "node7"}))
         row = "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev"
         shows(shown(), "0/2 *", "running 1 · missing 1", row, "  left: 1m01s  on node7")
         assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())

@@ -3,6 +3,7 @@ the training step and evaluation on the device meta."""
 
 import ast
 import contextlib
+import errno
 import itertools
 import os
 import subprocess
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from runs import ENVIRONMENT, SPINNING, gpus, models
 from runs.config import expand
-from runs.errors import DeviceError, rank
+from runs.errors import DeviceError, UserError, rank
 from runs.identity import run_id
 from runs.sweep import pool
 from runs.tracking import Tracking
@@ -118,10 +119,26 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 
 def test_two_runs_meet_on_a_device_on_purpose_only(machine):
     held = [gpus.take(["GPU-bbbb", "GPU-aaaa"], share) for share in (1, 1, 1, 2)]
-    assert [lock and lock.path.stem for lock in held] == ["GPU-aaaa", "GPU-bbbb", None, "GPU-aaaa"]
-    held[1].release()
-    assert gpus.take(["GPU-bbbb", "GPU-aaaa"], 1).path.stem == "GPU-bbbb"
+    assert [place and place[0] for place in held] == ["GPU-aaaa", "GPU-bbbb", None, "GPU-aaaa"]
+    held[1][1].release()
+    assert gpus.take(["GPU-bbbb", "GPU-aaaa"], 1)[0] == "GPU-bbbb"
     assert gpus.take([], 1) is None
+
+
+def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(machine, monkeypatch):
+    names, take = ["MIG-GPU-5cb7/3/0", "GPU-aaaa"], gpus.Lock.take
+
+    def protected(lock, seconds):
+        if "aaaa" in lock.path.name:
+            raise OSError(errno.EACCES, "Permission denied")
+        return take(lock, seconds)
+
+    monkeypatch.setattr(gpus.Lock, "take", protected)
+    held = gpus.take(names, 1)
+    assert held[0] == names[0]
+    assert gpus.take(names, 1) is None
+    with pytest.raises(UserError, match=r"vera-bench-devices .Permission denied.* TMPDIR=$"):
+        gpus.take(names[1:], 2)
 
 
 def test_the_places_of_a_machine(machine):
@@ -142,7 +159,7 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
 
     def other_command_ends(ready, seconds, wait=pool.connection.wait):
         if next(looks) == 3:
-            held[1].release()
+            held[1][1].release()
         return wait(ready, 0.01)
 
     monkeypatch.setattr(pool.connection, "wait", other_command_ends)

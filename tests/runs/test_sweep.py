@@ -123,13 +123,13 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     assert (run_folder(output, old["id"]) / "adapter.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["records", "locks", "runs", "sweeps"])
+@pytest.mark.parametrize("name", ["records", "locks", "runs", "sweeps", "leases/run.1"])
 def test_a_file_where_none_can_be_is_one_line(name, words):
-    Path(output_of(words)).mkdir()
-    Path(output_of(words), name).touch()
+    (path := Path(output_of(words), name)).parent.mkdir(parents=True)
+    path.touch()
     done = call_here("runs", *words, check=2)
     assert (done.stderr.startswith("error: "), done.stderr.count("\n")) == (True, 1)
-    assert f"/{name}: File exists" in done.stderr
+    assert ("/leases is of an" if "/" in name else f"/{name}: File exists") in done.stderr
     assert not Path(output_of(words), "records").is_dir()
 
 
@@ -228,26 +228,42 @@ def test_while_a_runs_process_starts(happens, code, again, words, fork, monkeypa
     assert capsys.readouterr().out.count("tried again") == again
 
 
-def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch):
-    """The first file that is full is the only one, then each is."""
-    room, fsync = Path(f"{output_of(words)}-room"), os.fsync
+def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, capsys):
+    """The log, then all from the first checkpoint on, also what tells the next process why; then each
+    checkpoint."""
+    room, log = (Path(f"{output_of(words)}-{name}") for name in ("room", "log"))
+    fsync, into = os.fsync, pool._log_into
+    full = OSError(errno.ENOSPC, "No space left on device")
+    first = []  # in the process whose checkpoint was the first one
 
     def sync(file):
         if "checkpoint" in os.readlink(f"/proc/self/fd/{file}") and not room.exists():
             if not any(record_path(output_of(words), run_id(run)).exists() for run in expand(words)):
-                room.touch()
-            raise OSError(errno.ENOSPC, "No space left on device")
+                room.touch(), first.append(file)
+            raise full
+        if first:
+            raise full
         fsync(file)
 
-    monkeypatch.setattr("runs.training.checkpoint.os.fsync", sync)
-    monkeypatch.setattr(tries_of_a_run, "ROOM", (0.1,))
+    def log_into(*of):
+        into(*of)
+        if not log.exists():
+            log.touch()
+            raise full
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(pool, "_log_into", log_into)
+    for module in (pool, tries_of_a_run):
+        monkeypatch.setattr(module, "ROOM", (0.1, 0.1))
     assert sweep.sweep(expand(words)).done == 1
-    assert records_of(words)[0]["tries"][0].startswith("No space left on device")
+    (why,) = records_of(words)[0]["tries"]
+    assert why.startswith("No space left on device")
+    assert capsys.readouterr().out.count("make room") == 2
     room.unlink()
     (*_, (_, error)) = sweep.sweep(expand([*words, "seed=1,2"])).failed
     assert error.startswith("No space left on device. Finished runs are kept; make room")
     failed = records_of([*words, "seed=1,2"])  # whose last try is no earlier one
-    assert [(one["error"], one["tries"]) for one in failed] == [(error, [error])] * 2
+    assert [(one["error"], one["tries"]) for one in failed] == [(error, [error] * 2)] * 2
     room.touch()
     assert sweep.sweep(expand([*words, "seed=1,2"])).done == 2
 
