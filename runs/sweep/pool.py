@@ -180,9 +180,9 @@ class Sweep:
         try:
             with handling(self._stop):
                 waits = True
-                while self.pending and not self.signal and (self._start() or waits):
-                    waits = others() or time.monotonic() < self._room
-                    self._look(1.0 if self.running or waits else 0.0)
+                while self.pending and not self.signal and ((on := self._start()) or waits):
+                    waits = others()
+                    self._look(1.0 if on or waits else 0.0)
                     for job in [job for job in self.pending if job not in self.running]:
                         # Another process has done it; without places, one of this command's workers
                         if self.finish(job, 0.0) and places.total:
@@ -192,13 +192,15 @@ class Sweep:
             self.display.show([])
 
     def _start(self) -> bool:
-        """Starts a run for each free place. Returns whether runs are on."""
+        """Starts a run for each free place. Returns whether runs are on, or wait for room on the disk."""
+        if time.monotonic() < self._room:
+            return True
         for _ in range(self.places.total - len(self.running)):
             left = [job.run for job in self.pending]
             # Another run that one starts from comes first
             free = (job for job in self.pending if job not in self.running and job.run.start not in left)
             job = next((job for job in free if not job.lock.is_held()), None)
-            if job is None or self.signal or time.monotonic() < self._room:
+            if job is None or self.signal:
                 break
             gpu, names = gpus.take(self.places.gpus, self.places.share), ", ".join(self.places.gpus)
             if names and not gpu:

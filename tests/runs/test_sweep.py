@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 from multiprocessing.context import ForkContext
 from pathlib import Path
 from unittest.mock import Mock
@@ -255,6 +256,8 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     monkeypatch.setattr(pool, "_log_into", log_into)
     for module in (pool, tries_of_a_run):
         monkeypatch.setattr(module, "ROOM", (0.1, 0.1))
+    # As a worker: it waits for room, and for no other process
+    monkeypatch.setattr(pool.Sweep, "go", partialmethod(pool.Sweep.go, others=lambda: False))
     assert sweep.sweep(expand(words)).done == 1
     (why,) = records_of(words)[0]["tries"]
     assert why.startswith("No space left on device")
