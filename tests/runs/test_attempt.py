@@ -388,7 +388,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
 def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
     (run,), stop = expand(words), Stop()
     with patch.object(Training, "__init__", lambda *_: stop.ask()):
-        assert train.do(run, run_id(run), 0, stop, Tracking("off"), True) == ("stopped", "")
+        assert train.do(run, run_id(run), [], stop, Tracking("off"), True) == ("stopped", "")
     assert Attempt(output_of(words), run_id(run)).ended == []
 
 
