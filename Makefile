@@ -23,6 +23,10 @@ arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call q
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY JUDGE \
          ENTITY PROJECT FULL PART DEVICE PYTHON CONSTRAINTS
 
+# Without its S one of these would be ignored. SEED= is that of chaos and attack.
+singular = $(if $(filter command,$(origin $(1))),$(error $(1)=: did you mean $(1)S=?))
+$(foreach one,METHOD TASK $(if $(filter chaos attack,$(MAKECMDGOALS)),,SEED),$(call singular,$(one)))
+
 # SEEDS=, METHODS=, TASKS=, MODEL=, MODEL_PATH=, DATA=, MT_BENCH=, OUTPUT= and ARGS= as words of the command line.
 WORDS = $(call given,seed=,SEEDS) $(call given,method=,METHODS) $(call given,task=,TASKS) $(call given,model=,MODEL) \
         $(call given,model.path=,MODEL_PATH) $(call given,task.data_dir=,DATA) $(call given,task.mt_bench_dir=,MT_BENCH) \
@@ -56,6 +60,7 @@ help: ## this list
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(VERSIONS) -e '.[bench,dev]' & pip=$$!; \
 	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; \
 	wait $$pip || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
+	@echo compiling
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
 	@touch $@
 	@echo "ready. For python -m ...: . .venv/bin/activate"
@@ -192,8 +197,11 @@ rank-scaling: setup ## figure 2 on RTE, RoBERTa-large: 6 ranks of VeRA, 7 of LoR
 	$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) $(failed); \
 	$(BIN)/python -m analysis.figures figure5 $(call quoted,output=,OUTPUT) $(failed); exit $$failed
 
+# A measure without runs, which a figure is then left out for, is no error.
+measured = $(BIN)/python -m runs.measure $(1) $(call quoted,output=,OUTPUT) 2>&1 | sed 's/^error:/$(2): left out,/'
+
 figures: setup ## figures 2 to 6 from the records, as PDF, PNG and CSV; figure 6 is fitted first, in ten seconds
 	@$(BIN)/python -m runs.measure matrix_fit $(call quoted,output=,OUTPUT)
-	@$(BIN)/python -m runs.measure magnitude $(call quoted,output=,OUTPUT) || true
-	@$(BIN)/python -m runs.measure similarity $(call quoted,output=,OUTPUT) || true
+	@$(call measured,magnitude,figure 3)
+	@$(call measured,similarity,figure 5)
 	@$(BIN)/python -m analysis.figures all $(call quoted,output=,OUTPUT)

@@ -25,8 +25,8 @@ from argparse import SUPPRESS, ArgumentError, ArgumentParser, RawDescriptionHelp
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Generic, TypeVar
+from types import ModuleType, NoneType
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -37,6 +37,8 @@ from runs.record import CONF, Ledger, Record, describe, read_ledger, refusal
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]
 HELP: Options = {("-h", "--help"): {"action": "help", "help": "this text"}}
+#: What a setting takes, by its type.
+KINDS = {bool: "true|false", int: "number", float: "number", str: "text", Path: "path", NoneType: "null"}
 #: Hydra's options of the commands that compose runs.
 COMPOSING: Options = {
     ("-cd", "--config-dir"): {"metavar": "FOLDER", "help": "presets, rows, models and tasks from elsewhere"},
@@ -101,8 +103,8 @@ def read(
     with a dash. module: the command's, if its settings are not its own. Raises UserError for a mistake,
     SystemExit after --help."""
     keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
-    command = sys.modules[module or settings.__module__]
-    parser = _parser(command, settings, names, overrides, {**HELP, **options})
+    command, options = sys.modules[module or settings.__module__], {**HELP, **options}
+    parser = _parser(command, settings, names, overrides, options)
     try:
         found, words = parser.parse_known_args(arguments)
     except ArgumentError as error:
@@ -117,12 +119,15 @@ def read(
             others.append(word)
         elif re.match(r"-.|[+~]*[\w.@]+=", word):
             why = f"{key} is given twice" if key in given else f"no such {'setting' if equals else 'option'}"
-            near = did_you_mean(key, keys, "=") or f" Known: {', '.join(f'{k}=' for k in keys)}"
+            known = [*(f"{k}=" for k in keys), *(flags[-1] for flags in options)]
+            near = did_you_mean(key, keys, "=") or f" Known: {', '.join(known)}"
             raise UserError(f"{word}: {why}.{near} ({parser.prog} --help)")
         else:
             positional.append(word)
     takes = names.split()
     fewest, most = sum(name[0] not in "[." for name in takes), len(positional if "..." in names else takes)
+    if positional and (missing := takes[len(positional) : fewest]):
+        raise UserError(f"{missing[0]} is missing: {parser.usage} (--help)")
     if not fewest <= len(positional) <= most or (others and positional and not fewest):
         wrong = [*positional, *others][fewest if positional else 0 :]
         raise UserError(f"{' '.join(wrong)[:60]!r}: not what it takes, {parser.usage} (--help)")
@@ -138,12 +143,11 @@ def read(
 
 def _parser(mod: ModuleType, settings: type, names: str, overrides: str, options: Options) -> ArgumentParser:
     """The parser of the options. Its help has them first, then the settings, and what the command is for."""
-    spec, rows = mod.__spec__, dict[str, str]()
+    spec, rows, kinds = mod.__spec__, dict[str, str](), get_type_hints(settings)
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
     for one in fields(settings):
-        kind = one.type.__name__ if isinstance(one.type, type) else str(one.type).removeprefix("typing.")
         key = f"{one.metadata['key'] or one.name}={as_word(one.default)}"
-        rows[key] = f"{one.metadata['about']} ({kind})"
+        rows[key] = f"{one.metadata['about']} ({_values(kinds[one.name])})"
     rows |= {"KEY=VALUE ...": overrides} if overrides else {}
     width = max(map(len, rows))
     about = [*(f"  {key:<{width}}  {rows[key]}" for key in rows), "", inspect.getdoc(mod) or ""]
@@ -160,6 +164,11 @@ def _parser(mod: ModuleType, settings: type, names: str, overrides: str, options
     for flags, how in options.items():
         parser.add_argument(*flags, **how)
     return parser
+
+
+def _values(kind: Any) -> str:
+    """What a setting of a type takes, in words: number|null."""
+    return "|".join(dict.fromkeys(map(_values, get_args(kind)))) or KINDS.get(kind, str(kind))
 
 
 def as_word(value: Any) -> str:
@@ -188,6 +197,7 @@ def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
         [name for name in known if name.lower() == wanted.lower()]
         or [name for name in known if name.startswith(f"{wanted}_")][:4]
         or [name for name in known if name.endswith(f".{wanted.rpartition('.')[2]}")][:1]
+        or [name for name in known if sorted(name) == sorted(wanted)][:1]  # two letters, swapped
         or difflib.get_close_matches(wanted, known, 1, 0.75)
     )
     return f" Did you mean {' or '.join(f'{name}{after}' for name in near)}?" if near else ""

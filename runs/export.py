@@ -70,7 +70,7 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="RUN FORMAT PATH")
+    line = read(arguments, Settings, names=f"RUN {'|'.join(FORMATS)} PATH")
     (name, form, target), settings, output = line.names, line.settings, line.settings.output
     repo = target if form == "hub" else None
     for key in sorted(line.given.keys() - {"output", "debug", *FORMATS[one_of("format", form, FORMATS)]}):
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{target}: is there already. Name another, or remove it")
     record = find(name, output)
     if not record["parameters"]["adapter"] and form != "merged":
-        raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter to export")
+        raise UserError(f"run {record['id']} ({record['label']['row']}) has no adapter: take merged")
     folder = Path(output, "exports", record["id"]) if repo else Path(target)
     if form == "merged":
         write_merged(record, folder, output)
@@ -234,7 +234,8 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
 def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:
     """Whether outputs of the same rows differ by rounding alone, and by how much, in words."""
     differ, largest = float(abs(after - before).max()), float(abs(before).max())
-    words = f"Outputs of {len(before)} dev rows differ by at most {differ:.2g}; the largest is {largest:.2g}."
+    rows = f"Outputs of {len(before)} dev rows"
+    words = f"{rows} differ by at most {differ:.2g}; the largest output is {largest:.2g}."
     return differ <= ROUNDING * largest, words
 
 

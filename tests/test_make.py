@@ -18,6 +18,8 @@ with open("calls", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 if "runs" in sys.argv and os.path.exists("exits"):
     sys.exit(int(open("exits").read()))
+if {{"magnitude", "similarity"}} & {{*sys.argv}} and os.path.exists("empty"):
+    sys.exit("error: outputs/records has no runs for it")
 sys.exit("pip" in sys.argv and os.path.exists("offline"))
 """
 
@@ -105,6 +107,29 @@ def test_args_are_split_as_a_shell_splits_them_and_paths_may_hold_spaces(make):
     assert make("dashboard", "PROJECT=a b")[0][-1] == "project=a b"
     (words,) = make("gpu-check", "PART=parity speed", "DEVICE=cpu", "OUTPUT=my outputs")
     assert words[3:] == ["gpu_check", "parity speed", "device=cpu", "output=my outputs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        *(("demo METHOD=vera", "METHODS"), ("glue-base TASK=rte", "TASKS"), ("tune SEED=0", "SEEDS")),
+        *(("chaos SEED=0", ""), ("attack SEED=0", ""), ("attack TASK=rte", "TASKS")),
+    ],
+)
+def test_a_variable_without_its_s_is_refused_and_not_ignored(words, named, make):
+    calls = make(*words.split(), check=2 if named else 0)
+    if named:
+        assert not calls
+        assert f"{named[:-1]}=: did you mean {named}=?" in make.said
+        assert make.said.count("\n") == 1
+    else:
+        assert calls[0][-1] == "0"
+
+
+def test_figures_are_drawn_without_the_measures_that_have_no_runs(make, place):
+    (place / "empty").touch()
+    assert [words[1] for words in make("figures")] == [*["runs.measure"] * 3, "analysis.figures"]
+    assert not make.said
 
 
 def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):

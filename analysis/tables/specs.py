@@ -242,6 +242,11 @@ class Demo(Spec):
             unknown=made.runs - made.n,
         ).sort_values(["unknown", "median"], ascending=[True, False])
 
+    def reads(self, view: View, made: pd.DataFrame) -> str:
+        """What its numbers are, and what ^ means where a label has it."""
+        text = super().reads(view, made)
+        return f"{text} {self.ends}" if made.label.str.endswith(" ^").any() else text
+
 
 def _read(name: str, part: dict[str, Any]) -> Spec:
     """A part of specs.yaml, with the names of models and columns."""

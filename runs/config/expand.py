@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from runs.command import COMPOSING, at_home, mistake, read
-from runs.config.files import GROUPS, OPEN, Files, groups_of, key_of, open_part, plain
+from runs.config.files import GROUPS, OPEN, Files, dotted, groups_of, key_of, open_part, plain
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
 from runs.record import first_line
@@ -59,7 +59,7 @@ def expand(arguments: Sequence[str]) -> list[Run]:
 def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
     """Composes the runs of overrides. A preset (experiment=) brings lists of its own; the command line's
     value for the same key wins. Raises UserError for any mistake."""
-    files, runs, launch = Files(config_dir), list[Run](), Launch()
+    files, runs, launch, preset = Files(config_dir), list[Run](), Launch(), ""
     try:
         with files.hydra():
             cells, seeds, preset = read_grid(overrides, files)
@@ -72,10 +72,19 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
                         cfg.seed = yaml.safe_load(seed.partition("=")[2])
                     runs.append(_make_run(cfg, cell, preset, files))
     except ValidationError as error:
-        raise UserError(mistake(error)) from None
+        raise UserError(mistake(error) + _of_preset(error, preset, overrides, files)) from None
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
     return Command(runs, launch)
+
+
+def _of_preset(error: ValidationError, preset: str, overrides: Sequence[str], files: Files) -> str:
+    """That a mistake's value stands in the preset; "" where the command line or another file has it."""
+    key = ".".join(map(str, error.errors()[0]["loc"]))
+    if not preset or key in map(key_of, overrides):
+        return ""
+    found = yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8"))
+    return f" (of experiment={preset})" * any(f".{own}".endswith(f".{key}") for own, _ in dotted(found))
 
 
 def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, ...]], list[str], str]:

@@ -102,6 +102,9 @@ class Files:
                 raise self.no_key(key[1], groups) from None
             raise UserError(one_line(str(error))) from None
         choices, other = cfg.hydra.runtime.choices, cfg.method.get("recipe")
+        if "experiment" in cfg:
+            file = self.path("experiment", choices.experiment)
+            raise UserError(f"{file}: its first line should be # @package _global_")
         if cfg.get("recipe"):
             with open_dict(cfg):
                 cfg.recipe = self._recipe_of(cfg)

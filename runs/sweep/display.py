@@ -70,22 +70,23 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def words(event: Event) -> str:
-    """An event: where the run stands, its loss and metric, its pace and the time that is left."""
+    """An event: where the run stands and the time that is left, then its loss and metric, and its pace."""
     phase, left = event.get("phase", "starting"), event.get("seconds_left")
     parts = [phase if phase != "training" else ""]
     if "of" in event:
         parts[0] += f" {event['done']}/{event['of']}"
     if "steps" in event:
-        parts += [f"epoch {event['epoch']}/{event['epochs']}", f"step {event['step']}/{event['steps']}"]
-        parts += [f"loss {event['loss']:.3f}"]
+        parts.append(f"epoch {event['epoch']}/{event['epochs']}")
+    if left is not None:
+        texts = f" and {event['texts']} texts" if event.get("texts") and "of" not in event else ""
+        parts.append(f"left: {duration(left)}{texts}")
+    if "steps" in event:
+        parts += [f"step {event['step']}/{event['steps']}", f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
             now, best = metric.text(event["metric"]), metric.text(event["best"])
             parts.append(f"dev {metric.name} {now} (best {best})")
         parts.append(f"{event['pace']:.{event['pace'] < 10:d}f} {event['unit']}/s")
-    if left is not None:
-        texts = f" and {event['texts']} texts" if event.get("texts") and "of" not in event else ""
-        parts.append(f"left: {duration(left)}{texts}")
     parts += [f"on {event['host']}"] if event.get("host", gethostname()) != gethostname() else []
     return "  ".join(filter(None, parts))
 

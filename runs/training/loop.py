@@ -108,7 +108,8 @@ class Training(Context):
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
-        self.report({"phase": "training, first step"})
+        begins = f"resumed at step {self.state.step}" if self.state.step else "first step"
+        self.report({"phase": f"training, {begins}"})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # They depend on seed and epoch alone, so a checkpoint needs nothing about batches.
@@ -294,7 +295,6 @@ class Training(Context):
             self.state.resumed.append(f"{at}: {changed}")
         self.state.conditions = here
         print(f"resumed {at}{': ' * bool(changed)}{changed}", flush=True)
-        self.report({"phase": f"resuming {at}"})
         return True
 
     # --- progress

@@ -78,7 +78,7 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
     config = {"micro_batch": None, "eval_batch": 64, "train": {"effective_batch": 24}}
     for rows, phase, found in (
         (None, "training", {"micro_batch": 12}),
-        (3, "training", {"micro_batch": 1}),
+        (3, "training, resumed at step 4", {"micro_batch": 1}),
         (64, "evaluated", {"micro_batch": 12}),  # an epoch's first step
         (1, "evaluating", {"eval_batch": 32}),
         (1, "decoding (last epoch)", {"eval_batch": 32}),

@@ -61,7 +61,8 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     settings, docs, rest = text.partition("options:\n")[2].partition(f"\n\n{module.__doc__.strip()}\n")
     assert (bool(docs), rest) == (True, "")
     for one in dataclasses.fields(getattr(module, "Settings", Common)):
-        shown = rf"^  {re.escape(one.metadata['key'] or one.name)}=\S* +{re.escape(one.metadata['about'])} \("
+        key, about = (re.escape(of) for of in (one.metadata["key"] or one.name, one.metadata["about"]))
+        shown = rf"^  {key}=\S* +{about} \([a-z_|]+\)$"
         assert re.search(shown, settings, re.M), one.name
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
 
@@ -76,7 +77,10 @@ analysis.tables tabel2 | no table 'tabel2'. Did you mean table2?
 analysis.tables table2 much | 'table2 much': not what it takes, python -m analysis.tables [TABLE]
 analysis.tables table2 all=true all=False | all=False: all is given twice
 runs.export RUN pef x | no format 'pef'. Did you mean peft?
-runs.export RUN peft | python -m runs.export RUN FORMAT PATH
+runs.export RUN peft | PATH is missing: python -m runs.export RUN peft|hub|lora|merged PATH
+runs.export RUN | peft|hub|lora|merged is missing
+runs --foo | --foo: no such option. Known: rerun=, sources=, --help, --cfg,
+runs.measure matrix_fti | no measure 'matrix_fti'. Did you mean matrix_fit?
 runs.judge RUN pases=3 | pases=3
 runs.judge | which runs? Name their ids, or what composes them
 runs.publish study -m=1 | -m

@@ -350,6 +350,7 @@ method.r=3 | Did you mean method.rank?
 model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
 model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
 model.modality=images | model minilm takes images, task reviews is text
+method=lroa | no method 'lroa'. Did you mean lora?
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
 method=peft method.config=3 | method.config=3: should be a valid dictionary
@@ -438,6 +439,14 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
     error = call_here("runs", *mine, "method=my_verra", check=2).stderr
     assert "no method 'my_verra'. Did you mean my_vera?" in error
+    for first, typed, named in (
+        ("# @package _global_", [], r"^train.clip=abc: .* \(of experiment=bad\)$"),
+        ("# @package _global_", ["train.clip=x"], r"^train.clip=x: [^(]*$"),
+        ("", [], "experiment/bad.yaml: its first line should be # @package _global_"),
+    ):
+        (tmp_path / "own" / "experiment" / "bad.yaml").write_text(f"{first}\ntrain:\n  clip: abc\n")
+        with pytest.raises(UserError, match=named):
+            expand([*mine[:2], "experiment=bad", *kept, "task=mine", *typed])
     # Hydra would take conf/'s file of two of one name, without a word
     (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
     with pytest.raises(UserError, match=r"method/lora.yaml: conf/ has a file of this name"):

@@ -124,8 +124,8 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
             (folder / "progress.json").write_text(odd)
             shows(shown(), "running: VeRA r=8 on RTE, seed 0")
         (folder / "progress.json").write_text(json.dumps(TRAINING | {"host": "node7"}))
-        row = "running: VeRA r=8 on RTE, seed 0: epoch 2/5  step 9/25  loss 0.500  dev"
-        shows(shown(), "0/2 *", "running 1 · missing 1", row, "  left: 1m01s  on node7")
+        row = "running: VeRA r=8 on RTE, seed 0: epoch 2/5  left: 1m01s  step 9/25  loss 0.500  dev"
+        shows(shown(), "0/2 *", "running 1 · missing 1", row, "/s  on node7")
         assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())
     assert "running" not in shown()
     (folder / "attempts" / "here.1.x").mkdir(parents=True)

@@ -44,7 +44,7 @@ def hidden(folder, *parts):
             assert str(part).encode() not in file.read_bytes(), file
 
 
-DIFFER = r"Outputs of 24 dev rows differ by at most ([\d.e+-]+); the largest is ([\d.e+-]+)\."
+DIFFER = r"Outputs of 24 dev rows differ by at most ([\d.e+-]+); the largest output is ([\d.e+-]+)\."
 
 
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
@@ -84,6 +84,9 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
     assert torch.allclose(answer(theirs.base_model.model), expected, atol=1e-4)
     with pytest.raises(UserError, match="is there already"):
         export.main([found, "peft", str(tmp_path / "peft"), output])
+    write_record(output_of(words), record | {"parameters": record["parameters"] | {"adapter": 0}})
+    with refused("has no adapter: take merged"):
+        export.main([found, "peft", str(tmp_path / "none"), output])
 
 
 # --- the folder
