@@ -233,8 +233,8 @@ def _by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[tuple[A
 
 def figure3(part: Part) -> Iterator[Figure]:
     """How far d has moved in the runs of the row vera, by layer and site."""
-    looks = {"by": "site", "looks": SITES, "xlabel": "layer", "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
-    draw: Any = partial(draw_lines, x="layer", y="median", **looks)
+    looks: dict[str, Any] = {"xlabel": "layer", "ylabel": "‖d - d_init‖₂", "ylim": (0, None)}
+    draw: Any = partial(draw_lines, x="layer", y="median", by="site", looks=SITES, **looks)
     for pair, where, data, lines, over in _by_layer(part, "magnitude", "run", "d", "b"):
         d = data[data.name == "d"].assign(b=[*data["median"][data.name == "b"]])
         yield _figure(3, f"change of d by layer, {where}", d, lines, draw, over, pair)

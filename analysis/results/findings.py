@@ -152,7 +152,7 @@ def _of_rows(runs: pd.DataFrame) -> Iterator[Finding]:
         for table, rows in cells:
             of = (_like_counts if rule["kind"] == "ranks" else _beside)(rows, [*rule["rows"]])
             if any(of) and table in rule.get("tables", TABLES):
-                yield _of_pairs(rule, [compare(*pair, near) if pair else None for pair in of])
+                yield _of_pairs(rule, [compare(pair[0], pair[1], near) if pair else None for pair in of])
 
 
 def _of_pairs(rule: Finding, compared: Sequence[Finding | None]) -> Finding:
@@ -269,7 +269,7 @@ def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
         both = by_count.pivot(index="parameters", columns="kind", values="mean")
         both = both.reindex(columns=["vera", "lora"]).dropna()
         equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
-        of = dict.fromkeys(ABOUT, "") | {"model_label": "10 x 10 matrices", "label": "both", "epochs": ()}
+        of: Finding = dict.fromkeys(ABOUT, "") | {"model_label": "10 x 10 matrices", "label": "both", "epochs": ()}
         of |= {"median": math.nan, "mean": math.nan, "ids": (fit["id"],)}
         numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
         numbers["counts"] = len(both)
