@@ -269,8 +269,8 @@ def _of_fits(measures: Sequence[Record]) -> Iterator[Finding]:
         both = by_count.pivot(index="parameters", columns="kind", values="mean")
         both = both.reindex(columns=["vera", "lora"]).dropna()
         equal = (both.vera - both.lora).abs() <= (0.1 * both.lora).clip(lower=FITTED)
-        of: Finding = dict.fromkeys(ABOUT, "") | {"model_label": "10 x 10 matrices", "label": "both", "epochs": ()}
-        of |= {"median": math.nan, "mean": math.nan, "ids": (fit["id"],)}
+        of: Finding = dict.fromkeys(ABOUT, "") | {"label": "both", "epochs": (), "ids": (fit["id"],)}
+        of |= {"model_label": "10 x 10 matrices", "median": math.nan, "mean": math.nan}
         numbers = {"equal": int(equal.sum()), "lower": int(((both.vera < both.lora) & ~equal).sum())}
         numbers["counts"] = len(both)
         for rule in (rule for rule in RULES if rule["kind"] == "fit" and len(both)):
