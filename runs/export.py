@@ -233,9 +233,8 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
 
 def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:
     """Whether outputs of the same rows differ by rounding alone, and by how much, in words."""
-    differ, largest = float(abs(after - before).max()), float(abs(before).max())
-    rows = f"Outputs of {len(before)} dev rows"
-    words = f"{rows} differ by at most {differ:.2g}; the largest output is {largest:.2g}."
+    rows, differ, largest = len(before), float(abs(after - before).max()), float(abs(before).max())
+    words = f"Outputs of {rows} dev rows differ by at most {differ:.2g}; the largest output is {largest:.2g}."
     return differ <= ROUNDING * largest, words
 
 

@@ -56,9 +56,8 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
     name, settings, columns = "".join(line.names), line.settings, words(line.settings.columns)
     if not name and not settings.chooses:
-        raise UserError(
-            f"name a table ({', '.join(TABLES)}), or task=, model=, method=, seed= or sweep= (--help)"
-        )
+        keys = "task=, model=, method=, seed= or sweep="
+        raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
     if name:
         one_of("table", name, TABLES)
     if name in WITHOUT_RECORDS and (settings.chooses or settings.against or columns):

@@ -229,9 +229,8 @@ class Demo(Spec):
         rate is the lowest or highest of those that trials on held-out rows tried."""
         made, by, rates = super().cells(view), ["model", "row"], ["lr", "lr_head"]
         trials = view.runs[view.runs.kind == "trial"].groupby(by)[rates]
-        low, high, tried = (
-            made[by].join(of, on=by)[rates] for of in (trials.min(), trials.max(), trials.nunique())
-        )
+        known = trials.min(), trials.max(), trials.nunique()
+        low, high, tried = (made[by].join(of, on=by)[rates] for of in known)
         ends = ((made[rates] == low) | (made[rates] == high)) & (tried > 1)
         trains, lora = made.parameters > 0, made[made.row == "lora"].set_index("model").parameters
         return made.assign(
@@ -244,8 +243,8 @@ class Demo(Spec):
 
     def reads(self, view: View, made: pd.DataFrame) -> str:
         """What its numbers are, and what ^ means where a label has it."""
-        text = super().reads(view, made)
-        return f"{text} {self.ends}" if made.label.str.endswith(" ^").any() else text
+        ends = " ^: its rate is at an end of the grid that was tried; one beyond could be better."
+        return super().reads(view, made) + ends * bool(made.label.str.endswith(" ^").any())
 
 
 def _read(name: str, part: dict[str, Any]) -> Spec:

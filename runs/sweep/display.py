@@ -76,17 +76,16 @@ def words(event: Event) -> str:
     if "of" in event:
         parts[0] += f" {event['done']}/{event['of']}"
     if "steps" in event:
-        parts.append(f"epoch {event['epoch']}/{event['epochs']}")
-    if left is not None:
-        texts = f" and {event['texts']} texts" if event.get("texts") and "of" not in event else ""
-        parts.append(f"left: {duration(left)}{texts}")
-    if "steps" in event:
-        parts += [f"step {event['step']}/{event['steps']}", f"loss {event['loss']:.3f}"]
+        parts += [f"epoch {event['epoch']}/{event['epochs']}", f"step {event['step']}/{event['steps']}"]
+        parts += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
             now, best = metric.text(event["metric"]), metric.text(event["best"])
             parts.append(f"dev {metric.name} {now} (best {best})")
         parts.append(f"{event['pace']:.{event['pace'] < 10:d}f} {event['unit']}/s")
+    if left is not None:
+        texts = f" and {event['texts']} texts" if event.get("texts") and "of" not in event else ""
+        parts.insert(2, f"left: {duration(left)}{texts}")  # 80 columns end before the pace
     parts += [f"on {event['host']}"] if event.get("host", gethostname()) != gethostname() else []
     return "  ".join(filter(None, parts))
 
