@@ -156,9 +156,9 @@ NAMES: Columns = {
     "seed": (at("cell.seed"), ""),
     "label": (label_of, "first"),
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
-    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, ""),
+    "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, "first"),
     "benches": (lambda record: " ".join(sorted({of["bench"] for of in record.get("judged") or []})), ""),
-    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, ""),
+    "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, "first"),
 }
 NAMES |= values("", preset="cell.paper", error="error")
 NAMES |= values("first", model_label="label.model", task_label="label.task", conf_row="cell.row")

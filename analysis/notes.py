@@ -47,9 +47,14 @@ def _enumeration(names: list[str], what: str) -> str:
 
 
 def deviations(cells: pd.DataFrame) -> list[str]:
-    """How the runs of these cells deviate from their recipes, but for a rank that the row's name says, and on
-    which rows and tasks ("all rows")."""
-    each = cells[["row", "task", "deviations"]].explode("deviations").dropna().drop_duplicates()
+    """How the runs of these cells deviate from their recipes, but for a rank that the row's name says, and
+    what part of the data (task.train_rows, task.dev_rows) they had; on which rows and tasks ("all rows")."""
+    asked = (cells.asked_train_rows == cells.train_rows) | (cells.asked_dev_rows == cells.dev_rows)
+    part = cells[asked & ~cells.deviations.astype(str).str.contains("subset of")]
+    sizes = zip(part.train_rows, part.dev_rows, strict=True)
+    words = [f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows" for train, dev in sizes]
+    each = pd.concat([cells.explode("deviations"), part.assign(deviations=words)])
+    each = each[["row", "task", "deviations"]].dropna().drop_duplicates()
     ranks = each.row.map(lambda row: f"rank {row.rpartition('_r')[2]} instead of")
     named = [word.startswith(rank) for word, rank in zip(each.deviations, ranks, strict=True)]
     found, every = list[str](), len(cells.drop_duplicates(["row", "task"]))

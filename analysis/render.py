@@ -72,13 +72,13 @@ def number(
     diverged; "-" of no cell. known: the median of the seeds that have a number, "-" where none has."""
     if cell is None:
         return NONE
-    value, spread, n, mark = getattr(cell, middle), cell.spread, cell.n, diverged(cell)
+    value, spread, n, mark, ids = getattr(cell, middle), cell.spread, cell.n, diverged(cell), cell.ids
     if known:
-        of = pd.Series(cell.values, dtype=float).dropna()
-        value, spread, n, mark = float(of.median()), float(of.std()), len(of), ""
+        of = pd.Series(cell.values, ids, dtype=float).dropna()
+        value, spread, n, mark, ids = float(of.median()), float(of.std()), len(of), "", (*of.index,)
     if n == 0 and (known or cell.runs == 0):
         return NONE
-    return Number(value, spread, n, cell.wanted, decimals, mark=mark, verdict=verdict, ids=cell.ids)
+    return Number(value, spread, n, cell.wanted, decimals, mark=mark, verdict=verdict, ids=ids)
 
 
 def diverged(cell: Cell) -> str:
@@ -168,7 +168,7 @@ def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
 
     def word(value: Any) -> Any:
         if isinstance(value, tuple):
-            value = " ".join(map(str, value))
+            value = " ".join(digits % of if digits and isinstance(of, float) else str(of) for of in value)
         text = one_line(value) if isinstance(value, str) else value
         return f"'{text}" if isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@") else text
 

@@ -155,6 +155,8 @@ def draw_lines(
         of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
         if len(of):
             axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
+            if len(of) == 1:  # whose band has no width
+                axes.vlines(of[x], of.low, of.high, color=colour, alpha=0.5)
             axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
             few = of[of.n < of.get("wanted", 0)]
             axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")

@@ -102,6 +102,10 @@ def test_figure_2_is_the_median_and_range_of_each_rank_by_each_convention_of_alp
     several = [line for line in canvas(figure).axes[0].get_lines() if len({*line.get_xdata()}) > 1]
     paths = {line.get_linestyle(): [round(float(y), 6) for y in line.get_ydata()] for line in several}
     assert paths == {"-": [50.0, 70.0], "--": [65.0, 70.0], "None": [65.0, 70.0]}  # hollow
+    (bar,) = (of for of in canvas(figure).axes[0].collections if hasattr(of, "get_segments"))
+    assert bar.get_segments()[0].ravel().tolist() == pytest.approx([49344, 70, 49344, 90])  # VeRA's one rank
+    quoted = [of(row, "method", "rank", "median") for row in lines(figure, source="paper, table 2 (quoted)")]
+    assert quoted == [["VeRA", 256, 85.9], ["LoRA", 8, 85.2]]
     # A rank set on the command line is that rank's point, and a seed of it counts once
     twice = [ranked("vera", 64, 0, 0.7), ranked("vera", 64, 0, 0.9, row="vera"), ranked("vera", 64, 1, 0.8)]
     twice[1]["deviations"] = ["rank 64 instead of 256"]
@@ -143,6 +147,18 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
     assert {name: gain for name, (gain, _) in printed.items()} == gains | {"LoRA": 0.18, "VeRA": 2.64}
     assert printed["VeRA"][1] == pytest.approx(100 * 85.9 / 2.64 / 61.44)
     assert not made("figure4", of_ranks)  # without the head alone
+
+
+# --- figure 5
+
+
+def test_figure_5_has_the_papers_means_across_it():
+    of_runs = [record(row, "rte", model="roberta_large") for row in ("lora", "vera")]
+    cosines = {"lora_vera": [0.5], "lora_random": [0.0], "vera_random": [0.0]}
+    values = {"layer": [0], "site": ["query"], **cosines}
+    (figure,) = made("figure5", of_runs, measure("similarity", values, tuple(one["id"] for one in of_runs)))
+    found = [of(row, "pair", "median") for row in lines(figure, source="paper's mean (quoted)")]
+    assert found == [["LoRA and VeRA", 2e-3], ["LoRA and random", -8e-5]]
 
 
 # --- figure 6
@@ -329,10 +345,10 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
 
 
 def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers():
-    words = {"@a": ["=cmd|' /C calc'!A0", "+a\n=b"], "b": [-8e-05, 1 / 3], "runs": [("a", "b"), ()]}
+    words = {"@a": ["=cmd|' /C calc'!A0", "+a\n=b"], "b": [-8e-05, 1 / 3], "runs": [("a", 1 / 3), ()]}
     header, *rows = csv.reader(to_csv(pd.DataFrame(words), "%.10g").splitlines())
     assert header == ["'@a", "b", "runs"]
-    assert rows == [["'=cmd|' /C calc'!A0", "-8e-05", "a b"], ["'+a =b", "0.3333333333", ""]]
+    assert rows == [["'=cmd|' /C calc'!A0", "-8e-05", "a 0.3333333333"], ["'+a =b", "0.3333333333", ""]]
 
 
 def test_a_method_has_one_look_and_those_of_peft_each_their_own():

@@ -164,6 +164,16 @@ def test_a_rank_that_a_rows_name_says_is_no_deviation():
     assert deviations(both) == ["rank 64 instead of 8 (vera on rte)"]
 
 
+def test_a_part_of_the_data_is_told_where_no_deviation_does():
+    part, whole = seeds("vera"), seeds("head")
+    told = seeds("lora", deviations=["train: 10 rows (a fixed subset of 99)"])
+    for one in [*part, *told]:
+        one["config"]["task"]["train_rows"] = 10
+    words, other = deviations(cells(runs(ledger(*part, *told, *whole))))
+    assert words == "a part of the data: 10 training and 10 dev rows (vera on rte)"
+    assert "subset of" in other
+
+
 def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
     of_bitfit = seeds("bitfit")
     made = [*seeds("vera"), *seeds("lora"), *of_bitfit]

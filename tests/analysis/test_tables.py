@@ -201,6 +201,8 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     table = llama("table4", *records, seeds=3)
     (line,) = lines(table, "ours")
     assert (line["score"], line["status"]) == ("4.50 +-0.71 (2/3)", "ours, incomplete")
+    (score,) = table.tidy().query("column == 'score' and source == 'ours'").itertuples()
+    assert (score.n, score.ids) == (2, f"{records[0]['id']} {records[2]['id']}")
     assert not lines(table, "difference")
     assert lines(llama("table4", *records), "ours")[0]["score"] == "4.50 +-0.71 (2/3)"  # where one would do
     table = llama("table4", instructed("none"), instructed(status="diverged", seed=1), seeds=1)

@@ -135,6 +135,7 @@ def ask(place: Path, base: Any, sent: list[bytes], codes: list[int], folder: Pat
             assert status in codes, f"{content[:100]!r} is answered {status}"
             again = client.post("/classify", content=GOOD)
             assert again.content == good.content, f"after {content[:100]!r} the next answer is another"
+            assert again.elapsed.total_seconds() < 5, f"after {content[:100]!r} the next answer is slow"
 
 
 # --- the campaign

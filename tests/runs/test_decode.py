@@ -132,6 +132,17 @@ def test_the_untrained_model_is_a_row_and_without_decoding_there_are_no_texts(e2
     assert {path.name for path in folder_of(without).iterdir()} == kept | CONFIGURATION
 
 
+def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
+    """Rows differ in length: parts weigh by their tokens, not by their rows."""
+    found = []
+    for micro in (4, 1, 3):
+        loop = begin([*of_method(e2e_words, "method=vera"), "train.adam_eps=1", f"micro_batch={micro}"])
+        losses = torch.tensor([float(loop.step([0, 1, 2, 3])) for _ in range(2)])
+        found.append(torch.cat([losses, *(p.detach().flatten() for p in loop.parameters.values())]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-6)
+
+
 def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monkeypatch):
     """Such as one whose cache is no attention cache."""
     monkeypatch.setattr("transformers.DynamicCache.batch_repeat_interleave", None)

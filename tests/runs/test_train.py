@@ -392,6 +392,9 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(words, tmp_p
 def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, dropout_words, tmp_path):
     of_row = change[0].startswith("method=")
     words = [*(w for w in dropout_words if not (of_row and w.startswith("method."))), *change]
+    loop = begin(words)
+    loop.step([0])
+    assert any(of.p and of.training for of in loop.raw_model.modules() if isinstance(of, nn.Dropout))
     straight, resumed = straight_and_resumed(words, tmp_path, "step", 8)
     assert comparable(resumed) == comparable(straight)
     assert "resumed" not in resumed["determinism"]
