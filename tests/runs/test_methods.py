@@ -235,7 +235,7 @@ class Forgets(vera.LoRA, kind="careless"):
     def install(self, model):
         super().install(model)
         for change in changes(model):
-            a = torch.zeros_like(change.A) if self.how == "zero" else change.A.detach()
+            a = (torch.zeros_like if self.how == "zero" else torch.randn_like)(change.A)
             del change.A
             change.register_buffer("A", a, persistent=False)  # random, and in no file
 
