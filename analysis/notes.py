@@ -51,16 +51,14 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     what part of the data (task.train_rows, task.dev_rows) they had; on which rows and tasks ("all rows")."""
     asked = (cells.asked_train_rows == cells.train_rows) | (cells.asked_dev_rows == cells.dev_rows)
     part = cells[asked & ~cells.deviations.astype(str).str.contains("subset of")]
-    sizes = zip(part.train_rows, part.dev_rows, strict=True)
-    words = [f"a part of the data: {train:,.0f} training and {dev:,.0f} dev rows" for train, dev in sizes]
-    each = pd.concat([cells.explode("deviations"), part.assign(deviations=words)])
+    size = "a part of the data: {0.train_rows:,.0f} training and {0.dev_rows:,.0f} dev rows".format
+    each = pd.concat([cells.explode("deviations"), part.assign(deviations=[*map(size, part.itertuples())])])
     each = each[["row", "task", "deviations"]].dropna().drop_duplicates()
-    ranks = each.row.map(lambda row: f"rank {row.rpartition('_r')[2]} instead of")
-    named = [word.startswith(rank) for word, rank in zip(each.deviations, ranks, strict=True)]
     found, every = list[str](), len(cells.drop_duplicates(["row", "task"]))
-    for word, of in each[~pd.Series(named, each.index, dtype=bool)].groupby("deviations"):
-        rows = _enumeration(sorted(of.row + " on " + of.task), "rows")
-        found.append(f"{word} ({'all rows' if len(of) == every > 1 else rows})")
+    for word, of in each.groupby("deviations"):
+        of = of[[not str(word).startswith(f"rank {row.rpartition('_r')[2]} instead of") for row in of.row]]
+        rows = "all rows" if len(of) == every > 1 else _enumeration(sorted(of.row + " on " + of.task), "rows")
+        found += [f"{word} ({rows})"] * bool(len(of))
     return found
 
 

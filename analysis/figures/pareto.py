@@ -138,10 +138,8 @@ def _with_numbers(found: pd.DataFrame, runs: pd.DataFrame, axis: Axis) -> tuple[
     lines = [
         f"{row}: {n - has} of {n} runs without a finite {axis.name}." for row, n, has in missing if has < n
     ]
-    low, high = ends.str[0].astype(float), ends.str[1].astype(float)
-    return found.assign(
-        **{axis.name: each.median(), f"{axis.name} low": low, f"{axis.name} high": high}
-    ), lines
+    of = {"": each.median(), " low": ends.str[0].astype(float), " high": ends.str[1].astype(float)}
+    return found.assign(**{f"{axis.name}{end}": value for end, value in of.items()}), lines
 
 
 # --- the frontier, and what is far from the others

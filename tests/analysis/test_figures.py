@@ -154,8 +154,7 @@ def test_figure_4_is_the_papers_formula_beside_its_printed_values():
 
 def test_figure_5_has_the_papers_means_across_it():
     of_runs = [record(row, "rte", model="roberta_large") for row in ("lora", "vera")]
-    cosines = {"lora_vera": [0.5], "lora_random": [0.0], "vera_random": [0.0]}
-    values = {"layer": [0], "site": ["query"], **cosines}
+    values = {"layer": [0], "site": ["query"], "lora_vera": [0.5], "lora_random": [0.0], "vera_random": [0.0]}
     (figure,) = made("figure5", of_runs, measure("similarity", values, tuple(one["id"] for one in of_runs)))
     found = [of(row, "pair", "median") for row in lines(figure, source="paper's mean (quoted)")]
     assert found == [["LoRA and VeRA", 2e-3], ["LoRA and random", -8e-5]]

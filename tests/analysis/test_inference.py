@@ -188,9 +188,8 @@ def test_the_random_effects_mean_is_the_published_one():
 
 
 def test_variances_are_pooled_over_tasks_without_a_collapsed_run():
-    differences = np.array(
-        [[1.0, 3.0, math.nan], [0.0, 2.0, 4.0], [5.0, -25.0, 5.0], [2.0, math.nan, math.nan]]
-    )
+    nan = math.nan
+    differences = np.array([[1.0, 3.0, nan], [0.0, 2.0, 4.0], [5.0, -25.0, 5.0], [2.0, nan, nan]])
     collapsed = np.zeros_like(differences, dtype=bool)
     collapsed[2, 1] = True
     pooled = (2 + 8) / 3  # squares and degrees of freedom of the first two
@@ -253,9 +252,8 @@ def test_rows_by_seeds_are_an_analysis_of_variance_without_repetitions():
 
 
 def test_holm_is_by_steps_and_leaves_unknown_ones_out():
-    assert holm([0.01, 0.04, math.nan, 0.03]).tolist() == pytest.approx(
-        [0.03, 0.06, math.nan, 0.06], nan_ok=True
-    )
+    expected = pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert holm([0.01, 0.04, math.nan, 0.03]).tolist() == expected
     assert holm([0.9, 0.9]).tolist() == [1.0, 1.0]
 
 

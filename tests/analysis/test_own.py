@@ -48,9 +48,8 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     both.origin = dict.fromkeys(both.records, "ours")
     chosen = only(both, lambda one, _: one["cell"]["task"] == "mrpc")
     assert [{*of.task} for of in own_and_published(chosen)] == [{"mrpc"}, set()]
-    assert [table.header for table in tables.make("", chosen)] == [
-        ["method", "source", "params", "mrpc", "s/run", "adapter"]
-    ]
+    (table,) = tables.make("", chosen)
+    assert table.header == ["method", "source", "params", "mrpc", "s/run", "adapter"]
     assert set(only(both, lambda one, _: one["id"] == theirs["id"]).published) == {theirs["id"]}
 
 
@@ -158,20 +157,15 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert tables.make("table2", ledger(*own))[0].texts == first.texts
 
 
-def test_a_rank_that_a_rows_name_says_is_no_deviation():
+def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_one():
     named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])
-    both = cells(runs(ledger(named, record(deviations=["rank 64 instead of 8"]))))
-    assert deviations(both) == ["rank 64 instead of 8 (vera on rte)"]
-
-
-def test_a_part_of_the_data_is_told_where_no_deviation_does():
-    part, whole = seeds("vera"), seeds("head")
-    told = seeds("lora", deviations=["train: 10 rows (a fixed subset of 99)"])
-    for one in [*part, *told]:
+    part, told = record("head"), record("full", deviations=["train: 10 rows (a fixed subset of 99)"])
+    for one in (part, told):
         one["config"]["task"]["train_rows"] = 10
-    words, other = deviations(cells(runs(ledger(*part, *told, *whole))))
-    assert words == "a part of the data: 10 training and 10 dev rows (vera on rte)"
-    assert "subset of" in other
+    both = cells(runs(ledger(named, record(deviations=["rank 64 instead of 8"]), part, told)))
+    words = ["a part of the data: 10 training and 10 dev rows (head on rte)"]
+    words += ["rank 64 instead of 8 (vera on rte)", f"{told['deviations'][0]} (full on rte)"]
+    assert deviations(both) == words
 
 
 def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():

@@ -53,11 +53,8 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     assert [difference[task] for task in printed] == [apart((VALUES, *of)) for of in printed.values()]
     assert difference["Avg"] == apart(*((VALUES, *of) for of in printed.values()))
     # The average is the mean over tasks of the medians over seeds
-    unlike = [
-        record("vera", task, s, v)
-        for i, task in enumerate(GLUE)
-        for s, v in enumerate((0.5 + 0.05 * i, 0.6, 0.9, 0.1, 0.7))
-    ]
+    bests = [(0.5 + 0.05 * i, 0.6, 0.9, 0.1, 0.7) for i in range(6)]
+    unlike = [one for task, of in zip(GLUE, bests, strict=True) for one in seeds("vera", task, of)]
     assert first("table2", *unlike)["Avg"] == f"{statistics.mean([60.0, 60.0, 60.0, 65.0, 70.0, 70.0]):.1f}"
 
 
@@ -81,9 +78,8 @@ def test_seeds_that_answer_one_class_are_told():
         kept = hashlib.sha256(np.array(rows).tobytes()).hexdigest()[:16]
         return record | {"predictions": {"best": kept, "last": kept}}
 
-    of = [
-        record(row, "mrpc", s, model="minilm", values=[0.665]) for row in ("lora", "vera") for s in range(2)
-    ]
+    how = {"model": "minilm", "values": [0.665]}
+    of = [record(row, "mrpc", s, **how) for row in ("lora", "vera") for s in range(2)]
     alike = [answers(one, [1] * 10) for one in of]  # after one epoch, where no curve can show it
     small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
     found = notes(made("table2", ledger(*alike, small))[-1])
@@ -213,9 +209,8 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
 
 def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
     part = instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")
-    four, thirteen = (
-        llama(name, part, instructed("lora", scores=[("gpt-4", 5.0)])) for name in ("table4", "table13")
-    )
+    lora = instructed("lora", scores=[("gpt-4", 5.0)])
+    four, thirteen = (llama(name, part, lora) for name in ("table4", "table13"))
     assert [line["method"] for line in lines(four, "ours")] == ["LoRA r=8"]
     assert [row[3] for row in thirteen.texts if row[1] != "paper"] == ["7.00", "-0.48"]  # to 7.48
     assert [line["params"] for line in lines(thirteen, "paper")] == ["159.9M (610MB)", "1.4M (5.4MB)"]
@@ -269,10 +264,8 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
 @pytest.mark.parametrize(("lr", "shown"), [("3e-2", "0.03"), ("3 epochs", "3 epochs")])
 def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     whole = formulas._recipe_file
-    other = whole("vera", "gpt2_medium") | {"lr": lr}
-    monkeypatch.setattr(
-        formulas, "_recipe_file", lambda row, model: other if model == "gpt2_medium" else whole(row, model)
-    )
+    other = {"gpt2_medium": {"lr": lr}}
+    monkeypatch.setattr(formulas, "_recipe_file", lambda row, of: whole(row, of) | other.get(of, {}))
     (table,) = made("table10", ledger())
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
@@ -299,10 +292,8 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
 
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
     """Also of several tables: one header, a row a number, each part in a column of its own."""
-    text = render(
-        made("table2", ledger(*complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))), "csv"
-    )
-    read = pd.read_csv(io.StringIO(text))
+    of = ledger(*complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))
+    read = pd.read_csv(io.StringIO(render(made("table2", of), "csv")))
     assert list(read) == TIDY
     assert read.table.nunique() == 3
     (line,) = read[(read.source == "ours") & (read.column == "RTE")].to_dict("records")
