@@ -56,10 +56,8 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     factor = n.map(lambda k: (1.0 if means else median_variance(k)) if k > 1 else math.nan)
     variance, both = factor * rows.our_spread**2 / n, rows.spread.notna()
     theirs = (1.0 if means else median_variance(SEEDS)) * rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
-    half = welch_half(
-        np.stack([variance, theirs.where(both, 0.0)]),
-        np.stack([np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]),
-    )
+    freedom = np.stack([np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)])
+    half = welch_half(np.stack([variance, theirs.where(both, 0.0)]), freedom)
     values = [pd.Series(of if ran else (), dtype=float) for of, ran in zip(rows["values"], has, strict=True)]
     rows["ours"] = [math.fsum(of.dropna()) / max(of.count(), 1) if means else of.median() for of in values]
     rows["ours"] = rows.ours.where([of.count() > 0 for of in values])
@@ -95,12 +93,8 @@ def mean_of(rows: pd.DataFrame) -> dict[str, Any] | None:
         return None
     both, count = bool(rows.spread.notna().all()), len(rows)
     theirs = rows.paper_variance if both else 0 * rows.variance
-    half = float(
-        welch_half(
-            np.concatenate([rows.variance, theirs]) / count**2,
-            np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)]),
-        )
-    )
+    variances = np.concatenate([rows.variance, theirs]) / count**2
+    half = float(welch_half(variances, np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])))
     difference = float(rows.difference.mean())
     return {"difference": difference, "half": half, "word": str(word(difference, half, both, MARGIN))}
 

@@ -124,9 +124,8 @@ def save(figure: Figure, folder: Path) -> list[Path]:
 
 def finite(values: Iterable[Any]) -> pd.Series:
     """The numbers; NaN where one is none, or infinite."""
-    return pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").replace(
-        [math.inf, -math.inf], math.nan
-    )
+    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
+    return numbers.replace([math.inf, -math.inf], math.nan)
 
 
 def spanned(counts: Sequence[int]) -> str:

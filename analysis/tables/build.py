@@ -90,9 +90,8 @@ class _Model:
         for row in rest:
             self._ours(row, self.paper[:0])
         cells = self.made.drop_duplicates(["row", "task"])
-        title = (spec.title if self.papers else spec.other).format(
-            spec.models.get(model, model), next(cells.itertuples(), None)
-        )
+        named = spec.models.get(model, model), next(cells.itertuples(), None)
+        title = (spec.title if self.papers else spec.other).format(*named)
         whose = "" if view.whose == "ours" else f" ({view.whose})"
         extra = spec.deviates(self.runs, cells) if spec.models else ()
         found = [*notes(self.runs, cells, extra, spec.reads(view, cells)), *self.notes]

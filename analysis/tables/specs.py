@@ -1,5 +1,6 @@
 """What a table of cells is (specs.yaml), and what its cells are: a class for each kind of table."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -170,6 +171,12 @@ class Judged(Spec):
         about["state"] = np.where(made.variant == "", state, "")
         about["n"] = made.n.where(made.variant != "", made.runs)  # what nobody has judged lacks no number
         return made.assign(**about, label=label, wanted=wanted, complete=made.n >= wanted)
+
+    def reads(self, view: View, made: pd.DataFrame) -> str:
+        """What the scores are; that judges differ, and what to do where nobody has judged, where it is so."""
+        of = self.judgements(runs := in_cells(view.runs, made))
+        other = not of.judge.astype(str).str.fullmatch(self.compared).all()
+        return " ".join(itertools.compress(self.how, [True, other, len(runs) > of.id.nunique()]))
 
     def deviates(self, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
         """How answers were made where that is not FastChat's way, with the labels of the rows."""

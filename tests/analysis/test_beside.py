@@ -52,9 +52,7 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["consistent, wide"] * 3 + ["not reproduced"] * 13
     assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
-    assert (
-        beside.summary(["inside our interval", "outside our interval", "inside our interval"]) == "inside 2/3"
-    )
+    assert beside.summary([*["inside our interval"] * 2, "outside our interval"]) == "inside 2/3"
     mixed = beside.summary(["reproduced", "outside our interval"])
     assert mixed == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""

@@ -93,10 +93,8 @@ def test_pairs_are_of_seeds_that_both_have_on_the_same_data_and_five_make_a_word
 def test_rows_that_may_be_chance_are_not_compared(task, border, chance, other):
     """Two standard errors above chance are learned, of 400 dev rows; one row that has learned is enough."""
     for above, found in ((-0.01, chance), (0.01, math.nan)):
-        made = [
-            *small("vera", task, (0.0, 0.0), 400),
-            *small(other, task, ((border + above) / 100,) * 2, 400),
-        ]
+        theirs = ((border + above) / 100,) * 2
+        made = [*small("vera", task, (0.0, 0.0), 400), *small(other, task, theirs, 400)]
         name = "VeRA is near LoRA" if other == "lora" else "A and B may be shared"
         near = the(tried(*made), name)
         assert near["chance"] == pytest.approx(found, nan_ok=True)

@@ -193,6 +193,7 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     (line,) = lines(llama("table4", *records, seeds=3), "ours")
     shown = [line[of] for of in ("score", "95%", "valid", "status")]
     assert shown == ["5.00 +-1.00", "-", "477 of 480", "ours"]
+    assert not re.search("no GPT-4|not judged", notes(llama("table4", *records, seeds=3)))
     records[1]["judged"] = []
     table = llama("table4", *records, seeds=3)
     (line,) = lines(table, "ours")

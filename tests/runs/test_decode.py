@@ -70,10 +70,8 @@ def test_the_texts_of_the_last_and_the_best_epoch_are_each_of_its_own_adapter(e2
     """By each penalty. What is forgotten is the last epoch's."""
     words = worse(e2e_words)
     record, folder, training = trained(words), folder_of(words), begin(words)
-    assert {path.name for path in folder.iterdir()} == FILES | CONFIGURATION | {
-        "decoded_best.jsonl",
-        "attempts",
-    }
+    kept = FILES | CONFIGURATION | {"decoded_best.jsonl", "attempts"}
+    assert {path.name for path in folder.iterdir()} == kept
     curve = record["curve"]
     assert (record["result"]["best_epoch"], record["result"]["best"]) == (1, min(curve["metric"]))
     perplexities = torch.tensor(curve["dev_loss"]).exp().tolist()
