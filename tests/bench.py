@@ -38,13 +38,8 @@ def jsonl(path, rows):
 
 
 def answer_row(number, turns, model="own"):
-    return {
-        "question_id": number,
-        "answer_id": "a",
-        "model_id": model,
-        "choices": [{"index": 0, "turns": turns}],
-        "tstamp": 0.5,
-    }
+    about = {"question_id": number, "answer_id": "a", "model_id": model, "tstamp": 0.5}
+    return about | {"choices": [{"index": 0, "turns": turns}]}
 
 
 def write_mt_bench(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import pytest
 import support
 import torch
 import yaml
-from running import ROOT, do
+from running import ROOT
 from tiers import sample
 from tiny import tiny
 
@@ -27,6 +27,7 @@ from runs.config import Files, expand, read_command
 from runs.config.expand import read_grid
 from runs.errors import UserError
 from runs.export import FORMATS
+from runs.methods import make_method
 from runs.plan import main as plan
 from runs.run import overrides_of
 from runs.tune import cells
@@ -282,14 +283,10 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
         vera.make_method("svft", rank=33).adapt(tiny(architecture))
 
 
-def test_the_own_method_of_the_docs_runs_from_outside_the_clone(words, svft):
-    words = [word for word in words if not word.startswith("method")]
-    record = do([svft, *words, "method=svft", "method.rank=4"])
-    label = yaml.safe_load(blocks(OWN, "yaml")[1])["label"]
-    assert record["label"]["row"] == label.replace("${method.rank}", "4")
-    assert (record["status"], record["parameters"]["adapter"]) == ("done", 4 * 4)
-    (inside,) = expand([svft, *words, "method=inside"])
-    assert inside.config["method"]["rank"] == 16
+def test_the_rows_of_the_own_method_of_the_docs_compose(svft):
+    """tests/runs/test_methods.py trains such a row from outside the clone."""
+    rows = expand([svft, "model=roberta_base", "task=rte", "method=inside,svft"])
+    assert [make_method(run.method).kind for run in rows] == ["svft", "svft"]
 
 
 def run_block(text: str, folder: Path, **names) -> dict:

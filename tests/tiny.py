@@ -214,14 +214,8 @@ def save_llama(folder: Path, **changes) -> Path:
 
 
 #: How google/vit-base-patch16-224-in21k says that its images are prepared, but for their size.
-VIT_IMAGES = {
-    "do_normalize": True,
-    "do_resize": True,
-    "image_processor_type": "ViTImageProcessor",
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "resample": 2,
-}
+VIT_IMAGES = {"do_normalize": True, "do_resize": True, "image_processor_type": "ViTImageProcessor"}
+VIT_IMAGES |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
 
 
 def save_vit(folder: Path, **changes) -> Path:
@@ -361,10 +355,8 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
             ("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)
         ]
         one, two, x = ["1"] * count, ["2"] * count, ["x"] * count
-        pair, mrpc = (
-            ("index", "sentence1", "sentence2"),
-            ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-        )
+        pair = ("index", "sentence1", "sentence2")
+        mrpc = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
         tables = {  # columns by their heads, of which CoLA has none
             "CoLA": (None, ["own"] * count, classes, [""] * count, texts),
             "SST-2": (("sentence", "label"), texts, classes),

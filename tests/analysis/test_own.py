@@ -104,15 +104,6 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(tmp_path,
         assert shown == sources
 
 
-def test_a_part_of_a_table_by_model_and_task():
-    both = ledger(*seeds(task="mrpc"), *seeds(task="cola"), *seeds(task="mrpc", model="minilm"))
-    (table,) = tables.make("table2", both, models=["roberta_base"], tasks=["mrpc"])
-    assert table.header == ["method", "source", "params", "MRPC", "status"]
-    rows = {(row[0], row[1]): row[2:] for row in table.texts}
-    assert rows["VeRA", "paper"] == ["0.043M", "89.5 +-0.5", "quoted"]
-    assert rows["VeRA r=1024", "ours"][-1].startswith("reproduced 0/1")
-
-
 def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_path, capsys):
     own = ["published=false", f"output={tmp_path}"]
     with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
@@ -121,10 +112,12 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_
     assert "note: no records of your own in" in capsys.readouterr().err
     stopped = record("vera", "reviews", model="vit_base")
     stopped["config"]["train"]["max_steps"] = 1
-    for one in (stopped, *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm")):
+    for one in (stopped, record("vera", "mrpc"), *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm")):
         write_record(tmp_path, one)
     assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
+    assert main(["table2", "model=roberta_base", "task=mrpc", *own]) == 0  # of the paper's columns, too
+    assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(capsys.readouterr().out.split())
     for words, refusal in {
         "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
         "table2 seed=7": "no records of seed '7'. There are: 0, 1, 2",

@@ -115,9 +115,7 @@ def test_a_finding_that_hangs_on_how_epochs_are_chosen_is_undecided():
     assert str(WORDS.word(near)) == "undecided (agrees by the best epoch)"
 
 
-@pytest.mark.parametrize(
-    ("only_d", "agrees"), [(0.6, False), (0.5, None), (0.4, True)]
-)  # equal is not better
+@pytest.mark.parametrize(("only_d", "agrees"), [(0.6, False), (0.5, None), (0.4, True)])
 def test_both_vectors_are_better_only_where_they_beat_each(only_d, agrees):
     tried_on = rows("cola", vera=(0.5,) * 3, vera_only_d=(only_d,) * 3, vera_only_b=(0.4,) * 3)
     assert the(tried(*tried_on), "both vectors")["agrees"] is agrees
@@ -258,9 +256,8 @@ def test_tries_are_of_runs_that_no_finding_of_all_runs_has(tmp_path):
     both = ledger(*counted, *longer, *mine)
     studies = {tmp_path / "a": runs(ledger(*counted)), tmp_path / "b": runs(both)}
     found = tries(studies, {folder: [] for folder in studies})
-    assert [(of["studies"], of["task"], of["epochs"]) for of in found] == [
-        *((["a"], "cola", (3,)), (["b"], "mine", (3,)), (["b"], "cola", (9,)))
-    ]
+    of_each = [(*of["studies"], of["task"], *of["epochs"]) for of in found]
+    assert of_each == [("a", "cola", 3), ("b", "mine", 3), ("b", "cola", 9)]
     assert "1. VeRA less LoRA, over 2 tasks: +0.0 (" in overview(found, summaries(found))
     of_none = overview([], []) + near_lora([])
     assert not any(mark in of_none for mark in ("nan", "{{", "{%"))

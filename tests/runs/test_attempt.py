@@ -19,17 +19,7 @@ from unittest.mock import Mock, patch
 import ledgers
 import pytest
 import torch
-from running import (
-    CONFIGURATION,
-    ROOT,
-    comparable,
-    do,
-    elsewhere,
-    output_of,
-    refused,
-    trained,
-    wait_for,
-)
+from running import CONFIGURATION, ROOT, comparable, do, elsewhere, output_of, refused, trained, wait_for
 
 import vera
 from runs import shared_files as locks

@@ -49,6 +49,7 @@ def test_the_values_that_help_shows_are_words_that_change_nothing():
 
 HOME = str(Path.home())
 E2E = "model=gpt2_medium task=e2e model.path=/x"
+SMOLLM = "model=smollm2 method=lora_r2 method.scaling=proportional"
 PEFT = {"kind": "peft", "config_class": "PveraConfig", "config": {}, "sites": ["query", "value"]}
 #: Words, and what is so of the last run that they make: its attributes, and values of its configuration.
 MADE = [
@@ -66,14 +67,8 @@ MADE = [
     ("method=lora_r2 method.scaling=constant", {"method.alpha": 8, "label": "LoRA r=2, alpha=8"}),
     ("method=lora_r2 method.scaling=proportional", {"method.alpha": 2, "label": "LoRA r=2, alpha=r"}),
     ("method=lora_r2 method.alpha=3", {"method.alpha": 3, "label": "LoRA r=2, alpha=3"}),
-    (
-        "model=smollm2 task=e2e method=lora_r2 method.scaling=proportional",
-        {"method.alpha": 16, "label": "LoRA r=2, alpha=8r"},
-    ),
-    (
-        "model=smollm2 task=alpaca method=lora_r2 method.scaling=proportional",
-        {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"},
-    ),
+    (f"{SMOLLM} task=e2e", {"method.alpha": 16, "label": "LoRA r=2, alpha=8r"}),
+    (f"{SMOLLM} task=alpaca", {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"}),
     # The recipe of a row is its own, that of the row that it varies, none, or the one that was asked for
     ("model=roberta_large task=rte method=lora_mnli", {"recipe": "lora_mnli/roberta_large"}),
     ("model=roberta_large task=rte method=vera_unique", {"recipe": "vera/roberta_large", "train.lr": 2e-2}),
@@ -113,11 +108,9 @@ TASKS = {"glue": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "e2e": ("e2e",
 TASKS |= {"images": ("cifar100", "food101", "flowers102", "resisc45")}
 #: By row and model: where its recipe is in BOOK.
 PRINTED = {"vera roberta_base": "glue vera roberta-base", "vera roberta_large": "glue vera roberta-large"}
-PRINTED |= {
-    "lora_mnli roberta_large": "glue lora roberta-large",
-    "lora roberta_base": "glue lora roberta-base",
-}
-PRINTED |= {"lora roberta_large": "glue lora roberta-large-dagger", "lora gpt2_medium": "e2e lora"}
+PRINTED |= {"lora roberta_base": "glue lora roberta-base", "lora gpt2_medium": "e2e lora"}
+for ours, theirs in {"lora": "roberta-large-dagger", "lora_mnli": "roberta-large"}.items():
+    PRINTED[f"{ours} roberta_large"] = f"glue lora {theirs}"
 PRINTED |= {f"vera gpt2_{size}": f"e2e vera gpt2-{size}" for size in ("medium", "large")}
 for ours, theirs in {"p_3m": "p-3M", "p_800k": "p-0.8M", "h_6m": "h-6M", "h_800k": "h-0.8M"}.items():
     PRINTED[f"adapter_{ours} roberta_large"] = f"glue adapter_{theirs} roberta-large"

@@ -337,11 +337,8 @@ def hub(tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp
 
 def call(address, home, *words, module="runs", code=0):
     """A command in this process, with the hub at this address and its cache in a folder."""
-    own = {
-        "ENDPOINT": address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    }
-    own |= {"HF_HUB_CACHE": str(home), "HF_HUB_OFFLINE": False}
+    own = {"ENDPOINT": address, "HF_HUB_CACHE": str(home), "HF_HUB_OFFLINE": False}
+    own["HUGGINGFACE_CO_URL_TEMPLATE"] = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setattr(f"huggingface_hub.constants.{name}", value)

@@ -254,12 +254,6 @@ def curve(a, b, rows=10):
     }
 
 
-def test_the_best_epoch_is_the_earliest_of_equals():
-    assert ACCURACY.best([0.5, 0.7, 0.7]) == 1
-    assert PERPLEXITY.best([3.0, 2.0, 2.0]) == 1
-    assert ACCURACY.best([]) == 0
-
-
 @pytest.mark.parametrize(
     ("a", "b", "rows", "metric", "best", "epochs", "last", "optimism"),
     [
@@ -267,7 +261,7 @@ def test_the_best_epoch_is_the_earliest_of_equals():
         # 1/2. On the whole, epochs 1 and 3 have three of five rows right
         ((1, 0.5, 0.5), (1 / 3, 1 / 3, 2 / 3), 5, ACCURACY, 0.4, [1, 3], 0.6, 0.2),
         ((0.9, 0.9, 0.1), (0.2, 0.8, 0.8), 10, ACCURACY, 0.55, [1, 2], 0.45, 0.3),  # the earliest of equals
-        ((3, 2, 2.6), (3, 2.8, 2), 10, PERPLEXITY, 2.7, [2, 3], 2.3, 0.4),  # less is better
+        ((3, 2, 2), (3, 2.8, 2), 10, PERPLEXITY, 2.4, [2, 3], 2.0, 0.4),  # less is better
         ((0.5, 0.9), (0.4, 0.7), 10, ACCURACY, 0.8, [2, 2], 0.8, 0),
         ((0.5,), (0.4,), 10, ACCURACY, 0.45, [1, 1], 0.45, 0),
     ],
@@ -301,11 +295,8 @@ def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
 def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     paper = {"best": 0.75, "best_epoch": 2.0, "last": 0.75}
     record = {"curve": curve((0.6, 0.9, 0.7), (0.5, 0.6, 0.8)), "data": {"dev_rows": 10}}
-    record["result"] = {
-        **of_metric("accuracy"),
-        "select": "paper",
-        "protocols": {"paper": paper, "unbiased": {"best": 0.6}},
-    }
+    record["result"] = of_metric("accuracy") | {"select": "paper"}
+    record["result"]["protocols"] = {"paper": paper, "unbiased": {"best": 0.6}}
     assert best_and_last(record, "paper") == paper
     assert best_and_last(record, "crossfit")["best"] == pytest.approx(0.65)
     assert math.isclose(best_and_last(record, "crossfit")["optimism"], 0.1)

@@ -14,13 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor, BitImageProcessor
 
-from tasks.images.pixels import (
-    BadImageError,
-    Preprocessing,
-    decode,
-    prepared,
-    preprocessing,
-)
+from tasks.images.pixels import BadImageError, Preprocessing, decode, prepared, preprocessing
 
 pytestmark = pytest.mark.parity
 

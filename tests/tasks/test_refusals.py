@@ -165,7 +165,7 @@ FAULTS = {
         ("text,label\nx,0\nx,1\nx,nan\n", "line 4: label 'nan' is not a finite number, and others are"),
     ],
     "text a.csv regression=true": [
-        *((f"{SCORES}x,{x}\n", "a.csv line 22: label ") for x in ("b", "9" * 400)),
+        *((f"{SCORES}x,{x}\n", "a.csv line 22: label ") for x in ("b", "9" * 400))
     ],
     "text a.csv metric=accuracy": [("text,label\nx,0.5\ny,1.5\n", "a.csv: its labels are numbers")],
     "text a.csv metric=f1": [("text,label\nx,1\ny,2\n", "no metric 'f1' (task.metric)")],
@@ -182,7 +182,7 @@ FAULTS = {
         (("\n0\t", "\n0 "), "train.tsv line 2: not 4 columns"),
     ],
     "rte RTE/dev.tsv": [
-        *((None, "RTE: no dev.tsv"), ("", "dev.tsv: no rows"), (b"\xff\xfe\0bad", "dev.tsv: not UTF-8")),
+        *((None, "RTE: no dev.tsv"), ("", "dev.tsv: no rows"), (b"\xff\xfe\0bad", "dev.tsv: not UTF-8"))
     ],
     "rte . name=wnli": [((), "wnli")],
     "cola CoLA/train.tsv": [(("own\t", "own\t2"), "line 1: label '2"), (("own\t", ""), "line 1: not 4 col")],
@@ -215,11 +215,9 @@ FAULTS = {
         *((json.dumps(TEMPLATE | {"prompt_input": v}), ": prompt_input") for v in (None, "{instruction}")),
         *((json.dumps(TEMPLATE | {"prompt_no_input": v}), ": prompt_no_input") for v in ("{question}", "{")),
         (json.dumps(TEMPLATE | {"prompt_no_input": "{instruction:d}"}), ": prompt_no_input"),
-        *(
-            (json.dumps(TEMPLATE | {"stop": ""}), "t.json (task.template): stop"),
-            ("{", "t.json"),
-            (None, "t.json"),
-        ),
+        (json.dumps(TEMPLATE | {"stop": ""}), "t.json (task.template): stop"),
+        ("{", "t.json"),
+        (None, "t.json"),
     ],
     "image_folder .": [
         (
@@ -239,10 +237,8 @@ FAULTS = {
         (parquet([0, 1] * 4, "a", "b"), "several configurations: a, b"),
         (parquet(["ant", None, "bee", "bee"]), "train.parquet row 1: label None"),
         (parquet([[0], [1], [0], [1]]), "train.parquet row 0: label [0]"),
-        *(
-            (parquet([0, 1, 0, -1]), "labels -1 to 1, but 2 class names"),
-            (parquet([]), "a split without rows"),
-        ),
+        (parquet([0, 1, 0, -1]), "labels -1 to 1, but 2 class names"),
+        (parquet([]), "a split without rows"),
         (broken_class, "image_folder: 4 images cannot be read: train/bee/bee_00"),
         (broken, "image_folder: 2 images cannot be read: test/ant/ant_002.png ("),
     ],
@@ -266,10 +262,8 @@ FAULTS = {
         (lambda path: path.write_text(path.read_text().split("\n")[0]), "to 3 of 4 questions: 101, 111, 151"),
         (('"question_id": 101', '"question_id": 200'), "line 2: the bench has no question 200"),
         (('"question_id": 101', '"question_id": 81'), "own.jsonl line 2: an answer to question 81 a second"),
-        *(
-            ((PAIR, '["a"]'), "line 1: 1 turns for question 81"),
-            ((PAIR, '["a", null]'), "line 1: choices.0.turns.1"),
-        ),
+        ((PAIR, '["a"]'), "line 1: 1 turns for question 81"),
+        ((PAIR, '["a", null]'), "line 1: choices.0.turns.1"),
         ((f'[{{"index": 0, "turns": {PAIR}}}]', "[]"), "own.jsonl line 1: choices"),
     ],
     "mt_bench judge_prompts.jsonl": [
@@ -281,7 +275,7 @@ FAULTS = {
         (('"You are single-v1."', "null"), "judge_prompts.jsonl line 1"),
     ],
     "mt_bench mt_bench/reference_answer/gpt-4.jsonl": [
-        *((('["Bo.", "Neither."]', '["Bo."]'), "turn of question 101"), (None, "gpt-4.jsonl: No such file")),
+        *((('["Bo.", "Neither."]', '["Bo."]'), "turn of question 101"), (None, "gpt-4.jsonl: No such file"))
     ],
     "scores references.txt": [
         ("a\n\n\n\nb\n", "references.txt: item 2 has no references"),

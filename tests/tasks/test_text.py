@@ -15,7 +15,6 @@ import pyarrow.parquet
 import pytest
 import yaml
 from running import refused
-from sklearn.metrics import matthews_corrcoef
 from tiny import write_glue
 from transformers import AutoTokenizer
 
@@ -272,7 +271,6 @@ def test_metrics_equal_their_definitions():
     fp, fn = ((predictions == 1) & (labels == 0)).sum(), ((predictions == 0) & (labels == 1)).sum()
     by_hand = (tp * tn - fp * fn) / np.sqrt(float((tp + fp) * (tp + fn)) * float((tn + fp) * (tn + fn)))
     assert score("matthews", predictions, labels) == pytest.approx(by_hand)
-    assert score("matthews", predictions, labels) == pytest.approx(matthews_corrcoef(labels, predictions))
     x, y = rng.normal(size=50).astype(np.float32), rng.normal(size=50).astype(np.float32)
     assert score("pearson", x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-5)
 

@@ -132,17 +132,13 @@ def nested(depth):
 #: Settings of peft's LoRA, and what the refusal names.
 OF_LORA = [
     *(({"rank": 4}, "'rank'"), ({"r": 0}, "BertForSequenceClassification"), ({"bias": "all"}, "bias=all")),
-    *(
-        ({"r": {4}}, "config"),
-        ({"target_modules": "("}, "target_modules"),
-        ({"lora_alpha": 10**400}, "lora_alpha"),
-    ),
+    ({"r": {4}}, "config"),
+    ({"target_modules": "("}, "target_modules"),
+    ({"lora_alpha": 10**400}, "lora_alpha"),
     *(({"task_type": "SEQ_CLS"}, "task_type"), ({"modules_to_save": ["classifier"]}, "modules_to_save")),
     ({"layer_replication": [[0, 2]]}, "layer_replication"),
-    *(
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"corda_config": {"cache_file": "x"}}, "corda"),
-    ),
+    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+    ({"corda_config": {"cache_file": "x"}}, "corda"),
     *(({"init_lora_weights": init}, f"{init} rewrites base weights") for init in ("pissa", "OLoRA")),
     *(({"target_modules": nested(depth)}, "config|target_modules") for depth in (20, 600, 950, 2000)),
 ]
@@ -154,10 +150,8 @@ OF_LORA = [
         *(("LoraConfig", *of) for of in OF_LORA),
         *((name, {}, r"Did you mean LoraConfig\?") for name in ("LoraKonfig", "loraconfig")),
         *(("get_peft_model", {}, "'get_peft_model'"), ("PromptTuningConfig", {}, "the input, not the model")),
-        *(
-            ("VBLoRAConfig", {}, "vector_length"),
-            ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward"),
-        ),
+        ("VBLoRAConfig", {}, "vector_length"),
+        ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward"),
         *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
     ],
 )
