@@ -42,7 +42,7 @@ def make(process, place):
     messages, too."""
 
     def make(*words, check=0):
-        (place / "calls").unlink(missing_ok=True)
+        (place / "calls").write_text("")
         done = subprocess.run(["make", *words], cwd=place, capture_output=True, text=True, timeout=60)
         assert done.returncode == check, done.stderr
         assert not (place / "touched").exists()

@@ -2,6 +2,7 @@
 else does, one after another, as a command does on its own machine; so it imports torch once."""
 
 import contextlib
+import copy
 import importlib.util
 import io
 import os
@@ -129,7 +130,8 @@ class Work:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         os.environ |= {"OMP_NUM_THREADS": self.threads} if self.threads else {}
         submitits, first = signal.getsignal(signal.SIGUSR2), number * len(self.of.jobs) // self.workers
-        jobs = [*self.of.jobs[first:], *self.of.jobs[:first]]
+        # Copies: a job that goes back into the queue is pickled, and no process of a run can be
+        jobs = [copy.copy(job) for job in (*self.of.jobs[first:], *self.of.jobs[:first])]
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()

@@ -240,8 +240,8 @@ class Sweep:
         if finished or how not in (KILLED, NO_ROOM, SMALLER) or self.signal:
             return
         before, job.saved = job.saved, saved(job.output, job.id)
-        job.tries = job.tries if job.saved == before else []
-        job.tries += {KILLED: [""], NO_ROOM: [error]}.get(how, [])
+        since = job.tries if job.saved == before else []
+        job.tries = [*since, *{KILLED: [""], NO_ROOM: [error]}.get(how, [])]
         again, lock, when = len(job.tries) <= RETRIES, job.lock, ""
         if how == NO_ROOM:
             pause = ROOM[len(job.tries) - 1]
