@@ -16,7 +16,7 @@ pytestmark = pytest.mark.properties
 
 WORDS = {
     "ablations": "VeRA r=1024",
-    "adaptation_magnitude": "no records of it yet",
+    "adaptation_magnitude": "change of d by layer",
     "cost": "peak_memory_bytes",
     "median_tables": "P(better)",
     "rank_scaling": "MiniLM on reviews: accuracy against parameters",
