@@ -79,11 +79,11 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
 
 
 def _of_preset(error: ValidationError, preset: str, overrides: Sequence[str], files: Files) -> str:
-    """That a mistake's value stands in the preset; "" where the command line or another file has it."""
+    """That the preset gives a mistake's value; "" where the command line or another file does."""
     key = ".".join(map(str, error.errors()[0]["loc"]))
     if not preset or key in map(key_of, overrides):
         return ""
-    found = yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8"))
+    found = yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8")) or {}
     return f" (of experiment={preset})" * any(f".{own}".endswith(f".{key}") for own, _ in dotted(found))
 
 

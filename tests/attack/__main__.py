@@ -3,8 +3,8 @@ lines, and clients of the server.
 
     python -m attack [SEED] [--short]      make attack and make attack SHORT=1 do the same
 
-What is tried stands in hostile.yaml and files.py, or is sound input, changed at random from a seed. What
-holds a case stands in docs/attack.md; what was tried is written there, but for a short campaign.
+The cases are those of hostile.yaml and files.py, and sound input that is changed at random from a seed.
+docs/attack.md says what holds a case. A campaign writes its counts there, unless it is a short one.
 """
 
 import argparse
