@@ -44,6 +44,11 @@ PARTS = {
     "analysis/inference.py": 14,
     "analysis/frame.py": 12,
     "analysis/beside.py": 8,
+    "vera/*.py": 24,
+    "tasks/*.py": 24,
+    "runs/*.py": 44,
+    "analysis/tables/*.py": 10,
+    "analysis/results/*.py": 14,
 }
 
 
@@ -170,7 +175,7 @@ def tests_of(clone, path):
     are fast, with their coverage in path and their times beside it."""
     times = path.with_suffix(".times")
     if not times.is_file():
-        rooms = [f"--cov={room}" for room in ("vera", "runs", "analysis")]
+        rooms = [f"--cov={room}" for room in ("vera", "tasks", "runs", "analysis")]
         words = [*rooms, "--cov-context=test", "--cov-report=", "-n", "auto"]
         code, output = call(
             clone, ["-m", "not slow", "--durations=0", *words], COVERAGE_FILE=str(path.absolute())
