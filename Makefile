@@ -55,7 +55,7 @@ help: ## this list
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(call quoted,,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 names one"; exit 2; }
-	@printf "setting up .venv (one to three minutes)"
+	@printf "setting up .venv (two to five minutes)"
 	@$(call quoted,,PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(VERSIONS) -e '.[bench,dev]' & pip=$$!; \
 	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; \
