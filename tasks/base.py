@@ -199,6 +199,10 @@ class Decoding(Task):
     def settings(self) -> dict[str, Any]:
         """How texts are decoded, for the record."""
 
+    def prompt_length(self, item: int) -> int:
+        """What batches of items are sorted by, the index of an item given."""
+        return len(self.items[item][0])
+
     @abstractmethod
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
         """The texts of each of these items, by variant."""

@@ -1,14 +1,15 @@
-"""The base of tasks with a prompt and its continuation: E2E's references, instructions' responses.
+"""The base of tasks with a prompt and its continuation: E2E's references, instructions' responses, solutions.
 
 A row is the token ids of both. The loss is the mean over the tokens of the continuation. The metric of an
 epoch is the perplexity of the dev rows' continuations."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, Task
+from tasks.base import Array, DataError, Decoding, Task, first_line
 
 #: Token ids, and the index of the prompt's last token, which predicts the continuation's first.
 Row = tuple[list[int], int]
@@ -33,6 +34,40 @@ class Continuations(Task):
         """Tokenises the text that forgetting is measured on, where there is one."""
         if self.fixed_text:
             self.fixed_text.prepare(tokenizer, positions)
+
+    def prepare_rows(
+        self,
+        tokenizer: Any,
+        splits: Mapping[str, Sequence[tuple[str, str]]],
+        max_length: int,
+        as_one: bool = False,
+        train_on_inputs: bool = False,
+    ) -> None:
+        """Tokenises each split's prompts with their responses; a row ends with the end token, or after
+        max_length tokens. A row without a token to train on is left out, which a note says.
+
+        as_one: prompt and response are one text, even where a token then spans both. Else such a row has the
+        prompt's own tokens, with which the model is asked at the end. train_on_inputs: the loss is over the
+        prompt as well."""
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
+        left_out = 0
+        for split, pairs in splits.items():
+            prompts = token_ids(tokenizer, [prompt for prompt, _ in pairs])
+            whole = token_ids(tokenizer, [prompt + response for prompt, response in pairs])
+            self._rows[split] = []
+            for prompt, both, (_, response) in zip(prompts, whole, pairs, strict=True):
+                if not as_one and both[: len(prompt)] != prompt:
+                    both = prompt + tokenizer(response, add_special_tokens=False)["input_ids"]
+                ids = [*both, tokenizer.eos_token_id][:max_length]
+                last = 0 if train_on_inputs else len(prompt) - 1
+                if len(ids) > last + 1:
+                    self._rows[split].append((ids, last))
+            left_out += len(pairs) - len(self._rows[split])
+            if not self._rows[split]:
+                raise DataError(f"train.max_length={max_length} leaves no {split} row a response")
+        if left_out:
+            self.notes.append(f"{left_out} rows left out, whose prompt fills train.max_length={max_length}")
 
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids, _ in self._rows[split]]
@@ -94,3 +129,36 @@ class Continuations(Task):
     def score(self, predictions: Array, labels: Array) -> float:
         losses, tokens = predictions.sum(0)
         return float(np.exp(min(losses / tokens, 700.0)))
+
+
+class Written(Continuations, Decoding):
+    """Continuations that a trained model writes to prompts. `prepare` fills `_prompts`, an item's tokens."""
+
+    _prompts: list[list[int]]
+
+    @abstractmethod
+    def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[Any]:
+        """What the model writes to each prompt in at most `steps` tokens."""
+
+    def rehearse(self, model: Any) -> None:
+        try:
+            self.search(model, self._prompts[:1], 2)
+        except Exception as error:
+            # A model's own code raises anything, for lack of a cache or of an argument
+            mend = "task.decode=none trains without"
+            reason = f"this model cannot be decoded ({first_line(error)})"
+            raise DataError(f"{self.name}: {reason}. {mend}") from None
+
+    def check_positions(self, new: int, positions: int | None) -> None:
+        """Raises DataError where a prompt and `new` tokens are more than the model's positions."""
+        longest = max(map(len, self._prompts), default=0)
+        if self._prompts and positions is not None and longest + new > positions:
+            why = f"with a prompt of {longest} tokens it exceeds the model's {positions} positions"
+            raise DataError(f"task.max_new_tokens={new}: {why}")
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids, with the tokenizer's BOS if it has one, without an end token."""
+    rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in rows]

@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Decoding, Source, block, check, first_line, fixed_subset, held_out, quoted
-from tasks.continuations import Continuations
+from tasks.base import DataError, Source, block, check, fixed_subset, held_out, quoted
+from tasks.continuations import Written
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.fetch import content, data_folder
@@ -34,7 +34,7 @@ SEPARATOR = "<|endoftext|>"
 PUBLISHED = {"label_smoothing": 0.1, "beams": 10, "no_repeat_ngram": 4, "max_new_tokens": 64}
 
 
-class E2ETask(Continuations, Decoding):
+class E2ETask(Written):
     """See the module. items: an MR and its references."""
 
     def __init__(
@@ -49,7 +49,7 @@ class E2ETask(Continuations, Decoding):
         self.notes: list[str] = []
         self.fixed_text = fixed_text(settings)
         self._rows = {}
-        self._prompts: list[list[int]] = []
+        self._prompts = []
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
@@ -83,9 +83,7 @@ class E2ETask(Continuations, Decoding):
                     raise DataError(f"train.max_length={max_length} leaves no reference to {quoted(mr)}")
                 self._rows[split].append(([*prompt, end, *reference, end][:max_length], len(prompt)))
         self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
-        new, longest = self.how["max_new_tokens"], max(map(len, self._prompts), default=0)
-        if self._prompts and positions is not None and longest + new > positions:
-            raise DataError(f"task.max_new_tokens={new}: a text with its MR exceeds {positions} positions")
+        self.check_positions(self.how["max_new_tokens"], positions)
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
 
@@ -95,20 +93,11 @@ class E2ETask(Continuations, Decoding):
         keys = ("search", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens")
         return {key: self.how[key] for key in keys} | {"ends": list(self.ends)}
 
-    def rehearse(self, model: Any) -> None:
-        try:
-            self._search(model, self._prompts[:1], 2)
-        except Exception as error:
-            # A model's own code raises anything, for lack of a cache or of an argument
-            mend = "task.decode=none trains without"
-            reason = f"this model cannot be decoded ({first_line(error)})"
-            raise DataError(f"{self.name}: {reason}. {mend}") from None
-
     def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        decoded = self._search(model, [self._prompts[i] for i in indices], self.how["max_new_tokens"])
+        decoded = self.search(model, [self._prompts[i] for i in indices], self.how["max_new_tokens"])
         return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in decoded]
 
-    def _search(self, model: Any, prompts: list[list[int]], steps: int) -> list[list[list[int]]]:
+    def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[list[list[int]]]:
         """Token ids for each prompt and length penalty."""
         from tasks import beam  # imports torch, which a plan does not need
 

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out
-from tasks.continuations import Continuations
+from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
 from tasks.files import only_file, open_text, problem_of, read_objects, validated
 from tasks.forgetting import fixed_text
@@ -137,41 +137,19 @@ class InstructTask(Continuations):
         self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        if tokenizer.eos_token_id is None:
-            raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
         self.tokenizer, self.positions = tokenizer, positions
         self.prepare_text(tokenizer, positions)
-        left_out = 0
-        for split, rows in self.splits.items():
-            texts = [self.template.prompt(row.instruction, row.input) for row in rows]
-            prompts = self._ids(texts)
-            whole = self._ids([text + row.output for text, row in zip(texts, rows, strict=True)])
-            self._rows[split] = []
-            for prompt, both, row in zip(prompts, whole, rows, strict=True):
-                # Prompt and response are tokenised as one text, unless that changes the prompt's own tokens:
-                # at the end the model is asked with these
-                if both[: len(prompt)] != prompt:
-                    both = prompt + tokenizer(row.output, add_special_tokens=False)["input_ids"]
-                ids = [*both, tokenizer.eos_token_id][:max_length]
-                if len(ids) > len(prompt):
-                    self._rows[split].append((ids, len(prompt) - 1))
-            left_out += len(rows) - len(self._rows[split])
-            if not self._rows[split]:
-                raise DataError(f"train.max_length={max_length} leaves no {split} row a response")
-        if left_out:
-            self.notes.append(f"{left_out} rows left out, whose prompt fills train.max_length={max_length}")
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids, with the tokenizer's BOS if it has one, without an end token."""
-        rows: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
-        end = self.tokenizer.eos_token_id
-        return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in rows]
+        pairs = {
+            split: [(self.template.prompt(row.instruction, row.input), row.output) for row in rows]
+            for split, rows in self.splits.items()
+        }
+        self.prepare_rows(tokenizer, pairs, max_length)
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
         """Token ids of a conversation up to the next answer. There is one turn more than answers."""
         prompts = [self.template.prompt(turns[0]), *map(self.template.turn, turns[1:])]
         first, *more = [prompt + answer for prompt, answer in zip(prompts, [*answers, ""], strict=True)]
-        ids = self._ids([first])[0]
+        ids = token_ids(self.tokenizer, [first])[0]
         for text in more:
             ids += [self.tokenizer.eos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         return ids

@@ -118,7 +118,7 @@ def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
         decoded()
         return texts
 
-    order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
+    order = sorted(range(len(task.items)), key=task.prompt_length)
     on_gpu = context.accelerator.device.type == "cuda"
     size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], on_gpu)
     by_item = write_down(
