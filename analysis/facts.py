@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from analysis.paper import SCORES
 from runs.record import (
     CONF,
     FINISHED,
+    TEXT_SCORES,
     Metric,
     Record,
     cell_id,
@@ -17,6 +17,7 @@ from runs.record import (
     defining,
     epoch_of_table,
     lora_scaling,
+    number_of_texts,
     one_class,
     other_data_seed,
     protocol,
@@ -175,7 +176,8 @@ NUMBERS: Columns = {
     "crossfit": (lambda record: metric(record, reported_epoch(record), "crossfit"), ""),
     "half": (lambda record: metric(record, "best", "half"), ""),
     "optimism": (optimism, ""),
-    **{key: (partial(score, key), "") for key in SCORES},
+    "text_score": (number_of_texts, ""),
+    **{key: (partial(score, key), "") for key in TEXT_SCORES},
     "forgetting": (forgetting, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words
@@ -200,6 +202,7 @@ NUMBERS |= values("first", alpha="config.method.alpha", device="device.name", de
 NUMBERS |= values("median", train_seconds="cost.train_seconds", evaluate_seconds="cost.evaluate_seconds")
 NUMBERS |= values("median", decode_seconds="cost.decode_seconds", peak_memory_bytes="cost.peak_memory_bytes")
 NUMBERS |= values("median", tokens_per_second="cost.tokens_per_second", adapter_bytes="cost.adapter_bytes")
+NUMBERS |= values("first", train_on_inputs="config.task.train_on_inputs", beams="config.task.beams")
 NUMBERS |= values("", threads="determinism.threads")
 NUMBERS |= values("", best_epoch="result.protocols.paper.best_epoch")
 NUMBERS |= values("", forgetting_name="result.forgetting.text", forgetting_text="result.forgetting.sha256")

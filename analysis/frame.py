@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from analysis.facts import NAMES, NUMBERS, of_method, settings_of
-from runs.record import CONF, Ledger, read_ledger
+from runs.record import CONF, TEXT_SCORES, Ledger, read_ledger
 
 #: What a cell is of.
 KEY = ["model", "row", "task"]
@@ -225,18 +225,18 @@ def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     """The runs with `number`, what their task's table reports, its `name` ("accuracy, best epoch"), whether
-    less of it is better (`less`) and its `digits`: BLEU of the last epoch where a cell's texts were scored,
-    else the metric of the epoch that the table reports, or cross-fitted."""
-    texts = runs.bleu.notna() & (runs.status == "done")
-    of_texts = texts.groupby(runs.cell).transform("any") & (select == "paper")
-    metric = runs.value if select == "paper" else runs[select]
+    less of it is better (`less`) and its `digits`: the score of the last epoch's texts where a cell's were
+    scored (TEXT_SCORES), else the metric of the epoch that the table reports, or cross-fitted."""
+    scores = runs.text_score.astype(object).groupby(runs.cell).transform("first")
     names, epochs = runs.metric.astype(object), runs.reported.astype(object)  # of failed runs alone: floats
-    return runs.assign(
-        number=metric.where(~of_texts, runs.bleu),
-        name=(names + ", " + epochs + " epoch").where(~of_texts, "BLEU, last epoch"),
-        less=(runs.higher_is_better == False) & ~of_texts,  # noqa: E712, an object column
-        digits=runs.decimals.where(~of_texts, 1),
-    )
+    made = runs[["value" if select == "paper" else select]].set_axis(["number"], axis=1)
+    made = made.assign(name=names + ", " + epochs + " epoch", digits=runs.decimals)
+    made["less"] = runs.higher_is_better == False  # noqa: E712, an object column
+    for key in {*scores.dropna()} if select == "paper" else ():
+        of, score = scores == key, TEXT_SCORES[key]
+        made.loc[of, "number"] = runs[key]
+        made.loc[of, OF_REPORTED] = f"{score.name}, last epoch", not score.higher_is_better, score.decimals
+    return runs.assign(**made)
 
 
 def reported_cells(runs: pd.DataFrame, select: str = "paper", seeds: int | None = None) -> pd.DataFrame:

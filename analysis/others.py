@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.paper import DECIMALS, GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, SCORES, VIT, printed_file
+from analysis.paper import DECIMALS, GLUE, GPT2, IMAGES, LLAMAS, NAMES, ROBERTA, VIT, printed_file
 from analysis.render import Entry, Number
-from runs.record import plural
+from runs.record import TEXT_SCORES, plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
 #: How a source chose the epoch that it reports.
@@ -20,7 +20,7 @@ EPOCHS = {"best": "best epoch", "half": "epoch by other rows", "last": "last epo
 METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
 #: Names of models, columns and methods.
 NAMED = ROBERTA | GPT2 | LLAMAS | VIT | GLUE | IMAGES | METHODS | {"avg": "Avg.", "score": "MT-Bench"}
-NAMED |= {key: name for key, (name, _) in SCORES.items()}
+NAMED |= {key: of.name for key, of in TEXT_SCORES.items()}
 
 
 def named(of: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
@@ -84,8 +84,8 @@ def others_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Dat
         own: list[Any] = [by_column.get((of.like, column)) for column in wanted]
         if not all(cell and cell.runs >= cell.wanted for cell in own):
             return math.nan
-        # A column that is no task is a score, of one epoch
-        scores = own[0].task != wanted[0]
+        # A column that is no task of the paper's is a score, of one epoch
+        scores = wanted[0] not in GLUE | IMAGES
         of_each = [getattr(cell, "median" if scores else of.epoch or cell.reported) for cell in own]
         return float(np.mean(of_each))
 

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from runs.record import TEXT_SCORES
+
 
 @cache
 def printed_file(name: str) -> dict[str, Any]:
@@ -21,10 +23,8 @@ GLUE, IMAGES, BENCHES, ROBERTA, GPT2, VIT, LLAMAS, NAMES = (
     dict[str, str](printed_file("names.yaml")[of])
     for of in ("glue", "images", "benches", "roberta", "gpt2", "vit", "llamas", "methods")
 )
-#: The scores of E2E's texts: the name, and the decimals that the paper prints.
-SCORES: dict[str, list[Any]] = printed_file("names.yaml")["scores"]
 #: The decimals of a table's column; 1 of others.
-DECIMALS: dict[str, int] = {key: of for key, (_, of) in SCORES.items()}
+DECIMALS: dict[str, int] = {key: of.decimals for key, of in TEXT_SCORES.items()}
 DECIMALS |= printed_file("names.yaml")["decimals"]
 #: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI. Our run of such a task
 #: is comparable only if it started there, too.

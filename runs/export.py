@@ -33,7 +33,16 @@ from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
-from runs.record import FINISHED, Ledger, Record, cell_id, read_ledger, row_label, without_paths
+from runs.record import (
+    FINISHED,
+    TEXT_SCORES,
+    Ledger,
+    Record,
+    cell_id,
+    read_ledger,
+    row_label,
+    without_paths,
+)
 from runs.record.cell import Metric, interval_name, median_interval, seed_value, text_score
 from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of
@@ -56,7 +65,6 @@ ROWS = 64
 #: How far outputs may lie apart by rounding in float32, relative to the largest: a thousand units in the last
 #: place. Merged, all methods moved MiniLM's by 0 to 24; VeRA and LoRA those of 24 and 32 layers by 3 to 8.
 ROUNDING = 1000 * 2.0**-23
-TEXT_SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,7 @@ def summary_of(record: Record) -> dict[str, Any]:
     for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
         if entry["variant"] == texts["scores"][0]["variant"]:
             scores = {k: v for k, v in entry.items() if isinstance(v, float) and k != "epoch"}
+            scores |= {f"parts/{part}": value for part, value in (entry.get("parts") or {}).items()}
             numbers |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
             of_cell |= scores if entry["which"] == "last" else {}
     cell = cell_key(record["cell"]["model"], record["cell"]["task"])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import to_csv
-from runs.record import Record, temporary, write_atomically
+from runs.record import TEXT_SCORES, Record, temporary, write_atomically
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
 COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
@@ -134,9 +134,10 @@ def spanned(counts: Sequence[int]) -> str:
 
 
 def metric_label(name: str, digits: int = 1) -> str:
-    """A metric as an axis calls it. digits: a fraction in percent has one, and a BLEU."""
-    if name == "BLEU" or digits != 1:
-        return name
+    """A metric, or a score of texts, as an axis calls it. digits: a fraction in percent has one."""
+    units = {of.name: of.unit for of in TEXT_SCORES.values()}
+    if name in units or digits != 1:
+        return ", ".join(filter(None, [name, units.get(name)]))
     return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
 
 

@@ -16,7 +16,7 @@ from analysis.figures.figure import Figure, Part, look
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
 from analysis.paper import GLUE
-from runs.record import median_interval, megabytes
+from runs.record import TEXT_SCORES, median_interval, megabytes
 
 
 class Axis(NamedTuple):
@@ -121,7 +121,8 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
     if name != "metric":
         return axis
     metric, comma, epoch = first["name"].partition(", ")
-    dev = "" if metric == "BLEU" else "dev "  # texts are those of the test set
+    # Texts are those of the test set
+    dev = "" if metric in [of.name for of in TEXT_SCORES.values()] else "dev "
     label = f"{dev}{shared.metric_label(metric, int(first.digits))}{comma}{epoch}"
     return axis._replace(label=label, less=bool(first.less), name=first["name"])
 

@@ -13,8 +13,8 @@ from analysis import beside
 from analysis.frame import SEEDS, in_cells, pairs, reported
 from analysis.inference import welch_half
 from analysis.notes import notes
+from analysis.others import METHODS, others_of, verdict
 from analysis.others import line as others_line
-from analysis.others import others_of, verdict
 from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
 from analysis.tables.specs import Spec, View
@@ -27,7 +27,7 @@ Own = Mapping[str, Cell]
 def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
     made = spec.cells(part)
-    if not spec.models:  # it has none
+    if spec.name not in {*numbers().table}:  # it has none
         return made, numbers()[:0].assign(ran=False, same_size=True, word="", variant="")
     return made, beside.beside(spec.name, spec.compares(made), spec.part)
 
@@ -44,7 +44,7 @@ def build(spec: Spec, view: View) -> list[Table]:
             if model in (view.models or [model]):
                 of = (frame[frame.model == model] for frame in (every, part.runs, made, printed))
                 tables.append(_Model(spec, part, model, *of).table())
-    return tables
+    return [table for table in tables if table.rows]
 
 
 class _Model:
@@ -59,6 +59,7 @@ class _Model:
             known = made[made.row != "vera"][: 0 if self.papers else None] if spec.ablation else made
             ran = dict(zip(known.column, known.column_label, strict=True))
             names = ({**spec.columns} if self.papers else {}) | (GLUE | IMAGES if spec.models else {})
+            names |= spec.columns  # in this order, too, where they are no tasks of the paper
             wanted = {of for of in spec.columns if self.papers and of in (view.tasks or [of])} | {*ran}
             order = [*(of for of in names if of in wanted), *sorted(wanted - {*names})]
             self.columns = {of: names.get(of) or ran[of] for of in order}
@@ -84,10 +85,13 @@ class _Model:
         empty = dict.fromkeys([*self.columns, *["avg"] * self.averaged], NONE)
         for _, group in self.paper.groupby(["method", "size"], sort=False):
             self._of_paper(group)
-        rest = [row for row in self.ours if row not in {*self.paper.row, *self.paper.like}]
+        theirs = dict.fromkeys(self.theirs.row if self.paper.empty else ())  # where the paper has no row
+        rest = [row for row in {**self.ours, **theirs} if row not in {*self.paper.row, *self.paper.like}]
         if spec.first is not None:
             rest.sort(key=lambda row: (*(row != first for first in spec.first), row))
         for row in rest:
+            label = {spec.head[0]: METHODS.get(row, row)}
+            self.lines += [line | label for line in self._others(row) if row in theirs]
             self._ours(row, self.paper[:0])
         cells = self.made.drop_duplicates(["row", "task"])
         named = spec.models.get(model, model), next(cells.itertuples(), None)
@@ -132,13 +136,18 @@ class _Model:
         line |= {spec.head[0]: spec.names.get(first.row, first.method), "params": first["size"]}
         line |= {"source": "paper, * from MNLI" if mnli else "paper", "status": "quoted"}
         theirs = self.theirs[self.theirs.row == first.row]
-        each, word = self.view.others == "all", verdict(theirs[theirs.same])
-        reports = theirs.groupby(["label", "sites"] if each else "row", sort=False)
+        word = verdict(theirs[theirs.same])
         self.lines += [line | {f"+{name}": of for name, of in spec.quoted.items()}]
-        self.lines += [others_line(of, each) for _, of in reports]
+        self.lines += self._others(first.row)
         rows = [row for row in dict.fromkeys([first.row, *group.like]) if row in self.ours]
         for row in rows:
             self._ours(row, group, word if row == rows[0] else "")
+
+    def _others(self, row: str) -> list[dict[str, Entry]]:
+        """The lines of what others report of a row."""
+        each, theirs = self.view.others == "all", self.theirs[self.theirs.row == row]
+        reports = theirs.groupby(["label", "sites"] if each else "row", sort=False)
+        return [others_line(of, each) for _, of in reports]
 
     def _ours(self, row: str, group: pd.DataFrame, word: str = "") -> None:
         """The lines of a row of ours, each with its difference to the paper's. group: the paper's row that it
@@ -147,7 +156,7 @@ class _Model:
         mnli = bool((alike.like != alike.row).any())
         of_row = alike.task.tolist() if mnli else [*(spec.columns if self.papers else self.columns)]
         wanted = [column for column in self.columns if spec.models and column in (spec.wanted or of_row)]
-        for again, own in enumerate(self.ours[row].values()):
+        for again, own in enumerate(self.ours.get(row, {}).values()):
             first, whole = next(iter(own.values())), own
             if mnli:  # the average goes on with plain LoRA's other tasks
                 own = {task: cell for task, cell in own.items() if task in of_row}

@@ -17,11 +17,14 @@ from analysis.beside import exact_counts
 from analysis.frame import KEY, MEDIANS, cells, in_cells, reported_cells
 from analysis.notes import SELECTED, measured
 from analysis.others import named
-from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS, SCORES
+from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
+from runs.record import TEXT_SCORES
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
+#: From so many percent of texts without an answer on, a table says so.
+UNREAD = 5.0
 #: What is read of a judgement.
 JUDGEMENT = ["bench", "judge", "mean", "low", "high", "n", "n_valid", "turns", "answering"]
 
@@ -67,7 +70,7 @@ class Spec(SimpleNamespace):
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The numbers of each run by column, for `frame.cells`."""
-        known = runs[[*MEDIANS, *SCORES, "steps"]].astype(float)
+        known = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
         each = pd.DataFrame({column: known.eval(of) for column, of in self.values.items()}, runs.index)
         return each.melt(var_name="column", value_name="number", ignore_index=False).assign(variant="")
 
@@ -123,13 +126,13 @@ class Texts(Spec):
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the last epoch as the paper decodes; by other length penalties; and of the best epoch,
         where it is another in one of the row's runs. A run that diverged before it had texts has 0."""
-        each = runs.explode("texts").dropna(subset="texts")
-        texts = pd.DataFrame([*each.texts], each.index, ["which", "variant", "epoch", *SCORES])
+        each, scores = runs.explode("texts").dropna(subset="texts"), [*self.columns]
+        texts = pd.DataFrame([*each.texts], each.index, ["which", "variant", "epoch", *scores])
         usual = texts.variant == texts.variant.groupby(level=0).transform("first")
         ways = ("length penalty " + texts.variant).where(~usual, "best epoch")
         ways = ways.where(usual == (texts.which == "best"))
         texts = texts.assign(variant=ways, apart=texts.epoch != each.last_epoch).dropna(subset="variant")
-        long = texts.melt(["variant", "apart"], [*SCORES], "column", "number", ignore_index=False)
+        long = texts.melt(["variant", "apart"], scores, "column", "number", ignore_index=False)
         found = of_cells(runs, long, long[(long.variant != "best epoch") | long.apart])
         silent = runs.index[runs.diverged.astype(bool) & ~runs.texts.astype(bool)]
         found["number"] = found.number.mask(found.index.isin(silent), 0.0)
@@ -218,6 +221,37 @@ class Rows(Spec):
         by_name = made.groupby("name", sort=False).task_label
         names = "; ".join(f"{name} ({', '.join(dict.fromkeys(of))})" for name, of in by_name)
         return f"Medians over seeds, +- sample standard deviation (seeds): {names}."
+
+
+class Exact(Rows):
+    """Texts that were read for an answer: a column for each test set (part), and one for their average."""
+
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Of the last epoch's texts. A run that diverged before it had any has 0."""
+        parts = pd.DataFrame([of[0]["parts"] if of else {} for of in runs.texts], runs.index, dtype=float)
+        if self.average:
+            parts[self.average] = parts.reindex(columns=[*self.columns][:-1]).mean(axis=1, skipna=False)
+        long = parts.melt(var_name="column", value_name="number", ignore_index=False).assign(variant="")
+        found = of_cells(runs, long, long.dropna())
+        silent = found.number.isna() & found.index.isin(runs.index[runs.diverged.astype(bool)])
+        return found.assign(number=found.number.mask(silent, 0.0))
+
+    def cells(self, view: View) -> pd.DataFrame:
+        """Their status has what the loss is over and how texts are decoded, in which papers differ."""
+        made, loss = cells(view.runs, self.numbers, view.seeds or self.seeds), ("answer", "prompt and answer")
+        made = made.assign(column_label=made.column, digits=1)
+        search = ["greedy" if beams == 1 else f"{beams:g} beams" for beams in made.beams]
+        both = zip(made.train_on_inputs, search, strict=True)
+        return made.assign(state=[f"{view.whose}, loss on {loss[of]}, {words}" for of, words in both])
+
+    def reads(self, view: View, made: pd.DataFrame) -> str:
+        """What its numbers are, and of which rows many texts had no answer that could be read."""
+        shown = in_cells(view.runs, made)
+        unread = pd.Series([of[0]["unread"] if of else 0.0 for of in shown.texts], shown.label).groupby(
+            level=0
+        )
+        many = [f"{label} {of:.0f}%" for label, of in unread.median().items() if of >= UNREAD]
+        return self.how + f" Texts without an answer that could be read: {', '.join(many)}." * bool(many)
 
 
 class Demo(Spec):

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.schema import TASK_PATHS, Record
+from runs.record.schema import TASK_PATHS, TEXT_SCORES, Record
 
 #: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
 NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "lr_by", "scaling", "redrawn")
@@ -275,11 +275,23 @@ def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
     return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
 
 
+def scored(record: Record) -> dict[str, Any]:
+    """The scores of the last epoch's texts, of the protocol's variant of decoding, which is the first; empty
+    without texts."""
+    entries = (record.get("texts") or {}).get("scores", [])
+    return next((dict(entry) for entry in entries if entry["which"] == "last"), {})
+
+
+def number_of_texts(record: Record) -> str | None:
+    """Which of TEXT_SCORES is the run's number; None of a run without texts."""
+    return next((key for key in TEXT_SCORES if scored(record).get(key) is not None), None)
+
+
 def text_score(record: Record, key: str) -> float | None:
-    """A score of the last epoch's texts, of the protocol's variant of decoding, which is the first; None
-    where it has no such score (no Java), and 0 where it diverged before it had texts."""
-    entries = [e for e in (record.get("texts") or {}).get("scores", []) if e["which"] == "last"]
-    score = entries[0].get(key) if entries else 0.0 if record["status"] == "diverged" else None
+    """A score of the run's texts (`scored`); None where it has no such score (no Java), and 0 where it
+    diverged before it had texts."""
+    entry = scored(record)
+    score = entry.get(key) if entry else 0.0 if record["status"] == "diverged" else None
     return None if score is None else float(score)
 
 

@@ -8,7 +8,7 @@ A shape is written as what it describes: a dict has these keys, of which one tha
 missing; a list has such elements; a tuple is one of several."""
 
 from functools import cache
-from typing import Annotated, Any, Literal, NotRequired, Union
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Union
 
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
@@ -115,6 +115,26 @@ RESULT = {
     # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
     "protocols?": {str: (None, SELECTED)},
 }
+
+
+class TextScore(NamedTuple):
+    """A score of texts as tables print it: its name, decimals, unit and direction."""
+
+    name: str
+    decimals: int = 1
+    unit: str = ""
+    higher_is_better: bool = True
+
+
+#: The scores of texts by their keys. The number of a run whose texts were scored is the first that they have.
+TEXT_SCORES = {
+    "exact_match": TextScore("exact match", unit="%"),  # tasks/exact.py
+    "bleu": TextScore("BLEU"),  # and what follows, tasks/e2e_metrics.py
+    "nist": TextScore("NIST", 2),
+    "meteor": TextScore("METEOR"),
+    "rouge_l": TextScore("ROUGE-L"),
+    "cider": TextScore("CIDEr", 2),
+}
 #: Texts that a run decoded, with the scores of each epoch (which: last or best) and variant of decoding.
 TEXTS = {
     "split": str,
@@ -123,7 +143,9 @@ TEXTS = {
         {
             "which": str,
             "variant": str,
-            **{f"{key}?": Number for key in ("bleu", "nist", "meteor", "rouge_l", "cider")},
+            **{f"{key}?": Number for key in TEXT_SCORES},
+            "parts?": dict[str, float],  # of exact_match, by test set
+            "unread?": float,  # percent of the texts in which no answer was found
         }
     ],
 }

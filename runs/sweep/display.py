@@ -11,7 +11,18 @@ from socket import gethostname
 from typing import Any
 
 from runs.errors import rank
-from runs.record import Metric, Record, duration, one_class, plural, read_regular, run_folder
+from runs.record import (
+    TEXT_SCORES,
+    Metric,
+    Record,
+    duration,
+    number_of_texts,
+    one_class,
+    plural,
+    read_regular,
+    run_folder,
+    scored,
+)
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]
@@ -99,6 +110,7 @@ def result_words(record: Record) -> str:
     words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
     if (share := one_class(record)) is not None:
         words += f", predicts one class{f' ({share})' if share else ''}"
-    # Of the last epoch, by the protocol
-    scores = record["texts"]["scores"][0] if record.get("texts") else None
-    return f"{words}, BLEU {scores['bleu']:.1f} on {record['texts']['split']}" if scores else words
+    if key := number_of_texts(record):
+        of = TEXT_SCORES[key]
+        words += f", {of.name} {scored(record)[key]:.{of.decimals}f}{of.unit} on {record['texts']['split']}"
+    return words

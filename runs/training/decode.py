@@ -60,7 +60,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
     entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         numbers = {key: value for key, value in entry.items() if isinstance(value, float) and key != "epoch"}
-        words = ", ".join(f"{key} {value:.2f}" for key, value in numbers.items())
+        words = ", ".join(f"{key} {value:.2f}" for key, value in (numbers | entry.get("parts", {})).items())
         print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
     about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
     return {**about, "scores": entries}

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
-from ledgers import apart, instructed, ledger, lines, made, notes, record, seeds, shot, texts
+from ledgers import apart, exact, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
 from analysis.facts import NUMBERS
+from analysis.frame import reported_cells, runs
+from analysis.others import others
 from analysis.paper import paper
 from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
@@ -279,6 +281,7 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
 KINDS = [record("vera", "rte", model="roberta_large"), record("vera", "reviews"), texts("vera")]
 KINDS += [shot("vera", "cifar100", 0, 0.8), instructed("vera_r64", scores=[("gpt-4", 5.0)])]
 KINDS += [instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")]
+KINDS += [exact(), exact(task="commonsense", boolq=60.0)]
 
 
 @pytest.mark.parametrize("name", ["", *tables.TABLES])
@@ -451,3 +454,47 @@ def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     header, *read = csv.reader(io.StringIO(render([table], "csv")))
     assert header == TIDY
     assert {(line[0], line[3][0], line[5], line[7]) for line in read} == {("'=t", "'", "'=b", "-0.3")}
+
+
+# --- exact answers
+
+
+def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
+    parts = [key for key in specs()["commonsense"][0].columns if key != "commonsense"]
+    whole = exact(
+        "lora", 0, "commonsense", "llama_7b", beams=4, **dict.fromkeys(parts, 60.0) | {"boolq": 68.0}
+    )
+    few = exact("vera", 0, "commonsense", "llama_7b", unread=12.0, boolq=70.0)
+    (table, *_) = [of for of in made("commonsense", ledger(whole, few)) if of.model == "llama_7b"]
+    lora, vera = (line for line in lines(table, "ours"))
+    assert (lora["BoolQ"], lora["OBQA"], lora["Avg"]) == ("68.0 (1)", "60.0 (1)", "61.0 (1)")
+    assert (vera["BoolQ"], vera["OBQA"], vera["Avg"]) == ("70.0 (1)", "-", "missing")
+    assert lora["status"] == "ours, loss on prompt and answer, 4 beams"
+    assert "VeRA r=1024 12%" in notes(table)
+    assert "LoRA" not in notes(table)
+
+
+def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
+    diverged = exact("vera", 2) | {"status": "diverged", "texts": None}
+    records = [exact("vera", 0), exact("vera", 1), diverged, exact("mine", 0, "sums", "smollm2", sums=9.0)]
+    maths, small = (of for of in made("maths", ledger(*records)) if of.ids)
+    (ours,) = lines(maths, "ours")
+    assert ours["GSM8K"] == f"40.0 +-{statistics.stdev([40, 41, 0]):.1f} (3) 1d"
+    assert (small.header[3:5], lines(small)[0]["sums"]) == (["sums", "status"], "9.0 (1)")
+    theirs = others()
+    there = theirs[(theirs.model == "llama3_2_3b") & (theirs.column == "gsm8k")]
+    assert len(lines(maths, "others")) == there.row.nunique()
+    alone = made("maths", ledger())
+    assert all(line["source"] == "others" for table in alone for line in lines(table))
+
+
+@pytest.mark.parametrize(
+    ("record", "name", "shown"), [(texts(), "BLEU", "68.0"), (exact(), "exact match", "40.0%")]
+)
+def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
+    (cell,) = reported_cells(runs(ledger(record))).itertuples()
+    value = float(shown.rstrip("%"))
+    assert (cell.median, cell.name, cell.less, cell.digits) == (value, f"{name}, last epoch", False, 1)
+    assert result_words(record).endswith(f"{name} {shown} on test")
+    plain = made("", ledger(record))[0]
+    assert (lines(plain)[0][record["cell"]["task"]], cell.name in notes(plain)) == (f"{value} (1)", True)

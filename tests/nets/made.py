@@ -6,7 +6,7 @@ from typing import Any
 
 from ledgers import COUNTS, record
 
-from analysis.paper import FROM_MNLI, SCORES, numbers
+from analysis.paper import DECIMALS, FROM_MNLI, numbers
 from nets.golden import short_hash
 from runs.record import Ledger
 
@@ -74,7 +74,7 @@ def _run(table, model, row, task, printed, case, seed):
     if table == "table3":
         part = {1: 1.0, 2: 0.1}  # NIST and CIDEr have two decimals
         ours = {
-            n.column: n.value + (gap + spread * PATTERN[seed]) * part[SCORES[n.column][1]] for n in printed
+            n.column: n.value + (gap + spread * PATTERN[seed]) * part[DECIMALS[n.column]] for n in printed
         }
         entries = [
             {"which": which, "epoch": e, "variant": "0.9", **ours}

@@ -12,7 +12,6 @@ import pytest
 from analysis import figures, tables
 from analysis.beside import WORDS
 from analysis.command import own_and_published
-from analysis.facts import SCORES
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of
 from analysis.render import Number, Table, render
@@ -23,7 +22,7 @@ from analysis.stats import MODELS, cell_words
 from analysis.stats import comparisons as compared
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
-from runs.record import PUBLISHED, Ledger, median_interval, read_ledger
+from runs.record import PUBLISHED, TEXT_SCORES, Ledger, median_interval, read_ledger
 
 pytestmark = pytest.mark.nets
 
@@ -155,7 +154,7 @@ def cells(ledger: Ledger) -> Lines:
 
 def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
     known = [value for value in cell.values if value == value]
-    scores = {key: of[key].dropna() for key in SCORES}
+    scores = {key: of[key].dropna() for key in TEXT_SCORES}
     chose = cell.reported == "best"
     return {
         "label": cell.label,

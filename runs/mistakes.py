@@ -1,0 +1,77 @@
+"""The wrong answers of a finished run whose texts were read for an answer (maths, commonsense, your own).
+
+python -m runs.mistakes RUN              a run id (or its beginning), as in outputs/records
+python -m runs.mistakes RUN limit=5 part=gsm8k
+python -m runs.mistakes RUN whole=true   prompts and texts as they are
+
+A row's number is its line in last_VARIANT.jsonl of the run's folder, which holds the right answers, too.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import PositiveInt
+
+from runs.command import OfRecords, entry_point, one_of, read, setting
+from runs.errors import UserError
+from runs.evaluate import find, kept_file
+from runs.record import Record, describe, number_of_texts, one_line, plural, printable, scored
+
+#: What a line of the file says of a test item (ExactTask.write in tasks/exact.py).
+KEYS = ("part", "prompt", "text", "expected", "read", "right", "reason")
+
+
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    """Which mistakes are shown, and how."""
+
+    limit: PositiveInt = setting(20, "the most rows that are shown")
+    part: str | None = setting(None, "of this test set alone")
+    whole: bool = setting(False, "prompts and texts as they are, not cut to the terminal's width")
+
+
+def main(arguments: list[str]) -> int:
+    line = read(arguments, Settings, names="RUN")
+    settings, record = line.settings, find(line.names[0], line.settings.output)
+    rows = answers(record, settings.output)
+    if settings.part:
+        one_of("part", settings.part, dict.fromkeys(row["part"] for row in rows.values()))
+        rows = {number: row for number, row in rows.items() if row["part"] == settings.part}
+    wrong = {number: row for number, row in rows.items() if not row["right"]}
+    width = shutil.get_terminal_size().columns - 1
+    for number, row in [*wrong.items()][: settings.limit]:
+        found = "no answer" if row["read"] is None else f"answer {row['read']}"
+        print(one_line(f"row {number}, {row['part']}: {found}, expected {row['expected']}: {row['reason']}"))
+        for key in ("prompt", "text"):
+            text = printable(row[key])
+            print(text if settings.whole else _cut(f"    {key}: {one_line(text)}", width))
+    unread = sum(row["read"] is None for row in wrong.values())
+    more = f"; the first {settings.limit} are shown" if len(wrong) > settings.limit else ""
+    print(f"{len(wrong):,} of {plural(len(rows), 'answer')} are wrong, {unread:,} texts without one{more}")
+    return 0
+
+
+def answers(record: Record, output: str) -> dict[int, dict[str, Any]]:
+    """The last epoch's texts as they were read, by line. Raises UserError for a run whose texts were not
+    read for an answer, or whose file is missing, changed or damaged."""
+    run = record["id"]
+    if number_of_texts(record) != "exact_match":
+        raise UserError(f"run {run} has no answers: {record['label']['task']} reads none from decoded texts")
+    path = kept_file(f"last_{scored(record)['variant']}.jsonl", record, output)
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").split("\n") if text]
+        return {number: {key: row[key] for key in KEYS} for number, row in enumerate(lines, 1)}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({describe(error)}): python -m runs.evaluate {run}") from None
+
+
+def _cut(text: str, width: int) -> str:
+    """A text without its middle, where it is longer than a line."""
+    half = (width - 5) // 2
+    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
+
+
+if __name__ == "__main__":
+    entry_point(main)
