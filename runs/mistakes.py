@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     settings, record = line.settings, find(line.names[0], line.settings.output)
     rows = answers(record, settings.output)
     if settings.part:
-        one_of("part", settings.part, dict.fromkeys(row["part"] for row in rows.values()))
+        one_of("part", settings.part, [*dict.fromkeys(row["part"] for row in rows.values())])
         rows = {number: row for number, row in rows.items() if row["part"] == settings.part}
     wrong = {number: row for number, row in rows.items() if not row["right"]}
     width = shutil.get_terminal_size().columns - 1

@@ -164,6 +164,16 @@ def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
 
 
 @pytest.fixture
+def sums_words(tiny_llama, tmp_path) -> list[str]:
+    """Sums, whose answers are decoded and read: tiny Llama, three steps an epoch."""
+    return [
+        *("model=decoder", f"model.path={tiny_llama}", "task=sums", "task.train_rows=12", "task.dev_rows=4"),
+        *("task.test_rows=6", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
+        *("device=cpu", "eval_batch=2", f"output={tmp_path / 'outputs'}"),
+    ]
+
+
+@pytest.fixture
 def image_words(tiny_vit, images, tmp_path) -> list[str]:
     """Images: tiny ViT, three classes, four images of each."""
     return [

@@ -102,15 +102,6 @@ def test_what_is_refused(changes, key, tokenizer):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def sums_words(tiny_llama, tmp_path):
-    return [
-        *("model=decoder", f"model.path={tiny_llama}", "task=sums", "task.train_rows=12", "task.dev_rows=4"),
-        *("task.test_rows=6", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
-        *("device=cpu", "eval_batch=2", f"output={tmp_path / 'outputs'}"),
-    ]
-
-
 def test_a_run_decodes_its_items_and_goes_on_after_a_kill(sums_words, tmp_path):
     straight = trained(sums_words)
     scores, items = straight["texts"]["scores"][0], straight["texts"]["items"]
