@@ -16,11 +16,11 @@ from tasks.forgetting import fixed_text
 
 class Item(NamedTuple):
     """part: the test set's name. prompt: what the model is given. answer: the expected one, as the reader
-    compares it."""
+    compares it; None for a row without one, which counts as wrong."""
 
     part: str
     prompt: str
-    answer: str
+    answer: str | None
 
 
 class Reading(NamedTuple):
@@ -32,6 +32,14 @@ class Reading(NamedTuple):
 
 
 Read = Callable[[Item, str], Reading]
+
+
+def compare(item: Item, answer: str | None) -> Reading:
+    """Of a reader that has found this answer, or none: it is right where it is the expected one."""
+    if answer is None:
+        return Reading(None, False, "no answer found")
+    right = answer == item.answer
+    return Reading(answer, right, "" if right else "another answer")
 
 
 class ExactTask(Written):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tasks.base import DataError, listed, named
 
@@ -67,6 +67,19 @@ def read_objects(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield (where := f"{path} line {number}"), validated(model, line, where)
+
+
+def read_list(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
+    """The same of a JSON list, whose objects are numbered from 0, or of a JSONL file."""
+    if path.suffix == ".jsonl":
+        yield from read_objects(path, model)
+        return
+    with open_text(path) as file:
+        try:
+            rows = TypeAdapter(list[model]).validate_json(file.read())  # type: ignore[valid-type]
+        except ValidationError as error:
+            raise DataError(f"{path}: {problem_of(error)}") from None
+    yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
 
 
 def stamp(path: Path) -> tuple[int, int]:

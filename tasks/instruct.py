@@ -18,8 +18,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -27,7 +25,7 @@ from pydantic import (
 from tasks.base import DataError, Source, block, check, fixed_subset, held_out
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
-from tasks.files import only_file, open_text, problem_of, read_objects, validated
+from tasks.files import only_file, open_text, read_list, validated
 from tasks.forgetting import fixed_text
 from tasks.mt_bench import BENCHES
 
@@ -99,6 +97,21 @@ class Template(BaseModel):
         return self.next_turn.format(instruction=instruction)
 
 
+def template_file(settings: Any) -> Path:
+    """The file of task.template, null for this project's own. Raises DataError where there is none."""
+    path = Path(settings["template"] or OWN_TEMPLATE)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (task.template)")
+    return path
+
+
+def other_words(settings: Any, template: Template) -> list[str]:
+    """A note where a template's words are not Alpaca's."""
+    own = settings["template"] and f"by the template {Path(settings['template']).name}"
+    words = own or "in this project's own words"
+    return [] if template.is_alpacas else [f"prompts {words}, not Alpaca's"]
+
+
 def read_template(path: Path) -> Template:
     """A template file (JSON). Raises DataError for a missing key, or placeholders other than the expected."""
     with open_text(path) as file:
@@ -158,9 +171,7 @@ class InstructTask(Continuations):
 def source(settings: Any) -> Source:
     """See tasks.source. The template is part of the data."""
     _check(settings)
-    template = Path(settings["template"] or OWN_TEMPLATE)
-    if not template.is_file():
-        raise DataError(f"{template}: no such file (task.template)")
+    template = template_file(settings)
     if settings.get("data_dir"):
         return Source(files={"rows.json": _local(Path(settings["data_dir"])), "template.json": template})
     pinned = content(settings["hub"], settings.get("revision"), "dataset")
@@ -171,7 +182,7 @@ def source(settings: Any) -> Source:
 def load(settings: Any) -> InstructTask:
     """See tasks.load. Raises DataError with file and row for one without an instruction or response."""
     _check(settings)
-    template = read_template(Path(settings["template"] or OWN_TEMPLATE))
+    template = read_template(template_file(settings))
     path = _local(data_folder(settings, "*.json", "/where/alpaca"))
     rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
     if len(rows) < count + 2:
@@ -184,10 +195,7 @@ def load(settings: Any) -> InstructTask:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
     if len(train) < len(rest):
         task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
-    if not template.is_alpacas:
-        own = settings["template"] and f"by the template {Path(settings['template']).name}"
-        words = own or "in this project's own words"
-        task.notes.append(f"prompts {words}, not Alpaca's")
+    task.notes += other_words(settings, template)
     return task
 
 
@@ -220,12 +228,5 @@ def _local(folder: Path) -> Path:
 
 
 def read_rows(path: Path) -> list[Example]:
-    """Rows in Alpaca's format: a JSON list of objects with instruction, input (optional) and output, whose
-    rows are numbered from 0 in errors, or JSON lines."""
-    if path.suffix == ".jsonl":
-        return [row for _, row in read_objects(path, Example)]
-    with open_text(path) as file:
-        try:
-            return TypeAdapter(list[Example]).validate_json(file.read())
-        except ValidationError as error:
-            raise DataError(f"{path}: {problem_of(error)}") from None
+    """Rows in Alpaca's format: objects with instruction, input (optional) and output."""
+    return [row for _, row in read_list(path, Example)]

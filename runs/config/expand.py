@@ -31,7 +31,7 @@ REFUSED = {
     r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
     r"\+*lease_seconds=": "leave it out, since the kernel knows which runs are on",
-    r".*_target_|\+*method\.kind=.*\.": "a file names what is called (--config-dir), no override does",
+    r".*_target_|\+*(method\.kind|task\.reader)=.*\.": "a file names what is called (--config-dir)",
 }
 #: Values of a list.
 MOST = 100_000

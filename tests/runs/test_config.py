@@ -313,7 +313,7 @@ launcher.name=x
 """,
     "{word}: not taken here. Instead: ": """
 hydra/launcher=submitit_slurm +hydra.launcher.nodes=2 hydra.run.dir=x hydra.searchpath=[file:///x]
-lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.kind=a.b
+lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.kind=a.b task.reader=a.b
 model.settings={a:[{_target_:os.system}]}
 """,
     "no key '{key}'": """

@@ -1,0 +1,194 @@
+"""Maths: how answers are read, held to what the code of peft, MetaMath and MATH reads; the rows of both
+protocols; and what of a file is refused. answers.jsonl has texts and solutions of our own, and what that code
+read in them: of solutions peft and MetaMath; of texts, for both, what was found and whether it was right; of
+MATH whether a text has an answer, and whether it is right."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_maths
+from transformers import AutoTokenizer
+
+import tasks
+from runs.config import expand
+from tasks import sums
+from tasks.answers import MATH, READERS, same_form
+from tasks.exact import Item
+
+pytestmark = pytest.mark.parity
+
+READ = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
+PAPERS = {
+    "prompt": None,
+    "reader": "metamath",
+    "max_characters": None,
+    "first_rows": 3,
+    "train_on_inputs": False,
+}
+PAPERS |= {"test_suffix": " Let's think step by step.", "tests": ["gsm8k", "math"], "stops": ["Instruction"]}
+
+
+@functools.cache
+def of_conf():
+    (run,) = expand(["model=decoder", "model.path=/x", "task=gsm8k"])
+    return run.config["task"] | {"forgetting_text": "none"}
+
+
+@pytest.fixture
+def load(tmp_path):
+    folder = write_maths(tmp_path / "maths")
+    return lambda **changes: tasks.load(
+        of_conf() | {"data_dir": str(folder), "test_dir": str(folder)} | changes
+    )
+
+
+def read(reader, item, text):
+    from tasks.maths import _read
+
+    found = _read(READERS[reader], item, text)
+    assert bool(found.reason) is not found.right
+    return [found.answer, found.right]
+
+
+def test_solutions_are_read_as_theirs():
+    rows = [row for kind, *row in READ if kind == "gsm8k"]
+    assert len(rows) == 200
+    for solution, peft, metamath in rows:
+        assert [READERS["peft"].expected(solution), READERS["metamath"].expected(solution)] == [
+            peft,
+            metamath,
+        ]
+
+
+def test_texts_are_read_as_theirs():
+    rows = [row for kind, *row in READ if kind == "text"]
+    assert len(rows) >= 200
+    for solution, text, *theirs in rows:
+        ours = []
+        for reader in ("peft", "metamath"):
+            # peft's code reads the prompt, too
+            ours += read(reader, Item("gsm8k", "Question: ?", READERS[reader].expected(solution)), text)
+        assert ours == theirs, text
+
+
+def test_answers_to_math_are_compared_as_theirs():
+    rows = [row for kind, *row in READ if kind == "math"]
+    assert len(rows) >= 200
+    for solution, text, found, right in rows:
+        answer, ours = read("peft", Item("math", "", MATH.expected(solution)), text)
+        assert [answer is not None, ours] == [found, right], (solution, text)
+    assert same_form(r"\dfrac 1{72}") == r"\frac{1}{72}"
+
+
+def test_rows_and_prompts_of_pefts_protocol(load):
+    task = load(first_rows=4, max_characters=120, dev_rows=3)
+    prompts = [prompt for prompt, _ in task.splits["train"]]
+    assert prompts[0] == "Question: What is 2 {more} than 3? Think step by step.\nAnswer:"
+    assert [len(of) for of in task.splits.values()] == [4, 3]
+    assert not any("long" in prompt for prompt in prompts)  # the second of five in the file
+    np.random.seed(0)
+    order = np.arange(8)
+    np.random.shuffle(order)
+    assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [f"Dev{i}" for i in order[:3]]
+    assert [item.answer for item in task.items] == ["1200.0", "1,200", "-3.0", "1.0"]  # with a comma a text
+    assert "train: 5 rows, of 395000 published" in task.notes
+
+
+def test_rows_and_prompts_of_the_papers_protocol(load, tiny_llama):
+    task = load(**PAPERS)
+    assert len(task.splits["train"]) == 3  # the first of the file, the long one among them
+    (prompt, response), item = task.splits["train"][1], task.items[0]
+    assert prompt.endswith("\n\n### Response:")
+    assert response.endswith("The answer is: 9")
+    assert item.prompt.endswith("\n\n### Response: Let's think step by step.")
+    assert [(one.part, one.answer) for one in task.items[-3:]] == [
+        ("math", r"\frac{1}{2}"),
+        ("math", "7"),
+        ("math", None),
+    ]
+    assert any("not Alpaca's" in note for note in task.notes)
+    task.prepare(AutoTokenizer.from_pretrained(tiny_llama), 96, 4096)
+    assert (
+        task._text(AutoTokenizer.from_pretrained(tiny_llama)("so 5 ### Instruction: 6")["input_ids"])
+        == "so 5 ### "
+    )
+    scores = task.scores(
+        ["The answer is: 1200", "The answer is: 1,200", "The answer is: 3", "", *["The answer is: 7."] * 3]
+    )
+    assert scores["parts"] == {"gsm8k": 50.0, "math": pytest.approx(100 / 3)}
+    assert (scores["exact_match"], scores["unread"]) == (50.0, pytest.approx(100 / 7))
+
+
+def test_the_other_forms_of_the_files_are_the_same_rows(load, tmp_path):
+    first, folder = load(**PAPERS), tmp_path / "other"
+    write_maths(folder, other=True)  # JSONL and parquet, and MATH as its authors have it
+    other = load(**PAPERS, data_dir=str(folder), test_dir=str(folder))
+    assert (other.splits, other.items) == (first.splits, first.items)
+
+
+def test_sums_are_right_and_none_is_in_two_splits():
+    rows = sums.problems(3000)
+    assert len(dict(rows)) == 3000
+    for prompt, answer in rows:
+        assert eval(prompt.removesuffix(" =")) == int(answer)
+    assert sums.problems(10) == rows[:10]
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "key"),
+    [
+        ("test.jsonl", {"question": "q", "answer": "no marker"}, "test.jsonl line 5"),
+        ("test.jsonl", {"question": "q"}, "line 5"),
+        ("train.jsonl", {"question": " ", "answer": "#### 1"}, "line 9"),
+        ("MetaMathQA.json", None, "task.max_characters"),
+        ("test.jsonl", None, "test set has no rows"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_row(file, row, key, load, tmp_path):
+    path = tmp_path / "maths" / file
+    text = path.read_text() + json.dumps(row) + "\n" if row else "[]" if file.endswith("json") else ""
+    path.write_text(text)
+    with pytest.raises(tasks.DataError, match=key) as error:
+        load()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        *(
+            ({key: "x"}, f"task.{key}")
+            for key in ("tests", "prompt", "reader", "first_rows", "max_characters")
+        ),
+        ({"tests": ["math"], "test_dir": None}, "task.test_dir"),
+        ({"test_dir": "/nowhere"}, "task.test_dir"),
+        ({"data_dir": "/nowhere"}, "task.data_dir"),
+        ({"prompt": None, "template": "/nowhere"}, "task.template"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(changes, key, load):
+    with pytest.raises(tasks.DataError, match=key) as error:
+        load(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
+    """Files, and the words and the reader of one's own; on the hub, what is known of it."""
+    folder = str(write_maths(tmp_path / "rows"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_reader.py").write_text(
+        "def last_word(text):\n    return text.split()[-1] if text else None\n"
+    )
+    settings = of_conf() | {"data_dir": folder, "test_dir": folder}
+    own = {"reader": "own_reader.last_word", "prompt": None, "tests": ["math"]}
+    assert set(tasks.source(settings).files) == {"rows", "gsm8k_train", "gsm8k_test"}
+    more = {"template.json", "reader.py", "MATH_test.jsonl"}
+    assert set(tasks.source(settings | own).files) == {"rows", "gsm8k_train", "gsm8k_test"} | more
+    hub = settings | {"data_dir": None, "revision": "a" * 40}
+    assert tasks.source(hub).pinned.startswith(f"meta-math/MetaMathQA@{'a' * 40} gsm8k_train:")
+    assert tasks.source(hub | {"test_dir": None}) == tasks.base.Source()  # no commit of GSM8K is known
+    task = load(reader="own_reader.last_word")
+    assert task.scores(["it is 1200", "1200", "", "-4"])["exact_match"] == 25
