@@ -33,16 +33,7 @@ from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    TEXT_SCORES,
-    Ledger,
-    Record,
-    cell_id,
-    read_ledger,
-    row_label,
-    without_paths,
-)
+from runs.record import FINISHED, TEXT_SCORES, Ledger, Record, cell_id, read_ledger, row_label, without_paths
 from runs.record.cell import Metric, interval_name, median_interval, seed_value, text_score
 from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of

@@ -23,14 +23,19 @@ from runs import gpus, methods, models
 from runs.command import one_of
 from runs.config import CONF
 from runs.errors import UserError
+from runs.models.load import NF4_BYTES
 from runs.record import Ledger, Record, describe, duration, hash_of, megabytes, plural, write_atomically
 from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
+from tasks.base import block, prompts_at_once
+from tasks.exact import ExactTask
 from tasks.fetch import cache_folder
 
 #: Shares of the rows, sorted by length, at which conf/rows.yaml has the length. The longest row of a batch
 #: decides how much is computed, so the grid is finer at its end.
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
 EVENLY = (np.arange(2000) + 0.5) / 2000  # those of a sample of the rows
+#: What a forecast says of the time of decoding that is in it.
+DECODING = "decoding at most, as if each text were the longest: bytes of weights over another such rate"
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
 
@@ -79,7 +84,8 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
     data = data or (*_published(task, published), "rows as published (conf/rows.yaml)")
     if not (tokens := published.get("tokens")):
         return data
-    words = [data[2].partition(";")[0], "lengths as published, in GPT-2's tokens", published.get("note")]
+    lengths = published.get("lengths", "lengths as published, in GPT-2's tokens")
+    words = [data[2].partition(";")[0], lengths, published.get("note")]
     parts = [tokens["train"], tokens["train" if task.get("holdout") else "dev"]]
     train, dev = (
         Lengths(of.rows, np.interp(EVENLY, GRID, part["at"]), part.get("predicted", 0.0))
@@ -91,6 +97,7 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
 def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengths, Lengths]:
     """From an entry of conf/rows.yaml and the task's settings."""
     (train, dev), share, shots = entry["rows"].values(), task.get("holdout"), task.get("shots")
+    train = min(train, task.get("first_rows") or train)
     if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
         train, rest = (entry["classes"] * shots if shots else train), train
         dev = dev or rest - train
@@ -112,12 +119,31 @@ def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
         return (*_published(task, {"rows": rows, "classes": loaded.num_labels}), "rows counted")
-    found = list[Lengths]()
+    found, exact = list[Lengths](), isinstance(loaded, ExactTask)  # whose rows are prompts and responses
     for rows in (loaded.splits["train"], loaded.splits["dev"]):
         texts = rows if isinstance(rows, tasks.Rows) else None
-        pairs = zip(texts.texts, texts.pairs or [""] * len(rows), strict=True) if texts else ()
-        found.append(Lengths(len(rows), [(len(one) + len(other)) / 4 + 3 for one, other in pairs]))
+        pairs = [*zip(texts.texts, texts.pairs or [""] * len(rows), strict=True)] if texts else []
+        pairs = rows if exact else pairs
+        tokens = [(len(one) + len(other)) / 4 + 3 for one, other in pairs]
+        found.append(
+            Lengths(len(rows), tokens, exact and float(np.mean([len(of) / 4 + 1 for _, of in pairs])))
+        )
     return found[0], found[1], "rows counted; lengths assumed, four characters a token"
+
+
+@cache
+def known_texts(settings: str) -> int:
+    """How many texts a run with these settings of its task (JSON) decodes with an adapter: the published
+    items (conf/rows.yaml) or those of its files; 0 where that is not known."""
+    task: dict[str, Any] = json.loads(settings)
+    if task.get("decode", "none") == "none":
+        return 0
+    if published := yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"], {}).get("items"):
+        most = task.get("items") or task.get("test_rows") or math.inf
+        return sum(int(min(published[of], most)) for of in task.get("tests") or [task["decode"]])
+    with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
+        return len(getattr(tasks.load(task), "items", ())) if tasks.source(task).files else 0
+    return 0
 
 
 # --- one run
@@ -130,8 +156,11 @@ class Outline:
     steps: int = 0  # of the optimizer
     basis: str = ""  # how the numbers of rows and their lengths are known
     tokens: float = 0.0  # of training, without padding; of images the patches
-    flops: float = 0.0  # of training and evaluation, padding included; without decoding
+    flops: float = 0.0  # of training and evaluation, padding included
     step_flops: float = 0.0
+    # Of decoding, at most: FLOPs of the prompts, and the bytes of weights that a GPU reads for the new tokens
+    prompts: float = 0.0
+    reads: float = 0.0
 
 
 def outline(run: Run) -> Outline:
@@ -145,18 +174,32 @@ def outline(run: Run) -> Outline:
         return Outline(plan.total_steps, basis)
     whole = min(plan.batch, train.rows)
     rows, evaluated = min(config["micro_batch"] or whole, whole), min(config["eval_batch"], dev.rows)
-    batches = tasks.base.block(task)  # that are sorted by length together
+    batches = block(task)  # that are sorted by length together
     length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     trained = epochs * train.rows + min(rest * plan.batch, train.rows)
-    counted = methods.flops(run, rows, length, math.ceil(length * train.predicted / train.mean))
+    predicted = train.mean if task.get("train_on_inputs") else train.predicted
+    counted = methods.flops(run, rows, length, math.ceil(length * predicted / train.mean))
     forward, training = (each / rows for each in counted or (0.0, 0.0))
     training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
     # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
     flops = trained * training + evaluations * dev.rows * of_dev
-    return Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
+    made = Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
+    texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))  # the last epoch's, and the best one's
+    return replace(made, prompts=texts * of_dev, reads=_reads(run, texts)) if texts and counted else made
+
+
+def _reads(run: Run, texts: int) -> float:
+    """The bytes of weights that are read to decode so many texts, all of the longest: every token of a batch
+    takes each weight once. Base weights are kept in float32 or in 4 bit; for a half precision they are cast
+    before each product, which writes and reads two bytes more."""
+    config, task = run.config, run.config["task"]
+    kept = NF4_BYTES if config["model"]["quantise"] else 4
+    cast = 4 if config["model"]["quantise"] or config["train"]["precision"] in ("bf16", "fp16") else 0
+    batches = math.ceil(texts / prompts_at_once(config["eval_batch"], task["beams"], on_gpu=True))
+    return batches * task["max_new_tokens"] * methods.weights(run) * (kept + cast)
 
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
@@ -220,14 +263,20 @@ def rate_file(run: Run) -> Path:
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
+@cache
+def cards() -> dict[str, dict[str, float]]:
+    """The rates that conf/cards.yaml assumes of each card."""
+    found: dict[str, dict[str, float]] = yaml.safe_load((CONF / "cards.yaml").read_text())
+    return found
+
+
 def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[float, str] | None:
     """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes it of a card. Without
     one this machine's: as a probe has measured it for the row, or as up to three finished runs of other cells
     in the same precision had it. Raises UserError for a card that the file lacks."""
     precision = run.config["train"]["precision"]
     if card:
-        cards = yaml.safe_load((CONF / "cards.yaml").read_text())
-        rate = cards[one_of("card", card, cards)][precision]
+        rate = cards()[one_of("card", card, cards())][precision]
         return rate, "a rate that conf/cards.yaml assumes: nobody measured it"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
@@ -284,12 +333,16 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
             amounts.append(share * np.array([each.steps, each.tokens, each.flops]))
             if seconds is None and (rate := rates.get(key)):
                 seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
+                if card and each.reads:
+                    seconds += each.prompts / rate[0] + each.reads / cards()[card]["memory"]
+                    sources[DECODING] = None
         times += [] if seconds is None else [seconds]
     steps, tokens, flops = np.sum(amounts, 0) if amounts else (0, 0, 0)
     bases = dict.fromkeys(word for each in new.values() if each.basis for word in each.basis.split("; "))
     unknown = ", ".join(dict.fromkeys(cells[key].row for key, each in new.items() if not each.flops))
     slow = {rate_file(cells[key]) for key, rate in rates.items() if not rate}
-    decodes = any(cells[key].config["task"].get("decode", "none") != "none" for key in rates)
+    decoding = (key for key in rates if cells[key].config["task"].get("decode", "none") != "none")
+    decodes = any(not (card and new[key].reads) for key in decoding)
     ids = {record["id"] for records in like.values() for record in records}
     words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
     part = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"

@@ -207,6 +207,16 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
     return counted and (counted[0], counted[1])
 
 
+def weights(run: Run) -> int:
+    """How many values a run's base model has, of a known architecture."""
+
+    def count() -> int:
+        return sum(values.numel() for values in models.skeleton(**model).parameters())
+
+    model = words_of(run)
+    return int(kept_in_cache("weights", [model, version("transformers")], count))
+
+
 def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:
     """The logits for random rows, on the network's device. image: pixels of a side; None: the model's."""
     import torch

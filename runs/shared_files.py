@@ -103,7 +103,7 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
 #: What the cache keeps, and how the JSON of a sound value looks.
-KEPT = {"sha256": r'"[0-9a-f]{64}"', "flops": r"null|\[[\d.e+]+, [\d.e+]+\]"}
+KEPT = {"sha256": r'"[0-9a-f]{64}"', "flops": r"null|\[[\d.e+]+, [\d.e+]+\]", "weights": r"\d+"}
 #: What this process has found or made, by the cache's files: it may be unable to write them.
 FOUND: dict[Path, Any] = {}
 

@@ -11,18 +11,8 @@ from socket import gethostname
 from typing import Any
 
 from runs.errors import rank
-from runs.record import (
-    TEXT_SCORES,
-    Metric,
-    Record,
-    duration,
-    number_of_texts,
-    one_class,
-    plural,
-    read_regular,
-    run_folder,
-    scored,
-)
+from runs.record import TEXT_SCORES, Metric, Record, duration, one_class, plural, read_regular, run_folder
+from runs.record.cell import number_of_texts, scored
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]

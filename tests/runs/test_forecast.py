@@ -14,6 +14,7 @@ from running import ROOT, TRAINING, call_here, output_of, refused, trained
 from tiers import sample
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 import vera
 from runs import counts, forecast, methods, models, plan
@@ -253,6 +254,42 @@ def test_nothing_is_claimed_where_nothing_is_known():
     assert outline(mnli) == forecast.Outline(steps, "rows as published (conf/rows.yaml)")
     text = forecast.estimate([Planned(mnli, "missing")], Ledger())
     assert (" tokens" in text, "FLOPs are not known of lora" in text) == (False, True)
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_decoding_reads_the_weights_for_each_token_of_a_batch(precision, sums_words, tiny_llama):
+    """Six texts in batches of 2, of the last epoch and of the best."""
+    words = [*sums_words, "train.max_length=16", f"train.precision={precision}"]
+    (run,) = expand(words)
+    values = sum(of.numel() for of in AutoModelForCausalLM.from_pretrained(tiny_llama).parameters())
+    known = outline(run)
+    assert known.reads == 2 * (6 / 2) * 8 * values * (8 if precision == "bf16" else 4)
+    assert known.prompts > 0
+    rates = yaml.safe_load((CONF / "cards.yaml").read_text())["H100"]
+    hours = forecast.estimate([Planned(run, "missing")], Ledger(), "H100")
+    seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates["memory"]
+    assert f"est. {duration(seconds)} left on one H100" in hours
+    assert ("decoding is not in it" in hours, "decoding is not in it" in plan_of(words)) == (False, True)
+    (without,) = expand([*words, "task.decode=none"])
+    assert (outline(without).reads, outline(without).flops) == (0, known.flops)
+
+
+def test_how_many_texts_are_decoded(e2e):
+    def texts(**task):
+        return forecast.known_texts(json.dumps({"decode": "test", "items": None} | task))
+
+    assert texts(name="gsm8k", tests=["gsm8k", "math"]) == 1319 + 5000
+    assert texts(name="gsm8k", tests=["gsm8k", "math"], items=100) == 200
+    assert (texts(name="e2e"), texts(name="e2e", decode="dev"), texts(name="e2e", decode="none")) == (
+        630,
+        547,
+        0,
+    )
+    (own,) = expand(["model=gpt2_medium", "task=e2e", "task.name=mine", f"task.data_dir={e2e}"])
+    assert texts(**own.config["task"]) == 3
 
 
 # --- hours
