@@ -26,6 +26,7 @@ from vera.adapter_file import (
     start_from,
 )
 from vera.base_weights import base_fingerprint
+from vera.check import check
 from vera.errors import AdapterError
 from vera.kernels import unchanged
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload

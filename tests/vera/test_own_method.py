@@ -231,3 +231,77 @@ def test_a_right_change_is_merged_whatever_it_keeps(keeps):
     expected = answer(model.eval())
     method.merge(model.train())
     assert torch.allclose(answer(model.eval()), expected, atol=1e-5)
+
+
+class Kept(Change):
+    """W0 + b A: A is frozen; the ways in which an author can get it wrong, by name."""
+
+    def __init__(self, wrong, base, inputs, outputs):
+        super().__init__()
+        self.wrong, dtype = wrong, base.weight.dtype if wrong == "half" else torch.float32
+        generator = torch.Generator().manual_seed(0) if wrong != "file" else None
+        self.register_buffer("A", torch.randn(2, inputs, generator=generator), persistent=False)
+        self.b = nn.Parameter(torch.full((outputs, 2), float(wrong == "start"), dtype=dtype))
+        self.unused = nn.Parameter(torch.zeros(2, dtype=dtype))
+
+    def forward(self, x):
+        y = x @ self.A.T.to(x) @ self.b.T.to(x)
+        return y if self.wrong == "gradient" else y + x @ self.extra().T.to(x)
+
+    def extra(self):
+        return self.unused.sum() * self.A.mean(0).expand(len(self.b), -1)
+
+    def weight(self):
+        whole = self.b.to(self.A) @ self.A + self.extra().to(self.A)
+        return 2 * whole if self.wrong == "weight" else whole
+
+    def __deepcopy__(self, memo):
+        if self.wrong == "copy" and self.b.any():
+            return self
+        copied = Kept(self.wrong, nn.Linear(1, 1).to(self.b.dtype), self.A.shape[1], len(self.b))
+        copied.load_state_dict(self.state_dict())
+        copied.A = self.A.clone()
+        return copied.to(self.b)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        *(("", None), ("settings", "settings"), ("start", r"starts \S+ off"), ("count", r"count\(\) says 7")),
+        *(("gradient", "no gradient reaches .*unused"), ("step", "LayerNorm.*frozen"), ("copy", "a copy")),
+        *(("file", "loaded"), ("off", "switched off"), ("weight", r"weight\(\)"), ("half", "float32")),
+        ("unmerge", "unmerged"),
+    ],
+)
+def test_check_finds_each_fault_of_a_method_and_leaves_the_model_alone(fault, named):
+    @dataclass(frozen=True)
+    class Own(vera.Method, kind="own"):
+        size: int = 2
+
+        def settings(self):
+            return super().settings() | ({"size": 3} if fault == "settings" else {})
+
+        def install(self, model):
+            targets = find_sites(model, ("value",))
+            wrap(model, targets, lambda path, block, base, *sizes: Kept(fault, base, *sizes))
+            if fault == "off":
+                model.register_forward_hook(lambda module, given, output: 2 * output.logits)
+
+        def count(self, model):
+            return 7 if fault == "count" else sum(p.numel() for p in self.adapter_parameters(model).values())
+
+        def after_step(self, model, step):
+            if fault == "step":
+                next(p for n, p in model.named_parameters() if "LayerNorm" in n).add_(1)
+
+        def unmerge(self, model):
+            return None if fault == "unmerge" else super().unmerge(model)
+
+    model = tiny_model()
+    if named is None:
+        assert vera.check(Own(), model) is True
+    else:
+        with refused(named, model):
+            vera.check(Own(), model, start=9.0 if fault == "off" else 1e-3)
+    with refused("inputs: what is a Linear called with"):
+        vera.check(Own(), nn.Linear(2, 2))
