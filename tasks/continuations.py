@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Decoding, Task, first_line
+from tasks.base import Array, DataError, Decoding, Task, first_line, held_out
 
 #: Token ids, and the index of the prompt's last token, which predicts the continuation's first.
 Row = tuple[list[int], int]
 
 
 class Continuations(Task):
-    """See the module. `prepare` fills `_rows`.
+    """See the module. `prepare` fills `_rows` from `splits`, the rows of train and dev.
 
     label_smoothing: of the training loss, over the whole vocabulary; the dev loss has none.
     """
@@ -28,7 +28,16 @@ class Continuations(Task):
     num_labels = 0
     problem = "generation"
     label_smoothing = 0.0
+    splits: dict[str, Any]
     _rows: dict[str, list[Row]]
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out."""
+        rows = self.splits["train"]
+        held = set(held_out([0] * len(rows), share, self.name))
+        rest = [row for i, row in enumerate(rows) if i not in held]
+        self.splits = {"train": rest, "dev": [rows[i] for i in sorted(held)]}
+        self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
 
     def prepare_text(self, tokenizer: Any, positions: int | None) -> None:
         """Tokenises the text that forgetting is measured on, where there is one."""
@@ -135,6 +144,11 @@ class Written(Continuations, Decoding):
     """Continuations that a trained model writes to prompts. `prepare` fills `_prompts`, an item's tokens."""
 
     _prompts: list[list[int]]
+
+    def hold_out(self, share: float) -> None:
+        if self.decodes:
+            raise DataError(f"task.holdout={share:g} with task.decode={self.split}: set decode to none")
+        super().hold_out(share)
 
     @abstractmethod
     def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[Any]:

@@ -41,7 +41,7 @@ class E2ETask(Written):
         self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]
     ) -> None:
         self.name, self.how = settings["name"], settings
-        self.splits, self.items, self.split = splits, items, settings["decode"]
+        self.splits, self.items, self.split = dict(splits), items, settings["decode"]
         self.decodes = self.split != "none"
         self.block = block(settings)
         self.label_smoothing = settings["label_smoothing"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.base import DataError, block, check, fixed_subset, held_out
+from tasks.base import DataError, block, check, fixed_subset
 from tasks.continuations import Written, token_ids
 from tasks.forgetting import fixed_text
 
@@ -71,16 +71,6 @@ class ExactTask(Written):
                 self.notes.append(f"{len(taken)} of the {len(every)} items of {part} are decoded")
         if self.decodes and not self.items:
             raise DataError(f"{self.name}: the test set has no rows")
-
-    def hold_out(self, share: float) -> None:
-        """See Task.hold_out."""
-        if self.decodes:
-            raise DataError(f"task.holdout={share:g} with task.decode={self.split}: set decode to none")
-        rows = self.splits["train"]
-        held = set(held_out([0] * len(rows), share, self.name))
-        dev = [rows[i] for i in sorted(held)]
-        self.splits = {"train": [row for i, row in enumerate(rows) if i not in held], "dev": dev}
-        self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         self._tokenizer = tokenizer

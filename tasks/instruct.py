@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.base import DataError, Source, block, check, fixed_subset, held_out
+from tasks.base import DataError, Source, block, check, fixed_subset
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
 from tasks.files import only_file, open_text, read_list, validated
@@ -140,14 +140,6 @@ class InstructTask(Continuations):
         self.notes: list[str] = []
         self.fixed_text = fixed_text(settings)
         self._rows = {}
-
-    def hold_out(self, share: float) -> None:
-        """See Task.hold_out."""
-        rows = self.splits["train"]
-        held = set(held_out([0] * len(rows), share, self.name))
-        rest = [row for i, row in enumerate(rows) if i not in held]
-        self.splits = {"train": rest, "dev": [rows[i] for i in sorted(held)]}
-        self.notes.append(f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})")
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         self.tokenizer, self.positions = tokenizer, positions

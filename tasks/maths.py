@@ -64,8 +64,8 @@ def source(settings: Any) -> Source:
 
 
 def load(settings: Any) -> ExactTask:
-    """See tasks.load. Raises DataError with file and row for one without a problem or a solution, or a GSM8K
-    test row without an answer. MATH's without one count as wrong, as in the papers' code."""
+    """See tasks.load. Raises DataError with file and row for one without a problem or a solution, or a test
+    row without an answer. MATH's without one count as wrong, as in the papers' code."""
     _check(settings)
     if settings.get("prepare") == "sums":
         return _sums(settings)
@@ -85,7 +85,7 @@ def load(settings: Any) -> ExactTask:
 
     def item(part: str, where: str, row: Solved) -> Item:
         answer = (MATH if part == "math" else read_by).expected(row.solution)
-        if answer is None and part == "gsm8k":
+        if answer is None and part != "math":
             raise DataError(f"{where}: no answer in the solution {quoted(row.solution)}")
         return Item(part, prompt(row) + settings["test_suffix"], answer)
 
@@ -99,14 +99,16 @@ def load(settings: Any) -> ExactTask:
     dev = [row for _, row in _rows(files["gsm8k_train"])]
     order = np.random.RandomState(0).permutation(len(dev))[: settings["dev_rows"]]  # peft's draw
     splits = {"train": train, "dev": [dev[i] for i in order]}
-    of_tests = {"gsm8k": ["gsm8k_test"], "math": [name for name in files if name.startswith("MATH")]}
     items = [
         item(part, where, row)
         for part in settings["tests"]
-        for name in of_tests[part]
+        for name in files
+        if name.startswith(f"{part}/")
         for where, row in _rows(files[name])
     ]
-    counts = {"train": len(every), **Counter(item.part for item in items)}
+    counts = (
+        {"train": len(every), **Counter(item.part for item in items)} if settings["name"] == "gsm8k" else {}
+    )
     notes += [f"{k}: {n} rows, of {PUBLISHED[k]} published" for k, n in counts.items() if n != PUBLISHED[k]]
     pairs = {split: [(prompt(row), row.solution) for row in of] for split, of in splits.items()}
     task = ExactTask(settings, pairs, items, partial(_read, read_by), settings["tests"][0])
@@ -133,15 +135,16 @@ def _check(settings: Any) -> None:
     if settings.get("prepare") == "sums":
         return
     tests, prompt = settings["tests"], settings["prompt"]
-    known = isinstance(tests, list) and 0 < len(tests) == len(set(tests) & {"gsm8k", "math"})
-    check(settings, "tests", known, "a list of gsm8k and math")
+    check(
+        settings, "tests", isinstance(tests, list) and bool(tests), "a list of gsm8k, math or sets of yours"
+    )
     check(settings, "prompt", prompt is None or "{query}" in str(prompt), "a text with {query}, or null")
     check(settings, "dev_rows", settings["dev_rows"] is not None, "a whole number from 1 on")
     for key in ("max_characters", "first_rows"):
         fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= 1)
         check(settings, key, fits, "a whole number from 1 on, or null for all")
-    if "math" in tests and not settings["test_dir"]:
-        raise DataError("task.tests=[..., math]: MATH is read from a folder, task.test_dir=/where/it/is")
+    if set(tests) - {"gsm8k"} and not settings["test_dir"]:
+        raise DataError(f"task.tests={tests}: all but gsm8k are in a folder, task.test_dir=/where/it/is")
 
 
 # --- files
@@ -155,15 +158,17 @@ def _files(settings: Any, rows: Any, tests: Any) -> dict[str, Path]:
     if rows:
         one = Path(rows).is_file()
         files["rows"] = Path(rows) if one else _file(Path(rows), "data_dir", METAMATHQA)
-    for split in ("train", "test") if tests else ():
-        names = [name.format(split) for name in GSM8K]
-        files[f"gsm8k_{split}"] = _file(Path(tests), "test_dir", names)
-    if "math" in settings["tests"]:
-        folder = Path(tests)
-        found = next(filter(None, (sorted(folder.glob(pattern)) for pattern in MATHS)), None)
+    if tests:
+        files["gsm8k_train"] = _file(Path(tests), "test_dir", [name.format("train") for name in GSM8K])
+    for part in settings["tests"] if tests else ():
+        if part != "math":
+            names = [name.format("test") for name in GSM8K] if part == "gsm8k" else [f"{part}.jsonl"]
+            files[f"{part}/test"] = _file(Path(tests), "test_dir", names)
+            continue
+        found = next(filter(None, (sorted(Path(tests).glob(pattern)) for pattern in MATHS)), None)
         if not found:
-            raise DataError(f"{folder}: no {' or '.join(MATHS)} (task.test_dir)")
-        files |= {path.relative_to(folder).as_posix(): path for path in found}
+            raise DataError(f"{tests}: no {' or '.join(MATHS)} (task.test_dir)")
+        files |= {f"math/{path.relative_to(tests).as_posix()}": path for path in found}
     return files
 
 

@@ -9,9 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks
 from runs.config import expand
-from tasks.exact import ExactTask, Item, Reading
+from tasks.exact import ExactTask, Item, compare
 
 pytestmark = pytest.mark.properties
+
+ITEMS = [Item("a", "one", "x"), Item("a", "one two three four", "y"), Item("b", "a longer prompt, one", "x")]
+ROWS = {"train": [("Answer:", "To be"), ("12 + 5 =", " 17")], "dev": [("3 - 1 =", " 2"), ("1 + 1 =", " 2")]}
 
 
 @functools.cache
@@ -20,17 +23,13 @@ def of_conf():
     return run.config["task"] | {"forgetting_text": "none"}
 
 
-def has(item, text):
-    """A reader: the text's first letter."""
-    return Reading(text[:1] or None, text[:1] == item.answer, "" if text[:1] == item.answer else "another")
-
-
-ITEMS = [Item("a", "one", "x"), Item("a", "one two three four", "y"), Item("b", "a longer prompt, one", "x")]
-ROWS = {"train": [("Answer:", "To be"), ("12 + 5 =", " 17")], "dev": [("3 - 1 =", " 2"), ("1 + 1 =", " 2")]}
-
-
-def make(headline=None, of=ITEMS, **changes):
-    return ExactTask(of_conf() | changes, ROWS, of, has, headline)
+def make(tokenizer=None, headline=None, of=ITEMS, **changes):
+    """A task whose reader takes a text's first letter."""
+    read = lambda item, text: compare(item, text[:1] or None)  # noqa: E731
+    task = ExactTask(of_conf() | changes, ROWS, of, read, headline)
+    if tokenizer:
+        task.prepare(tokenizer, 64, 256)
+    return task
 
 
 @pytest.fixture
@@ -40,8 +39,7 @@ def tokenizer(tiny_llama):
 
 @pytest.mark.parametrize("on_inputs", [False, True])
 def test_a_row_is_one_text_and_its_end(on_inputs, tokenizer):
-    task = make(train_on_inputs=on_inputs)
-    task.prepare(tokenizer, 64, 256)
+    task = make(tokenizer, train_on_inputs=on_inputs)
     for (ids, last), (prompt, response) in zip(task._rows["train"], ROWS["train"], strict=True):
         assert ids == [*tokenizer(prompt + response)["input_ids"], tokenizer.eos_token_id]
         assert last == (0 if on_inputs else len(tokenizer(prompt)["input_ids"]) - 1)
@@ -52,8 +50,7 @@ def test_the_text_depends_on_no_neighbour_and_no_padding(tokenizer, tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     assert tokenizer.pad_token is None
     for beams in (1, 3):
-        task = make(beams=beams, max_new_tokens=12)
-        task.prepare(tokenizer, 64, 256)
+        task = make(tokenizer, beams=beams, max_new_tokens=12)
         alone = [task.decode(model, [i])[0] for i in range(3)]
         assert task.decode(model, [0, 1, 2]) == alone == task.decode(model, [2, 1, 0])[::-1]
         assert len({text for texts in alone for text in texts.values()}) > 1
@@ -61,25 +58,28 @@ def test_the_text_depends_on_no_neighbour_and_no_padding(tokenizer, tiny_llama):
 
 
 def test_a_text_ends_at_its_end_token_or_the_first_stop(tokenizer):
-    task = make(stops=["Question", "###"])
-    task.prepare(tokenizer, 64, 256)
+    task = make(tokenizer, stops=["Question", "###"])
     ids = tokenizer("the answer ### 5 Question", add_special_tokens=False)["input_ids"]
     assert task._text(ids) == "the answer "
     assert task._text([*ids[:2], tokenizer.eos_token_id, *ids]) == tokenizer.decode(ids[:2])
 
 
-def test_scores_and_files(tmp_path):
+def test_scores_files_and_a_fixed_subset_of_each_part(tmp_path):
     texts = ["x", "", "z"]
     assert make().scores(texts) == {"exact_match": 25.0, "parts": {"a": 50.0, "b": 0.0}, "unread": 100 / 3}
-    assert make("a").scores(texts)["exact_match"] == 50
+    assert make(headline="a").scores(texts)["exact_match"] == 50
     make().write(tmp_path, {"last_greedy": texts})
     lines = [json.loads(line) for line in (tmp_path / "last_greedy.jsonl").read_text().splitlines()]
-    wrong = {"part": "b", "prompt": ITEMS[2].prompt, "text": "z", "expected": "x"}
-    assert lines[2] == wrong | {"read": "z", "right": False, "reason": "another"}
-    assert [line["right"] for line in lines] == [True, False, False]
-
-
-def test_a_fixed_subset_is_decoded_of_each_part():
+    wrong = {
+        "part": "b",
+        "prompt": ITEMS[2].prompt,
+        "text": "z",
+        "expected": "x",
+        "read": "z",
+        "right": False,
+    }
+    assert lines[2] == wrong | {"reason": lines[2]["reason"]}
+    assert [(line["right"], bool(line["reason"])) for line in lines] == [(True, False), *[(False, True)] * 2]
     few = make(of=ITEMS * 4, items=3)
     assert [item.part for item in few.items] == ["a"] * 3 + ["b"] * 3
     assert len(few.notes) == 2
@@ -102,11 +102,16 @@ def test_what_is_refused(changes, key, tokenizer):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_decodes_its_items_and_goes_on_after_a_kill(sums_words, tmp_path):
-    straight = trained(sums_words)
+def test_a_run_decodes_its_items_and_goes_on_after_a_kill(tiny_llama, tmp_path):
+    words = [
+        *("model=decoder", f"model.path={tiny_llama}", "task=sums", "task.train_rows=12", "task.dev_rows=4"),
+        *("task.test_rows=6", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
+        *("device=cpu", "eval_batch=2", f"output={tmp_path / 'outputs'}"),
+    ]
+    straight = trained(words)
     scores, items = straight["texts"]["scores"][0], straight["texts"]["items"]
     assert (scores["parts"], items, scores["variant"]) == ({"sums": scores["exact_match"]}, 6, "greedy")
-    killed = elsewhere(sums_words, output=tmp_path / "killed")
+    killed = elsewhere(words, output=tmp_path / "killed")
     folder = killed_at(killed, "task.decode", 2)
     assert (folder / "decoded_last.jsonl").read_text().count("\n") == 1 + 2
     assert comparable(do(killed)) == comparable(straight)

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import write_maths
-from transformers import AutoTokenizer
 
 import tasks
 from runs.config import expand
 from tasks import sums
-from tasks.answers import MATH, READERS, same_form
+from tasks.answers import MATH, READERS
 from tasks.exact import Item
+from tasks.maths import _read
 
 pytestmark = pytest.mark.parity
 
@@ -45,42 +45,25 @@ def load(tmp_path):
     )
 
 
-def read(reader, item, text):
-    from tasks.maths import _read
-
-    found = _read(READERS[reader], item, text)
+def read(reader, expected, text, part="gsm8k"):
+    """What is found and whether it is right; peft's code reads the prompt, too."""
+    found = _read(READERS[reader], Item(part, "Question: ?", expected), text)
     assert bool(found.reason) is not found.right
     return [found.answer, found.right]
 
 
-def test_solutions_are_read_as_theirs():
-    rows = [row for kind, *row in READ if kind == "gsm8k"]
-    assert len(rows) == 200
-    for solution, peft, metamath in rows:
-        assert [READERS["peft"].expected(solution), READERS["metamath"].expected(solution)] == [
-            peft,
-            metamath,
-        ]
-
-
-def test_texts_are_read_as_theirs():
-    rows = [row for kind, *row in READ if kind == "text"]
-    assert len(rows) >= 200
-    for solution, text, *theirs in rows:
-        ours = []
-        for reader in ("peft", "metamath"):
-            # peft's code reads the prompt, too
-            ours += read(reader, Item("gsm8k", "Question: ?", READERS[reader].expected(solution)), text)
+def test_solutions_and_texts_are_read_as_theirs():
+    rows = {kind: [row for other, *row in READ if other == kind] for kind in ("gsm8k", "text", "math")}
+    assert all(len(of_kind) >= 200 for of_kind in rows.values())
+    peft, metamath = (READERS[name].expected for name in ("peft", "metamath"))
+    for solution, *theirs in rows["gsm8k"]:
+        assert [peft(solution), metamath(solution)] == theirs, solution
+    for solution, text, *theirs in rows["text"]:
+        ours = [*read("peft", peft(solution), text), *read("metamath", metamath(solution), text)]
         assert ours == theirs, text
-
-
-def test_answers_to_math_are_compared_as_theirs():
-    rows = [row for kind, *row in READ if kind == "math"]
-    assert len(rows) >= 200
-    for solution, text, found, right in rows:
-        answer, ours = read("peft", Item("math", "", MATH.expected(solution)), text)
-        assert [answer is not None, ours] == [found, right], (solution, text)
-    assert same_form(r"\dfrac 1{72}") == r"\frac{1}{72}"
+    for solution, text, *theirs in rows["math"]:
+        answer, right = read("peft", MATH.expected(solution), text, "math")
+        assert [answer is not None, right] == theirs, (solution, text)
 
 
 def test_rows_and_prompts_of_pefts_protocol(load):
@@ -97,7 +80,7 @@ def test_rows_and_prompts_of_pefts_protocol(load):
     assert "train: 5 rows, of 395000 published" in task.notes
 
 
-def test_rows_and_prompts_of_the_papers_protocol(load, tiny_llama):
+def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
     task = load(**PAPERS)
     assert len(task.splits["train"]) == 3  # the first of the file, the long one among them
     (prompt, response), item = task.splits["train"][1], task.items[0]
@@ -110,23 +93,15 @@ def test_rows_and_prompts_of_the_papers_protocol(load, tiny_llama):
         ("math", None),
     ]
     assert any("not Alpaca's" in note for note in task.notes)
-    task.prepare(AutoTokenizer.from_pretrained(tiny_llama), 96, 4096)
-    assert (
-        task._text(AutoTokenizer.from_pretrained(tiny_llama)("so 5 ### Instruction: 6")["input_ids"])
-        == "so 5 ### "
-    )
     scores = task.scores(
         ["The answer is: 1200", "The answer is: 1,200", "The answer is: 3", "", *["The answer is: 7."] * 3]
     )
     assert scores["parts"] == {"gsm8k": 50.0, "math": pytest.approx(100 / 3)}
     assert (scores["exact_match"], scores["unread"]) == (50.0, pytest.approx(100 / 7))
-
-
-def test_the_other_forms_of_the_files_are_the_same_rows(load, tmp_path):
-    first, folder = load(**PAPERS), tmp_path / "other"
-    write_maths(folder, other=True)  # JSONL and parquet, and MATH as its authors have it
-    other = load(**PAPERS, data_dir=str(folder), test_dir=str(folder))
-    assert (other.splits, other.items) == (first.splits, first.items)
+    # JSONL and parquet, and MATH as its authors have it
+    folder = str(write_maths(tmp_path / "other", other=True))
+    other = load(**PAPERS, data_dir=folder, test_dir=folder)
+    assert (other.splits, other.items) == (task.splits, task.items)
 
 
 def test_sums_are_right_and_none_is_in_two_splits():
@@ -184,9 +159,9 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     )
     settings = of_conf() | {"data_dir": folder, "test_dir": folder}
     own = {"reader": "own_reader.last_word", "prompt": None, "tests": ["math"]}
-    assert set(tasks.source(settings).files) == {"rows", "gsm8k_train", "gsm8k_test"}
-    more = {"template.json", "reader.py", "MATH_test.jsonl"}
-    assert set(tasks.source(settings | own).files) == {"rows", "gsm8k_train", "gsm8k_test"} | more
+    assert set(tasks.source(settings).files) == {"rows", "gsm8k_train", "gsm8k/test"}
+    more = {"template.json", "reader.py", "math/MATH_test.jsonl"}
+    assert set(tasks.source(settings | own).files) == {"rows", "gsm8k_train"} | more
     hub = settings | {"data_dir": None, "revision": "a" * 40}
     assert tasks.source(hub).pinned.startswith(f"meta-math/MetaMathQA@{'a' * 40} gsm8k_train:")
     assert tasks.source(hub | {"test_dir": None}) == tasks.base.Source()  # no commit of GSM8K is known
