@@ -79,7 +79,10 @@ def text(planned: list[Planned], ledger: Ledger, card: str | None = None, redo: 
     models = ", ".join(dict.fromkeys(p.run.model for p in planned))
     totals = Counter(p.state for p in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
-    cost = estimate(runs, ledger, card) if (runs := left(planned, redo)) else "nothing that can be done now"
+    runs = left(planned, redo)
+    if card:  # where that card is, what is not here may be
+        runs += [p for p in planned if p.state == "blocked" and p not in runs and not refusal(p.run)]
+    cost = estimate(runs, ledger, card) if runs else "nothing that can be done now"
     title = f"{name}: {plural(len(planned), 'run')} on {models}"
     return "\n".join([title, "", *_grid(planned), "", states, cost, *_remarks(planned)])
 

@@ -277,6 +277,19 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(precision, sums_wo
     assert (outline(without).reads, outline(without).flops) == (0, known.flops)
 
 
+def test_hours_elsewhere_are_known_without_the_data(tmp_path):
+    words = [
+        "model=llama2_7b",
+        "task=gsm8k",
+        "task.tests=[gsm8k,math]",
+        "method=vera,lora",
+        f"output={tmp_path}",
+    ]
+    here, there = plan_of(words), plan_of(words, card="H100")
+    assert ("est. " in here, "forecast for 2 runs: " in there) == (False, True)
+    assert "blocked: task.tests" in there
+
+
 def test_how_many_texts_are_decoded(e2e):
     def texts(**task):
         return forecast.known_texts(json.dumps({"decode": "test", "items": None} | task))
