@@ -123,6 +123,8 @@ def _read(by: Reader, item: Item, text: str) -> Reading:
 
 def _sums(settings: Any) -> ExactTask:
     test, dev, train = (settings[key] for key in ("test_rows", "dev_rows", "train_rows"))
+    if test + dev + train > sums.MOST:
+        raise DataError(f"task.train_rows={train}: with the other rows more than the {sums.MOST} problems")
     rows = sums.problems(test + dev + train)  # the test rows first: the same, whatever is trained on
     splits = {"train": rows[test + dev :], "dev": rows[test : test + dev]}
     items = [Item("sums", prompt, answer.strip()) for prompt, answer in rows[:test]]
