@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from runs.command import COMPOSING, Line, OfRecords, S, entry_point, open_ledger, read, setting
-from runs.config import read_command
+from runs.command import Line, OfRecords, entry_point, setting
 from runs.config.schema import Count
 from runs.errors import UserError
-from runs.evaluate import Report, find, restore
-from runs.identity import data_content, identify
-from runs.record import FINISHED, Record, hash_of, run_folder, write_atomically
+from runs.evaluate import Report, read_line, records_of, restore
+from runs.identity import data_content
+from runs.record import Record, hash_of, run_folder, write_atomically
 from runs.shared_files import alone, run_lock
 from tasks.instruct import InstructTask, check_answers
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
@@ -60,22 +59,13 @@ class Settings(Questions):
     device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(None, "where they are answered")
 
 
-def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
-    """The command line of answer or judge. Raises UserError where it names no run."""
-    runs = "the runs, as for python -m runs, in place of ids"
-    line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
-    if not (line.names or line.overrides or line.options):
-        raise UserError("which runs? Name their ids, or what composes them, such as experiment=NAME (--help)")
-    return line
-
-
 def main(arguments: list[str]) -> int:
     from runs.sweep.display import Display, heads
 
     line = read_line(arguments, Settings)
     if "LOCAL_RANK" in os.environ:
         raise UserError("answers are made by one process: python -m runs.answer, without torchrun")
-    records = records_of(line)
+    records = answerable(line)
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
@@ -93,24 +83,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def records_of(line: Line[Any]) -> list[Record]:
-    """The finished records that a command line names: by run ids, or by whatever composes runs.
-
-    Raises UserError where there is none, or for a task other than instruction tuning."""
-    output = line.settings.output
-    records = [find(name, output) for name in line.names]
-    if not line.names:
-        runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
-        ledger = open_ledger(output, published=False).records
-        for run, run_id in zip(runs, identify(runs), strict=True):
-            record = ledger.get(run_id or "", {"status": "missing"})
-            records += [record] if record["status"] == "done" else []
-            if record["status"] not in FINISHED:
-                print(f"left out: {run.label} has not finished here", flush=True)
-        if not records:
-            words = " ".join([*line.options, *line.overrides])
-            none = f"none of these {len(runs)} runs has finished in {output}/records"
-            raise UserError(f"{none}. First: python -m runs {words}")
+def answerable(line: Line[Any]) -> list[Record]:
+    """The runs of `records_of`. Raises UserError for a task other than instruction tuning."""
+    records = records_of(line)
     for record in records:
         if record["config"]["task"].get("family") != "instruct":
             other = f"run {record['id']} is on {record['label']['task']}"

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
-from runs.command import OfRecords, entry_point, find_record, open_ledger, read
+from runs.command import COMPOSING, Line, OfRecords, S, entry_point, find_record, open_ledger, read
+from runs.config import read_command
 from runs.errors import UserError
-from runs.record import Record, describe, finished_record, run_folder, write_record
+from runs.identity import identify
+from runs.record import FINISHED, Record, describe, finished_record, run_folder, write_record
 from runs.run import Run
 from runs.shared_files import alone, check_kept, run_lock
 from runs.training.files import tidy
@@ -93,7 +95,17 @@ def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) ->
     return record is not None
 
 
-# --- a finished run, loaded
+# --- the finished runs that a command names
+
+
+def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
+    """The command line of a command that takes runs, by ids or by what composes them. Raises UserError where
+    it names none."""
+    runs = "the runs, as for python -m runs, in place of ids"
+    line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
+    if not (line.names or line.overrides or line.options):
+        raise UserError("which runs? Name their ids, or what composes them, such as experiment=NAME (--help)")
+    return line
 
 
 def find(name: str, output: str) -> Record:
@@ -102,6 +114,30 @@ def find(name: str, output: str) -> Record:
     if record["status"] != "done":
         raise UserError(f"run {record['id']} is {record['status']}: {record['error']}")
     return record
+
+
+def records_of(line: Line[Any]) -> list[Record]:
+    """The finished records that a command line names: by run ids, or by whatever composes runs.
+
+    Raises UserError where there is none."""
+    output = line.settings.output
+    records = [find(name, output) for name in line.names]
+    if not line.names:
+        runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
+        ledger = open_ledger(output, published=False).records
+        for run, run_id in zip(runs, identify(runs), strict=True):
+            record = ledger.get(run_id or "", {"status": "missing"})
+            records += [record] if record["status"] == "done" else []
+            if record["status"] not in FINISHED:
+                print(f"left out: {run.label} has not finished here", flush=True)
+        if not records:
+            words = " ".join([*line.options, *line.overrides])
+            none = f"none of these {len(runs)} runs has finished in {output}/records"
+            raise UserError(f"{none}. First: python -m runs {words}")
+    return records
+
+
+# --- a finished run, loaded
 
 
 def restore(record: Record, output: str, best: bool = False, report: Report = lambda _: None) -> "Context":
@@ -115,15 +151,19 @@ def restore(record: Record, output: str, best: bool = False, report: Report = la
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     counts = record["parameters"]
     files = {part: kept_file(name, record, output) for part, name in names.items() if counts[part]}
-    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
-    run = Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
-    context = Context(run, record["id"], report, start=False)
+    context = Context(run_of(record), record["id"], report, start=False)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
         vera.start_from(context.raw_model, files["adapter"])
     if "head" in files:
         vera.load_head(context.raw_model, files["head"])
     return context
+
+
+def run_of(record: Record) -> Run:
+    """The run that a record is of."""
+    row, model, task, seed = (record["cell"][key] for key in ("row", "model", "task", "seed"))
+    return Run(row, model, task, seed, record["recipe"]["name"], record["cell"]["paper"], record["config"])
 
 
 def kept_file(name: str, record: Record, output: str) -> Path:

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runs.answer import Questions, answers_path, config_of, read_line, records_of
+from runs.answer import Questions, answerable, answers_path, config_of
 from runs.command import entry_point, setting
 from runs.errors import UserError
-from runs.evaluate import amend
+from runs.evaluate import amend, read_line
 from runs.record import Record, finished_record, read_regular, record_path
 from tasks.mt_bench import Judge, data_folder, judged, read_answers, read_questions, table
 
@@ -45,7 +45,7 @@ class Settings(Questions):
 def main(arguments: list[str]) -> int:
     line = read_line(arguments, Settings)
     settings, output = line.settings, line.settings.output
-    records = records_of(line)
+    records = answerable(line)
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
     answered = [_answers(record, config_of(record, line)) for record in records]

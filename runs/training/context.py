@@ -151,16 +151,10 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     config = run.config
     method = make_method(run.method)
     task = tasks.load(config["task"])
-    folder, modality = models.fetch(config["model"]), config["model"]["modality"]
-    models.check_memory(folder, config, device)
     # Where nothing trains, no file holds the head
-    seed_everything(config["seed"] + (not start and method.kind != "none"))
-    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
-    quantise = compute if config["model"].get("quantise") else None
-    model, tokenizer = models.load(
-        folder, task.num_labels, task.problem, config["model"].get("settings"), modality, quantise, device
-    )
-    if modality == "image":
+    seed = config["seed"] + (not start and method.kind != "none")
+    model, tokenizer = load_base(config, device, seed, task.num_labels, task.problem)
+    if config["model"]["modality"] == "image":
         task.prepare(tokenizer, 0)
     else:
         positions = getattr(model.config, "max_position_embeddings", 512) - _first_position(model)
@@ -172,6 +166,21 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     if start and config["init_from"]:
         vera.start_from(model, start_file(run))
     return task, model, method
+
+
+def load_base(
+    config: Mapping[str, Any], device: torch.device, seed: int, num_labels: int = 0, problem: str = ""
+) -> tuple[Any, Any]:
+    """A configuration's model before a method adapts it (on the CPU, or in 4 bit on `device`), and its
+    tokenizer or image preprocessing. seed: of all generators, as it is loaded."""
+    of = config["model"]
+    folder = models.fetch(of)
+    models.check_memory(folder, config, device)
+    seed_everything(seed)
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
+    quantise = compute if of.get("quantise") else None
+    settings = of.get("settings")
+    return models.load(folder, num_labels, problem, settings, of["modality"], quantise, device)
 
 
 def _first_position(model: Any) -> int:

@@ -303,7 +303,7 @@ def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(judged, mon
         meanwhile(path.unlink)
         assert judged_by(server) == 1
     assert f"run {record['id']}: {output}/records has no record of it" in capsys.readouterr().out
-    monkeypatch.setattr(judge, "records_of", lambda line: [record])  # as of a run that only a study has
+    monkeypatch.setattr(judge, "answerable", lambda line: [record])  # as of a run that only a study has
     with refused(f"{path}: no record"):
         judged_by(server)
     write_record(output, record)
