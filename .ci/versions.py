@@ -1,7 +1,8 @@
 """constraints.txt: the versions that CI ran.
 
 `python .ci/versions.py` writes it from the environment that it runs in, which make setup has made and CI has
-added Ray to (make constraints); with --check it says where that environment differs, and changes nothing.
+added Ray and lm-eval to (make constraints); with --check it says where that environment differs, and changes
+nothing.
 """
 
 import sys
@@ -45,7 +46,8 @@ def main(words: list[str]) -> int:
         return 0
     needs = map(Requirement, metadata.requires(PROJECT) or ())
     if missing := [one.name for one in needs if canonicalize_name(one.name) not in {*found, PROJECT}]:
-        print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[bench,dev,ray]'")
+        extras = "bench,dev,ray,lm-eval"
+        print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[{extras}]'")
         return 2
     python = ".".join(map(str, sys.version_info[:2]))
     lines = [f"{name}=={version}\n" for name, version in found.items()]

@@ -16,6 +16,7 @@ from runs.record import (
     crossfit_of,
     defining,
     epoch_of_table,
+    evaluated,
     lora_scaling,
     number_of_texts,
     one_class,
@@ -159,6 +160,7 @@ NAMES: Columns = {
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, "first"),
     "benches": (lambda record: " ".join(sorted({of["bench"] for of in record.get("judged") or []})), ""),
+    "evaluated": (lambda record: " ".join(evaluated(record)), ""),  # the tasks of lm-eval
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, "first"),
 }
 NAMES |= values("", preset="cell.paper", error="error")
@@ -184,6 +186,7 @@ NUMBERS: Columns = {
     "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
     "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
     "judged": (lambda record: record.get("judged") or [], ""),
+    "lm_eval": (evaluated, ""),
     "seconds": (seconds, "median"),
     "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": (lambda record: tuple(record["deviations"]), ""),

@@ -23,7 +23,7 @@ WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
     "claims": claims_table,
 }
 #: The names of all, in the order of a page.
-TABLES = (*(f"table{number}" for number in range(1, 14)), "maths", "commonsense", "demo", "claims")
+TABLES = (*(f"table{number}" for number in range(1, 14)), "maths", "commonsense", "lm_eval", "demo", "claims")
 
 
 def make(

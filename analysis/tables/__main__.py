@@ -1,6 +1,6 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2                    (table1 to table13, claims, demo)
+    python -m analysis.tables table2                    (table1 to table13, claims, demo, lm_eval)
     python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
     python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
     python -m analysis.tables task=mine                 the same of a task (model=, method=)

@@ -254,6 +254,65 @@ class Exact(Rows):
         return self.how + f" Texts without an answer that could be read: {', '.join(many)}." * bool(many)
 
 
+class LmEval(Spec):
+    """What lm-eval measured after training, before it, and the difference: a table for each task that was
+    trained on."""
+
+    def parts(self, view: View) -> list[View]:
+        """One for each task that was trained on."""
+        runs = self.belonging(view.runs)
+        return [replace(view, runs=of) for _, of in runs.groupby("task")]
+
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Each metric of each task, in a column of those that were asked alike."""
+        lines = [
+            (run, {**entry, **of, "task": task})
+            for run, entries in runs.lm_eval.items()
+            for task, entry in entries.items()
+            for of in entry["metrics"]
+        ]
+        names, hashes = [column_of(of) for _, of in lines], dict[str, dict[str, None]]()
+        for name, (_, of) in zip(names, lines, strict=True):
+            hashes.setdefault(name, {})[of["asked"]] = None
+        several = {name for name, of in hashes.items() if len(of) > 1}  # other rows, or another version
+        each = pd.DataFrame([of for _, of in lines], [run for run, _ in lines])
+        each["column"] = [
+            f"{name}, {of['asked'][:4]}" if name in several else name
+            for name, (_, of) in zip(names, lines, strict=True)
+        ]
+        before = pd.to_numeric(each.get("before", pd.Series(math.nan, each.index))).astype(float)
+        after = pd.to_numeric(each.value).astype(float)
+        ways = {"": after, "before": before, "difference": after - before}
+        long = pd.concat([each[["column"]].assign(variant=way, number=of) for way, of in ways.items()])
+        return of_cells(runs, long, long)
+
+    def cells(self, view: View) -> pd.DataFrame:
+        """The column is its own label."""
+        made = super().cells(view)
+        return made.assign(column_label=made.column, wanted=made.runs)
+
+    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
+        """The median of the seeds that have a number, with how many: "0.3541 +-0.0131 (5)"."""
+        of = number(cell, decimals=4, known=True)
+        return of if isinstance(of, str) else replace(of, counted=True, sign=cell.variant == "difference")
+
+    def reads(self, view: View, made: pd.DataFrame) -> str:
+        """What its numbers are; with which versions, and of which metrics less is better."""
+        found = [(task, of) for runs in in_cells(view.runs, made).lm_eval for task, of in runs.items()]
+        versions = {f"{task} {of['version']}" for task, of in found if of["version"] is not None}
+        less = {m["metric"] for _, of in found for m in of["metrics"] if m["higher_is_better"] is False}
+        words = f"lm-eval {', '.join(sorted({of['lm_eval'] for _, of in found}))}; versions of its tasks:"
+        more = f" Less is better: {', '.join(sorted(less))}." * bool(less)
+        return f"{self.how} {words} {', '.join(sorted(versions)) or NONE}.{more}"
+
+
+def column_of(of: dict[str, Any]) -> str:
+    """The name of a metric's column: gsm8k exact_match,strict-match, 5 shots."""
+    metric = of["metric"] if of["filter"] == "none" else f"{of['metric']},{of['filter']}"
+    shots = f", {of['shots']} shots" if of["shots"] else ""
+    return f"{of['task']} {metric}{shots}" + (f", {of['limit']} rows" if of["limit"] else "")
+
+
 class Demo(Spec):
     """Every method on the demo's task, with what it costs."""
 

@@ -271,7 +271,16 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     _read_folder(ledger, "ours", Path(output, "records"), Path(output, "measures"), output)
     for folder in study_folders() if published else []:
         _read_folder(ledger, folder.name, folder, folder / "measures", output)
+    for measure in ledger.measures.values():
+        if measure["kind"] == "lm_eval" and (record := ledger.records.get(measure["of"][0]["id"])):
+            tasks = zip(measure["values"]["task"], measure["values"]["entry"], strict=True)
+            record["result"] = {**record["result"], "lm_eval": {**dict(tasks), **evaluated(record)}}
     return ledger
+
+
+def evaluated(record: Record) -> dict[str, Any]:
+    """What lm-eval has measured of a run, by its tasks."""
+    return (record.get("result") or {}).get("lm_eval") or {}
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
@@ -339,7 +348,8 @@ def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> boo
     if first is record:
         ledger.origin[name] = origin
         return True
-    same = first.get("result") == record.get("result")
+    # lm-eval may have come after a run was published, here or there
+    same = {**(first.get("result") or {}), "lm_eval": 0} == {**(record.get("result") or {}), "lm_eval": 0}
     if ledger.origin[name] == "ours":
         # Publishing takes paths out, and a run of this machine leaves a folder: the first one is a copy
         better = first == record and not run_folder(output, name).exists()

@@ -95,6 +95,27 @@ CURVE = {
 }
 #: The best number by a protocol, and the last epoch's; empty where there is none. crossfit has two epochs.
 SELECTED = {"best?": Number, "best_epoch?": Number | list[float], "last?": Number, "optimism?": Number}
+#: What lm-eval has measured by one of its tasks, see runs/lm_eval.py.
+LM_EVAL = {
+    "asked": str,  # a hash of the task, its rows and how it was asked: what is alike can be compared
+    "lm_eval": str,  # its version
+    "version": Any,  # the task's
+    "shots": Count | None,  # None: a group's tasks have several
+    "limit": Count | None,
+    "rows": Count,
+    "settings": dict[str, Any],  # how it was asked, and the batch
+    "samples": str,  # SHA-256 of rows, targets and answers
+    "samples_before?": Words,  # the same of the base model's
+    "metrics": [
+        {
+            "metric": str,
+            "filter": str,
+            "higher_is_better": bool | None,
+            "value": Number,
+            **{f"{key}?": Number for key in ("stderr", "before", "before_stderr")},  # before: the base model
+        }
+    ],
+}
 #: The numbers that tables show.
 RESULT = {
     "metric": str,
@@ -112,6 +133,7 @@ RESULT = {
         "before": Number,  # of the base model; None where it is not finite
         "after": Number,  # of the last epoch
     },
+    "lm_eval?": {str: LM_EVAL},
     # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
     "protocols?": {str: (None, SELECTED)},
 }
@@ -278,12 +300,13 @@ def validate(of: Any, value: Any) -> None:
 
 
 MEASURE_SCHEMA = 1
-#: Computed from the adapters of finished runs, or by a small fit (runs/measure).
+#: Computed from the adapters of finished runs, or by a small fit (runs/measure); lm-eval's of a run whose
+#: record is published and not here.
 MEASURE = type_of(
     {
         "schema": int,
         "id": str,
-        "kind": Literal["magnitude", "similarity", "matrix_fit"],
+        "kind": Literal["magnitude", "similarity", "matrix_fit", "lm_eval"],
         # The runs whose adapters were measured; adapter: its checksum and its epoch
         "of": [{"id": str, "cell": CELL, "label": LABEL, "adapter": dict[str, Any]}],
         "settings": dict[str, Any],

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
-from ledgers import apart, exact, instructed, ledger, lines, made, notes, record, seeds, shot, texts
+from ledgers import apart, asked, exact, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
 from analysis.facts import NUMBERS
@@ -274,6 +274,23 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
 
 
+def test_what_lm_eval_measured_before_and_after_training():
+    """Over the seeds that have it; what was not asked alike has a column of its own."""
+    four = [exact(seed=seed) for seed in range(4)]
+    found = [asked(one, after=after) for one, after in zip(four, (0.5, 0.75, 0.375), strict=False)]
+    found[2] = asked(found[2], after=0.625, asked="1" * 16)
+    (table,) = tables.make("lm_eval", ledger(*found, four[3]))
+    old, new = (f"gsm8k exact_match,strict-match, 5 shots, {of}" for of in ("0000", "1111"))
+    after, before, gain = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert [str(of[old]) for of in (after, before, gain)] == [
+        "0.6250 +-0.1768 (2/4)",
+        "0.2500 +-0.0000 (2/4)",
+        "+0.3750 +-0.1768 (2/4)",
+    ]
+    assert [str(of[new]) for of in (after, gain)] == ["0.6250 (1/4)", "+0.3750 (1/4)"]
+    assert after[new].ids == (found[2]["id"],)
+
+
 # --- from a number to its records, and its forms
 
 
@@ -281,7 +298,7 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
 KINDS = [record("vera", "rte", model="roberta_large"), record("vera", "reviews"), texts("vera")]
 KINDS += [shot("vera", "cifar100", 0, 0.8), instructed("vera_r64", scores=[("gpt-4", 5.0)])]
 KINDS += [instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")]
-KINDS += [exact(), exact(task="commonsense", boolq=60.0)]
+KINDS += [asked(exact()), exact(task="commonsense", boolq=60.0)]
 
 
 @pytest.mark.parametrize("name", ["", *tables.TABLES])

@@ -1,0 +1,259 @@
+"""The tasks of EleutherAI's lm-evaluation-harness, and a model that answers them, for runs.lm_eval."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import math
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from runs.command import did_you_mean
+from runs.errors import UserError
+from runs.evaluate import Report
+from runs.record import describe, hash_of, write_atomically
+
+#: Files of rows, and how datasets reads them.
+READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+#: Of a task's configuration, where its rows and its file are.
+PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
+#: The settings that change an answer, beside the number of examples, which is the task's then.
+ASKING = ("limit", "apply_chat_template", "add_bos_token", "max_length")
+SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "examples": 1234}  # lm-eval's own
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task of lm-eval, or a group or tag with its tasks. loaded: as TaskManager.load has them. results:
+    the names that get a result, each with those of its tasks. hash: of the tasks, their rows, and how they
+    are asked."""
+
+    name: str
+    loaded: Any
+    results: dict[str, list[str]]
+    hash: str
+
+    def alike(self, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The known results, if all are there and were asked alike; or none."""
+        found = {name: known[name] for name in self.results if name in known}
+        same = found.keys() == self.results.keys() and all(of["asked"] == self.hash for of in found.values())
+        return found if same else {}
+
+
+def load(settings: Any) -> list[Asked]:
+    """The tasks of `runs.lm_eval.Settings`, with their rows. Raises UserError for an unknown name, for
+    rows that cannot be loaded, and for a task that runs generated code or takes pictures."""
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    names, path = [name for name in settings.tasks.split(",") if name], settings.include_path
+    if not names:
+        raise UserError("which tasks? tasks=gsm8k,arc_easy (lm-eval ls tasks lists them)")
+    for key in ("include_path", "data_dir"):
+        if (folder := getattr(settings, key)) and not Path(folder).is_dir():
+            raise UserError(f"{key}={folder}: no such folder")
+    manager = TaskManager(include_path=path, include_defaults=False)  # all of lm-eval's take 7 s
+    if not {*names} <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=path)
+    index, found = manager.task_index, list[Asked]()
+    for name in names:
+        if name not in index:
+            near = did_you_mean(name, manager.all_tasks)
+            raise UserError(f"lm-eval has no task {name!r}.{near} Own ones: include_path=FOLDER")
+        try:
+            for leaf in leaves(index, name) if settings.data_dir else ():
+                read_from(index[leaf], Path(settings.data_dir), settings.num_fewshot)
+            found.append(asked(name, manager.load([name]), settings))
+        except UserError:
+            raise
+        except Exception as error:  # of datasets, the hub, YAML and a task's own code
+            why = f"{type(error).__name__}: {describe(error)[:200]}"
+            mend = "Without the hub: data_dir=FOLDER with its rows, or an own YAML in include_path="
+            raise UserError(f"{name}: cannot be loaded ({why}). {mend}") from error
+    return found
+
+
+def asked(name: str, loaded: Any, settings: Any) -> Asked:
+    """What was loaded, with its number of examples."""
+    shots, limit, parts = settings.num_fewshot, settings.limit, list[Any]()
+    for of in loaded["tasks"].values():
+        if getattr(of, "UNSAFE_CODE", False) or getattr(of, "MULTIMODAL", False):
+            raise UserError(f"{of.task_name}: runs generated code or takes pictures, which is not done here")
+        own = of.get_config("num_fewshot")
+        if own is None or (shots is not None and own != 0):  # as lm-eval's own command
+            of.set_config("num_fewshot", shots or 0)
+        config = {key: value for key, value in of.dump_config().items() if key not in PLACES}
+        examples = [*(of.fewshot_docs() or [])] if of.get_config("num_fewshot") else []
+        parts.append([config, of.VERSION, [*of.eval_docs][:limit], examples])
+    how = [version("lm_eval"), *(getattr(settings, key) for key in ASKING)]
+    group = loaded["groups"].get(name)
+    results = {of: [of] for of in loaded["tasks"]}
+    if group and group.has_aggregation:
+        results = {name: [*results]}
+    return Asked(name, loaded, results, hash_of(json.loads(json.dumps([how, parts], default=str)))[:16])
+
+
+# --- rows from a folder
+
+
+def leaves(index: Mapping[str, Any], name: str) -> Iterator[str]:
+    """The tasks of a task, group or tag."""
+    kind, config = index[name].kind.name, index[name].cfg
+    if kind == "TAG":
+        yield from sorted(index[name].tags)
+    elif kind == "GROUP":
+        for part in config["task"]:
+            child = part if isinstance(part, str) else part.get("group", part.get("task"))
+            yield from leaves(index, child) if child in index else ()
+    else:
+        yield name
+
+
+def read_from(entry: Any, folder: Path, shots: int | None) -> None:
+    """Changes a task's entry such that its rows come from the files of a folder, which are named by their
+    splits; or of the folder's folder that has the name of the task, or of its data set's configuration.
+    Raises UserError where a split is missing that is read."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if entry.yaml_path is None:  # done already, for another group
+        return
+    config = load_yaml(entry.yaml_path)
+    if "class" in config:
+        raise UserError(f"{entry.name}: rows come from lm-eval's code, which data_dir= does not change")
+    inner = (str(config.get("dataset_name")), "data", ".")
+    places = [above / name for above in (folder / entry.name, folder) for name in inner]
+    where = next((place for place in places if files_of(place)), folder)
+    reader, files = next(iter(files_of(where).items()), ("", {}))
+    own = config.get("num_fewshot")
+    examples = own if own == 0 or shots is None else shots
+    judged = config.get("test_split") or config.get("validation_split")
+    missing = [key for key in SPLITS if config.get(key) and config[key] not in files]
+    lacking = [config[key] for key in missing if examples or config[key] == judged]
+    if lacking:
+        there = ", ".join(files) or "none"
+        name = f"{lacking[0]}.jsonl, .json or .parquet"
+        raise UserError(f"{where}: no {name}, which {entry.name} reads. Splits that are there: {there}")
+    config |= dict.fromkeys(missing) | {"dataset_path": reader, "dataset_name": None}
+    entry.cfg = config | {"dataset_kwargs": {"data_files": files}, "custom_dataset": None}
+    entry.yaml_path = None
+
+
+def files_of(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The files of rows in a folder, by their reader and split: train-00000-of-00002.parquet is of train."""
+    found = dict[str, dict[str, list[str]]]()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if reader := READERS.get(path.suffix):
+            split = re.sub(r"-\d+-of-\d+$", "", path.stem)
+            found.setdefault(reader, {}).setdefault(split, []).append(str(path.resolve()))
+    return found
+
+
+# --- a model that answers
+
+
+class Bar:
+    """Stands in lm-eval for tqdm, and reports. rows: what it goes through, if anything."""
+
+    def __init__(self, tell: Report, rows: Any = None, total: int = 0, **_: Any) -> None:
+        self.tell, self.rows, self.begun = tell, rows, time.monotonic()
+        self.done, self.of = 0, total or len(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.rows:
+            yield row
+            self.update()
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        left = (time.monotonic() - self.begun) / max(self.done, 1) * (self.of - self.done)
+        self.tell({"done": self.done, "of": self.of, "seconds_left": left})
+
+    def close(self) -> None:
+        pass
+
+
+def ask(
+    asked: Asked, settings: Any, of: tuple[Any, Any], batch: int, folder: Path, phase: str, report: Report
+) -> dict[str, dict[str, Any]]:
+    """The results of a model with its tokenizer, by their names. Seeds all generators as lm-eval's own
+    command does, and writes rows and answers into the folder, a file for each task."""
+    import lm_eval
+    import numpy as np
+    import torch
+    from lm_eval.api import model as of_models
+    from lm_eval.api import task as of_tasks
+    from lm_eval.models import huggingface
+
+    streams = sys.stdout, sys.stderr
+
+    def tell(event: dict[str, Any]) -> None:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            report({"phase": phase, **event})
+
+    for module in (huggingface, of_models, of_tasks):
+        module.tqdm = functools.partial(Bar, tell)
+    how = {"add_bos_token": settings.add_bos_token, "max_length": settings.max_length}
+    lm = huggingface.HFLM(pretrained=of[0], tokenizer=of[1], batch_size=batch, **how)
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])
+    torch.manual_seed(SEEDS["torch"])
+    for task in asked.loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEEDS["examples"])
+    chat = settings.apply_chat_template
+    chosen = {"limit": settings.limit, "apply_chat_template": chat, "fewshot_as_multiturn": chat}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            results: Any = lm_eval.evaluate(lm, asked.loaded, **chosen)
+        except (AssertionError, ValueError) as error:  # such as answers that are longer than the model
+            raise UserError(f"{asked.name}: lm-eval cannot ask this model ({describe(error)})") from error
+    hashes = {name: write_samples(folder, name, rows) for name, rows in results["samples"].items()}
+    how |= {"max_length": lm.max_length, "apply_chat_template": chat, "batch": batch}
+    about = {"asked": asked.hash, "lm_eval": version("lm_eval"), "limit": settings.limit, "settings": how}
+    return {
+        name: about
+        | {
+            "version": results["versions"].get(name),
+            "shots": results["n-shot"].get(name),
+            "rows": sum(results["n-samples"][task]["effective"] for task in tasks),
+            "samples": hashes[name] if tasks == [name] else hash_of([hashes[task] for task in tasks]),
+            "metrics": metrics(results["results"][name], results["higher_is_better"].get(name, {})),
+        }
+        for name, tasks in asked.results.items()
+    }
+
+
+def metrics(values: Mapping[str, Any], higher: Mapping[str, bool | None]) -> list[dict[str, Any]]:
+    """The metrics among a task's values, which have the names METRIC,FILTER and METRIC_stderr,FILTER."""
+
+    def number(value: Any) -> float | None:
+        return float(value) if not isinstance(value, str | None) and math.isfinite(value) else None
+
+    found = []
+    for key, value in values.items():
+        metric, comma, name = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            error = number(values.get(f"{metric}_stderr,{name}"))
+            of = {"metric": metric, "filter": name, "value": number(value), "stderr": error}
+            found.append(of | {"higher_is_better": higher.get(metric)})
+    return found
+
+
+def write_samples(folder: Path, task: str, samples: list[dict[str, Any]]) -> str:
+    """Writes a task's rows and answers; the hash of rows, targets and answers."""
+    lines = [json.dumps(sample, ensure_ascii=False, default=str) for sample in samples]
+    name = re.sub(r"[^\w.-]", "_", task)
+    write_atomically(folder / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+    content = [[of[key] for key in ("doc", "target", "filter", "resps", "filtered_resps")] for of in samples]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
