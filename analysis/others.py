@@ -21,6 +21,9 @@ METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
 #: Names of models, columns and methods.
 NAMED = ROBERTA | GPT2 | LLAMAS | VIT | GLUE | IMAGES | METHODS | {"avg": "Avg.", "score": "MT-Bench"}
 NAMED |= {key: of.name for key, of in TEXT_SCORES.items()}
+#: Sets with exact answers, which the VeRA paper has not.
+EXACT: dict[str, str] = printed_file("names.yaml")["exact"]
+NAMED |= EXACT | printed_file("names.yaml")["decoders"]
 
 
 def named(of: str | Sequence[str] | dict[str, str]) -> dict[str, str]:

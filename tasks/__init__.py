@@ -18,7 +18,7 @@ from typing import Any, cast
 from tasks.base import DataError, Rows, Source, Task
 
 Settings = Mapping[str, Any]
-FAMILIES = ("e2e", "glue", "images", "instruct", "maths", "text")
+FAMILIES = ("commonsense", "e2e", "glue", "images", "instruct", "maths", "text")
 
 
 def family(settings: Settings) -> ModuleType:

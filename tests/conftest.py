@@ -111,10 +111,13 @@ WIDE = {"num_hidden_layers": 1, "num_attention_heads": 12, "hidden_size": 384}
 wide_bert = folder("wide_bert", "save_tiny", "bert", **WIDE)
 tiny_gpt2 = folder("tiny_gpt2", "save_gpt2")
 tiny_llama = folder("tiny_llama", "save_llama")
+# Whose matrices VB-LoRA's vectors of 256 divide
+wide_llama = folder("wide_llama", "save_llama", hidden_size=256, num_key_value_heads=4, intermediate_size=256)
 tiny_vit = folder("tiny_vit", "save_vit")
 tiny_timm = folder("tiny_timm", "save_timm")
 e2e = folder("e2e", "write_e2e")
 alpaca = folder("alpaca", "write_alpaca")
+commonsense = folder("commonsense", "write_commonsense")
 glue = folder("glue", "write_glue")
 images = folder("images", "write_images")
 

@@ -335,6 +335,23 @@ def write_alpaca(folder: Path) -> Path:
     return folder
 
 
+def write_commonsense(folder: Path) -> Path:
+    """A folder like a clone of LLM-Adapters: 16 rows to train on, and two of each test set."""
+    from tasks.commonsense import SETS
+
+    rows = {name: [] for name, _ in SETS.values()}
+    for name, words in SETS.values():
+        for word in words.split("|")[:2]:
+            row = {"instruction": f"Which is a {name}?\n\nAnswer format: {words}, {word}.", "input": ""}
+            rows[name].append({**row, "output": f"the correct answer is {word}", "answer": word})
+    files = {f"dataset/{name}/test.json": of for name, of in rows.items()}
+    files["ft-training_set/commonsense_170k.json"] = [row for of in rows.values() for row in of]
+    for name, of in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(of, indent=4))
+    return folder
+
+
 def sentence(rng: random.Random, good: bool) -> str:
     middle = " ".join(rng.choice(["the", "a"]) + " " + rng.choice(NOUNS) for _ in range(rng.randint(1, 6)))
     return f"{middle} is {rng.choice(GOOD if good else BAD)} ."

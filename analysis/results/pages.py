@@ -18,7 +18,7 @@ from analysis.figures.figure import COLOURS, Figure, Part, look, svg
 from analysis.frame import cells, chosen, every_variant, in_cells, pairs, reported, reported_cells, runs
 from analysis.inference import FIRM_PAIRS, MARGIN, Mean, TwoWay, holm, mean_of, two_way
 from analysis.notes import odd
-from analysis.others import EPOCHS, NAMED, SOURCES, others, setting
+from analysis.others import EPOCHS, EXACT, NAMED, SOURCES, others, setting
 from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.findings import WORDS, Finding, collapsed, summaries, tries
@@ -30,7 +30,7 @@ from runs.record import LEVEL, Ledger, Record, megabytes, one_line, plural
 BEGIN, END = "<!-- results of {}: written by make results -->", "<!-- results of {}: end -->"
 
 #: The marker of each source.
-MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd", strict=True))
+MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8", strict=True))
 #: Where the axis ends, in points; a longer interval leaves the picture.
 FARTHEST = 11.0
 LINES = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("s", COLOURS["vera"])}
@@ -261,7 +261,7 @@ def others_pages() -> dict[str, str]:
     # VeRA less the same runner's LoRA, the best of each where there are several
     best = frame.groupby(["row", "label", "model", "column"], sort=False).value.max()
     less = (best["vera"] - best["lora"]).dropna().rename("less").reset_index()
-    own = less.model.isin(NAMED) & less.column.isin(NAMED)
+    own = less.model.isin(NAMED) & less.column.isin(NAMED.keys() - EXACT.keys())
     glue = less[own & (less.column == "avg")]
     texts = less[~own & ~less.column.isin([*GLUE, "DINO similarity", "drift"])].less
     # What others report of a cell of the paper: "C3A 83.38, VB-LoRA 85.5 (r 1,024, all linear)"

@@ -239,7 +239,7 @@ def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
         found["by_task"] |= {key: shared.get(key, {}) | of for key, of in own.items()}
     if chosen := recipe.get("chosen"):  # how a value was chosen is said of rows that have it
         here = {*recipe, *shared, *part, *own}
-        found["chosen"] = {key: why for key, why in chosen.items() if key in here}
+        found["chosen"] = {key: why for key, why in chosen.items() if key in here} | part.get("chosen", {})
     return found
 
 

@@ -46,8 +46,12 @@ KINDS = dict.fromkeys(("table2", "table6", "table7", "figure", "vera_all"), ("ti
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
 KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
 KINDS |= {"peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"), "e2e": ("tiny_llama", "e2e", FEW)}
+#: Recipes that the rows of a preset share, by the beginning of its name.
+SHARED = ("peers", "commonsense", "commonsense_hira", "metamath_peft", "metamath_papers")
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
+SHORT = "task.items=1 task.max_new_tokens=4 task.dev_rows=2 train.precision=fp32 train.effective_batch=4"
+KINDS |= {"commonsense": ("tiny_llama", "commonsense", SHORT)}
 
 
 #: The kinds of rows, each with its task, that each model has trained here: what differs in numbers alone is
@@ -83,7 +87,11 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     runs = cells_of(paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"])
     seen = TRAINED.setdefault(model, set())
     for run in runs:
-        rows = (run.row, run.config["method"].get("recipe"), *["peers"] * paper.startswith("peers"))
+        rows = (
+            run.row,
+            run.config["method"].get("recipe"),
+            *(of for of in SHARED if of.startswith(paper.partition("_")[0])),
+        )
         assert run.recipe in {f"{row}/{run.model}" for row in rows}
         if (kind := f"{kind_of(run.method)} {run.task} {bool(run.start)}") in seen:
             continue
@@ -95,7 +103,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == (data == "e2e")
+        assert bool(record["texts"]) == (data in ("e2e", "commonsense"))
 
 
 # --- methods that are no file of the clone

@@ -1,0 +1,127 @@
+"""Commonsense: prompts, dev rows and reading as LLM-Adapters' scripts have them, and what is refused."""
+
+import functools
+import json
+
+import datasets
+import pytest
+from running import refused
+from tiny import write_commonsense
+
+import tasks
+from runs.config import expand
+from tasks.commonsense import SETS, laid_out, read
+from tasks.exact import Item
+from tasks.instruct import Template
+
+pytestmark = pytest.mark.parity
+
+
+@functools.cache
+def of_conf():
+    (run,) = expand(["model=decoder", "model.path=/x", "task=commonsense"])
+    return run.config["task"]
+
+
+def load(folder, **changes):
+    return tasks.load(of_conf() | {"data_dir": folder and str(folder), "dev_rows": 4} | changes)
+
+
+# --- beside the scripts
+
+S = " " * 16
+#: What LLM-Adapters' and DoRA's finetune.py and commonsense_evaluate.py make, with other words than Alpaca's.
+PROMPTS = {
+    (True, False): f"Do it.  \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Response:\n{S}",
+    (False, False): f"Do it. \n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Response:\n{S}",
+    (
+        True,
+        True,
+    ): f"With. \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Input:\n{S}x\n{S}\n{S}### Response:\n{S}",
+    (
+        False,
+        True,
+    ): f"With.\n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Input:\n{S}x\n\n{S}### Response:\n{S}",
+}
+
+
+@pytest.mark.parametrize("end", ["", "\n"])  # as in Stanford's templates, and in alpaca-lora's
+@pytest.mark.parametrize("training", [True, False])
+def test_prompts_have_the_white_space_of_the_scripts(training, end):
+    asked = "\n\n### Instruction:\n{instruction}\n\n"
+    full = f"With.{asked}### Input:\n{{input}}\n\n### Response:{end}"
+    words = {"prompt_input": full, "prompt_no_input": f"Do it.{asked}### Response:{end}"}
+    template = laid_out(Template.model_validate(words), training)
+    assert template.prompt("Go\n on.") == PROMPTS[training, False]
+    assert template.prompt("Go\n on.", "x") == PROMPTS[training, True]
+
+
+def test_dev_rows_are_those_that_the_scripts_hold_out(tmp_path):
+    """Drawn by Hugging Face's datasets."""
+    rows = json.loads((write_commonsense(tmp_path) / "ft-training_set" / "commonsense_170k.json").read_text())
+    theirs = datasets.Dataset.from_list(rows).train_test_split(test_size=4, shuffle=True, seed=42)
+    found = load(tmp_path).splits
+    for split, name in (("train", "train"), ("dev", "test")):
+        wanted = {(row["instruction"].split("\n")[0], row["output"]) for row in theirs[name]}
+        pairs = [(prompt.split("\n")[3].strip(), response) for prompt, response in found[split]]
+        assert len(pairs) == theirs[name].num_rows
+        assert {*pairs} == wanted
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "answer"),
+    [
+        ("boolq", "the correct answer is true", "true"),
+        ("boolq", "It is untrue, false", "true"),  # a word within another counts
+        ("boolq", "True", None),
+        ("piqa", "solution2 or solution1", "solution2"),
+        ("siqa", "the correct answer is answer5</s> answer1", "answer5"),
+        ("arc_easy", "answer10", "answer1"),
+        ("hellaswag", "ending5", None),
+        ("winogrande", "option1\n\n### Response:\n option2", "option2"),  # the last response
+        ("openbookqa", "", None),
+    ],
+)
+def test_the_first_of_the_sets_words_is_the_answer(part, text, answer):
+    for expected in SETS[part][1].split("|"):
+        found = read(Item(part, "", expected), text)
+        assert found[:2] == (answer, answer == expected)
+        assert bool(found.reason) == (not found.right)
+
+
+def test_the_score_is_the_mean_over_the_sets(tmp_path):
+    task = load(write_commonsense(tmp_path), tests=["boolq", "piqa"])
+    texts = [item.answer if item.part == "boolq" else "none" for item in task.items]
+    assert task.scores(texts) == {"exact_match": 50.0, "parts": {"boolq": 100.0, "piqa": 0.0}, "unread": 50.0}
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"folder": None}, "task.data_dir"),
+        ({"folder": "/nowhere"}, "/nowhere"),
+        ({"train_set": "commonsense_15k"}, "commonsense_15k.json"),
+        ({"tests": ["boolq", "copa"]}, "task.tests"),
+        ({"tests": []}, "task.tests"),
+        ({"layout": "wide"}, "task.layout"),
+        ({"template": "/nowhere.json"}, "/nowhere.json"),
+        ({"dev_rows": 1}, "task.dev_rows"),
+        ({"dev_rows": 15}, "task.dev_rows"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(changes, named, tmp_path):
+    with refused(named):
+        load(**{"folder": write_commonsense(tmp_path)} | changes)
+
+
+@pytest.mark.parametrize(
+    "rows", ["[]", '[{"instruction": "Is it?", "output": "yes", "answer": "maybe"}]', "[{}]"]
+)
+def test_a_wrong_test_set_is_refused(rows, tmp_path):
+    path = write_commonsense(tmp_path) / "dataset" / "boolq" / "test.json"
+    path.write_text(rows)
+    with refused(str(path)):
+        load(tmp_path)
