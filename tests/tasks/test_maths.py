@@ -107,7 +107,7 @@ def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
 def test_sums_are_right_and_none_is_there_twice():
     rows = sums.problems(sums.MOST + 5)
     assert len(dict(rows)) == sums.MOST
-    assert all(eval(prompt.removesuffix("=")) == int(answer) for prompt, answer in rows)
+    assert all(eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows)
     assert sums.problems(10) == rows[:10]
 
 
