@@ -95,7 +95,7 @@ def load(settings: Any) -> ExactTask:
     train = train[: settings["first_rows"]]
     train = [train[i] for i in fixed_subset(len(train), settings["train_rows"], settings["name"])]
     if not train:
-        raise DataError(f"{files['rows']}: no row of at most task.max_characters={limit}")
+        raise DataError(f"{files['rows']}: no rows (task.max_characters={settings['max_characters']})")
     dev = [row for _, row in _rows(files["gsm8k_train"])]
     order = np.random.RandomState(0).permutation(len(dev))[: settings["dev_rows"]]  # peft's draw
     splits = {"train": train, "dev": [dev[i] for i in order]}
@@ -106,10 +106,9 @@ def load(settings: Any) -> ExactTask:
         if name.startswith(f"{part}/")
         for where, row in _rows(files[name])
     ]
-    counts = (
-        {"train": len(every), **Counter(item.part for item in items)} if settings["name"] == "gsm8k" else {}
-    )
-    notes += [f"{k}: {n} rows, of {PUBLISHED[k]} published" for k, n in counts.items() if n != PUBLISHED[k]]
+    counts = {"train": len(every), **Counter(item.part for item in items)}
+    known = PUBLISHED if settings["name"] == "gsm8k" else {}
+    notes += [f"{k}: {n} rows, of {known[k]} published" for k, n in counts.items() if n != known.get(k, n)]
     pairs = {split: [(prompt(row), row.solution) for row in of] for split, of in splits.items()}
     task = ExactTask(settings, pairs, items, partial(_read, read_by), settings["tests"][0])
     task.notes += notes
@@ -137,9 +136,7 @@ def _check(settings: Any) -> None:
     if settings.get("prepare") == "sums":
         return
     tests, prompt = settings["tests"], settings["prompt"]
-    check(
-        settings, "tests", isinstance(tests, list) and bool(tests), "a list of gsm8k, math or sets of yours"
-    )
+    check(settings, "tests", isinstance(tests, list) and bool(tests), "a list, such as [gsm8k, math]")
     check(settings, "prompt", prompt is None or "{query}" in str(prompt), "a text with {query}, or null")
     check(settings, "dev_rows", settings["dev_rows"] is not None, "a whole number from 1 on")
     for key in ("max_characters", "first_rows"):
