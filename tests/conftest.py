@@ -73,16 +73,18 @@ def apart(request, tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """Beside a run each command composes what its files say without overrides, for which it takes as long:
-    of conf/ a worker does that once for all tests."""
+    """Each command reads the files of conf/ and, beside a run, composes what they say without overrides, for
+    both of which it takes longer than for the run: a worker does that once for all tests."""
     from runs.config import Files
 
     real, kept = Files.__init__, Files()
 
     def init(self, config_dir=None):
         real(self, config_dir)
-        if config_dir is None:
-            self.defaults, self.choices = kept.defaults, kept.choices
+        if self.folders == kept.folders:
+            self.defaults, self.choices, self.loaded = kept.defaults, kept.choices, kept.loaded
+        elif self.folders[0] == kept.folders[0]:  # conf/ comes before a folder of one's own
+            self.loaded = {path: of for path, of in kept.loaded.items() if of}
 
     with pytest.MonkeyPatch.context() as own:
         own.setattr(Files, "__init__", init)

@@ -64,6 +64,7 @@ class Files:
         #: The configuration with these group choices and no other override, and the names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
         self.checked = set[str]()  # recipes
+        self.loaded = dict[str, Any]()  # by path: each file is read once for all cells of a sweep
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
@@ -77,8 +78,13 @@ class Files:
         try:
             hydra: Any = Hydra.create_main_hydra2("vera-bench", path)
             files = hydra.config_loader.repository
-            read = cache(files.load_config)  # each file once for all cells of a sweep
-            files.load_config = lambda config_path: copy.deepcopy(read(config_path))
+            read = files.load_config
+
+            def load_config(config_path: str) -> Any:
+                self.loaded[config_path] = self.loaded.get(config_path) or read(config_path)
+                return copy.deepcopy(self.loaded[config_path])
+
+            files.load_config = load_config
             yield hydra
         finally:
             GlobalHydra.instance().hydra = others

@@ -114,7 +114,7 @@ KINDS = [some.sampled_from(of) for of in (range(4), [1, 2], [10, 20], ["best", "
 
 
 @given(some.lists(some.tuples(*KINDS), min_size=1, max_size=12, unique=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_disappears(kinds):
     made = []
     for number, (seed, protocol, rows, epoch) in enumerate(kinds):

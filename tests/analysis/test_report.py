@@ -1,8 +1,8 @@
 """The report: what is in the page, and what a browser makes of it."""
 
 import html
+import itertools
 import re
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -51,13 +51,24 @@ def cells(text):
 
 
 @pytest.fixture(scope="module")
-def page():
-    return report.page(mixed())
+def page_and_tables():
+    """The page, and by name the tables that it was made of."""
+    found, make = {}, tables.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "make", lambda name, *of: found.setdefault(name, make(name, *of)))
+        return report.page(mixed()), found
 
 
-def test_each_number_of_a_table_leads_to_the_cell_of_its_runs(page):
+@pytest.fixture(scope="module")
+def page(page_and_tables):
+    return page_and_tables[0]
+
+
+def test_each_number_of_a_table_leads_to_the_cell_of_its_runs(page_and_tables):
+    page, found = page_and_tables
+    assert [*found] == [*tables.TABLES]
     links, of, checked = re.findall(r'<a href="#cell-(\d+)">([^<]*)</a>', page), cells(page), 0
-    for table in [table for name in tables.TABLES for table in tables.make(name, mixed())]:
+    for table in itertools.chain(*found.values()):
         assert table.title in plain(page)
         for entry in (entry for row in table.rows for entry in row if isinstance(entry, Number)):
             shown = str(entry).replace("+-", "±")
@@ -99,9 +110,10 @@ def test_what_is_left_out_is_said_with_its_reason(page):
     assert "records/bad.json: no record" in text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
     monkeypatch.setattr(report, "RUNS_SHOWN", 7)
+    for names in ("tables.TABLES", "figures.FIGURES"):
+        monkeypatch.setattr(f"analysis.{names}", ())  # of the page its cells alone
     assert [cell.count("<polyline") for cell in cells(report.page(mixed())).values()] == [3, 2, 0, 0, 0]
 
 
@@ -196,7 +208,7 @@ def test_no_text_of_a_stranger_runs_in_a_browser(browser, tmp_path, policy):
     """Every drawer is opened, and every place visited. A payload that does run is noticed."""
     words = yaml.safe_load((ROOT / "attack" / "hostile.yaml").read_text(encoding="utf-8"))["payloads"]
     payloads = [payload.replace("RUN", "window.ran=1") for payload in words]
-    of, rows, tasks = cycle(payloads), ("vera", "lora", "bitfit"), ("rte", "cola", "reviews")
+    of, rows, tasks = itertools.cycle(payloads), ("vera", "lora", "bitfit"), ("rte", "cola", "reviews")
     records = [
         with_payloads(record(rows[i % 3], tasks[i % 3], i), of) | {"id": f"{i:012x}"} for i in range(60)
     ]
