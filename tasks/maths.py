@@ -56,6 +56,8 @@ def source(settings: Any) -> Source:
     files = _files(settings, settings["data_dir"], settings["test_dir"])
     hubs = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
     used = [(settings[hub], settings[at]) for own, (hub, at) in hubs.items() if not settings[own]]
+    if _misses(settings):
+        return Source()
     if not used:
         return Source(files=files)
     pins = [content(hub, at, "dataset") for hub, at in used]
@@ -69,6 +71,8 @@ def load(settings: Any) -> ExactTask:
     _check(settings)
     if settings.get("prepare") == "sums":
         return _sums(settings)
+    if missed := _misses(settings):
+        raise DataError(f"task.tests=[{', '.join(missed)}]: from a folder, task.test_dir=/where/it/is")
     rows, tests = data_folder(settings, METAMATHQA[0], "/where/metamathqa"), settings["test_dir"]
     if not tests:
         instead = "Give a local copy: task.test_dir=/where/gsm8k"
@@ -130,6 +134,11 @@ def _sums(settings: Any) -> ExactTask:
     return ExactTask(settings, splits, items, partial(_read, reader("number")))
 
 
+def _misses(settings: Any) -> list[str]:
+    """The test sets that are in a folder, where none is given."""
+    return [] if settings["test_dir"] else [of for of in settings["tests"] if of != "gsm8k"]
+
+
 def _check(settings: Any) -> None:
     """Raises DataError for a setting out of range."""
     check_settings(settings)
@@ -142,8 +151,6 @@ def _check(settings: Any) -> None:
     for key in ("max_characters", "first_rows"):
         fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= 1)
         check(settings, key, fits, "a whole number from 1 on, or null for all")
-    if set(tests) - {"gsm8k"} and not settings["test_dir"]:
-        raise DataError(f"task.tests={tests}: all but gsm8k are in a folder, task.test_dir=/where/it/is")
 
 
 # --- files

@@ -45,13 +45,16 @@ FEW = "task.items=1 task.max_new_tokens=4 task.train_rows=null task.dev_rows=nul
 KINDS = dict.fromkeys(("table2", "table6", "table7", "figure", "vera_all"), ("tiny_roberta", "glue", ""))
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
 KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
+#: Settings that name the rows' folder.
+DIRS = {"maths": ["data_dir", "test_dir"]}
 KINDS |= {"peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"), "e2e": ("tiny_llama", "e2e", FEW)}
 #: Recipes that the rows of a preset share, by the beginning of its name.
 SHARED = ("peers", "commonsense", "commonsense_hira", "metamath_peft", "metamath_papers")
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
-SHORT = "task.items=1 task.max_new_tokens=4 task.dev_rows=2 train.precision=fp32 train.effective_batch=4"
-KINDS |= {"commonsense": ("tiny_llama", "commonsense", SHORT)}
+SHORT = "task.items=1 task.max_new_tokens=4 task.dev_rows=2 task.forgetting_text=none train.precision=fp32"
+KINDS |= {"commonsense": ("tiny_llama", "commonsense", f"{SHORT} train.effective_batch=4")}
+KINDS |= {"metamath": ("wide_llama", "maths", f"{SHORT} train.effective_batch=8")}
 
 
 #: The kinds of rows, each with its task, that each model has trained here: what differs in numbers alone is
@@ -81,7 +84,8 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
     model, data, more = next((KINDS[begin] for begin in KINDS if paper.startswith(begin)), CHATS)
     words = [f"experiment={paper}", "seed=0", f"model.path={request.getfixturevalue(model)}", *more.split()]
-    words += ["model.architecture=null", f"task.data_dir={request.getfixturevalue(data)}"]
+    words += [f"task.{key}={request.getfixturevalue(data)}" for key in DIRS.get(data, ["data_dir"])]
+    words += ["model.architecture=null"]
     if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
         words += ["model.sha256=null"]
     runs = cells_of(paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"])
@@ -103,7 +107,24 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == (data in ("e2e", "commonsense"))
+        assert bool(record["texts"]) == (data in ("e2e", "commonsense", "maths"))
+
+
+@pytest.mark.parametrize(
+    ("row", "printed"),
+    [
+        *(("vera", 129024), ("lora", 9175040), ("dora_r32", 9289728), ("vblora", 4849664)),
+        *(("unilora", 131072), ("ia3", 286720), ("full", 3212749824)),
+        ("lora_xs", 129024),  # is not there: VeRA's
+    ],
+)
+def test_rows_train_as_many_parameters_as_pefts_results_print(row, printed):
+    (run,) = expand(["experiment=metamath_peft", "seed=0", f"method={row}"])
+    model = models.skeleton(run.config["model"], num_labels=0)
+    method = make_method(run.method)
+    method.adapt(model)
+    assert sum(p.numel() for p in method.adapter_parameters(model).values()) == printed
+    assert {"precision", *(["lr"] if row == "lora_xs" else [])} <= run.config["recipe"]["chosen"].keys()
 
 
 # --- methods that are no file of the clone

@@ -163,6 +163,7 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     assert set(tasks.source(settings | own).files) == {"rows", "gsm8k_train"} | more
     hub = settings | {"data_dir": None, "revision": "a" * 40}
     assert tasks.source(hub).pinned.startswith(f"meta-math/MetaMathQA@{'a' * 40} gsm8k_train:")
-    assert tasks.source(hub | {"test_dir": None}) == tasks.base.Source()  # no commit of GSM8K is known
+    assert tasks.source(hub | {"test_dir": None, "test_revision": None}) == tasks.base.Source()
+    assert tasks.source(hub | {"test_dir": None, "tests": ["math"]}) == tasks.base.Source()
     task = load(reader="own_reader.last_word")
     assert task.scores(["it is 1200", "1200", "", "-4"])["exact_match"] == 25
