@@ -278,7 +278,7 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
         for behaviour in (support.train, support.merge, support.save):
             behaviour(model, method, architecture)
     exec(test, outside := {})
-    outside["test_count"](tiny(architecture))
+    outside["test_svft"](tiny(architecture))
     with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):
         vera.make_method("svft", rank=33).adapt(tiny(architecture))
 
