@@ -117,6 +117,7 @@ def test_the_interval_of_pairs_is_scipys_and_needs_two_finite_ones():
     assert mean_of(differences).p() == pytest.approx(scipy.stats.ttest_rel(OURS, PAPER).pvalue)
     for unknown in ([1.0], [0.5, math.inf], [math.inf, math.inf]):
         assert (int(mean_of(unknown).sign()), int(mean_of(unknown).near(100.0))) == (0, 0)
+    assert mean_of([0.0, 0.0]).sign() == 0  # an interval that ends at 0 is on neither side
     several = mean_of([[1.0, 2.0, math.nan], [3.0, math.nan, math.nan]])  # NaN: no value
     assert several.mean.tolist() == [1.5, 3.0]
     assert several.interval()[0][0] == pytest.approx(mean_of([1.0, 2.0]).interval()[0])
@@ -182,6 +183,7 @@ def test_the_random_effects_mean_is_the_published_one():
     assert found.mean == pytest.approx(62.4076199113286)
     assert found.between**2 == pytest.approx(0.705395309224248)
     assert (found.error, found.freedom) == (pytest.approx(0.338030602684471), 8)
+    assert random_effects(1e3 * means, 1e6 * variances).between == pytest.approx(1e3 * found.between)
     alike = random_effects([1.0, 1.1, 0.9, math.nan], np.ones(4))  # NaN: no such task
     assert (alike.between, alike.mean, alike.freedom) == (0, pytest.approx(1.0), 2)
     assert alike.error == pytest.approx(0.1 / math.sqrt(3))  # as of the means alone
