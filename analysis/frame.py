@@ -21,9 +21,9 @@ from runs.record import CONF, TEXT_SCORES, Ledger, read_ledger
 KEY = ["model", "row", "task"]
 #: Seeds of a complete cell: as many as the paper's medians are over, unless a task's protocol has others.
 SEEDS = 5
-PROTOCOLS = {"alpaca": 1, "e2e": 3, "reviews": 3}
+PROTOCOLS = {"alpaca": 1, "commonsense": 1, "e2e": 3, "gsm8k": 1, "reviews": 3, "sums": 1}
 #: Tasks of studies that have more seeds than the protocol: there the preset says it.
-OF_STUDIES = ("alpaca", "reviews")
+OF_STUDIES = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
 
 
 def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
