@@ -125,7 +125,9 @@ def _read(by: Reader, item: Item, text: str) -> Reading:
 
 
 def _sums(settings: Any) -> ExactTask:
-    test, dev, train = (settings[key] for key in ("test_rows", "dev_rows", "train_rows"))
+    for key in (keys := ("test_rows", "dev_rows", "train_rows")):
+        check(settings, key, type(settings[key]) is int and settings[key] >= 1, "a whole number from 1 on")
+    test, dev, train = (settings[key] for key in keys)
     if test + dev + train > sums.MOST:
         raise DataError(f"task.train_rows={train}: with the other rows more than the {sums.MOST} problems")
     rows = sums.problems(test + dev + train)  # the test rows first: the same, whatever is trained on

@@ -13,11 +13,12 @@ from vera.errors import AdapterError
 from vera.methods import Method, disable, make_method, unload
 from vera.methods.adapted import adaptation
 from vera.methods.layers import adapted_layers
+from vera.methods.merging import NEAR
 from vera.sites import head_parameters
 
-#: A merged model may answer this far from the adapted one, relative to what the adapter changes: some of
-#: peft's classes compute in float32 over float64, too.
-MERGED = 1e-3
+#: How far a merged model of peft's may answer from the adapted one, relative to what the adapter changes:
+#: some classes compute in float32 over float64, too.
+PEFTS = 1e-3
 
 
 @torch.no_grad()
@@ -116,15 +117,17 @@ class _Trial:
         try:
             self.method.merge(model)
             off, merged = self.apart(model, adapted), True
-            self.require(off <= MERGED * effect, f"merged, it answers otherwise ({off:.2g} of {effect:.2g})")
+            near = PEFTS if self.method.kind == "peft" else NEAR
+            self.require(off <= near * effect, f"merged, it answers otherwise ({off:.2g} of {effect:.2g})")
         except AdapterError:
             if merged or any(adapted_layers(model)):  # a Change has a weight
                 raise
         self.method.unmerge(model)
         self.require(not self.apart(model, adapted), "unmerged, it is another model")
         unload(model)
-        same = model.state_dict().keys() == base.state_dict().keys()
+        same = _trains(model) == _trains(base)
         self.require(same and not self.apart(model, plain), "unloaded, something of it is left")
+        self.method.adapt(model)
         return merged
 
     def half(self, model: nn.Module, adds: bool) -> None:
@@ -138,3 +141,7 @@ class _Trial:
         output = self.answer(model)
         finite = output.dtype == torch.bfloat16 and output.isfinite().all()
         self.require(finite, f"over a model in bfloat16 it gives {output.dtype}, or no number")
+
+
+def _trains(model: nn.Module) -> dict[str, bool]:
+    return {name: p.requires_grad for name, p in model.named_parameters()}

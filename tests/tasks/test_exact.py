@@ -90,7 +90,7 @@ def test_scores_files_and_a_fixed_subset_of_each_part(tmp_path):
     [
         *(({key: 0}, f"task.{key}") for key in ("beams", "max_new_tokens", "stops", "train_on_inputs")),
         ({"decode": "dev"}, "task.decode"),
-        ({"test_rows": 0}, "test set"),
+        ({"test_rows": 0}, "test_rows"),
         ({"train_rows": 3078}, "task.train_rows"),  # there are no more problems
         ({"max_new_tokens": 250}, "task.max_new_tokens"),  # beyond the model's positions, with the prompt
         ({"holdout": 0.5}, "task.decode"),

@@ -5,6 +5,7 @@ MATH whether a text has an answer, and whether it is right."""
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from tiny import write_maths
 
 import tasks
 from runs.config import expand
-from tasks import sums
+from tasks import maths, sums
 from tasks.answers import MATH, READERS
+from tasks.base import DataError
 from tasks.exact import Item
 from tasks.maths import _read
 
@@ -109,6 +111,14 @@ def test_sums_are_right_and_none_is_there_twice():
     assert len(dict(rows)) == sums.MOST
     assert all(eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows)
     assert sums.problems(10) == rows[:10]
+    terms = [tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}"))) for prompt, _ in rows]
+    assert len({*terms[:200]} & {*terms[200:]}) <= 1  # those of the same terms are on one side
+
+
+@pytest.mark.parametrize(("key", "value"), [("test_rows", 0), ("train_rows", None), ("train_rows", 3078)])
+def test_of_sums_there_are_rows_of_each_kind(key, value):
+    with pytest.raises(DataError, match=f"task.{key}="):
+        maths._sums({"test_rows": 2, "dev_rows": 2, "train_rows": 2, key: value})
 
 
 @pytest.mark.parametrize(
