@@ -35,7 +35,10 @@ from tasks.fetch import cache_folder
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
 EVENLY = (np.arange(2000) + 0.5) / 2000  # those of a sample of the rows
 #: What a forecast says of the time of decoding that is in it.
-DECODING = "decoding at most, as if each text were the longest: bytes of weights over another such rate"
+DECODING = (
+    "decoding as if each text were the longest: bytes of weights over another such rate,"
+    " without the host's time, which small models need"
+)
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
 
@@ -158,7 +161,7 @@ class Outline:
     tokens: float = 0.0  # of training, without padding; of images the patches
     flops: float = 0.0  # of training and evaluation, padding included
     step_flops: float = 0.0
-    # Of decoding, at most: FLOPs of the prompts, and the bytes of weights that a GPU reads for the new tokens
+    # Of decoding: FLOPs of the prompts, and the bytes of weights that a GPU reads for the new tokens
     prompts: float = 0.0
     reads: float = 0.0
 
