@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.base import DataError, first_line
+from tasks.base import DataError, first_line, quoted
 
 Find = Callable[[str], str | None]
 METAMATH = "The answer is: "
@@ -45,7 +45,8 @@ def peft_answer(text: str) -> str | None:
 
 def metamath_answer(text: str) -> str | None:
     """The first number after the last "The answer is: ", rounded to a whole one (a half to an even one), with
-    at most one separator: 1,234,567 reads as 1234."""
+    at most one separator: 1,234,567 reads as 1234. As MetaMath's code: LoRA-XS's gsm8k_eval.py (commit
+    3b1ce3b) also takes a hundredth and a hundredfold of the answer, and what is within 0.01% of these."""
     _, marker, answer = text.rpartition(METAMATH)
     found = re.search(r"[\-+]?\d*[\.,/]?\d+", answer.strip()) if marker else None
     if not found:
@@ -140,16 +141,18 @@ def own_file(name: str) -> Path | None:
     READERS. Raises DataError where there is none."""
     if name in READERS:
         return None
-    with contextlib.suppress(ImportError, ValueError):
+    with contextlib.suppress(Exception):  # of a package's own code, too
         spec = importlib.util.find_spec(str(name).rpartition(".")[0])
-        if spec and spec.origin:
-            return Path(spec.origin)
-    mend = f"one of {', '.join(READERS)}, or module.function, whose folder is on PYTHONPATH"
+        if spec and (path := Path(spec.origin or "")).suffix == ".py":
+            return path
+    mend = f"one of {', '.join(READERS)}, or module.function, of a .py file whose folder is on PYTHONPATH"
     raise DataError(f"task.reader={name}: should be {mend}")
 
 
 def reader(name: str) -> Reader:
-    """The reader of this name. One outside of this project reads the expected answers as well."""
+    """The reader of this name. One outside of this project reads the expected answers as well. Raises
+    DataError for one that cannot be imported, and, at once or as it reads, for one that raises an error or
+    finds another thing than a text or None."""
     if name in READERS:
         return READERS[name]
     module, _, function = name.rpartition(".")
@@ -157,4 +160,15 @@ def reader(name: str) -> Reader:
         find = getattr(importlib.import_module(module), function)
     except Exception as error:  # of the module's own code, too
         raise DataError(f"task.reader={name}: cannot be imported ({first_line(error)})") from None
-    return Reader(find, find)
+
+    def checked(text: str) -> str | None:
+        try:
+            if (answer := find(text)) is None or isinstance(answer, str):
+                return answer
+            problem = f"finds {quoted(answer)}, which is neither a text nor None"
+        except Exception as error:
+            problem = f"raises {type(error).__name__} ({first_line(error)})"
+        raise DataError(f"task.reader={name}: {problem}, in the text {quoted(text)}")
+
+    checked("")  # before training: a text without an answer
+    return Reader(checked, checked)

@@ -1,5 +1,5 @@
-"""Eight commonsense sets after training on commonsense_170k (Hu et al. 2023), as LLM-Adapters' scripts and
-those made from them (DoRA, LoRA-XS, RandLoRA) have it.
+"""Eight commonsense sets after training on commonsense_170k (Hu et al. 2023), as the scripts of DoRA (commit
+bd3ed6f), made from LLM-Adapters', have it.
 
 A row is an instruction and the response "the correct answer is X". The trained model writes a text for each
 test row, in the scripts with 4 beams. Its answer is the first of the set's words; without one it is wrong.

@@ -56,13 +56,13 @@ def source(settings: Any) -> Source:
     files = _files(settings, settings["data_dir"], settings["test_dir"])
     hubs = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
     used = [(settings[hub], settings[at]) for own, (hub, at) in hubs.items() if not settings[own]]
-    if _misses(settings):
-        return Source()
     if not used:
         return Source(files=files)
     pins = [content(hub, at, "dataset") for hub, at in used]
+    if _misses(settings) or not all(pins):
+        return Source()
     local = [f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for name, path in files.items()]
-    return Source(pinned=" ".join([*filter(None, pins), *local]) if all(pins) else None)
+    return Source(pinned=" ".join([*map(str, pins), *local]))
 
 
 def load(settings: Any) -> ExactTask:
@@ -75,9 +75,8 @@ def load(settings: Any) -> ExactTask:
         raise DataError(f"task.tests=[{', '.join(missed)}]: from a folder, task.test_dir=/where/it/is")
     rows, tests = data_folder(settings, METAMATHQA[0], "/where/metamathqa"), settings["test_dir"]
     if not tests:
-        instead = "Give a local copy: task.test_dir=/where/gsm8k"
-        of_hub = (settings["test_hub"], settings["test_revision"])
-        tests = snapshot(*of_hub, ["main/*.parquet"], "dataset", instead)
+        of_hub, instead = (settings["test_hub"], settings["test_revision"]), "task.test_dir=/where/gsm8k"
+        tests = snapshot(*of_hub, ["main/*.parquet"], "dataset", f"Give a local copy: {instead}")
     files, read_by = _files(settings, rows, tests), reader(settings["reader"])
     form, notes = settings["prompt"], list[str]()
     if form is None:
@@ -100,16 +99,12 @@ def load(settings: Any) -> ExactTask:
     train = [train[i] for i in fixed_subset(len(train), settings["train_rows"], settings["name"])]
     if not train:
         raise DataError(f"{files['rows']}: no rows (task.max_characters={settings['max_characters']})")
-    dev = [row for _, row in _rows(files["gsm8k_train"])]
-    order = np.random.RandomState(0).permutation(len(dev))[: settings["dev_rows"]]  # peft's draw
+    dev, asked = [row for _, row in _rows(files["gsm8k_train"])], settings["dev_rows"]
+    order = np.random.RandomState(0).permutation(len(dev))[:asked]  # peft's draw
     splits = {"train": train, "dev": [dev[i] for i in order]}
-    items = [
-        item(part, where, row)
-        for part in settings["tests"]
-        for name in files
-        if name.startswith(f"{part}/")
-        for where, row in _rows(files[name])
-    ]
+    notes += [f"dev: {len(dev)} rows, of task.dev_rows={asked}"] * (len(dev) < asked)
+    tested = [(part, name) for part in settings["tests"] for name in files if name.startswith(f"{part}/")]
+    items = [item(part, where, row) for part, name in tested for where, row in _rows(files[name])]
     counts = {"train": len(every), **Counter(item.part for item in items)}
     known = PUBLISHED if settings["name"] == "gsm8k" else {}
     notes += [f"{k}: {n} rows, of {known[k]} published" for k, n in counts.items() if n != known.get(k, n)]
@@ -138,7 +133,8 @@ def _sums(settings: Any) -> ExactTask:
 
 def _misses(settings: Any) -> list[str]:
     """The test sets that are in a folder, where none is given."""
-    return [] if settings["test_dir"] else [of for of in settings["tests"] if of != "gsm8k"]
+    needs_none = settings["test_dir"] or settings["decode"] == "none"
+    return [] if needs_none else [of for of in settings["tests"] if of != "gsm8k"]
 
 
 def _check(settings: Any) -> None:
@@ -147,7 +143,9 @@ def _check(settings: Any) -> None:
     if settings.get("prepare") == "sums":
         return
     tests, prompt = settings["tests"], settings["prompt"]
-    check(settings, "tests", isinstance(tests, list) and bool(tests), "a list, such as [gsm8k, math]")
+    named = isinstance(tests, list) and 0 < len(tests) == len({of for of in tests if type(of) is str})
+    check(settings, "tests", named, "a list of different names, such as [gsm8k, math]")
+    check(settings, "test_suffix", type(settings["test_suffix"]) is str, "a text")
     check(settings, "prompt", prompt is None or "{query}" in str(prompt), "a text with {query}, or null")
     check(settings, "dev_rows", settings["dev_rows"] is not None, "a whole number from 1 on")
     for key in ("max_characters", "first_rows"):
@@ -168,15 +166,15 @@ def _files(settings: Any, rows: Any, tests: Any) -> dict[str, Path]:
         files["rows"] = Path(rows) if one else _file(Path(rows), "data_dir", METAMATHQA)
     if tests:
         files["gsm8k_train"] = _file(Path(tests), "test_dir", [name.format("train") for name in GSM8K])
-    for part in settings["tests"] if tests else ():
-        if part != "math":
+    for part in settings["tests"] if tests and settings["decode"] == "test" else ():
+        if part == "math":
+            found = [sorted(Path(tests).glob(pattern)) for pattern in MATHS]
+            if not any(found):
+                raise DataError(f"{tests}: no {' or '.join(MATHS)} (task.test_dir)")
+            files |= {f"math/{path.relative_to(tests).as_posix()}": path for path in found[0] or found[1]}
+        else:
             names = [name.format("test") for name in GSM8K] if part == "gsm8k" else [f"{part}.jsonl"]
             files[f"{part}/test"] = _file(Path(tests), "test_dir", names)
-            continue
-        found = next(filter(None, (sorted(Path(tests).glob(pattern)) for pattern in MATHS)), None)
-        if not found:
-            raise DataError(f"{tests}: no {' or '.join(MATHS)} (task.test_dir)")
-        files |= {f"math/{path.relative_to(tests).as_posix()}": path for path in found}
     return files
 
 

@@ -30,7 +30,7 @@ def load(folder, **changes):
 # --- beside the scripts
 
 S = " " * 16
-#: What LLM-Adapters' and DoRA's finetune.py and commonsense_evaluate.py make, with other words than Alpaca's.
+#: What DoRA's finetune.py (commit bd3ed6f) and commonsense_evaluate.py make, with other words than Alpaca's.
 PROMPTS = {
     (True, False): f"Do it.  \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Response:\n{S}",
     (False, False): f"Do it. \n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Response:\n{S}",

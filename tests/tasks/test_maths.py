@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import refused
 from tiny import write_maths
 
 import tasks
@@ -80,6 +81,8 @@ def test_rows_and_prompts_of_pefts_protocol(load):
     assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [f"Dev{i}" for i in order[:3]]
     assert [item.answer for item in task.items] == ["1200.0", "1,200", "-3.0", "1.0"]  # with a comma a text
     assert "train: 5 rows, of 395000 published" in task.notes
+    assert not any("dev" in note for note in task.notes)
+    assert any("task.dev_rows=9" in note for note in load(dev_rows=9).notes)  # of eight
 
 
 def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
@@ -147,6 +150,10 @@ def test_a_bad_file_is_refused_with_its_row(file, row, key, load, tmp_path):
             ({key: "x"}, f"task.{key}")
             for key in ("tests", "prompt", "reader", "first_rows", "max_characters")
         ),
+        ({"tests": ["gsm8k", "gsm8k"]}, "task.tests"),
+        ({"tests": [1]}, "task.tests"),
+        ({"test_suffix": None}, "task.test_suffix"),
+        *(({"reader": reader}, "task.reader") for reader in ("sys.intern", "math.floor", "tasks.metrics")),
         ({"tests": ["math"], "test_dir": None}, "task.test_dir"),
         ({"test_dir": "/nowhere"}, "task.test_dir"),
         ({"data_dir": "/nowhere"}, "task.data_dir"),
@@ -177,3 +184,31 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     assert tasks.source(hub | {"test_dir": None, "tests": ["math"]}) == tasks.base.Source()
     task = load(reader="own_reader.last_word")
     assert task.scores(["it is 1200", "1200", "", "-4"])["exact_match"] == 25
+    # Without texts the test sets are not read
+    untested = {"decode": "none", "tests": ["gsm8k", "math"]}
+    assert set(tasks.source(settings | untested).files) == {"rows", "gsm8k_train"}
+    assert tasks.source(hub | {"test_dir": None} | untested).pinned.count("@") == 2
+    assert not load(**untested).items
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["find = 3", "def find(text):\n    return text[0]", "def find(text):\n    return 3", "import nothing"],
+)
+def test_a_reader_of_ones_own_that_cannot_read_is_refused_before_training(body, load, tmp_path, monkeypatch):
+    name = f"own_{abs(hash(body))}"  # imported once in a process
+    (tmp_path / f"{name}.py").write_text(body + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with refused(f"task.reader={name}.find"):
+        load(reader=f"{name}.find")
+
+
+def test_a_reader_of_ones_own_that_fails_at_a_text_names_it(load, tmp_path, monkeypatch):
+    (tmp_path / "own_failing.py").write_text(
+        "def find(text):\n    return int(text) if 'odd' in text else text\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = load(reader="own_failing.find")
+    assert task.scores(["1200"] * 4)["unread"] == 0
+    with refused("odd one"):
+        task.scores(["odd one"] * 4)
