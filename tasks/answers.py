@@ -156,19 +156,16 @@ def reader(name: str) -> Reader:
     if name in READERS:
         return READERS[name]
     module, _, function = name.rpartition(".")
-    try:
-        find = getattr(importlib.import_module(module), function)
-    except Exception as error:  # of the module's own code, too
-        raise DataError(f"task.reader={name}: cannot be imported ({first_line(error)})") from None
 
-    def checked(text: str) -> str | None:
+    def find(text: str) -> str | None:
         try:
-            if (answer := find(text)) is None or isinstance(answer, str):
+            answer = getattr(importlib.import_module(module), function)(text)
+            if answer is None or isinstance(answer, str):
                 return answer
             problem = f"finds {quoted(answer)}, which is neither a text nor None"
-        except Exception as error:
-            problem = f"raises {type(error).__name__} ({first_line(error)})"
-        raise DataError(f"task.reader={name}: {problem}, in the text {quoted(text)}")
+        except Exception as error:  # of the module's own code, too
+            problem = f"{type(error).__name__} ({first_line(error)})"
+        raise DataError(f"task.reader={name}: {problem}, with the text {quoted(text)}")
 
-    checked("")  # before training: a text without an answer
-    return Reader(checked, checked)
+    find("")  # before training: a text without an answer
+    return Reader(find, find)

@@ -54,11 +54,10 @@ def source(settings: Any) -> Source:
     if settings.get("prepare") == "sums":
         return Source(pinned=sums.CONTENT)
     files = _files(settings, settings["data_dir"], settings["test_dir"])
-    hubs = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
-    used = [(settings[hub], settings[at]) for own, (hub, at) in hubs.items() if not settings[own]]
-    if not used:
+    hubs = ("data_dir", "hub", "revision"), ("test_dir", "test_hub", "test_revision")
+    pins = [content(settings[hub], settings[at], "dataset") for own, hub, at in hubs if not settings[own]]
+    if not pins:
         return Source(files=files)
-    pins = [content(hub, at, "dataset") for hub, at in used]
     if _misses(settings) or not all(pins):
         return Source()
     local = [f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" for name, path in files.items()]
@@ -94,8 +93,7 @@ def load(settings: Any) -> ExactTask:
 
     every = [row for _, row in _rows(files["rows"])]
     limit = settings["max_characters"] or float("inf")  # peft's counts a space between the two
-    train = [row for row in every if len(row.problem) + 1 + len(row.solution) <= limit]
-    train = train[: settings["first_rows"]]
+    train = [row for row in every if len(row.problem + row.solution) < limit][: settings["first_rows"]]
     train = [train[i] for i in fixed_subset(len(train), settings["train_rows"], settings["name"])]
     if not train:
         raise DataError(f"{files['rows']}: no rows (task.max_characters={settings['max_characters']})")
@@ -162,8 +160,7 @@ def _files(settings: Any, rows: Any, tests: Any) -> dict[str, Path]:
     if own := own_file(settings["reader"]):
         files["reader.py"] = own
     if rows:
-        one = Path(rows).is_file()
-        files["rows"] = Path(rows) if one else _file(Path(rows), "data_dir", METAMATHQA)
+        files["rows"] = Path(rows) if Path(rows).is_file() else _file(Path(rows), "data_dir", METAMATHQA)
     if tests:
         files["gsm8k_train"] = _file(Path(tests), "test_dir", [name.format("train") for name in GSM8K])
     for part in settings["tests"] if tests and settings["decode"] == "test" else ():
