@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import hashlib
+import inspect
 import io
 import json
 import logging
@@ -29,14 +29,14 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
 #: The settings that change an answer, beside the number of examples, which is the task's then.
 ASKING = ("limit", "apply_chat_template", "add_bos_token", "max_length")
-SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "examples": 1234}  # lm-eval's own
+#: Of what is not done here: to run generated code, to take pictures and sounds.
+REFUSED = ("unsafe_code", "doc_to_image", "doc_to_audio")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A task of lm-eval, or a group or tag with its tasks. loaded: as TaskManager.load has them. results:
-    the names that get a result, each with those of its tasks. hash: of the tasks, their rows, and how they
-    are asked."""
+    """A task of lm-eval, or a group or tag with its tasks. loaded: by TaskManager. results: the names that
+    get a result, each with those of its tasks. hash: of the tasks, their rows, and how they are asked."""
 
     name: str
     loaded: Any
@@ -45,36 +45,38 @@ class Asked:
 
     def alike(self, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The known results, if all are there and were asked alike; or none."""
-        found = {name: known[name] for name in self.results if name in known}
-        same = found.keys() == self.results.keys() and all(of["asked"] == self.hash for of in found.values())
-        return found if same else {}
+        found = {of: known[of] for of in self.results if of in known and known[of]["asked"] == self.hash}
+        return found if found.keys() == self.results.keys() else {}
 
 
 def load(settings: Any) -> list[Asked]:
     """The tasks of `runs.lm_eval.Settings`, with their rows. Raises UserError for an unknown name, for
-    rows that cannot be loaded, and for a task that runs generated code or takes pictures."""
+    rows that cannot be loaded, and for a task of what is not done here."""
     import datasets
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    names, path = [name for name in settings.tasks.split(",") if name], settings.include_path
+    names = dict.fromkeys(name.strip() for name in settings.tasks.split(",") if name.strip())
     if not names:
         raise UserError("which tasks? tasks=gsm8k,arc_easy (lm-eval ls tasks lists them)")
     for key in ("include_path", "data_dir"):
         if (folder := getattr(settings, key)) and not Path(folder).is_dir():
             raise UserError(f"{key}={folder}: no such folder")
-    manager = TaskManager(include_path=path, include_defaults=False)  # all of lm-eval's take 7 s
-    if not {*names} <= {*manager.all_tasks}:
-        manager = TaskManager(include_path=path)
+    manager = TaskManager(include_path=settings.include_path, include_defaults=False)  # all take 7 s
+    if not names.keys() <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=settings.include_path)
     index, found = manager.task_index, list[Asked]()
     for name in names:
         if name not in index:
             near = did_you_mean(name, manager.all_tasks)
             raise UserError(f"lm-eval has no task {name!r}.{near} Own ones: include_path=FOLDER")
         try:
-            for leaf in leaves(index, name) if settings.data_dir else ():
-                read_from(index[leaf], Path(settings.data_dir), settings.num_fewshot)
+            for task in leaves(index, name):
+                if has := next(filter(index[task].cfg.get, REFUSED), None):  # before its code is imported
+                    raise UserError(f"{task}: has {has}, which is not done here")
+                if settings.data_dir:
+                    read_from(index[task], Path(settings.data_dir), settings.num_fewshot)
             found.append(asked(name, manager.load([name]), settings))
         except UserError:
             raise
@@ -86,45 +88,51 @@ def load(settings: Any) -> list[Asked]:
 
 
 def asked(name: str, loaded: Any, settings: Any) -> Asked:
-    """What was loaded, with its number of examples."""
-    shots, limit, parts = settings.num_fewshot, settings.limit, list[Any]()
+    """What was loaded, with its number of examples. Raises UserError where there are fewer."""
+    shots, parts, results = settings.num_fewshot, list[Any](), {of: [of] for of in loaded["tasks"]}
     for of in loaded["tasks"].values():
-        if getattr(of, "UNSAFE_CODE", False) or getattr(of, "MULTIMODAL", False):
-            raise UserError(f"{of.task_name}: runs generated code or takes pictures, which is not done here")
         own = of.get_config("num_fewshot")
         if own is None or (shots is not None and own != 0):  # as lm-eval's own command
             of.set_config("num_fewshot", shots or 0)
-        config = {key: value for key, value in of.dump_config().items() if key not in PLACES}
-        examples = [*(of.fewshot_docs() or [])] if of.get_config("num_fewshot") else []
-        parts.append([config, of.VERSION, [*of.eval_docs][:limit], examples])
-    how = [version("lm_eval"), *(getattr(settings, key) for key in ASKING)]
-    group = loaded["groups"].get(name)
-    results = {of: [of] for of in loaded["tasks"]}
-    if group and group.has_aggregation:
+        count = of.get_config("num_fewshot")
+        examples = [*(of.fewshot_docs() or [])] if count else []
+        how = of.config.fewshot_config  # of the judged split one more is drawn: no row is its own example
+        needed = count and count + (how.split == of.config.test_split and how.sampler == "default")
+        if len(examples) < needed:
+            raise UserError(f"{of.task_name}: num_fewshot={count} takes {needed} of {len(examples)} examples")
+        config = {k: v for k, v in of.config.to_dict(keep_callable=True).items() if k not in PLACES}
+        parts.append([config, of.VERSION, [*of.eval_docs][: settings.limit], examples])
+    if name in loaded["groups"] and loaded["groups"][name].has_aggregation:
         results = {name: [*results]}
-    return Asked(name, loaded, results, hash_of(json.loads(json.dumps([how, parts], default=str)))[:16])
+        for of in loaded["groups"].values():
+            parts.append([of.name, of.version, [vars(one) for one in of.aggregate_metric_list or ()]])
+    how = [version("lm_eval"), *(getattr(settings, key) for key in ASKING)]
+    return Asked(name, loaded, results, hash_of(json.loads(json.dumps([how, parts], default=plain)))[:16])
 
 
-# --- rows from a folder
+def plain(value: Any) -> Any:
+    """What JSON lacks, in words that are the same in every process: functions by their source."""
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def leaves(index: Mapping[str, Any], name: str) -> Iterator[str]:
     """The tasks of a task, group or tag."""
-    kind, config = index[name].kind.name, index[name].cfg
-    if kind == "TAG":
-        yield from sorted(index[name].tags)
-    elif kind == "GROUP":
-        for part in config["task"]:
-            child = part if isinstance(part, str) else part.get("group", part.get("task"))
-            yield from leaves(index, child) if child in index else ()
-    else:
+    if index[name].kind.name not in ("GROUP", "TAG"):
         yield name
+        return
+    for part in [*sorted(index[name].tags)] if index[name].kind.name == "TAG" else index[name].cfg["task"]:
+        child = part if isinstance(part, str) else part.get("group", part.get("task"))
+        yield from leaves(index, child) if child in index else ()
 
 
 def read_from(entry: Any, folder: Path, shots: int | None) -> None:
-    """Changes a task's entry such that its rows come from the files of a folder, which are named by their
-    splits; or of the folder's folder that has the name of the task, or of its data set's configuration.
-    Raises UserError where a split is missing that is read."""
+    """Changes a task's entry such that its rows come from a folder's files, which are named by their splits;
+    or from those of a folder in it. Raises UserError where a split is missing that is read."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if entry.yaml_path is None:  # done already, for another group
@@ -134,17 +142,16 @@ def read_from(entry: Any, folder: Path, shots: int | None) -> None:
         raise UserError(f"{entry.name}: rows come from lm-eval's code, which data_dir= does not change")
     inner = (str(config.get("dataset_name")), "data", ".")
     places = [above / name for above in (folder / entry.name, folder) for name in inner]
-    where = next((place for place in places if files_of(place)), folder)
-    reader, files = next(iter(files_of(where).items()), ("", {}))
+    found = [one for place in places for one in files_of(place).items()]
+    judged = config.get("test_split") or config.get("validation_split")
+    reader, files = next((one for one in found if judged in one[1]), ("", {}))
     own = config.get("num_fewshot")
     examples = own if own == 0 or shots is None else shots
-    judged = config.get("test_split") or config.get("validation_split")
     missing = [key for key in SPLITS if config.get(key) and config[key] not in files]
-    lacking = [config[key] for key in missing if examples or config[key] == judged]
-    if lacking:
-        there = ", ".join(files) or "none"
+    if lacking := [config[key] for key in missing if examples or config[key] == judged]:
+        there = ", ".join(dict.fromkeys(split for _, of in found for split in of)) or "none"
         name = f"{lacking[0]}.jsonl, .json or .parquet"
-        raise UserError(f"{where}: no {name}, which {entry.name} reads. Splits that are there: {there}")
+        raise UserError(f"{folder}: no {name}, which {entry.name} reads. Splits that are there: {there}")
     config |= dict.fromkeys(missing) | {"dataset_path": reader, "dataset_name": None}
     entry.cfg = config | {"dataset_kwargs": {"data_files": files}, "custom_dataset": None}
     entry.yaml_path = None
@@ -160,11 +167,8 @@ def files_of(folder: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-# --- a model that answers
-
-
 class Bar:
-    """Stands in lm-eval for tqdm, and reports. rows: what it goes through, if anything."""
+    """Stands in lm-eval for tqdm, and reports."""
 
     def __init__(self, tell: Report, rows: Any = None, total: int = 0, **_: Any) -> None:
         self.tell, self.rows, self.begun = tell, rows, time.monotonic()
@@ -187,13 +191,12 @@ class Bar:
 def ask(
     asked: Asked, settings: Any, of: tuple[Any, Any], batch: int, folder: Path, phase: str, report: Report
 ) -> dict[str, dict[str, Any]]:
-    """The results of a model with its tokenizer, by their names. Seeds all generators as lm-eval's own
-    command does, and writes rows and answers into the folder, a file for each task."""
+    """The results of a model with its tokenizer, by their names; a file of rows and answers of each task goes
+    into the folder. All generators are seeded as by lm-eval's own command."""
     import lm_eval
     import numpy as np
     import torch
-    from lm_eval.api import model as of_models
-    from lm_eval.api import task as of_tasks
+    from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
     streams = sys.stdout, sys.stderr
@@ -202,32 +205,34 @@ def ask(
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
             report({"phase": phase, **event})
 
-    for module in (huggingface, of_models, of_tasks):
+    for module in (huggingface, model, task):
         module.tqdm = functools.partial(Bar, tell)
-    how = {"add_bos_token": settings.add_bos_token, "max_length": settings.max_length}
+    how, chat = {key: getattr(settings, key) for key in ASKING[2:]}, settings.apply_chat_template
     lm = huggingface.HFLM(pretrained=of[0], tokenizer=of[1], batch_size=batch, **how)
-    random.seed(SEEDS["random"])
-    np.random.seed(SEEDS["numpy"])
-    torch.manual_seed(SEEDS["torch"])
-    for task in asked.loaded["tasks"].values():
-        task.set_fewshot_seed(seed=SEEDS["examples"])
-    chat = settings.apply_chat_template
+    random.seed(0)
+    np.random.seed(1234)
+    torch.manual_seed(1234)
+    for one in asked.loaded["tasks"].values():
+        one.set_fewshot_seed(seed=1234)
     chosen = {"limit": settings.limit, "apply_chat_template": chat, "fewshot_as_multiturn": chat}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             results: Any = lm_eval.evaluate(lm, asked.loaded, **chosen)
-        except (AssertionError, ValueError) as error:  # such as answers that are longer than the model
-            raise UserError(f"{asked.name}: lm-eval cannot ask this model ({describe(error)})") from error
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a task's templates and code, and for prompts that are too long
+            why = f"{type(error).__name__}: {describe(error)[:200]}; a row may lack a column"
+            raise UserError(f"{asked.name}: lm-eval cannot ask this model ({why})") from error
     hashes = {name: write_samples(folder, name, rows) for name, rows in results["samples"].items()}
     how |= {"max_length": lm.max_length, "apply_chat_template": chat, "batch": batch}
     about = {"asked": asked.hash, "lm_eval": version("lm_eval"), "limit": settings.limit, "settings": how}
     return {
-        name: about
-        | {
+        name: {
+            **about,
             "version": results["versions"].get(name),
             "shots": results["n-shot"].get(name),
-            "rows": sum(results["n-samples"][task]["effective"] for task in tasks),
-            "samples": hashes[name] if tasks == [name] else hash_of([hashes[task] for task in tasks]),
+            "rows": sum(results["n-samples"][of]["effective"] for of in tasks),
+            "samples": hashes[name] if tasks == [name] else hash_of([hashes[of] for of in tasks]),
             "metrics": metrics(results["results"][name], results["higher_is_better"].get(name, {})),
         }
         for name, tasks in asked.results.items()
@@ -241,19 +246,17 @@ def metrics(values: Mapping[str, Any], higher: Mapping[str, bool | None]) -> lis
         return float(value) if not isinstance(value, str | None) and math.isfinite(value) else None
 
     found = []
-    for key, value in values.items():
+    for key in values:
         metric, comma, name = key.partition(",")
         if comma and not metric.endswith("_stderr"):
-            error = number(values.get(f"{metric}_stderr,{name}"))
-            of = {"metric": metric, "filter": name, "value": number(value), "stderr": error}
-            found.append(of | {"higher_is_better": higher.get(metric)})
+            of = {"value": number(values[key]), "stderr": number(values.get(f"{metric}_stderr,{name}"))}
+            found.append({"metric": metric, "filter": name, **of, "higher_is_better": higher.get(metric)})
     return found
 
 
 def write_samples(folder: Path, task: str, samples: list[dict[str, Any]]) -> str:
     """Writes a task's rows and answers; the hash of rows, targets and answers."""
     lines = [json.dumps(sample, ensure_ascii=False, default=str) for sample in samples]
-    name = re.sub(r"[^\w.-]", "_", task)
-    write_atomically(folder / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_atomically(folder / (re.sub(r"[^\w.-]", "_", task) + ".jsonl"), "\n".join([*lines, ""]))
     content = [[of[key] for key in ("doc", "target", "filter", "resps", "filtered_resps")] for of in samples]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return hash_of(json.loads(json.dumps(content, default=str)))

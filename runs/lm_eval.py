@@ -7,9 +7,8 @@ python -m runs.lm_eval RUN tasks=gsm8k data_dir=/where/gsm8k      rows from a fo
 python -m runs.lm_eval RUN tasks=mine include_path=/where/yamls   own tasks
 
 One base model is in memory: it is evaluated (base=false: not), and then with each run's adapter. The values
-go into the records (result.lm_eval), rows and answers into outputs/runs/RUN/lm_eval. The same command
-continues after a kill: what was asked alike is not asked again. python -m analysis.tables lm_eval shows it.
-Needs pip install '.[lm-eval]'. On GSM8K a model of MetaMathQA says "The answer is: N": see flexible-extract.
+go into the records, rows and answers into outputs/runs/RUN/lm_eval. What was asked alike is not asked again.
+python -m analysis.tables lm_eval shows it. Needs pip install '.[lm-eval]'.
 """
 
 import contextlib
@@ -27,20 +26,10 @@ from pydantic import NonNegativeInt
 from runs.command import OfRecords, entry_point, setting
 from runs.config.schema import Count
 from runs.errors import UserError
-from runs.evaluate import Report, amend, kept_file, read_line, records_of, run_of
+from runs.evaluate import amend, kept_file, read_line, records_of, run_of
 from runs.harness import Asked, ask, load
 from runs.methods import make_method
-from runs.record import (
-    MEASURE_SCHEMA,
-    Record,
-    evaluated,
-    finished_record,
-    hash_of,
-    plural,
-    run_folder,
-    write_atomically,
-    write_measure,
-)
+from runs.record import Record, adding, evaluated, hash_of, plural, run_folder, write_atomically, write_beside
 from runs.shared_files import alone, run_lock
 
 Entries = dict[str, dict[str, Any]]
@@ -66,6 +55,9 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
+    from transformers import AutoTokenizer
+
+    from runs.models import fetch
     from runs.sweep.display import Display, heads
 
     line = read_line(arguments, Settings)
@@ -78,39 +70,35 @@ def main(arguments: list[str]) -> int:
         settings = replace(settings, data_dir=settings.data_dir or settings.run_data)
     elif settings.run_data:
         line = replace(line, overrides=(*line.overrides, f"task.data_dir={settings.run_data}"))
-    records = {record["id"]: as_asked(record, settings) for record in records_of(line)}
+    given = {key: getattr(settings, key) for key in ("output", "eval_batch", "device")}
+    given = {key: value for key, value in given.items() if value is not None}
+    records = {of["id"]: {**of, "config": of["config"] | given} for of in records_of(line)}
     for record in records.values():
         if record["config"]["model"]["modality"] != "text generation" or record["parameters"]["head"]:
-            other = f"run {record['id']} is {record['label']['model']} on {record['label']['task']}"
-            raise UserError(f"{other}: lm-eval is for language models, and this one has classes")
+            raise UserError(f"run {record['id']} is of a model with classes: lm-eval is for language models")
         if record["parameters"]["adapter"]:  # it is there
             kept_file("adapter.safetensors", record, output)
+        if settings.apply_chat_template:
+            folder = fetch(record["config"]["model"])
+            if not AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template:
+                raise UserError(f"apply_chat_template=true: {record['label']['model']} has no chat template")
     every = load(settings)  # before a model, since rows may be missing
-    names = [
-        f"{of['label']['row']} on {of['label']['task']} seed {of['cell']['seed']}" for of in records.values()
-    ]
-    head_of, display = dict(zip(records, heads(names), strict=True)), Display()
+    name = "{0[label][row]} on {0[label][task]} seed {0[cell][seed]}"
+    names, display = heads([name.format(record) for record in records.values()]), Display()
+    head_of = dict(zip(records, names, strict=True))
     for _, group in itertools.groupby(sorted(records.values(), key=base_of), base_of):
         runs = list(group)
-        model = Model(runs[0])
+        model = Model(runs[0], settings, display)
         for record in runs:
-            head = head_of[record["id"]]
-
-            def report(event: Any, head: str = head) -> None:
-                display.show([(head, event)])
-
+            head = model.head = head_of[record["id"]]
             with alone(run_lock(output, f"{record['id']}-lm_eval"), f"lm-eval of {head}"):
                 for asked in every:
-                    found, note = evaluate(record, asked, settings, model, report)
+                    count = len(model.written)
+                    found = evaluate(record, asked, settings, model)
+                    note = "" if len(model.written) > count else " (is there already)"
                     for name, entry in found.items():
                         display.line(f"{head}  {name}{note}: {words(entry)}")
     return 0
-
-
-def as_asked(record: Record, settings: Settings) -> Record:
-    """The record with the command's own settings in its configuration."""
-    given = {key: getattr(settings, key) for key in ("output", "eval_batch", "device")}
-    return {**record, "config": record["config"] | {k: v for k, v in given.items() if v is not None}}
 
 
 def base_of(record: Record) -> str:
@@ -126,54 +114,27 @@ def words(entry: Mapping[str, Any]) -> str:
     def number(value: float | None, error: float | None) -> str:
         return ("nan" if value is None else f"{value:.4f}") + ("" if error is None else f" +-{error:.4f}")
 
-    found = []
+    found = [plural(entry["rows"], "row")]
     for of in entry["metrics"]:
-        filtered = "" if of["filter"] == "none" else f",{of['filter']}"
         before = f" (before {number(of['before'], of['before_stderr'])})" if "before" in of else ""
-        found.append(f"{of['metric']}{filtered} {number(of['value'], of['stderr'])}{before}")
-    return f"{'; '.join(found)}; {plural(entry['rows'], 'row')}"
+        name = f"{of['metric']},{of['filter']}".removesuffix(",none")
+        found.insert(-1, f"{name} {number(of['value'], of['stderr'])}{before}")
+    return "; ".join(found)
 
 
-# --- what is missing is asked, and kept
-
-
-def evaluate(
-    record: Record, asked: Asked, settings: Settings, model: "Model", report: Report
-) -> tuple[Entries, str]:
-    """The results of a run, from its record where it was asked alike, and a note where all are from there."""
-    output, run = settings.output, record["id"]
-    known = {**evaluated(record), **evaluated(finished_record(output, run) or {})}
-    found: Entries = {} if settings.redo else asked.alike(known)
-    lacks_base = settings.base and not all("samples_before" in entry for entry in found.values())
-    if found and not lacks_base:
-        return found, " (is there already)"
-    trained = bool(record["parameters"]["adapter"])
-    if settings.base or not trained:
-        before = base_results(record, asked, settings, model, report)
-    if not found:
-        folder = run_folder(output, run) / "lm_eval"
-        found = model.asked(asked, settings, folder, report, record) if trained else before
-    if settings.base or not trained:
-        found = {name: with_base(entry, before[name]) for name, entry in found.items()}
-
-    def added(now: Record) -> Record:
-        return {"result": {**now["result"], "lm_eval": {**evaluated(now), **found}}}
-
-    if not amend(output, run, added):  # a run that only a study has
-        keep_beside(output, record, {**known, **found})
-    return found, ""
-
-
-def base_results(record: Record, asked: Asked, settings: Settings, model: "Model", report: Report) -> Entries:
-    """The results of the base model, which are kept beside its answers."""
-    folder = Path(settings.output) / "lm_eval" / base_of(record)
-    path = folder / f"{asked.hash}.json"
-    if asked.name not in model.before:
-        known = {} if settings.redo or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-        found = asked.alike(known) or model.asked(asked, settings, folder, report)
-        write_atomically(path, json.dumps(found) + "\n")
-        model.before[asked.name] = found
-    return model.before[asked.name]
+def evaluate(record: Record, asked: Asked, settings: Settings, model: "Model") -> Entries:
+    """The results of a run with the base model's; what was asked alike is from its record or its folder."""
+    run, trained = record["id"], bool(record["parameters"]["adapter"])
+    found: Entries = {} if settings.redo else asked.alike(evaluated(record))
+    if found and not (settings.base and any("samples_before" not in entry for entry in found.values())):
+        return found
+    before = model.results(asked) if settings.base or not trained else {}
+    found = found or (model.results(asked, record) if trained else before)
+    found = {name: with_base(entry, before[name]) for name, entry in found.items()} if before else found
+    if not amend(settings.output, run, lambda now: {"result": adding(now, evaluated(now), found)}):
+        record["result"] = adding(record, evaluated(record), found)
+        write_beside(settings.output, record)
+    return found
 
 
 def with_base(entry: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -183,43 +144,28 @@ def with_base(entry: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "samples_before": before["samples"], "metrics": metrics}
 
 
-def keep_beside(output: str, record: Record, entries: Entries) -> None:
-    """Writes the results of a run without a record in the folder, as a measure."""
-    of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
-    values = {"task": [*entries], "entry": [*entries.values()]}
-    about = {"schema": MEASURE_SCHEMA, "kind": "lm_eval", "settings": {}, "seeds": {}}
-    write_measure(
-        output, {**about, "id": hash_of(["lm_eval", record["id"]])[:12], "of": [of], "values": values}
-    )
-
-
-# --- the model
-
-
 class Model:
     """A base model, loaded once it is needed, that carries the adapter of one run after another.
 
-    before: the base model's results by what was asked."""
+    written: the files of results that this command has asked for."""
 
-    def __init__(self, record: Record) -> None:
-        self.config, self.run = record["config"], run_of(record)
+    def __init__(self, record: Record, settings: Settings, display: Any) -> None:
+        self.settings, self.config, self.base = settings, record["config"], base_of(record)
+        self.run, self.display, self.head = run_of(record), display, ""
         self.loaded: tuple[Any, Any] | None = None
-        self.before = dict[str, Entries]()
+        self.written = set[Path]()
 
     @contextlib.contextmanager
     def carrying(self, record: Record | None) -> Iterator[tuple[Any, Any]]:
         """The model with a run's adapter, or as it is, and its tokenizer. Where a method trains base weights
         in place (full, BitFit), or peft has changed them, the model is loaded afresh for the next."""
-        import torch
-
         import vera
         from runs.training.context import load_base, make_accelerator, seed_everything
         from vera.base_weights import base_names
 
         accelerator = make_accelerator(self.run)
         device = accelerator.device
-        if self.loaded is None:
-            self.loaded = load_base(self.config, device, self.config["seed"])
+        self.loaded = self.loaded or load_base(self.config, device, self.config["seed"])
         model, tokenizer = self.loaded
         names, whole, changed = base_names(model), self.config["model"].get("quantise") is None, True
         try:
@@ -228,11 +174,10 @@ class Model:
                 model.to("cpu" if whole and record["config"]["method"]["kind"] == "peft" else device)
                 seed_everything(record["config"]["seed"] + 1)  # what the file lacks does not come back
                 make_method(run_of(record).method).adapt(model)
-                file = kept_file("adapter.safetensors", record, record["config"]["output"])
-                vera.start_from(model, file)
+                vera.start_from(model, kept_file("adapter.safetensors", record, self.settings.output))
             changed = not names <= base_names(model)
             model.to(device)
-            with torch.no_grad(), vera.unchanged(model), accelerator.autocast():
+            with vera.unchanged(model), accelerator.autocast():
                 yield model, tokenizer
         finally:
             try:
@@ -241,15 +186,26 @@ class Model:
                 changed = True
             self.loaded = None if changed else self.loaded
 
-    def asked(
-        self, asked: Asked, settings: Settings, folder: Path, report: Report, record: Record | None = None
-    ) -> Entries:
-        """The results of a run, or of the base model; rows and answers go into the folder."""
-        report({"phase": f"{asked.name}: loading"})
-        batch = (record or {"config": self.config})["config"]["eval_batch"]
+    def report(self, event: dict[str, Any]) -> None:
+        self.display.show([(self.head, event)])
+
+    def results(self, asked: Asked, record: Record | None = None) -> Entries:
+        """The results of a run, or of the base model: from its folder, where rows and answers are, too."""
+        settings, output = self.settings, Path(self.settings.output)
+        above = run_folder(output, record["id"]) / "lm_eval" if record else output / "lm_eval" / self.base
+        folder, of = above / asked.hash, record or {"config": self.config}
+        path, adapter = folder / "results.json", of.get("files", {}).get("adapter.safetensors")
+        if path.is_file() and (path in self.written or not settings.redo):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["adapter"] == adapter:  # or the run was made again
+                return dict(kept["results"])
+        self.report({"phase": f"{asked.name}: loading"})
         phase = f"{asked.name}{'' if record else ' of the base model'}"
         with self.carrying(record) as carried:
-            return ask(asked, settings, carried, batch, folder, phase, report)
+            found = ask(asked, settings, carried, of["config"]["eval_batch"], folder, phase, self.report)
+        write_atomically(path, json.dumps({"adapter": adapter, "results": found}) + "\n")
+        self.written.add(path)
+        return found
 
 
 if __name__ == "__main__":

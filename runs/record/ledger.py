@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.cell import cell_id
+from runs.record.cell import cell_id, hash_of
 from runs.record.schema import FINISHED, MEASURE_SCHEMA, PATHS, SCHEMA, Record, check, check_measure, migrate
 from runs.record.text import printable, refusal
 
@@ -273,14 +273,35 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
         _read_folder(ledger, folder.name, folder, folder / "measures", output)
     for measure in ledger.measures.values():
         if measure["kind"] == "lm_eval" and (record := ledger.records.get(measure["of"][0]["id"])):
-            tasks = zip(measure["values"]["task"], measure["values"]["entry"], strict=True)
-            record["result"] = {**record["result"], "lm_eval": {**dict(tasks), **evaluated(record)}}
+            values = measure["values"]
+            both = evaluated(record), dict(zip(values["task"], values["entry"], strict=True))
+            # Beside a record of this machine, the measure is from before it; a study's record is not changed
+            both = both[::-1] if ledger.origin[record["id"]] == "ours" else both
+            record["result"] = adding(record, *both)
     return ledger
 
 
 def evaluated(record: Record) -> dict[str, Any]:
     """What lm-eval has measured of a run, by its tasks."""
     return (record.get("result") or {}).get("lm_eval") or {}
+
+
+def adding(record: Record, *results: dict[str, Any]) -> Record:
+    """A record's result with those of lm-eval. Later ones count, but one of some rows never replaces one of
+    all."""
+    known = dict[str, Any]()
+    for task, of in (pair for entries in results for pair in entries.items()):
+        if of["limit"] is None or known.get(task, of)["limit"] is not None:
+            known[task] = of
+    return {**record["result"], "lm_eval": known}
+
+
+def write_beside(output: str | Path, record: Record) -> None:
+    """Writes the results of lm-eval of a run that only a study has, as a measure."""
+    of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
+    values = {"task": [*evaluated(record)], "entry": [*evaluated(record).values()]}
+    measure = {"schema": MEASURE_SCHEMA, "id": hash_of(["lm_eval", record["id"]])[:12], "kind": "lm_eval"}
+    write_measure(output, {**measure, "settings": {}, "seeds": {}, "of": [of], "values": values})
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
@@ -357,6 +378,8 @@ def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> boo
         better = origin == record["cell"]["paper"]  # the study of the preset that the run was started by
     if same and better:
         ledger.origin[name] = origin
+    if same and evaluated(record):
+        first["result"] = adding(first, evaluated(record), evaluated(first))
     if ledger.origin[name] == "ours":
         ledger.published.setdefault(name, (origin, record))
     return bool(same)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 
+import pandas as pd
 import pytest
 from running import call, do, elsewhere, refused, trained
 from tiers import ALL_TESTS
@@ -115,13 +116,23 @@ def results(record, output):
     return read_record(record_path(output, record["id"]))["result"]["lm_eval"]
 
 
+def of_ledger(output, record):
+    return read_ledger(output).records[record["id"]]["result"]["lm_eval"]
+
+
+def loaded(tasks, folder, rows, **more):
+    """What harness.load makes of tasks, by their names."""
+    settings = lm_eval.Settings(tasks=tasks, include_path=str(folder), data_dir=str(rows), **more)
+    return {one.name: one for one in harness.load(settings)}, settings
+
+
 def values(entries, key="value"):
     """Each metric of each task."""
     return {(task, of["metric"]): of[key] for task, entry in entries.items() for of in entry["metrics"]}
 
 
 def likelihoods(folder):
-    rows = [json.loads(line) for line in (folder / "picks.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in next(folder.rglob("picks.jsonl")).read_text().splitlines()]
     return [choice[0] for row in rows for choice in row["filtered_resps"]]
 
 
@@ -136,7 +147,7 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, ow
     asked(record["id"], "tasks=picks,texts", f"output={output}", *of_rows(own))
     live, folder = results(record, output), run_folder(output, record["id"]) / "lm_eval"
     here = likelihoods(folder)
-    assert max(abs(a - b) for a, b in zip(here, likelihoods(*(output / "lm_eval").iterdir()))) > 0.01  # noqa: B905
+    assert max(abs(a - b) for a, b in zip(here, likelihoods(output / "lm_eval"), strict=True)) > 0.01
     restored, base = evaluate.restore(record, output).raw_model, record["config"]["model"]["path"]
     vera.unload(restored, merge=True)
     for form in ("merged", "peft"):
@@ -146,18 +157,22 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, ow
         "merged": AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
         "peft": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "peft"),
     }
-    settings = lm_eval.Settings(
-        tasks="picks,texts", include_path=str(own / "yaml"), data_dir=str(own / "rows")
-    )
     for form, model in forms.items():
+        more, found = (3, tmp_path / f"{form}s", "", lambda event: None), {}
         carried = (model, AutoTokenizer.from_pretrained(base))
-        found = {}
-        for one in harness.load(settings):
-            found |= harness.ask(one, settings, carried, 3, tmp_path / f"{form}s", "", lambda event: None)
+        tasks, settings = loaded("picks,texts", own / "yaml", own / "rows")
+        for one in tasks.values():
+            found |= harness.ask(one, settings, carried, *more)
         assert values(found) == values(live)
         assert found["texts"]["samples"] == live["texts"]["samples"]
         assert {name: of["asked"] for name, of in found.items()} == {n: of["asked"] for n, of in live.items()}
         assert likelihoods(tmp_path / f"{form}s") == pytest.approx(here, abs=1e-4)
+    shutil.copytree(own / "rows", tmp_path / "bad")
+    with (tmp_path / "bad" / "test.jsonl").open("a") as file:
+        file.write(json.dumps({"thing": "it", "choices": COLOURS, "label": None}) + "\n")
+    tasks, settings = loaded("picks", own / "yaml", tmp_path / "bad")
+    with refused("picks: lm-eval cannot ask this model", "a row may lack"):
+        harness.ask(tasks["picks"], settings, carried, *more)
 
 
 def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
@@ -195,12 +210,8 @@ def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
 
 def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys):
     """It is the base model again after each; full trains it in place, and then it is loaded afresh."""
-    methods, output, real, loads = (
-        ("none", "full", "lora", "vera"),
-        tmp_path / "outputs",
-        context.load_base,
-        [],
-    )
+    methods, output = ("none", "full", "lora", "vera"), tmp_path / "outputs"
+    real, loads = context.load_base, []
     monkeypatch.setattr(context, "load_base", lambda *given: loads.append(1) or real(*given))
     rank = [word for word in far if not word.startswith("method.")]
     records = {of: do([*(far if of in ("lora", "vera") else rank), f"method={of}"]) for of in methods}
@@ -222,50 +233,44 @@ def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys
     capsys.readouterr()
     assert tables(["lm_eval", f"output={output}", "format=csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [
-        line
-        for line in lines
-        if line.startswith('"lm-eval') and ",full," in line and "acc, 2" in line and "difference" in line
-    ]
-    acc = "picks", "acc"
-    gain = values(found["full"])[acc] - base[acc]
-    assert f",{gain}," in line
+    parts, acc = ('"lm-eval', ",full,", "acc, 2", "difference"), ("picks", "acc")
+    (line,) = [line for line in lines if all(part in line for part in parts)]
+    assert f",{values(found['full'])[acc] - base[acc]}," in line
 
 
 def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsys):
     words, output = [*far, "method=lora"], tmp_path / "outputs"
     one, two = (do([*words, f"seed={seed}"]) for seed in (0, 1))
-    more = ["limit=4", *of_rows(own), f"output={output}"]
+    more = [*of_rows(own), f"output={output}"]
     both = ["picks of the base model", "picks"]
-    for given, expected in (
-        (["tasks=picks"], both),
-        (["tasks=picks"], []),
-        (["tasks=picks,texts"], ["texts of the base model", "texts"]),
-        (["tasks=picks", "num_fewshot=0"], both),
-        (["tasks=picks", "num_fewshot=0", "redo=true"], both),
+    for given, expected, shots in (
+        (["tasks=picks, picks"], both, 2),
+        (["tasks=picks"], [], 2),
+        (["tasks=picks,texts"], ["texts of the base model", "texts"], 2),
+        (["tasks=picks", "num_fewshot=0"], both, 0),
+        (["tasks=picks"], [], 2),  # each way has its folder
+        (["tasks=picks", "num_fewshot=0", "limit=4"], both, 2),  # a trial
+        (["tasks=picks", "num_fewshot=0", "redo=true"], both, 0),
     ):
         asks.clear()
         asked(one["id"], *given, *more)
-        assert asks == expected, given
-    kept = results(one, output)
-    assert (kept["picks"]["shots"], kept["texts"]["rows"]) == (0, 4)
+        kept = results(one, output)
+        assert (asks, kept["picks"]["shots"], kept["picks"]["rows"]) == (expected, shots, ROWS), given
+    assert len([*(run_folder(output, one["id"]) / "lm_eval").glob("*/picks.jsonl")]) == 3
     asks.clear()
     asked(two["id"], "tasks=texts", "base=false", *more)
     asked(two["id"], "tasks=texts", *more)  # of the base model it is known
     assert asks == ["texts"]
     assert values(results(two, output), "before") == values({"texts": kept["texts"]}, "before")
     (named,) = [w for w in words if w.startswith("task.data_dir=")]
-    composing = [
-        w for w in words if not w.startswith(("output=", "device=", "eval_batch=", "task.data_dir="))
-    ]
-    asked(
-        *composing, "device=cpu", "eval_batch=3", named, "seed=0,1", "tasks=texts", *more
-    )  # by what composes them
+    own_keys = ("output=", "device=", "eval_batch=", "task.data_dir=")
+    composing = [w for w in words if not w.startswith(own_keys)]  # by what composes them
+    asked(*composing, "device=cpu", "eval_batch=3", named, "seed=0,1", "tasks=texts", *more)
     assert asks == ["texts"]
-    assert capsys.readouterr().out.count("texts (is there already)") == 2
+    assert capsys.readouterr().out.count("texts (is there already)") == 3
     assert tables(["lm_eval", f"output={output}"]) == 0
     shown = capsys.readouterr().out
-    assert "picks acc, 4 rows" in shown
+    assert "picks acc" in shown
     row = next(line for line in shown.splitlines() if line.startswith("| LoRA"))
     assert ("(1/2)" in row, "(2)" in row) == (True, True)  # seeds that have it
 
@@ -283,9 +288,31 @@ def test_a_published_run_keeps_its_record(far, own, tmp_path, monkeypatch):
         asked(record["id"], f"tasks={tasks}", "limit=4", f"output={output}", *of_rows(own))
     assert not path.exists()
     assert (tmp_path / "published" / study.name / path.name).read_text() == text
-    found = read_ledger(output).records[record["id"]]["result"]["lm_eval"]
+    found = of_ledger(output, record)
     assert [*found] == ["picks", "texts"]
     assert tables(["lm_eval", f"output={output}"]) == 0
+    older = json.loads(text)  # was published with an older result of one, and one of another task
+    older["result"]["lm_eval"] = {"picks": {**found["picks"], "samples": "older"}, "more": found["picks"]}
+    (tmp_path / "published" / study.name / path.name).write_text(json.dumps(older))
+    assert of_ledger(output, record) == {**found, "more": found["picks"]}
+    path.write_text(text)  # here without it
+    assert of_ledger(output, record)["more"] == found["picks"]
+
+
+def test_what_is_asked_has_the_same_hash_in_every_process(own, tmp_path):
+    """Although functions lie elsewhere; and how a group is aggregated is of it, not of its tasks."""
+    hashes = []
+    for name, group in (("one", GROUP), ("two", GROUP), ("three", GROUP.replace("true", "false"))):
+        shutil.copytree(own / "yaml", tmp_path / name)
+        (tmp_path / name / "both.yaml").write_text(group)
+        partial = "import functools\nchanged = functools.partial(lambda rows, by: rows, by=1)\n"
+        (tmp_path / name / "helper.py").write_text(partial)
+        more = "process_docs: !function helper.changed\nfewshot_config: {sampler: first_n}\n"
+        (tmp_path / name / "picks.yaml").write_text(CHOICE + more)
+        found, _ = loaded("both,picks", tmp_path / name, own / "rows")
+        hashes.append((found["picks"].hash, found["both"].hash))
+    assert hashes[0] == hashes[1]
+    assert [a == b for a, b in zip(hashes[1], hashes[2], strict=True)] == [True, False]
 
 
 # --- refusals
@@ -296,7 +323,11 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(far, own, tmp_
     monkeypatch.setattr(context, "load_base", None)
     where, rows = f"include_path={own / 'yaml'}", f"data_dir={own / 'rows'}"
     (tmp_path / "few").mkdir()
-    shutil.copy(own / "rows" / "test.jsonl", tmp_path / "few")
+    pd.read_json(own / "rows" / "test.jsonl", lines=True).to_parquet(tmp_path / "few" / "test.parquet")
+    (tmp_path / "few" / "dataset_infos.json").write_text("{}")  # is no file of rows
+    shutil.copytree(own / "yaml", tmp_path / "code")
+    code = "unsafe_code: true\nprocess_docs: !function nowhere.rows\n"  # is not imported
+    (tmp_path / "code" / "picks.yaml").write_text(CHOICE + code)
     for named, *given in (
         ("which tasks?",),
         ("picks: cannot be loaded", "tasks=picks", where),  # no hub
@@ -305,17 +336,15 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(far, own, tmp_
         ("no such folder", "tasks=picks", where, "data_dir=/nowhere"),
         ("which runs?", None, "tasks=picks"),
         ("should be greater", "tasks=picks", "limit=0"),
+        ("picks: has unsafe_code", "tasks=picks", f"include_path={tmp_path / 'code'}"),
+        ("num_fewshot=13 takes 13 of 12", "tasks=picks", where, rows, "num_fewshot=13"),
+        ("apply_chat_template=true", "tasks=picks", where, rows, "apply_chat_template=true"),
     ):
         with refused(named):
-            lm_eval.main(
-                [*([] if given[:1] == [None] else [record["id"]]), *filter(None, given), f"output={output}"]
-            )
-    settings = lm_eval.Settings(
-        tasks="picks", include_path=str(own / "yaml"), data_dir=str(tmp_path / "few"), num_fewshot=0
-    )
-    assert harness.load(settings)[0].results == {
-        "picks": ["picks"]
-    }  # without examples no row of train is read
+            ids = [] if given[:1] == [None] else [record["id"]]
+            lm_eval.main([*ids, *filter(None, given), f"output={output}"])
+    found, _ = loaded("picks", own / "yaml", tmp_path / "few", num_fewshot=0)  # reads no row of train
+    assert found["picks"].results == {"picks": ["picks"]}
     run_folder(output, record["id"]).joinpath("adapter.safetensors").unlink()
     with refused("adapter.safetensors is not there", "rerun="):
         lm_eval.main([record["id"], "tasks=picks", where, rows, f"output={output}"])
