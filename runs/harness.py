@@ -29,7 +29,7 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
 #: The settings that change an answer, beside the number of examples, which is the task's then.
 ASKING = ("limit", "apply_chat_template", "add_bos_token", "max_length")
-#: Of what is not done here: to run generated code, to take pictures and sounds.
+#: Keys of tasks that run generated code, or take pictures or sounds.
 REFUSED = ("unsafe_code", "doc_to_image", "doc_to_audio")
 
 
@@ -145,13 +145,12 @@ def read_from(entry: Any, folder: Path, shots: int | None) -> None:
     found = [one for place in places for one in files_of(place).items()]
     judged = config.get("test_split") or config.get("validation_split")
     reader, files = next((one for one in found if judged in one[1]), ("", {}))
-    own = config.get("num_fewshot")
-    examples = own if own == 0 or shots is None else shots
+    examples = config.get("num_fewshot") if shots is None or config.get("num_fewshot") == 0 else shots
     missing = [key for key in SPLITS if config.get(key) and config[key] not in files]
     if lacking := [config[key] for key in missing if examples or config[key] == judged]:
-        there = ", ".join(dict.fromkeys(split for _, of in found for split in of)) or "none"
-        name = f"{lacking[0]}.jsonl, .json or .parquet"
-        raise UserError(f"{folder}: no {name}, which {entry.name} reads. Splits that are there: {there}")
+        name = f"{lacking[0]}.jsonl, .json or .parquet, which {entry.name} reads"
+        there = ", ".join(sorted({split for _, of in found for split in of})) or "none"
+        raise UserError(f"{folder}: no {name}. Splits that are there: {there}")
     config |= dict.fromkeys(missing) | {"dataset_path": reader, "dataset_name": None}
     entry.cfg = config | {"dataset_kwargs": {"data_files": files}, "custom_dataset": None}
     entry.yaml_path = None
@@ -184,8 +183,7 @@ class Bar:
         left = (time.monotonic() - self.begun) / max(self.done, 1) * (self.of - self.done)
         self.tell({"done": self.done, "of": self.of, "seconds_left": left})
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...
 
 
 def ask(

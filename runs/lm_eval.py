@@ -70,8 +70,7 @@ def main(arguments: list[str]) -> int:
         settings = replace(settings, data_dir=settings.data_dir or settings.run_data)
     elif settings.run_data:
         line = replace(line, overrides=(*line.overrides, f"task.data_dir={settings.run_data}"))
-    given = {key: getattr(settings, key) for key in ("output", "eval_batch", "device")}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {k: of for k in ("output", "eval_batch", "device") if (of := getattr(settings, k)) is not None}
     records = {of["id"]: {**of, "config": of["config"] | given} for of in records_of(line)}
     for record in records.values():
         if record["config"]["model"]["modality"] != "text generation" or record["parameters"]["head"]:
@@ -82,10 +81,9 @@ def main(arguments: list[str]) -> int:
             folder = fetch(record["config"]["model"])
             if not AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template:
                 raise UserError(f"apply_chat_template=true: {record['label']['model']} has no chat template")
-    every = load(settings)  # before a model, since rows may be missing
+    display, every = Display(), load(settings)  # before a model, since rows may be missing
     name = "{0[label][row]} on {0[label][task]} seed {0[cell][seed]}"
-    names, display = heads([name.format(record) for record in records.values()]), Display()
-    head_of = dict(zip(records, names, strict=True))
+    head_of = dict(zip(records, heads([*map(name.format, records.values())]), strict=True))
     for _, group in itertools.groupby(sorted(records.values(), key=base_of), base_of):
         runs = list(group)
         model = Model(runs[0], settings, display)
@@ -191,9 +189,9 @@ class Model:
 
     def results(self, asked: Asked, record: Record | None = None) -> Entries:
         """The results of a run, or of the base model: from its folder, where rows and answers are, too."""
-        settings, output = self.settings, Path(self.settings.output)
-        above = run_folder(output, record["id"]) / "lm_eval" if record else output / "lm_eval" / self.base
-        folder, of = above / asked.hash, record or {"config": self.config}
+        settings, of = self.settings, record or {"config": self.config}
+        above = run_folder(settings.output, of["id"]) if record else Path(settings.output)
+        folder = above / "lm_eval" / ("" if record else self.base) / asked.hash
         path, adapter = folder / "results.json", of.get("files", {}).get("adapter.safetensors")
         if path.is_file() and (path in self.written or not settings.redo):
             kept = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Runs are evaluated by lm-eval in this process: the same numbers live, merged, exported, and by its own
-command."""
+"""Runs are evaluated by lm-eval in this process, with the numbers of its own command."""
 
 import importlib.util
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -26,7 +26,6 @@ ROWS, COLOURS = 12, ["red", "green", "blue", "white"]
 CHOICE = """
 task: picks
 dataset_path: nobody/picks
-dataset_name: null
 output_type: multiple_choice
 training_split: train
 test_split: test
@@ -60,25 +59,24 @@ metadata: {version: 3}
 """
 
 
+def write(path, rows):
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
-    """A folder with own tasks (a choice, a text, a group), their rows in another one, and the same tasks with
-    the rows' place in a third."""
+    """Folders of own tasks (a choice, a text, a group), of their rows, and of tasks that name their place."""
     folder, rng = tmp_path_factory.mktemp("own"), random.Random(0)
     parts = {"picks": CHOICE, "picks_too": CHOICE.replace("picks", "picks_too"), "texts": TEXT, "both": GROUP}
     for name in ("yaml", "rows", "placed"):
         (folder / name).mkdir()
-    for split in ("train", "test"):
-        rows = [
-            {"thing": f"the {rng.choice(COLOURS)} boat {n}", "choices": COLOURS, "label": rng.randrange(4)}
-            for n in range(ROWS)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "rows" / f"{split}.jsonl").write_text(lines)
     files = {split: str(folder / "rows" / f"{split}.jsonl") for split in ("train", "test")}
+    for path in files.values():
+        things = [(f"the {rng.choice(COLOURS)} boat {n}", rng.randrange(4)) for n in range(ROWS)]
+        write(path, [{"thing": thing, "choices": COLOURS, "label": label} for thing, label in things])
     for name, text in parts.items():
         (folder / "yaml" / f"{name}.yaml").write_text(text)
-        placed = text.replace("dataset_name: null\n", "").replace(f"nobody/{name}", "json")
+        placed = text.replace(f"nobody/{name}", "json")
         placed += f"dataset_kwargs: {json.dumps({'data_files': files})}\n" * (name != "both")
         (folder / "placed" / f"{name}.yaml").write_text(placed)
     return folder
@@ -87,20 +85,14 @@ def own(tmp_path_factory):
 @pytest.fixture
 def far(alpaca_words):
     """Of runs that move far enough for other answers."""
-    more = ("task.forgetting_text=none", "keep=last")
-    return [*elsewhere(alpaca_words, **{"train.lr": "0.1"}), *more]
+    return [*elsewhere(alpaca_words, **{"train.lr": "0.1"}), "task.forgetting_text=none", "keep=last"]
 
 
 @pytest.fixture
 def asks(monkeypatch):
     """What models are asked, in words."""
     found, real = [], lm_eval.ask
-
-    def ask(*given):
-        found.append(given[5])
-        return real(*given)
-
-    monkeypatch.setattr(lm_eval, "ask", ask)
+    monkeypatch.setattr(lm_eval, "ask", lambda *given: found.append(given[5]) or real(*given))
     return found
 
 
@@ -136,17 +128,13 @@ def likelihoods(folder):
     return [choice[0] for row in rows for choice in row["filtered_resps"]]
 
 
-# --- the same numbers in every form
-
-
 @pytest.mark.parametrize("method", ["vera", "lora"])
 def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, own, tmp_path):
     from peft import PeftModel
 
     record, output = trained([*far, f"method={method}"]), tmp_path / "outputs"
     asked(record["id"], "tasks=picks,texts", f"output={output}", *of_rows(own))
-    live, folder = results(record, output), run_folder(output, record["id"]) / "lm_eval"
-    here = likelihoods(folder)
+    live, here = results(record, output), likelihoods(run_folder(output, record["id"]))
     assert max(abs(a - b) for a, b in zip(here, likelihoods(output / "lm_eval"), strict=True)) > 0.01
     restored, base = evaluate.restore(record, output).raw_model, record["config"]["model"]["path"]
     vera.unload(restored, merge=True)
@@ -167,10 +155,8 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, ow
         assert found["texts"]["samples"] == live["texts"]["samples"]
         assert {name: of["asked"] for name, of in found.items()} == {n: of["asked"] for n, of in live.items()}
         assert likelihoods(tmp_path / f"{form}s") == pytest.approx(here, abs=1e-4)
-    shutil.copytree(own / "rows", tmp_path / "bad")
-    with (tmp_path / "bad" / "test.jsonl").open("a") as file:
-        file.write(json.dumps({"thing": "it", "choices": COLOURS, "label": None}) + "\n")
-    tasks, settings = loaded("picks", own / "yaml", tmp_path / "bad")
+    write(tmp_path / "test.jsonl", [{"thing": "it", "choices": of, "label": 1} for of in (COLOURS, None)])
+    tasks, settings = loaded("picks", own / "yaml", tmp_path, num_fewshot=0)
     with refused("picks: lm-eval cannot ask this model", "a row may lack"):
         harness.ask(tasks["picks"], settings, carried, *more)
 
@@ -189,10 +175,9 @@ def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
             key = f"{of['metric']},none", f"{of['metric']}_stderr,none"
             assert (of["value"], of["stderr"]) == tuple(theirs[task][name] for name in key)
     rows = [{"question": f"{n} and {n}?", "answer": f"It is\n#### {2 * n}"} for n in range(9)]
+    (tmp_path / "gsm8k" / "main").mkdir(parents=True)
     for split in ("train", "test"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / "gsm8k" / "main").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "gsm8k" / "main" / f"{split}.jsonl").write_text(text)
+        write(tmp_path / "gsm8k" / "main" / f"{split}.jsonl", rows)
     ready = [record["id"], "tasks=gsm8k", f"output={output}", f"task.data_dir={tmp_path}", "num_fewshot=2"]
     with refused("gsm8k: lm-eval cannot ask this model"):  # it has 256 positions, and an answer as many
         asked(*ready)
@@ -203,9 +188,6 @@ def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
     for name, named in (("gsm8", "Did you mean gsm8k?"), ("arc_easy", "data_dir=FOLDER")):  # no hub
         with refused(named):
             lm_eval.main([record["id"], f"tasks={name}", f"output={output}"])
-
-
-# --- many runs, and what is there already
 
 
 def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys):
@@ -230,19 +212,16 @@ def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys
         alone = results(records[of], output)["picks"]
         assert alone["samples"] == found[of]["picks"]["samples"]
         assert "before" not in alone["metrics"][0]
-    capsys.readouterr()
     assert tables(["lm_eval", f"output={output}", "format=csv"]) == 0
-    lines = capsys.readouterr().out.splitlines()
     parts, acc = ('"lm-eval', ",full,", "acc, 2", "difference"), ("picks", "acc")
-    (line,) = [line for line in lines if all(part in line for part in parts)]
+    (line,) = [of for of in capsys.readouterr().out.splitlines() if all(part in of for part in parts)]
     assert f",{values(found['full'])[acc] - base[acc]}," in line
 
 
 def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsys):
     words, output = [*far, "method=lora"], tmp_path / "outputs"
     one, two = (do([*words, f"seed={seed}"]) for seed in (0, 1))
-    more = [*of_rows(own), f"output={output}"]
-    both = ["picks of the base model", "picks"]
+    more, both = [*of_rows(own), f"output={output}"], ["picks of the base model", "picks"]
     for given, expected, shots in (
         (["tasks=picks, picks"], both, 2),
         (["tasks=picks"], [], 2),
@@ -262,16 +241,14 @@ def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsy
     asked(two["id"], "tasks=texts", *more)  # of the base model it is known
     assert asks == ["texts"]
     assert values(results(two, output), "before") == values({"texts": kept["texts"]}, "before")
-    (named,) = [w for w in words if w.startswith("task.data_dir=")]
+    named = next(w for w in words if w.startswith("task.data_dir="))
     own_keys = ("output=", "device=", "eval_batch=", "task.data_dir=")
     composing = [w for w in words if not w.startswith(own_keys)]  # by what composes them
     asked(*composing, "device=cpu", "eval_batch=3", named, "seed=0,1", "tasks=texts", *more)
     assert asks == ["texts"]
     assert capsys.readouterr().out.count("texts (is there already)") == 3
     assert tables(["lm_eval", f"output={output}"]) == 0
-    shown = capsys.readouterr().out
-    assert "picks acc" in shown
-    row = next(line for line in shown.splitlines() if line.startswith("| LoRA"))
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| LoRA"))
     assert ("(1/2)" in row, "(2)" in row) == (True, True)  # seeds that have it
 
 
@@ -286,8 +263,7 @@ def test_a_published_run_keeps_its_record(far, own, tmp_path, monkeypatch):
     path.unlink()
     for tasks in ("picks", "texts"):
         asked(record["id"], f"tasks={tasks}", "limit=4", f"output={output}", *of_rows(own))
-    assert not path.exists()
-    assert (tmp_path / "published" / study.name / path.name).read_text() == text
+    assert (path.exists(), (tmp_path / "published" / study.name / path.name).read_text()) == (False, text)
     found = of_ledger(output, record)
     assert [*found] == ["picks", "texts"]
     assert tables(["lm_eval", f"output={output}"]) == 0
@@ -305,17 +281,14 @@ def test_what_is_asked_has_the_same_hash_in_every_process(own, tmp_path):
     for name, group in (("one", GROUP), ("two", GROUP), ("three", GROUP.replace("true", "false"))):
         shutil.copytree(own / "yaml", tmp_path / name)
         (tmp_path / name / "both.yaml").write_text(group)
-        partial = "import functools\nchanged = functools.partial(lambda rows, by: rows, by=1)\n"
-        (tmp_path / name / "helper.py").write_text(partial)
+        code = "import functools\nchanged = functools.partial(lambda rows, by: rows, by=1)\n"
+        (tmp_path / name / "helper.py").write_text(code)
         more = "process_docs: !function helper.changed\nfewshot_config: {sampler: first_n}\n"
         (tmp_path / name / "picks.yaml").write_text(CHOICE + more)
         found, _ = loaded("both,picks", tmp_path / name, own / "rows")
         hashes.append((found["picks"].hash, found["both"].hash))
     assert hashes[0] == hashes[1]
     assert [a == b for a, b in zip(hashes[1], hashes[2], strict=True)] == [True, False]
-
-
-# --- refusals
 
 
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(far, own, tmp_path, monkeypatch):
@@ -326,8 +299,8 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(far, own, tmp_
     pd.read_json(own / "rows" / "test.jsonl", lines=True).to_parquet(tmp_path / "few" / "test.parquet")
     (tmp_path / "few" / "dataset_infos.json").write_text("{}")  # is no file of rows
     shutil.copytree(own / "yaml", tmp_path / "code")
-    code = "unsafe_code: true\nprocess_docs: !function nowhere.rows\n"  # is not imported
-    (tmp_path / "code" / "picks.yaml").write_text(CHOICE + code)
+    code = CHOICE + "unsafe_code: true\nprocess_docs: !function nowhere.rows\n"  # is not imported
+    (tmp_path / "code" / "picks.yaml").write_text(code)
     for named, *given in (
         ("which tasks?",),
         ("picks: cannot be loaded", "tasks=picks", where),  # no hub
@@ -343,17 +316,15 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(far, own, tmp_
         with refused(named):
             ids = [] if given[:1] == [None] else [record["id"]]
             lm_eval.main([*ids, *filter(None, given), f"output={output}"])
-    found, _ = loaded("picks", own / "yaml", tmp_path / "few", num_fewshot=0)  # reads no row of train
-    assert found["picks"].results == {"picks": ["picks"]}
+    assert loaded("picks", own / "yaml", tmp_path / "few", num_fewshot=0)  # reads no row of train
     run_folder(output, record["id"]).joinpath("adapter.safetensors").unlink()
     with refused("adapter.safetensors is not there", "rerun="):
         lm_eval.main([record["id"], "tasks=picks", where, rows, f"output={output}"])
     monkeypatch.setattr(lm_eval, "find_spec", lambda name: None)
-    with refused("pip install '.[lm-eval]'"):
-        lm_eval.main([record["id"], "tasks=picks"])
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with refused("without torchrun"):
-        lm_eval.main([record["id"], "tasks=picks"])
+    for named in ("pip install '.[lm-eval]'", "without torchrun"):
+        with refused(named):
+            lm_eval.main([record["id"], "tasks=picks"])
+        monkeypatch.setenv("LOCAL_RANK", "0")
 
 
 def test_a_run_with_classes_is_refused(words, tmp_path):
