@@ -20,7 +20,7 @@ from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 
 #: Columns of `runs` that hold more than one value.
-NESTED = ["settings", "sources", "texts", "judged"]
+NESTED = ["settings", "sources", "texts", "judged", "lm_eval"]
 FORMS = (".parquet", ".csv", ".json")
 
 

@@ -494,14 +494,14 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
 def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
     diverged = exact("vera", 2) | {"status": "diverged", "texts": None}
     records = [exact("vera", 0), exact("vera", 1), diverged, exact("mine", 0, "sums", "smollm2", sums=9.0)]
-    maths, small = (of for of in made("maths", ledger(*records)) if of.ids)
+    maths, small = (of for of in tables.made("maths", runs(ledger(*records)), others="true") if of.ids)
     (ours,) = lines(maths, "ours")
     assert ours["GSM8K"] == f"40.0 +-{statistics.stdev([40, 41, 0]):.1f} (3) 1d"
     assert (small.header[3:5], lines(small)[0]["sums"]) == (["sums", "status"], "9.0 (1)")
     theirs = others()
     there = theirs[(theirs.model == "llama3_2_3b") & (theirs.column == "gsm8k")]
     assert len(lines(maths, "others")) == there.row.nunique()
-    alone = made("maths", ledger())
+    alone = tables.made("maths", runs(ledger()), others="true")
     assert all(line["source"] == "others" for table in alone for line in lines(table))
 
 

@@ -25,7 +25,7 @@ COMMANDS |= {"runs.counts": [], "runs.plan": [], "runs.tune": [], "runs.answer":
 COMMANDS |= {"analysis.diff": ["a", "b"], "analysis.figures": ["figure4"], "analysis.stats": ["table2"]}
 COMMANDS |= {"analysis.tables": ["table1"], "benchmarks": ["training"], "runs.evaluate": ["RUN"]}
 COMMANDS |= {"runs.export": ["RUN", "peft", "FOLDER"], "runs.publish": ["study"]}
-COMMANDS |= {"runs.measure": ["matrix_fit"]}
+COMMANDS |= {"runs.measure": ["matrix_fit"], "runs.lm_eval": ["RUN"], "runs.mistakes": ["RUN"]}
 
 
 def module_of(name):
