@@ -46,15 +46,17 @@ KINDS = dict.fromkeys(("table2", "table6", "table7", "figure", "vera_all"), ("ti
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
 KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
 #: Settings that name the rows' folder.
-DIRS = {"maths": ["data_dir", "test_dir"]}
+DIRS = {"maths": ["data_dir", "test_dir"], "sums": []}
 KINDS |= {"peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"), "e2e": ("tiny_llama", "e2e", FEW)}
 #: Recipes that the rows of a preset share, by the beginning of its name.
-SHARED = ("peers", "commonsense", "commonsense_hira", "metamath_peft", "metamath_papers")
+SHARED = ("peers", "sums", "commonsense", "commonsense_hira", "metamath_peft", "metamath_papers")
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
 SHORT = "task.items=1 task.max_new_tokens=4 task.dev_rows=2 task.forgetting_text=none train.precision=fp32"
 KINDS |= {"commonsense": ("tiny_llama", "commonsense", f"{SHORT} train.effective_batch=4")}
 KINDS |= {"metamath": ("wide_llama", "maths", f"{SHORT} train.effective_batch=8")}
+SUMS = f"{SHORT} train.effective_batch=8 task.train_rows=8 task.test_rows=2"
+KINDS |= {"sums": ("tiny_llama", "sums", SUMS)}
 
 
 #: The kinds of rows, each with its task, that each model has trained here: what differs in numbers alone is
@@ -107,7 +109,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == (data in ("e2e", "commonsense", "maths"))
+        assert bool(record["texts"]) == (data in ("e2e", "commonsense", "maths", "sums"))
 
 
 @pytest.mark.parametrize(
