@@ -167,7 +167,7 @@ def files_of(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 class Bar:
-    """Stands in lm-eval for tqdm, and reports."""
+    """Replaces tqdm within lm-eval, and reports."""
 
     def __init__(self, tell: Report, rows: Any = None, total: int = 0, **_: Any) -> None:
         self.tell, self.rows, self.begun = tell, rows, time.monotonic()
