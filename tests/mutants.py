@@ -12,15 +12,16 @@ change) and results.jsonl (for a new pass, too).
 """
 
 import ast
-import functools
 import json
 import os
+import queue
 import random
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -210,17 +211,25 @@ def run(folder):
     path = folder / "results.jsonl"
     done = set(map(key, read(path)))
     with tempfile.TemporaryDirectory() as temporary:
-        clone = Path(temporary) / "clone"
-        subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
-        reaching = functools.cache(lambda: tests_of(clone, folder / "map.coverage"))
-        for mutant in sorted(read(DATA), key=lambda one: not one.get("by")):
-            if key(mutant) not in done:
-                found = mutant.get("by") and tried(mutant, [mutant["by"]], clone)
-                if not found or found["result"] in BAD:
-                    tests = chosen(reaching()[f"{mutant['file']}:{mutant['function']}"])
-                    found = tried(mutant, tests, clone)
-                write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
-                print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
+        clones = queue.SimpleQueue()
+        for number in range(os.cpu_count()):
+            clones.put(clone := Path(temporary) / str(number) / "clone")
+            subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
+        reaching = tests_of(clone, folder / "map.coverage")
+
+        def one(mutant):
+            found, clone = None, clones.get()
+            if mutant.get("by"):
+                found = tried(mutant, [mutant["by"]], clone)
+            if not found or found["result"] in BAD:
+                found = tried(mutant, chosen(reaching[f"{mutant['file']}:{mutant['function']}"]), clone)
+            clones.put(clone)
+            write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
+            print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
+
+        todo = [mutant for mutant in read(DATA) if key(mutant) not in done]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(one, sorted(todo, key=lambda one: not one.get("by"))))
     before, results = {key(one): one.get("result") for one in read(DATA)}, read(path)
     print(dict(Counter(one["result"] for one in results)))
     lost = [one for one in results if one["result"] in BAD and before.get(key(one)) in ("caught", "late")]
@@ -261,10 +270,12 @@ def tried(mutant, tests, clone):
 
 
 def call(clone, words, seconds=0, **more):
-    """pytest's exit code in the clone, None where it took longer (0: no limit), and its output."""
+    """pytest's exit code in the clone, None where it took more seconds of a processor (0: no limit), which
+    other work on the machine does not change, or six times as many by the clock; and its output."""
     setting = {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    timeout = ["timeout", "-s", "KILL", str(seconds)]  # which ends all that the tests have started
-    command = [*timeout, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+    limit = ["timeout", "-s", "KILL", str(6 * seconds)]  # which ends all that the tests have started
+    limit += ["prlimit", f"--cpu={seconds or 'unlimited'}"]
+    command = [*limit, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     done = subprocess.run(command, cwd=clone, env=os.environ | setting | more, capture_output=True)
     code = None if done.returncode in (-9, 137) else done.returncode
     return code, (done.stdout + done.stderr).decode(errors="replace")
