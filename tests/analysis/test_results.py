@@ -3,6 +3,7 @@ findings of the published records and of a made ledger say is in tests/nets/gold
 
 import json
 import math
+import types
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from ledgers import halves, ledger, of_metric, seeds
 from analysis.frame import runs
 from analysis.results.__main__ import main
 from analysis.results.findings import collapsed, findings, null_band, summaries, tries
-from analysis.results.pages import BEGIN, END, forest, macros, near_lora, overview, rows_table
+from analysis.results.pages import BEGIN, END, at_end, forest, macros, near_lora, overview, rows_table
 from runs.errors import UserError
 
 pytestmark = pytest.mark.properties
@@ -280,6 +281,16 @@ def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
     line = next(row for row in table.texts if row[0] == "LoRA r=8")
     assert line[5:] == ["-1.0", f"{expected.low:+.1f} to {expected.high:+.1f}", ""]
     assert (notes["pooled"], notes["compared"], notes["ends"]) == ({}, 1, False)
+
+
+@pytest.mark.parametrize(("bests", "is_at_end"), [((3, 5, 4), False), ((3, 4, 5), True), ((5, 4, 3), True)])
+@pytest.mark.parametrize("less", [False, True])
+def test_a_best_rate_at_an_end_of_its_grid_is_known(bests, is_at_end, less):
+    how = {"conf_row": "vera", "task": "cola", "model": "minilm", "label": "VeRA", "lr_head": 1e-3}
+    numbers = [-best if less else best for best in bests]
+    trials = pd.DataFrame({"lr": (1e-3, 1e-2, 1e-1), "number": numbers, "less": less}).assign(**how)
+    assert at_end(types.SimpleNamespace(**how, method="vera"), trials) == is_at_end
+    assert not at_end(types.SimpleNamespace(**how, method="vera"), trials[:1])  # a single rate has no ends
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_answers_of_another_way_are_told():
     note = llama("table4", ours).notes[0]
     for told in ("answer_tokens 64 instead of FastChat's 1024", "top_p 0.9 instead of", "without_room 3"):
         assert told in note
-    assert "top_k None instead of FastChat's 50" in note
+    assert "top_k None instead of FastChat's 50 (VeRA" in note  # each with the rows that it is of
 
 
 def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
@@ -370,8 +370,9 @@ def test_latex_is_booktabs():
 
 
 def against(name, *records):
-    """The differences to LoRA in a table of MiniLM, by method."""
+    """The differences to LoRA in a table of MiniLM, by method; a note says what they are."""
     (table,) = (t for t in tables.make(name, ledger(*records), against="lora") if t.model == "minilm")
+    assert "against lora: the mean difference over pairs" in notes(table)
     return {row[0]: row[table.header.index("against lora")] for row in table.rows}
 
 

@@ -57,6 +57,11 @@ MADE = [
     # The command line beats the preset; a whole number is the number that the file has, or it is another run
     ("experiment=table2_base method=vera task=rte seed=3", {"row": "vera", "task": "rte", "seed": 3}),
     ("experiment=demo train.epochs=1", {"train.epochs": 1}),
+    # Its words are what made it, without where and how it is done
+    (
+        "task=rte launcher=local launcher.runs_per_device=2 output=x redo=true train.epochs=1",
+        {"overrides": ["method=vera", "model=minilm", "task=rte", "train.epochs=1"]},
+    ),
     (f"{E2E} task.length_penalty=[1] train.lr=1", {"task.length_penalty": [1.0], "train.lr": 1.0}),
     ("model=vit_base model.path=~/vit task=image_folder task.data_dir=~", {"task.data_dir": HOME}),
     # A seed of the projections is one for all runs unless they are redrawn; that of the data follows
