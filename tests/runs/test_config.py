@@ -59,7 +59,7 @@ MADE = [
     ("experiment=demo train.epochs=1", {"train.epochs": 1}),
     # Its words are what made it, without where and how it is done
     (
-        "task=rte launcher=local launcher.runs_per_device=2 output=x redo=true train.epochs=1",
+        "task=rte launcher=local launcher.runs_per_device=2 redo=true train.epochs=1",
         {"overrides": ["method=vera", "model=minilm", "task=rte", "train.epochs=1"]},
     ),
     (f"{E2E} task.length_penalty=[1] train.lr=1", {"task.length_penalty": [1.0], "train.lr": 1.0}),
