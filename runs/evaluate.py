@@ -156,7 +156,7 @@ def restore(record: Record, output: str, best: bool = False, report: Report = la
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
         vera.start_from(context.raw_model, files["adapter"])
     if "head" in files:
-        vera.load_head(context.raw_model, files["head"])
+        vera.load_head(context.raw_model, files["head"], scaled=True)
     return context
 
 

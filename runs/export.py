@@ -161,6 +161,7 @@ def write_adapter(record: Record, folder: Path, settings: Settings, repo: str | 
     if (licence := settings.license or (origin.licence if origin else None)) is None:
         print("no licence is known, and the card names none (license=mit)")
     context, lost = restore(record, settings.output), ""
+    answer_labels(context)
     base = (origin.name, origin.revision) if origin else (None, None)
     if rank is not None:
         lost = write_lora(context, rank, folder, *base)
@@ -221,6 +222,7 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     if not rounding:
         raise UserError(f"run {record['id']} is not written: merged, it is another model. {words}")
     print(words)
+    answer_labels(context)
     if classes := getattr(context.task, "classes", None):
         model.config.id2label = dict(enumerate(classes))
         model.config.label2id = {c: i for i, c in enumerate(classes)}
@@ -228,6 +230,15 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode)  # safetensors' own are for the owner alone
     write_inputs(context, folder)
+
+
+def answer_labels(context: "Context") -> None:
+    """Makes a regression that was trained on scaled labels answer in their own units by itself."""
+    import vera
+
+    if context.task.scaling:
+        vera.unscale(vera.output_layer(context.raw_model), *context.task.scaling)
+        context.task.scaling = None
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:

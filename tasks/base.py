@@ -116,6 +116,7 @@ class Task(ABC):
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
+    scaling: mean and spread of the training labels, where the model answers (label - mean) / spread.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Task(ABC):
     unit: str = "tok"
     selection: str | None = None
     fixed_text: Any = None
+    scaling: tuple[float, float] | None = None
 
     def hold_out(self, share: float) -> None:
         """Replaces the dev rows by a random share in (0, 1) of the training rows, the same for every seed.

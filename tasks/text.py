@@ -22,6 +22,7 @@ from tasks.base import (
     Source,
     Task,
     block,
+    check,
     first_line,
     fixed_subset,
     held_out,
@@ -39,6 +40,8 @@ PROTOCOL = 1
 SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=")
 METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
 LARGEST = float(np.finfo(np.float32).max)
+#: Labels of a larger mean or spread are far from what a new head answers, which is about 0.
+LARGE = 10.0
 
 #: The number of a row's line in its file, and the row's values by column.
 Row = tuple[int, dict[str, Any]]
@@ -57,6 +60,7 @@ class TextTask(Task):
         self.num_labels = 1 if classes is None else len(classes)
         self.problem = "regression" if classes is None else "single_label_classification"
         self.notes: list[str] = []
+        self._scales = bool(settings.get("scale_labels"))
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
         self._tokenizer: Any = None
 
@@ -71,6 +75,8 @@ class TextTask(Task):
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         self._tokenizer = tokenizer
+        if self._scales and "train" in self.splits:
+            self.scaling = mean_and_spread(self.splits["train"].labels)
         for split, rows in self.splits.items():
             encoded = tokenizer(rows.texts, rows.pairs, truncation=True, max_length=max_length)
             self._encoded[split] = {key: encoded[key] for key in encoded}
@@ -81,10 +87,20 @@ class TextTask(Task):
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         rows = {key: [values[i] for i in indices] for key, values in self._encoded[split].items()}
         batch = dict(self._tokenizer.pad(rows, padding="longest", return_tensors="np"))
-        return batch | {"labels": self.labels(split)[list(indices)]}
+        labels = self.labels(split)[list(indices)]
+        if self.scaling:
+            mean, spread = self.scaling
+            labels = ((labels.astype(np.float64) - mean) / spread).astype(np.float32)
+        return batch | {"labels": labels}
 
     def labels(self, split: str) -> Array:
         return np.asarray(self.splits[split].labels, dtype=np.float32 if self.classes is None else np.int64)
+
+    def predict(self, outputs: Array) -> Array:
+        """See Task.predict; in the labels' own units."""
+        mean, spread = self.scaling or (0.0, 1.0)
+        predictions = super().predict(outputs)
+        return predictions * spread + mean if self.scaling else predictions
 
 
 def source(settings: Any) -> Source:
@@ -130,6 +146,9 @@ def load(settings: Any) -> TextTask:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
     if classes is None and metric != "pearson":
         raise DataError(f"{tables['train'][0]}: its labels are numbers: not task.metric={metric}")
+    if settings.get("scale_labels"):
+        check(settings, "scale_labels", settings["scale_labels"] is True, "true or false")
+        check(settings, "scale_labels", classes is None, "false: its labels are classes, not numbers")
     splits = {}
     for split, (where, rows) in tables.items():
         labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows]
@@ -138,6 +157,11 @@ def load(settings: Any) -> TextTask:
         splits[split] = every.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
+    if classes is None and not settings.get("scale_labels"):
+        mean, spread = mean_and_spread(splits["train"].labels)
+        if max(abs(mean), spread) > LARGE:
+            numbers = f"a regression whose labels have the mean {mean:.6g} and the spread {spread:.6g}"
+            task.advice = [f"{name}: {numbers}: task.scale_labels=true trains on scaled ones"]
     if classes and not settings.get("prepare"):
         more = f" and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
         task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:LISTED]))}{more}"]
@@ -252,6 +276,12 @@ def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: 
         return classes.index(str(value))
     kind = f"one of {listed(classes)}" if classes and finite else "a finite number of 32 bits"
     raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}")
+
+
+def mean_and_spread(labels: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of the labels of a regression; the deviation of equal labels is 1."""
+    numbers = np.asarray(labels, dtype=np.float64)
+    return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
 def _is_finite(value: Any) -> bool:

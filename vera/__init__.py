@@ -19,11 +19,13 @@ from vera.adapter_file import (
     check_start,
     load,
     load_head,
+    output_layer,
     read_classes,
     read_method,
     save,
     save_head,
     start_from,
+    unscale,
 )
 from vera.base_weights import base_fingerprint
 from vera.check import check

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vera.base_weights import base_fingerprint, base_names, same_base, without_weights
-from vera.checked_file import CheckedFile, check_shapes, read_file, write_file
+from vera.checked_file import CheckedFile, check_finite, check_shapes, read_file, write_file
 from vera.errors import AdapterError
 from vera.methods import Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapted import adaptation, plain_names, refuse_many, taken_back
@@ -57,9 +57,16 @@ def save(model: nn.Module, method: Method, path: str | Path, dtype: torch.dtype 
         return write_file(path, tensors, header)
 
 
-def save_head(model: nn.Module, path: str | Path, classes: Sequence[str] | None = None) -> int:
-    """Writes the classification head, with the names of its classes. Returns the file's size in bytes."""
-    header = {"format": HEAD_FORMAT} | ({"classes": list(classes)} if classes else {})
+def save_head(
+    model: nn.Module,
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    scaling: tuple[float, float] | None = None,
+) -> int:
+    """Writes the head of a classifier, with the names of its classes, or of a regression. Returns the file's
+    size in bytes. scaling: mean and spread of the labels, where the output is (label - mean) / spread."""
+    header: dict[str, Any] = {"format": HEAD_FORMAT} | ({"classes": list(classes)} if classes else {})
+    header |= {"scaling": list(scaling)} if scaling else {}
     return write_file(path, {name: p.detach() for name, p in head_parameters(model).items()}, header)
 
 
@@ -128,10 +135,47 @@ def start_from(model: nn.Module, path: str | Path, allow_other_base: bool = Fals
     fill(file_tensors(model, method), tensors)
 
 
-def load_head(model: nn.Module, path: str | Path) -> None:
-    """Fills in a head written by `save_head`. Raises AdapterError where it does not fit."""
+def load_head(model: nn.Module, path: str | Path, scaled: bool = False) -> None:
+    """Fills in a head written by `save_head`. The output of a regression on scaled labels becomes the label
+    itself, or stays as it was trained (scaled). Raises AdapterError where the head does not fit."""
     needed = head_parameters(model)
-    fill(needed, read_file(path, HEAD_FORMAT).tensors(needed))
+    fill(needed, read_head(path, needed, scaled))
+
+
+def read_head(path: str | Path, needed: Mapping[str, Tensor], scaled: bool = False) -> dict[str, Tensor]:
+    """The tensors of a head, for `load_head`."""
+    file = read_file(path, HEAD_FORMAT)
+    tensors, scaling = file.tensors(needed), file.header.get("scaling")
+    if scaling is not None and not scaled:
+        try:
+            mean, spread = map(float, scaling)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            unscale(output_of(tensors), mean, spread)
+            check_finite(file.path, needed, tensors)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise AdapterError(f"{path}: its scaling is no mean and spread ({error})") from None
+    return tensors
+
+
+def output_layer(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (1, width) and bias (1,) of a regression's output. Raises AdapterError where it has no bias."""
+    return output_of(head_parameters(model))
+
+
+def output_of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same among a head's tensors."""
+    of = {tensor.dim(): tensor for tensor in tensors.values() if tensor.shape[:1] == (1,)}
+    if of.keys() != {1, 2}:
+        raise AdapterError("scale_labels: the output layer has no bias, which would take the labels' mean")
+    return of[2], of[1]
+
+
+@torch.no_grad()
+def unscale(layer: tuple[Tensor, Tensor], mean: float, spread: float) -> None:
+    """Makes an output layer that answers (label - mean) / spread answer the label, in place."""
+    weight, bias = layer
+    weight.mul_(spread)
+    bias.mul_(spread).add_(mean)
 
 
 def method_of(file: CheckedFile) -> Method:

@@ -15,12 +15,12 @@ from torch.func import functional_call
 
 from vera.adapter_file import (
     FORMAT,
-    HEAD_FORMAT,
     check_start,
     file_tensors,
     method_of,
     read_classes,
     read_fitting,
+    read_head,
     try_adapter,
 )
 from vera.checked_file import read_file
@@ -92,7 +92,7 @@ class Adapters:
             check_start(method, self.method, path, free=("d_init",))  # all share A and B
             tensors = read_fitting(file, self.method, self.model, self.model)
             needed = head_parameters(self.model)
-            heads = read_file(head, HEAD_FORMAT).tensors(needed) if head else None
+            heads = read_head(head, needed) if head else None
             classes = read_classes(head) if head else None
         except BaseException:
             if not self.vectors:

@@ -37,7 +37,7 @@ LATER: dict[str, dict[str, Any]] = {
         "lr_by": None,
         "decay_by": None,
     },
-    "task": {"holdout": None},
+    "task": {"holdout": None, "scale_labels": False},
 }
 #: Keys that are gone, by the task's family, with the value that every run had. Identities hold them still.
 GONE: dict[str, dict[str, Any]] = {"images": {"augment": "none", "crop_scale": [0.25, 1.0]}}

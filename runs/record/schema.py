@@ -205,6 +205,7 @@ RECORD = FAILED | {
         "content": str,  # a hash
         "train_rows": Count,
         "dev_rows": Positive,
+        "labels?": {"mean": float, "spread": float},  # of the training rows, with task.scale_labels
     },
     "parameters": {"adapter": Count, "head": Count, "total?": Count},
     "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],  # the optimizer's

@@ -100,7 +100,7 @@ class Context:
             vera.save(self.raw_model, self.method, adapter, dtype)
         if self.task.num_labels:
             head = self.folder / "head.safetensors"
-            vera.save_head(self.raw_model, head, getattr(self.task, "classes", None))
+            vera.save_head(self.raw_model, head, getattr(self.task, "classes", None), self.task.scaling)
 
 
 def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
@@ -160,6 +160,8 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
         positions = getattr(model.config, "max_position_embeddings", 512) - _first_position(model)
         length = min(config["train"]["max_length"], positions, tokenizer.model_max_length)
         task.prepare(tokenizer, length, positions)
+    if task.scaling:
+        vera.output_layer(model)  # whose bias takes the mean
     method.adapt(model)
     if config.get("gradient_checkpointing"):
         checkpoint_gradients(model)

@@ -76,6 +76,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "train_rows": len(training.lengths),
             "dev_rows": dev_rows,
             **({"selection": task.selection} if task.selection else {}),
+            **({"labels": dict(zip(("mean", "spread"), task.scaling, strict=True))} if task.scaling else {}),
         },
         "parameters": parameters,
         "groups": [_group(group) for group in groups],

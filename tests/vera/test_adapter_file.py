@@ -51,6 +51,26 @@ def test_the_file_holds_vectors_and_what_they_rely_on_and_the_head_its_classes(t
     assert vera.read_classes(head) is None
 
 
+def test_a_head_of_scaled_labels_answers_labels_or_stays_as_it_was_trained(tmp_path):
+    models = [tiny_model(num_labels=1), *(tiny_model(seed=seed, num_labels=1) for seed in (1, 2))]
+    trained, scaled, plain = (model.eval() for model in models)
+    path = tmp_path / "head.safetensors"
+    vera.save_head(trained, path, scaling=(170_000.0, 40_000.0))
+    for model, as_trained in ((scaled, True), (plain, False)):
+        model.load_state_dict({k: v for k, v in trained.state_dict().items() if "bert" in k}, strict=False)
+        vera.load_head(model, path, as_trained)
+    assert torch.equal(answer(scaled), answer(trained))
+    assert torch.allclose(answer(plain), 170_000 + 40_000 * answer(trained), rtol=1e-6)
+    tensors = read_file(path, HEAD_FORMAT).tensors()
+    for scaling in ("ab", [1.0], [1.0, "x"], [1.0, float("nan")], [10**400, 1], {"mean": 1}, 3):
+        write_file(path, tensors, {"format": HEAD_FORMAT, "scaling": scaling})
+        with refused("head.safetensors"):
+            vera.load_head(plain, path)
+    plain.classifier.bias = None
+    with refused("scale_labels"):
+        vera.output_layer(plain)
+
+
 def rewrite(path, change):
     """The file again with its header or tensors changed, and a checksum that is right: what a hostile hand
     would make."""
