@@ -1,10 +1,12 @@
-"""The wrong answers of a finished run whose texts were read for an answer (maths, commonsense, your own).
+"""The wrong answers of a finished run whose texts were read for an answer (maths, commonsense, your own); of
+a run with a head, the dev rows with the largest loss.
 
 python -m runs.mistakes RUN              a run id (or its beginning), as in outputs/records
 python -m runs.mistakes RUN limit=5 part=gsm8k
 python -m runs.mistakes RUN whole=true   prompts and texts as they are
 
-A row's number is its line in last_VARIANT.jsonl of the run's folder, which holds the right answers, too.
+A row's number is its line in last_VARIANT.jsonl of the run's folder, which holds the right answers, too. With
+a head, rows are those of predictions.csv there.
 """
 
 import json
@@ -14,6 +16,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
+from runs import predictions
 from runs.command import OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.evaluate import find, kept_file
@@ -28,13 +31,16 @@ class Settings(OfRecords):
     """Which mistakes are shown, and how."""
 
     limit: PositiveInt = setting(20, "the most rows that are shown")
-    part: str | None = setting(None, "of this test set alone")
+    part: str | None = setting(None, "of this test set, or of rows with this label, alone")
     whole: bool = setting(False, "prompts and texts as they are, not cut to the terminal's width")
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN")
     settings, record = line.settings, find(line.names[0], line.settings.output)
+    head = record["parameters"]["head"] and not record.get("texts")
+    if head or predictions.NAME in record.get("files", {}):
+        return worst(record, settings)
     rows = answers(record, settings.output)
     if settings.part:
         one_of("part", settings.part, [*dict.fromkeys(row["part"] for row in rows.values())])
@@ -65,6 +71,28 @@ def answers(record: Record, output: str) -> dict[int, dict[str, Any]]:
         return {number: {key: row[key] for key in KEYS} for number, row in enumerate(lines, 1)}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({describe(error)}): python -m runs.evaluate {run}") from None
+
+
+def worst(record: Record, settings: Settings) -> int:
+    """Prints the dev rows of a run with a head, by their loss. Raises UserError as `answers` does."""
+    path, label = kept_file(predictions.NAME, record, settings.output), predictions.LABEL
+    try:
+        rows = sorted(predictions.read(path), key=predictions.loss, reverse=True)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        again = f"python -m runs rerun={record['id']} redo=true writes it again"
+        raise UserError(f"{path} cannot be read ({describe(error)}): {again}") from None
+    if settings.part is not None:
+        one_of("part", settings.part, sorted({row[label] for row in rows}))
+        rows = [row for row in rows if row[label] == settings.part]
+    width = shutil.get_terminal_size().columns - 1
+    for row in rows[: settings.limit]:
+        print(one_line(printable(predictions.sentence(row))))
+        for key, text in ((key, printable(row[key])) for key in predictions.TEXTS if key in row):
+            print(text if settings.whole else _cut(f"    {key}: {one_line(text)}", width))
+    wrong, of = sum(row[label] != row[predictions.PREDICTED] for row in rows), plural(len(rows), "dev row")
+    of = f"{wrong:,} of {of} are wrong" if predictions.chance(rows[0][label]) in rows[0] else of
+    print(f"{of}{f'; the {settings.limit} with the largest loss are shown' * (len(rows) > settings.limit)}")
+    return 0
 
 
 def _cut(text: str, width: int) -> str:

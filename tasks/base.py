@@ -85,11 +85,14 @@ class Source:
 
 @dataclass
 class Rows:
-    """One split: a text, a second text for pairs, and a label (a class index, or a number) for each row."""
+    """One split: a text, a second text for pairs, and a label (a class index, or a number) for each row.
+
+    about: columns that name the rows: their file, their numbers in it from 1, their own ids."""
 
     texts: list[str]
     pairs: list[str] | None
     labels: list[int] | list[float]
+    about: dict[str, list[Any]] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -97,7 +100,8 @@ class Rows:
     def take(self, indices: Sequence[int]) -> "Rows":
         """The rows of these indices."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        return Rows([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])
+        about = {key: [values[i] for i in indices] for key, values in self.about.items()}
+        return Rows([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices], about)
 
 
 class Task(ABC):
@@ -112,7 +116,6 @@ class Task(ABC):
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, which
     saves padding; 1 for plain random batches.
     decodes: whether the trained model writes texts that are scored (the class Decoding).
-    pictures: whether a run ends with `illustrate`.
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
@@ -130,7 +133,6 @@ class Task(ABC):
     advice: Sequence[str] = ()
     block: int = 8
     decodes: bool = False
-    pictures: bool = False
     unit: str = "tok"
     selection: str | None = None
     fixed_text: Any = None
@@ -158,6 +160,10 @@ class Task(ABC):
     def labels(self, split: str) -> Array:
         """The labels (rows,) of a split."""
 
+    def about(self, split: str) -> Mapping[str, Sequence[Any]]:
+        """Columns that name the rows of a split for people, in the order of its rows."""
+        return {"row": range(1, len(self.lengths(split)) + 1)}
+
     def weight(self, split: str, indices: Sequence[int]) -> float:
         """How many units a batch's mean loss is over: rows, or tokens for a language model."""
         return len(indices)
@@ -182,9 +188,8 @@ class Task(ABC):
 
         return score(self.metric, predictions, labels)
 
-    def illustrate(self, folder: Path, predictions: Array) -> None:
-        """Writes pictures of a finished run into its folder. predictions: of the dev rows, last epoch."""
-        raise NotImplementedError
+    def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - few have any
+        """Draws the task's own pictures into a finished run's folder. predictions: (rows,), of dev."""
 
 
 class Decoding(Task):

@@ -12,7 +12,7 @@ from typing import Any
 from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
 from tasks.fetch import content, data_folder
 from tasks.files import split_files
-from tasks.text import TSV, TextTask, parse_label, read_csv, read_parquet
+from tasks.text import TSV, TextTask, numbered, parse_label, read_csv, read_parquet
 
 PROTOCOL = 1
 #: Since 2 whole sentences are held out, with their phrases.
@@ -150,7 +150,7 @@ def _read(path: Path, spec: Spec) -> Rows:
     if not labels:
         raise DataError(f"{path}: no rows")
     first, *second = map(list, zip(*texts, strict=True))
-    return Rows(first, second[0] if second else None, labels)
+    return Rows(first, second[0] if second else None, labels, numbered(path, len(labels)))
 
 
 def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:

@@ -3,14 +3,14 @@ name of its configuration is the name of the metric.
 
 Importing this imports evaluate and with it torch."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import datasets
 import evaluate
 import numpy.typing as npt
 from scipy.stats import pearsonr
-from sklearn.metrics import accuracy_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_score
 
 
 def _pearson(references: list[float], predictions: list[float]) -> float:
@@ -20,7 +20,18 @@ def _pearson(references: list[float], predictions: list[float]) -> float:
     return float(pearsonr(references, predictions).statistic)
 
 
-METRICS = {"accuracy": accuracy_score, "matthews": matthews_corrcoef, "pearson": _pearson}
+def _balanced_accuracy(references: list[int], predictions: list[int]) -> float:
+    # balanced_accuracy_score warns where a class is predicted that has no row, as in half of dev
+    return float(recall_score(references, predictions, labels=[*{*references}], average="macro"))
+
+
+METRICS: dict[str, Any] = {
+    "accuracy": accuracy_score,
+    "matthews": matthews_corrcoef,
+    "macro_f1": partial(f1_score, average="macro", zero_division=0),
+    "balanced_accuracy": _balanced_accuracy,
+    "pearson": _pearson,
+}
 
 
 class Metric(evaluate.Metric):

@@ -33,7 +33,7 @@ def splits(train_rows: int, dev_rows: int) -> dict[str, tuple[Path | str, list[t
     rows = [(number, {"text": text, "label": label}) for number, (text, label) in enumerate(found, 1)]
     if train_rows + dev_rows > len(rows):
         raise DataError(f"task.train_rows and dev_rows are more than the {len(rows)} reviews")
-    return {"train": ("reviews", rows[dev_rows:][:train_rows]), "dev": ("reviews", rows[:dev_rows])}
+    return {"train": ("reviews:train", rows[dev_rows:][:train_rows]), "dev": ("reviews:dev", rows[:dev_rows])}
 
 
 def select(lines: str) -> list[tuple[str, str]]:

@@ -37,8 +37,10 @@ from tasks.files import open_text
 PROTOCOL = 1
 
 #: The settings that name columns.
-SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=")
-METRICS = ("accuracy", "matthews", "pearson")  # those of tasks/metrics.py
+SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=", "task.id_column=")
+METRICS = ("accuracy", "matthews", "macro_f1", "balanced_accuracy", "pearson")  # those of tasks/metrics.py
+#: Characters of a text in `about`.
+SHOWN_TEXT = 200
 LARGEST = float(np.finfo(np.float32).max)
 #: Labels of a larger mean or spread are far from what a new head answers, which is about 0.
 LARGE = 10.0
@@ -61,6 +63,7 @@ class TextTask(Task):
         self.problem = "regression" if classes is None else "single_label_classification"
         self.notes: list[str] = []
         self._scales = bool(settings.get("scale_labels"))
+        self._shows = settings.get("keep_text", True)
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
         self._tokenizer: Any = None
 
@@ -102,6 +105,12 @@ class TextTask(Task):
         predictions = super().predict(outputs)
         return predictions * spread + mean if self.scaling else predictions
 
+    def about(self, split: str) -> Mapping[str, Sequence[Any]]:
+        """File, row, id and the beginnings of the texts; without these where task.keep_text is false."""
+        rows = self.splits[split]
+        texts = {"text": rows.texts, "text_pair": rows.pairs} if self._shows else {}
+        return rows.about | {key: [text[:SHOWN_TEXT] for text in of] for key, of in texts.items() if of}
+
 
 def source(settings: Any) -> Source:
     """See tasks.source. Settings: train_file and dev_file, or hub (and hub_config, revision)."""
@@ -122,39 +131,31 @@ def source(settings: Any) -> Source:
 
 def load(settings: Any) -> TextTask:
     """See tasks.load. Without a dev file, a fixed tenth of the training rows is held out for it."""
-    name, text, pair, label = (settings.get(key) for key in ("name", "text", "text_pair", "label_column"))
-    columns, tables, notes = [c for c in (text, pair, label) if c], _read(settings), []
+    name, label, tables, notes = settings["name"], settings["label_column"], _read(settings), []
+    where, training = tables["train"]
     if "dev" not in tables:
-        where, rows = tables["train"]
-        if len(rows) == 1:
+        if len(training) == 1:
             raise DataError(f"{where}: one row, and without a dev file (task.dev_file) two are the least")
-        tables = {"train": (where, [row for i, row in enumerate(rows) if i % 10]), "dev": (where, rows[::10])}
-        notes.append(f"no dev file: {len(rows[::10])} of the {len(rows)} training rows are held out for it")
-    for where, rows in tables.values():
-        if not rows:
-            raise DataError(f"{where}: no rows")
-        own_columns = str(where).endswith((".jsonl", ".json"))  # each row names its own
-        for line, row in rows:
-            place = f"{where} line {line}" if own_columns else where
-            require_columns(place, row, columns, f". They are named by {', '.join(SETTINGS)}")
-            for column in columns:
-                if row[column] is None or (column == label and not str(row[column]).strip()):
-                    raise DataError(f"{where} line {line}: nothing in column {column!r}")
-    classes = _classes(tables["train"], label, settings.get("regression"))
+        held = training[::10]
+        notes.append(f"no dev file: {len(held)} of the {len(training)} training rows are held out for it")
+        training = [row for i, row in enumerate(training) if i % 10]
+    for table in tables.values():
+        check_columns(table, settings)
+    classes = _classes((where, training), label, settings.get("regression"))
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
     if classes is None and metric != "pearson":
-        raise DataError(f"{tables['train'][0]}: its labels are numbers: not task.metric={metric}")
+        raise DataError(f"{where}: its labels are numbers: not task.metric={metric}")
     if settings.get("scale_labels"):
         check(settings, "scale_labels", settings["scale_labels"] is True, "true or false")
         check(settings, "scale_labels", classes is None, "false: its labels are classes, not numbers")
-    splits = {}
-    for split, (where, rows) in tables.items():
-        labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows]
-        pairs = [str(row[pair]) for _, row in rows] if pair else None
-        every = Rows([str(row[text]) for _, row in rows], pairs, labels)
-        splits[split] = every.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
+    splits = {split: make_rows(table, settings, classes) for split, table in tables.items()}
+    if "dev" not in splits:
+        whole, every = splits["train"], range(len(splits["train"]))
+        splits = {"train": whole.take([i for i in every if i % 10]), "dev": whole.take(every[::10])}
+    for split, rows in splits.items():
+        splits[split] = rows.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
     if classes is None and not settings.get("scale_labels"):
@@ -166,6 +167,38 @@ def load(settings: Any) -> TextTask:
         more = f" and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
         task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:LISTED]))}{more}"]
     return task
+
+
+def check_columns(table: Table, settings: Any, labelled: bool = True) -> None:
+    """Raises DataError for a table without rows, and with file and line for a row without a column that the
+    settings name, or with nothing in it. labelled: whether rows need a label."""
+    (where, rows), label = table, settings["label_column"] if labelled else None
+    columns = [c for c in (settings["text"], settings.get("text_pair"), label) if c]
+    named = [*columns, *filter(None, [settings.get("id_column")])]
+    if not rows:
+        raise DataError(f"{where}: no rows")
+    own_columns = str(where).endswith((".jsonl", ".json"))  # each row names its own
+    for line, row in rows:
+        place = f"{where} line {line}" if own_columns else where
+        require_columns(place, row, named, f". They are named by {', '.join(SETTINGS)}")
+        for column in columns:
+            if row[column] is None or (column == label and not str(row[column]).strip()):
+                raise DataError(f"{where} line {line}: nothing in column {column!r}")
+
+
+def numbered(where: Path | str, count: int) -> dict[str, list[Any]]:
+    """`Rows.about` of all rows of a file, or of a hub split."""
+    return {"file": [getattr(where, "name", where)] * count, "row": list(range(1, count + 1))}
+
+
+def make_rows(table: Table, settings: Any, classes: list[str] | None, labelled: bool = True) -> Rows:
+    """The rows of a table that `check_columns` has checked. classes: as in TextTask. labelled: whether they
+    have labels, which are read and checked then."""
+    (where, rows), pair, own_id = table, settings.get("text_pair"), settings.get("id_column")
+    label, texts = settings["label_column"], [str(row[settings["text"]]) for _, row in rows]
+    labels: Any = [parse_label(row[label], classes, where, line) for line, row in rows if labelled]
+    about = numbered(where, len(rows)) | ({"id": [row[own_id] for _, row in rows]} if own_id else {})
+    return Rows(texts, [str(row[pair]) for _, row in rows] if pair else None, labels, about)
 
 
 def _read(settings: Any) -> dict[str, Table]:

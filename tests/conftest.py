@@ -137,6 +137,19 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
+@pytest.fixture(autouse=True)
+def predictions_undrawn(request, monkeypatch) -> None:
+    """A run in this process draws no pictures of its predictions, which takes a second, unless its test has
+    the fixture `drawn`."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("runs.predictions.illustrate", lambda *_: None)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pictures of predictions are drawn."""
+
+
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Figures are made, and their pictures are empty: drawing one takes half a second a form."""

@@ -69,6 +69,8 @@ class Task(Part):
     length_grouped: bool = True
     text: str = ""
     label_column: str = ""
+    id_column: str | None = None
+    keep_text: bool = True
     image_column: str = ""
     data_dir: str | None = None
     train_file: str | None = None

@@ -23,7 +23,7 @@ COMPUTED = ("path", "weights")
 #: comes after training. A template counts by its text, which is part of the data's content.
 PLACES = (
     *(*TASK_PATHS, "hub", "revision", "label", "modality", "keep", "workers", "bad_images"),
-    *("bench", "answer_tokens", "top_p", "top_k"),
+    *("bench", "answer_tokens", "top_p", "top_k", "id_column", "keep_text"),
 )
 #: Keys that were added after records had been written, with the value that was fixed before. At that value
 #: they are left out of identities and comparisons, so that older records still count.
@@ -273,6 +273,12 @@ def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
     """best or last: the epoch that a table reports of runs with these settings, where their task's table
     reports `reported`. Where one epoch is evaluated, none is chosen: it is the last."""
     return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
+
+
+def kept_epoch(keep: str, reported: str) -> str:
+    """best or last: the epoch whose adapter and predictions a run keeps; of both adapters the best one's, and
+    where it keeps none, the one that its task's table reports."""
+    return {"none": reported, "both": "best"}.get(keep, keep)
 
 
 def scored(record: Record) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from runs.errors import rank
 from runs.record import TEXT_SCORES, Metric, Record, duration, one_class, plural, read_regular, run_folder
-from runs.record.cell import number_of_texts, scored
+from runs.record.cell import kept_epoch, number_of_texts, scored
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]
@@ -96,7 +96,10 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    best, last = (Metric.of_record(record).text(result[which]) for which in ("best", "last"))
+    keep, metric = record["config"]["keep"], Metric.of_record(record)
+    kept = ("best", "last") if keep == "both" else (kept_epoch(keep, result["reported"]),)
+    mark = " (kept)" if keep != "none" else " (predictions kept)" if record["parameters"]["head"] else ""
+    best, last = (metric.text(result[which]) + mark * (which in kept) for which in ("best", "last"))
     words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
     if (share := one_class(record)) is not None:
         words += f", predicts one class{f' ({share})' if share else ''}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tasks
 import vera
-from runs import models
+from runs import models, predictions
 from runs.errors import Stop, UserError
 from runs.gpus import check_usable
 from runs.identity import start_file
@@ -62,7 +62,7 @@ class Context:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, Any]:
-        """Mean loss and predictions over the dev rows, in their order; processes share the work."""
+        """Mean loss and outputs (rows, ...) of the dev rows, in their order; processes share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
@@ -78,7 +78,7 @@ class Context:
         everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
         answers = np.stack([everything[row] for row in range(len(lengths))])
         whole = self.task.weight("dev", range(len(lengths)))
-        return sum(gather_object([loss_sum])) / whole, self.task.predict(answers)
+        return sum(gather_object([loss_sum])) / whole, answers
 
     @property
     def best_file(self) -> Path:
@@ -88,7 +88,7 @@ class Context:
 
     def score(self) -> float:
         """The metric of the model's current values."""
-        return self.task.score(self.evaluate()[1], self.task.labels("dev"))
+        return self.task.score(self.task.predict(self.evaluate()[1]), self.task.labels("dev"))
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
         """Writes the adapter's current values, and the head's beside them. precision: by default the run's
@@ -101,6 +101,12 @@ class Context:
         if self.task.num_labels:
             head = self.folder / "head.safetensors"
             vera.save_head(self.raw_model, head, getattr(self.task, "classes", None), self.task.scaling)
+
+    def write_predictions(self, outputs: Any) -> None:
+        """Writes what the outputs of the dev rows predict (runs/predictions.py); nothing without a head."""
+        if self.task.num_labels and self.accelerator.is_main_process:
+            rows = predictions.table(self.task, self.task.about("dev"), outputs, self.task.labels("dev"))
+            predictions.write(self.folder / predictions.NAME, rows)
 
 
 def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:

@@ -37,11 +37,11 @@ from runs.shared_files import digest
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is newer than its
 #: checkpoint is written again, to the same content.
-CONTINUED = (CHECKPOINT, "*.safetensors", "decoded_*.jsonl")
+CONTINUED = (CHECKPOINT, "*.safetensors", "decoded_*.jsonl", "predictions.csv")
 #: What an attempt tells the next one.
 TOLD = {"ended": list, "settings": dict, "deviations": list, "decoding": float, "stopped": bool}
 #: What commands read of a finished run; of another attempt it would be wrong.
-READ = ("adapter*.safetensors", "head.safetensors", "decoded_*.jsonl")
+READ = ("adapter*.safetensors", "head.safetensors", "decoded_*.jsonl", "predictions.csv")
 
 
 class Attempt:

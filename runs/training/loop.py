@@ -18,7 +18,7 @@ import tasks
 import vera
 from runs.errors import Stop, StoppedError, UserError, rank
 from runs.provenance import changes, code_state, conditions, sources, write_configuration
-from runs.record import dev_halves
+from runs.record import dev_halves, kept_epoch
 from runs.run import Plan, Run, epoch_batches
 from runs.training.checkpoint import (
     Checkpoint,
@@ -72,7 +72,6 @@ class Training(Context):
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
         self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
-        self.predictions: Any = None  # of the last epoch
         now = conditions(self.code, self.accelerator, self.config["micro_batch"])
         self.state = State(self.config["keep"], self.config["adapter_precision"], conditions=now)
         #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
@@ -219,11 +218,11 @@ class Training(Context):
         """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch so far."""
         started, state = time.monotonic(), self.state
         self.report({"phase": "evaluating"})
-        dev_loss, predictions = self.evaluate()
+        dev_loss, outputs = self.evaluate()
         if not math.isfinite(dev_loss):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return
-        self.predictions, labels = predictions, self.task.labels("dev")
+        predictions, labels = self.task.predict(outputs), self.task.labels("dev")
         # Each half is scored by itself, too: crossfit chooses an epoch on one and reports it on the other.
         a, b = dev_halves(len(labels))
         point: dict[str, Any] = {
@@ -241,7 +240,7 @@ class Training(Context):
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
-        self._keep()
+        self._keep(outputs)
         state.seconds["evaluate"] += time.monotonic() - started
         if self.plan.total_steps:
             self._progress(point["train_loss"], "evaluated")
@@ -252,9 +251,9 @@ class Training(Context):
         """Index of the best evaluation so far."""
         return self.metric.best(self.state.curve["metric"])
 
-    def _keep(self) -> None:
-        """Writes the adapter after an epoch if `keep` asks for it. A task with texts writes only the best
-        epoch's here, and the rest after decoding."""
+    def _keep(self, outputs: Any) -> None:
+        """Writes the adapter after an epoch if `keep` asks for it, and what the outputs of the dev rows
+        predict. A task with texts writes only the best epoch's here, and the rest after decoding."""
         keep, is_best = self.config["keep"], self.best() == len(self.state.curve["epoch"]) - 1
         # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
@@ -263,6 +262,8 @@ class Training(Context):
             self.write(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
                 self.write(self.best_file)
+        if is_best or kept_epoch(keep, self.task.reported) == "last":
+            self.write_predictions(outputs)
 
     # --- checkpoints
 

@@ -10,9 +10,10 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from runs import predictions
 from runs.errors import DeviceError, Stop, StoppedError, is_users
 from runs.provenance import made_with
-from runs.record import FULL, Record, describe, finished_record, run_folder, temporary
+from runs.record import FULL, Record, describe, finished_record, kept_epoch, run_folder, temporary
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
 from runs.training.files import Attempt
@@ -103,7 +104,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
     training.tracker = Tracker(tracking, training.run, training.run_id, made)
     try:
         record = build_record(training, training.go())
-        if record["status"] == "done" and training.task.pictures:
+        if record["status"] == "done" and accelerator.is_main_process:
             _illustrate(training)
         training.stop.listens = True  # the record is written whole
         if accelerator.is_main_process:
@@ -118,13 +119,13 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
 
 
 def _illustrate(training: "Training") -> None:
-    """Has the task draw pictures of the last epoch's predictions."""
-    if training.predictions is None:  # of a run that was resumed after its last epoch
-        training.predictions = training.evaluate()[1]
-    if not training.accelerator.is_main_process:
+    """Draws the predictions that the run keeps, where its model has a head."""
+    if not (training.folder / predictions.NAME).is_file():
         return
+    which, epochs = kept_epoch(training.state.keep, training.task.reported), training.state.curve["epoch"]
+    epoch = epochs[training.best() if which == "best" else -1]
     try:
-        training.task.illustrate(training.folder, training.predictions)
+        predictions.illustrate(training.task, training.folder, f"{which} epoch ({epoch:.3g})")
     except Exception as error:  # a run is worth more than its pictures
         print(f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})", flush=True)
 

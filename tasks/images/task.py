@@ -1,6 +1,5 @@
 """The task: its images, drawn and prepared; loss, metric, and pictures of a run."""
 
-import csv
 import hashlib
 import json
 import math
@@ -95,7 +94,6 @@ class ImageTask(Task):
     metric = "accuracy"
     reported = "last"
     problem = "single_label_classification"
-    pictures = True
     unit = "img"
     block = 1
 
@@ -193,6 +191,11 @@ class ImageTask(Task):
     def labels(self, split: str) -> Array:
         return self._splits[split].pool.labels[self._splits[split].rows]
 
+    def about(self, split: str) -> Mapping[str, Sequence[Any]]:
+        """The images' names; of one that is no UTF-8, its bytes as Python writes them."""
+        names = [self._splits[split].pool.names[row] for row in self._splits[split].rows]
+        return {"image": [name.encode("utf-8", "backslashreplace").decode() for name in names]}
+
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """pixel_values (images, 3, height, width) as bytes, which `logits` scales on the device; labels
         (images,)."""
@@ -234,19 +237,10 @@ class ImageTask(Task):
     # --- files of a finished run
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
-        """Writes predictions.csv, confusion.png, and predictions.png with 40 evaluation images, the same for
-        every method."""
-        dev, labels = self._splits["dev"], self.labels("dev")
-        names = [dev.pool.names[row] for row in dev.rows]
-        how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-        with open(folder / "predictions.csv", "w", **how) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", "label", "predicted"])
-            words = ([self.classes[n] for n in values] for values in (labels, predictions))
-            writer.writerows(zip(names, *words, strict=True))
-        from tasks.images import pictures
+        """Draws predictions.png: 40 evaluation images, the same for every method."""
+        from tasks import pictures
 
+        dev, labels = self._splits["dev"], self.labels("dev")
         shown = fixed_subset(len(labels), 40, self.name)
         pixels = dev.pixels[dev.at[shown]]
         pictures.grid(folder / "predictions.png", pixels, labels[shown], predictions[shown], self.classes)
-        pictures.confusion(folder / "confusion.png", labels, predictions, self.classes)

@@ -29,7 +29,7 @@ def masked(value, where=""):
 
 
 @pytest.mark.parametrize("family", ["glue", "e2e", "instruct", "images"])
-def test_the_record_of_a_tiny_run(family, request, monkeypatch):
+def test_the_record_of_a_tiny_run(family, request, monkeypatch, drawn):
     fixture = {"glue": "words", "e2e": "e2e_words", "instruct": "alpaca_words", "images": "image_words"}[
         family
     ]

@@ -29,14 +29,6 @@ from tasks.fetch import cache_folder
 pytestmark = pytest.mark.contract
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Drawing takes seconds a run; one test does."""
-    if "straight_run" not in request.node.name:
-        for name in ("grid", "confusion"):
-            monkeypatch.setattr(f"tasks.images.pictures.{name}", lambda *_: None)
-
-
 @pytest.mark.parametrize(("kind", "size"), pairs(["tiny_vit", "tiny_timm"], [None, 24]))
 def test_a_merged_model_predicts_the_same_in_transformers_alone(
     kind, size, image_words, images, request, tmp_path
@@ -74,16 +66,16 @@ def test_a_merged_model_predicts_the_same_in_transformers_alone(
 # --- resuming, checking
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capsys, tmp_path):
+def test_a_picture_that_cannot_be_drawn_costs_no_run(image_words, monkeypatch, capsys, tmp_path, drawn):
     """And the last epoch's adapter is kept, which is the one reported."""
-    monkeypatch.setattr("tasks.images.pictures.grid", lambda *_: 1 / 0)
+    monkeypatch.setattr("tasks.pictures.grid", lambda *_: 1 / 0)
     record = do([*elsewhere(image_words, **{"train.epochs": 4}), "task.dev_rows=7"])
     assert "the pictures of its predictions were not drawn (ZeroDivisionError" in capsys.readouterr().out
     evaluate.main([record["id"], f"output={tmp_path / 'outputs'}"])
     assert f"recorded {100 * record['result']['last']:.2f}: the same" in capsys.readouterr().out
 
 
-def test_a_run_killed_as_it_draws_leaves_what_the_straight_run_does(image_words, tmp_path):
+def test_a_run_killed_as_it_draws_leaves_what_the_straight_run_does(image_words, tmp_path, drawn):
     """The pictures of the last epoch's predictions."""
     record, resumed = straight_and_resumed(image_words, tmp_path, "task.illustrate", 1)
     assert comparable(resumed) == comparable(record)

@@ -83,7 +83,6 @@ def cells_of(paper, words):
 @pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
-    monkeypatch.setattr("tasks.images.ImageTask.illustrate", lambda *_: None)  # and drawing two
     model, data, more = next((KINDS[begin] for begin in KINDS if paper.startswith(begin)), CHATS)
     words = [f"experiment={paper}", "seed=0", f"model.path={request.getfixturevalue(model)}", *more.split()]
     words += [f"task.{key}={request.getfixturevalue(data)}" for key in DIRS.get(data, ["data_dir"])]

@@ -41,7 +41,7 @@ def test_a_runs_wrong_answers_with_what_was_read_and_expected(sums_words, monkey
 
 def test_a_run_without_such_texts_is_refused(tmp_path):
     of_e2e = texts() | {"curve": record()["curve"]}
-    for made, why in ((record(), "answers"), (of_e2e, "answers"), (exact(), "last_greedy.jsonl")):
+    for made, why in ((record(), "predictions.csv"), (of_e2e, "answers"), (exact(), "last_greedy.jsonl")):
         write_record(tmp_path, made)
         with refused(made["id"], why):
             main([made["id"], f"output={tmp_path}"])

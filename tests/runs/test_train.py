@@ -176,7 +176,7 @@ def test_a_record_says_what_was_done(words):
     assert np.average([a, b], axis=0, weights=[rows // 2, rows - rows // 2]) == pytest.approx(curve["metric"])
     folder = Path(run.config["output"]) / "runs" / run_id(run)
     kept = {"adapter.safetensors", "head.safetensors"}
-    assert {path.name for path in folder.iterdir()} == kept | CONFIGURATION
+    assert {path.name for path in folder.iterdir()} == {*kept, *CONFIGURATION, "predictions.csv"}
     assert record["cost"]["adapter_bytes"] == (folder / "adapter.safetensors").stat().st_size
     assert str(ROOT) not in json.dumps({k: v for k, v in record.items() if k != "config"})
 
@@ -254,7 +254,7 @@ def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
     for extra in ([*peft, "keep=none"], ["method=full"]):
         record = do([*plain, *extra, "train.max_steps=1"])
         folder = Path(record["config"]["output"]) / "runs" / record["id"]
-        assert {path.name for path in folder.iterdir()} == CONFIGURATION
+        assert {path.name for path in folder.iterdir()} == {*CONFIGURATION, "predictions.csv"}
         told.append([words for words in record["deviations"] if words.startswith("trains ")])
     assert record["cost"]["adapter_bytes"] == 4 * record["parameters"]["adapter"]
     assert [len(words) for words in told] == [1, 0]
@@ -266,7 +266,7 @@ def test_divergence_is_a_result_and_the_record_stays_readable(words, tmp_path, m
     record = do([*words, *rates, "train.schedule=constant"])
     assert (record["status"], record["steps"] < 10) == ("diverged", True)
     assert "loss became" in record["error"]
-    monkeypatch.setattr(Training, "evaluate", lambda *_: (float("nan"), np.zeros(24, dtype=np.int64)))
+    monkeypatch.setattr(Training, "evaluate", lambda *_: (float("nan"), np.zeros((24, 2))))
     record = do(elsewhere(words, output=tmp_path / "evaluated"))
     assert (record["status"], record["result"]["best"]) == ("diverged", None)
     assert "dev loss became nan" in record["error"]
@@ -314,7 +314,8 @@ def test_the_dev_rows_are_evaluated_without_dropout_and_count_alike(dropout_word
     for model in (reference, loop.raw_model):
         model.classifier.bias[1] -= margin  # or all rows would be of one class
     loop.raw_model.train()
-    loss, predictions = loop.evaluate()
+    loss, outputs = loop.evaluate()
+    predictions = loop.task.predict(outputs)
     assert loss == pytest.approx(np.mean([float(one.loss) for one in answers()]), abs=1e-6)
     assert predictions.tolist() == [int(one.logits.argmax()) for one in answers()]
     assert len(set(predictions.tolist())) == 2

@@ -18,6 +18,7 @@ from tiny import cells, picture, write_images
 import tasks
 from runs.config import expand
 from runs.identity import data_content
+from runs.predictions import illustrate, table, write
 from tasks.images.pixels import Preprocessing
 from tasks.images.sets import _cells
 
@@ -240,10 +241,12 @@ def test_predictions_are_written_beside_their_images(tmp_path, images):
     predictions = task.labels("dev").copy()
     predictions[0] = 2
     task.classes[:2] = ["price $1^$", "b$_$"]  # no mathematics
-    task.illustrate(tmp_path, predictions)
-    lines = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert lines[:2] == ["image,label,predicted", "test/ant/ant_000.png,price $1^$,cow"]
+    lines = table(task, task.about("dev"), np.eye(3)[predictions], task.labels("dev"))
+    assert lines[0] == ["image", "label", "predicted", "p(price $1^$)", "p(b$_$)", "p(cow)"]
+    assert lines[1][:3] == ["test/ant/ant_000.png", "price $1^$", "cow"]
     assert len(lines) == 13
+    write(tmp_path / "predictions.csv", lines)
+    illustrate(task, tmp_path, "best epoch (1)")
     for name in ("predictions.png", "confusion.png"):
         with Image.open(tmp_path / name) as drawn:
             assert drawn.width > 300

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import warnings
 import zipfile
 from collections import Counter
 
@@ -15,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 from running import refused
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from tiny import write_glue
 from transformers import AutoTokenizer
 
@@ -216,6 +218,31 @@ def test_own_classes_are_told_before_a_run_and_some_of_many_by_an_error(tmp_path
         load(many, dev_file=dev)
 
 
+@pytest.mark.parametrize("held", [{}, {"holdout": 0.2}, {"dev_rows": 3}])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_row_is_named_by_its_file_its_number_there_and_its_id(suffix, held, tmp_path):
+    path, ids = tmp_path / f"a{suffix}", [f"id {i}" for i in range(40)]
+    rows = [{"text": f"{i} {'x' * 300}", "label": "ab"[i % 2], "name": ids[i]} for i in range(40)]
+    if suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0]])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, bare = (load(path, id_column="name", keep_text=kept, **held) for kept in (True, False))
+    for split in ("train", "dev"):
+        about = task.about(split)
+        assert set(about["file"]) == {path.name}
+        numbers = [int(text.split()[0]) for text in task.splits[split].texts]
+        assert about["row"] == [number + 1 for number in numbers]
+        assert about["id"] == [ids[number] for number in numbers]
+        assert about["text"] == [f"{number} {'x' * 300}"[:200] for number in numbers]
+        assert bare.about(split) == {key: about[key] for key in ("file", "row", "id")}
+    with refused("'nome'", "task.id_column="):
+        load(path, id_column="nome")
+
+
 def test_batches_are_padded_to_their_own_longest_row(tiny_bert, tmp_path):
     task = load(write(tmp_path / "train.csv", ROWS))
     task.prepare(AutoTokenizer.from_pretrained(tiny_bert), max_length=6)
@@ -273,6 +300,18 @@ def test_metrics_equal_their_definitions():
     assert score("matthews", predictions, labels) == pytest.approx(by_hand)
     x, y = rng.normal(size=50).astype(np.float32), rng.normal(size=50).astype(np.float32)
     assert score("pearson", x, y) == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "predicted"), [(4, 4), (2, 4), (4, 2)])
+def test_metrics_of_classes_are_scikit_learns(classes, predicted):
+    """Also where a class is predicted that has no row, or is never predicted."""
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, classes, 50), rng.integers(0, predicted, 50)
+    macro = f1_score(labels, predictions, average="macro", zero_division=0)
+    assert score("macro_f1", predictions, labels) == pytest.approx(macro)
+    with warnings.catch_warnings(action="ignore"):  # of the class without a row
+        balanced = balanced_accuracy_score(labels, predictions)
+    assert score("balanced_accuracy", predictions, labels) == pytest.approx(balanced)
 
 
 def test_a_constant_prediction_scores_zero_correlation():

@@ -1,9 +1,10 @@
-"""Pictures of a run on images: a grid of predictions and a confusion matrix, as PNG."""
+"""Pictures of predictions, as PNG: a confusion matrix, a scatter of a regression, a grid of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -32,10 +33,12 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     figure.savefig(path, metadata={"Software": None})
 
 
-def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[str]) -> None:
+def confusion(
+    path: Path, labels: Sequence[str], predictions: Sequence[str], classes: Sequence[str], when: str
+) -> None:
     """Draws the confusion matrix: labels in rows, predictions in columns, in shares of the row, which stand
-    there for few classes."""
-    count, right = len(classes), int((labels == predictions).sum())
+    there for few classes. when: the epoch, in words."""
+    count, right = len(classes), sum(map(str.__eq__, labels, predictions))
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
@@ -45,9 +48,20 @@ def confusion(path: Path, labels: Array, predictions: Array, classes: Sequence[s
         "xticks_rotation": 90,
         "display_labels": list(map(_short, classes)),
     }
-    ConfusionMatrixDisplay.from_predictions(labels, predictions, labels=range(count), ax=axis, **how)
+    ConfusionMatrixDisplay.from_predictions(labels, predictions, labels=classes, ax=axis, **how)
     axis.tick_params(labelsize=9 if count <= 25 else max(3.0, 260 / count))
-    axis.set_title(f"{right} of {len(labels)} right ({100 * right / len(labels):.1f}%), last epoch")
+    axis.set_title(f"{right} of {len(labels)} right ({100 * right / len(labels):.1f}%), {when}")
+    figure.savefig(path, metadata={"Software": None})
+
+
+def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
+    """Draws the predictions of a regression (rows,) over its labels (rows,), and the line where both are
+    equal."""
+    figure = Figure(figsize=(5, 5), layout="constrained", dpi=120)
+    axis = figure.subplots()
+    axis.scatter(labels, predictions, s=12, alpha=0.5, edgecolors="none", color="#2166ac")
+    axis.axline((float(np.mean(labels)),) * 2, slope=1, color="#888888", linewidth=1)
+    axis.set(xlabel="label", ylabel="predicted", title=title)
     figure.savefig(path, metadata={"Software": None})
 
 

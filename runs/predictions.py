@@ -1,0 +1,113 @@
+"""What a model with a head answers for rows: predictions.csv in a run's folder, of the dev rows at the epoch
+whose adapter is kept, and what is made of it: by_class.csv, pictures, the rows with the largest loss.
+
+It holds the user's own rows. No record, report, export or W&B has anything of it."""
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tasks
+from runs.record import write_atomically
+
+NAME = "predictions.csv"
+#: The columns after those that name a row; then the probability of each class, as `chance` names it.
+LABEL, PREDICTED = "label", "predicted"
+#: Those of a row's texts.
+TEXTS = ("text", "text_pair")
+
+
+def chance(name: str) -> str:
+    """The column of a class's probability."""
+    return f"p({name})"
+
+
+def table(
+    task: tasks.Task, about: Mapping[str, Sequence[Any]], outputs: Any, labels: Any = None
+) -> list[list[Any]]:
+    """The names of the columns, and then each row: what names it, its label, what the task predicts, and the
+    probabilities of the classes.
+
+    about: columns, such as of `Task.about`. outputs: (rows, num_labels), as `Task.answers` gives them.
+    labels: (rows,), as the task has them; without, there is no such column."""
+    classes = getattr(task, "classes", None)
+
+    def shown(values: Any) -> list[str]:
+        return [f"{value:.7g}" if classes is None else classes[value] for value in values]
+
+    columns = dict(about) | ({} if labels is None else {LABEL: shown(labels)})
+    columns[PREDICTED] = shown(task.predict(outputs))
+    if classes is not None:
+        shares = np.exp(np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        columns |= {
+            chance(name): [f"{p:.4g}" for p in of] for name, of in zip(classes, shares.T, strict=True)
+        }
+    return [[*columns], *map(list, zip(*columns.values(), strict=True))]
+
+
+def write(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    """Writes a table as CSV, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomically(path, text.getvalue())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of such a file, by column."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
+    """Draws the predictions of a finished run's folder, and writes by_class.csv. when: their epoch."""
+    from tasks import pictures
+
+    rows, classes = read(folder / NAME), getattr(task, "classes", None)
+    labels, predicted = ([row[column] for row in rows] for column in (LABEL, PREDICTED))
+    if classes is None:
+        x, y = np.asarray(labels, np.float32), np.asarray(predicted, np.float32)
+        title = f"{task.metric} {task.score(y, x):.3f}, RMSE {np.sqrt(np.mean((x - y) ** 2)):.4g}, {when}"
+        return pictures.scatter(folder / "scatter.png", x, y, title)
+    write(folder / "by_class.csv", by_class(labels, predicted, classes))
+    pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
+    return task.illustrate(folder, np.asarray([classes.index(name) for name in predicted]))
+
+
+def by_class(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> list[list[Any]]:
+    """Each class that occurs, and their means, with the columns of scikit-learn's classification_report."""
+    from sklearn.metrics import classification_report
+
+    occurs = [name for name in classes if name in {*labels, *predicted}]
+    how: Any = {"labels": occurs, "output_dict": True, "zero_division": 0}
+    report: Any = classification_report(labels, predicted, **how)
+    keys, names = ["precision", "recall", "f1-score", "support"], [*occurs, "macro avg", "weighted avg"]
+    return [["class", *keys], *([name, *(f"{report[name][key]:.4g}" for key in keys)] for name in names)]
+
+
+# --- the rows with the largest loss
+
+
+def loss(row: Mapping[str, str]) -> float:
+    """A row's cross-entropy, or its squared error in a regression. Raises ValueError for classes without
+    probabilities, as the files of images were before 2026-11-30."""
+    if (column := chance(row[LABEL])) in row:
+        return -math.log(max(float(row[column]), sys.float_info.min))
+    return (float(row[LABEL]) - float(row[PREDICTED])) ** 2
+
+
+def sentence(row: Mapping[str, str]) -> str:
+    """A row on a line, without its texts: what names it, its label, what is predicted, and the loss."""
+
+    def value(column: str) -> str:
+        share = row.get(chance(row[column]))
+        return f"{column} {row[column]}" + (f" ({float(share):.0%})" if share else "")
+
+    names = [f"{key} {row[key]}" for key in [*row][: [*row].index(LABEL)] if key not in TEXTS]
+    return f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.3g}"

@@ -1,0 +1,167 @@
+"""What a run with a head leaves of its predictions, what is made of them, and that no row leaves its
+folder."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import begin, call_here, do, output_of, refused
+from sklearn.metrics import classification_report
+from tiers import pairs
+
+from analysis.report import main as report
+from runs import predictions
+from runs.evaluate import kept_result, restore
+from runs.export import main as export
+from runs.mistakes import main as mistakes
+from runs.publish import main as publish
+from runs.record import read_record, record_path, run_folder
+from runs.sweep.display import result_words
+from runs.tracking import Tracking
+from runs.training.train import train
+
+pytestmark = pytest.mark.properties
+
+#: A word that no file but predictions.csv may hold.
+MARKER = "zyxomarkerq"
+NOUNS = {"billing": "the bill of the dog", "refund": "a bright cat", "other": "it is dull"}
+
+
+def own_words(words, path, rows, *more):
+    """The words of a run on rows of id, text and label, in a file of one's own."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("ticket", "text", "queue"), *rows])
+    kept = [word for word in words if not word.startswith(("task", "train.lr="))]
+    own = ["task=text", "task.name=tickets", f"task.train_file={path}", "task.label_column=queue"]
+    return [*kept, *own, "task.id_column=ticket", "train.lr=3e-2", *more]
+
+
+@pytest.fixture
+def tickets(words, tmp_path):
+    """Sixty rows of three classes, of which six are held out; a text has two lines and over 200 letters."""
+    names = [*NOUNS] * 20
+    rows = [(f"T-{i}", f"{MARKER} {i}\n{NOUNS[name]} {'old ' * 60}", name) for i, name in enumerate(names, 1)]
+    return own_words(words, tmp_path / "tickets.csv", rows, "method=vera")
+
+
+def files_of(record):
+    return run_folder(record["config"]["output"], record["id"])
+
+
+def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
+    record = do([*tickets, "task.metric=macro_f1", "train.epochs=3"])
+    folder = files_of(record)
+    rows = predictions.read(folder / "predictions.csv")
+    assert [*rows[0]][:6] == ["file", "row", "id", "text", "label", "predicted"]
+    assert [(row["file"], row["row"], row["id"]) for row in rows] == [
+        ("tickets.csv", str(n), f"T-{n}") for n in range(1, 61, 10)
+    ]
+    assert all(len(row["text"]) == 200 and row["text"].startswith(f"{MARKER} {row['row']}\n") for row in rows)
+    context = restore(record, record["config"]["output"])
+    shares = torch.tensor(context.evaluate()[1]).softmax(-1).numpy()
+    names = context.task.classes
+    found = [[float(row[f"p({name})"]) for name in names] for row in rows]
+    np.testing.assert_allclose(found, shares, rtol=1e-3, atol=1e-9)
+    labels, predicted = ([row[column] for row in rows] for column in ("label", "predicted"))
+    assert predicted == [names[n] for n in shares.argmax(-1)]
+    report = classification_report(labels, predicted, output_dict=True, zero_division=0)
+    by_class = predictions.read(folder / "by_class.csv")
+    assert {row["class"]: float(row["f1-score"]) for row in by_class} == pytest.approx(
+        {name: values["f1-score"] for name, values in report.items() if name != "accuracy"}, abs=1e-4
+    )
+    assert report["macro avg"]["f1-score"] == pytest.approx(kept_result(record, best=False))
+    with Image.open(folder / "confusion.png") as picture:
+        assert picture.width > 300
+    assert {"predictions.csv", "by_class.csv", "confusion.png"} <= record["files"].keys()
+
+
+def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(words, tmp_path, drawn, capsys):
+    rows = [(f"T-{i}", f"{'old ' * (i % 7)}dog", 100 + i / 4) for i in range(40)]
+    record = do(own_words(words, tmp_path / "prices.csv", rows, "task.keep_text=false"))
+    found = predictions.read(files_of(record) / "predictions.csv")
+    assert [*found[0]] == ["file", "row", "id", "label", "predicted"]
+    assert [float(row["label"]) for row in found] == [100, 102.5, 105, 107.5]
+    assert "scatter.png" in record["files"]
+    assert mistakes([record["id"], f"output={tmp_path / 'outputs'}", "limit=3"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-4:]
+    error = {row["id"]: (float(row["label"]) - float(row["predicted"])) ** 2 for row in found}
+    first = sorted(error, key=error.get, reverse=True)[:3]
+    assert [f"id {name}:" in line for name, line in zip(first, printed, strict=False)] == [True] * 3
+
+
+def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
+    record, output = do(tickets), output_of(tickets)
+    monkeypatch.setenv("COLUMNS", "70")
+
+    def printed(*words):
+        done = call_here("runs.mistakes", record["id"], f"output={output}", *words, check=0)
+        return done.stdout.splitlines()
+
+    *lines, last = printed()
+    rows = predictions.read(files_of(record) / "predictions.csv")
+    shares = {row["id"]: float(row[f"p({row['label']})"]) for row in rows}
+    heads, texts = lines[::2], lines[1::2]
+    assert [line.partition("id ")[2].partition(":")[0] for line in heads] == sorted(shares, key=shares.get)
+    assert all(MARKER in text and len(text) < 70 for text in texts)
+    wrong = sum(row["label"] != row["predicted"] for row in rows)
+    assert last.startswith(f"{wrong} of 6 dev rows are wrong")
+    assert len(printed("part=refund")) == 1 + 2 * sum(row["label"] == "refund" for row in rows)
+    with refused("'refunds'", "refund"):
+        mistakes([record["id"], f"output={output}", "part=refunds"])
+    (files_of(record) / "predictions.csv").write_text("label\n")
+    with refused("predictions.csv", "redo=true"):
+        mistakes([record["id"], f"output={output}"])
+
+
+@pytest.mark.parametrize(("family", "keep"), pairs(["words", "image_words"], ["best", "last", "none"]))
+def test_predictions_are_of_the_epoch_that_is_kept(family, keep, request, monkeypatch):
+    """With keep=none of the one that the task's table reports: images' last, texts' best."""
+    loop, outputs = begin([*request.getfixturevalue(family), "train.epochs=3", f"keep={keep}"]), []
+    scores = iter([score for metric in (5, 9, 7) for score in (metric, 0.0, 0.0)])
+    monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda: outputs.append(evaluate()) or outputs[-1])
+    record = train(loop)
+    which = {"none": loop.task.reported}.get(keep, keep)
+    task, of = loop.task, outputs[{"best": 1, "last": 2}[which]][1]
+    wanted = predictions.table(task, task.about("dev"), of, task.labels("dev"))
+    found = predictions.read(files_of(record) / "predictions.csv")
+    assert [[*found[0]], *([*row.values()] for row in found)] == [[*map(str, row)] for row in wanted]
+    best, last = result_words(record).split(", last ")
+    marked = "(predictions kept)" if keep == "none" else "(kept)"
+    assert (marked in best, marked in last) == (which == "best", which == "last")
+
+
+def test_rows_without_labels_have_the_same_columns_but_theirs(tickets):
+    task = begin(tickets).task
+    header, row = predictions.table(task, {"row": [7]}, np.array([[0.0, np.log(3), -np.inf]]))
+    assert header == ["row", "predicted", "p(billing)", "p(other)", "p(refund)"]
+    assert row == [7, "other", "0.25", "0.75", "0"]
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_no_row_leaves_the_folder_of_its_run(keep_text, tickets, tmp_path, monkeypatch, drawn):
+    """Not into the record, W&B's files, the report, an export or what is published."""
+    for key, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}.items():
+        monkeypatch.setenv(key, value)
+    output, published = tmp_path / "outputs", tmp_path / "published"
+    monkeypatch.setattr("runs.publish.PUBLISHED", published)
+    monkeypatch.chdir(tmp_path)
+    loop = begin([*tickets, f"task.keep_text={str(keep_text).lower()}"])
+    train(loop, Tracking("offline", adapter=True))
+    record = read_record(record_path(output, loop.run_id))
+    assert publish(["a_study", f"output={output}"]) == 0
+    assert report([f"output={output}"]) == 0
+    assert export([record["id"], "peft", str(tmp_path / "exported"), f"output={output}"]) == 0
+    data = (tmp_path / "tickets.csv").read_bytes()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert MARKER.encode() in data
+    for part in (output / "records", output / "wandb", output / "report.html", published, "exported"):
+        assert [path for path in files if tmp_path / part in (path, *path.parents)], part
+    ours = {path for path, content in files.items() if MARKER.encode() in content and content != data}
+    assert ours == ({run_folder(output, record["id"]) / "predictions.csv"} if keep_text else set())
+    assert json.dumps(record).count("T-11") == 0
