@@ -125,7 +125,7 @@ bench-contention: setup ## a run beside busy processes, by how OpenMP's threads 
 gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity speed" these alone; DEVICE=cpu: without one
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m gpu_check $(call given,,PART) $(call given,device=,DEVICE) $(call quoted,output=,OUTPUT)
 
-publish: setup ## copies finished records to runs/records/STUDY: STUDY=name
+publish: setup ## copies finished records to runs/records/STUDY/records.jsonl, a line each: STUDY=name
 	@test -n $(call quoted,,STUDY) || { echo "error: make publish STUDY=name"; exit 2; }
 	@$(BIN)/python -m runs.publish $(call quoted,,STUDY) $(call quoted,output=,OUTPUT) $(arguments)
 

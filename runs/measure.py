@@ -25,7 +25,7 @@ import numpy as np
 from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
 from runs.errors import UserError, is_users
 from runs.evaluate import find, kept_file
-from runs.record import MEASURE_SCHEMA, Record, describe, hash_of, is_trial, write_measure
+from runs.record import MEASURE_SCHEMA, Record, describe, hash_of, is_trial, write_record
 from runs.shared_files import digest
 
 #: The pairs of matrices whose cosine `similarity` has.
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
             print(f"left out: {describe(error)}")  # many of all runs have kept no adapter
             continue
         found |= {"schema": MEASURE_SCHEMA, "id": measure_id(kind, found), "kind": kind, **about}
-        path = write_measure(output, found | {"seconds": round(time.monotonic() - started, 3)})
+        path = write_record(output, found | {"seconds": round(time.monotonic() - started, 3)}, "measure")
         runs = ((run["label"], run["cell"]["seed"]) for run in found["of"])
         of = [f"{label['row']} on {label['task']}, seed {number}" for label, number in runs]
         words = ", ".join(f"{key} {value:.3g}" for key, value in found["summary"].items())

@@ -49,11 +49,10 @@ def code_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
     folder of MAKING holds a file that is neither tracked nor ignored. As it was when this process, or the one
     that it was forked from, first asked; of an installed wheel, when it was built. None without a git
-    checkout."""
+    checkout. Records are not code: one that is published changes nothing."""
     if (commit := git("rev-parse", "HEAD")) is None:
         return built_from()
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    # Records are not code
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!runs/records")
     new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
     return {"commit": commit, "dirty": bool(changed or new)}
 

@@ -38,9 +38,11 @@ def test_the_pages_can_be_read():
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
 def test_a_study_is_whole_and_says_how_it_was_run(study):
-    ledger = read_study(study)
-    assert ledger.records
+    ledger, lines = read_study(study), (study / "records.jsonl").read_text().splitlines()
     assert not ledger.problems
+    assert [*ledger.records] == sorted(ledger.records)
+    assert len(lines) == len(ledger.records) > 0
+    assert {path.name for path in study.iterdir()} <= {"NOTES.md", "records.jsonl", "measures.jsonl"}
     assert (study / "NOTES.md").read_text().strip()
     for one in ledger:
         assert one["code"]["commit"]

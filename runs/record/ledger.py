@@ -1,6 +1,5 @@
-"""The files of records: where the project's own are, and those below an output folder; how they are written,
-whole or not at all; and how they are read: one, a study's, or all that a folder and the published studies
-hold."""
+"""The files of records: where they are; how they are written, whole or not at all; and how they are read:
+one, a study's, or all that a folder and the published studies hold."""
 
 import contextlib
 import errno
@@ -9,7 +8,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ INSTALLED = (ROOT / "runs" / "conf").is_dir()
 CONF = ROOT / "runs" / "conf" if INSTALLED else ROOT / "conf"
 #: Studies that the project publishes.
 PUBLISHED = ROOT / "runs" / "records"
+#: What a file or a line holds: its newest schema, and what checks it.
+KINDS = {"record": (SCHEMA, check), "measure": (MEASURE_SCHEMA, check_measure)}
 
 
 def built_from() -> dict[str, Any]:
@@ -124,27 +125,31 @@ def run_folder(output: str | Path, run_id: str) -> Path:
     return Path(output) / "runs" / run_id
 
 
-def record_text(record: Record, check: Callable[[Record], None] = check) -> str:
+def record_text(record: Record, kind: str = "record") -> str:
     """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
     ValueError for a record that could not be read again: of another shape than the schema's, or with NaN or
     infinity, which JSON does not have."""
     text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
-    check(orjson.loads(text))
+    KINDS[kind][1](orjson.loads(text))
     return text
 
 
-def write_record(output: str | Path, record: Record) -> Path:
-    """Writes a record to outputs/records, compact and atomically. Raises ValueError as `record_text` does."""
-    path = record_path(output, record["id"])
-    write_atomically(path, record_text(record))
+def write_record(output: str | Path, record: Record, kind: str = "record") -> Path:
+    """Writes a record, or a measure, below outputs, atomically. Raises ValueError as `record_text` does."""
+    path = Path(output, f"{kind}s", f"{record['id']}.json")
+    write_atomically(path, record_text(record, kind))
     return path
 
 
-def write_measure(folder: str | Path, measure: Record) -> Path:
-    """Writes a measure below an output folder or a study. Raises ValueError as `record_text` does."""
-    path = Path(folder) / "measures" / f"{measure['id']}.json"
-    write_atomically(path, record_text(measure, check_measure))
-    return path
+def write_study(folder: Path, records: Sequence[Record], measures: Sequence[Record] = ()) -> None:
+    """Adds records and measures to a study's files, a line each, sorted by id, in the place of one of its
+    id; other lines stay as they are. Raises ValueError as `record_text` does."""
+    for kind, added in ("record", records), ("measure", measures):
+        path = folder / f"{kind}s.jsonl"
+        lines = {orjson.loads(line)["id"]: f"{line.decode()}\n" for _, line in _parts(path)}
+        lines |= {one["id"]: record_text(one, kind) for one in added}
+        if added:
+            write_atomically(path, "".join(lines[key] for key in sorted(lines)))
 
 
 def without_paths(record: Record) -> Record:
@@ -212,19 +217,10 @@ def sweep_names(output: str | Path) -> list[str]:
 # --- reading records
 
 
-def read_record(path: str | Path) -> Record:
-    """One record, in this schema. Raises ValueError, naming the file, for one that is damaged or of an
-    unknown schema."""
-    return _read(path, "record", SCHEMA, lambda record: check(migrate(record)))
-
-
-def read_measure(path: str | Path) -> Record:
-    """One measure. Raises ValueError, naming the file, for one that is damaged or of an unknown schema."""
-    return _read(path, "measure", MEASURE_SCHEMA, check_measure)
-
-
-def _read(path: str | Path, what: str, schema: int, check: Callable[[Record], None]) -> Record:
-    content = read_regular(path)
+def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Record:
+    """One record, or measure, in this schema: of a file, or a line, whose place `path` is then. Raises
+    ValueError, naming the place, for one that is damaged or of an unknown schema."""
+    content, (schema, check) = line or read_regular(path), KINDS[kind]
     try:
         record: Record = orjson.loads(content)
         has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
@@ -237,9 +233,9 @@ def _read(path: str | Path, what: str, schema: int, check: Callable[[Record], No
         for key, value in record.items() if not plain else ():
             if printable([key, value]) != [key, value]:
                 raise ValueError(f"{printable(key)}: holds a control character")
-        check(record)
+        check(migrate(record) if kind == "record" else record)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a {what} ({error})") from None
+        raise ValueError(f"{path}: not a {kind} ({error})") from None
     return record
 
 
@@ -268,9 +264,9 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     problem. A copy of a published record is of that study, not of this machine.
     """
     ledger = Ledger()
-    _read_folder(ledger, "ours", Path(output, "records"), Path(output, "measures"), output)
+    _read_folder(ledger, "ours", Path(output), "", output)
     for folder in study_folders() if published else []:
-        _read_folder(ledger, folder.name, folder, folder / "measures", output)
+        _read_folder(ledger, folder.name, folder, ".jsonl", output)
     for measure in ledger.measures.values():
         if measure["kind"] == "lm_eval" and (record := ledger.records.get(measure["of"][0]["id"])):
             values = measure["values"]
@@ -301,7 +297,7 @@ def write_beside(output: str | Path, record: Record) -> None:
     of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
     values = {"task": [*evaluated(record)], "entry": [*evaluated(record).values()]}
     measure = {"schema": MEASURE_SCHEMA, "id": hash_of(["lm_eval", record["id"]])[:12], "kind": "lm_eval"}
-    write_measure(output, {**measure, "settings": {}, "seeds": {}, "of": [of], "values": values})
+    write_record(output, {**measure, "settings": {}, "seeds": {}, "of": [of], "values": values}, "measure")
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
@@ -316,9 +312,7 @@ def finished_record(output: str | Path, run_id: str | None) -> Record | None:
 
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
-    ledger = Ledger()
-    _read_folder(ledger, folder.name, folder, folder / "measures", "")
-    return ledger
+    return _read_folder(Ledger(), folder.name, folder, ".jsonl", "")
 
 
 def study_folders() -> list[Path]:
@@ -326,10 +320,10 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.iterdir() if folder.is_dir()) if PUBLISHED.is_dir() else []
 
 
-def _read_folder(ledger: Ledger, origin: str, records: Path, measures: Path, output: str | Path) -> None:
-    """Adds the records and measures of two folders to the ledger."""
-    conflicts = []
-    for record in _read_all(ledger, records, read_record):
+def _read_folder(ledger: Ledger, origin: str, folder: Path, ending: str, output: str | Path) -> Ledger:
+    """The ledger, with the records and measures of an output folder or of a study's files added to it."""
+    records, conflicts = folder / f"records{ending}", list[str]()
+    for record in _read_all(ledger, records, "record"):
         record.pop("cell_id", None)  # another version may define a result by other settings
         if record["status"] in FINISHED:
             record["cell_id"] = cell_id(record)
@@ -339,23 +333,29 @@ def _read_folder(ledger: Ledger, origin: str, records: Path, measures: Path, out
         which = f"run {conflicts[0]} has" if len(conflicts) == 1 else f"{len(conflicts)} runs have"
         whose = ", ".join(sorted({ledger.origin[name] for name in conflicts}))
         ledger.problems.append(f"{records}: {which} another result here than in {whose}, which counts")
-    for measure in _read_all(ledger, measures, read_measure):
+    for measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
         if ledger.measures.setdefault(measure["id"], measure) is measure:
             ledger.measured[measure["id"]] = origin
+    return ledger
 
 
-def _read_all(ledger: Ledger, folder: Path, read: Callable[[str], Record]) -> Iterator[Record]:
-    """What the JSON files of a folder hold, in the order of their names. Those that cannot be read are
-    problems of the ledger."""
-    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        if not name.endswith(".json") or name.startswith("."):
-            continue
+def _parts(place: Path) -> list[tuple[str, bytes]]:
+    """The JSON files of a folder, by name, or the lines of a study's file, with their texts."""
+    if place.suffix == ".jsonl":
+        lines = place.read_bytes().splitlines() if place.is_file() else []
+        return [(f"{place} line {number}", line) for number, line in enumerate(lines, 1) if line]
+    names = sorted(os.listdir(place)) if place.is_dir() else []
+    return [(f"{place}/{name}", b"") for name in names if name.endswith(".json") and name[0] != "."]
+
+
+def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
+    """What the parts of a place hold. Those that cannot be read are problems of the ledger."""
+    for where, line in _parts(place):
         try:
-            found = read(f"{folder}/{name}")
+            found = read_record(where, kind, line)
             # A copy by hand has another name; which of two counts must not depend on their names
-            if read is read_record and name != f"{found['id']}.json":
-                belongs = f"which belongs in {found['id']}.json"
-                raise ValueError(f"{folder}/{name}: the record of run {found['id']}, {belongs}")
+            if kind == "record" and not line and not where.endswith(f"/{found['id']}.json"):
+                raise ValueError(f"{where}: a record that belongs in {found['id']}.json")
         except ValueError as error:
             ledger.problems.append(refusal(str(error)))
             continue

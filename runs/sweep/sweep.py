@@ -20,7 +20,7 @@ from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, identify, start_file
 from runs.methods import make_method, refusal
-from runs.record import Record, finished_record, hash_of, is_trial, read_measure, sweep_up_dead, write_sweep
+from runs.record import Record, finished_record, hash_of, is_trial, read_record, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
 from runs.shared_files import alone
@@ -199,7 +199,7 @@ def set_aside(job: Job, record: Record) -> bool:
             os.replace(folder, aside / "run")
         for measure in (Path(job.output) / "measures").glob("*.json"):
             with contextlib.suppress(ValueError):  # one that cannot be read
-                if job.id in [run["id"] for run in read_measure(measure)["of"]]:
+                if job.id in [run["id"] for run in read_record(measure, "measure")["of"]]:
                     os.replace(measure, aside / f"measure_{measure.name}")
         os.replace(job.record, aside / "record.json")
     return True

@@ -10,7 +10,7 @@ from ledgers import cells_of, halves, ledger, record, seeds
 
 import analysis
 from analysis.frame import KEY, cells, every_variant, runs
-from runs.record import PUBLISHED
+from runs.record import PUBLISHED, read_study
 
 pytestmark = pytest.mark.properties
 
@@ -165,7 +165,7 @@ def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_fram
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     monkeypatch.chdir(tmp_path)
     frame = analysis.runs()  # of outputs/ and the published records
-    assert set(frame.id) == {path.stem for path in PUBLISHED.glob("*/*.json")}
+    assert set(frame.id) == {run for folder in PUBLISHED.glob("*/") for run in read_study(folder).records}
     assert set(frame.kind) == {"result", "trial"}
     of = analysis.cells(frame)
     in_cells = sum(map(len, of.ids)) + of.left_out.sum() + sum(map(len, of.again))

@@ -9,7 +9,7 @@ from analysis.frame import cells, runs
 from analysis.notes import deviations, measured_unlike
 from analysis.tables.__main__ import main
 from runs.errors import UserError
-from runs.record import run_folder, write_record, write_sweep
+from runs.record import run_folder, write_record, write_study, write_sweep
 
 pytestmark = pytest.mark.properties
 
@@ -23,10 +23,7 @@ def of_study(both, *records):
 def publish(folder, monkeypatch, records):
     """Publishes records as a study below a folder."""
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder / "studies")
-    for one in records:
-        write_record(folder, one)
-    (folder / "studies").mkdir()
-    (folder / "records").rename(folder / "studies" / "a_study")
+    write_study(folder / "studies" / "a_study", records)
 
 
 def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, monkeypatch):

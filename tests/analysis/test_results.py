@@ -1,7 +1,6 @@
 """docs/results.md from small studies: findings by hand, pictures, trials, and the README's table. What the
 findings of the published records and of a made ledger say is in tests/nets/golden/findings.jsonl."""
 
-import json
 import math
 import types
 
@@ -16,6 +15,7 @@ from analysis.results.__main__ import main
 from analysis.results.findings import collapsed, findings, null_band, summaries, tries
 from analysis.results.pages import BEGIN, END, at_end, forest, macros, near_lora, overview, rows_table
 from runs.errors import UserError
+from runs.record import write_study
 
 pytestmark = pytest.mark.properties
 
@@ -297,7 +297,6 @@ def test_a_best_rate_at_an_end_of_its_grid_is_known(bests, is_at_end, less):
 def study(tmp_path, monkeypatch):
     """A published study: head, LoRA and VeRA on CoLA, two trials, and words by hand."""
     folder = tmp_path / "records" / "glue_minilm"
-    folder.mkdir(parents=True)
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder.parent)
     made = rows("cola", head=(0.1, 0.2, 0.3), vera=(0.41, 0.415, 0.42), lora=(0.41, 0.415, 0.421))
     for one in made[:3]:
@@ -307,8 +306,7 @@ def study(tmp_path, monkeypatch):
         trial["config"]["task"]["holdout"] = 0.2
         trial["id"] += "-trial"
         made.append(trial)
-    for one in made:
-        (folder / f"{one['id']}.json").write_text(json.dumps(one))
+    write_study(folder, made)
     (folder / "NOTES.md").write_text(
         "Run with love.\n\n## What would change it\n\n- More.\n\n## Details\n\nMuch.\n"
     )

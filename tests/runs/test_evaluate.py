@@ -18,6 +18,7 @@ from runs.identity import run_id
 from runs.measure import layer_and_site, magnitude, matrix_fit, measure_id, similarity
 from runs.measure import main as measure_main
 from runs.record import Ledger, read_ledger, run_folder, without_paths, write_record
+from runs.record.ledger import read_study, record_text, write_study
 from runs.shared_files import alone, run_lock
 from vera.methods.layers import changes
 
@@ -49,7 +50,6 @@ def test_the_plan_says_where_each_run_stands(words):
 
 
 def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     output = output_of(words)
     one, two = (trained([*words, f"seed={seed}"]) for seed in (0, 1))
@@ -62,22 +62,25 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
         write_record(output, one)
         assert publish.main(["mine", f"output={output}"]) == 0
         assert told in capsys.readouterr().out
-    (published,) = (tmp_path / "published" / "mine").glob("*.json")
-    assert published.stem == one["id"]
-    assert str(tmp_path) not in published.read_text()
+    path = tmp_path / "published" / "mine" / "records.jsonl"
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [one["id"]]
+    assert str(tmp_path) not in path.read_text()
     assert read_ledger(tmp_path / "nothing").origin == {one["id"]: "mine"}
     assert read_ledger(output).origin[one["id"]] == "ours"
     copy = tmp_path / "copy"
-    (copy / "records").mkdir(parents=True)
-    (copy / "records" / published.name).write_bytes(published.read_bytes())
+    for published in read_study(path.parent):
+        write_record(copy, published)
     assert read_ledger(copy).origin == {one["id"]: "mine"}
+    path.write_text(damaged := path.read_text() + '{"id": "halved')
     for study, folder, told in (
+        ("mine", output, "records.jsonl line 2: not a record"),
         ("again", copy, "what is there was copied"),
         ("../up", output, "a name of a-z"),
         ("mine", tmp_path / "nothing", "no finished record"),
     ):
         with refused(told):
             publish.main([study, f"output={folder}"])
+    assert path.read_text() == damaged
     (copy / "runs" / one["id"]).mkdir(parents=True)  # as a run leaves it whose record names no path
     assert read_ledger(copy).origin == {one["id"]: "ours"}
 
@@ -156,8 +159,7 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     call_here("runs", *command, "device=cpu", check=0)
     call_here("runs.evaluate", record["id"], f"output={output}", check=0)
     study, other = tmp_path / "published" / "study", f"output={tmp_path / 'other'}"
-    study.mkdir(parents=True)
-    (study / f"{record['id']}.json").write_text(json.dumps(without_paths(record)))
+    write_study(study, [without_paths(record)])
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
     told = call_here("runs.evaluate", record["id"], other, check=2).stderr
     assert f"To have it here: python -m runs rerun={record['id']}" in told
@@ -252,10 +254,9 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
     for found in ledger.measures.values():
         assert {"code", "versions", "device", "seconds", "seeds", "settings"} <= found.keys()
         assert str(output) not in json.dumps(found)
-    monkeypatch.setattr(publish, "PUBLISHED", tmp_path)
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path)
     assert publish.main(["mine", f"output={output}"]) == 0
-    assert "2 measures in runs/records/mine/measures" in capsys.readouterr().out
+    assert "2 measures in runs/records/mine/measures.jsonl" in capsys.readouterr().out
     assert len(read_ledger(tmp_path / "none").measures) == 2
 
 
@@ -281,21 +282,21 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     _, lora, _ = pair
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     write_record(tmp_path, lora)
-    copy = tmp_path / "published" / "study" / f"{lora['id']}.json"
-    copy.parent.mkdir(parents=True)
-    copy.write_text(json.dumps(lora))
+    copy, other = tmp_path / "published" / "study", lora | {"result": lora["result"] | {"best": 0.123}}
+    write_study(copy, [lora])
     assert not read_ledger(tmp_path).problems  # the same run, published
-    copy.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
+    write_study(copy, [other])
     (problem,) = read_ledger(tmp_path).problems
-    assert problem == f"{copy.parent}: run {lora['id']} has another result here than in ours, which counts"
+    another = f"run {lora['id']} has another result here than in"
+    assert problem == f"{copy / 'records.jsonl'}: {another} ours, which counts"
     assert read_ledger(tmp_path).records[lora["id"]] == lora
-    copy.unlink()
+    (copy / "records.jsonl").write_text(record_text(lora) + record_text(other))  # as by a merge
+    assert [another in of for of in read_study(copy).problems] == [True]
+    (copy / "records.jsonl").unlink()
     by_hand = tmp_path / "records" / "0.json"  # before the record itself, by name
-    by_hand.write_text(json.dumps(lora | {"result": lora["result"] | {"best": 0.123}}))
+    by_hand.write_text(json.dumps(other))
     assert read_ledger(tmp_path).records[lora["id"]] == lora
-    assert read_ledger(tmp_path).problems == [
-        f"{by_hand}: the record of run {lora['id']}, which belongs in {lora['id']}.json"
-    ]
+    assert read_ledger(tmp_path).problems == [f"{by_hand}: a record that belongs in {lora['id']}.json"]
 
 
 # --- figure 6
@@ -370,11 +371,9 @@ def test_layers_and_sites_are_read_from_names():
 
 def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pair, tmp_path, monkeypatch):
     _, lora, vera = pair
-    study = tmp_path / "published" / "study"
-    study.mkdir(parents=True)
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     other = lora | {"id": vera["id"][:6] + "0" * 6}
-    (study / f"{other['id']}.json").write_text(json.dumps(other))
+    write_study(tmp_path / "published" / "study", [other])
     output = str(tmp_path / "outputs")
     assert find(vera["id"][:6], output)["id"] == other["id"]
     with refused("is not there ", "To have it here: python -m runs rerun="):

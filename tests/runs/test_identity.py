@@ -283,7 +283,8 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "checkout"
     for folder in ("vera/methods", "tasks/deep", "runs/records/study", "conf", "outputs/runs"):
         (root / folder).mkdir(parents=True)
-    (root / "vera/methods/mine.py").write_text("one\n")
+    for path in ("vera/methods/mine.py", "runs/records/study/records.jsonl"):
+        (root / path).write_text("one\n")
     (root / ".gitignore").write_text("outputs/\n*.pyc\n*_own.py\n")
     subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
     monkeypatch.setattr(provenance, "ROOT", root)
@@ -306,7 +307,8 @@ def changed(source):
 
 def test_untracked_code_is_dirty_and_outside_a_checkout_nothing_is_known(checkout):
     code = ["vera/methods/new.py", "conf/method.yaml", "tasks/deep/new.py", ".gitignore"]  # which is tracked
-    others = ["runs/records/study/0123456789ab.json", "outputs/runs/x.json", "vera/x.pyc", "notes.txt"]
+    records = [f"runs/records/study/{name}s.jsonl" for name in ("measure", "record")]  # tracked, the last
+    others = [*records, "outputs/runs/x.json", "vera/x.pyc", "notes.txt"]
     assert provenance.code_state()["dirty"] is False
     for path in (*others, *code):
         (checkout / path).write_text("new\n")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import vera
 from analysis.tables.__main__ import main as tables
 from runs import evaluate, export, harness, lm_eval
-from runs.record import read_ledger, read_record, record_path, run_folder
+from runs.record import read_ledger, read_record, record_path, run_folder, write_study
 from runs.training import context
 
 if importlib.util.find_spec("lm_eval") is None and not ALL_TESTS:
@@ -253,23 +253,23 @@ def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsy
 
 
 def test_a_published_run_keeps_its_record(far, own, tmp_path, monkeypatch):
-    record, output, study = trained([*far, "method=lora"]), tmp_path / "outputs", tmp_path / "study"
+    record, output, study = trained([*far, "method=lora"]), tmp_path / "outputs", tmp_path / "published" / "a"
     path = record_path(output, record["id"])
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
-    shutil.copytree(path.parent, tmp_path / "published" / study.name)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
+    write_study(study, [record])
     text = path.read_text()
     asked(record["id"], "tasks=picks", "limit=4", f"output={output}", *of_rows(own))
     assert not read_ledger(output).problems  # of one run with and without them
     path.unlink()
     for tasks in ("picks", "texts"):
         asked(record["id"], f"tasks={tasks}", "limit=4", f"output={output}", *of_rows(own))
-    assert (path.exists(), (tmp_path / "published" / study.name / path.name).read_text()) == (False, text)
+    assert (path.exists(), (study / "records.jsonl").read_text()) == (False, text)
     found = of_ledger(output, record)
     assert [*found] == ["picks", "texts"]
     assert tables(["lm_eval", f"output={output}"]) == 0
     older = json.loads(text)  # was published with an older result of one, and one of another task
     older["result"]["lm_eval"] = {"picks": {**found["picks"], "samples": "older"}, "more": found["picks"]}
-    (tmp_path / "published" / study.name / path.name).write_text(json.dumps(older))
+    write_study(study, [older])
     assert of_ledger(output, record) == {**found, "more": found["picks"]}
     path.write_text(text)  # here without it
     assert of_ledger(output, record)["more"] == found["picks"]

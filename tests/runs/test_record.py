@@ -17,19 +17,8 @@ from running import ODD, refused
 from analysis import frame
 from runs import models
 from runs.command import open_ledger
-from runs.record import (
-    SCHEMA,
-    Metric,
-    best_and_last,
-    cell_id,
-    crossfit,
-    read_ledger,
-    read_record,
-    record_path,
-    record_text,
-    without_paths,
-    write_record,
-)
+from runs.record import SCHEMA, Metric, best_and_last, cell_id, crossfit, read_ledger, read_record, read_study
+from runs.record.ledger import record_path, record_text, without_paths, write_record, write_study
 from runs.record.schema import FAILED, check
 from runs.record.text import HIDDEN, describe
 from runs.run import overrides_of
@@ -179,6 +168,20 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
         assert "\n" not in problem
         assert len(problem) < 300
         assert f"left out: {problem}\n" in said
+
+
+def test_a_new_run_of_a_study_is_a_line_more_and_a_damaged_line_is_named_alone(tmp_path):
+    path, (one, two, three, *_) = tmp_path / "records.jsonl", seeds()
+    older = json.dumps(one | {"schema": 2}) + "\n"  # as another version wrote it
+    path.write_text(older + record_text(three))
+    for added in (two, two | {"deviations": ["some"]}):
+        write_study(tmp_path, [added])
+        assert path.read_text() == older + record_text(added) + record_text(three)
+    path.write_text(f"{older[:-9]}\n\nnull\n{record_text(three)}[")
+    found = read_study(tmp_path)
+    assert [*found.records] == [three["id"]]
+    assert [of.partition(": ")[0] for of in found.problems] == [f"{path} line {i}" for i in (1, 3, 5)]
+    assert not read_study(tmp_path / "none").problems
 
 
 # --- what a terminal or a card obeys

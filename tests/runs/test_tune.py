@@ -22,7 +22,7 @@ from runs import publish, tune
 from runs.config import CONF, expand
 from runs.errors import is_users
 from runs.identity import run_id
-from runs.record import read_ledger
+from runs.record import read_ledger, read_study
 
 pytestmark = pytest.mark.determinism
 
@@ -69,9 +69,9 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert best_run.config["train"]["lr"] == 1e-9
     # Trials enter no table, and can be published
     assert (frame_of(ledger).left_out != "").all()
-    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     assert publish.main(["rates", f"output={output}"]) == 0
-    assert len(list((tmp_path / "published" / "rates").iterdir())) == 4
+    assert len(read_study(tmp_path / "published" / "rates").records) == 4
     # The same command has nothing left to do
     before = {path: path.stat().st_mtime_ns for path in Path(output).glob("records/*.json")}
     assert tune.main(command) == 0
