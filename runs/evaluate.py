@@ -140,18 +140,24 @@ def records_of(line: Line[Any]) -> list[Record]:
 # --- a finished run, loaded
 
 
-def restore(record: Record, output: str, best: bool = False, report: Report = lambda _: None) -> "Context":
+def restore(
+    record: Record,
+    output: str,
+    best: bool = False,
+    report: Report = lambda _: None,
+    task: tasks.Task | None = None,
+) -> "Context":
     """A finished run's task and model, with its kept adapter and head on a fresh base model.
 
-    best: the best epoch's adapter, of a run that kept both. Raises UserError where a file is missing,
-    AdapterError where one is damaged or does not fit."""
+    best: the best epoch's adapter, of a run that kept both. task: in place of the run's. Raises UserError
+    where a file is missing, AdapterError where one is damaged or does not fit."""
     import vera
     from runs.training.context import Context
 
     names = {"adapter": f"adapter{'_best' if best else ''}.safetensors", "head": "head.safetensors"}
     counts = record["parameters"]
     files = {part: kept_file(name, record, output) for part, name in names.items() if counts[part]}
-    context = Context(run_of(record), record["id"], report, start=False)
+    context = Context(run_of(record), record["id"], report, start=False, task=task)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw other bits
         vera.start_from(context.raw_model, files["adapter"])

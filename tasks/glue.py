@@ -4,7 +4,7 @@ From the hub at a pinned revision, or from a local folder of GLUE's TSV files or
 The metric of CoLA is Matthews correlation, of STS-B Pearson correlation, of the rest accuracy (MRPC too: not
 F1). SST-2 holds out whole sentences for tuning: see Phrases."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ def load(settings: Any) -> TextTask:
             of = "a fixed subset of" if used < len(rows) else "the files hold"
             task.notes.append(f"{name} {split}: {used} rows ({of} {len(rows)}); GLUE has {published}")
     return task
+
+
+def columns(name: str, row: Collection[str]) -> dict[str, str | None]:
+    """The settings of tasks/text.py that name the columns of rows like this one: GLUE's own, or the hub's."""
+    spec = _spec(name)
+    own = set(spec.columns) <= set(row)
+    first, *second = spec.columns if own else spec.hub_columns or spec.columns
+    label = spec.label if own else "label"
+    return {"text": first, "text_pair": second[0] if second else None, "label_column": label}
 
 
 class Phrases(TextTask):

@@ -84,6 +84,13 @@ class TextTask(Task):
             encoded = tokenizer(rows.texts, rows.pairs, truncation=True, max_length=max_length)
             self._encoded[split] = {key: encoded[key] for key in encoded}
 
+    def cut(self, split: str) -> int:
+        """How many of a prepared split's rows were longer than `prepare` left them."""
+        rows, lengths = self.splits[split], self.lengths(split)
+        longest = [i for i, length in enumerate(lengths) if length == max(lengths)]
+        whole = [self._tokenizer(rows.texts[i], rows.pairs and rows.pairs[i])["input_ids"] for i in longest]
+        return sum(len(ids) > max(lengths) for ids in whole)
+
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids in self._encoded[split]["input_ids"]]
 
@@ -182,7 +189,9 @@ def check_columns(table: Table, settings: Any, labelled: bool = True) -> None:
         place = f"{where} line {line}" if own_columns else where
         require_columns(place, row, named, f". They are named by {', '.join(SETTINGS)}")
         for column in columns:
-            if row[column] is None or (column == label and not str(row[column]).strip()):
+            value = row[column]
+            missing = not str(value).strip() if column == label else value != value  # NaN
+            if value is None or missing:
                 raise DataError(f"{where} line {line}: nothing in column {column!r}")
 
 

@@ -297,16 +297,22 @@ def run_block(text: str, folder: Path, **names) -> dict:
     return names
 
 
-def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch):
+def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     notebook, front = blocks(ROOT / "README.md", "python")
     names = run_block(notebook, tiny_roberta)
     assert len(names["cells"](names["runs"]())) == 0  # in an empty folder
     names = run_block(front, tiny_roberta)
     assert names["method"] == vera.VeRA(rank=12)
-    first, second = blocks(ROOT / "docs" / "serving.md", "python")
+    first, of_a_run, second = blocks(ROOT / "docs" / "serving.md", "python")
     names = run_block(first, tiny_roberta)
     assert (tmp_path / "merged" / "config.json").is_file()
+    run = tmp_path / "outputs" / "runs" / "ID"
+    run.mkdir(parents=True)
+    (run / "adapter.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
+    vera.save_head(tiny("RoBERTa"), run / "head.safetensors", ["poor", "lovely"])
+    run_block(of_a_run, tiny_roberta, **names)
+    assert capsys.readouterr().out in ("poor\n", "lovely\n")
     for name in ("alice", "bob"):
         (tmp_path / f"{name}.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
     (tmp_path / "alice_head.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())

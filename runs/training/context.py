@@ -41,10 +41,16 @@ class Context:
     tracker: Tracker | None = None
 
     def __init__(
-        self, run: Run, run_id: str, report: Report, start: bool = True, folder: Path | None = None
+        self,
+        run: Run,
+        run_id: str,
+        report: Report,
+        start: bool = True,
+        folder: Path | None = None,
+        task: tasks.Task | None = None,
     ) -> None:
         """start: fill the adapter from the run or file that init_from names. folder: for the files that are
-        written; by default the run's."""
+        written; by default the run's. task: in place of the run's, for other rows."""
         self.run, self.run_id, self.report, self.stop = run, run_id, report, Stop()
         self.config, self.settings = run.config, run.config["train"]
         self.folder = folder or run_folder(self.config["output"], run_id)
@@ -52,7 +58,7 @@ class Context:
         if self.accelerator.device.type == "cuda":  # a process may do one run after another
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
-        self.task, self.raw_model, self.method = build(run, self.accelerator.device, start)
+        self.task, self.raw_model, self.method = build(run, self.accelerator.device, start, task)
         self.metric = Metric(self.task.metric, self.task.higher_is_better, self.task.scale)
         self.raw_model.to(self.accelerator.device)
 
@@ -147,7 +153,9 @@ def make_accelerator(run: Run) -> Accelerator:
     return accelerator
 
 
-def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Task, Any, vera.Method]:
+def build(
+    run: Run, device: torch.device, start: bool = True, task: tasks.Task | None = None
+) -> tuple[tasks.Task, Any, vera.Method]:
     """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
 
     Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
@@ -156,7 +164,7 @@ def build(run: Run, device: torch.device, start: bool = True) -> tuple[tasks.Tas
     """
     config = run.config
     method = make_method(run.method)
-    task = tasks.load(config["task"])
+    task = task or tasks.load(config["task"])
     # Where nothing trains, no file holds the head
     seed = config["seed"] + (not start and method.kind != "none")
     model, tokenizer = load_base(config, device, seed, task.num_labels, task.problem)

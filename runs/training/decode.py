@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -26,6 +26,8 @@ from tasks.base import Decoding, prompts_at_once
 
 #: Variant of decoding -> a text for each item.
 Texts = dict[str, list[str]]
+#: What `write_down` saves of an item: a value of JSON.
+Answer = TypeVar("Answer")
 
 
 def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt: Attempt) -> dict[str, Any]:
@@ -137,14 +139,14 @@ def write_down(
     path: Path,
     of: Mapping[str, Any],
     batches: Sequence[Sequence[int]],
-    decode: Callable[[Sequence[int]], list[dict[str, str]]],
+    decode: Callable[[Sequence[int]], list[Answer]],
     phase: str,
-) -> dict[int, dict[str, str]]:
-    """Decodes each item and saves the texts in `path` as they come; processes share the batches. Returns an
-    item's texts by variant.
+) -> dict[int, Answer]:
+    """Decodes each item and saves what it becomes in `path`, as it comes; processes share the batches.
+    Returns that by item: its texts by variant, or the outputs of a head.
 
-    of: what defines the texts, the file's first line. Texts that an earlier attempt saved under the same `of`
-    are not decoded again. The batches stay the same after a kill, since a sum of floats depends on them.
+    of: what defines them, the file's first line. Those that an earlier attempt saved under the same `of` are
+    not decoded again. The batches stay the same after a kill, since a sum of floats depends on them.
     """
     accelerator, total = context.accelerator, sum(map(len, batches))
     header, *lines = _lines(path) or [None]
@@ -157,7 +159,7 @@ def write_down(
     world, rank = accelerator.num_processes, accelerator.process_index
     rounds, begun = math.ceil(len(left) / world), time.monotonic()
     if saved:
-        print(f"{len(saved)} of the {total} texts ({path.stem}) are there already", flush=True)
+        print(f"{len(saved)} of {total} are there already ({path.name})", flush=True)
 
     def report(seconds_left: float | None = None) -> None:
         context.report({"phase": phase, "done": len(saved), "of": total, "seconds_left": seconds_left})

@@ -6,6 +6,6 @@ scikit-learn's digits; and any folder of images.
 sets.py. A model's weights come with their preprocessing: see pixels.py."""
 
 from tasks.images.pixels import Preprocessing, preprocessing, write_preprocessing
-from tasks.images.task import ImageTask, load, source
+from tasks.images.task import ImageTask, NewImages, load, source
 
 PROTOCOL = 1

@@ -213,7 +213,7 @@ def _folders(data_dir: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for split, top in tops.items():
         for class_folder in _subfolders(top):
-            images = sorted(_images(class_folder))
+            images = images_in(class_folder)
             if not images:
                 raise DataError(f"{class_folder}: a class's folder without an image. Remove it, or fill it")
             inner = sorted({path.relative_to(class_folder).parts[0] for path in images})
@@ -225,12 +225,13 @@ def _folders(data_dir: Path) -> dict[str, Path]:
     return files
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, and of the folders in it, sorted."""
     found = list[Path]()
     for inner, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
         found += [Path(inner, n) for n in names if not _hidden(n) and n.lower().endswith(ENDINGS)]
-    return found
+    return sorted(found)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -244,3 +244,26 @@ class ImageTask(Task):
         shown = fixed_subset(len(labels), 40, self.name)
         pixels = dev.pixels[dev.at[shown]]
         pictures.grid(folder / "predictions.png", pixels, labels[shown], predictions[shown], self.classes)
+
+
+class NewImages(ImageTask):
+    """The images of a folder, and of the folders in it, without labels: the dev rows of a finished run's
+    model."""
+
+    def __init__(self, settings: Any, folder: Path, classes: list[str]) -> None:
+        """Raises DataError for a folder without images."""
+        files = {path.relative_to(folder).as_posix(): path for path in sets.images_in(folder)}
+        if not files:
+            raise DataError(f"{folder}: no images in it ({', '.join(sets.ENDINGS)})")
+        names, stamps = list(files), [[name, *stamp(path)] for name, path in files.items()]
+        pool = Pool(names, np.zeros(len(names), np.int64), lambda rows: (files[names[row]] for row in rows))
+        key = hashlib.sha256(json.dumps([str(folder.absolute()), stamps]).encode()).hexdigest()
+        super().__init__(settings, ImageSet(classes, pool, None), key)
+
+    def _check_set(self) -> None:
+        """They need not be of every class."""
+
+    def prepare(self, tokenizer: Preprocessing, max_length: int = 0, positions: int | None = None) -> None:
+        """See ImageTask.prepare."""
+        self.wanted, pool = tokenizer.at(self.settings["image_size"]), self.set.train
+        self._splits["dev"] = self._split("new", pool, np.arange(len(pool)), True)

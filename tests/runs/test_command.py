@@ -26,6 +26,7 @@ COMMANDS |= {"analysis.diff": ["a", "b"], "analysis.figures": ["figure4"], "anal
 COMMANDS |= {"analysis.tables": ["table1"], "benchmarks": ["training"], "runs.evaluate": ["RUN"]}
 COMMANDS |= {"runs.export": ["RUN", "peft", "FOLDER"], "runs.publish": ["study"]}
 COMMANDS |= {"runs.measure": ["matrix_fit"], "runs.lm_eval": ["RUN"], "runs.mistakes": ["RUN"]}
+COMMANDS |= {"runs.predict": ["RUN", "FILE"]}
 
 
 def module_of(name):
@@ -101,6 +102,8 @@ runs.measure matrix_fit seed=-1 | seed=-1: should be at least 0
 runs.measure magnitude seed=1 | seed=1:
 runs.answer RUN device=xyz | device=xyz: should be
 runs.answer RUN task.topk=1 | task.topk=1: no such setting. Did you mean task.top_k=?
+runs.predict RUN | FILE|FOLDER|- is missing
+runs.predict zzz - | begin with 'zzz'
 runs.evaluate zzz | begin with 'zzz'
 runs rerun= | begin with ''
 """

@@ -1,0 +1,167 @@
+"""Predicts new rows with a finished run's model: classes with their probabilities, or a regression's numbers.
+
+python -m runs.predict RUN FILE      a run id (or its beginning), as in outputs/records; FILE is CSV, TSV,
+                                     JSONL or parquet, with the columns of texts that were trained on
+python -m runs.predict RUN FOLDER    of a run on images: those of a folder, and of the folders in it
+python -m runs.predict RUN -         CSV, TSV or JSON lines from the standard input
+python -m runs.predict RUN FILE out=mine.csv
+
+The CSV file `out` has the rows' own columns and what is predicted, and appears whole at the end. Rows are
+kept in OUT.partial as they come: after a kill the same command continues. Where rows have labels, the metric
+is printed. The run's adapter and head and its base model are needed, and no training rows.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from runs import predictions
+from runs.command import OfRecords, entry_point, read, setting
+from runs.config.schema import Count
+from runs.errors import UserError
+from runs.evaluate import find, kept_file, restore
+from runs.record import Metric, Record, plural
+from runs.shared_files import alone, digest, run_lock
+from tasks import DataError, Task, glue
+from tasks.images import NewImages
+from tasks.text import TextTask, check_columns, make_rows, read_file
+
+
+@dataclass(frozen=True)
+class Settings(OfRecords):
+    """Where predictions go, and how they are made. null: as in the run's configuration."""
+
+    out: Path = setting(Path("answers.csv"), "the file of the predictions, which must not be there yet")
+    eval_batch: Count | None = setting(None, "rows predicted at once")
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(None, "where they are predicted")
+
+
+@dataclass
+class New:
+    """New rows: the dev rows of a task. content: a hash of them. about: their own columns; None: those that
+    the task has for them. labelled: whether they have labels."""
+
+    task: Task
+    content: str
+    about: Mapping[str, Sequence[Any]] | None = None
+    labelled: bool = False
+
+
+def main(arguments: list[str]) -> int:
+    line = read(arguments, Settings, names="RUN FILE|FOLDER|-")
+    (name, where), settings = line.names, line.settings
+    record, out = find(name, settings.output), settings.out
+    run, config = record["id"], {**record["config"], "output": settings.output}
+    config |= {key: value for key in ("eval_batch", "device") if (value := getattr(settings, key))}
+    if not record["parameters"]["head"]:
+        writes = f"What a language model writes: python -m runs.answer {run}"
+        raise UserError(f"run {run} ({record['label']['task']}) has no head that predicts. {writes}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        alone(run_lock(settings.output, f"{run}-new"), f"predicting with run {run}"),
+    ):
+        if os.path.lexists(out):
+            raise UserError(f"{out} is there already. Name another file, out=, or remove it")
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent}: no such folder (out=)")
+        path = of_stdin(Path(folder)) if where == "-" else Path(where)
+        predict({**record, "config": config}, read_new(record, path, settings.output), out)
+    return 0
+
+
+# --- what is read
+
+
+def of_stdin(folder: Path) -> Path:
+    """A file with the content of the standard input, whose name says its format."""
+    content = sys.stdin.buffer.read()
+    first = content.lstrip(b"\xef\xbb\xbf \r\n").partition(b"\n")[0]
+    ending = "jsonl" if first.startswith(b"{") else "tsv" if b"\t" in first else "csv"
+    path = folder / f"stdin.{ending}"
+    path.write_bytes(content)
+    return path
+
+
+def read_new(record: Record, path: Path, output: str) -> New:
+    """The rows of a file or folder. Raises DataError, with file and line, for those that the run's model
+    cannot predict, and for labels that it was not trained on."""
+    import vera
+
+    settings = record["config"]["task"]
+    classes = vera.read_classes(kept_file("head.safetensors", record, output))
+    if settings["family"] == "images":
+        images = NewImages(settings, path, classes or [])
+        return New(images, images.key)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a file. This run was trained on texts")
+    table = path, list(read_file(path))
+    of_first = next((row for _, row in table[1]), {})
+    settings = {**settings, "id_column": None}  # all columns are kept
+    settings |= glue.columns(settings["name"], of_first) if settings["family"] == "glue" else {}
+    label, columns = settings["label_column"], dict.fromkeys(key for _, row in table[1] for key in row)
+    labelled = any(row.get(label) not in (None, "") for _, row in table[1])
+    check_columns(table, settings, labelled)
+    if predictions.PREDICTED in columns:
+        raise DataError(f"{path}: has a column {predictions.PREDICTED!r} already. Rename it")
+    try:
+        rows = make_rows(table, settings, classes, labelled)
+    except DataError as error:
+        raise DataError(
+            f"{error}. Without the column {label!r} the rows are predicted all the same"
+        ) from None
+    rows.labels = rows.labels or [0] * len(rows)
+    task = TextTask(settings, classes, record["result"]["metric"], {"dev": rows})
+    if scaling := record["data"].get("labels"):
+        task.scaling = scaling["mean"], scaling["spread"]
+    about = {column: [row.get(column) for _, row in table[1]] for column in columns}
+    return New(task, digest(path), about, labelled)
+
+
+# --- what is predicted
+
+
+def predict(record: Record, new: New, out: Path) -> None:
+    """Predicts rows in batches of like lengths, with the adapter merged where it can be, and writes them."""
+    import torch
+
+    from runs.sweep.display import Display
+    from runs.training.decode import weights, write_down
+
+    display, task, size = Display(), new.task, record["config"]["eval_batch"]
+    output, head = record["config"]["output"], f"{record['label']['row']} on {record['label']['task']}"
+    context = restore(record, output, report=lambda event: display.show([(head, event)]), task=task)
+    lengths = task.lengths("dev")
+    if isinstance(task, TextTask) and (cut := task.cut("dev")):
+        display.line(f"note: {plural(cut, 'row')} cut after {max(lengths)} tokens, as in training")
+
+    @torch.no_grad()
+    def outputs(rows: Sequence[int]) -> list[Any]:
+        found: list[Any] = task.answers(context.raw_model, context.batch("dev", rows))[1].tolist()
+        return found
+
+    partial = out.with_name(f"{out.name}.partial")
+    of = {"run": record["id"], "weights": weights(context), "rows": new.content, "batch": size}
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    saved = write_down(context, partial, of, batches, outputs, "predicting")
+    found = np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)
+    about = task.about("dev") if new.about is None else new.about
+    predictions.write(out, predictions.table(task, about, found))
+    partial.unlink()
+    words = f"{plural(len(lengths), 'row')} in {out}"
+    if new.labelled:
+        predicted, labels = task.predict(found), task.labels("dev")
+        words += f", {task.metric} {Metric(task.metric).text(task.score(predicted, labels))}"
+        if task.problem == "regression":
+            words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
+    display.line(f"{head}  {words}")
+
+
+if __name__ == "__main__":
+    entry_point(main)
