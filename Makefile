@@ -98,7 +98,7 @@ lint: setup ## ruff, mypy, and the imports between the packages
 methods: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
 
-docs: setup ## the documentation as a site, with an API reference: outputs/site/index.html; a broken link is an error
+docs: setup ## the documentation as a site, with an API reference, the published runs and the report: outputs/site/index.html; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo outputs/site/index.html
 
 plan: setup ## what a preset would run, what is done, and the cost: EXPERIMENT=table2_base

@@ -1,11 +1,19 @@
-"""What the site (mkdocs.yml) has beside the files of docs/: README.md as its first page, CONTRIBUTING.md,
-CHANGELOG.md, a script with which the search works from the disk, and a page of the API reference for each
-package, from the docstrings."""
+"""What the site (mkdocs.yml) has beside the files of docs/: README.md as its first page, with what was found,
+CONTRIBUTING.md, CHANGELOG.md, a script with which the search works from the disk, a page of the API reference
+for each package, from the docstrings, and the published records: as a table with its card, and the report."""
 
+import io
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from analysis.frame import cells, runs
+from analysis.records import flat
+from analysis.render import to_csv
+from analysis.report import page
+from runs.record import read_ledger
 
 ROOT = Path(__file__).parents[1]
 #: Page -> the modules whose public names it shows.
@@ -39,14 +47,32 @@ LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages. Links into docs/ lose that folder: the site has its pages at the top."""
 
-    def add(path: str, text: str) -> None:
-        files.append(File.generated(config, path, content=text))
+    def add(path: str, content: str | bytes) -> None:
+        files.append(File.generated(config, path, content=content))
 
-    add("index.md", (ROOT / "README.md").read_text().replace("](docs/", "]("))
+    text = (ROOT / "docs" / "results.md").read_text()
+    found = re.search(r"^What these studies found.*?^!\[[^\n]*$", text, re.M | re.S)
+    if not found:
+        raise ValueError("docs/results.md does not begin with what was found: make results")
+    first, start, rest = (ROOT / "README.md").read_text().partition("\n```sh\n")
+    add(
+        "index.md",
+        f"{first}\n## What was found\n\n{found[0]}\n\n## Start\n{start}{rest}".replace("](docs/", "]("),
+    )
     add("site.css", STYLE)
     add("iframe-worker.js", (ROOT / ".ci" / "iframe-worker.js").read_text())
     for name in LINKED:
         add(name, (ROOT / name).read_text().replace("](docs/", "]("))
     for package, modules in API.items():
         add(f"api/{package}.md", "\n\n".join([f"# {package}", *(f"::: {name}" for name in modules)]) + "\n")
+    published = read_ledger(ROOT / "none of one's own")
+    frame, parquet = flat(published), io.BytesIO()
+    frame.to_parquet(parquet)
+    of = {"results": "result", "trials": "trial"}
+    counts = {name: int((frame.kind == kind).sum()) for name, kind in of.items()}
+    counts |= {"cells": len(cells(runs(published))), "studies": frame.origin.nunique()}
+    add("data/README.md", (ROOT / ".ci" / "data.md").read_text().format(**counts))
+    add("data/runs.parquet", parquet.getvalue())
+    add("data/runs.csv", to_csv(frame))
+    add("report.html", page(published))
     return files

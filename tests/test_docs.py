@@ -15,6 +15,7 @@ import pytest
 import support
 import torch
 import yaml
+from ledgers import ledger, seeds
 from running import ROOT
 from tiers import sample
 from tiny import tiny
@@ -22,6 +23,7 @@ from tiny import tiny
 import runs.command
 import vera
 from analysis.figures import NAMES
+from analysis.records import flat
 from analysis.tables import TABLES
 from runs.config import Files, expand, read_command
 from runs.config.expand import read_grid
@@ -48,7 +50,7 @@ TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
 }
 VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
 #: Pages of the site that .ci/pages.py writes.
-API = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
+GENERATED = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")} | {"data/README.md"}
 #: Presets whose costs docs/gpu.md names.
 COSTS = ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"]
 #: Programs that are not this project's.
@@ -232,8 +234,20 @@ def test_the_site_leads_to_every_page():
     linked = set(re.findall(r"[\w/]+\.md", yaml.safe_dump(nav)))
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
     pages = {path for path in pages if not path.startswith("bench/")}  # parts of results.md
-    assert linked - pages == {"index.md", "CONTRIBUTING.md", "CHANGELOG.md", *API}
+    assert linked - pages == {"index.md", "CONTRIBUTING.md", "CHANGELOG.md", *GENERATED}
     assert not pages - linked
+
+
+def test_the_card_of_the_data_names_columns_that_are_there():
+    card = (ROOT / ".ci" / "data.md").read_text()
+    named = re.findall(r"`(\w+)`", card.partition("\n- `kind`")[2])
+    words = {"result", "trial", "stopped", "failed", "no"}  # values
+    frame = flat(ledger(*seeds("vera")))
+    assert {"kind", *named} - words <= {*frame}
+    cells = frame[(frame.kind == "result") & (frame.left_out == "no")]  # as its code says
+    assert cells.groupby(["model", "task", "row"]).value.agg(["count", "median", "std"])[
+        "count"
+    ].tolist() == [5]
 
 
 def test_readme_is_short_and_narrow():
