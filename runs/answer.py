@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from runs.command import Line, OfRecords, entry_point, setting
-from runs.config.schema import Count
+from pydantic import ValidationError
+
+from runs.command import Line, OfRecords, entry_point, mistake, setting
+from runs.config.schema import Count, Task
 from runs.errors import UserError
 from runs.evaluate import Report, read_line, records_of, restore
 from runs.identity import data_content
 from runs.record import Record, hash_of, run_folder, write_atomically
 from runs.shared_files import alone, run_lock
-from tasks.instruct import InstructTask, check_answers
+from tasks.instruct import InstructTask
 from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
 
 if TYPE_CHECKING:
@@ -99,7 +101,10 @@ def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
     config |= {key: line.given[key] for key in ("eval_batch", "device") if key in line.given}
     config["task"] = {key: line.given.get(f"task.{key}", value) for key, value in config["task"].items()}
-    check_answers(config["task"])
+    try:
+        Task.model_validate(config["task"])
+    except ValidationError as error:
+        raise UserError(mistake(error, within="task")) from None
     return config
 
 

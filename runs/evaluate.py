@@ -22,7 +22,7 @@ from runs.record import FINISHED, Record, describe, finished_record, run_folder,
 from runs.run import Run
 from runs.shared_files import alone, check_kept, run_lock
 from runs.training.files import tidy
-from tasks.base import Decoding
+from tasks.continuations import Written
 
 if TYPE_CHECKING:
     from runs.training.context import Context
@@ -59,7 +59,7 @@ def score_again(record: Record, output: str, name: str) -> list[bool]:
 
     path = kept_file("decoded_last.jsonl", record, output)
     check_kept(record, path.with_name("decoded_best.jsonl"))
-    task, entries = cast(Decoding, tasks.load(record["config"]["task"])), record["texts"]["scores"]
+    task, entries = cast(Written, tasks.load(record["config"]["task"])), record["texts"]["scores"]
     try:
         texts = decode.read(task, path.parent)
     except (ValueError, KeyError) as error:

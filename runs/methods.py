@@ -8,7 +8,6 @@ a class; an override cannot, and vera, which reads adapter files from anywhere, 
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import io
 import json
@@ -18,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs import models
@@ -51,17 +49,6 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
             f'method.kind={kind}: should be a method such as class {name}(vera.Method, kind="{name.lower()}")'
         )
     return vera.make_method(**settings | {"kind": method.kind})
-
-
-def source_file(kind: str) -> Path | None:
-    """The file of a class outside of the clone, without importing it (its package is imported); None where
-    there is none, and for vera's methods."""
-    path = kind.rpartition(".")[0]
-    try:
-        spec = importlib.util.find_spec(path) if path else None
-    except Exception:  # of the package's own code: make_method says it in one line
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
 
 
 # --- rates and weight decays by patterns of parameters' names (train.lr_by, train.decay_by)

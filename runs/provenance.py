@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runs.gpus import driver, processor
-from runs.methods import source_file
 from runs.record import INSTALLED, ROOT, Record, built_from, run_folder, write_atomically
 from runs.run import Run
 from runs.shared_files import digest
+from tasks.files import module_file
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def changed(record: Record) -> list[str]:
     imports are not known, only the files themselves."""
     names, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
-        outside = source_file(kind) if part == "method" else None
+        outside = module_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
         if path.exists():
             now = _source(path)

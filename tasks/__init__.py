@@ -45,5 +45,8 @@ def load(settings: Settings) -> Task:
     """The task with its rows, which are fetched if necessary. Raises DataError for bad or missing data."""
     task: Task = family(settings).load(settings)
     if settings.get("holdout") is not None:
+        if task.decodes:
+            share, split = settings["holdout"], settings["decode"]
+            raise DataError(f"task.holdout={share:g} with task.decode={split}: set decode to none")
         task.hold_out(settings["holdout"])
     return task

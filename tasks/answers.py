@@ -1,30 +1,22 @@
 """How an answer is found in the text of a solution, in the form in which answers are compared; None for none.
 Each way follows the code of its protocol, and a test holds it to what that code reads."""
 
-import contextlib
-import importlib
-import importlib.util
+import itertools
+import pkgutil
 import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
-from typing import NamedTuple
 
-from tasks.base import DataError, first_line, quoted
+from tasks.base import DataError, quoted
+from tasks.files import module_file
 
 Find = Callable[[str], str | None]
+#: How a text is read, and how a row's solution is.
+Reader = tuple[Find, Find]
 METAMATH = "The answer is: "
 #: In the order in which peft looks for them.
 MARKERS = (METAMATH, "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
-
-
-class Reader(NamedTuple):
-    """find: reads a text. expected: reads a row's solution. with_prompt: the prompt is a part of the text."""
-
-    find: Find
-    expected: Find
-    with_prompt: bool = False
 
 
 def peft_answer(text: str) -> str | None:
@@ -49,13 +41,8 @@ def metamath_answer(text: str) -> str | None:
     3b1ce3b) also takes a hundredth and a hundredfold of the answer, and what is within 0.01% of these."""
     _, marker, answer = text.rpartition(METAMATH)
     found = re.search(r"[\-+]?\d*[\.,/]?\d+", answer.strip()) if marker else None
-    if not found:
-        return None
-    above, slash, below = found[0].partition("/")
     try:
-        if not slash or below == "0":
-            return str(round(float(above.replace(",", ""))))
-        return str(round(float(Fraction(int(above), int(below)))))
+        return str(round(float(Fraction(found[0].replace(",", "").removesuffix("/0"))))) if found else None
     except (ArithmeticError, ValueError):
         return None
 
@@ -68,12 +55,6 @@ def gsm8k_answer(solution: str) -> str | None:
         return None
 
 
-def first_number(text: str) -> str | None:
-    """The first whole number."""
-    found = re.search(r"-?\d+", text)
-    return found[0] if found else None
-
-
 def math_answer(text: str) -> str | None:
     """For MATH: what follows the last "The answer is: ", up to a full stop at a line's end."""
     _, marker, answer = text.rpartition(METAMATH)
@@ -82,13 +63,10 @@ def math_answer(text: str) -> str | None:
 
 def boxed_answer(solution: str) -> str | None:
     r"""The content of the last \boxed{} of one of MATH's solutions."""
-    depth, begin = 0, solution.rfind(r"\boxed")
-    for end in range(begin, len(solution)) if begin >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(solution[end], 0)
-        if solution[end] == "}" and depth == 0:
-            whole = solution[begin : end + 1]
-            return same_form(whole[7:-1]) if whole.startswith(r"\boxed{") else None
-    return None
+    _, marker, rest = solution.rpartition(r"\boxed")
+    depths = itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in rest)
+    end = next((place for place, depth in enumerate(depths) if depth == 0), None)
+    return same_form(rest[1:end]) if marker and end and rest[0] == "{" else None
 
 
 #: What same_form takes out or writes alike, in this order.
@@ -112,60 +90,38 @@ def same_form(answer: str) -> str:
     if len(units) > 1 or re.search(r"\\sqrt($|\\sqrt)", text):
         return answer
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    begin, *fractions = text.split("\\frac")
-    if not all(fractions):
+    if re.search(r"\\frac($|\\frac)", text):
         return answer
-    if all(len(part) > 1 or part == "{" for part in fractions):
-        text = begin + "".join(f"\\frac{_braced(part)}" for part in fractions)
+    if not re.search(r"\\frac[^{]($|\\frac)", text):  # single letters: \frac12, \frac1{2}
+        text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+        text = re.sub(r"\\frac([^{]){", r"\\frac{\1}{", text)
     text = "\\frac{1}{2}" if text == "0.5" else text
     return re.sub(r"^(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)$", r"\\frac{\1}{\2}", text)
 
 
-def _braced(part: str) -> str:
-    """What follows a \\frac, with its numerator and denominator in braces where they are single letters."""
-    if part[0] == "{":
-        return part
-    return f"{{{part[0]}}}{part[1:] if part[1] == '{' else f'{{{part[1]}}}{part[2:]}'}"
-
-
-READERS = {
-    "peft": Reader(peft_answer, peft_answer, with_prompt=True),
-    "metamath": Reader(metamath_answer, gsm8k_answer),
-    "number": Reader(first_number, first_number),
-}
-MATH = Reader(math_answer, boxed_answer)
-
-
-def own_file(name: str) -> Path | None:
-    """The file of a reader outside of this project (module.function), without importing it; None for one of
-    READERS. Raises DataError where there is none."""
-    if name in READERS:
-        return None
-    with contextlib.suppress(Exception):  # of a package's own code, too
-        spec = importlib.util.find_spec(str(name).rpartition(".")[0])
-        if spec and (path := Path(spec.origin or "")).suffix == ".py":
-            return path
-    mend = f"one of {', '.join(READERS)}, or module.function, of a .py file whose folder is on PYTHONPATH"
-    raise DataError(f"task.reader={name}: should be {mend}")
+READERS: dict[str, Reader] = {"peft": (peft_answer, peft_answer), "metamath": (metamath_answer, gsm8k_answer)}
+MATH: Reader = (math_answer, boxed_answer)
 
 
 def reader(name: str) -> Reader:
-    """The reader of this name. One outside of this project reads the expected answers as well. Raises
-    DataError for one that cannot be imported, and, at once or as it reads, for one that raises an error or
-    finds another thing than a text or None."""
+    """The reader of this name: one of READERS, or module.function, which reads the expected answers as well.
+    Raises DataError for one that has no file or cannot be imported, and, at once or as it reads, for one that
+    raises an error or finds another thing than a text or None."""
     if name in READERS:
         return READERS[name]
-    module, _, function = name.rpartition(".")
+    if not (path := module_file(name)) or path.suffix != ".py":
+        mend = f"one of {', '.join(READERS)}, or module.function, of a .py file whose folder is on PYTHONPATH"
+        raise DataError(f"task.reader={name}: should be {mend}")
 
     def find(text: str) -> str | None:
         try:
-            answer = getattr(importlib.import_module(module), function)(text)
-            if answer is None or isinstance(answer, str):
-                return answer
-            problem = f"finds {quoted(answer)}, which is neither a text nor None"
+            answer = pkgutil.resolve_name(name)(text)
         except Exception as error:  # of the module's own code, too
-            problem = f"{type(error).__name__} ({first_line(error)})"
-        raise DataError(f"task.reader={name}: {problem}, with the text {quoted(text)}")
+            answer = error
+        if answer is None or isinstance(answer, str):
+            return answer
+        should = f"of the text {quoted(text)} it should find a text or None"
+        raise DataError(f"task.reader={name}: {quoted(answer)}, where {should}")
 
     find("")  # before training: a text without an answer
-    return Reader(find, find)
+    return find, find

@@ -115,7 +115,7 @@ class Task(ABC):
     advice: what is printed before a run and not recorded, such as what this machine lacks.
     block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, which
     saves padding; 1 for plain random batches.
-    decodes: whether the trained model writes texts that are scored (the class Decoding).
+    decodes: whether the trained model writes texts that are scored (the class Written).
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
@@ -190,42 +190,6 @@ class Task(ABC):
 
     def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - few have any
         """Draws the task's own pictures into a finished run's folder. predictions: (rows,), of dev."""
-
-
-class Decoding(Task):
-    """A task whose trained model writes a text for each item, which several metrics score at the end.
-
-    split: the split of the items. variants: names of the ways to decode; the first is the protocol's."""
-
-    decodes = True
-    split: str
-    items: list[Any]
-    variants: list[str]
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """How texts are decoded, for the record."""
-
-    def prompt_length(self, item: int) -> int:
-        """What batches of items are sorted by, the index of an item given."""
-        return len(self.items[item][0])
-
-    @abstractmethod
-    def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        """The texts of each of these items, by variant."""
-
-    @abstractmethod
-    def rehearse(self, model: Any) -> None:
-        """Decodes a few tokens before training. Raises DataError for a model that cannot be decoded."""
-
-    @abstractmethod
-    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The metrics by name, from one text for each item; None for one that cannot be computed here, with
-        the reason under "unavailable"."""
-
-    @abstractmethod
-    def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """Writes named texts and their references as files for the metrics' published scripts."""
 
 
 def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:

@@ -5,20 +5,26 @@ epoch is the perplexity of the dev rows' continuations."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Decoding, Task, first_line, held_out
+from tasks.base import Array, DataError, Task, block, first_line, held_out
+from tasks.forgetting import fixed_text
 
+#: Prompts and their continuations, of train and dev.
+Splits = Mapping[str, Sequence[tuple[str, str]]]
 #: Token ids, and the index of the prompt's last token, which predicts the continuation's first.
 Row = tuple[list[int], int]
 
 
 class Continuations(Task):
-    """See the module. `prepare` fills `_rows` from `splits`, the rows of train and dev.
+    """See the module. `prepare` fills `_rows` from `splits`.
 
     label_smoothing: of the training loss, over the whole vocabulary; the dev loss has none.
+    as_one: prompt and continuation are one text, even where a token then spans both. Else such a row has the
+    prompt's own tokens, with which the model is asked at the end.
     """
 
     metric = "perplexity"
@@ -28,8 +34,12 @@ class Continuations(Task):
     num_labels = 0
     problem = "generation"
     label_smoothing = 0.0
-    splits: dict[str, Any]
-    _rows: dict[str, list[Row]]
+    as_one = False
+
+    def __init__(self, settings: Any, splits: Splits) -> None:
+        self.name, self.how, self.splits = settings["name"], settings, dict(splits)
+        self.block, self.fixed_text = block(settings), fixed_text(settings)
+        self.notes, self._rows = list[str](), dict[str, list[Row]]()
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
@@ -41,35 +51,27 @@ class Continuations(Task):
 
     def prepare_text(self, tokenizer: Any, positions: int | None) -> None:
         """Tokenises the text that forgetting is measured on, where there is one."""
+        self.tokenizer, self.positions = tokenizer, positions
         if self.fixed_text:
             self.fixed_text.prepare(tokenizer, positions)
 
-    def prepare_rows(
-        self,
-        tokenizer: Any,
-        splits: Mapping[str, Sequence[tuple[str, str]]],
-        max_length: int,
-        as_one: bool = False,
-        train_on_inputs: bool = False,
-    ) -> None:
-        """Tokenises each split's prompts with their responses; a row ends with the end token, or after
-        max_length tokens. A row without a token to train on is left out, which a note says.
-
-        as_one: prompt and response are one text, even where a token then spans both. Else such a row has the
-        prompt's own tokens, with which the model is asked at the end. train_on_inputs: the loss is over the
-        prompt as well."""
+    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
+        """See Task.prepare. A row ends with the end token, or after max_length tokens. A row without a token
+        to train on is left out, which a note says. With task.train_on_inputs the loss is over the prompt as
+        well."""
         if tokenizer.eos_token_id is None:
             raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
+        self.prepare_text(tokenizer, positions)
         left_out = 0
-        for split, pairs in splits.items():
+        for split, pairs in self.splits.items():
             prompts = token_ids(tokenizer, [prompt for prompt, _ in pairs])
             whole = token_ids(tokenizer, [prompt + response for prompt, response in pairs])
             self._rows[split] = []
             for prompt, both, (_, response) in zip(prompts, whole, pairs, strict=True):
-                if not as_one and both[: len(prompt)] != prompt:
+                if not self.as_one and both[: len(prompt)] != prompt:
                     both = prompt + tokenizer(response, add_special_tokens=False)["input_ids"]
                 ids = [*both, tokenizer.eos_token_id][:max_length]
-                last = 0 if train_on_inputs else len(prompt) - 1
+                last = 0 if self.how.get("train_on_inputs") else len(prompt) - 1
                 if len(ids) > last + 1:
                     self._rows[split].append((ids, last))
             left_out += len(pairs) - len(self._rows[split])
@@ -140,34 +142,64 @@ class Continuations(Task):
         return float(np.exp(min(losses / tokens, 700.0)))
 
 
-class Written(Continuations, Decoding):
-    """Continuations that a trained model writes to prompts. `prepare` fills `_prompts`, an item's tokens."""
+class Written(Continuations):
+    """Continuations that a trained model writes, a text for each item, which several metrics score at the
+    end. `prepare` fills `_prompts`, an item's tokens, and `ends`, the tokens that end a text.
 
-    _prompts: list[list[int]]
+    split: the split of the items. items: each begins with its prompt. variants: names of the ways to decode;
+    the first is the protocol's."""
 
-    def hold_out(self, share: float) -> None:
-        if self.decodes:
-            raise DataError(f"task.holdout={share:g} with task.decode={self.split}: set decode to none")
-        super().hold_out(share)
+    def __init__(self, settings: Any, splits: Any, items: list[Any], variants: list[str]) -> None:
+        super().__init__(settings, splits)
+        self.split, self.items, self.variants = settings["decode"], items, variants
+        self.decodes, self._prompts = self.split != "none", list[list[int]]()
+        self.ends: tuple[int, ...] = ()
 
     @abstractmethod
-    def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[Any]:
-        """What the model writes to each prompt in at most `steps` tokens."""
+    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The metrics by name, from one text for each item; None for one that cannot be computed here, with
+        the reason under "unavailable"."""
+
+    @abstractmethod
+    def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
+        """Writes named texts and their references as files for the metrics' published scripts."""
+
+    @abstractmethod
+    def text(self, ids: list[int]) -> str:
+        """What the metrics get of the tokens that the model has written."""
+
+    def settings(self) -> dict[str, Any]:
+        """How texts are decoded, for the record."""
+        keys = ("search", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "stops")
+        return {key: self.how[key] for key in keys if key in self.how} | {"ends": list(self.ends)}
+
+    def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[list[list[int]]]:
+        """Token ids, at most `steps`, that the model writes to each prompt, by variant."""
+        from tasks import beam  # imports torch, which a plan does not need
+
+        how, penalties = self.how, tuple(map(float, self.how.get("length_penalty", [1])))
+        search = beam.Search(how["beams"], penalties, how.get("no_repeat_ngram", 0), steps, self.ends)
+        by = beam.beam_search if how.get("search") == "lora" else beam.transformers_search
+        return by(model, prompts, search)
+
+    def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
+        """The texts of each of these items, by variant."""
+        found = self.search(model, [self._prompts[i] for i in indices], self.how["max_new_tokens"])
+        return [dict(zip(self.variants, map(self.text, texts), strict=True)) for texts in found]
 
     def rehearse(self, model: Any) -> None:
+        """Decodes a few tokens before training. Raises DataError for a model that cannot be decoded."""
         try:
             self.search(model, self._prompts[:1], 2)
-        except Exception as error:
-            # A model's own code raises anything, for lack of a cache or of an argument
-            mend = "task.decode=none trains without"
-            reason = f"this model cannot be decoded ({first_line(error)})"
-            raise DataError(f"{self.name}: {reason}. {mend}") from None
+        except Exception as error:  # a model's own code raises anything, for lack of a cache or an argument
+            why = f"this model cannot be decoded ({first_line(error)}). task.decode=none trains without"
+            raise DataError(f"{self.name}: {why}") from None
 
-    def check_positions(self, new: int, positions: int | None) -> None:
-        """Raises DataError where a prompt and `new` tokens are more than the model's positions."""
-        longest = max(map(len, self._prompts), default=0)
-        if self._prompts and positions is not None and longest + new > positions:
-            why = f"with a prompt of {longest} tokens it exceeds the model's {positions} positions"
+    def check_positions(self) -> None:
+        """Raises DataError where a prompt and its text can be more than the model's positions."""
+        longest, new = max(map(len, self._prompts), default=0), self.how["max_new_tokens"]
+        if self._prompts and self.positions is not None and longest + new > self.positions:
+            why = f"with a prompt of {longest} tokens it exceeds the model's {self.positions} positions"
             raise DataError(f"task.max_new_tokens={new}: {why}")
 
 

@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.base import DataError, Source, block, check, fixed_subset, held_out, quoted
+from tasks.base import DataError, Source, check, fixed_subset, held_out, quoted
 from tasks.continuations import Written
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.fetch import content, data_folder
-from tasks.forgetting import fixed_text
 
 PROTOCOL = 1
 
@@ -40,21 +39,13 @@ class E2ETask(Written):
     def __init__(
         self, settings: Any, splits: Mapping[str, list[Pair]], items: list[tuple[str, list[str]]]
     ) -> None:
-        self.name, self.how = settings["name"], settings
-        self.splits, self.items, self.split = dict(splits), items, settings["decode"]
-        self.decodes = self.split != "none"
-        self.block = block(settings)
+        penalties = settings["length_penalty"]
+        check(settings, "length_penalty", len({*penalties}) == len(penalties), "different numbers")
+        super().__init__(settings, splits, items, [f"{penalty:g}" for penalty in penalties])
         self.label_smoothing = settings["label_smoothing"]
-        self.variants = [f"{penalty:g}" for penalty in settings["length_penalty"]]
-        self.notes: list[str] = []
-        self.fixed_text = fixed_text(settings)
-        self._rows = {}
-        self._prompts = []
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. By MR, since one MR has many references: no MR is in both parts."""
-        if self.decodes:
-            raise DataError(f"task.holdout={share:g} with task.decode={self.split}: set decode to none")
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
         held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
@@ -69,7 +60,6 @@ class E2ETask(Written):
         if self._end is None:
             raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
         end = tokenizer.convert_tokens_to_ids(self._end)
-        self._tokenizer = tokenizer
         self.prepare_text(tokenizer, positions)
 
         def ids(texts: list[str]) -> list[list[int]]:
@@ -83,32 +73,13 @@ class E2ETask(Written):
                     raise DataError(f"train.max_length={max_length} leaves no reference to {quoted(mr)}")
                 self._rows[split].append(([*prompt, end, *reference, end][:max_length], len(prompt)))
         self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
-        self.check_positions(self.how["max_new_tokens"], positions)
+        self.check_positions()
         blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end, *blank) if len(blank) == 1 else (end,)
 
-    # --- texts
-
-    def settings(self) -> dict[str, Any]:
-        keys = ("search", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens")
-        return {key: self.how[key] for key in keys} | {"ends": list(self.ends)}
-
-    def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
-        decoded = self.search(model, [self._prompts[i] for i in indices], self.how["max_new_tokens"])
-        return [dict(zip(self.variants, map(self._text, texts), strict=True)) for texts in decoded]
-
-    def search(self, model: Any, prompts: list[list[int]], steps: int) -> list[list[list[int]]]:
-        """Token ids for each prompt and length penalty."""
-        from tasks import beam  # imports torch, which a plan does not need
-
-        how, penalties = self.how, tuple(map(float, self.how["length_penalty"]))
-        search = beam.Search(how["beams"], penalties, how["no_repeat_ngram"], steps, self.ends)
-        by = beam.beam_search if how["search"] == "lora" else beam.transformers_search
-        return by(model, prompts, search)
-
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: list[int]) -> str:
         """The text before the first end token and the first blank line."""
-        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text).split(self._end)[0].split("\n\n")[0].strip()
 
     def scores(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -129,7 +100,6 @@ class E2ETask(Written):
 
 def source(settings: Any) -> Source:
     """See tasks.source."""
-    _check(settings)
     if settings.get("data_dir"):
         return Source(files=local_files(Path(settings["data_dir"]), settings["decode"]))
     return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
@@ -138,7 +108,6 @@ def source(settings: Any) -> Source:
 def load(settings: Any) -> E2ETask:
     """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an
     empty reference."""
-    _check(settings)
     folder = data_folder(settings, "*.parquet", "/where/e2e")
     files, split, name = local_files(folder, settings["decode"]), settings["decode"], settings["name"]
     rows = {split: list(read_pairs(path)) for split, path in files.items()}
@@ -176,8 +145,8 @@ def _deviations(settings: Any) -> list[str]:
     if settings["decode"] == "none":  # the settings of decoding are not used
         kept = {"search": "lora", "length_penalty": [0.9], "label_smoothing": settings["label_smoothing"]}
         settings = {**settings, **PUBLISHED, **kept}
-    changed = [key for key, value in PUBLISHED.items() if settings[key] != value]
-    words = [f"task.{key}={settings[key]}; the protocol's is {PUBLISHED[key]}" for key in changed]
+    wanted = PUBLISHED.items()
+    words = [f"task.{k}={settings[k]}; the protocol's is {v}" for k, v in wanted if settings[k] != v]
     if float(settings["length_penalty"][0]) != 0.9:
         words.append(f"length penalty {settings['length_penalty'][0]}; the paper's is 0.9")
     if settings["decode"] == "dev":
@@ -187,22 +156,3 @@ def _deviations(settings: Any) -> list[str]:
     if settings["length_grouped"]:
         words.append("batches of like lengths; the protocol's are random")
     return words
-
-
-def _check(settings: Any) -> None:
-    """Raises DataError for settings out of range, which the types of the configuration do not catch."""
-    for key, known in (("decode", ("test", "dev", "none")), ("search", ("lora", "transformers"))):
-        check(settings, key, settings[key] in known, f"one of {', '.join(known)}")
-    penalties = settings["length_penalty"]
-    fit = bool(penalties) and all(type(p) in (int, float) and 0 <= p <= 10 for p in penalties)
-    check(settings, "length_penalty", fit, "numbers from 0 to 10, such as [0.9,0.8]")
-    if len(set(map(float, penalties))) < len(penalties):
-        raise DataError(f"task.length_penalty={penalties}: the same number twice")
-    for key in PUBLISHED:
-        if settings[key] is None:
-            raise DataError(f"task.{key}=null: should be a number, such as {PUBLISHED[key]}")
-    smoothing, repeats = settings["label_smoothing"], settings["no_repeat_ngram"]
-    check(settings, "label_smoothing", 0 <= smoothing < 1, "at least 0 and less than 1")
-    check(settings, "no_repeat_ngram", repeats >= 0, "at least 0 (which allows repeats)")
-    for key in ("beams", "max_new_tokens", "items", "train_rows", "dev_rows"):
-        check(settings, key, settings[key] is None or settings[key] >= 1, "at least 1")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
-from tasks.files import only_file, open_text, split_files
-from tasks.text import read_csv, read_parquet
+from tasks.files import only_file, open_text, read_parquet, split_files
+from tasks.text import read_csv
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
 KEYS = {

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, texts, lines of JSON, and the one file of a folder."""
 
 import contextlib
+import importlib.util
+import json
 import os
 import socket
 import threading
@@ -10,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from tasks.base import DataError, listed, named
+from tasks.base import DataError, first_line, listed, named
 
 
 @contextlib.contextmanager
@@ -69,14 +71,32 @@ def read_objects(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
                 yield (where := f"{path} line {number}"), validated(model, line, where)
 
 
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a parquet file, with their numbers from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
+    yield from enumerate(rows, 1)
+
+
 def read_list(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
-    """The same of a JSON list, whose objects are numbered from 0, or of a JSONL file."""
+    """The same of a JSONL or parquet file, a JSON list, whose objects are numbered from 0, or one object."""
+    if path.suffix == ".parquet":
+        for number, row in read_parquet(path):
+            yield (where := f"{path} row {number}"), validated(model, json.dumps(row), where)
+        return
     if path.suffix == ".jsonl":
         yield from read_objects(path, model)
         return
     with open_text(path) as file:
+        text = file.read()
         try:
-            rows = TypeAdapter(list[model]).validate_json(file.read())  # type: ignore[valid-type]
+            text = f"[{text}]" if text.lstrip().startswith("{") else text
+            rows = TypeAdapter(list[model]).validate_json(text)  # type: ignore[valid-type]
         except ValidationError as error:
             raise DataError(f"{path}: {problem_of(error)}") from None
     yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
@@ -120,3 +140,20 @@ def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:
         if paths:
             return paths[0]
     return None
+
+
+def the_file(folder: Path, key: str, *patterns: str) -> Path:
+    """The same; raises DataError where it has none. key: of the task's settings, which names the folder."""
+    if path := only_file(folder, *patterns, without="dataset_infos.json"):
+        return path
+    raise DataError(f"{folder}: no {' or '.join(patterns)} (task.{key})")
+
+
+def module_file(name: str) -> Path | None:
+    """The file of what a dotted name, module.function, is in, without importing it (its package is imported);
+    None where there is none."""
+    try:
+        spec = importlib.util.find_spec(name.rpartition(".")[0])
+    except Exception:  # of the package's own code, and of a name without a dot
+        return None
+    return Path(spec.origin) if spec and spec.origin else None

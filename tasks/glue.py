@@ -11,8 +11,8 @@ from typing import Any
 
 from tasks.base import DataError, Rows, Source, fixed_subset, held_out, named, quoted, require_columns
 from tasks.fetch import content, data_folder
-from tasks.files import split_files
-from tasks.text import TSV, TextTask, numbered, parse_label, read_csv, read_parquet
+from tasks.files import read_parquet, split_files
+from tasks.text import TSV, TextTask, numbered, parse_label, read_csv
 
 PROTOCOL = 1
 #: Since 2 whole sentences are held out, with their phrases.

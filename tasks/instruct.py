@@ -10,7 +10,8 @@ end token of the first answer."""
 
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +23,10 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.base import DataError, Source, block, check, fixed_subset
+from tasks.base import DataError, Source, check, fixed_subset
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
-from tasks.files import only_file, open_text, read_list, validated
-from tasks.forgetting import fixed_text
-from tasks.mt_bench import BENCHES
+from tasks.files import open_text, read_list, the_file, validated
 
 PROTOCOL = 1
 
@@ -43,6 +42,17 @@ ALPACA = {
 }
 #: Alpaca's marker of an instruction. An answer is cut where it writes one.
 STOP = "### Instruction"
+
+
+NotBlank = Annotated[str, Field(pattern=r"\S")]
+
+
+class Example(BaseModel):
+    """A row: an instruction, its input (often empty), and the response."""
+
+    instruction: NotBlank
+    input: str | None = None
+    output: NotBlank
 
 
 class Template(BaseModel):
@@ -86,6 +96,10 @@ class Template(BaseModel):
         form = self.prompt_input if input and input.strip() else self.prompt_no_input
         return form.format(instruction=instruction, input=input)
 
+    def pairs(self, rows: Iterable[Example]) -> list[tuple[str, str]]:
+        """The texts before the responses of rows, and the responses."""
+        return [(self.prompt(row.instruction, row.input), row.output) for row in rows]
+
     @property
     def is_alpacas(self) -> bool:
         """Whether both prompts are Alpaca's own."""
@@ -118,37 +132,12 @@ def read_template(path: Path) -> Template:
         return validated(Template, file.read(), f"{path} (task.template)")
 
 
-NotBlank = Annotated[str, Field(pattern=r"\S")]
-
-
-class Example(BaseModel):
-    """A row: an instruction, its input (often empty), and the response."""
-
-    model_config = ConfigDict(frozen=True)
-
-    instruction: NotBlank
-    input: str | None = None
-    output: NotBlank
-
-
 class InstructTask(Continuations):
     """See the module."""
 
-    def __init__(self, settings: Any, template: Template, splits: dict[str, list[Example]]) -> None:
-        self.name, self.template, self.splits = settings["name"], template, splits
-        self.block = block(settings)
-        self.notes: list[str] = []
-        self.fixed_text = fixed_text(settings)
-        self._rows = {}
-
-    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        self.tokenizer, self.positions = tokenizer, positions
-        self.prepare_text(tokenizer, positions)
-        pairs = {
-            split: [(self.template.prompt(row.instruction, row.input), row.output) for row in rows]
-            for split, rows in self.splits.items()
-        }
-        self.prepare_rows(tokenizer, pairs, max_length)
+    def __init__(self, settings: Any, template: Template, splits: Mapping[str, list[Example]]) -> None:
+        super().__init__(settings, {split: template.pairs(rows) for split, rows in splits.items()})
+        self.template = template
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
         """Token ids of a conversation up to the next answer. There is one turn more than answers."""
@@ -162,7 +151,6 @@ class InstructTask(Continuations):
 
 def source(settings: Any) -> Source:
     """See tasks.source. The template is part of the data."""
-    _check(settings)
     template = template_file(settings)
     if settings.get("data_dir"):
         return Source(files={"rows.json": _local(Path(settings["data_dir"])), "template.json": template})
@@ -173,52 +161,33 @@ def source(settings: Any) -> Source:
 
 def load(settings: Any) -> InstructTask:
     """See tasks.load. Raises DataError with file and row for one without an instruction or response."""
-    _check(settings)
     template = read_template(template_file(settings))
     path = _local(data_folder(settings, "*.json", "/where/alpaca"))
-    rows, name, count = read_rows(path), settings["name"], settings["dev_rows"]
-    if len(rows) < count + 2:
-        raise DataError(f"{path}: {len(rows)} rows are too few for task.dev_rows={count}")
-    held = set(fixed_subset(len(rows), count, f"{name}, held out"))
-    rest = [row for i, row in enumerate(rows) if i not in held]
-    train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
-    task = InstructTask(settings, template, {"train": train, "dev": [rows[i] for i in sorted(held)]})
+    rows, name = [row for _, row in read_list(path, Example)], settings["name"]
+    splits, notes = split_rows(settings, rows, path, partial(fixed_subset, name=f"{name}, held out"))
+    task = InstructTask(settings, template, splits)
     if name == "alpaca" and len(rows) != PUBLISHED:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
-    if len(train) < len(rest):
-        task.notes.append(f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}")
-    task.notes += other_words(settings, template)
+    task.notes += [*notes, *other_words(settings, template)]
     return task
 
 
-def check_answers(settings: Any) -> None:
-    """Raises DataError for a setting of the answers that is out of range; called before training."""
-    tokens, top_p, top_k = (settings[key] for key in ("answer_tokens", "top_p", "top_k"))
-    check(settings, "bench", settings["bench"] in BENCHES, f"one of {', '.join(BENCHES)}")
-    check(settings, "answer_tokens", type(tokens) is int and tokens >= 1, "a whole number of at least 1")
-    share = type(top_p) in (int, float) and 0 < top_p <= 1
-    check(settings, "top_p", share, "above 0 and at most 1 (which samples from all)")
-    count = top_k is None or (type(top_k) is int and top_k >= 1)
-    check(settings, "top_k", count, "a whole number of at least 1, or null for all")
-
-
-def _check(settings: Any) -> None:
-    check_answers(settings)
-    fits = type(settings["dev_rows"]) is int and settings["dev_rows"] >= 2
-    check(settings, "dev_rows", fits, "at least 2 rows, which are held out from training")
+def split_rows(
+    settings: Any, rows: list[Example], path: Path, draw: Callable[..., Iterable[int]]
+) -> tuple[dict[str, list[Example]], list[str]]:
+    """train and dev: those that draw(all, task.dev_rows) holds out, and a fixed subset of the others, which a
+    note says. Raises DataError where there are too few."""
+    name, count = settings["name"], settings["dev_rows"]
+    check(settings, "dev_rows", type(count) is int and count >= 2, "at least 2 rows, which are held out")
+    if len(rows) < count + 2:
+        raise DataError(f"{path}: {len(rows)} rows are too few for task.dev_rows={count}")
+    held = {*draw(len(rows), count)}
+    rest = [row for i, row in enumerate(rows) if i not in held]
+    train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
+    notes = [f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}"]
+    return {"train": train, "dev": [rows[i] for i in sorted(held)]}, notes * (len(train) < len(rest))
 
 
 def _local(folder: Path) -> Path:
     """The file of rows: the one given, or the only JSON file of a folder (or of the folders in it)."""
-    if folder.is_file():
-        return folder
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder (task.data_dir)")
-    if path := only_file(folder, "*.json", "*/*.json", without="dataset_infos.json"):
-        return path
-    raise DataError(f"{folder}: no JSON file with rows in Alpaca's format (task.data_dir)")
-
-
-def read_rows(path: Path) -> list[Example]:
-    """Rows in Alpaca's format: objects with instruction, input (optional) and output."""
-    return [row for _, row in read_list(path, Example)]
+    return folder if folder.is_file() else the_file(folder, "data_dir", "*.json", "*/*.json")

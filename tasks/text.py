@@ -32,7 +32,7 @@ from tasks.base import (
     require_columns,
 )
 from tasks.fetch import content
-from tasks.files import open_text
+from tasks.files import open_text, read_parquet
 
 PROTOCOL = 1
 
@@ -254,18 +254,6 @@ def read_csv(path: Path, form: Mapping[str, Any], header: Sequence[str] | None =
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
-
-
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, with their numbers from 1."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
-    yield from enumerate(rows, 1)
 
 
 def _from_hub(settings: Any, split: str) -> Table:

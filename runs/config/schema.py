@@ -65,7 +65,33 @@ class Task(Part):
     holdout: Annotated[float, Field(gt=0, lt=1)] | None
     train_rows: Count | None = None
     dev_rows: Count | None = None
+    test_rows: Count = 1
+    first_rows: Count | None = None
     items: Count | None = None
+    beams: Count = 1
+    max_new_tokens: Count = 1
+    max_characters: Count | None = None
+    stops: list[Annotated[str, Field(min_length=1)]] = []
+    tests: Annotated[list[str], Field(min_length=1)] = []
+    test_suffix: str = ""
+    test_dir: str | None = None
+    prompt: str | None = None
+    reader: str = ""
+    train_on_inputs: bool = False
+    layout: Literal["indented", "plain"] = "plain"
+    decode: Literal["test", "dev", "none"] = "none"
+    search: Literal["lora", "transformers"] = "lora"
+    length_penalty: Annotated[list[Annotated[float, Field(ge=0, le=10)]], Field(min_length=1)] = [1.0]
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    bench: Literal["mt_bench", "vicuna_bench"] = "mt_bench"
+    answer_tokens: Count = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count | None = None
+    shots: Count | None = None
+    image_size: Count | None = None
+    workers: Count | None = None
+    draw_seed: Annotated[int, Field(ge=0)] = 0
     length_grouped: bool = True
     text: str = ""
     label_column: str = ""
@@ -190,7 +216,7 @@ class Config(Launch):
     def _together(self) -> "Config":
         if self.model.quantise and self.method.kind == "full":
             raise ValueError("method=full trains weights that 4 bits cannot hold: model.quantise=null")
-        if self.keep == "both" and not hasattr(self.task, "decode"):
+        if self.keep == "both" and "decode" not in self.task.model_fields_set:
             raise ValueError("keep=both is for tasks that decode texts, such as e2e: best or last")
         if (projection := getattr(self.method, "projection_seed", 0)) != self.seed and self.method.redrawn:
             raise ValueError(f"method.projection_seed={projection}: redrawn matrices follow the seed")

@@ -22,7 +22,8 @@ from runs.record import write_atomically
 from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt
-from tasks.base import Decoding, prompts_at_once
+from tasks.base import prompts_at_once
+from tasks.continuations import Written
 
 #: Variant of decoding -> a text for each item.
 Texts = dict[str, list[str]]
@@ -36,7 +37,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
     epochs: all that were evaluated; best: index of the best one. attempt: counts the seconds that decoding
     takes. The model carries the best epoch's adapter at the end.
     """
-    task, last, begun = cast(Decoding, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
+    task, last, begun = cast(Written, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
 
     def decoded() -> None:
@@ -73,10 +74,10 @@ def rehearse(context: Context) -> None:
     cannot."""
     context.raw_model.eval()
     with torch.no_grad(), context.accelerator.autocast():
-        cast(Decoding, context.task).rehearse(context.raw_model)
+        cast(Written, context.task).rehearse(context.raw_model)
 
 
-def scores(task: Decoding, texts: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
+def scores(task: Written, texts: Mapping[str, Texts], epochs: Mapping[str, float]) -> list[dict[str, Any]]:
     """An entry for each epoch (last, best) and variant; the protocol's variant of the last epoch is first."""
     by_hash: dict[str, dict[str, Any]] = {}  # equal texts are scored once: METEOR takes a while
     entries = []
@@ -90,13 +91,13 @@ def scores(task: Decoding, texts: Mapping[str, Texts], epochs: Mapping[str, floa
     return entries
 
 
-def write(task: Decoding, folder: Path, texts: Mapping[str, Texts]) -> None:
+def write(task: Written, folder: Path, texts: Mapping[str, Texts]) -> None:
     """Writes the texts as files in the format of the metrics' own scripts."""
     files = {f"{which}_{v}": of_epoch[v] for which, of_epoch in texts.items() for v in task.variants}
     task.write(folder, files)
 
 
-def read(task: Decoding, folder: Path) -> dict[str, Texts]:
+def read(task: Written, folder: Path) -> dict[str, Texts]:
     """The texts of a finished run for the last and the best epoch. Raises ValueError where one is missing."""
     texts = {}
     for which in ("last", "best"):
@@ -113,14 +114,14 @@ def read(task: Decoding, folder: Path) -> dict[str, Texts]:
 def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
     """Every item's texts; those that an earlier attempt has saved are not decoded again. decoded: called
     after each batch."""
-    task = cast(Decoding, context.task)
+    task = cast(Written, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
         texts = task.decode(context.raw_model, items)
         decoded()
         return texts
 
-    order = sorted(range(len(task.items)), key=task.prompt_length)
+    order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     on_gpu = context.accelerator.device.type == "cuda"
     size = prompts_at_once(context.config["eval_batch"], task.settings()["beams"], on_gpu)
     by_item = write_down(

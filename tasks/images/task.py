@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Source, Task, check, first_line, fixed_subset, named
+from tasks.base import Array, DataError, Source, Task, first_line, fixed_subset, named
 from tasks.fetch import cache_folder, content, snapshot
 from tasks.files import stamp
 from tasks.images import sets
@@ -43,7 +43,6 @@ def source(settings: Any) -> Source:
 def load(settings: Any) -> "ImageTask":
     """See tasks.load. Decodes no image yet. Raises DataError for classes with too few images, and settings
     out of range."""
-    _check(settings)
     local = dict(source(settings).files)
     if settings.get("data_dir") or settings.get("hub"):
         files = local or _local(settings, _fetched(settings))
@@ -68,13 +67,6 @@ def _fetched(settings: Any) -> Path:
     several = "or the folder that holds several sets by name (with make: DATA=)"
     instead = f"Give a local copy: task.data_dir=/its/folder, {several}"
     return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
-
-
-def _check(settings: Any) -> None:
-    """Raises DataError for settings out of range, which the types of the configuration do not catch."""
-    for key, least in (("shots", 1), ("image_size", 1), ("workers", 1), ("draw_seed", 0)):
-        fits = settings[key] is None or (type(settings[key]) is int and settings[key] >= least)
-        check(settings, key, fits, f"a whole number of at least {least}")
 
 
 @dataclass

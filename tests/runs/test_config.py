@@ -391,6 +391,19 @@ launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
 CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
 THEIRS = yaml.safe_load((CONF / "other_names.yaml").read_text())  # of other programs, and this one's
 CASES += [(f"method=lora {theirs}=1", f"{ours}?") for theirs, ours in THEIRS.items()]
+#: Settings of tasks.
+OF_TASKS = {
+    "e2e model=gpt2_medium": "decode=train search=greedy beams=0 beams=null no_repeat_ngram=-1 "
+    "length_penalty=[] length_penalty=[-1] length_penalty=[true] label_smoothing=null label_smoothing=1.0",
+    "gsm8k model=smollm2": "first_rows=0 max_characters=0 tests=[] tests=[1] stops=[''] test_suffix=null "
+    "reader=null train_on_inputs=null dev_rows=0",
+    "sums model=smollm2": "test_rows=0 max_new_tokens=0 items=0 stops=null train_rows=null",
+    "commonsense model=smollm2": "layout=wide",
+    "alpaca model=smollm2": "bench=mmlu answer_tokens=0 top_p=0 top_p=2 top_k=0",
+    "image_folder model=dinov2_small": "shots=0 image_size=-3 workers=0 draw_seed=-1",
+}
+for task, words in OF_TASKS.items():
+    CASES += [(f"task={task} task.{word}", f"task.{word.partition('=')[0]}") for word in words.split()]
 for says, words in ALONE.items():
     CASES += [(word, says.format(word=word, key=word.lstrip("+").split("=")[0])) for word in words.split()]
 

@@ -20,7 +20,7 @@ import vera
 from runs import evaluate, methods, models, tune
 from runs.config import CONF, expand
 from runs.identity import run_id
-from runs.methods import make_method, patterns_of, rates_of, source_file
+from runs.methods import make_method, patterns_of, rates_of
 from runs.plan import plan
 from runs.provenance import changed
 from runs.record import Ledger, read_record, read_sweep, record_path, sweep_names
@@ -30,6 +30,7 @@ from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.loop import Training
 from runs.training.result import deviations
 from runs.training.train import train
+from tasks.files import module_file
 
 pytestmark = pytest.mark.contract
 
@@ -219,7 +220,7 @@ def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(tmp_path
     (tmp_path / "broken_package_of_a_test").mkdir()
     (tmp_path / "broken_package_of_a_test" / "__init__.py").write_text("def x(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert source_file("broken_package_of_a_test.svft.SVFT") is None
+    assert module_file("broken_package_of_a_test.svft.SVFT") is None
 
 
 def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):

@@ -263,7 +263,7 @@ def test_texts_end_before_the_first_end_and_the_first_blank_line(task, loaded):
         (" A pub .\nMore ", "A pub .\nMore"),
         ("<|endoftext|>", ""),
     ):
-        assert task._text(loaded[1](written)["input_ids"]) == text
+        assert task.text(loaded[1](written)["input_ids"]) == text
 
 
 def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks
 from runs.config import expand
-from tasks.instruct import OWN_TEMPLATE, read_rows, read_template
+from tasks.files import read_list
+from tasks.instruct import OWN_TEMPLATE, Example, read_template
 
 pytestmark = pytest.mark.parity
 
@@ -46,9 +47,11 @@ def text(tokenizer, ids):
 
 def test_a_row_is_the_beginning_the_prompt_the_response_and_the_end(task, tokenizer):
     template = read_template(OWN_TEMPLATE)
-    for (ids, last), row in zip(task._rows["train"], task.splits["train"], strict=True):
-        assert text(tokenizer, ids[: last + 1]) == f"<s>{template.prompt(row.instruction, row.input)}"
-        assert text(tokenizer, ids[last + 1 :]) == f"{row.output}</s>"
+    known = {(template.prompt(instruction, given), output) for instruction, given, output in INSTRUCTIONS}
+    assert {*task.splits["train"], *task.splits["dev"]} == known
+    for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
+        assert text(tokenizer, ids[: last + 1]) == f"<s>{prompt}"
+        assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
     batch = task.collate("train", [0, 1])
     for row, (ids, last) in enumerate(task._rows["train"][:2]):
         wanted = batch["targets"][row]
@@ -78,10 +81,12 @@ def test_the_two_forms_and_the_braces_of_a_row():
 def test_what_is_asked_is_what_was_trained(task, tokenizer):
     """The tokens before an answer are those before the response of a training row; a second turn follows the
     end token."""
-    row = next(row for row in task.splits["train"] if not row.input)
-    ids, last = task._rows["train"][task.splits["train"].index(row)]
-    assert task.conversation([row.instruction], []) == ids[: last + 1]
-    second = task.conversation([row.instruction, "And why?"], [row.output])
+    form = task.template.prompt
+    plain = {asked: (form(asked), output) for asked, given, output in INSTRUCTIONS if not given}
+    asked, pair = next(one for one in plain.items() if one[1] in task.splits["train"])
+    ids, last = task._rows["train"][task.splits["train"].index(pair)]
+    assert task.conversation([asked], []) == ids[: last + 1]
+    second = task.conversation([asked, "And why?"], [pair[1]])
     assert second[: len(ids)] == ids
     assert (
         text(tokenizer, second[len(ids) :])
@@ -96,9 +101,9 @@ def test_a_token_across_prompt_and_response_is_not_trained_as_one(alpaca, tokeni
     (tmp_path / "t.json").write_text(json.dumps(words))
     task = load(alpaca, template=str(tmp_path / "t.json"))
     task.prepare(tokenizer, 96, 256)
-    for (ids, last), row in zip(task._rows["train"], task.splits["train"], strict=True):
-        assert ids[: last + 1] == tokenizer(task.template.prompt(row.instruction, row.input))["input_ids"]
-        assert text(tokenizer, ids[last + 1 :]) == f"{row.output}</s>"
+    for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
+        assert ids[: last + 1] == tokenizer(prompt)["input_ids"]
+        assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
     assert (task.template.next_turn, task.template.stop) == ("\n\n{instruction} = ", None)
 
 
@@ -147,8 +152,7 @@ def test_dev_rows_are_held_out_and_the_same_for_every_run(alpaca):
 
 def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
     task = load(alpaca)
-    prompts = [task.template.prompt(row.instruction, row.input) for row in task.splits["train"]]
-    limit = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    limit = max(len(tokenizer(prompt)["input_ids"]) for prompt, _ in task.splits["train"])
     task.prepare(tokenizer, limit, 256)
     assert 0 < len(task._rows["train"]) < 8
     assert any("left out" in note for note in task.notes)
@@ -161,9 +165,9 @@ def test_rows_a_line_each(tmp_path):
     lines = [json.dumps({"instruction": a, "input": b, "output": c}) for a, b, c in INSTRUCTIONS]
     lines.append('{"instruction": "Break\u2028here.", "output": "As\x85it is."}')
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    *rows, last = read_rows(tmp_path / "rows.jsonl")
+    *rows, last = (row for _, row in read_list(tmp_path / "rows.jsonl", Example))
     assert [(r.instruction, r.input, r.output) for r in rows] == INSTRUCTIONS
     assert (last.instruction, last.output) == ("Break\u2028here.", "As\x85it is.")
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
     with refused(f"rows.jsonl line {len(lines) + 1}: "):
-        read_rows(tmp_path / "rows.jsonl")
+        [*read_list(tmp_path / "rows.jsonl", Example)]

@@ -1,37 +1,20 @@
-"""Maths: how answers are read, held to what the code of peft, MetaMath and MATH reads; the rows of both
-protocols; and what of a file is refused. answers.jsonl has texts and solutions of our own, and what that code
-read in them: of solutions peft and MetaMath; of texts, for both, what was found and whether it was right; of
-MATH whether a text has an answer, and whether it is right."""
+"""Maths: the rows and prompts of both protocols, and what defines them."""
 
 import functools
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from running import refused
 from tiny import write_maths
 
 import tasks
 from runs.config import expand
-from tasks import maths, sums
-from tasks.answers import MATH, READERS
-from tasks.base import DataError
-from tasks.exact import Item
-from tasks.maths import _read
+from tasks import sums
 
 pytestmark = pytest.mark.parity
 
-READ = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
-PAPERS = {
-    "prompt": None,
-    "reader": "metamath",
-    "max_characters": None,
-    "first_rows": 3,
-    "train_on_inputs": False,
-}
-PAPERS |= {"test_suffix": " Let's think step by step.", "tests": ["gsm8k", "math"], "stops": ["Instruction"]}
+PAPERS = {"prompt": None, "reader": "metamath", "max_characters": None, "first_rows": 3}
+PAPERS |= {"test_suffix": " Let's think step by step.", "tests": ["gsm8k", "math"]}
 
 
 @functools.cache
@@ -40,33 +23,17 @@ def of_conf():
     return run.config["task"] | {"forgetting_text": "none"}
 
 
+def sums_conf():
+    (run,) = expand(["model=decoder", "model.path=/x", "task=sums"])
+    return run.config["task"]
+
+
 @pytest.fixture
 def load(tmp_path):
     folder = write_maths(tmp_path / "maths")
     return lambda **changes: tasks.load(
         of_conf() | {"data_dir": str(folder), "test_dir": str(folder)} | changes
     )
-
-
-def read(reader, expected, text, part="gsm8k"):
-    """What is found and whether it is right; peft's code reads the prompt, too."""
-    found = _read(READERS[reader], Item(part, "Question: ?", expected), text)
-    assert bool(found.reason) is not found.right
-    return [found.answer, found.right]
-
-
-def test_solutions_and_texts_are_read_as_theirs():
-    rows = {kind: [row for other, *row in READ if other == kind] for kind in ("gsm8k", "text", "math")}
-    assert all(len(of_kind) >= 200 for of_kind in rows.values())
-    peft, metamath = (READERS[name].expected for name in ("peft", "metamath"))
-    for solution, *theirs in rows["gsm8k"]:
-        assert [peft(solution), metamath(solution)] == theirs, solution
-    for solution, text, *theirs in rows["text"]:
-        ours = [*read("peft", peft(solution), text), *read("metamath", metamath(solution), text)]
-        assert ours == theirs, text
-    for solution, text, *theirs in rows["math"]:
-        answer, right = read("peft", MATH.expected(solution), text, "math")
-        assert [answer is not None, right] == theirs, (solution, text)
 
 
 def test_rows_and_prompts_of_pefts_protocol(load):
@@ -79,7 +46,12 @@ def test_rows_and_prompts_of_pefts_protocol(load):
     order = np.arange(8)
     np.random.shuffle(order)
     assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [f"Dev{i}" for i in order[:3]]
-    assert [item.answer for item in task.items] == ["1200.0", "1,200", "-3.0", "1.0"]  # with a comma a text
+    assert [answer for _, answer, _ in task.items] == [
+        "1200.0",
+        "1,200",
+        "-3.0",
+        "1.0",
+    ]  # with a comma a text
     assert "train: 5 rows, of 395000 published" in task.notes
     assert not any("dev" in note for note in task.notes)
     assert any("task.dev_rows=9" in note for note in load(dev_rows=9).notes)  # of eight
@@ -88,15 +60,11 @@ def test_rows_and_prompts_of_pefts_protocol(load):
 def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
     task = load(**PAPERS)
     assert len(task.splits["train"]) == 3  # the first of the file, the long one among them
-    (prompt, response), item = task.splits["train"][1], task.items[0]
+    (prompt, response), (asked, *_) = task.splits["train"][1], task.items[0]
     assert prompt.endswith("\n\n### Response:")
     assert response.endswith("The answer is: 9")
-    assert item.prompt.endswith("\n\n### Response: Let's think step by step.")
-    assert [(one.part, one.answer) for one in task.items[-3:]] == [
-        ("math", r"\frac{1}{2}"),
-        ("math", "7"),
-        ("math", None),
-    ]
+    assert asked.endswith("\n\n### Response: Let's think step by step.")
+    assert [answer for _, answer, part in task.items if part == "math"] == [r"\frac{1}{2}", "7", None]
     assert any("not Alpaca's" in note for note in task.notes)
     scores = task.scores(
         ["The answer is: 1200", "The answer is: 1,200", "The answer is: 3", "", *["The answer is: 7."] * 3]
@@ -109,61 +77,23 @@ def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
     assert (other.splits, other.items) == (task.splits, task.items)
 
 
+def test_pefts_code_reads_the_prompt_too(load):
+    """The one that has a marker, where the text has none."""
+    for name, right in (("peft", 100), ("metamath", 0)):
+        task = load(prompt="The answer is: {query}", reader=name)
+        assert task.read("gsm8k", "The answer is: 7\n", "") == ("7.0" if right else None)
+
+
 def test_sums_are_right_and_none_is_there_twice():
-    rows = sums.problems(sums.MOST + 5)
-    assert len(dict(rows)) == sums.MOST
+    rows = sums.problems()
+    assert len(dict(rows)) == len(rows) == 2 * 9**2 + 4 * 9**3
     assert all(eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows)
-    assert sums.problems(10) == rows[:10]
     terms = [tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}"))) for prompt, _ in rows]
     assert len({*terms[:200]} & {*terms[200:]}) <= 1  # those of the same terms are on one side
-
-
-@pytest.mark.parametrize(("key", "value"), [("test_rows", 0), ("train_rows", None), ("train_rows", 3078)])
-def test_of_sums_there_are_rows_of_each_kind(key, value):
-    with pytest.raises(DataError, match=f"task.{key}="):
-        maths._sums({"test_rows": 2, "dev_rows": 2, "train_rows": 2, key: value})
-
-
-@pytest.mark.parametrize(
-    ("file", "row", "key"),
-    [
-        ("test.jsonl", {"question": "q", "answer": "no marker"}, "test.jsonl line 5"),
-        ("test.jsonl", {"question": "q"}, "line 5"),
-        ("train.jsonl", {"question": " ", "answer": "#### 1"}, "line 9"),
-        ("MetaMathQA.json", None, "task.max_characters"),
-        ("test.jsonl", None, "test set has no rows"),
-    ],
-)
-def test_a_bad_file_is_refused_with_its_row(file, row, key, load, tmp_path):
-    path = tmp_path / "maths" / file
-    text = path.read_text() + json.dumps(row) + "\n" if row else "[]" if file.endswith("json") else ""
-    path.write_text(text)
-    with pytest.raises(tasks.DataError, match=key) as error:
-        load()
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        *(
-            ({key: "x"}, f"task.{key}")
-            for key in ("tests", "prompt", "reader", "first_rows", "max_characters")
-        ),
-        ({"tests": ["gsm8k", "gsm8k"]}, "task.tests"),
-        ({"tests": [1]}, "task.tests"),
-        ({"test_suffix": None}, "task.test_suffix"),
-        *(({"reader": reader}, "task.reader") for reader in ("sys.intern", "math.floor", "tasks.metrics")),
-        ({"tests": ["math"], "test_dir": None}, "task.test_dir"),
-        ({"test_dir": "/nowhere"}, "task.test_dir"),
-        ({"data_dir": "/nowhere"}, "task.data_dir"),
-        ({"prompt": None, "template": "/nowhere"}, "task.template"),
-    ],
-)
-def test_a_setting_out_of_range_is_refused(changes, key, load):
-    with pytest.raises(tasks.DataError, match=key) as error:
-        load(**changes)
-    assert "\n" not in str(error.value)
+    task = tasks.load({**sums_conf(), "train_rows": 5, "dev_rows": 3, "test_rows": 2})
+    assert [task.splits[part] for part in ("dev", "train")] == [rows[2:5], rows[5:10]]
+    assert task.items == [(prompt, answer.strip(), "sums") for prompt, answer in rows[:2]]
+    assert [task.read("sums", "", text) for text in (" 7", "it is -3, not 4", "none")] == ["7", "-3", None]
 
 
 def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
@@ -189,26 +119,3 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     assert set(tasks.source(settings | untested).files) == {"rows", "gsm8k_train"}
     assert tasks.source(hub | {"test_dir": None} | untested).pinned.count("@") == 2
     assert not load(**untested).items
-
-
-@pytest.mark.parametrize(
-    "body",
-    ["find = 3", "def find(text):\n    return text[0]", "def find(text):\n    return 3", "import nothing"],
-)
-def test_a_reader_of_ones_own_that_cannot_read_is_refused_before_training(body, load, tmp_path, monkeypatch):
-    name = f"own_{abs(hash(body))}"  # imported once in a process
-    (tmp_path / f"{name}.py").write_text(body + "\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with refused(f"task.reader={name}.find"):
-        load(reader=f"{name}.find")
-
-
-def test_a_reader_of_ones_own_that_fails_at_a_text_names_it(load, tmp_path, monkeypatch):
-    (tmp_path / "own_failing.py").write_text(
-        "def find(text):\n    return int(text) if 'odd' in text else text\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    task = load(reader="own_failing.find")
-    assert task.scores(["1200"] * 4)["unread"] == 0
-    with refused("odd one"):
-        task.scores(["odd one"] * 4)

@@ -71,8 +71,10 @@ def test_any_bytes_are_data_or_refused_in_a_line_that_names_the_file(name, file,
 
 #: Where the sound data of a task come from (texts have none), and the words that its configuration needs.
 SOUND = {"e2e": "styles", "mt_bench": "answered", "alpaca": "alpaca", "image_folder": "images"}
+SOUND |= {"gsm8k": "maths", "commonsense": "commonsense"}
 SOUND |= dict.fromkeys(("rte", "cola", "stsb", "sst2"), "glue")
 MODELS = {"e2e": "decoder", "alpaca": "decoder task.dev_rows=2", "image_folder": "vision task.shots=4"}
+MODELS |= {"gsm8k": "decoder", "sums": "decoder", "commonsense": "decoder task.dev_rows=4"}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,7 @@ def read(task, at, file, changes):
         return read_hypotheses(at / "hypotheses.txt", len(read_references(at / "references.txt")))
     place = at / file.partition("/")[0] if task == "e2e" and "/" in file else at  # each style has a folder
     where = {"train_file": str(at / file), "dev_file": str(at / file), "data_dir": str(place)}
+    where |= {"test_dir": str(at)} if task == "gsm8k" else {}
     where |= {"template": str(at / file)} if file == "t.json" else {}
     loaded = tasks.load(conf(task) | where | changes)
     return loaded.prepare(Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3))
@@ -208,7 +211,7 @@ FAULTS = {
         *(("[{", "alpaca_own.json"), ('{"a": 1}', "alpaca_own.json"), ('["x"]', "alpaca_own.json: 0: ")),
         (('"A penguin cannot fly."', "3"), "alpaca_own.json: 0.output"),
         (("A penguin cannot fly.", " "), "alpaca_own.json: 0.output"),
-        *(('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"), (None, "no JSON file")),
+        *(('[{"instruction": "x", "output": "y"}]', "task.dev_rows=2"), (None, "no *.json")),
     ],
     "alpaca more.json": [("[]", "alpaca_own.json, more.json")],
     "alpaca t.json": [
@@ -219,6 +222,23 @@ FAULTS = {
         ("{", "t.json"),
         (None, "t.json"),
     ],
+    "gsm8k test.jsonl": [
+        ('{"question": "q", "answer": "none"}', "test.jsonl line 1: no answer in the solution 'none'"),
+        *(('{"question": "q"}', "test.jsonl line 1: "), ("", "the test set gsm8k has no rows")),
+        (None, "no test.jsonl"),
+    ],
+    "gsm8k train.jsonl": [('{"question": " ", "answer": "#### 1"}', "train.jsonl line 1: ")],
+    "gsm8k MetaMathQA.json": [
+        ("[]", "task.max_characters"),
+        ("[{}]", "json: 0."),
+        (None, "3 files where"),
+    ],
+    "gsm8k MATH_test.jsonl tests=[math]": [(None, "no MATH_test.jsonl or MATH/test"), ("{}", "line 1: ")],
+    "commonsense dataset/boolq/test.json": [
+        ('[{"instruction": "x", "output": "y", "answer": "maybe"}]', "json row 0: answer: 'maybe' should be"),
+        *(("[]", "test set boolq has no rows"), ("[{}]", "test.json: 0."), (None, "no boolq/test.json")),
+    ],
+    "commonsense . train_set=commonsense_15k": [((), "no commonsense_15k.json")],
     "image_folder .": [
         (
             lambda at: [path.unlink() for path in at.glob("train/bee/*[1-9].png")],
@@ -288,12 +308,14 @@ FAULTS = {
 }
 #: By task, settings that cannot be, each of which its refusal names.
 SETTINGS = {
-    "e2e": "decode=train search=greedy beams=null beams=0 no_repeat_ngram=-1 length_penalty=[] "
-    "length_penalty=[-1] length_penalty=[.inf] length_penalty=[true] length_penalty=[1,1.0] holdout=0.2 "
-    "data_dir=/nowhere label_smoothing=null label_smoothing=1.0 forgetting_text=gone.txt forgetting_text=/ "
-    "forgetting_text=hub:x forgetting_text=hub:owner/texts forgetting_text=hub:owner/texts/*.txt "
-    "forgetting_text=/bin/sh",
-    "image_folder": "shots=0 image_size=-3 data_dir=/nowhere data_dir=/bin/sh data_dir=null",
+    "e2e": "length_penalty=[1,1.0] holdout=0.2 data_dir=/nowhere forgetting_text=gone.txt "
+    "forgetting_text=/ forgetting_text=hub:x forgetting_text=hub:owner/texts forgetting_text=/bin/sh "
+    "forgetting_text=hub:owner/texts/*.txt",
+    "gsm8k": "prompt=x decode=dev holdout=0.2 data_dir=/nowhere test_dir=/nowhere reader=x reader=math.floor",
+    "commonsense": "tests=[boolq,copa] dev_rows=1 dev_rows=15 decode=dev holdout=0.2 data_dir=null "
+    "data_dir=/nowhere template=/nowhere.json",
+    "sums": "train_rows=3078 decode=dev holdout=0.2",
+    "image_folder": "data_dir=/nowhere data_dir=/bin/sh data_dir=null",
     "alpaca": "dev_rows=1 data_dir=/nowhere",
     "rte": "data_dir=/nowhere data_dir=null",
     "text": "train_file=null",
