@@ -160,7 +160,6 @@ NAMES: Columns = {
     "scaling": (lambda record: lora_scaling(record["config"]), "first"),
     "asked_train_rows": (lambda record: record["config"]["task"].get("train_rows") or 0, "first"),
     "benches": (lambda record: " ".join(sorted({of["bench"] for of in record.get("judged") or []})), ""),
-    "evaluated": (lambda record: " ".join(evaluated(record)), ""),  # the tasks of lm-eval
     "asked_dev_rows": (lambda record: record["config"]["task"].get("dev_rows") or 0, "first"),
 }
 NAMES |= values("", preset="cell.paper", error="error")
@@ -179,7 +178,7 @@ NUMBERS: Columns = {
     "half": (lambda record: metric(record, "best", "half"), ""),
     "optimism": (optimism, ""),
     "text_score": (number_of_texts, ""),
-    **{key: (partial(score, key), "") for key in TEXT_SCORES},
+    **{key: (partial(score, key), "") for key in (*TEXT_SCORES, "unread")},
     "forgetting": (forgetting, ""),
     "diverged": (lambda record: record["status"] == "diverged", ""),
     "one_class": (one_class, ""),  # the share of rows that the class has, in words

@@ -15,7 +15,6 @@ one temperature are answered in batches, each with a seed of its own: the size o
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +64,6 @@ def main(arguments: list[str]) -> int:
     from runs.sweep.display import Display, heads
 
     line = read_line(arguments, Settings)
-    if "LOCAL_RANK" in os.environ:
-        raise UserError("answers are made by one process: python -m runs.answer, without torchrun")
     records = answerable(line)
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model

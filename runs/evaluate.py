@@ -6,6 +6,7 @@ Texts that the run has decoded are scored again, too. A score that the record la
 is added to it.
 """
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,9 @@ def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) ->
 
 def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
     """The command line of a command that takes runs, by ids or by what composes them. Raises UserError where
-    it names none."""
+    it names none, and under torchrun."""
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("this command is one process: start it without torchrun")
     runs = "the runs, as for python -m runs, in place of ids"
     line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
     if not (line.names or line.overrides or line.options):

@@ -205,9 +205,8 @@ def notes(table):
 
 def asked(record, task="gsm8k", after=0.5, before=0.25, **more):
     """The record with a result of a task of lm-eval."""
-    of = {"metric": "exact_match", "filter": "strict-match", "value": after, "stderr": 0.01, "before": before}
-    of |= {"before_stderr": 0.01, "higher_is_better": True}
-    entry = {"asked": "0" * 16, "lm_eval": "0.4.13", "version": 3.0, "shots": 5, "limit": None, "rows": 9}
-    entry |= {"settings": {}, "samples": "", "samples_before": "", "metrics": [of], **more}
-    kept = {**record["result"].get("lm_eval", {}), task: entry}
-    return {**record, "result": {**record["result"], "lm_eval": kept}}
+    of = {"metric": "exact_match", "filter": "strict-match", "stderr": 0.01, "higher_is_better": True}
+    entry = {"task": task, "asked": "0" * 16, "lm_eval": "0.4.13", "version": 3.0, "shots": 5, "limit": None}
+    entry |= {"rows": 9, "settings": {}, "samples": "", "metrics": [of | {"value": after}]}
+    entry |= {"before": {"samples": "", "metrics": [of | {"value": before}]}, **more}
+    return {**record, "result": {**record["result"], "lm_eval": [entry]}}

@@ -23,8 +23,6 @@ from runs.record import TEXT_SCORES
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
-#: From so many percent of texts without an answer on, a table says so.
-UNREAD = 5.0
 #: What is read of a judgement.
 JUDGEMENT = ["bench", "judge", "mean", "low", "high", "n", "n_valid", "turns", "answering"]
 
@@ -226,6 +224,8 @@ class Rows(Spec):
 class Exact(Rows):
     """Texts that were read for an answer: a column for each test set (part), and one for their average."""
 
+    reads = Spec.reads
+
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Of the last epoch's texts. A run that diverged before it had any has 0."""
         parts = pd.DataFrame([of[0]["parts"] if of else {} for of in runs.texts], runs.index, dtype=float)
@@ -233,25 +233,16 @@ class Exact(Rows):
             parts[self.average] = parts.reindex(columns=[*self.columns][:-1]).mean(axis=1, skipna=False)
         long = parts.melt(var_name="column", value_name="number", ignore_index=False).assign(variant="")
         found = of_cells(runs, long, long.dropna())
-        silent = found.number.isna() & found.index.isin(runs.index[runs.diverged.astype(bool)])
-        return found.assign(number=found.number.mask(silent, 0.0))
+        zero = runs.diverged.map({True: 0.0}).astype(float)
+        return found.assign(number=found.number.fillna(zero[found.index]))
 
     def cells(self, view: View) -> pd.DataFrame:
         """Their status has what the loss is over and how texts are decoded, in which papers differ."""
-        made, loss = cells(view.runs, self.numbers, view.seeds or self.seeds), ("answer", "prompt and answer")
-        made = made.assign(column_label=made.column, digits=1)
-        search = ["greedy" if beams == 1 else f"{beams:g} beams" for beams in made.beams]
-        both = zip(made.train_on_inputs, search, strict=True)
-        return made.assign(state=[f"{view.whose}, loss on {loss[of]}, {words}" for of, words in both])
-
-    def reads(self, view: View, made: pd.DataFrame) -> str:
-        """What its numbers are, and of which rows many texts had no answer that could be read."""
-        shown = in_cells(view.runs, made)
-        unread = pd.Series([of[0]["unread"] if of else 0.0 for of in shown.texts], shown.label).groupby(
-            level=0
-        )
-        many = [f"{label} {of:.0f}%" for label, of in unread.median().items() if of >= UNREAD]
-        return self.how + f" Texts without an answer that could be read: {', '.join(many)}." * bool(many)
+        made = cells(view.runs, self.numbers, view.seeds or self.seeds)
+        loss = made.train_on_inputs.map({True: "prompt and answer", False: "answer"})
+        search = made.beams.map(lambda beams: f"{beams:g} beams" if beams > 1 else "greedy")
+        state = f"{view.whose}, loss on " + loss + ", " + search
+        return made.assign(column_label=made.column, digits=1, state=state)
 
 
 class LmEval(Spec):
@@ -260,30 +251,20 @@ class LmEval(Spec):
 
     def parts(self, view: View) -> list[View]:
         """One for each task that was trained on."""
-        runs = self.belonging(view.runs)
-        return [replace(view, runs=of) for _, of in runs.groupby("task")]
+        return [replace(view, runs=of) for _, of in self.belonging(view.runs).groupby("task")]
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each metric of each task, in a column of those that were asked alike."""
         lines = [
-            (run, {**entry, **of, "task": task})
-            for run, entries in runs.lm_eval.items()
-            for task, entry in entries.items()
-            for of in entry["metrics"]
+            (run, column_of(of, after), of["asked"], after["value"], before["value"])
+            for run, of in runs.lm_eval.explode().dropna().items()
+            for after, before in zip(of["metrics"], of["before"]["metrics"], strict=True)
         ]
-        names, hashes = [column_of(of) for _, of in lines], dict[str, dict[str, None]]()
-        for name, (_, of) in zip(names, lines, strict=True):
-            hashes.setdefault(name, {})[of["asked"]] = None
-        several = {name for name, of in hashes.items() if len(of) > 1}  # other rows, or another version
-        each = pd.DataFrame([of for _, of in lines], [run for run, _ in lines])
-        each["column"] = [
-            f"{name}, {of['asked'][:4]}" if name in several else name
-            for name, (_, of) in zip(names, lines, strict=True)
-        ]
-        before = pd.to_numeric(each.get("before", pd.Series(math.nan, each.index))).astype(float)
-        after = pd.to_numeric(each.value).astype(float)
-        ways = {"": after, "before": before, "difference": after - before}
-        long = pd.concat([each[["column"]].assign(variant=way, number=of) for way, of in ways.items()])
+        each = pd.DataFrame(lines, columns=["run", "column", "asked", "", "before"]).set_index("run")
+        apart = each.groupby("column").asked.transform("nunique") > 1  # other rows, or another version
+        each["column"] += (", " + each.asked.str[:4]).where(apart, "")
+        each = each.assign(difference=each[""] - each.before).drop(columns="asked")
+        long = each.melt("column", var_name="variant", value_name="number", ignore_index=False)
         return of_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
@@ -296,21 +277,13 @@ class LmEval(Spec):
         of = number(cell, decimals=4, known=True)
         return of if isinstance(of, str) else replace(of, counted=True, sign=cell.variant == "difference")
 
-    def reads(self, view: View, made: pd.DataFrame) -> str:
-        """What its numbers are; with which versions, and of which metrics less is better."""
-        found = [(task, of) for runs in in_cells(view.runs, made).lm_eval for task, of in runs.items()]
-        versions = {f"{task} {of['version']}" for task, of in found if of["version"] is not None}
-        less = {m["metric"] for _, of in found for m in of["metrics"] if m["higher_is_better"] is False}
-        words = f"lm-eval {', '.join(sorted({of['lm_eval'] for _, of in found}))}; versions of its tasks:"
-        more = f" Less is better: {', '.join(sorted(less))}." * bool(less)
-        return f"{self.how} {words} {', '.join(sorted(versions)) or NONE}.{more}"
 
-
-def column_of(of: dict[str, Any]) -> str:
+def column_of(of: dict[str, Any], metric: dict[str, Any]) -> str:
     """The name of a metric's column: gsm8k exact_match,strict-match, 5 shots."""
-    metric = of["metric"] if of["filter"] == "none" else f"{of['metric']},{of['filter']}"
+    name = f"{of['task']} {metric['metric']},{metric['filter']}".removesuffix(",none")
     shots = f", {of['shots']} shots" if of["shots"] else ""
-    return f"{of['task']} {metric}{shots}" + (f", {of['limit']} rows" if of["limit"] else "")
+    less = ", less is better" if metric["higher_is_better"] is False else ""
+    return name + shots + less + (f", {of['limit']} rows" if of["limit"] else "")
 
 
 class Demo(Spec):

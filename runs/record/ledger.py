@@ -269,35 +269,30 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
         _read_folder(ledger, folder.name, folder, ".jsonl", output)
     for measure in ledger.measures.values():
         if measure["kind"] == "lm_eval" and (record := ledger.records.get(measure["of"][0]["id"])):
-            values = measure["values"]
-            both = evaluated(record), dict(zip(values["task"], values["entry"], strict=True))
+            both = evaluated(record), measure["values"]["result"]
             # Beside a record of this machine, the measure is from before it; a study's record is not changed
             both = both[::-1] if ledger.origin[record["id"]] == "ours" else both
             record["result"] = adding(record, *both)
     return ledger
 
 
-def evaluated(record: Record) -> dict[str, Any]:
-    """What lm-eval has measured of a run, by its tasks."""
-    return (record.get("result") or {}).get("lm_eval") or {}
+def evaluated(record: Record) -> list[dict[str, Any]]:
+    """What lm-eval has measured of a run."""
+    return (record.get("result") or {}).get("lm_eval") or []
 
 
-def adding(record: Record, *results: dict[str, Any]) -> Record:
-    """A record's result with those of lm-eval. Later ones count, but one of some rows never replaces one of
-    all."""
-    known = dict[str, Any]()
-    for task, of in (pair for entries in results for pair in entries.items()):
-        if of["limit"] is None or known.get(task, of)["limit"] is not None:
-            known[task] = of
-    return {**record["result"], "lm_eval": known}
+def adding(record: Record, *results: list[dict[str, Any]]) -> Record:
+    """A record's result with those of lm-eval: one of each way of asking a task, the last."""
+    known = {(of["task"], of["asked"]): of for entries in results for of in entries}
+    return {**record["result"], "lm_eval": [*known.values()]}
 
 
-def write_beside(output: str | Path, record: Record) -> None:
-    """Writes the results of lm-eval of a run that only a study has, as a measure."""
+def write_beside(output: str | Path, record: Record, result: dict[str, Any]) -> None:
+    """Writes a result of lm-eval of a run that only a study has, as a measure."""
     of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
-    values = {"task": [*evaluated(record)], "entry": [*evaluated(record).values()]}
-    measure = {"schema": MEASURE_SCHEMA, "id": hash_of(["lm_eval", record["id"]])[:12], "kind": "lm_eval"}
-    write_record(output, {**measure, "settings": {}, "seeds": {}, "of": [of], "values": values}, "measure")
+    name = hash_of(["lm_eval", record["id"], result["task"], result["asked"]])[:12]
+    about = {"schema": MEASURE_SCHEMA, "id": name, "kind": "lm_eval", "settings": {}, "seeds": {}, "of": [of]}
+    write_record(output, {**about, "values": {"result": [result]}}, "measure")
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:

@@ -95,26 +95,21 @@ CURVE = {
 }
 #: The best number by a protocol, and the last epoch's; empty where there is none. crossfit has two epochs.
 SELECTED = {"best?": Number, "best_epoch?": Number | list[float], "last?": Number, "optimism?": Number}
-#: What lm-eval has measured by one of its tasks, see runs/lm_eval.py.
+#: What lm-eval has measured, see runs/harness.py: its metrics, and the SHA-256 of rows and answers.
+METRIC = {"metric": str, "filter": str, "higher_is_better": bool | None, "value": Number, "stderr": Number}
+MEASURED = {"metrics": [METRIC], "samples": str}
+#: A task of lm-eval, or a group of them, asked in one way.
 LM_EVAL = {
+    "task": str,
     "asked": str,  # a hash of the task, its rows and how it was asked: what is alike can be compared
     "lm_eval": str,  # its version
     "version": Any,  # the task's
     "shots": Count | None,  # None: a group's tasks have several
     "limit": Count | None,
     "rows": Count,
-    "settings": dict[str, Any],  # how it was asked, and the batch
-    "samples": str,  # SHA-256 of rows, targets and answers
-    "samples_before?": Words,  # the same of the base model's
-    "metrics": [
-        {
-            "metric": str,
-            "filter": str,
-            "higher_is_better": bool | None,
-            "value": Number,
-            **{f"{key}?": Number for key in ("stderr", "before", "before_stderr")},  # before: the base model
-        }
-    ],
+    "settings": dict[str, Any],
+    **MEASURED,
+    "before": MEASURED,  # of the base model
 }
 #: The numbers that tables show.
 RESULT = {
@@ -133,7 +128,7 @@ RESULT = {
         "before": Number,  # of the base model; None where it is not finite
         "after": Number,  # of the last epoch
     },
-    "lm_eval?": {str: LM_EVAL},
+    "lm_eval?": [LM_EVAL],
     # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
     "protocols?": {str: (None, SELECTED)},
 }
