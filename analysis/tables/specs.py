@@ -239,9 +239,10 @@ class Exact(Rows):
     def cells(self, view: View) -> pd.DataFrame:
         """Their status has what the loss is over and how texts are decoded, in which papers differ."""
         made = cells(view.runs, self.numbers, view.seeds or self.seeds)
-        loss = made.train_on_inputs.map({True: "prompt and answer", False: "answer"})
-        search = made.beams.map(lambda beams: f"{beams:g} beams" if beams > 1 else "greedy")
-        state = f"{view.whose}, loss on " + loss + ", " + search
+        loss, state = {True: "prompt and answer", False: "answer"}, list[str]()
+        for inputs, beams in zip(made.train_on_inputs, made.beams, strict=True):
+            search = f"{beams:g} beams" if beams > 1 else "greedy"
+            state.append(f"{view.whose}, loss on {loss[inputs]}, {search}")
         return made.assign(column_label=made.column, digits=1, state=state)
 
 
