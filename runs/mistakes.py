@@ -90,7 +90,7 @@ def worst(record: Record, settings: Settings) -> int:
         for key, text in ((key, printable(row[key])) for key in predictions.TEXTS if key in row):
             print(text if settings.whole else _cut(f"    {key}: {one_line(text)}", width))
     wrong, of = sum(row[label] != row[predictions.PREDICTED] for row in rows), plural(len(rows), "dev row")
-    of = f"{wrong:,} of {of} are wrong" if predictions.chance(rows[0][label]) in rows[0] else of
+    of = f"{wrong:,} of {of} are wrong" if predictions.CHANCE.format(rows[0][label]) in rows[0] else of
     print(f"{of}{f'; the {settings.limit} with the largest loss are shown' * (len(rows) > settings.limit)}")
     return 0
 

@@ -17,15 +17,10 @@ import tasks
 from runs.record import write_atomically
 
 NAME = "predictions.csv"
-#: The columns after those that name a row; then the probability of each class, as `chance` names it.
-LABEL, PREDICTED = "label", "predicted"
+#: The columns after those that name a row; the last is the probability of a class, for each class.
+LABEL, PREDICTED, CHANCE = "label", "predicted", "p({})"
 #: Those of a row's texts.
 TEXTS = ("text", "text_pair")
-
-
-def chance(name: str) -> str:
-    """The column of a class's probability."""
-    return f"p({name})"
 
 
 def table(
@@ -47,7 +42,7 @@ def table(
         shares = np.exp(np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         columns |= {
-            chance(name): [f"{p:.4g}" for p in of] for name, of in zip(classes, shares.T, strict=True)
+            CHANCE.format(name): [f"{p:.4g}" for p in of] for name, of in zip(classes, shares.T, strict=True)
         }
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
@@ -73,7 +68,7 @@ def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
     labels, predicted = ([row[column] for row in rows] for column in (LABEL, PREDICTED))
     if classes is None:
         x, y = np.asarray(labels, np.float32), np.asarray(predicted, np.float32)
-        title = f"{task.metric} {task.score(y, x):.3f}, RMSE {np.sqrt(np.mean((x - y) ** 2)):.4g}, {when}"
+        title = f"{task.metric} {task.score(y, x):.3f}, RMSE {np.sqrt(np.mean((x - y) ** 2)):.6g}, {when}"
         return pictures.scatter(folder / "scatter.png", x, y, title)
     write(folder / "by_class.csv", by_class(labels, predicted, classes))
     pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
@@ -95,19 +90,19 @@ def by_class(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[
 
 
 def loss(row: Mapping[str, str]) -> float:
-    """A row's cross-entropy, or its squared error in a regression. Raises ValueError for classes without
-    probabilities, as the files of images were before 2026-11-30."""
-    if (column := chance(row[LABEL])) in row:
+    """A row's cross-entropy, or its absolute error in a regression. Raises ValueError for classes without
+    probabilities, as in files of images from before 2026-11-30."""
+    if (column := CHANCE.format(row[LABEL])) in row:
         return -math.log(max(float(row[column]), sys.float_info.min))
-    return (float(row[LABEL]) - float(row[PREDICTED])) ** 2
+    return abs(float(row[LABEL]) - float(row[PREDICTED]))
 
 
 def sentence(row: Mapping[str, str]) -> str:
     """A row on a line, without its texts: what names it, its label, what is predicted, and the loss."""
 
     def value(column: str) -> str:
-        share = row.get(chance(row[column]))
+        share = row.get(CHANCE.format(row[column]))
         return f"{column} {row[column]}" + (f" ({float(share):.0%})" if share else "")
 
     names = [f"{key} {row[key]}" for key in [*row][: [*row].index(LABEL)] if key not in TEXTS]
-    return f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.3g}"
+    return f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.6g}"

@@ -19,7 +19,8 @@ with warnings.catch_warnings(action="ignore"):  # the server's output is still t
         "transformers.models.bert.modeling_bert",
         "runs.training.result",
         "runs.training.train",
-        *["tasks.metrics"] * (SEVERAL in os.environ),  # a run by itself imports it as it evaluates
+        # A run by itself imports them as it evaluates and ends
+        *["tasks.metrics", "tasks.pictures"] * (SEVERAL in os.environ),
     ):
         importlib.import_module(name)
 

@@ -61,7 +61,9 @@ def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
     axis = figure.subplots()
     axis.scatter(labels, predictions, s=12, alpha=0.5, edgecolors="none", color="#2166ac")
     axis.axline((float(np.mean(labels)),) * 2, slope=1, color="#888888", linewidth=1)
-    axis.set(xlabel="label", ylabel="predicted", title=title)
+    axis.locator_params(nbins=5)  # prices are wide
+    axis.set(xlabel="label", ylabel="predicted")
+    axis.set_title(title, fontsize=10)
     figure.savefig(path, metadata={"Software": None})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import begin, call_here, do, output_of, refused
+from running import begin, call_here, do, output_of, refused, straight_and_resumed
 from sklearn.metrics import classification_report
 from tiers import pairs
 
@@ -87,7 +87,7 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(words, 
     assert "scatter.png" in record["files"]
     assert mistakes([record["id"], f"output={tmp_path / 'outputs'}", "limit=3"]) == 0
     printed = capsys.readouterr().out.splitlines()[-4:]
-    error = {row["id"]: (float(row["label"]) - float(row["predicted"])) ** 2 for row in found}
+    error = {row["id"]: abs(float(row["label"]) - float(row["predicted"])) for row in found}
     first = sorted(error, key=error.get, reverse=True)[:3]
     assert [f"id {name}:" in line for name, line in zip(first, printed, strict=False)] == [True] * 3
 
@@ -133,6 +133,13 @@ def test_predictions_are_of_the_epoch_that_is_kept(family, keep, request, monkey
     best, last = result_words(record).split(", last ")
     marked = "(predictions kept)" if keep == "none" else "(kept)"
     assert (marked in best, marked in last) == (which == "best", which == "last")
+
+
+def test_a_resumed_run_has_the_predictions_of_an_epoch_before_the_kill(tickets, tmp_path, drawn):
+    words = [*tickets, "train.epochs=3", "train.lr=0", "train.lr_head=0"]  # the first epoch stays the best
+    record, resumed = straight_and_resumed(words, tmp_path, "evaluate", 3)
+    assert (record["result"]["best_epoch"], record["files"]) == (1.0, resumed["files"])
+    assert {"predictions.csv", "confusion.png"} <= resumed["files"].keys()
 
 
 def test_rows_without_labels_have_the_same_columns_but_theirs(tickets):
