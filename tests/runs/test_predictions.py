@@ -156,7 +156,7 @@ def test_no_row_leaves_the_folder_of_its_run(keep_text, tickets, tmp_path, monke
     for key, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(key, value)
     output, published = tmp_path / "outputs", tmp_path / "published"
-    monkeypatch.setattr("runs.publish.PUBLISHED", published)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", published)
     monkeypatch.chdir(tmp_path)
     loop = begin([*tickets, f"task.keep_text={str(keep_text).lower()}"])
     train(loop, Tracking("offline", adapter=True))
