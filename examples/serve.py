@@ -1,10 +1,8 @@
-"""Serves many VeRA adapters over HTTP: requests for different adapters are answered in one batch.
+"""Serves many adapters over HTTP, VeRA's and LoRA's: requests for different ones are answered in one batch.
 
     pip install -e '.[serve]'
-    python examples/serve.py --model FOLDER outputs/runs/*                # under the ids of the runs
+    python examples/serve.py --model FOLDER 'outputs/runs/*'              # under the ids of the runs
     python examples/serve.py --model FOLDER films=outputs/runs/ID ...     # under a name
-    curl localhost:8000/adapters
-    curl localhost:8000/health
     curl localhost:8000/classify -H 'content-type: application/json' \
       -d '{"adapter": "films", "text": "A lovely film."}'
 
@@ -13,38 +11,57 @@ answer has the class by name, or by number where the head has no names. An adapt
 base model's. If that has none either, the server leaves the adapter out, and refuses requests that name no
 adapter.
 
+SIGHUP (kill -HUP) reads the folders again: new, changed and gone adapters. With a token in VERA_SERVE_TOKEN
+or --token-file, `PUT /adapters/NAME {"folder": ...}` and `DELETE /adapters/NAME` change them over HTTP. A
+request keeps the adapter that it began with, and a damaged adapter leaves the one that was there.
+
 Requests that arrive while a batch is computed wait and form the next batch: there is no timer, and no delay
-without load. A full queue answers 503, and a body over a megabyte 413. There is no login: other machines need
-a proxy that has one.
+without load. A full queue answers 503, and a body over a megabyte 413. Questions need no token: other
+machines need a proxy that has a login.
 """
 
 import argparse
 import asyncio
 import contextlib
+import copy
+import glob
 import hashlib
+import itertools
 import json
+import os
+import secrets
+import signal
 import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import vera
+from vera.adapter_file import HEAD_FORMAT
+from vera.checked_file import read_file
 from vera.errors import first_line
+from vera.sites import head_parameters
 
 LARGEST_BATCH = 64  # requests
 LONGEST_QUEUE = 256  # requests
 LARGEST_BODY = 1_000_000  # bytes
+ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 
 
 class Question(BaseModel, extra="forbid"):
@@ -66,74 +83,223 @@ class Health(BaseModel):
     waiting: int = Field(description="requests that wait for a batch")
 
 
-def load(folder: str, labels: int) -> tuple[Any, Any, bool]:
+class Source(BaseModel, extra="forbid"):
+    folder: str = Field(max_length=4096, description="of an adapter, below --adapters-root")
+
+
+# --- the adapters
+
+
+def load(folder: str) -> tuple[Any, Any, bool]:
     """The base model, its tokenizer, and whether it has a trained head of its own.
 
     Raises OSError, ValueError or SafetensorError where the folder holds no such model.
     """
-    from_pretrained = AutoModelForSequenceClassification.from_pretrained
-    model, report = from_pretrained(folder, num_labels=labels, output_loading_info=True)
+    model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     for tensor in [*model.parameters(), *model.buffers()]:
         # transformers maps the file: writing to it would change answers, cutting it would kill the server.
         tensor.data = tensor.data.clone()
     return model.eval(), AutoTokenizer.from_pretrained(folder), not report["missing_keys"]
 
 
-def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = True) -> FastAPI:
-    """The application around a model whose adapters are resident; `own_head`: the base model answers, too."""
-    waiting: asyncio.Queue[tuple[Question, asyncio.Future[Answer]]] = asyncio.Queue(LONGEST_QUEUE)
+def sharing(base: Any, output: str, labels: int) -> Any:
+    """A copy with the same weights in memory, but for its last layer, which gets so many outputs."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
+    model = copy.deepcopy(base, memo)
+    if labels != base.config.num_labels:
+        layer = model.get_submodule(output.rpartition(".")[0])
+        for name, p in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, nn.Parameter(p.new_zeros(labels, *p.shape[1:]), requires_grad=False))
+    return model
+
+
+@dataclass(eq=False)
+class Resident:
+    """An adapter in memory, for as long as a name or a request has it; without a key, the base model."""
+
+    adapters: vera.Adapters
+    key: str | None
+    classes: list[str] | None
+    hashes: dict[str, str]
+
+
+class Registry:
+    """The adapters by name. Those of one method with equal settings and as many labels are on one model; all
+    models share the base model's weights. Any thread may call a method."""
+
+    def __init__(self, base: Any, own_head: bool, words: Sequence[str] = (), root: Path | None = None):
+        """own_head: the base model answers, too. words: [NAME=]FOLDER, for `read`. root: for `put`."""
+        self.base, self.own_head, self.words, self.root = base, own_head, words, root
+        self.output = list(head_parameters(base))[-1]  # (labels, ...)
+        labels = base.config.id2label
+        # transformers calls a class without a name LABEL_1
+        classes = None if labels.get(0) == "LABEL_0" else [labels[i] for i in range(len(labels))]
+        self.alone = Resident(vera.Adapters(base), None, classes, {})
+        self.models: dict[str, vera.Adapters] = {}  # by method, settings and labels
+        self.residents: dict[str, Resident] = {}
+        self.added: dict[str, Path] = {}  # the folders of `put`
+        self.unused: deque[tuple[vera.Adapters, str]] = deque()
+        self.numbers = itertools.count()
+        self.changing = threading.RLock()  # one change of the adapters at a time
+        self.busy = threading.Lock()  # a model takes one call at a time
+
+    def read(self) -> None:
+        """Reads the folders: adds new and changed adapters, removes those that are gone. One that cannot be
+        read leaves what was there, and a line on stderr says why."""
+        with self.changing:
+            words = [path for word in self.words for path in sorted(glob.glob(word)) or [word]]
+            wanted = dict(map(named_folder, words)) | self.added
+            for name in [*self.residents]:
+                if name not in wanted or not (wanted[name] / ADAPTER).is_file():
+                    self.remove(name)
+            for name, folder in wanted.items():
+                try:
+                    (self.put if name in self.added else self.add)(name, folder)
+                except (vera.AdapterError, OSError, ValueError, RuntimeError) as error:  # a loop of links
+                    kept = "left as it was" if name in self.residents else "left out"
+                    print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
+            count, shown = len(self.residents), ", ".join([*self.residents][:5])
+            shown += ", ..." if count > 5 else ""
+            print(f"{count} adapter{'s' * (count != 1)} on {self.base.device}: {shown}", flush=True)
+
+    def put(self, name: str, folder: str | Path) -> None:
+        """`add`, for a folder that with its files is below the root once links are resolved."""
+        if self.root is None:
+            raise vera.AdapterError("started without --adapters-root: no folder is read")
+        inside = (self.root / folder).resolve()
+        for path in (inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()):
+            if self.root.resolve() not in path.parents:
+                raise vera.AdapterError("folder: not below --adapters-root")
+        with self.changing:
+            self.add(name, inside)
+            self.added[name] = inside
+
+    def add(self, name: str, folder: Path) -> None:
+        """Serves a folder's adapter under a name, in place of another one. Raises AdapterError or OSError,
+        with nothing changed, where it does not fit."""
+        with self.changing:
+            hashes = check_record(folder)
+            if name in self.residents and self.residents[name].hashes == hashes:
+                return
+            file, head = folder / ADAPTER, folder / HEAD if HEAD in hashes else None
+            if ADAPTER not in hashes:  # a run of the head alone, of all weights, or a trial
+                raise vera.AdapterError(f"{folder}: no {ADAPTER}")
+            if not (self.own_head or head):
+                raise vera.AdapterError(f"{folder}: no {HEAD}, nor a head in the base model")
+            labels, classes = self.base.config.num_labels, self.alone.classes
+            if head:
+                shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
+                labels, classes = shape[0] if shape else labels, vera.read_classes(head)
+            settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}  # which may differ
+            kind = f"{labels} {sorted(settings.items())}"
+            if kind not in self.models:
+                self.models[kind] = vera.Adapters(sharing(self.base, self.output, labels))
+            adapters, key = self.models[kind], f"{name} {next(self.numbers)}"  # apart from the one before
+            with self.busy if len(adapters) else contextlib.nullcontext():
+                adapters.add(key, file, head)
+            self.residents[name] = Resident(adapters, key, classes, hashes)
+            weakref.finalize(self.residents[name], self.unused.append, (adapters, key))
+        self.free()
+
+    def remove(self, name: str) -> bool:
+        """Whether there was an adapter of this name."""
+        with self.changing:
+            self.added.pop(name, None)
+            known = self.residents.pop(name, None) is not None
+        self.free()
+        return known
+
+    def free(self) -> None:
+        """Forgets the adapters that no name and no request has any more."""
+        while self.unused:
+            with self.busy, contextlib.suppress(IndexError):  # another thread was quicker
+                adapters, key = self.unused.popleft()
+                adapters.remove(key)
+
+
+def named_folder(word: str) -> tuple[str, Path]:
+    """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
+    name, equals, folder = word.partition("=")
+    if equals and name and "/" not in name and not Path(word).exists():
+        return name, Path(folder)
+    return Path(os.path.abspath(word)).name, Path(word)
+
+
+def check_record(folder: Path) -> dict[str, str]:
+    """The hashes of a folder's files. Raises AdapterError where one is not what the run's record, if it lies
+    beside, names."""
+    path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
+    files: Any = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
+        files = json.loads(path.read_bytes()).get("files")
+    there = [name for name in (ADAPTER, HEAD) if (folder / name).is_file()]
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+    for name in there if isinstance(files, dict) else ():
+        if files.get(name, hashes[name]) != hashes[name]:
+            raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")
+    return hashes
+
+
+# --- the server
+
+
+def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastAPI:
+    """The application around a registry; token: of those who may change its adapters."""
+    waiting: asyncio.Queue[tuple[Question, Resident, asyncio.Future[Answer]]] = asyncio.Queue(LONGEST_QUEUE)
+    computing = ThreadPoolExecutor(1)
 
     # RoBERTa's and MPNet's positions begin after the padding index
-    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    tables = [m for name, m in registry.base.named_modules() if name.endswith("position_embeddings")]
     padding = getattr(tables[0], "padding_idx", None) if tables else None
     first = 0 if padding is None else padding + 1
-    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings - first)
-    labels = model.config.id2label
-    # transformers calls a class without a name LABEL_1
-    base_classes = None if labels.get(0) == "LABEL_0" else [labels[i] for i in range(len(labels))]
+    limit = min(tokenizer.model_max_length, registry.base.config.max_position_embeddings - first)
 
-    def answer(name: str | None, outputs: torch.Tensor) -> Answer:
+    def answer(question: Question, resident: Resident, outputs: torch.Tensor) -> Answer:
+        name, classes = question.adapter, resident.classes
         if len(outputs) == 1:
             return Answer(adapter=name, score=float(outputs))
         row = outputs.softmax(-1).tolist()
         best = max(range(len(row)), key=row.__getitem__)
-        own = name in adapters.heads
-        classes = adapters.classes.get(name) if own else base_classes
         if classes is None:
             return Answer(adapter=name, label=best, probabilities=row)
         return Answer(adapter=name, label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
 
-    def compute(questions: Sequence[Question]) -> list[Answer]:
-        # Each text is tokenised by itself, then padded: one request cannot change another's answer.
-        texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q in questions]
-        batch = tokenizer.pad(
-            [tokenizer(*t, truncation=True, max_length=limit) for t in texts], return_tensors="pt"
-        )
-        with torch.inference_mode():
-            logits = model(**batch.to(model.device), adapter_names=[q.adapter for q in questions]).logits
-        return [answer(q.adapter, row) for q, row in zip(questions, logits.float().cpu(), strict=True)]
-
-    def compute_each(questions: Sequence[Question]) -> list[Answer | Exception]:
-        """One question that cannot be computed fails alone."""
+    def compute(work: Sequence[tuple[Question, Resident]]) -> list[Answer | Exception]:
+        """The answers of one model. A question that cannot be computed fails alone."""
+        adapters = work[0][1].adapters
+        names = {"adapter_names": [resident.key for _, resident in work]} if len(adapters) else {}
+        texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q, _ in work]
         try:
-            return list(compute(questions))
+            # Each text is tokenised by itself, then padded: one request cannot change another's answer.
+            tokens = [tokenizer(*t, truncation=True, max_length=limit) for t in texts]
+            batch = tokenizer.pad(tokens, return_tensors="pt").to(registry.base.device)
+            with registry.busy, torch.inference_mode():
+                logits = adapters.model(**batch, **names).logits.float().cpu()
+            return [answer(*one, row) for one, row in zip(work, logits, strict=True)]
         except Exception as error:
-            return [error] if len(questions) == 1 else [compute_each([question])[0] for question in questions]
+            return [error] if len(work) == 1 else [compute([one])[0] for one in work]
 
-    async def work() -> None:
-        while True:
-            batch = [await waiting.get()]
-            while len(batch) < LARGEST_BATCH and not waiting.empty():
-                batch.append(waiting.get_nowait())
-            app.state.batches.append(len(batch))
-            answers = await asyncio.to_thread(compute_each, [question for question, _ in batch])
-            for (_, future), answer in zip(batch, answers, strict=True):
+    async def answer_batch() -> None:
+        batch = [await waiting.get()]
+        while len(batch) < LARGEST_BATCH and not waiting.empty():
+            batch.append(waiting.get_nowait())
+        app.state.batches.append(len(batch))
+        for adapters in {resident.adapters: None for _, resident, _ in batch}:
+            alike = [one for one in batch if one[1].adapters is adapters]
+            work = [(question, resident) for question, resident, _ in alike]
+            answers = await asyncio.get_running_loop().run_in_executor(computing, compute, work)
+            for (*_, future), answer in zip(alike, answers, strict=True):
                 if future.done():  # nobody waits for it any more
                     continue
                 if isinstance(answer, Exception):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
+
+    async def work() -> None:
+        while True:
+            await answer_batch()
+            registry.free()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -156,22 +322,42 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", adapters=len(adapters), waiting=waiting.qsize())
+        return Health(status="ok", adapters=len(registry.residents), waiting=waiting.qsize())
 
     @app.get("/adapters")
     async def names() -> list[str]:
-        return list(adapters)
+        return list(registry.residents)
+
+    def admin(authorization: Annotated[str, Header()] = "") -> None:
+        if token is None:
+            raise HTTPException(403, "this server has no token: nobody changes its adapters over HTTP")
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode("latin-1"), token.encode()):
+            raise HTTPException(401, "not this server's token", {"WWW-Authenticate": "Bearer"})
+
+    @app.put("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
+    def put(name: str, source: Source) -> None:
+        try:
+            registry.put(name, source.folder)
+        except (vera.AdapterError, OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+            raise HTTPException(422, first_line(error)) from None
+
+    @app.delete("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
+    def delete(name: str) -> None:
+        if not registry.remove(name):
+            raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer:
-        if question.adapter is None and not own_head:
+        if question.adapter is None and not registry.own_head:
             raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
-        if question.adapter is not None and question.adapter not in adapters:
-            known = f"GET /adapters lists the {len(adapters)} here"
+        resident = registry.alone if question.adapter is None else registry.residents.get(question.adapter)
+        if resident is None:
+            known = f"GET /adapters lists the {len(registry.residents)} here"
             raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            waiting.put_nowait((question, future))
+            waiting.put_nowait((question, resident, future))
         except asyncio.QueueFull:
             refusal = f"{LONGEST_QUEUE} requests wait already"
             raise HTTPException(503, refusal, {"Retry-After": "1"}) from None
@@ -180,71 +366,36 @@ def build(model: Any, tokenizer: Any, adapters: vera.Adapters, own_head: bool = 
     return app
 
 
-def named_folder(word: str) -> tuple[str, Path]:
-    """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
-    name, equals, folder = word.partition("=")
-    if equals and name and "/" not in name and not Path(word).exists():
-        return name, Path(folder)
-    return Path(word).resolve().name, Path(word)
-
-
-def check_record(folder: Path) -> None:
-    """Raises AdapterError where a file of a run is not the one that its record, if it lies beside, names."""
-    path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
-    files: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
-        named = json.loads(path.read_bytes()).get("files")
-        files = named if isinstance(named, dict) else {}
-    for name in {"adapter.safetensors", "head.safetensors"} & files.keys():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != files[name]:
-            raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folders",
-        nargs="+",
-        metavar="[NAME=]FOLDER",
-        help="folders of runs; NAME: under which the adapter is served (otherwise the folder's)",
-    )
-    parser.add_argument("--model", required=True, help="the base model's folder, or its name on the hub")
-    parser.add_argument("--labels", type=int, default=2, help="classes of the head, 1 for a regression (2)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="the port to listen at (8000; 0: a free one)")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    add = parser.add_argument
+    pattern = "folders of runs, or a quoted pattern, which SIGHUP expands again; NAME: to serve one under"
+    add("folders", nargs="*", metavar="[NAME=]FOLDER", help=f"{pattern} (otherwise the folder's)")
+    add("--model", required=True, help="the base model's folder, or its name on the hub")
+    add("--adapters-root", type=Path, help="the folder below which PUT may name folders (none: no PUT)")
+    token = "a file with the token of PUT and DELETE (else the variable VERA_SERVE_TOKEN; neither: refused)"
+    add("--token-file", type=Path, help=token)
+    add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
+    add("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
+    add("--port", type=int, default=8000, help="the port to listen at (8000; 0: a free one)")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model, tokenizer, own_head = load(options.model, options.labels)
+        token = options.token_file.read_text().strip() if options.token_file else None
+        model, tokenizer, own_head = load(options.model)
         model.to(device)
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        # No such model or device, or a head of another size
-        asked = f"--model {options.model} --labels {options.labels} on {device}"
-        sys.exit(f"error: {asked}: {first_line(error)}")
-    adapters = vera.Adapters(model)
-    for name, folder in map(named_folder, options.folders):
-        file, head = folder / "adapter.safetensors", folder / "head.safetensors"
-        try:
-            if not file.is_file():  # a run of the head alone, of all weights, or a trial
-                raise vera.AdapterError(f"{folder}: no adapter.safetensors")
-            if not (own_head or head.is_file()):
-                raise vera.AdapterError(f"{folder}: no head.safetensors, nor a head in the base model")
-            check_record(folder)
-            adapters.add(name, file, head if head.is_file() else None)
-        except (vera.AdapterError, OSError) as error:
-            print(f"left out: {error}", file=sys.stderr)
-    if not adapters:
+        # No such file, model or device
+        sys.exit(f"error: --model {options.model} on {device}: {first_line(error)}")
+    registry = Registry(model, own_head, options.folders, options.adapters_root)
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=registry.read).start())
+    registry.read()
+    if not (registry.residents or options.adapters_root):
         sys.exit("error: no adapter to serve")
-    shown = ", ".join(list(adapters)[:5]) + (", ..." if len(adapters) > 5 else "")
-    print(f"{len(adapters)} adapter{'s' * (len(adapters) != 1)} on {device}: {shown}", flush=True)
-    app = build(model, tokenizer, adapters, own_head)
+    app = build(registry, tokenizer, token or os.environ.get("VERA_SERVE_TOKEN") or None)
     uvicorn.run(app, host=options.host, port=options.port, access_log=False)
 
 

@@ -1,7 +1,7 @@
-"""Many VeRA adapters at once: one frozen base model, and a batch in which every sample names its adapter.
+"""Many adapters at once: one frozen base model, and a batch in which every sample names its adapter.
 
-An adapter is its vectors alone: all share the base weights, A and B. A batch takes the factor path with its
-own b and d for each sample, at a cost that does not depend on how many adapters are resident."""
+All share the base weights, and VeRA's A and B: an adapter is its b and d alone, or LoRA's matrices. A batch
+is computed by the factors of each sample, at a cost that does not depend on how many are resident."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera.adapter_file import (
-    FORMAT,
-    check_start,
-    file_tensors,
-    method_of,
-    read_classes,
-    read_fitting,
-    read_head,
-    try_adapter,
-)
+from vera import adapter_file
 from vera.checked_file import read_file
 from vera.errors import AdapterError
-from vera.methods import disable, unload
+from vera.methods import Method, disable, unload
 from vera.methods.adapted import adaptation, hook_keys, refuse_many, refuse_names, remove_hooks
 from vera.methods.layers import changes
+from vera.methods.lora import LoRA
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
@@ -46,8 +38,9 @@ class Adapters:
     with adapters.use(["alice", "bob"]):
         model.generate(**batch)
 
-    Their settings (rank, sites, projections) must be equal, since they share A and B; dropout and the start
-    of d may differ. The model takes one call at a time. The first `add` adapts it; `unload` undoes that."""
+    Their method (VeRA or LoRA) and settings must be equal, since they are computed together; dropout and the
+    start of d may differ. The model takes one call at a time. The first `add` adapts it; `unload` undoes it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         """Raises AdapterError where the model carries an adapter."""
@@ -55,7 +48,7 @@ class Adapters:
         if adaptation(model):
             raise AdapterError("this model carries an adapter: its base model takes many (vera.unload)")
         self.model = model
-        self.method: VeRA | None = None
+        self.method: Method | None = None
         self.vectors: dict[str, Tensor] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
         self.classes: dict[str, list[str]] = {}  # names of the classes, where an adapter's head has them
@@ -80,20 +73,20 @@ class Adapters:
         the model, or the adapter's settings differ from those of the adapters here."""
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
-        file = read_file(path, FORMAT)
-        method = method_of(file)
-        if not isinstance(method, VeRA):
-            raise AdapterError(f"{path}: a {method.kind} adapter; only VeRA's share their projections")
+        file = read_file(path, adapter_file.FORMAT)
+        method = adapter_file.method_of(file)
+        if type(method) not in (VeRA, LoRA):
+            raise AdapterError(f"{path}: a {method.kind} adapter; VeRA's and LoRA's can be mixed in a batch")
         if self.method is None:
-            try_adapter(file, method, self.model)
+            adapter_file.try_adapter(file, method, self.model)
             self._adapt(method)
         assert self.method is not None
         try:
-            check_start(method, self.method, path, free=("d_init",))  # all share A and B
-            tensors = read_fitting(file, self.method, self.model, self.model)
+            adapter_file.check_start(method, self.method, path, free=("d_init",))
+            tensors = adapter_file.read_fitting(file, self.method, self.model, self.model)
             needed = head_parameters(self.model)
-            heads = read_head(head, needed) if head else None
-            classes = read_classes(head) if head else None
+            heads = adapter_file.read_head(head, needed) if head else None
+            classes = adapter_file.read_classes(head) if head else None
         except BaseException:
             if not self.vectors:
                 self.unload()
@@ -144,27 +137,26 @@ class Adapters:
             self._set(before)
 
     def _set(self, names: list[str | None] | None) -> None:
-        """Gives every layer b and d of each sample; None makes the model the base model. Names of `use` are
-        repeated where a batch is a multiple of them."""
+        """Gives every layer the factors of each sample; None makes the model the base model. Names of `use`
+        are repeated where a batch is a multiple of them."""
         if names is self._active:
             return
-        rows: Tensor | None = None  # (samples, vectors of all changes)
+        own: dict[int, Tensor] = {}  # (samples, *shape) by the parameter's id
         if names is not None and any(name is not None for name in names):
             zero = torch.zeros_like(next(iter(self.vectors.values())))
             like = next(iter(self._parameters.values()))  # the model may have been moved or cast since
             rows = torch.stack([zero if name is None else self.vectors[name] for name in names]).to(like)
-            vectors = self._parameters.values()
-            parts = zip(vectors, torch.split(rows, [*map(len, vectors)], dim=1), strict=True)
-            of_vector = {id(vector): part for vector, part in parts}
+            parameters = self._parameters.values()
+            parts = torch.split(rows, [p.numel() for p in parameters], dim=1)
+            own = {id(p): part.view(-1, *p.shape) for p, part in zip(parameters, parts, strict=True)}
         for change in changes(self.model):
-            change.rows, change.repeats = None, names is self._used
-            if rows is not None:
-                change.rows = of_vector.get(id(change.b)), of_vector.get(id(change.d))
-        disable(self.model, rows is None)
+            change.repeats = names is self._used
+            change.rows = {n: own[id(p)] for n, p in change.named_parameters()} if own else None
+        disable(self.model, not own)
         self._active = names
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """The model's forward pre-hook: sets b and d of each sample, and takes `adapter_names` away."""
+        """The model's forward pre-hook: sets the factors of each sample, and takes `adapter_names` away."""
         keywords, self._head_called = dict(keywords), False
         if (names := keywords.pop("adapter_names", None)) is not None:
             names = self._check_names(names)
@@ -205,7 +197,7 @@ class Adapters:
 
     # --- inside
 
-    def _adapt(self, method: VeRA) -> None:
+    def _adapt(self, method: Method) -> None:
         """Makes the model one that holds adapters of this method."""
         method.adapt(self.model)
         before = hook_keys(self.model)
@@ -213,10 +205,9 @@ class Adapters:
         self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
         self.model.register_forward_hook(self._end, always_call=True)
         for prefix in head_prefixes(self.model):
-            if prefix.rstrip(".") in dict(self.model.named_modules()):
-                of_prefix = partial(self._own_heads, prefix)
-                self.model.get_submodule(prefix[:-1]).register_forward_hook(of_prefix)
-        self.method, self._parameters = method, file_tensors(self.model, method)
+            if (head := dict(self.model.named_modules()).get(prefix[:-1])) is not None:
+                head.register_forward_hook(partial(self._own_heads, prefix))
+        self.method, self._parameters = method, adapter_file.file_tensors(self.model, method)
         if backbone := backbone_prefix(self.model):
             self.model.get_submodule(backbone).register_forward_pre_hook(refuse_names, with_kwargs=True)
         self._hooks = hook_keys(self.model) - before

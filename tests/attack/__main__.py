@@ -124,9 +124,10 @@ def requests(home: Path, share: float) -> Iterator[Case]:
 
 def ask(place: Path, base: Any, sent: list[bytes], codes: list[int], folder: Path) -> None:
     """Each body is answered with one of the codes; and after it a good request as before."""
-    tokenizer, adapters = AutoTokenizer.from_pretrained(place / "model"), vera.Adapters(base)
-    adapters.add("a0", *(place / "a0" / f"{part}.safetensors" for part in ("adapter", "head")))
-    app = runpy.run_path(str(ROOT / "examples" / "serve.py"))["build"](base, tokenizer, adapters)
+    example = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    registry = example["Registry"](base, True)
+    registry.add("a0", place / "a0")
+    app = example["build"](registry, AutoTokenizer.from_pretrained(place / "model"))
     with TestClient(app, headers={"content-type": "application/json"}) as client:
         good = client.post("/classify", content=GOOD)
         assert good.status_code == 200, good.text

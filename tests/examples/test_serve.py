@@ -1,12 +1,13 @@
 """The example server, with requests for different adapters at the same time; and once for real, on a port of
 the loopback."""
 
-import copy
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -34,10 +35,17 @@ TEXTS = [
     "a farmer likes a bird and the train is loud .",
     "who ?",
 ]
-#: Of one adapter the classes have names.
-CLASSES = {"a3": ["bad", "good"]}
+#: Of the adapters: the method, the number of classes, and their names, where they have some.
+ADAPTERS = {
+    **{f"a{i}": (vera.VeRA(rank=12), 2, ["bad", "good"] if i == 3 else None) for i in range(4)},
+    **{f"lora{i}": (vera.LoRA(rank=4), 2, None) for i in range(2)},
+    "narrow": (vera.VeRA(rank=6), 3, ["bad", "so so", "good"]),
+    "stars": (vera.LoRA(rank=2), 1, None),
+}
+TOKEN = "aé-secret"
 
 
+@functools.cache
 def example():
     spec = importlib.util.spec_from_file_location("serve", SERVE)
     module = importlib.util.module_from_spec(spec)
@@ -50,25 +58,40 @@ def base_model(place, labels=2):
     return AutoModelForSequenceClassification.from_pretrained(place, num_labels=labels).eval()
 
 
-def write_adapter(base, folder, size, classes=None):
-    return written(base, vera.VeRA(rank=12), folder, size=size, labels=classes)[0]
+def write(place, folder, method=None, labels=2, classes=None, size=0.3):
+    """A folder with an adapter and a head; the model that has them alone."""
+    folder.parent.mkdir(exist_ok=True)
+    return written(base_model(place, labels), method or vera.VeRA(rank=12), folder, 2, size, classes)[0]
+
+
+def serving(place, *words, **more):
+    """The application and its registry, around adapters of these folders."""
+    registry = example().Registry(base_model(place), True, [*map(str, words)], **more)
+    registry.read()
+    return example().build(registry, AutoTokenizer.from_pretrained(place), TOKEN), registry
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A client, its application, the model of each adapter alone, the tokenizer, and the shared model."""
+    """A client, its application, the model of each adapter alone, the tokenizer, and the registry."""
     folder = tmp_path_factory.mktemp("serve")
     place = save_tiny(folder / "model", "bert")
-    base, tokenizer = base_model(place), AutoTokenizer.from_pretrained(place)
-    model = copy.deepcopy(base)
-    adapters, alone = vera.Adapters(model), {None: base}
-    for i in range(5):
-        name = f"a{i}"
-        alone[name] = write_adapter(base, folder / name, 0.1 * (i + 1), CLASSES.get(name))
-        adapters.add(name, folder / name / "adapter.safetensors", folder / name / "head.safetensors")
-    app = example().build(model, tokenizer, adapters)
+    alone = {None: base_model(place)}
+    for i, (name, about) in enumerate(ADAPTERS.items()):
+        alone[name] = write(place, folder / "runs" / name, *about, size=0.1 * (i + 1))
+    app, registry = serving(place, folder / "runs" / "*")
     with TestClient(app) as client:
-        yield client, app, alone, tokenizer, model
+        yield client, app, alone, AutoTokenizer.from_pretrained(place), registry
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A client, the registry, the base model's folder, and a folder with the adapter "a"."""
+    place, root = save_tiny(tmp_path / "model", "bert"), tmp_path / "root"
+    write(place, root / "a")
+    app, registry = serving(place, root / "*", root=root)
+    with TestClient(app, headers={"authorization": b"Bearer " + TOKEN.encode()}) as client:
+        yield client, registry, place, root
 
 
 def post(client, **body) -> dict:
@@ -85,12 +108,16 @@ def until(true) -> None:
 
 
 def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(served):
-    """Whoever shares the batch: those of one text, of two, and of more than the model reads."""
-    client, app, alone, tokenizer, _ = served
+    """Whoever shares the batch: VeRA's, LoRA's, of other ranks and numbers of classes, a regression; those of
+    one text, of two, and of more than the model reads. All are on the same weights."""
+    client, app, alone, tokenizer, registry = served
     names = list(alone)
     work = [{"adapter": names[i % len(names)], "text": TEXTS[i % len(TEXTS)]} for i in range(60)]
     work = [{**body, **({"text_pair": TEXTS[0]} if i % 7 < 3 else {})} for i, body in enumerate(work)]
     work[8]["text"] = "dog " * 5000
+    weights = [{p.data_ptr() for p in m.model.bert.embeddings.parameters()} for m in registry.models.values()]
+    assert len(weights) == 4
+    assert all(one == weights[0] for one in weights)
     app.state.batches.clear()
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda body: post(client, **body), work))
@@ -100,9 +127,13 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
         texts = [body["text"], *([body["text_pair"]] if "text_pair" in body else [])]
         batch = tokenizer(*texts, truncation=True, max_length=48, return_tensors="pt")
         with torch.no_grad():
-            expected = alone[body["adapter"]](**batch).logits.softmax(-1)[0]
+            (logits,) = alone[body["adapter"]](**batch).logits
+        if body["adapter"] == "stars":
+            assert answer == {"adapter": "stars", "score": pytest.approx(logits.item(), abs=1e-5)}
+            continue
+        expected = logits.softmax(-1)
         probabilities, label = expected.tolist(), int(expected.argmax())
-        if classes := CLASSES.get(body["adapter"]):
+        if classes := ADAPTERS.get(body["adapter"], [None])[-1]:
             probabilities, label = dict(zip(classes, probabilities, strict=True)), classes[label]
         assert answer["probabilities"] == pytest.approx(probabilities, abs=1e-5)
         assert answer["label"] == label
@@ -121,20 +152,25 @@ def test_a_wrong_request_is_refused_and_what_is_served_can_be_asked(served):
         answer = client.post("/classify", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == code
         assert post(client, adapter="a1", text=TEXTS[0])["probabilities"]
-    assert client.get("/adapters").json() == ["a0", "a1", "a2", "a3", "a4"]
-    assert client.get("/health").json() == {"status": "ok", "adapters": 5, "waiting": 0}
+    assert client.get("/adapters").json() == [*ADAPTERS]
+    assert client.get("/health").json() == {"status": "ok", "adapters": 8, "waiting": 0}
     assert client.get("/").url.path == "/docs"
 
 
-def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(served, monkeypatch):
-    client, app, *_, model = served
+def held(registry, name):
+    """The model of an adapter computes its next batch, and ends none before the second event."""
     began, go = threading.Event(), threading.Event()
 
-    def hold(*_):  # the model computes a first request's batch, and ends none before `go` is set
+    def hold(*_):
         began.set()
         go.wait(30)
 
-    hook = model.register_forward_pre_hook(hold)
+    return began, go, registry.residents[name].adapters.model.register_forward_pre_hook(hold)
+
+
+def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(served, monkeypatch):
+    client, app, *_, registry = served
+    began, go, hook = held(registry, "a0")
     monkeypatch.setattr(app.state.waiting, "_maxsize", 3)
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(post, client, adapter="a0", text=TEXTS[0])
@@ -148,28 +184,112 @@ def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(ser
     hook.remove()
 
 
-def test_a_regression_answers_with_a_number(tmp_path):
-    place = save_tiny(tmp_path / "model", "bert")
-    base, tokenizer = base_model(place, labels=1), AutoTokenizer.from_pretrained(place)
-    alone, adapters = write_adapter(base, tmp_path / "stars", 0.3), vera.Adapters(base)
-    adapters.add("stars", *(tmp_path / "stars" / f"{part}.safetensors" for part in ("adapter", "head")))
-    with torch.inference_mode():
-        score = alone(**tokenizer(TEXTS[0], return_tensors="pt")).logits.item()
-    with TestClient(example().build(base, tokenizer, adapters)) as client:
-        answer = post(client, adapter="stars", text=TEXTS[0])
-    assert answer == {"adapter": "stars", "score": pytest.approx(score, abs=1e-5)}
+def put(client, name, folder, code=204):
+    answer = client.put(f"/adapters/{name}", json={"folder": str(folder)})
+    assert answer.status_code == code, answer.text
+    return answer
+
+
+def test_requests_in_flight_keep_the_adapter_that_they_began_with(own):
+    """One that is computed and one that waits, while theirs is replaced, removed, and another one comes."""
+    client, registry, place, root = own
+    old = post(client, adapter="a", text=TEXTS[0])
+    write(place, root / "b", vera.LoRA(rank=4), 3)
+    began, go, hook = held(registry, "a")
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(post, client, adapter="a", text=TEXTS[0])
+        assert began.wait(30)
+        waits = pool.submit(post, client, adapter="a", text=TEXTS[0])
+        until(lambda: client.get("/health").json()["waiting"] == 1)
+        put(client, "a", "b")
+        go.set()
+        assert first.result() == waits.result() == old
+    hook.remove()
+    now = post(client, adapter="a", text=TEXTS[0])
+    assert len(now["probabilities"]) == 3
+    post(client, adapter="a", text=TEXTS[0])
+    until(lambda: [len(adapters) for adapters in registry.models.values()] == [0, 1])  # the old one is gone
+
+
+def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was_there(own, tmp_path):
+    client, registry, place, root = own
+    old = post(client, adapter="a", text=TEXTS[0])
+    put(client, "films", root / "a")
+    assert post(client, adapter="films", text=TEXTS[0]) == old | {"adapter": "films"}
+    write(place, root / "b", size=0.5)
+    put(client, "films", "b")
+    new = post(client, adapter="films", text=TEXTS[0])
+    assert new["probabilities"] != old["probabilities"]
+    whole = (root / "b" / "adapter.safetensors").read_bytes()
+    (root / "b" / "adapter.safetensors").write_bytes(whole[:-1] + b"x")
+    write(place, tmp_path / "outside")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "file").mkdir()
+    (root / "file" / "adapter.safetensors").symlink_to(tmp_path / "outside" / "adapter.safetensors")
+    wrong = ["b", "none", "link", "loop", "file", "../outside", ".", "", "a\0", "a" * 4000]
+    for folder in (*wrong, tmp_path / "outside"):
+        assert "\n" not in put(client, "films", folder, 422).json()["detail"]
+        assert post(client, adapter="films", text=TEXTS[0]) == new
+    registry.words = [str(root / "a"), str(root / "loop")]
+    registry.read()
+    assert post(client, adapter="films", text=TEXTS[0]) == new  # the signal leaves it, too
+    assert client.delete("/adapters/films").status_code == 204
+    assert client.delete("/adapters/films").status_code == 404
+    assert client.get("/adapters").json() == ["a"]
+    assert client.post("/classify", json={"adapter": "films", "text": "a"}).status_code == 404
+
+
+def test_who_has_not_the_token_changes_nothing(own):
+    client, registry, place, root = own
+    ask = [("PUT", {"json": {"folder": "a"}}), ("DELETE", {})]
+    for given in ("", "Bearer", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN} ", f"Basic {TOKEN}", TOKEN):
+        for method, body in ask:
+            answer = client.request(method, "/adapters/a", headers={"authorization": given.encode()}, **body)
+            assert answer.status_code == 401
+    tokenless = example().build(registry, AutoTokenizer.from_pretrained(place))
+    with TestClient(tokenless, headers={"authorization": "Bearer None"}) as other:
+        assert {other.request(method, "/adapters/a", **body).status_code for method, body in ask} == {403}
+    assert client.get("/adapters").json() == ["a"]
+    registry.root = None
+    put(client, "b", root / "a", 422)
+
+
+def test_the_folders_are_read_again(own, capsys):
+    client, registry, place, root = own
+    for name in ("b", "damaged"):
+        write(place, root / name)
+    registry.read()
+    old = {name: post(client, adapter=name, text=TEXTS[0]) for name in ("a", "b", "damaged")}
+    kept = registry.residents["b"]
+    for part in ("adapter", "head"):
+        (root / "a" / f"{part}.safetensors").unlink()
+    write(place, root / "new", vera.LoRA(rank=4), 3)
+    (root / "damaged" / "head.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    registry.read()
+    out, err = capsys.readouterr()
+    assert client.get("/adapters").json() == ["b", "damaged", "new"]
+    assert post(client, adapter="damaged", text=TEXTS[0]) == old["damaged"]
+    assert registry.residents["b"] is kept  # unchanged, it is not read anew
+    assert re.search(r"as it was: .*damaged/head\.safetensors", err)
+    assert "3 adapters on cpu: b, damaged, new\n" in out
+    write(place, root / "b", size=0.6)
+    registry.read()
+    assert post(client, adapter="b", text=TEXTS[0]) != old["b"]
 
 
 @pytest.mark.usefixtures("process")
 def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_path):
     """Which may be overwritten or cut: no answer changes."""
     place = save_tiny(tmp_path / "model", "bert")
-    base = base_model(place)
-    write_adapter(base, tmp_path / "whole", 0.1, ["bad", "good"])
-    write_adapter(base, tmp_path / "headless", 0.1)
+    write(place, tmp_path / "whole", classes=["bad", "good"])
+    write(place, tmp_path / "headless")
     (tmp_path / "headless" / "head.safetensors").unlink()
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
     folders = [f"films={tmp_path / 'whole'}", *(tmp_path / name for name in ("whole", "headless"))]
     command = [sys.executable, SERVE, "--model", place, "--port", "0", *folders]
+    command += ["--token-file", tmp_path / "token", "--adapters-root", tmp_path]
     log = tmp_path / "log"
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
         try:
@@ -180,6 +300,11 @@ def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_p
             answer = post(client, adapter="whole", text=TEXTS[0])
             assert answer["label"] in answer["probabilities"].keys() == {"bad", "good"}
             assert post(client, adapter="films", text=TEXTS[0]) == answer | {"adapter": "films"}
+            client.headers = {"authorization": b"Bearer " + TOKEN.encode()}
+            put(client, "other", "whole")
+            (tmp_path / "headless" / "head.safetensors").hardlink_to(tmp_path / "whole" / "head.safetensors")
+            server.send_signal(signal.SIGHUP)
+            until(lambda: "headless" in client.get("/adapters").json())
             for how in ("content-length: 400000000", "transfer-encoding: chunked"):
                 lines = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json", how]
                 with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30) as raw:
@@ -194,9 +319,9 @@ def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_p
             assert post(client, adapter="whole", text=TEXTS[0]) == answer
             os.truncate(weights, 0)
             assert post(client, adapter="whole", text=TEXTS[0]) == answer
-            headless = client.post("/classify", json={"text": "a"})
-            assert headless.status_code == 422
-            assert "name an adapter" in headless.json()["detail"]
+            nameless = client.post("/classify", json={"text": "a"})
+            assert nameless.status_code == 422
+            assert "name an adapter" in nameless.json()["detail"]
         finally:
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()

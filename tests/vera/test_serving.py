@@ -24,14 +24,17 @@ def logits(output) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
-def train_one(base: nn.Module, seed: int, folder, **settings):
-    return written(base, vera.VeRA(**{"rank": 12, **settings}), folder / str(seed), seed)
+def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
+    return written(base, kind(**{"rank": 12, **settings}), folder / str(seed), seed)
 
 
 @pytest.mark.parametrize(
     ("settings", "architecture"),
     pairs(
-        [{}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}],
+        [
+            *({}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}),
+            *({"kind": vera.LoRA, **more} for more in ({}, {"sites": ["all-linear"]}, {"freeze_a": True})),
+        ],
         ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"],
     ),
 )
@@ -41,7 +44,8 @@ def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
     x, model = torch.randn(6, 3, 16, 16) if "ViT" in architecture else ids(), copy.deepcopy(base)
     adapters, alone = vera.Adapters(model), {None: base}
     for seed, name in enumerate(("a", "b", "c")):
-        own = {"dropout": seed / 10} | ({} if "vectors" in settings else {"d_init": 0.1 + seed / 5})
+        starts_alike = {"vectors", "kind"} & settings.keys()
+        own = {"dropout": seed / 10} | ({} if starts_alike else {"d_init": 0.1 + seed / 5})
         alone[name], path, head = train_one(base, seed, tmp_path, **settings, **own)
         has_head = bool(dict(vera.sites.head_parameters(base)))
         adapters.add(name, path, head if has_head else None)
@@ -75,13 +79,13 @@ def same(one, other):
     assert torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generating_with_another_adapter_for_each_prompt(beams, tmp_path):
+@pytest.mark.parametrize(("beams", "kind"), [(1, vera.VeRA), (3, vera.VeRA), (3, vera.LoRA)])
+def test_generating_with_another_adapter_for_each_prompt(beams, kind, tmp_path):
     base = tiny("GPT-2")
     model, alone = copy.deepcopy(base), {}
     adapters = vera.Adapters(model)
     for seed in range(3):
-        alone[str(seed)], path, _ = train_one(base, seed, tmp_path)
+        alone[str(seed)], path, _ = train_one(base, seed, tmp_path, kind)
         adapters.add(str(seed), path)
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     settings["num_beams"] = beams
@@ -105,7 +109,7 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
         ("its projection_seed is 1", train_one(base, 8, tmp_path, projection_seed=1)[1], None),
         ("its sites is", train_one(base, 9, tmp_path, sites=["key"])[1], None),
         ("other base weights", train_one(tiny_model(seed=5), 10, tmp_path)[1], None),
-        *(("a lora adapter", tmp_path / "lora", None), ("damaged", damaged, None)),
+        *(("its kind is lora", tmp_path / "lora", None), ("damaged", damaged, None)),
         ("no such file", tmp_path / "none", None),
         ("not a file of the format", files["bob"], files["bob"]),
     ):
@@ -121,6 +125,8 @@ def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     adapters = vera.Adapters(base)
     with refused("other base weights", base):
         adapters.add("a", train_one(tiny_model(seed=5), 0, tmp_path)[1])
+    with refused("a bitfit adapter", base):
+        adapters.add("a", written(base, vera.BitFit(), tmp_path / "bitfit")[1])
     adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
     adapters.unload()
     assert modules(base) == plain

@@ -16,6 +16,10 @@ class Change(nn.Module):
 
     inputs: int
     outputs: int
+    #: The parameters of each sample of a batch, (samples, ...), in place of its own (vera.Adapters).
+    rows: dict[str, Tensor] | None = None
+    #: Whether a batch may be a multiple of the rows (beams): each row is then repeated.
+    repeats = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -25,6 +29,14 @@ class Change(nn.Module):
         if parameter is None:
             raise AdapterError(f"{type(self).__name__} has no nn.Parameter: what is to be trained is one")
         return parameter.dtype
+
+    def of_samples(self, count: int) -> dict[str, Tensor]:
+        """The rows of so many samples. Raises AdapterError where they are of another number."""
+        rows = self.rows or {}
+        times, rest = divmod(count, given := max(map(len, rows.values()), default=1))
+        if rest or (times != 1 and not self.repeats):
+            raise AdapterError(f"a layer gets {count} samples, for {given} adapter names")
+        return {n: rows[n] if times == 1 else rows[n].repeat_interleave(times, 0) for n in rows}
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""

@@ -80,6 +80,12 @@ class LoRAChange(LowRankChange):
     def factors(self) -> tuple[Tensor, ...]:
         return self.A, self.B
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows is None:
+            return super().forward(x)
+        a, b = self.of_samples(len(x)).values()
+        return self.scale * torch.einsum("s...i,sri,sor->s...o", self.dropout(x), a, b)
+
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vera.errors import AdapterError
 from vera.kernels import frozen_linear
 from vera.methods.layers import Change, adapter_dtype
 from vera.projections import ProjectionSpec, fingerprint
@@ -52,10 +51,6 @@ class VeRAChange(Change):
             vector = nn.Parameter(torch.full((length,), value, **at)) if name in method.vectors else None
             self.register_parameter(name, vector)
         self.dropout = nn.Dropout(method.dropout)
-        #: b and d of each sample of a batch, in place of the two above (vera.Adapters).
-        self.rows: tuple[Tensor | None, Tensor | None] | None = None
-        #: Whether a batch may be a multiple of the rows (beams): each row is then repeated.
-        self.repeats = False
 
     @property
     def pair(self) -> Projections:
@@ -83,13 +78,9 @@ class VeRAChange(Change):
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.rows is not None:
-            count = next(len(v) for v in self.rows if v is not None)
-            times, rest = divmod(len(u), count)
-            if rest or (times != 1 and not self.repeats):
-                raise AdapterError(f"a layer gets {len(u)} samples, for {count} adapter names")
-            # (samples, length) beside (samples, ..., length)
-            shape = len(u), *[1] * (u.dim() - 2), -1
-            b, d = (v if v is None else v.repeat_interleave(times, 0).view(shape) for v in self.rows)
+            shape = len(u), *[1] * (u.dim() - 2), -1  # (samples, length) beside (samples, ..., length)
+            own = {name: v.view(shape) for name, v in self.of_samples(len(u)).items()}
+            b, d = own.get("b"), own.get("d")
         v = frozen_linear(u if d is None else d * u, self.B)
         return v if b is None else b * v
 
