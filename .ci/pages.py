@@ -4,10 +4,12 @@ for each package, from the docstrings, and the published records: as a table wit
 
 import io
 import re
+import tomllib
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from analysis.frame import cells, runs
 from analysis.records import flat
@@ -42,6 +44,17 @@ STYLE = """.md-grid { max-width: 75rem }
 """
 #: Files of the root that pages link to.
 LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """The project's address, where pyproject.toml has one."""
+    config.repo_url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get(
+        "Repository"
+    )
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return re.sub(r"(git clone |git\+)URL\b", rf"\1{config.repo_url or 'URL'}", markdown)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

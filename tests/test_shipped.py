@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -84,6 +85,13 @@ def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(argv
     assert text.endswith(": no_such_package, nor_this. pip install 'vera-bench[bench]'\n")
     assert text.count("\n") == 1
     assert error is ImportError or raised.value.code == 2
+
+
+def test_one_version_stands_wherever_it_is_named():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    newest = re.findall(r"^## (\S+) \(", (ROOT / "CHANGELOG.md").read_text(), re.M)[-1]
+    wheels = re.findall(r"vera_bench-([\d.]+)-py3", (ROOT / "docs" / "quickstart.md").read_text())
+    assert {citation, newest, *wheels} == {PROJECT["version"]}
 
 
 # --- constraints.txt
