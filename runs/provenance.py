@@ -47,14 +47,31 @@ MAKING = ("vera", "tasks", "runs", "conf")
 @cache
 def code_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
-    folder of MAKING holds a file that is neither tracked nor ignored. As it was when this process, or the one
-    that it was forked from, first asked; of an installed wheel, when it was built. None without a git
-    checkout. Records are not code: one that is published changes nothing."""
+    folder of MAKING holds a file that is neither tracked nor ignored. upstream, altered: as `upstream` and
+    `altered`. As it was when this process, or the one that it was forked from, first asked; of an installed
+    wheel commit and dirty alone, when it was built. None without a git checkout. Records are not code: one
+    that is published changes nothing."""
     if (commit := git("rev-parse", "HEAD")) is None:
         return built_from()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!runs/records")
     new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
-    return {"commit": commit, "dirty": bool(changed or new)}
+    ours = {"upstream": upstream(), "altered": altered()}
+    return {"commit": commit, "dirty": bool(changed or new), **ours}
+
+
+def upstream() -> str | None:
+    """The newest commit of this checkout's history that the project has: of the remote "upstream" or else of
+    origin's main branch; without either, the last one. None without a git checkout."""
+    own = "refs/remotes/origin/HEAD"
+    refs = git("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
+    refs = refs or git("rev-parse", "--verify", "--quiet", own) or "HEAD"
+    return git("merge-base", "HEAD", *refs.split())
+
+
+def altered() -> list[str]:
+    """The project's own files in MAKING that differ from `upstream` or are gone; added files do not count."""
+    words = ("diff", "--name-only", "-z", "--no-renames", "--diff-filter=a", f"{upstream()}")
+    return [*filter(None, (git(*words, "--", *MAKING, ":!runs/records") or "").split("\0"))]
 
 
 def _digest(path: Path) -> str:
@@ -88,7 +105,7 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    files = [path, *_imports(path)]
+    files = [path, *imports_of(path)]
     now = [_digest(file) for file in files]
     began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
     imports = hashlib.sha256(" ".join(began[1:]).encode()).hexdigest()[:16]
@@ -110,7 +127,7 @@ def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | Non
     return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
 
 
-def _imports(path: Path) -> list[Path]:
+def imports_of(path: Path) -> list[Path]:
     """The modules in a file's folder that it imports, and those that they import; of a package none, since
     all its files count."""
     found = [path] if path.is_file() else []

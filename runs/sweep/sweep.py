@@ -20,6 +20,7 @@ from runs.errors import UserError, interrupted_words, rank
 from runs.fork_server import start_fork_server
 from runs.identity import check_ids, final_ids, identify, start_file
 from runs.methods import make_method, refusal
+from runs.provenance import code_state
 from runs.record import Record, finished_record, hash_of, is_trial, read_record, sweep_up_dead, write_sweep
 from runs.record.text import duration, plural
 from runs.run import Run
@@ -136,6 +137,11 @@ def preflight(runs: list[Run]) -> None:
             # Evaluation images are preprocessed once for all runs, which shows that they can be read
             task.prepare(preprocessing(folder), 0)
         notes += [*task.notes, *task.advice]
+    if others := code_state().get("altered"):
+        what = (
+            f"{others[0]}{f' and {len(others) - 1} more' * (len(others) > 1)}: changed, of the project itself"
+        )
+        notes.append(f"{what}. A result of changed code cannot be submitted (runs.publish out=)")
     gaps: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
         gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None

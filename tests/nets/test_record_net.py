@@ -17,7 +17,7 @@ ELSEWHERE = re.compile(
 
 
 def masked(value, where=""):
-    if where.endswith((".cuda", ".commit", ".dirty")):  # which may be null
+    if where.endswith((".cuda", ".commit", ".dirty", ".upstream", ".altered")):  # may be null
         return "masked"
     if ELSEWHERE.search(where) and not isinstance(value, dict):
         return type(value).__name__

@@ -363,7 +363,7 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(checkout):
     inner.touch(), other.touch()
     for line in IMPORTS:
         mine.write_text(f"import os\n{line}\n")
-        assert provenance._imports(mine) == [inner, layer], line
+        assert provenance.imports_of(mine) == [inner, layer], line
     commit(checkout)
     source = provenance._source(mine)
     other.write_text("edited\n")
