@@ -6,18 +6,16 @@
     curl localhost:8000/classify -H 'content-type: application/json' \
       -d '{"adapter": "films", "text": "A lovely film."}'
 
-A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names of the classes. An
-answer has the class by name, or by number where the head has no names. An adapter without a head uses the
-base model's. If that has none either, the server leaves the adapter out, and refuses requests that name no
-adapter.
+A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names of the classes, which
+answers have (numbers where it has no names). An adapter without a head uses the base model's. If that has
+none either, the server leaves the adapter out, and refuses requests that name no adapter.
 
 SIGHUP (kill -HUP) reads the folders again: new, changed and gone adapters. With a token in VERA_SERVE_TOKEN
 or --token-file, `PUT /adapters/NAME {"folder": ...}` and `DELETE /adapters/NAME` change them over HTTP. A
 request keeps the adapter that it began with, and a damaged adapter leaves the one that was there.
 
-Requests that arrive while a batch is computed wait and form the next batch: there is no timer, and no delay
-without load. A full queue answers 503, and a body over a megabyte 413. Questions need no token: other
-machines need a proxy that has a login.
+Requests that arrive while a batch is computed form the next one: there is no timer, and no delay without
+load. A full queue answers 503, a body over a megabyte 413. Questions need no token: put a login before it.
 """
 
 import argparse
@@ -26,16 +24,14 @@ import contextlib
 import copy
 import glob
 import hashlib
-import itertools
 import json
 import os
 import secrets
 import signal
 import sys
 import threading
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +54,7 @@ from vera.checked_file import read_file
 from vera.errors import first_line
 from vera.sites import head_parameters
 
-LARGEST_BATCH = 64  # requests
-LONGEST_QUEUE = 256  # requests
+LARGEST_BATCH, LONGEST_QUEUE = 64, 256  # requests
 LARGEST_BODY = 1_000_000  # bytes
 ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 
@@ -87,14 +82,9 @@ class Source(BaseModel, extra="forbid"):
     folder: str = Field(max_length=4096, description="of an adapter, below --adapters-root")
 
 
-# --- the adapters
-
-
 def load(folder: str) -> tuple[Any, Any, bool]:
-    """The base model, its tokenizer, and whether it has a trained head of its own.
-
-    Raises OSError, ValueError or SafetensorError where the folder holds no such model.
-    """
+    """The base model, its tokenizer, and whether it has a trained head of its own. Raises OSError, ValueError
+    or SafetensorError where the folder holds no such model."""
     model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     for tensor in [*model.parameters(), *model.buffers()]:
         # transformers maps the file: writing to it would change answers, cutting it would kill the server.
@@ -104,8 +94,7 @@ def load(folder: str) -> tuple[Any, Any, bool]:
 
 def sharing(base: Any, output: str, labels: int) -> Any:
     """A copy with the same weights in memory, but for its last layer, which gets so many outputs."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
-    model = copy.deepcopy(base, memo)
+    model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if labels != base.config.num_labels:
         layer = model.get_submodule(output.rpartition(".")[0])
         for name, p in list(layer.named_parameters(recurse=False)):
@@ -115,7 +104,7 @@ def sharing(base: Any, output: str, labels: int) -> Any:
 
 @dataclass(eq=False)
 class Resident:
-    """An adapter in memory, for as long as a name or a request has it; without a key, the base model."""
+    """An adapter in memory; without a key, the base model."""
 
     adapters: vera.Adapters
     key: str | None
@@ -138,10 +127,9 @@ class Registry:
         self.models: dict[str, vera.Adapters] = {}  # by method, settings and labels
         self.residents: dict[str, Resident] = {}
         self.added: dict[str, Path] = {}  # the folders of `put`
-        self.unused: deque[tuple[vera.Adapters, str]] = deque()
-        self.numbers = itertools.count()
         self.changing = threading.RLock()  # one change of the adapters at a time
-        self.busy = threading.Lock()  # a model takes one call at a time
+        self.computing = ThreadPoolExecutor(1)  # has the models, which take one call at a time, in this order
+        self.ordering = threading.Lock()  # of an adapter with what is submitted for it
 
     def read(self) -> None:
         """Reads the folders: adds new and changed adapters, removes those that are gone. One that cannot be
@@ -150,16 +138,16 @@ class Registry:
             words = [path for word in self.words for path in sorted(glob.glob(word)) or [word]]
             wanted = dict(map(named_folder, words)) | self.added
             for name in [*self.residents]:
-                if name not in wanted or not (wanted[name] / ADAPTER).is_file():
-                    self.remove(name)
+                if name not in wanted or not os.path.isfile(wanted[name] / ADAPTER):
+                    self.replace(name)
             for name, folder in wanted.items():
                 try:
                     (self.put if name in self.added else self.add)(name, folder)
-                except (vera.AdapterError, OSError, ValueError, RuntimeError) as error:  # a loop of links
+                except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links
                     kept = "left as it was" if name in self.residents else "left out"
                     print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
-            count, shown = len(self.residents), ", ".join([*self.residents][:5])
-            shown += ", ..." if count > 5 else ""
+            count = len(self.residents)
+            shown = ", ".join([*self.residents][:5]) + ", ..." * (count > 5)
             print(f"{count} adapter{'s' * (count != 1)} on {self.base.device}: {shown}", flush=True)
 
     def put(self, name: str, folder: str | Path) -> None:
@@ -167,54 +155,47 @@ class Registry:
         if self.root is None:
             raise vera.AdapterError("started without --adapters-root: no folder is read")
         inside = (self.root / folder).resolve()
-        for path in (inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()):
-            if self.root.resolve() not in path.parents:
-                raise vera.AdapterError("folder: not below --adapters-root")
+        paths = inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()
+        if not all(self.root.resolve() in path.parents for path in paths):
+            raise vera.AdapterError("folder: not below --adapters-root")
         with self.changing:
             self.add(name, inside)
             self.added[name] = inside
 
     def add(self, name: str, folder: Path) -> None:
         """Serves a folder's adapter under a name, in place of another one. Raises AdapterError or OSError,
-        with nothing changed, where it does not fit."""
-        with self.changing:
-            hashes = check_record(folder)
-            if name in self.residents and self.residents[name].hashes == hashes:
-                return
-            file, head = folder / ADAPTER, folder / HEAD if HEAD in hashes else None
-            if ADAPTER not in hashes:  # a run of the head alone, of all weights, or a trial
-                raise vera.AdapterError(f"{folder}: no {ADAPTER}")
-            if not (self.own_head or head):
-                raise vera.AdapterError(f"{folder}: no {HEAD}, nor a head in the base model")
-            labels, classes = self.base.config.num_labels, self.alone.classes
-            if head:
-                shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
-                labels, classes = shape[0] if shape else labels, vera.read_classes(head)
-            settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}  # which may differ
-            kind = f"{labels} {sorted(settings.items())}"
-            if kind not in self.models:
-                self.models[kind] = vera.Adapters(sharing(self.base, self.output, labels))
-            adapters, key = self.models[kind], f"{name} {next(self.numbers)}"  # apart from the one before
-            with self.busy if len(adapters) else contextlib.nullcontext():
-                adapters.add(key, file, head)
-            self.residents[name] = Resident(adapters, key, classes, hashes)
-            weakref.finalize(self.residents[name], self.unused.append, (adapters, key))
-        self.free()
+        with nothing changed, where it does not fit. For `read` and `put`."""
+        hashes = check_record(folder)
+        if name in self.residents and self.residents[name].hashes == hashes:
+            return
+        file, head = folder / ADAPTER, folder / HEAD if HEAD in hashes else None
+        if ADAPTER not in hashes:  # a run of the head alone, of all weights, or a trial
+            raise vera.AdapterError(f"{folder}: no {ADAPTER}")
+        if not (self.own_head or head):
+            raise vera.AdapterError(f"{folder}: no {HEAD}, nor a head in the base model")
+        labels, classes = self.base.config.num_labels, self.alone.classes
+        if head:
+            shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
+            labels, classes = shape[0] if shape else labels, vera.read_classes(head)
+        settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}  # which may differ
+        kind, key = f"{labels} {sorted(settings.items())}", secrets.token_hex(8)
+        if (adapters := self.models.get(kind)) is None:  # nothing is computed by it yet
+            adapters = vera.Adapters(sharing(self.base, self.output, labels))
+            adapters.add(key, file, head)
+            self.models[kind] = adapters
+        else:
+            self.computing.submit(adapters.add, key, file, head).result()
+        self.replace(name, Resident(adapters, key, classes, hashes))
 
-    def remove(self, name: str) -> bool:
-        """Whether there was an adapter of this name."""
-        with self.changing:
+    def replace(self, name: str, successor: Resident | None = None) -> bool:
+        """Whether there was an adapter of this name. It leaves its model after the requests that have it."""
+        with self.changing, self.ordering:
+            before = self.residents.get(name)
+            self.residents = {n: r for n, r in (self.residents | {name: successor}).items() if r}
             self.added.pop(name, None)
-            known = self.residents.pop(name, None) is not None
-        self.free()
-        return known
-
-    def free(self) -> None:
-        """Forgets the adapters that no name and no request has any more."""
-        while self.unused:
-            with self.busy, contextlib.suppress(IndexError):  # another thread was quicker
-                adapters, key = self.unused.popleft()
-                adapters.remove(key)
+            if before:
+                self.computing.submit(before.adapters.remove, before.key)
+        return before is not None
 
 
 def named_folder(word: str) -> tuple[str, Path]:
@@ -226,89 +207,66 @@ def named_folder(word: str) -> tuple[str, Path]:
 
 
 def check_record(folder: Path) -> dict[str, str]:
-    """The hashes of a folder's files. Raises AdapterError where one is not what the run's record, if it lies
-    beside, names."""
-    path = folder.resolve().parents[1] / "records" / f"{folder.resolve().name}.json"
-    files: Any = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or an older one
-        files = json.loads(path.read_bytes()).get("files")
-    there = [name for name in (ADAPTER, HEAD) if (folder / name).is_file()]
-    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
-    for name in there if isinstance(files, dict) else ():
-        if files.get(name, hashes[name]) != hashes[name]:
+    """The hashes of a folder's files. Raises AdapterError where the run's record, if any, has others."""
+    path = folder.resolve().parent.parent / "records" / f"{folder.resolve().name}.json"
+    named: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no record, or an older one
+        named = dict(json.loads(path.read_bytes())["files"])
+    files = [folder / name for name in (ADAPTER, HEAD)]
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    for name, digest in hashes.items():
+        if named.get(name, digest) != digest:
             raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")
     return hashes
 
 
-# --- the server
-
-
 def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastAPI:
     """The application around a registry; token: of those who may change its adapters."""
-    waiting: asyncio.Queue[tuple[Question, Resident, asyncio.Future[Answer]]] = asyncio.Queue(LONGEST_QUEUE)
-    computing = ThreadPoolExecutor(1)
-
+    waiting: deque[tuple[Question, Resident, asyncio.Future[Answer]]] = deque()
     # RoBERTa's and MPNet's positions begin after the padding index
     tables = [m for name, m in registry.base.named_modules() if name.endswith("position_embeddings")]
-    padding = getattr(tables[0], "padding_idx", None) if tables else None
-    first = 0 if padding is None else padding + 1
+    first = 1 + next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), -1)
     limit = min(tokenizer.model_max_length, registry.base.config.max_position_embeddings - first)
 
     def answer(question: Question, resident: Resident, outputs: torch.Tensor) -> Answer:
-        name, classes = question.adapter, resident.classes
         if len(outputs) == 1:
-            return Answer(adapter=name, score=float(outputs))
-        row = outputs.softmax(-1).tolist()
-        best = max(range(len(row)), key=row.__getitem__)
-        if classes is None:
-            return Answer(adapter=name, label=best, probabilities=row)
-        return Answer(adapter=name, label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
+            return Answer(adapter=question.adapter, score=float(outputs))
+        row, classes = outputs.softmax(-1).tolist(), resident.classes
+        label = (classes or range(len(row)))[int(outputs.argmax())]
+        probabilities = dict(zip(classes, row, strict=True)) if classes else row
+        return Answer(adapter=question.adapter, label=label, probabilities=probabilities)
 
     def compute(work: Sequence[tuple[Question, Resident]]) -> list[Answer | Exception]:
         """The answers of one model. A question that cannot be computed fails alone."""
         adapters = work[0][1].adapters
         names = {"adapter_names": [resident.key for _, resident in work]} if len(adapters) else {}
-        texts = [[q.text] if q.text_pair is None else [q.text, q.text_pair] for q, _ in work]
         try:
             # Each text is tokenised by itself, then padded: one request cannot change another's answer.
-            tokens = [tokenizer(*t, truncation=True, max_length=limit) for t in texts]
+            tokens = [tokenizer(q.text, q.text_pair, truncation=True, max_length=limit) for q, _ in work]
             batch = tokenizer.pad(tokens, return_tensors="pt").to(registry.base.device)
-            with registry.busy, torch.inference_mode():
+            with torch.inference_mode():
                 logits = adapters.model(**batch, **names).logits.float().cpu()
             return [answer(*one, row) for one, row in zip(work, logits, strict=True)]
         except Exception as error:
             return [error] if len(work) == 1 else [compute([one])[0] for one in work]
 
-    async def answer_batch() -> None:
-        batch = [await waiting.get()]
-        while len(batch) < LARGEST_BATCH and not waiting.empty():
-            batch.append(waiting.get_nowait())
+    def answer_waiting() -> None:
+        """A batch of those that wait. Each request submits this once, which answers it at the latest."""
+        batch = [waiting.popleft() for _ in range(min(len(waiting), LARGEST_BATCH))]
         app.state.batches.append(len(batch))
         for adapters in {resident.adapters: None for _, resident, _ in batch}:
             alike = [one for one in batch if one[1].adapters is adapters]
-            work = [(question, resident) for question, resident, _ in alike]
-            answers = await asyncio.get_running_loop().run_in_executor(computing, compute, work)
-            for (*_, future), answer in zip(alike, answers, strict=True):
-                if future.done():  # nobody waits for it any more
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+            futures, answers = [one[2] for one in alike], compute([one[:2] for one in alike])
+            futures[0].get_loop().call_soon_threadsafe(deliver, futures, answers)
 
-    async def work() -> None:
-        while True:
-            await answer_batch()
-            registry.free()
+    def deliver(futures: Sequence[asyncio.Future[Answer]], answers: Sequence[Answer | Exception]) -> None:
+        for future, own in zip(futures, answers, strict=True):
+            if not future.done():  # somebody waits for it still
+                (future.set_exception if isinstance(own, Exception) else future.set_result)(own)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        worker = asyncio.create_task(work())
-        yield
-        worker.cancel()
-
-    app = FastAPI(title="VeRA adapters", lifespan=lifespan, max_body_size=LARGEST_BODY)
+    app = FastAPI(title="VeRA adapters", max_body_size=LARGEST_BODY)
     app.state.batches, app.state.waiting = deque(maxlen=1000), waiting  # to look at
+    app.add_route("/", lambda _: RedirectResponse("/docs"))
 
     @app.exception_handler(RequestValidationError)
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
@@ -316,13 +274,9 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
         problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
         return JSONResponse({"detail": problems}, 422)
 
-    @app.get("/", include_in_schema=False)
-    async def start() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", adapters=len(registry.residents), waiting=waiting.qsize())
+        return Health(status="ok", adapters=len(registry.residents), waiting=len(waiting))
 
     @app.get("/adapters")
     async def names() -> list[str]:
@@ -339,56 +293,51 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
     def put(name: str, source: Source) -> None:
         try:
             registry.put(name, source.folder)
-        except (vera.AdapterError, OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+        except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links, a NUL
             raise HTTPException(422, first_line(error)) from None
 
     @app.delete("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
     def delete(name: str) -> None:
-        if not registry.remove(name):
+        if not registry.replace(name):
             raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer:
         if question.adapter is None and not registry.own_head:
             raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
-        resident = registry.alone if question.adapter is None else registry.residents.get(question.adapter)
-        if resident is None:
-            known = f"GET /adapters lists the {len(registry.residents)} here"
-            raise HTTPException(404, f"no adapter {question.adapter!r}: {known}")
+        if len(waiting) >= LONGEST_QUEUE:
+            raise HTTPException(503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        try:
-            waiting.put_nowait((question, resident, future))
-        except asyncio.QueueFull:
-            refusal = f"{LONGEST_QUEUE} requests wait already"
-            raise HTTPException(503, refusal, {"Retry-After": "1"}) from None
+        with registry.ordering:
+            resident = registry.alone if (name := question.adapter) is None else registry.residents.get(name)
+            if resident is None:
+                raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
+            waiting.append((question, resident, future))
+            registry.computing.submit(answer_waiting)
         return await future
 
     return app
 
 
 def main() -> None:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    add = parser.add_argument
-    pattern = "folders of runs, or a quoted pattern, which SIGHUP expands again; NAME: to serve one under"
-    add("folders", nargs="*", metavar="[NAME=]FOLDER", help=f"{pattern} (otherwise the folder's)")
+    form = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = form.add_argument
+    add("folders", nargs="*", metavar="[NAME=]FOLDER", help="runs, or a quoted pattern for SIGHUP to expand")
     add("--model", required=True, help="the base model's folder, or its name on the hub")
     add("--adapters-root", type=Path, help="the folder below which PUT may name folders (none: no PUT)")
-    token = "a file with the token of PUT and DELETE (else the variable VERA_SERVE_TOKEN; neither: refused)"
-    add("--token-file", type=Path, help=token)
+    add("--token-file", type=Path, help="has the token of PUT and DELETE (else VERA_SERVE_TOKEN; or none)")
     add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
     add("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
     add("--port", type=int, default=8000, help="the port to listen at (8000; 0: a free one)")
-    options = parser.parse_args()
+    options = form.parse_args()
     transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    try:  # there may be no such file, model or device
         token = options.token_file.read_text().strip() if options.token_file else None
         model, tokenizer, own_head = load(options.model)
         model.to(device)
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        # No such file, model or device
         sys.exit(f"error: --model {options.model} on {device}: {first_line(error)}")
     registry = Registry(model, own_head, options.folders, options.adapters_root)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=registry.read).start())

@@ -171,12 +171,12 @@ def held(registry, name):
 def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(served, monkeypatch):
     client, app, *_, registry = served
     began, go, hook = held(registry, "a0")
-    monkeypatch.setattr(app.state.waiting, "_maxsize", 3)
+    monkeypatch.setattr(example(), "LONGEST_QUEUE", 3)
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(post, client, adapter="a0", text=TEXTS[0])
         assert began.wait(30)
         waiting = [pool.submit(post, client, adapter="a1", text=TEXTS[i]) for i in range(3)]
-        until(lambda: app.state.waiting.qsize() == 3)
+        until(lambda: len(app.state.waiting) == 3)
         full = client.post("/classify", json={"adapter": "a1", "text": "a"})
         go.set()
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (503, True)
@@ -209,6 +209,46 @@ def test_requests_in_flight_keep_the_adapter_that_they_began_with(own):
     assert len(now["probabilities"]) == 3
     post(client, adapter="a", text=TEXTS[0])
     until(lambda: [len(adapters) for adapters in registry.models.values()] == [0, 1])  # the old one is gone
+
+
+def test_the_last_adapter_of_a_kind_goes_while_the_next_one_comes(own):
+    """The model is the base model again before it takes the next one: PUT waits for that."""
+    client, registry, place, root = own
+    write(place, root / "b", size=0.5)
+    put(client, "only", "b")
+    expected = post(client, adapter="only", text=TEXTS[0])["probabilities"]
+    registry.replace("only")
+    adapters, (began, go) = registry.residents["a"].adapters, (threading.Event(), threading.Event())
+    forget = adapters.unload
+
+    def slowly():
+        adapters.vectors.clear()
+        began.set()
+        go.wait(30)
+        forget()
+
+    adapters.unload = slowly
+    with ThreadPoolExecutor(2) as pool:
+        gone = pool.submit(client.delete, "/adapters/a")
+        assert began.wait(30)
+        comes = pool.submit(put, client, "only", "b")
+        time.sleep(0.3)
+        go.set()
+        assert (gone.result().status_code, comes.result().status_code) == (204, 204)
+    assert post(client, adapter="only", text=TEXTS[0])["probabilities"] == pytest.approx(expected)
+
+
+def test_a_regression_on_scaled_labels_answers_in_the_units_of_the_labels(own):
+    client, _, place, root = own
+    torch.manual_seed(5)
+    alone = write(place, root / "stars", vera.LoRA(rank=2), 1)
+    vera.save_head(alone, root / "stars" / "head.safetensors", scaling=(200.0, 30.0))
+    put(client, "stars", "stars")
+    batch = AutoTokenizer.from_pretrained(place)(TEXTS[0], return_tensors="pt")
+    with torch.no_grad():
+        scaled = alone(**batch).logits.item()
+    expected = {"adapter": "stars", "score": pytest.approx(200 + 30 * scaled, rel=1e-5)}
+    assert post(client, adapter="stars", text=TEXTS[0]) == expected
 
 
 def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was_there(own, tmp_path):
