@@ -20,7 +20,7 @@ SELECTED = {
 }
 #: In what rows that were not measured alike differ.
 MEASURED = {"protocol": "protocol", "train_rows": "training rows", "dev_rows": "dev rows", "data": "data"}
-MEASURED |= {"reported": "epoch"}
+MEASURED |= {"reported": "epoch", "metric": "metric"}
 PAGE = "How to read it: docs/tables.md."
 
 

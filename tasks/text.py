@@ -144,7 +144,8 @@ def load(settings: Any) -> TextTask:
         if len(training) == 1:
             raise DataError(f"{where}: one row, and without a dev file (task.dev_file) two are the least")
         held = training[::10]
-        notes.append(f"no dev file: {len(held)} of the {len(training)} training rows are held out for it")
+        of = f"every tenth, {len(held)} of the {len(training)} training rows"
+        notes.append(f"no dev file: {of} are held out for it")
         training = [row for i, row in enumerate(training) if i % 10]
     for table in tables.values():
         check_columns(table, settings)
@@ -152,8 +153,9 @@ def load(settings: Any) -> TextTask:
     metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
     if metric not in METRICS:
         raise DataError(f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}")
-    if classes is None and metric != "pearson":
-        raise DataError(f"{where}: its labels are numbers: not task.metric={metric}")
+    if (classes is None) != (metric == "pearson"):
+        kind = "numbers" if classes is None else "classes"
+        raise DataError(f"{where}: its labels are {kind}: not task.metric={metric}")
     if settings.get("scale_labels"):
         check(settings, "scale_labels", settings["scale_labels"] is True, "true or false")
         check(settings, "scale_labels", classes is None, "false: its labels are classes, not numbers")
@@ -173,6 +175,8 @@ def load(settings: Any) -> TextTask:
     if classes and not settings.get("prepare"):
         more = f" and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
         task.advice = [f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:LISTED]))}{more}"]
+        if absent := len({*range(len(classes))} - {*splits["dev"].labels}):
+            task.advice.append(f"{name}: {absent} of them have no dev row")
     return task
 
 
@@ -250,7 +254,8 @@ def read_csv(path: Path, form: Mapping[str, Any], header: Sequence[str] | None =
             for row in reader:
                 if None in row or None in row.values():
                     count = len(reader.fieldnames or [])
-                    raise DataError(f"{path} line {reader.line_num}: not {count} columns")
+                    tabs = ". A .tsv has no quoting, a .csv has" if form.get("delimiter") == "\t" else ""
+                    raise DataError(f"{path} line {reader.line_num}: not {count} columns{tabs}")
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
@@ -305,7 +310,8 @@ def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: 
     if classes is not None and finite and str(value) in classes:
         return classes.index(str(value))
     kind = f"one of {listed(classes)}" if classes and finite else "a finite number of 32 bits"
-    raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}")
+    mend = ". Numbers to predict: task.regression=true" if classes and number is not None else ""
+    raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}{mend}")
 
 
 def mean_and_spread(labels: Sequence[float]) -> tuple[float, float]:

@@ -70,7 +70,8 @@ def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = 
     _summary(done, time.monotonic() - started)
     ended = first and not done.signal and (whole or not done.failed)
     if ended and not all(is_trial(run.config) or run.config["train"].get("max_steps") for run in runs):
-        which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={runs[0].task}"
+        task = runs[0].config["task"]["name"]
+        which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={task}"
         _show_table(output, which.split(), launch.table and whole)
     return done
 

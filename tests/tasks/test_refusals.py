@@ -171,6 +171,7 @@ FAULTS = {
         *((f"{SCORES}x,{x}\n", "a.csv line 22: label ") for x in ("b", "9" * 400))
     ],
     "text a.csv metric=accuracy": [("text,label\nx,0.5\ny,1.5\n", "a.csv: its labels are numbers")],
+    "text a.csv metric=pearson": [("text,label\nx,a\ny,b\n", "a.csv: its labels are classes")],
     "text a.csv metric=f1": [("text,label\nx,1\ny,2\n", "no metric 'f1' (task.metric)")],
     "text a.csv dev_file=null": [("text,label\nx,1\n", "a.csv: one row")],
     "text a.jsonl": [

@@ -182,7 +182,7 @@ def test_training_rows_take_the_dev_sets_place(tmp_path):
     scores = write(tmp_path / "scores.csv", [(f"text {i}", i / 7) for i in range(30)])
     regression = load(scores, holdout=0.2)
     assert sizes(regression) == {"train": 22, "dev": 5}
-    assert regression.notes[0] == "no dev file: 3 of the 30 training rows are held out for it"
+    assert regression.notes[0] == "no dev file: every tenth, 3 of the 30 training rows are held out for it"
     # Without task.holdout, a fixed tenth
     assert load(scores).splits["dev"].texts == ["text 0", "text 10", "text 20"]
 
@@ -209,7 +209,9 @@ def test_own_classes_are_told_before_a_run_and_some_of_many_by_an_error(tmp_path
     """Or a typo, or another case, would be a class that nobody notices."""
     rows = [("a", "Good"), ("b", "good"), ("c", "bad "), ("d", "bad")] * 3
     task = load(write(tmp_path / "a.csv", rows))
-    assert task.advice == ["mine: 4 classes: 'Good', 'bad', 'bad ', 'good'"]
+    classes, absent = task.advice  # every tenth row is one of dev: 'Good' and 'bad '
+    assert classes == "mine: 4 classes: 'Good', 'bad', 'bad ', 'good'"
+    assert absent == "mine: 2 of them have no dev row"
     assert not any("classes" in note for note in task.notes)
     many = write(tmp_path / "b.csv", [(f"text {i}", f"c{i // 3:02}") for i in range(60)])
     assert load(many).advice[0].endswith("'c11' and 8 more")
