@@ -241,7 +241,7 @@ def test_words_name_the_runs_that_have_finished(alpaca_words, tmp_path, capsys):
     for named, *more in (
         ("t.json or the rows have changed since run",),
         ("task.bench=mmlu: should be 'mt_bench' or 'vicuna_bench'", "task.bench=mmlu"),
-        ("task.top_p=0: should be greater than 0", "task.top_p=0"),
+        ("task.top_p=0.0: should be greater than 0", "task.top_p=0"),
         ("no judge_prompts.jsonl in it", "task.mt_bench_dir=/nowhere"),
     ):
         with refused(named):
