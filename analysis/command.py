@@ -24,6 +24,7 @@ class Chosen(OfRecords):
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
     seed: str | None = setting(None, "these seeds alone (0,1)")
     published: bool = setting(True, "below your own runs, what the project has published")
+    community: bool = setting(False, "and what others have handed in, as rows with their names")
 
     @property
     def chooses(self) -> bool:
@@ -49,10 +50,10 @@ def row_name(word: str) -> str:
     return word if name == word else f"peft_{name.removesuffix('Config').lower()}"
 
 
-def open_ledger(output: str, published: bool = True) -> Ledger:
+def open_ledger(output: str, published: bool = True, community: bool = False) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings about unreadable
     records, and about a folder without records, go to stderr."""
-    ledger = command.open_ledger(output, published)
+    ledger = command.open_ledger(output, published, community)
     if "ours" not in ledger.origin.values():
         others = ": only what the project has published is shown" if ledger.records else ""
         print(f"note: no records of your own in {output}/records yet{others}", file=sys.stderr)
@@ -61,7 +62,7 @@ def open_ledger(output: str, published: bool = True) -> Ledger:
 
 def open_chosen(settings: Chosen) -> Ledger:
     """The part of the records that the settings choose. Raises UserError for a name that no record has."""
-    ledger = open_ledger(settings.output, settings.published)
+    ledger = open_ledger(settings.output, settings.published, settings.community)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
     of = {key: words(getattr(settings, key)) for key in ("model", "task", "seed")}

@@ -224,9 +224,9 @@ def one_of(what: str, name: str, known: Collection[str]) -> str:
     return name
 
 
-def open_ledger(output: str | Path, published: bool = True) -> Ledger:
+def open_ledger(output: str | Path, published: bool = True, community: bool = False) -> Ledger:
     """`read_ledger`, which also prints the files that are no records to stderr."""
-    ledger = read_ledger(output, published)
+    ledger = read_ledger(output, published, community)
     gc.freeze()  # records stay until the command ends: garbage collection need not search them
     for problem in ledger.problems:
         print(f"left out: {problem}", file=sys.stderr)

@@ -7,12 +7,14 @@ python -m runs.publish STUDY experiment=table2_base    those of a preset, or of 
 python -m runs.publish STUDY sweep=last             those of a sweep
 python -m runs.publish out=mine.zip                 the same, as a zip, also from an installed package
 python -m runs.publish check=mine.zip               what a zip lacks, a line each (exit code 1); runs no code
+python -m runs.publish add=mine.zip                 a zip without a fault, in runs/records/community/AUTHOR
 
 In runs/records/STUDY records.jsonl has a line for each, sorted by id, and measures.jsonl for each measure
 (runs/measure) of them. A zip has these two, own methods and tasks, the commit of this project, and notes,
 which are written into mine.md first: the same command again takes them in."""
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +50,20 @@ class Settings(OfRecords):
         None, "with out=: the name to be shown, of a-z, 0-9 and _ (null: the file's)"
     )
     check: Path | None = setting(None, "a zip to be judged; nothing is written")
+    add: Path | None = setting(None, "a zip to be judged and filed; tables have it by community=true")
 
 
 def main(arguments: list[str]) -> int:
-    zipped = any(word.startswith(("out=", "check=")) for word in arguments)
+    zipped = any(word.startswith(("out=", "check=", "add=")) for word in arguments)
     names, words = "" if zipped else "STUDY", "the runs, as for python -m runs"
     line = read(arguments, Settings, names, words, COMPOSING)
-    out, check = line.settings.out, line.settings.check
-    if check:
-        if out or line.overrides:
-            raise UserError(f"check={check}: takes no other words")
-        return judge(check, submission.read(check))
+    out, given = line.settings.out, line.settings.add or line.settings.check
+    if given:
+        if len(line.given) > 1 or line.overrides:
+            raise UserError(f"{given}: check= and add= take no other words")
+        found = submission.read(given)
+        code = judge(given, found)
+        return code if line.settings.check or code else add(given, found)
     if out:
         author = line.settings.author or out.stem
         if out.suffix != ".zip" or not submission.NAME.fullmatch(author):
@@ -77,6 +82,22 @@ def judge(path: Path, found: submission.Submission) -> int:
     count = plural(len(found.records), "record")
     print(f"{path}: {count} of {found.about['author']}, {plural(len(problems), 'problem')}")
     return 1 if problems else 0
+
+
+def add(path: Path, found: submission.Submission) -> int:
+    """Files a zip, beside its records and notes. Raises UserError for an author who has a folder already."""
+    if INSTALLED:
+        raise UserError(f"add={path}: community is a folder of a clone, which an installed package is not")
+    folder = files.PUBLISHED / "community" / found.about["author"]
+    if folder.exists():
+        raise UserError(f"runs/records/community/{folder.name} is there already: out= with another author=")
+    write_study(folder, found.records)
+    files.write_atomically(folder / "NOTES.md", found.notes)
+    shutil.copyfile(path, folder / "submission.zip")
+    print(
+        f"In runs/records/community/{folder.name}, to be committed; python -m analysis.tables community=true"
+    )
+    return 0
 
 
 def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:

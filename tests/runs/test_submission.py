@@ -8,13 +8,14 @@ import subprocess
 import zipfile
 
 import pytest
-from ledgers import seeds
+from ledgers import record, seeds
 from running import call_here, output_of, refused, trained
 
 import tasks
+from analysis.frame import cells, runs
 from runs import provenance, publish, submission
 from runs.config import expand
-from runs.record import ledger, write_sweep
+from runs.record import cell_id, ledger, read_ledger, write_record, write_sweep
 from runs.submission import problems, read
 from runs.sweep.sweep import preflight
 
@@ -316,3 +317,20 @@ def test_a_sweep_says_before_its_runs_that_code_was_changed(words, monkeypatch, 
         monkeypatch.setattr("runs.sweep.sweep.code_state", lambda of=others: {"altered": of})
         preflight(expand(words))
         assert ("runs/run.py and 1 more" in capsys.readouterr().out) == told
+
+
+def test_what_is_filed_is_shown_by_its_author_and_in_no_cell_of_others(clone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "published")
+    path, own = zipped(clone, sound(clone), "somebody"), record(seed=2)
+    write_record(tmp_path, own)
+    assert publish.main([f"add={path}"]) == 0
+    assert not ledger.study_folders()
+    assert [*read_ledger(tmp_path)] == [own | {"cell_id": cell_id(own)}]
+    shown = cells(runs(read_ledger(tmp_path, community=True)))
+    assert [*zip(shown.row, shown.n, strict=True)] == [("vera", 1), ("vera (somebody)", 2)]
+    assert {*shown.origins} == {("ours",), ("community/somebody",)}
+    with refused("community/somebody is there already"):
+        publish.main([f"add={path}"])
+    faulty = rewritten(zipped(clone, sound(clone), "faulty"), {"NOTES.md": b""})
+    assert publish.main([f"add={faulty}"]) == 1
+    assert [folder.name for folder in ledger.study_folders(community=True)] == ["somebody"]
