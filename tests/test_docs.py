@@ -50,7 +50,8 @@ TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
 }
 VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
 #: Pages of the site that .ci/pages.py writes.
-GENERATED = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")} | {"data/README.md"}
+GENERATED = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
+GENERATED |= {"data/README.md", "community.md"}
 #: Presets whose costs docs/gpu.md names.
 COSTS = ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"]
 #: Programs that are not this project's.
