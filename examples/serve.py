@@ -31,7 +31,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +136,10 @@ class Registry:
         read leaves what was there, and a line on stderr says why."""
         with self.changing:
             words = [path for word in self.words for path in sorted(glob.glob(word)) or [word]]
-            wanted = dict(map(named_folder, words)) | self.added
-            for name in [*self.residents]:
+            # The command line's folder again where that of `put` is gone
+            self.added = {name: of for name, of in self.added.items() if os.path.isfile(of / ADAPTER)}
+            wanted, before = dict(map(named_folder, words)) | self.added, self.residents
+            for name in before:
                 if name not in wanted or not os.path.isfile(wanted[name] / ADAPTER):
                     self.replace(name)
             for name, folder in wanted.items():
@@ -146,9 +148,9 @@ class Registry:
                 except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links
                     kept = "left as it was" if name in self.residents else "left out"
                     print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
-            count = len(self.residents)
-            shown = ", ".join([*self.residents][:5]) + ", ..." * (count > 5)
-            print(f"{count} adapter{'s' * (count != 1)} on {self.base.device}: {shown}", flush=True)
+            others = {*before.items()} ^ {*self.residents.items()}
+            report(self.residents, f"on {self.base.device}")
+            report({name for name, _ in others} if before else (), "changed")
 
     def put(self, name: str, folder: str | Path) -> None:
         """`add`, for a folder that with its files is below the root once links are resolved."""
@@ -196,6 +198,12 @@ class Registry:
             if before:
                 self.computing.submit(before.adapters.remove, before.key)
         return before is not None
+
+
+def report(names: Collection[str], where: str) -> None:
+    """Prints how many adapters there are, and the first of their names."""
+    shown = ", ".join(map(ascii, sorted(names)[:5])) + ", ..." * (len(names) > 5)
+    print(f"{len(names)} adapter{'s' * (len(names) != 1)} {where}: {shown or 'none'}", flush=True)
 
 
 def named_folder(word: str) -> tuple[str, Path]:
@@ -293,6 +301,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
     def put(name: str, source: Source) -> None:
         try:
             registry.put(name, source.folder)
+            report([name], "from PUT")
         except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links, a NUL
             raise HTTPException(422, first_line(error)) from None
 
@@ -300,6 +309,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
     def delete(name: str) -> None:
         if not registry.replace(name):
             raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
+        report([name], "taken by DELETE")
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer:

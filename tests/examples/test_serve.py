@@ -278,6 +278,12 @@ def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was
     assert client.delete("/adapters/films").status_code == 404
     assert client.get("/adapters").json() == ["a"]
     assert client.post("/classify", json={"adapter": "films", "text": "a"}).status_code == 404
+    write(place, root / "c", size=0.5)  # in place of the command line's, until its file is gone
+    put(client, "a", "c")
+    assert post(client, adapter="a", text=TEXTS[0])["probabilities"] != old["probabilities"]
+    (root / "c" / "adapter.safetensors").unlink()
+    registry.read()
+    assert post(client, adapter="a", text=TEXTS[0]) == old
 
 
 def test_who_has_not_the_token_changes_nothing(own):
@@ -313,7 +319,7 @@ def test_the_folders_are_read_again(own, capsys):
     assert post(client, adapter="damaged", text=TEXTS[0]) == old["damaged"]
     assert registry.residents["b"] is kept  # unchanged, it is not read anew
     assert re.search(r"as it was: .*damaged/head\.safetensors", err)
-    assert "3 adapters on cpu: b, damaged, new\n" in out
+    assert out == "3 adapters on cpu: 'b', 'damaged', 'new'\n2 adapters changed: 'a', 'new'\n"
     write(place, root / "b", size=0.6)
     registry.read()
     assert post(client, adapter="b", text=TEXTS[0]) != old["b"]
@@ -365,7 +371,7 @@ def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_p
         finally:
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()
-    assert "2 adapters on cpu: films, whole\n" in log.read_text()
+    assert "2 adapters on cpu: 'films', 'whole'\n" in log.read_text()
 
 
 def test_an_adapter_has_a_name_of_its_own_or_its_folders(tmp_path, monkeypatch):
