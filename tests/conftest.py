@@ -140,8 +140,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def predictions_undrawn(request, monkeypatch) -> None:
     """A run in this process draws no pictures of its predictions, which takes a second, unless its test has
-    the fixture `drawn`."""
-    if "drawn" not in request.fixturenames:
+    the fixture `drawn`, or starts runs in others, too, which are compared with it."""
+    if not {"drawn", "process"} & {*request.fixturenames}:
         monkeypatch.setattr("runs.predictions.illustrate", lambda *_: None)
 
 
