@@ -310,7 +310,8 @@ def parse_label(value: Any, classes: list[str] | None, where: Path | str, line: 
     if classes is not None and finite and str(value) in classes:
         return classes.index(str(value))
     kind = f"one of {listed(classes)}" if classes and finite else "a finite number of 32 bits"
-    mend = ". Numbers to predict: task.regression=true" if classes and number is not None else ""
+    numeric = number is not None and classes and all(_number(name) is not None for name in classes)
+    mend = ". Numbers to predict: task.regression=true" if numeric else ""
     raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}{mend}")
 
 
