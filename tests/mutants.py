@@ -29,7 +29,8 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
-SECONDS, TESTING = 45, 20.0  # of a mutant, at most; of its tests, as they took without it
+#: Of a mutant: seconds at most, and of its tests as they took without it; first, and for what that misses.
+TRIES = (45, 20.0), (150, 90.0)
 BAD, KEYS, KEPT = ("missed", "unreached"), ("file", "function", "nth", "before", "after"), ("result", "by")
 #: How many of each part.
 PARTS = {
@@ -220,9 +221,13 @@ def run(folder):
         def one(mutant):
             found, clone = None, clones.get()
             if mutant.get("by"):
-                found = tried(mutant, [mutant["by"]], clone)
-            if not found or found["result"] in BAD:
-                found = tried(mutant, chosen(reaching[f"{mutant['file']}:{mutant['function']}"]), clone)
+                found = tried(mutant, [mutant["by"]], clone, TRIES[0][0])
+            tests = reaching[f"{mutant['file']}:{mutant['function']}"]
+            for limit, testing in TRIES:
+                if (not found or found["result"] in BAD) and (some := chosen(tests, testing)):
+                    tests = [one for one in tests if one[1] not in some]
+                    found = tried(mutant, some, clone, limit)
+            found = found or {"result": "unreached", "by": "", "of": 0}
             clones.put(clone)
             write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
             print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
@@ -238,27 +243,27 @@ def run(folder):
     return len(lost)
 
 
-def chosen(tests):
-    """Three cases of each test at most, the nets and then the fastest ones first: up to TESTING seconds."""
+def chosen(tests, testing):
+    """Three cases of each test at most, the nets and then the fastest ones first: up to so many seconds."""
     kept, cases, seconds = [], Counter(), 0.0
     for took, test in sorted(tests, key=lambda one: ("/nets/" not in one[1], one)):
         name = test.partition("[")[0]
-        if cases[name] < 3 and (not kept or seconds + took <= TESTING):
+        if cases[name] < 3 and (not kept or seconds + took <= testing):
             cases[name] += 1
             seconds += took
             kept.append((took, test))
     return [test for _, test in sorted(kept)]
 
 
-def tried(mutant, tests, clone):
-    """What the tests say: caught, missed or late; unreached where there are none, gone where the code is."""
+def tried(mutant, tests, clone, seconds):
+    """What the tests say within these seconds: caught, missed or late; gone where the code is."""
     path, text = clone / mutant["file"], mutated(mutant, clone)
-    if not tests or text is None:
-        return {"result": "unreached" if text else "gone", "by": "", "of": len(tests)}
+    if text is None:
+        return {"result": "gone", "by": "", "of": len(tests)}
     before = path.read_text()
     path.write_text(text)
     try:
-        code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], SECONDS)
+        code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], seconds)
     finally:
         path.write_text(before)
     by = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", output, re.M)

@@ -4,6 +4,7 @@ done."""
 import copy
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import torch
 from running import CONFIGURATION, ROOT, begin, comparable, do, elsewhere, straight_and_resumed, trained
 from safetensors.torch import load_file
 from tiers import sample
+from tiny import tiny_model
 from torch import nn
 
+import vera
 from runs import provenance
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, dev_halves
 from runs.run import epoch_batches
-from runs.training.checkpoint import rate_factor
+from runs.training.checkpoint import WITHOUT_GRADIENT, check_gradient, rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations, summarise
 
@@ -323,10 +326,14 @@ def test_the_dev_rows_are_evaluated_without_dropout_and_count_alike(dropout_word
 
 @pytest.mark.parametrize(
     ("keep", "metrics", "kept"),
-    [("best", (5, 9, 7), 2), ("best", (9, 9, 7), 1), ("best", (5, 6, 7), 3), ("last", (5, 9, 7), 3)],
+    [
+        *(("best", (5, 9, 7), 2), ("best", (9, 9, 7), 1), ("best", (5, 6, 7), 3)),
+        *(("last", (5, 9, 7), 3), ("both", (5, 9, 7), 3)),
+    ],
 )
 def test_the_adapter_that_is_kept_is_that_of_its_epoch(keep, metrics, kept, words, monkeypatch):
-    loop, values = begin([*words, "train.epochs=3", f"keep={keep}"]), []
+    loop, values = begin([*words, "train.epochs=3"]), []
+    loop.config["keep"] = keep  # both: as of texts that are not decoded
     scores = iter([score for metric in metrics for score in (metric, 0.0, 0.0)])  # of dev and its halves
     monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
     end_epoch = loop.end_epoch
@@ -338,9 +345,22 @@ def test_the_adapter_that_is_kept_is_that_of_its_epoch(keep, metrics, kept, word
 
     loop.end_epoch = end
     loop.go()
-    tensors, expected = load_file(loop.folder / "adapter.safetensors"), values[kept - 1]
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+    for file, epoch in {loop.folder / "adapter.safetensors": kept, loop.best_file: 2}.items():
+        assert file.exists() == (file != loop.best_file or keep == "both")
+        tensors, expected = load_file(file) if file.exists() else values[epoch - 1], values[epoch - 1]
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_one_step_is_asked_whether_a_gradient_has_reached_the_method():
+    """At that step alone."""
+    model, method = tiny_model(), vera.VeRA(rank=2)
+    method.adapt(model)
+    optimizer = torch.optim.AdamW(method.adapter_parameters(model).values())
+    for step in range(WITHOUT_GRADIENT + 3):
+        refused = pytest.raises(vera.AdapterError, match="no gradient has reached")
+        with refused if step == WITHOUT_GRADIENT else nullcontext():
+            check_gradient(method, model, optimizer, step, total=100)
 
 
 # --- the same record, however it is run

@@ -79,8 +79,14 @@ def test_it_is_the_plain_search(name, architecture):
 
 
 def test_a_batch_changes_nothing():
+    """And no beams are computed of a prompt whose search is over."""
     model, prompts, search = sharp("GPT-2"), prompts_of(10), Search(6, (0.9, 0.8), 3, 16, (2, 7))
+    rows = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
     together = beam_search(model, prompts, search)
+    assert rows[1] == 6 * len(prompts) > rows[-1]
     assert together == [beam_search(model, [prompt], search)[0] for prompt in prompts]
     assert together[::-1] == beam_search(model, prompts[::-1], search)
 
