@@ -13,15 +13,19 @@ change) and results.jsonl (for a new pass, too).
 
 import ast
 import json
+import multiprocessing
 import os
 import queue
 import random
 import re
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +36,9 @@ DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
 #: Of a mutant: seconds at most, and of its tests as they took without it; first, and for what that misses.
 TRIES = (45, 20.0), (150, 90.0)
 BAD, KEYS, KEPT = ("missed", "unreached"), ("file", "function", "nth", "before", "after"), ("result", "by")
+#: What each try would import anew, for longer than its tests take.
+PRELOADED = ["torch", "transformers", "peft", "timm", "datasets", "pandas", "hydra", "scipy.stats", "pytest"]
+FORKS = multiprocessing.get_context("forkserver")
 #: How many of each part.
 PARTS = {
     "vera/methods/*.py": 50,
@@ -277,16 +284,39 @@ def tried(mutant, tests, clone, seconds):
 def call(clone, words, seconds=0, **more):
     """pytest's exit code in the clone, None where it took more seconds of a processor (0: no limit), which
     other work on the machine does not change, or six times as many by the clock; and its output."""
+    with tempfile.NamedTemporaryFile() as output:
+        process = FORKS.Process(target=_pytest, args=(clone, words, seconds, more, output.name))
+        process.start()
+        process.join(6 * seconds or None)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and all that the tests have started
+        process.join()
+        code = None if process.exitcode in (-signal.SIGKILL, -signal.SIGXCPU) else process.exitcode
+        return code, Path(output.name).read_text(errors="replace")
+
+
+def _pytest(clone, words, seconds, more, output):
+    """In a process that is forked from one with PRELOADED, and without the clone's own modules."""
+    os.setsid()
+    with Path(output).open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    if seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    sys.dont_write_bytecode = True
     setting = {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    limit = ["timeout", "-s", "KILL", str(6 * seconds)]  # which ends all that the tests have started
-    limit += ["prlimit", f"--cpu={seconds or 'unlimited'}"]
-    command = [*limit, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
-    done = subprocess.run(command, cwd=clone, env=os.environ | setting | more, capture_output=True)
-    code = None if done.returncode in (-9, 137) else done.returncode
-    return code, (done.stdout + done.stderr).decode(errors="replace")
+    os.environ |= setting | more
+    os.chdir(clone)
+    sys.path[:0] = [str(clone), str(clone / "tests")]
+    import pytest
+
+    code = pytest.main(["-p", "no:cacheprovider", *words])
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def main(words):
+    FORKS.set_forkserver_preload(PRELOADED)
     folder = Path(next((word for word in words if word not in ("draw", "keep")), "outputs/mutants"))
     if "draw" in words:
         draw()
