@@ -82,7 +82,8 @@ def composed_once() -> Iterator[None]:
     def init(self, config_dir=None):
         real(self, config_dir)
         if self.folders == kept.folders:
-            self.defaults, self.choices, self.loaded = kept.defaults, kept.choices, kept.loaded
+            self.chosen, self.defaults = kept.chosen, kept.defaults
+            self.choices, self.loaded = kept.choices, kept.loaded
         elif self.folders[0] == kept.folders[0]:  # conf/ comes before a folder of one's own
             self.loaded = {path: of for path, of in kept.loaded.items() if of}
 

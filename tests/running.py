@@ -44,9 +44,8 @@ def do(words):
     return read_record(record_path(training.config["output"], training.run_id))
 
 
-#: What `trained` has trained in this process: the words of a run without its output, and the number of its
-#: folder.
-TRAINED: dict[tuple[str, ...], str] = {}
+#: What `trained` has trained in this process: a run's seed and words without its output, and its folder.
+TRAINED: dict[tuple[object, ...], str] = {}
 FOLDER = tempfile.TemporaryDirectory(prefix="trained-")
 
 
@@ -54,7 +53,7 @@ def trained(words):
     """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then
     copied."""
     output, run = output_of(words), expand(words)[0]
-    key = tuple(word for word in words if not word.startswith("output="))
+    key = (run.seed, *(word for word in run.overrides if not word.startswith("output=")))
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
         do(elsewhere(words, output=folder))

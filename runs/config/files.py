@@ -16,10 +16,12 @@ from typing import Any
 import omegaconf
 import yaml
 from hydra import compose, version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +63,8 @@ class Files:
                 if same.is_file() and same.read_bytes() != path.read_bytes():
                     raise UserError(f"{path}: conf/ has a file of this name: name yours otherwise")
             self.folders.append(folder)
+        #: What Hydra composes of group choices alone.
+        self.chosen = cache(lambda groups: compose("config", [*groups], return_hydra_config=True))
         #: The configuration with these group choices and no other override, and the names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
         self.checked = set[str]()  # recipes
@@ -101,8 +105,11 @@ class Files:
             parent = OmegaConf.select(self.defaults(groups), above) if above else self.defaults(groups)
             if not isinstance(parent, DictConfig) or name not in parent:
                 raise self.no_key(key_of(added), groups)
-        try:
-            cfg = compose("config", [*overrides], return_hydra_config=True)
+        values = [line for line in overrides if line not in groups]
+        try:  # Hydra sets values last, too: cells that choose the same files are composed of them once
+            cfg = copy.deepcopy(self.chosen(groups))
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+            cfg.hydra.overrides.task += values
         except ERRORS as error:
             if key := re.match(r"Could not override '([^']+)'", str(error)):
                 raise self.no_key(key[1], groups) from None

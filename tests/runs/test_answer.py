@@ -71,7 +71,7 @@ def test_a_run_on_instructions(alpaca_words, done, tmp_path):
 
 
 def test_checkpointing_recomputes_and_with_micro_batches_changes_no_gradient(alpaca_words, tmp_path):
-    words = [*alpaca_words, "method=vera", "method.sites=[all-linear]"]
+    words = [*alpaca_words, "method=vera", "method.sites=[all-linear]", "task.forgetting_text=none"]
     plain = trained(words)
     other = do(elsewhere([*words, "gradient_checkpointing=true", "micro_batch=2"], output=tmp_path / "other"))
     assert other["id"] == plain["id"]
@@ -191,7 +191,7 @@ def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt
     positions = max(map(len, prompts))  # the long one fills them
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
     words = elsewhere(alpaca_words, **{"model.path": small, "task.mt_bench_dir": tmp_path / "long"})
-    record, output = do(words), tmp_path / "outputs"
+    record, output = do([*words, "train.max_steps=1"]), tmp_path / "outputs"
     one = asked(record, output, "eval_batch=1", "task.answer_tokens=90")
     note = f"({1 + COUNT} cut short or left empty: the model has no more positions)"
     assert note in capsys.readouterr().out

@@ -79,17 +79,10 @@ analysis.tables table2 much | 'table2 much': not what it takes, python -m analys
 analysis.tables table2 all=true all=False | all=False: all is given twice
 runs.export RUN pef x | no format 'pef'. Did you mean peft?
 runs.export RUN peft | PATH is missing: python -m runs.export RUN peft|hub|lora|merged PATH
-runs.export RUN | peft|hub|lora|merged is missing
-runs --foo | --foo: no such option. Known: rerun=, sources=, --help, --cfg,
 runs.measure matrix_fti | no measure 'matrix_fti'. Did you mean matrix_fit?
-runs.judge RUN pases=3 | pases=3
 runs.judge | which runs? Name their ids, or what composes them
-runs.publish study -m=1 | -m
-runs.tune train.lrr=1,2 | no key 'train.lrr'. Did you mean train.lr?
-runs.tune train.lr=fast,1 | train.lr=fast: should be
 runs.tune train.lr=1 train.lr_head=1 | vera: nothing to search
 runs.tune task.holdout=null train.lr=1,2 | task.holdout=null: trials are judged on held-out training rows
-runs.export RUN gguf F | no format 'gguf'. Known: peft, hub, lora, merged
 runs.export RUN hub films | films: a repository of the hub is OWNER/NAME
 runs.export RUN hub me/more | me/more: pushing needs a token
 runs.export RUN lora F | rank is missing: runs.export RUN lora FOLDER rank=8
@@ -103,7 +96,6 @@ runs.measure magnitude seed=1 | seed=1:
 runs.answer RUN device=xyz | device=xyz: should be
 runs.answer RUN task.topk=1 | task.topk=1: no such setting. Did you mean task.top_k=?
 runs.predict RUN | FILE|FOLDER|- is missing
-runs.predict zzz - | begin with 'zzz'
 runs.evaluate zzz | begin with 'zzz'
 runs rerun= | begin with ''
 """

