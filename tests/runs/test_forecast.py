@@ -283,7 +283,7 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(precision, sums_wo
 
 def test_hours_elsewhere_are_known_without_the_data(tmp_path):
     words = ["model=llama2_7b", "task=gsm8k", "task.tests=[gsm8k,math]", "method=vera,lora"]
-    words.append(f"output={tmp_path}")
+    words += [SMALL_MODEL, f"output={tmp_path}"]
     here, there = plan_of(words), plan_of(words, card="H100")
     assert ("est. " in here, "forecast for 2 runs: " in there) == (False, True)
     assert "unknown 2" in there  # what a run stands for is known with the data alone

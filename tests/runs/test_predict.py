@@ -9,6 +9,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import ledgers
 import numpy as np
 import peft
 import pytest
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import vera
 from runs.config import expand
 from runs.evaluate import restore
-from runs.record import run_folder
+from runs.record import run_folder, write_record
 from runs.sweep.sweep import preflight
 from tasks.text import TextTask
 
@@ -228,9 +229,11 @@ def test_a_file_of_glue_is_read_as_it_is(words, glue, tmp_path):
     assert [row["predicted"] for row in table(out)] == [row["predicted"] for row in live]
 
 
-def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(e2e_words, kind_words, tmp_path):
-    record = trained(e2e_words)
-    line = predict(record, e2e_words, tmp_path, check=2).stderr
+def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(kind_words, tmp_path):
+    made = ledgers.record()
+    made["parameters"]["head"] = 0
+    write_record(output_of(kind_words), made)
+    line = predict(made, kind_words, tmp_path, check=2).stderr
     assert "runs.answer" in line
     record, out = trained(kind_words), tmp_path / "out.csv"
     out.write_text("mine")

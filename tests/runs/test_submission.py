@@ -110,8 +110,8 @@ def test_a_zip_has_records_sources_notes_and_the_projects_commit(clone):
     git(clone, "commit", "-qm", "my method")
     forget()
     state = provenance.code_state()
-    assert state.pop("commit") != base
-    assert state == {"upstream": base, "dirty": False, "altered": []}
+    assert state["commit"] != base
+    assert state == {"commit": state["commit"], "upstream": base, "dirty": False, "altered": []}
     assert problems(read(zipped(clone, sound(clone, "vera/methods/mine.py", row="mine")))) == []
     before = path.read_bytes()
     assert zipped(clone, sound(clone, "vera/methods/mine.py", row="mine")).read_bytes() == before
