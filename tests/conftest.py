@@ -127,6 +127,14 @@ images = folder("images", "write_images")
 
 
 @pytest.fixture(scope="session")
+def tokenizer(tiny_llama):
+    """That of the tiny Llama."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture(scope="session")
 def mt_bench(tmp_path_factory) -> Path:
     return write_mt_bench(tmp_path_factory.mktemp("mt_bench"))
 

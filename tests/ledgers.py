@@ -181,9 +181,9 @@ def apart(*tasks, decimals=1):
     return f"{gap:+.{decimals}f} +-{scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts)):.{decimals}f}"
 
 
-def made(name, of, select="paper", seeds=None, tasks=()):
-    """The parts of a table."""
-    return tables.made(name, runs(of), select=select, seeds=seeds, tasks=tasks)
+def made(name, *records, **how):
+    """The parts of a table of some records."""
+    return tables.made(name, runs(ledger(*records)), **how)
 
 
 def cells_of(records, seeds=5, value="value"):

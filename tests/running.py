@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import importlib
 import io
 import itertools
@@ -29,6 +30,13 @@ from tasks import DataError
 ROOT = Path(__file__).parents[1]
 #: What every run leaves in its folder.
 CONFIGURATION = {"config.yaml", "overrides.yaml"}
+
+
+@functools.cache
+def task_of(task, *words):
+    """The configuration of a task, for a model of these words."""
+    (run,) = expand([f"task={task}", *(words or ("model=decoder", "model.path=/x"))])
+    return run.config["task"]
 
 
 def begin(words):

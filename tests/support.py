@@ -320,49 +320,17 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
 
-HEAD = """\
-# Methods and architectures
-
-`make methods` tries every pair on a tiny model and writes this page; a test compares the two.
-
-- **T** trains: after an evaluation, gradients reach every parameter of the adapter; nothing frozen moves.
-- **M** merges: the merged model answers the same, and unmerging restores every weight bit for bit.
-- **S** saves: adapter and head load onto a fresh base model, which answers the same.
-- **P** exports to peft's format: `peft.PeftModel` reads it and answers the same.
-- **4** trains over 4-bit (NF4) weights of bitsandbytes, and answers as over the same weights dequantised.
-- **-** is refused, or has no meaning for the method: `python -m runs` and `vera` say why in a line.
-"""
-OWN = """
-In a fused projection (GPT-2's c_attn, timm's qkv) methods of peft adapt the whole of it. This
-library's low-rank methods adapt only the parts that their sites name: query and value here. GPT-2
-and Llama are language models here, without a classification head. Bottleneck adapters are not linear,
-so that no weight can hold them; peft's format has a place for VeRA, LoRA and peft's own classes.
-"""
-CLASSES = f"""
-## Classes of peft
-
-Every configuration class of peft {peft.__version__}, as `method=peft:CLASS`: at its defaults, or smaller
-where these do not fit a tiny model. `TrainableTokensConfig` trains two tokens of the embedding here.
-Over 4-bit weights a class that has a **4** here is installed with any settings of your own, too, without
-being tried with them: look whether its loss falls. Refused are classes that change the input or need
-a forward pass of their own; over 4-bit weights those that get no gradient there; and on GPT-2, whose
-layers are no `torch.nn.Linear`, those that take no other.
-"""
-FACTS = """
-At peft's defaults on RoBERTa-base: the sites where no others are named, the parameters that train
-(the head apart), the bytes of the adapter file, and the frozen tensors that peft draws again and
-that the file lacks.
-"""
-
-
 def page() -> str:
-    """docs/methods.md."""
+    """docs/methods.md with its three tables tried anew; its words are written there."""
     own, theirs = (
         [[name, *(cell(a, name) for a in ARCHITECTURES)] for name in of] for of in (METHODS, classes())
     )
-    lines = [HEAD, *table(["", *ARCHITECTURES], own), OWN, CLASSES, *table(["", *ARCHITECTURES], theirs)]
     works = [[row[0], *facts(row[0])] for row in theirs if any(cell[0] == "T" for cell in row[1:])]
-    return "\n".join([*lines, FACTS, *table(["", "sites", "trains", "file", "drawn again"], works)]) + "\n"
+    made = [table(["", *ARCHITECTURES], rows) for rows in (own, theirs)]
+    tables = iter([*made, table(["", "sites", "trains", "file", "drawn again"], works)])
+    blocks = PAGE.read_text(encoding="utf-8").split("\n\n")
+    text = "\n\n".join("\n".join(next(tables)) if block.startswith("|") else block for block in blocks)
+    return re.sub(r"peft [\d.]+,", f"peft {peft.__version__},", text.rstrip()) + "\n"
 
 
 if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/support.py

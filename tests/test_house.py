@@ -1,6 +1,7 @@
 """How long the parts of the code may be, what records may import, and that each test has a kind."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -56,8 +57,11 @@ BESIDE_THE_SPINE = {
 }
 
 
+parsed = functools.cache(ast.parse)
+
+
 def functions(text):
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.end_lineno - node.lineno + 1
 
@@ -65,7 +69,7 @@ def functions(text):
 def code_lines(text):
     """Lines with code: no blank lines, comments and docstrings."""
     docstrings, found = set(), set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             docstrings |= set(range(node.lineno, node.end_lineno + 1))
     empty = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")
@@ -102,7 +106,7 @@ def test_the_rooms_hold_no_more_code_than_they_need():
 
 def imports(text):
     """The modules of this project that a file names."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom):
             under = [f"{node.module}.{name}" for name in names]

@@ -7,6 +7,7 @@ import runpy
 import jupytext
 import pytest
 from ledgers import seeds
+from tiers import sample
 
 from analysis.notebooks import __main__ as build
 from runs.errors import UserError
@@ -43,7 +44,7 @@ def test_a_notebook_runs_on_a_small_ledger(name, output):
     assert 'src="http' not in page
 
 
-@pytest.mark.parametrize("name", build.NAMES)
+@pytest.mark.parametrize("name", sample(build.NAMES, "cost"))
 def test_a_notebook_is_a_script_that_begins_with_the_frames(name, tmp_path, monkeypatch, capsys):
     """And with a title and a text, which a comment that is wrapped anew would make one."""
     monkeypatch.setenv("VERA_OUTPUT", str(tmp_path))

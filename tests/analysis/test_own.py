@@ -7,6 +7,7 @@ from analysis import tables
 from analysis.command import only, open_ledger, own_and_published
 from analysis.frame import cells, runs
 from analysis.notes import deviations, measured_unlike
+from analysis.notes import notes as notes_of
 from analysis.tables.__main__ import main
 from runs.errors import UserError
 from runs.record import run_folder, write_record, write_study, write_sweep
@@ -32,7 +33,7 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, mo
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
     assert mine["id"] == theirs[0]["id"]
     write_record(tmp_path, mine)
-    first, *_, last = tables.make("table2", open_ledger(str(tmp_path)))
+    first, last = tables.make("table2", open_ledger(str(tmp_path)), models=["minilm"])
     assert first.texts[0][3] == "50.0 (1/5)"
     assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
 
@@ -54,16 +55,17 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
     other = seeds("vera", "mrpc", bests=(0.6,), model="minilm", lr=0.5, deviations=["lr 0.5 instead of 0.01"])
     both = ledger(*usual, *other)
-    (shown, *_) = tables.make("table2", both)
+    (shown,) = tables.make("table2", both, models=["minilm"])
     assert len(shown.rows) == 1
     assert "all=true" in notes(shown)
-    (shown, *_) = tables.make("table2", both, every=True)
+    (shown,) = tables.make("table2", both, every=True, models=["minilm"])
     rows = [(row[0], row[3]) for row in shown.texts]
     assert rows == [("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"), ("VeRA r=1024, lr 0.5", "60.0 (1/5)")]
     assert "all=true" not in notes(shown)
     # On the paper's model the nearest to the recipe stays beside the paper's row, whatever else there is.
     base = ledger(*seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"]))
-    rows = [(row[0], row[1]) for row in tables.make("table2", base, every=True)[0].texts]
+    (shown,) = tables.make("table2", base, every=True, models=["roberta_base"])
+    rows = [(row[0], row[1]) for row in shown.texts]
     at = rows.index(("VeRA", "paper"))
     assert rows[at + 1 : at + 3] == [("VeRA r=1024, lr 0.01", "ours"), ("", "difference")]
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
@@ -137,14 +139,14 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=["epochs 1 instead of 40"], lr=1)
     theirs = seeds("vera", "mrpc", model="minilm")
     both = of_study(ledger(*own, *theirs), *theirs)
-    first, *_, last = tables.make("table2", both)
+    first, last = tables.make("table2", both, models=["minilm"])
     assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
     assert "Deviates: epochs 1 instead of 40 (vera on mrpc)." in first.notes
     assert last.title.endswith("(published)")
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert "Published by the project in runs/records: 5 of a_study." in notes(last)
     assert "Left out" not in notes(first) + notes(last)
-    assert tables.make("table2", ledger(*own))[0].texts == first.texts
+    assert tables.make("table2", ledger(*own), models=["minilm"])[0].texts == first.texts
 
 
 def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_one():
@@ -167,7 +169,7 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
         one["config"]["train"]["evaluate_every"] = 3  # of three epochs
     told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
     for of in (made, made[::-1]):
-        assert told in tables.make("table2", ledger(*of))[0].notes[0]
+        assert told in measured_unlike(runs(ledger(*of)))[0]
         # Rows x tasks: columns of their own, which CSV counts to the task
         (table,) = tables.make("", ledger(*of))
         apart = ["RTE, dev rows 10, epoch best", "RTE, dev rows 20, epoch last"]
@@ -181,7 +183,6 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
     assert note.endswith("data hash (lora, vera); data other (bitfit)")
 
 
-@pytest.mark.parametrize("part", ["method", "task"])
 @pytest.mark.parametrize(
     ("uncommitted", "versions", "imports", "told"),
     [
@@ -193,19 +194,22 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
         (True, "aaa", "cc-", None),  # an older record, without imports
     ],
 )
-def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, versions, imports, told):
-    made = seeds("vera", "rte", (0.7, 0.8, 0.9))
-    for one, version, imported in zip(made, versions, imports, strict=True):
-        source = {"file": "mine.py", "sha256": version, "imports": imported, "uncommitted": uncommitted}
-        one["code"] = one["code"] | {"sources": {part: {k: v for k, v in source.items() if v != "-"}}}
-    found = notes(tables.make("table2", ledger(*made))[0])
-    assert (told in found) if told else "versions of" not in found
+def test_seeds_of_a_file_that_changed_between_them_are_named(uncommitted, versions, imports, told):
+    for part in ("method", "task"):
+        made = seeds("vera", "rte", (0.7, 0.8, 0.9))
+        for one, version, imported in zip(made, versions, imports, strict=True):
+            source = {"file": "mine.py", "sha256": version, "imports": imported, "uncommitted": uncommitted}
+            one["code"] = one["code"] | {"sources": {part: {k: v for k, v in source.items() if v != "-"}}}
+        of = runs(ledger(*made))
+        found = " ".join(notes_of(of, cells(of)))
+        assert (f"vera on rte: {told}" in found) if told else "versions" not in found
 
 
 def test_what_is_left_out_is_counted_and_named():
     old, new = [record(seed=s) for s in range(3)], record(seed=3, best=0.5) | {"protocol": 2}
     failed = record(seed=9, status="failed")
-    found = notes(tables.make("table2", ledger(*old, new, new | {"id": "zz again"}, failed))[0])
+    of = runs(ledger(*old, new, new | {"id": "zz again"}, failed))
+    found = " ".join(notes_of(of, cells(of)))
     for told in (
         "Left out: 3 runs with other settings",
         "vera on rte: runs of protocol 1, not mixed with those of 2",
@@ -226,16 +230,16 @@ def test_a_run_that_was_stopped_early_is_named_once(tmp_path):
 
     theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
     own = [*trials("mrpc", 7), *trials("reviews", 1)]
+    both = of_study(ledger(*own, *theirs), *theirs)
     for name, count in (("table2", 7), ("", 8)):
-        both = of_study(ledger(*own, *theirs), *theirs)
-        found = " ".join(map(notes, tables.make(name, both)))
+        found = " ".join(map(notes, tables.make(name, both, models=["minilm"])))
         assert found.count(f"stopped early by train.max_steps: {count} runs: {own[0]['id']}") == 1
         assert found.count("stopped early") == 1
-    (first, *_) = tables.make("table2", ledger(*own, *seeds("lora", "mrpc", model="minilm")))
+    more = ledger(*own, *seeds("lora", "mrpc", model="minilm"))
+    (first,) = tables.make("table2", more, models=["minilm"])
     assert notes(first).count("stopped early") == 1
     for one in own:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=f"no finished run in .* for demo: stopped early .*{own[-1]['id']}"):
         main(["demo", "task=reviews", "published=false", f"output={tmp_path}"])
-    both = of_study(ledger(*own, *theirs), *theirs)
     assert not any("stopped" in notes(table) for table in tables.make("table3", both))

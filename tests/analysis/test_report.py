@@ -5,12 +5,14 @@ import itertools
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from ledgers import apart, halves, ledger, record, seeds
 from tiers import ALL_TESTS
 
-from analysis import report, tables
+from analysis import figures, report, tables
+from analysis.frame import every_variant, runs
 from analysis.render import Number
 from analysis.report import main
 
@@ -52,9 +54,10 @@ def cells(text):
 
 @pytest.fixture(scope="module")
 def page_and_tables():
-    """The page, and by name the tables that it was made of."""
+    """The page with one figure, and by name the tables that it was made of."""
     found, make = {}, tables.make
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.figures.FIGURES", {"demo": figures.FIGURES["demo"]})
         patch.setattr(tables, "make", lambda name, *of: found.setdefault(name, make(name, *of)))
         return report.page(mixed()), found
 
@@ -112,12 +115,13 @@ def test_what_is_left_out_is_said_with_its_reason(page):
 
 def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
     monkeypatch.setattr(report, "RUNS_SHOWN", 7)
-    for names in ("tables.TABLES", "figures.FIGURES"):
-        monkeypatch.setattr(f"analysis.{names}", ())  # of the page its cells alone
-    assert [cell.count("<polyline") for cell in cells(report.page(mixed())).values()] == [3, 2, 0, 0, 0]
+    of, none = mixed(), pd.DataFrame({"ran": [], "ids": [], "word": []}, dtype=object)
+    found = report._cells(of, every_variant(runs(of), paper=True), none.astype({"ran": bool}))
+    assert [len(cell["runs"]) for cell in found] == [3, 2, 0, 0, 0]
 
 
-def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
+def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "TABLES", ("table2", "lm_eval", "demo"))
     assert main([f"output={tmp_path}"]) == 0
     assert "no records of your own in" in capsys.readouterr().err
     text = (tmp_path / "report.html").read_text()
@@ -126,7 +130,9 @@ def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_labels_cannot_write_into_the_page():
+def test_labels_cannot_write_into_the_page(monkeypatch):
+    """The browser's test below has every table."""
+    monkeypatch.setattr(tables, "TABLES", ("demo",))
     records = [*seeds(model="minilm", task="reviews", deviations=[EVIL])]
     for r in [*records, failed := record("full", status="failed", values=(), error=EVIL)]:
         r["label"] = {"row": EVIL, "model": EVIL, "task": EVIL}
@@ -215,9 +221,9 @@ def test_no_text_of_a_stranger_runs_in_a_browser(browser, tmp_path, policy):
     text = report.page(ledger(*records))
     if not policy:
         text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    for page, runs in ((text, False), (text.replace("</body>", payloads[0] + "</body>"), True)):
+    for page, runs_it in ((text, False), (text.replace("</body>", payloads[0] + "</body>"), True)):
         (tmp_path / "report.html").write_text(page)
         browser.get((tmp_path / "report.html").as_uri())
         places, ran, elements = browser.execute_async_script((ROOT / "attack" / "visit.js").read_text())
         assert places > 10
-        assert (bool(ran), bool(elements)) == (runs, runs)
+        assert (bool(ran), bool(elements)) == (runs_it, runs_it)

@@ -1,6 +1,7 @@
 """Tables from records: medians, what is missing, and what may not be compared; and their forms."""
 
 import csv
+import functools
 import hashlib
 import io
 import math
@@ -15,6 +16,7 @@ import yaml
 from ledgers import apart, asked, exact, instructed, ledger, lines, made, notes, record, seeds, shot, texts
 
 from analysis import tables
+from analysis.command import own_and_published
 from analysis.facts import NUMBERS
 from analysis.frame import reported_cells, runs
 from analysis.others import others
@@ -37,16 +39,22 @@ def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
     return [record(row, task, seed, v, **changes) for task in GLUE for seed, v in enumerate(values)]
 
 
-def first(name, *records, source="ours", table=0, **how):
-    """The first line of a source in a part of a table."""
-    return lines(made(name, ledger(*records), **how)[table], source)[0]
+def part(name, *records, model="roberta_base", **how):
+    """The part of a table that is of one model."""
+    (table,) = made(name, *records, models=[model], **how)
+    return table
+
+
+def first(name, *records, source="ours", **how):
+    """The first line of a source there."""
+    return lines(part(name, *records, **how), source)[0]
 
 
 # --- tables 2, 6 and 7
 
 
 def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_difference():
-    base = made("table2", ledger(*complete()))[0]
+    base = part("table2", *complete())
     (ours,), (difference,) = lines(base, "ours"), lines(base, "difference")
     assert ours["RTE"] == f"80.0 +-{statistics.stdev(VALUES):.1f}"
     assert (ours["method"], ours["params"], ours["Avg"]) == ("VeRA r=1024", "43,008", "80.0")
@@ -64,7 +72,7 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
     """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
     three."""
     from_mnli = [record("lora_mnli", task, s, 0.9) for task in ("mrpc", "rte", "stsb") for s in range(5)]
-    table = made("table2", ledger(*complete("lora"), *from_mnli))[0]
+    table = part("table2", *complete("lora"), *from_mnli)
     plain, last = lines(table, "difference")  # LoRA's started elsewhere
     assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4
     assert lines(table, "paper, * from MNLI")[0]["RTE"] == "86.6 +-0.7*"
@@ -84,7 +92,7 @@ def test_seeds_that_answer_one_class_are_told():
     of = [record(row, "mrpc", s, **how) for row in ("lora", "vera") for s in range(2)]
     alike = [answers(one, [1] * 10) for one in of]  # after one epoch, where no curve can show it
     small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
-    found = notes(made("table2", ledger(*alike, small))[-1])
+    found = notes(part("table2", *alike, small, model="minilm"))
     told = "predicts one class: 4 runs on mrpc (the larger class is 66.5): lora, seed 0, 1; vera, seed 0, 1"
     assert told in found
     assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0" in found
@@ -104,7 +112,7 @@ def test_other_models_have_the_ablations_that_ran():
     pair = ("vera", "vera_unique")
     small = [record(row, task, 0, 0.8, model="minilm") for row in pair for task in ("cola", "sst2")]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
-    _, own = made("table7", ledger(*small, plain, record("vera", "rte", model="other")))
+    _, own = made("table7", *small, plain, record("vera", "rte", model="other"))
     assert own.header == ["setting", "source", "SST-2", "CoLA", "status"]
     expected = [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
     assert [row[:3] for row in own.texts] == expected
@@ -114,7 +122,7 @@ def test_table_5_shows_other_models_and_sets():
     records = []
     for task, value, more in (("mine", 0.7, {"shots": 5, "name": "my birds"}), ("digits", 0.9, {})):
         records += [shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)]
-    *_, small = made("table5", ledger(*records))
+    small = part("table5", *records, model="dinov2_small")
     assert small.header[3:5] == ["digits", "my birds"]
     assert lines(small, "ours")[0]["my birds"] == "70.0 +-0.0"
     assert "mine: 5 images a class" in notes(small)
@@ -123,15 +131,19 @@ def test_table_5_shows_other_models_and_sets():
 # --- table 3
 
 
+def e2e(*records, **how):
+    return part("table3", *records, model="gpt2_medium", **how)
+
+
 def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero():
     fewer = texts("vera", 1)
     fewer["texts"]["scores"] = [e for e in fewer["texts"]["scores"] if e["variant"] == "0.9"]
-    assert first("table3", texts("vera"), fewer)["BLEU"] == "68.0 +-0.0 (2/3)"
-    assert first("table3", texts("vera"), fewer, source="ours, length penalty 0.8")["BLEU"] == "68.1 (1/3)"
-    medium, _ = made("table3", ledger(texts("vera", best_epoch=4.0)))
+    medium = e2e(texts("vera"), fewer)
+    assert lines(medium, "ours")[0]["BLEU"] == "68.0 +-0.0 (2/3)"
+    assert lines(medium, "ours, length penalty 0.8")[0]["BLEU"] == "68.1 (1/3)"
+    medium = e2e(texts("vera", best_epoch=4.0))
     assert lines(medium, "ours, best epoch")[0]["BLEU"] == "68.2 (1/3)"
-    both, _ = made("table3", ledger(texts("vera", best_epoch=4.0), texts("vera", 1)))
-    (best,) = lines(both, "ours, best epoch")
+    (best,) = lines(e2e(texts("vera", best_epoch=4.0), texts("vera", 1)), "ours, best epoch")
     assert best["BLEU"] == "68.2 +-0.0 (2/3)"  # of one seed the best epoch is the last
     assert lines(medium, "ours")[0]["status"] == "ours, 1 of 3 seeds"
     assert not lines(medium, "difference")
@@ -141,7 +153,7 @@ def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_a
     missing = dict.fromkeys(("meteor", "rouge_l", "cider"))
     missing |= {"unavailable": {"meteor": "no java on this machine"}}
     records = [texts("vera", 0), texts("vera", 1, **missing), texts("vera", 2, status="diverged")]
-    medium, _ = made("table3", ledger(*records))
+    medium = e2e(*records)
     (ours,), (difference,) = lines(medium, "ours"), lines(medium, "difference")
     assert ours["BLEU"] == f"68.0 +-{statistics.stdev([68, 68, 0]):.1f}"
     assert ours["METEOR"] == f"23.0 +-{statistics.stdev([46, 0]):.1f} (2/3)"
@@ -154,7 +166,7 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
     silent = [texts("vera", s) | {"texts": None, "id": f"silent {s}"} for s in range(3)]
     for r in silent:
         r["config"]["task"]["decode"] = "none"
-    medium, _ = made("table3", ledger(texts("vera"), *silent), "crossfit")
+    medium = e2e(texts("vera"), *silent, select="crossfit")
     assert lines(medium, "ours")[0]["BLEU"] == "68.0 (1/3)"
     assert "select= changes nothing here" in notes(medium)
 
@@ -162,8 +174,8 @@ def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
 # --- tables 4, 12 and 13
 
 
-def llama(name, *records, label="Llama 7B", **how):
-    return next(table for table in made(name, ledger(*records), **how) if f", {label}:" in table.title)
+def llama(name, *records, **how):
+    return part(name, *records, model="llama_7b", **how)
 
 
 def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
@@ -224,8 +236,8 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
         instructed(row, scores=[("gpt-4", 5.0)], model="own", bench=bench)
         for row, bench in (("lora", "mt_bench"), ("vera", "vicuna_bench"))
     )
-    assert [table.model for table in made("table13", ledger(waiting))] == ["llama_7b"]
-    _, own = made("table13", ledger(waiting, judged))
+    assert [table.model for table in made("table13", waiting)] == ["llama_7b"]
+    _, own = made("table13", waiting, judged)
     assert [row[-1] for row in own.texts] == ["ours, not judged by Vicuna-bench", "ours"]
 
 
@@ -238,7 +250,7 @@ def test_the_demo_has_a_table_for_each_size_of_the_data():
     for one in larger:
         one["id"] += "2000"
         one["config"]["task"]["dev_rows"] = one["data"]["dev_rows"] = 2000
-    found = made("demo", ledger(*runs, *larger))
+    found = made("demo", *runs, *larger)
     title = "reviews (MiniLM, 10 training and {} dev rows): dev accuracy, medians over seeds"
     assert [table.title for table in found] == [title.format(rows) for rows in (10, "2,000")]
     assert [len(table.texts) for table in found] == [2, 2]
@@ -257,10 +269,10 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
     trials = [trial("vera", s, lr=lr, lr_head=1e-3) for s in (0, 1) for lr in (1e-3, 1e-2, 1e-1)]
     trials += [trial("lora", 0, lr=lr, lr_head=1e-3) for lr in (1e-3, 1e-2)]
     trials += [trial("head", 0, lr=1e-3, lr_head=lr) for lr in (1e-3, 1e-2)]
-    (table,) = made("demo", ledger(*runs, *trials), seeds=1)
+    (table,) = made("demo", *runs, *trials, seeds=1)
     assert {row[0] for row in table.texts} == {"VeRA r=1024", "LoRA r=8 ^", "head ^", "full"}
     assert "^: its rate is at an end" in notes(table)
-    (table,) = made("demo", ledger(*runs), seeds=1)
+    (table,) = made("demo", *runs, seeds=1)
     assert not any("^" in text for text in (*(row[0] for row in table.texts), notes(table)))
 
 
@@ -269,7 +281,7 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     whole = formulas._recipe_file
     other = {"gpt2_medium": {"lr": lr}}
     monkeypatch.setattr(formulas, "_recipe_file", lambda row, of: whole(row, of) | other.get(of, {}))
-    (table,) = made("table10", ledger())
+    (table,) = made("table10")
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
 
@@ -297,9 +309,14 @@ KINDS += [instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], ben
 KINDS += [asked(exact()), exact(task="commonsense", boolq=60.0)]
 
 
+@functools.cache
+def of_kinds():
+    return own_and_published(ledger(*KINDS))
+
+
 @pytest.mark.parametrize("name", ["", *tables.TABLES])
 def test_every_number_of_ours_in_every_table_has_its_runs(name):
-    found = tables.make(name, ledger(*KINDS), columns=["seconds"])
+    found = tables.make(name, ledger(*KINDS), of_kinds(), columns=["seconds"])
     for table in found:
         for line in table.rows if table.ids else []:
             numbers = [entry for entry in line if isinstance(entry, Number)]
@@ -309,8 +326,8 @@ def test_every_number_of_ours_in_every_table_has_its_runs(name):
 
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
     """Also of several tables: one header, a row a number, each part in a column of its own."""
-    of = ledger(*complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))
-    read = pd.read_csv(io.StringIO(render(made("table2", of), "csv")))
+    of = made("table2", *complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))
+    read = pd.read_csv(io.StringIO(render(of, "csv")))
     assert list(read) == TIDY
     assert read.table.nunique() == 3
     (line,) = read[(read.source == "ours") & (read.column == "RTE")].to_dict("records")
@@ -350,15 +367,14 @@ def test_every_key_of_a_table_is_one_that_is_read():
 def test_latex_is_booktabs():
     """A tabular of as many columns as it says, between its rules, each row ended; what is no row is a
     comment."""
-    text = render(made("table2", ledger(*complete())), "latex")
-    for table in text.split("\n\n"):
-        body = [line for line in table.splitlines() if not line.startswith("%")]
-        columns = re.fullmatch(r"\\begin\{tabular\}\{(l r*|lr*)\}", body[0])[1]
-        rules = [r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"]
-        assert [body[i] for i in (1, 3, -2, -1)] == rules
-        for row in [body[2], *body[4:-2]]:
-            assert row.endswith(r" \\")
-            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+    text = render([part("table2", *complete())], "latex")
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    columns = re.fullmatch(r"\\begin\{tabular\}\{(l r*|lr*)\}", body[0])[1]
+    rules = [r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"]
+    assert [body[i] for i in (1, 3, -2, -1)] == rules
+    for row in [body[2], *body[4:-2]]:
+        assert row.endswith(r" \\")
+        assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
     assert r"80.0 $\pm$7.9" in text
 
 
@@ -367,7 +383,7 @@ def test_latex_is_booktabs():
 
 def against(name, *records):
     """The differences to LoRA in a table of MiniLM, by method; a note says what they are."""
-    (table,) = (t for t in tables.make(name, ledger(*records), against="lora") if t.model == "minilm")
+    (table,) = tables.make(name, ledger(*records), against="lora", models=["minilm"])
     assert "against lora: the mean difference over pairs" in notes(table)
     return {row[0]: row[table.header.index("against lora")] for row in table.rows}
 
@@ -442,7 +458,7 @@ def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form)
     for r in records:
         r["label"] = {"row": LINES, "model": LINES, "task": LINES}
     plain = [r | {"deviations": ["x"], "label": {"row": "x", "model": "m", "task": "t"}} for r in records]
-    table, other = (made("table2", ledger(*found))[2] for found in (records, plain))
+    table, other = (part("table2", *found, model="minilm") for found in (records, plain))
     text = render([table], form)
     assert len(text.splitlines()) == len(render([other], form).splitlines())
     assert (FLAT if form == "md" else r"one \textbackslash input\{/etc/passwd\} | two three four") in text
@@ -478,7 +494,7 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
     del parts["commonsense"]
     whole = exact("lora", 0, "commonsense", "llama_7b", beams=4, **parts)
     few = exact("vera", 0, "commonsense", "llama_7b", unread=12.0, boolq=70.0)
-    (table, *_) = [of for of in made("commonsense", ledger(whole, few)) if of.model == "llama_7b"]
+    table = part("commonsense", whole, few, model="llama_7b")
     shown = [[line[key] for key in ("BoolQ", "OBQA", "Avg", "unread")] for line in lines(table, "ours")]
     assert shown == [["68.0 (1)", "60.0 (1)", "61.0 (1)", "0.0"], ["70.0 (1)", "-", "missing", "12.0"]]
     assert lines(table, "ours")[0]["status"] == "ours, loss on prompt and answer, 4 beams"
@@ -503,5 +519,5 @@ def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
     value = float(shown.rstrip("%"))
     assert (cell.median, cell.name, cell.less, cell.digits) == (value, f"{name}, last epoch", False, 1)
     assert result_words(record).endswith(f"{name} {shown} on test")
-    plain = made("", ledger(record))[0]
+    plain = made("", record)[0]
     assert (lines(plain)[0][record["cell"]["task"]], cell.name in notes(plain)) == (f"{value} (1)", True)

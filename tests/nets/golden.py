@@ -49,14 +49,12 @@ def write_lines(name: str, lines: Iterable[Any]) -> None:
 def same_lines(name: str, found: Iterable[dict[str, Any]], **part: str) -> None:
     """Compares lines with a part of a golden file, in order: numbers to 1e-9, all else as it is. part: keys
     and values of every line of that part."""
-    made = [part | rounded(line) for line in found]
-    kept = read_lines(name)
-    others = [line for line in kept if any(line.get(key) != value for key, value in part.items())]
+    made, kept = [part | rounded(line) for line in found], read_lines(name)
     if WRITES:
-        by_part = sorted([*others, *made], key=lambda line: [line[key] for key in part])
-        write_lines(name, by_part)
+        others = [line for line in kept if not part.items() <= line.items()]
+        write_lines(name, sorted([*others, *made], key=lambda line: [line[key] for key in part]))
         return
-    wanted = [line for line in kept if line not in others]
+    wanted = [line for line in kept if part.items() <= line.items()]
     texts = [{*map(json.dumps, lines)} for lines in (wanted, made)]
     lost, new = (sorted(texts[i] - texts[1 - i]) for i in (0, 1))
     assert len(made) == len(wanted), f"{name}: {len(wanted)}, now {len(made)}. Lost {lost}, new {new}"[:3000]

@@ -25,11 +25,8 @@ STUDIES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir(
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 #: Studies with groups that others have, too, or of many runs.
 SLOW = ["peers_minilm", "ablations_minilm", "rank_scaling_sst2_minilm", "glue_mpnet", "glue_more_minilm"]
-#: Of each kind of task and model a preset or two of few cells: a cell takes a quarter of a second to compose.
-FAST = [
-    *("figure3", "figure5", "table12", "table3_large", "table4_llama_13b"),
-    *("e2e_smollm2", "alpaca_smollm2", "images_dinov2"),
-]
+#: Of each kind of task a preset of few cells: a cell takes a quarter of a second to compose.
+FAST = ["figure3", "table12", "e2e_smollm2", "images_dinov2"]
 
 
 # --- records

@@ -22,10 +22,8 @@ def sharp(architecture, scale=6):
     return model
 
 
-def log_probabilities(model, prompt, written, ngram):
+def log_probabilities(logits, written, ngram):
     """After the ban of repeated n-grams, renormalised: a plain list for the next token."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *written]])).logits[0, -1].double()
     for i in range(len(written) - ngram + 1 if ngram else 0):
         if written[i : i + ngram - 1] == written[len(written) - ngram + 1 :]:
             logits[written[i + ngram - 1]] = -math.inf
@@ -33,14 +31,18 @@ def log_probabilities(model, prompt, written, ngram):
 
 
 def plain(model, prompt, search):
-    """The search as its description says it, one prompt, one beam and one token at a time, with no cache."""
+    """The search as its description says it, one prompt and one token at a time, with no cache."""
     best = [(-math.inf, [])] * len(search.penalties)
     live = [(0.0, [])]
     for length in range(1, search.max_new_tokens + 1):
-        candidates = []
-        for score, written in live:
-            after = log_probabilities(model, prompt, written, search.no_repeat_ngram)
-            candidates += [(score + p, [*written, token]) for token, p in enumerate(after) if p > -math.inf]
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *written] for _, written in live])).logits[:, -1].double()
+        candidates = [
+            (score + p, [*written, token])
+            for of, (score, written) in zip(logits, live, strict=True)
+            for token, p in enumerate(log_probabilities(of, written, search.no_repeat_ngram))
+            if p > -math.inf
+        ]
         candidates = sorted(candidates, key=lambda c: -c[0])[: search.beams]
         live = []
         for score, written in candidates:
@@ -50,6 +52,8 @@ def plain(model, prompt, search):
                         best[i] = (score / length**penalty, written)
             else:
                 live.append((score, written))
+        if not live:
+            break
     return [written for _, written in best]
 
 

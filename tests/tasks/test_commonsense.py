@@ -1,28 +1,21 @@
 """Commonsense: prompts, dev rows and reading as LLM-Adapters' scripts have them, and what is refused."""
 
-import functools
 import json
 
 import datasets
 import pytest
+from running import task_of
 from tiny import write_commonsense
 
 import tasks
-from runs.config import expand
 from tasks.commonsense import laid_out, read
 from tasks.instruct import Template
 
 pytestmark = pytest.mark.parity
 
 
-@functools.cache
-def of_conf():
-    (run,) = expand(["model=decoder", "model.path=/x", "task=commonsense"])
-    return run.config["task"]
-
-
 def load(folder, **changes):
-    return tasks.load(of_conf() | {"data_dir": folder and str(folder), "dev_rows": 4} | changes)
+    return tasks.load(task_of("commonsense") | {"data_dir": str(folder), "dev_rows": 4} | changes)
 
 
 # --- beside the scripts

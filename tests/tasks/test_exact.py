@@ -1,13 +1,11 @@
 """Texts that are read for an exact answer: rows, decoding in batches, scores and files."""
 
-import functools
 import json
 
 import pytest
-from running import comparable, do, elsewhere, killed_at, refused, trained
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from running import comparable, do, elsewhere, killed_at, refused, task_of, trained
+from transformers import AutoModelForCausalLM
 
-from runs.config import expand
 from tasks.exact import ExactTask
 
 pytestmark = pytest.mark.properties
@@ -17,23 +15,13 @@ TESTS = {"a": [("one", "x"), ("one two three four", "y")], "b": [(LONG, "x")]}
 ROWS = {"train": [("Answer:", "To be"), ("12 + 5 =", " 17")], "dev": [("3 - 1 =", " 2"), ("1 + 1 =", " 2")]}
 
 
-@functools.cache
-def of_conf():
-    (run,) = expand(["model=decoder", "model.path=/x", "task=sums"])
-    return run.config["task"] | {"forgetting_text": "none"}
-
-
 def make(tokenizer=None, headline=None, of=TESTS, **changes):
     """A task whose reader takes a text's first letter."""
-    task = ExactTask(of_conf() | changes, ROWS, of, lambda part, prompt, text: text[:1] or None, headline)
+    settings = task_of("sums") | {"forgetting_text": "none"} | changes
+    task = ExactTask(settings, ROWS, of, lambda part, prompt, text: text[:1] or None, headline)
     if tokenizer:
         task.prepare(tokenizer, 64, 256)
     return task
-
-
-@pytest.fixture
-def tokenizer(tiny_llama):
-    return AutoTokenizer.from_pretrained(tiny_llama)
 
 
 @pytest.mark.parametrize("on_inputs", [False, True])

@@ -1,7 +1,6 @@
 """Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken
 data."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from running import refused
+from running import refused, task_of
 from sklearn.datasets import load_digits
 from tiny import cells, picture, write_images
 
@@ -32,14 +31,8 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@functools.cache
-def of_conf(name):
-    (run,) = expand([f"task={name}", "model=dinov2_small"])
-    return run.config["task"]
-
-
 def settings(name, data_dir=None, **changes):
-    return of_conf(name) | {"data_dir": data_dir and str(data_dir)} | changes
+    return task_of(name, "model=dinov2_small") | {"data_dir": data_dir and str(data_dir)} | changes
 
 
 def load(name, data_dir=None, **changes):

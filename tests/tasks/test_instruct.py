@@ -1,37 +1,24 @@
 """Instructions: what a model reads, what it is trained on, and what of a file or template is refused."""
 
-import functools
 import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from running import refused
+from running import refused, task_of
 from tiny import INSTRUCTIONS
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import tasks
-from runs.config import expand
 from tasks.files import read_list
 from tasks.instruct import OWN_TEMPLATE, Example, read_template
 
 pytestmark = pytest.mark.parity
 
 
-@functools.cache
-def of_conf():
-    (run,) = expand(["model=decoder", "model.path=/x", "task=alpaca"])
-    return run.config["task"]
-
-
 def load(data_dir, dev_rows=2, **changes):
-    return tasks.load(of_conf() | {"data_dir": str(data_dir), "dev_rows": dev_rows} | changes)
-
-
-@pytest.fixture
-def tokenizer(tiny_llama):
-    return AutoTokenizer.from_pretrained(tiny_llama)
+    return tasks.load(task_of("alpaca") | {"data_dir": str(data_dir), "dev_rows": dev_rows} | changes)
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """Maths: the rows and prompts of both protocols, and what defines them."""
 
-import functools
 import re
 
 import numpy as np
 import pytest
+from running import task_of
 from tiny import write_maths
 
 import tasks
-from runs.config import expand
 from tasks import sums
 
 pytestmark = pytest.mark.parity
@@ -17,23 +16,11 @@ PAPERS = {"prompt": None, "reader": "metamath", "max_characters": None, "first_r
 PAPERS |= {"test_suffix": " Let's think step by step.", "tests": ["gsm8k", "math"]}
 
 
-@functools.cache
-def of_conf():
-    (run,) = expand(["model=decoder", "model.path=/x", "task=gsm8k"])
-    return run.config["task"] | {"forgetting_text": "none"}
-
-
-def sums_conf():
-    (run,) = expand(["model=decoder", "model.path=/x", "task=sums"])
-    return run.config["task"]
-
-
 @pytest.fixture
 def load(tmp_path):
     folder = write_maths(tmp_path / "maths")
-    return lambda **changes: tasks.load(
-        of_conf() | {"data_dir": str(folder), "test_dir": str(folder)} | changes
-    )
+    where = {"data_dir": str(folder), "test_dir": str(folder), "forgetting_text": "none"}
+    return lambda **changes: tasks.load(task_of("gsm8k") | where | changes)
 
 
 def test_rows_and_prompts_of_pefts_protocol(load):
@@ -90,7 +77,7 @@ def test_sums_are_right_and_none_is_there_twice():
     assert all(eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows)
     terms = [tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}"))) for prompt, _ in rows]
     assert len({*terms[:200]} & {*terms[200:]}) <= 1  # those of the same terms are on one side
-    task = tasks.load({**sums_conf(), "train_rows": 5, "dev_rows": 3, "test_rows": 2})
+    task = tasks.load(task_of("sums") | {"train_rows": 5, "dev_rows": 3, "test_rows": 2})
     assert [task.splits[part] for part in ("dev", "train")] == [rows[2:5], rows[5:10]]
     assert task.items == [(prompt, answer.strip(), "sums") for prompt, answer in rows[:2]]
     assert [task.read("sums", "", text) for text in (" 7", "it is -3, not 4", "none")] == ["7", "-3", None]
@@ -103,7 +90,7 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     (tmp_path / "own_reader.py").write_text(
         "def last_word(text):\n    return text.split()[-1] if text else None\n"
     )
-    settings = of_conf() | {"data_dir": folder, "test_dir": folder}
+    settings = task_of("gsm8k") | {"data_dir": folder, "test_dir": folder, "forgetting_text": "none"}
     own = {"reader": "own_reader.last_word", "prompt": None, "tests": ["math"]}
     assert set(tasks.source(settings).files) == {"rows", "gsm8k_train", "gsm8k/test"}
     more = {"template.json", "reader.py", "math/MATH_test.jsonl"}

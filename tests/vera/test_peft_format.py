@@ -105,11 +105,16 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv"}  # which peft adapts whole
 
 @pytest.mark.parametrize(
     ("name", "architecture", "dtype"),
-    [
-        *((name, "BERT", torch.float32) for name in CONFIGS),
-        ("vera", "BERT", torch.bfloat16),  # peft rounds A and B with the base
-        *(("vera", architecture, torch.float32) for architecture in FUSED),
-    ],
+    sample(
+        [
+            *((name, "BERT", torch.float32) for name in CONFIGS),
+            ("vera", "BERT", torch.bfloat16),  # peft rounds A and B with the base
+            *(("vera", architecture, torch.float32) for architecture in FUSED),
+        ],
+        ("vera", "BERT", torch.bfloat16),
+        *(("vera", "GPT-2", torch.float32), ("lora with its head", "BERT", torch.float32)),
+        ("lora by a pattern", "BERT", torch.float32),
+    ),
 )
 def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
     site, base = FUSED.get(architecture), (lambda: tiny(architecture).to(dtype))
@@ -239,7 +244,7 @@ def edit(folder, what, change, name):
         save_file(tensors, weights, None if what == "alone" else ours)
 
 
-@pytest.mark.parametrize("name", ["lora", "vera", "vera, peft's draw"])
+@pytest.mark.parametrize("name", sample(["lora", "vera", "vera, peft's draw"], "lora", "vera"))
 def test_an_export_that_was_changed_is_refused_in_one_line(name, tmp_path):
     exported(tmp_path / "as it was", name)
     for number, (change, named) in enumerate([*EDITS_OF_BOTH, *EDITS.get(name, [])]):
@@ -280,8 +285,10 @@ def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["lora", "vera", "lora on all linear layers", "vera on all linear layers"])
-@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    pairs(["lora", "vera", "vera on all linear layers", "lora on all linear layers"], ["BERT", "GPT-2"]),
+)
 def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
     """peft writes all of its keys, and of 20 names and more their shortest ends."""
 
