@@ -64,14 +64,10 @@ def record(
     made |= {"error": None, "tries": [], "start": None, "deviations": list(deviations)}
     made["cell"] = {"paper": "table2_base", "row": row, "model": model, "task": task, "seed": seed}
     made["label"] = {of: LABELS.get(made["cell"][of], made["cell"][of]) for of in ("row", "model", "task")}
-    made["config"] = {
-        "keep": "best",
-        "model": {"name": model, "path": f"/somebody/models/{model}"},
-        "task": {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"},
-        "method": {"kind": row, "rank": 8},
-        "train": {"lr": lr, "epochs": len(values) or 3, "max_steps": None},
-        "seed": seed,
-    }
+    made["config"] = {"keep": "best", "model": {"name": model, "path": f"/somebody/models/{model}"}}
+    made["config"]["task"] = {"name": task, "family": "glue", "data_dir": f"/somebody/{seed}/glue"}
+    made["config"] |= {"method": {"kind": row, "rank": 8}, "seed": seed}
+    made["config"]["train"] = {"lr": lr, "epochs": len(values) or 3, "max_steps": None}
     made |= {"recipe": {"name": "r", "source": "s"}, "seeds": {"training": seed, "projection": 0}}
     made |= {"code": {"commit": "0123abc", "dirty": False}, "versions": {"torch": "2.9"}}
     made |= {"device": {"type": "cpu", "name": "a CPU"}, "determinism": {"threads": 1}}

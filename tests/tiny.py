@@ -399,17 +399,11 @@ def write_maths(folder: Path, other: bool = False) -> Path:
     """Rows of our own in the formats of MetaMathQA, GSM8K and MATH: five to train on, of which the second is
     long, eight and four of GSM8K, three of MATH, of which the last has no answer. other: in other files."""
     folder.mkdir(parents=True, exist_ok=True)
-    queries = [
-        "What is 2 {more} than 3?",
-        "A long one: " + "and 1 more " * 20 + "?",
-        "3 + 4?",
-        "5 + 6?",
-        "9 - 1?",
-    ]
-    answers = [5, 9, 7, 11, 8]
+    queries = {"What is 2 {more} than 3?": 5, f"A long one: {'and 1 more ' * 20}?": 9}
+    queries |= {"3 + 4?": 7, "5 + 6?": 11, "9 - 1?": 8}
     train = [
         {"query": query, "response": f"It is {n}.\nThe answer is: {n}", "type": "GSM_Rephrased"}
-        for query, n in zip(queries, answers, strict=True)
+        for query, n in queries.items()
     ]
     dev = [
         {"question": f"Dev{i} is 1 + {i}?", "answer": f"1 + {i} = <<1+{i}={1 + i}>>{1 + i}\n#### {1 + i}"}
@@ -417,19 +411,17 @@ def write_maths(folder: Path, other: bool = False) -> Path:
     ]
     ends = ["1200", "1,200", "-3", "1"]
     test = [{"question": f"Test{i}?", "answer": f"So.\n#### {end}"} for i, end in enumerate(ends)]
+    solutions = (r"It is $\boxed{\dfrac12}$.", r"$\boxed{1}$, no: $\boxed{7}$", "No box.")
     maths = [
         {"problem": f"Find {i}.", "solution": solution, "level": "Level 1", "type": "Algebra"}
-        for i, solution in enumerate(
-            (r"It is $\boxed{\dfrac12}$.", r"$\boxed{1}$, no: $\boxed{7}$", "No box.")
-        )
+        for i, solution in enumerate(solutions)
     ]
     if other:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(train), folder / "MetaMathQA.parquet")
+        (folder / "main").mkdir()
         for name, rows in (("train", dev), ("test", test)):
-            (folder / "main").mkdir(exist_ok=True)
-            pyarrow.parquet.write_table(
-                pyarrow.Table.from_pylist(rows), folder / "main" / f"{name}-00000-of-00001.parquet"
-            )
+            path = folder / "main" / f"{name}-00000-of-00001.parquet"
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         for i, row in enumerate(maths):
             path = folder / "MATH" / "test" / "algebra" / f"{i}.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 the published records are in tests/nets/golden/figures.jsonl."""
 
 import csv
-import json
 import random
 import xml.etree.ElementTree as ET
 
@@ -19,7 +18,7 @@ from analysis.frame import runs
 from analysis.paper import NAMES
 from analysis.render import to_csv
 from runs.errors import UserError
-from runs.record import Ledger
+from runs.record import Ledger, write_record
 
 pytestmark = pytest.mark.properties
 
@@ -221,7 +220,7 @@ def test_a_row_has_its_median_with_its_ends_and_the_frontier_is_drawn_in_steps()
         assert by_row(made("pareto", ROWS, axes=(x, "metric"))[0])["VeRA r=1024"][x] == value
 
 
-@pytest.mark.parametrize(("x", "y"), zip([*pareto.AXES][:3], [*pareto.AXES][:2:-1], strict=True))
+@pytest.mark.parametrize(("x", "y"), [*zip([*pareto.AXES][:3], [*pareto.AXES][:2:-1], strict=True)])
 def test_any_two_are_drawn(x, y):
     forgets = {"forgetting": {"text": "t", "sha256": "s", "tokens": 9, "before": 3.0, "after": 3.1}}
     rows = [row | {"result": row["result"] | forgets} for row in ROWS]
@@ -368,9 +367,8 @@ def test_a_figure_of_ones_own_is_a_function_from_a_part(monkeypatch, tmp_path):
 
 
 def test_the_command_draws_or_says_in_one_line_why_not(tmp_path, capsys):
-    (tmp_path / "records").mkdir()
     for one in ROWS:
-        (tmp_path / "records" / f"{one['id']}.json").write_text(json.dumps(one))
+        write_record(tmp_path, one)
     output = f"output={tmp_path}"
     assert main(["figure4", output]) == main(["pareto", "x=bytes", "task=rte", output, "labels=vera"]) == 0
     shown = capsys.readouterr().out

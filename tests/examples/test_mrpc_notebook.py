@@ -34,13 +34,8 @@ def test_it_is_whole_without_outputs_and_begins_with_its_parameters(notebook):
 
 @pytest.mark.usefixtures("process")
 def test_it_trains_looks_exports_and_serves(notebook, tiny_roberta, glue, tmp_path):
-    words = [
-        "train.epochs=2",
-        "train.max_length=32",
-        "method.rank=8",
-        "train.effective_batch=8",
-        "device=cpu",
-    ]
+    train = {"epochs": 2, "max_length": 32, "effective_batch": 8}
+    words = ["method.rank=8", "device=cpu", *(f"train.{key}={value}" for key, value in train.items())]
     own = f"MODEL = {['model=encoder', f'model.path={tiny_roberta}']}\n"
     own += f"DATA = {[f'task.data_dir={glue}']}\nSETTINGS = {words}\nOUTPUT = {str(tmp_path / 'outputs')!r}"
     assert parameters(own) < parameters(notebook.cells[1].source)

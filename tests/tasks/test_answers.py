@@ -86,21 +86,16 @@ def own(tmp_path, monkeypatch):
     return make
 
 
-BODIES = (
-    "find = 3",
-    "def find(text):\n    return text[0]",
-    "def find(text):\n    return 3",
-    "import nothing",
-)
+RETURNS = (f"def find(text):\n    return {of}" for of in ("text[0]", "3"))
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", ["find = 3", "import nothing", *RETURNS])
 def test_a_reader_of_ones_own_that_cannot_read_is_refused_before_training(body, own):
     with refused(f"task.reader={(name := own(body))}"):
         reader(name)
 
 
-@pytest.mark.parametrize("name", ["", "x", "nowhere.find", "sys.intern", "math.floor", "tasks.metrics"])
+@pytest.mark.parametrize("name", ["", "nowhere.find", "sys.intern", "tasks.metrics"])
 def test_a_reader_is_one_of_ours_or_a_function_in_a_file(name):
     with refused(f"task.reader={name}"):
         reader(name)

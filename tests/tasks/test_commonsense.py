@@ -23,16 +23,14 @@ def load(folder, **changes):
 S = " " * 16
 #: What DoRA's finetune.py (commit bd3ed6f) and commonsense_evaluate.py make, with other words than Alpaca's.
 PROMPTS = {
-    (True, False): f"Do it.  \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Response:\n{S}",
-    (False, False): f"Do it. \n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Response:\n{S}",
-    (
-        True,
-        True,
-    ): f"With. \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Input:\n{S}x\n{S}\n{S}### Response:\n{S}",
-    (
-        False,
-        True,
-    ): f"With.\n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Input:\n{S}x\n\n{S}### Response:\n{S}",
+    True: (
+        f"Do it.  \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Response:\n{S}",
+        f"With. \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Input:\n{S}x\n{S}\n{S}### Response:\n{S}",
+    ),
+    False: (
+        f"Do it. \n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Response:\n{S}",
+        f"With.\n\n{S}### Instruction:\n{S}Go\n on.\n\n{S}### Input:\n{S}x\n\n{S}### Response:\n{S}",
+    ),
 }
 
 
@@ -43,8 +41,7 @@ def test_prompts_have_the_white_space_of_the_scripts(training, end):
     full = f"With.{asked}### Input:\n{{input}}\n\n### Response:{end}"
     words = {"prompt_input": full, "prompt_no_input": f"Do it.{asked}### Response:{end}"}
     template = laid_out(Template.model_validate(words), training)
-    assert template.prompt("Go\n on.") == PROMPTS[training, False]
-    assert template.prompt("Go\n on.", "x") == PROMPTS[training, True]
+    assert (template.prompt("Go\n on."), template.prompt("Go\n on.", "x")) == PROMPTS[training]
 
 
 def test_dev_rows_are_those_that_the_scripts_hold_out(tmp_path):

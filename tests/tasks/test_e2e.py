@@ -16,16 +16,9 @@ from tasks.e2e_files import linearise, local_files, tokenise
 
 pytestmark = pytest.mark.properties
 
-SETTINGS = yaml.safe_load((CONF / "task" / "e2e.yaml").read_text()) | {
-    "name": "e2e",
-    "label_smoothing": 0.1,
-    "length_grouped": False,
-    "decode": "test",
-    "beams": 3,
-    "length_penalty": [0.9, 0.8],
-    "max_new_tokens": 8,
-    "hub": None,
-}
+SETTINGS = yaml.safe_load((CONF / "task" / "e2e.yaml").read_text())
+SETTINGS |= {"name": "e2e", "label_smoothing": 0.1, "length_grouped": False, "decode": "test", "beams": 3}
+SETTINGS |= {"length_penalty": [0.9, 0.8], "max_new_tokens": 8, "hub": None}
 END = 50256
 
 
@@ -224,22 +217,13 @@ def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
 
 def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_path):
     other = as_lora(load(e2e), tmp_path / "lora")
-    words = [
-        "4 rows (a fixed subset of 8)",
-        "not on the test set",
-        "1 MRs are decoded",
-        "task.beams=3",
-        "spaCy",
-    ]
+    few = "4 rows (a fixed subset of 8)", "not on the test set", "1 MRs are decoded", "task.beams=3", "spaCy"
+    search = {"search": "transformers", "length_grouped": True}
     for task, *told in (
-        (load(e2e, train_rows=4, decode="dev", items=1), *words),
+        (load(e2e, train_rows=4, decode="dev", items=1), *few),
         (load(e2e, length_penalty=[0.8]), "length penalty 0.8"),
         (load(e2e, decode="none", length_penalty=[0.5]), "no texts"),
-        (
-            load(other, search="transformers", length_grouped=True),
-            "own beam search",
-            "batches of like lengths",
-        ),
+        (load(other, **search), "own beam search", "batches of like lengths"),
     ):
         notes = " ".join(task.notes)
         assert [part for part in told if part not in notes] == []

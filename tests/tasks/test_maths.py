@@ -33,12 +33,8 @@ def test_rows_and_prompts_of_pefts_protocol(load):
     order = np.arange(8)
     np.random.shuffle(order)
     assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [f"Dev{i}" for i in order[:3]]
-    assert [answer for _, answer, _ in task.items] == [
-        "1200.0",
-        "1,200",
-        "-3.0",
-        "1.0",
-    ]  # with a comma a text
+    # With a comma a text
+    assert [answer for _, answer, _ in task.items] == ["1200.0", "1,200", "-3.0", "1.0"]
     assert "train: 5 rows, of 395000 published" in task.notes
     assert not any("dev" in note for note in task.notes)
     assert any("task.dev_rows=9" in note for note in load(dev_rows=9).notes)  # of eight

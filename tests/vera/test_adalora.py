@@ -101,12 +101,8 @@ def test_it_trains_as_pefts_own_loop(method):
 
 @pytest.mark.parametrize("shares", [(0, 0), (0, 5), (3, 0), (3, 4), (10, 9)])
 def test_the_budget_is_pefts(shares):
-    model = get_peft_model(
-        tiny_model(),
-        AdaLoraConfig(
-            init_r=6, target_r=2, total_step=20, target_modules=["query"], tinit=shares[0], tfinal=shares[1]
-        ),
-    )
+    how = {"target_modules": ["query"], "total_step": 20, "tinit": shares[0], "tfinal": shares[1]}
+    model = get_peft_model(tiny_model(), AdaLoraConfig(init_r=6, target_r=2, **how))
     for total, interval in itertools.product((20, 33, 101), (1, 3)):
         allocator = RankAllocator(model, model.peft_config["default"], "default")
         allocator.peft_config.deltaT, allocator.peft_config.total_step = interval, total

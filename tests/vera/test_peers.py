@@ -172,12 +172,9 @@ def test_a_rank_beyond_the_matrix_is_refused_and_a_fused_blocks_pair_is_of_that_
         vera.LoRAXS(rank=33).adapt(tiny_model())
     vera.LoRAXS(rank=32).adapt(tiny_model())
     model = tiny("GPT-2").double()
-    found = find_sites(model, ("query", "value"))
-    weights = [
-        base_weight(model.get_submodule(path), rows).clone()
-        for path, blocks in found.items()
-        for rows in blocks.values()
-    ]
+    found = find_sites(model, ("query", "value")).items()
+    places = [(model.get_submodule(path), rows) for path, blocks in found for rows in blocks.values()]
+    weights = [base_weight(*place).clone() for place in places]
     vera.LoRAXS(rank=4).adapt(model)
     for change, weight in zip(changes(model), weights, strict=True):
         assert all(map(torch.equal, (change.A, change.B), singular_factors(weight, 4)))
