@@ -29,16 +29,10 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers":
 WORDS = "word_embeddings"
 EMBEDDINGS = {"BERT": WORDS, "RoBERTa": WORDS, "GPT-2": "wte", "Llama": "embed_tokens"}
 #: Settings without which a class does not fit 32 x 32 matrices.
-SMALL = {
-    "C3AConfig": {"block_size": 8},
-    "FourierFTConfig": {"n_frequency": 50},
-    "MissConfig": {"r": 4},
-    "PsoftConfig": {"r": 8},
-    "RoadConfig": {"group_size": 16},
-    "ShiraConfig": {"r": 4},
-    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},
-    "WaveFTConfig": {"n_frequency": 64},
-}
+SMALL = {"C3AConfig": {"block_size": 8}, "FourierFTConfig": {"n_frequency": 50}, "MissConfig": {"r": 4}}
+SMALL |= {"PsoftConfig": {"r": 8}, "RoadConfig": {"group_size": 16}, "ShiraConfig": {"r": 4}}
+SMALL |= {"VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2}}
+SMALL["WaveFTConfig"] = {"n_frequency": 64}
 
 
 def classes() -> list[str]:

@@ -1,13 +1,11 @@
 """The workspace of Weights & Biases for the tables."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import wandb
 from ledgers import ledger, record
+from running import call
 from servers import NOBODY, logged_in
 
 from analysis import dashboard
@@ -15,7 +13,6 @@ from runs.errors import UserError
 from runs.record import write_record
 from runs.tracking import points
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.properties
 
 
@@ -84,11 +81,8 @@ def test_it_is_saved_and_saved_again_in_the_same_place(tmp_path):
     """In processes of their own: wandb keeps an address for the life of one."""
     write_record(tmp_path / "outputs", record())
     with logged_in() as server:
-        command = [sys.executable, "-m", "analysis.dashboard", f"output={tmp_path / 'outputs'}", "project=p"]
-        said = [
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90).stdout
-            for _ in range(2)
-        ]
+        words = "analysis.dashboard", f"output={tmp_path / 'outputs'}", "project=p"
+        said = [call(*words, check=0).stdout for _ in range(2)]
     saved = [told["variables"] for told in server.told if "upsertView" in told["query"]]
     assert [view.get("id") for view in saved] == [None, "VjE="]
     assert (saved[0]["entityName"], saved[0]["projectName"]) == ("me", "p")

@@ -114,7 +114,7 @@ def test_what_is_left_out_is_said_with_its_reason(page):
 
 
 def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
-    monkeypatch.setattr(report, "RUNS_SHOWN", 7)
+    monkeypatch.setattr(report, "RUNS_SHOWN", 5)
     of, none = mixed(), pd.DataFrame({"ran": [], "ids": [], "word": []}, dtype=object)
     found = report._cells(of, every_variant(runs(of), paper=True), none.astype({"ran": bool}))
     assert [len(cell["runs"]) for cell in found] == [3, 2, 0, 0, 0]

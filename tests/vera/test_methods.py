@@ -1,8 +1,8 @@
 """The behaviours that any method must have, and the methods of the paper by their formulas."""
 
 import copy
-import dataclasses
 from collections import OrderedDict
+from dataclasses import replace
 
 import peft
 import pytest
@@ -275,11 +275,7 @@ def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(act, m
         act(model)
 
 
-DROPPING = {
-    name: dataclasses.replace(METHODS[name], dropout=0.5)
-    for name in LOW_RANK
-    if hasattr(METHODS[name], "dropout")
-}
+DROPPING = {of: replace(METHODS[of], dropout=0.5) for of in LOW_RANK if hasattr(METHODS[of], "dropout")}
 
 
 @torch.no_grad()
