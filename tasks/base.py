@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import from_json
 
 Array = npt.NDArray[Any]
 
@@ -48,15 +47,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises DataError, which begins with `where`, for text that is not JSON, has
-    more than 200 levels, or holds half a character (a lone surrogate)."""
-    try:
-        return from_json(text)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-
-
 def require_columns(where: Path | str, row: Collection[Any], columns: Iterable[str], hint: str = "") -> None:
     """Raises DataError unless the row has every column. hint: added to the message."""
     for column in columns:
@@ -76,8 +66,7 @@ class Source:
     """Where rows come from. Their content is part of a run's identity, their location is not.
 
     files: local files, which are hashed. pinned: a hub revision or an archive's sha256, which stands for the
-    content. With neither, the content is known only after a download.
-    """
+    content. With neither, the content is known only after a download."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     pinned: str | None = None
@@ -119,8 +108,7 @@ class Task(ABC):
     unit: what the pace counts: "tok", tokens without padding, or "img", rows.
     selection: a hash of the training rows, where they were drawn.
     fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
-    scaling: mean and spread of the training labels, where the model answers (label - mean) / spread.
-    """
+    scaling: mean and spread of the training labels, where the model answers (label - mean) / spread."""
 
     name: str
     metric: str
@@ -193,8 +181,7 @@ class Task(ABC):
 
 
 def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
-    """How many prompts are searched together, each with its beams. A GPU needs many to be busy; on a CPU
-    eval_batch bounds the rows."""
+    """How many prompts are searched together, each with its beams; on a CPU eval_batch bounds the rows."""
     return eval_batch if on_gpu else max(1, eval_batch // beams)
 
 
@@ -213,8 +200,7 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
 
 def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
     """Indices of a random share of each group's rows, drawn by the name alone, in order. A group of two or
-    more rows has at least one row in both parts. groups: the group of each row. Raises DataError for fewer
-    than two held-out rows."""
+    more rows has at least one row in both parts. groups: of each row. Raises DataError for fewer than two."""
     members: dict[Any, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)

@@ -1,5 +1,4 @@
-"""The beam search behind the E2E numbers of LoRA and VeRA (microsoft/LoRA, examples/NLG), batched and with a
-cache.
+"""The beam search behind LoRA's and VeRA's E2E numbers (microsoft/LoRA, examples/NLG), batched, with a cache.
 
 It is not transformers' search:
 - no n-gram of the generated tokens may repeat (the prompt's do not count). A banned token's logit is removed
@@ -89,12 +88,10 @@ def beam_search(model: Any, prompts: Sequence[Sequence[int]], search: Search) ->
         logits = _last_logits(model, flat[:, -1:], mask, positions, call)
         ban_repeats(logits, flat, search.no_repeat_ngram)
         scores, parents, tokens = _best_successors(logits, scores)
-        history = torch.cat(
-            [history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length)), tokens.unsqueeze(-1)], -1
-        )
-        cache.reorder_cache(
-            (parents + beams * torch.arange(len(alive), device=device).unsqueeze(1)).flatten()
-        )
+        before = history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length))
+        history = torch.cat([before, tokens.unsqueeze(-1)], -1)
+        first_rows = beams * torch.arange(len(alive), device=device).unsqueeze(1)
+        cache.reorder_cache((parents + first_rows).flatten())
     return best.texts()
 
 
@@ -154,8 +151,7 @@ class _Best:
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
-    """Sets the logits (rows, vocabulary) of each token that would repeat an n-gram of history (rows, tokens)
-    to -inf, in place."""
+    """Bans (-inf in logits, (rows, vocabulary)) tokens that repeat an n-gram of history (rows, tokens)."""
     if not 0 < size <= history.shape[1]:
         return
     grams = history.unfold(1, size, 1)  # (rows, windows, size)

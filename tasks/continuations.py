@@ -24,8 +24,7 @@ class Continuations(Task):
 
     label_smoothing: of the training loss, over the whole vocabulary; the dev loss has none.
     as_one: prompt and continuation are one text, even where a token then spans both. Else such a row has the
-    prompt's own tokens, with which the model is asked at the end.
-    """
+    prompt's own tokens, with which the model is asked at the end."""
 
     metric = "perplexity"
     higher_is_better = False
@@ -57,8 +56,7 @@ class Continuations(Task):
 
     def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
         """See Task.prepare. A row ends with the end token, or after max_length tokens. A row without a token
-        to train on is left out, which a note says. With task.train_on_inputs the loss is over the prompt as
-        well."""
+        to train on is left out, which a note says. task.train_on_inputs: the loss is over the prompt, too."""
         if tokenizer.eos_token_id is None:
             raise DataError(f"{self.name}: the model's tokenizer has no end-of-text token")
         self.prepare_text(tokenizer, positions)
@@ -91,8 +89,7 @@ class Continuations(Task):
         return sum(len(ids) - 1 - last for ids, last in (self._rows[split][i] for i in indices))
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """input_ids, attention_mask and targets (rows, tokens). targets: the token that each position should
-        predict, -100 for none."""
+        """input_ids, attention_mask, targets (rows, tokens): what each position predicts, -100 for none."""
         rows = [self._rows[split][i] for i in indices]
         width = max(len(ids) for ids, _ in rows)
         batch = {
@@ -126,8 +123,7 @@ class Continuations(Task):
         head = getattr(model, "module", model).get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][trained],))
         try:
-            # No mask: padding stands to the right, where no token before it looks. No cache: no call follows
-            # that would read it.
+            # No mask: padding stands to the right, where no token looks. No cache, which no call would read
             logits = model(input_ids=batch["input_ids"], use_cache=False).logits.float()
         finally:
             hook.remove()
@@ -146,8 +142,7 @@ class Written(Continuations):
     """Continuations that a trained model writes, a text for each item, which several metrics score at the
     end. `prepare` fills `_prompts`, an item's tokens, and `ends`, the tokens that end a text.
 
-    split: the split of the items. items: each begins with its prompt. variants: names of the ways to decode;
-    the first is the protocol's."""
+    split: of the items. items: each begins with its prompt. variants: of decoding, the protocol's first."""
 
     def __init__(self, settings: Any, splits: Any, items: list[Any], variants: list[str]) -> None:
         super().__init__(settings, splits)

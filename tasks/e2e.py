@@ -86,8 +86,7 @@ class E2ETask(Written):
         return scores([references for _, references in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """references.txt (a block for each MR) and NAME.txt (a line for each), which tuetschek/e2e-metrics
-        reads."""
+        """references.txt (a block for each MR) and NAME.txt (a line), as tuetschek/e2e-metrics reads them."""
         blocks = ["".join(f"{line}\n" for line in [*references, ""]) for _, references in self.items]
         (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
         for name, lines in texts.items():
@@ -106,9 +105,8 @@ def source(settings: Any) -> Source:
 
 
 def load(settings: Any) -> E2ETask:
-    """See tasks.load. Raises DataError with file and line for a missing column, an unknown attribute or an
-    empty reference."""
-    folder = data_folder(settings, "*.parquet", "/where/e2e")
+    """See tasks.load. Raises DataError, with file and line, for a missing column or another wrong row."""
+    folder = data_folder(settings, ["*.parquet"], "/where/e2e")
     files, split, name = local_files(folder, settings["decode"]), settings["decode"], settings["name"]
     rows = {split: list(read_pairs(path)) for split, path in files.items()}
     splits, notes = {}, []

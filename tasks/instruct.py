@@ -1,32 +1,23 @@
-"""Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in the VeRA paper's tables 4, 9, 12
-and 13.
+"""Instruction tuning on rows in Alpaca's format (Taori et al. 2023), as in VeRA's tables 4, 9, 12 and 13.
 
 A row is BOS (where the tokenizer writes one), prompt, response, end token. A template makes the prompt (see
 Template). The loss is over the response and its end (tasks/continuations.py). The paper names no dev set:
 `dev_rows` rows are held out from the published ones, the same for every run.
 
-runs/answer.py asks a trained model MT-Bench's questions, with the same template. The second turn follows the
-end token of the first answer."""
+runs/answer.py asks MT-Bench's questions by the same template. A second turn follows the first's end token."""
 
 import hashlib
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.base import DataError, Source, check, fixed_subset
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
-from tasks.files import open_text, read_list, the_file, validated
+from tasks.files import open_text, placeholders, read_list, the_file, validated
 
 PROTOCOL = 1
 
@@ -58,9 +49,8 @@ class Example(BaseModel):
 class Template(BaseModel):
     """The text around an instruction.
 
-    prompt_input, prompt_no_input: as in alpaca-lora's template files, which lack the other two. next_turn: by
-    default prompt_no_input from the last heading before the instruction on. stop: by default Alpaca's marker,
-    if prompt_no_input has it."""
+    prompt_input, prompt_no_input: as in alpaca-lora's template files, which lack the others. next_turn: by
+    default prompt_no_input from the heading of the instruction on. stop: Alpaca's marker, if that has it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,10 +73,7 @@ class Template(BaseModel):
     @classmethod
     def _placeholders(cls, text: str, info: Any) -> str:
         names = {"instruction", "input"} if info.field_name == "prompt_input" else {"instruction"}
-        parts = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
-        if {name for name, _, _ in parts} != names or any(
-            form or conversion for _, form, conversion in parts
-        ):
+        if placeholders(text) != names:
             expected = " and ".join(f"{{{name}}}" for name in sorted(names, reverse=True))
             raise ValueError(f"the placeholders should be {expected}; a brace of the text is written twice")
         return text
@@ -162,7 +149,7 @@ def source(settings: Any) -> Source:
 def load(settings: Any) -> InstructTask:
     """See tasks.load. Raises DataError with file and row for one without an instruction or response."""
     template = read_template(template_file(settings))
-    path = _local(data_folder(settings, "*.json", "/where/alpaca"))
+    path = _local(data_folder(settings, ["*.json"], "/where/alpaca"))
     rows, name = [row for _, row in read_list(path, Example)], settings["name"]
     splits, notes = split_rows(settings, rows, path, partial(fixed_subset, name=f"{name}, held out"))
     task = InstructTask(settings, template, splits)

@@ -111,8 +111,7 @@ def load(settings: Any) -> ExactTask:
 
 
 def _files(settings: Any, at: Any) -> dict[str, Path]:
-    """The local files by their names in a run's identity. at: their folders, or a file of rows, by the keys
-    of HUBS; None on the hub."""
+    """Local files by their names in a run's identity. at: folders or files, by HUBS; None: the hub."""
     prompt = settings["prompt"]
     check(settings, "prompt", prompt is None or "{query}" in prompt, "a text with {query}, or null")
     files = {} if prompt else {"template.json": template_file(settings)}

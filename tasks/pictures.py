@@ -19,9 +19,8 @@ def grid(path: Path, pixels: Array, labels: Array, predictions: Array, classes: 
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (rows * 1.9), wspace=0.06, hspace=0.3
-    )
+    top = 1 - 0.4 / (rows * 1.9)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.06, hspace=0.3)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, predicted in zip(axes.flat, pixels, labels, predictions, strict=False):
@@ -43,11 +42,8 @@ def confusion(
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
     how: Any = {"normalize": "true", "cmap": "Blues", "values_format": ".0%"}
-    how |= {
-        "include_values": count <= 25,
-        "xticks_rotation": 90,
-        "display_labels": list(map(_short, classes)),
-    }
+    how |= {"include_values": count <= 25, "xticks_rotation": 90}
+    how["display_labels"] = list(map(_short, classes))
     ConfusionMatrixDisplay.from_predictions(labels, predictions, labels=classes, ax=axis, **how)
     axis.tick_params(labelsize=9 if count <= 25 else max(3.0, 260 / count))
     axis.set_title(f"{right} of {len(labels)} right ({100 * right / len(labels):.1f}%), {when}")
@@ -55,8 +51,7 @@ def confusion(
 
 
 def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
-    """Draws the predictions of a regression (rows,) over its labels (rows,), and the line where both are
-    equal."""
+    """Draws a regression's predictions (rows,) over labels (rows,), and the line where both are equal."""
     figure = Figure(figsize=(5, 5), layout="constrained", dpi=120)
     axis = figure.subplots()
     axis.scatter(labels, predictions, s=12, alpha=0.5, edgecolors="none", color="#2166ac")

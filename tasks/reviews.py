@@ -2,8 +2,7 @@
 
 They are in the source archive of the Python package vaderSentiment 0.5. It is fetched from pip's index,
 checked by hash and never built, so the demo needs a package index and no hub. Ratings are in [-4, 4]; the
-sign is the label. Ratings between -0.5 and 0.5 are left out, and so are snippets of more than 20 words, to
-keep the demo short.
+sign is the label. Left out are ratings between -0.5 and 0.5, and, for a short demo, more than 20 words.
 """
 
 import hashlib

@@ -28,8 +28,7 @@ def load(settings: Any) -> ExactTask:
 def problems() -> list[tuple[str, str]]:
     """All problems with their answers, such as ("4 + 8 - 5 =", " 7").
 
-    Those of the same terms (4 + 8 and 8 + 4) follow one another: cut into parts, a part has none of another
-    part's, but at its ends."""
+    Those of the same terms (4 + 8 and 8 + 4) follow one another: parts share none, but at their ends."""
     signed = [term for term in range(-LARGEST, LARGEST + 1) if term]
     every = (terms for n in (2, 3) for terms in itertools.combinations_with_replacement(signed, n))
     alike = sorted(terms for terms in every if terms[-1] > 0)  # a problem begins with a positive term

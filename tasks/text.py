@@ -27,12 +27,11 @@ from tasks.base import (
     fixed_subset,
     held_out,
     listed,
-    parse_json,
     quoted,
     require_columns,
 )
 from tasks.fetch import content
-from tasks.files import open_text, read_parquet
+from tasks.files import open_text, read_parquet, validated
 
 PROTOCOL = 1
 
@@ -232,10 +231,7 @@ def read_file(path: Path) -> Iterator[Row]:
     elif path.suffix in (".jsonl", ".json"):
         with open_text(path) as file:
             for line, text in enumerate(file, 1):
-                row = parse_json(text, f"{path} line {line}")
-                if not isinstance(row, dict):
-                    raise DataError(f"{path} line {line}: not a JSON object")
-                yield line, row
+                yield line, validated(dict[str, Any], text, f"{path} line {line}")
     else:
         raise DataError(f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet")
 

@@ -23,8 +23,8 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError, first_line, named, parse_json
-from tasks.files import whole
+from tasks.base import Array, DataError, first_line, named
+from tasks.files import validated, whole
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
 Item = Path | bytes | Array
@@ -41,8 +41,7 @@ class Preprocessing:
     resize: the shorter edge after resizing, or (height, width) for any image. size: the (height, width) of
     the centre crop that follows, the model's input. rounds: whether the crop's margin is rounded by Python's
     round, as torchvision does for timm, or down, as transformers does. resample: Pillow's number of the
-    filter. mean, std: of each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known.
-    """
+    filter. mean, std: of each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known."""
 
     size: tuple[int, int]
     resize: int | tuple[int, int]
@@ -110,10 +109,7 @@ def preprocessing(folder: Path) -> Preprocessing:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    mapping = parse_json(path.read_text(encoding="utf-8"), path.name)
-    if not isinstance(mapping, dict):
-        raise DataError(f"{path.name}: not a JSON object")
-    return mapping
+    return validated(dict[str, Any], path.read_text(encoding="utf-8"), path.name)
 
 
 def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None:
@@ -267,9 +263,8 @@ def prepared(
     """All images of a set, uint8 (images, 3, height, width), from a file in `folder` that is made once. key:
     a hash of the images. Raises DataError as `read_all`, and OSError for a full disk."""
     count = len(names)
-    made_with = repr(
-        (VERSION, key, count, wanted.size, wanted.resize, wanted.rounds, wanted.resample, PIL.__version__)
-    )
+    how = wanted.size, wanted.resize, wanted.rounds, wanted.resample
+    made_with = repr((VERSION, key, count, *how, PIL.__version__))
     path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""The files of an image set (folders of images, or the hub's parquet files), and the classes, splits and
-images in them."""
+"""An image set's files (folders of images, or the hub's parquet), and the classes, splits, images in them."""
 
 import contextlib
 import functools
@@ -54,8 +53,7 @@ def read(files: dict[str, Path], settings: Any) -> ImageSet:
 
 
 def digits() -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (the test set of UCI's optical recognition
-    data)."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI's optical recognition, its test set)."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -63,13 +61,6 @@ def digits() -> ImageSet:
     names = [f"digit/{index}" for index in range(len(pixels))]
     pool = Pool(names, data.target.astype(np.int64), lambda indices: (pixels[index] for index in indices))
     return ImageSet([str(digit) for digit in range(10)], pool, None)
-
-
-def digits_file() -> Path:
-    """The file of the digits in scikit-learn's package."""
-    import sklearn.datasets
-
-    return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
 
 
 def _from_folders(files: dict[str, Path]) -> ImageSet:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tasks.base import Array, DataError, Source, Task, first_line, fixed_subset, named
-from tasks.fetch import cache_folder, content, snapshot
+from tasks.fetch import cache_folder, content, data_folder
 from tasks.files import stamp
 from tasks.images import sets
 from tasks.images.pixels import Preprocessing, prepared, read_all
@@ -36,20 +36,24 @@ def source(settings: Any) -> Source:
     if settings.get("hub"):
         return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
     if settings["name"] == "digits":
-        return Source(files={"digits.csv.gz": sets.digits_file()})
+        import sklearn.datasets
+
+        data = Path(sklearn.datasets.__file__).parent / "data"
+        return Source(files={"digits.csv.gz": data / "digits.csv.gz"})
     raise DataError("the task names no images. Give task.data_dir=/a/folder or task.hub=")
 
 
 def load(settings: Any) -> "ImageTask":
-    """See tasks.load. Decodes no image yet. Raises DataError for classes with too few images, and settings
-    out of range."""
-    local = dict(source(settings).files)
+    """See tasks.load. Decodes no image yet. Raises DataError for too few images or a wrong setting."""
     if settings.get("data_dir") or settings.get("hub"):
-        files = local or _local(settings, _fetched(settings))
+        splits = [*settings["train_splits"], *filter(None, [settings["test_split"]])]
+        patterns = [f"*{split}{end}" for split in splits for end in ("-*.parquet", ".parquet")]
+        files = _local(settings, data_folder(settings, patterns, "/where/images"))
         images = sets.read(files, settings)
         stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
         key = json.dumps([settings["image_column"], stamps])
     else:
+        source(settings)  # which refuses others
         images, key = sets.digits(), "digits"
     return ImageTask(settings, images, hashlib.sha256(key.encode()).hexdigest())
 
@@ -61,18 +65,9 @@ def _local(settings: Any, folder: Path) -> dict[str, Path]:
     return local_files(own, settings["train_splits"], settings["test_split"])
 
 
-def _fetched(settings: Any) -> Path:
-    splits = [*settings["train_splits"], *([settings["test_split"]] if settings["test_split"] else [])]
-    patterns = [f"*{split}{end}" for split in splits for end in ("-*.parquet", ".parquet")]
-    several = "or the folder that holds several sets by name (with make: DATA=)"
-    instead = f"Give a local copy: task.data_dir=/its/folder, {several}"
-    return snapshot(settings["hub"], settings.get("revision"), patterns, "dataset", instead)
-
-
 @dataclass
 class Split:
-    """Prepared images. rows: their indices into the pool. at: their positions in pixels, uint8 (images, 3,
-    height, width)."""
+    """Prepared images. rows: indices into the pool. at: into pixels, uint8 (images, 3, height, width)."""
 
     pool: Pool
     rows: Array
@@ -119,8 +114,7 @@ class ImageTask(Task):
             self.notes.append(f"{self.name}: {here}; the published set has {there}")
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out. The dev rows are the last `share` of each class's drawn training images; no test
-        image is read."""
+        """See Task.hold_out: the last `share` of each class's drawn images. No test image is read."""
         self.holdout = share
 
     # --- preparing
@@ -189,8 +183,7 @@ class ImageTask(Task):
         return {"image": [name.encode("utf-8", "backslashreplace").decode() for name in names]}
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """pixel_values (images, 3, height, width) as bytes, which `logits` scales on the device; labels
-        (images,)."""
+        """pixel_values (images, 3, height, width), bytes for `logits` to scale; labels (images,)."""
         of, rows = self._splits[split], list(indices)
         return {"pixel_values": of.pixels[of.at[rows]], "labels": self.labels(split)[rows]}
 
@@ -220,8 +213,7 @@ class ImageTask(Task):
             raise DataError(f"task.image_size={self.settings['image_size']}: {problem}") from None
 
     def _resampling(self, model: Any) -> dict[str, bool]:
-        """The argument that makes a ViT resample its position embeddings for another image size. DINOv2 does
-        so without it."""
+        """By it a ViT resamples position embeddings for another image size. DINOv2 needs none."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
         return {key: True} if self.settings["image_size"] and key in signature(forward).parameters else {}
@@ -239,8 +231,7 @@ class ImageTask(Task):
 
 
 class NewImages(ImageTask):
-    """The images of a folder, and of the folders in it, without labels: the dev rows of a finished run's
-    model."""
+    """The images of a folder, and of folders in it, without labels: dev rows of a finished run's model."""
 
     def __init__(self, settings: Any, folder: Path, classes: list[str]) -> None:
         """Raises DataError for a folder without images."""

@@ -1,14 +1,5 @@
 """MT-Bench and Vicuna-bench by FastChat's protocol and file formats: see __main__.py, the command."""
 
-from tasks.mt_bench.judging import Judge, rating, read_judgments
-from tasks.mt_bench.questions import (
-    BENCHES,
-    Question,
-    data_folder,
-    prompts,
-    read_answers,
-    read_questions,
-    temperature,
-    write_answers,
-)
-from tasks.mt_bench.scores import judged, summary, table
+from tasks.mt_bench.judging import *
+from tasks.mt_bench.questions import *
+from tasks.mt_bench.scores import *

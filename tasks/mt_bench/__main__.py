@@ -1,13 +1,11 @@
-"""MT-Bench and Vicuna-bench: questions, answer files, and judging by a model behind any OpenAI-compatible
-endpoint.
+"""MT-Bench and Vicuna-bench: questions, answer files, and a judge behind any OpenAI-compatible endpoint.
 
     python -m tasks.mt_bench judge ANSWERS [ANSWERS ...] [--bench mt_bench] [--judge gpt-4] [--passes 1]
     python -m tasks.mt_bench show ANSWERS [ANSWERS ...]
 
 The key is read from OPENAI_API_KEY, the endpoint from --base-url or OPENAI_BASE_URL. ANSWERS are files in
 FastChat's format. Each judgment is saved at once under a hash of its request, so the same command later pays
-only for what is missing. show sends no request. Exit codes: 0; 1 if some judgments failed; 2 for an error, in
-one line.
+only for what is missing. show sends no request. Exit codes: 0; 1 if judgments failed; 2 for an error.
 
 Protocol and file formats are those of lm-sys/FastChat's llm_judge, single-answer grading. Questions, prompts
 and reference answers are read from a copy of its data folder."""

@@ -53,8 +53,7 @@ def rating(reply: str) -> float | None:
 
 
 class Judgment(BaseModel):
-    """A reply, its key and judge, and its tokens if the server counts them. The rating that a file has beside
-    the reply is not read."""
+    """A reply, its key, judge and tokens if the server counts them. The rating in a file is not read."""
 
     key: str
     judge: str = ""
@@ -116,8 +115,7 @@ class JudgeError(DataError):
 
 @dataclass
 class Outcome:
-    """How many judgments are new (asked), how many were saved before (cached), and how many failed, by
-    reason."""
+    """How many judgments are new (asked), saved before (cached), and failed, by reason."""
 
     asked: int = 0
     cached: int = 0
@@ -195,8 +193,7 @@ async def _ask_all(
             await one(client, key)
 
     async with AsyncOpenAI(**how) as client:
-        # The first request runs alone and without retries: an error of all requests shows there, before the
-        # others are paid
+        # The first runs alone and without retries: an error of all shows there, before the others are paid
         first, *rest = todo
         saved_first = await one(client.with_options(max_retries=0), first, final=False)
         keys = iter(rest if saved_first else todo)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.base import DataError, quoted
-from tasks.files import read_objects, whole
+from tasks.files import placeholders, read_objects, whole
 
 #: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
@@ -81,9 +80,8 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
         if question.id in by_number:
             raise DataError(f"{where}: question {question.id} a second time")
         if (count := len(question.turns)) != BENCHES[bench]:
-            raise DataError(
-                f"{where}: question {question.id} has {count} turns, {bench} has {BENCHES[bench]}"
-            )
+            problem = f"has {count} turns, {bench} has {BENCHES[bench]}"
+            raise DataError(f"{where}: question {question.id} {problem}")
         by_number[question.id] = question
     if not by_number:
         raise DataError(f"{path}: no questions")
@@ -93,8 +91,7 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
 def read_answers(
     path: Path, questions: Sequence[Question], model: str | None = None
 ) -> tuple[str, dict[int, list[str]]]:
-    """The model's id, and its answers by question: a text for each turn, of the first choice, which FastChat
-    judges.
+    """The model's id, and its answers by question: each turn's text, of the choice that FastChat judges.
 
     Raises DataError for answers of two models (or of another than `model`), missing, unknown or repeated
     questions, and another number of turns."""
@@ -120,8 +117,7 @@ def read_answers(
 def write_answers(
     path: Path, model_id: str, answers: Mapping[int, Sequence[str]], questions: Sequence[Question]
 ) -> None:
-    """Writes an answer file, whole or not at all. Raises ValueError for answers that do not fit the
-    questions, and OSError."""
+    """Writes an answer file, whole or not at all. Raises ValueError for others, and OSError."""
     if {q.id: len(q.turns) for q in questions} != {number: len(turns) for number, turns in answers.items()}:
         raise ValueError("the answers do not fit the questions and their turns")
     with whole(path) as partial, open(partial, "w", encoding="utf-8") as file:
@@ -144,8 +140,7 @@ class _Prompt(BaseModel):
 def prompts(
     folder: Path, bench: str, questions: Sequence[Question], answers: Mapping[int, Sequence[str]]
 ) -> dict[tuple[int, int], Messages]:
-    """The messages to the judge for each (question, turn), turns from 1 (FastChat's gen_judgment.py, mode
-    single).
+    """The messages to the judge for each (question, turn from 1), as FastChat's gen_judgment.py, mode single.
 
     The prompts for math, reasoning and coding contain GPT-4's reference answers, those for turn 2 both turns.
     Raises DataError for a missing prompt or reference answer."""
@@ -169,26 +164,14 @@ def prompts(
             fields = {f"{key}_{n}": texts[key][n - 1] for key in texts for n in range(1, turn + 1)}
             if turn == 1:
                 fields |= {"question": fields["question_1"], "answer": fields["answer_1"]}
-            text = _filled(templates[name].prompt_template, fields, f"{path}: prompt {name!r}")
-            system = templates[name].system_prompt
+            form, system = templates[name].prompt_template, templates[name].system_prompt
+            if unknown := placeholders(form) - fields.keys():
+                problem = f"a placeholder that cannot be filled ({min(unknown)!r:.80})"
+                raise DataError(f"{path}: prompt {name!r} has {problem}")
+            text = form.format(**fields)
             first = [{"role": "system", "content": system}] if system else []
             messages[q.id, turn] = [*first, {"role": "user", "content": text}]
     return messages
-
-
-def _filled(template: str, fields: Mapping[str, str], where: str) -> str:
-    """A template of str.format with its placeholders filled in. Raises DataError for one that is not just a
-    known name in braces: str.format would also read attributes, or pad to any width."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name is None and match[0] in ("{{", "}}"):
-            return match[0][0]
-        if name not in fields:
-            raise DataError(f"{where} has a placeholder that cannot be filled ({match[0]!r:.80})")
-        return fields[name]
-
-    return re.sub(r"\{\{|\}\}|\{(\w*)\}|[{}][^{}]*", value, template)
 
 
 def digest(value: Any) -> str:

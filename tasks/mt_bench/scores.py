@@ -37,8 +37,7 @@ def summary(
     """The scores of a model's answers from the saved judgments: 1 to 10, None where there are none.
 
     n: the number of judgments if complete; judged: those with a reply; n_valid: those with a rating. mean:
-    over all ratings, of all turns and passes. low, high: its 95% interval, by 10,000 bootstrap samples of the
-    questions."""
+    over all ratings, of all turns and passes. low, high: its 95% interval (see `_interval`)."""
     import pandas as pd
 
     questions = read_questions(folder, bench)
@@ -79,8 +78,7 @@ def summary(
 
 
 def _interval(valid: "pd.DataFrame") -> tuple[float | None, float | None]:
-    """The 2.5th and 97.5th percentile of the mean of all ratings, over 10,000 bootstrap samples of the
-    questions."""
+    """2.5th and 97.5th percentile of the mean rating, over 10,000 bootstrap samples of the questions."""
     if valid.empty:
         return None, None
     of_question = valid.groupby("question", sort=False)["rating"]

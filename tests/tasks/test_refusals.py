@@ -171,7 +171,7 @@ FAULTS = {
     "text a.jsonl": [
         (ROW + '{"words": "x"}', "a.jsonl line 2: no column 'text'. It has: words"),
         ('{"text": "x", "label": null}', "a.jsonl line 1: nothing in column 'label'"),
-        *((ROW + '{"text": ', "a.jsonl line 2: not JSON"), ("[1]", "a.jsonl line 1: not a JSON object")),
+        *((ROW + '{"text": ', "a.jsonl line 2: Invalid JSON"), ("[1]", "a.jsonl line 1: Input ")),
         (ROW.replace("1", '"yes"') + ROW.replace("1", "NaN"), "a.jsonl line 2: label nan is not"),
     ],
     **{f"text {name}": [("x", name)] for name in ("a.txt", "a.parquet")},
