@@ -17,8 +17,7 @@ INSTALL = "pip install 'vera-bench[bench]'"
 
 
 def check() -> None:
-    """Ends a command, with one line, where a package is missing; raises ImportError where a program imports
-    this one."""
+    """Ends a command, in one line, where a package is missing; raises ImportError in another program."""
     missing = [name for name in IMPORTED if find_spec(name) is None]
     if not missing:
         return

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,18 +35,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.command import (
-    COMPOSING,
-    Line,
-    Options,
-    as_word,
-    did_you_mean,
-    entry_point,
-    find_record,
-    open_ledger,
-    read,
-    setting,
-)
+from runs.command import COMPOSING, Line, as_word, entry_point, find_record, open_ledger, read, setting
 from runs.config import CONF, GROUPS, Files, read_command
 from runs.config.expand import read_grid
 from runs.config.files import ERRORS, READS, dotted, key_of, row_word, without_hydra
@@ -61,7 +50,7 @@ LOCAL = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "tas
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 #: Hydra's options.
-OPTIONS: Options = {
+OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
     ("-h", "--help"): {"action": "store_true", "help": "this text; with task=NAME, the keys of that choice"},
     ("-c", "--cfg"): {"choices": ("job", "hydra", "all"), "help": "print the configuration, and run nothing"},
     ("-p", "--package"): {"metavar": "KEY", "help": "with --cfg: a part of it, such as train"},
@@ -124,8 +113,7 @@ def repeated(line: Line[Settings], name: str) -> Line[Settings]:
 
 
 def answered(line: Line[Settings]) -> bool:
-    """Prints what an option asks for, and returns whether there was such an option. Raises UserError for a
-    mistake in the options or the overrides."""
+    """Prints what an option asks for; returns whether there was one. Raises UserError for a mistake."""
     asked = line.options
     if ({"--package", "--resolve"} & asked.keys() or line.settings.sources) and "--cfg" not in asked:
         raise UserError("--package, --resolve and sources=true are for --cfg job")
@@ -155,8 +143,7 @@ def _print(line: Line[Settings], files: Files, hydra: Any) -> None:
     cfg = files.compose(overrides)
     hydra.compose_config = lambda *_, **__: cfg  # for Hydra to print: with the recipe as its row sees it
     if package not in (None, "_global_") and OmegaConf.select(cfg, package, default=files) is files:
-        near = did_you_mean(package, [str(key) for key in cfg])
-        raise UserError(f"--package {package}: the configuration has no such part.{near}")
+        raise files.no_key(package, ())
     if "--info" in asked:
         logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
         hydra.show_info(asked["--info"], "config", [*overrides])

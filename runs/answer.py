@@ -93,8 +93,7 @@ def answerable(line: Line[Any]) -> list[Record]:
 
 
 def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
-    """The record's configuration, with the command's own settings in it. Raises UserError or DataError for
-    values that cannot be."""
+    """The record's configuration with the command's own settings. Raises UserError for one that cannot be."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
     config |= {key: line.given[key] for key in ("eval_batch", "device") if key in line.given}
     config["task"] = {key: line.given.get(f"task.{key}", value) for key, value in config["task"].items()}
@@ -111,8 +110,7 @@ def answers_path(output: str, run: str, bench: str) -> Path:
 
 
 def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path, int]:
-    """Answers every question that has no answer yet. Returns the file's path, and how many answers the
-    model's positions cut short.
+    """Answers every question without an answer. Returns the file, and how many the model's positions cut.
 
     Raises UserError where the prompt's template or the training rows have changed since the run."""
     from runs.training.decode import weights, write_down
@@ -122,9 +120,8 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
     questions = read_questions(data_folder(settings), bench)
     path = answers_path(config["output"], record["id"], bench)
     if data_content(record["config"]["task"]) != record["data"]["content"]:
-        changed = (
-            f"{settings['template'] or 'the template'} or the rows have changed since run {record['id']}"
-        )
+        words = settings["template"] or "the template"
+        changed = f"{words} or the rows have changed since run {record['id']}"
         raise UserError(f"{changed}: the model was trained on other prompts")
     context = restore({**record, "config": config}, config["output"], report=report)
     task = cast(InstructTask, context.task)

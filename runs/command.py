@@ -28,11 +28,10 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.errors import UserError, interrupted_words, is_users, rank
-from runs.record import CONF, Ledger, Record, describe, read_ledger, refusal
+from runs.record import Ledger, Record, describe, in_conf, read_ledger, refusal
 
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]
@@ -47,8 +46,7 @@ COMPOSING: Options = {
 
 
 def setting(default: Any, about: str, key: str = "") -> Any:
-    """A field of a dataclass of settings. about: its line in --help. key: its key on the command line, where
-    that is not the field's name (task.bench)."""
+    """A field of settings. about: its line in --help. key: where that is not its name (task.bench)."""
     return field(default=default, metadata={"about": about, "key": key})
 
 
@@ -100,8 +98,7 @@ def read(
 
     names: its positional words as --help shows them, "RUN FILE", "[TABLE]" or "[RUN ...]". overrides: the
     purpose of other KEY=VALUE words, if the command takes any (instead of optional names). options: those
-    with a dash. module: the command's, if its settings are not its own. Raises UserError for a mistake,
-    SystemExit after --help."""
+    with a dash. module: the command's, if its settings are not its own. Raises UserError."""
     keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
     command, options = sys.modules[module or settings.__module__], {**HELP, **options}
     parser = _parser(command, settings, names, overrides, options)
@@ -189,10 +186,8 @@ def at_home(text: str) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
-    """A sentence with the nearest right names, to be appended to others; or nothing. after: what follows a
-    name."""
-    elsewhere = yaml.safe_load((CONF / "other_names.yaml").read_text(encoding="utf-8"))
-    wanted = elsewhere.get(word.rpartition(".")[2], word)
+    """A sentence with the nearest right names, to be appended; or nothing. after: what follows a name."""
+    wanted = in_conf("other_names.yaml").get(word.rpartition(".")[2], word)
     near = (
         [name for name in known if name.lower() == wanted.lower()]
         or [name for name in known if name.startswith(f"{wanted}_")][:4]
@@ -234,8 +229,7 @@ def open_ledger(output: str | Path, published: bool = True, community: bool = Fa
 
 
 def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
-    """The record whose id begins with `name`: of this machine or, where it has none, a published one. Raises
-    UserError for none and for several."""
+    """The record whose id begins so: of this machine, else a published one. UserError for none or several."""
     ids = [run_id for run_id in ledger.records if name and run_id.startswith(name)]
     ids = [run_id for run_id in ids if ledger.origin[run_id] == "ours"] or ids
     if len(ids) != 1:

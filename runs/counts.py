@@ -6,11 +6,11 @@ python -m runs.counts
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from runs.command import Common, entry_point, read
-from runs.config import CONF, parts
+from runs.config import parts
 from runs.models import skeleton
+from runs.record import in_conf
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
@@ -26,7 +26,7 @@ def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
 
 def main(arguments: list[str]) -> int:
     read(arguments, Common, module=__name__)
-    entries = yaml.safe_load((CONF / "counts.yaml").read_text())
+    entries = in_conf("counts.yaml")
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
     frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]
     wrong = (frame.exact != frame.formula) | (frame.exact != frame.expected)

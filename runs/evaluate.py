@@ -54,8 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def score_again(record: Record, output: str, name: str) -> list[bool]:
-    """Scores a run's saved texts again. Returns whether each entry is as recorded; writes the scores that the
-    record lacks into it."""
+    """Scores a run's saved texts again; adds scores that its record lacks. Returns which are the same."""
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
@@ -100,8 +99,7 @@ def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) ->
 
 
 def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
-    """The command line of a command that takes runs, by ids or by what composes them. Raises UserError where
-    it names none, and under torchrun."""
+    """The command line of a command that takes runs. Raises UserError for no runs, and under torchrun."""
     if "LOCAL_RANK" in os.environ:
         raise UserError("this command is one process: start it without torchrun")
     runs = "the runs, as for python -m runs, in place of ids"

@@ -60,8 +60,6 @@ ROUNDING = 1000 * 2.0**-23
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    """Settings of the command."""
-
     private: bool = setting(False, "hub: a repository that is made is private")
     rank: int | float | None = setting(None, "lora: of each layer; below 1: the share of squared values kept")
     base: str | None = setting(None, "the base model, where not known: OWNER/NAME or OWNER/NAME@REVISION")
@@ -145,8 +143,7 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
 
 
 def write_adapter(record: Record, folder: Path, settings: Settings, repo: str | None) -> None:
-    """Writes a run's adapter in peft's format, with tokenizer or image preprocessing and a card. repo: of the
-    hub, where it will lie."""
+    """Writes a run's adapter in peft's format, with how inputs are prepared and a card. repo: on the hub."""
     import vera
 
     model, rank = record["config"]["model"], settings.rank
@@ -249,8 +246,7 @@ def difference(before: np.ndarray, after: np.ndarray) -> tuple[bool, str]:
 
 
 def outputs(context: "Context") -> np.ndarray:
-    """What the first dev rows are judged by, (rows, outputs), as the model answers now: logits, or a row's
-    loss."""
+    """What the first dev rows are judged by now, (rows, outputs): logits, or a row's loss."""
     import torch
 
     import vera
@@ -293,8 +289,7 @@ def loads(context: "Context") -> dict[str, Any]:
 
 
 def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
-    """A run and the others of its cell, by seed: of several the one with the fewest deviations and then of
-    the first id."""
+    """A run and the others of its cell, by seed: of several the one of the fewest deviations and first id."""
     cell = cell_id(record), record["cell"]["row"]
     same = [r for r in records if r["status"] in FINISHED and (cell_id(r), r["cell"]["row"]) == cell]
     same.sort(key=lambda r: (len(r["deviations"]), r["id"]), reverse=True)  # of a seed the last one counts
@@ -333,8 +328,7 @@ def card(
 ) -> str:
     """The card of an adapter to be called `name`, by the template card.md. ledger: with the other seeds of
     its cell, of which the card says who ran them. loads: the settings that load its base model as the run had
-    it. converted: what a conversion to LoRA lost, in words; the numbers of the seeds are then of the adapters
-    before it, and none of this one's."""
+    it. converted: what a conversion to LoRA lost, in words; the numbers are then of the adapters before."""
     record = without_paths(record)
     seeds, config = seeds_of(record, ledger), record["config"]
     method = {key: config["method"].get(key) for key in ("rank", "alpha", "sites", "projection_seed")}
@@ -354,8 +348,7 @@ def card(
     }
 
     def safe(value: object) -> object:
-        """One line that begins no HTML, so that no label or other text of a record forges a heading; what is
-        marked as safe stays as it is."""
+        """One line without HTML, so that no text of a record forges a heading; what is marked safe stays."""
         return value if hasattr(value, "__html__") else one_line(str(value)).replace("<", "&lt;")
 
     environment = jinja2.Environment(

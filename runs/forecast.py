@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 import tasks
 from runs import gpus, methods, models
 from runs.command import one_of
-from runs.config import CONF
 from runs.errors import UserError
 from runs.models.load import NF4_BYTES
-from runs.record import Ledger, Record, describe, duration, hash_of, megabytes, plural, write_atomically
+from runs.record import Ledger, Record, describe, duration, hash_of, in_conf, megabytes, plural
+from runs.record.ledger import write_atomically
 from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
 from tasks.base import block, prompts_at_once
 from tasks.exact import ExactTask
@@ -35,10 +34,7 @@ from tasks.fetch import cache_folder
 GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
 EVENLY = (np.arange(2000) + 0.5) / 2000  # those of a sample of the rows
 #: What a forecast says of the time of decoding that is in it.
-DECODING = (
-    "decoding as if each text were the longest: bytes of weights over another such rate,"
-    " without the host's time, which small models need"
-)
+DECODING = "decoding: of the longest texts, bytes of weights over another such rate, without the host's time"
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
 
@@ -66,8 +62,7 @@ class Lengths:
         return replace(cut, predicted=max(self.predicted - (self.mean - cut.mean), 0.0))
 
     def padded(self, batch: int, block: int = 1) -> float:
-        """The tokens that a row takes on average, padded to the longest of its batch, in batches as runs draw
-        them (`epoch_batches`)."""
+        """A row's tokens on average, padded to the longest of its batch, in a run's `epoch_batches`."""
         batches = epoch_batches(self.tokens, batch, 0, 0, block)
         return sum(len(rows) * max(self.tokens[row] for row in rows) for rows in batches) / len(self.tokens)
 
@@ -78,10 +73,10 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
     how both are known; None where they are not. Local files are counted; of the hub's data these are the
     published numbers (conf/rows.yaml), of which a run may leave some out."""
     task: dict[str, Any] = json.loads(settings)
-    published = yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"])
-    own, data = task.get("data_dir") or task.get("train_file") or not published, None
-    with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
-        data = _counted(task) if own and tasks.source(task).files else None
+    published, data = in_conf("rows.yaml").get(task["name"]), None
+    if task.get("data_dir") or task.get("train_file") or not published:
+        with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
+            data = _counted(task) if tasks.source(task).files else None
     if not published:
         return data
     data = data or (*_published(task, published), "rows as published (conf/rows.yaml)")
@@ -128,9 +123,8 @@ def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
         pairs = [*zip(texts.texts, texts.pairs or [""] * len(rows), strict=True)] if texts else []
         pairs = rows if exact else pairs
         tokens = [(len(one) + len(other)) / 4 + 3 for one, other in pairs]
-        found.append(
-            Lengths(len(rows), tokens, exact and float(np.mean([len(of) / 4 + 1 for _, of in pairs])))
-        )
+        predicted = float(np.mean([len(of) / 4 + 1 for _, of in pairs])) if exact else 0.0
+        found.append(Lengths(len(rows), tokens, predicted))
     return found[0], found[1], "rows counted; lengths assumed, four characters a token"
 
 
@@ -141,7 +135,7 @@ def known_texts(settings: str) -> int:
     task: dict[str, Any] = json.loads(settings)
     if task.get("decode", "none") == "none":
         return 0
-    if published := yaml.safe_load((CONF / "rows.yaml").read_text()).get(task["name"], {}).get("items"):
+    if published := in_conf("rows.yaml").get(task["name"], {}).get("items"):
         most = task.get("items") or task.get("test_rows") or math.inf
         return sum(int(min(published[of], most)) for of in task.get("tests") or [task["decode"]])
     with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
@@ -191,18 +185,15 @@ def outline(run: Run) -> Outline:
     flops = trained * training + evaluations * dev.rows * of_dev
     made = Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
     texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))  # the last epoch's, and the best one's
-    return replace(made, prompts=texts * of_dev, reads=_reads(run, texts)) if texts and counted else made
-
-
-def _reads(run: Run, texts: int) -> float:
-    """The bytes of weights that are read to decode so many texts, all of the longest: every token of a batch
-    takes each weight once. Base weights are kept in float32 or in 4 bit; for a half precision they are cast
-    before each product, which writes and reads two bytes more."""
-    config, task = run.config, run.config["task"]
-    kept = NF4_BYTES if config["model"]["quantise"] else 4
-    cast = 4 if config["model"]["quantise"] or config["train"]["precision"] in ("bf16", "fp16") else 0
-    batches = math.ceil(texts / prompts_at_once(config["eval_batch"], task["beams"], on_gpu=True))
-    return batches * task["max_new_tokens"] * methods.weights(run) * (kept + cast)
+    if not (texts and counted):
+        return made
+    # Every token of a batch reads each weight once, in float32 or in 4 bit. For a half precision it is cast
+    # before each product, which writes and reads two bytes more
+    in_4_bit, batch = config["model"]["quantise"], prompts_at_once(config["eval_batch"], task["beams"], True)
+    cast = 4 if in_4_bit or config["train"]["precision"] in ("bf16", "fp16") else 0
+    read = methods.weights(run) * ((NF4_BYTES if in_4_bit else 4) + cast)
+    reads = math.ceil(texts / batch) * task["max_new_tokens"] * read
+    return replace(made, prompts=texts * of_dev, reads=reads)
 
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
@@ -266,20 +257,14 @@ def rate_file(run: Run) -> Path:
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
-@cache
-def cards() -> dict[str, dict[str, float]]:
-    """The rates that conf/cards.yaml assumes of each card."""
-    found: dict[str, dict[str, float]] = yaml.safe_load((CONF / "cards.yaml").read_text())
-    return found
-
-
 def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[float, str] | None:
     """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes it of a card. Without
     one this machine's: as a probe has measured it for the row, or as up to three finished runs of other cells
     in the same precision had it. Raises UserError for a card that the file lacks."""
     precision = run.config["train"]["precision"]
     if card:
-        rate = cards()[one_of("card", card, cards())][precision]
+        cards = in_conf("cards.yaml")
+        rate = cards[one_of("card", card, cards)][precision]
         return rate, "a rate that conf/cards.yaml assumes: nobody measured it"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
@@ -309,11 +294,6 @@ class Planned:
     why: str = ""
     progress: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def steps(self) -> int:
-        """Steps done so far."""
-        return int(self.progress.get("step", 0))
-
 
 def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -> str:
     """What these runs still take, in a line or more: by their own progress, from finished runs of their
@@ -332,12 +312,12 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
             kept = [of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"] for of in like[key]]
             disk += float(np.median(kept))
         elif (each := new[key]).basis:
-            share = 1 - min(one.steps / max(each.steps, 1), 1.0)
+            share = 1 - min(one.progress.get("step", 0) / max(each.steps, 1), 1.0)
             amounts.append(share * np.array([each.steps, each.tokens, each.flops]))
             if seconds is None and (rate := rates.get(key)):
                 seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
                 if card and each.reads:
-                    seconds += each.prompts / rate[0] + each.reads / cards()[card]["memory"]
+                    seconds += each.prompts / rate[0] + each.reads / in_conf("cards.yaml")[card]["memory"]
                     sources[DECODING] = None
         times += [] if seconds is None else [seconds]
     steps, tokens, flops = np.sum(amounts, 0) if amounts else (0, 0, 0)
@@ -376,13 +356,13 @@ def _like(run: Run, done: Sequence[Record]) -> list[Record]:
 
 
 def _as_finished(one: Planned, like: Sequence[Record]) -> float:
-    """The seconds that a run has left if its steps, with evaluation, are as fast as those of finished runs of
-    its cell, which may have had more or fewer."""
+    """The seconds that a run has left if its steps are as fast as those of its cell's finished runs."""
     times, train, trains = list[float](), one.run.config["train"], one.run.method["kind"] != "none"
     for record in like:
         cost, rows = record["cost"], record["data"]
         steps = Plan.of(train, rows["train_rows"], max(rows["dev_rows"], 2), trains).total_steps
-        share = max(steps - one.steps, 0) / record["steps"] if record["steps"] else 1.0
+        left = max(steps - one.progress.get("step", 0), 0)
+        share = left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
         times.append(share * seconds + cost.get("decode_seconds", 0.0))
     return float(np.median(times))

@@ -33,23 +33,20 @@ def start_fork_server(several: bool = True) -> None:
     if several:
         os.environ[SEVERAL] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
-    # Schedulers and terminals send a signal to a whole group of processes. The server must ignore it, and
-    # inherits what this process ignores now.
+    # Signals may go to a whole group of processes. The server must ignore them, and inherits that from here
     with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
         multiprocessing.forkserver.ensure_running()
 
 
 def start_early(words: Sequence[str]) -> None:
-    """Starts it where runs of this machine seem to be wanted. A wrong guess costs a process that ends with
-    this one."""
+    """Starts it where runs here seem to be wanted. A wrong guess costs a process that ends with this one."""
     elsewhere = ("-", "launcher=slurm", "launcher=ray", "debug=")
     if words and not any(word.startswith(elsewhere) for word in words) and "LOCAL_RANK" not in os.environ:
         start_fork_server(any("," in word or word.startswith("experiment=") for word in words))
 
 
 def end_with_parent() -> None:
-    """Makes this process end when the one that started it, through multiprocessing, does: also where SIGKILL
-    leaves that one no time for a clean-up."""
+    """Makes this process end with the one that started it, also where SIGKILL leaves that no time."""
     parent: Any = multiprocessing.parent_process()
 
     def wait() -> None:

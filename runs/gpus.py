@@ -1,5 +1,4 @@
-"""The devices of this machine: its processor, the GPUs that NVIDIA's driver names, and whether torch
-can use them."""
+"""This machine's devices: its processor, NVIDIA's GPUs by their driver, and whether torch can use them."""
 
 import contextlib
 import glob
@@ -22,15 +21,13 @@ DRIVER = "/dev/nvidia[0-9]*"
 
 
 def cards(what: str) -> list[str]:
-    """The UUID or Name, as NVIDIA's library calls them, of each of its GPUs, visible or not, in PCI order.
-    Empty where the driver does not answer."""
+    """The UUID or Name of each of NVIDIA's GPUs, in PCI order; empty where the driver does not answer."""
     of, handle = getattr(pynvml, f"nvmlDeviceGet{what}"), pynvml.nvmlDeviceGetHandleByIndex
     return _answer(lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], [])
 
 
 def visible() -> list[str]:
-    """The UUIDs of NVIDIA's GPUs that CUDA_VISIBLE_DEVICES names, in its order, others (MIG slices) as they
-    are; without it, of all."""
+    """The UUIDs of the GPUs in CUDA_VISIBLE_DEVICES, in its order, MIG slices as they are; else of all."""
     uuids, words = cards("UUID"), named()
     by_number = {str(i): uuid for i, uuid in enumerate(uuids)}
     return uuids if words is None else [by_number.get(word, word) for word in words]
@@ -38,9 +35,8 @@ def visible() -> list[str]:
 
 def free_bytes(name: str) -> float:
     """Bytes that are free on a GPU, by its UUID; 0 where the driver does not answer."""
-    return _answer(
-        lambda: float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(name)).free), 0.0
-    )
+    memory, handle = pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlDeviceGetHandleByUUID
+    return _answer(lambda: float(memory(handle(name)).free), 0.0)
 
 
 def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
@@ -85,28 +81,23 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
     """What NVIDIA's library answers; `otherwise` where it has no driver or no GPU to ask."""
     try:
         pynvml.nvmlInit()
+        try:
+            return question()
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return otherwise
-    try:
-        return question()
-    except pynvml.NVMLError:
-        return otherwise
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def named() -> list[str] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none is to be used."""
     words = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if words is None:
-        return None
-    return [word for word in (part.strip() for part in words.split(",")) if word and word != "-1"]
+    return None if words is None else [w for w in map(str.strip, words.split(",")) if w not in ("", "-1")]
 
 
 def check_usable(device: str) -> bool:
-    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises DeviceError where a GPU is
-    here, or is asked for by CUDA_VISIBLE_DEVICES, and torch cannot use it: a run would train on the CPU for
-    months."""
+    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises DeviceError where one is
+    here or in CUDA_VISIBLE_DEVICES, and torch cannot use it: a run would train on the CPU for months."""
     import torch
 
     if device == "mps" and not torch.backends.mps.is_available():

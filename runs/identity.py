@@ -30,8 +30,7 @@ def identify(runs: Sequence[Run], problems: dict[int, str] | None = None) -> lis
     Each model and each data set is read once: a table's runs may share a folder of 100,000 images.
 
     Raises UserError or DataError where a local file that a configuration names is missing. Where `problems`
-    is given, it keeps the message there instead, by the run's index in the list, and goes on.
-    """
+    is given, it keeps the message there instead, by the run's index in the list, and goes on."""
     contents, ids = Contents(), list[str | None]()
     for index, run in enumerate(runs):
         try:
@@ -82,16 +81,13 @@ def _once(contents: Contents, settings: dict[str, Any], read: Callable[[Any], st
 def start_id(run: Run, contents: Contents | None = None) -> str | None:
     """The part of the identity that stands for the adapter a run starts from: the other run's id and which
     epoch it kept, or the file's hash. None where the other run's id is not known. contents: of `identify`.
-
-    Raises UserError for a missing file.
-    """
+    Raises UserError for a missing file."""
     source = run.config["init_from"]
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
             raise UserError(f"init_from={source}: no such file")
         return hash_files({"adapter": Path(source)})
-    other = _start_run(run, contents)
-    if other is None:
+    if (other := _start_run(run, contents)) is None:
         return None
     # These keys are no part of the other run's identity, but change which values it keeps. An older record
     # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
@@ -110,8 +106,7 @@ def _start_run(run: Run, contents: Contents | None) -> str | None:
 
 
 def start_file(run: Run, contents: Contents | None = None) -> Path:
-    """The adapter file that a run starts from. Raises UserError, with what the run waits for, while there is
-    none. contents: of `identify`."""
+    """The adapter file that a run starts from, else UserError: what it waits for. contents: of `identify`."""
     source = run.config["init_from"]
     if source.endswith(".safetensors"):
         return Path(source)
@@ -160,8 +155,7 @@ def hash_files(files: Mapping[str, Path]) -> str:
         hashes.update((name, digest(path)) for name, path in bar)
         return MISSING if MISSING in hashes.values() else hash_of(hashes)
 
-    # Of thousands of images one hash is cached under all their sizes and times: a cached hash for each image
-    # would be as many small files to read.
+    # Of thousands of images one hash is cached under all sizes and times, not as many small files to read
     stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
     whole = kept_in_cache("sha256", stamps, read)
     return f"sha256:{hash_of(hashes) if whole == MISSING else whole}"
@@ -171,8 +165,7 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
 
 def final_ids(runs: Sequence[Run]) -> list[str]:
-    """The ids of runs whose models and data the preflight has fetched. Raises UserError for a run without a
-    pinned revision."""
+    """The ids of runs whose models and data are here. Raises UserError for one without a pinned revision."""
     ids = identify(runs)
     if None in ids:
         why = "the revision of its data cannot be told. Name one: task.revision= or model.revision="

@@ -1,5 +1,4 @@
-"""Lets a judge score the answers of finished runs (runs.answer), and writes the scores into their records,
-for table 4.
+"""Has a judge score finished runs' answers (runs.answer), and writes the scores into their records (table 4).
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
 python -m runs.judge experiment=table4_llama2_7b       every finished run of a preset, or of any words that
@@ -8,8 +7,7 @@ python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
 
 The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the
-same command continues after a kill, and no judgment is paid for twice. python -m tasks.mt_bench judges any
-other system's answers.
+same command continues after a kill, and none is paid for twice. python -m tasks.mt_bench judges any answers.
 """
 
 import json
@@ -66,8 +64,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
-    """The scores of a record as it is now, with a judge's in place of its earlier ones. Of the same bench
-    those of other answers go."""
+    """A record's scores now, with a judge's for its earlier ones; of this bench's other answers none."""
     others = [
         judged
         for judged in record.get("judged", [])
@@ -79,8 +76,7 @@ def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
 
 def _answers(record: Record, config: dict[str, Any]) -> tuple[tuple[Path, str, dict[int, list[str]]], Record]:
     """The bench's data folder, the bench and a run's answers; and the settings that made them. Raises
-    UserError where there are none, or no record here that the scores can go into: nothing has been paid for
-    yet."""
+    UserError, before anything is paid for, where there are none, or no record here for the scores."""
     bench, folder, run = config["task"]["bench"], data_folder(config["task"]), record["id"]
     path = answers_path(config["output"], run, bench)
     try:

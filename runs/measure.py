@@ -45,8 +45,6 @@ FIT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    """Settings of the command."""
-
     seed: int = setting(0, "of the random matrices of similarity and matrix_fit")
 
 
@@ -232,8 +230,7 @@ def matrix_fit(seed: int, output: str = "", **changes: Any) -> Record:
     (VeRA paper, appendix E). Both start as in training, with P and b at zero, and train P and Q, or d and b.
 
     A and B are Kaiming uniform like VeRA's, another pair for each matrix. `best` is the least possible error
-    of a matrix of LoRA's rank, by singular values: it shows whether the fit has converged. changes: of FIT,
-    for tests."""
+    at LoRA's rank, by singular values: it shows whether the fit has converged. changes: of FIT, for tests."""
     import torch
 
     settings, rows = FIT | changes, list[Record]()

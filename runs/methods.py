@@ -20,18 +20,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from runs import models
-from runs.errors import UserError
+from runs.errors import UserError, is_users
 from runs.record import one_line
 from runs.run import Run
 from runs.shared_files import kept_in_cache
+from tasks import DataError
 
 if TYPE_CHECKING:
     import vera
 
 
 def make_method(settings: dict[str, Any]) -> "vera.Method":
-    """The method with these settings (Run.method). Raises UserError where its class cannot be imported, and
-    AdapterError as vera.make_method does."""
+    """The method with these settings (Run.method). Raises UserError where its class is not to be imported."""
     import vera
 
     kind = settings["kind"]
@@ -45,9 +45,8 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         mend = "Its package has to be installed, or the folder that it is in on PYTHONPATH"
         raise UserError(f"method.kind={kind}: cannot be imported ({why}). {mend}") from None
     if not (inspect.isclass(method) and issubclass(method, vera.Method) and "kind" in vars(method)):
-        raise UserError(
-            f'method.kind={kind}: should be a method such as class {name}(vera.Method, kind="{name.lower()}")'
-        )
+        should = f'a method such as class {name}(vera.Method, kind="{name.lower()}")'
+        raise UserError(f"method.kind={kind}: should be {should}")
     return vera.make_method(**settings | {"kind": method.kind})
 
 
@@ -56,8 +55,6 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
 
 #: Names in an error message, at most.
 SHOWN = 12
-
-
 #: The keys of such mappings, and the key that a multiple in one, such as 16x, is of.
 BASES = {"lr_by": "lr", "decay_by": "weight_decay"}
 
@@ -82,8 +79,7 @@ def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | 
 
 
 def patterns_of(names: Iterable[str], rates: Mapping[str, float], key: str = "lr_by") -> dict[str, str]:
-    """The pattern that each trained parameter takes its rate from, by the parameter's name; the others have
-    the rate of their group. key: of BASES.
+    """The pattern of each trained parameter's rate, by its name; others have their group's. key: of BASES.
 
     A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B, classifier.*. Raises
     UserError for one that no name has, listing the model's own, and for two that have a name in common."""
@@ -129,7 +125,7 @@ def refusal(run: Run) -> str | None:
 def words_of(run: Run) -> dict[str, Any]:
     """What models.skeleton builds a run's model from; empty where its architecture is not known."""
     model = run.config["model"]
-    with contextlib.suppress(UserError):  # the run itself raises it
+    with contextlib.suppress(UserError, DataError):  # the run itself raises it
         if (folder := models.locate(model)) or model["architecture"]:
             words = {key: model[key] for key in ("architecture", "settings", "modality")}
             labels = LABELS[model["modality"]]
@@ -139,19 +135,16 @@ def words_of(run: Run) -> dict[str, Any]:
 
 @cache
 def _refusal(words: str) -> str | None:
-    import vera
-
     model, method, rates, label = json.loads(words)
     try:
         adapter = make_method(method)
         groups = adapter.parameter_groups(adapted(models.skeleton(**model), adapter)).values()
         for key, by in rates.items():
             patterns_of([name for parameters in groups for name in parameters], by, key)
-    except (vera.AdapterError, UserError) as error:
+    except Exception as error:  # such as an architecture that transformers lacks: loading it raises it again
         # On the meta device some computations fail that work on weights, and torch names the device
-        return None if "meta" in f"{error} {error.__context__}" else f"{label}: {error}"
-    except Exception:  # such as an architecture that transformers lacks: loading it raises that again
-        return None
+        if is_users(error) and "meta" not in f"{error} {error.__context__}":
+            return f"{label}: {error}"
     return None
 
 
@@ -169,8 +162,7 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
 
     length: tokens of a row, padding included. predicted: those that a language model reads out. The count is
     kept in the cache, so a later plan does not import torch."""
-    # AdapterDrop counts with every adapter: it drops them at random. VeRA's weights cannot be merged with
-    # 4-bit ones
+    # AdapterDrop counts with every adapter: it drops some at random. VeRA cannot be merged with 4-bit weights
     plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
     plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
     method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
@@ -196,12 +188,9 @@ def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, floa
 
 def weights(run: Run) -> int:
     """How many values a run's base model has, of a known architecture."""
-
-    def count() -> int:
-        return sum(values.numel() for values in models.skeleton(**model).parameters())
-
     model = words_of(run)
-    return int(kept_in_cache("weights", [model, version("transformers")], count))
+    key = [model, version("transformers")]
+    return int(kept_in_cache("weights", key, lambda: models.skeleton(**model).num_parameters()))
 
 
 def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:

@@ -61,8 +61,7 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
 
 
 def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
-    """The runs that are left, and those that wait for one of these: the same command does them after it.
-    redo: what is done is left, too."""
+    """The runs that are left, and those that wait for one of these. redo: what is done is left, too."""
     over = ("blocked",) if redo else ("done", "diverged", "blocked")
     coming = [p for p in planned if p.state not in over]
     return coming + [p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming]]

@@ -112,9 +112,8 @@ def read_new(record: Record, path: Path, output: str) -> New:
     try:
         rows = make_rows(table, settings, classes, labelled)
     except DataError as error:
-        raise DataError(
-            f"{error}. Without the column {label!r} the rows are predicted all the same"
-        ) from None
+        without = f"Without the column {label!r} the rows are predicted all the same"
+        raise DataError(f"{error}. {without}") from None
     rows.labels = rows.labels or [0] * len(rows)
     task = TextTask(settings, classes, record["result"]["metric"], {"dev": rows})
     if scaling := record["data"].get("labels"):

@@ -26,8 +26,7 @@ TEXTS = ("text", "text_pair")
 def table(
     task: tasks.Task, about: Mapping[str, Sequence[Any]], outputs: Any, labels: Any = None
 ) -> list[list[Any]]:
-    """The names of the columns, and then each row: what names it, its label, what the task predicts, and the
-    probabilities of the classes.
+    """The columns' names, then each row: what names it, label, prediction, and probabilities of the classes.
 
     about: columns, such as of `Task.about`. outputs: (rows, num_labels), as `Task.answers` gives them.
     labels: (rows,), as the task has them; without, there is no such column."""
@@ -41,9 +40,8 @@ def table(
     if classes is not None:
         shares = np.exp(np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        columns |= {
-            CHANCE.format(name): [f"{p:.4g}" for p in of] for name, of in zip(classes, shares.T, strict=True)
-        }
+        for name, of in zip(classes, shares.T, strict=True):
+            columns[CHANCE.format(name)] = [f"{p:.4g}" for p in of]
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
 

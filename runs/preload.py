@@ -1,5 +1,4 @@
-"""The modules that nearly every run imports. The server that runs are forked from (runs/fork_server.py)
-imports them once."""
+"""What nearly every run imports: once, in the server that runs are forked from (runs/fork_server.py)."""
 
 import gc
 import importlib

@@ -1,8 +1,7 @@
 """What a run was done with: code, versions and machine; and whether a record's sources have changed since.
 
 A run's id has no code in it. Committed code is known by its commit, and uncommitted code by the hashes of the
-source files of its method and of its task family. torch is not imported: a command asks for these of every
-run that is done already."""
+source files of its method and task family. torch is not imported: commands ask of every run that is done."""
 
 import contextlib
 import hashlib
@@ -49,8 +48,7 @@ def code_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
     folder of MAKING holds a file that is neither tracked nor ignored. upstream, altered: as `upstream` and
     `altered`. As it was when this process, or the one that it was forked from, first asked; of an installed
-    wheel commit and dirty alone, when it was built. None without a git checkout. Records are not code: one
-    that is published changes nothing."""
+    wheel commit and dirty alone, when it was built. None without a git checkout. Records are no code."""
     if (commit := git("rev-parse", "HEAD")) is None:
         return built_from()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!runs/records")
@@ -83,21 +81,16 @@ def _files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
-#: The files when this process, or the one that it was forked from, started: it runs those, whatever is edited
-#: later.
-AT_START = {
-    path: _digest(path)
-    for pattern in ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
-    for path in ROOT.glob(pattern)
-}
+#: The files when this process, or the one that it was forked from, started: it runs those, however edited.
+PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
+AT_START = {path: _digest(path) for pattern in PATTERNS for path in ROOT.glob(pattern)}
 
 
 def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
     """For a record: the file of the method's class, and the file or package of the task's family.
 
     file: its name. sha256: the first 16 hex digits. imports: one hash of the modules beside it that it
-    imports. uncommitted: whether one of them is in no commit or differs from the last one; None outside of a
-    git checkout."""
+    imports. uncommitted: whether one of them is not as in the last commit; None outside of a git checkout."""
     task = Path(str(family.__file__))
     task = task.parent if task.name == "__init__.py" else task
     files = {"method": Path(inspect.getfile(type(method))), "task": task}
@@ -128,8 +121,7 @@ def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | Non
 
 
 def imports_of(path: Path) -> list[Path]:
-    """The modules in a file's folder that it imports, and those that they import; of a package none, since
-    all its files count."""
+    """The modules beside a file that it imports, and that they do; none of a package: all its files count."""
     found = [path] if path.is_file() else []
     for module in found:  # which grows
         text = module.read_text(encoding="utf-8", errors="replace")
@@ -164,7 +156,7 @@ def changed(record: Record) -> list[str]:
 
 
 def differs(record: Record, run: Run) -> str:
-    """What is not as it would be if a finished run were done now: sources, and the adapter on disk."""
+    """What would be otherwise if a finished run were done now: sources, and the adapter on disk."""
     # Records of old versions have no adapter_precision
     had, keys = {"adapter_precision": "fp32"} | record["config"], ["keep", "adapter_precision"]
     kept = [f"{key}={had[key]} (not {run.config[key]})" for key in keys if had[key] != run.config[key]]
@@ -188,8 +180,7 @@ PACKAGES = (
 
 
 def write_configuration(run: Run, run_id: str) -> None:
-    """Writes what Hydra's own applications leave in each run's folder: config.yaml, resolved, and
-    overrides.yaml, a command line for this run."""
+    """Writes what Hydra leaves in a run's folder: config.yaml, resolved, and overrides.yaml, its words."""
     folder, overrides = run_folder(run.config["output"], run_id), [*run.overrides, f"seed={run.seed}"]
     write_atomically(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
     write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))

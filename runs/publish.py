@@ -24,19 +24,7 @@ from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    INSTALLED,
-    Record,
-    is_trial,
-    plural,
-    read_ledger,
-    read_study,
-    read_sweep,
-    sweep_names,
-    without_paths,
-    write_study,
-)
+from runs.record import FINISHED, INSTALLED, Record, is_trial, plural, read_ledger
 from runs.record import ledger as files
 
 
@@ -46,9 +34,7 @@ class Settings(OfRecords):
 
     sweep: str | None = setting(None, "the runs of this sweep, by its name (last: the newest)")
     out: Path | None = setting(None, "a zip to be written, instead of a study")
-    author: str | None = setting(
-        None, "with out=: the name to be shown, of a-z, 0-9 and _ (null: the file's)"
-    )
+    author: str | None = setting(None, "with out=: the name to be shown, of a-z, 0-9, _ (null: the file's)")
     check: Path | None = setting(None, "a zip to be judged; nothing is written")
     add: Path | None = setting(None, "a zip to be judged and filed; tables have it by community=true")
 
@@ -91,12 +77,11 @@ def add(path: Path, found: submission.Submission) -> int:
     folder = files.PUBLISHED / "community" / found.about["author"]
     if folder.exists():
         raise UserError(f"runs/records/community/{folder.name} is there already: out= with another author=")
-    write_study(folder, found.records)
+    files.write_study(folder, found.records)
     files.write_atomically(folder / "NOTES.md", found.notes)
     shutil.copyfile(path, folder / "submission.zip")
-    print(
-        f"In runs/records/community/{folder.name}, to be committed; python -m analysis.tables community=true"
-    )
+    where, table = f"runs/records/community/{folder.name}", "python -m analysis.tables community=true"
+    print(f"In {where}, to be committed; {table}")
     return 0
 
 
@@ -108,10 +93,9 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
     words, named = [*line.overrides, f"output={output}"], line.overrides
     wanted = set(identify(read_command(words, line.config_dir).runs)) if named else own
     if sweep:
-        known = sweep_names(output)
-        wanted &= {
-            *read_sweep(output, one_of("sweep", known[0] if sweep == "last" and known else sweep, known))
-        }
+        known = files.sweep_names(output)
+        name = known[0] if sweep == "last" and known else sweep
+        wanted &= {*files.read_sweep(output, one_of("sweep", name, known))}
     finished = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
     # A study may have trials of rates, as of runs.tune
     trial = is_trial if line.settings.out else lambda config: config["train"]["max_steps"] is not None
@@ -123,22 +107,20 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
         print(f"{trials} left out: trials")
     published = {record["id"] for record in records}
     measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
-    return [*map(without_paths, records)], measures
+    return [*map(files.without_paths, records)], measures
 
 
 def publish(line: Line[Settings]) -> int:
     """Writes a study of this project."""
     (study,) = line.names
     if INSTALLED:
-        raise UserError(
-            "STUDY is a folder of a clone, which an installed package is not: out=mine.zip writes a zip"
-        )
+        raise UserError("STUDY is a folder of a clone, which an installed package is not: out=mine.zip")
     if not re.fullmatch(r"[a-z0-9_]+", study):
         raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
     records, measures = chosen(line)
-    if problems := read_study(folder := files.PUBLISHED / study).problems:
+    if problems := files.read_study(folder := files.PUBLISHED / study).problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
-    write_study(folder, records, measures)
+    files.write_study(folder, records, measures)
     dirty = sum(not is_committed(record) for record in records)
     note = f" ({dirty} made with code that is in no commit of this repository)" if dirty else ""
     print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")

@@ -10,8 +10,7 @@ from typing import Any
 from runs.errors import UserError
 from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
 
-#: Methods whose runs take as long as no other row's: a head on its own needs no gradient of the model, and a
-#: model as it is does not train.
+#: Methods whose runs take as long as no other's: a head needs no gradient of the model, none no training.
 UNLIKE_OTHERS = frozenset({"head", "none"})
 
 
@@ -42,8 +41,7 @@ class Run:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a record says of the run: its cell, with the seed and the preset ("paper"), labels, and the
-        overrides but for the output folder."""
+        """What a record says of the run: cell (with seed and preset, "paper"), labels, overrides."""
         task = self.config["task"]
         cell = {"paper": self.experiment, "row": self.row, "model": self.model, "task": task["name"]}
         label = {"row": row_label(self.config), "model": self.config["model"]["label"], "task": task["label"]}
@@ -59,8 +57,7 @@ class Run:
 
     @property
     def recipe_gap(self) -> str:
-        """In words, that the run has no recipe, or one without a rate or epochs for its task, such as one's
-        own; "" where it has all."""
+        """In words, that there is no recipe, or one without rate or epochs for the task; "" where it has."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
         lacking = sorted({"epochs", rate} - self.recipe_keys - {key_of(line) for line in self.changed})
         if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
@@ -90,9 +87,8 @@ class Plan:
         """train: the configuration's settings. trains: whether there are trainable parameters; without them
         there are no steps. Raises UserError for a dev set of one row."""
         if dev_rows < 2:
-            raise UserError(
-                "the dev set has 1 row: two are needed, since an epoch is also chosen on each half of it"
-            )
+            why = "two are needed, since an epoch is also chosen on each half of it"
+            raise UserError(f"the dev set has 1 row: {why}")
         batch = train["effective_batch"]
         per_epoch = math.ceil(rows / batch)
         whole = per_epoch * train["epochs"] if trains else 0
@@ -109,8 +105,7 @@ def epoch_batches(
 ) -> list[list[int]]:
     """The rows of each effective batch of an epoch. A pure function: a resumed run has the same batches.
 
-    block: so many batches at a time, rows are sorted by length (see tasks.Task); which rows share a batch
-    still changes from epoch to epoch.
+    block: of so many batches rows are sorted by length (tasks.Task); which share a batch still changes.
     """
     import numpy as np
 
@@ -140,8 +135,7 @@ def starts(runs: list[Run]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs in a possible order: first those that others start from, also where they are not among the
-    runs."""
+    """The runs in a possible order: first those that others start from, also those not among them."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]
 

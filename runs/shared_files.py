@@ -62,8 +62,7 @@ class Lock:
         return not free
 
     def holder(self) -> str:
-        """The process that has the lock, in words; and a way out, where it is a stopped one of this
-        machine."""
+        """The process that has the lock, in words; and a way out, where it is a stopped one of here."""
         import psutil
 
         try:
@@ -126,14 +125,12 @@ def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """A file's SHA-256, or MISSING; from the cache, which knows a file by its path, size and time of change,
-    where it was read before."""
+    """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and time of change."""
     return str(kept_in_cache("sha256", [str(path.resolve()), *stamp(path)], lambda: digest(path)))
 
 
 def check_kept(record: Record, path: Path) -> None:
-    """Raises UserError where a file of a run is not the one that its record names. Older records name
-    none."""
+    """Raises UserError where a run's file is not the one that its record names. Older records name none."""
     wanted = record.get("files", {}).get(path.name)
     if wanted and digest(path) != wanted:
         raise UserError(

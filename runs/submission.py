@@ -33,29 +33,12 @@ from runs.config import GROUPS
 from runs.errors import UserError
 from runs.methods import LABELS, adapted, make_method
 from runs.provenance import MAKING, git
-from runs.record import (
-    FINISHED,
-    Metric,
-    Record,
-    cell,
-    cell_id,
-    is_trial,
-    ledger,
-    plural,
-    printable,
-    refusal,
-    schema,
-)
+from runs.record import Metric, Record, cell, cell_id, is_trial, ledger, plural, printable, refusal, schema
 from runs.run import overrides_of
 from tasks.files import module_file
 
-ABOUT = {
-    "schema": int,
-    "author": str,
-    "commit": str | None,
-    "files": ({str: str}, None),
-    "sources": {str: str},
-}
+TEXTS = {str: str}
+ABOUT = {"schema": int, "author": str, "commit": str | None, "files": (TEXTS, None), "sources": TEXTS}
 #: The limits of a zip: its bytes, its members, their bytes together, and those of a source.
 ZIP, MEMBERS, BYTES, SOURCE = 2**24, 2000, 2**28, 2**20
 #: The name of an author, which may become a folder's.
@@ -81,8 +64,7 @@ class Submission:
 
 
 def write(path: Path, author: str, records: Sequence[Record], config_dir: str | None) -> None:
-    """Writes a zip. Its notes are those beside it (NAME.md), which are the template at first. Raises
-    UserError for a source that is no text."""
+    """Writes a zip, with the notes beside it (NAME.md), at first the template. UserError for no texts."""
     words, root = ("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--"), provenance.ROOT
     listed = [name for name in (git(*words, *MAKING) or "").split("\0") if name and (root / name).is_file()]
     files = {name: root / name for name in listed if not name.startswith("runs/records/")}
@@ -183,7 +165,8 @@ def problems(of: Submission) -> list[str]:
         for fault in _faults(record, of):
             by_fault[fault].append(record["id"])
     found = [*of.damaged, *_missing(of), *(f"{fault}: {_runs(ids)}" for fault, ids in by_fault.items())]
-    return [*map(refusal, [*found, *_together([one for one in of.records if one["status"] in FINISHED])])]
+    finished = [one for one in of.records if one["status"] in schema.FINISHED]
+    return [*map(refusal, [*found, *_together(finished)])]
 
 
 def has_history() -> bool:
@@ -196,8 +179,7 @@ def _runs(ids: Sequence[str]) -> str:
 
 
 def _missing(of: Submission) -> Iterator[str]:
-    """What a zip lacks, and where vera, tasks, runs and conf differ from its commit, but for added files that
-    it has."""
+    """What a zip lacks, and where MAKING's files differ from its commit, but for added ones that it has."""
     commit, files, listed = (of.about[key] for key in ("commit", "files", "sources"))
     if not of.notes.strip() or of.notes == TEMPLATE:
         yield "NOTES.md is still the template: say how it was run"
@@ -248,7 +230,7 @@ def _content(blob: str) -> bytes:
 
 def _faults(record: Record, of: Submission) -> Iterator[str]:
     """What is wrong with a record, in words that others may share."""
-    if record["status"] not in FINISHED or is_trial(record["config"]):
+    if record["status"] not in schema.FINISHED or is_trial(record["config"]):
         yield "not a finished result"
         return
     if not overrides_of(record):

@@ -24,14 +24,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from runs.command import COMPOSING, Common, as_word, entry_point, read
-from runs.config import CONF, Files, Launch, read_command
+from runs.config import Files, Launch, read_command
 from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids
-from runs.record import Record, finished_record, hash_of, write_atomically
+from runs.record import Record, finished_record, hash_of, in_conf, write_atomically
 from runs.record.cell import Metric, epoch_of_table, one_class, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts
@@ -42,9 +41,8 @@ TRIAL = ("task.holdout=0.2", "keep=none")
 
 
 def main(arguments: list[str]) -> int:
-    line = read(
-        arguments, Common, overrides="the cells, as for python -m runs", options=COMPOSING, module=__name__
-    )
+    words = "the cells, as for python -m runs"
+    line = read(arguments, Common, overrides=words, options=COMPOSING, module=__name__)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: python -m runs.tune, without torchrun")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
@@ -61,9 +59,8 @@ def main(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row on a task, and its grid. overrides: of the command for the best setting, without the searched
-    keys. axes: for each key its values, as texts. runs: in grid order, those of a trial's seeds together.
-    config_dir: of the command."""
+    """A row on a task, and its grid. overrides: of the best setting's command, without the searched keys.
+    axes: for each key its values, as texts. runs: in grid order, a trial's seeds together."""
 
     overrides: list[str]
     axes: dict[str, list[str]]
@@ -77,15 +74,14 @@ class Cell:
 
     @property
     def file(self) -> Path:
-        """trials.csv, in a folder by row, model and task, with a hash of everything that defines the results,
-        data included."""
+        """trials.csv, in a folder by row, model, task and a hash of all that defines results, data too."""
         run, of = self.runs[0], hash_of([self.axes, self.ids])[:8]
         return Path(run.config["output"], "tune", f"{run.row}@{run.model}@{run.task}-{of}", "trials.csv")
 
 
 def cells(overrides: list[str], config_dir: str | None = None) -> tuple[list[Cell], Launch]:
     """The cells of a command, and where and how it does its runs. Raises UserError for any mistake."""
-    grids, words = yaml.safe_load((CONF / "tune.yaml").read_text()), list[str]()
+    grids, words = in_conf("tune.yaml"), list[str]()
     lists = dict[str, list[str]]()
     with Files(config_dir).hydra():
         for word in overrides:
@@ -120,8 +116,7 @@ def cells(overrides: list[str], config_dir: str | None = None) -> tuple[list[Cel
 
 
 def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
-    """The grid of conf/tune.yaml for a run: of a recipe that rows share, there by the row's name, its class
-    of peft or its kind; else by its kind."""
+    """conf/tune.yaml's grid for a run: in a shared recipe by row, class of peft or kind; else by kind."""
     method, shared = run.config["method"], grids.get(run.recipe.partition("/")[0], {})
     groups = [group for group in shared.values() if "rows" in group]
     for name in (run.row, method.get("config_class"), method["kind"]):
@@ -167,8 +162,7 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
 
 
 def report(cell: Cell) -> str:
-    """The trials as a table, written as trials.csv too (values as fractions), and under it the command and
-    the recipe's lines of the best one."""
+    """The trials as a table (and trials.csv, in fractions); the best one's command and lines of a recipe."""
     (frame, records), run = results(cell), cell.runs[0]
     title = f"{run.row} on {run.config['task']['label']} ({run.config['model']['label']})"
     if not records:

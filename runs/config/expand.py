@@ -214,8 +214,7 @@ def _configuration(
 
 def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
     """The overrides that differ from the files. A value of a task or method gets the type that its file has:
-    `1` and `1.0` are one run. Raises UserError for another type, and where the row or task would be another
-    one."""
+    `1` and `1.0` are one run. Raises UserError for another type, and for another row or task."""
     groups, changed = groups_of(overrides), list[str]()
     given = [line for line in overrides if key_of(line).startswith(PARTS)]
     if not given:

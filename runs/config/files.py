@@ -72,8 +72,7 @@ class Files:
 
     @contextmanager
     def hydra(self) -> Iterator[Any]:
-        """Initialises Hydra with these files, which `compose` needs, and gives Hydra's object; afterwards the
-        caller's own Hydra, if any, is back."""
+        """Hydra with these files, which `compose` needs; afterwards the caller's own, if any, is back."""
         others, path = GlobalHydra.instance().hydra, create_config_search_path(str(CONF))
         for folder in self.folders[1:]:
             path.prepend("--config-dir", f"file://{folder}", anchor="schema")  # behind conf/
@@ -173,9 +172,8 @@ class Files:
 
     def _choices(self, group: str) -> list[str]:
         folders = [folder / group for folder in self.folders]
-        return sorted(
-            {p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")}
-        )
+        found = ((folder, path) for folder in folders for path in folder.rglob("*.yaml"))
+        return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in found})
 
     def path(self, group: str, name: str) -> Path:
         """A group's file. Raises UserError, with the nearest right name, where there is none."""
@@ -269,8 +267,7 @@ def _node(value: Any) -> Any:
 
 
 def _keep(*, _root_: DictConfig) -> str:
-    """Which epoch's adapter is kept: the task's `keep`, or else the method's; never one of a method that
-    keeps none."""
+    """Which epoch's adapter is kept: the task's `keep`, else the method's; of a method without any, none."""
     method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
     return method if method == "none" or task is None else str(task)
 

@@ -53,8 +53,7 @@ class Model(Part):
 
 
 class Task(Part):
-    """What every task has, and the keys of some whose values are checked here; the others are the task's own.
-    See conf/task."""
+    """What every task has, and keys of some that are checked here; others are the task's own (conf/task)."""
 
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=False)
 
@@ -237,7 +236,5 @@ def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
 
 
 #: What Hydra composes the files over: keys that a model's file may leave out.
-BASE = {
-    "model": {key: one.default for key, one in Model.model_fields.items() if not one.is_required()},
-    "recipe": {},
-}
+BASE: dict[str, Any] = {"recipe": {}}
+BASE["model"] = {key: one.default for key, one in Model.model_fields.items() if not one.is_required()}

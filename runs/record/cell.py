@@ -41,14 +41,12 @@ LATER: dict[str, dict[str, Any]] = {
 }
 #: Keys that are gone, by the task's family, with the value that every run had. Identities hold them still.
 GONE: dict[str, dict[str, Any]] = {"images": {"augment": "none", "crop_scale": [0.25, 1.0]}}
-#: Task families that sorted batches by length before task.length_grouped was added; others had it from the
-#: beginning.
+#: Families that sorted batches by length before task.length_grouped was added; others always had it.
 READS_LENGTH_GROUPED = ("glue", "text")
 
 
 def defining(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that define a run's result, besides its row, its seeds and the contents of its model and
-    data."""
+    """The settings that define a run's result, besides row, seeds and the contents of model and data."""
     later, family = dict(LATER["task"]), config["task"].get("family")
     if family in READS_LENGTH_GROUPED:
         later["length_grouped"] = True
@@ -63,16 +61,12 @@ def defining(config: dict[str, Any]) -> dict[str, Any]:
 
 def _without(settings: dict[str, Any], keys: tuple[str, ...], later: Mapping[str, Any]) -> dict[str, Any]:
     """The settings but for these keys, and but for those of `later` at the value there."""
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in keys and (key not in later or value != later[key])
-    }
+    kept = {key: value for key, value in settings.items() if key not in keys}
+    return {key: value for key, value in kept.items() if key not in later or value != later[key]}
 
 
 def is_trial(config: dict[str, Any]) -> bool:
-    """Whether a run is a trial and no result: stopped early by train.max_steps, or judged on training rows
-    (task.holdout)."""
+    """Whether a run is a trial: stopped early (train.max_steps) or judged on training rows (task.holdout)."""
     return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
 
 
@@ -88,8 +82,7 @@ def other_data_seed(record: Record) -> int | None:
 
 
 def cell_id(record: Record) -> str:
-    """A hash of everything that defines a finished record's result but the seed; of a ledger's records, the
-    one that was computed when they were read."""
+    """A hash of all that defines a finished record's result but the seed; of a ledger's, as it was read."""
     if "cell_id" in record:
         return str(record["cell_id"])
     settings = defining(record["config"])
@@ -112,8 +105,7 @@ def hash_of(value: Any) -> str:
 
 
 def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """The recipe's value of a key: for the configuration's task, or else for all tasks. A null is a value:
-    `clip: null` switches clipping off."""
+    """The recipe's value of a key: for the task, else for all tasks. A null is a value (`clip: null`)."""
     recipe = config.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
     return by_task.get(config["task"]["name"], recipe.get(key, default))
@@ -147,8 +139,7 @@ SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
 
 def row_label(config: dict[str, Any]) -> str:
     """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed the recipe's at
-    another rank, "LoRA r=2, alpha=r" or "alpha=2r" where it follows the rank. A class of peft is spelt as in
-    its paper: SHiRA, not Shira."""
+    another rank, "alpha=r" or "alpha=2r" where it follows the rank. peft's classes are spelt as in papers."""
     method, scaling = config["method"], lora_scaling(config)
     label, of_class = str(method["label"]), str(method.get("config_class")).removesuffix("Config")
     if re.split("[ ,]", label)[0] == of_class:  # made from the class, as a record keeps it
@@ -282,8 +273,7 @@ def kept_epoch(keep: str, reported: str) -> str:
 
 
 def scored(record: Record) -> dict[str, Any]:
-    """The scores of the last epoch's texts, of the protocol's variant of decoding, which is the first; empty
-    without texts."""
+    """The scores of the last epoch's texts by the protocol's variant, the first; empty without texts."""
     entries = (record.get("texts") or {}).get("scores", [])
     return next((dict(entry) for entry in entries if entry["which"] == "last"), {})
 
@@ -294,8 +284,7 @@ def number_of_texts(record: Record) -> str | None:
 
 
 def text_score(record: Record, key: str) -> float | None:
-    """A score of the run's texts (`scored`); None where it has no such score (no Java), and 0 where it
-    diverged before it had texts."""
+    """A score of the texts (`scored`); None without one (no Java), 0 where it diverged before any text."""
     entry = scored(record)
     score = entry.get(key) if entry else 0.0 if record["status"] == "diverged" else None
     return None if score is None else float(score)
@@ -324,8 +313,7 @@ def _hashes_of_one_class(rows: int) -> frozenset[str]:
 
 
 def interval_name(counts: Iterable[int], of: str = "seeds") -> str:
-    """What a table calls intervals over so many seeds: "95%", or "range of 2 seeds" below INTERVAL_SEEDS,
-    where they are no more than that."""
+    """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS "range of 2 seeds"."""
     several = sorted(count for count in counts if count > 1)
     if not several or several[0] >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}"

@@ -10,10 +10,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from runs.record.cell import cell_id, hash_of
 from runs.record.schema import FINISHED, MEASURE_SCHEMA, PATHS, SCHEMA, Record, check, check_measure, migrate
@@ -30,9 +32,14 @@ PUBLISHED = ROOT / "runs" / "records"
 KINDS = {"record": (SCHEMA, check), "measure": (MEASURE_SCHEMA, check_measure)}
 
 
+@cache
+def in_conf(name: str) -> Any:
+    """What a file of conf/ says, such as cards.yaml; for reading alone."""
+    return yaml.safe_load((CONF / name).read_text(encoding="utf-8"))
+
+
 def built_from() -> dict[str, Any]:
-    """The commit of an installed wheel's code, and whether files differed from it (dirty); None where it was
-    not built from a git checkout."""
+    """The commit of an installed wheel's code, and whether files differed (dirty); None outside of git."""
     with contextlib.suppress(OSError):
         return dict(json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8")))
     return {"commit": None, "dirty": None}
@@ -58,8 +65,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def link_or_fail(path: Path, text: str) -> None:
-    """Creates a file whole, or raises FileExistsError where there is one: of many processes that try at once,
-    one succeeds."""
+    """Creates a file whole, or raises FileExistsError: of many processes that try at once, one succeeds."""
     with _written(path, text) as partial:
         try:
             os.link(partial, path)
@@ -87,8 +93,7 @@ def _written(path: Path, text: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path`, in its folder, whose name no other process or thread uses. It is removed at the
-    end, unless it was renamed."""
+    """A file beside `path` whose name no other process or thread uses; removed at the end, unless renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -127,8 +132,7 @@ def run_folder(output: str | Path, run_id: str) -> Path:
 
 def record_text(record: Record, kind: str = "record") -> str:
     """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
-    ValueError for a record that could not be read again: of another shape than the schema's, or with NaN or
-    infinity, which JSON does not have."""
+    ValueError for one that could not be read again: of another shape, or with NaN or infinity."""
     text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
     KINDS[kind][1](orjson.loads(text))
     return text
@@ -153,8 +157,7 @@ def write_study(folder: Path, records: Sequence[Record], measures: Sequence[Reco
 
 
 def without_paths(record: Record) -> Record:
-    """The record with only the last part of each local path: where files lay is private, and proves
-    nothing."""
+    """The record with only the last part of local paths: where files lay is private, and proves nothing."""
     config = {**record["config"], "output": "outputs"}
     for part in ("model", "task"):
         config[part] = {k: _name(v) if k in PATHS and v else v for k, v in config[part].items()}
@@ -193,18 +196,15 @@ def hide_paths(words: str | None) -> str | None:
 # --- which runs a sweep has: OUTPUT/sweeps/NAME.json. The folder NAME beside it, of a launcher's logs, can go
 
 
-def _path(output: str | Path, name: str) -> Path:
-    return Path(output) / "sweeps" / f"{name}.json"
-
-
 def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
     """Writes the ids of a sweep's runs, in its order."""
-    write_atomically(_path(output, name), json.dumps({"name": name, "runs": list(ids)}) + "\n")
+    text = json.dumps({"name": name, "runs": list(ids)}) + "\n"
+    write_atomically(Path(output, "sweeps", f"{name}.json"), text)
 
 
 def read_sweep(output: str | Path, name: str) -> list[str]:
     """The ids of a sweep's runs."""
-    return list(orjson.loads(_path(output, name).read_bytes())["runs"])
+    return list(orjson.loads(Path(output, "sweeps", f"{name}.json").read_bytes())["runs"])
 
 
 def sweep_names(output: str | Path) -> list[str]:
@@ -261,8 +261,7 @@ def read_ledger(output: str | Path = "outputs", published: bool = True, communit
 
     A second record of a run with the same result is the same run, published. Where it has another result
     (another machine, other versions), the first one counts, and how many there are of each study is a
-    problem. A copy of a published record is of that study, not of this machine.
-    """
+    problem. A copy of a published record is of that study, not of this machine."""
     ledger = Ledger()
     _read_folder(ledger, "ours", Path(output), "", output)
     for folder in study_folders() if published else []:
@@ -303,8 +302,7 @@ def write_beside(output: str | Path, record: Record, result: dict[str, Any]) -> 
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
-    """The record of a run that is done or has diverged; None where there is none, or one that cannot be
-    read."""
+    """The record of a run that is done or has diverged; None without one that can be read."""
     try:
         record = read_record(record_path(output, run_id)) if run_id else None
     except ValueError:

@@ -95,7 +95,7 @@ CURVE = {
 }
 #: The best number by a protocol, and the last epoch's; empty where there is none. crossfit has two epochs.
 SELECTED = {"best?": Number, "best_epoch?": Number | list[float], "last?": Number, "optimism?": Number}
-#: What lm-eval has measured, see runs/harness.py: its metrics, and the SHA-256 of rows and answers.
+#: What lm-eval has measured, see runs/lm_eval.py: its metrics, and the SHA-256 of rows and answers.
 METRIC = {"metric": str, "filter": str, "higher_is_better": bool | None, "value": Number, "stderr": Number}
 MEASURED = {"metrics": [METRIC], "samples": str}
 #: A task of lm-eval, or a group of them, asked in one way.
@@ -281,8 +281,7 @@ def check(record: Record) -> None:
 
 
 def validate(of: Any, value: Any) -> None:
-    """Raises ValueError for the first key of a value that is missing or has another type than `type_of`
-    says."""
+    """Raises ValueError for a value's first key that is missing or of another type than `type_of` says."""
     try:
         _adapter(of).validate_python(value, strict=True)
     except ValidationError as error:

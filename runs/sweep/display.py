@@ -29,8 +29,7 @@ class Display:
         self._drawn = 0  # live lines on the screen
 
     def show(self, running: Sequence[tuple[str, Event]], left: int = 1) -> None:
-        """Shows the runs that are on: the beginning of each one's lines, and its last event. left: how many
-        have not ended."""
+        """Shows the runs that are on: each one's head and last event. left: how many have not ended."""
         if self.live:
             self._draw([f"{head}  {words(event)}" for head, event in running])
         elif time.monotonic() >= self.due and running:

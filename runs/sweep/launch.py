@@ -54,8 +54,7 @@ def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
 
     def alive() -> int:
         nonlocal jobs
-        # sacct does not notice a killed job on a cluster without accounting. Where the controller does not
-        # answer now, the last answer stays
+        # sacct misses killed jobs on a cluster without accounting. Without an answer now, the last one stays
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             jobs = len(_output("squeue", "--noheader", "--array", f"--name={name}", "--format=%T").split())
         return jobs
@@ -124,8 +123,7 @@ class Work:
         self.threads = os.environ.get("OMP_NUM_THREADS")
 
     def __call__(self, number: int) -> int:
-        """Does the runs that no other worker does; returns the exit code. number: of the worker, which begins
-        with another run than the others."""
+        """Does the runs that no other worker does, from another on by its number; returns the exit code."""
         os.chdir(self.place)
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         os.environ |= {"OMP_NUM_THREADS": self.threads} if self.threads else {}

@@ -53,8 +53,7 @@ class Job:
         return run_lock(self.output, self.id)
 
     def start(self, gpu: tuple[str, Lock] | None, tracking: Tracking, alone: bool) -> None:
-        """Starts its process. gpu: its GPU, if it needs one, and the lock on it. alone: a user's mistake
-        leaves no record."""
+        """Starts its process. gpu: a GPU, if any, and its lock. alone: a user's mistake leaves no record."""
         self.gpu, self.since = gpu, time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
@@ -127,11 +126,9 @@ class Sweep:
         return of_run(self.tracking, job.run, [other.run for other in self.jobs])
 
     def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
-        """Counts a job that has ended, shows its line, and tidies what its attempts left. Returns False while
-        there is no record, and no error.
+        """Counts, shows and tidies up a job that has ended. Returns False without a record or an error.
 
-        seconds: how long it took, 0 where that is not known here; None where it was done before. error: why
-        its process could write no record."""
+        seconds: it took, 0 if not known here, None if done before. error: why it wrote no record."""
         record: Record | None = None
         try:
             record = read_record(job.record)

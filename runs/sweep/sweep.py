@@ -37,8 +37,7 @@ from tasks.images import preprocessing
 def sweep(runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = ()) -> Sweep:
     """Does every run that has no record yet. Raises a user's error (is_users) before anything starts.
 
-    launch: where and how; default: one after another, here. again: runs to do although they have a record,
-    which is set aside first."""
+    launch: where and how; default: one after another, here. again: runs whose record is set aside first."""
     first = not rank()  # of torchrun's processes this one writes the files of the sweep
     started, launch, output = time.monotonic(), launch or Launch(), runs[0].config["output"]
     launcher, whole = launch.launcher, first and len(runs) > 1
@@ -139,10 +138,9 @@ def preflight(runs: list[Run]) -> None:
             task.prepare(preprocessing(folder), 0)
         notes += [*task.notes, *task.advice]
     if others := code_state().get("altered"):
-        what = (
-            f"{others[0]}{f' and {len(others) - 1} more' * (len(others) > 1)}: changed, of the project itself"
-        )
-        notes.append(f"{what}. A result of changed code cannot be submitted (runs.publish out=)")
+        more = f" and {len(others) - 1} more" * (len(others) > 1)
+        why = "A result of changed code cannot be submitted (runs.publish out=)"
+        notes.append(f"{others[0]}{more}: changed, of the project itself. {why}")
     gaps: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
         gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None
@@ -194,8 +192,7 @@ def _do_here(done: Sweep) -> None:
 
 def set_aside(job: Job, record: Record) -> bool:
     """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME, under the run's lock,
-    for redo=true. Returns False where another command was first. The record goes last: after a kill in
-    between, the same command sets it aside."""
+    for redo=true. Returns False where another command was first. The record goes last, for another try."""
     folder = Path(job.log).parent
     with alone(job.lock, job.head):
         if finished_record(job.output, job.id) != record:

@@ -1,6 +1,4 @@
-"""One run: train.py does it, in a process; context.py is its task, model and device; loop.py
-trains; result.py makes the record.
+"""One run: train.py does it; context.py is its task, model, device; loop.py trains; result.py: its record.
 
-checkpoint.py has the optimizer and the state, and saves both; files.py keeps an attempt's files; decode.py
-has the model write texts.
+checkpoint.py: the optimizer and the state, and both saved; files.py: an attempt's files; decode.py: texts.
 """

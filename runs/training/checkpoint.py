@@ -73,8 +73,7 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint of a run: its path, the trainable parameters by name, the optimizer, and the device,
-    whose generator is kept, and no other GPU's."""
+    """A run's checkpoint: path, trained parameters by name, optimizer, device (whose generator it has)."""
 
     path: Path
     run_id: str
@@ -83,8 +82,7 @@ class Checkpoint:
     device: torch.device
 
     def save(self, state: dict[str, Any], method_state: dict[str, Tensor]) -> None:
-        """Writes it. `state` (plain values) and `method_state` (what the method has gathered) are returned by
-        `load`."""
+        """Writes it. `load` returns `state` (plain values) and `method_state` (what the method gathered)."""
         tensors: dict[str, Tensor] = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
@@ -116,8 +114,7 @@ class Checkpoint:
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Puts everything back and returns the state and the method's; None, with nothing changed, without a
-        usable file. Raises DeviceError where the run was begun on a device of another type: its numbers would
-        be neither one's nor the other's."""
+        usable file. Raises DeviceError where it was begun on another type: numbers would be neither's."""
         if not self.path.is_file():
             return None
         try:
@@ -169,12 +166,10 @@ def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
 
 
 def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any]) -> list[dict[str, Any]]:
-    """The optimizer's groups "adapter" and "head" with their learning rates. Parameters that train.lr_by or
-    train.decay_by names, and biases and LayerNorms (no weight decay, unless train.decay_all or decay_by says
-    so), are groups of their own."""
-    norms = {
-        id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)
-    }
+    """The optimizer's groups "adapter" and "head" with their rates. Parameters of train.lr_by or decay_by,
+    and biases and LayerNorms (no weight decay, but for decay_all or decay_by), are groups of their own."""
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    of_norms = {id(p) for module in norms for p in module.parameters(recurse=False)}
     rates, decays = train.get("lr_by") or {}, train.get("decay_by") or {}
     named = method.parameter_groups(model)
     names = [name for parameters in named.values() for name in parameters]
@@ -183,7 +178,7 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
     for name, parameters in named.items():
         decay_of = dict[str, float]()
         if not train["decay_all"]:
-            decay_of = {n: 0.0 for n, p in parameters.items() if n.endswith("bias") or id(p) in norms}
+            decay_of = {n: 0.0 for n, p in parameters.items() if n.endswith("bias") or id(p) in of_norms}
         decay_of |= {n: decays[decay_by[n]] for n in parameters if n in decay_by}
         keys = {n: (pattern_of.get(n), decay_of.get(n)) for n in parameters}
         for pattern, decay in itertools.product((None, *rates), dict.fromkeys((None, *decay_of.values()))):
@@ -199,20 +194,17 @@ def optimizer_groups(method: vera.Method, model: nn.Module, train: dict[str, Any
 def make_optimizer(
     groups: list[dict[str, Any]], train: dict[str, Any], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW on these groups, whose parameters are on the device; on an empty one where nothing trains
-    (method=none)."""
+    """AdamW on these groups, whose parameters are on the device; on an empty one where nothing trains."""
     nothing = {"name": "nothing", "lr": 0.0, "weight_decay": 0.0, "params": [nn.Parameter(torch.zeros(0))]}
     # A kernel for many tensors, instead of several for each. In fp16 it would skip a step by itself, unseen
     # by accelerate, and a method's after_step would take gradients that overflowed
     fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
-    return torch.optim.AdamW(
-        groups or [nothing], betas=(0.9, train["adam_beta2"]), eps=train["adam_eps"], fused=fused or None
-    )
+    betas, eps = (0.9, train["adam_beta2"]), train["adam_eps"]
+    return torch.optim.AdamW(groups or [nothing], betas=betas, eps=eps, fused=fused or None)
 
 
 def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> None:
-    """Sets an optimizer's learning rates for a step, counted from 0: the warm-up, then the recipe's schedule.
-    total: all steps."""
+    """Sets the learning rates for a step, from 0: the warm-up, then the schedule. total: all steps."""
     warmup = train["warmup_steps"]
     warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
     for group in optimizer.param_groups:
@@ -221,11 +213,9 @@ def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> N
 
 
 def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """The factor of the learning rates at a step: from 0 to 1 over the warm-up, then linear or cosine to 0,
-    or constant.
+    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine to 0, or constant.
 
-    The same to the bit as transformers' get_scheduler, whose import takes four seconds (it brings in peft and
-    bitsandbytes)."""
+    The same to the bit as transformers' get_scheduler, whose import takes seconds (peft, bitsandbytes)."""
     if step < warmup:
         return step / warmup
     span = max(1, total - warmup)
@@ -233,8 +223,7 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
     return {"linear": max(0.0, (total - step) / span), "cosine": cosine, "constant": 1.0}[kind]
 
 
-#: The step at which a method is asked for a gradient. Earlier it may be without: of a token that no batch had
-#: so far, under a head that starts at 0.
+#: The step at which a gradient is looked for: earlier a token may be in no batch, or a head still 0.
 WITHOUT_GRADIENT = 20
 
 

@@ -1,5 +1,4 @@
-"""The task, model, method and device of a run: enough to evaluate, decode and export. The loop adds an
-optimizer."""
+"""A run's task, model, method and device: enough to evaluate, decode, export. The loop adds an optimizer."""
 
 import math
 import os
@@ -34,9 +33,7 @@ DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Context:
     """A run's task, model, method, accelerator and folder.
 
-    raw_model: the adapted model on the device, which data parallel does not wrap. report: called with the
-    events that are shown while the run is on.
-    """
+    raw_model: the adapted model on the device, not wrapped. report: called with the events to be shown."""
 
     tracker: Tracker | None = None
 
@@ -88,8 +85,7 @@ class Context:
 
     @property
     def best_file(self) -> Path:
-        """The file of the best epoch's adapter: beside the last epoch's (keep=both), or in full precision
-        until its texts are decoded."""
+        """The best epoch's adapter: beside the last one's (keep=both), or for decoding, in full precision."""
         return self.folder / "adapter_best.safetensors"
 
     def score(self) -> float:
@@ -97,8 +93,7 @@ class Context:
         return self.task.score(self.task.predict(self.evaluate()[1]), self.task.labels("dev"))
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter's current values, and the head's beside them. precision: by default the run's
-        adapter_precision."""
+        """Writes the adapter's values, and the head's beside. precision: by default adapter_precision."""
         if not self.accelerator.is_main_process:
             return
         if self.method.adapter_parameters(self.raw_model):
@@ -113,6 +108,42 @@ class Context:
         if self.task.num_labels and self.accelerator.is_main_process:
             rows = predictions.table(self.task, self.task.about("dev"), outputs, self.task.labels("dev"))
             predictions.write(self.folder / predictions.NAME, rows)
+
+    def text_loss(self) -> float | None:
+        """The model's cross-entropy on the task's fixed text (tasks/forgetting.py) now, in nats a token; None
+        where it is not finite."""
+        self.report({"phase": "reading the fixed text"})
+        self.raw_model.eval()
+        with torch.no_grad(), vera.unchanged(self.raw_model), self.accelerator.autocast():
+            loss = float(self.task.fixed_text.loss(self.raw_model))
+        return loss if math.isfinite(loss) else None
+
+    def base_text_loss(self) -> float | None:
+        """The same of the base model: with the adapter switched off. Values that a method trains in place are
+        not switched off, so that it is measured before they train. None for a task without such a text."""
+        if not self.task.fixed_text:
+            return None
+        # peft's switch also takes the gradients away, and gives them back to all adapters
+        flags = [(parameter, parameter.requires_grad) for parameter in self.raw_model.parameters()]
+        vera.disable(self.raw_model)
+        try:
+            return self.text_loss()
+        finally:
+            vera.disable(self.raw_model, False)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    def forgotten(self, before: float | None) -> dict[str, Any]:
+        """The record's `forgetting`, with the model's values of now. before: of `base_text_loss`. Empty for
+        a task without such a text."""
+        if not self.task.fixed_text:
+            return {}
+        found = {**self.task.fixed_text.about(), "before": before, "after": self.text_loss()}
+        after, change = found["after"], "not a finite number"
+        if before is not None and after is not None:
+            change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
+        print(f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}", flush=True)
+        return found
 
 
 def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
@@ -160,8 +191,7 @@ def build(
 
     Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
     issue 11965). start: fill the adapter from the run or file that init_from names. Without it, for the files
-    of a finished run, another seed draws the values, so that what the files lack does not come back.
-    """
+    of a finished run, another seed draws the values, so that what the files lack does not come back."""
     config = run.config
     method = make_method(run.method)
     task = task or tasks.load(config["task"])
@@ -226,9 +256,8 @@ def checkpoint_gradients(model: nn.Module) -> None:
     try:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
     except (ValueError, AttributeError):
-        raise UserError(
-            f"gradient_checkpointing=true: a {type(model).__name__} cannot do that, set it to false"
-        ) from None
+        kind = type(model).__name__
+        raise UserError(f"gradient_checkpointing=true: a {kind} cannot do that, set it to false") from None
 
 
 #: A method that trains a larger share of the model is no small adapter, and its record says so.
@@ -278,8 +307,7 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
     reasons, kind = [], models.architecture_of(run.config["model"]).get("model_type", "")
     if run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
-    # For another image size than the model's own, and of DINOv2 at its usual one, too: its table is of larger
-    # images
+    # For another image size than the model's own; DINOv2's table is of larger images than its usual ones
     interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
     if run.method["kind"] == "full" and interpolates:
         reasons.append("position embeddings are trained through a bicubic interpolation")
@@ -302,46 +330,3 @@ def flags(device: torch.device) -> dict[str, Any]:
         "tf32_conv": torch.backends.cudnn.allow_tf32,
         "fused_attention": [name for name, word in kernels if getattr(cuda, f"{word}_sdp_enabled")()],
     }
-
-
-# --- what a language model forgets: its cross-entropy on the task's fixed text (tasks/forgetting.py)
-
-
-def text_loss(context: Context) -> float | None:
-    """The cross-entropy of the model's current values on the fixed text, in nats a token; None where it is
-    not finite."""
-    context.report({"phase": "reading the fixed text"})
-    model = context.raw_model
-    model.eval()
-    with torch.no_grad(), vera.unchanged(model), context.accelerator.autocast():
-        loss = float(context.task.fixed_text.loss(model))
-    return loss if math.isfinite(loss) else None
-
-
-def base_loss(context: Context) -> float | None:
-    """The same of the base model: with the adapter switched off. Values that a method trains in place are not
-    switched off, so that it is measured before they train. None for a task without such a text."""
-    if not context.task.fixed_text:
-        return None
-    # peft's switch also takes the gradients away, and gives them back to all adapters
-    flags = [(parameter, parameter.requires_grad) for parameter in context.raw_model.parameters()]
-    vera.disable(context.raw_model)
-    try:
-        return text_loss(context)
-    finally:
-        vera.disable(context.raw_model, False)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def forgetting(context: Context, before: float | None) -> dict[str, Any]:
-    """The record's `forgetting`, with the model's values of now after training. before: of `base_loss`. Empty
-    for a task without such a text."""
-    if not context.task.fixed_text:
-        return {}
-    found = {**context.task.fixed_text.about(), "before": before, "after": text_loss(context)}
-    after, change = found["after"], "not a finite number"
-    if before is not None and after is not None:
-        change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
-    print(f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}", flush=True)
-    return found

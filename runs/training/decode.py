@@ -1,8 +1,7 @@
 """The texts that a trained model writes, and their scores, for the last epoch and the best one.
 
 Texts are saved as they come, so that a killed run continues with the missing ones. They stay in the run's
-folder: decoded_last.jsonl, decoded_best.jsonl, and the task's text files in the format of the metrics' own
-scripts."""
+folder: decoded_last.jsonl, decoded_best.jsonl, and the task's files in the format of the metrics' scripts."""
 
 import contextlib
 import hashlib
@@ -35,8 +34,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
     """Decodes with the last and with the best epoch's adapter, and scores; the record's `texts`.
 
     epochs: all that were evaluated; best: index of the best one. attempt: counts the seconds that decoding
-    takes. The model carries the best epoch's adapter at the end.
-    """
+    takes. The model carries the best epoch's adapter at the end."""
     task, last, begun = cast(Written, context.task), len(epochs) - 1, time.monotonic() - attempt.decoding
     keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
 
@@ -70,8 +68,7 @@ def decode_epochs(context: Context, epochs: Sequence[float], best: int, attempt:
 
 
 def rehearse(context: Context) -> None:
-    """Tests before hours of training that the model can decode. Raises DataError in one line where it
-    cannot."""
+    """Tests before hours of training that the model can decode. Raises DataError where it cannot."""
     context.raw_model.eval()
     with torch.no_grad(), context.accelerator.autocast():
         cast(Written, context.task).rehearse(context.raw_model)
@@ -112,8 +109,7 @@ def read(task: Written, folder: Path) -> dict[str, Texts]:
 
 
 def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
-    """Every item's texts; those that an earlier attempt has saved are not decoded again. decoded: called
-    after each batch."""
+    """Every item's texts; those that an earlier attempt saved stay. decoded: called after each batch."""
     task = cast(Written, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
@@ -147,8 +143,7 @@ def write_down(
     Returns that by item: its texts by variant, or the outputs of a head.
 
     of: what defines them, the file's first line. Those that an earlier attempt saved under the same `of` are
-    not decoded again. The batches stay the same after a kill, since a sum of floats depends on them.
-    """
+    not decoded again. The batches stay the same after a kill, since a sum of floats depends on them."""
     accelerator, total = context.accelerator, sum(map(len, batches))
     header, *lines = _lines(path) or [None]
     saved = {line["item"]: line["texts"] for line in lines} if header == of else {}

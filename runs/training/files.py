@@ -16,21 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runs.errors import UserError
-from runs.record import (
-    FINISHED,
-    SCHEMA,
-    Record,
-    finished_record,
-    hash_of,
-    is_dead,
-    link_or_fail,
-    read_record,
-    read_regular,
-    record_path,
-    record_text,
-    run_folder,
-    write_atomically,
-)
+from runs.record import FINISHED, SCHEMA, Record, finished_record, hash_of, run_folder, write_atomically
+from runs.record.ledger import is_dead, link_or_fail, read_record, read_regular, record_path, record_text
 from runs.run import Run
 from runs.shared_files import digest
 
@@ -48,13 +35,11 @@ class Attempt:
     """One attempt of a run.
 
     ended: how earlier attempts ended, in words. settings: those that were halved, since memory ran out.
-    deviations: these in words. decoding: seconds that decoding has taken, over all attempts. folder: for all
-    that this attempt writes."""
+    deviations: these in words. decoding: its seconds, over all attempts. folder: for all that this writes."""
 
     def __init__(self, output: str | Path, run_id: str, why: str = "") -> None:
         """Takes over what the last attempt left. why: how its process ended, where it had no room to say so
-        and was not killed. Raises UserError where a folder or the like has the name of
-        the record."""
+        and was not killed. Raises UserError where a folder or the like has the record's name."""
         if os.path.lexists(path := record_path(output, run_id)) and not path.is_file():
             raise UserError(f"{path} is not a regular file, and the run's record has its name. Move it away")
         self.output, self.run_id, self.token = output, run_id, uuid.uuid4().hex[:12]
@@ -80,8 +65,7 @@ class Attempt:
         _remove_dead(before)
 
     def save(self, stopped: bool = False) -> None:
-        """Writes how the attempts ended, for the next one. stopped: this one ends now, as it was asked to,
-        and is no failure."""
+        """Writes how the attempts ended, for the next one. stopped: this one ends as it was asked to."""
         self.stopped = stopped
         write_atomically(self.folder / STATE, json.dumps({key: getattr(self, key) for key in TOLD}) + "\n")
 
@@ -109,8 +93,7 @@ class Attempt:
         return True
 
     def _results(self, keep: str) -> dict[str, Path]:
-        """The files that the run keeps, by their names. A full-precision copy of the best epoch's adapter
-        was for decoding, unless keep=both."""
+        """The files that the run keeps, by name; without the best epoch's adapter for decoding alone."""
         paths = [path for path in self.folder.iterdir() if path.is_file() and path.name[0] != "."]
         files = {path.name: path for path in sorted(paths) if path.name not in (CHECKPOINT, STATE)}
         best = files.pop("adapter_best.safetensors", None)  # in records the last one
@@ -130,15 +113,9 @@ class Attempt:
     def fail(self, run: Run, error: str) -> bool:
         """Writes the record of a failed run. Its checkpoint stays, and the tries are counted anew. Returns
         False where another attempt has finished before."""
-        failed = {
-            "schema": SCHEMA,
-            "id": self.run_id,
-            "status": "failed",
-            "error": error,
-            "tries": self.ended,
-        }
+        failed = {"schema": SCHEMA, "id": self.run_id, "status": "failed", "error": error}
         config = {"config": run.config, "config_hash": hash_of(run.config)[:16]}
-        if not self.finish({**failed, "claim": self.token, **run.names, **config}):
+        if not self.finish({**failed, "tries": self.ended, "claim": self.token, **run.names, **config}):
             return False
         self.ended, self.settings, self.deviations = [], {}, []
         self.save(stopped=True)
@@ -160,8 +137,7 @@ def saved(output: str | Path, run_id: str) -> list[tuple[str, int]]:
 
 def tidy(output: str | Path, record: Record) -> None:
     """Moves the files that a finished record names from the attempt that wrote them into the run's folder,
-    and removes what the attempts left, and files that a kill cut off. Everybody who sees the record may do
-    so: a kill may have ended the one who began."""
+    and removes what attempts left and a kill cut off. Anyone may: a kill may have ended the first."""
     folder, attempts = run_folder(output, record["id"]), attempts_folder(output, record["id"])
     for name in ("progress.json", ".progress.json.*", ".config.yaml.*", ".overrides.yaml.*"):
         for path in folder.glob(name):
@@ -198,8 +174,7 @@ def _progress(folder: Path) -> list[int]:
 
 
 def _link(path: Path, to: Path) -> None:
-    """The same file under another name: one that is only ever replaced whole keeps its content. Texts grow in
-    place, and are copied."""
+    """The same file under another name, since it is only ever replaced whole. Texts grow, and are copied."""
     if to.exists():  # two patterns name it
         return
     if path.suffix != ".jsonl":

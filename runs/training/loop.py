@@ -1,7 +1,6 @@
 """The training loop of every model, task and method.
 
-The configuration sets the effective batch; micro-batches and each device's share follow from it. Accelerate
-handles device, precision and data parallel."""
+The configuration sets the effective batch; micro-batches follow. Accelerate handles devices and precision."""
 
 import contextlib
 import dataclasses
@@ -28,15 +27,7 @@ from runs.training.checkpoint import (
     optimizer_groups,
     set_rates,
 )
-from runs.training.context import (
-    Context,
-    Report,
-    base_loss,
-    forgetting,
-    large_share,
-    not_deterministic,
-    seed_process,
-)
+from runs.training.context import Context, Report, large_share, not_deterministic, seed_process
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.files import CHECKPOINT, Attempt
 
@@ -57,7 +48,8 @@ class Training(Context):
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
         self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
-        self.base_loss, self.forgetting = base_loss(self), dict[str, Any]()  # a checkpoint has other values
+        self.base_loss = self.base_text_loss()  # now: a checkpoint has other values
+        self.forgetting = dict[str, Any]()
         self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
         # Adapter and head have rates of their own. No groups: nothing trains (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
@@ -100,7 +92,7 @@ class Training(Context):
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
-        self.forgetting = forgetting(self, self.base_loss)  # decoding ends with the best epoch's values
+        self.forgetting = self.forgotten(self.base_loss)  # decoding ends with the best epoch's values
         if not self.task.decodes:
             return None
         return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
@@ -164,13 +156,11 @@ class Training(Context):
     # --- a step
 
     def step(self, rows: list[int]) -> Tensor:
-        """One optimizer step on an effective batch, by the gradient of its mean loss. Returns this process's
-        share of that loss, a scalar on the device."""
+        """One optimizer step on an effective batch. Returns this process's share of its mean loss, ()."""
         world, size = self.accelerator.num_processes, self.config["micro_batch"] or len(rows)
         mine = rows[self.accelerator.process_index :: world]
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        # Every process must take part in the last backward, or the others would wait: a process without rows
-        # computes one with weight 0.
+        # Or the others would wait for its last backward: a process without rows has one with weight 0.
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()

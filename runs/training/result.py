@@ -14,19 +14,8 @@ import vera
 from runs.identity import data_content, model_content, start_id
 from runs.methods import BASES, rates_of
 from runs.provenance import made_with
-from runs.record import (
-    COMPUTED,
-    READS_LENGTH_GROUPED,
-    SCHEMA,
-    Metric,
-    Record,
-    cell_id,
-    crossfit,
-    from_recipe,
-    hash_of,
-    lora_scaling,
-    row_label,
-)
+from runs.record import SCHEMA, Metric, Record, cell_id, crossfit, hash_of
+from runs.record.cell import COMPUTED, READS_LENGTH_GROUPED, from_recipe, lora_scaling, row_label
 from runs.run import Run, key_of
 from runs.training.context import count, flags
 from runs.training.loop import Training
@@ -43,8 +32,7 @@ DRAWS = {
 def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     """The record of a run that is done or has diverged; runs/record/schema.py explains its keys.
 
-    texts: the decoded texts' scores, where the task decodes.
-    """
+    texts: the decoded texts' scores, where the task decodes."""
     run, config, task, state = training.run, training.config, training.task, training.state
     method, recipe, accelerator = config["method"], config["recipe"], training.accelerator
     predictions, dev_rows = state.predictions, len(task.lengths("dev"))
@@ -130,22 +118,16 @@ def _cost(training: Training, decoded: bool) -> dict[str, Any]:
 def summarise(
     curve: dict[str, list[Any]], dev_rows: int, metric: Metric, reported: str, select: str
 ) -> dict[str, Any]:
-    """The result by both protocols. `best` and `last` are those of the protocol `select`; best_epoch is the
-    epoch whose adapter is kept.
+    """The result by both protocols; `best` and `last` by `select`, best_epoch as its adapter is kept.
 
     paper: the best epoch on the dev set, reported on the same rows, which is optimistic. crossfit: see
-    runs.record.crossfit. reported: "best" or "last", whichever the task's table shows.
-    """
+    runs.record.crossfit. reported: "best" or "last", whichever the task's table shows."""
     direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
     of_table = {"metric": metric.name, **direction, "reported": reported, "select": select}
     if not curve["metric"]:
         return {**of_table, "best": None, "best_epoch": None, "last": None}
-    chosen = metric.best(curve["metric"])
-    paper = {
-        "best": curve["metric"][chosen],
-        "best_epoch": curve["epoch"][chosen],
-        "last": curve["metric"][-1],
-    }
+    values, chosen = curve["metric"], metric.best(curve["metric"])
+    paper = {"best": values[chosen], "best_epoch": curve["epoch"][chosen], "last": values[-1]}
     protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
     selected = {key: protocols[select].get(key) for key in ("best", "last")}
     return {**of_table, **paper, **selected, "protocols": protocols}

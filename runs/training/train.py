@@ -1,5 +1,4 @@
-"""One run in its process, from its start to its record, or to what another try needs. torch is imported where
-a run trains."""
+"""One run in its process, to its record or to what another try needs. torch is imported where it trains."""
 
 import contextlib
 import dataclasses
@@ -135,8 +134,7 @@ def _illustrate(training: "Training") -> None:
 
 def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
     """Halves what an attempt computes at once in a phase, after memory ran out; False where that would not
-    help. The effective batch stays: a micro-batch changes the gradient by rounding, and what dropout
-    draws."""
+    help. The effective batch stays: a micro-batch changes rounding, and what dropout draws."""
     whole = config["train"]["effective_batch"]
     if phase.startswith(("training", "evaluated")):  # an epoch's first step tells of itself when it is done
         key, name, kept = "micro_batch", "micro-batch", "; the effective batch stays"
@@ -155,10 +153,7 @@ def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
 
 #: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot start without some.
 MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
+    *("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED"),
     "CUDACachingAllocator",
 )
 #: What they say of a device that fails, or is lost: a new process may find it again.

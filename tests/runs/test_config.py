@@ -461,7 +461,7 @@ COMMANDS = """
 --resolve | --package, --resolve and sources=true are for --cfg job
 --cfg task=rte | --cfg
 -cn other | -c
---cfg job --package trian | has no such part. Did you mean train?
+--cfg job --package trian | no key 'trian'. Did you mean train?
 -sc install=csh | No completion plugin for 'csh'
 --experimental-rerun | --experimental-rerun
 --config-path=x | --config-path=x

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vera
 from analysis.tables.__main__ import main as tables
-from runs import evaluate, export, harness, lm_eval
+from runs import evaluate, export, lm_eval
 from runs.record import evaluated, read_ledger, read_record, record_path, run_folder, write_study
 from runs.training import context
 
@@ -106,7 +106,7 @@ def asked(record, output, own, *words):
 
 def loaded(tasks, folder, **more):
     settings = lm_eval.Settings(tasks=tasks, include_path=str(folder), **more)
-    return harness.load(settings), settings
+    return lm_eval.load(settings), settings
 
 
 def values(entries, *keys):
@@ -130,14 +130,14 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, ow
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "peft")
     (tasks, settings), more = loaded("picks,texts", own), (AutoTokenizer.from_pretrained(base), 3, tmp_path)
     for model in (restored, merged, peft):
-        found = {one.name: harness.ask(one, settings, model, *more) for one in tasks}
+        found = {one.name: lm_eval.ask(one, settings, model, *more) for one in tasks}
         assert values(found, "value", "stderr", "filter") == values(live, "value", "stderr", "filter")
         assert found["texts"]["samples"] == live["texts"]["samples"]
         assert [of["asked"] for of in found.values()] == [of["asked"] for of in live.values()]
     write(tmp_path, "test", [{"thing": "it", "choices": of, "label": 1} for of in (COLOURS, None)])
     tasks, settings = loaded("picks", own, data_dir=str(tmp_path), num_fewshot=0)
     with refused("picks: lm-eval cannot ask this model"):  # its second row
-        harness.ask(tasks[0], settings, peft, *more)
+        lm_eval.ask(tasks[0], settings, peft, *more)
 
 
 def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):

@@ -36,8 +36,7 @@ from runs import models
 from runs.config import expand
 from runs.identity import model_content
 from runs.models import wheels
-from runs.models.wheels import known_origins
-from runs.record import read_record
+from runs.record import in_conf, read_record
 from runs.training.context import build
 from tasks import fetch
 from tasks.fetch import cached, content, snapshot
@@ -176,7 +175,7 @@ def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(tmp_path
 
 def test_the_requirement_that_is_reinstalled_is_the_projects_own():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for package, about in known_origins()["installed"].items():
+    for package, about in in_conf("origins.yaml")["installed"].items():
         requirement, sums = about["requirement"], about["files"]
         assert requirement in project["optional-dependencies"]["bench"]
         assert requirement.partition("==")[0].replace("-", "_") == package.partition("/")[0]
@@ -220,7 +219,7 @@ def changed(folder, config=None, text=None, gone="", **files):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": "[]"}, "config.json: should be"),
+        ({"text": "[]"}, "config.json: Input should be"),
         ({"config": {"text_config": {"_attn_implementation": "flash_attention_2"}}}, "would load a kernel"),
         ({"config": {"n_layer": 10**6}}, "n_layer is "),
         ({"config": {"model_args": {"checkpoint_path": "/x.pth"}}}, "checkpoint_path would load weights"),
