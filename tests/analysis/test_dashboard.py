@@ -30,12 +30,6 @@ def of_demo(*seeds):
     return ledger(*(record("vera", "reviews", seed, model="minilm") for seed in seeds))
 
 
-def sections_of(found):
-    made = dashboard.workspace(found, dashboard.logged_tables(found), "me", "vera-bench")
-    spec = made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)["section"]
-    return [section["panels"] for section in spec["panelBankConfig"]["sections"]], spec
-
-
 @pytest.mark.slow
 def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_task():
     found = of_demo(0, 1)
@@ -43,7 +37,9 @@ def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_ta
     ((key, demo),) = dashboard.logged_tables(found).items()
     assert key == "tables/demo"
     assert any("80.0" in cell for row in demo.texts for cell in row)
-    ((title, panel), (curve,)), spec = sections_of(found)
+    made = dashboard.workspace(found, dashboard.logged_tables(found), "me", "vera-bench")
+    spec = made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)["section"]
+    (title, panel), (curve,) = (section["panels"] for section in spec["panelBankConfig"]["sections"])
     assert title["config"]["value"] == demo.title
     assert '"tables/demo"' in json.dumps(panel)
     # One group a cell, by the median; trials are left out, as from the tables.

@@ -1,7 +1,6 @@
 """Tables from records: medians, what is missing, and what may not be compared; and their forms."""
 
 import csv
-import functools
 import hashlib
 import io
 import math
@@ -309,15 +308,15 @@ KINDS += [instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], ben
 KINDS += [asked(exact()), exact(task="commonsense", boolq=60.0)]
 
 
-@functools.cache
-def of_kinds():
+@pytest.fixture(scope="module")
+def frames():
     return own_and_published(ledger(*KINDS))
 
 
 @pytest.mark.parametrize("name", ["", *tables.TABLES])
-def test_every_number_of_ours_in_every_table_has_its_runs(name):
+def test_every_number_of_ours_in_every_table_has_its_runs(name, frames):
     models = {one["cell"]["model"] for one in KINDS}
-    found = tables.make(name, ledger(*KINDS), of_kinds(), columns=["seconds"], models=models)
+    found = tables.make(name, ledger(*KINDS), frames, columns=["seconds"], models=models)
     for table in found:
         for line in table.rows if table.ids else []:
             numbers = [entry for entry in line if isinstance(entry, Number)]

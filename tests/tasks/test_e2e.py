@@ -155,13 +155,13 @@ def test_long_rows_are_cut_on_the_right_and_texts_that_would_not_fit_are_refused
             load(e2e).prepare(loaded[1], *limits)
 
 
-def arrays(batch):
-    return {key: torch.from_numpy(value) for key, value in batch.items()}
-
-
 def test_the_loss_is_the_mean_over_the_batchs_tokens_smoothed_over_the_vocabulary(task, loaded):
     """Against the formula, a row at a time and without padding; a mean over rows would be another number."""
     model, rows = loaded[0].eval(), [0, 2, 5]
+
+    def arrays(batch):
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
+
     smoothed, plain, each = [], [], []
     with torch.no_grad():
         for row in rows:

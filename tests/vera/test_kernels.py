@@ -173,17 +173,11 @@ def test_bf16_autocast_is_float32_to_its_precision(path, weights):
 # --- accumulation
 
 
-@pytest.fixture
-def merges(monkeypatch):
-    """How often weights were merged."""
-    calls, merge = [], group.merge
-    monkeypatch.setattr(group, "merge", lambda *a: calls.append(a[0]) or merge(*a))
-    return calls
-
-
 @pytest.mark.parametrize("weights", ["keep", "recompute"])
 @pytest.mark.parametrize("path", ["hybrid", "materialised"])
-def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, merges):
+def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, monkeypatch):
+    merges, merge = [], group.merge
+    monkeypatch.setattr(group, "merge", lambda *a: merges.append(a[0]) or merge(*a))
     ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
     x = torch.randn(6, 5, 8).double()
     with vera.unchanged(ours):
@@ -218,16 +212,6 @@ def test_a_change_between_forward_and_backward_is_an_error_as_in_plain_torch(wei
 # --- groups
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """How many layers each computation of a group had."""
-    sizes, compute = [], Group.compute
-    monkeypatch.setattr(
-        Group, "compute", lambda group, layers, x: sizes.append(len(layers)) or compute(group, layers, x)
-    )
-    return sizes
-
-
 SEPARATE = ("BERT", "RoBERTa", "Llama", "ViT", "DINOv2")
 
 
@@ -238,7 +222,9 @@ SEPARATE = ("BERT", "RoBERTa", "Llama", "ViT", "DINOv2")
         ("Llama", ("all-linear",), [3, 1, 2, 1] * 2),  # q k v, o, gate up, down
     ],
 )
-def test_matrices_of_one_input_compute_together_once_a_block(architecture, sites, sizes, computed):
+def test_matrices_of_one_input_compute_together_once_a_block(architecture, sites, sizes, monkeypatch):
+    computed, compute = [], Group.compute  # how many layers each computation had
+    monkeypatch.setattr(Group, "compute", lambda *of: computed.append(len(of[1])) or compute(*of))
     model = tiny(architecture)
     vera.VeRA(rank=12, sites=sites).adapt(model)
     answer(model)
