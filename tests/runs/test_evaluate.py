@@ -8,7 +8,7 @@ import ledgers
 import numpy as np
 import pytest
 import torch
-from running import TRAINING, call_here, do, output_of, refused, trained
+from running import TRAINING, call_here, output_of, refused, trained
 from tiers import sample
 
 from runs import evaluate, plan, publish
@@ -183,14 +183,10 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
 # --- measures, beside what a whole model says
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_roberta, glue, tmp_path_factory):
+@pytest.fixture
+def pair(words):
     """The output folder with a LoRA and a VeRA run of one rank and seed, and their records."""
-    output = tmp_path_factory.mktemp("pair")
-    words = ["model=encoder", f"model.path={tiny_roberta}", "task=rte", f"task.data_dir={glue}"]
-    words += ["train.effective_batch=8", "train.max_length=32", "train.lr=1e-2", "train.epochs=2"]
-    words += ["method.rank=8", "device=cpu", f"output={output}"]
-    return (str(output), *(do([*words, f"method={row}"]) for row in ("lora", "vera")))
+    return output_of(words), *(trained([*words, f"method={row}"]) for row in ("lora", "vera"))
 
 
 def test_magnitude_is_the_distance_from_the_initial_values(pair):
@@ -255,7 +251,7 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
     for found in ledger.measures.values():
         assert {"code", "versions", "device", "seconds", "seeds", "settings"} <= found.keys()
         assert str(output) not in json.dumps(found)
-    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path)
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     assert publish.main(["mine", f"output={output}"]) == 0
     assert "2 measures in runs/records/mine/measures.jsonl" in capsys.readouterr().out
     assert len(read_ledger(tmp_path / "none").measures) == 2
@@ -369,7 +365,7 @@ def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pai
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     other = lora | {"id": vera["id"][:6] + "0" * 6}
     write_study(tmp_path / "published" / "study", [other])
-    output = str(tmp_path / "outputs")
+    output = str(tmp_path / "others")
     assert find(vera["id"][:6], output)["id"] == other["id"]
     with refused("is not there ", "To have it here: python -m runs rerun="):
         restore(other, output)

@@ -429,7 +429,6 @@ METHODS = {
     "VeRA, merged, anew": "vera method.rank=8 method.path=materialised method.weights=recompute",
     "VeRA, unique, dropout": "vera method.rank=8 method.projections=unique method.dropout=0.1",
     "LoRA": "lora",
-    "BitFit": "bitfit",
     "full": "full",
     "adapter": "adapter_p",
 }
