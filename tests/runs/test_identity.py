@@ -21,12 +21,15 @@ from safetensors.torch import load_file
 import tasks
 import vera
 from runs import models, plan, provenance, shared_files
-from runs.config import Launch, expand
+from runs.config import expand
+from runs.errors import Stop
 from runs.identity import hash_files, identify, run_id, start_file
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.run import starts, with_starts
 from runs.sweep import sweep
+from runs.tracking import Tracking
 from runs.training.loop import Training
+from runs.training.train import do as attempt
 from runs.training.train import train
 from tasks.fetch import cache_folder
 
@@ -264,8 +267,7 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
     write_record(output, record | {"status": "diverged", "error": "loss became nan"})
     waits = f"waits for {first.label} (run {found}), which is diverged"
     assert f"{waits} (2 runs)" in text_of(runs)
-    outcome = sweep.sweep(with_starts(runs), Launch(table=False))
-    assert (outcome.exit_code, [error for _, error in outcome.failed]) == (1, [waits] * 2)
+    assert attempt(runs[0], usual, [], Stop(), Tracking("off"), True) == ("failed", waits)
     # keep=last keeps another epoch's values: whoever starts there is another run
     write_record(output, record | {"config": record["config"] | {"keep": "last"}})
     assert run_id(runs[0]) != usual
