@@ -33,8 +33,9 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
-#: Of a mutant: seconds at most, and of its tests as they took without it; first, and for what that misses.
-TRIES = (45, 20.0), (150, 90.0)
+#: Of a mutant: seconds at most, those of its tests as they took without it, and cases of each test; first,
+#: and for what that misses.
+TRIES = (45, 20.0, 3), (150, 90.0, 99)
 BAD, KEYS, KEPT = ("missed", "unreached"), ("file", "function", "nth", "before", "after"), ("result", "by")
 #: What each try would import anew, for longer than its tests take.
 PRELOADED = ["torch", "transformers", "peft", "timm", "datasets", "pandas", "hydra", "scipy.stats", "pytest"]
@@ -230,8 +231,8 @@ def run(folder):
             if mutant.get("by"):
                 found = tried(mutant, [mutant["by"]], clone, TRIES[0][0])
             tests = reaching[f"{mutant['file']}:{mutant['function']}"]
-            for limit, testing in TRIES:
-                if (not found or found["result"] in BAD) and (some := chosen(tests, testing)):
+            for limit, *most in TRIES:
+                if (not found or found["result"] in BAD) and (some := chosen(tests, *most)):
                     tests = [one for one in tests if one[1] not in some]
                     found = tried(mutant, some, clone, limit)
             found = found or {"result": "unreached", "by": "", "of": 0}
@@ -250,12 +251,12 @@ def run(folder):
     return len(lost)
 
 
-def chosen(tests, testing):
-    """Three cases of each test at most, the nets and then the fastest ones first: up to so many seconds."""
+def chosen(tests, testing, most):
+    """So many cases of each test at most, the nets and then the fastest first: up to so many seconds."""
     kept, cases, seconds = [], Counter(), 0.0
     for took, test in sorted(tests, key=lambda one: ("/nets/" not in one[1], one)):
         name = test.partition("[")[0]
-        if cases[name] < 3 and (not kept or seconds + took <= testing):
+        if cases[name] < most and (not kept or seconds + took <= testing):
             cases[name] += 1
             seconds += took
             kept.append((took, test))
