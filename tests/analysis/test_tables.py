@@ -195,7 +195,10 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
     ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "top_k": None, "without_room": 3}
-    note = llama("table4", ours).notes[0]
+    lora = instructed("lora", scores=[("gpt-4", 5.0)])
+    lora["judged"][0]["answering"] |= {"top_p": 0.8}
+    note = llama("table4", ours, lora).notes[0]
+    assert re.search(r"top_p 0\.8 instead of FastChat's 1\.0 \(LoRA[^,]*\)", note)
     for told in ("answer_tokens 64 instead of FastChat's 1024", "top_p 0.9 instead of", "without_room 3"):
         assert told in note
     assert "top_k None instead of FastChat's 50 (VeRA" in note  # each with the rows that it is of

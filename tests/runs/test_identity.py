@@ -23,7 +23,7 @@ import vera
 from runs import models, plan, provenance, shared_files
 from runs.config import expand
 from runs.errors import Stop
-from runs.identity import hash_files, identify, run_id, start_file
+from runs.identity import hash_files, identify, run_id, start_file, start_id
 from runs.record import read_ledger, read_record, record_path, run_folder, write_record
 from runs.run import starts, with_starts
 from runs.sweep import sweep
@@ -72,7 +72,7 @@ def test_what_defines_the_result_matters():
     (run,) = expand(["model=roberta_base", "task=rte", "method=vera"])
     ids = {with_value(run, key, value) for key, value in ANOTHER.items()}
     assert len(ids | {run_id(run), run_id(replace(run, row="another"))}) == len(ANOTHER) + 2
-    assert with_value(run, "model.revision", None) is None
+    assert [with_value(run, f"{of}.revision", None) for of in ("model", "task")] == [None, None]
     # At the value that was fixed before there was the key, it is the run of before; in another family the key
     # has been there from the beginning
     for words, later in (("task=rte model=roberta_base", True), ("task=alpaca model=smollm2", False)):
@@ -206,6 +206,7 @@ def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
     path = run_folder(output_of(lora), start) / "adapter.safetensors"
     by_id, by_file = (expand([*lora, f"init_from={of}", "seed=1"])[0] for of in (start, path))
     before = run_id(by_file)
+    assert start_id(by_id) == start  # alone, where it kept the best epoch as it was
     assert len({run_id(by_id), before, run_id(expand([*lora, "seed=1"])[0])}) == 3
     for run, name, row in ((by_id, f"run {start}", f"run_{start}"), (by_file, "adapter", "adapter")):
         assert (run.config["method"]["label"], run.row) == (f"LoRA r=8 from {name}", f"lora_from_{row}")
