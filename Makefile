@@ -80,7 +80,7 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
-test: setup ## the fast tests, seven minutes on 2 cores
+test: setup ## the fast tests, under five minutes on 2 cores
 	@$(PYTEST) -m "not slow"
 
 test-all: test ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)

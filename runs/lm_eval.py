@@ -174,7 +174,7 @@ def load(settings: Settings) -> list[Asked]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     names, found = [name.strip() for name in settings.tasks.split(",")], dict[str, Asked]()
     manager = TaskManager(include_path=settings.include_path, include_defaults=False)  # all take 7 s
-    if not {*names} <= {*manager.all_tasks}:
+    if names != [""] and not {*names} <= {*manager.all_tasks}:
         manager = TaskManager(include_path=settings.include_path)
     read = manager._factory._load_full_config
 

@@ -111,7 +111,7 @@ def stranger(draw):
     return draw(st.sampled_from([made, made, made, draw(ANY)]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(stranger())
 def test_any_json_is_a_record_that_frames_take_or_a_problem_that_names_its_file(made):
     with tempfile.TemporaryDirectory() as folder:
