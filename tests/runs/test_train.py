@@ -4,6 +4,7 @@ done."""
 import copy
 import dataclasses
 import json
+import random
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -402,6 +403,23 @@ def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(change, d
     straight, resumed = straight_and_resumed(words, tmp_path, "step", 8)
     assert comparable(resumed) == comparable(straight)
     assert "resumed" not in resumed["determinism"]
+
+
+def test_a_checkpoint_brings_back_what_a_method_gathered_and_each_generator(words):
+    """Also where the record of a tiny run does not tell: an own method may draw by Python's generator."""
+    of_row = [word for word in words if not word.startswith("method.")]
+    loop = begin([*of_row, "method=adalora"])
+    loop.step([0, 1])
+    loop._save()
+
+    def drawn():
+        return random.random(), np.random.rand(), float(torch.rand(1))
+
+    gathered, after = loop.method.training_state(loop.raw_model), drawn()
+    _, loaded = loop.checkpoint.load()
+    assert drawn() == after
+    assert {*loaded} == {*gathered} != set()
+    assert all(torch.equal(loaded[name], of) for name, of in gathered.items())
 
 
 def test_a_run_that_goes_on_under_other_conditions_says_so(words, monkeypatch, capfd):
