@@ -369,5 +369,5 @@ def test_what_follows_the_seed_is_no_other_cell_and_another_order_of_the_rows_is
     assert [cell_id(one) == cell_id(made[0]) for one in made] == [True, True, False, False]
     assert cell_id(made[2]) != cell_id(made[3])
     for number, one in enumerate(made[1:3]):
-        write_record(tmp_path, one | {"id": f"{number:012}"})
+        write_record(tmp_path, one | {"id": f"{number:012}", "cell_id": "another version's"})
     assert len({cell_id(each) for each in read_ledger(tmp_path, published=False)}) == 2
