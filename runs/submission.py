@@ -179,7 +179,7 @@ def _runs(ids: Sequence[str]) -> str:
 
 
 def _missing(of: Submission) -> Iterator[str]:
-    """What a zip lacks, and where MAKING's files differ from its commit, but for added ones that it has."""
+    """What a zip lacks (notes, records, sources, added files), and which files are not as in its commit."""
     commit, files, listed = (of.about[key] for key in ("commit", "files", "sources"))
     if not of.notes.strip() or of.notes == TEMPLATE:
         yield "NOTES.md is still the template: say how it was run"

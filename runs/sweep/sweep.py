@@ -192,7 +192,7 @@ def _do_here(done: Sweep) -> None:
 
 def set_aside(job: Job, record: Record) -> bool:
     """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME, under the run's lock,
-    for redo=true. Returns False where another command was first. The record goes last, for another try."""
+    for redo=true. Returns False where another command was first. The record goes last: a kill loses none."""
     folder = Path(job.log).parent
     with alone(job.lock, job.head):
         if finished_record(job.output, job.id) != record:

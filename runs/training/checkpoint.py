@@ -114,7 +114,7 @@ class Checkpoint:
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Puts everything back and returns the state and the method's; None, with nothing changed, without a
-        usable file. Raises DeviceError where it was begun on another type: numbers would be neither's."""
+        usable file. Raises DeviceError where it was begun on another type of device."""
         if not self.path.is_file():
             return None
         try:

@@ -449,7 +449,7 @@ def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatc
     assert sorted(seen[0]) == [*range(8)]
 
 
-#: Of the options, of what a whole sweep is told, and a value that cannot be.
+#: Mistakes in options, in words of a whole sweep, and in a value.
 COMMANDS = """
 --config-dir /nowhere | --config-dir /nowhere: no such folder
 --resolve | --package, --resolve and sources=true are for --cfg job
