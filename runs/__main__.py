@@ -120,7 +120,7 @@ def answered(line: Line[Settings]) -> bool:
     if not asked.keys() - {"--config-dir", "--multirun"}:
         return False
     files = Files(line.config_dir)
-    with files.hydra() as hydra:
+    with files.hydra(whole=True) as hydra:
         try:
             if "--shell-completion" in asked:
                 hydra.shell_completion("config", [*line.overrides])

@@ -42,6 +42,12 @@ def pytest_collection(session) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more for the slow tests, which wait for processes and servers for a fifth of their time."""
+    return (yield) + (config.option.markexpr == "slow")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
     for item in items:

@@ -104,7 +104,7 @@ def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, .
             fixed[key] = lines[0]
     preset = fixed.get("experiment", "").partition("=")[2]
     if preset:
-        params = files.compose((f"experiment={preset}",)).hydra.sweeper.params or {}
+        params = OmegaConf.select(files.compose((f"experiment={preset}",)), "hydra.sweeper.params") or {}
         lists = {key: listed(f"{key}={text}")[1] for key, text in params.items() if key not in fixed} | lists
     if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
         raise UserError(f"{several}= takes one value, for all runs of the command")

@@ -67,12 +67,13 @@ class Files:
         self.chosen = cache(lambda groups: compose("config", [*groups], return_hydra_config=True))
         #: The configuration with these group choices and no other override, and the names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
-        self.checked = set[str]()  # recipes
+        self.borrowed = dict[tuple[str, ...], tuple[str]]()  # another row's recipe, by all but the task
         self.loaded = dict[str, Any]()  # by path: each file is read once for all cells of a sweep
 
     @contextmanager
-    def hydra(self) -> Iterator[Any]:
-        """Hydra with these files, which `compose` needs; afterwards the caller's own, if any, is back."""
+    def hydra(self, whole: bool = False) -> Iterator[Any]:
+        """Hydra with these files, which `compose` needs; afterwards the caller's own, if any, is back. whole:
+        with the settings of Hydra's own, of which no run reads any and which take as long to compose."""
         others, path = GlobalHydra.instance().hydra, create_config_search_path(str(CONF))
         for folder in self.folders[1:]:
             path.prepend("--config-dir", f"file://{folder}", anchor="schema")  # behind conf/
@@ -84,8 +85,10 @@ class Files:
             read = files.load_config
 
             def load_config(config_path: str) -> Any:
-                self.loaded[config_path] = self.loaded.get(config_path) or read(config_path)
-                return copy.deepcopy(self.loaded[config_path])
+                self.loaded[config_path] = found = self.loaded.get(config_path) or read(config_path)
+                if config_path == "hydra/config" and not whole:
+                    found.defaults_list = [one for one in found.defaults_list if "logging" in one.group]
+                return copy.deepcopy(found)
 
             files.load_config = load_config
             yield hydra
@@ -95,7 +98,8 @@ class Files:
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
         """What Hydra composes, with Hydra's own part, and the recipe as its row sees it. Raises UserError for
         what Hydra refuses, a file that is not there, and a key of a recipe that nothing reads."""
-        groups = groups_of(overrides)
+        row = tuple(line for line in overrides if not key_of(line).startswith("task"))
+        groups = (*groups_of(overrides), *self.borrowed.get(row, ()))
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
                 self.path(group, name.strip("'\""))
@@ -125,15 +129,15 @@ class Files:
             one_of(f"row with recipes, as {self.path('method', choices.method)} names it:", other, rows)
             borrowed = f"{other}/{str(choices.recipe).partition('/')[2]}"  # a preset may choose the model
             if borrowed in self.choices("recipe"):
-                return self.compose((*overrides, f"recipe={borrowed}"))
+                self.borrowed[row] = (f"recipe={borrowed}",)
+                return self.compose(overrides)
         return cfg
 
     def _recipe_of(self, cfg: DictConfig) -> dict[str, Any]:
         """The recipe as its row sees it. Raises UserError, with the file, for what nothing reads."""
         content: Any = OmegaConf.to_container(cfg.recipe)
-        if (name := cfg.hydra.runtime.choices.recipe) not in self.checked:
-            self._check_recipe(content, self.path("recipe", name), cfg.task.get("name"))
-            self.checked.add(name)
+        path = self.path("recipe", cfg.hydra.runtime.choices.recipe)
+        self._check_recipe(content, path, cfg.task.get("name"))
         return of_row(content, row_word(cfg))
 
     def _check_recipe(self, recipe: dict[str, Any], path: Path, task: str) -> None:
