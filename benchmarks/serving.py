@@ -94,7 +94,7 @@ def decoding(full: bool) -> list[Row]:
     for label, shape in MODELS.items() if full else list(MODELS.items())[:1]:
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**shape)
-        model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()  # type: ignore[no-untyped-call]
+        model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()
         lengths = torch.randint(20, 50, (count,)).tolist()
         prompts = [torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths]
         search = Search(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))  # no token of the vocabulary

@@ -185,7 +185,7 @@ def _sample(
         return [""] * len(prompts)
     drawn = {"temperature": degree, "top_p": settings["top_p"], "top_k": settings["top_k"] or 0}
     # In place of the model's own, which would fill in what this one leaves out
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         max_new_tokens=max(rooms),
         do_sample=degree > 0,
         eos_token_id=end,

@@ -116,7 +116,7 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     disable_progress_bars()
     api = HfApi()
     try:

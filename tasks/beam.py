@@ -173,7 +173,7 @@ def transformers_search(
     by_penalty, own = [], model.generation_config
     for penalty in search.penalties:
         # In place of the model's own, whose file is no part of a run's id
-        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(
             num_beams=search.beams,
             length_penalty=penalty,
             no_repeat_ngram_size=search.no_repeat_ngram,

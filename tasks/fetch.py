@@ -54,7 +54,7 @@ def snapshot(repo: str, revision: str | None, patterns: list[str], repo_type: st
 
     # The base class belongs to httpx, or to what the installed hub library uses instead
     http_error: Any = HfHubHTTPError.__bases__[0]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     # There while a download runs, and after one that broke off: the cache may then lack some of the files
     asked = hashlib.sha256(json.dumps([revision, *patterns]).encode()).hexdigest()[:16]
     marker = _repository(repo, repo_type) / f".unfinished-{asked}"

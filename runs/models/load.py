@@ -211,13 +211,13 @@ def load(
 
     from vera.sites import head_parameters
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it reports the head, which is new on purpose
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # it reports the head, which is new on purpose
+    transformers.logging.disable_progress_bar()
     given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
     given |= {"ignore_mismatched_sizes": True} if num_labels else {}
     if quantise is not None:
         how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        nf4 = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=quantise, **how)  # type: ignore[no-untyped-call]
+        nf4 = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=quantise, **how)
         given["quantization_config"] = nf4
         # Loads on the device at once: weights in full precision may not fit
         if device is not None and device.type == "cuda":
@@ -296,7 +296,7 @@ def skeleton(model: Mapping[str, Any], num_labels: int, folder: Path | None = No
     import torch
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()
     with torch.device("meta"):
         given: dict[str, Any] = {**(model.get("settings") or {}), "num_labels": num_labels}
         if folder:

@@ -136,13 +136,13 @@ def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
     loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
     del loaded.config.quantization_config  # of GGUF; float32 is written below
     # A model loaded from GGUF cannot be saved, so its weights go into a new one.
-    fresh = AutoModelForCausalLM.from_config(loaded.config)  # type: ignore[no-untyped-call]
+    fresh = AutoModelForCausalLM.from_config(loaded.config)
     fresh.load_state_dict(loaded.state_dict())
     fresh.save_pretrained(ready)
     AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(ready)
