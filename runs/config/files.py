@@ -68,6 +68,7 @@ class Files:
         #: The configuration with these group choices and no other override, and the names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
         self.borrowed = dict[tuple[str, ...], tuple[str]]()  # another row's recipe, by all but the task
+        self.checked = set[str]()  # recipes
         self.loaded = dict[str, Any]()  # by path: each file is read once for all cells of a sweep
 
     @contextmanager
@@ -85,10 +86,11 @@ class Files:
             read = files.load_config
 
             def load_config(config_path: str) -> Any:
-                self.loaded[config_path] = found = self.loaded.get(config_path) or read(config_path)
+                self.loaded[config_path] = self.loaded.get(config_path) or read(config_path)
+                found = copy.deepcopy(self.loaded[config_path])
                 if config_path == "hydra/config" and not whole:
                     found.defaults_list = [one for one in found.defaults_list if "logging" in one.group]
-                return copy.deepcopy(found)
+                return found
 
             files.load_config = load_config
             yield hydra
@@ -136,8 +138,9 @@ class Files:
     def _recipe_of(self, cfg: DictConfig) -> dict[str, Any]:
         """The recipe as its row sees it. Raises UserError, with the file, for what nothing reads."""
         content: Any = OmegaConf.to_container(cfg.recipe)
-        path = self.path("recipe", cfg.hydra.runtime.choices.recipe)
-        self._check_recipe(content, path, cfg.task.get("name"))
+        if (name := cfg.hydra.runtime.choices.recipe) not in self.checked:
+            self._check_recipe(content, self.path("recipe", name), cfg.task.get("name"))
+            self.checked.add(name)
         return of_row(content, row_word(cfg))
 
     def _check_recipe(self, recipe: dict[str, Any], path: Path, task: str) -> None:
