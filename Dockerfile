@@ -26,8 +26,6 @@ WORKDIR /home/vera/vera-bench
 # What make setup reads. Other files may change without another installation.
 COPY --chown=vera:vera Makefile pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
 RUN PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL="$TORCH_INDEX" make setup CONSTRAINTS="$CONSTRAINTS"
-# What a container compiles is gone with it.
-RUN .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 
 COPY --chown=vera:vera . .
 ENV PATH="/home/vera/vera-bench/.venv/bin:$PATH"

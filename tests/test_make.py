@@ -142,7 +142,7 @@ def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(mak
         ([f"CONSTRAINTS={EVIL}"], ["-c", EVIL]),
     ):
         installed.unlink()
-        venv, newest, pip = make("setup", "PYTHON=.venv/bin/python", *words)
+        venv, newest, pip, _ = make("setup", "PYTHON=.venv/bin/python", *words)
         assert venv == ["-m", "venv", ".venv"]
         assert newest[:3] == pip[:3] == ["-m", "pip", "install"]
         assert pip[-2 - len(versions) :] == [*versions, "-e", ".[bench,dev]"]
