@@ -146,6 +146,7 @@ def test_every_turn_is_answered_in_fastchats_format(done, mt_bench, batches):
             assert texts[number][0] == written.strip()
 
 
+@pytest.mark.slow
 def test_a_kill_or_other_settings_change_no_answer_and_nothing_is_asked_twice(done, batches, mt_bench):
     """Answers are drawn by the run's seed; greedy ones are not, and no batch changes them."""
     record, output = done
@@ -179,6 +180,7 @@ def test_a_kill_or_other_settings_change_no_answer_and_nothing_is_asked_twice(do
     assert len(set(drawn)) == 3
 
 
+@pytest.mark.slow
 def test_a_long_prompt_shortens_no_answer_beside_it(alpaca_words, tiny_llama, mt_bench, tmp_path, capsys):
     """In a model of few positions each answer has what its own prompt leaves, whatever it is batched with."""
     shutil.copytree(mt_bench, tmp_path / "long")

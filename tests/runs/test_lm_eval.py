@@ -168,6 +168,7 @@ def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
             asked(record, output, own, f"tasks={name}")
 
 
+@pytest.mark.slow
 def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys):
     """It is the base model again after each; full trains it in place, and then it is loaded afresh."""
     output, real, loads = tmp_path / "outputs", context.load_base, []

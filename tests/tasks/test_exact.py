@@ -69,6 +69,7 @@ def test_a_text_beyond_the_models_positions_is_refused(tokenizer):
         make(tokenizer, max_new_tokens=255)
 
 
+@pytest.mark.slow
 def test_a_run_decodes_its_items_and_goes_on_after_a_kill(sums_words, tmp_path):
     straight = trained(sums_words)
     scores, items = straight["texts"]["scores"][0], straight["texts"]["items"]
