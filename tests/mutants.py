@@ -6,7 +6,7 @@
 tests/nets/mutants.jsonl holds them: file, function, the line before and after, and of the pass that a later
 one is compared with the result and the test that caught it, which the later one tries first. What was caught
 then and is not any more ends it with exit code 1. 300 were drawn, by chance, of all rooms; one whose line is
-gone is passed over, and one more is a line more. They are tried in a clone of the last commit. FOLDER keeps
+gone is passed over, and a further line adds one. They are tried in a clone of the last commit. FOLDER keeps
 map.coverage and map.times (which fast tests reach which line, and how long they take; delete them after any
 change) and results.jsonl (for a new pass, too).
 """
