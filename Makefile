@@ -6,6 +6,8 @@ OUTPUT ?= outputs
 EXPERIMENT ?= demo
 N ?= 100
 CONSTRAINTS ?= constraints.txt
+# Of a first setup: pyproject.toml has more (EXTRAS=bench,dev,ray).
+EXTRAS ?= bench,dev
 
 # quoted: the value of a variable as one word of the shell, after a prefix. Neither make ($(value)) nor the shell expands or
 # runs anything in it. given: the same, or nothing where the variable is empty. ARGS are several words, split as a shell
@@ -21,7 +23,7 @@ arguments = $(if $(value ARGS),$(or $(shell $(BIN)/python -c '$(SPLIT)' $(call q
 # make would expand these for the environment of every command; no command reads them there. (This stands below the
 # defaults: ?= takes a name in this list for one that is set.)
 unexport SEEDS METHODS TASKS MODEL MODEL_PATH DATA MT_BENCH OUTPUT ARGS LAUNCHER RUNS_PER_DEVICE TRACKING EXPERIMENT N SEED SHORT STUDY JUDGE \
-         ENTITY PROJECT FULL PART DEVICE PYTHON CONSTRAINTS
+         ENTITY PROJECT FULL PART DEVICE PYTHON CONSTRAINTS EXTRAS
 
 # Without its S one of these would be ignored. SEED= is that of chaos and attack.
 singular = $(if $(filter command,$(origin $(1))),$(error $(1)=: did you mean $(1)S=?))
@@ -60,11 +62,12 @@ help: ## this list
 	@$(call quoted,,PYTHON) -m venv .venv
 	@# The newest pip takes half of the time of the one that Python brings.
 	@($(BIN)/python -m pip install $(QUIET) --upgrade pip && \
-	$(BIN)/python -m pip install $(QUIET) --no-compile $(VERSIONS) -e '.[bench,dev]') & pip=$$!; \
+	$(BIN)/python -m pip install $(QUIET) --no-compile $(VERSIONS) -e $(call quoted,.[,EXTRAS)']') & pip=$$!; \
 	while kill -0 $$pip 2>/dev/null; do printf .; sleep 2; done; echo; \
 	wait $$pip || { $(if $(VERSIONS),echo "error: $(NEWEST)" >&2;) exit 2; }
 	@echo compiling
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # on all cores: pip would use one, for half of its time
+	@# On all cores: pip would use one, for half of its time. Of transformers' models few are imported.
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' .venv/lib || true
 	@touch $@
 	@echo "ready. For python -m ...: . .venv/bin/activate"
 
@@ -83,11 +86,11 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
-test: setup ## the fast tests, under five minutes on 2 cores
-	@$(PYTEST) -m "not slow"
+test: setup ## the fast tests, under five minutes on 2 cores (with ALL_TESTS=1 in the environment, as in CI: all, and none is skipped)
+	@$(PYTEST) $(if $(value ALL_TESTS),,-m "not slow")
 
-test-all: test ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
-	@$(PYTEST) -m slow
+test-all: setup ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
+	@$(PYTEST)
 
 chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)

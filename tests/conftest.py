@@ -44,8 +44,8 @@ def pytest_collection(session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers(config):
-    """One more for the slow tests, which wait for processes and servers for a fifth of their time."""
-    return (yield) + (config.option.markexpr == "slow")
+    """One more with the slow tests, which wait for processes and servers for a fifth of their time."""
+    return (yield) + (config.option.markexpr != "not slow")
 
 
 @pytest.hookimpl(tryfirst=True)

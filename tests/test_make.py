@@ -126,12 +126,13 @@ def test_figures_are_drawn_without_the_measures_that_have_no_runs(make, place):
     assert not make.said
 
 
-def test_all_tests_are_the_fast_ones_and_the_slow_ones_each_once(make):
-    """As CI calls it, where `make test` alone is what the README names."""
-    command = ["-m", "pytest", "-n", "auto", "--dist", "worksteal", "--durations", "10", "-m"]
-    fast, slow = [*command, "not slow"], [*command, "slow"]
-    assert make("test") == [fast]
-    assert make("test", "test-all") == make("test-all") == [fast, slow]
+def test_the_fast_tests_or_in_ci_all_of_them(make, monkeypatch):
+    """CI calls `make test`, too, which alone the README names."""
+    every = ["-m", "pytest", "-n", "auto", "--dist", "worksteal", "--durations", "10"]
+    monkeypatch.delenv("ALL_TESTS", raising=False)
+    assert (make("test"), make("test-all")) == ([[*every, "-m", "not slow"]], [every])
+    monkeypatch.setenv("ALL_TESTS", "1")
+    assert make("test") == [every]
 
 
 def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, place):

@@ -5,6 +5,7 @@ blocks."""
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +39,7 @@ LINES = {"paper": ("D", "#000000"), "task": ("o", COLOURS["lora"]), "pooled": ("
 MANY = 10
 
 
+@cache
 def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """Templates of this folder and of others. autoescape: for HTML; in Markdown the filter `cell` escapes
     labels."""
@@ -50,8 +52,7 @@ def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     )
     made.filters["megabytes"] = megabytes
     made.filters["cell"] = lambda text: one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
-    about = {"plural": plural, "verdicts": WORDS, "firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
-    made.globals |= about
+    made.globals |= {"plural": plural, "verdicts": WORDS, "firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
     return made
 
 
@@ -273,14 +274,9 @@ def others_pages() -> dict[str, str]:
     tables = [of for n in (2, 3, 4, 5) for of in made_tables(f"table{n}", none, others="all")]
     tables = [of for of in tables if {row[1] for row in of.texts} & {*frame.label}]
     shown = [(of.title, grid(of.header, of.texts, right=False)) for of in tables]
-    gaps: dict[str, Any] = {
-        "sources": SOURCES,
-        "said": said.__getitem__,
-        "paper": paper.__getitem__,
-        "setting": setting,
-    }
+    gaps: dict[str, Any] = {"sources": SOURCES, "said": said.__getitem__, "paper": paper.__getitem__}
     gaps |= {"names": NAMED, "epochs": EPOCHS, "less": glue.to_dict("records"), "tables": shown}
-    gaps |= {"texts": len(texts), "below": int((texts < 0).sum())}
+    gaps |= {"texts": len(texts), "below": int((texts < 0).sum()), "setting": setting}
     return {"others.md": rendered("others.md", **gaps), "others.svg": svg(others_picture())}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,8 +97,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     library (`model.save_pretrained(folder)`). Raises AdapterError where the adapter cannot be merged.
     """
     refuse_many(model)
-    adapted = adaptation(model)
-    if adapted is None:
+    if not (adapted := adaptation(model)):
         return
     if merge:
         adapted.method.merge(model)
@@ -150,8 +150,7 @@ def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
     """What a method added and does not train, such as VeRA's A and B: parameters and buffers by name."""
-    adapted = adaptation(model)
-    if adapted is None:
+    if not (adapted := adaptation(model)):
         return {}
     plain, named = plain_names(model), [*model.named_parameters(), *model.named_buffers()]
     return {n: t for n, t in named if n not in adapted.trained and plain[n] not in adapted.base_names}
@@ -160,8 +159,7 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
 def disable(model: nn.Module, disabled: bool = True) -> None:
     """Switches the adapter off (the model is the base model; a merge is taken back) or on again. Values
     trained in place stay."""
-    adapted = adaptation(model)
-    if adapted is not None:
+    if adapted := adaptation(model):
         adapted.method.disable(model, disabled)
 
 
@@ -175,9 +173,11 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         if "base_layer" in module._modules:  # a layer of peft's
             between.add(f"{path}.base_layer")
 
+    @cache
     def plain(name: str) -> str:
-        parts = name.split(".")
-        return ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in between)
+        above, _, last = name.rpartition(".")
+        before = plain(above) if above else ""
+        return before if name in between else f"{before}.{last}".lstrip(".")
 
     return {name: plain(name) for name, _ in [*model.named_parameters(), *model.named_buffers()]}
 
