@@ -7,8 +7,7 @@ tests/nets/mutants.jsonl holds them: file, function, the line before and after, 
 one is compared with the result and the test that caught it, which the later one tries first. What was caught
 then and is not any more ends it with exit code 1. 300 were drawn, by chance, of all rooms; one whose line is
 gone is passed over, and a further line adds one. They are tried in a clone of the last commit. FOLDER keeps
-map.coverage and map.times (which fast tests reach which line, and how long they take; delete them after any
-change) and results.jsonl (for a new pass, too).
+results.jsonl (delete it for a new pass).
 """
 
 import ast
@@ -22,20 +21,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-
-from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "nets" / "mutants.jsonl"
-#: Of a mutant: seconds at most, those of its tests as they took without it, and cases of each test; first,
-#: and for what that misses.
-TRIES = (45, 20.0, 3), (150, 90.0, 99)
-BAD, KEYS, KEPT = ("missed", "unreached"), ("file", "function", "nth", "before", "after"), ("result", "by")
+KEYS, KEPT = ("file", "function", "nth", "before", "after"), ("result", "by")
 #: What each try would import anew, for longer than its tests take.
 PRELOADED = ["torch", "transformers", "peft", "timm", "datasets", "pandas", "hydra", "scipy.stats", "pytest"]
 FORKS = multiprocessing.get_context("forkserver")
@@ -76,65 +69,22 @@ def mutated(mutant, root):
     return "\n".join([*lines, ""])
 
 
-# --- which tests reach which function
-
-
-def tests_of(clone, path):
-    """The tests that reach each function, each with its seconds, the fastest first; from one run of all that
-    are fast, with their coverage in path and their times beside it."""
-    times = path.with_suffix(".times")
-    if not times.is_file():
-        rooms = [f"--cov={room}" for room in ("vera", "tasks", "runs", "analysis")]
-        words = [*rooms, "--cov-context=test", "--cov-report=", "-n", "auto"]
-        code, output = call(
-            clone, ["-m", "not slow", "--durations=0", *words], COVERAGE_FILE=str(path.absolute())
-        )
-        if code:
-            sys.exit(f"error: tests fail without a mutant:\n{output}")
-        times.write_text(output)
-    seconds = defaultdict(float)
-    for took, test in re.findall(r"^([0-9.]+)s (?:setup|call|teardown) +(\S.*)$", times.read_text(), re.M):
-        seconds[test] += float(took)
-    data, there = CoverageData(str(path)), {*call(clone, ["--collect-only"])[1].splitlines()}
-    data.read()
-    reaching, mutated_files = defaultdict(list), {one["file"] for one in read(DATA)}
-    for file in data.measured_files():
-        name = file[file.index("/clone/") + len("/clone/") :]
-        lines = data.contexts_by_lineno(file)
-        if name in mutated_files:
-            for function, of in functions(ast.parse((clone / name).read_text())):
-                of_lines = (lines.get(i, ()) for i in range(of.body[0].lineno, of.end_lineno + 1))
-                tests = {one.rpartition("|")[0] for one in chain.from_iterable(of_lines) if one} & there
-                reaching[f"{name}:{function}"] = sorted((seconds[test], test) for test in tests)
-    return reaching
-
-
 # --- trying
 
 
 def run(folder):
-    """Tries what has no result yet, first what the last pass caught. Returns how many are missed that were
-    caught before."""
+    """Tries what has no result yet. Returns how many are missed that were caught before."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.jsonl"
+    path, clones = folder / "results.jsonl", queue.SimpleQueue()
     done = set(map(key, read(path)))
     with tempfile.TemporaryDirectory() as temporary:
-        clones = queue.SimpleQueue()
         for number in range(os.cpu_count()):
-            clones.put(clone := Path(temporary) / str(number) / "clone")
+            clones.put(clone := Path(temporary) / str(number))
             subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
-        reaching = tests_of(clone, folder / "map.coverage")
 
         def one(mutant):
-            found, clone = None, clones.get()
-            if mutant.get("by"):
-                found = tried(mutant, [mutant["by"]], clone, TRIES[0][0])
-            tests = reaching[f"{mutant['file']}:{mutant['function']}"]
-            for limit, *most in TRIES:
-                if (not found or found["result"] in BAD) and (some := chosen(tests, *most)):
-                    tests = [one for one in tests if one[1] not in some]
-                    found = tried(mutant, some, clone, limit)
-            found = found or {"result": "unreached", "by": "", "of": 0}
+            clone = clones.get()
+            found = tried(mutant, clone)
             clones.put(clone)
             write(path, [dict(zip(KEYS, key(mutant), strict=True)) | found], "a")
             print(f"{found['result']:10}{mutant['file']}:{mutant['function']}", flush=True)
@@ -144,50 +94,41 @@ def run(folder):
             list(pool.map(one, sorted(todo, key=lambda one: not one.get("by"))))
     before, results = {key(one): one.get("result") for one in read(DATA)}, read(path)
     print(dict(Counter(one["result"] for one in results)))
-    lost = [one for one in results if one["result"] in BAD and before.get(key(one)) in ("caught", "late")]
+    lost = [
+        one for one in results if one["result"] == "missed" and before.get(key(one)) in ("caught", "late")
+    ]
     for one in lost:
         print(f"caught before, and not now: {one['file']}:{one['function']}: {one['after'].strip()}")
     return len(lost)
 
 
-def chosen(tests, testing, most):
-    """So many cases of each test at most, the nets and then the fastest first: up to so many seconds."""
-    kept, cases, seconds = [], Counter(), 0.0
-    for took, test in sorted(tests, key=lambda one: ("/nets/" not in one[1], one)):
-        name = test.partition("[")[0]
-        if cases[name] < most and (not kept or seconds + took <= testing):
-            cases[name] += 1
-            seconds += took
-            kept.append((took, test))
-    return [test for _, test in sorted(kept)]
-
-
-def tried(mutant, tests, clone, seconds):
-    """What the tests say within these seconds: caught, missed or late; gone where the code is."""
+def tried(mutant, clone):
+    """What the tests say: caught, and by which; missed; late, where they take longer than is given; gone,
+    where the code is. First the test that caught it before, then its room's fast ones and the nets."""
     path, text = clone / mutant["file"], mutated(mutant, clone)
     if text is None:
-        return {"result": "gone", "by": "", "of": len(tests)}
-    before = path.read_text()
+        return {"result": "gone", "by": ""}
+    room = f"tests/{mutant['file'].partition('/')[0]}"
+    code, by, before = 0, None, path.read_text()
     path.write_text(text)
     try:
-        code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], seconds)
+        for tests, seconds in ([mutant.get("by")], 45), (["-m", "not slow", room, "tests/nets"], 300):
+            if code == 0 and tests != [None] and tests != [""]:
+                code, output = call(clone, ["-x", "--tb=no", "-rfE", *tests], seconds)
+                by = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", output, re.M)
     finally:
         path.write_text(before)
-    by = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", output, re.M)
-    return {
-        "result": {None: "late", 0: "missed"}.get(code, "caught"),  # 4: a file of tests cannot be imported
-        "by": by[1] if by else "",
-        "of": len(tests),
-    }
+    # 4: a file of tests cannot be imported
+    return {"result": {None: "late", 0: "missed"}.get(code, "caught"), "by": by[1] if by else ""}
 
 
-def call(clone, words, seconds=0, **more):
-    """pytest's exit code in the clone, None where it took more seconds of a processor (0: no limit), which
-    other work on the machine does not change, or six times as many by the clock; and its output."""
+def call(clone, words, seconds):
+    """pytest's exit code in the clone, None where it took more seconds of a processor, which other work on
+    the machine does not change, or six times as many by the clock; and its output."""
     with tempfile.NamedTemporaryFile() as output:
-        process = FORKS.Process(target=_pytest, args=(clone, words, seconds, more, output.name))
+        process = FORKS.Process(target=_pytest, args=(clone, words, seconds, output.name))
         process.start()
-        process.join(6 * seconds or None)
+        process.join(6 * seconds)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and all that the tests have started
         process.join()
@@ -195,17 +136,15 @@ def call(clone, words, seconds=0, **more):
         return code, Path(output.name).read_text(errors="replace")
 
 
-def _pytest(clone, words, seconds, more, output):
+def _pytest(clone, words, seconds, output):
     """In a process that is forked from one with PRELOADED, and without the clone's own modules."""
     os.setsid()
     with Path(output).open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    if seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     sys.dont_write_bytecode = True
-    setting = {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    os.environ |= setting | more
+    os.environ |= {"PYTHONPATH": ".:tests", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     os.chdir(clone)
     sys.path[:0] = [str(clone), str(clone / "tests")]
     import pytest
