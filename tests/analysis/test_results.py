@@ -327,6 +327,7 @@ def study(tmp_path, monkeypatch):
     return [f"docs={tmp_path / 'docs'}", f"readme={tmp_path / 'README.md'}"], tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, capsys, monkeypatch):
     words, folder = study
