@@ -4,17 +4,15 @@ verdict."""
 import math
 import re
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.frame import SEEDS
 from analysis.inference import median_variance, welch_half
 from analysis.paper import numbers
-from runs.record import CONF, LEVEL
+from runs.record import LEVEL, in_conf
 
 #: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews, Pearson, BLEU, METEOR
 #: and ROUGE-L in points, for NIST and CIDEr, and for a judge's scores from 1 to 10.
@@ -135,14 +133,6 @@ def follows(printed: str, value: float) -> bool:
     return round(float(number) * scale) in (round(exact), math.floor(exact))
 
 
-@cache
-def exact_counts() -> list[dict[str, Any]]:
-    """Counts of the paper's rows: model, method, count, printed, a note where the printed one is not that,
-    and chosen where the size is this project's choice."""
-    counts: list[dict[str, Any]] = yaml.safe_load((CONF / "counts.yaml").read_text())
-    return counts
-
-
 def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool:
     """Whether a row of ours trains as many numbers as the paper's: what it prints, rounded, or what its
     formula gives. The count of a size that was chosen here is no formula of the paper's."""
@@ -151,6 +141,6 @@ def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool
         return parameters == 0
     return follows(size, parameters) or any(
         entry["count"] == parameters and entry["model"] == model and row.startswith(entry["method"])
-        for entry in exact_counts()
+        for entry in in_conf("counts.yaml")
         if entry["printed"] == size and not entry.get("chosen")
     )

@@ -152,12 +152,16 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
+def nothing(*_) -> None:
+    """The same for all tests: runs that are kept for several are told apart by it (running.trained)."""
+
+
 @pytest.fixture(autouse=True)
 def predictions_undrawn(request, monkeypatch) -> None:
     """A run in this process draws no pictures of its predictions, which takes a second, unless its test has
     the fixture `drawn`, or starts runs in others, too, which are compared with it."""
     if not {"drawn", "process"} & {*request.fixturenames}:
-        monkeypatch.setattr("runs.predictions.illustrate", lambda *_: None)
+        monkeypatch.setattr("runs.predictions.illustrate", nothing)
 
 
 @pytest.fixture

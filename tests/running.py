@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from runs import predictions
 from runs.command import as_word, entry_point
 from runs.config import GROUPS, expand
 from runs.config.files import Files, dotted, without_hydra
@@ -55,7 +56,8 @@ def do(words):
     return read_record(record_path(training.config["output"], training.run_id))
 
 
-#: What `trained` has trained in this process: a run's seed and words without its output, and its folder.
+#: What `trained` has trained in this process: a run's seed and words without its output and what draws its
+#: predictions, and its folder.
 TRAINED: dict[tuple[object, ...], str] = {}
 FOLDER = tempfile.TemporaryDirectory(prefix="trained-")
 
@@ -64,7 +66,8 @@ def trained(words):
     """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then
     copied."""
     output, run = output_of(words), expand(words)[0]
-    key = (run.seed, *(word for word in run.overrides if not word.startswith("output=")))
+    words_of_it = [word for word in run.overrides if not word.startswith("output=")]
+    key = (run.seed, predictions.illustrate, *words_of_it)
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
         do(elsewhere(words, output=folder))

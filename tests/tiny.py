@@ -1,7 +1,9 @@
 """Tiny random models as folders on disk, and a few rows and images of our own in the formats of the real
 ones."""
 
+import copy
 import csv
+import functools
 import io
 import json
 import random
@@ -88,10 +90,17 @@ ARCHITECTURES = {
 }
 
 
+@functools.cache
+def _made(architecture: str, seed: int):
+    torch.manual_seed(seed)
+    return ARCHITECTURES[architecture]().eval(), torch.get_rng_state()
+
+
 def tiny(architecture: str, seed: int = 0):
     """A tiny random model, the same each time, in evaluation mode."""
-    torch.manual_seed(seed)
-    return ARCHITECTURES[architecture]().eval()
+    model, state = _made(architecture, seed)
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
 
 
 def answer(model):

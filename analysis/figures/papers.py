@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
-from analysis.beside import exact_counts
 from analysis.figures import figure as shared
 from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite, look
 from analysis.frame import cells, chosen, reported_cells
 from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, numbers, paper
-from runs.record import Record, plural
+from runs.record import Record, in_conf, plural
 
 #: The model and task of figures 2 to 5.
 PAPER = "roberta_large", "rte"
@@ -79,7 +78,7 @@ def _by_pair(part: Part, found: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
 def printed_rte(rows: list[str]) -> pd.DataFrame:
     """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact `parameters` and the
     columns of a figure's data."""
-    counts = {entry["method"]: entry["count"] for entry in exact_counts() if entry["model"] == PAPER[0]}
+    counts = {of["method"]: of["count"] for of in in_conf("counts.yaml") if of["model"] == PAPER[0]}
     table2 = numbers().query("table == 'table2' and model == @PAPER[0] and task == @PAPER[1]")
     table2 = table2.set_index("row", drop=False).loc[rows].drop(columns="spread")
     kind = table2.row.str.partition("_")[0]

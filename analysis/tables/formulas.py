@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from analysis.beside import exact_counts, follows
+from analysis.beside import follows
 from analysis.others import named
 from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
 from analysis.render import Entry, Table
-from runs.record import CONF
+from runs.record import CONF, in_conf
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
@@ -74,8 +74,8 @@ def claims_table() -> list[Table]:
             rows.append([claim, text, binary(size), _status(text, size)])
     rows.append(["an adapter's file", "-", COMMAND, "not measured"])
     rows.append(["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"])
-    of_model = [one for one in exact_counts() if one["model"] == d_90["model"] and one["method"] != "full"]
-    for one in sorted(of_model, key=lambda one: -one["count"]):
+    of_model = (one for one in in_conf("counts.yaml") if one["model"] == d_90["model"])
+    for one in sorted((one for one in of_model if one["method"] != "full"), key=lambda one: -one["count"]):
         row, text, rank = one["method"], one["printed"], one["settings"].get("rank")
         name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]  # adapter_drop_900k
         times = f"{one['count']:,} = {one['count'] / d_90['value']:.0f} x d_90"

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.beside import exact_counts
 from analysis.frame import KEY, MEDIANS, cells, in_cells, reported_cells
 from analysis.notes import SELECTED, measured
 from analysis.others import named
 from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
-from runs.record import TEXT_SCORES
+from runs.record import TEXT_SCORES, in_conf
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short for want of positions.
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
@@ -98,7 +97,7 @@ class Spec(SimpleNamespace):
         found = [
             f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
             f" for the paper's {of['printed']}"
-            for of in exact_counts()
+            for of in in_conf("counts.yaml")
             if of.get("chosen") and (of["model"], of["method"]) in ran
         ]
         images = made[made.family == "images"].groupby("task").shots

@@ -264,8 +264,14 @@ def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
 # --- resolvers: ${recipe:KEY,DEFAULT}, ${alpha:...}, ${keep:} and ${peft_sites:CLASS} in conf/
 
 
+#: A recipe's node and, once for all keys that read it, what is in it and its task.
+_LAST: list[Any] = [None, {"task": {"name": ""}}]
+
+
 def _recipe(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    return _node(from_recipe(_root_, key, default))
+    if (recipe := _root_.get("recipe")) is not _LAST[0]:
+        _LAST[:] = recipe, {"recipe": plain(recipe), "task": {"name": _root_.task.name}}
+    return _node(from_recipe(_LAST[1], key, default))
 
 
 def _node(value: Any) -> Any:

@@ -3,6 +3,7 @@ ids."""
 
 import json
 from collections import defaultdict
+from functools import cache
 
 import pytest
 import transformers
@@ -59,11 +60,10 @@ def groups(run, recorded):
     """The groups of a run's optimizer, each with the names and shapes of its parameters; counted, they are
     those recorded."""
     for base_of in (skeleton, with_weights):
-        base, method = base_of(run.config["model"], OUTPUTS.get(run.task, 2)), make_method(run.method)
-        try:
-            method.adapt(base)
-        except vera.AdapterError:  # some of peft's methods read the base model's values
+        texts = map(json.dumps, (run.config["model"], run.method))
+        if not (of := adapted(base_of, OUTPUTS.get(run.task, 2), *texts)):
             continue
+        method, base = of
         names = {id(p): name for name, p in base.named_parameters()}
         found = optimizer_groups(method, base, run.config["train"])
         members = [sorted((names[id(p)], *p.shape) for p in of["params"]) for of in found]
@@ -73,6 +73,17 @@ def groups(run, recorded):
         if made == recorded:
             return made, members
     raise AssertionError(f"{run.row}: {made}, recorded {recorded}")
+
+
+@cache
+def adapted(base_of, outputs, model, method):
+    """Once for all rates; None where one of peft's methods reads the values that a skeleton lacks."""
+    base, of = base_of(json.loads(model), outputs), make_method(json.loads(method))
+    try:
+        of.adapt(base)
+    except vera.AdapterError:
+        return None
+    return of, base
 
 
 def with_weights(model, outputs):
