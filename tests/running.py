@@ -66,8 +66,7 @@ def trained(words):
     """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then
     copied."""
     output, run = output_of(words), expand(words)[0]
-    words_of_it = [word for word in run.overrides if not word.startswith("output=")]
-    key = (run.seed, predictions.illustrate, *words_of_it)
+    key = (run.seed, predictions.illustrate, *(w for w in run.overrides if not w.startswith("output=")))
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
         do(elsewhere(words, output=folder))

@@ -12,19 +12,10 @@ import scipy.stats
 from ledgers import halves, ledger, of_metric, seeds
 
 from analysis.frame import runs
+from analysis.results import pages
 from analysis.results.__main__ import main
 from analysis.results.findings import collapsed, findings, null_band, summaries, tries
-from analysis.results.pages import (
-    BEGIN,
-    END,
-    at_end,
-    forest,
-    macros,
-    near_lora,
-    others_pages,
-    overview,
-    rows_table,
-)
+from analysis.results.pages import BEGIN, END, at_end, forest, macros, near_lora, overview, rows_table
 from runs.errors import UserError
 from runs.record import write_study
 
@@ -331,7 +322,7 @@ def study(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("undrawn")
 def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, capsys, monkeypatch):
     words, folder = study
-    monkeypatch.setattr("analysis.results.pages.others_pages", cache(others_pages))
+    monkeypatch.setattr(pages, "others_pages", cache(pages.others_pages))
     assert main([*words, "check=true"]) == 1
     assert "is not what the records give: make results" in capsys.readouterr().out
     assert not (folder / "docs").exists()
