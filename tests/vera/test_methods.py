@@ -54,12 +54,13 @@ LOW_RANK = [name for name in METHODS if name != "SSF" and any(adapted_layers(ada
 ELSEWHERE = ("SSF", "Adapter", "VBLoRA", "Deft")
 
 
-#: Each method on BERT and on one other architecture, VeRA on all; every pair is in test_support.py.
-ANOTHER = [*zip(METHODS, cycle(ARCHITECTURES))]
-TRIED = {*product(METHODS, ["BERT"]), *product(["VeRA"], ARCHITECTURES), *ANOTHER}
+#: Each method on BERT, which SSF is refused on, and on one other architecture, VeRA on all; every pair is in
+#: test_support.py.
+FAST = [*product(METHODS, ["BERT"]), ("SSF", "ViT of timm")]
+TRIED = {*FAST, *product(["VeRA"], ARCHITECTURES), *zip(METHODS, cycle(ARCHITECTURES))}
 
 
-@pytest.mark.parametrize(("name", "architecture"), sample(sorted(TRIED), *ANOTHER))
+@pytest.mark.parametrize(("name", "architecture"), sample(sorted(TRIED), *FAST))
 def test_a_method_does_what_is_relied_on(name, architecture, tmp_path):
     """And: merged, only the adapted layers have other weights, it saves the same file, and unloads to a plain
     model; switched off, it is not merged."""
