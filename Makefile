@@ -86,7 +86,7 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
-test: setup ## the fast tests, under five minutes on 2 cores (with ALL_TESTS=1 in the environment, as in CI: all, and none is skipped)
+test: setup ## the fast tests, under five minutes on 2 cores (with ALL_TESTS=1 in the environment, as in CI: all)
 	@$(PYTEST) $(if $(value ALL_TESTS),,-m "not slow")
 
 test-all: setup ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)

@@ -153,7 +153,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def nothing(*_) -> None:
-    """The same for all tests: runs that are kept for several are told apart by it (running.trained)."""
+    """One function for all tests: running.trained keeps runs without pictures by it."""
 
 
 @pytest.fixture(autouse=True)
