@@ -25,11 +25,10 @@ import vera
 from analysis.figures import NAMES
 from analysis.records import flat
 from analysis.tables import TABLES
-from runs.config import Files, expand, read_command
+from runs.config import Files, read_command
 from runs.config.expand import read_grid
 from runs.errors import UserError
 from runs.export import FORMATS
-from runs.methods import make_method
 from runs.plan import main as plan
 from runs.run import overrides_of
 from runs.tune import cells
@@ -296,12 +295,6 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
     outside["test_svft"](tiny(architecture))
     with pytest.raises(vera.AdapterError, match=r"rank 33: .* has 32 singular vectors"):
         vera.make_method("svft", rank=33).adapt(tiny(architecture))
-
-
-def test_the_rows_of_the_own_method_of_the_docs_compose(svft):
-    """tests/runs/test_methods.py trains such a row from outside the clone."""
-    rows = expand([svft, "model=roberta_base", "task=rte", "method=inside,svft"])
-    assert [make_method(run.method).kind for run in rows] == ["svft", "svft"]
 
 
 def run_block(text: str, folder: Path, **names) -> dict:

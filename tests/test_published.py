@@ -16,8 +16,6 @@ from runs.run import overrides_of
 pytestmark = pytest.mark.nets
 
 STUDIES = study_folders()
-#: Of small ones, one of texts and one of images.
-SMALL = [folder for folder in STUDIES if folder.name in ("e2e_smollm2", "images_dinov2")]
 
 
 @pytest.mark.slow
@@ -58,7 +56,7 @@ def test_no_record_tells_where_files_lay():
         assert not place.search(path.read_text()), path
 
 
-@pytest.mark.parametrize("study", sample(STUDIES, *SMALL), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("study", sample(STUDIES, PUBLISHED / "e2e_smollm2"), ids=lambda folder: folder.name)
 def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
     """By the id, with the contents of model and data that the record names. Of a dozen records or so."""
     records = [*read_study(study)]

@@ -54,12 +54,15 @@ def declared(item: pytest.Item) -> set[str]:
     return SLOW.intersection([*marked, *getattr(item, "fixturenames", ())])
 
 
-def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
-    """Every row with every column, as a test's parameters. Each row with one column, and each column with a
-    row, is fast."""
+def each(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
+    """Each row with one column, and each column with a row, as a test's parameters."""
     rows, columns = list(rows), list(columns)
-    fast = [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
-    return sample(itertools.product(rows, columns), *fast)
+    return [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
+
+
+def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
+    """Every row with every column; those of `each` are fast."""
+    return sample(itertools.product(rows, columns), *each(rows, columns))
 
 
 def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:

@@ -131,12 +131,6 @@ def test_three_sources_make_a_range_that_ours_is_within_or_outside():
     assert verdict(theirs[:2].assign(less=(0, 1))) == verdict(theirs.assign(less=(0, 1, math.nan))) == ""
 
 
-def test_fewer_sources_or_seeds_have_no_word():
-    made = table("table2", *lora(0.6, 0.6, "sst2"), *lora(0.6, 0.6)[:3])
-    assert "what others report" not in line(made, "ours")["status"]
-    assert line(made, "others", -2)["SST-2"] == "95.5^, 95.5 (-35.5), 96.0 (-36.0)"
-
-
 def test_our_average_is_compared_where_every_task_is_complete():
     runs = [of for task in GLUE for of in lora(0.86, 0.86, task)]
     for some, less in ((runs, "86.0 (+0.0)"), (runs[5:], "86.0")):

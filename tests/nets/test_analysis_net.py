@@ -99,10 +99,13 @@ def test_comparisons(whole):
     ),
 )
 def test_tables(name, which, ledgers, frames):
-    """Their rows; the first can be shown in every form."""
+    """Their rows, each number of ours with its runs; the first can be shown in every form."""
     of = which if which in ledgers else "made"
     made = tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
+    for line in (line for table in made if table.ids for line in table.rows):
+        quoted = line[1].startswith(("paper", "others"))
+        assert all(bool(entry.ids) is not quoted for entry in line if isinstance(entry, Number))
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form) for table in made[:1])
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiers import pairs
+from tiers import each
 from tiny import tiny
 
 from tasks.beam import Search, ban_repeats, beam_search, transformers_search
@@ -72,7 +72,7 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize(("name", "architecture"), pairs(SEARCHES, ["GPT-2", "Llama"]))
+@pytest.mark.parametrize(("name", "architecture"), each(SEARCHES, ["GPT-2", "Llama"]))
 def test_it_is_the_plain_search(name, architecture):
     search = SEARCHES[name]
     model, prompts = sharp(architecture), prompts_of(8)

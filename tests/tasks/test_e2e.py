@@ -250,15 +250,6 @@ def test_texts_end_before_the_first_end_and_the_first_blank_line(task, loaded):
         assert task.text(loaded[1](written)["input_ids"]) == text
 
 
-def test_both_searches_write_a_text_for_each_item_and_penalty(e2e, loaded):
-    for search in ("lora", "transformers"):
-        task = load(e2e, search=search)
-        task.prepare(loaded[1], 64)
-        texts = task.decode(loaded[0].eval(), [0, 2])
-        assert [list(each) for each in texts] == [["0.9", "0.8"]] * 2
-        assert texts == task.decode(loaded[0], [0]) + task.decode(loaded[0], [2])
-
-
 def test_a_folder_of_several_styles_is_read_in_the_first_that_is_complete(tmp_path):
     texts = ["train.txt", "valid.txt", "test.txt"]
     for name in ("trainset.csv", "devset.csv", *texts):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from running import comparable, do, elsewhere, killed_at, refused, task_of, trained
+from running import refused, task_of
 from transformers import AutoModelForCausalLM
 
 from tasks.exact import ExactTask
@@ -67,14 +67,3 @@ def test_scores_files_and_a_fixed_subset_of_each_part(tmp_path):
 def test_a_text_beyond_the_models_positions_is_refused(tokenizer):
     with refused("task.max_new_tokens=255"):
         make(tokenizer, max_new_tokens=255)
-
-
-@pytest.mark.slow
-def test_a_run_decodes_its_items_and_goes_on_after_a_kill(sums_words, tmp_path):
-    straight = trained(sums_words)
-    scores, items = straight["texts"]["scores"][0], straight["texts"]["items"]
-    assert (scores["parts"], items, scores["variant"]) == ({"sums": scores["exact_match"]}, 6, "greedy")
-    killed = elsewhere(sums_words, output=tmp_path / "killed")
-    folder = killed_at(killed, "task.decode", 2)
-    assert (folder / "decoded_last.jsonl").read_text().count("\n") == 1 + 2
-    assert comparable(do(killed)) == comparable(straight)

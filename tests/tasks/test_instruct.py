@@ -3,12 +3,9 @@
 import hashlib
 import json
 
-import numpy as np
 import pytest
-import torch
 from running import refused, task_of
 from tiny import INSTRUCTIONS
-from transformers import AutoModelForCausalLM
 
 import tasks
 from tasks.files import read_list
@@ -39,21 +36,6 @@ def test_a_row_is_the_beginning_the_prompt_the_response_and_the_end(task, tokeni
     for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
         assert text(tokenizer, ids[: last + 1]) == f"<s>{prompt}"
         assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
-    batch = task.collate("train", [0, 1])
-    for row, (ids, last) in enumerate(task._rows["train"][:2]):
-        wanted = batch["targets"][row]
-        assert wanted[wanted != -100].tolist() == ids[last + 1 :]
-        assert np.flatnonzero(wanted != -100).tolist() == list(range(last, len(ids) - 1))
-    assert task.weight("train", [0, 1]) == (batch["targets"] != -100).sum()
-
-
-def test_the_loss_is_transformers_own_with_the_prompt_masked(task, tiny_llama):
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float64)
-    batch = {key: torch.from_numpy(value) for key, value in task.collate("train", [0, 1, 2]).items()}
-    labels = torch.full_like(batch["input_ids"], -100)
-    labels[:, 1:] = batch["targets"][:, :-1]
-    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
-    assert task.loss(model, batch).item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
 def test_the_two_forms_and_the_braces_of_a_row():

@@ -274,28 +274,6 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
 # --- a server that misbehaves
 
 
-def test_what_still_fails_is_reported_and_asked_the_next_time(data, answers, capsys):
-    """Trouble that passes is retried, by the openai package."""
-
-    def failing(prompt, nth):
-        fails = prompt.endswith(("own on 81.1", "own on 111.2")) or (prompt.endswith("151.1") and nth == 1)
-        return error(500, "out of\nmemory") if fails else score(7)
-
-    with JudgeServer(failing) as server:
-        assert run(data, server, answers) == 1
-        # Of each that fails, one retry, and the first went ahead before that
-        assert len(server.requests) == 6 + 1 + 2 + 3
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].endswith("6 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 2 failed")
-        assert lines[1] == "  2 not judged: HTTP 500: out of memory"
-        assert "6 of 8" in lines[-1]
-        server.answer = lambda prompt, nth: score(3)
-        assert run(data, server, answers) == 0
-        assert len(server.requests) == 12 + 2
-    assert set(server.paid.values()) == {1}
-    assert capsys.readouterr().out.startswith("2 judged anew, 6 taken from")
-
-
 #: What the server does with one prompt, and the reason in the refusal; and with all but the first three.
 ONE_FAILS = [
     (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),

@@ -11,7 +11,7 @@ import support
 import timm
 import torch
 from support import modules, moved, refused
-from tiers import pairs, sample
+from tiers import each, sample
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, Qwen3Config, Qwen3ForCausalLM
@@ -421,7 +421,7 @@ def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    pairs(["BERT", "GPT-2", "Llama", "ViT"], ["LoRA", *list(METHODS)[4:8], "NoLA", "DyLoRA"]),
+    each(["BERT", "GPT-2", "Llama", "ViT"], ["LoRA", *list(METHODS)[4:8], "NoLA", "DyLoRA"]),
 )
 def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
     gradients = []

@@ -67,14 +67,6 @@ def test_a_merge_that_fails_half_way_is_taken_back():
     vera.unload(model)
 
 
-def test_a_weight_that_another_layer_shares_takes_no_merge():
-    """GPT-2's output layer has the weight of its embeddings."""
-    model, method = tiny("GPT-2"), vera.Peft("LoraConfig", {"r": 4, "target_modules": ["wte"]})
-    method.adapt(model)
-    with refused("shares its weight"):
-        method.merge(model)
-
-
 # --- what is drawn again
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import modules, moved, refused
-from tiers import pairs, sample
+from tiers import each, sample
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 
 import vera
@@ -36,7 +36,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(("name", "architecture"), pairs(METHODS, ARCHITECTURES))
+@pytest.mark.parametrize(("name", "architecture"), each(METHODS, ARCHITECTURES))
 def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architecture, tmp_path):
     """Outputs, gradients and merged weights, in float64."""
     method, base = METHODS[name], tiny(architecture).double()
@@ -287,7 +287,7 @@ def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named,
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    pairs(["lora", "vera", "vera on all linear layers", "lora on all linear layers"], ["BERT", "GPT-2"]),
+    each(["lora", "vera", "vera on all linear layers", "lora on all linear layers"], ["BERT", "GPT-2"]),
 )
 def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
     """peft writes all of its keys, and of 20 names and more their shortest ends."""
@@ -326,7 +326,7 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture"), [*pairs(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")]
+    ("name", "architecture"), [*each(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")]
 )
 def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path):
     model = moved(tiny(architecture).double(), CONVERTED[name])

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from support import modules, refused, written
-from tiers import pairs
+from tiers import each
 from tiny import tiny, tiny_model
 from torch import nn
 
@@ -30,7 +30,7 @@ def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
 
 @pytest.mark.parametrize(
     ("settings", "architecture"),
-    pairs(
+    each(
         [
             *({}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}),
             *({"kind": vera.LoRA, **more} for more in ({}, {"sites": ["all-linear"]}, {"freeze_a": True})),
