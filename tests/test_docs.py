@@ -199,8 +199,7 @@ def test_every_command_exists_as_it_is_written(page, request):
     [
         "make demmo",
         "make demo METHOD=vera",
-        "python -m runs method=vera train.epoch=1 # a comment",
-        "OMP_NUM_THREADS=1 python -m runs experiment=tabel2",
+        "OMP_NUM_THREADS=1 python -m runs method=vera train.epoch=1 # a comment",
         "python -m runs.tune method=vera train.lrr=1,2",
         "python -m runs.export ID onnx FOLDER",
         "python -m analysis.tables tabel2",

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.properties
     [
         ("lora_fa", 3649999, "3.7M", False),
         ("lora_fa", 3650001, "3.7M", True),
-        ("vera", 61440, "0.061M", True),
         ("head", 0, "0", True),
         ("head", 61440, "0", False),
         ("lora", 18456, "18.4K", True),  # cut off

@@ -12,7 +12,7 @@ from ledgers import ledger, record, seeds
 from analysis import figures
 from analysis.figures import pareto
 from analysis.figures.__main__ import main
-from analysis.figures.figure import COLOURS, canvas, look
+from analysis.figures.figure import canvas
 from analysis.figures.papers import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
@@ -347,12 +347,6 @@ def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers():
     header, *rows = csv.reader(to_csv(pd.DataFrame(words), "%.10g").splitlines())
     assert header == ["'@a", "b", "runs"]
     assert rows == [["'=cmd|' /C calc'!A0", "-8e-05", "a 0.3333333333"], ["'+a =b", "0.3333333333", ""]]
-
-
-def test_a_method_has_one_look_and_those_of_peft_each_their_own():
-    assert look("vera", "vera_r64") == look("vera") != look("lora") == look("lora", "lora_mnli")
-    assert look("peft", "peft_boft") != look("peft", "peft_ia3")
-    assert len(set(COLOURS.values())) == len(COLOURS)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -135,6 +135,7 @@ def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys, monkeypatch)
 def test_labels_cannot_write_into_the_page(monkeypatch):
     """The browser's test below has every table."""
     monkeypatch.setattr(tables, "TABLES", ("demo",))
+    monkeypatch.setattr(figures, "FIGURES", {"demo": figures.FIGURES["demo"]})
     records = [*seeds(model="minilm", task="reviews", deviations=[EVIL])]
     for r in [*records, failed := record("full", status="failed", values=(), error=EVIL)]:
         r["label"] = {"row": EVIL, "model": EVIL, "task": EVIL}

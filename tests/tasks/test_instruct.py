@@ -8,8 +8,7 @@ from running import refused, task_of
 from tiny import INSTRUCTIONS
 
 import tasks
-from tasks.files import read_list
-from tasks.instruct import OWN_TEMPLATE, Example, read_template
+from tasks.instruct import OWN_TEMPLATE, read_template
 
 pytestmark = pytest.mark.parity
 
@@ -128,15 +127,3 @@ def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
     assert all(last + 1 < len(ids) <= limit for ids, last in task._rows["train"])
     with refused("max_length=5"):
         task.prepare(tokenizer, 5, 256)
-
-
-def test_rows_a_line_each(tmp_path):
-    lines = [json.dumps({"instruction": a, "input": b, "output": c}) for a, b, c in INSTRUCTIONS]
-    lines.append('{"instruction": "Break\u2028here.", "output": "As\x85it is."}')
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    *rows, last = (row for _, row in read_list(tmp_path / "rows.jsonl", Example))
-    assert [(r.instruction, r.input, r.output) for r in rows] == INSTRUCTIONS
-    assert (last.instruction, last.output) == ("Break\u2028here.", "As\x85it is.")
-    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
-    with refused(f"rows.jsonl line {len(lines) + 1}: "):
-        [*read_list(tmp_path / "rows.jsonl", Example)]

@@ -49,11 +49,7 @@ def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
     assert asked.endswith("\n\n### Response: Let's think step by step.")
     assert [answer for _, answer, part in task.items if part == "math"] == [r"\frac{1}{2}", "7", None]
     assert any("not Alpaca's" in note for note in task.notes)
-    scores = task.scores(
-        ["The answer is: 1200", "The answer is: 1,200", "The answer is: 3", "", *["The answer is: 7."] * 3]
-    )
-    assert scores["parts"] == {"gsm8k": 50.0, "math": pytest.approx(100 / 3)}
-    assert (scores["exact_match"], scores["unread"]) == (50.0, pytest.approx(100 / 7))
+    assert (task.headline, task.read("gsm8k", "", "The answer is: 1,200")) == ("gsm8k", "1200")
     # JSONL and parquet, and MATH as its authors have it
     folder = str(write_maths(tmp_path / "other", other=True))
     other = load(**PAPERS, data_dir=folder, test_dir=folder)

@@ -241,7 +241,6 @@ FAULTS = {
         ("a\n\n\n\nb\n", "references.txt: item 2 has no references"),
         (None, "references.txt: No such file"),
     ],
-    "scores hypotheses.txt": [("one\ntwo\nthree\n", "hypotheses.txt: 3 hypotheses for 2 items")],
 }
 #: By task, settings that cannot be, each of which its refusal names.
 SETTINGS = {

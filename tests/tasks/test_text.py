@@ -115,14 +115,6 @@ def test_the_hubs_parquet_files_give_the_same_rows(name, glue, tmp_path):
     assert glue_task(name, tmp_path).splits == tsv.splits
 
 
-def test_a_fixed_subset_is_the_same_every_time_and_says_so(glue):
-    one, two = (glue_task("rte", glue, train_rows=10) for _ in range(2))
-    assert one.splits["train"] == two.splits["train"]
-    assert len(one.splits["train"]) == 10
-    assert set(one.splits["train"].texts) < set(glue_task("rte", glue).splits["train"].texts)
-    assert "10 rows (a fixed subset of 40)" in one.notes[0]
-
-
 def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp_path):
     """Its training rows are phrases of sentences: a model that was trained on a phrase would know its
     sentence."""

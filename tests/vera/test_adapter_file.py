@@ -94,7 +94,6 @@ def of_method(**settings):
     ("change", "named"),
     [
         (lambda h, t: h["fixed"].update(fingerprint="0" * 64), "fingerprint 0000"),
-        (lambda h, t: h["fixed"].update(inputs=64), "inputs 64, here 32"),
         (lambda h, t: h["fixed"].update(scheme="philox-9"), "scheme philox-9, here philox-1"),
         (lambda h, t: h["fixed"].update(seed="1\n2"), "seed 1"),
         (lambda h, t: h.update(format="other"), "format"),
@@ -102,14 +101,13 @@ def of_method(**settings):
         *((of_method(kind="exec"), "'exec'"), (of_method(kind=["vera"]), "kind")),
         *((of_method(rank=10**12), "rank"), (of_method(rank="12"), "rank")),
         (lambda h, t: h["method"].pop("rank"), "rank"),
-        *((of_method(d_init=value), "d_init") for value in (float("nan"), 1e300, 10**400)),
+        *((of_method(d_init=value), "d_init") for value in (float("nan"), 10**400)),
         *((of_method(vectors=["b\nd"]), "vectors"), (of_method(projection_seed=4), "seed")),
         *((of_method(sites=[["query"]]), "sites"), (of_method(sites=["qeury"]), "'qeury'")),
         (lambda h, t: h.pop("base"), "other base weights"),
         (lambda h, t: h["base"].update(bfloat16="0" * 16, float16="0" * 16), "other base weights"),
         (lambda h, t: t.pop(next(iter(t))), "lacks"),
         (lambda h, t: t.update({"a\nb": torch.ones(1)}), "holds a b, which this model lacks"),
-        (lambda h, t: t.update(extra=torch.ones(2)), "holds extra, which this model lacks"),
         (first(lambda t: torch.ones(5)), r"is \[5\] in the file"),
         *((first(lambda t, dtype=of: t.to(dtype)), "finite") for of in (torch.float8_e4m3fn, torch.long)),
         *((first(lambda t, to=of: t.double() * to), "finite") for of in (1e300, float("nan"))),
@@ -226,7 +224,7 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("steps", sample([range(1, 7, 5), range(2, 6)], range(1, 7, 5)))
+@pytest.mark.parametrize("steps", sample([range(1, 2), range(2, 7)], range(1, 2)))
 def test_whatever_was_on_the_model_what_is_loaded_answers_as_it_was_saved(steps, tmp_path):
     outputs = []
     for number, method in enumerate(TURNS):

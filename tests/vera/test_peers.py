@@ -255,7 +255,6 @@ def without_bias(kind):
     ("model", "named"),
     [
         *((lambda: without_bias("RMSNorm"), "RMSNorm"), (lambda: without_bias("Linear"), "Linear")),
-        (lambda: quantise(tiny("ViT")), "quantised"),
     ],
 )
 def test_ssf_refuses_what_it_cannot_merge(model, named):

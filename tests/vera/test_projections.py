@@ -85,12 +85,6 @@ def test_the_distributions(init, law, least, most):
     assert np.array_equal(small, unit_normal(3, A, 13, 41)[:5, :7])  # a slice of a larger one, here too
 
 
-def test_seeds_matrices_and_named_pairs_differ():
-    made = [ProjectionSpec(seed, 8, 16, 16, pair=pair).make() for seed in (0, 1) for pair in ("", "a", "b")]
-    assert len({matrix.tobytes() for pair in made for matrix in pair}) == 12
-    assert abs(np.corrcoef(made[1][0].ravel(), made[2][0].ravel())[0, 1]) < 0.3
-
-
 @pytest.mark.parametrize(
     ("seed", "init", "named"), [(0, "xavier", "init must be one of"), (2**64, UNIFORM, "projection_seed")]
 )
