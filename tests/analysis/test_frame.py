@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from ledgers import cells_of, halves, ledger, record, seeds
+from ledgers import cells_of, halves, ledger, record
 
 import analysis
 from analysis.frame import KEY, cells, every_variant, runs
@@ -133,14 +133,11 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
     assert (every.runs + every.again.map(len)).sum() == len(made)
 
 
-def test_runs_from_different_starts_or_places_of_data():
+def test_runs_from_different_starts_are_in_no_cell_together():
     one, other = record(seed=0), record(seed=1)
     one["start"], other["start"] = {"from": "a.safetensors", "id": "1"}, {"from": "a.safetensors", "id": "2"}
     (cell,) = cells_of([one, other]).values()
     assert (cell.runs, cell.left_out) == (1, 1)
-    # Where the data lie is no setting (ledgers.record: data_dir): seeds run on two machines are one cell
-    (cell,) = cells_of(seeds()).values()
-    assert cell.complete
 
 
 def test_the_seeds_that_a_cell_wants_are_those_of_its_protocol_or_preset():

@@ -12,7 +12,7 @@ from analysis import inference, stats, tables
 from analysis.frame import runs
 from analysis.stats import comparisons, interval, statistics_tables
 from runs.errors import UserError
-from runs.record import CONF, RESAMPLES, median_interval, write_record
+from runs.record import RESAMPLES, median_interval, write_record
 
 pytestmark = pytest.mark.parity
 
@@ -126,15 +126,6 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
     assert table.header[5] == "range of 3 seeds"
     both = told(*made, *seeds("lora"))[0]
     assert both.header[5] == "95%, or range below 5 seeds"
-
-
-def test_every_number_of_the_paper_has_a_verdict_and_a_row_that_exists():
-    found = unjudged()
-    assert len(found) == 212
-    assert set(found.word) == {"not run", "quoted"}
-    for one in found.itertuples():
-        assert (CONF / "method" / f"{one.row}.yaml").is_file() or one.word == "quoted", one.row
-        assert (CONF / "model" / f"{one.model}.yaml").is_file(), one.model
 
 
 def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from running import refused, task_of
+from running import task_of
 from transformers import AutoModelForCausalLM
 
 from tasks.exact import ExactTask
@@ -62,8 +62,3 @@ def test_scores_files_and_a_fixed_subset_of_each_part(tmp_path):
     few = make(of={part: rows * 4 for part, rows in TESTS.items()}, items=3)
     assert [part for _, _, part in few.items] == ["a"] * 3 + ["b"] * 3
     assert len(few.notes) == 2
-
-
-def test_a_text_beyond_the_models_positions_is_refused(tokenizer):
-    with refused("task.max_new_tokens=255"):
-        make(tokenizer, max_new_tokens=255)

@@ -264,12 +264,6 @@ def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
     refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
 
 
-@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 1}, {"hidden_size": 48}], ids=str)
-def test_another_models_adapter_is_refused(sizes, tmp_path):
-    exported(tmp_path)
-    refuses(tmp_path, "this model lacks|Same base model|differs from the one", tiny_model(**sizes))
-
-
 @pytest.mark.parametrize(
     ("method", "architecture", "named"),
     [
