@@ -1,7 +1,6 @@
 """Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken
 data."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -229,18 +228,13 @@ def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, image
     assert data_content(settings("image_folder", copy)) != first
 
 
-def test_predictions_are_written_beside_their_images(tmp_path, images):
+def test_names_of_classes_are_no_mathematics_in_pictures(tmp_path, images):
     task = prepared("image_folder", images, shots=2)
-    predictions = task.labels("dev").copy()
-    predictions[0] = 2
-    task.classes[:2] = ["price $1^$", "b$_$"]  # no mathematics
-    lines = table(task, task.about("dev"), np.eye(3)[predictions], task.labels("dev"))
+    task.classes[:2] = ["price $1^$", "b$_$"]
+    lines = table(task, task.about("dev"), np.eye(3)[task.labels("dev")], task.labels("dev"))
     assert lines[0] == ["image", "label", "predicted", "p(price $1^$)", "p(b$_$)", "p(cow)"]
-    assert lines[1][:3] == ["test/ant/ant_000.png", "price $1^$", "cow"]
-    assert len(lines) == 13
     write(tmp_path / "predictions.csv", lines)
     illustrate(task, tmp_path, "best epoch (1)")
     for name in ("predictions.png", "confusion.png"):
         with Image.open(tmp_path / name) as drawn:
             assert drawn.width > 300
-    json.dumps(task.notes)
