@@ -5,7 +5,6 @@ import csv
 import random
 import xml.etree.ElementTree as ET
 
-import pandas as pd
 import pytest
 from ledgers import ledger, record, seeds
 
@@ -340,13 +339,6 @@ def test_files_are_whole_and_the_same_each_time(tmp_path):
     assert [of(row, "mean", "runs") for row in rows] == [["0.6", "fit 0"], ["0.4", "fit 0"]]
     (again,) = made("figure6", [], fit())
     assert figures.svg(figure) == figures.svg(again)
-
-
-def test_a_spreadsheet_runs_no_label_of_a_figure_and_counts_with_its_numbers():
-    words = {"@a": ["=cmd|' /C calc'!A0", "+a\n=b"], "b": [-8e-05, 1 / 3], "runs": [("a", 1 / 3), ()]}
-    header, *rows = csv.reader(to_csv(pd.DataFrame(words), "%.10g").splitlines())
-    assert header == ["'@a", "b", "runs"]
-    assert rows == [["'=cmd|' /C calc'!A0", "-8e-05", "a 0.3333333333"], ["'+a =b", "0.3333333333", ""]]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -119,7 +119,6 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_
     assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(capsys.readouterr().out.split())
     for words, refusal in {
         "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
-        "table2 seed=7": "no records of seed '7'. There are: 0, 1, 2",
         "demo method=peft:IA33Config": "no records of method 'peft_ia33'",
         "sweep=nine": "no sweep 'nine' in .*/sweeps. There are: none",
         "table4 model=minilm": "no records of minilm for table4 in .*records yet$",

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import serving, training
-from benchmarks.training import Shape, base_model, batch_of, loss_of, sharing, stepper, variant
+from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, variant
 
 pytestmark = pytest.mark.parity
 
@@ -125,10 +125,3 @@ def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says(shape):
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
         assert moved
         assert moved <= trained
-
-
-def test_copies_share_their_weights_and_full_has_its_own():
-    base = base_model(ROBERTA)
-    places = {p.data_ptr() for p in base.parameters()}
-    assert {p.data_ptr() for p in sharing(base).parameters()} == places
-    assert not places & {p.data_ptr() for p in variant("full", base, ROBERTA).parameters()}

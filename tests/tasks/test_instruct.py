@@ -37,15 +37,6 @@ def test_a_row_is_the_beginning_the_prompt_the_response_and_the_end(task, tokeni
         assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
 
 
-def test_the_two_forms_and_the_braces_of_a_row():
-    template = read_template(OWN_TEMPLATE)
-    plain, with_input = template.prompt("Do {this}."), template.prompt("Do {this}.", "to {that}")
-    assert plain.endswith("### Instruction:\nDo {this}.\n\n### Response:\n")
-    assert with_input.endswith("### Instruction:\nDo {this}.\n\n### Input:\nto {that}\n\n### Response:\n")
-    assert "### Input" not in plain
-    assert template.prompt("Do it.", "  \n") == template.prompt("Do it.")
-
-
 def test_what_is_asked_is_what_was_trained(task, tokenizer):
     """The tokens before an answer are those before the response of a training row; a second turn follows the
     end token."""

@@ -28,10 +28,6 @@ from tasks.metrics import score
 pytestmark = pytest.mark.properties
 
 NAMES = ["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli"]
-ROWS = [
-    *(("the dog is bright .", "good"), ("a cat is dull .", "bad")),
-    *(('the "old" bird, a, b .', "good"), ("it is rude .", "bad")),
-] * 6
 
 
 def of_glue(name, folder, **changes):
@@ -52,14 +48,8 @@ def load(train, **changes):
 
 
 def write(path, rows):
-    every = [("text", "label"), *rows]
     with open(path, "w", newline="") as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(dict(zip(every[0], row, strict=True))) + "\n" for row in rows)
-        elif path.suffix == ".csv":
-            csv.writer(file).writerows(every)
-        else:
-            file.write("\n".join("\t".join(map(str, row)) for row in every))
+        csv.writer(file).writerows([("text", "label"), *rows])
     return path
 
 
@@ -146,15 +136,6 @@ def test_of_sst2_sentences_are_held_out_with_all_phrases_that_only_they_have(tmp
 # --- any file
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_the_same_rows_from_every_format(suffix, tmp_path):
-    dev = write(tmp_path / f"dev{suffix}", ROWS[:4])
-    task = load(write(tmp_path / f"train{suffix}", ROWS), dev_file=dev)
-    read = zip(task.splits["train"].texts, task.splits["train"].labels, strict=True)
-    assert list(read) == [(text, int(label == "good")) for text, label in ROWS]
-    assert (task.classes, task.metric, len(task.splits["dev"])) == (["bad", "good"], "accuracy", 4)
-
-
 def test_training_rows_take_the_dev_sets_place(tmp_path):
     """task.holdout: a fixed part of each class, and no row of the dev file."""
     labels = ["yes"] * 20 + ["no"] * 5 + ["rare"] * 2 + ["once"]
@@ -238,7 +219,7 @@ def test_a_row_is_named_by_its_file_its_number_there_and_its_id(suffix, held, tm
 
 
 def test_batches_are_padded_to_their_own_longest_row(tiny_bert, tmp_path):
-    task = load(write(tmp_path / "train.csv", ROWS))
+    task = load(write(tmp_path / "train.csv", [("the dog is bright .", "good"), ("dull .", "bad")] * 6))
     task.prepare(AutoTokenizer.from_pretrained(tiny_bert), max_length=6)
     lengths = task.lengths("train")
     assert max(lengths) == 6  # truncated

@@ -127,7 +127,6 @@ def test_files_that_are_missing_of_another_kind_or_another_models(trained, tmp_p
         (tmp_path / "none.safetensors", tiny_model(), "no such file"),
         (tmp_path, tiny_model(), "a folder.*import_peft"),
         (trained[2], tiny_model(hidden_size=48), "Same base model"),
-        (trained[2], tiny_model(num_hidden_layers=3), "Same base model"),
     ):
         with refused(named, model):
             vera.load(model, path)

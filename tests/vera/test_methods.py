@@ -289,7 +289,6 @@ SITES = {  # architecture: (query's path in a layer, value's, all linear layers)
     "ViT of timm": ("blocks.{}.attn.qkv", "qkv", 8),
     "ViT of timm in transformers": ("timm_model.blocks.{}.attn.qkv", "qkv", 8),
 }
-FUSED = ["GPT-2", "ViT of timm", "ViT of timm in transformers"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -298,7 +297,7 @@ def test_query_and_value_of_each_architecture(architecture):
     found = find_sites(tiny(architecture), ("query", "value"))
     of_both = (query, f"{query.rpartition('.')[0]}.{value}")
     assert list(found) == list(dict.fromkeys(path.format(layer) for layer in (0, 1) for path in of_both))
-    if architecture in FUSED:
+    if architecture in support.FUSED:
         assert all(blocks == {"query": slice(0, 32), "value": slice(64, 96)} for blocks in found.values())
     linears = find_sites(tiny(architecture), ("all-linear",))
     assert len(linears) == everything
