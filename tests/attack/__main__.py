@@ -29,6 +29,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+import matplotlib.font_manager  # noqa: F401  before the cache is another: a list of fonts takes seconds
 from attack import files
 from attack.cases import HOSTILE, Case, run
 from fastapi.testclient import TestClient
@@ -79,6 +80,8 @@ def records(home: Path, share: float) -> Iterator[Case]:
         + [files.at_random(text, "") for _ in range(count // 10)],
         "by hand": [odd.encode() for odd in HOSTILE["records"]],
     }
+    for module in HOSTILE["commands"]:  # what it imports, its cases then have
+        beside(home, module, [], False, home / "none" / module)
     for kind, odds in kinds.items():
         for module in HOSTILE["commands"]:
             act = partial(beside, home, module, odds, kind == "by hand")

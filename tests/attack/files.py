@@ -131,11 +131,11 @@ def adapters(sound: bytes, head: bytes) -> Iterator[tuple[str, str, Any]]:
             yield "adapter", f"{name} {config}", of(method)
     for name, content in (("adapter", sound), ("one of many adapters", sound), ("head", head)):
         table, data = split(content)
-        size = 2**30 - len(data)
+        size = 2**29 - len(data)
         hole = {"dtype": "F32", "shape": [size // 4], "data_offsets": [len(data), len(data) + size]}
 
         made = build(table | {"big": hole}, data, size)
-        yield name, "a tensor of a gigabyte", partial(write_sparse, made, size)
+        yield name, "a tensor of half a gigabyte", partial(write_sparse, made, size)
 
 
 def write_sparse(content: bytes, zeros: int, path: Path) -> None:

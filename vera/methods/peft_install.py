@@ -56,8 +56,11 @@ def install(
     base = {} if blank else base_fingerprint(model)
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     weights = names - head_parameters(model).keys()
-    # A copy that shares the weights, for a second installation
-    clean = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    first = next(model.parameters())
+    key = json.dumps([settings, base, str(first.dtype), str(first.device)])
+    # New on these weights: a copy that shares them, for a second installation
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    clean = None if blank or key in _REDRAWN else copy.deepcopy(model, shared)
     try:
         with _one_thread():
             wrapper = peft.get_peft_model(model, config_class(**config))
@@ -70,12 +73,12 @@ def install(
         raise AdapterError(f"{owner} rewrites base weights with these settings: not supported")
     if all(name.startswith(head) for name in trained):
         raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
-    stored, hidden = ({}, {}) if blank else _frozen(model, wrapper, names)
-    if not (stored or hidden):
+    if blank:
         return Installed(wrapper, base, {}, {})
-    first = next(model.parameters())
-    key = json.dumps([settings, base, str(first.dtype), str(first.device)])
-    if key not in _REDRAWN:
+    stored, hidden = _frozen(model, wrapper, names)
+    if clean is not None and not (stored or hidden):
+        _REDRAWN[key] = frozenset()
+    elif clean is not None:
         for path in [path for path, m in model.named_modules() if "base_layer" in m._modules]:
             clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))  # layers of its own
         with torch.random.fork_rng([first.device] if first.is_cuda else []), _one_thread():
