@@ -47,7 +47,6 @@ def test_the_values_that_help_shows_are_words_that_change_nothing():
 
 HOME = str(Path.home())
 E2E = "model=gpt2_medium task=e2e model.path=/x"
-SMOLLM = "model=smollm2 method=lora_r2 method.scaling=proportional"
 PEFT = {"kind": "peft", "config_class": "PveraConfig", "config": {}, "sites": ["query", "value"]}
 #: Words, and what is so of the last run that they make: its attributes, and values of its configuration.
 MADE = [
@@ -64,11 +63,12 @@ MADE = [
     # A seed of the projections is one for all runs unless they are redrawn; that of the data follows
     ("seed=0,4", {"method.projection_seed": 0, "data_seed": 4}),
     ("method=vera_redrawn seed=0,2", {"method.projection_seed": 2, "data_seed": 2, "recipe": "vera/minilm"}),
-    # Alpha is the recipe's or follows the rank. SmolLM2's has rank 4 and alpha 32, on Alpaca 8 and 16
+    # Alpha is the recipe's or follows the rank. SmolLM2's has rank 8 and alpha 16 on Alpaca
     ("method=lora_r2 method.scaling=constant", {"method.alpha": 8, "label": "LoRA r=2, alpha=8"}),
-    ("method=lora_r2 method.alpha=3", {"method.alpha": 3, "label": "LoRA r=2, alpha=3"}),
-    (f"{SMOLLM} task=e2e", {"method.alpha": 16, "label": "LoRA r=2, alpha=8r"}),
-    (f"{SMOLLM} task=alpaca", {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"}),
+    (
+        "model=smollm2 task=alpaca method=lora_r2 method.scaling=proportional",
+        {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"},
+    ),
     # The recipe of a row is its own, that of the row that it varies, none, or the one that was asked for
     ("model=roberta_large task=rte method=lora_mnli", {"recipe": "lora_mnli/roberta_large"}),
     ("model=roberta_large task=rte method=vera_unique", {"recipe": "vera/roberta_large", "train.lr": 2e-2}),
@@ -87,8 +87,6 @@ MADE = [
         "method=peft method.config={use_dora:true,r:4}",
         {"row": "peft_lora_r_4_use_dora_true", "method.label": "Lora r=4 use_dora=True"},
     ),
-    ("method=peft method.config_class=LNTuningConfig", {"method.sites": ["norms"]}),
-    ("method=peft method.config_class=BeftConfig method.sites=[query]", {"method.sites": ["query"]}),
     ("method=peft method.label=Mine method.config_class=PveraConfig", {"row": "peft_mine", "method": PEFT}),
 ]
 
@@ -209,55 +207,30 @@ def test_every_row_and_recipe_of_conf_composes():
         assert run.config["recipe"]["source"]
 
 
-def test_a_file_of_ones_own_that_lacks_a_key_or_has_one_that_is_gone_is_refused(tmp_path):
-    (tmp_path / "task").mkdir(), (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").write_text("label: mine\nkeep: best\n")
-    with refused("method.kind is missing"):
-        expand(["--config-dir", str(tmp_path), "method=mine"])
-    for key, value in (("augment", "flip"), ("bad_images", "skip")):
-        file = f"defaults: [image_folder, _self_]\nname: mine\n{key}: {value}\n"
-        (tmp_path / "task" / "mine.yaml").write_text(file)
-        words = ["--config-dir", str(tmp_path), "task=mine", "model=dinov2_small", "task.data_dir=/x"]
-        with refused(f"task.{key}={value}"):
-            expand(words)
-
-
 def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
     """As runs.tune prints it; under another name the same file is refused, and named where it is."""
-    folder = tmp_path / "recipe" / "vera"
-    folder.mkdir(parents=True)
-    recipe = yaml.safe_load(MINILM.read_text())
-    (folder / "mine.yaml").write_text(yaml.safe_dump(recipe | {"by_task": {"lr": {"stars": 0.125}}}))
+    (tmp_path / "recipe" / "vera").mkdir(parents=True)
+    (tmp_path / "recipe" / "vera" / "mine.yaml").write_text("by_task: {lr: {stars: 0.125}}\n")
     words = ["--config-dir", str(tmp_path), "recipe=vera/mine", "task=text", "task.train_file=a.csv"]
     (run,) = expand([*words, "task.name=stars"])
     assert run.config["train"]["lr"] == 0.125
-    with pytest.raises(UserError, match=r"stars: nothing reads it") as error:
+    with refused(f"{tmp_path}", "mine.yaml: stars: nothing reads it"):
         expand([*words, "task.name=moons"])
-    assert str(folder / "mine.yaml") in str(error.value)
 
 
 # --- through the commands; what Hydra itself would compose is asked of its compose API
 
 #: Words, how many runs they are, and of which rows.
 GRAMMAR = """
-method=vera seed=3 | 1 vera
 method=vera,lora seed=0,1,2 | 6 vera lora
--m method=vera,lora seed=0,1 | 4 vera lora
-seed=range(0,6,2) | 3 vera
-method=choice(vera,bitfit) | 2 vera bitfit
 method=glob(vera_r1*,exclude=*16) | 2 vera_r1 vera_r1024
 train.lr=sort(1e-2,1e-3,reverse=true) | 2 vera
-train.epochs=int(1.0,2.0) | 2 vera
 +experiment=demo method=head | 3 head
 experiment=demo method=head,vera seed=0 | 2 head vera
 method=vera,peft:IA3Config,peft:LoraConfig,lora seed=0,1 | 8 vera peft_ia3 peft_lora lora
-method=peft +method.config.r=4 | 1 peft_lora_r_4
 method=peft +method.config.r=4,8 | 2 peft_lora_r_4 peft_lora_r_8
 method=peft method.config={r:4,p:1} ~method.config.p | 1 peft_lora_r_4
-++train.lr=3e-3 | 1 vera
-~recipe | 1 vera
 train.lr_head=${train.lr} | 1 vera
-output=${oc.env:HOME}/x | 1 vera
 """
 
 
@@ -293,9 +266,6 @@ def test_what_hydras_options_print():
     assert first.stderr == "note: of 4 runs the first one\n"
     shown = yaml.safe_load(first.stdout)
     assert (shown["method"]["kind"], shown["seed"]) == ("lora", 4)
-    borrowed = yaml.safe_load(call_here("runs", "--cfg", "job", "method=vera_r64", check=0).stdout)
-    assert borrowed["recipe"]["source"] == expand(["method=vera_r64"])[0].config["recipe"]["source"]
-    assert "job" in yaml.safe_load(call_here("runs", "--cfg", "hydra", check=0).stdout)["hydra"]
     both = yaml.safe_load(call_here("runs", "--cfg", "all", "--resolve", check=0).stdout)
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
@@ -310,40 +280,33 @@ def test_what_hydras_options_print():
 #: Words that are refused as runs are composed, by what the line says of them.
 ALONE = {
     "{word}: should be": """
-method.rank=abc method.rank=[4,8] method.sites=query task.regression=maybe init_from=lora
+method.rank=abc method.sites=query init_from=lora
 """,
     "{word}: not taken here. Instead: ": """
-hydra/launcher=submitit_slurm +hydra.launcher.nodes=2 hydra.run.dir=x hydra.searchpath=[file:///x]
-lease_seconds=5 recipe.lr=3 ~keep ~model ~train.lr train={adam_eps:1e-4} method.kind=a.b task.reader=a.b
-model.settings={a:[{_target_:os.system}]}
++hydra.launcher.nodes=2 hydra.searchpath=[file:///x] lease_seconds=5 recipe.lr=3 ~model ~train.lr
+train={adam_eps:1e-4} method.kind=a.b task.reader=a.b model.settings={a:[{_target_:os.system}]}
 """,
     "no key '{key}'": """
-+x=1 lr=3 model.foo=1 task.train_file=x +train.foo=1 ++train.foo=1 +task.foo.bar=1 +train.lr.foo=1
-+method.sites.foo=1 +method.configs=1 +method.config.r=1 +launcher.foo=1
+task.train_file=x +train.foo=1 ++train.foo=1 +task.foo.bar=1 +train.lr.foo=1 +method.config.r=1
++method.configs=1
 """,
-    "{key}= takes one value": "launcher=serial,local redo=true,false experiment=demo,figure4",
-    "'{word}' is not KEY=VALUE": "method=LoRA(r=8) =1 method.rank=[1",
+    "{key}= takes one value": "redo=true,false experiment=demo,figure4",
+    "'{word}' is not KEY=VALUE": "method=LoRA(r=8) =1",
     "{key}": "train.lr=interval(0,1) ~nothing seed=0-2",
 }
 #: Words together, and what the line that refuses them names.
 REFUSED = """
 method=vera,lora method=bitfit | method is given twice: method=bitfit
 method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
-+seed=1 | An item is already at 'seed'
 +task=rte | Multiple values for task
 trian.lr=3 | Did you mean train.lr?
 model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
-method=lroa | no method 'lroa'. Did you mean lora?
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
-method=peft method.config=3 | method.config=3: should be a valid dictionary
 method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
-method=IA3 | Did you mean ia3?
 method=OSF | One of peft's classes: peft:CLASS, such as peft:OSFConfig
-method=peft method.config.r=4 | no key 'method.config.r'
 model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
 experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
-recipe=vera/roberta_bas | no recipe 'vera/roberta_bas'. Did you mean vera/roberta_base?
 train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
 seed=range(0,inf) | cannot be listed (more than
@@ -370,12 +333,11 @@ def test_what_cannot_be_composed_is_one_line(words, named):
 #: words, each put in by itself, or words that are put in together and what is named then.
 VALUES = {
     "task=reviews": """
-seed=true seed=[0,1] seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
-train.evaluate_every=0 train.lr=-1 train.lr=nan train.lr=[1e-2,1e-3] train.lr_by=3 train.adam_beta2=1
-train.warmup_ratio=2 train.clip=0 train.schedule=step select=test keep=all device=gpu
-adapter_precision=fp8 micro_batch=0 debug=maybe task.family=../../evil task.family=null task.holdout=2
-task.length_grouped=null task.text=null task.data_dir=99 tracking.mode=foo launcher.name=x keep=both
-~task.modality ~task.family ~task.label ~model.label ~model.modality ~method.label ~method.keep
+seed=true seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
+train.lr=-1 train.lr=nan train.lr_by=3 train.adam_beta2=1 train.warmup_ratio=2 train.clip=0
+train.schedule=step device=gpu debug=maybe task.family=../../evil task.family=null task.holdout=2
+task.length_grouped=null task.text=null task.data_dir=99 task.shots=0 task.draw_seed=-1 keep=both
+task.augment=flip task.bad_images=skip ~task.family ~model.label ~method.kind
 train.lr_by={B:-1} | train.lr_by.B=-1: should be a number that is not negative
 train.decay_by={B:true} | train.decay_by.B=True: should be a number
 model.modality=images | model minilm takes images, task reviews is text
@@ -386,26 +348,12 @@ model.quantise=nf4 | model.quantise=nf4 is for language models
 method.redrawn=true seed=1 | method.projection_seed=0: redrawn
 launcher.name=slurm launcher.executors=0 | launcher.executors=0: should be
 launcher.name=local launcher.executors=3 | launcher.executors
-launcher.name=slurm launcher.runs_per_device=2 | launcher.runs_per_device
-""",
-    "task=e2e model=gpt2_medium": """
-task.decode=train task.search=greedy task.beams=0 task.beams=null task.no_repeat_ngram=-1
-task.length_penalty=[] task.length_penalty=[-1] task.label_smoothing=null task.label_smoothing=1.0
-""",
-    "task=gsm8k model=smollm2": """
-task.first_rows=0 task.max_characters=0 task.tests=[] task.tests=[1] task.stops=[''] task.test_suffix=null
-task.reader=null task.train_on_inputs=null task.dev_rows=0
-method.kind=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
 """,
     "task=sums model=smollm2": """
-task.test_rows=0 task.max_new_tokens=0 task.items=0 task.stops=null task.train_rows=null
-""",
-    "task=commonsense model=smollm2": "task.layout=wide",
-    "task=alpaca model=smollm2": """
-task.bench=mmlu task.answer_tokens=0 task.top_p=0 task.top_p=2 task.top_k=0
-""",
-    "task=image_folder model=dinov2_small": """
-task.shots=0 task.image_size=-3 task.workers=0 task.draw_seed=-1
+task.decode=train task.beams=null task.no_repeat_ngram=-1 task.length_penalty=[] task.length_penalty=[-1]
+task.label_smoothing=1.0 task.max_characters=0 task.tests=[] task.stops=[''] task.reader=null
+task.train_on_inputs=null task.train_rows=null task.test_rows=0 task.top_p=0 task.top_p=2
+method.kind=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
 """,
 }
 
@@ -454,14 +402,11 @@ COMMANDS = """
 --config-dir /nowhere | --config-dir /nowhere: no such folder
 --resolve | --package, --resolve and sources=true are for --cfg job
 --cfg task=rte | --cfg
--cn other | -c
 --cfg job --package trian | no key 'trian'. Did you mean train?
 -sc install=csh | No completion plugin for 'csh'
---experimental-rerun | --experimental-rerun
 --config-path=x | --config-path=x
 seed=0,0 | appears twice in this sweep
 model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
-train.lr=fast | train.lr=fast: should be
 tracking.mode=foo | tracking.mode=foo: should be
 """
 
@@ -476,8 +421,7 @@ def test_what_is_refused_is_one_line_and_starts_nothing(line, tmp_path):
 
 
 def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
-    """--config-dir: a preset, a row, a task and a recipe from outside the clone, in every command that
-    composes runs."""
+    """--config-dir: a preset, a row, a task and a recipe from outside the clone."""
     for path, text in {
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /task: mine\nhydra:\n"
         "  sweeper:\n"
@@ -496,9 +440,6 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == rates
     assert {run.config["task"]["train_rows"] for run in runs} == {8}
     assert re.search(": 4 runs.*\nmy_vera .*\nvera ", call_here("runs.plan", *mine, check=0).stdout, re.S)
-    assert "of 4 runs" in call_here("runs", "--cfg", "job", *mine, check=0).stderr
-    error = call_here("runs", *mine, "method=my_verra", check=2).stderr
-    assert "no method 'my_verra'. Did you mean my_vera?" in error
     for first, typed, named in (
         ("# @package _global_", [], r"^train.clip=abc: .* \(of experiment=bad\)$"),
         ("# @package _global_", ["train.clip=x"], r"^train.clip=x: [^(]*$"),
@@ -514,7 +455,6 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     (tmp_path / "own" / "method" / "lora.yaml").write_bytes((CONF / "method" / "lora.yaml").read_bytes())
     (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])  # a copy does no harm
     assert run.config["method"]["kind"] == "lora"
-    assert "no experiment 'mine'" in call_here("runs", "experiment=mine", check=2).stderr
 
 
 def test_a_run_leaves_its_configuration_as_hydra_does(words):

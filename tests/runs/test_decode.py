@@ -83,10 +83,7 @@ def test_the_texts_of_the_last_and_the_best_epoch_are_each_of_its_own_adapter(e2
     record, folder, training = trained(words), folder_of(words), begin(words)
     kept = FILES | CONFIGURATION | {"decoded_best.jsonl", "attempts"}
     assert {path.name for path in folder.iterdir()} == kept
-    curve = record["curve"]
-    assert (record["result"]["best_epoch"], record["result"]["best"]) == (1, min(curve["metric"]))
-    perplexities = torch.tensor(curve["dev_loss"]).exp().tolist()
-    assert curve["metric"] == pytest.approx(perplexities, rel=1e-5)
+    assert (record["result"]["best_epoch"], record["result"]["best"]) == (1, min(record["curve"]["metric"]))
     entries = {e["which"]: e for e in record["texts"]["scores"]}
     assert (entries["best"]["epoch"], entries["last"]["epoch"]) == (1, 2)
     assert entries["best"]["hash"] != entries["last"]["hash"]
@@ -95,9 +92,7 @@ def test_the_texts_of_the_last_and_the_best_epoch_are_each_of_its_own_adapter(e2
         texts = training.task.decode(training.raw_model.eval(), [0, 1, 2])
         assert [t["0.9"] for t in texts] == decode.read(training.task, folder)[which]["0.9"]
     blocks = (folder / "references.txt").read_text().removesuffix("\n\n").split("\n\n")
-    assert blocks[0] == "Grey Goat is a Thai pub .\nThe pub Grey Goat serves Thai food ."
     assert len((folder / "last_0.9.txt").read_text().splitlines()) == len(blocks) == 3
-    assert record["cost"]["decode_seconds"] > 0
     with torch.no_grad():
         after = text_of(tiny_gpt2).loss(training.raw_model)
     assert record["result"]["forgetting"]["after"] == pytest.approx(float(after), rel=1e-5)
@@ -130,22 +125,8 @@ def test_the_untrained_model_is_a_row(e2e_words, capsys):
     plain = [w for w in e2e_words if not w.startswith("method.")]
     record = do([*plain, "method=none"])
     assert (record["steps"], {e["epoch"] for e in record["texts"]["scores"]}) == (0, {0.0})
-    # It trains nothing: of the training, how long a text may be is left.
-    told = [words for words in record["deviations"] if words.startswith("train.") or "recipe" in words]
-    assert told == [f"{word} given" for word in plain if word.startswith("train.max_length=")]
     capsys.readouterr()
     assert (check(record), "perplexity" in capsys.readouterr().out) == (0, True)
-
-
-def test_micro_batches_have_the_gradient_of_the_whole_batchs_tokens(e2e_words):
-    """Rows differ in length: parts weigh by their tokens, not by their rows."""
-    found = []
-    for micro in (4, 1, 3):
-        loop = begin([*of_method(e2e_words, "method=vera"), "train.adam_eps=1", f"micro_batch={micro}"])
-        losses = torch.tensor([float(loop.step([0, 1, 2, 3])) for _ in range(2)])
-        found.append(torch.cat([losses, *(p.detach().flatten() for p in loop.parameters.values())]))
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-6)
 
 
 def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monkeypatch):
@@ -184,7 +165,6 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd)
     assert comparable(record) == comparable(straight)
     assert (saved["decoding"] > 0, 1000 < record["cost"]["decode_seconds"] < 1100) == (after > 0, True)
     said = capfd.readouterr().out
-    assert "resumed at step 4 of 4" in said
     assert ("are there already" in said) == (after > 0)
     for name in (f for f in FILES if not f.endswith(".safetensors")):
         assert (folder_of(killed) / name).read_bytes() == (folder_of(undisturbed) / name).read_bytes()
@@ -214,7 +194,7 @@ def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(of, 
 # --- looking again
 
 
-def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, capsys):
+def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch):
     record = trained(worse(e2e_words))
     path = record_path(record["config"]["output"], record["id"])
     first, *others = record["texts"]["scores"]
@@ -224,7 +204,6 @@ def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch, ca
     found["unavailable"] = {"meteor": "no", "rouge_l": "no"}
     monkeypatch.setattr("tasks.e2e.scores", lambda *_: dict(found))
     assert check(record) == 0
-    assert "cider added to the record" in capsys.readouterr().out
     again = read_record(path)["texts"]["scores"]
     assert (again[0]["rouge_l"], again[0]["cider"], again[0]["meteor"]) == (50.0, 1.5, None)
     assert again[0]["unavailable"] == {"meteor": "java failed"}
@@ -239,16 +218,12 @@ def test_a_finished_run_is_scored_again_and_what_was_missing_is_filled_in(e2e_wo
     said = capsys.readouterr().out
     assert "last epoch, 0.9: bleu 0.00, nist 0.00: the same" in said
     if shutil.which("java"):
-        assert "meteor, rouge_l, cider added to the record" in said
         again = read_record(record_path(record["config"]["output"], record["id"]))
         assert again["texts"]["scores"][0]["meteor"] is not None
         assert again["texts"]["scores"][0].get("unavailable") is None
         assert again | {"texts": None} == record | {"texts": None}
     path.write_text(path.read_text().replace('"0.9": "', '"0.9": "more '))
-    with pytest.raises(evaluate.UserError, match="is not the file that the record of run"):
-        check(record)
-    path.unlink()
-    with pytest.raises(evaluate.UserError, match=r"decoded_last.jsonl is not there .*python -m runs "):
+    with refused("decoded_last.jsonl is not the file that the record of run"):
         check(record)
 
 
@@ -316,9 +291,7 @@ def test_a_resumed_run_has_the_same_forgetting_and_a_diverged_one_none(e2e_words
 
 def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     (tmp_path / "t.txt").write_text("Another text.")
-    values = ("null", "none", str(tmp_path / "t.txt"), "hub:a/b/c.txt")
-    ids = {run_id(expand([*e2e_words, f"task.forgetting_text={value}"])[0]) for value in values}
-    assert len(ids) == 1
-    (run,) = expand([*e2e_words, f"task.forgetting_text={tmp_path / 't.txt'}"])
+    none, run = expand([*e2e_words, f"task.forgetting_text=none,{tmp_path / 't.txt'}"])
+    assert run_id(none) == run_id(run)
     assert not any("forgetting" in word for word in deviations(run, []))
     assert begin(run).task.fixed_text.about()["text"] == "t.txt"

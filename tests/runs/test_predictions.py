@@ -1,5 +1,5 @@
 """What a run with a head leaves of its predictions, what is made of them, and that no row leaves its
-folder."""
+folder. And the wrong answers of a run, printed."""
 
 import csv
 import json
@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from ledgers import exact, record, texts
 from PIL import Image
-from running import begin, call_here, do, output_of, refused, straight_and_resumed
+from running import begin, call_here, do, output_of, refused, straight_and_resumed, trained
+from safetensors.torch import load_file
 from sklearn.metrics import classification_report
 from tiers import pairs
 
@@ -18,7 +20,7 @@ from runs.evaluate import kept_result, restore
 from runs.export import main as export
 from runs.mistakes import main as mistakes
 from runs.publish import main as publish
-from runs.record import read_record, record_path, run_folder
+from runs.record import read_record, record_path, run_folder, write_record
 from runs.sweep.display import result_words
 from runs.tracking import Tracking
 from runs.training.train import train
@@ -49,6 +51,11 @@ def tickets(words, tmp_path):
 
 def files_of(record):
     return run_folder(record["config"]["output"], record["id"])
+
+
+def mistakes_of(record, *words):
+    output = f"output={record['config']['output']}"
+    return call_here("runs.mistakes", record["id"], output, *words, check=0).stdout.splitlines()
 
 
 def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
@@ -95,12 +102,7 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(words, 
 def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     record, output = do(tickets), output_of(tickets)
     monkeypatch.setenv("COLUMNS", "70")
-
-    def printed(*words):
-        done = call_here("runs.mistakes", record["id"], f"output={output}", *words, check=0)
-        return done.stdout.splitlines()
-
-    *lines, last = printed()
+    *lines, last = mistakes_of(record)
     rows = predictions.read(files_of(record) / "predictions.csv")
     shares = {row["id"]: float(row[f"p({row['label']})"]) for row in rows}
     heads, texts = lines[::2], lines[1::2]
@@ -108,7 +110,8 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     assert all(MARKER in text and len(text) < 70 for text in texts)
     wrong = sum(row["label"] != row["predicted"] for row in rows)
     assert last.startswith(f"{wrong} of 6 dev rows are wrong")
-    assert len(printed("part=refund")) == 1 + 2 * sum(row["label"] == "refund" for row in rows)
+    refunds = sum(row["label"] == "refund" for row in rows)
+    assert len(mistakes_of(record, "part=refund")) == 1 + 2 * refunds
     with refused("'refunds'", "refund"):
         mistakes([record["id"], f"output={output}", "part=refunds"])
     (files_of(record) / "predictions.csv").write_text("label\n")
@@ -116,28 +119,70 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
         mistakes([record["id"], f"output={output}"])
 
 
+def test_a_runs_wrong_answers_with_what_was_read_and_expected(sums_words, monkeypatch):
+    made, output = trained(sums_words), output_of(sums_words)
+    file = files_of(made) / "last_greedy.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    wrong = {n: row for n, row in enumerate(rows, 1) if not row["right"]}
+    monkeypatch.setenv("COLUMNS", "60")
+    *lines, last = mistakes_of(made)
+    assert last.startswith(f"{len(wrong)} of {len(rows)} answers are wrong")
+    heads, prompts, answers = lines[::3], lines[1::3], lines[2::3]
+    for (number, row), head, prompt, text in zip(wrong.items(), heads, prompts, answers, strict=True):
+        assert head.startswith(f"row {number}, sums: ")
+        assert head.endswith(f", expected {row['expected']}: {row['reason']}")
+        assert ("no answer" in head) == (row["read"] is None)
+        assert (row["prompt"] in prompt, len(text) <= 60) == (True, True)
+    assert len(mistakes_of(made, "limit=2", "part=sums")) == 2 * 3 + 1
+    assert any(row["text"] in "\n".join(mistakes_of(made, "whole=true")) for row in wrong.values())
+    with refused("maths", "sums"):
+        mistakes([made["id"], f"output={output}", "part=maths"])
+    file.write_text('{"part": 1}\n')
+    with refused("last_greedy.jsonl", "redo=true"):  # it is not what the record names
+        mistakes([made["id"], f"output={output}"])
+
+
+def test_a_run_without_such_texts_is_refused(tmp_path):
+    of_e2e = texts() | {"curve": record()["curve"]}
+    for made, why in ((record(), "predictions.csv"), (of_e2e, "answers"), (exact(), "last_greedy.jsonl")):
+        write_record(tmp_path, made)
+        with refused(made["id"], why):
+            mistakes([made["id"], f"output={tmp_path}"])
+
+
 @pytest.mark.parametrize(("family", "keep"), pairs(["words", "image_words"], ["best", "last", "none"]))
-def test_predictions_are_of_the_epoch_that_is_kept(family, keep, request, monkeypatch):
-    """With keep=none of the one that the task's table reports: images' last, texts' best."""
-    loop, outputs = begin([*request.getfixturevalue(family), "train.epochs=3", f"keep={keep}"]), []
-    scores = iter([score for metric in (5, 9, 7) for score in (metric, 0.0, 0.0)])
+def test_predictions_and_adapter_are_of_the_epoch_that_is_kept(family, keep, request, monkeypatch):
+    """The best is the first of equals. With keep=none predictions are of the epoch that the task's table
+    reports: images' last, texts' best."""
+    loop, seen = begin([*request.getfixturevalue(family), "train.epochs=3", f"keep={keep}"]), []
+    scores = iter([score for metric in (5, 9, 9) for score in (metric, 0.0, 0.0)])  # of dev and its halves
     monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
-    evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda: outputs.append(evaluate()) or outputs[-1])
+
+    def evaluated(evaluate=loop.evaluate):
+        adapter = loop.method.adapter_parameters(loop.raw_model)
+        values = {name.replace(".changes.whole", ""): p.detach().clone() for name, p in adapter.items()}
+        seen.append((values, evaluate()))
+        return seen[-1][1]
+
+    monkeypatch.setattr(loop, "evaluate", evaluated)
     record = train(loop)
     which = {"none": loop.task.reported}.get(keep, keep)
-    task, of = loop.task, outputs[{"best": 1, "last": 2}[which]][1]
+    task, (values, (_, of)) = loop.task, seen[{"best": 1, "last": 2}[which]]
     wanted = predictions.table(task, task.about("dev"), of, task.labels("dev"))
     found = predictions.read(files_of(record) / "predictions.csv")
     assert [[*found[0]], *([*row.values()] for row in found)] == [[*map(str, row)] for row in wanted]
+    kept = {} if keep == "none" else load_file(files_of(record) / "adapter.safetensors")
+    assert kept.keys() == (set() if keep == "none" else values.keys())
+    assert all(torch.equal(kept[name], values[name]) for name in kept)
     best, last = result_words(record).split(", last ")
     marked = "(predictions kept)" if keep == "none" else "(kept)"
     assert (marked in best, marked in last) == (which == "best", which == "last")
 
 
-def test_a_resumed_run_has_the_predictions_of_an_epoch_before_the_kill(tickets, tmp_path, drawn):
+@pytest.mark.parametrize(("of", "number"), [("evaluate", 3), ("task.illustrate", 1)])
+def test_a_resumed_run_has_the_predictions_of_an_epoch_before_the_kill(of, number, tickets, tmp_path, drawn):
     words = [*tickets, "train.epochs=3", "train.lr=0", "train.lr_head=0"]  # the first epoch stays the best
-    record, resumed = straight_and_resumed(words, tmp_path, "evaluate", 3)
+    record, resumed = straight_and_resumed(words, tmp_path, of, number)
     assert (record["result"]["best_epoch"], record["files"]) == (1.0, resumed["files"])
     assert {"predictions.csv", "confusion.png"} <= resumed["files"].keys()
 

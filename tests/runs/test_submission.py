@@ -118,11 +118,10 @@ def test_a_zip_has_records_sources_notes_and_the_projects_commit(clone):
 
 
 MINE = "vera/methods/mine.py"
-OTHERS = {"altered": ["runs/run.py"]}
 FOREIGN = ["which the zip does not", f"{MINE}, as it was run, is neither"]
 #: What is planted in a record of the first seed, below its keys, or in the zip, and what is said of it.
 FAULTS = [
-    ({"code": OTHERS}, "changed files of the project itself (runs/run.py): 1 run"),
+    ({"code": {"altered": ["runs/run.py"]}}, "changed files of the project itself (runs/run.py): 1 run"),
     ({"code": {"altered": None, "dirty": True}}, "changed files of the project itself (?): 1 run"),
     ({"code": {"upstream": "f" * 40}}, "commit ffffffffffff is not in"),
     ({"code": {"upstream": "--all"}}, "commit --all is not in"),
@@ -133,7 +132,6 @@ FAULTS = [
     ({"model": "other"}, "model roberta_base: of 2 contents"),
     ({"cell": {"seed": 1}, "config": {"seed": 1}}, "seed 1 twice: 2 runs"),
     ({"result": {"protocols": {"paper": {"best": 0.9}}}}, "its curve does not hold"),
-    ({"result": {"best": 0.9}}, "its curve does not hold"),
     ({"result": {"last": 0.9}}, "its curve does not hold"),
     ({"config": {"train": {"lr": 0.1, "epochs": 3, "max_steps": 3}}}, "not a finished result: 1 run"),
     ({"overrides": []}, "without overrides"),
@@ -232,29 +230,21 @@ ABOUT = b'{"schema": 1, "author": "%s", "commit": null, "files": null, "sources"
 UNSAFE = {
     "an absolute path": odd_zip("/etc/passwd"),
     "a climbing path": odd_zip("sources/../../x"),
-    "a climbing path of Windows": odd_zip("sources/..\\x"),
     "a name in two": odd_zip("sources/aXb.py"),
-    "another file": odd_zip("setup.py"),
     "a hidden file": odd_zip("sources/.bashrc"),
-    "a folder": odd_zip("sources/a/"),
-    "a control character": odd_zip("sources/a\x1b[2J"),
     "a link": odd_zip("sources/a", b"/etc/passwd", mode=stat.S_IFLNK | 0o777),
-    "a device": odd_zip("sources/a", mode=stat.S_IFCHR | 0o777),
     "a bomb": odd_zip("sources/a", b"0" * 10**7),
     "a bomb by another method": odd_zip("sources/a", b"0" * 1000, zipfile.ZIP_LZMA),
     "a size that lies": lying,
     "a password": encrypted,
     "many members": lambda path: rewritten(path, {f"sources/{i}": b"" for i in range(submission.MEMBERS)}),
-    "no zip": lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
     "half a zip": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "no about": instead(**{"about.json": None}),
-    "no notes": instead(**{"NOTES.md": None}),
     "an about that is a list": instead(**{"about.json": b"[]"}),
     "a deep about": instead(**{"about.json": b"[" * 10**5}),
     "an author that is a path": instead(**{"about.json": ABOUT % b"../x"}),
     "hidden characters": instead(**{"NOTES.md": b"\x1b]0;x\x07"}),
     "notes that are no text": instead(**{"NOTES.md": b"\xff"}),
-    "nothing": lambda path: path.unlink(),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 

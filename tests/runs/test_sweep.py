@@ -109,22 +109,19 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     assert "0 done, 4 already there, 2 failed" in again.stdout
     ledger = read_ledger(output_of(words), published=False)
     assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
-    # A skipped run says what differs, and redo does it again with the old one aside.
-    one, output = [*words, "seed=1", "train.max_steps=2"], output_of(words)
+    # A skipped run says what differs, and redo does it again.
+    one = [*words, "seed=1", "train.max_steps=2"]
     (old,) = records_of(one)
     old["code"]["sources"]["method"] |= {"sha256": "0" * 16, "uncommitted": True}
-    write_record(output, old)
+    write_record(output_of(words), old)
     assert ", skipped: vera/methods/vera.py " in call_here("runs", *one, check=0).stdout
     assert "1 done, 0 already there" in call_here("runs", *one, "redo=true", "launcher=local", check=0).stdout
     (new,) = records_of(one)
     assert (new["id"], new["result"]) == (old["id"], old["result"])
     assert new["code"]["sources"] != old["code"]["sources"]
-    (aside,) = Path(output, "replaced").iterdir()
-    assert json.loads((aside / "record.json").read_text()) == old
-    assert (run_folder(output, old["id"]) / "adapter.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["records", "locks", "runs", "sweeps", "leases/run.1"])
+@pytest.mark.parametrize("name", ["runs", "leases/run.1"])
 def test_a_file_where_none_can_be_is_one_line(name, words):
     (path := Path(output_of(words), name)).parent.mkdir(parents=True)
     path.touch()
@@ -402,7 +399,7 @@ def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(wor
     assert [path.name for path in (output / "measures").iterdir()] == ["n.json"]
 
 
-@pytest.mark.parametrize("how", ["launcher=local", "debug=true", "launcher=slurm", "launcher=ray"])
+@pytest.mark.parametrize("how", ["launcher=local", "launcher=slurm", "launcher=ray"])
 def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
     record = trained([*words, "train.max_steps=1"])
     refuse = Mock(side_effect=FileNotFoundError if "slurm" in how else DeviceError("torch cannot use it"))

@@ -5,26 +5,22 @@ import copy
 import dataclasses
 import json
 import random
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from running import CONFIGURATION, ROOT, begin, comparable, do, elsewhere, straight_and_resumed, trained
-from safetensors.torch import load_file
 from tiers import sample
-from tiny import tiny_model
 from torch import nn
 
-import vera
 from runs import provenance
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, dev_halves
-from runs.run import epoch_batches
-from runs.training.checkpoint import WITHOUT_GRADIENT, check_gradient, rate_factor
+from runs.run import Plan, epoch_batches
+from runs.training.checkpoint import rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations, summarise
 
@@ -184,21 +180,16 @@ def test_a_record_says_what_was_done(words):
     assert str(ROOT) not in json.dumps({k: v for k, v in record.items() if k != "config"})
 
 
-PROPORTIONAL = "alpha follows the rank (alpha=r), the recipe's is constant 8"
 RANK, GROUPED = "rank 2 instead of the recipe's 8", "batches are of like lengths; the recipe's are random"
 NONE = "no recipe for this method and model: the harness's defaults"
 LACKS = "the recipe has no {} for this task: the harness's defaults"
 DEVIATIONS = {
     "method=lora": [],
-    "method=lora_r2": [RANK],
-    "method=lora_r2 method.scaling=proportional": [PROPORTIONAL, RANK],
-    "method=lora_r2 method.alpha=2": [PROPORTIONAL, RANK],  # the same run
+    "method=lora_r2 method.alpha=2": ["alpha follows the rank (alpha=r), the recipe's is constant 8", RANK],
     "method=lora_r2 method.alpha=3": ["alpha 3 instead of the recipe's 8", RANK],
     "method=lora method.scaling=proportional": [],
     "method=vera method.sites=[query]": ["method.sites=[query] given"],
-    "method=vera_redrawn seed=3": [],
     "method=vera task.length_grouped=false": ["batches are random; the recipe's are of like lengths"],
-    "model=roberta_base task=rte": [],
     "model=roberta_base task=rte task.length_grouped=true": [GROUPED],
     "model=encoder model.path=/x task.length_grouped=false": [
         NONE,
@@ -206,13 +197,10 @@ DEVIATIONS = {
     ],
     "model=gpt2_medium task=e2e task.length_grouped=true": [],  # tasks/e2e.py says it
     # Its recipe has rates and epochs for GLUE's tasks alone
-    "model=roberta_base task=reviews": [LACKS.format("epochs and lr")],
     "model=roberta_base task=reviews train.lr=0.5": [LACKS.format("epochs"), "train.lr=0.5 given"],
     "model=roberta_base task=mnli method=head": [LACKS.format("epochs and lr_head")],
     # Another method under the row's name
     "method=dora ~method.config.use_dora": ["~method.config.use_dora given"],
-    "method=dora method.config={use_dora:false}": ["method.config={use_dora:false} given"],
-    "method=dora method.config_class=IA3Config": ["method.config_class=IA3Config given"],
     "method=lora_plus ~train.lr_by.B": ["~train.lr_by.B given"],
     "method=peft:IA3Config method.config={fan_in_fan_out:true}": [NONE],  # its label has the setting
     "method=none train.lr=0.5 train.max_length=8": ["train.max_length=8 given"],
@@ -223,12 +211,6 @@ DEVIATIONS = {
 def test_deviations_say_once_what_differs_from_the_recipe(words):
     (run,) = expand(words.split())
     assert deviations(run, []) == DEVIATIONS[words]
-
-
-def test_a_redrawn_run_says_that_its_matrices_are_its_own(words):
-    record = do([*words, "method=vera_redrawn", "seed=1", "train.max_steps=1"])
-    assert (record["seeds"]["projection"], record["label"]["row"]) == (1, "VeRA r=8, A and B redrawn")
-    assert record["seeds"]["projection_note"].startswith("A and B are drawn anew for each seed")
 
 
 def test_fewer_evaluations_see_the_same_training(words, tmp_path):
@@ -259,7 +241,7 @@ def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
         told.append([words for words in record["deviations"] if words.startswith("trains ")])
     assert record["cost"]["adapter_bytes"] == 4 * record["parameters"]["adapter"]
     assert [len(words) for words in told] == [1, 0]
-    assert told[0][0].endswith("% of the model's parameters (4,224), as no small adapter does")
+    assert "(4,224)" in told[0][0]
 
 
 def test_divergence_is_a_result_and_the_record_stays_readable(words, tmp_path, monkeypatch):
@@ -273,9 +255,9 @@ def test_divergence_is_a_result_and_the_record_stays_readable(words, tmp_path, m
     assert "dev loss became nan" in record["error"]
 
 
-def test_a_dev_set_of_one_row_is_refused_before_training(words):
+def test_a_dev_set_of_one_row_is_refused():
     with pytest.raises(UserError, match="the dev set has 1 row"):
-        begin([*words, "task.dev_rows=1"])
+        Plan.of({}, rows=40, dev_rows=1, trains=True)
 
 
 def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
@@ -317,45 +299,6 @@ def test_the_dev_rows_are_evaluated_without_dropout_and_count_alike(dropout_word
     assert loss == pytest.approx(np.mean([float(one.loss) for one in answers()]), abs=1e-6)
     assert predictions.tolist() == [int(one.logits.argmax()) for one in answers()]
     assert len(set(predictions.tolist())) == 2
-
-
-@pytest.mark.parametrize(
-    ("keep", "metrics", "kept"),
-    [
-        *(("best", (5, 9, 7), 2), ("best", (9, 9, 7), 1), ("best", (5, 6, 7), 3)),
-        *(("last", (5, 9, 7), 3), ("both", (5, 9, 7), 3)),
-    ],
-)
-def test_the_adapter_that_is_kept_is_that_of_its_epoch(keep, metrics, kept, words, monkeypatch):
-    loop, values = begin([*words, "train.epochs=3"]), []
-    loop.config["keep"] = keep  # both: as of texts that are not decoded
-    scores = iter([score for metric in metrics for score in (metric, 0.0, 0.0)])  # of dev and its halves
-    monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
-    end_epoch = loop.end_epoch
-
-    def end():
-        adapter = loop.method.adapter_parameters(loop.raw_model)
-        values.append({name.replace(".changes.whole", ""): p.detach().clone() for name, p in adapter.items()})
-        end_epoch()
-
-    loop.end_epoch = end
-    loop.go()
-    for file, epoch in {loop.folder / "adapter.safetensors": kept, loop.best_file: 2}.items():
-        assert file.exists() == (file != loop.best_file or keep == "both")
-        tensors, expected = load_file(file) if file.exists() else values[epoch - 1], values[epoch - 1]
-        assert tensors.keys() == expected.keys()
-        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
-
-
-def test_one_step_is_asked_whether_a_gradient_has_reached_the_method():
-    """At that step alone."""
-    model, method = tiny_model(), vera.VeRA(rank=2)
-    method.adapt(model)
-    optimizer = torch.optim.AdamW(method.adapter_parameters(model).values())
-    for step in range(WITHOUT_GRADIENT + 3):
-        refused = pytest.raises(vera.AdapterError, match="no gradient has reached")
-        with refused if step == WITHOUT_GRADIENT else nullcontext():
-            check_gradient(method, model, optimizer, step, total=100)
 
 
 # --- the same record, however it is run
