@@ -86,9 +86,9 @@ def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(tiny_llama, alpaca_
     taken = {None: 4 * values, "nf4": 0.516 * values}
     monkeypatch.setattr(models, "load", None)
     for quantise, kind, free, named in (
+        (None, "full", 1e6, "weights, gradients and AdamW's moments"),
         *((quantise, "vera", size * 1.02, None) for quantise, size in taken.items()),
         *((quantise, "vera", size * 0.98, "are free on cpu") for quantise, size in taken.items()),
-        (None, "full", 1e6, "weights, gradients and AdamW's moments"),
     ):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
         run.config["model"]["quantise"], run.config["method"]["kind"] = quantise, kind
