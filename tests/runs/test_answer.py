@@ -87,6 +87,7 @@ def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(tiny_llama, alpaca_
     monkeypatch.setattr(models, "load", None)
     for quantise, kind, free, named in (
         (None, "full", 1e6, "weights, gradients and AdamW's moments"),
+        (None, "vera", 1e6, "1.0 MB are free on cpu"),
         *((quantise, "vera", size * 1.02, None) for quantise, size in taken.items()),
         *((quantise, "vera", size * 0.98, "are free on cpu") for quantise, size in taken.items()),
     ):

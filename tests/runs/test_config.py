@@ -224,7 +224,6 @@ def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
 GRAMMAR = """
 method=vera,lora seed=0,1,2 | 6 vera lora
 method=glob(vera_r1*,exclude=*16) | 2 vera_r1 vera_r1024
-train.lr=sort(1e-2,1e-3,reverse=true) | 2 vera
 +experiment=demo method=head | 3 head
 experiment=demo method=head,vera seed=0 | 2 head vera
 method=vera,peft:IA3Config,peft:LoraConfig,lora seed=0,1 | 8 vera peft_ia3 peft_lora lora

@@ -159,6 +159,7 @@ def test_predictions_and_adapter_are_of_the_epoch_that_is_kept(family, keep, req
     monkeypatch.setattr(loop.task, "score", lambda *_: next(scores))
 
     def evaluated(evaluate=loop.evaluate):
+        assert not loop.best_file.exists()  # it is for keep=both
         adapter = loop.method.adapter_parameters(loop.raw_model)
         values = {name.replace(".changes.whole", ""): p.detach().clone() for name, p in adapter.items()}
         seen.append((values, evaluate()))

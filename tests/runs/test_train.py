@@ -184,7 +184,6 @@ RANK, GROUPED = "rank 2 instead of the recipe's 8", "batches are of like lengths
 NONE = "no recipe for this method and model: the harness's defaults"
 LACKS = "the recipe has no {} for this task: the harness's defaults"
 DEVIATIONS = {
-    "method=lora": [],
     "method=lora_r2 method.alpha=2": ["alpha follows the rank (alpha=r), the recipe's is constant 8", RANK],
     "method=lora_r2 method.alpha=3": ["alpha 3 instead of the recipe's 8", RANK],
     "method=lora method.scaling=proportional": [],
