@@ -32,6 +32,7 @@ def test_a_row_is_the_beginning_the_prompt_the_response_and_the_end(task, tokeni
     template = read_template(OWN_TEMPLATE)
     known = {(template.prompt(instruction, given), output) for instruction, given, output in INSTRUCTIONS}
     assert {*task.splits["train"], *task.splits["dev"]} == known
+    assert template.prompt("Do it.", "  \n") == template.prompt("Do it.")  # an input of blanks is none
     for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
         assert text(tokenizer, ids[: last + 1]) == f"<s>{prompt}"
         assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
