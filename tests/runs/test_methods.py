@@ -38,8 +38,8 @@ pytestmark = pytest.mark.contract
 LIKE = "demo figure2 figure5 peers_base randomness rank_scaling table12 table13 table2_mpnet table3_large"
 LIKE = (*LIKE.split(), "table4_llama2", "table5_large", "table6_d_init")
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(LIKE))
-#: Of texts with a head and of texts that are written; a run of each family is in tests/nets.
-FAST = {"figure3", "e2e_smollm2"}
+#: Of texts with a head; a run of each family is in tests/nets.
+FAST = ["figure3"]
 #: Fixtures with a model and data, and words, by the beginning of a preset's name.
 IMAGES = ("tiny_vit", "images", "task.shots=4")
 FEW = "task.items=1 task.max_new_tokens=4 task.train_rows=null task.dev_rows=null"
@@ -91,12 +91,9 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
     if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
         words += ["model.sha256=null"]
     runs = cells_of(paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"])
+    shared = [of for of in SHARED if of.startswith(paper.partition("_")[0])]
     for run in runs:
-        rows = (
-            run.row,
-            run.config["method"].get("recipe"),
-            *(of for of in SHARED if of.startswith(paper.partition("_")[0])),
-        )
+        rows = (run.row, run.config["method"].get("recipe"), *shared)
         assert run.recipe in {f"{row}/{run.model}" for row in rows}
         new = {f"{kind_of(run.method)} {run.task} {bool(run.start)}", f"{model} {run.task}"} - TRAINED
         if not new:
