@@ -104,7 +104,7 @@ def test_tables(name, which, ledgers, frames):
     made = tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
     for line in (line for table in made if table.ids for line in table.rows):
-        quoted = line[1].startswith(("paper", "others"))
+        quoted = isinstance(line[1], str) and line[1].startswith(("paper", "others"))
         assert all(bool(entry.ids) is not quoted for entry in line if isinstance(entry, Number))
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form) for table in made[:1])
