@@ -308,7 +308,7 @@ def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monk
         files = {name: digest(folder / name) for name in record["files"]}
         assert record["files"] == files == straight["files"], at
         assert comparable(record) == comparable(straight)
-        at += 7 if kind == "e2e_words" else 1 if stop is killed else 3
+        at += 7 if kind == "e2e_words" else 2 if stop is killed else 5
     assert at > 15
 
 

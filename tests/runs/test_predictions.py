@@ -9,7 +9,7 @@ import pytest
 import torch
 from ledgers import exact, record, texts
 from PIL import Image
-from running import begin, call_here, do, output_of, refused, straight_and_resumed, trained
+from running import begin, call_here, do, elsewhere, output_of, refused, straight_and_resumed, trained
 from safetensors.torch import load_file
 from sklearn.metrics import classification_report
 from tiers import pairs
@@ -196,15 +196,16 @@ def test_rows_without_labels_have_the_same_columns_but_theirs(tickets):
 
 
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("keep_text", [True, False])
-def test_no_row_leaves_the_folder_of_its_run(keep_text, tickets, tmp_path, monkeypatch, drawn):
-    """Not into the record, W&B's files, the report, an export or what is published."""
+def test_no_row_leaves_the_folder_of_its_run(tickets, tmp_path, monkeypatch, drawn):
+    """Not into the record, W&B's files, the report, an export or what is published; nor, without task.keep_text,
+    into the folder."""
     for key, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(key, value)
     output, published = tmp_path / "outputs", tmp_path / "published"
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", published)
     monkeypatch.chdir(tmp_path)
-    loop = begin([*tickets, f"task.keep_text={str(keep_text).lower()}"])
+    do(elsewhere([*tickets, "task.keep_text=false"], output=tmp_path / "without"))
+    loop = begin([*tickets, "task.keep_text=true"])
     train(loop, Tracking("offline", adapter=True))
     record = read_record(record_path(output, loop.run_id))
     assert publish(["a_study", f"output={output}"]) == 0
@@ -213,8 +214,9 @@ def test_no_row_leaves_the_folder_of_its_run(keep_text, tickets, tmp_path, monke
     data = (tmp_path / "tickets.csv").read_bytes()
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert MARKER.encode() in data
-    for part in (output / "records", output / "wandb", output / "report.html", published, "exported"):
-        assert [path for path in files if tmp_path / part in (path, *path.parents)], part
+    parts = output / "records", output / "wandb", output / "report.html", published
+    for part in (*parts, tmp_path / "exported", tmp_path / "without"):
+        assert [path for path in files if part in (path, *path.parents)], part
     ours = {path for path, content in files.items() if MARKER.encode() in content and content != data}
-    assert ours == ({run_folder(output, record["id"]) / "predictions.csv"} if keep_text else set())
+    assert ours == {run_folder(output, record["id"]) / "predictions.csv"}
     assert json.dumps(record).count("T-11") == 0
