@@ -197,7 +197,7 @@ def test_rows_without_labels_have_the_same_columns_but_theirs(tickets):
 
 @pytest.mark.usefixtures("process")
 def test_no_row_leaves_the_folder_of_its_run(tickets, tmp_path, monkeypatch, drawn):
-    """Not into the record, W&B's files, the report, an export or what is published; nor, without task.keep_text,
+    """Not into the record, W&B's files, the report, an export or what is published; nor, without keep_text,
     into the folder."""
     for key, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(key, value)
