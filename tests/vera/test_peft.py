@@ -53,6 +53,9 @@ def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(arch
 def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name):
     with refused(r"target_modules in config$"):
         vera.Peft(name).adapt(nn.Sequential(nn.Linear(8, 8)))
+    where = {"target_modules": ["x"]} | ({"feedforward_modules": []} if name == "IA3Config" else {})
+    with refused("'x'"):
+        vera.Peft(name, where).adapt(nn.Sequential(nn.ReLU()))  # without a parameter
 
 
 def test_a_merge_that_fails_half_way_is_taken_back():

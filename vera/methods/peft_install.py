@@ -56,7 +56,7 @@ def install(
     base = {} if blank else base_fingerprint(model)
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     weights = names - head_parameters(model).keys()
-    first = next(model.parameters())
+    first = next(model.parameters(), torch.empty(0))
     key = json.dumps([settings, base, str(first.dtype), str(first.device)])
     # New on these weights: a copy that shares them, for a second installation
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
