@@ -230,15 +230,15 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
 
 
 def at_end(cell: Any, trials: pd.DataFrame) -> bool:
-    """Whether the best of the rates that trials tried for a cell beside its head's rate, by their medians
-    over seeds, is the lowest or the highest of them."""
+    """Whether the best of the rates that trials tried for a cell, by their medians over seeds, each beside
+    its best rate of the head, is the lowest or the highest of them."""
     of = trials[
         (trials.conf_row == cell.conf_row) & (trials.task == cell.task) & (trials.model == cell.model)
     ]
     of = of[of.label.map(lambda label: f"{cell.label},".startswith(f"{label},")).astype(bool)]
-    of = of[(of.lr_head == cell.lr_head) | (cell.method == "head")]
     better = of.number.where(~of.less.astype(bool), -of.number)
-    rates = better.groupby(of.lr_head if cell.method == "head" else of.lr).median().sort_index()
+    rate = of.lr_head if cell.method == "head" else of.lr
+    rates = better.groupby([rate, of.lr_head], dropna=False).median().groupby(level=0).max().sort_index()
     best = rates.sort_values(ascending=False, kind="stable").index
     return len(rates) > 1 and best[0] in (rates.index[0], rates.index[-1])
 
