@@ -123,7 +123,7 @@ def digest_elsewhere(environment: dict[str, str]) -> list[str]:
     return done.stdout.split()
 
 
-#: The oldest that have wheels for this Python.
+#: Older ones that have wheels for this Python.
 OLDER = ["1.26.4", "2.0.2"] if sys.version_info < (3, 13) else ["2.1.0"]
 
 
