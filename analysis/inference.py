@@ -21,6 +21,8 @@ from runs.record import LEVEL
 FIRM_PAIRS = 5
 #: X is near Y if they are at most so many points apart.
 MARGIN = 1.0
+#: Below this p a variance is no longer pooled, as in ISO 5725-2.
+OUTLYING = 0.01
 
 
 @cache
@@ -191,6 +193,22 @@ def two_way(values: Any) -> TwoWay:
     between = (of_seeds - variance) / rows
     p = special.fdtrc(seeds - 1, freedom, of_seeds / variance)
     return TwoWay(math.sqrt(variance), freedom, float(between / (between + variance)), float(p))
+
+
+def outlying(variances: Any, freedoms: Any) -> Any:
+    """Which variances are too large to be pooled with the others: by the test of Cochran (1941) at 1%, for
+    unequal counts as 't Lam (2010) has it, again until none is. freedoms: of each."""
+    variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
+    out = ~(freedoms > 0)
+    while (~out).sum() > 1:
+        rest = (freedoms * ~out).sum() - freedoms
+        with np.errstate(invalid="ignore", divide="ignore"):
+            others = (np.where(out, 0, variances * freedoms).sum() - variances * freedoms) / rest
+            p = np.where(out, 1, special.fdtrc(freedoms, rest, variances / others) * (~out).sum())
+        if p.min() >= OUTLYING:
+            break
+        out[p.argmin()] = True
+    return out & (freedoms > 0)
 
 
 def holm(p: Any) -> Any:

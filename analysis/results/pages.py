@@ -17,7 +17,7 @@ import pandas as pd
 from analysis import figures
 from analysis.figures.figure import COLOURS, Figure, Part, look, svg
 from analysis.frame import cells, chosen, every_variant, in_cells, pairs, reported, reported_cells, runs
-from analysis.inference import FIRM_PAIRS, MARGIN, Mean, TwoWay, holm, mean_of, two_way
+from analysis.inference import FIRM_PAIRS, MARGIN, Mean, TwoWay, holm, mean_of, outlying, two_way
 from analysis.notes import odd
 from analysis.others import EPOCHS, EXACT, NAMED, SOURCES, others, setting
 from analysis.paper import GLUE, NAMES, numbers
@@ -202,14 +202,16 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     of comparisons, whether a row's best rate is at an end (^), the metrics, what counts all the same."""
     found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
     trials = reported(runs[runs.kind == "trial"])
-    compared, pooled_over, lines = list[tuple[Any, Mean]](), dict[str, TwoWay](), list[dict[str, Entry]]()
+    compared, pooled_over, lines = list[tuple[Any, Mean]](), dict[str, Any](), list[dict[str, Entry]]()
     for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
         here = in_cells(shown, of_task)
-        both, many = pairs(here, "vera"), pooled(here)
-        pooled_over |= {task: many} if many else {}
+        both, alone = pairs(here, "vera"), apart(here)
+        if many := pooled(here[~here.row.isin(alone)]):
+            names = of_task.label[of_task.row.isin(alone)]
+            pooled_over[task] = many._asdict() | {"apart": sorted(names)}
         for cell in of_task.sort_values("parameters", kind="stable").itertuples():
             mean = mean_of(-both[both.row_other == cell.row].difference)
-            if many and mean.freedom > 0 and not here[here.row == cell.row].collapsed.any():
+            if many and mean.freedom > 0 and cell.row not in alone:
                 mean = Mean(mean.mean, many.deviation * np.sqrt(2 / (mean.freedom + 1)), many.freedom)
             compared.append((cell, mean))
     p = holm([mean.p() for _, mean in compared])
@@ -243,14 +245,22 @@ def at_end(cell: Any, trials: pd.DataFrame) -> bool:
     return len(rates) > 1 and best[0] in (rates.index[0], rates.index[-1])
 
 
+def apart(runs: pd.DataFrame) -> list[str]:
+    """The rows of one task whose variance is not pooled: with a collapsed run, or above that of the others
+    (`outlying`)."""
+    fell = runs.groupby("row").collapsed.any()
+    of = runs[~runs.row.map(fell)].groupby("row").number
+    return [*fell.index[fell], *of.var().index[outlying(of.var(), of.count() - 1)]]
+
+
 def pooled(runs: pd.DataFrame) -> TwoWay | None:
-    """The variance of a run pooled over the rows of one task: those without a collapsed run that have the
-    seeds of most; None where they are few."""
-    whole = runs[~runs.groupby("row").collapsed.transform("any").astype(bool) & (runs.parameters > 0)]
-    by_row = whole.pivot_table(index="row", columns="seed", values="number")
-    seeds = by_row.columns[by_row.notna().sum() >= MANY]
-    rows = by_row[seeds].dropna()
-    return two_way(rows) if len(rows) >= MANY and len(seeds) > 1 else None
+    """The variance of a run pooled over rows of one task, on the seeds that give it the most degrees of
+    freedom; None where rows are few."""
+    by_row = runs[runs.parameters > 0].pivot_table(index="row", columns="seed", values="number")
+    seeds = by_row.notna().sum().sort_values(ascending=False, kind="stable").index
+    rows = [by_row[seeds[:count]].dropna() for count in range(2, len(seeds) + 1)]
+    most = max(rows, key=lambda of: (len(of) - 1) * (of.shape[1] - 1), default=by_row[:0])
+    return two_way(most) if len(most) >= MANY else None
 
 
 # --- what others report

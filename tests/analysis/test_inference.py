@@ -14,6 +14,7 @@ from analysis.inference import (
     holm,
     mean_of,
     median_variance,
+    outlying,
     over_tasks,
     random_effects,
     seeds_to_decide,
@@ -244,6 +245,22 @@ def test_rows_by_seeds_are_an_analysis_of_variance_without_repetitions():
     f = 2 * values.mean(axis=0).var(ddof=1) / 0.5
     assert found.p == pytest.approx(scipy.stats.f.sf(f, 2, 2))
     assert found.correlation == pytest.approx((f - 1) / 2 / ((f - 1) / 2 + 1))
+
+
+@pytest.mark.parametrize(("rows", "runs", "critical"), [(5, 2, 0.841), (10, 5, 0.331), (20, 3, 0.270)])
+def test_a_variance_is_not_pooled_from_cochrans_published_values_on(rows, runs, critical, monkeypatch):
+    """Of the largest by the sum, at 5% (Cochran 1941)."""
+    monkeypatch.setattr("analysis.inference.OUTLYING", 0.05)
+    for share, expected in ((critical - 0.001, 0), (critical + 0.001, 1)):
+        variances = [1.0] * (rows - 1) + [share / (1 - share) * (rows - 1)]
+        found = outlying([*variances, math.nan], [runs - 1] * rows + [0])  # a single run has none
+        assert [*found] == [False] * (rows - 1) + [bool(expected), False]
+
+
+def test_of_two_far_variances_neither_hides_the_other_and_like_ones_rarely_are_far():
+    assert [*outlying([1.0] * 20 + [30.0, 40.0], [4] * 22)] == [False] * 20 + [True, True]
+    draws = np.random.default_rng(0).chisquare(4, size=(DRAWS, 60)) / 4
+    assert np.mean([outlying(of, [4] * 60).any() for of in draws]) == pytest.approx(0.01, abs=0.007)
 
 
 def test_holm_is_by_steps_and_leaves_unknown_ones_out():

@@ -268,13 +268,21 @@ def test_tries_are_of_runs_that_no_finding_of_all_runs_has(tmp_path):
 
 
 def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
-    bests = {f"row{i}": [0.7 + i / 100 + seed * (i % 3) / 500 for seed in range(3)] for i in range(11)}
+    bests = {f"row{i}": [0.7 + i / 100 + seed * (i % 3) / 500 for seed in range(3)] for i in range(18)}
     made = rows("cola", vera=(0.70, 0.71, 0.72), lora=(0.80, 0.82, 0.81), **bests)
     table, notes = rows_table(runs(ledger(*made)))
     many, lines = notes["pooled"]["cola"], {row[0]: row[5:] for row in table.texts}
-    assert (notes["compared"], many.freedom) == (12, 2 * 12)  # thirteen rows of three seeds
-    half = scipy.stats.t.ppf(0.975, 24) * many.deviation * (2 / 3) ** 0.5
+    assert (notes["compared"], many["freedom"]) == (19, 2 * 19)  # twenty rows of three seeds
+    half = scipy.stats.t.ppf(0.975, 38) * many["deviation"] * (2 / 3) ** 0.5
     assert lines["LoRA r=8"] == ["+10.0", f"{10 - half:+.1f} to {10 + half:+.1f}", "better"]
+    # Neither one more seed of ten rows nor a row that varies more than the others changes what is pooled
+    more = [small(f"row{i}", "cola", (0.7, 0.7, 0.7, 0.7))[3] for i in range(10)]
+    wild = rows("cola", wild=(0.6, 0.7, 0.8))
+    table, notes = rows_table(runs(ledger(*made, *more, *wild)))
+    assert notes["pooled"]["cola"] == many | {"apart": ["wild"]}
+    line = next(row for row in table.texts if row[0] == "wild")
+    expected = scipy.stats.ttest_rel([60, 70, 80], [70, 71, 72]).confidence_interval()
+    assert line[6] == f"{expected.low:+.1f} to {expected.high:+.1f}"
     few = rows("cola", vera=(0.7, 0.71, 0.72), lora=(0.69, 0.71, 0.70))
     table, notes = rows_table(runs(ledger(*few)))
     expected = scipy.stats.ttest_rel([69, 71, 70], [70, 71, 72]).confidence_interval()
