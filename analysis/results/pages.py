@@ -185,11 +185,11 @@ def of_study(
     texts = texts.drop(columns=alike)
     page["lines"] = grid([*texts], texts.to_numpy().tolist()) if len(texts) else []
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
+    over, by_task = over_tasks_table(every)
+    page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": by_task}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
     pictures = {f"results/{file}": svg(of) for file, of in files.items()}
-    cells = reported_cells(every)
-    page["several"] = [name for name in ("model_label", "task_label") if cells[name].nunique() > 1]
-    return page | {"cells": cells.to_dict("records")}, pictures
+    return page, pictures
 
 
 # --- the rows of a study
@@ -223,12 +223,47 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
         line |= {"median": number(cell, decimals=int(cell.digits)), "less VeRA": of_runs(mean.mean, **points)}
         line |= {"95%": of_runs(low, high=high, **points), "after Holm": NONE if math.isnan(of) else ""}
         line |= {"after Holm": "better" if mean.mean > 0 else "worse"} if of < 1 - LEVEL else {}
+        line |= {"runs": str(cell.runs), "seconds": of_runs(cell.seconds, cell.ids, form="seconds")}
         lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
     notes["ends"] = any("^" in str(line["method"]) for line in lines)
     metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
     notes["metrics"] = metrics.itertuples(index=False, name=None)
     return Table.of("", lines) if lines else Table("", [], []), notes
+
+
+def over_tasks_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
+    """What the rows of a study have more or less than VeRA over its tasks, with the 95% interval and the
+    words of Holm's correction and of two one-sided tests: a mixed model, in which rows are fixed, and tasks,
+    what a row gains on one of them and seeds random, by the analysis of variance of the rows' means over
+    seeds. Of the rows that have all tasks, but for those `apart`; with what its notes say. An empty table
+    where rows or tasks are few. runs: every variant as a row."""
+    shown = collapsed(reported(chosen(runs)))
+    shown = shown[(shown.left_out == "") & (shown.parameters > 0)]
+    of_tasks = [of for _, of in shown.groupby(["model", "task"], sort=False)]
+    shown = pd.concat([of[~of.row.isin(apart(of))] for of in of_tasks] or [shown])
+    shown = shown.assign(value=shown.number.where(~shown.less.astype(bool), -shown.number))
+    means = shown.pivot_table(index="row", columns=["model_label", "task_label"], values="value", sort=False)
+    means = means.loc[:, means.notna().sum() >= MANY].dropna()
+    tasks = [task for _, task in means.columns]
+    if len(means) < MANY or len(tasks) < 2 or "vera" not in means.index:
+        return Table("", [], []), {}
+    of = two_way(means)
+    less = means.sub(means.loc["vera"]).mean(axis=1).drop("vera")
+    mean = Mean(less, of.deviation * math.sqrt(2 / len(tasks)), of.freedom)
+    found = pd.DataFrame({"less": less, "low": mean.interval()[0], "high": mean.interval()[1]})
+    found = found.assign(near=mean.near(), firm=holm(mean.p()) < 1 - LEVEL)
+    # A row's label on a task where it stands at several settings says which
+    about = {"label": lambda of: min(of, key=len), "parameters": "first", "id": tuple}
+    found = found.join(shown.groupby("row").agg(about))
+    lines = list[dict[str, Entry]]()
+    for row in found.sort_values("parameters", kind="stable").itertuples():
+        points: Any = {"ids": row.id, "sign": True}
+        line: dict[str, Entry] = {"method": str(row.label)}
+        line |= {"less VeRA": of_runs(row.less, **points), "95%": of_runs(row.low, high=row.high, **points)}
+        line |= {"after Holm": ("better" if row.less > 0 else "worse") if row.firm else ""}
+        lines.append(line | {"near": "near" if row.near > 0 else "farther" if row.near < 0 else ""})
+    return Table.of("", lines), {"tasks": tasks, "compared": len(lines)} | of._asdict()
 
 
 def at_end(cell: Any, trials: pd.DataFrame) -> bool:

@@ -271,7 +271,7 @@ def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
     bests = {f"row{i}": [0.7 + i / 100 + seed * (i % 3) / 500 for seed in range(3)] for i in range(18)}
     made = rows("cola", vera=(0.70, 0.71, 0.72), lora=(0.80, 0.82, 0.81), **bests)
     table, notes = rows_table(runs(ledger(*made)))
-    many, lines = notes["pooled"]["cola"], {row[0]: row[5:] for row in table.texts}
+    many, lines = notes["pooled"]["cola"], {row[0]: row[5:8] for row in table.texts}
     assert (notes["compared"], many["freedom"]) == (19, 2 * 19)  # twenty rows of three seeds
     half = scipy.stats.t.ppf(0.975, 38) * many["deviation"] * (2 / 3) ** 0.5
     assert lines["LoRA r=8"] == ["+10.0", f"{10 - half:+.1f} to {10 + half:+.1f}", "better"]
@@ -287,8 +287,39 @@ def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
     table, notes = rows_table(runs(ledger(*few)))
     expected = scipy.stats.ttest_rel([69, 71, 70], [70, 71, 72]).confidence_interval()
     line = next(row for row in table.texts if row[0] == "LoRA r=8")
-    assert line[5:] == ["-1.0", f"{expected.low:+.1f} to {expected.high:+.1f}", ""]
+    assert line[5:8] == ["-1.0", f"{expected.low:+.1f} to {expected.high:+.1f}", ""]
     assert (notes["pooled"], notes["compared"], notes["ends"]) == ({}, 1, False)
+
+
+def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
+    draws = np.random.default_rng(1)
+    gains = {"vera": 0.0, "lora": 0.03} | {f"row{i}": 0.0 for i in range(10)}
+    made, means = [], {}
+    for task, level in (("cola", 0.4), ("mrpc", 0.7), ("sst2", 0.6)):
+        for row, gain in gains.items():
+            bests = level + gain + draws.normal(0, 0.001) + draws.normal(0, 0.001, 3)
+            means[row, task] = 100 * bests.mean()
+            made += small(row, task, [*bests])
+    # Two rows that count for nothing: on one task alone, and with a collapsed run
+    made += small("row10", "cola", (0.4, 0.4, 0.4)) + small("row11", "cola", (0.4, 0.4, 0.0))
+    made += small("row11", "mrpc", (0.7, 0.7, 0.7)) + small("row11", "sst2", (0.7, 0.7, 0.7))
+    table, notes = pages.over_tasks_table(runs(ledger(*made)))
+    lines = {row[0]: row[1:] for row in table.texts}
+    assert (notes["tasks"], notes["compared"], notes["freedom"]) == (["cola", "mrpc", "sst2"], 11, 11 * 2)
+    # The same by least squares: a column for each row and for each task but the first
+    names, tasks = [*gains], notes["tasks"]
+    x = [[row == of for of in names] + [task == of for of in tasks[1:]] for row, task in means]
+    x, y = np.array(x, dtype=float), np.array([*means.values()])
+    solved, squares, *_ = np.linalg.lstsq(x, y, rcond=None)
+    contrast = np.zeros(x.shape[1])
+    contrast[[names.index("lora"), names.index("vera")]] = 1, -1
+    error = (squares[0] / 22 * contrast @ np.linalg.inv(x.T @ x) @ contrast) ** 0.5
+    half = scipy.stats.t.ppf(0.975, 22) * error
+    less = contrast @ solved
+    interval = f"{less - half:+.1f} to {less + half:+.1f}"
+    assert lines["LoRA r=8"] == [f"{less:+.1f}", interval, "better", "farther"]
+    assert [line[2:] for name, line in lines.items() if name != "LoRA r=8"] == [["", "near"]] * 10
+    assert pages.over_tasks_table(runs(ledger(*made[:36])))[0].rows == []  # one task
 
 
 @pytest.mark.parametrize(("bests", "is_at_end"), [((3, 5, 4), False), ((3, 4, 5), True), ((5, 4, 3), True)])
@@ -339,7 +370,7 @@ def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(study, cap
     assert "| 1 | MiniLM, cola, 3 epochs, 3 seeds | VeRA r=1024 41.5, LoRA r=8 41.5: -0.0 " in text
     assert "| [glue_minilm](results/glue_minilm.md) | 9 | 2 | 0.0 |" in text
     text = (folder / "docs" / "results" / "glue_minilm.md").read_text()
-    order = ["Run with love.", "| VeRA r=1024^ |", "## What would change it", "Much.", "![", "## Runs"]
+    order = ["Run with love.", "| VeRA r=1024^ |", "## What would change it", "Much.", "![", "Each run, "]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     picture = folder / "docs" / "results" / "glue_minilm_metric_by_parameters_cola_minilm.svg"
     assert f"]({picture.name})" in text
