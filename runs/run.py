@@ -143,12 +143,13 @@ def with_starts(runs: list[Run]) -> list[Run]:
 def overrides_of(record: Record) -> list[str]:
     """The overrides of `python -m runs` that make a record's run again; none where it has none, as of a run
     of an older version that is not published. Of a published run a local file or folder is its name alone."""
-    words = record.get("overrides") or _of_older_records().get(record["id"])
+    words = _of_published().get(record["id"]) or record.get("overrides")
     return [*words, f"seed={record['cell']['seed']}"] if words else []
 
 
 @cache
-def _of_older_records() -> dict[str, list[str]]:
-    """Without the seed, by run, those of published records from before a record had them."""
+def _of_published() -> dict[str, list[str]]:
+    """Without the seed, by run, those of published records that have none, or whose own compose another run
+    since a recipe has changed."""
     lines = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8").splitlines()
     return {run: line["overrides"] for line in map(json.loads, lines) for run in line["runs"].split()}

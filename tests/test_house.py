@@ -40,7 +40,7 @@ SPINE = (
     *("analysis/frame.py", "analysis/beside.py", "analysis/paper.py", "analysis/tables/build.py"),
 )
 #: Lines, all of them. A change that needs more raises it.
-SPINE_LINES = 6_086
+SPINE_LINES = 6_087
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch"),

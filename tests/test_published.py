@@ -2,6 +2,7 @@
 it says."""
 
 import re
+from collections import defaultdict
 
 import pytest
 from tiers import sample
@@ -10,7 +11,7 @@ from analysis.results.__main__ import main
 from runs import identity
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import FINISHED, PUBLISHED, crossfit_of, read_study, study_folders
+from runs.record import FINISHED, PUBLISHED, crossfit_of, is_trial, read_study, study_folders
 from runs.run import overrides_of
 
 pytestmark = pytest.mark.nets
@@ -58,9 +59,15 @@ def test_no_record_tells_where_files_lay():
 
 @pytest.mark.parametrize("study", sample(STUDIES, PUBLISHED / "e2e_smollm2"), ids=lambda folder: folder.name)
 def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
-    """By the id, with the contents of model and data that the record names. Of a dozen records or so."""
-    records = [*read_study(study)]
-    for one in records[:: max(12, len(records) // 12)]:
+    """By the id, with the contents of model and data that the record names. Of a dozen records or so, and of
+    one at each of the rates that a row has had: its recipe has the last of them alone."""
+    records, rates = [*read_study(study)], defaultdict(dict)
+    for one in records:
+        if not is_trial(one["config"]):
+            cell, train = one["cell"], one["config"]["train"]
+            rates[cell["row"], cell["task"]].setdefault((train["lr"], train["lr_head"]), one)
+    several = [one for of in rates.values() if len(of) > 1 for one in of.values()]
+    for one in [*records[:: max(12, len(records) // 12)], *several]:
         monkeypatch.setattr(identity, "model_content", lambda _, of=one: of["model"])
         monkeypatch.setattr(identity, "data_content", lambda _, of=one: of["data"]["content"])
         (run,) = expand(overrides_of(one))
