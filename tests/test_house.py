@@ -22,7 +22,7 @@ FILES = {
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
-CODE_LINES = 16_398
+CODE_LINES = 16_397
 #: Of the data in tests/nets/golden.
 GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
 

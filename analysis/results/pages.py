@@ -185,7 +185,7 @@ def of_study(
     texts = texts.drop(columns=alike)
     page["lines"] = grid([*texts], texts.to_numpy().tolist()) if len(texts) else []
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
-    over, by_task = over_tasks_table(every)
+    over, by_task = over_tasks_table(page["like"])
     page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": by_task}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
     pictures = {f"results/{file}": svg(of) for file, of in files.items()}
@@ -203,9 +203,11 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
     trials = reported(runs[runs.kind == "trial"])
     compared, pooled_over, lines = list[tuple[Any, Mean]](), dict[str, Any](), list[dict[str, Entry]]()
+    like: list[int] = []  # the cells that are not apart
     for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
         here = in_cells(shown, of_task)
         both, alone = pairs(here, "vera"), apart(here)
+        like += of_task.index[~of_task.row.isin(alone)].tolist()
         if many := pooled(here[~here.row.isin(alone)]):
             names = of_task.label[of_task.row.isin(alone)]
             pooled_over[task] = many._asdict() | {"apart": sorted(names)}
@@ -226,23 +228,20 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
         line |= {"runs": str(cell.runs), "seconds": of_runs(cell.seconds, cell.ids, form="seconds")}
         lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
-    notes["ends"] = any("^" in str(line["method"]) for line in lines)
+    notes |= {"ends": any("^" in str(line["method"]) for line in lines), "like": found.loc[like]}
     metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
     notes["metrics"] = metrics.itertuples(index=False, name=None)
     return Table.of("", lines) if lines else Table("", [], []), notes
 
 
-def over_tasks_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
+def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     """What the rows of a study have more or less than VeRA over its tasks, with the 95% interval and the
     words of Holm's correction and of two one-sided tests: a mixed model, in which rows are fixed, and tasks,
     what a row gains on one of them and seeds random, by the analysis of variance of the rows' means over
-    seeds. Of the rows that have all tasks, but for those `apart`; with what its notes say. An empty table
-    where rows or tasks are few. runs: every variant as a row."""
-    shown = collapsed(reported(chosen(runs)))
-    shown = shown[(shown.left_out == "") & (shown.parameters > 0)]
-    of_tasks = [of for _, of in shown.groupby(["model", "task"], sort=False)]
-    shown = pd.concat([of[~of.row.isin(apart(of))] for of in of_tasks] or [shown])
-    shown = shown.assign(value=shown.number.where(~shown.less.astype(bool), -shown.number))
+    seeds. Of the rows that have all tasks; with what its notes say. An empty table where rows or tasks are
+    few. cells: without those `apart`."""
+    shown = cells[cells.parameters > 0]
+    shown = shown.assign(value=shown["mean"].where(~shown.less.astype(bool), -shown["mean"]))
     means = shown.pivot_table(index="row", columns=["model_label", "task_label"], values="value", sort=False)
     means = means.loc[:, means.notna().sum() >= MANY].dropna()
     tasks = [task for _, task in means.columns]
@@ -254,11 +253,11 @@ def over_tasks_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     found = pd.DataFrame({"less": less, "low": mean.interval()[0], "high": mean.interval()[1]})
     found = found.assign(near=mean.near(), firm=holm(mean.p()) < 1 - LEVEL)
     # A row's label on a task where it stands at several settings says which
-    about = {"label": lambda of: min(of, key=len), "parameters": "first", "id": tuple}
+    about = {"label": lambda of: min(of, key=len), "parameters": "first", "ids": "sum"}
     found = found.join(shown.groupby("row").agg(about))
     lines = list[dict[str, Entry]]()
     for row in found.sort_values("parameters", kind="stable").itertuples():
-        points: Any = {"ids": row.id, "sign": True}
+        points: Any = {"ids": row.ids, "sign": True}
         line: dict[str, Entry] = {"method": str(row.label)}
         line |= {"less VeRA": of_runs(row.less, **points), "95%": of_runs(row.low, high=row.high, **points)}
         line |= {"after Holm": ("better" if row.less > 0 else "worse") if row.firm else ""}
