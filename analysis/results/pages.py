@@ -180,13 +180,15 @@ def of_study(
     table, page = rows_table(every)
     # Columns that say nothing are left out, and what is the same of every row is said once
     texts = pd.DataFrame(table.texts, columns=table.header)
-    alike = [name for name in table.header[1:] if texts[name].nunique() == 1]
+    alike = [name for name in table.header[1:] if name != "task" and texts[name].nunique() == 1]
     page["alike"] = {name: texts[name][0] for name in alike if texts[name][0] not in (NONE, "")}
     texts = texts.drop(columns=alike)
-    page["lines"] = grid([*texts], texts.to_numpy().tolist()) if len(texts) else []
+    by_task = texts.groupby("task", sort=False) if len(texts) else []
+    tables = {task: of.drop(columns="task") for task, of in by_task}
+    page["tables"] = {task: grid([*of], of.to_numpy().tolist()) for task, of in tables.items()}
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
-    over, by_task = over_tasks_table(page["like"])
-    page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": by_task}
+    over, notes = over_tasks_table(page["like"])
+    page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": notes}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
     pictures = {f"results/{file}": svg(of) for file, of in files.items()}
     return page, pictures
