@@ -179,13 +179,11 @@ def of_study(
     files = {f"{folder.name}_{figure.name}.svg": figure for figure in made}
     table, page = rows_table(every)
     # Columns that say nothing are left out, and what is the same of every row is said once
-    texts = pd.DataFrame(table.texts, columns=table.header)
-    alike = [name for name in table.header[1:] if name != "task" and texts[name].nunique() == 1]
-    page["alike"] = {name: texts[name][0] for name in alike if texts[name][0] not in (NONE, "")}
-    texts = texts.drop(columns=alike)
-    by_task = texts.groupby("task", sort=False) if len(texts) else []
-    tables = {task: of.drop(columns="task") for task, of in by_task}
-    page["tables"] = {task: grid([*of], of.to_numpy().tolist()) for task, of in tables.items()}
+    texts = pd.DataFrame(table.texts, columns=table.header or ["task"]).set_index("task")
+    alike = [name for name in [*texts][1:] if texts[name].nunique() == 1]
+    page["alike"] = {name: texts[name].iloc[0] for name in alike if texts[name].iloc[0] not in (NONE, "")}
+    by_task = texts.drop(columns=alike).groupby(level=0, sort=False)
+    page["tables"] = {task: grid([*of], of.to_numpy().tolist()) for task, of in by_task}
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
     over, notes = over_tasks_table(page["like"])
     page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": notes}
