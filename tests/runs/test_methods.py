@@ -36,7 +36,7 @@ pytestmark = pytest.mark.contract
 
 #: Whose cells differ in numbers alone from those of other presets.
 LIKE = "demo figure2 figure5 peers_base randomness rank_scaling table12 table13 table2_mpnet table3_large"
-LIKE = (*LIKE.split(), "table4_llama2", "table5_large", "table6_d_init")
+LIKE = (*LIKE.split(), "near", "table4_llama2", "table5_large", "table6_d_init")
 PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(LIKE))
 #: Of texts with a head; a run of each family is in tests/nets.
 FAST = ["figure3"]
