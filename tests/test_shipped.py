@@ -254,7 +254,7 @@ def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words)
     assert record["code"]["commit"] == git("rev-parse", "HEAD").strip()  # not the project's around it
     assert record["code"]["sources"]["method"]["file"] == "vera/methods/vera.py"
     assert record["code"]["sources"]["method"]["uncommitted"] is None
-    assert "56 of glue_minilm" in outside("-m", "analysis.tables", "table2").stdout
+    assert "82 of glue_minilm" in outside("-m", "analysis.tables", "table2").stdout
     assert "from conf/recipe" in outside("-m", "analysis.tables", "table8").stdout
     (project / "own" / "method").mkdir(parents=True)
     shutil.copy(ROOT / "conf" / "method" / "vera.yaml", project / "own" / "method" / "mine.yaml")
