@@ -170,26 +170,26 @@ def of_study(
     path, finished = folder / "NOTES.md", runs[runs.kind != "failed"]
     answer, _, rest = path.read_text().strip().partition("\n\n") if path.is_file() else ("", "", "")
     change, _, details = rest.partition("\n## Details\n")
-    every = every_variant(finished, paper=True)
     # A study may compare settings of one row, such as epochs. A figure, where they would stand on top of each
     # other, has one of them
     made = [
         of for make in figures.FIGURES.values() for of in make(Part(finished, [*measures])) if len(of.data)
     ]
     files = {f"{folder.name}_{figure.name}.svg": figure for figure in made}
-    table, page = rows_table(every)
-    # Columns that say nothing are left out, and what is the same of every row is said once
+    table, page = rows_table(every_variant(finished, paper=True))
+    # Columns that say nothing are left out, and what is the same of all rows of a task is said once
     texts = pd.DataFrame(table.texts, columns=table.header or ["task"]).set_index("task")
-    alike = [name for name in [*texts][1:] if texts[name].nunique() == 1]
-    page["alike"] = {name: texts[name].iloc[0] for name in alike if texts[name].iloc[0] not in (NONE, "")}
-    by_task = texts.drop(columns=alike).groupby(level=0, sort=False)
-    page["tables"] = {task: grid([*of], of.to_numpy().tolist()) for task, of in by_task}
+    page["alike"], page["tables"] = {}, {}
+    for task, of in texts.groupby(level=0, sort=False):
+        alike = of.iloc[0, 1:][of.iloc[:, 1:].nunique() == 1]
+        page["alike"][task] = [f"{name} {text}" for name, text in alike.items() if text not in (NONE, "")]
+        of = of.drop(columns=alike.index)
+        page["tables"][task] = grid([*of], of.to_numpy().tolist())
     page |= {"name": folder.name, "answer": answer, "change": change, "details": details}
     over, notes = over_tasks_table(page["like"])
     page |= {"over": grid(over.header, over.texts) if over.rows else [], "by_task": notes}
     page |= {"figures": [(one_line(of.title), file) for file, of in files.items()]}
-    pictures = {f"results/{file}": svg(of) for file, of in files.items()}
-    return page, pictures
+    return page, {f"results/{file}": svg(of) for file, of in files.items()}
 
 
 # --- the rows of a study
@@ -207,10 +207,11 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
         here = in_cells(shown, of_task)
         both, alone = pairs(here, "vera"), apart(here)
+        if here.device.nunique() > 1:
+            of_task = of_task.assign(seconds=math.nan)  # they do not compare
         like += of_task.index[~of_task.row.isin(alone)].tolist()
         if many := pooled(here[~here.row.isin(alone)]):
-            names = of_task.label[of_task.row.isin(alone)]
-            pooled_over[task] = many._asdict() | {"apart": sorted(names)}
+            pooled_over[task] = many._asdict() | {"apart": sorted(of_task.label[of_task.row.isin(alone)])}
         for cell in of_task.sort_values("parameters", kind="stable").itertuples():
             mean = mean_of(-both[both.row_other == cell.row].difference)
             if many and mean.freedom > 0 and cell.row not in alone:
@@ -229,8 +230,7 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
         lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
     notes |= {"ends": any("^" in str(line["method"]) for line in lines), "like": found.loc[like]}
-    metrics = found.drop_duplicates(["task", "name"])[["task_label", "name"]]
-    notes["metrics"] = metrics.itertuples(index=False, name=None)
+    notes["metrics"] = found.drop_duplicates(["task", "name"])[["task_label", "name"]].to_numpy().tolist()
     return Table.of("", lines) if lines else Table("", [], []), notes
 
 
