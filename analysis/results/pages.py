@@ -341,8 +341,7 @@ def others_picture() -> Figure:
 
 def _draw_others(axes: Any, data: pd.DataFrame) -> None:
     """The cells of the paper side by side, in its order."""
-    cells = dict.fromkeys(zip(data.model, data.column, strict=True))
-    places = {cell: at for at, cell in enumerate(cells)}
+    places = {cell: n for n, cell in enumerate(dict.fromkeys(zip(data.model, data.column, strict=True)))}
     for (source, row, same), of in data.groupby(["source", "row", "same"], sort=False):
         side, how = (0.15 if row == "vera" else -0.15), {"linestyle": "none", "color": look(row)[0]}
         x = [places[key] + side for key in zip(of.model, of.column, strict=True)]

@@ -132,11 +132,12 @@ class Training(Context):
         and a loss that is not finite ends the run a step late."""
         started, state = time.monotonic(), self.state
         loss = self.step(rows)
+        state.seconds["train"] += (stepped := time.monotonic()) - started  # the report has this step
         # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs these weights.
         self.unread.append((state.step, loss, self.task.weight("train", rows)))
         state.units += len(rows) if self.task.unit == "img" else sum(self.lengths[row] for row in rows)
         self._read_losses(leave=self.behind)
-        state.seconds["train"] += time.monotonic() - started
+        state.seconds["train"] += time.monotonic() - stepped
 
     def _read_losses(self, leave: int = 0) -> None:
         """Adds the losses of the steps so far to the state, but for the last few, and reports progress."""

@@ -23,6 +23,7 @@ from runs.run import Plan, epoch_batches
 from runs.training.checkpoint import rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations, summarise
+from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
 
@@ -268,11 +269,23 @@ def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
     assert [torch.equal(first, other) for other in others] == [True, True, False]
 
 
-def test_half_precision_trains(words):
+@pytest.mark.parametrize(("cpu", "notes"), [("AVX2", 1), ("AVX512", 0)])
+def test_half_precision_trains_and_says_where_it_is_slow(words, monkeypatch, capsys, cpu, notes):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
     half, single = do([*words, "train.precision=bf16"]), trained(words)
+    assert capsys.readouterr().out.count("this CPU has no instructions for bf16") == notes
     assert half["id"] != single["id"]
     assert half["curve"]["train_loss"] == pytest.approx(single["curve"]["train_loss"], abs=0.02)
     assert half["curve"]["train_loss"] != single["curve"]["train_loss"]
+
+
+def test_the_first_step_tells_the_pace_and_what_is_left(words):
+    loop, events = begin(words), []
+    loop.report = events.append
+    train(loop)
+    first = next(event for event in events if event.get("step") == 1)
+    assert 0 < first["pace"] < 1e9
+    assert first["seconds_left"] > 0
 
 
 @torch.no_grad()
