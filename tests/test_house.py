@@ -22,7 +22,7 @@ FILES = {
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
 #: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
 #: raises it.
-CODE_LINES = 16_399
+CODE_LINES = 16_400
 #: Of the data in tests/nets/golden.
 GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
 
@@ -40,7 +40,7 @@ SPINE = (
     *("analysis/frame.py", "analysis/beside.py", "analysis/paper.py", "analysis/tables/build.py"),
 )
 #: Lines, all of them. A change that needs more raises it.
-SPINE_LINES = 6_090
+SPINE_LINES = 6_091
 #: What it may name outside itself.
 BESIDE_THE_SPINE = {
     *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch"),

@@ -166,8 +166,6 @@ def make_accelerator(run: Run) -> Accelerator:
     on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
-    if precision == "bf16" and on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        print("note: this CPU has no instructions for bf16: fp32 was 50 times as fast on one", flush=True)
     # Accelerate's settings hold for the whole process; a run before may have had others.
     AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
     # AdapterDrop leaves other adapters without a gradient in each batch.
