@@ -197,7 +197,7 @@ def of_study(
 
 def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     """Each row of a study on each task: its number, and what it has more or less than VeRA in pairs of one
-    seed, with the 95% interval and the word that Holm's correction over the whole table leaves. runs: every
+    seed, with the 95% interval; bold: firm after Holm's correction over the whole table. runs: every
     variant as a row. With what its notes say: the analysis of variance by task where it is pooled, the count
     of comparisons, whether a row's best rate is at an end (^), the metrics, what counts all the same."""
     found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
@@ -207,8 +207,8 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     for (_, task), of_task in found.groupby(["model", "task_label"], sort=False):
         here = in_cells(shown, of_task)
         both, alone = pairs(here, "vera"), apart(here)
-        if here.device.nunique() > 1:
-            of_task = of_task.assign(seconds=math.nan)  # they do not compare
+        # Seconds on several kinds of processor do not compare
+        of_task = of_task.assign(seconds=of_task.seconds if here.device.nunique() == 1 else math.nan)
         like += of_task.index[~of_task.row.isin(alone)].tolist()
         if many := pooled(here[~here.row.isin(alone)]):
             pooled_over[task] = many._asdict() | {"apart": sorted(of_task.label[of_task.row.isin(alone)])}
@@ -221,11 +221,12 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     for (cell, mean), of in zip(compared, p, strict=True):
         points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
         low, high = map(float, mean.interval())
+        less = of_runs(mean.mean, **points)
         line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
         line |= {"task": cell.task_label, "trained": count(cell)}
-        line |= {"median": number(cell, decimals=int(cell.digits)), "less VeRA": of_runs(mean.mean, **points)}
-        line |= {"95%": of_runs(low, high=high, **points), "after Holm": NONE if math.isnan(of) else ""}
-        line |= {"after Holm": "better" if mean.mean > 0 else "worse"} if of < 1 - LEVEL else {}
+        line |= {"median": number(cell, decimals=points["decimals"])}
+        line |= {"less VeRA": f"**{less}**" if of < 1 - LEVEL else less}
+        line |= {"95%": of_runs(low, high=high, **points)}
         line |= {"runs": str(cell.runs), "seconds": of_runs(cell.seconds, cell.ids, form="seconds")}
         lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
@@ -235,11 +236,11 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
 
 
 def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
-    """What the rows of a study have more or less than VeRA over its tasks, with the 95% interval and the
-    words of Holm's correction and of two one-sided tests: a mixed model, in which rows are fixed, and tasks,
-    what a row gains on one of them and seeds random, by the analysis of variance of the rows' means over
-    seeds. Of the rows that have all tasks; with what its notes say. An empty table where rows or tasks are
-    few. cells: without those `apart`."""
+    """What the rows of a study have more or less than VeRA over its tasks, with the 95% interval, bold where
+    firm after Holm's correction, and the word of two one-sided tests: a mixed model, in which rows are fixed,
+    and tasks, what a row gains on one of them and seeds random, by the analysis of variance of the rows'
+    means over seeds. Of the rows that have all tasks; with what its notes say. An empty table where rows or
+    tasks are few. cells: without those `apart`."""
     shown = cells[cells.parameters > 0]
     shown = shown.assign(value=shown["mean"].where(~shown.less.astype(bool), -shown["mean"]))
     means = shown.pivot_table(index="row", columns=["model_label", "task_label"], values="value", sort=False)
@@ -258,9 +259,9 @@ def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     lines = list[dict[str, Entry]]()
     for row in found.sort_values("parameters", kind="stable").itertuples():
         points: Any = {"ids": row.ids, "sign": True}
-        line: dict[str, Entry] = {"method": str(row.label)}
-        line |= {"less VeRA": of_runs(row.less, **points), "95%": of_runs(row.low, high=row.high, **points)}
-        line |= {"after Holm": ("better" if row.less > 0 else "worse") if row.firm else ""}
+        less = of_runs(row.less, **points)
+        line: dict[str, Entry] = {"method": str(row.label), "less VeRA": f"**{less}**" if row.firm else less}
+        line |= {"95%": of_runs(row.low, high=row.high, **points)}
         lines.append(line | {"near": "near" if row.near > 0 else "farther" if row.near < 0 else ""})
     return Table.of("", lines), {"tasks": tasks, "compared": len(lines)} | of._asdict()
 

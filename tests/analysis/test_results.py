@@ -271,10 +271,10 @@ def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
     bests = {f"row{i}": [0.7 + i / 100 + seed * (i % 3) / 500 for seed in range(3)] for i in range(18)}
     made = rows("cola", vera=(0.70, 0.71, 0.72), lora=(0.80, 0.82, 0.81), **bests)
     table, notes = rows_table(runs(ledger(*made)))
-    many, lines = notes["pooled"]["cola"], {row[0]: row[5:8] for row in table.texts}
+    many, lines = notes["pooled"]["cola"], {row[0]: row[5:7] for row in table.texts}
     assert (notes["compared"], many["freedom"]) == (19, 2 * 19)  # twenty rows of three seeds
     half = scipy.stats.t.ppf(0.975, 38) * many["deviation"] * (2 / 3) ** 0.5
-    assert lines["LoRA r=8"] == ["+10.0", f"{10 - half:+.1f} to {10 + half:+.1f}", "better"]
+    assert lines["LoRA r=8"] == ["**+10.0**", f"{10 - half:+.1f} to {10 + half:+.1f}"]
     # Neither one more seed of ten rows nor a row that varies more than the others changes what is pooled
     more = [small(f"row{i}", "cola", (0.7, 0.7, 0.7, 0.7))[3] for i in range(10)]
     wild = rows("cola", wild=(0.6, 0.7, 0.8))
@@ -287,7 +287,7 @@ def test_a_studys_rows_stand_beside_vera_by_pairs_or_by_a_pooled_variance():
     table, notes = rows_table(runs(ledger(*few)))
     expected = scipy.stats.ttest_rel([69, 71, 70], [70, 71, 72]).confidence_interval()
     line = next(row for row in table.texts if row[0] == "LoRA r=8")
-    assert line[5:8] == ["-1.0", f"{expected.low:+.1f} to {expected.high:+.1f}", ""]
+    assert line[5:7] == ["-1.0", f"{expected.low:+.1f} to {expected.high:+.1f}"]
     assert (notes["pooled"], notes["compared"], notes["ends"]) == ({}, 1, False)
 
 
@@ -317,8 +317,9 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
     half = scipy.stats.t.ppf(0.975, 22) * error
     less = contrast @ solved
     interval = f"{less - half:+.1f} to {less + half:+.1f}"
-    assert lines["LoRA r=8"] == [f"{less:+.1f}", interval, "better", "farther"]
-    assert [line[2:] for name, line in lines.items() if name != "LoRA r=8"] == [["", "near"]] * 10
+    assert lines["LoRA r=8"] == [f"**{less:+.1f}**", interval, "farther"]
+    others = [line for name, line in lines.items() if name != "LoRA r=8"]
+    assert [("**" in line[0], line[2]) for line in others] == [(False, "near")] * 10
     assert pages.over_tasks_table(rows_table(runs(ledger(*made[:36])))[1]["like"])[0].rows == []  # one task
 
 
