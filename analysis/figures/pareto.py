@@ -96,7 +96,7 @@ def of_rows(
     scores = {axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes}
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = _failed(data, scores["number"]) & ~data.frontier if "number" in scores else False
-    failed = [f"{row['label']} ({row[number]:.4g})" for row in data[data.failed].to_dict("records")]
+    failed = [f"{row.label} ({row[number]:.{int(row.digits)}f})" for _, row in data[data.failed].iterrows()]
     why = "failed (worse than the head alone, diverged, or one class), not drawn"
     foot = [f"{why}: {', '.join(failed)}"] * bool(failed)
     devices = sorted(set(in_cells(runs, found).device))

@@ -261,7 +261,7 @@ def test_a_failed_row_is_listed_beside_the_picture_and_squeezes_no_axis():
     failed, split_ = sized("delora", 9000, 0.40), sized("glora", 9000, 0.80, 0.80, 0.42)
     (figure,) = made("pareto", [*ROWS, *peers(12), *failed, *split_])
     assert [key for key, row in by_row(figure).items() if row["failed"]] == ["delora"]
-    assert any("not drawn: delora (40)" in line for line in figure.foot)
+    assert any("not drawn: delora (40.0)" in line for line in figure.foot)
     (axes,) = canvas(figure).axes
     assert 65 < axes.get_ylim()[0] < 70
     assert len(figure.data) == 18  # every row is in the data
