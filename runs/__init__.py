@@ -13,7 +13,7 @@ IMPORTED = (
     *("numpy", "omegaconf", "orjson", "pandas", "PIL", "pydantic", "pydantic_core", "pynvml", "safetensors"),
     *("scipy", "sklearn", "torch", "tqdm", "transformers", "typing_extensions", "yaml"),
 )
-INSTALL = "pip install 'vera-bench[bench]'"
+INSTALL = "pip install 'vera-bench[bench]', or in a clone: . .venv/bin/activate"
 
 
 def check() -> None:

@@ -82,7 +82,8 @@ def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(argv
     with pytest.raises(error) as raised:
         runs.check()
     text = capsys.readouterr().err if error is SystemExit else f"error: {raised.value}\n"
-    assert text.endswith(": no_such_package, nor_this. pip install 'vera-bench[bench]'\n")
+    assert ": no_such_package, nor_this. pip install 'vera-bench[bench]', " in text
+    assert text.endswith(" or in a clone: . .venv/bin/activate\n")
     assert text.count("\n") == 1
     assert error is ImportError or raised.value.code == 2
 
@@ -271,7 +272,7 @@ def test_vera_needs_three_packages_and_the_rest_says_what_it_needs(outside):
         start = f"sys.argv[:] = ['-m', 'experiment=demo']\nrunpy.run_module({module!r}, None, '__main__')"
         said = outside("-c", without + start, code=2).stderr
         assert said.startswith("error: not installed, ")
-        assert said.endswith(" pip install 'vera-bench[bench]'\n")
+        assert said.endswith(" pip install 'vera-bench[bench]', or in a clone: . .venv/bin/activate\n")
         assert said.count("\n") == 1
 
 

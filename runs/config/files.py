@@ -191,7 +191,7 @@ class Files:
         if group == "model" and "/" in name:
             mend = f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
         elif group == "method" and not mend:
-            mend = f" One of peft's classes: peft:CLASS, such as peft:{name}Config."
+            mend = f" If peft has it: peft:{name}Config."
         raise UserError(f"no {group} {name!r}.{mend} (python -m runs --help lists them)")
 
 
