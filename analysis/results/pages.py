@@ -219,20 +219,23 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
             compared.append((cell, mean))
     p = holm([mean.p() for _, mean in compared])
     for (cell, mean), of in zip(compared, p, strict=True):
-        points: Any = {"ids": cell.ids, "decimals": int(cell.digits), "sign": True}
-        low, high = map(float, mean.interval())
-        less = of_runs(mean.mean, **points)
         line = {"method": cell.label + "^" * at_end(cell, trials), "model": cell.model_label}
         line |= {"task": cell.task_label, "trained": count(cell)}
-        line |= {"median": number(cell, decimals=points["decimals"])}
-        line |= {"less VeRA": f"**{less}**" if of < 1 - LEVEL else less}
-        line |= {"95%": of_runs(low, high=high, **points)}
+        low, high = mean.interval()
+        line |= {"median": number(cell, decimals=int(cell.digits))}
+        line |= _less_vera(mean.mean, low, high, of < 1 - LEVEL, ids=cell.ids, decimals=int(cell.digits))
         line |= {"runs": str(cell.runs), "seconds": of_runs(cell.seconds, cell.ids, form="seconds")}
         lines.append(line)
     notes = {"pooled": pooled_over, "compared": int((~np.isnan(p)).sum()), "odd": odd(found)}
     notes |= {"ends": any("^" in str(line["method"]) for line in lines), "like": found.loc[like]}
     notes["metrics"] = found.drop_duplicates(["task", "name"])[["task_label", "name"]].to_numpy().tolist()
     return Table.of("", lines) if lines else Table("", [], []), notes
+
+
+def _less_vera(mean: float, low: float, high: float, firm: bool, **how: Any) -> dict[str, Entry]:
+    """The columns of a difference from VeRA, bold where it is firm, and of its interval."""
+    less = of_runs(mean, sign=True, **how)
+    return {"less VeRA": f"**{less}**" if firm else less, "95%": of_runs(low, high=high, sign=True, **how)}
 
 
 def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
@@ -258,10 +261,7 @@ def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     found = found.join(shown.groupby("row").agg(about))
     lines = list[dict[str, Entry]]()
     for row in found.sort_values("parameters", kind="stable").itertuples():
-        points: Any = {"ids": row.ids, "sign": True}
-        less = of_runs(row.less, **points)
-        line: dict[str, Entry] = {"method": str(row.label), "less VeRA": f"**{less}**" if row.firm else less}
-        line |= {"95%": of_runs(row.low, high=row.high, **points)}
+        line = {"method": str(row.label)} | _less_vera(row.less, row.low, row.high, row.firm, ids=row.ids)
         lines.append(line | {"near": "near" if row.near > 0 else "farther" if row.near < 0 else ""})
     return Table.of("", lines), {"tasks": tasks, "compared": len(lines)} | of._asdict()
 
