@@ -1,5 +1,6 @@
-"""What the build adds to the four packages: conf/, as runs/conf, and runs/build.json, the commit of the code
-and whether files differ from it. An editable install gets neither: its clone has both."""
+"""What the build adds to the four packages: conf/, as runs/conf, and runs/build.json,
+the commit of the code and whether files differ from it. An editable install gets
+neither: its clone has both."""
 
 import json
 import subprocess
@@ -30,21 +31,27 @@ class Hook(BuildHookInterface):
             file.write_text(json.dumps(state) + "\n", encoding="utf-8")
             added[str(file)] = "runs/build.json"
 
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+    def finalize(
+        self, version: str, build_data: dict[str, Any], artifact_path: str
+    ) -> None:
         """Removes the file that is in the wheel now."""
         if hasattr(self, "folder"):
             self.folder.cleanup()
 
 
 def _git_state(root: Path) -> dict[str, Any] | None:
-    """The commit, and whether files differ from it; None where no repository tracks this folder."""
+    """The commit, and whether files differ from it; None where no repository tracks
+    this folder."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "pyproject.toml")  # else the repository around it is another's
+        # else the repository around it is another's
+        git("ls-files", "--error-unmatch", "pyproject.toml")
         changed = git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
-"""What the site (mkdocs.yml) has beside the files of docs/: README.md as its first page, with what was found,
-CONTRIBUTING.md, CHANGELOG.md, a script with which the search works from the disk, a page of the API reference
-for each package, from the docstrings, and the published records: as a table with its card, and the report."""
+"""What the site (mkdocs.yml) has beside the files of docs/: README.md as its first
+page, with what was found, CONTRIBUTING.md, CHANGELOG.md, a script with which the search
+works from the disk, a page of the API reference for each package, from the docstrings,
+and the published records: as a table with its card, and the report."""
 
 import io
 import re
@@ -23,19 +24,49 @@ ROOT = Path(__file__).parents[1]
 #: Page -> the modules whose public names it shows.
 API = {
     "vera": [
-        *("vera.methods.contract", "vera.methods.layers", "vera.methods.adapted", "vera.methods.vera"),
+        *(
+            "vera.methods.contract",
+            "vera.methods.layers",
+            "vera.methods.adapted",
+            "vera.methods.vera",
+        ),
         *("vera.methods.lora", "vera.methods.adapter", "vera.methods.plain"),
         *("vera.methods.peft", "vera.sites", "vera.projections"),
-        *("vera.adapter_file", "vera.peft_format", "vera.serving", "vera.base_weights", "vera.errors"),
+        *(
+            "vera.adapter_file",
+            "vera.peft_format",
+            "vera.serving",
+            "vera.base_weights",
+            "vera.errors",
+        ),
     ],
-    "tasks": ["tasks", "tasks.base", "tasks.text", "tasks.metrics", "tasks.e2e_metrics", "tasks.fetch"],
+    "tasks": [
+        "tasks",
+        "tasks.base",
+        "tasks.text",
+        "tasks.metrics",
+        "tasks.e2e_metrics",
+        "tasks.fetch",
+    ],
     "runs": [
         *("runs.record", "runs.record.schema", "runs.record.ledger", "runs.config"),
         *("runs.config.schema", "runs.identity", "runs.training.context"),
-        *("runs.training.loop", "runs.training.result", "runs.sweep.sweep", "runs.command", "runs.errors"),
+        *(
+            "runs.training.loop",
+            "runs.training.result",
+            "runs.sweep.sweep",
+            "runs.command",
+            "runs.errors",
+        ),
     ],
     "analysis": [
-        *("analysis.frame", "analysis.beside", "analysis.render", "analysis.paper", "analysis.inference"),
+        *(
+            "analysis.frame",
+            "analysis.beside",
+            "analysis.render",
+            "analysis.paper",
+            "analysis.inference",
+        ),
         "analysis.stats",
     ],
 }
@@ -45,7 +76,8 @@ Results that others ran and sent as one file ([how](statistics.md#a-zip)). Each 
 data, counts and curves agree, as far as a record tells. They are in no table, verdict or finding of this
 project, but where `community=true` asks for them.
 """
-#: Wide enough for code of 95 columns; tables are narrow, so that they need no scrolling.
+#: Wide enough for code of 95 columns; tables are narrow, so that they need no
+#: scrolling.
 STYLE = """.md-grid { max-width: 75rem }
 .md-typeset pre > code { font-size: .72em }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
@@ -56,27 +88,41 @@ LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 
 def on_config(config: MkDocsConfig) -> None:
     """The project's address, where pyproject.toml has one."""
-    config.repo_url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get(
-        "Repository"
+    config.repo_url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "urls"
+    ].get("Repository")
+
+
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    return re.sub(
+        r"(git clone |git\+)URL\b", rf"\1{config.repo_url or 'URL'}", markdown
     )
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return re.sub(r"(git clone |git\+)URL\b", rf"\1{config.repo_url or 'URL'}", markdown)
-
-
 def community() -> str:
-    """The page of others' results. Their words are code, in which nothing is Markdown or HTML."""
-    text, frame = COMMUNITY, runs(read_ledger(ROOT / "none of one's own", published=False, community=True))
+    """The page of others' results. Their words are code, in which nothing is Markdown
+    or HTML."""
+    text, frame = (
+        COMMUNITY,
+        runs(read_ledger(ROOT / "none of one's own", published=False, community=True)),
+    )
     for folder in study_folders(community=True):
         of = frame[frame.origin == f"community/{folder.name}"]
-        parts = [(folder / "NOTES.md").read_text(), *map(markdown, made("", of, whose=folder.name))]
-        text += f"\n## {folder.name}\n\n" + "\n".join(indent(part, "    ", bool) + "\n" for part in parts)
+        parts = [
+            (folder / "NOTES.md").read_text(),
+            *map(markdown, made("", of, whose=folder.name)),
+        ]
+        text += f"\n## {folder.name}\n\n" + "\n".join(
+            indent(part, "    ", bool) + "\n" for part in parts
+        )
     return text
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages. Links into docs/ lose that folder: the site has its pages at the top."""
+    """Adds the pages. Links into docs/ lose that folder: the site has its pages at the
+    top."""
 
     def add(path: str, content: str | bytes) -> None:
         files.append(File.generated(config, path, content=content))
@@ -84,18 +130,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     text = (ROOT / "docs" / "results.md").read_text()
     found = re.search(r"^What these studies found.*?^!\[[^\n]*$", text, re.M | re.S)
     if not found:
-        raise ValueError("docs/results.md does not begin with what was found: make results")
+        raise ValueError(
+            "docs/results.md does not begin with what was found: make results"
+        )
     first, start, rest = (ROOT / "README.md").read_text().partition("\n```sh\n")
     add(
         "index.md",
-        f"{first}\n## What was found\n\n{found[0]}\n\n## Start\n{start}{rest}".replace("](docs/", "]("),
+        f"{first}\n## What was found\n\n{found[0]}\n\n## Start\n{start}{rest}".replace(
+            "](docs/", "]("
+        ),
     )
     add("site.css", STYLE)
     add("iframe-worker.js", (ROOT / ".ci" / "iframe-worker.js").read_text())
     for name in LINKED:
         add(name, (ROOT / name).read_text().replace("](docs/", "]("))
     for package, modules in API.items():
-        add(f"api/{package}.md", "\n\n".join([f"# {package}", *(f"::: {name}" for name in modules)]) + "\n")
+        add(
+            f"api/{package}.md",
+            "\n\n".join([f"# {package}", *(f"::: {name}" for name in modules)]) + "\n",
+        )
     published = read_ledger(ROOT / "none of one's own")
     frame, parquet = flat(published), io.BytesIO()
     frame.to_parquet(parquet)

@@ -1,9 +1,8 @@
 """constraints.txt: the versions that CI ran.
 
-`python .ci/versions.py` writes it from the environment that it runs in, which make setup has made and CI has
-added Ray and lm-eval to (make constraints); with --check it says where that environment differs, and changes
-nothing.
-"""
+`python .ci/versions.py` writes it from the environment that it runs in, which make
+setup has made and CI has added Ray and lm-eval to (make constraints); with --check it
+says where that environment differs, and changes nothing."""
 
 import sys
 from importlib import metadata
@@ -23,35 +22,57 @@ HEADER = """\
 
 def installed() -> dict[str, str]:
     """name -> version of every package here, but for pip and this project."""
-    found = {canonicalize_name(of.name): Version(of.version).public for of in metadata.distributions()}
+    found = {
+        canonicalize_name(of.name): Version(of.version).public
+        for of in metadata.distributions()
+    }
     return {name: found[name] for name in sorted({*found} - {"pip", PROJECT})}
 
 
 def pinned() -> dict[str, str]:
     """name -> version, as the file has them."""
     lines = FILE.read_text(encoding="utf-8").splitlines()
-    return {name: version for name, equals, version in (line.partition("==") for line in lines) if equals}
+    return {
+        name: version
+        for name, equals, version in (line.partition("==") for line in lines)
+        if equals
+    }
 
 
 def main(words: list[str]) -> int:
     found = installed()
     if words == ["--check"]:
         wanted = pinned()
-        differ = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+        differ = [
+            name
+            for name in sorted({*wanted, *found})
+            if wanted.get(name) != found.get(name)
+        ]
         for name in differ:
             here, there = found.get(name, "none"), wanted.get(name, "none")
             print(f"{name}: {here} is installed, {there} in constraints.txt")
         mend = ": make constraints writes what is installed" if differ else ""
-        print(f"{len({*wanted} - {*differ})} of {len(wanted)} packages as in constraints.txt{mend}")
+        print(
+            f"{len({*wanted} - {*differ})} of {len(wanted)} packages as in constraints.txt{mend}"
+        )
         return 0
     needs = map(Requirement, metadata.requires(PROJECT) or ())
-    if missing := [one.name for one in needs if canonicalize_name(one.name) not in {*found, PROJECT}]:
+    if missing := [
+        one.name
+        for one in needs
+        if canonicalize_name(one.name) not in {*found, PROJECT}
+    ]:
         extras = "bench,dev,ray,lm-eval"
-        print(f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[{extras}]'")
+        print(
+            f"error: {missing[0]} is not installed: .venv/bin/python -m pip install -e '.[{extras}]'"
+        )
         return 2
     python = ".".join(map(str, sys.version_info[:2]))
     lines = [f"{name}=={version}\n" for name, version in found.items()]
-    FILE.write_text(HEADER.format(python=python, platform=sys.platform) + "".join(lines), encoding="utf-8")
+    FILE.write_text(
+        HEADER.format(python=python, platform=sys.platform) + "".join(lines),
+        encoding="utf-8",
+    )
     print(f"{FILE.name}: {len(lines)} packages")
     return 0
 

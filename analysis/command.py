@@ -1,4 +1,5 @@
-"""How the commands of this room open records, and the settings that choose among them."""
+"""How the commands of this room open records, and the settings that choose among
+them."""
 
 import sys
 from collections.abc import Callable
@@ -18,13 +19,19 @@ from runs.record import Ledger, Record, read_sweep, sweep_names
 class Chosen(OfRecords):
     """Settings of a command that shows a part of the records."""
 
-    sweep: str | None = setting(None, "the runs of this sweep, by its name (last: the newest)")
+    sweep: str | None = setting(
+        None, "the runs of this sweep, by its name (last: the newest)"
+    )
     model: str | None = setting(None, "these models alone (a,b)")
     task: str | None = setting(None, "these tasks alone (a,b)")
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
     seed: str | None = setting(None, "these seeds alone (0,1)")
-    published: bool = setting(True, "below your own runs, what the project has published")
-    community: bool = setting(False, "and what others have handed in, as rows with their names")
+    published: bool = setting(
+        True, "below your own runs, what the project has published"
+    )
+    community: bool = setting(
+        False, "and what others have handed in, as rows with their names"
+    )
 
     @property
     def chooses(self) -> bool:
@@ -36,7 +43,9 @@ class Chosen(OfRecords):
 class OfVariants(Chosen):
     """Settings of a command that shows one variant of a row, or each."""
 
-    all: bool = setting(False, "every variant of a row (other rates, other data), not one alone")
+    all: bool = setting(
+        False, "every variant of a row (other rates, other data), not one alone"
+    )
 
 
 def words(text: str | None) -> tuple[str, ...]:
@@ -51,17 +60,23 @@ def row_name(word: str) -> str:
 
 
 def open_ledger(output: str, published: bool = True, community: bool = False) -> Ledger:
-    """The records of a folder and, unless switched off, the published ones. Warnings about unreadable
-    records, and about a folder without records, go to stderr."""
+    """The records of a folder and, unless switched off, the published ones. Warnings
+    about unreadable records, and about a folder without records, go to stderr."""
     ledger = command.open_ledger(output, published, community)
     if "ours" not in ledger.origin.values():
-        others = ": only what the project has published is shown" if ledger.records else ""
-        print(f"note: no records of your own in {output}/records yet{others}", file=sys.stderr)
+        others = (
+            ": only what the project has published is shown" if ledger.records else ""
+        )
+        print(
+            f"note: no records of your own in {output}/records yet{others}",
+            file=sys.stderr,
+        )
     return ledger
 
 
 def open_chosen(settings: Chosen) -> Ledger:
-    """The part of the records that the settings choose. Raises UserError for a name that no record has."""
+    """The part of the records that the settings choose. Raises UserError for a name
+    that no record has."""
     ledger = open_ledger(settings.output, settings.published, settings.community)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
@@ -71,45 +86,85 @@ def open_chosen(settings: Chosen) -> Ledger:
         existing = sorted({str(record["cell"][key]) for record in ledger})
         for name in names:
             if name not in existing:
-                near = did_you_mean(name, existing) or f" There are: {', '.join(existing) or 'none'}"
-                raise UserError(f"no records of {'method' if key == 'row' else key} {name!r}.{near}")
-    return only(ledger, lambda one, _: all(str(one["cell"][key]) in of[key] for key in of if of[key]))
+                near = (
+                    did_you_mean(name, existing)
+                    or f" There are: {', '.join(existing) or 'none'}"
+                )
+                raise UserError(
+                    f"no records of {'method' if key == 'row' else key} {name!r}.{near}"
+                )
+    return only(
+        ledger,
+        lambda one, _: all(str(one["cell"][key]) in of[key] for key in of if of[key]),
+    )
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
-    """The runs of a sweep that were done here, and the published ones of the same rows, models and tasks."""
+    """The runs of a sweep that were done here, and the published ones of the same rows,
+    models and tasks."""
     names = sweep_names(output)
     if name == "last" and names:
         name = names[0]
     if name not in names:
-        near = did_you_mean(name, names) or f" There are: {', '.join(names[:20]) or 'none'}"
+        near = (
+            did_you_mean(name, names)
+            or f" There are: {', '.join(names[:20]) or 'none'}"
+        )
         raise UserError(f"no sweep {name!r} in {output}/sweeps.{near}")
     ids = read_sweep(output, name)
     if missing := sum(ledger.origin.get(run) != "ours" for run in ids):
-        print(f"note: {missing} of the {len(ids)} runs of {name} have no record here yet", file=sys.stderr)
+        print(
+            f"note: {missing} of the {len(ids)} runs of {name} have no record here yet",
+            file=sys.stderr,
+        )
 
     def cell(record: Record) -> list[Any]:
         return [record["cell"][key] for key in ("model", "task", "row")]
 
     alike = [cell(ledger.records[run]) for run in ids if run in ledger.records]
-    return only(ledger, lambda one, origin: one["id"] in ids if origin == "ours" else cell(one) in alike)
+    return only(
+        ledger,
+        lambda one, origin: (
+            one["id"] in ids if origin == "ours" else cell(one) in alike
+        ),
+    )
 
 
 def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
-    """The records that `keep` takes, by what they are and where from ("ours", or a study), with the measures
-    of no other."""
-    records = {i: one for i, one in ledger.records.items() if keep(one, ledger.origin.get(i, "ours"))}
-    published = {i: (study, one) for i, (study, one) in ledger.published.items() if keep(one, study)}
+    """The records that `keep` takes, by what they are and where from ("ours", or a
+    study), with the measures of no other."""
+    records = {
+        i: one
+        for i, one in ledger.records.items()
+        if keep(one, ledger.origin.get(i, "ours"))
+    }
+    published = {
+        i: (study, one)
+        for i, (study, one) in ledger.published.items()
+        if keep(one, study)
+    }
     others = ledger.records.keys() - records.keys()
-    measures = {i: m for i, m in ledger.measures.items() if not others & {one["id"] for one in m["of"]}}
+    measures = {
+        i: m
+        for i, m in ledger.measures.items()
+        if not others & {one["id"] for one in m["of"]}
+    }
     return replace(ledger, records=records, measures=measures, published=published)
 
 
-def own_and_published(ledger: Ledger, frame: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of this machine, and the published ones. A run that was done here and is published, too, is in
-    both, with the record of each. frame: the ledger's runs, where they are at hand."""
+def own_and_published(
+    ledger: Ledger, frame: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of this machine, and the published ones. A run that was done here and is
+    published, too, is in both, with the record of each. frame: the ledger's runs, where
+    they are at hand."""
     frame = runs(ledger) if frame is None else frame
-    own, origin = frame.origin == "ours", {run: study for run, (study, _) in ledger.published.items()}
-    twice = runs(Ledger({run: one for run, (_, one) in ledger.published.items()}, origin))
+    own, origin = (
+        frame.origin == "ours",
+        {run: study for run, (study, _) in ledger.published.items()},
+    )
+    twice = runs(
+        Ledger({run: one for run, (_, one) in ledger.published.items()}, origin)
+    )
     others = [of for of in (frame[~own], twice) if len(of)] or [twice]
     return chosen(frame[own]), chosen(pd.concat(others, ignore_index=True))

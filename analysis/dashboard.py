@@ -1,11 +1,12 @@
-"""Logs the tables to Weights & Biases, with a workspace that shows them and the curves of their cells.
+"""Logs the tables to Weights & Biases, with a workspace that shows them and the curves
+of their cells.
 
     python -m analysis.dashboard entity=TEAM project=NAME      (make dashboard)
 
-A table is logged as the records give it; a panel for each model and task has the dev metric by epoch, a line
-a cell. Saved again, the workspace replaces what was saved before. What a run is called in W&B, and under
-which names its numbers are there, is in runs/tracking.py.
-"""
+A table is logged as the records give it; a panel for each model and task has the dev
+metric by epoch, a line a cell. Saved again, the workspace replaces what was saved
+before. What a run is called in W&B, and under which names its numbers are there, is in
+runs/tracking.py."""
 
 import contextlib
 import os
@@ -33,12 +34,18 @@ def logged_tables(ledger: Ledger) -> dict[str, Table]:
     frame, found = runs(ledger), dict[str, Table]()
     for name in TABLES:
         parts = made(name, frame)
-        found |= {f"tables/{name}" + f"_{i}" * (len(parts) > 1): of for i, of in enumerate(parts, 1)}
+        found |= {
+            f"tables/{name}" + f"_{i}" * (len(parts) > 1): of
+            for i, of in enumerate(parts, 1)
+        }
     return {key: table for key, table in found.items() if table.ids}
 
 
-def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: str) -> Any:
-    """The workspace (wandb_workspaces.workspaces.Workspace): the tables, and each cell's curves."""
+def workspace(
+    ledger: Ledger, tables: dict[str, Table], entity: str, project: str
+) -> Any:
+    """The workspace (wandb_workspaces.workspaces.Workspace): the tables, and each
+    cell's curves."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -46,44 +53,69 @@ def workspace(ledger: Ledger, tables: dict[str, Table], entity: str, project: st
     for key, table in tables.items():
         shown.append(wr.MarkdownPanel(markdown=table.title, layout=low))
         shown.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
-    cells = sorted({(record["cell"]["model"], record["cell"]["task"]) for record in ledger})
+    cells = sorted(
+        {(record["cell"]["model"], record["cell"]["task"]) for record in ledger}
+    )
     alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
-    alike |= {"x": "epoch", "groupby_rangefunc": "minmax", "max_runs_to_show": RUNS_SHOWN}
+    alike |= {
+        "x": "epoch",
+        "groupby_rangefunc": "minmax",
+        "max_runs_to_show": RUNS_SHOWN,
+    }
     curves: list[Any] = [
-        wr.LinePlot(title=f"{task}, {model}: dev metric", y=[f"{cell_key(model, task)}/dev"], **alike)
+        wr.LinePlot(
+            title=f"{task}, {model}: dev metric",
+            y=[f"{cell_key(model, task)}/dev"],
+            **alike,
+        )
         for model, task in cells
     ]
-    wide, name = ws.SectionLayoutSettings(columns=1, rows=2), "vera-bench: the paper's tables"
-    first = ws.Section(name="Tables from records", panels=shown, is_open=True, layout_settings=wide)
-    second = ws.Section(name="Curves (W&B's medians over its runs)", panels=curves, is_open=True)
+    wide, name = (
+        ws.SectionLayoutSettings(columns=1, rows=2),
+        "vera-bench: the paper's tables",
+    )
+    first = ws.Section(
+        name="Tables from records", panels=shown, is_open=True, layout_settings=wide
+    )
+    second = ws.Section(
+        name="Curves (W&B's medians over its runs)", panels=curves, is_open=True
+    )
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
         sections=[first, second],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
-        runset_settings=ws.RunsetSettings(filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]),
+        runset_settings=ws.RunsetSettings(
+            filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]
+        ),
     )
 
 
 def check_account() -> None:
-    """Raises UserError where nobody is logged in, or the server does not answer: wandb would retry for many
-    minutes. Sets wandb quiet and online for the rest of this process."""
+    """Raises UserError where nobody is logged in, or the server does not answer: wandb
+    would retry for many minutes. Sets wandb quiet and online for the rest of this
+    process."""
     import wandb
 
     os.environ |= {"WANDB_MODE": "online", "WANDB_SILENT": "true"}
     url = str(wandb.setup().settings.base_url).rstrip("/")
     if not wandb.login(prompt=False, verify=False):
-        raise UserError(f"not logged in to {url}. Run `wandb login`, or set WANDB_API_KEY")
+        raise UserError(
+            f"not logged in to {url}. Run `wandb login`, or set WANDB_API_KEY"
+        )
     try:
         urllib.request.urlopen(url, timeout=10).close()
     except (OSError, ValueError) as error:
         if getattr(error, "code", 500) >= 500:  # below: an answer, such as "not found"
-            raise UserError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from None
+            raise UserError(
+                f"{url} cannot be reached ({getattr(error, 'reason', error)})"
+            ) from None
 
 
 def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
-    """Logs the tables, and saves the workspace in place of the one saved before. Returns its address."""
+    """Logs the tables, and saves the workspace in place of the one saved before.
+    Returns its address."""
     import wandb
     import wandb_workspaces.workspaces as ws
 
@@ -96,13 +128,27 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
         before = ws.Workspace.from_url(remembered.read_text().strip())
         if (before.entity, before.project) == (entity, project):
             before.name, before.sections = saved.name, saved.sections
-            before.settings, before.runset_settings = saved.settings, saved.runset_settings
+            before.settings, before.runset_settings = (
+                saved.settings,
+                saved.runset_settings,
+            )
             saved = before
     if tables:  # always in one run of W&B: a panel would join the tables of several
-        about: dict[str, Any] = {"id": TABLES_RUN, "name": "tables: medians over seeds", "tags": ["tables"]}
-        about |= {"entity": entity, "project": project, "dir": output, "settings": quiet_settings()}
+        about: dict[str, Any] = {
+            "id": TABLES_RUN,
+            "name": "tables: medians over seeds",
+            "tags": ["tables"],
+        }
+        about |= {
+            "entity": entity,
+            "project": project,
+            "dir": output,
+            "settings": quiet_settings(),
+        }
         with wandb.init(job_type="tables", resume="allow", **about) as run:
-            run.log({key: wandb.Table([*of.header], of.texts) for key, of in tables.items()})
+            run.log(
+                {key: wandb.Table([*of.header], of.texts) for key, of in tables.items()}
+            )
     saved.save()
     write_atomically(remembered, f"{saved.url}\n")
     return str(saved.url)
@@ -112,8 +158,12 @@ def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
 class Settings(OfRecords):
     """Where the workspace goes."""
 
-    entity: str | None = setting(None, "the user or team it belongs to (WANDB_ENTITY, or the user's own)")
-    project: str | None = setting(None, "the project that runs are sent to (WANDB_PROJECT, or vera-bench)")
+    entity: str | None = setting(
+        None, "the user or team it belongs to (WANDB_ENTITY, or the user's own)"
+    )
+    project: str | None = setting(
+        None, "the project that runs are sent to (WANDB_PROJECT, or vera-bench)"
+    )
 
 
 def main(arguments: list[str]) -> int:

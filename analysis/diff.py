@@ -1,7 +1,8 @@
-"""Two records side by side: what differs and by how much, in configuration, versions, curve, result and cost.
+"""Two records side by side: what differs and by how much, in configuration, versions,
+curve, result and cost.
 
-    python -m analysis.diff ID          a run of this machine, and the published record of the same id
-    python -m analysis.diff ID ID       any two
+    python -m analysis.diff ID a run of this machine, and the published record of the
+    same id python -m analysis.diff ID ID any two
 
 An id may be cut short.
 """
@@ -21,7 +22,14 @@ from runs.errors import UserError
 from runs.record import Record, without_paths
 
 #: Where files lie and what a run was called, which are no differences between runs.
-IGNORED: tuple[str, ...] = ("schema.", "id.", "label.", "tries.", "cell.paper.", "overrides.")
+IGNORED: tuple[str, ...] = (
+    "schema.",
+    "id.",
+    "label.",
+    "tries.",
+    "cell.paper.",
+    "overrides.",
+)
 IGNORED += ("config.output.", "config.recipe.", "config.debug.")
 
 
@@ -32,14 +40,21 @@ def main(arguments: list[str]) -> int:
     whose = ledger.origin[first["id"]]
     if not rest and first["id"] not in ledger.published:
         where = "has not run here" if whose != "ours" else "is not published"
-        raise UserError(f"{first['id']} {where}: name the run that it is compared with, too")
-    others, second = (ledger.origin[rest[0]["id"]], rest[0]) if rest else ledger.published[first["id"]]
+        raise UserError(
+            f"{first['id']} {where}: name the run that it is compared with, too"
+        )
+    others, second = (
+        (ledger.origin[rest[0]["id"]], rest[0])
+        if rest
+        else ledger.published[first["id"]]
+    )
     print(markdown(compared(first, second, (whose, others))))
     return 0
 
 
 def compared(first: Record, second: Record, origins: tuple[str, str]) -> Table:
-    """The table of two records: a row for each difference. origins: where they come from."""
+    """The table of two records: a row for each difference. origins: where they come
+    from."""
     both = first, second
     a, b = (leaves(without_paths(of)) for of in both)
     rows: list[list[Entry]] = [
@@ -49,13 +64,24 @@ def compared(first: Record, second: Record, origins: tuple[str, str]) -> Table:
     ]
     whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
     names = [f"{record['id']} ({of})" for record, of in zip(both, whose, strict=True)]
-    labels = [f"{label_of(of)} on {of['label']['task']}, seed {of['cell']['seed']}" for of in both]
-    notes = [f"Reported: {_reported(a)}; {_reported(b)}. Differences are the second less the first."]
-    return Table(" beside ".join(dict.fromkeys(labels)), ["what", *names, "difference"], rows, notes)
+    labels = [
+        f"{label_of(of)} on {of['label']['task']}, seed {of['cell']['seed']}"
+        for of in both
+    ]
+    notes = [
+        f"Reported: {_reported(a)}; {_reported(b)}. Differences are the second less the first."
+    ]
+    return Table(
+        " beside ".join(dict.fromkeys(labels)),
+        ["what", *names, "difference"],
+        rows,
+        notes,
+    )
 
 
 def leaves(of: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a record by dotted keys; a list of plain values, such as a curve, is one of them."""
+    """The values of a record by dotted keys; a list of plain values, such as a curve,
+    is one of them."""
     found = dict[str, Any]()
     for key, value in of.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -70,12 +96,14 @@ def _reported(of: Mapping[str, Any]) -> str:
     if "result.metric" not in of:
         return "no result"
     epoch = of["result.reported"]
-    return f"{of['result.metric']} {_word(of.get(f'result.{epoch}'))} at the {epoch} epoch"
+    return (
+        f"{of['result.metric']} {_word(of.get(f'result.{epoch}'))} at the {epoch} epoch"
+    )
 
 
 def _difference(a: Any, b: Any) -> str:
-    """The second value less the first, and over it, or the largest difference of two lists, infinite where
-    one of them lacks a number; "" where they are no numbers."""
+    """The second value less the first, and over it, or the largest difference of two
+    lists, infinite where one of them lacks a number; "" where they are no numbers."""
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return f"{len(a)} and {len(b)} values"
@@ -85,13 +113,21 @@ def _difference(a: Any, b: Any) -> str:
             apart = np.abs(y[differ] - x[differ])
             largest = np.where(np.isnan(apart), math.inf, apart).max(initial=0)
             return f"at most {largest:.3g}, {differ.sum()} of {len(a)} differ"
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in (a, b)):
+    if not all(
+        type(value) in (int, float) and math.isfinite(value) for value in (a, b)
+    ):
         return ""
     return f"{b - a:+.4g}" + (f" ({b / a:.2f}x)" if a else "")
 
 
 def _word(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else "null" if value is None else str(value)
+    text = (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else "null"
+        if value is None
+        else str(value)
+    )
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

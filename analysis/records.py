@@ -3,8 +3,9 @@
     python -m analysis.records out=runs.parquet        (.csv, .json)
     python -m analysis.records task=mrpc method=vera   as CSV on the screen
 
-Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed; left_out says why a run is
-in no cell), and the run's configuration under config. Published runs have their study as origin."""
+Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed;
+left_out says why a run is in no cell), and the run's configuration under config.
+Published runs have their study as origin."""
 
 import sys
 from dataclasses import dataclass
@@ -28,18 +29,24 @@ FORMS = (".parquet", ".csv", ".json")
 class Settings(Chosen):
     """Which runs are written, and where."""
 
-    out: str | None = setting(None, f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen)")
+    out: str | None = setting(
+        None, f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen)"
+    )
 
 
 def flat(ledger: Ledger) -> pd.DataFrame:
-    """The runs of a ledger with numbers, names and flags alone: deviations as one text, the configuration
-    in columns of its own."""
+    """The runs of a ledger with numbers, names and flags alone: deviations as one text,
+    the configuration in columns of its own."""
     frame = runs(ledger).drop(columns=NESTED)
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
     frame["left_out"] = frame.left_out.replace("", "no")
     frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
-    config = pd.json_normalize([{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger])
-    config = config.map(lambda value: str(value) if isinstance(value, list | dict) else value)
+    config = pd.json_normalize(
+        [{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger]
+    )
+    config = config.map(
+        lambda value: str(value) if isinstance(value, list | dict) else value
+    )
     return frame.join(config.add_prefix("config.").convert_dtypes()).convert_dtypes()
 
 
@@ -59,7 +66,9 @@ def main(arguments: list[str]) -> int:
     if path.suffix == ".parquet":
         frame.to_parquet(path)
     else:
-        write_atomically(path, csv if path.suffix == ".csv" else frame.to_json(orient="records"))
+        write_atomically(
+            path, csv if path.suffix == ".csv" else frame.to_json(orient="records")
+        )
     print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
     return 0
 

@@ -1,1 +1,2 @@
-"""Speed beside peft and transformers, outside the product. The command is __main__.py."""
+"""Speed beside peft and transformers, outside the product. The command is
+__main__.py."""

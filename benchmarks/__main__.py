@@ -1,14 +1,17 @@
-"""The cost of VeRA beside peft and the base model: ratios over interleaved rounds, in one process.
+"""The cost of VeRA beside peft and the base model: ratios over interleaved rounds, in
+one process.
 
-python -m benchmarks               training steps of RoBERTa-base, and memory: under 5 minutes on 2 cores
-python -m benchmarks serving       64 adapters in one batch (full=true: 10,000 resident, more lengths)
-python -m benchmarks decoding      beam search for E2E beside transformers' own, GPT-2 small (full=true:
-                                   medium, too)
-python -m benchmarks contention    a run beside busy processes, by how OpenMP's threads wait: five minutes
-                                   (full=true: three rounds)
+python -m benchmarks training steps of RoBERTa-base, and memory: under 5 minutes on 2
+    cores
+python -m benchmarks serving 64 adapters in one batch (full=true: 10,000 resident, more
+    lengths)
+python -m benchmarks decoding beam search for E2E beside transformers' own, GPT-2 small
+                                   (full=true: medium, too)
+python -m benchmarks contention a run beside busy processes, by how OpenMP's threads
+                                   wait: five minutes (full=true: three rounds)
 
-Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on a GPU; no dropout.
-"""
+Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on
+a GPU; no dropout."""
 
 import json
 import time
@@ -23,14 +26,21 @@ from runs.command import Common, entry_point, one_of, read, setting
 from runs.provenance import code_state, machine, versions
 from runs.record import write_atomically
 
-PARTS = {"training": training, "serving": serving, "decoding": decoding, "contention": contention}
+PARTS = {
+    "training": training,
+    "serving": serving,
+    "decoding": decoding,
+    "contention": contention,
+}
 
 
 @dataclass(frozen=True)
 class Settings(Common):
     """Settings of the command."""
 
-    full: bool = setting(False, "every model, length and variant, which takes longer than five minutes")
+    full: bool = setting(
+        False, "every model, length and variant, which takes longer than five minutes"
+    )
     output: str = setting("outputs", "the tables go to bench/ in this folder")
 
 
@@ -38,10 +48,19 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[PART]")
     name = one_of("part", "".join(line.names) or "training", PARTS)
     rows = PARTS[name](line.settings.full)
-    origin = {"machine": machine(torch.device(DEVICE)), "threads": torch.get_num_threads()}
-    origin |= {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "code": code_state()}
+    origin = {
+        "machine": machine(torch.device(DEVICE)),
+        "threads": torch.get_num_threads(),
+    }
+    origin |= {
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "code": code_state(),
+    }
     text, folder = markdown(rows), Path(line.settings.output) / "bench"
-    write_atomically(folder / f"{name}.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n")
+    write_atomically(
+        folder / f"{name}.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n"
+    )
     write_atomically(folder / f"{name}.md", text + "\n")
     print(f"{text}\n\nThe numbers behind it: {folder / name}.json")
     return 0

@@ -1,21 +1,25 @@
-"""Serves many adapters over HTTP, VeRA's and LoRA's: requests for different ones are answered in one batch.
+"""Serves many adapters over HTTP, VeRA's and LoRA's: requests for different ones are
+answered in one batch.
 
-    pip install -e '.[serve]'
-    python examples/serve.py --model FOLDER 'outputs/runs/*'              # under the ids of the runs
-    python examples/serve.py --model FOLDER films=outputs/runs/ID ...     # under a name
+    pip install -e '.[serve]' python examples/serve.py --model FOLDER 'outputs/runs/*' #
+    under the ids of the runs python examples/serve.py --model FOLDER
+    films=outputs/runs/ID ... # under a name
     curl localhost:8000/classify -H 'content-type: application/json' \
       -d '{"adapter": "films", "text": "A lovely film."}'
 
-A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names of the classes, which
-answers have (numbers where it has no names). An adapter without a head uses the base model's. If that has
-none either, the server leaves the adapter out, and refuses requests that name no adapter.
+A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names
+of the classes, which answers have (numbers where it has no names). An adapter without a
+head uses the base model's. If that has none either, the server leaves the adapter out,
+and refuses requests that name no adapter.
 
-SIGHUP (kill -HUP) reads the folders again: new, changed and gone adapters. With a token in VERA_SERVE_TOKEN
-or --token-file, `PUT /adapters/NAME {"folder": ...}` and `DELETE /adapters/NAME` change them over HTTP. A
-request keeps the adapter that it began with, and a damaged adapter leaves the one that was there.
+SIGHUP (kill -HUP) reads the folders again: new, changed and gone adapters. With a token
+in VERA_SERVE_TOKEN or --token-file, `PUT /adapters/NAME {"folder": ...}` and `DELETE
+/adapters/NAME` change them over HTTP. A request keeps the adapter that it began with,
+and a damaged adapter leaves the one that was there.
 
-Requests that arrive while a batch is computed form the next one: there is no timer, and no delay without
-load. A full queue answers 503, a body over a megabyte 413. Questions need no token: put a login before it.
+Requests that arrive while a batch is computed form the next one: there is no timer, and
+no delay without load. A full queue answers 503, a body over a megabyte 413. Questions
+need no token: put a login before it.
 """
 
 import argparse
@@ -60,16 +64,24 @@ ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
 
 
 class Question(BaseModel, extra="forbid"):
-    adapter: str | None = Field(None, max_length=255, description="its name; null: the base model")
+    adapter: str | None = Field(
+        None, max_length=255, description="its name; null: the base model"
+    )
     text: str = Field(max_length=100_000)
     text_pair: str | None = Field(None, max_length=100_000)
 
 
 class Answer(BaseModel):
     adapter: str | None = Field(description="who answered; null: the base model")
-    label: str | int | None = Field(None, description="the class's name, or its number where it has none")
-    probabilities: dict[str, float] | list[float] | None = Field(None, description="by name, or in order")
-    score: float | None = Field(None, description="the number of a regression, in place of a class")
+    label: str | int | None = Field(
+        None, description="the class's name, or its number where it has none"
+    )
+    probabilities: dict[str, float] | list[float] | None = Field(
+        None, description="by name, or in order"
+    )
+    score: float | None = Field(
+        None, description="the number of a regression, in place of a class"
+    )
 
 
 class Health(BaseModel):
@@ -79,26 +91,41 @@ class Health(BaseModel):
 
 
 class Source(BaseModel, extra="forbid"):
-    folder: str = Field(max_length=4096, description="of an adapter, below --adapters-root")
+    folder: str = Field(
+        max_length=4096, description="of an adapter, below --adapters-root"
+    )
 
 
 def load(folder: str) -> tuple[Any, Any, bool]:
-    """The base model, its tokenizer, and whether it has a trained head of its own. Raises OSError, ValueError
-    or SafetensorError where the folder holds no such model."""
-    model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    """The base model, its tokenizer, and whether it has a trained head of its own.
+    Raises OSError, ValueError or SafetensorError where the folder holds no such
+    model."""
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
     for tensor in [*model.parameters(), *model.buffers()]:
-        # transformers maps the file: writing to it would change answers, cutting it would kill the server.
+        # transformers maps the file: writing to it would change answers, cutting it
+        # would kill the server.
         tensor.data = tensor.data.clone()
-    return model.eval(), AutoTokenizer.from_pretrained(folder), not report["missing_keys"]
+    return (
+        model.eval(),
+        AutoTokenizer.from_pretrained(folder),
+        not report["missing_keys"],
+    )
 
 
 def sharing(base: Any, output: str, labels: int) -> Any:
-    """A copy with the same weights in memory, but for its last layer, which gets so many outputs."""
+    """A copy with the same weights in memory, but for its last layer, which gets so
+    many outputs."""
     model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if labels != base.config.num_labels:
         layer = model.get_submodule(output.rpartition(".")[0])
         for name, p in list(layer.named_parameters(recurse=False)):
-            setattr(layer, name, nn.Parameter(p.new_zeros(labels, *p.shape[1:]), requires_grad=False))
+            setattr(
+                layer,
+                name,
+                nn.Parameter(p.new_zeros(labels, *p.shape[1:]), requires_grad=False),
+            )
     return model
 
 
@@ -113,31 +140,53 @@ class Resident:
 
 
 class Registry:
-    """The adapters by name. Those of one method with equal settings and as many labels are on one model; all
-    models share the base model's weights. Any thread may call a method."""
+    """The adapters by name. Those of one method with equal settings and as many labels
+    are on one model; all models share the base model's weights. Any thread may call a
+    method."""
 
-    def __init__(self, base: Any, own_head: bool, words: Sequence[str] = (), root: Path | None = None):
-        """own_head: the base model answers, too. words: [NAME=]FOLDER, for `read`. root: for `put`."""
+    def __init__(
+        self,
+        base: Any,
+        own_head: bool,
+        words: Sequence[str] = (),
+        root: Path | None = None,
+    ):
+        """own_head: the base model answers, too. words: [NAME=]FOLDER, for `read`.
+        root: for `put`."""
         self.base, self.own_head, self.words, self.root = base, own_head, words, root
         self.output = list(head_parameters(base))[-1]  # (labels, ...)
         labels = base.config.id2label
         # transformers calls a class without a name LABEL_1
-        classes = None if labels.get(0) == "LABEL_0" else [labels[i] for i in range(len(labels))]
+        classes = (
+            None
+            if labels.get(0) == "LABEL_0"
+            else [labels[i] for i in range(len(labels))]
+        )
         self.alone = Resident(vera.Adapters(base), None, classes, {})
         self.models: dict[str, vera.Adapters] = {}  # by method, settings and labels
         self.residents: dict[str, Resident] = {}
         self.added: dict[str, Path] = {}  # the folders of `put`
         self.changing = threading.RLock()  # one change of the adapters at a time
-        self.computing = ThreadPoolExecutor(1)  # has the models, which take one call at a time, in this order
+        # has the models, which take one call at a time, in this order
+        self.computing = ThreadPoolExecutor(1)
         self.ordering = threading.Lock()  # of an adapter with what is submitted for it
 
     def read(self) -> None:
-        """Reads the folders: adds new and changed adapters, removes those that are gone. One that cannot be
-        read leaves what was there, and a line on stderr says why."""
+        """Reads the folders: adds new and changed adapters, removes those that are
+        gone. One that cannot be read leaves what was there, and a line on stderr says
+        why."""
         with self.changing:
-            words = [path for word in self.words for path in sorted(glob.glob(word)) or [word]]
+            words = [
+                path
+                for word in self.words
+                for path in sorted(glob.glob(word)) or [word]
+            ]
             # The command line's folder again where that of `put` is gone
-            self.added = {name: of for name, of in self.added.items() if os.path.isfile(of / ADAPTER)}
+            self.added = {
+                name: of
+                for name, of in self.added.items()
+                if os.path.isfile(of / ADAPTER)
+            }
             wanted, before = dict(map(named_folder, words)) | self.added, self.residents
             for name in before:
                 if name not in wanted or not os.path.isfile(wanted[name] / ADAPTER):
@@ -145,7 +194,8 @@ class Registry:
             for name, folder in wanted.items():
                 try:
                     (self.put if name in self.added else self.add)(name, folder)
-                except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links
+                except (OSError, ValueError, RuntimeError) as error:
+                    # also an AdapterError, a loop of links
                     kept = "left as it was" if name in self.residents else "left out"
                     print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
             others = {*before.items()} ^ {*self.residents.items()}
@@ -153,9 +203,12 @@ class Registry:
             report({name for name, _ in others} if before else (), "changed")
 
     def put(self, name: str, folder: str | Path) -> None:
-        """`add`, for a folder that with its files is below the root once links are resolved."""
+        """`add`, for a folder that with its files is below the root once links are
+        resolved."""
         if self.root is None:
-            raise vera.AdapterError("started without --adapters-root: no folder is read")
+            raise vera.AdapterError(
+                "started without --adapters-root: no folder is read"
+            )
         inside = (self.root / folder).resolve()
         paths = inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()
         if not all(self.root.resolve() in path.parents for path in paths):
@@ -165,8 +218,9 @@ class Registry:
             self.added[name] = inside
 
     def add(self, name: str, folder: Path) -> None:
-        """Serves a folder's adapter under a name, in place of another one. Raises AdapterError or OSError,
-        with nothing changed, where it does not fit. For `read` and `put`."""
+        """Serves a folder's adapter under a name, in place of another one. Raises
+        AdapterError or OSError, with nothing changed, where it does not fit. For `read`
+        and `put`."""
         hashes = check_record(folder)
         if name in self.residents and self.residents[name].hashes == hashes:
             return
@@ -174,12 +228,15 @@ class Registry:
         if ADAPTER not in hashes:  # a run of the head alone, of all weights, or a trial
             raise vera.AdapterError(f"{folder}: no {ADAPTER}")
         if not (self.own_head or head):
-            raise vera.AdapterError(f"{folder}: no {HEAD}, nor a head in the base model")
+            raise vera.AdapterError(
+                f"{folder}: no {HEAD}, nor a head in the base model"
+            )
         labels, classes = self.base.config.num_labels, self.alone.classes
         if head:
             shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
             labels, classes = shape[0] if shape else labels, vera.read_classes(head)
-        settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}  # which may differ
+        # which may differ
+        settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}
         kind, key = f"{labels} {sorted(settings.items())}", secrets.token_hex(8)
         if (adapters := self.models.get(kind)) is None:  # nothing is computed by it yet
             adapters = vera.Adapters(sharing(self.base, self.output, labels))
@@ -190,10 +247,13 @@ class Registry:
         self.replace(name, Resident(adapters, key, classes, hashes))
 
     def replace(self, name: str, successor: Resident | None = None) -> bool:
-        """Whether there was an adapter of this name. It leaves its model after the requests that have it."""
+        """Whether there was an adapter of this name. It leaves its model after the
+        requests that have it."""
         with self.changing, self.ordering:
             before = self.residents.get(name)
-            self.residents = {n: r for n, r in (self.residents | {name: successor}).items() if r}
+            self.residents = {
+                n: r for n, r in (self.residents | {name: successor}).items() if r
+            }
             self.added.pop(name, None)
             if before:
                 self.computing.submit(before.adapters.remove, before.key)
@@ -203,7 +263,10 @@ class Registry:
 def report(names: Collection[str], where: str) -> None:
     """Prints how many adapters there are, and the first of their names."""
     shown = ", ".join(map(ascii, sorted(names)[:5])) + ", ..." * (len(names) > 5)
-    print(f"{len(names)} adapter{'s' * (len(names) != 1)} {where}: {shown or 'none'}", flush=True)
+    print(
+        f"{len(names)} adapter{'s' * (len(names) != 1)} {where}: {shown or 'none'}",
+        flush=True,
+    )
 
 
 def named_folder(word: str) -> tuple[str, Path]:
@@ -215,26 +278,44 @@ def named_folder(word: str) -> tuple[str, Path]:
 
 
 def check_record(folder: Path) -> dict[str, str]:
-    """The hashes of a folder's files. Raises AdapterError where the run's record, if any, has others."""
+    """The hashes of a folder's files. Raises AdapterError where the run's record, if
+    any, has others."""
     path = folder.resolve().parent.parent / "records" / f"{folder.resolve().name}.json"
     named: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no record, or an older one
+    # no record, or an older one
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         named = dict(json.loads(path.read_bytes())["files"])
     files = [folder / name for name in (ADAPTER, HEAD)]
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    hashes = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }
     for name, digest in hashes.items():
         if named.get(name, digest) != digest:
-            raise vera.AdapterError(f"{folder / name}: not the file that the run's record names")
+            raise vera.AdapterError(
+                f"{folder / name}: not the file that the run's record names"
+            )
     return hashes
 
 
 def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastAPI:
-    """The application around a registry; token: of those who may change its adapters."""
+    """The application around a registry; token: of those who may change its
+    adapters."""
     waiting: deque[tuple[Question, Resident, asyncio.Future[Answer]]] = deque()
     # RoBERTa's and MPNet's positions begin after the padding index
-    tables = [m for name, m in registry.base.named_modules() if name.endswith("position_embeddings")]
-    first = 1 + next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), -1)
-    limit = min(tokenizer.model_max_length, registry.base.config.max_position_embeddings - first)
+    tables = [
+        m
+        for name, m in registry.base.named_modules()
+        if name.endswith("position_embeddings")
+    ]
+    first = 1 + next(
+        (m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None),
+        -1,
+    )
+    limit = min(
+        tokenizer.model_max_length, registry.base.config.max_position_embeddings - first
+    )
 
     def answer(question: Question, resident: Resident, outputs: torch.Tensor) -> Answer:
         if len(outputs) == 1:
@@ -242,15 +323,25 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
         row, classes = outputs.softmax(-1).tolist(), resident.classes
         label = (classes or range(len(row)))[int(outputs.argmax())]
         probabilities = dict(zip(classes, row, strict=True)) if classes else row
-        return Answer(adapter=question.adapter, label=label, probabilities=probabilities)
+        return Answer(
+            adapter=question.adapter, label=label, probabilities=probabilities
+        )
 
     def compute(work: Sequence[tuple[Question, Resident]]) -> list[Answer | Exception]:
         """The answers of one model. A question that cannot be computed fails alone."""
         adapters = work[0][1].adapters
-        names = {"adapter_names": [resident.key for _, resident in work]} if len(adapters) else {}
+        names = (
+            {"adapter_names": [resident.key for _, resident in work]}
+            if len(adapters)
+            else {}
+        )
         try:
-            # Each text is tokenised by itself, then padded: one request cannot change another's answer.
-            tokens = [tokenizer(q.text, q.text_pair, truncation=True, max_length=limit) for q, _ in work]
+            # Each text is tokenised by itself, then padded: one request cannot change
+            # another's answer.
+            tokens = [
+                tokenizer(q.text, q.text_pair, truncation=True, max_length=limit)
+                for q, _ in work
+            ]
             batch = tokenizer.pad(tokens, return_tensors="pt").to(registry.base.device)
             with torch.inference_mode():
                 logits = adapters.model(**batch, **names).logits.float().cpu()
@@ -259,18 +350,28 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
             return [error] if len(work) == 1 else [compute([one])[0] for one in work]
 
     def answer_waiting() -> None:
-        """A batch of those that wait. Each request submits this once, which answers it at the latest."""
+        """A batch of those that wait. Each request submits this once, which answers it
+        at the latest."""
         batch = [waiting.popleft() for _ in range(min(len(waiting), LARGEST_BATCH))]
         app.state.batches.append(len(batch))
         for adapters in {resident.adapters: None for _, resident, _ in batch}:
             alike = [one for one in batch if one[1].adapters is adapters]
-            futures, answers = [one[2] for one in alike], compute([one[:2] for one in alike])
+            futures, answers = (
+                [one[2] for one in alike],
+                compute([one[:2] for one in alike]),
+            )
             futures[0].get_loop().call_soon_threadsafe(deliver, futures, answers)
 
-    def deliver(futures: Sequence[asyncio.Future[Answer]], answers: Sequence[Answer | Exception]) -> None:
+    def deliver(
+        futures: Sequence[asyncio.Future[Answer]], answers: Sequence[Answer | Exception]
+    ) -> None:
         for future, own in zip(futures, answers, strict=True):
             if not future.done():  # somebody waits for it still
-                (future.set_exception if isinstance(own, Exception) else future.set_result)(own)
+                (
+                    future.set_exception
+                    if isinstance(own, Exception)
+                    else future.set_result
+                )(own)
 
     app = FastAPI(title="VeRA adapters", max_body_size=LARGEST_BODY)
     app.state.batches, app.state.waiting = deque(maxlen=1000), waiting  # to look at
@@ -278,13 +379,19 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
 
     @app.exception_handler(RequestValidationError)
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
-        """FastAPI's own answer repeats the input, which fails for NaN and lone surrogates: not JSON."""
-        problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
+        """FastAPI's own answer repeats the input, which fails for NaN and lone
+        surrogates: not JSON."""
+        problems = [
+            {key: problem[key] for key in ("loc", "msg", "type")}
+            for problem in error.errors()
+        ]
         return JSONResponse({"detail": problems}, 422)
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", adapters=len(registry.residents), waiting=len(waiting))
+        return Health(
+            status="ok", adapters=len(registry.residents), waiting=len(waiting)
+        )
 
     @app.get("/adapters")
     async def names() -> list[str]:
@@ -292,36 +399,56 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
         if token is None:
-            raise HTTPException(403, "this server has no token: nobody changes its adapters over HTTP")
+            raise HTTPException(
+                403, "this server has no token: nobody changes its adapters over HTTP"
+            )
         scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode("latin-1"), token.encode()):
-            raise HTTPException(401, "not this server's token", {"WWW-Authenticate": "Bearer"})
+        if scheme.lower() != "bearer" or not secrets.compare_digest(
+            given.encode("latin-1"), token.encode()
+        ):
+            raise HTTPException(
+                401, "not this server's token", {"WWW-Authenticate": "Bearer"}
+            )
 
     @app.put("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
     def put(name: str, source: Source) -> None:
         try:
             registry.put(name, source.folder)
             report([name], "from PUT")
-        except (OSError, ValueError, RuntimeError) as error:  # also an AdapterError, a loop of links, a NUL
+        except (OSError, ValueError, RuntimeError) as error:
+            # also an AdapterError, a loop of links, a NUL
             raise HTTPException(422, first_line(error)) from None
 
     @app.delete("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
     def delete(name: str) -> None:
         if not registry.replace(name):
-            raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
+            raise HTTPException(
+                404, f"no adapter {name!r}: GET /adapters lists those here"
+            )
         report([name], "taken by DELETE")
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer:
         if question.adapter is None and not registry.own_head:
-            raise HTTPException(422, "name an adapter: GET /adapters lists them (the base model has no head)")
+            raise HTTPException(
+                422,
+                "name an adapter: GET /adapters lists them (the base model has no head)",
+            )
         if len(waiting) >= LONGEST_QUEUE:
-            raise HTTPException(503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"})
+            raise HTTPException(
+                503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"}
+            )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         with registry.ordering:
-            resident = registry.alone if (name := question.adapter) is None else registry.residents.get(name)
+            resident = (
+                registry.alone
+                if (name := question.adapter) is None
+                else registry.residents.get(name)
+            )
             if resident is None:
-                raise HTTPException(404, f"no adapter {name!r}: GET /adapters lists those here")
+                raise HTTPException(
+                    404, f"no adapter {name!r}: GET /adapters lists those here"
+                )
             waiting.append((question, resident, future))
             registry.computing.submit(answer_waiting)
         return await future
@@ -330,31 +457,70 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
 
 
 def main() -> None:
-    form = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = form.add_argument
-    add("folders", nargs="*", metavar="[NAME=]FOLDER", help="runs, or a quoted pattern for SIGHUP to expand")
-    add("--model", required=True, help="the base model's folder, or its name on the hub")
-    add("--adapters-root", type=Path, help="the folder below which PUT may name folders (none: no PUT)")
-    add("--token-file", type=Path, help="has the token of PUT and DELETE (else VERA_SERVE_TOKEN; or none)")
-    add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one")
-    add("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
-    add("--port", type=int, default=8000, help="the port to listen at (8000; 0: a free one)")
+    add(
+        "folders",
+        nargs="*",
+        metavar="[NAME=]FOLDER",
+        help="runs, or a quoted pattern for SIGHUP to expand",
+    )
+    add(
+        "--model", required=True, help="the base model's folder, or its name on the hub"
+    )
+    add(
+        "--adapters-root",
+        type=Path,
+        help="the folder below which PUT may name folders (none: no PUT)",
+    )
+    add(
+        "--token-file",
+        type=Path,
+        help="has the token of PUT and DELETE (else VERA_SERVE_TOKEN; or none)",
+    )
+    add(
+        "--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one"
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen at (127.0.0.1: this machine alone)",
+    )
+    add(
+        "--port",
+        type=int,
+        default=8000,
+        help="the port to listen at (8000; 0: a free one)",
+    )
     options = form.parse_args()
-    transformers_logging.set_verbosity_error()  # it would report a missing head; the adapters have heads
+    # it would report a missing head; the adapters have heads
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:  # there may be no such file, model or device
         token = options.token_file.read_text().strip() if options.token_file else None
         model, tokenizer, own_head = load(options.model)
         model.to(device)
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
         sys.exit(f"error: --model {options.model} on {device}: {first_line(error)}")
     registry = Registry(model, own_head, options.folders, options.adapters_root)
-    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=registry.read).start())
+    signal.signal(
+        signal.SIGHUP, lambda *_: threading.Thread(target=registry.read).start()
+    )
     registry.read()
     if not (registry.residents or options.adapters_root):
         sys.exit("error: no adapter to serve")
-    app = build(registry, tokenizer, token or os.environ.get("VERA_SERVE_TOKEN") or None)
+    app = build(
+        registry, tokenizer, token or os.environ.get("VERA_SERVE_TOKEN") or None
+    )
     uvicorn.run(app, host=options.host, port=options.port, access_log=False)
 
 

@@ -12,8 +12,8 @@ python -m runs rerun=0123456789ab                                  a run by its 
 python -m runs --cfg job task=cola                                 the configuration, without running
 python -m runs --help task=mrpc                                    groups, keys and values, of this task
 
-vera-bench is the same command under a name that a shell can complete (vera-bench -sc install=bash).
-"""
+vera-bench is the same command under a name that a shell can complete (vera-bench -sc
+install=bash)."""
 
 import sys
 
@@ -35,7 +35,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.command import COMPOSING, Line, as_word, entry_point, find_record, open_ledger, read, setting
+from runs.command import (
+    COMPOSING,
+    Line,
+    as_word,
+    entry_point,
+    find_record,
+    open_ledger,
+    read,
+    setting,
+)
 from runs.config import CONF, GROUPS, Files, read_command
 from runs.config.expand import read_grid
 from runs.config.files import ERRORS, READS, dotted, key_of, row_word, without_hydra
@@ -45,21 +54,52 @@ from runs.run import overrides_of, with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 
-#: Of a published run these have a name, and no longer the path of the machine that did it.
-LOCAL = ("model.path", "task.data_dir", "task.train_file", "task.dev_file", "task.mt_bench_dir")
+#: Of a published run these have a name, and no longer the path of the machine that did
+#: it.
+LOCAL = (
+    "model.path",
+    "task.data_dir",
+    "task.train_file",
+    "task.dev_file",
+    "task.mt_bench_dir",
+)
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 #: Hydra's options.
 OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
-    ("-h", "--help"): {"action": "store_true", "help": "this text; with task=NAME, the keys of that choice"},
-    ("-c", "--cfg"): {"choices": ("job", "hydra", "all"), "help": "print the configuration, and run nothing"},
-    ("-p", "--package"): {"metavar": "KEY", "help": "with --cfg: a part of it, such as train"},
-    ("--resolve",): {"action": "store_true", "help": "with --cfg: without interpolations"},
-    ("-i", "--info"): {"choices": _INFO, "nargs": "?", "const": "all", "help": "what Hydra does"},
+    ("-h", "--help"): {
+        "action": "store_true",
+        "help": "this text; with task=NAME, the keys of that choice",
+    },
+    ("-c", "--cfg"): {
+        "choices": ("job", "hydra", "all"),
+        "help": "print the configuration, and run nothing",
+    },
+    ("-p", "--package"): {
+        "metavar": "KEY",
+        "help": "with --cfg: a part of it, such as train",
+    },
+    ("--resolve",): {
+        "action": "store_true",
+        "help": "with --cfg: without interpolations",
+    },
+    ("-i", "--info"): {
+        "choices": _INFO,
+        "nargs": "?",
+        "const": "all",
+        "help": "what Hydra does",
+    },
     **COMPOSING,
-    ("-sc", "--shell-completion"): {"action": "store_true", "help": "install=bash (or zsh, fish)"},
+    ("-sc", "--shell-completion"): {
+        "action": "store_true",
+        "help": "install=bash (or zsh, fish)",
+    },
     ("--hydra-help",): {"action": "store_true", "help": "Hydra's own help"},
-    ("--version",): {"action": "version", "version": _VERSION, "help": "of this program and of Hydra"},
+    ("--version",): {
+        "action": "version",
+        "version": _VERSION,
+        "help": "of this program and of Hydra",
+    },
 }
 
 
@@ -67,14 +107,19 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
 class Settings:
     """The settings of python -m runs that are no keys of the configuration."""
 
-    rerun: str | None = setting(None, "the id of a run, or its beginning: its overrides before those here")
-    sources: bool = setting(False, "with --cfg job: each value, and where it comes from")
+    rerun: str | None = setting(
+        None, "the id of a run, or its beginning: its overrides before those here"
+    )
+    sources: bool = setting(
+        False, "with --cfg job: each value, and where it comes from"
+    )
 
 
 def main(arguments: list[str]) -> int:
     if rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    if port := os.environ.get("MASTER_PORT"):  # each of them composes: shuffle() gives all the same order
+    # each of them composes: shuffle() gives all the same order
+    if port := os.environ.get("MASTER_PORT"):
         random.seed(port)
     words = "groups, keys and values, as below; a list makes a sweep"
     line = read(arguments, Settings, overrides=words, options=OPTIONS)
@@ -83,9 +128,16 @@ def main(arguments: list[str]) -> int:
     if answered(line):
         return 0
     command, wanted = read_command(line.overrides, line.config_dir), line.settings.rerun
-    if wanted and wanted not in (found := identify(command.runs, {})) and None not in found:
-        print(f"note: this is another run than {wanted}: its settings, data or model are others")
-    again = command.runs if command.launch.redo else []  # without the runs that only others need
+    if (
+        wanted
+        and wanted not in (found := identify(command.runs, {}))
+        and None not in found
+    ):
+        print(
+            f"note: this is another run than {wanted}: its settings, data or model are others"
+        )
+    # without the runs that only others need
+    again = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
     if note := agent_note(runs):
         print(note)
@@ -93,18 +145,23 @@ def main(arguments: list[str]) -> int:
 
 
 def repeated(line: Line[Settings], name: str) -> Line[Settings]:
-    """The line with the overrides of the run whose id begins with `name`, but for keys that it has itself.
-    Raises UserError for an unknown run, or one whose overrides are not known."""
+    """The line with the overrides of the run whose id begins with `name`, but for keys
+    that it has itself. Raises UserError for an unknown run, or one whose overrides are
+    not known."""
     given = {key_of(word): word.partition("=")[2] for word in line.overrides}
     output = given.get("output", "outputs")
     record = find_record(open_ledger(output), name, output)
     if not (words := overrides_of(record)):
         where = f"{output}/runs/{record['id']}/overrides.yaml"
-        raise UserError(f"run {record['id']}: its record is older than overrides in records. See {where}")
+        raise UserError(
+            f"run {record['id']}: its record is older than overrides in records. See {where}"
+        )
     kept = [word for word in words if key_of(word) not in given]
     for key, _, path in (word.partition("=") for word in kept):
         if key in LOCAL and path != "null" and not Path(path.strip("'\"")).exists():
-            raise UserError(f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is")
+            raise UserError(
+                f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is"
+            )
     settings = replace(line.settings, rerun=record["id"])
     return replace(line, overrides=(*kept, *line.overrides), settings=settings)
 
@@ -113,9 +170,12 @@ def repeated(line: Line[Settings], name: str) -> Line[Settings]:
 
 
 def answered(line: Line[Settings]) -> bool:
-    """Prints what an option asks for; returns whether there was one. Raises UserError for a mistake."""
+    """Prints what an option asks for; returns whether there was one. Raises UserError
+    for a mistake."""
     asked = line.options
-    if ({"--package", "--resolve"} & asked.keys() or line.settings.sources) and "--cfg" not in asked:
+    if (
+        {"--package", "--resolve"} & asked.keys() or line.settings.sources
+    ) and "--cfg" not in asked:
         raise UserError("--package, --resolve and sources=true are for --cfg job")
     if not asked.keys() - {"--config-dir", "--multirun"}:
         return False
@@ -125,11 +185,15 @@ def answered(line: Line[Settings]) -> bool:
             if "--shell-completion" in asked:
                 hydra.shell_completion("config", [*line.overrides])
             elif "--hydra-help" in asked:
-                hydra.hydra_help("config", get_args_parser(), get_args_parser().parse_args([]))
+                hydra.hydra_help(
+                    "config", get_args_parser(), get_args_parser().parse_args([])
+                )
             else:
                 _print(line, files, hydra)
         except ERRORS as error:
-            raise UserError(f"{' '.join(asked)}: {' '.join(str(error).split())}") from None
+            raise UserError(
+                f"{' '.join(asked)}: {' '.join(str(error).split())}"
+            ) from None
     return True
 
 
@@ -141,41 +205,74 @@ def _print(line: Line[Settings], files: Files, hydra: Any) -> None:
         print(f"note: of {count} runs the first one", file=sys.stderr)
     overrides = (*cells[0], *filter(None, seeds[:1]))
     cfg = files.compose(overrides)
-    hydra.compose_config = lambda *_, **__: cfg  # for Hydra to print: with the recipe as its row sees it
-    if package not in (None, "_global_") and OmegaConf.select(cfg, package, default=files) is files:
+    # for Hydra to print: with the recipe as its row sees it
+    hydra.compose_config = lambda *_, **__: cfg
+    if (
+        package not in (None, "_global_")
+        and OmegaConf.select(cfg, package, default=files) is files
+    ):
         raise files.no_key(package, ())
     if "--info" in asked:
-        logging.raiseExceptions = False  # Hydra prints by logging; a closed pipe (| head) is no error
+        # Hydra prints by logging; a closed pipe (| head) is no error
+        logging.raiseExceptions = False
         hydra.show_info(asked["--info"], "config", [*overrides])
     elif line.settings.sources:
-        found = dict(_sources(cfg, line.overrides, overrides, files, hydra.config_loader))
-        shown = [word for word in found if word.startswith((f"{package}.", f"{package}=") if package else "")]
+        found = dict(
+            _sources(cfg, line.overrides, overrides, files, hydra.config_loader)
+        )
+        shown = [
+            word
+            for word in found
+            if word.startswith((f"{package}.", f"{package}=") if package else "")
+        ]
         width = max(map(len, shown), default=0)
         print(*(f"{word:<{width}}  {found[word]}" for word in shown), sep="\n")
     else:
         if "--help" in asked:
-            names = (f"  {group}: {', '.join(files.choices(group))}" for group in GROUPS if group != "recipe")
-            print(line.help, "Groups (GROUP=NAME):", *names, "\nConfiguration (KEY=VALUE):", sep="\n")
-        hydra.show_cfg("config", [], asked.get("--cfg", "job"), package, "--resolve" in asked)
+            names = (
+                f"  {group}: {', '.join(files.choices(group))}"
+                for group in GROUPS
+                if group != "recipe"
+            )
+            print(
+                line.help,
+                "Groups (GROUP=NAME):",
+                *names,
+                "\nConfiguration (KEY=VALUE):",
+                sep="\n",
+            )
+        hydra.show_cfg(
+            "config", [], asked.get("--cfg", "job"), package, "--resolve" in asked
+        )
 
 
 def _sources(
-    cfg: DictConfig, typed: tuple[str, ...], overrides: tuple[str, ...], files: Files, loader: Any
+    cfg: DictConfig,
+    typed: tuple[str, ...],
+    overrides: tuple[str, ...],
+    files: Files,
+    loader: Any,
 ) -> Iterator[tuple[str, str]]:
-    """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a place in a recipe."""
+    """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a
+    place in a recipe."""
     choices, place = cfg.hydra.runtime.choices, dict[str, str]()
     words = [word for word in overrides if not word.startswith("recipe=")]
     words += [f"recipe={choices.recipe}"] if cfg.get("recipe") else []
-    for one in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:  # a later one wins
+    # a later one wins
+    for one in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:
         read = loader.repository.load_config(one.config_path)
-        file = f"{read.path}/{one.config_path}.yaml".removeprefix("file://").replace(f"{CONF}/", "conf/")
+        file = f"{read.path}/{one.config_path}.yaml".removeprefix("file://").replace(
+            f"{CONF}/", "conf/"
+        )
         file = "runs/config/schema.py" if one.config_path == "schema" else file
         within = "" if one.package in ("", "_global_", None) else f"{one.package}."
         content: Any = OmegaConf.to_container(read.config)
         place |= {f"{within}{key}": file for key, _ in dotted(content)}
     for word in overrides:
         preset = f"conf/experiment/{choices.get('experiment')}.yaml"
-        place[key_of(word)] = "the command line" if key_of(word) in map(key_of, typed) else preset
+        place[key_of(word)] = (
+            "the command line" if key_of(word) in map(key_of, typed) else preset
+        )
     values = dict(dotted(without_hydra(cfg, resolve=True)))
     for key, raw in dotted(without_hydra(cfg, resolve=False)):
         if isinstance(raw, dict) or key.startswith("recipe."):
@@ -185,7 +282,10 @@ def _sources(
         in_recipe = (*(f"by_row.{row_word(cfg)}.{part}" for part in parts), *parts)
         found = next((part for part in in_recipe if f"recipe.{part}" in place), None)
         where = f"{place[f'recipe.{found}']}: {found}" if found else f"{place.get(key)}"
-        yield f"{key}={as_word(values[key])}", where + (f": {raw}" if "${" in str(raw) and not found else "")
+        yield (
+            f"{key}={as_word(values[key])}",
+            where + (f": {raw}" if "${" in str(raw) and not found else ""),
+        )
 
 
 def script() -> None:

@@ -1,4 +1,5 @@
-"""Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for runs.judge.
+"""Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for
+runs.judge.
 
 python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
                                                                    outputs/records
@@ -9,8 +10,9 @@ python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.to
                            eval_batch=8
 
 Answers are saved as they come; after a kill the same command continues. They lie in
-outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that made them. Questions of
-one temperature are answered in batches, each with a seed of its own: the size of a batch is a setting.
+outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that
+made them. Questions of one temperature are answered in batches, each with a seed of its
+own: the size of a batch is a setting.
 """
 
 import itertools
@@ -30,12 +32,20 @@ from runs.identity import data_content
 from runs.record import Record, hash_of, run_folder, write_atomically
 from runs.shared_files import alone, run_lock
 from tasks.instruct import InstructTask
-from tasks.mt_bench import BENCHES, Question, data_folder, read_questions, temperature, write_answers
+from tasks.mt_bench import (
+    BENCHES,
+    Question,
+    data_folder,
+    read_questions,
+    temperature,
+    write_answers,
+)
 
 if TYPE_CHECKING:
     from runs.training.context import Context
 
-#: Questions of a batch, at most: an answer is many times as long as a row of the evaluation.
+#: Questions of a batch, at most: an answer is many times as long as a row of the
+#: evaluation.
 LARGEST_BATCH = 16
 #: The version of how answers are drawn: those of another one are not taken up.
 SAMPLING = 2
@@ -46,18 +56,30 @@ class Questions(OfRecords):
     """Settings that runs.judge has, too. null: as in the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
-    mt_bench_dir: str | None = setting(None, "a copy of FastChat's llm_judge/data", "task.mt_bench_dir")
+    mt_bench_dir: str | None = setting(
+        None, "a copy of FastChat's llm_judge/data", "task.mt_bench_dir"
+    )
 
 
 @dataclass(frozen=True)
 class Settings(Questions):
     """And how answers are sampled. null: as in the run's configuration."""
 
-    answer_tokens: int | None = setting(None, "the longest answer", "task.answer_tokens")
-    top_p: float | None = setting(None, "tokens are drawn from this share of the chances", "task.top_p")
-    top_k: int | None = setting(None, "and from so many; null here: from all", "task.top_k")
-    eval_batch: Count | None = setting(None, f"questions answered at once, at most {LARGEST_BATCH}")
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(None, "where they are answered")
+    answer_tokens: int | None = setting(
+        None, "the longest answer", "task.answer_tokens"
+    )
+    top_p: float | None = setting(
+        None, "tokens are drawn from this share of the chances", "task.top_p"
+    )
+    top_k: int | None = setting(
+        None, "and from so many; null here: from all", "task.top_k"
+    )
+    eval_batch: Count | None = setting(
+        None, f"questions answered at once, at most {LARGEST_BATCH}"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(
+        None, "where they are answered"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -68,35 +90,55 @@ def main(arguments: list[str]) -> int:
     configs = [config_of(record, line) for record in records]
     for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
-    display, names = Display(), [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records]
-    for record, config, name, head in zip(records, configs, names, heads(names), strict=True):
+    display, names = (
+        Display(),
+        [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records],
+    )
+    for record, config, name, head in zip(
+        records, configs, names, heads(names), strict=True
+    ):
         bench = config["task"]["bench"]
 
         def show(event: Any, head: str = head) -> None:
             display.show([(head, event)])
 
-        with alone(run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"):
+        with alone(
+            run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"
+        ):
             path, short = answer(record, config, show)
-        note = f" ({short} cut short or left empty: the model has no more positions)" if short else ""
+        note = (
+            f" ({short} cut short or left empty: the model has no more positions)"
+            if short
+            else ""
+        )
         display.line(f"{head}  answers: {path}{note}")
     return 0
 
 
 def answerable(line: Line[Any]) -> list[Record]:
-    """The runs of `records_of`. Raises UserError for a task other than instruction tuning."""
+    """The runs of `records_of`. Raises UserError for a task other than instruction
+    tuning."""
     records = records_of(line)
     for record in records:
         if record["config"]["task"].get("family") != "instruct":
             other = f"run {record['id']} is on {record['label']['task']}"
-            raise UserError(f"{other}: questions are for instruction tuning, such as alpaca")
+            raise UserError(
+                f"{other}: questions are for instruction tuning, such as alpaca"
+            )
     return records
 
 
 def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
-    """The record's configuration with the command's own settings. Raises UserError for one that cannot be."""
+    """The record's configuration with the command's own settings. Raises UserError for
+    one that cannot be."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
-    config |= {key: line.given[key] for key in ("eval_batch", "device") if key in line.given}
-    config["task"] = {key: line.given.get(f"task.{key}", value) for key, value in config["task"].items()}
+    config |= {
+        key: line.given[key] for key in ("eval_batch", "device") if key in line.given
+    }
+    config["task"] = {
+        key: line.given.get(f"task.{key}", value)
+        for key, value in config["task"].items()
+    }
     try:
         Task.model_validate(config["task"])
     except ValidationError as error:
@@ -110,12 +152,17 @@ def answers_path(output: str, run: str, bench: str) -> Path:
 
 
 def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path, int]:
-    """Answers every question without an answer. Returns the file, and how many the model's positions cut.
+    """Answers every question without an answer. Returns the file, and how many the
+    model's positions cut.
 
-    Raises UserError where the prompt's template or the training rows have changed since the run."""
+    Raises UserError where the prompt's template or the training rows have changed since
+    the run."""
     from runs.training.decode import weights, write_down
 
-    settings, size = config["task"], min(config["eval_batch"] or LARGEST_BATCH, LARGEST_BATCH)
+    settings, size = (
+        config["task"],
+        min(config["eval_batch"] or LARGEST_BATCH, LARGEST_BATCH),
+    )
     bench, longest = settings["bench"], settings["answer_tokens"]
     questions = read_questions(data_folder(settings), bench)
     path = answers_path(config["output"], record["id"], bench)
@@ -125,25 +172,47 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
         raise UserError(f"{changed}: the model was trained on other prompts")
     context = restore({**record, "config": config}, config["output"], report=report)
     task = cast(InstructTask, context.task)
-    about = {"run": record["id"], "weights": weights(context), "bench": bench, "sampling": SAMPLING}
-    about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {"batch": size}
+    about = {
+        "run": record["id"],
+        "weights": weights(context),
+        "bench": bench,
+        "sampling": SAMPLING,
+    }
+    about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {
+        "batch": size
+    }
     answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
     for turn in range(BENCHES[bench]):
         asked = zip(questions, answers, strict=True)
-        prompts = [task.conversation(question.turns[: turn + 1], before) for question, before in asked]
+        prompts = [
+            task.conversation(question.turns[: turn + 1], before)
+            for question, before in asked
+        ]
         # What the model's positions leave after the prompt
-        left = [longest if task.positions is None else task.positions - len(ids) for ids in prompts]
+        left = [
+            longest if task.positions is None else task.positions - len(ids)
+            for ids in prompts
+        ]
         rooms = [max(0, min(longest, room)) for room in left]
         short += sum(room < longest for room in rooms)
-        # Of one temperature, by length, since prompts are padded to the longest of their batch
+        # Of one temperature, by length, since prompts are padded to the longest of
+        # their batch
         degrees = [temperature(question.category) for question in questions]
         alike = [*zip(degrees, map(len, prompts), strict=True)]
         order = sorted(range(len(questions)), key=alike.__getitem__)
-        groups = (list(of) for _, of in itertools.groupby(order, key=degrees.__getitem__))
-        batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        groups = (
+            list(of) for _, of in itertools.groupby(order, key=degrees.__getitem__)
+        )
+        batches = [
+            group[start : start + size]
+            for group in groups
+            for start in range(0, len(group), size)
+        ]
         key = {**about, "turn": turn + 1, "prompts": hash_of(prompts)[:16]}
 
-        def decode(rows: Sequence[int], turn: int = turn, of: Any = (questions, prompts, rooms)) -> Any:
+        def decode(
+            rows: Sequence[int], turn: int = turn, of: Any = (questions, prompts, rooms)
+        ) -> Any:
             parts = ([part[row] for row in rows] for part in of)
             return [{"text": text} for text in _sample(context, turn, *parts)]
 
@@ -158,8 +227,16 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
         )
         for i, turns in enumerate(answers):
             turns.append(texts[i]["text"])
-    write_answers(path, record["id"], {q.id: of for q, of in zip(questions, answers, strict=True)}, questions)
-    write_atomically(path.with_suffix(".json"), json.dumps({**about, "without_room": short}, indent=1) + "\n")
+    write_answers(
+        path,
+        record["id"],
+        {q.id: of for q, of in zip(questions, answers, strict=True)},
+        questions,
+    )
+    write_atomically(
+        path.with_suffix(".json"),
+        json.dumps({**about, "without_room": short}, indent=1) + "\n",
+    )
     return path, short
 
 
@@ -170,20 +247,29 @@ def _sample(
     prompts: Sequence[list[int]],
     rooms: Sequence[int],
 ) -> list[str]:
-    """The answers to a turn (from 0) of questions of one temperature, by transformers. rooms: the tokens that
-    each may have. The random numbers are those of the run's seed, the turn and the first question."""
+    """The answers to a turn (from 0) of questions of one temperature, by transformers.
+    rooms: the tokens that each may have. The random numbers are those of the run's
+    seed, the turn and the first question."""
     import torch
     from transformers import GenerationConfig
 
     from tasks.beam import left_padded  # imports torch
 
-    model, task, device = context.raw_model, cast(InstructTask, context.task), context.accelerator.device
+    model, task, device = (
+        context.raw_model,
+        cast(InstructTask, context.task),
+        context.accelerator.device,
+    )
     settings, degree = context.config["task"], temperature(questions[0].category)
     end, stop = task.tokenizer.eos_token_id, task.template.stop
     asked = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
     if not asked:  # a prompt that fills the model's positions has no answer
         return [""] * len(prompts)
-    drawn = {"temperature": degree, "top_p": settings["top_p"], "top_k": settings["top_k"] or 0}
+    drawn = {
+        "temperature": degree,
+        "top_p": settings["top_p"],
+        "top_k": settings["top_k"] or 0,
+    }
     # In place of the model's own, which would fill in what this one leaves out
     model.generation_config = GenerationConfig(
         max_new_tokens=max(rooms),
@@ -195,7 +281,9 @@ def _sample(
     )
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
-    torch.manual_seed(int(hash_of([context.config["seed"], turn, questions[0].id])[:16], 16) >> 1)
+    torch.manual_seed(
+        int(hash_of([context.config["seed"], turn, questions[0].id])[:16], 16) >> 1
+    )
     batch, mask = left_padded(asked, device)
     given = {"input_ids": batch, "attention_mask": mask, "tokenizer": task.tokenizer}
     with torch.no_grad():
@@ -206,7 +294,9 @@ def _sample(
 def text_of(task: InstructTask, ids: list[int]) -> str:
     """An answer up to its end token, or to where it continues with an instruction."""
     end, stop = task.tokenizer.eos_token_id, task.template.stop
-    text: str = task.tokenizer.decode(ids[: [*ids, end].index(end)], skip_special_tokens=True)
+    text: str = task.tokenizer.decode(
+        ids[: [*ids, end].index(end)], skip_special_tokens=True
+    )
     return (text.partition(stop)[0] if stop else text).strip()
 
 

@@ -1,4 +1,5 @@
-"""Errors that are a user's mistake, whose message is shown in one line; and the request to stop."""
+"""Errors that are a user's mistake, whose message is shown in one line; and the request
+to stop."""
 
 import os
 import sys
@@ -9,7 +10,8 @@ class UserError(Exception):
     """A user's mistake. The message says what is wrong, where, and what to do."""
 
 
-class StoppedError(BaseException):  # like KeyboardInterrupt: no handler of errors swallows it
+# like KeyboardInterrupt: no handler of errors swallows it
+class StoppedError(BaseException):
     """A run was asked to stop, and has saved what it needs to continue."""
 
 
@@ -17,8 +19,9 @@ class StoppedError(BaseException):  # like KeyboardInterrupt: no handler of erro
 class Stop:
     """A request to stop, such as SIGTERM before a time limit.
 
-    listens: the run checks for it where its state is complete, between steps and in evaluations. Elsewhere,
-    as while it loads or decodes, the request is raised at once: what there is to save is on disk."""
+    listens: the run checks for it where its state is complete, between steps and in
+    evaluations. Elsewhere, as while it loads or decodes, the request is raised at once:
+    what there is to save is on disk."""
 
     wanted: bool = False
     listens: bool = True
@@ -36,25 +39,32 @@ class Stop:
 
 
 class DeviceError(UserError):
-    """A GPU is here that torch cannot use, or is no longer: another process, or machine, may have it."""
+    """A GPU is here that torch cannot use, or is no longer: another process, or
+    machine, may have it."""
 
 
-#: The errors of users by room and name, since importing tasks and vera would import torch.
+#: The errors of users by room and name, since importing tasks and vera would import
+#: torch.
 _USERS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError")}
 
 
 def is_users(error: BaseException) -> bool:
     """Whether an error is a user's mistake."""
-    return any((kind.__module__.partition(".")[0], kind.__name__) in _USERS for kind in type(error).__mro__)
+    return any(
+        (kind.__module__.partition(".")[0], kind.__name__) in _USERS
+        for kind in type(error).__mro__
+    )
 
 
 def interrupted_words() -> str:
-    """The line after Ctrl-C: what is kept, and how to continue. redo=true would repeat the finished runs."""
+    """The line after Ctrl-C: what is kept, and how to continue. redo=true would repeat
+    the finished runs."""
     without = " without redo=true" if "redo=true" in sys.argv[1:] else ""
     return f"interrupted. Finished runs are kept; the same command{without} goes on where it was."
 
 
 def rank() -> int:
-    """This process's number among torchrun's; 0 for the first, which prints for all, and without torchrun."""
+    """This process's number among torchrun's; 0 for the first, which prints for all,
+    and without torchrun."""
     # Some clusters set RANK alone, for other purposes
     return int(os.environ.get("RANK") or 0) if "LOCAL_RANK" in os.environ else 0

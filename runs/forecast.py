@@ -1,5 +1,6 @@
-"""What the runs of a plan still take: steps, tokens, FLOPs, time and disk. torch is imported where FLOPs are
-counted for the first time (runs/methods.py), and by `probe`."""
+"""What the runs of a plan still take: steps, tokens, FLOPs, time and disk. torch is
+imported where FLOPs are counted for the first time (runs/methods.py), and by
+`probe`."""
 
 import contextlib
 import json
@@ -22,16 +23,43 @@ from runs import gpus, methods, models
 from runs.command import one_of
 from runs.errors import UserError
 from runs.models.load import NF4_BYTES
-from runs.record import Ledger, Record, describe, duration, hash_of, in_conf, megabytes, plural
+from runs.record import (
+    Ledger,
+    Record,
+    describe,
+    duration,
+    hash_of,
+    in_conf,
+    megabytes,
+    plural,
+)
 from runs.record.ledger import write_atomically
 from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
 from tasks.base import block, prompts_at_once
 from tasks.exact import ExactTask
 from tasks.fetch import cache_folder
 
-#: Shares of the rows, sorted by length, at which conf/rows.yaml has the length. The longest row of a batch
-#: decides how much is computed, so the grid is finer at its end.
-GRID = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1)
+#: Shares of the rows, sorted by length, at which conf/rows.yaml has the length. The
+#: longest row of a batch decides how much is computed, so the grid is finer at its end.
+GRID = (
+    0,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.975,
+    0.99,
+    0.995,
+    0.999,
+    1,
+)
 EVENLY = (np.arange(2000) + 0.5) / 2000  # those of a sample of the rows
 #: What a forecast says of the time of decoding that is in it.
 DECODING = "decoding: of the longest texts, bytes of weights over another such rate, without the host's time"
@@ -44,8 +72,9 @@ STEPS, SECONDS = 20, 20
 
 @dataclass(frozen=True)
 class Lengths:
-    """The rows of a split, and of a sample of them the tokens; () where no length is known. predicted: how
-    many of a row's tokens a language model is trained to predict, on average."""
+    """The rows of a split, and of a sample of them the tokens; () where no length is
+    known. predicted: how many of a row's tokens a language model is trained to predict,
+    on average."""
 
     rows: int
     tokens: Any = ()
@@ -57,25 +86,31 @@ class Lengths:
         return float(np.mean(self.tokens))
 
     def cut(self, longest: float) -> "Lengths":
-        """These lengths where rows are cut to so many tokens. The end of a row is cut, which is predicted."""
+        """These lengths where rows are cut to so many tokens. The end of a row is cut,
+        which is predicted."""
         cut = Lengths(self.rows, np.minimum(self.tokens, longest))
         return replace(cut, predicted=max(self.predicted - (self.mean - cut.mean), 0.0))
 
     def padded(self, batch: int, block: int = 1) -> float:
-        """A row's tokens on average, padded to the longest of its batch, in a run's `epoch_batches`."""
+        """A row's tokens on average, padded to the longest of its batch, in a run's
+        `epoch_batches`."""
         batches = epoch_batches(self.tokens, batch, 0, 0, block)
-        return sum(len(rows) * max(self.tokens[row] for row in rows) for rows in batches) / len(self.tokens)
+        return sum(
+            len(rows) * max(self.tokens[row] for row in rows) for rows in batches
+        ) / len(self.tokens)
 
 
 @cache
 def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
-    """The rows for training and for evaluation of a run with these settings of its task (JSON), and in words
-    how both are known; None where they are not. Local files are counted; of the hub's data these are the
-    published numbers (conf/rows.yaml), of which a run may leave some out."""
+    """The rows for training and for evaluation of a run with these settings of its task
+    (JSON), and in words how both are known; None where they are not. Local files are
+    counted; of the hub's data these are the published numbers (conf/rows.yaml), of
+    which a run may leave some out."""
     task: dict[str, Any] = json.loads(settings)
     published, data = in_conf("rows.yaml").get(task["name"]), None
     if task.get("data_dir") or task.get("train_file") or not published:
-        with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
+        # of bad data: the run itself raises it
+        with contextlib.suppress(UserError, tasks.DataError):
             data = _counted(task) if tasks.source(task).files else None
     if not published:
         return data
@@ -86,60 +121,94 @@ def known_data(settings: str) -> tuple[Lengths, Lengths, str] | None:
     words = [data[2].partition(";")[0], lengths, published.get("note")]
     parts = [tokens["train"], tokens["train" if task.get("holdout") else "dev"]]
     train, dev = (
-        Lengths(of.rows, np.interp(EVENLY, GRID, part["at"]), part.get("predicted", 0.0))
+        Lengths(
+            of.rows, np.interp(EVENLY, GRID, part["at"]), part.get("predicted", 0.0)
+        )
         for of, part in zip(data[:2], parts, strict=True)
     )
     return train, dev, "; ".join(filter(None, words))
 
 
-def _published(task: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Lengths, Lengths]:
+def _published(
+    task: Mapping[str, Any], entry: Mapping[str, Any]
+) -> tuple[Lengths, Lengths]:
     """From an entry of conf/rows.yaml and the task's settings."""
-    (train, dev), share, shots = entry["rows"].values(), task.get("holdout"), task.get("shots")
+    (train, dev), share, shots = (
+        entry["rows"].values(),
+        task.get("holdout"),
+        task.get("shots"),
+    )
     train = min(train, task.get("first_rows") or train)
-    if "classes" in entry:  # images: `shots` of each class, or all; evaluated on the test set or on the rest
+    # images: `shots` of each class, or all; evaluated on the test set or on the rest
+    if "classes" in entry:
         train, rest = (entry["classes"] * shots if shots else train), train
         dev = dev or rest - train
         dev = min(task.get("dev_rows") or dev, dev)
     else:
-        # Without a dev set its rows are held out, and a row whose prompt fills max_length is left out
+        # Without a dev set its rows are held out, and a row whose prompt fills
+        # max_length is left out
         held = 0 if dev else task["dev_rows"]
         dev = task.get("dev_rows") or dev
         train = min(task.get("train_rows") or train - held, train - held)
     if share:  # of each class, which rounds
-        dev = max(math.ceil(share * (shots or train)) * (entry["classes"] if shots else 1), 2)
+        dev = max(
+            math.ceil(share * (shots or train)) * (entry["classes"] if shots else 1), 2
+        )
         train -= dev
     return Lengths(train), Lengths(dev)
 
 
 def _counted(task: Mapping[str, Any]) -> tuple[Lengths, Lengths, str]:
-    """By reading the files; of texts the lengths, too. Raises UserError or DataError for bad data."""
-    loaded: Any = tasks.load({**task, "decode": "none"} if task["family"] == "e2e" else task)
+    """By reading the files; of texts the lengths, too. Raises UserError or DataError
+    for bad data."""
+    loaded: Any = tasks.load(
+        {**task, "decode": "none"} if task["family"] == "e2e" else task
+    )
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
-        return (*_published(task, {"rows": rows, "classes": loaded.num_labels}), "rows counted")
-    found, exact = list[Lengths](), isinstance(loaded, ExactTask)  # whose rows are prompts and responses
+        return (
+            *_published(task, {"rows": rows, "classes": loaded.num_labels}),
+            "rows counted",
+        )
+    # whose rows are prompts and responses
+    found, exact = list[Lengths](), isinstance(loaded, ExactTask)
     for rows in (loaded.splits["train"], loaded.splits["dev"]):
         texts = rows if isinstance(rows, tasks.Rows) else None
-        pairs = [*zip(texts.texts, texts.pairs or [""] * len(rows), strict=True)] if texts else []
+        pairs = (
+            [*zip(texts.texts, texts.pairs or [""] * len(rows), strict=True)]
+            if texts
+            else []
+        )
         pairs = rows if exact else pairs
         tokens = [(len(one) + len(other)) / 4 + 3 for one, other in pairs]
-        predicted = float(np.mean([len(of) / 4 + 1 for _, of in pairs])) if exact else 0.0
+        predicted = (
+            float(np.mean([len(of) / 4 + 1 for _, of in pairs])) if exact else 0.0
+        )
         found.append(Lengths(len(rows), tokens, predicted))
     return found[0], found[1], "rows counted; lengths assumed, four characters a token"
 
 
 @cache
 def known_texts(settings: str) -> int:
-    """How many texts a run with these settings of its task (JSON) decodes with an adapter: the published
-    items (conf/rows.yaml) or those of its files; 0 where that is not known."""
+    """How many texts a run with these settings of its task (JSON) decodes with an
+    adapter: the published items (conf/rows.yaml) or those of its files; 0 where that is
+    not known."""
     task: dict[str, Any] = json.loads(settings)
     if task.get("decode", "none") == "none":
         return 0
     if published := in_conf("rows.yaml").get(task["name"], {}).get("items"):
         most = task.get("items") or task.get("test_rows") or math.inf
-        return sum(int(min(published[of], most)) for of in task.get("tests") or [task["decode"]])
-    with contextlib.suppress(UserError, tasks.DataError):  # of bad data: the run itself raises it
-        return len(getattr(tasks.load(task), "items", ())) if tasks.source(task).files else 0
+        return sum(
+            int(min(published[of], most))
+            for of in task.get("tests") or [task["decode"]]
+        )
+    # of bad data: the run itself raises it
+    with contextlib.suppress(UserError, tasks.DataError):
+        return (
+            len(getattr(tasks.load(task), "items", ()))
+            if tasks.source(task).files
+            else 0
+        )
     return 0
 
 
@@ -155,41 +224,60 @@ class Outline:
     tokens: float = 0.0  # of training, without padding; of images the patches
     flops: float = 0.0  # of training and evaluation, padding included
     step_flops: float = 0.0
-    # Of decoding: FLOPs of the prompts, and the bytes of weights that a GPU reads for the new tokens
+    # Of decoding: FLOPs of the prompts, and the bytes of weights that a GPU reads for
+    # the new tokens
     prompts: float = 0.0
     reads: float = 0.0
 
 
 def outline(run: Run) -> Outline:
-    """What a run will take; nothing is known, nor a basis, where its number of rows is not."""
+    """What a run will take; nothing is known, nor a basis, where its number of rows is
+    not."""
     config, task = run.config, run.config["task"]
     if (data := known_data(json.dumps(task))) is None:
         return Outline()
     train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
-    plan = Plan.of(config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none")
+    plan = Plan.of(
+        config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none"
+    )
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, basis)
     whole = min(plan.batch, train.rows)
-    rows, evaluated = min(config["micro_batch"] or whole, whole), min(config["eval_batch"], dev.rows)
+    rows, evaluated = (
+        min(config["micro_batch"] or whole, whole),
+        min(config["eval_batch"], dev.rows),
+    )
     batches = block(task)  # that are sorted by length together
-    length = round(train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1))
+    length = round(
+        train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1)
+    )
     epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     trained = epochs * train.rows + min(rest * plan.batch, train.rows)
     predicted = train.mean if task.get("train_on_inputs") else train.predicted
-    counted = methods.flops(run, rows, length, math.ceil(length * predicted / train.mean))
+    counted = methods.flops(
+        run, rows, length, math.ceil(length * predicted / train.mean)
+    )
     forward, training = (each / rows for each in counted or (0.0, 0.0))
-    training += forward if config.get("gradient_checkpointing") else 0.0  # which repeats the forward pass
-    # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing trains there is one
+    # which repeats the forward pass
+    training += forward if config.get("gradient_checkpointing") else 0.0
+    # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing
+    # trains there is one
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
     flops = trained * training + evaluations * dev.rows * of_dev
-    made = Outline(plan.total_steps, basis, trained * train.mean, flops, whole * training)
-    texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))  # the last epoch's, and the best one's
+    made = Outline(
+        plan.total_steps, basis, trained * train.mean, flops, whole * training
+    )
+    # the last epoch's, and the best one's
+    texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))
     if not (texts and counted):
         return made
-    # Every token of a batch reads each weight once, in float32 or in 4 bit. For a half precision it is cast
-    # before each product, which writes and reads two bytes more
-    in_4_bit, batch = config["model"]["quantise"], prompts_at_once(config["eval_batch"], task["beams"], True)
+    # Every token of a batch reads each weight once, in float32 or in 4 bit. For a half
+    # precision it is cast before each product, which writes and reads two bytes more
+    in_4_bit, batch = (
+        config["model"]["quantise"],
+        prompts_at_once(config["eval_batch"], task["beams"], True),
+    )
     cast = 4 if in_4_bit or config["train"]["precision"] in ("bf16", "fp16") else 0
     read = methods.weights(run) * ((NF4_BYTES if in_4_bit else 4) + cast)
     reads = math.ceil(texts / batch) * task["max_new_tokens"] * read
@@ -197,13 +285,21 @@ def outline(run: Run) -> Outline:
 
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
-    """The lengths of a split's rows as the model reads them: cut to its longest, or the patches of images."""
-    get, longest = models.architecture_of(run.config["model"]).get, run.config["train"]["max_length"]
+    """The lengths of a split's rows as the model reads them: cut to its longest, or the
+    patches of images."""
+    get, longest = (
+        models.architecture_of(run.config["model"]).get,
+        run.config["train"]["max_length"],
+    )
     if run.config["task"]["modality"] == "image":
-        side = run.config["task"].get("image_size") or models.image_side(get("model_type"), get("image_size"))
+        side = run.config["task"].get("image_size") or models.image_side(
+            get("model_type"), get("image_size")
+        )
         patches = (side // get("patch_size", side)) ** 2 + 1
         return Lengths(lengths.rows, [patches])
-    longest = min(longest, get("max_position_embeddings") or get("n_positions") or longest)
+    longest = min(
+        longest, get("max_position_embeddings") or get("n_positions") or longest
+    )
     return lengths.cut(longest) if len(lengths.tokens) else lengths
 
 
@@ -211,12 +307,17 @@ def _as_read(run: Run, lengths: Lengths) -> Lengths:
 
 
 def probe(runs: Iterable[Run]) -> None:
-    """Trains some steps of each row of each model, on one of its tasks, and keeps the FLOP a second. Rows
-    that were measured here before are left out; a line gives the reason for each that cannot be measured."""
-    cells = {cell_key(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS}
+    """Trains some steps of each row of each model, on one of its tasks, and keeps the
+    FLOP a second. Rows that were measured here before are left out; a line gives the
+    reason for each that cannot be measured."""
+    cells = {
+        cell_key(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS
+    }
     known = ((run, outline(run)) for run in cells.values() if not rate_of(run, []))
     rows = {rate_file(run): (run, one.step_flops) for run, one in known if one.flops}
-    print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {plural(len(rows), 'row')}")
+    print(
+        f"probe: at most {STEPS} steps and {SECONDS}s for each of {plural(len(rows), 'row')}"
+    )
     for number, (file, (run, flops)) in enumerate(rows.items(), 1):
         name = f"probe {number}/{len(rows)}: {run.label}"
         try:
@@ -224,43 +325,68 @@ def probe(runs: Iterable[Run]) -> None:
 
             with tempfile.TemporaryDirectory() as folder:
                 config = run.config | {"output": folder, "init_from": None}
-                training = Training(replace(run, config=config, start=None), "probe", lambda event: None)
+                training = Training(
+                    replace(run, config=config, start=None), "probe", lambda event: None
+                )
                 size, times = config["train"]["effective_batch"], list[float]()
-                batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)[: STEPS + 1]
+                batches = epoch_batches(
+                    training.lengths, size, 0, 0, training.task.block
+                )[: STEPS + 1]
                 while len(times) < len(batches) and sum(times[1:]) < SECONDS:
                     start = time.perf_counter()
                     float(training.step(batches[len(times)]))  # waits for the device
                     times.append(time.perf_counter() - start)
                 training.accelerator.free_memory()
-        except Exception as error:  # of the run's settings, of a model's own code, of a full device
-            print(f"{name}: left out, a probe needs the run's model and data here ({describe(error)})")
+        except Exception as error:
+            # of the run's settings, of a model's own code, of a full device
+            print(
+                f"{name}: left out, a probe needs the run's model and data here ({describe(error)})"
+            )
             continue
         times = times[1:] or times  # the first one loads kernels
         rate = len(times) * flops / sum(times)
-        with contextlib.suppress(OSError):  # a read-only home costs the forecast, no more
+        # a read-only home costs the forecast, no more
+        with contextlib.suppress(OSError):
             write_atomically(file, json.dumps({"flops": rate, "of": run.label}))
-        print(f"{name}: {plural(len(times), 'step')} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s")
+        print(
+            f"{name}: {plural(len(times), 'step')} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s"
+        )
 
 
 def devices(run: Run) -> list[str]:
     """The names of the devices of this machine that a run may compute on."""
-    return (gpus.cards("Name") if run.config["device"] != "cpu" else []) or [gpus.processor()]
+    return (gpus.cards("Name") if run.config["device"] != "cpu" else []) or [
+        gpus.processor()
+    ]
 
 
 def rate_file(run: Run) -> Path:
-    """Where a probe keeps the FLOP a second of a run's row: by machine, model, precision and row."""
-    where = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
-    row = [run.config[key] for key in ("device", "model", "micro_batch", "gradient_checkpointing")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Where a probe keeps the FLOP a second of a run's row: by machine, model,
+    precision and row."""
+    where = [
+        os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    ]
+    row = [
+        run.config[key]
+        for key in ("device", "model", "micro_batch", "gradient_checkpointing")
+    ]
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     machine = [devices(run), gpus.processor(), cores, where, version("torch")]
     key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
-def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[float, str] | None:
-    """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes it of a card. Without
-    one this machine's: as a probe has measured it for the row, or as up to three finished runs of other cells
-    in the same precision had it. Raises UserError for a card that the file lacks."""
+def rate_of(
+    run: Run, done: Sequence[Record], card: str | None = None
+) -> tuple[float, str] | None:
+    """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes
+    it of a card. Without one this machine's: as a probe has measured it for the row, or
+    as up to three finished runs of other cells in the same precision had it. Raises
+    UserError for a card that the file lacks."""
     precision = run.config["train"]["precision"]
     if card:
         cards = in_conf("cards.yaml")
@@ -269,14 +395,22 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
     had = list[float]()
-    for record in (record for record in reversed(done) if record["device"]["name"] in devices(run)):
+    for record in (
+        record for record in reversed(done) if record["device"]["name"] in devices(run)
+    ):
         config, cost, cell = record["config"], record["cost"], record["cell"]
         alike = config["method"]["kind"] not in UNLIKE_OTHERS
         # A record may be from before a setting, or of a run that took no time
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             if alike and config["train"]["precision"] == precision and len(had) < 3:
-                flops = outline(Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)).flops
-                had += [flops / (cost["train_seconds"] + cost["evaluate_seconds"])] if flops else []
+                flops = outline(
+                    Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
+                ).flops
+                had += (
+                    [flops / (cost["train_seconds"] + cost["evaluate_seconds"])]
+                    if flops
+                    else []
+                )
     words = f"the rate of {plural(len(had), 'finished run')} of other cells"
     return (float(np.median(had)), words) if had else None
 
@@ -286,8 +420,9 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> tuple[
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and its state (STATES in runs/plan.py); `why` in one line. progress: of one that has begun, the
-    last event of its training (runs/training/loop.py), and its host."""
+    """A run and its state (STATES in runs/plan.py); `why` in one line. progress: of one
+    that has begun, the last event of its training (runs/training/loop.py), and its
+    host."""
 
     run: Run
     state: str
@@ -296,20 +431,35 @@ class Planned:
 
 
 def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -> str:
-    """What these runs still take, in a line or more: by their own progress, from finished runs of their
-    cells, or else FLOPs over a rate. card: of conf/cards.yaml, whose hours are wanted."""
+    """What these runs still take, in a line or more: by their own progress, from
+    finished runs of their cells, or else FLOPs over a rate. card: of conf/cards.yaml,
+    whose hours are wanted."""
     done = [] if card else [record for record in ledger if record["status"] == "done"]
     cells = {cell_key(one.run): one.run for one in left}
     like = {key: _like(run, done) for key, run in cells.items()}
-    bar = tqdm([key for key in cells if not like[key]], "counting FLOPs", leave=False, disable=None, delay=2)
+    bar = tqdm(
+        [key for key in cells if not like[key]],
+        "counting FLOPs",
+        leave=False,
+        disable=None,
+        delay=2,
+    )
     new = {key: outline(cells[key]) for key in bar}
-    rates = {key: rate_of(cells[key], done, card) for key, each in new.items() if each.flops}
+    rates = {
+        key: rate_of(cells[key], done, card) for key, each in new.items() if each.flops
+    }
     amounts, times, disk, sources = list[Any](), list[float](), 0.0, dict[str, None]()
     for one in left:
-        key, seconds = cell_key(one.run), None if card else one.progress.get("seconds_left")
+        key, seconds = (
+            cell_key(one.run),
+            None if card else one.progress.get("seconds_left"),
+        )
         if like[key]:
             seconds = _as_finished(one, like[key]) if seconds is None else seconds
-            kept = [of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"] for of in like[key]]
+            kept = [
+                of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"]
+                for of in like[key]
+            ]
             disk += float(np.median(kept))
         elif (each := new[key]).basis:
             share = 1 - min(one.progress.get("step", 0) / max(each.steps, 1), 1.0)
@@ -317,18 +467,35 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
             if seconds is None and (rate := rates.get(key)):
                 seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
                 if card and each.reads:
-                    seconds += each.prompts / rate[0] + each.reads / in_conf("cards.yaml")[card]["memory"]
+                    seconds += (
+                        each.prompts / rate[0]
+                        + each.reads / in_conf("cards.yaml")[card]["memory"]
+                    )
                     sources[DECODING] = None
         times += [] if seconds is None else [seconds]
     steps, tokens, flops = np.sum(amounts, 0) if amounts else (0, 0, 0)
-    bases = dict.fromkeys(word for each in new.values() if each.basis for word in each.basis.split("; "))
-    unknown = ", ".join(dict.fromkeys(cells[key].row for key, each in new.items() if not each.flops))
+    bases = dict.fromkeys(
+        word for each in new.values() if each.basis for word in each.basis.split("; ")
+    )
+    unknown = ", ".join(
+        dict.fromkeys(cells[key].row for key, each in new.items() if not each.flops)
+    )
     slow = {rate_file(cells[key]) for key, rate in rates.items() if not rate}
-    decoding = (key for key in rates if cells[key].config["task"].get("decode", "none") != "none")
+    decoding = (
+        key
+        for key in rates
+        if cells[key].config["task"].get("decode", "none") != "none"
+    )
     decodes = any(not (card and new[key].reads) for key in decoding)
     ids = {record["id"] for records in like.values() for record in records}
-    words = "; ".join([*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources])
-    part = "" if len(times) == len(left) else f" for {len(times)} of the {len(left)} runs left"
+    words = "; ".join(
+        [*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources]
+    )
+    part = (
+        ""
+        if len(times) == len(left)
+        else f" for {len(times)} of the {len(left)} runs left"
+    )
     lines = {
         f"forecast for {plural(len(amounts), 'run')}: {steps:,.0f} steps"
         + (f", {tokens / 1e6:,.0f}M tokens" if tokens else "")
@@ -344,9 +511,19 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
 
 
 def _like(run: Run, done: Sequence[Record]) -> list[Record]:
-    """Finished runs of the same cell, with the same settings of the task that decide the amount of work."""
+    """Finished runs of the same cell, with the same settings of the task that decide
+    the amount of work."""
     task, cell = run.config["task"], (run.row, run.model, run.config["task"]["name"])
-    amounts = ("train_rows", "dev_rows", "holdout", "shots", "image_size", "items", "decode", "beams")
+    amounts = (
+        "train_rows",
+        "dev_rows",
+        "holdout",
+        "shots",
+        "image_size",
+        "items",
+        "decode",
+        "beams",
+    )
     return [
         record
         for record in done
@@ -356,11 +533,18 @@ def _like(run: Run, done: Sequence[Record]) -> list[Record]:
 
 
 def _as_finished(one: Planned, like: Sequence[Record]) -> float:
-    """The seconds that a run has left if its steps are as fast as those of its cell's finished runs."""
-    times, train, trains = list[float](), one.run.config["train"], one.run.method["kind"] != "none"
+    """The seconds that a run has left if its steps are as fast as those of its cell's
+    finished runs."""
+    times, train, trains = (
+        list[float](),
+        one.run.config["train"],
+        one.run.method["kind"] != "none",
+    )
     for record in like:
         cost, rows = record["cost"], record["data"]
-        steps = Plan.of(train, rows["train_rows"], max(rows["dev_rows"], 2), trains).total_steps
+        steps = Plan.of(
+            train, rows["train_rows"], max(rows["dev_rows"], 2), trains
+        ).total_steps
         left = max(steps - one.progress.get("step", 0), 0)
         share = left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]

@@ -1,5 +1,5 @@
-"""The process that every run is forked from. It imports torch and others once (runs/preload.py), which takes
-seconds: a command starts it before its own imports."""
+"""The process that every run is forked from. It imports torch and others once
+(runs/preload.py), which takes seconds: a command starts it before its own imports."""
 
 import contextlib
 import multiprocessing.forkserver
@@ -17,9 +17,12 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 @contextlib.contextmanager
 def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
-    """Sets the handler of signals for a block; nothing outside the main thread, where Python allows it."""
+    """Sets the handler of signals for a block; nothing outside the main thread, where
+    Python allows it."""
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in signals} if main else {}
+    before = (
+        {number: signal.signal(number, handler) for number in signals} if main else {}
+    )
     try:
         yield
     finally:
@@ -28,25 +31,35 @@ def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
 
 
 def start_fork_server(several: bool = True) -> None:
-    """Starts it, unless it is on. It ends with this process, once it has imported all. several: whether more
-    than one run will be; a single one imports the metrics as it evaluates, after its first step."""
+    """Starts it, unless it is on. It ends with this process, once it has imported all.
+    several: whether more than one run will be; a single one imports the metrics as it
+    evaluates, after its first step."""
     if several:
         os.environ[SEVERAL] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
-    # Signals may go to a whole group of processes. The server must ignore them, and inherits that from here
+    # Signals may go to a whole group of processes. The server must ignore them, and
+    # inherits that from here
     with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
         multiprocessing.forkserver.ensure_running()
 
 
 def start_early(words: Sequence[str]) -> None:
-    """Starts it where runs here seem to be wanted. A wrong guess costs a process that ends with this one."""
+    """Starts it where runs here seem to be wanted. A wrong guess costs a process that
+    ends with this one."""
     elsewhere = ("-", "launcher=slurm", "launcher=ray", "debug=")
-    if words and not any(word.startswith(elsewhere) for word in words) and "LOCAL_RANK" not in os.environ:
-        start_fork_server(any("," in word or word.startswith("experiment=") for word in words))
+    if (
+        words
+        and not any(word.startswith(elsewhere) for word in words)
+        and "LOCAL_RANK" not in os.environ
+    ):
+        start_fork_server(
+            any("," in word or word.startswith("experiment=") for word in words)
+        )
 
 
 def end_with_parent() -> None:
-    """Makes this process end with the one that started it, also where SIGKILL leaves that no time."""
+    """Makes this process end with the one that started it, also where SIGKILL leaves
+    that no time."""
     parent: Any = multiprocessing.parent_process()
 
     def wait() -> None:

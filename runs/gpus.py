@@ -1,4 +1,5 @@
-"""This machine's devices: its processor, NVIDIA's GPUs by their driver, and whether torch can use them."""
+"""This machine's devices: its processor, NVIDIA's GPUs by their driver, and whether
+torch can use them."""
 
 import contextlib
 import glob
@@ -21,13 +22,20 @@ DRIVER = "/dev/nvidia[0-9]*"
 
 
 def cards(what: str) -> list[str]:
-    """The UUID or Name of each of NVIDIA's GPUs, in PCI order; empty where the driver does not answer."""
-    of, handle = getattr(pynvml, f"nvmlDeviceGet{what}"), pynvml.nvmlDeviceGetHandleByIndex
-    return _answer(lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], [])
+    """The UUID or Name of each of NVIDIA's GPUs, in PCI order; empty where the driver
+    does not answer."""
+    of, handle = (
+        getattr(pynvml, f"nvmlDeviceGet{what}"),
+        pynvml.nvmlDeviceGetHandleByIndex,
+    )
+    return _answer(
+        lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], []
+    )
 
 
 def visible() -> list[str]:
-    """The UUIDs of the GPUs in CUDA_VISIBLE_DEVICES, in its order, MIG slices as they are; else of all."""
+    """The UUIDs of the GPUs in CUDA_VISIBLE_DEVICES, in its order, MIG slices as they
+    are; else of all."""
     uuids, words = cards("UUID"), named()
     by_number = {str(i): uuid for i, uuid in enumerate(uuids)}
     return uuids if words is None else [by_number.get(word, word) for word in words]
@@ -40,26 +48,32 @@ def free_bytes(name: str) -> float:
 
 
 def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
-    """The least shared of these GPUs, for a run, and the lock on it; None where there are none, and while
-    each has `share` runs, over all commands of this machine. Raises UserError where none can be locked."""
+    """The least shared of these GPUs, for a run, and the lock on it; None where there
+    are none, and while each has `share` runs, over all commands of this machine. Raises
+    UserError where none can be locked."""
     folder, errors = Path(tempfile.gettempdir()) / "vera-bench-devices", list[OSError]()
     if names and not folder.is_dir():
-        with contextlib.suppress(OSError):  # another user has created it; or no lock can be made either
+        # another user has created it; or no lock can be made either
+        with contextlib.suppress(OSError):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o1777)  # other users' runs take locks here, too
     # Another user's program may have filled one
     emptiest = sorted(names, key=free_bytes, reverse=True)
     places = [*itertools.product(range(share), emptiest)]
     for number, name in places:
-        lock = Lock(folder / f"{name.replace('/', '-')}.{number}", mode=0o666)  # a slice's name may have one
+        # a slice's name may have one
+        lock = Lock(folder / f"{name.replace('/', '-')}.{number}", mode=0o666)
         try:
             if lock.take(0):
                 return name, lock
-        except OSError as error:  # such as another user's, which the kernel protects (fs.protected_regular)
+        except OSError as error:
+            # such as another user's, which the kernel protects (fs.protected_regular)
             errors.append(error)
     if errors and len(errors) == len(places):
         mend = "Mend that, or name another folder: TMPDIR="
-        raise UserError(f"no GPU can be locked in {folder} ({errors[0].strerror}). {mend}")
+        raise UserError(
+            f"no GPU can be locked in {folder} ({errors[0].strerror}). {mend}"
+        )
     return None
 
 
@@ -78,7 +92,8 @@ def driver() -> str | None:
 
 
 def _answer(question: Callable[[], T], otherwise: T) -> T:
-    """What NVIDIA's library answers; `otherwise` where it has no driver or no GPU to ask."""
+    """What NVIDIA's library answers; `otherwise` where it has no driver or no GPU to
+    ask."""
     try:
         pynvml.nvmlInit()
         try:
@@ -90,18 +105,26 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
 
 
 def named() -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none is to be used."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none
+    is to be used."""
     words = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if words is None else [w for w in map(str.strip, words.split(",")) if w not in ("", "-1")]
+    return (
+        None
+        if words is None
+        else [w for w in map(str.strip, words.split(",")) if w not in ("", "-1")]
+    )
 
 
 def check_usable(device: str) -> bool:
-    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises DeviceError where one is
-    here or in CUDA_VISIBLE_DEVICES, and torch cannot use it: a run would train on the CPU for months."""
+    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises
+    DeviceError where one is here or in CUDA_VISIBLE_DEVICES, and torch cannot use it: a
+    run would train on the CPU for months."""
     import torch
 
     if device == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device=mps: torch sees no GPU of Apple's here. device=auto takes what there is")
+        raise DeviceError(
+            "device=mps: torch sees no GPU of Apple's here. device=auto takes what there is"
+        )
     if device in ("cpu", "mps") or torch.cuda.is_available():
         return device not in ("cpu", "mps")
     wanted, here = named(), cards("UUID") or glob.glob(DRIVER)
@@ -115,8 +138,9 @@ def check_usable(device: str) -> bool:
 
 
 def devices(device: str) -> list[str]:
-    """The devices that `device=` may mean here: CUDA devices by their UUIDs where NVIDIA's driver names them,
-    or cpu, or mps. Raises DeviceError where torch cannot use a GPU that is here, or asked for."""
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs where
+    NVIDIA's driver names them, or cpu, or mps. Raises DeviceError where torch cannot
+    use a GPU that is here, or asked for."""
     if not check_usable(device):
         return ["mps" if device == "mps" else "cpu"]
     import torch

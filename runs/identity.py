@@ -1,8 +1,9 @@
 """A run's identity: a hash of everything that defines its result.
 
-That is the row, the contents of model and data, the settings, the seeds, the version of the task family's
-protocol, and the adapter that the run starts from. It is not the place of files, the device, the micro-batch,
-the path of computation, or which epoch's adapter is kept: the record has the whole curve."""
+That is the row, the contents of model and data, the settings, the seeds, the version of
+the task family's protocol, and the adapter that the run starts from. It is not the
+place of files, the device, the micro-batch, the path of computation, or which epoch's
+adapter is kept: the record has the whole curve."""
 
 import json
 from collections import Counter
@@ -25,12 +26,16 @@ from tasks.files import stamp
 Contents = dict[str, str | None]
 
 
-def identify(runs: Sequence[Run], problems: dict[int, str] | None = None) -> list[str | None]:
-    """The id of each run: 12 hex digits; None where only the network knows the content of its model or data.
-    Each model and each data set is read once: a table's runs may share a folder of 100,000 images.
+def identify(
+    runs: Sequence[Run], problems: dict[int, str] | None = None
+) -> list[str | None]:
+    """The id of each run: 12 hex digits; None where only the network knows the content
+    of its model or data. Each model and each data set is read once: a table's runs may
+    share a folder of 100,000 images.
 
-    Raises UserError or DataError where a local file that a configuration names is missing. Where `problems`
-    is given, it keeps the message there instead, by the run's index in the list, and goes on."""
+    Raises UserError or DataError where a local file that a configuration names is
+    missing. Where `problems` is given, it keeps the message there instead, by the run's
+    index in the list, and goes on."""
     contents, ids = Contents(), list[str | None]()
     for index, run in enumerate(runs):
         try:
@@ -68,8 +73,12 @@ def _identify(run: Run, contents: Contents) -> str | None:
     return hash_of(parts)[:12]
 
 
-def _once(contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]) -> str | None:
-    key = json.dumps({k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True)
+def _once(
+    contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]
+) -> str | None:
+    key = json.dumps(
+        {k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True
+    )
     if key not in contents:
         contents[key] = read(settings)
     return contents[key]
@@ -79,9 +88,9 @@ def _once(contents: Contents, settings: dict[str, Any], read: Callable[[Any], st
 
 
 def start_id(run: Run, contents: Contents | None = None) -> str | None:
-    """The part of the identity that stands for the adapter a run starts from: the other run's id and which
-    epoch it kept, or the file's hash. None where the other run's id is not known. contents: of `identify`.
-    Raises UserError for a missing file."""
+    """The part of the identity that stands for the adapter a run starts from: the other
+    run's id and which epoch it kept, or the file's hash. None where the other run's id
+    is not known. contents: of `identify`. Raises UserError for a missing file."""
     source = run.config["init_from"]
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
@@ -89,24 +98,31 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
         return hash_files({"adapter": Path(source)})
     if (other := _start_run(run, contents)) is None:
         return None
-    # These keys are no part of the other run's identity, but change which values it keeps. An older record
-    # may have select=unbiased, which kept the epoch chosen on one half of dev; others keep the best epoch.
+    # These keys are no part of the other run's identity, but change which values it
+    # keeps. An older record may have select=unbiased, which kept the epoch chosen on
+    # one half of dev; others keep the best epoch.
     record = finished_record(run.config["output"], other)
     config = record["config"] if record else run.start.config if run.start else {}
-    kept = config.get("keep", "best"), config.get("select", "paper"), config.get("adapter_precision", "fp32")
+    kept = (
+        config.get("keep", "best"),
+        config.get("select", "paper"),
+        config.get("adapter_precision", "fp32"),
+    )
     usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
     return other if usual else f"{other} {' '.join(kept)}"
 
 
 def _start_run(run: Run, contents: Contents | None) -> str | None:
-    """The id of the run that a run starts from: computed for init_from=ROW@TASK, or given."""
+    """The id of the run that a run starts from: computed for init_from=ROW@TASK, or
+    given."""
     if run.start is None:
         return str(run.config["init_from"])
     return _identify(run.start, {} if contents is None else contents)
 
 
 def start_file(run: Run, contents: Contents | None = None) -> Path:
-    """The adapter file that a run starts from, else UserError: what it waits for. contents: of `identify`."""
+    """The adapter file that a run starts from, else UserError: what it waits for.
+    contents: of `identify`."""
     source = run.config["init_from"]
     if source.endswith(".safetensors"):
         return Path(source)
@@ -147,7 +163,9 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over the names and contents of files, wherever they lie."""
     if len(files) < 16:
-        return f"sha256:{hash_of({name: file_hash(path) for name, path in files.items()})}"
+        return (
+            f"sha256:{hash_of({name: file_hash(path) for name, path in files.items()})}"
+        )
     hashes = dict[str, str]()
 
     def read() -> str:
@@ -155,8 +173,11 @@ def hash_files(files: Mapping[str, Path]) -> str:
         hashes.update((name, digest(path)) for name, path in bar)
         return MISSING if MISSING in hashes.values() else hash_of(hashes)
 
-    # Of thousands of images one hash is cached under all sizes and times, not as many small files to read
-    stamps = [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
+    # Of thousands of images one hash is cached under all sizes and times, not as many
+    # small files to read
+    stamps = [
+        [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
+    ]
     whole = kept_in_cache("sha256", stamps, read)
     return f"sha256:{hash_of(hashes) if whole == MISSING else whole}"
 
@@ -165,7 +186,8 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
 
 def final_ids(runs: Sequence[Run]) -> list[str]:
-    """The ids of runs whose models and data are here. Raises UserError for one without a pinned revision."""
+    """The ids of runs whose models and data are here. Raises UserError for one without
+    a pinned revision."""
     ids = identify(runs)
     if None in ids:
         why = "the revision of its data cannot be told. Name one: task.revision= or model.revision="

@@ -1,4 +1,5 @@
-"""Has a judge score finished runs' answers (runs.answer), and writes the scores into their records (table 4).
+"""Has a judge score finished runs' answers (runs.answer), and writes the scores into
+their records (table 4).
 
 python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
 python -m runs.judge experiment=table4_llama2_7b       every finished run of a preset, or of any words that
@@ -6,9 +7,9 @@ python -m runs.judge experiment=table4_llama2_7b       every finished run of a p
 python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
 python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
 
-The key is read from OPENAI_API_KEY. Judgments are saved as they come, in outputs/judgments/JUDGE.jsonl: the
-same command continues after a kill, and none is paid for twice. python -m tasks.mt_bench judges any answers.
-"""
+The key is read from OPENAI_API_KEY. Judgments are saved as they come, in
+outputs/judgments/JUDGE.jsonl: the same command continues after a kill, and none is paid
+for twice. python -m tasks.mt_bench judges any answers."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from runs.command import entry_point, setting
 from runs.errors import UserError
 from runs.evaluate import amend, read_line
 from runs.record import Record, finished_record, read_regular, record_path
-from tasks.mt_bench import Judge, data_folder, judged, read_answers, read_questions, table
+from tasks.mt_bench import (
+    Judge,
+    data_folder,
+    judged,
+    read_answers,
+    read_questions,
+    table,
+)
 
 #: The settings that made the answers, for the record.
 ANSWERING = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
@@ -32,7 +40,9 @@ class Settings(Questions):
     """Who judges, and how."""
 
     judge: str = setting("gpt-4", "the model that judges")
-    base_url: str | None = setting(None, "an OpenAI-compatible endpoint, in place of OpenAI's")
+    base_url: str | None = setting(
+        None, "an OpenAI-compatible endpoint, in place of OpenAI's"
+    )
     passes: int = setting(1, "how often everything is judged")
     max_tokens: int = setting(2048, "the longest judgment")
     concurrency: int = setting(8, "how many are asked for at once")
@@ -47,24 +57,33 @@ def main(arguments: list[str]) -> int:
     by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", by.file().name)
     answered = [_answers(record, config_of(record, line)) for record in records]
-    how = {key: getattr(settings, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+    how = {
+        key: getattr(settings, key)
+        for key in ("base_url", "concurrency", "retries", "timeout")
+    }
     outcome, summaries = judged([system for system, _ in answered], by, file, how)
     print(outcome.report(file))
     rows, gone = list[dict[str, Any]](), False
-    for record, (_, answering), scored in zip(records, answered, summaries, strict=True):
+    for record, (_, answering), scored in zip(
+        records, answered, summaries, strict=True
+    ):
         entry = scored | {"answering": answering}
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-        # A part of the scores is no result. Judging takes hours, in which a record may have been set aside
+        # A part of the scores is no result. Judging takes hours, in which a record may
+        # have been set aside
         scores = partial(_with_scores, entry=entry)
         if entry["judged"] == entry["n"] and not amend(output, record["id"], scores):
-            print(f"run {record['id']}: {output}/records has no record of it, and the scores enter none")
+            print(
+                f"run {record['id']}: {output}/records has no record of it, and the scores enter none"
+            )
             gone = True
     print(table(rows))
     return 1 if outcome.failed or gone else 0
 
 
 def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
-    """A record's scores now, with a judge's for its earlier ones; of this bench's other answers none."""
+    """A record's scores now, with a judge's for its earlier ones; of this bench's other
+    answers none."""
     others = [
         judged
         for judged in record.get("judged", [])
@@ -74,19 +93,34 @@ def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
     return {"judged": [*others, entry]}
 
 
-def _answers(record: Record, config: dict[str, Any]) -> tuple[tuple[Path, str, dict[int, list[str]]], Record]:
-    """The bench's data folder, the bench and a run's answers; and the settings that made them. Raises
-    UserError, before anything is paid for, where there are none, or no record here for the scores."""
-    bench, folder, run = config["task"]["bench"], data_folder(config["task"]), record["id"]
+def _answers(
+    record: Record, config: dict[str, Any]
+) -> tuple[tuple[Path, str, dict[int, list[str]]], Record]:
+    """The bench's data folder, the bench and a run's answers; and the settings that
+    made them. Raises UserError, before anything is paid for, where there are none, or
+    no record here for the scores."""
+    bench, folder, run = (
+        config["task"]["bench"],
+        data_folder(config["task"]),
+        record["id"],
+    )
     path = answers_path(config["output"], run, bench)
     try:
         about = json.loads(read_regular(path.with_suffix(".json")))
         answering = {key: about[key] for key in ANSWERING}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no answers yet ({error}). First: python -m runs.answer {run}") from None
+        raise UserError(
+            f"{path}: no answers yet ({error}). First: python -m runs.answer {run}"
+        ) from None
     if not finished_record(config["output"], run):
-        raise UserError(f"{record_path(config['output'], run)}: no record. Copy the published one here")
-    return (folder, bench, read_answers(path, read_questions(folder, bench), run)[1]), answering
+        raise UserError(
+            f"{record_path(config['output'], run)}: no record. Copy the published one here"
+        )
+    return (
+        folder,
+        bench,
+        read_answers(path, read_questions(folder, bench), run)[1],
+    ), answering
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The method of a run: one of vera's, or a class outside of the clone that a file of conf/method names. And
-the rates of single parameters, whether a method fits a model, and how many FLOPs a pass takes.
+"""The method of a run: one of vera's, or a class outside of the clone that a file of
+conf/method names. And the rates of single parameters, whether a method fits a model,
+and how many FLOPs a pass takes.
 
-    kind: my_package.svft.SVFT      # in FOLDER/method/svft.yaml, with --config-dir FOLDER
+    kind: my_package.svft.SVFT # in FOLDER/method/svft.yaml, with --config-dir FOLDER
 
-The module is imported like any other: it is installed, or its folder is on PYTHONPATH. Only a file can name
-a class; an override cannot, and vera, which reads adapter files from anywhere, imports none."""
+The module is imported like any other: it is installed, or its folder is on PYTHONPATH.
+Only a file can name a class; an override cannot, and vera, which reads adapter files
+from anywhere, imports none."""
 
 import contextlib
 import importlib
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def make_method(settings: dict[str, Any]) -> "vera.Method":
-    """The method with these settings (Run.method). Raises UserError where its class is not to be imported."""
+    """The method with these settings (Run.method). Raises UserError where its class is
+    not to be imported."""
     import vera
 
     kind = settings["kind"]
@@ -42,9 +45,17 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         method = getattr(importlib.import_module(path), name)
     except Exception as error:  # of the module's own code, too
         why = f"{type(error).__name__}: {one_line(str(error))}"
-        mend = "Its package has to be installed, or the folder that it is in on PYTHONPATH"
-        raise UserError(f"method.kind={kind}: cannot be imported ({why}). {mend}") from None
-    if not (inspect.isclass(method) and issubclass(method, vera.Method) and "kind" in vars(method)):
+        mend = (
+            "Its package has to be installed, or the folder that it is in on PYTHONPATH"
+        )
+        raise UserError(
+            f"method.kind={kind}: cannot be imported ({why}). {mend}"
+        ) from None
+    if not (
+        inspect.isclass(method)
+        and issubclass(method, vera.Method)
+        and "kind" in vars(method)
+    ):
         should = f'a method such as class {name}(vera.Method, kind="{name.lower()}")'
         raise UserError(f"method.kind={kind}: should be {should}")
     return vera.make_method(**settings | {"kind": method.kind})
@@ -60,11 +71,14 @@ BASES = {"lr_by": "lr", "decay_by": "weight_decay"}
 
 
 def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | None:
-    """train.lr_by (or another key of BASES) with numbers alone, where 16x is 16 times the base; None for an
-    empty one, as if it were not there. Raises UserError for what is no mapping of names to numbers."""
+    """train.lr_by (or another key of BASES) with numbers alone, where 16x is 16 times
+    the base; None for an empty one, as if it were not there. Raises UserError for what
+    is no mapping of names to numbers."""
     rates = given or {}
     if not isinstance(rates, dict):
-        raise UserError(f"train.{key}={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}")
+        raise UserError(
+            f"train.{key}={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}"
+        )
     numbers = dict[str, float]()
     for pattern, rate in rates.items():
         times = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
@@ -78,16 +92,22 @@ def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | 
     return numbers or None
 
 
-def patterns_of(names: Iterable[str], rates: Mapping[str, float], key: str = "lr_by") -> dict[str, str]:
-    """The pattern of each trained parameter's rate, by its name; others have their group's. key: of BASES.
+def patterns_of(
+    names: Iterable[str], rates: Mapping[str, float], key: str = "lr_by"
+) -> dict[str, str]:
+    """The pattern of each trained parameter's rate, by its name; others have their
+    group's. key: of BASES.
 
-    A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B, classifier.*. Raises
-    UserError for one that no name has, listing the model's own, and for two that have a name in common."""
+    A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B,
+    classifier.*. Raises UserError for one that no name has, listing the model's own,
+    and for two that have a name in common."""
     names, found = list(names), dict[str, str]()
     for pattern in rates:
         matches = [name for name in names if fnmatchcase(f".{name}", f"*.{pattern}")]
         if not matches:
-            kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))
+            kinds = list(
+                dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
+            )
             more = f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""
             raise UserError(
                 f"train.{key}: no trained parameter's name ends with {pattern!r}. There are:"
@@ -95,7 +115,9 @@ def patterns_of(names: Iterable[str], rates: Mapping[str, float], key: str = "lr
             )
         for name in matches:
             if name in found:
-                raise UserError(f"train.{key}: {found[name]!r} and {pattern!r} both name {name}")
+                raise UserError(
+                    f"train.{key}: {found[name]!r} and {pattern!r} both name {name}"
+                )
             found[name] = pattern
     return found
 
@@ -104,32 +126,46 @@ def patterns_of(names: Iterable[str], rates: Mapping[str, float], key: str = "lr
 # compute on the weights (an SVD, say) pass here, and fail in the run if they fail
 
 
-#: Methods that ask more of a model than linear layers: any of peft's; a patch embedding; rows and columns.
+#: Methods that ask more of a model than linear layers: any of peft's; a patch
+#: embedding; rows and columns.
 CHECKED = ("peft", "ssf", "lora_xs")
 #: The outputs of a model whose data are not read, by modality.
 LABELS = {"text": 2, "image": 100, "text generation": 0}
 
 
 def refusal(run: Run) -> str | None:
-    """Why a run's method does not fit its model, in one line; None where it does, or where that is not known.
+    """Why a run's method does not fit its model, in one line; None where it does, or
+    where that is not known.
 
-    This checks peft's methods, the few of our own that not every model takes, and train.lr_by and decay_by,
-    which name parameters. The rest need linear layers only, and importing torch takes seconds."""
+    This checks peft's methods, the few of our own that not every model takes, and
+    train.lr_by and decay_by, which name parameters. The rest need linear layers only,
+    and importing torch takes seconds."""
     rates = {key: run.config["train"].get(key) or {} for key in BASES}
     if run.method["kind"] not in CHECKED and not any(rates.values()):
         return None
     model = words_of(run)
-    return _refusal(json.dumps([model, run.method, rates, run.config["model"]["label"]])) if model else None
+    return (
+        _refusal(json.dumps([model, run.method, rates, run.config["model"]["label"]]))
+        if model
+        else None
+    )
 
 
 def words_of(run: Run) -> dict[str, Any]:
-    """What models.skeleton builds a run's model from; empty where its architecture is not known."""
+    """What models.skeleton builds a run's model from; empty where its architecture is
+    not known."""
     model = run.config["model"]
     with contextlib.suppress(UserError, DataError):  # the run itself raises it
         if (folder := models.locate(model)) or model["architecture"]:
-            words = {key: model[key] for key in ("architecture", "settings", "modality")}
+            words = {
+                key: model[key] for key in ("architecture", "settings", "modality")
+            }
             labels = LABELS[model["modality"]]
-            return {"model": words, "num_labels": labels, "folder": folder and str(folder)}
+            return {
+                "model": words,
+                "num_labels": labels,
+                "folder": folder and str(folder),
+            }
     return {}
 
 
@@ -138,11 +174,15 @@ def _refusal(words: str) -> str | None:
     model, method, rates, label = json.loads(words)
     try:
         adapter = make_method(method)
-        groups = adapter.parameter_groups(adapted(models.skeleton(**model), adapter)).values()
+        groups = adapter.parameter_groups(
+            adapted(models.skeleton(**model), adapter)
+        ).values()
         for key, by in rates.items():
             patterns_of([name for parameters in groups for name in parameters], by, key)
-    except Exception as error:  # such as an architecture that transformers lacks: loading it raises it again
-        # On the meta device some computations fail that work on weights, and torch names the device
+    except Exception as error:
+        # such as an architecture that transformers lacks: loading it raises it again On
+        # the meta device some computations fail that work on weights, and torch names
+        # the device
         if is_users(error) and "meta" not in f"{error} {error.__context__}":
             return f"{label}: {error}"
     return None
@@ -156,20 +196,25 @@ def adapted(network: Any, method: Any) -> Any:
     return network
 
 
-def flops(run: Run, rows: int, length: int, predicted: int) -> tuple[float, float] | None:
-    """FLOPs of a forward pass over so many rows, and of a training pass, as torch's counter counts them:
-    products and attention, nearly everything. None where torch cannot count them.
+def flops(
+    run: Run, rows: int, length: int, predicted: int
+) -> tuple[float, float] | None:
+    """FLOPs of a forward pass over so many rows, and of a training pass, as torch's
+    counter counts them: products and attention, nearly everything. None where torch
+    cannot count them.
 
-    length: tokens of a row, padding included. predicted: those that a language model reads out. The count is
-    kept in the cache, so a later plan does not import torch."""
-    # AdapterDrop counts with every adapter: it drops some at random. VeRA cannot be merged with 4-bit weights
+    length: tokens of a row, padding included. predicted: those that a language model
+    reads out. The count is kept in the cache, so a later plan does not import torch."""
+    # AdapterDrop counts with every adapter: it drops some at random. VeRA cannot be
+    # merged with 4-bit weights
     plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
     plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
     method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
     size = (rows, length, predicted, run.config["task"].get("image_size"))
 
     def count() -> tuple[float, float] | None:
-        with contextlib.suppress(Exception):  # of a model's own code, of a method that looks at values
+        # of a model's own code, of a method that looks at values
+        with contextlib.suppress(Exception):
             from torch.utils.flop_counter import FlopCounterMode
 
             network = adapted(models.skeleton(**model).train(), make_method(method))
@@ -190,17 +235,30 @@ def weights(run: Run) -> int:
     """How many values a run's base model has, of a known architecture."""
     model = words_of(run)
     key = [model, version("transformers")]
-    return int(kept_in_cache("weights", key, lambda: models.skeleton(**model).num_parameters()))
+    return int(
+        kept_in_cache("weights", key, lambda: models.skeleton(**model).num_parameters())
+    )
 
 
-def run_forward(network: Any, rows: int, length: int, predicted: int, image: int | None) -> Any:
-    """The logits for random rows, on the network's device. image: pixels of a side; None: the model's."""
+def run_forward(
+    network: Any, rows: int, length: int, predicted: int, image: int | None
+) -> Any:
+    """The logits for random rows, on the network's device. image: pixels of a side;
+    None: the model's."""
     import torch
 
     config, device = network.config, next(network.parameters()).device
     if hasattr(config, "image_size"):
         side = image or models.image_side(config.model_type, config.image_size)
-        settings = {"interpolate_pos_encoding": True} if config.model_type == "vit" and image else {}
-        return network(pixel_values=torch.randn(rows, 3, side, side, device=device), **settings).logits
+        settings = (
+            {"interpolate_pos_encoding": True}
+            if config.model_type == "vit" and image
+            else {}
+        )
+        return network(
+            pixel_values=torch.randn(rows, 3, side, side, device=device), **settings
+        ).logits
     ids = torch.randint(5, config.vocab_size, (rows, length), device=device)
-    return network(input_ids=ids, **({"logits_to_keep": predicted} if predicted else {})).logits
+    return network(
+        input_ids=ids, **({"logits_to_keep": predicted} if predicted else {})
+    ).logits

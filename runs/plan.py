@@ -1,5 +1,6 @@
-"""What a command would do: which runs are done, running, failed, missing or blocked, and what the others
-would cost. It starts no run. torch is imported to count FLOPs, once, and for probe=true.
+"""What a command would do: which runs are done, running, failed, missing or blocked,
+and what the others would cost. It starts no run. torch is imported to count FLOPs,
+once, and for probe=true.
 
 python -m runs.plan experiment=table2_base
 python -m runs.plan experiment=table2_base probe=true   and hours, before the first run
@@ -22,7 +23,14 @@ from runs.sweep.display import read_progress, words
 from runs.training.files import saved
 
 #: The states of a run, and their marks in the grid.
-STATES = {"done": "", "diverged": "d", "running": "*", "failed": "f", "partial": "r", "missing": ""}
+STATES = {
+    "done": "",
+    "diverged": "d",
+    "running": "*",
+    "failed": "f",
+    "partial": "r",
+    "missing": "",
+}
 STATES |= {"blocked": "b", "unknown": "?"}
 
 
@@ -31,12 +39,16 @@ def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
     contents, problems = Contents(), dict[int, str]()
     ids = identify(runs, problems)
     return [
-        Planned(run, "blocked", problems[i]) if i in problems else _planned(run, ids[i], ledger, contents)
+        Planned(run, "blocked", problems[i])
+        if i in problems
+        else _planned(run, ids[i], ledger, contents)
         for i, run in enumerate(runs)
     ]
 
 
-def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -> Planned:
+def _planned(
+    run: Run, run_id: str | None, ledger: Ledger, contents: Contents
+) -> Planned:
     """One run's state."""
     record = ledger.records.get(run_id or "")
     if record is None and (why := refusal(run)):
@@ -56,38 +68,62 @@ def _planned(run: Run, run_id: str | None, ledger: Ledger, contents: Contents) -
         except UserError as error:
             return Planned(run, "blocked", str(error))
     if record:
-        return Planned(run, "failed", f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})")
-    return Planned(run, "partial", "", progress) if saved(output, run_id) else Planned(run, "missing")
+        return Planned(
+            run,
+            "failed",
+            f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})",
+        )
+    return (
+        Planned(run, "partial", "", progress)
+        if saved(output, run_id)
+        else Planned(run, "missing")
+    )
 
 
 def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
-    """The runs that are left, and those that wait for one of these. redo: what is done is left, too."""
+    """The runs that are left, and those that wait for one of these. redo: what is done
+    is left, too."""
     over = ("blocked",) if redo else ("done", "diverged", "blocked")
     coming = [p for p in planned if p.state not in over]
-    return coming + [p for p in planned if p.state == "blocked" and p.run.start in [q.run for q in coming]]
+    return coming + [
+        p
+        for p in planned
+        if p.state == "blocked" and p.run.start in [q.run for q in coming]
+    ]
 
 
 # --- in words
 
 
-def text(planned: list[Planned], ledger: Ledger, card: str | None = None, redo: bool = False) -> str:
-    """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed or are blocked.
+def text(
+    planned: list[Planned], ledger: Ledger, card: str | None = None, redo: bool = False
+) -> str:
+    """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed
+    or are blocked.
 
-    card: of conf/cards.yaml, whose hours are wanted. redo: the command repeats the finished runs, too."""
-    name = next((f"experiment={p.run.experiment}" for p in planned if p.run.experiment), "plan")
+    card: of conf/cards.yaml, whose hours are wanted. redo: the command repeats the
+    finished runs, too."""
+    name = next(
+        (f"experiment={p.run.experiment}" for p in planned if p.run.experiment), "plan"
+    )
     models = ", ".join(dict.fromkeys(p.run.model for p in planned))
     totals = Counter(p.state for p in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
     runs = left(planned, redo)
     if card:  # where that card is, what is not here may be
-        runs += [p for p in planned if p.state == "blocked" and p not in runs and not refusal(p.run)]
+        runs += [
+            p
+            for p in planned
+            if p.state == "blocked" and p not in runs and not refusal(p.run)
+        ]
     cost = estimate(runs, ledger, card) if runs else "nothing that can be done now"
     title = f"{name}: {plural(len(planned), 'run')} on {models}"
     return "\n".join([title, "", *_grid(planned), "", states, cost, *_remarks(planned)])
 
 
 def _grid(planned: list[Planned]) -> list[str]:
-    """A line for each row: how many of its runs are finished, and marks for the others, by task and model."""
+    """A line for each row: how many of its runs are finished, and marks for the others,
+    by task and model."""
     several = len({p.run.model for p in planned}) > 1
     counts = defaultdict[tuple[str, str], Counter[str]](Counter)
     for p in planned:
@@ -98,22 +134,39 @@ def _grid(planned: list[Planned]) -> list[str]:
         marks = "".join(STATES[state] for state in STATES if of[state])
         texts[key] = f"{of['done'] + of['diverged']}/{of.total()} {marks}".strip()
     rows, tasks = (list(dict.fromkeys(names)) for names in zip(*counts, strict=True))
-    lines = [["", *tasks], *([row, *(texts.get((row, task), "-") for task in tasks)] for row in rows)]
-    widths = [max(9, *(len(text) + 2 for text in column)) for column in zip(*lines, strict=True)]
+    lines = [
+        ["", *tasks],
+        *([row, *(texts.get((row, task), "-") for task in tasks)] for row in rows),
+    ]
+    widths = [
+        max(9, *(len(text) + 2 for text in column))
+        for column in zip(*lines, strict=True)
+    ]
     there = {p.state for p in planned}
-    legend = "; ".join(f"{STATES[state]}: {state}" for state in STATES if STATES[state] and state in there)
-    return [*("".join(map(str.ljust, line, widths)).rstrip() for line in lines), *filter(None, [legend])]
+    legend = "; ".join(
+        f"{STATES[state]}: {state}"
+        for state in STATES
+        if STATES[state] and state in there
+    )
+    return [
+        *("".join(map(str.ljust, line, widths)).rstrip() for line in lines),
+        *filter(None, [legend]),
+    ]
 
 
 def _remarks(planned: list[Planned]) -> list[str]:
     """Lines on runs that are running, and on why others failed or wait."""
     coming, lines = [p.run for p in left(planned)], Counter[str]()
     for p in sorted(planned, key=lambda p: [*STATES].index(p.state)):
-        soon = ", and is done first by the same command" if p.run.start in coming else ""
+        soon = (
+            ", and is done first by the same command" if p.run.start in coming else ""
+        )
         name = f"{p.run.label}: " if p.state in ("running", "failed") else ""
         if p.state in ("running", "failed", "blocked", "unknown"):
             lines[f"{p.state}: {name}{p.why or words(p.progress)}{soon}"] += 1
-    return [f"{line} ({count} runs)" if count > 1 else line for line, count in lines.items()]
+    return [
+        f"{line} ({count} runs)" if count > 1 else line for line, count in lines.items()
+    ]
 
 
 # --- the command
@@ -123,17 +176,27 @@ def _remarks(planned: list[Planned]) -> list[str]:
 class Settings(Common):
     """The settings of a plan, beside the words for runs."""
 
-    probe: bool = setting(False, "first do 20 steps of a run of each row: how fast this device is")
-    card: str | None = setting(None, "hours on a card of conf/cards.yaml, such as H100, wherever you are")
+    probe: bool = setting(
+        False, "first do 20 steps of a run of each row: how fast this device is"
+    )
+    card: str | None = setting(
+        None, "hours on a card of conf/cards.yaml, such as H100, wherever you are"
+    )
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, overrides="the runs, as for python -m runs", options=COMPOSING)
+    line = read(
+        arguments,
+        Settings,
+        overrides="the runs, as for python -m runs",
+        options=COMPOSING,
+    )
     command, settings = read_command(line.overrides, line.config_dir), line.settings
     runs = with_starts(command.runs)
     check_ids(runs, identify(runs, {}))
     output = runs[0].config["output"]
-    ledger = open_ledger(output, published=False)  # a published record makes no run done here
+    # a published record makes no run done here
+    ledger = open_ledger(output, published=False)
     if settings.probe:
         probe(p.run for p in left(plan(runs, ledger)))
     print(text(plan(runs, ledger), ledger, settings.card, command.launch.redo))

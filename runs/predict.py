@@ -1,15 +1,18 @@
-"""Predicts new rows with a finished run's model: classes with their probabilities, or a regression's numbers.
+"""Predicts new rows with a finished run's model: classes with their probabilities, or a
+regression's numbers.
 
-python -m runs.predict RUN FILE      a run id (or its beginning), as in outputs/records; FILE is CSV, TSV,
-                                     JSONL or parquet, with the columns of texts that were trained on
-python -m runs.predict RUN FOLDER    of a run on images: those of a folder, and of the folders in it
+python -m runs.predict RUN FILE a run id (or its beginning), as in outputs/records; FILE
+                                     is CSV, TSV, JSONL or parquet, with the columns of
+                                     texts that were trained on
+python -m runs.predict RUN FOLDER of a run on images: those of a folder, and of the
+    folders in it
 python -m runs.predict RUN -         CSV, TSV or JSON lines from the standard input
 python -m runs.predict RUN FILE out=mine.csv
 
-The CSV file `out` has the rows' own columns and what is predicted, and appears whole at the end. Rows are
-kept in OUT.partial as they come: after a kill the same command continues. Where rows have labels, the metric
-is printed. The run's adapter and head and its base model are needed, and no training rows.
-"""
+The CSV file `out` has the rows' own columns and what is predicted, and appears whole at
+the end. Rows are kept in OUT.partial as they come: after a kill the same command
+continues. Where rows have labels, the metric is printed. The run's adapter and head and
+its base model are needed, and no training rows."""
 
 import os
 import sys
@@ -35,17 +38,23 @@ from tasks.text import TextTask, check_columns, make_rows, read_file
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    """Where predictions go, and how they are made. null: as in the run's configuration."""
+    """Where predictions go, and how they are made. null: as in the run's
+    configuration."""
 
-    out: Path = setting(Path("answers.csv"), "the file of the predictions, which must not be there yet")
+    out: Path = setting(
+        Path("answers.csv"), "the file of the predictions, which must not be there yet"
+    )
     eval_batch: Count | None = setting(None, "rows predicted at once")
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(None, "where they are predicted")
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = setting(
+        None, "where they are predicted"
+    )
 
 
 @dataclass
 class New:
-    """New rows: the dev rows of a task. content: a hash of them. about: their own columns; None: those that
-    the task has for them. labelled: whether they have labels."""
+    """New rows: the dev rows of a task. content: a hash of them. about: their own
+    columns; None: those that the task has for them. labelled: whether they have
+    labels."""
 
     task: Task
     content: str
@@ -58,20 +67,30 @@ def main(arguments: list[str]) -> int:
     (name, where), settings = line.names, line.settings
     record, out = find(name, settings.output), settings.out
     run, config = record["id"], {**record["config"], "output": settings.output}
-    config |= {key: value for key in ("eval_batch", "device") if (value := getattr(settings, key))}
+    config |= {
+        key: value
+        for key in ("eval_batch", "device")
+        if (value := getattr(settings, key))
+    }
     if not record["parameters"]["head"]:
         writes = f"What a language model writes: python -m runs.answer {run}"
-        raise UserError(f"run {run} ({record['label']['task']}) has no head that predicts. {writes}")
+        raise UserError(
+            f"run {run} ({record['label']['task']}) has no head that predicts. {writes}"
+        )
     with (
         tempfile.TemporaryDirectory() as folder,
         alone(run_lock(settings.output, f"{run}-new"), f"predicting with run {run}"),
     ):
         if os.path.lexists(out):
-            raise UserError(f"{out} is there already. Name another file, out=, or remove it")
+            raise UserError(
+                f"{out} is there already. Name another file, out=, or remove it"
+            )
         if not out.parent.is_dir():
             raise UserError(f"{out.parent}: no such folder (out=)")
         path = of_stdin(Path(folder)) if where == "-" else Path(where)
-        predict({**record, "config": config}, read_new(record, path, settings.output), out)
+        predict(
+            {**record, "config": config}, read_new(record, path, settings.output), out
+        )
     return 0
 
 
@@ -89,8 +108,8 @@ def of_stdin(folder: Path) -> Path:
 
 
 def read_new(record: Record, path: Path, output: str) -> New:
-    """The rows of a file or folder. Raises DataError, with file and line, for those that the run's model
-    cannot predict, and for labels that it was not trained on."""
+    """The rows of a file or folder. Raises DataError, with file and line, for those
+    that the run's model cannot predict, and for labels that it was not trained on."""
     import vera
 
     settings = record["config"]["task"]
@@ -103,12 +122,19 @@ def read_new(record: Record, path: Path, output: str) -> New:
     table = path, list(read_file(path))
     of_first = next((row for _, row in table[1]), {})
     settings = {**settings, "id_column": None}  # all columns are kept
-    settings |= glue.columns(settings["name"], of_first) if settings["family"] == "glue" else {}
-    label, columns = settings["label_column"], dict.fromkeys(key for _, row in table[1] for key in row)
+    settings |= (
+        glue.columns(settings["name"], of_first) if settings["family"] == "glue" else {}
+    )
+    label, columns = (
+        settings["label_column"],
+        dict.fromkeys(key for _, row in table[1] for key in row),
+    )
     labelled = any(row.get(label) not in (None, "") for _, row in table[1])
     check_columns(table, settings, labelled)
     if predictions.PREDICTED in columns:
-        raise DataError(f"{path}: has a column {predictions.PREDICTED!r} already. Rename it")
+        raise DataError(
+            f"{path}: has a column {predictions.PREDICTED!r} already. Rename it"
+        )
     try:
         rows = make_rows(table, settings, classes, labelled)
     except DataError as error:
@@ -126,26 +152,41 @@ def read_new(record: Record, path: Path, output: str) -> New:
 
 
 def predict(record: Record, new: New, out: Path) -> None:
-    """Predicts rows in batches of like lengths, with the adapter merged where it can be, and writes them."""
+    """Predicts rows in batches of like lengths, with the adapter merged where it can
+    be, and writes them."""
     import torch
 
     from runs.sweep.display import Display
     from runs.training.decode import weights, write_down
 
     display, task, size = Display(), new.task, record["config"]["eval_batch"]
-    output, head = record["config"]["output"], f"{record['label']['row']} on {record['label']['task']}"
-    context = restore(record, output, report=lambda event: display.show([(head, event)]), task=task)
+    output, head = (
+        record["config"]["output"],
+        f"{record['label']['row']} on {record['label']['task']}",
+    )
+    context = restore(
+        record, output, report=lambda event: display.show([(head, event)]), task=task
+    )
     lengths = task.lengths("dev")
     if isinstance(task, TextTask) and (cut := task.cut("dev")):
-        display.line(f"note: {plural(cut, 'row')} cut after {max(lengths)} tokens, as in training")
+        display.line(
+            f"note: {plural(cut, 'row')} cut after {max(lengths)} tokens, as in training"
+        )
 
     @torch.no_grad()
     def outputs(rows: Sequence[int]) -> list[Any]:
-        found: list[Any] = task.answers(context.raw_model, context.batch("dev", rows))[1].tolist()
+        found: list[Any] = task.answers(context.raw_model, context.batch("dev", rows))[
+            1
+        ].tolist()
         return found
 
     partial = out.with_name(f"{out.name}.partial")
-    of = {"run": record["id"], "weights": weights(context), "rows": new.content, "batch": size}
+    of = {
+        "run": record["id"],
+        "weights": weights(context),
+        "rows": new.content,
+        "batch": size,
+    }
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     saved = write_down(context, partial, of, batches, outputs, "predicting")
@@ -156,7 +197,9 @@ def predict(record: Record, new: New, out: Path) -> None:
     words = f"{plural(len(lengths), 'row')} in {out}"
     if new.labelled:
         predicted, labels = task.predict(found), task.labels("dev")
-        words += f", {task.metric} {Metric(task.metric).text(task.score(predicted, labels))}"
+        words += (
+            f", {task.metric} {Metric(task.metric).text(task.score(predicted, labels))}"
+        )
         if task.problem == "regression":
             words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
     display.line(f"{head}  {words}")

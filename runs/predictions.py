@@ -1,5 +1,6 @@
-"""What a model with a head answers for rows: predictions.csv in a run's folder, of the dev rows at the epoch
-whose adapter is kept, and what is made of it: by_class.csv, pictures, the rows with the largest loss.
+"""What a model with a head answers for rows: predictions.csv in a run's folder, of the
+dev rows at the epoch whose adapter is kept, and what is made of it: by_class.csv,
+pictures, the rows with the largest loss.
 
 It holds the user's own rows. No record, report, export or W&B has anything of it."""
 
@@ -17,28 +18,38 @@ import tasks
 from runs.record import write_atomically
 
 NAME = "predictions.csv"
-#: The columns after those that name a row; the last is the probability of a class, for each class.
+#: The columns after those that name a row; the last is the probability of a class, for
+#: each class.
 LABEL, PREDICTED, CHANCE = "label", "predicted", "p({})"
 #: Those of a row's texts.
 TEXTS = ("text", "text_pair")
 
 
 def table(
-    task: tasks.Task, about: Mapping[str, Sequence[Any]], outputs: Any, labels: Any = None
+    task: tasks.Task,
+    about: Mapping[str, Sequence[Any]],
+    outputs: Any,
+    labels: Any = None,
 ) -> list[list[Any]]:
-    """The columns' names, then each row: what names it, label, prediction, and probabilities of the classes.
+    """The columns' names, then each row: what names it, label, prediction, and
+    probabilities of the classes.
 
-    about: columns, such as of `Task.about`. outputs: (rows, num_labels), as `Task.answers` gives them.
-    labels: (rows,), as the task has them; without, there is no such column."""
+    about: columns, such as of `Task.about`. outputs: (rows, num_labels), as
+    `Task.answers` gives them. labels: (rows,), as the task has them; without, there is
+    no such column."""
     classes = getattr(task, "classes", None)
 
     def shown(values: Any) -> list[str]:
-        return [f"{value:.7g}" if classes is None else classes[value] for value in values]
+        return [
+            f"{value:.7g}" if classes is None else classes[value] for value in values
+        ]
 
     columns = dict(about) | ({} if labels is None else {LABEL: shown(labels)})
     columns[PREDICTED] = shown(task.predict(outputs))
     if classes is not None:
-        shares = np.exp(np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True))
+        shares = np.exp(
+            np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True)
+        )
         shares /= shares.sum(axis=1, keepdims=True)
         for name, of in zip(classes, shares.T, strict=True):
             columns[CHANCE.format(name)] = [f"{p:.4g}" for p in of]
@@ -59,7 +70,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
-    """Draws the predictions of a finished run's folder, and writes by_class.csv. when: their epoch."""
+    """Draws the predictions of a finished run's folder, and writes by_class.csv. when:
+    their epoch."""
     from tasks import pictures
 
     rows, classes = read(folder / NAME), getattr(task, "classes", None)
@@ -70,37 +82,53 @@ def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
         return pictures.scatter(folder / "scatter.png", x, y, title)
     write(folder / "by_class.csv", by_class(labels, predicted, classes))
     pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
-    return task.illustrate(folder, np.asarray([classes.index(name) for name in predicted]))
+    return task.illustrate(
+        folder, np.asarray([classes.index(name) for name in predicted])
+    )
 
 
-def by_class(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> list[list[Any]]:
-    """Each class that occurs, and their means, with the columns of scikit-learn's classification_report."""
+def by_class(
+    labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]
+) -> list[list[Any]]:
+    """Each class that occurs, and their means, with the columns of scikit-learn's
+    classification_report."""
     from sklearn.metrics import classification_report
 
     occurs = [name for name in classes if name in {*labels, *predicted}]
     how: Any = {"labels": occurs, "output_dict": True, "zero_division": 0}
     report: Any = classification_report(labels, predicted, **how)
-    keys, names = ["precision", "recall", "f1-score", "support"], [*occurs, "macro avg", "weighted avg"]
-    return [["class", *keys], *([name, *(f"{report[name][key]:.4g}" for key in keys)] for name in names)]
+    keys, names = (
+        ["precision", "recall", "f1-score", "support"],
+        [*occurs, "macro avg", "weighted avg"],
+    )
+    return [
+        ["class", *keys],
+        *([name, *(f"{report[name][key]:.4g}" for key in keys)] for name in names),
+    ]
 
 
 # --- the rows with the largest loss
 
 
 def loss(row: Mapping[str, str]) -> float:
-    """A row's cross-entropy, or its absolute error in a regression. Raises ValueError for classes without
-    probabilities, as in files of images from before 2026-11-30."""
+    """A row's cross-entropy, or its absolute error in a regression. Raises ValueError
+    for classes without probabilities, as in files of images from before 2026-11-30."""
     if (column := CHANCE.format(row[LABEL])) in row:
         return -math.log(max(float(row[column]), sys.float_info.min))
     return abs(float(row[LABEL]) - float(row[PREDICTED]))
 
 
 def sentence(row: Mapping[str, str]) -> str:
-    """A row on a line, without its texts: what names it, its label, what is predicted, and the loss."""
+    """A row on a line, without its texts: what names it, its label, what is predicted,
+    and the loss."""
 
     def value(column: str) -> str:
         share = row.get(CHANCE.format(row[column]))
         return f"{column} {row[column]}" + (f" ({float(share):.0%})" if share else "")
 
-    names = [f"{key} {row[key]}" for key in [*row][: [*row].index(LABEL)] if key not in TEXTS]
-    return f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.6g}"
+    names = [
+        f"{key} {row[key]}" for key in [*row][: [*row].index(LABEL)] if key not in TEXTS
+    ]
+    return (
+        f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.6g}"
+    )

@@ -1,4 +1,5 @@
-"""What nearly every run imports: once, in the server that runs are forked from (runs/fork_server.py)."""
+"""What nearly every run imports: once, in the server that runs are forked from
+(runs/fork_server.py)."""
 
 import gc
 import importlib
@@ -7,10 +8,12 @@ import warnings
 
 from runs import NO_BARS, SEVERAL
 
-gc.disable()  # what is imported stays: looking through it for garbage is a fifth of the time
+# what is imported stays: looking through it for garbage is a fifth of the time
+gc.disable()
 for name in NO_BARS:  # a run's output is a log, whatever the server's own is
     os.environ.setdefault(name, "1")
-with warnings.catch_warnings(action="ignore"):  # the server's output is still the screen
+# the server's output is still the screen
+with warnings.catch_warnings(action="ignore"):
     for name in (
         "transformers.modeling_utils",
         "transformers.models.auto.modeling_auto",
@@ -27,5 +30,6 @@ with warnings.catch_warnings(action="ignore"):  # the server's output is still t
 provenance = importlib.import_module("runs.provenance")
 provenance.code_state()
 provenance.versions()
-gc.freeze()  # a run's collector does not walk through all this, and so copies no pages of it
+# a run's collector does not walk through all this, and so copies no pages of it
+gc.freeze()
 gc.enable()

@@ -1,7 +1,9 @@
-"""What a run was done with: code, versions and machine; and whether a record's sources have changed since.
+"""What a run was done with: code, versions and machine; and whether a record's sources
+have changed since.
 
-A run's id has no code in it. Committed code is known by its commit, and uncommitted code by the hashes of the
-source files of its method and task family. torch is not imported: commands ask of every run that is done."""
+A run's id has no code in it. Committed code is known by its commit, and uncommitted
+code by the hashes of the source files of its method and task family. torch is not
+imported: commands ask of every run that is done."""
 
 import contextlib
 import hashlib
@@ -18,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runs.gpus import driver, processor
-from runs.record import INSTALLED, ROOT, Record, built_from, run_folder, write_atomically
+from runs.record import (
+    INSTALLED,
+    ROOT,
+    Record,
+    built_from,
+    run_folder,
+    write_atomically,
+)
 from runs.run import Run
 from runs.shared_files import digest
 from tasks.files import module_file
@@ -33,7 +42,9 @@ def git(*words: str) -> str | None:
     if INSTALLED:  # the repository around it, if any, is another project's
         return None
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -45,21 +56,27 @@ MAKING = ("vera", "tasks", "runs", "conf")
 
 @cache
 def code_state() -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it (dirty): a tracked file has changed, or a
-    folder of MAKING holds a file that is neither tracked nor ignored. upstream, altered: as `upstream` and
-    `altered`. As it was when this process, or the one that it was forked from, first asked; of an installed
-    wheel commit and dirty alone, when it was built. None without a git checkout. Records are no code."""
+    """The commit of the code, and whether files differ from it (dirty): a tracked file
+    has changed, or a folder of MAKING holds a file that is neither tracked nor ignored.
+    upstream, altered: as `upstream` and `altered`. As it was when this process, or the
+    one that it was forked from, first asked; of an installed wheel commit and dirty
+    alone, when it was built. None without a git checkout. Records are no code."""
     if (commit := git("rev-parse", "HEAD")) is None:
         return built_from()
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!runs/records")
-    new = git("ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":!runs/records"
+    )
+    new = git(
+        "ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records"
+    )
     ours = {"upstream": upstream(), "altered": altered()}
     return {"commit": commit, "dirty": bool(changed or new), **ours}
 
 
 def upstream() -> str | None:
-    """The newest commit of this checkout's history that the project has: of the remote "upstream" or else of
-    origin's main branch; without either, the last one. None without a git checkout."""
+    """The newest commit of this checkout's history that the project has: of the remote
+    "upstream" or else of origin's main branch; without either, the last one. None
+    without a git checkout."""
     own = "refs/remotes/origin/HEAD"
     refs = git("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
     refs = refs or git("rev-parse", "--verify", "--quiet", own) or "HEAD"
@@ -67,13 +84,24 @@ def upstream() -> str | None:
 
 
 def altered() -> list[str]:
-    """The project's own files in MAKING that differ from `upstream` or are gone; added files do not count."""
-    words = ("diff", "--name-only", "-z", "--no-renames", "--diff-filter=a", f"{upstream()}")
-    return [*filter(None, (git(*words, "--", *MAKING, ":!runs/records") or "").split("\0"))]
+    """The project's own files in MAKING that differ from `upstream` or are gone; added
+    files do not count."""
+    words = (
+        "diff",
+        "--name-only",
+        "-z",
+        "--no-renames",
+        "--diff-filter=a",
+        f"{upstream()}",
+    )
+    return [
+        *filter(None, (git(*words, "--", *MAKING, ":!runs/records") or "").split("\0"))
+    ]
 
 
 def _digest(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file, or of all files of a package."""
+    """The first 16 hex digits of the SHA-256 of a file, or of all files of a
+    package."""
     return digest(*_files_of(path))[:16]
 
 
@@ -81,16 +109,19 @@ def _files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
-#: The files when this process, or the one that it was forked from, started: it runs those, however edited.
+#: The files when this process, or the one that it was forked from, started: it runs
+#: those, however edited.
 PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
 AT_START = {path: _digest(path) for pattern in PATTERNS for path in ROOT.glob(pattern)}
 
 
 def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
-    """For a record: the file of the method's class, and the file or package of the task's family.
+    """For a record: the file of the method's class, and the file or package of the
+    task's family.
 
-    file: its name. sha256: the first 16 hex digits. imports: one hash of the modules beside it that it
-    imports. uncommitted: whether one of them is not as in the last commit; None outside of a git checkout."""
+    file: its name. sha256: the first 16 hex digits. imports: one hash of the modules
+    beside it that it imports. uncommitted: whether one of them is not as in the last
+    commit; None outside of a git checkout."""
     task = Path(str(family.__file__))
     task = task.parent if task.name == "__init__.py" else task
     files = {"method": Path(inspect.getfile(type(method))), "task": task}
@@ -100,13 +131,19 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
 def _source(path: Path) -> dict[str, Any]:
     files = [path, *imports_of(path)]
     now = [_digest(file) for file in files]
-    began = [AT_START.get(file) or value for file, value in zip(files, now, strict=True)]
+    began = [
+        AT_START.get(file) or value for file, value in zip(files, now, strict=True)
+    ]
     imports = hashlib.sha256(" ".join(began[1:]).encode()).hexdigest()[:16]
     source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": imports}
-    if not path.is_relative_to(ROOT):  # the commits of another project are not known here
+    # the commits of another project are not known here
+    if not path.is_relative_to(ROOT):
         return source | {"uncommitted": None}
-    # What was edited since this process started is in no commit that the record could name
-    names = tuple(one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file))
+    # What was edited since this process started is in no commit that the record could
+    # name
+    names = tuple(
+        one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file)
+    )
     edited = _uncommitted(names, tuple(now))
     edited = None if edited is None else began != now or edited
     return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
@@ -114,20 +151,31 @@ def _source(path: Path) -> dict[str, Any]:
 
 @cache
 def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
-    """Whether one of these files, with these contents, is in no commit or differs from the last."""
-    if (changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)) is None:
+    """Whether one of these files, with these contents, is in no commit or differs from
+    the last."""
+    if (
+        changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)
+    ) is None:
         return None
-    return bool(changes or git("ls-files", "--others", "--", *names))  # with ignored files
+    # with ignored files
+    return bool(changes or git("ls-files", "--others", "--", *names))
 
 
 def imports_of(path: Path) -> list[Path]:
-    """The modules beside a file that it imports, and that they do; none of a package: all its files count."""
+    """The modules beside a file that it imports, and that they do; none of a package:
+    all its files count."""
     found = [path] if path.is_file() else []
     for module in found:  # which grows
         text = module.read_text(encoding="utf-8", errors="replace")
-        lines = re.findall(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE)
+        lines = re.findall(
+            r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE
+        )
         # The last parts of names: of modules, and of what is imported from them
-        names = {name.rpartition(".")[2] for line in lines for name in re.findall(r"[\w.]+", line)}
+        names = {
+            name.rpartition(".")[2]
+            for line in lines
+            for name in re.findall(r"[\w.]+", line)
+        }
         beside = {path.with_name(f"{name}.py") for name in names}
         found += [module for module in beside.difference(found) if module.is_file()]
     return sorted(found[1:])
@@ -136,30 +184,50 @@ def imports_of(path: Path) -> list[Path]:
 def is_committed(record: Record) -> bool:
     """Whether the commit that a record names has the code that made it."""
     sources = record["code"].get("sources", {}).values()
-    return not (record["code"]["dirty"] or any(source.get("uncommitted") is not False for source in sources))
+    return not (
+        record["code"]["dirty"]
+        or any(source.get("uncommitted") is not False for source in sources)
+    )
 
 
 def changed(record: Record) -> list[str]:
-    """The source files of a record that have changed since, or whose imports have, and that are or were
-    uncommitted. Not a file that has moved, and none that was committed both times; of an older record, whose
-    imports are not known, only the files themselves."""
+    """The source files of a record that have changed since, or whose imports have, and
+    that are or were uncommitted. Not a file that has moved, and none that was committed
+    both times; of an older record, whose imports are not known, only the files
+    themselves."""
     names, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
         outside = module_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
         if path.exists():
             now = _source(path)
-            itself, beside = (now[key] != source.get(key, now[key]) for key in ("sha256", "imports"))
-            if (itself or beside) and (outside or source["uncommitted"] or now["uncommitted"]):
-                names.append(source["file"] if itself else f"a module that {source['file']} imports")
+            itself, beside = (
+                now[key] != source.get(key, now[key]) for key in ("sha256", "imports")
+            )
+            if (itself or beside) and (
+                outside or source["uncommitted"] or now["uncommitted"]
+            ):
+                names.append(
+                    source["file"]
+                    if itself
+                    else f"a module that {source['file']} imports"
+                )
     return names
 
 
 def differs(record: Record, run: Run) -> str:
-    """What would be otherwise if a finished run were done now: sources, and the adapter on disk."""
+    """What would be otherwise if a finished run were done now: sources, and the adapter
+    on disk."""
     # Records of old versions have no adapter_precision
-    had, keys = {"adapter_precision": "fp32"} | record["config"], ["keep", "adapter_precision"]
-    kept = [f"{key}={had[key]} (not {run.config[key]})" for key in keys if had[key] != run.config[key]]
+    had, keys = (
+        {"adapter_precision": "fp32"} | record["config"],
+        ["keep", "adapter_precision"],
+    )
+    kept = [
+        f"{key}={had[key]} (not {run.config[key]})"
+        for key in keys
+        if had[key] != run.config[key]
+    ]
     files, found = changed(record), list[str]()
     if files:
         verb = "have" if len(files) > 1 else "has"
@@ -173,17 +241,44 @@ def differs(record: Record, run: Run) -> str:
 
 
 PACKAGES = (
-    *("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "spacy", "sacrebleu"),
-    *("pycocoevalcap", "timm", "pillow", "numpy", "datasets", "evaluate", "scikit-learn", "scipy"),
+    *(
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "safetensors",
+        "tokenizers",
+        "spacy",
+        "sacrebleu",
+    ),
+    *(
+        "pycocoevalcap",
+        "timm",
+        "pillow",
+        "numpy",
+        "datasets",
+        "evaluate",
+        "scikit-learn",
+        "scipy",
+    ),
     "hydra-core",
 )
 
 
 def write_configuration(run: Run, run_id: str) -> None:
-    """Writes what Hydra leaves in a run's folder: config.yaml, resolved, and overrides.yaml, its words."""
-    folder, overrides = run_folder(run.config["output"], run_id), [*run.overrides, f"seed={run.seed}"]
-    write_atomically(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
-    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+    """Writes what Hydra leaves in a run's folder: config.yaml, resolved, and
+    overrides.yaml, its words."""
+    folder, overrides = (
+        run_folder(run.config["output"], run_id),
+        [*run.overrides, f"seed={run.seed}"],
+    )
+    write_atomically(
+        folder / "config.yaml",
+        yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    )
+    write_atomically(
+        folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True)
+    )
 
 
 @cache
@@ -202,12 +297,21 @@ def machine(device: "torch.device") -> dict[str, Any]:
 
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor()
-    described = {"type": device.type, "name": name, "system": platform.system(), "cuda": torch.version.cuda}
+    described = {
+        "type": device.type,
+        "name": name,
+        "system": platform.system(),
+        "cuda": torch.version.cuda,
+    }
     if not on_gpu:
         return described
     cudnn: Any = torch.backends.cudnn
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return described | {"driver": driver(), "cudnn": cudnn.version(), "capability": capability}
+    return described | {
+        "driver": driver(),
+        "cudnn": cudnn.version(),
+        "capability": capability,
+    }
 
 
 def made_with(code: dict[str, Any], device: "torch.device") -> dict[str, Any]:
@@ -215,13 +319,22 @@ def made_with(code: dict[str, Any], device: "torch.device") -> dict[str, Any]:
     return {"code": dict(code), "versions": versions(), "device": machine(device)}
 
 
-def conditions(code: dict[str, Any], accelerator: "Accelerator", micro_batch: int | None) -> dict[str, Any]:
-    """What may change a run's numbers without being part of its identity, of one attempt."""
+def conditions(
+    code: dict[str, Any], accelerator: "Accelerator", micro_batch: int | None
+) -> dict[str, Any]:
+    """What may change a run's numbers without being part of its identity, of one
+    attempt."""
     import torch
 
-    commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(code["dirty"])
+    commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(
+        code["dirty"]
+    )
     name, threads = machine(accelerator.device)["name"], torch.get_num_threads()
-    here = {"threads": threads, "processes": accelerator.num_processes, "micro_batch": micro_batch}
+    here = {
+        "threads": threads,
+        "processes": accelerator.num_processes,
+        "micro_batch": micro_batch,
+    }
     return {"commit": commit, **versions(), "device": name, **here}
 
 

@@ -1,5 +1,5 @@
-"""Publishes records: copies finished ones from outputs/records to runs/records/STUDY, to be committed; or
-into one zip, for those who keep this project's records.
+"""Publishes records: copies finished ones from outputs/records to runs/records/STUDY,
+to be committed; or into one zip, for those who keep this project's records.
 
 python -m runs.publish STUDY                        every finished record of this machine, without copies of
                                                     published ones
@@ -9,9 +9,10 @@ python -m runs.publish out=mine.zip                 the same, as a zip, also fro
 python -m runs.publish check=mine.zip               what a zip lacks, a line each (exit code 1); runs no code
 python -m runs.publish add=mine.zip                 a zip without a fault, in runs/records/community/AUTHOR
 
-In runs/records/STUDY records.jsonl has a line for each, sorted by id, and measures.jsonl for each measure
-(runs/measure) of them. A zip has these two, own methods and tasks, the commit of this project, and notes,
-which are written into mine.md first: the same command again takes them in."""
+In runs/records/STUDY records.jsonl has a line for each, sorted by id, and
+measures.jsonl for each measure (runs/measure) of them. A zip has these two, own methods
+and tasks, the commit of this project, and notes, which are written into mine.md first:
+the same command again takes them in."""
 
 import re
 import shutil
@@ -19,7 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runs import submission
-from runs.command import COMPOSING, Line, OfRecords, entry_point, one_of, open_ledger, read, setting
+from runs.command import (
+    COMPOSING,
+    Line,
+    OfRecords,
+    entry_point,
+    one_of,
+    open_ledger,
+    read,
+    setting,
+)
 from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
@@ -32,11 +42,17 @@ from runs.record import ledger as files
 class Settings(OfRecords):
     """Which runs are published, and where."""
 
-    sweep: str | None = setting(None, "the runs of this sweep, by its name (last: the newest)")
+    sweep: str | None = setting(
+        None, "the runs of this sweep, by its name (last: the newest)"
+    )
     out: Path | None = setting(None, "a zip to be written, instead of a study")
-    author: str | None = setting(None, "with out=: the name to be shown, of a-z, 0-9, _ (null: the file's)")
+    author: str | None = setting(
+        None, "with out=: the name to be shown, of a-z, 0-9, _ (null: the file's)"
+    )
     check: Path | None = setting(None, "a zip to be judged; nothing is written")
-    add: Path | None = setting(None, "a zip to be judged and filed; tables have it by community=true")
+    add: Path | None = setting(
+        None, "a zip to be judged and filed; tables have it by community=true"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +69,9 @@ def main(arguments: list[str]) -> int:
     if out:
         author = line.settings.author or out.stem
         if out.suffix != ".zip" or not submission.NAME.fullmatch(author):
-            raise UserError(f"out={out}: a file such as my_name.zip, or author= a name of a-z, 0-9 and _")
+            raise UserError(
+                f"out={out}: a file such as my_name.zip, or author= a name of a-z, 0-9 and _"
+            )
         submission.write(out, author, chosen(line)[0], line.config_dir)
         return judge(out, submission.read(out))
     return publish(line)
@@ -64,29 +82,42 @@ def judge(path: Path, found: submission.Submission) -> int:
     for problem in (problems := submission.problems(found)):
         print(problem)
     if found.about["files"] is None or not submission.has_history():
-        print("not checked: the files of the project itself, since an installed package has no commits")
+        print(
+            "not checked: the files of the project itself, since an installed package has no commits"
+        )
     count = plural(len(found.records), "record")
-    print(f"{path}: {count} of {found.about['author']}, {plural(len(problems), 'problem')}")
+    print(
+        f"{path}: {count} of {found.about['author']}, {plural(len(problems), 'problem')}"
+    )
     return 1 if problems else 0
 
 
 def add(path: Path, found: submission.Submission) -> int:
-    """Files a zip, beside its records and notes. Raises UserError for an author who has a folder already."""
+    """Files a zip, beside its records and notes. Raises UserError for an author who has
+    a folder already."""
     if INSTALLED:
-        raise UserError(f"add={path}: community is a folder of a clone, which an installed package is not")
+        raise UserError(
+            f"add={path}: community is a folder of a clone, which an installed package is not"
+        )
     folder = files.PUBLISHED / "community" / found.about["author"]
     if folder.exists():
-        raise UserError(f"runs/records/community/{folder.name} is there already: out= with another author=")
+        raise UserError(
+            f"runs/records/community/{folder.name} is there already: out= with another author="
+        )
     files.write_study(folder, found.records)
     files.write_atomically(folder / "NOTES.md", found.notes)
     shutil.copyfile(path, folder / "submission.zip")
-    where, table = f"runs/records/community/{folder.name}", "python -m analysis.tables community=true"
+    where, table = (
+        f"runs/records/community/{folder.name}",
+        "python -m analysis.tables community=true",
+    )
     print(f"In {where}, to be committed; {table}")
     return 0
 
 
 def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
-    """The finished records that a command names, without paths, and the measures of them alone."""
+    """The finished records that a command names, without paths, and the measures of
+    them alone."""
     output, sweep = line.settings.output, line.settings.sweep
     ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
     own = {name for name in ledger.records if origin[name] == "ours"}
@@ -96,17 +127,33 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
         known = files.sweep_names(output)
         name = known[0] if sweep == "last" and known else sweep
         wanted &= {*files.read_sweep(output, one_of("sweep", name, known))}
-    finished = [record for record in ledger if record["id"] in wanted and record["status"] in FINISHED]
+    finished = [
+        record
+        for record in ledger
+        if record["id"] in wanted and record["status"] in FINISHED
+    ]
     # A study may have trials of rates, as of runs.tune
-    trial = is_trial if line.settings.out else lambda config: config["train"]["max_steps"] is not None
+    trial = (
+        is_trial
+        if line.settings.out
+        else lambda config: config["train"]["max_steps"] is not None
+    )
     records = [record for record in finished if not trial(record["config"])]
     if not records:
-        copies = ": what is there was copied from published studies" if ledger.records and not own else ""
+        copies = (
+            ": what is there was copied from published studies"
+            if ledger.records and not own
+            else ""
+        )
         raise UserError(f"no finished record to publish in {output}/records{copies}")
     if trials := len(finished) - len(records):
         print(f"{trials} left out: trials")
     published = {record["id"] for record in records}
-    measures = [m for m in ledger.measures.values() if {run["id"] for run in m["of"]} <= published]
+    measures = [
+        m
+        for m in ledger.measures.values()
+        if {run["id"] for run in m["of"]} <= published
+    ]
     return [*map(files.without_paths, records)], measures
 
 
@@ -114,20 +161,32 @@ def publish(line: Line[Settings]) -> int:
     """Writes a study of this project."""
     (study,) = line.names
     if INSTALLED:
-        raise UserError("STUDY is a folder of a clone, which an installed package is not: out=mine.zip")
+        raise UserError(
+            "STUDY is a folder of a clone, which an installed package is not: out=mine.zip"
+        )
     if not re.fullmatch(r"[a-z0-9_]+", study):
-        raise UserError(f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm")
+        raise UserError(
+            f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm"
+        )
     records, measures = chosen(line)
     if problems := files.read_study(folder := files.PUBLISHED / study).problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
     files.write_study(folder, records, measures)
     dirty = sum(not is_committed(record) for record in records)
-    note = f" ({dirty} made with code that is in no commit of this repository)" if dirty else ""
+    note = (
+        f" ({dirty} made with code that is in no commit of this repository)"
+        if dirty
+        else ""
+    )
     print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")
     if measures:
-        print(f"{plural(len(measures), 'measure')} in runs/records/{study}/measures.jsonl")
+        print(
+            f"{plural(len(measures), 'measure')} in runs/records/{study}/measures.jsonl"
+        )
     if not (folder / "NOTES.md").is_file():
-        print(f"To be written: runs/records/{study}/NOTES.md, on how it was run, for docs/results.md")
+        print(
+            f"To be written: runs/records/{study}/NOTES.md, on how it was run, for docs/results.md"
+        )
     return 0
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from runs.errors import UserError
 from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
 
-#: Methods whose runs take as long as no other's: a head needs no gradient of the model, none no training.
+#: Methods whose runs take as long as no other's: a head needs no gradient of the model,
+#: none no training.
 UNLIKE_OTHERS = frozenset({"head", "none"})
 
 
@@ -18,10 +19,10 @@ UNLIKE_OTHERS = frozenset({"head", "none"})
 class Run:
     """One run: its cell, its seed, and its resolved configuration as plain values.
 
-    start: the run whose adapter this one starts from (init_from=ROW@TASK), which has to be done first.
-    changed: the overrides that set the method, the training or the model differently from their files.
-    overrides: a command line for this run without its seed; it does not tell runs apart.
-    """
+    start: the run whose adapter this one starts from (init_from=ROW@TASK), which has to
+    be done first. changed: the overrides that set the method, the training or the model
+    differently from their files. overrides: a command line for this run without its
+    seed; it does not tell runs apart."""
 
     row: str
     model: str
@@ -37,14 +38,28 @@ class Run:
     @property
     def method(self) -> dict[str, Any]:
         """The method's own settings, as vera.make_method takes them."""
-        return {key: value for key, value in self.config["method"].items() if key not in NOT_SETTINGS}
+        return {
+            key: value
+            for key, value in self.config["method"].items()
+            if key not in NOT_SETTINGS
+        }
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a record says of the run: cell (with seed and preset, "paper"), labels, overrides."""
+        """What a record says of the run: cell (with seed and preset, "paper"), labels,
+        overrides."""
         task = self.config["task"]
-        cell = {"paper": self.experiment, "row": self.row, "model": self.model, "task": task["name"]}
-        label = {"row": row_label(self.config), "model": self.config["model"]["label"], "task": task["label"]}
+        cell = {
+            "paper": self.experiment,
+            "row": self.row,
+            "model": self.model,
+            "task": task["name"],
+        }
+        label = {
+            "row": row_label(self.config),
+            "model": self.config["model"]["label"],
+            "task": task["label"],
+        }
         words = [word for word in self.overrides if not word.startswith("output=")]
         return {"cell": {**cell, "seed": self.seed}, "label": label, "overrides": words}
 
@@ -57,9 +72,14 @@ class Run:
 
     @property
     def recipe_gap(self) -> str:
-        """In words, that there is no recipe, or one without rate or epochs for the task; "" where it has."""
+        """In words, that there is no recipe, or one without rate or epochs for the
+        task; "" where it has."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
-        lacking = sorted({"epochs", rate} - self.recipe_keys - {key_of(line) for line in self.changed})
+        lacking = sorted(
+            {"epochs", rate}
+            - self.recipe_keys
+            - {key_of(line) for line in self.changed}
+        )
         if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
             return ""
         if self.recipe == "defaults":
@@ -83,9 +103,12 @@ class Plan:
     evaluate_every: int  # epochs
 
     @classmethod
-    def of(cls, train: Mapping[str, Any], rows: int, dev_rows: int, trains: bool) -> "Plan":
-        """train: the configuration's settings. trains: whether there are trainable parameters; without them
-        there are no steps. Raises UserError for a dev set of one row."""
+    def of(
+        cls, train: Mapping[str, Any], rows: int, dev_rows: int, trains: bool
+    ) -> "Plan":
+        """train: the configuration's settings. trains: whether there are trainable
+        parameters; without them there are no steps. Raises UserError for a dev set of
+        one row."""
         if dev_rows < 2:
             why = "two are needed, since an epoch is also chosen on each half of it"
             raise UserError(f"the dev set has 1 row: {why}")
@@ -93,7 +116,13 @@ class Plan:
         per_epoch = math.ceil(rows / batch)
         whole = per_epoch * train["epochs"] if trains else 0
         total = min(whole, train["max_steps"] or whole)
-        return cls(math.ceil(total / per_epoch), per_epoch, total, batch, train["evaluate_every"])
+        return cls(
+            math.ceil(total / per_epoch),
+            per_epoch,
+            total,
+            batch,
+            train["evaluate_every"],
+        )
 
     def evaluates(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with an evaluation."""
@@ -103,10 +132,11 @@ class Plan:
 def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
 ) -> list[list[int]]:
-    """The rows of each effective batch of an epoch. A pure function: a resumed run has the same batches.
+    """The rows of each effective batch of an epoch. A pure function: a resumed run has
+    the same batches.
 
-    block: of so many batches rows are sorted by length (tasks.Task); which share a batch still changes.
-    """
+    block: of so many batches rows are sorted by length (tasks.Task); which share a
+    batch still changes."""
     import numpy as np
 
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
@@ -135,21 +165,27 @@ def starts(runs: list[Run]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs in a possible order: first those that others start from, also those not among them."""
+    """The runs in a possible order: first those that others start from, also those not
+    among them."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]
 
 
 def overrides_of(record: Record) -> list[str]:
-    """The overrides of `python -m runs` that make a record's run again; none where it has none, as of a run
-    of an older version that is not published. Of a published run a local file or folder is its name alone."""
+    """The overrides of `python -m runs` that make a record's run again; none where it
+    has none, as of a run of an older version that is not published. Of a published run
+    a local file or folder is its name alone."""
     words = _of_published().get(record["id"]) or record.get("overrides")
     return [*words, f"seed={record['cell']['seed']}"] if words else []
 
 
 @cache
 def _of_published() -> dict[str, list[str]]:
-    """Without the seed, by run, those of published records that have none, or whose own compose another run
-    since a recipe has changed."""
+    """Without the seed, by run, those of published records that have none, or whose own
+    compose another run since a recipe has changed."""
     lines = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8").splitlines()
-    return {run: line["overrides"] for line in map(json.loads, lines) for run in line["runs"].split()}
+    return {
+        run: line["overrides"]
+        for line in map(json.loads, lines)
+        for run in line["runs"].split()
+    }

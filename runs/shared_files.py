@@ -1,4 +1,5 @@
-"""What commands share: locks by the names of files, and SHA-256 of files, each read once."""
+"""What commands share: locks by the names of files, and SHA-256 of files, each read
+once."""
 
 import contextlib
 import errno
@@ -19,7 +20,8 @@ from runs.record import Record, hash_of, write_atomically
 from tasks.fetch import cache_folder
 from tasks.files import stamp
 
-#: What file systems without locks say: Lustre that is mounted without them, NFS without its lock daemon.
+#: What file systems without locks say: Lustre that is mounted without them, NFS without
+#: its lock daemon.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 #: Seconds of waiting after which a line names who has a lock.
 PATIENCE = 30.0
@@ -31,12 +33,14 @@ class Lock:
     def __init__(self, path: Path, **more: Any) -> None:
         """more: of FileLock."""
         self.path = path
-        # The fallback is a file that a process killed on another machine leaves for ever
+        # The fallback is a file that a process killed on another machine leaves for
+        # ever
         self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, **more)
 
     def take(self, seconds: float = 1.0) -> bool:
-        """Whether this process has the lock now. seconds: how long it tries, since somebody may only look
-        whether the lock is held. A file system without locks lets everybody pass."""
+        """Whether this process has the lock now. seconds: how long it tries, since
+        somebody may only look whether the lock is held. A file system without locks
+        lets everybody pass."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=seconds)
@@ -45,7 +49,8 @@ class Lock:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        with contextlib.suppress(OSError):  # for those who wait; a full disk changes nothing
+        # for those who wait; a full disk changes nothing
+        with contextlib.suppress(OSError):
             self.path.write_text(f"{os.getpid()} {socket.gethostname()}")
         return True
 
@@ -56,13 +61,15 @@ class Lock:
     def is_held(self) -> bool:
         """Whether another process has the lock now."""
         free = True
-        with contextlib.suppress(OSError):  # of another user's file, of one on a disk to read
+        # of another user's file, of one on a disk to read
+        with contextlib.suppress(OSError):
             free = not self.path.is_file() or self.take(0)
             self.release()
         return not free
 
     def holder(self) -> str:
-        """The process that has the lock, in words; and a way out, where it is a stopped one of here."""
+        """The process that has the lock, in words; and a way out, where it is a stopped
+        one of here."""
         import psutil
 
         try:
@@ -70,7 +77,10 @@ class Lock:
         except (OSError, ValueError):
             return "another process"
         with contextlib.suppress(psutil.Error, ValueError, OverflowError):
-            if host == socket.gethostname() and psutil.Process(int(pid)).status() == psutil.STATUS_STOPPED:
+            if (
+                host == socket.gethostname()
+                and psutil.Process(int(pid)).status() == psutil.STATUS_STOPPED
+            ):
                 out = f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
                 return f"process {pid} on {host}, which is stopped: {out}"
         return f"process {pid} on {host}"
@@ -83,13 +93,16 @@ def run_lock(output: str | Path, name: str) -> Lock:
 
 @contextlib.contextmanager
 def alone(lock: Lock, doing: str) -> Iterator[bool]:
-    """Holds a lock for a block; waits while another process has it, and says so. doing: what both do,
-    "fetching MiniLM". Gives False where the file system has no locks: nobody waits there."""
+    """Holds a lock for a block; waits while another process has it, and says so. doing:
+    what both do, "fetching MiniLM". Gives False where the file system has no locks:
+    nobody waits there."""
     for seconds in itertools.count():
         if lock.take():
             break
         if seconds == PATIENCE:
-            print(f"{doing} is being done by {lock.holder()}: waiting for it", flush=True)
+            print(
+                f"{doing} is being done by {lock.holder()}: waiting for it", flush=True
+            )
     try:
         yield lock._lock.is_locked
     finally:
@@ -102,14 +115,20 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
 #: What the cache keeps, and how the JSON of a sound value looks.
-KEPT = {"sha256": r'"[0-9a-f]{64}"', "flops": r"null|\[[\d.e+]+, [\d.e+]+\]", "weights": r"\d+"}
-#: What this process has found or made, by the cache's files: it may be unable to write them.
+KEPT = {
+    "sha256": r'"[0-9a-f]{64}"',
+    "flops": r"null|\[[\d.e+]+, [\d.e+]+\]",
+    "weights": r"\d+",
+}
+#: What this process has found or made, by the cache's files: it may be unable to write
+#: them.
 FOUND: dict[Path, Any] = {}
 
 
 def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives, a value of JSON; from the user's cache where it was made before. One that is not of
-    its kind, such as MISSING, is not kept. A cache that cannot be written costs time, no more."""
+    """What `make` gives, a value of JSON; from the user's cache where it was made
+    before. One that is not of its kind, such as MISSING, is not kept. A cache that
+    cannot be written costs time, no more."""
     path, text = cache_folder() / kind / f"{hash_of(key)[:24]}.json", ""
     if path in FOUND:
         return FOUND[path]
@@ -125,12 +144,18 @@ def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and time of change."""
-    return str(kept_in_cache("sha256", [str(path.resolve()), *stamp(path)], lambda: digest(path)))
+    """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and
+    time of change."""
+    return str(
+        kept_in_cache(
+            "sha256", [str(path.resolve()), *stamp(path)], lambda: digest(path)
+        )
+    )
 
 
 def check_kept(record: Record, path: Path) -> None:
-    """Raises UserError where a run's file is not the one that its record names. Older records name none."""
+    """Raises UserError where a run's file is not the one that its record names. Older
+    records name none."""
     wanted = record.get("files", {}).get(path.name)
     if wanted and digest(path) != wanted:
         raise UserError(
@@ -140,8 +165,9 @@ def check_kept(record: Record, path: Path) -> None:
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256 of the current content; of several files, as if they were one. MISSING where one of them is not
-    there or is no regular file: whether it is needed is for the task to say."""
+    """SHA-256 of the current content; of several files, as if they were one. MISSING
+    where one of them is not there or is no regular file: whether it is needed is for
+    the task to say."""
     whole = hashlib.sha256()
     for path in paths:
         if not path.is_file():

@@ -1,9 +1,10 @@
-"""Sends a run to Weights & Biases, from the process that trains it. W&B is a view of the records.
+"""Sends a run to Weights & Biases, from the process that trains it. W&B is a view of
+the records.
 
-A run of W&B has the run's id, and goes on there as itself when it was killed. The x-axis of its points is
-`epoch`, not W&B's own step: a resumed run sends its earlier epochs again, and W&B drops points at a step
-before the last one. Without torch and Hydra, since analysis/ reads this, too.
-"""
+A run of W&B has the run's id, and goes on there as itself when it was killed. The
+x-axis of its points is `epoch`, not W&B's own step: a resumed run sends its earlier
+epochs again, and W&B drops points at a step before the last one. Without torch and
+Hydra, since analysis/ reads this, too."""
 
 import contextlib
 import os
@@ -17,12 +18,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runs.errors import rank
-from runs.record import Record, describe, hide_paths, is_trial, run_folder, without_paths
+from runs.record import (
+    Record,
+    describe,
+    hide_paths,
+    is_trial,
+    run_folder,
+    without_paths,
+)
 from runs.run import Run, starts
 
 PROJECT = "vera-bench"
-#: Seconds that W&B's server has at a run's beginning and end, after which the run is written offline; and
-#: that a run waits at its end for wandb's start, where the machine is busy.
+#: Seconds that W&B's server has at a run's beginning and end, after which the run is
+#: written offline; and that a run waits at its end for wandb's start, where the machine
+#: is busy.
 INIT_TIMEOUT, FINISH_TIMEOUT, START = 10.0, 10.0, 20.0
 #: W&B's limits.
 LONGEST_TAG, LONGEST_NAME = 64, 128
@@ -32,41 +41,56 @@ AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 @dataclass
 class Tracking:
-    """mode: online, offline or off. None: as W&B is set up on this machine, offline if nobody is logged in.
-    stats: with W&B's statistics of the system. adapter: the adapter that is kept becomes an artifact.
-    agent: whether `wandb agent` started the command for this run (`of_run` sets it)."""
+    """mode: online, offline or off. None: as W&B is set up on this machine, offline if
+    nobody is logged in. stats: with W&B's statistics of the system. adapter: the
+    adapter that is kept becomes an artifact. agent: whether `wandb agent` started the
+    command for this run (`of_run` sets it)."""
 
     mode: Literal["online", "offline", "off"] | None = None
     stats: bool = False
     adapter: bool = False
-    agent: bool = field(default=False, metadata={"omegaconf_ignore": True})  # no key of the command line
+    # no key of the command line
+    agent: bool = field(default=False, metadata={"omegaconf_ignore": True})
 
 
 class Tracker:
-    """Sends one run. Nothing that goes wrong with W&B reaches the run, or takes it more than 30 seconds."""
+    """Sends one run. Nothing that goes wrong with W&B reaches the run, or takes it more
+    than 30 seconds."""
 
-    def __init__(self, how: Tracking | None, run: Run, run_id: str, made_with: Mapping[str, Any]) -> None:
+    def __init__(
+        self, how: Tracking | None, run: Run, run_id: str, made_with: Mapping[str, Any]
+    ) -> None:
         """made_with: code, versions and device of the run, as a record has them."""
         settings = how or Tracking("off")
-        self.settings, self.run, self.run_id, self.made_with = settings, run, run_id, made_with
+        self.settings, self.run, self.run_id, self.made_with = (
+            settings,
+            run,
+            run_id,
+            made_with,
+        )
         self.log = log_file(run.config["output"])
         self.wandb: Any = None  # wandb's run, once it has begun
         self.sent = 0  # points
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
-        self.off = settings.mode == "off" or disabled or bool(rank())  # torchrun's first process sends
+        # torchrun's first process sends
+        self.off = settings.mode == "off" or disabled or bool(rank())
         # It takes a second to import wandb, and where its server is away INIT_TIMEOUT
-        self.start = threading.Thread(target=self._begin, args=(settings.mode,), daemon=True)
+        self.start = threading.Thread(
+            target=self._begin, args=(settings.mode,), daemon=True
+        )
         if not self.off:
             self.start.start()
 
     def epoch(self, curve: Mapping[str, Sequence[Any]], metric: str) -> None:
-        """Sends the epochs of a record's curve that have not been sent. metric: its name."""
+        """Sends the epochs of a record's curve that have not been sent. metric: its
+        name."""
         if self.wandb and not self.start.is_alive():
             self._safely(self._send, curve, metric)
 
     def finish(self, record: Record | None, error: BaseException | None = None) -> None:
         """Ends the run in W&B. record: None where an error has ended the run."""
-        for _ in range(0 if self.off else 2):  # the second time offline, where wandb has failed
+        # the second time offline, where wandb has failed
+        for _ in range(0 if self.off else 2):
             self.start.join(START)
             if self.start.is_alive():
                 self._note(f"wandb did not start within {START:g} seconds")
@@ -77,10 +101,14 @@ class Tracker:
 
     def _note(self, trouble: str) -> None:
         with contextlib.suppress(OSError), open(self.log, "a") as log:
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {self.run_id}: {trouble}", file=log)
+            print(
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {self.run_id}: {trouble}",
+                file=log,
+            )
 
     def _safely(self, step: Callable[..., None], *arguments: Any) -> bool:
-        """Takes a step with wandb; returns whether it went well. Else the next of wandb's runs sends all."""
+        """Takes a step with wandb; returns whether it went well. Else the next of
+        wandb's runs sends all."""
         try:
             step(*arguments)
         except Exception as error:
@@ -108,24 +136,38 @@ class Tracker:
         self.off = asked == "disabled"
         if self.off:
             return
-        online = asked not in ("offline", "dryrun") and wandb.login(prompt=False, verify=False)
+        online = asked not in ("offline", "dryrun") and wandb.login(
+            prompt=False, verify=False
+        )
         if mode == "online" and not online:
-            raise ValueError("nobody is logged in to W&B: run `wandb login`, or set WANDB_API_KEY")
+            raise ValueError(
+                "nobody is logged in to W&B: run `wandb login`, or set WANDB_API_KEY"
+            )
         about = about_run(self.run, self.run_id, self.made_with)
         config = about.pop("config") | {"mode": "online" if online else "offline"}
         if not agent:  # which has chosen id, project and configuration
             project = os.environ.get("WANDB_PROJECT") or PROJECT
             about |= {"id": self.run_id, "project": project, "config": config}
         limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
-        stats = dict.fromkeys(("x_disable_machine_info", "x_disable_stats"), not self.settings.stats)
+        stats = dict.fromkeys(
+            ("x_disable_machine_info", "x_disable_stats"), not self.settings.stats
+        )
         # In the run's folder `wandb sync` does not find it yet
-        about |= {"mode": config["mode"], "dir": run_folder(self.run.config["output"], self.run_id)}
-        run: Any = wandb.init(**about, resume="allow", settings=quiet_settings(**limits, **stats))
+        about |= {
+            "mode": config["mode"],
+            "dir": run_folder(self.run.config["output"], self.run_id),
+        }
+        run: Any = wandb.init(
+            **about, resume="allow", settings=quiet_settings(**limits, **stats)
+        )
         if agent:
-            # W&B's search needs the sweep's own parameters (method=vera): our mapping gets another name
+            # W&B's search needs the sweep's own parameters (method=vera): our mapping
+            # gets another name
             fixed = run.config.as_dict()
             more = {k: v for k, v in config.items() if k not in fixed or fixed[k] != v}
-            run.config.update({f"{k}_config" if k in fixed else k: v for k, v in more.items()})
+            run.config.update(
+                {f"{k}_config" if k in fixed else k: v for k, v in more.items()}
+            )
         for name in ("train/*", "dev/*", "cells/*"):
             run.define_metric(name, step_metric="epoch")
         self.wandb = run
@@ -139,7 +181,10 @@ class Tracker:
     def _end(self, record: Record | None, error: BaseException | None) -> None:
         failed = isinstance(error, Exception)
         status = "failed" if failed else "interrupted"
-        summary = {"status": status, "error": hide_paths(describe(error)) if error and failed else ""}
+        summary = {
+            "status": status,
+            "error": hide_paths(describe(error)) if error and failed else "",
+        }
         if record:
             status, summary = record["status"], summary_of(record)
             self._send(record["curve"], record["result"]["metric"])
@@ -152,23 +197,50 @@ class Tracker:
         folder, offline = Path(self.wandb.settings.sync_dir), self.wandb.offline
         finished = self._safely(self.wandb.finish, 0 if status == "done" else 1)
         if finished:
-            sys.modules["wandb"].teardown()  # the next run of this process reads the environment again
-        if offline or not finished:  # all of it is in the folder, which `wandb sync` finds by this name
-            folder.rename(self.log.with_name(f"offline-{folder.name.removeprefix('offline-')}"))
+            # the next run of this process reads the environment again
+            sys.modules["wandb"].teardown()
+        # all of it is in the folder, which `wandb sync` finds by this name
+        if offline or not finished:
+            folder.rename(
+                self.log.with_name(f"offline-{folder.name.removeprefix('offline-')}")
+            )
 
     def _upload(self, record: Record) -> None:
-        """Uploads the kept adapters with the head, as an artifact; nothing where no adapter is kept."""
-        folder, cell = run_folder(record["config"]["output"], self.run_id), record["cell"]
-        files = [*sorted(folder.glob("adapter*.safetensors")), *folder.glob("head.safetensors")]
+        """Uploads the kept adapters with the head, as an artifact; nothing where no
+        adapter is kept."""
+        folder, cell = (
+            run_folder(record["config"]["output"], self.run_id),
+            record["cell"],
+        )
+        files = [
+            *sorted(folder.glob("adapter*.safetensors")),
+            *folder.glob("head.safetensors"),
+        ]
         if not files or not files[0].name.startswith("adapter"):
             return
-        name = re.sub(r"[^\w.-]", "_", "-".join(str(cell[k]) for k in ("row", "model", "task", "seed")))
-        about = {key: record["result"].get(key) for key in ("metric", "best", "best_epoch", "last")}
-        about |= {"run_id": self.run_id, "cell": cell, "parameters": record["parameters"]}
-        about |= {key: record["config"][key] for key in ("keep", "method")} | provenance_of(record)
-        artifact = sys.modules["wandb"].Artifact(name[:LONGEST_NAME], "model", metadata=about)
+        name = re.sub(
+            r"[^\w.-]",
+            "_",
+            "-".join(str(cell[k]) for k in ("row", "model", "task", "seed")),
+        )
+        about = {
+            key: record["result"].get(key)
+            for key in ("metric", "best", "best_epoch", "last")
+        }
+        about |= {
+            "run_id": self.run_id,
+            "cell": cell,
+            "parameters": record["parameters"],
+        }
+        about |= {
+            key: record["config"][key] for key in ("keep", "method")
+        } | provenance_of(record)
+        artifact = sys.modules["wandb"].Artifact(
+            name[:LONGEST_NAME], "model", metadata=about
+        )
         for path in files:
-            artifact.add_file(str(path), policy="immutable", skip_cache=True)  # without copies
+            # without copies
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.wandb.log_artifact(artifact, aliases=["latest", self.run_id])
 
 
@@ -178,7 +250,8 @@ def log_file(output: str) -> Path:
 
 
 def of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
-    """The settings for one of a command's runs: an agent's is the only one that no other run starts from."""
+    """The settings for one of a command's runs: an agent's is the only one that no
+    other run starts from."""
     last = [other for other in runs if other not in starts(runs)]
     return replace(settings, agent=AGENT[0] in os.environ and last == [run])
 
@@ -192,15 +265,19 @@ def agent_note(runs: list[Run]) -> str | None:
 
 
 def cell_key(model: str, task: str) -> str:
-    """The prefix of the names of a cell's numbers. A panel of a workspace selects by name, not by run."""
+    """The prefix of the names of a cell's numbers. A panel of a workspace selects by
+    name, not by run."""
     return f"cells/{model}/{task}"
 
 
 def quiet_settings(**more: Any) -> Any:
-    """wandb.Settings of a run that sends our data and nothing else: no code, no console, no paths."""
+    """wandb.Settings of a run that sends our data and nothing else: no code, no
+    console, no paths."""
     import wandb
 
-    quiet: dict[str, Any] = {f"disable_{key}": True for key in ("code", "git", "job_creation")}
+    quiet: dict[str, Any] = {
+        f"disable_{key}": True for key in ("code", "git", "job_creation")
+    }
     quiet |= {f"x_disable_{key}": True for key in ("machine_info", "meta", "stats")}
     quiet |= {"silent": True, "console": "off", "finish_timeout_raises": True}
     quiet |= {"save_code": False, "symlink": False, "x_save_requirements": False}
@@ -211,9 +288,18 @@ def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, 
     """A run at its beginning, without this machine's paths, as in published records."""
     config, cell = run.config, run.names["cell"]
     trial = "trial" if is_trial(config) else None
-    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment, trial]
+    tags = [
+        run.row,
+        run.model,
+        cell["task"],
+        config["method"]["kind"],
+        run.experiment,
+        trial,
+    ]
     start = {"from": config["init_from"]} if config["init_from"] else None
-    known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe} | provenance_of(made_with)
+    known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe} | provenance_of(
+        made_with
+    )
     job = "eval" if config["method"]["kind"] == "none" else "train"
     return {
         "job_type": job if config["task"].get("holdout") is None else "tune",
@@ -225,34 +311,62 @@ def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, 
 
 
 def provenance_of(source: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run was made, as keys of its configuration in W&B. source: its record, or these parts of it."""
+    """How a run was made, as keys of its configuration in W&B. source: its record, or
+    these parts of it."""
     code = {key: source["code"][key] for key in ("commit", "dirty")}
-    return code | {"versions": source["versions"], "device_name": source["device"]["name"]}
+    return code | {
+        "versions": source["versions"],
+        "device_name": source["device"]["name"],
+    }
 
 
-def points(curve: Mapping[str, Sequence[Any]], metric: str, cell: str) -> list[dict[str, Any]]:
-    """A point for each epoch of a record's curve. metric: its name. cell: of cell_key."""
-    columns = [curve[key] for key in ("epoch", "step", "train_loss", "metric", "metric")]
+def points(
+    curve: Mapping[str, Sequence[Any]], metric: str, cell: str
+) -> list[dict[str, Any]]:
+    """A point for each epoch of a record's curve. metric: its name. cell: of
+    cell_key."""
+    columns = [
+        curve[key] for key in ("epoch", "step", "train_loss", "metric", "metric")
+    ]
     names = ("epoch", "step", "train/loss", f"dev/{metric}", f"{cell}/dev")
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [
+        dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
+    ]
 
 
 def summary_of(record: Record) -> dict[str, Any]:
-    """The summary of a finished run: status, result, parameters, cost, and the scores of its texts by the
-    protocol. The numbers of tables are there twice: once more under the name of the cell."""
+    """The summary of a finished run: status, result, parameters, cost, and the scores
+    of its texts by the protocol. The numbers of tables are there twice: once more under
+    the name of the cell."""
     result, cost, texts = record["result"], record["cost"], record.get("texts") or {}
     numbers = {"status": record["status"], "error": hide_paths(record["error"]) or ""}
-    numbers |= {key: result.get(key) for key in ("metric", "select", "best", "best_epoch", "last")}
-    numbers |= {f"parameters/{key}": value for key, value in record["parameters"].items()}
+    numbers |= {
+        key: result.get(key)
+        for key in ("metric", "select", "best", "best_epoch", "last")
+    }
+    numbers |= {
+        f"parameters/{key}": value for key, value in record["parameters"].items()
+    }
     numbers |= {f"cost/{key}": value for key, value in cost.items()}
     of_cell = {key: result.get(key) for key in ("best", "last")}
     of_cell |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
-    numbers |= {f"forgetting/{key}": (result.get("forgetting") or {}).get(key) for key in ("before", "after")}
-    for entry in texts.get("scores") or []:  # of the last epoch, and of the best one where it is another
+    numbers |= {
+        f"forgetting/{key}": (result.get("forgetting") or {}).get(key)
+        for key in ("before", "after")
+    }
+    # of the last epoch, and of the best one where it is another
+    for entry in texts.get("scores") or []:
         if entry["variant"] == texts["scores"][0]["variant"]:
-            scores = {k: v for k, v in entry.items() if isinstance(v, float) and k != "epoch"}
-            scores |= {f"parts/{part}": value for part, value in (entry.get("parts") or {}).items()}
-            numbers |= {f"texts/{entry['which']}/{key}": value for key, value in scores.items()}
+            scores = {
+                k: v for k, v in entry.items() if isinstance(v, float) and k != "epoch"
+            }
+            scores |= {
+                f"parts/{part}": value
+                for part, value in (entry.get("parts") or {}).items()
+            }
+            numbers |= {
+                f"texts/{entry['which']}/{key}": value for key, value in scores.items()
+            }
             of_cell |= scores if entry["which"] == "last" else {}
     cell = cell_key(record["cell"]["model"], record["cell"]["task"])
     numbers |= {f"{cell}/{key}": value for key, value in of_cell.items()}

@@ -1,16 +1,17 @@
-"""Tunes learning rates: a grid for each cell, judged on held-out training rows, never on a dev or test set.
+"""Tunes learning rates: a grid for each cell, judged on held-out training rows, never
+on a dev or test set.
 
-python -m runs.tune model=minilm task=mrpc method=vera              the grid of conf/tune.yaml, seed 0
-python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1         four cells, two seeds a trial
-python -m runs.tune experiment=table2_base method=vera              the cells of a preset
-python -m runs.tune method=lora method.rank=4,8 train.lr=1e-3,1e-2  lists of train. and method. are searched
-python -m runs.tune method=lora train.lr=1e-3                       a key with one value is not
-python -m runs.tune task.holdout=0.3                                the share of held-out training rows (0.2)
+python -m runs.tune model=minilm task=mrpc method=vera the grid of conf/tune.yaml, seed
+0 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1 four cells, two seeds a
+trial python -m runs.tune experiment=table2_base method=vera the cells of a preset
+python -m runs.tune method=lora method.rank=4,8 train.lr=1e-3,1e-2 lists of train. and
+method. are searched python -m runs.tune method=lora train.lr=1e-3 a key with one value
+is not python -m runs.tune task.holdout=0.3 the share of held-out training rows (0.2)
 
-The overrides are those of python -m runs, launcher= among them. Each trial is one run for each seed; their
-records enter no table. The same command continues a search, and repeats failed trials. W&B hears of trials
-where tracking= is given. outputs/tune/CELL holds trials.csv.
-"""
+The overrides are those of python -m runs, launcher= among them. Each trial is one run
+for each seed; their records enter no table. The same command continues a search, and
+repeats failed trials. W&B hears of trials where tracking= is given. outputs/tune/CELL
+holds trials.csv."""
 
 import itertools
 import os
@@ -36,7 +37,8 @@ from runs.record.text import plural
 from runs.run import Run, with_starts
 from runs.sweep.sweep import sweep
 
-#: Overrides of a trial that the command for the best setting does not have, where none is given.
+#: Overrides of a trial that the command for the best setting does not have, where none
+#: is given.
 TRIAL = ("task.holdout=0.2", "keep=none")
 
 
@@ -44,11 +46,15 @@ def main(arguments: list[str]) -> int:
     words = "the cells, as for python -m runs"
     line = read(arguments, Common, overrides=words, options=COMPOSING, module=__name__)
     if "LOCAL_RANK" in os.environ:
-        raise UserError("a search is one process: python -m runs.tune, without torchrun")
+        raise UserError(
+            "a search is one process: python -m runs.tune, without torchrun"
+        )
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
     of_search, launch = cells([*line.overrides, *debug], line.config_dir)
     trials = [run for cell in of_search for run in cell.runs]
-    done = sweep(with_starts(trials), launch=launch, again=trials if launch.redo else [])
+    done = sweep(
+        with_starts(trials), launch=launch, again=trials if launch.redo else []
+    )
     for cell in [] if done.signal else of_search:
         print(f"\n{report(cell)}")
     return done.exit_code
@@ -59,8 +65,9 @@ def main(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row on a task, and its grid. overrides: of the best setting's command, without the searched keys.
-    axes: for each key its values, as texts. runs: in grid order, a trial's seeds together."""
+    """A row on a task, and its grid. overrides: of the best setting's command, without
+    the searched keys. axes: for each key its values, as texts. runs: in grid order, a
+    trial's seeds together."""
 
     overrides: list[str]
     axes: dict[str, list[str]]
@@ -74,13 +81,22 @@ class Cell:
 
     @property
     def file(self) -> Path:
-        """trials.csv, in a folder by row, model, task and a hash of all that defines results, data too."""
+        """trials.csv, in a folder by row, model, task and a hash of all that defines
+        results, data too."""
         run, of = self.runs[0], hash_of([self.axes, self.ids])[:8]
-        return Path(run.config["output"], "tune", f"{run.row}@{run.model}@{run.task}-{of}", "trials.csv")
+        return Path(
+            run.config["output"],
+            "tune",
+            f"{run.row}@{run.model}@{run.task}-{of}",
+            "trials.csv",
+        )
 
 
-def cells(overrides: list[str], config_dir: str | None = None) -> tuple[list[Cell], Launch]:
-    """The cells of a command, and where and how it does its runs. Raises UserError for any mistake."""
+def cells(
+    overrides: list[str], config_dir: str | None = None
+) -> tuple[list[Cell], Launch]:
+    """The cells of a command, and where and how it does its runs. Raises UserError for
+    any mistake."""
     grids, words = in_conf("tune.yaml"), list[str]()
     lists = dict[str, list[str]]()
     with Files(config_dir).hydra():
@@ -93,30 +109,49 @@ def cells(overrides: list[str], config_dir: str | None = None) -> tuple[list[Cel
     given = {word.partition("=")[0] for word in words}
     seeds = [word for word in words if word.startswith("seed=")] or ["seed=0"]
     trial = [word for word in TRIAL if word.partition("=")[0] not in given]
-    tracking = [] if any(key.startswith("tracking") for key in given) else ["tracking=off"]
+    tracking = (
+        [] if any(key.startswith("tracking") for key in given) else ["tracking=off"]
+    )
     plain = [word for word in words if word not in seeds]
-    command, found = read_command([*plain, *trial, *tracking, "seed=0"], config_dir), list[Cell]()
+    command, found = (
+        read_command([*plain, *trial, *tracking, "seed=0"], config_dir),
+        list[Cell](),
+    )
     for run in command.runs:
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:
             rule = "trials are judged on held-out training rows, never on the dev or test set"
             raise UserError(f"task.holdout=null: {rule}")
         only_head, no_head = kind == "head", task["modality"] == "text generation"
-        fixed, grid = {*given, "train.lr" * only_head, "train.lr_head" * no_head}, grid_of(run, grids) | lists
-        axes = {key: [*map(str, values)] for key, values in grid.items() if key not in fixed}
+        fixed, grid = (
+            {*given, "train.lr" * only_head, "train.lr_head" * no_head},
+            grid_of(run, grids) | lists,
+        )
+        axes = {
+            key: [*map(str, values)] for key, values in grid.items() if key not in fixed
+        }
         if not axes or kind == "none":
             known = f"conf/tune.yaml has grids for {', '.join(grids)}; a list is another: train.lr=1e-3,1e-2"
             raise UserError(f"{run.row}: nothing to search. {known}")
-        decode = ["task.decode=none"] if "decode" in task and "task.decode" not in given else []
+        decode = (
+            ["task.decode=none"]
+            if "decode" in task and "task.decode" not in given
+            else []
+        )
         points = [f"{key}={','.join(values)}" for key, values in axes.items()]
         runs = read_command([*run.overrides, *decode, *points, *seeds], config_dir).runs
-        left = [w for w in run.overrides if w not in trial and not w.startswith("task.holdout=")]
+        left = [
+            w
+            for w in run.overrides
+            if w not in trial and not w.startswith("task.holdout=")
+        ]
         found.append(Cell(left, axes, runs, config_dir))
     return found, command.launch
 
 
 def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
-    """conf/tune.yaml's grid for a run: in a shared recipe by row, class of peft or kind; else by kind."""
+    """conf/tune.yaml's grid for a run: in a shared recipe by row, class of peft or
+    kind; else by kind."""
     method, shared = run.config["method"], grids.get(run.recipe.partition("/")[0], {})
     groups = [group for group in shared.values() if "rows" in group]
     for name in (run.row, method.get("config_class"), method["kind"]):
@@ -132,11 +167,12 @@ def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
 def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
     """A row for each trial, the best first, and the records of all their runs.
 
-    value: the mean over the seeds of the metric on the held-out rows, unscaled, at the epoch that the task's
-    table reports (the worst value for a run that diverged in its first epoch); NaN where a run is missing or
-    has no number. spread: the standard deviation over the seeds. done, diverged, one_class: how many runs
-    have finished, diverged, or predict one class. runs: their ids. Equal trials are in grid order; after them
-    are those with a run that diverged, and then those without a value."""
+    value: the mean over the seeds of the metric on the held-out rows, unscaled, at the
+    epoch that the task's table reports (the worst value for a run that diverged in its
+    first epoch); NaN where a run is missing or has no number. spread: the standard
+    deviation over the seeds. done, diverged, one_class: how many runs have finished,
+    diverged, or predict one class. runs: their ids. Equal trials are in grid order;
+    after them are those with a run that diverged, and then those without a value."""
     output = cell.runs[0].config["output"]
     points = pd.DataFrame(itertools.product(*cell.axes.values()), columns=[*cell.axes])
     found = [finished_record(output, run_id) for run_id in cell.ids]
@@ -145,8 +181,13 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
             "trial": np.repeat(points.index, len(cell.ids) // len(points)),
             "value": [seed_value(record) if record else np.nan for record in found],
             "done": [record is not None for record in found],
-            "diverged": [record is not None and record["status"] == "diverged" for record in found],
-            "one_class": [record is not None and one_class(record) is not None for record in found],
+            "diverged": [
+                record is not None and record["status"] == "diverged"
+                for record in found
+            ],
+            "one_class": [
+                record is not None and one_class(record) is not None for record in found
+            ],
             "runs": cell.ids,
         }
     )
@@ -155,25 +196,40 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
     counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
     of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))
     numbers = of_trials[[*values]].astype(float)
-    frame = pd.concat([numbers, points, of_trials.drop(columns=[*values])], axis="columns")
+    frame = pd.concat(
+        [numbers, points, of_trials.drop(columns=[*values])], axis="columns"
+    )
     records = [record for record in found if record]
-    worse = -frame.value if records and Metric.of_record(records[0]).higher_is_better else frame.value
-    return frame.iloc[np.lexsort((worse, frame.diverged > 0, frame.value.isna()))], records
+    worse = (
+        -frame.value
+        if records and Metric.of_record(records[0]).higher_is_better
+        else frame.value
+    )
+    return frame.iloc[
+        np.lexsort((worse, frame.diverged > 0, frame.value.isna()))
+    ], records
 
 
 def report(cell: Cell) -> str:
-    """The trials as a table (and trials.csv, in fractions); the best one's command and lines of a recipe."""
+    """The trials as a table (and trials.csv, in fractions); the best one's command and
+    lines of a recipe."""
     (frame, records), run = results(cell), cell.runs[0]
-    title = f"{run.row} on {run.config['task']['label']} ({run.config['model']['label']})"
+    title = (
+        f"{run.row} on {run.config['task']['label']} ({run.config['model']['label']})"
+    )
     if not records:
         return f"{title}: no trial has finished"
     metric, first, best = Metric.of_record(records[0]), records[0], frame.iloc[0]
     frame = frame.rename(columns={"value": metric.name})
     write_atomically(cell.file, frame.to_csv(index=False))
     numbers = dict.fromkeys((metric.name, "spread"), metric.text)
-    table = frame.drop(columns="runs").to_string(index=False, na_rep="-", formatters=numbers)
+    table = frame.drop(columns="runs").to_string(
+        index=False, na_rep="-", formatters=numbers
+    )
     if pd.isna(best.value) or best.diverged:
-        why = "in each trial a run diverged" if best.diverged else "no trial has a value"
+        why = (
+            "in each trial a run diverged" if best.diverged else "no trial has a value"
+        )
         return f"{title}: {why}\n\n{table}"
     held, rest = (first["data"][f"{part}_rows"] for part in ("dev", "train"))
     epoch = epoch_of_table(run.config["train"], first["result"]["reported"])
@@ -182,11 +238,19 @@ def report(cell: Cell) -> str:
     lines = [f"{title}: {metric.name} on {judged}{seeds}", "", table, ""]
     equal = int(((frame[metric.name] == best.value) & (frame.diverged == 0)).sum())
     if equal > 1:
-        lines.append(f"{equal} settings have the best value: which of them comes first says nothing")
+        lines.append(
+            f"{equal} settings have the best value: which of them comes first says nothing"
+        )
     setting = {key: str(best[key]) for key in cell.axes}
-    lines += [f"{key}={setting[key]} is the {end} tried" for key, end in edges(cell.axes, setting)]
+    lines += [
+        f"{key}={setting[key]} is the {end} tried"
+        for key, end in edges(cell.axes, setting)
+    ]
     task = run.config["task"]["name"]
-    by_task = ", ".join(f"{key.partition('.')[2]}: {{{task}: {value}}}" for key, value in setting.items())
+    by_task = ", ".join(
+        f"{key.partition('.')[2]}: {{{task}: {value}}}"
+        for key, value in setting.items()
+    )
     lines.append(f"best: {command_of(cell, setting)}")
     lines.append(f"for its recipe in conf/recipe: by_task: {{{by_task}}}")
     return "\n".join([*lines, f"trials: {cell.file}"])
@@ -195,12 +259,19 @@ def report(cell: Cell) -> str:
 def command_of(cell: Cell, setting: dict[str, str]) -> str:
     """The command that does a trial's run on the real dev set."""
     own = [f"--config-dir={cell.config_dir}"] if cell.config_dir else []
-    words = [*own, *cell.overrides, *(f"{key}={value}" for key, value in setting.items())]
+    words = [
+        *own,
+        *cell.overrides,
+        *(f"{key}={value}" for key, value in setting.items()),
+    ]
     return f"python -m runs {shlex.join(words)}"
 
 
-def edges(axes: dict[str, list[str]], setting: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The keys whose value is the smallest or the largest of its axis, since the best may be beyond it."""
+def edges(
+    axes: dict[str, list[str]], setting: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The keys whose value is the smallest or the largest of its axis, since the best
+    may be beyond it."""
     for key, texts in axes.items():
         values = pd.to_numeric(pd.Series(texts), errors="coerce")
         if len(values) > 1 and values.notna().all():  # else they have no order

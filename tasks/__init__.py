@@ -22,7 +22,8 @@ FAMILIES = ("commonsense", "e2e", "glue", "images", "instruct", "maths", "text")
 
 
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family. Raises DataError for a name that is none, and imports nothing then."""
+    """The module of the task's family. Raises DataError for a name that is none, and
+    imports nothing then."""
     name = settings["family"]
     if name not in FAMILIES:
         raise DataError(f"no task family {name!r}: it is one of {', '.join(FAMILIES)}")
@@ -32,21 +33,27 @@ def family(settings: Settings) -> ModuleType:
 def protocol(settings: Settings) -> int:
     """The version of the protocol that a run of the task follows."""
     module = family(settings)
-    trials: Mapping[str, int] = getattr(module, "HELD_OUT", {}) if settings.get("holdout") is not None else {}
+    trials: Mapping[str, int] = (
+        getattr(module, "HELD_OUT", {}) if settings.get("holdout") is not None else {}
+    )
     return trials.get(settings["name"], module.PROTOCOL)
 
 
 def source(settings: Settings) -> Source:
-    """Where the task's rows come from. Raises DataError where a local file is missing."""
+    """Where the task's rows come from. Raises DataError where a local file is
+    missing."""
     return cast(Source, family(settings).source(settings))
 
 
 def load(settings: Settings) -> Task:
-    """The task with its rows, which are fetched if necessary. Raises DataError for bad or missing data."""
+    """The task with its rows, which are fetched if necessary. Raises DataError for bad
+    or missing data."""
     task: Task = family(settings).load(settings)
     if settings.get("holdout") is not None:
         if task.decodes:
             share, split = settings["holdout"], settings["decode"]
-            raise DataError(f"task.holdout={share:g} with task.decode={split}: set decode to none")
+            raise DataError(
+                f"task.holdout={share:g} with task.decode={split}: set decode to none"
+            )
         task.hold_out(settings["holdout"])
     return task

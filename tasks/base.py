@@ -1,4 +1,5 @@
-"""What every task is made of: rows, a source, and the contract that the training loop uses."""
+"""What every task is made of: rows, a source, and the contract that the training loop
+uses."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,25 +15,30 @@ Array = npt.NDArray[Any]
 
 
 class DataError(ValueError):
-    """Data are missing or wrong. The message is one line: the file, the line, and how to mend it."""
+    """Data are missing or wrong. The message is one line: the file, the line, and how
+    to mend it."""
 
 
-#: Error messages cut a value of a file after this many characters, and a list of names after this many names.
+#: Error messages cut a value of a file after this many characters, and a list of names
+#: after this many names.
 SHOWN, LISTED = 80, 12
 
 
 def quoted(value: Any) -> str:
-    """A value of a file for an error message: Python's notation, cut after SHOWN characters."""
+    """A value of a file for an error message: Python's notation, cut after SHOWN
+    characters."""
     return _cut(repr(value))
 
 
 def named(value: Any, most: int = SHOWN) -> str:
-    """A name of a file for an error message: on one line, without quotation marks, cut like `quoted`."""
+    """A name of a file for an error message: on one line, without quotation marks, cut
+    like `quoted`."""
     return _cut(repr(str(value))[1:-1], most)
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names of a file for an error message: the first LISTED of them, and how many more there are."""
+    """Names of a file for an error message: the first LISTED of them, and how many more
+    there are."""
     every = list(names)
     more = f" and {len(every) - LISTED:,} more" if len(every) > LISTED else ""
     return ", ".join(map(named, every[:LISTED])) + more
@@ -43,15 +49,20 @@ def _cut(text: str, most: int = SHOWN) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message; the name of the error's class where it says nothing."""
+    """The first line of another library's message; the name of the error's class where
+    it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def require_columns(where: Path | str, row: Collection[Any], columns: Iterable[str], hint: str = "") -> None:
+def require_columns(
+    where: Path | str, row: Collection[Any], columns: Iterable[str], hint: str = ""
+) -> None:
     """Raises DataError unless the row has every column. hint: added to the message."""
     for column in columns:
         if column not in row:
-            raise DataError(f"{where}: no column {column!r}. It has: {listed(row) or 'nothing'}{hint}")
+            raise DataError(
+                f"{where}: no column {column!r}. It has: {listed(row) or 'nothing'}{hint}"
+            )
 
 
 def check(settings: Mapping[str, Any], key: str, fits: bool, should: str) -> None:
@@ -63,10 +74,12 @@ def check(settings: Mapping[str, Any], key: str, fits: bool, should: str) -> Non
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from. Their content is part of a run's identity, their location is not.
+    """Where rows come from. Their content is part of a run's identity, their location
+    is not.
 
-    files: local files, which are hashed. pinned: a hub revision or an archive's sha256, which stands for the
-    content. With neither, the content is known only after a download."""
+    files: local files, which are hashed. pinned: a hub revision or an archive's sha256,
+    which stands for the content. With neither, the content is known only after a
+    download."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     pinned: str | None = None
@@ -74,9 +87,11 @@ class Source:
 
 @dataclass
 class Rows:
-    """One split: a text, a second text for pairs, and a label (a class index, or a number) for each row.
+    """One split: a text, a second text for pairs, and a label (a class index, or a
+    number) for each row.
 
-    about: columns that name the rows: their file, their numbers in it from 1, their own ids."""
+    about: columns that name the rows: their file, their numbers in it from 1, their own
+    ids."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -89,26 +104,34 @@ class Rows:
     def take(self, indices: Sequence[int]) -> "Rows":
         """The rows of these indices."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        about = {key: [values[i] for i in indices] for key, values in self.about.items()}
-        return Rows([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices], about)
+        about = {
+            key: [values[i] for i in indices] for key, values in self.about.items()
+        }
+        return Rows(
+            [self.texts[i] for i in indices],
+            pairs,
+            [self.labels[i] for i in indices],
+            about,
+        )
 
 
 class Task(ABC):
-    """What the training loop needs. Splits are "train" and "dev"; indices address the rows of a split.
+    """What the training loop needs. Splits are "train" and "dev"; indices address the
+    rows of a split.
 
-    metric: the reported metric's name. higher_is_better: its direction. scale: the factor in tables, 100 for
-    a percentage or 1. reported: the epoch that the task's table reports, the best or the last.
-    num_labels: outputs of the model; 0 for a language model, which has no head.
-    problem: transformers' problem_type.
-    notes: differences from the published data or protocol, in words, for the record.
-    advice: what is printed before a run and not recorded, such as what this machine lacks.
-    block: rows are shuffled, cut into blocks of this many batches, and sorted by length within a block, which
-    saves padding; 1 for plain random batches.
-    decodes: whether the trained model writes texts that are scored (the class Written).
-    unit: what the pace counts: "tok", tokens without padding, or "img", rows.
-    selection: a hash of the training rows, where they were drawn.
-    fixed_text: of a language model, a text that is not trained on (tasks/forgetting.py).
-    scaling: mean and spread of the training labels, where the model answers (label - mean) / spread."""
+    metric: the reported metric's name. higher_is_better: its direction. scale: the
+    factor in tables, 100 for a percentage or 1. reported: the epoch that the task's
+    table reports, the best or the last. num_labels: outputs of the model; 0 for a
+    language model, which has no head. problem: transformers' problem_type. notes:
+    differences from the published data or protocol, in words, for the record. advice:
+    what is printed before a run and not recorded, such as what this machine lacks.
+    block: rows are shuffled, cut into blocks of this many batches, and sorted by length
+    within a block, which saves padding; 1 for plain random batches. decodes: whether
+    the trained model writes texts that are scored (the class Written). unit: what the
+    pace counts: "tok", tokens without padding, or "img", rows. selection: a hash of the
+    training rows, where they were drawn. fixed_text: of a language model, a text that
+    is not trained on (tasks/forgetting.py). scaling: mean and spread of the training
+    labels, where the model answers (label - mean) / spread."""
 
     name: str
     metric: str
@@ -127,14 +150,20 @@ class Task(ABC):
     scaling: tuple[float, float] | None = None
 
     def hold_out(self, share: float) -> None:
-        """Replaces the dev rows by a random share in (0, 1) of the training rows, the same for every seed.
-        Raises DataError for a family without this, or too few rows."""
-        raise DataError(f"task.holdout={share:g}: the family of {self.name} holds no training rows out")
+        """Replaces the dev rows by a random share in (0, 1) of the training rows, the
+        same for every seed. Raises DataError for a family without this, or too few
+        rows."""
+        raise DataError(
+            f"task.holdout={share:g}: the family of {self.name} holds no training rows out"
+        )
 
     @abstractmethod
-    def prepare(self, tokenizer: Any, max_length: int, positions: int | None = None) -> None:
-        """Tokenises every row, truncated to max_length tokens. positions: the model's, if known. For images
-        `tokenizer` is the model's preprocessing (tasks/images/pixels.py)."""
+    def prepare(
+        self, tokenizer: Any, max_length: int, positions: int | None = None
+    ) -> None:
+        """Tokenises every row, truncated to max_length tokens. positions: the model's,
+        if known. For images `tokenizer` is the model's preprocessing
+        (tasks/images/pixels.py)."""
 
     @abstractmethod
     def lengths(self, split: str) -> Sequence[int]:
@@ -142,72 +171,91 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ..., labels (rows,)."""
+        """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ...,
+        labels (rows,)."""
 
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels (rows,) of a split."""
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
-        """Columns that name the rows of a split for people, in the order of its rows."""
+        """Columns that name the rows of a split for people, in the order of its
+        rows."""
         return {"row": range(1, len(self.lengths(split)) + 1)}
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
-        """How many units a batch's mean loss is over: rows, or tokens for a language model."""
+        """How many units a batch's mean loss is over: rows, or tokens for a language
+        model."""
         return len(indices)
 
     def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """The mean training loss of a batch, a scalar tensor: the one of transformers' models."""
+        """The mean training loss of a batch, a scalar tensor: the one of transformers'
+        models."""
         return model(**batch).loss
 
     def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
-        """The mean evaluation loss of a batch, and what `predict` takes: logits (rows, num_labels)."""
+        """The mean evaluation loss of a batch, and what `predict` takes: logits (rows,
+        num_labels)."""
         outputs = model(**batch)
         return float(outputs.loss), outputs.logits.float().cpu().numpy()
 
     def predict(self, outputs: Array) -> Array:
-        """Predictions (rows,) from the outputs of all rows: class indices, or the numbers of a regression."""
-        predictions: Array = outputs[:, 0] if self.problem == "regression" else outputs.argmax(-1)
+        """Predictions (rows,) from the outputs of all rows: class indices, or the
+        numbers of a regression."""
+        predictions: Array = (
+            outputs[:, 0] if self.problem == "regression" else outputs.argmax(-1)
+        )
         return predictions
 
     def score(self, predictions: Array, labels: Array) -> float:
         """The metric, before tables scale it: an accuracy is a fraction, 0.89."""
-        from tasks.metrics import score  # imports evaluate and with it torch, which a plan does not need
+        # imports evaluate and with it torch, which a plan does not need
+        from tasks.metrics import score
 
         return score(self.metric, predictions, labels)
 
     def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - few have any
-        """Draws the task's own pictures into a finished run's folder. predictions: (rows,), of dev."""
+        """Draws the task's own pictures into a finished run's folder. predictions:
+        (rows,), of dev."""
 
 
 def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
-    """How many prompts are searched together, each with its beams; on a CPU eval_batch bounds the rows."""
+    """How many prompts are searched together, each with its beams; on a CPU eval_batch
+    bounds the rows."""
     return eval_batch if on_gpu else max(1, eval_batch // beams)
 
 
 def block(settings: Mapping[str, Any]) -> int:
-    """Task.block by task.length_grouped. Records from before that key have batches of like lengths."""
+    """Task.block by task.length_grouped. Records from before that key have batches of
+    like lengths."""
     return Task.block if settings.get("length_grouped", True) else 1
 
 
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
-    """`rows` of the indices below `total`, drawn by the name alone, in order; all of them for None."""
+    """`rows` of the indices below `total`, drawn by the name alone, in order; all of
+    them for None."""
     if rows is None or rows >= total:
         return list(range(total))
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return sorted(np.random.Generator(np.random.Philox(key)).permutation(total)[:rows].tolist())
+    return sorted(
+        np.random.Generator(np.random.Philox(key)).permutation(total)[:rows].tolist()
+    )
 
 
 def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
-    """Indices of a random share of each group's rows, drawn by the name alone, in order. A group of two or
-    more rows has at least one row in both parts. groups: of each row. Raises DataError for fewer than two."""
+    """Indices of a random share of each group's rows, drawn by the name alone, in
+    order. A group of two or more rows has at least one row in both parts. groups: of
+    each row. Raises DataError for fewer than two."""
     members: dict[Any, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     held: list[int] = []
     for group, rows in members.items():
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        held += [rows[i] for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")]
+        held += [
+            rows[i]
+            for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")
+        ]
     if len(held) < 2:
         raise DataError(f"task.holdout={share:g}: {name} has too few training rows")
     return sorted(held)

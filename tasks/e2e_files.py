@@ -1,4 +1,5 @@
-"""E2E's files (the challenge's CSV, microsoft/LoRA's text, the hub's parquet), rows as the model reads."""
+"""E2E's files (the challenge's CSV, microsoft/LoRA's text, the hub's parquet), rows as
+the model reads."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,18 @@ KEYS = {
     "familyFriendly": "family friendly",
     "near": "near",
 }
-#: Each split's file by style, which are not mixed: the challenge's, microsoft/LoRA's, and the hub's parquet
-#: file of a split, such as validation-00000.parquet or default/validation/0000.parquet.
+#: Each split's file by style, which are not mixed: the challenge's, microsoft/LoRA's,
+#: and the hub's parquet file of a split, such as validation-00000.parquet or
+#: default/validation/0000.parquet.
 STYLES: Sequence[Mapping[str, Sequence[str]]] = (
     {"train": ["trainset.csv"], "dev": ["devset.csv"], "test": ["testset_w_refs.csv"]},
     {"train": ["train.txt"], "dev": ["valid.txt"], "test": ["test.txt"]},
     {
-        split: [f"{folder}{name}{rest}.parquet" for folder in ("", "*/") for rest in ("*", "/*")]
+        split: [
+            f"{folder}{name}{rest}.parquet"
+            for folder in ("", "*/")
+            for rest in ("*", "/*")
+        ]
         for split, name in (("train", "train"), ("dev", "validation"), ("test", "test"))
     },
 )
@@ -39,25 +45,33 @@ Pair = tuple[str, str]
 
 
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split, all of the first style that is complete; of the test set only where it is
-    decoded. Raises DataError, which names a file that the first style with any file lacks."""
+    """The file of each split, all of the first style that is complete; of the test set
+    only where it is decoded. Raises DataError, which names a file that the first style
+    with any file lacks."""
     splits = [split for split in STYLES[0] if split != "test" or decode == "test"]
     for enough in (all, any):
         for style in STYLES:
             if enough(only_file(folder, *style[split]) for split in splits):
                 return split_files({split: style[split] for split in splits}, folder)
-    return split_files({"train": [name for style in STYLES for name in style["train"]]}, folder)
+    return split_files(
+        {"train": [name for style in STYLES for name in style["train"]]}, folder
+    )
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """The pairs of a file. Raises DataError with file and line, and for a file without rows."""
+    """The pairs of a file. Raises DataError with file and line, and for a file without
+    rows."""
     count = 0
     read = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix]
     for line, mr, reference in read(path):
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
         try:
-            yield (mr, reference) if path.suffix == ".txt" else (linearise(mr), tokenise(reference))
+            yield (
+                (mr, reference)
+                if path.suffix == ".txt"
+                else (linearise(mr), tokenise(reference))
+            )
         except ValueError as error:
             raise DataError(f"{path} line {line}: {error}") from None
         count += 1
@@ -82,7 +96,9 @@ def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
             for attribute in mr.split(" | "):
                 key = attribute.partition(" : ")[0]
                 if key not in KEYS.values():
-                    raise DataError(f"{path} line {line}: {_unknown(key, KEYS.values())}")
+                    raise DataError(
+                        f"{path} line {line}: {_unknown(key, KEYS.values())}"
+                    )
             yield line, mr, reference.strip()
 
 
@@ -95,11 +111,16 @@ def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def linearise(mr: str) -> str:
-    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type : pub | price : £ 20
-    - 25`. Raises ValueError for another form, or an attribute that E2E does not have."""
+    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type
+    : pub | price : £ 20 - 25`. Raises ValueError for another form, or an attribute that
+    E2E does not have."""
     # Possessive quantifiers: no backtracking, so linear time
-    if not re.fullmatch(r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr):
-        raise ValueError(f"the MR {quoted(mr)} is not written as name[...], eatType[...]")
+    if not re.fullmatch(
+        r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr
+    ):
+        raise ValueError(
+            f"the MR {quoted(mr)} is not written as name[...], eatType[...]"
+        )
     parts = []
     for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr):
         if key.strip() not in KEYS:
@@ -114,12 +135,16 @@ def _unknown(key: str, known: Any) -> str:
 
 
 def tokenise(reference: str) -> str:
-    """A reference with spaces around punctuation and before clitics, as LoRA's files have it; case is kept.
+    """A reference with spaces around punctuation and before clitics, as LoRA's files
+    have it; case is kept.
 
-    The rules are spaCy's English ones of the time of those files: a hyphen is split off only between letters
-    (`kid - friendly`, `5-star`). On the challenge's test set the result is exactly as long as LoRA's file.
-    LoRA's dev file follows other rules (OTHERWISE): 73 of its 4,672 references differ."""
-    return " ".join(token.text for token in _tokenizer()(reference) if not token.is_space)
+    The rules are spaCy's English ones of the time of those files: a hyphen is split off
+    only between letters (`kid - friendly`, `5-star`). On the challenge's test set the
+    result is exactly as long as LoRA's file. LoRA's dev file follows other rules
+    (OTHERWISE): 73 of its 4,672 references differ."""
+    return " ".join(
+        token.text for token in _tokenizer()(reference) if not token.is_space
+    )
 
 
 @cache

@@ -1,5 +1,5 @@
-"""The metrics of texts and images, as a module that the `evaluate` library loads by path, without a hub. The
-name of its configuration is the name of the metric.
+"""The metrics of texts and images, as a module that the `evaluate` library loads by
+path, without a hub. The name of its configuration is the name of the metric.
 
 Importing this imports evaluate and with it torch."""
 
@@ -14,15 +14,19 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_
 
 
 def _pearson(references: list[float], predictions: list[float]) -> float:
-    # 0 for a constant prediction, like Matthews correlation: a collapsed run is a result, not a gap
+    # 0 for a constant prediction, like Matthews correlation: a collapsed run is a
+    # result, not a gap
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return 0.0
     return float(pearsonr(references, predictions).statistic)
 
 
 def _balanced_accuracy(references: list[int], predictions: list[int]) -> float:
-    # balanced_accuracy_score warns where a class is predicted that has no row, as in half of dev
-    return float(recall_score(references, predictions, labels=[*{*references}], average="macro"))
+    # balanced_accuracy_score warns where a class is predicted that has no row, as in
+    # half of dev
+    return float(
+        recall_score(references, predictions, labels=[*{*references}], average="macro")
+    )
 
 
 METRICS: dict[str, Any] = {
@@ -40,7 +44,9 @@ class Metric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         value = datasets.Value("float32" if self.config_name == "pearson" else "int64")
         features = datasets.Features({"predictions": value, "references": value})
-        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="", features=features)
+        return evaluate.MetricInfo(
+            description=__doc__, citation="", inputs_description="", features=features
+        )
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         return {self.config_name: METRICS[self.config_name](references, predictions)}
@@ -48,10 +54,14 @@ class Metric(evaluate.Metric):
 
 @cache
 def _metric(name: str) -> Any:
-    # keep_in_memory: runs side by side would otherwise write predictions to the same file
+    # keep_in_memory: runs side by side would otherwise write predictions to the same
+    # file
     return evaluate.load(__file__, name, keep_in_memory=True)
 
 
 def score(name: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """The metric `name` of predictions (rows,) against labels (rows,): an accuracy is a fraction."""
-    return float(_metric(name).compute(predictions=predictions, references=labels)[name])
+    """The metric `name` of predictions (rows,) against labels (rows,): an accuracy is a
+    fraction."""
+    return float(
+        _metric(name).compute(predictions=predictions, references=labels)[name]
+    )

@@ -1,9 +1,10 @@
-"""The demo's data: movie-review snippets with mean human ratings (Hutto and Gilbert 2014, MIT licence).
+"""The demo's data: movie-review snippets with mean human ratings (Hutto and Gilbert
+2014, MIT licence).
 
-They are in the source archive of the Python package vaderSentiment 0.5. It is fetched from pip's index,
-checked by hash and never built, so the demo needs a package index and no hub. Ratings are in [-4, 4]; the
-sign is the label. Left out are ratings between -0.5 and 0.5, and, for a short demo, more than 20 words.
-"""
+They are in the source archive of the Python package vaderSentiment 0.5. It is fetched
+from pip's index, checked by hash and never built, so the demo needs a package index and
+no hub. Ratings are in [-4, 4]; the sign is the label. Left out are ratings between -0.5
+and 0.5, and, for a short demo, more than 20 words."""
 
 import hashlib
 import io
@@ -26,31 +27,47 @@ def source() -> Source:
     return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
 
 
-def splits(train_rows: int, dev_rows: int) -> dict[str, tuple[Path | str, list[tuple[int, dict[str, Any]]]]]:
-    """As tasks/text.py reads files: of both splits a name, and rows of text and label. Raises DataError."""
+def splits(
+    train_rows: int, dev_rows: int
+) -> dict[str, tuple[Path | str, list[tuple[int, dict[str, Any]]]]]:
+    """As tasks/text.py reads files: of both splits a name, and rows of text and label.
+    Raises DataError."""
     found = select(_ratings())
-    rows = [(number, {"text": text, "label": label}) for number, (text, label) in enumerate(found, 1)]
+    rows = [
+        (number, {"text": text, "label": label})
+        for number, (text, label) in enumerate(found, 1)
+    ]
     if train_rows + dev_rows > len(rows):
-        raise DataError(f"task.train_rows and dev_rows are more than the {len(rows)} reviews")
-    return {"train": ("reviews:train", rows[dev_rows:][:train_rows]), "dev": ("reviews:dev", rows[:dev_rows])}
+        raise DataError(
+            f"task.train_rows and dev_rows are more than the {len(rows)} reviews"
+        )
+    return {
+        "train": ("reviews:train", rows[dev_rows:][:train_rows]),
+        "dev": ("reviews:dev", rows[:dev_rows]),
+    }
 
 
 def select(lines: str) -> list[tuple[str, str]]:
-    """(text, label) of the rows of at most 20 words with a rating of at least 0.5 either way, without
-    repeated texts, in the order of the texts' hashes: a fixed shuffle. lines: id, rating, text, by tabs."""
+    """(text, label) of the rows of at most 20 words with a rating of at least 0.5
+    either way, without repeated texts, in the order of the texts' hashes: a fixed
+    shuffle. lines: id, rating, text, by tabs."""
     rows = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)
         if abs(float(rating)) >= 0.5 and len(text.split()) <= 20:
             rows[text.strip()] = "positive" if float(rating) > 0 else "negative"
-    return sorted(rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    return sorted(
+        rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest()
+    )
 
 
 def _ratings() -> str:
     path = fetch.cache_folder() / ARCHIVE
     fetch.fetch_package(PACKAGE, ARCHIVE_SHA256, path)  # 2.4 MB; it is not built
     with zipfile.ZipFile(path) as outer:
-        inner = outer.read(next(name for name in outer.namelist() if name.endswith(INNER)))
+        inner = outer.read(
+            next(name for name in outer.namelist() if name.endswith(INNER))
+        )
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
         return member.read().decode("utf-8") if member else ""

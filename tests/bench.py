@@ -1,5 +1,5 @@
-"""MT-Bench and Vicuna-bench in small: questions, reference answers and judge prompts of our own, in
-FastChat's layout."""
+"""MT-Bench and Vicuna-bench in small: questions, reference answers and judge prompts of
+our own, in FastChat's layout."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,11 @@ from pathlib import Path
 QUESTIONS = {
     "mt_bench": [
         (81, "writing", ["Tell of a {red} boat.", "Now make it rhyme."]),
-        (101, "reasoning", ["Ann is older than Bo. Who is younger?", "And if they were twins?"]),
+        (
+            101,
+            "reasoning",
+            ["Ann is older than Bo. Who is younger?", "And if they were twins?"],
+        ),
         (111, "math", ["What is 2 + 3?", "And twice that?"]),
         (151, "humanities", ["Who was Ashoka?", "Name one of his edicts."]),
     ],
@@ -45,13 +49,24 @@ def answer_row(number, turns, model="own"):
 def write_mt_bench(folder: Path) -> Path:
     """A data folder in FastChat's layout."""
     rows = [
-        {"name": n, "type": "single", "system_prompt": f"You are {n}.", "prompt_template": t}
+        {
+            "name": n,
+            "type": "single",
+            "system_prompt": f"You are {n}.",
+            "prompt_template": t,
+        }
         for n, t in PROMPTS.items()
     ]
     jsonl(folder / "judge_prompts.jsonl", rows)
     for bench, questions in QUESTIONS.items():
         names = ("question_id", "category", "turns")
-        jsonl(folder / bench / "question.jsonl", [dict(zip(names, q, strict=True)) for q in questions])
-        rows = [answer_row(number, turns, "gpt-4") for number, turns in REFERENCES[bench].items()]
+        jsonl(
+            folder / bench / "question.jsonl",
+            [dict(zip(names, q, strict=True)) for q in questions],
+        )
+        rows = [
+            answer_row(number, turns, "gpt-4")
+            for number, turns in REFERENCES[bench].items()
+        ]
         jsonl(folder / bench / "reference_answer" / "gpt-4.jsonl", rows)
     return folder

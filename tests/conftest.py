@@ -9,8 +9,8 @@ import os
 
 # Before any library reads it: no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Nor does a run tell Weights & Biases anything, whoever is logged in here: test_tracking.py says otherwise
-# for its own.
+# Nor does a run tell Weights & Biases anything, whoever is logged in here:
+# test_tracking.py says otherwise for its own.
 os.environ["WANDB_MODE"] = "disabled"
 # The tests have the cores among them: whatever one starts takes a single one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,16 +23,16 @@ import pytest
 from bench import write_mt_bench
 from tiers import declared, java, network, process, ray, real_model  # noqa: F401 - fixtures
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start, too: some are
-# stopped by it.
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they
+# start, too: some are stopped by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session) -> None:
-    """Before the tests, torch and transformers are imported; xdist's process that hands the tests out imports
-    none of them."""
+    """Before the tests, torch and transformers are imported; xdist's process that hands
+    the tests out imports none of them."""
     if session.config.pluginmanager.has_plugin("dsession"):
         return
     gc.disable()  # till then
@@ -44,7 +44,8 @@ def pytest_collection(session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers(config):
-    """One more with the slow tests, which wait for processes and servers for a fifth of their time."""
+    """One more with the slow tests, which wait for processes and servers for a fifth of
+    their time."""
     return (yield) + (config.option.markexpr != "not slow")
 
 
@@ -57,8 +58,8 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop():
-    """What is imported is looked through no more, at each run's end and as tests make objects: half of a tiny
-    run's time."""
+    """What is imported is looked through no more, at each run's end and as tests make
+    objects: half of a tiny run's time."""
     gc.freeze()
     gc.enable()
     return (yield)
@@ -66,12 +67,16 @@ def pytest_runtestloop():
 
 @pytest.fixture(autouse=True)
 def apart(request, tmp_path_factory) -> Iterator[None]:
-    """A test sees the records that it writes, and not those that this project has published, but for
-    test_published.py; and without the fixture `process` a sweep that is refused has started no server that
-    runs are forked from."""
-    with pytest.MonkeyPatch.context() as own:  # which a test's monkeypatch.undo() does not undo
+    """A test sees the records that it writes, and not those that this project has
+    published, but for test_published.py; and without the fixture `process` a sweep that
+    is refused has started no server that runs are forked from."""
+    # which a test's monkeypatch.undo() does not undo
+    with pytest.MonkeyPatch.context() as own:
         if request.path.name != "test_published.py":
-            own.setattr("runs.record.ledger.PUBLISHED", tmp_path_factory.getbasetemp() / "nothing published")
+            own.setattr(
+                "runs.record.ledger.PUBLISHED",
+                tmp_path_factory.getbasetemp() / "nothing published",
+            )
         if "process" not in declared(request.node):
             own.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
         yield
@@ -79,8 +84,9 @@ def apart(request, tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """Each command reads the files of conf/ and, beside a run, composes what they say without overrides, for
-    both of which it takes longer than for the run: a worker does that once for all tests."""
+    """Each command reads the files of conf/ and, beside a run, composes what they say
+    without overrides, for both of which it takes longer than for the run: a worker does
+    that once for all tests."""
     from runs.config import Files
 
     real, kept = Files.__init__, Files()
@@ -90,7 +96,8 @@ def composed_once() -> Iterator[None]:
         if self.folders == kept.folders:
             self.chosen, self.defaults = kept.chosen, kept.defaults
             self.choices, self.loaded = kept.choices, kept.loaded
-        elif self.folders[0] == kept.folders[0]:  # conf/ comes before a folder of one's own
+        elif self.folders[0] == kept.folders[0]:
+            # conf/ comes before a folder of one's own
             self.loaded = {path: of for path, of in kept.loaded.items() if of}
 
     with pytest.MonkeyPatch.context() as own:
@@ -121,7 +128,13 @@ wide_bert = folder("wide_bert", "save_tiny", "bert", **WIDE)
 tiny_gpt2 = folder("tiny_gpt2", "save_gpt2")
 tiny_llama = folder("tiny_llama", "save_llama")
 # Whose matrices VB-LoRA's vectors of 256 divide
-wide_llama = folder("wide_llama", "save_llama", hidden_size=256, num_key_value_heads=4, intermediate_size=256)
+wide_llama = folder(
+    "wide_llama",
+    "save_llama",
+    hidden_size=256,
+    num_key_value_heads=4,
+    intermediate_size=256,
+)
 tiny_vit = folder("tiny_vit", "save_vit")
 tiny_timm = folder("tiny_timm", "save_timm")
 e2e = folder("e2e", "write_e2e")
@@ -147,7 +160,8 @@ def mt_bench(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Each worker its own user cache, so that tests meet neither each other's nor the user's."""
+    """Each worker its own user cache, so that tests meet neither each other's nor the
+    user's."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
@@ -158,8 +172,9 @@ def nothing(*_) -> None:
 
 @pytest.fixture(autouse=True)
 def predictions_undrawn(request, monkeypatch) -> None:
-    """A run in this process draws no pictures of its predictions, which takes a second, unless its test has
-    the fixture `drawn`, or starts runs in others, too, which are compared with it."""
+    """A run in this process draws no pictures of its predictions, which takes a second,
+    unless its test has the fixture `drawn`, or starts runs in others, too, which are
+    compared with it."""
     if not {"drawn", "process"} & {*request.fixturenames}:
         monkeypatch.setattr("runs.predictions.illustrate", nothing)
 
@@ -171,8 +186,11 @@ def drawn() -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Figures are made, and their pictures are empty: drawing one takes half a second a form."""
-    monkeypatch.setattr("analysis.figures.figure.picture", lambda figure, form: b"<svg/>")
+    """Figures are made, and their pictures are empty: drawing one takes half a second a
+    form."""
+    monkeypatch.setattr(
+        "analysis.figures.figure.picture", lambda figure, form: b"<svg/>"
+    )
 
 
 # --- the command-line words of small runs, of two epochs
@@ -184,8 +202,19 @@ def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
     return [
         *("model=decoder", f"model.path={tiny_gpt2}"),
         "model.settings={embd_pdrop:0.0,attn_pdrop:0.0,resid_pdrop:0.0}",
-        *("task=e2e", f"task.data_dir={e2e}", "task.beams=3", "task.max_new_tokens=8", "train.epochs=2"),
-        *("train.effective_batch=4", "train.max_length=64", "train.lr=1e-2", "method.rank=8"),
+        *(
+            "task=e2e",
+            f"task.data_dir={e2e}",
+            "task.beams=3",
+            "task.max_new_tokens=8",
+            "train.epochs=2",
+        ),
+        *(
+            "train.effective_batch=4",
+            "train.max_length=64",
+            "train.lr=1e-2",
+            "method.rank=8",
+        ),
         *("device=cpu", "eval_batch=6", f"output={tmp_path / 'outputs'}"),
     ]
 
@@ -194,9 +223,24 @@ def e2e_words(tiny_gpt2, e2e, tmp_path) -> list[str]:
 def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
     """Instructions: tiny Llama, eight rows, two steps an epoch."""
     return [
-        *("model=decoder", f"model.path={tiny_llama}", "task=alpaca", f"task.data_dir={alpaca}"),
-        *("task.dev_rows=2", f"task.mt_bench_dir={mt_bench}", "task.answer_tokens=6", "train.epochs=2"),
-        *("train.effective_batch=4", "train.max_length=96", "train.lr=1e-2", "method.rank=8"),
+        *(
+            "model=decoder",
+            f"model.path={tiny_llama}",
+            "task=alpaca",
+            f"task.data_dir={alpaca}",
+        ),
+        *(
+            "task.dev_rows=2",
+            f"task.mt_bench_dir={mt_bench}",
+            "task.answer_tokens=6",
+            "train.epochs=2",
+        ),
+        *(
+            "train.effective_batch=4",
+            "train.max_length=96",
+            "train.lr=1e-2",
+            "method.rank=8",
+        ),
         *("device=cpu", "eval_batch=3", f"output={tmp_path / 'outputs'}"),
     ]
 
@@ -205,8 +249,20 @@ def alpaca_words(tiny_llama, alpaca, mt_bench, tmp_path) -> list[str]:
 def sums_words(tiny_llama, tmp_path) -> list[str]:
     """Sums, whose answers are decoded and read: tiny Llama, three steps an epoch."""
     return [
-        *("model=decoder", f"model.path={tiny_llama}", "task=sums", "task.train_rows=12", "task.dev_rows=4"),
-        *("task.test_rows=6", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
+        *(
+            "model=decoder",
+            f"model.path={tiny_llama}",
+            "task=sums",
+            "task.train_rows=12",
+            "task.dev_rows=4",
+        ),
+        *(
+            "task.test_rows=6",
+            "train.epochs=2",
+            "train.effective_batch=4",
+            "train.lr=1e-2",
+            "method.rank=8",
+        ),
         *("device=cpu", "eval_batch=2", f"output={tmp_path / 'outputs'}"),
     ]
 
@@ -215,8 +271,19 @@ def sums_words(tiny_llama, tmp_path) -> list[str]:
 def image_words(tiny_vit, images, tmp_path) -> list[str]:
     """Images: tiny ViT, three classes, four images of each."""
     return [
-        *("model=vision", f"model.path={tiny_vit}", "task=image_folder", f"task.data_dir={images}"),
-        *("task.shots=4", "train.epochs=2", "train.effective_batch=4", "train.lr=1e-2", "method.rank=8"),
+        *(
+            "model=vision",
+            f"model.path={tiny_vit}",
+            "task=image_folder",
+            f"task.data_dir={images}",
+        ),
+        *(
+            "task.shots=4",
+            "train.epochs=2",
+            "train.effective_batch=4",
+            "train.lr=1e-2",
+            "method.rank=8",
+        ),
         *("device=cpu", f"output={tmp_path / 'outputs'}"),
     ]
 
@@ -225,8 +292,18 @@ def image_words(tiny_vit, images, tmp_path) -> list[str]:
 def words(tiny_bert, glue, tmp_path) -> list[str]:
     """Texts: tiny BERT on the own RTE rows."""
     return [
-        *("model=encoder", f"model.path={tiny_bert}", "task=rte", f"task.data_dir={glue}"),
-        *("train.epochs=2", "train.effective_batch=8", "train.max_length=32", "train.lr=1e-2"),
+        *(
+            "model=encoder",
+            f"model.path={tiny_bert}",
+            "task=rte",
+            f"task.data_dir={glue}",
+        ),
+        *(
+            "train.epochs=2",
+            "train.effective_batch=8",
+            "train.max_length=32",
+            "train.lr=1e-2",
+        ),
         *("method.rank=8", "device=cpu", f"output={tmp_path / 'outputs'}"),
     ]
 

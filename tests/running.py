@@ -56,17 +56,21 @@ def do(words):
     return read_record(record_path(training.config["output"], training.run_id))
 
 
-#: What `trained` has trained in this process: a run's seed and words without its output and what draws its
-#: predictions, and its folder.
+#: What `trained` has trained in this process: a run's seed and words without its output
+#: and what draws its predictions, and its folder.
 TRAINED: dict[tuple[object, ...], str] = {}
 FOLDER = tempfile.TemporaryDirectory(prefix="trained-")
 
 
 def trained(words):
-    """The record of `do(words)`, and its files, for tests that only look: trained once in this process, then
-    copied."""
+    """The record of `do(words)`, and its files, for tests that only look: trained once
+    in this process, then copied."""
     output, run = output_of(words), expand(words)[0]
-    key = (run.seed, predictions.illustrate, *(w for w in run.overrides if not w.startswith("output=")))
+    key = (
+        run.seed,
+        predictions.illustrate,
+        *(w for w in run.overrides if not w.startswith("output=")),
+    )
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
         do(elsewhere(words, output=folder))
@@ -78,7 +82,8 @@ def trained(words):
 
 
 def comparable(record):
-    """A record without times, costs, how earlier tries ended, and the place where it was made."""
+    """A record without times, costs, how earlier tries ended, and the place where it
+    was made."""
     record = copy.deepcopy(record)
     for key in ("cost", "code", "config_hash", "tries", "overrides"):
         del record[key]
@@ -89,8 +94,8 @@ def comparable(record):
 
 
 def killed_at(words, of, number):
-    """Begins a run, which is killed as it calls this function of its training for the nth time; the folder of
-    its attempt."""
+    """Begins a run, which is killed as it calls this function of its training for the
+    nth time; the folder of its attempt."""
     training, calls = begin(words), itertools.count(1)
     holder, _, name = of.rpartition(".")
     holder = getattr(training, holder) if holder else training
@@ -108,40 +113,56 @@ def killed_at(words, of, number):
 
 
 def straight_and_resumed(words, folder, of, number):
-    """The record of a run, and that of the same run where it is killed and done again."""
-    straight, resumed = (elsewhere(words, output=folder / name) for name in ("straight", "resumed"))
+    """The record of a run, and that of the same run where it is killed and done
+    again."""
+    straight, resumed = (
+        elsewhere(words, output=folder / name) for name in ("straight", "resumed")
+    )
     killed_at([*resumed, "checkpoint_minutes=0"], of, number)
     return do(straight), do(resumed)
 
 
 def elsewhere(words, **changes):
-    return [next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w) for w in words]
+    return [
+        next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w)
+        for w in words
+    ]
 
 
 def call(module, *words, check=None):
-    """A command in a process of its own, as a user starts it: how it ended, and what it printed."""
+    """A command in a process of its own, as a user starts it: how it ended, and what it
+    printed."""
     command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert check in (None, done.returncode), done.stdout + done.stderr
     return done
 
 
 def call_here(module, *words, check):
-    """The same in this process, where torch and transformers, and the server that runs are forked from, are
-    there already."""
+    """The same in this process, where torch and transformers, and the server that runs
+    are forked from, are there already."""
     main = importlib.import_module("runs.__main__" if module == "runs" else module).main
     stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
         patch.setattr(sys, "argv", [module, *words])
         with pytest.raises(SystemExit) as ended:
             entry_point(main)
-    done = subprocess.CompletedProcess(sys.argv, ended.value.code, stdout.getvalue(), stderr.getvalue())
+    done = subprocess.CompletedProcess(
+        sys.argv, ended.value.code, stdout.getvalue(), stderr.getvalue()
+    )
     assert check in (None, done.returncode), done.stdout + done.stderr
     return done
 
 
 def wait_for(there, process=None, seconds=120):
-    """What there() finds, once it finds something; meanwhile the process has to live."""
+    """What there() finds, once it finds something; meanwhile the process has to
+    live."""
     end = time.monotonic() + seconds
     while not (found := there()):
         assert process is None or process.poll() is None, process.communicate()
@@ -171,7 +192,14 @@ def make_folder(path) -> None:
 
 
 #: What a run tells of itself in the middle of its training.
-TRAINING = {"phase": "training", "epoch": 2, "epochs": 5, "step": 9, "steps": 25, "seconds_left": 61.0}
+TRAINING = {
+    "phase": "training",
+    "epoch": 2,
+    "epochs": 5,
+    "step": 9,
+    "steps": 25,
+    "seconds_left": 61.0,
+}
 TRAINING |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
 TRAINING |= {"loss": 0.5, "pace": 1500, "unit": "tokens"}
 
@@ -185,7 +213,8 @@ ODD = {
 
 
 def values_of(groups):
-    """Every key that has a value with these group choices, as KEY=VALUE: what --help and --cfg show."""
+    """Every key that has a value with these group choices, as KEY=VALUE: what --help
+    and --cfg show."""
     files = Files()
     with files.hydra():
         plain = without_hydra(files.defaults(tuple(groups)), resolve=True)

@@ -1,5 +1,5 @@
-"""Small servers on loopback: a judge behind OpenAI's protocol and the hub, which fail as a test asks,
-and W&B, which keeps what it was told."""
+"""Small servers on loopback: a judge behind OpenAI's protocol and the hub, which fail
+as a test asks, and W&B, which keeps what it was told."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,9 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def server_close(self) -> None:
@@ -62,7 +64,8 @@ class Reply:
     text: str = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    body: Any = None  # in place of a chat completion or an error: JSON, or bytes as they are
+    # in place of a chat completion or an error: JSON, or bytes as they are
+    body: Any = None
     wait: float = 0.0  # seconds before anything is sent, less if the server closes
 
 
@@ -90,33 +93,50 @@ class Asked(Handler):
             server.now += 1
             server.busiest = max(server.busiest, server.now)
             nth = sum(r["messages"][-1]["content"] == prompt for r in server.requests)
-        reply = server.answer(prompt, nth) if self.path == "/v1/chat/completions" else error(404)
+        reply = (
+            server.answer(prompt, nth)
+            if self.path == "/v1/chat/completions"
+            else error(404)
+        )
         server.closing.wait(reply.wait)
         with server.lock:
             server.now -= 1
         message = {"role": "assistant", "content": reply.text}
         choices = [{"index": 0, "finish_reason": "stop", "message": message}]
         usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"]}
+        body = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
+        }
         body |= {"choices": choices, "usage": usage}
         self.close_connection = reply.status == 0
-        with contextlib.suppress(OSError):  # it waited longer than the client, or the client is killed
+        # it waited longer than the client, or the client is killed
+        with contextlib.suppress(OSError):
             if reply.status:
                 content = body if reply.body is None else reply.body
-                self.send(content, reply.status, **{"Content-Type": "application/json", **reply.headers})
+                self.send(
+                    content,
+                    reply.status,
+                    **{"Content-Type": "application/json", **reply.headers},
+                )
                 if reply.status == 200 and reply.body is None:
                     with server.lock:
                         server.paid[prompt] += 1
 
 
 class JudgeServer(Server):
-    """`answer(prompt, nth)` says what to do with the nth request for a prompt, from 1. A prompt is the text
-    of its last message.
+    """`answer(prompt, nth)` says what to do with the nth request for a prompt, from 1.
+    A prompt is the text of its last message.
 
-    `requests` are the bodies in order; `keys` those that came with them; `paid` counts the chat completions
-    by prompt that were sent in full; `busiest` is the most that were here at once."""
+    `requests` are the bodies in order; `keys` those that came with them; `paid` counts
+    the chat completions by prompt that were sent in full; `busiest` is the most that
+    were here at once."""
 
-    def __init__(self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score(7)):
+    def __init__(
+        self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score(7)
+    ):
         super().__init__(Asked)
         self.url += "/v1"
         self.answer, self.requests = answer, list[dict]()
@@ -131,15 +151,19 @@ class JudgeServer(Server):
 # --- the hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-#: Of its API or of files: the repository, what of it is asked for, and the path of a file.
-ADDRESS = re.compile(r"(api/)?((?:(?:models|datasets|spaces)/)?[^/]+/[^/]+)(?:/(\w+)/[^/]+(?:/(.*))?)?")
+#: Of its API or of files: the repository, what of it is asked for, and the path of a
+#: file.
+ADDRESS = re.compile(
+    r"(api/)?((?:(?:models|datasets|spaces)/)?[^/]+/[^/]+)(?:/(\w+)/[^/]+(?:/(.*))?)?"
+)
 
 
 class Hub(Handler):
-    """What snapshot_download asks for: a repository's information, its tree, and files with ETag and commit.
+    """What snapshot_download asks for: a repository's information, its tree, and files
+    with ETag and commit.
 
-    repositories: kind/OWNER/NAME to its folder. breaks_at: a part of a path, at which the connection is
-    dropped. fails_with: the status of every answer."""
+    repositories: kind/OWNER/NAME to its folder. breaks_at: a part of a path, at which
+    the connection is dropped. fails_with: the status of every answer."""
 
     repositories: ClassVar[dict[str, Path]] = {}
     breaks_at: ClassVar[str | None] = None
@@ -166,18 +190,34 @@ class Hub(Handler):
         name = repo if repo.count("/") == 2 else f"models/{repo}"
         if (folder := self.repositories.get(name)) is None:
             return self.refuse(404, "RepoNotFound")
-        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-        tags = {file: hashlib.sha1(p.read_bytes()).hexdigest() for file, p in files.items()}
+        files = {
+            p.relative_to(folder).as_posix(): p
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
+        tags = {
+            file: hashlib.sha1(p.read_bytes()).hexdigest() for file, p in files.items()
+        }
         if not api:
             if file not in files:
                 return self.refuse(404, "EntryNotFound")
             headers = {"ETag": f'"{tags[file]}"', "X-Repo-Commit": COMMIT}
             return self.send(files[file].read_bytes(), **headers)
-        sizes = {file: {"size": p.stat().st_size, "oid": tags[file]} for file, p in files.items()}
+        sizes = {
+            file: {"size": p.stat().st_size, "oid": tags[file]}
+            for file, p in files.items()
+        }
         tree = [{"type": "file", "path": file, **of} for file, of in sizes.items()]
         siblings = [{"rfilename": file} for file in files]
-        about = {"id": name.partition("/")[2], "sha": COMMIT, "private": False, "siblings": siblings}
-        return self.send(tree if what == "tree" else about, **{"Content-Type": "application/json"})
+        about = {
+            "id": name.partition("/")[2],
+            "sha": COMMIT,
+            "private": False,
+            "siblings": siblings,
+        }
+        return self.send(
+            tree if what == "tree" else about, **{"Content-Type": "application/json"}
+        )
 
 
 @contextlib.contextmanager
@@ -202,7 +242,11 @@ class Told(Handler):
         answer = {}
         if "graphql" in self.path:
             server.told.append(json.loads(body))
-            answer = {"data": self.data(server.told[-1]["query"], server.told[-1].get("variables", {}))}
+            answer = {
+                "data": self.data(
+                    server.told[-1]["query"], server.told[-1].get("variables", {})
+                )
+            }
         elif self.path.endswith("file_stream"):
             server.streams.append((self.path.split("/")[-2], json.loads(body)))
         self.send(answer, server.status)
@@ -212,18 +256,51 @@ class Told(Handler):
     def data(self, query, variables):
         """W&B's answers to all that is asked here: wandb reads the one to its query."""
         server, name, agent = self.server, variables.get("name"), {"id": "QWc="}
-        due = [server.commands.pop(0)] if "agentHeartbeat" in query and server.commands else []
+        due = (
+            [server.commands.pop(0)]
+            if "agentHeartbeat" in query and server.commands
+            else []
+        )
         if "upsertView" in query:
             server.view = variables
-        of = {"id": "UHI=", "name": variables.get("project"), "entity": {"id": "RW50", "name": "me"}}
-        bucket = {"id": "QnU=", "name": name, "config": "{}", "project": of, "historyLineCount": 0}
-        sweep = {"id": "U3c=", "name": variables.get("sweep"), "config": server.sweep, "runs": {"edges": []}}
+        of = {
+            "id": "UHI=",
+            "name": variables.get("project"),
+            "entity": {"id": "RW50", "name": "me"},
+        }
+        bucket = {
+            "id": "QnU=",
+            "name": name,
+            "config": "{}",
+            "project": of,
+            "historyLineCount": 0,
+        }
+        sweep = {
+            "id": "U3c=",
+            "name": variables.get("sweep"),
+            "config": server.sweep,
+            "runs": {"edges": []},
+        }
         # One that it has already: nothing is uploaded
         artifact = {"id": "QXI=", "state": "COMMITTED"}
         artifact["artifactSequence"] = {"id": "QXM=", "latestArtifact": None}
-        files = [{"name": file, "uploadUrl": f"{server.url}/file"} for file in variables.get("files", [])]
-        view = {"id": "VjE=", "name": name, "displayName": "x", "spec": server.view.get("spec")}
-        me = {"id": "VXM=", "entity": "me", "username": "me", "email": "", "flags": "{}"}
+        files = [
+            {"name": file, "uploadUrl": f"{server.url}/file"}
+            for file in variables.get("files", [])
+        ]
+        view = {
+            "id": "VjE=",
+            "name": name,
+            "displayName": "x",
+            "spec": server.view.get("spec"),
+        }
+        me = {
+            "id": "VXM=",
+            "entity": "me",
+            "username": "me",
+            "email": "",
+            "flags": "{}",
+        }
         return {
             "viewer": me | {"teams": {"edges": []}},
             "upsertBucket": {"bucket": bucket, "inserted": True},
@@ -232,25 +309,41 @@ class Told(Handler):
             "createArtifact": {"artifact": artifact},
             "createRunFiles": {"runID": "QnU=", "uploadHeaders": [], "files": files},
             "upsertView": {"view": view, "inserted": True},
-            "project": {"artifact": None, "sweep": sweep, "allViews": {"edges": [{"node": view}]}},
+            "project": {
+                "artifact": None,
+                "sweep": sweep,
+                "allViews": {"edges": [{"node": view}]},
+            },
         }
 
 
 class WandbServer(Server):
     def run(self, name):
-        """What was told of a run: the variables of its creation, its configuration, history and summary, and
-        the exit codes with which it ended."""
-        upserts = [told["variables"] for told in self.told if "upsertBucket" in told["query"]]
-        made = {key: value for of in upserts if of["name"] == name for key, value in of.items() if value}
+        """What was told of a run: the variables of its creation, its configuration,
+        history and summary, and the exit codes with which it ended."""
+        upserts = [
+            told["variables"] for told in self.told if "upsertBucket" in told["query"]
+        ]
+        made = {
+            key: value
+            for of in upserts
+            if of["name"] == name
+            for key, value in of.items()
+            if value
+        }
         bodies = [body for run_id, body in self.streams if run_id == name]
 
         def lines(kind):
             files = [(body.get("files") or {}).get(kind, {}) for body in bodies]
-            return [json.loads(line) for file in files for line in file.get("content", [])]
+            return [
+                json.loads(line) for file in files for line in file.get("content", [])
+            ]
 
         return {
             "made": made,
-            "config": {key: of["value"] for key, of in json.loads(made["config"]).items()},
+            "config": {
+                key: of["value"] for key, of in json.loads(made["config"]).items()
+            },
             "history": lines("wandb-history.jsonl"),
             "summary": [{}, *lines("wandb-summary.json")][-1],
             "exit": [body["exitcode"] for body in bodies if body.get("complete")],
@@ -260,8 +353,9 @@ class WandbServer(Server):
 
 @contextlib.contextmanager
 def logged_in(status=200):
-    """Logs in to a server that answers with this status, or never (None). It keeps .told (GraphQL) and
-    .streams (run id, content). For `wandb agent`: .sweep, its YAML, and .commands, one each time it asks."""
+    """Logs in to a server that answers with this status, or never (None). It keeps
+    .told (GraphQL) and .streams (run id, content). For `wandb agent`: .sweep, its YAML,
+    and .commands, one each time it asks."""
     server = WandbServer(Told)
     server.status, server.sweep, server.view = status, "", {}
     server.commands, server.told, server.streams = [], [], []

@@ -1,7 +1,8 @@
-"""What each method can do on each architecture, found by doing it. Writes docs/methods.md: make methods
+"""What each method can do on each architecture, found by doing it. Writes
+docs/methods.md: make methods
 
-tests/vera/test_support.py does the same and compares, so that the page cannot lie: a pair is tried there, and
-nowhere else."""
+tests/vera/test_support.py does the same and compares, so that the page cannot lie: a
+pair is tried there, and nowhere else."""
 
 import contextlib
 import copy
@@ -31,22 +32,35 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers":
 WORDS = "word_embeddings"
 EMBEDDINGS = {"BERT": WORDS, "RoBERTa": WORDS, "GPT-2": "wte", "Llama": "embed_tokens"}
 #: Settings without which a class does not fit 32 x 32 matrices.
-SMALL = {"C3AConfig": {"block_size": 8}, "FourierFTConfig": {"n_frequency": 50}, "MissConfig": {"r": 4}}
-SMALL |= {"PsoftConfig": {"r": 8}, "RoadConfig": {"group_size": 16}, "ShiraConfig": {"r": 4}}
+SMALL = {
+    "C3AConfig": {"block_size": 8},
+    "FourierFTConfig": {"n_frequency": 50},
+    "MissConfig": {"r": 4},
+}
+SMALL |= {
+    "PsoftConfig": {"r": 8},
+    "RoadConfig": {"group_size": 16},
+    "ShiraConfig": {"r": 4},
+}
 SMALL |= {"VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2}}
 SMALL["WaveFTConfig"] = {"n_frequency": 64}
 
 
 def classes() -> list[str]:
     """The names of all configuration classes, also of those that are refused here."""
-    return sorted({c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}, key=str.lower)
+    return sorted(
+        {c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}, key=str.lower
+    )
 
 
 def sites_on(name: str, architecture: str) -> tuple[str, ...]:
-    """A class's own sites; a fused projection as a whole, since peft adapts no part of it."""
+    """A class's own sites; a fused projection as a whole, since peft adapts no part of
+    it."""
     fused = FUSED.get(architecture)
     own = SITES.get(name, SITES["others"])
-    found = (fused if fused and site in ("query", "key", "value") else site for site in own)
+    found = (
+        fused if fused and site in ("query", "key", "value") else site for site in own
+    )
     return tuple(dict.fromkeys(found))
 
 
@@ -61,7 +75,11 @@ def of_class(name: str) -> Callable[[str], vera.Method]:
         return of_peft(name, **SMALL.get(name, {}))
 
     def two_tokens(architecture: str) -> vera.Method:
-        named = {"target_modules": [EMBEDDINGS[architecture]]} if architecture in EMBEDDINGS else {}
+        named = (
+            {"target_modules": [EMBEDDINGS[architecture]]}
+            if architecture in EMBEDDINGS
+            else {}
+        )
         return vera.Peft(name, {**named, "token_indices": [3, 4]})
 
     return two_tokens
@@ -69,17 +87,23 @@ def of_class(name: str) -> Callable[[str], vera.Method]:
 
 @functools.cache
 def roberta_base() -> nn.Module:
-    """Its matrices, with random values; and 64 words, at which no class but TrainableTokens looks."""
+    """Its matrices, with random values; and 64 words, at which no class but
+    TrainableTokens looks."""
     torch.manual_seed(0)
     sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
     return RobertaForSequenceClassification(RobertaConfig(**sizes))
 
 
 def facts(name: str) -> list[str]:
-    """Of a class at its defaults on RoBERTa-base: its own sites, the parameters that train without the head,
-    the bytes of the adapter file, and the last names of the frozen tensors that peft draws again and the file
-    lacks. Raises AdapterError for a class that is refused."""
-    method = vera.Peft(name) if name != "TrainableTokensConfig" else of_class(name)("RoBERTa")
+    """Of a class at its defaults on RoBERTa-base: its own sites, the parameters that
+    train without the head, the bytes of the adapter file, and the last names of the
+    frozen tensors that peft draws again and the file lacks. Raises AdapterError for a
+    class that is refused."""
+    method = (
+        vera.Peft(name)
+        if name != "TrainableTokensConfig"
+        else of_class(name)("RoBERTa")
+    )
     model = roberta_base()
     torch.manual_seed(0)
     method.adapt(model)
@@ -139,8 +163,11 @@ def moved(model: nn.Module, method: vera.Method, size: float = 0.3) -> nn.Module
     return model
 
 
-def written(base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3, labels=None):
-    """A copy of a model with an adapter and a head away from their start, and their files."""
+def written(
+    base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3, labels=None
+):
+    """A copy of a model with an adapter and a head away from their start, and their
+    files."""
     model = copy.deepcopy(base)
     method.adapt(model)
     shake(model, size, seed)
@@ -154,19 +181,25 @@ def written(base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3
 def modules(model: nn.Module) -> list[tuple[str, type, int, int]]:
     """A model's modules: names, types, and how many hooks they have."""
     hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return [(name, type(m), *(len(getattr(m, of)) for of in hooks)) for name, m in model.named_modules()]
+    return [
+        (name, type(m), *(len(getattr(m, of)) for of in hooks))
+        for name, m in model.named_modules()
+    ]
 
 
 def state(model: nn.Module) -> tuple[Any, dict[str, tuple[torch.Tensor, bool]]]:
     """A model's modules; the values of its parameters, and which train."""
-    values = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    values = {
+        name: (p.detach().clone(), p.requires_grad)
+        for name, p in model.named_parameters()
+    }
     return modules(model), values
 
 
 @contextlib.contextmanager
 def refused(named: str, *models: nn.Module) -> Iterator[None]:
-    """What is done here is an AdapterError of one line that names this (a pattern), and the models are as
-    they were."""
+    """What is done here is an AdapterError of one line that names this (a pattern), and
+    the models are as they were."""
     before = [state(model) for model in models]
     words = None
     try:
@@ -179,33 +212,43 @@ def refused(named: str, *models: nn.Module) -> Iterator[None]:
     for (were, values), (are, now) in zip(before, map(state, models), strict=True):
         assert were == are
         assert values.keys() == now.keys()
-        assert all(torch.equal(now[name][0], value) for name, (value, _) in values.items())
+        assert all(
+            torch.equal(now[name][0], value) for name, (value, _) in values.items()
+        )
         assert all(now[name][1] is trains for name, (_, trains) in values.items())
 
 
-def adapted(architecture: str, method: vera.Method, four_bit: bool = False) -> nn.Module:
+def adapted(
+    architecture: str, method: vera.Method, four_bit: bool = False
+) -> nn.Module:
     """An adapted model, away from its start."""
-    model = moved(quantise(tiny(architecture)) if four_bit else tiny(architecture), method)
+    model = moved(
+        quantise(tiny(architecture)) if four_bit else tiny(architecture), method
+    )
     method.before_training(model, 10)
     return model
 
 
 def near(model: nn.Module, method: vera.Method) -> float:
-    """How near an answer must come to the model's to count as the same: a thousandth of what the adapter
-    changes. That is at least a thousandth itself, or a comparison would show nothing."""
+    """How near an answer must come to the model's to count as the same: a thousandth of
+    what the adapter changes. That is at least a thousandth itself, or a comparison
+    would show nothing."""
     if method.kind in IN_PLACE:
         return 1e-6
     expected = answer(model)
     vera.disable(model)
     effect = float((answer(model) - expected).detach().abs().max())
     vera.disable(model, False)
-    assert torch.equal(answer(model), expected), "switched off and on, it answers otherwise"
+    assert torch.equal(answer(model), expected), (
+        "switched off and on, it answers otherwise"
+    )
     assert effect > 1e-3, f"the adapter changes the answer by {effect} only"
     return effect / 1000
 
 
 def train(model: nn.Module, method: vera.Method, architecture: str = "") -> None:
-    """One step after an evaluation moves what should move, and nothing else; the loss falls."""
+    """One step after an evaluation moves what should move, and nothing else; the loss
+    falls."""
     with torch.no_grad():
         answer(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -220,34 +263,55 @@ def train(model: nn.Module, method: vera.Method, architecture: str = "") -> None
         loss = (answer(model).float() - 1).square().mean()
         loss.backward()
         if step == 1:
-            assert all(p.grad is not None for p in trainable), "a parameter got no gradient"
-            reached = any(p.grad.any() for p in method.adapter_parameters(model).values())
+            assert all(p.grad is not None for p in trainable), (
+                "a parameter got no gradient"
+            )
+            reached = any(
+                p.grad.any() for p in method.adapter_parameters(model).values()
+            )
             assert reached or method.kind == "head", "no gradient"
         optimizer.step()
         method.after_step(model, step)
         optimizer.zero_grad()
         losses.append(loss.item())
     known = {method.kind, *map(str, method.settings().items())}
-    stochastic = known & {"dylora", "('drop_per_batch', True)", "('config_class', 'PveraConfig')"}
-    assert losses[-1] < losses[0] or stochastic, f"the loss went from {losses[0]} to {losses[-1]}"
+    stochastic = known & {
+        "dylora",
+        "('drop_per_batch', True)",
+        "('config_class', 'PveraConfig')",
+    }
+    assert losses[-1] < losses[0] or stochastic, (
+        f"the loss went from {losses[0]} to {losses[-1]}"
+    )
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved <= {n for n, p in model.named_parameters() if p.requires_grad}, "a frozen parameter moved"
+    assert moved <= {n for n, p in model.named_parameters() if p.requires_grad}, (
+        "a frozen parameter moved"
+    )
     model.eval()
 
 
 def merge(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """The merged model answers the same, and unmerging restores every weight bit for bit."""
-    before, expected = {n: p.clone() for n, p in model.named_parameters()}, answer(model)
+    """The merged model answers the same, and unmerging restores every weight bit for
+    bit."""
+    before, expected = (
+        {n: p.clone() for n, p in model.named_parameters()},
+        answer(model),
+    )
     tolerance = near(model, method)
     method.merge(model)
-    assert torch.allclose(answer(model), expected, rtol=0, atol=tolerance), "merged, it answers otherwise"
+    assert torch.allclose(answer(model), expected, rtol=0, atol=tolerance), (
+        "merged, it answers otherwise"
+    )
     method.unmerge(model)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "unmerged, a weight differs"
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), (
+        "unmerged, a weight differs"
+    )
     assert torch.equal(answer(model), expected), "unmerged, it answers otherwise"
 
 
 def reloaded(model: nn.Module, method: vera.Method, onto: nn.Module) -> nn.Module:
-    """Another base model with the adapter and the head of this one, through their files."""
+    """Another base model with the adapter and the head of this one, through their
+    files."""
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")
         vera.save_head(model, f"{folder}/head")
@@ -269,18 +333,22 @@ def export(model: nn.Module, method: vera.Method, architecture: str) -> None:
         vera.export_peft(model, folder)
         torch.manual_seed(9)
         theirs = peft.PeftModel.from_pretrained(tiny(architecture), folder).eval()
-    same = torch.allclose(answer(theirs.base_model.model), answer(model), rtol=0, atol=near(model, method))
+    same = torch.allclose(
+        answer(theirs.base_model.model), answer(model), rtol=0, atol=near(model, method)
+    )
     assert same, "under peft, it answers otherwise"
 
 
 def four_bit(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """Training over NF4 weights; and the adapter answers as over the same weights dequantised. (That its file
-    loads there: tests/vera/test_support.py.)"""
+    """Training over NF4 weights; and the adapter answers as over the same weights
+    dequantised. (That its file loads there: tests/vera/test_support.py.)"""
     train(model, method)
     method.adapt(whole := dequantised(architecture))
     for of in (head_parameters, functools.partial(file_tensors, method=method)):
         fill(of(whole), of(model))
-    same = torch.allclose(answer(model), answer(whole), rtol=0, atol=near(whole, method))
+    same = torch.allclose(
+        answer(model), answer(whole), rtol=0, atol=near(whole, method)
+    )
     assert same, "over dequantised weights, it answers otherwise"
 
 
@@ -288,8 +356,8 @@ BEHAVIOURS = {"T": train, "M": merge, "S": save, "P": export, "4": four_bit}
 
 
 def cell(architecture: str, name: str) -> str:
-    """The letters of what works; what does not is refused in a line. One model is trained, then merged, saved
-    and exported; another has weights in 4 bit."""
+    """The letters of what works; what does not is refused in a line. One model is
+    trained, then merged, saved and exported; another has weights in 4 bit."""
     letters, method = "", (METHODS.get(name) or of_class(name))(architecture)
 
     @functools.cache
@@ -302,7 +370,9 @@ def cell(architecture: str, name: str) -> str:
         except vera.AdapterError as error:
             letters += "?" if "\n" in str(error) else "-"
         except Exception as error:
-            raise AssertionError(f"{name} on {architecture}, {behaviour.__name__}: {error}") from error
+            raise AssertionError(
+                f"{name} on {architecture}, {behaviour.__name__}: {error}"
+            ) from error
         else:
             letters += letter
     return letters
@@ -311,7 +381,10 @@ def cell(architecture: str, name: str) -> str:
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a table in Markdown."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [" | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True))
+        for row in [head, *rows]
+    ]
     rule = "|".join("-" * (w + 2) for w in widths)
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
@@ -319,13 +392,20 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def page() -> str:
     """docs/methods.md with its three tables tried anew; its words are written there."""
     own, theirs = (
-        [[name, *(cell(a, name) for a in ARCHITECTURES)] for name in of] for of in (METHODS, classes())
+        [[name, *(cell(a, name) for a in ARCHITECTURES)] for name in of]
+        for of in (METHODS, classes())
     )
-    works = [[row[0], *facts(row[0])] for row in theirs if any(cell[0] == "T" for cell in row[1:])]
+    works = [
+        [row[0], *facts(row[0])]
+        for row in theirs
+        if any(cell[0] == "T" for cell in row[1:])
+    ]
     made = [table(["", *ARCHITECTURES], rows) for rows in (own, theirs)]
     tables = iter([*made, table(["", "sites", "trains", "file", "drawn again"], works)])
     blocks = PAGE.read_text(encoding="utf-8").split("\n\n")
-    text = "\n\n".join("\n".join(next(tables)) if block.startswith("|") else block for block in blocks)
+    text = "\n\n".join(
+        "\n".join(next(tables)) if block.startswith("|") else block for block in blocks
+    )
     return re.sub(r"peft [\d.]+,", f"peft {peft.__version__},", text.rstrip()) + "\n"
 
 

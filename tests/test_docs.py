@@ -1,5 +1,6 @@
-"""README and docs: every command exists as it is written, every block of Python runs, every link leads to a
-file. Commands are read by the readers that they have, and not run."""
+"""README and docs: every command exists as it is written, every block of Python runs,
+every link leads to a file. Commands are read by the readers that they have, and not
+run."""
 
 import ast
 import functools
@@ -45,9 +46,15 @@ PAGES = [
 OWN = ROOT / "docs" / "own_method.md"
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z0-9-]+):(?!=)", MAKEFILE, re.M)) | {
-    name for line in re.findall(r"^([a-z0-9 -]+):$", MAKEFILE, re.M) for name in line.split()
+    name
+    for line in re.findall(r"^([a-z0-9 -]+):$", MAKEFILE, re.M)
+    for name in line.split()
 }
-VARIABLES = set(re.findall(r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]))
+VARIABLES = set(
+    re.findall(
+        r"[A-Z_]+", re.search(r"^unexport (.*?[^\\])$", MAKEFILE, re.M | re.S)[1]
+    )
+)
 #: Pages of the site that .ci/pages.py writes.
 GENERATED = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
 GENERATED |= {"data/README.md", "community.md"}
@@ -62,13 +69,18 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, and what stands as a command within its text."""
+    """The lines of a page's shell blocks, and what stands as a command within its
+    text."""
     lines = []
     for block in blocks(page, "sh"):
         lines += block.replace("\\\n", " ").splitlines()
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
-    lines += [s for s in spans if re.match(r"(make [a-z]|([A-Z_]+=\S+ )?(python|torchrun|vera-bench) )", s)]
+    lines += [
+        s
+        for s in spans
+        if re.match(r"(make [a-z]|([A-Z_]+=\S+ )?(python|torchrun|vera-bench) )", s)
+    ]
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -78,7 +90,9 @@ class ReadError(BaseException):
 
 def read_line(name: str, words: list[str]) -> runs.command.Line:
     """A command's line as its own reader parses it; nothing after that is done."""
-    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
+    module = importlib.import_module(
+        f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
+    )
     real = runs.command.Line
 
     def ends(*parts):
@@ -91,9 +105,11 @@ def read_line(name: str, words: list[str]) -> runs.command.Line:
     return line.value.args[0]
 
 
-def first_and_last(overrides: Iterable[str], folder: str | None) -> set[tuple[str, ...]]:
-    """Commands of one run each: of the first value of every list, and of the last. (test_methods.py has each
-    value with each.)"""
+def first_and_last(
+    overrides: Iterable[str], folder: str | None
+) -> set[tuple[str, ...]]:
+    """Commands of one run each: of the first value of every list, and of the last.
+    (test_methods.py has each value with each.)"""
     files = Files(folder)
     with files.hydra():
         cells, seeds, _ = read_grid(overrides, files)
@@ -107,15 +123,23 @@ def compose(words: tuple[str, ...], folder: str | None) -> None:
 
 
 #: What the first word of these commands may be.
-WORDS = {"analysis.tables": TABLES, "analysis.stats": TABLES, "analysis.figures": [*NAMES, "all"]}
+WORDS = {
+    "analysis.tables": TABLES,
+    "analysis.stats": TABLES,
+    "analysis.figures": [*NAMES, "all"],
+}
 WORDS |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
 
 
 def check_module(name: str, words: list[str], options: list[str]) -> None:
     if name == "pytest":
-        assert all((ROOT / word).exists() for word in words if word.startswith("tests")), words
+        assert all(
+            (ROOT / word).exists() for word in words if word.startswith("tests")
+        ), words
     elif name == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+            "optional-dependencies"
+        ]
         assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= set(extras)
     elif name == "tasks.mt_bench":
         judge_parser().parse_args(words)
@@ -123,12 +147,25 @@ def check_module(name: str, words: list[str], options: list[str]) -> None:
         assert importlib.util.find_spec(name), name
     else:
         line = read_line(name, [*words, *options] if name == "runs" else words)
-        assert not line.names or line.names[0] in WORDS.get(name, line.names), line.names
+        assert not line.names or line.names[0] in WORDS.get(name, line.names), (
+            line.names
+        )
         assert name != "runs.export" or line.names[1] in FORMATS
-        folder, overrides = options[0].partition("=")[2] if options else line.config_dir, [*line.overrides]
+        folder, overrides = (
+            options[0].partition("=")[2] if options else line.config_dir,
+            [*line.overrides],
+        )
         if name == "runs":
-            overrides = [*overrides_of({"id": line.settings.rerun, "cell": {"seed": 0}}), *overrides]
-            if {"--hydra-help", "--version", "--info", "--shell-completion"} & line.options.keys():
+            overrides = [
+                *overrides_of({"id": line.settings.rerun, "cell": {"seed": 0}}),
+                *overrides,
+            ]
+            if {
+                "--hydra-help",
+                "--version",
+                "--info",
+                "--shell-completion",
+            } & line.options.keys():
                 return
         if name == "runs.tune":
             cells(overrides, folder)
@@ -138,7 +175,8 @@ def check_module(name: str, words: list[str], options: list[str]) -> None:
 
 
 def check(line: str, options: list[str]) -> None:
-    """Raises what the command would, or AssertionError, for a line that is not a command of this project."""
+    """Raises what the command would, or AssertionError, for a line that is not a
+    command of this project."""
     for part in re.split(r" && ", line):
         words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -148,7 +186,9 @@ def check(line: str, options: list[str]) -> None:
         program, *rest = words
         if program == "make":
             assert {word for word in rest if "=" not in word} <= TARGETS, rest
-            assert {word.partition("=")[0] for word in rest if "=" in word} <= VARIABLES, rest
+            assert {
+                word.partition("=")[0] for word in rest if "=" in word
+            } <= VARIABLES, rest
         elif program in ("pip", "vera-bench"):
             check_module({"vera-bench": "runs"}.get(program, program), rest, options)
         elif "-m" in rest:  # of python, or of torchrun
@@ -160,13 +200,15 @@ def check(line: str, options: list[str]) -> None:
             assert rest, f"{program}: which program is this?"
             assert program == "python"
             script = (ROOT / rest[0]).read_text()
-            assert all(f'"{word}"' in script for word in rest if word.startswith("--")), rest
+            assert all(
+                f'"{word}"' in script for word in rest if word.startswith("--")
+            ), rest
 
 
 @pytest.fixture
 def svft(tmp_path, monkeypatch):
-    """The methods of docs/own_method.md as a reader would make them: an importable package, and a folder for
-    --config-dir, where inside is the file of a clone."""
+    """The methods of docs/own_method.md as a reader would make them: an importable
+    package, and a folder for --config-dir, where inside is the file of a clone."""
     svft, *_, ssf = blocks(OWN, "python")
     inside, outside = blocks(OWN, "yaml")
     files = {"my_package/svft.py": svft, "my_package/ssf.py": ssf}
@@ -175,14 +217,19 @@ def svft(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    modules = [importlib.import_module(f"my_package.{name}").__name__ for name in ("svft", "ssf")]
+    modules = [
+        importlib.import_module(f"my_package.{name}").__name__
+        for name in ("svft", "ssf")
+    ]
     yield f"--config-dir={tmp_path / 'conf'}"
     del METHODS["svft"], METHODS["site_ssf"]
     for name in ("my_package", *modules):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", sample(PAGES, ROOT / "README.md"), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sample(PAGES, ROOT / "README.md"), ids=lambda page: page.stem
+)
 def test_every_command_exists_as_it_is_written(page, request):
     options = [request.getfixturevalue("svft")] if page.stem == "own_method" else []
     found = commands(page)
@@ -190,7 +237,13 @@ def test_every_command_exists_as_it_is_written(page, request):
     for line in found:
         try:
             check(line, options)
-        except (UserError, vera.AdapterError, AssertionError, OSError, SystemExit) as error:
+        except (
+            UserError,
+            vera.AdapterError,
+            AssertionError,
+            OSError,
+            SystemExit,
+        ) as error:
             pytest.fail(f"{page.name}: {line}\n{error}")
 
 
@@ -224,15 +277,20 @@ def test_links_lead_to_files(page):
         target = page.parent / where if where else page
         assert target.exists(), f"{page.name}: {link}"
         titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else []
-        slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        slugs = {
+            re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+        }
         assert not anchor or anchor in slugs, f"{page.name}: {link}"
 
 
 def test_the_site_leads_to_every_page():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     linked = set(re.findall(r"[\w/]+\.md", yaml.safe_dump(nav)))
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
-    pages = {path for path in pages if not path.startswith("bench/")}  # parts of results.md
+    pages = {
+        path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")
+    }
+    # parts of results.md
+    pages = {path for path in pages if not path.startswith("bench/")}
     assert linked - pages == {"index.md", "CONTRIBUTING.md", "CHANGELOG.md", *GENERATED}
     assert not pages - linked
 
@@ -243,17 +301,22 @@ def test_the_card_of_the_data_names_columns_that_are_there():
     words = {"result", "trial", "stopped", "failed", "no"}  # values
     frame = flat(ledger(*seeds("vera")))
     assert {"kind", *named} - words <= {*frame}
-    cells = frame[(frame.kind == "result") & (frame.left_out == "no")]  # as its code says
-    assert cells.groupby(["model", "task", "row"]).value.agg(["count", "median", "std"])[
-        "count"
-    ].tolist() == [5]
+    # as its code says
+    cells = frame[(frame.kind == "result") & (frame.left_out == "no")]
+    assert cells.groupby(["model", "task", "row"]).value.agg(
+        ["count", "median", "std"]
+    )["count"].tolist() == [5]
 
 
 def test_readme_is_short_and_narrow():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 180
     assert max(map(len, lines)) <= 100
-    code = [line for block in blocks(ROOT / "README.md", "[a-z]*") for line in block.splitlines()]
+    code = [
+        line
+        for block in blocks(ROOT / "README.md", "[a-z]*")
+        for line in block.splitlines()
+    ]
     assert max(map(len, code)) <= 95
 
 
@@ -264,13 +327,17 @@ def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
     row = re.search(rf"^\| {preset} \| (.*) \|$", page, re.M)[1].split(" | ")
     plan([f"experiment={preset}", "card=H100"])
     out = capsys.readouterr().out
-    found = re.search(r"forecast for (\S+) runs?: (\S+) steps, (\S+) tokens, (\S+) FLOP\n", out)
+    found = re.search(
+        r"forecast for (\S+) runs?: (\S+) steps, (\S+) tokens, (\S+) FLOP\n", out
+    )
     assert row == [*found.groups(), re.search(r"est. (.*) left on one H100", out)[1]]
 
 
 def test_the_costs_of_the_readme_are_those_of_the_gpu_page():
     page = (ROOT / "docs" / "gpu.md").read_text()
-    lines = re.findall(r"^\| \d, .*` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    lines = re.findall(
+        r"^\| \d, .*` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+    )
     assert len(lines) == 5
     for line in lines:
         assert f"| {line} |" in page
@@ -287,7 +354,9 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
     assert make(architecture) == vera.make_method("svft", rank=4)
     for method in (make(architecture), vera.make_method("site_ssf")):
         model = support.adapted(architecture, method)
-        assert sum(p.numel() for p in method.adapter_parameters(model).values()) == method.count(model)
+        assert sum(
+            p.numel() for p in method.adapter_parameters(model).values()
+        ) == method.count(model)
         for behaviour in (support.train, support.merge, support.save):
             behaviour(model, method, architecture)
     exec(test, outside := {})
@@ -298,8 +367,12 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
 
 def run_block(text: str, folder: Path, **names) -> dict:
     """Runs a block of a page on a tiny model in place of RoBERTa."""
-    text = text.replace("path/to/roberta-base", str(folder)).replace("FOLDER", str(folder))
-    text = text.replace("rank=1024", "rank=12").replace("max_new_tokens=64", "max_new_tokens=4")
+    text = text.replace("path/to/roberta-base", str(folder)).replace(
+        "FOLDER", str(folder)
+    )
+    text = text.replace("rank=1024", "rank=12").replace(
+        "max_new_tokens=64", "max_new_tokens=4"
+    )
     exec(compile(text, "a page", "exec"), names)
     return names
 
@@ -316,15 +389,26 @@ def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch, 
     assert (tmp_path / "merged" / "config.json").is_file()
     run = tmp_path / "outputs" / "runs" / "ID"
     run.mkdir(parents=True)
-    (run / "adapter.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
+    (run / "adapter.safetensors").write_bytes(
+        (tmp_path / "adapter.safetensors").read_bytes()
+    )
     vera.save_head(tiny("RoBERTa"), run / "head.safetensors", ["poor", "lovely"])
     run_block(of_a_run, tiny_roberta, **names)
     assert capsys.readouterr().out in ("poor\n", "lovely\n")
     for name in ("alice", "bob"):
-        (tmp_path / f"{name}.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
-    (tmp_path / "alice_head.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())
-    batch = {"input_ids": torch.randint(5, 20, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.long)}
-    model = names["AutoModelForSequenceClassification"].from_pretrained(tiny_roberta).eval()
+        (tmp_path / f"{name}.safetensors").write_bytes(
+            (tmp_path / "adapter.safetensors").read_bytes()
+        )
+    (tmp_path / "alice_head.safetensors").write_bytes(
+        (tmp_path / "head.safetensors").read_bytes()
+    )
+    batch = {
+        "input_ids": torch.randint(5, 20, (3, 8)),
+        "attention_mask": torch.ones(3, 8, dtype=torch.long),
+    }
+    model = (
+        names["AutoModelForSequenceClassification"].from_pretrained(tiny_roberta).eval()
+    )
     with torch.no_grad():
         names = run_block(second, tiny_roberta, model=model, batch=batch)
     assert names["logits"].shape == (3, 2)

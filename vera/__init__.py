@@ -1,4 +1,5 @@
-"""How a pretrained model is adapted: VeRA, LoRA and the methods they are compared with, on torch alone.
+"""How a pretrained model is adapted: VeRA, LoRA and the methods they are compared with,
+on torch alone.
 
 from vera import VeRA, load, save
 
@@ -10,10 +11,9 @@ load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
 method.merge(model)
 unload(model, merge=True)                  # a plain model again, the adapter in its weights
 
-adapters = Adapters(base_model)            # many at once: each sample of a batch names its own
-adapters.add("alice", "alice.safetensors")
-base_model(**batch, adapter_names=["alice", None])
-"""
+adapters = Adapters(base_model) # many at once: each sample of a batch names its own
+adapters.add("alice", "alice.safetensors") base_model(**batch, adapter_names=["alice",
+None])"""
 
 from vera.adapter_file import (
     check_start,

@@ -1,13 +1,16 @@
-"""The frozen random pair A and B of VeRA, made from a seed and the same on every machine, version and device.
+"""The frozen random pair A and B of VeRA, made from a seed and the same on every
+machine, version and device.
 
-Philox4x64-10 (Salmon et al. 2011) is a counter-based generator: numpy exposes its raw 64-bit words, which
-have not changed since numpy 1.17. Each element takes the word at its own place in the counter, and plain IEEE
-arithmetic maps the word to a number. The default scheme uses nothing else: no log and no cos (their last bits
-differ between processors), as kaiming_normal does, and no torch generator (not guaranteed across versions and
-devices), as init="peft" does.
+Philox4x64-10 (Salmon et al. 2011) is a counter-based generator: numpy exposes its raw
+64-bit words, which have not changed since numpy 1.17. Each element takes the word at
+its own place in the counter, and plain IEEE arithmetic maps the word to a number. The
+default scheme uses nothing else: no log and no cos (their last bits differ between
+processors), as kaiming_normal does, and no torch generator (not guaranteed across
+versions and devices), as init="peft" does.
 
-Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the leading slice of a larger
-one. Only the scale depends on the shape, so adapters of any rank and width can share one stored pair."""
+Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the
+leading slice of a larger one. Only the scale depends on the shape, so adapters of any
+rank and width can share one stored pair."""
 
 import hashlib
 import math
@@ -19,7 +22,8 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
 
-#: The version of the bits, stored in every adapter file. Whoever changes the bits changes it.
+#: The version of the bits, stored in every adapter file. Whoever changes the bits
+#: changes it.
 SCHEME = "philox-1"
 #: The distributions of A and B: see ProjectionSpec.
 Init = Literal["kaiming_uniform", "kaiming_normal", "uniform", "peft"]
@@ -31,8 +35,8 @@ A, B = 0, 1
 def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     """Uniform numbers in (-1, 1), float32, shape (rows, columns).
 
-    Row i starts at counter (0, i, 0, 0) under the key (seed, matrix). The top 24 bits k of a word become
-    (2k + 1 - 2^24) / 2^24: symmetric, never 0, and exact in float32.
+    Row i starts at counter (0, i, 0, 0) under the key (seed, matrix). The top 24 bits k
+    of a word become (2k + 1 - 2^24) / 2^24: symmetric, never 0, and exact in float32.
 
     Raises ValueError for a seed outside [0, 2^64).
     """
@@ -49,12 +53,15 @@ def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
 
 
 def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
-    """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from two words each.
+    """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from
+    two words each.
 
-    log and cos differ in the last bits of float64 between processors. Rounding to float32 hides nearly all of
-    these differences; the fingerprint in the adapter file shows the rest."""
+    log and cos differ in the last bits of float64 between processors. Rounding to
+    float32 hides nearly all of these differences; the fingerprint in the adapter file
+    shows the rest."""
     words = unit_uniform(seed, matrix, rows, 2 * columns).astype(np.float64)
-    radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))  # (u + 1) / 2 is in (0, 1): u is never -1
+    # (u + 1) / 2 is in (0, 1): u is never -1
+    radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))
     return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
 
 
@@ -80,19 +87,29 @@ class ProjectionSpec:
     pair: str = ""
 
     def make(self) -> tuple[Matrix, Matrix]:
-        """A (rank, inputs) and B (outputs, rank), float32. Raises ValueError for an unknown init."""
+        """A (rank, inputs) and B (outputs, rank), float32. Raises ValueError for an
+        unknown init."""
         if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+            raise ValueError(
+                f"init must be one of {', '.join(INITS)}, got {self.init!r}"
+            )
         if self.init == "peft":
             return self._make_peft()
-        return self._draw(A, self.rank, self.inputs), self._draw(B, self.outputs, self.rank)
+        return self._draw(A, self.rank, self.inputs), self._draw(
+            B, self.outputs, self.rank
+        )
 
     def _draw(self, which: int, rows: int, fan_in: int) -> Matrix:
-        # The key of a named pair has 63 bits of its name's hash; that of the shared pair has zeros.
-        digest = hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
+        # The key of a named pair has 63 bits of its name's hash; that of the shared
+        # pair has zeros.
+        digest = (
+            hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
+        )
         matrix = 2 * (int.from_bytes(digest, "little") >> 1) + which
         if self.init == "kaiming_normal":
-            return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(math.sqrt(2 / fan_in))
+            return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(
+                math.sqrt(2 / fan_in)
+            )
         unit = unit_uniform(self.seed, matrix, rows, fan_in)
         if self.init == "uniform":
             return (unit + np.float32(1)) * np.float32(0.05)
@@ -105,7 +122,11 @@ class ProjectionSpec:
         pair = []
         for rows, columns in ((self.rank, self.inputs), (self.outputs, self.rank)):
             bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
-            pair.append(torch.empty(rows, columns).uniform_(-bound, bound, generator=generator).numpy())
+            pair.append(
+                torch.empty(rows, columns)
+                .uniform_(-bound, bound, generator=generator)
+                .numpy()
+            )
         return pair[0], pair[1]
 
     @property
@@ -115,7 +136,8 @@ class ProjectionSpec:
 
 
 def fingerprint(*matrices: Matrix) -> str:
-    """SHA-256 of the bytes of the matrices (A, then B; little-endian float32, row by row), 64 hex digits."""
+    """SHA-256 of the bytes of the matrices (A, then B; little-endian float32, row by
+    row), 64 hex digits."""
     digest = hashlib.sha256()
     for matrix in matrices:
         digest.update(np.ascontiguousarray(matrix, dtype="<f4").data)

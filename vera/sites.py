@@ -1,4 +1,5 @@
-"""Where a method acts: the linear layers of a model, its transformer blocks, and its classification head."""
+"""Where a method acts: the linear layers of a model, its transformer blocks, and its
+classification head."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from torch import nn
 
 from vera.errors import AdapterError
 
-#: The roles of an attention's inputs, and the last part of the names of the modules that have each of them.
+#: The roles of an attention's inputs, and the last part of the names of the modules
+#: that have each of them.
 ALIASES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
 BLOCKS = ("query", "key", "value")
-#: Fused layers, by name, and the attention classes in which query, key and value are three equal blocks of
-#: their outputs, in this order: GPT-2 and its kin (by their Conv1D), timm's ViT and Swin, ModernBERT. Other
-#: classes with the same layer names interleave the three by head.
+#: Fused layers, by name, and the attention classes in which query, key and value are
+#: three equal blocks of their outputs, in this order: GPT-2 and its kin (by their
+#: Conv1D), timm's ViT and Swin, ModernBERT. Other classes with the same layer names
+#: interleave the three by head.
 FUSED = {
     "c_attn": ("transformers.GPT2Attention",),
     "qkv": ("timm.Attention", "timm.WindowAttention"),
@@ -33,8 +36,12 @@ FEED_FORWARD_ENDS = (
     # GPT-2, Llama and its relatives, DistilBERT, ModernBERT
     *("mlp.c_proj", "mlp.down_proj", "ffn.lin2", "mlp.Wo"),
 )
-#: Layers of one module that read the same input: those of an attention, and Llama's gated feed-forward.
-SAME_INPUT = (tuple(name for names in ALIASES.values() for name in names), ("gate_proj", "up_proj"))
+#: Layers of one module that read the same input: those of an attention, and Llama's
+#: gated feed-forward.
+SAME_INPUT = (
+    tuple(name for names in ALIASES.values() for name in names),
+    ("gate_proj", "up_proj"),
+)
 ALL_LINEAR = "all-linear"
 WHOLE = "whole"
 
@@ -43,17 +50,23 @@ Blocks = dict[str, slice]
 
 
 def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
-    """The linear layers that `sites` name, by module path in the model's order, with the blocks of each.
+    """The linear layers that `sites` name, by module path in the model's order, with
+    the blocks of each.
 
-    A site is a role ("query", "key", "value", "feed_forward_out"), the end of a module's path ("dense",
-    "mlp.fc1"), or "all-linear": every linear layer but the head and the output embedding. A role in a fused
-    layer is a block of its outputs ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is
-    {"whole": slice(0, out)}. Raises AdapterError, listing the model's own names, where a site matches no
-    linear layer."""
+    A site is a role ("query", "key", "value", "feed_forward_out"), the end of a
+    module's path ("dense", "mlp.fc1"), or "all-linear": every linear layer but the head
+    and the output embedding. A role in a fused layer is a block of its outputs
+    ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is {"whole":
+    slice(0, out)}. Raises AdapterError, listing the model's own names, where a site
+    matches no linear layer."""
     if not sites:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
     output = _output_embedding(model)
-    linears = {path: m for path, m in outside_head(model) if path and is_linear(m) and m is not output}
+    linears = {
+        path: m
+        for path, m in outside_head(model)
+        if path and is_linear(m) and m is not output
+    }
     fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
     targets: dict[str, Blocks] = {}
     for site in sites:
@@ -65,12 +78,19 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
     for path, blocks in targets.items():
         if WHOLE in blocks and len(blocks) > 1:
             parts = ", ".join(blocks.keys() - {WHOLE})
-            raise AdapterError(f"sites names {path} both whole and by its blocks {parts}")
+            raise AdapterError(
+                f"sites names {path} both whole and by its blocks {parts}"
+            )
     first = {linears[path]: path for path in targets}
     for path, m in model.named_modules(remove_duplicate=False):
         if first.get(m, path) != path:
-            raise AdapterError(f"{first[m]} and {path} are one and the same layer: not adapted")
-    ordered = {path: sorted(blocks.items(), key=lambda b: b[1].start) for path, blocks in targets.items()}
+            raise AdapterError(
+                f"{first[m]} and {path} are one and the same layer: not adapted"
+            )
+    ordered = {
+        path: sorted(blocks.items(), key=lambda b: b[1].start)
+        for path, blocks in targets.items()
+    }
     return {path: dict(ordered[path]) for path in linears if path in ordered}
 
 
@@ -84,7 +104,9 @@ def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
     return kind in FUSED[name] or (name == "c_attn" and is_transposed(layer))
 
 
-def _matches(linears: dict[str, nn.Module], site: str, fused: set[str]) -> dict[str, Blocks]:
+def _matches(
+    linears: dict[str, nn.Module], site: str, fused: set[str]
+) -> dict[str, Blocks]:
     """The layers that one site names, with the block of each."""
     matches: dict[str, Blocks] = {}
     for path, layer in linears.items():
@@ -119,41 +141,52 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
 def is_feed_forward_out(path: str) -> bool:
     """Whether the linear layer of this path is the second matrix of a feed-forward."""
     # In BERT and its kin, attention's own output has the same end
-    return f".{path}".endswith(tuple(f".{e}" for e in FEED_FORWARD_ENDS)) and "attention.output" not in path
+    return (
+        f".{path}".endswith(tuple(f".{e}" for e in FEED_FORWARD_ENDS))
+        and "attention.output" not in path
+    )
 
 
 def same_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Splits paths of layers into groups that read the same input, each with the path of their module."""
+    """Splits paths of layers into groups that read the same input, each with the path
+    of their module."""
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
-        kind: int | str = next((i for i, names in enumerate(SAME_INPUT) if name in names), name)
+        kind: int | str = next(
+            (i for i, names in enumerate(SAME_INPUT) if name in names), name
+        )
         groups.setdefault((parent, kind), []).append(path)
     return [(parent, members) for (parent, _), members in groups.items()]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether this is a linear layer: torch's (and its 4-bit form), or transformers' Conv1D."""
+    """Whether this is a linear layer: torch's (and its 4-bit form), or transformers'
+    Conv1D."""
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether this is transformers' Conv1D (GPT-2), whose weight is stored as (in, out). By the class's name:
-    this library does not need transformers."""
+    """Whether this is transformers' Conv1D (GPT-2), whose weight is stored as (in,
+    out). By the class's name: this library does not need transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def size(layer: Any) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
-    return (layer.nx, layer.nf) if is_transposed(layer) else (layer.in_features, layer.out_features)
+    return (
+        (layer.nx, layer.nf)
+        if is_transposed(layer)
+        else (layer.in_features, layer.out_features)
+    )
 
 
 @dataclass(frozen=True)
 class Layout:
     """The submodules of a transformer block, by their paths in it.
 
-    The outputs of `attention` and `feed_forward` are what the block adds to its residual stream. norm: its
-    last LayerNorm, where that comes after the residual."""
+    The outputs of `attention` and `feed_forward` are what the block adds to its
+    residual stream. norm: its last LayerNorm, where that comes after the residual."""
 
     attention: str
     feed_forward: str
@@ -177,19 +210,28 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
 
     Raises AdapterError for a model whose blocks have no known layout.
     """
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    stacks = [
+        m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)
+    ]
     blocks = []
     for block in [block for stack in stacks for block in stack.children()]:
         inside = {path for path, _ in block.named_modules()}
-        fits = [x for x in LAYOUTS if {x.attention, x.feed_forward, x.norm or x.attention} <= inside]
+        fits = [
+            x
+            for x in LAYOUTS
+            if {x.attention, x.feed_forward, x.norm or x.attention} <= inside
+        ]
         blocks += [(block, layout) for layout in fits[:1]]
     if not blocks:
-        raise AdapterError(f"the blocks of a {type(model).__name__} are not known here: no adapters fit")
+        raise AdapterError(
+            f"the blocks of a {type(model).__name__} are not known here: no adapters fit"
+        )
     return blocks
 
 
 def backbone_prefix(model: nn.Module) -> str:
-    """The name of the pretrained part inside a transformers model ("roberta"); "" where there is none."""
+    """The name of the pretrained part inside a transformers model ("roberta"); "" where
+    there is none."""
     prefix = getattr(model, "base_model_prefix", "")
     return prefix if isinstance(prefix, str) and hasattr(model, prefix or " ") else ""
 
@@ -200,7 +242,8 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def find_norms(model: nn.Module) -> list[str]:
-    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError where there is none."""
+    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError
+    where there is none."""
     norms = [
         path
         for path, m in outside_head(model)
@@ -213,35 +256,48 @@ def find_norms(model: nn.Module) -> list[str]:
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the parameter names that belong to the classification head, for str.startswith.
+    """Prefixes of the parameter names that belong to the classification head, for
+    str.startswith.
 
-    The head is everything outside the backbone, and BERT's pooler: it plays the part of the dense layer in
-    RoBERTa's head. A timm model names the layers that are its head. A language model's output layer is no
-    head (it is pretrained), and a plain module has none."""
+    The head is everything outside the backbone, and BERT's pooler: it plays the part of
+    the dense layer in RoBERTa's head. A timm model names the layers that are its head.
+    A language model's output layer is no head (it is pretrained), and a plain module
+    has none."""
     for path, module in model.named_modules():
         # Timm, also inside TimmWrapper
         if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):
             heads = module.get_classifier()
-            heads = heads if isinstance(heads, tuple) else (heads,)  # a distilled model has two
+            # a distilled model has two
+            heads = heads if isinstance(heads, tuple) else (heads,)
             named = module.named_modules(prefix=path)
-            return tuple(f"{name}." for name, m in named if any(m is head for head in heads))
+            return tuple(
+                f"{name}." for name, m in named if any(m is head for head in heads)
+            )
     if _output_embedding(model) is not None:
         return ()
     if backbone := backbone_prefix(model):
         outside = [f"{name}." for name, _ in model.named_children() if name != backbone]
         return (*outside, f"{backbone}.pooler.")
     # CLIP and SigLIP, whose backbone's name is not their prefix
-    has_classifier = hasattr(model, "config") and "classifier" in dict(model.named_children())
+    has_classifier = hasattr(model, "config") and "classifier" in dict(
+        model.named_children()
+    )
     return ("classifier.",) if has_classifier else ()
 
 
 def outside_head(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that are no part of the head, by path."""
     head = head_prefixes(model)
-    return [(path, m) for path, m in model.named_modules() if not f"{path}.".startswith(head)]
+    return [
+        (path, m)
+        for path, m in model.named_modules()
+        if not f"{path}.".startswith(head)
+    ]
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The head's parameters by name."""
     prefixes = head_prefixes(model)
-    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+    return {
+        name: p for name, p in model.named_parameters() if name.startswith(prefixes)
+    }

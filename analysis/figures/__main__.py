@@ -1,13 +1,14 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2               (to figure6, parameters, demo; all: what there is)
-    python -m analysis.figures parameters task=mine  (of any task; model=, method=, sweep=, published=false)
-    python -m analysis.figures pareto x=seconds y=metric  (two numbers of each row, with the frontier)
-    python -m analysis.figures demo labels=vera,lora      (names these points, too)
+    python -m analysis.figures figure2 (to figure6, parameters, demo; all: what there
+    is) python -m analysis.figures parameters task=mine (of any task; model=, method=,
+    sweep=, published=false) python -m analysis.figures pareto x=seconds y=metric (two
+    numbers of each row, with the frontier) python -m analysis.figures demo
+    labels=vera,lora (names these points, too)
 
-The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of the data names the run
-ids (or the measure) that it comes from. Figures 3, 5 and 6 are drawn from measures: python -m runs.measure.
-"""
+The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of
+the data names the run ids (or the measure) that it comes from. Figures 3, 5 and 6 are
+drawn from measures: python -m runs.measure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ class Settings(OfVariants):
 
     x: Name = setting("parameters", "of pareto: the number of its horizontal axis")
     y: Name = setting("metric", "of pareto: that of its vertical axis")
-    labels: str | None = setting(None, "rows of conf/method that are named beside the frontier's (a,b)")
+    labels: str | None = setting(
+        None, "rows of conf/method that are named beside the frontier's (a,b)"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -39,10 +42,17 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
     ledger = open_chosen(settings)
     axes = (settings.x, settings.y) if {"x", "y"} & line.given.keys() else None
-    named, every = bool(settings.task or settings.sweep), settings.all or bool(settings.sweep)
+    named, every = (
+        bool(settings.task or settings.sweep),
+        settings.all or bool(settings.sweep),
+    )
     labels = tuple(map(row_name, words(settings.labels)))
     for label in labels:
-        one_of("row labels=", label, sorted({str(record["cell"]["row"]) for record in ledger}))
+        one_of(
+            "row labels=",
+            label,
+            sorted({str(record["cell"]["row"]) for record in ledger}),
+        )
     drawn = 0
     for name in FIGURES if chosen == "all" else [chosen]:
         for figure in make(name, ledger, every, named=named, axes=axes, labels=labels):
@@ -51,7 +61,9 @@ def main(arguments: list[str]) -> int:
             print(f"Plot: {png} (.pdf, .csv beside it)")
             drawn += 1
     if not drawn:
-        raise UserError(f"no records of {chosen} in {settings.output}/records (make help: what runs them)")
+        raise UserError(
+            f"no records of {chosen} in {settings.output}/records (make help: what runs them)"
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The type of a figure, its style and its files; and what figures share, such as lines with bands."""
+"""The type of a figure, its style and its files; and what figures share, such as lines
+with bands."""
 
 import io
 import math
@@ -21,11 +22,19 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from analysis.render import to_csv
 from runs.record import TEXT_SCORES, Record, temporary, write_atomically
 
-#: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour everywhere.
-COLOURS = {"vera": "#D55E00", "lora": "#0072B2", "bitfit": "#009E73", "full": "#000000", "head": "#777777"}
+#: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour
+#: everywhere.
+COLOURS = {
+    "vera": "#D55E00",
+    "lora": "#0072B2",
+    "bitfit": "#009E73",
+    "full": "#000000",
+    "head": "#777777",
+}
 COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
 MARKERS = {"vera": "D", "lora": "o"}
-#: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and Tol's.
+#: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and
+#: Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 STYLE = Path(__file__).parent / "style.mplstyle"
@@ -46,8 +55,9 @@ PARAMETERS = EngFormatter(sep="")
 
 @dataclass(frozen=True)
 class Part:
-    """What figures are made from: runs (frame.runs), the measures that go with them, and whose both are; of
-    the pictures of two numbers whether the user has named tasks, the axes, and the rows that have a label."""
+    """What figures are made from: runs (frame.runs), the measures that go with them,
+    and whose both are; of the pictures of two numbers whether the user has named tasks,
+    the axes, and the rows that have a label."""
 
     runs: pd.DataFrame
     measures: Sequence[Record] = ()
@@ -59,11 +69,12 @@ class Part:
 
 @dataclass
 class Figure:
-    """A figure: its name and title, the data behind it, notes, and what draws the data on matplotlib's axes.
+    """A figure: its name and title, the data behind it, notes, and what draws the data
+    on matplotlib's axes.
 
-    The column "runs" of the data has the ids of the runs (or the measure) of each row, none where a number is
-    quoted. subtitle: below the title. foot: lines below the picture. size: in inches, by default as wide as
-    a paper's text."""
+    The column "runs" of the data has the ids of the runs (or the measure) of each row,
+    none where a number is quoted. subtitle: below the title. foot: lines below the
+    picture. size: in inches, by default as wide as a paper's text."""
 
     name: str
     title: str
@@ -76,10 +87,13 @@ class Figure:
 
 
 def look(kind: str, row: str = "") -> tuple[str, str]:
-    """The colour and the marker of a method, by its kind; a method of PEFT, which share one, by its row."""
+    """The colour and the marker of a method, by its kind; a method of PEFT, which share
+    one, by its row."""
     if kind in COLOURS:
         return COLOURS[kind], MARKERS.get(kind, "s")
-    other, colour = divmod(zlib.crc32((row if kind == "peft" else kind).encode()), len(OTHERS))
+    other, colour = divmod(
+        zlib.crc32((row if kind == "peft" else kind).encode()), len(OTHERS)
+    )
     return OTHERS[colour], OTHER_MARKERS[other % len(OTHER_MARKERS)]
 
 
@@ -97,7 +111,8 @@ def picture(figure: Figure, form: str) -> bytes:
     """The figure as svg, pdf or png; the same data give the same bytes."""
     content, (backend, metadata) = io.BytesIO(), FORMS[form]
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        drawn = backend(canvas(figure))  # once, where savefig draws for the layout before
+        # once, where savefig draws for the layout before
+        drawn = backend(canvas(figure))
         getattr(drawn, f"print_{form}")(content, metadata=metadata)
     return content.getvalue()
 
@@ -110,7 +125,9 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, folder: Path) -> list[Path]:
     """Writes PDF, PNG and CSV, each whole or not at all. Returns the files."""
-    pdf, png, csv = paths = [folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv")]
+    pdf, png, csv = paths = [
+        folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv")
+    ]
     for path in (pdf, png):
         with temporary(path) as unfinished:
             unfinished.write_bytes(picture(figure, path.suffix[1:]))
@@ -134,7 +151,8 @@ def spanned(counts: Sequence[int]) -> str:
 
 
 def metric_label(name: str, digits: int = 1) -> str:
-    """A metric, or a score of texts, as an axis calls it. digits: a fraction in percent has one."""
+    """A metric, or a score of texts, as an axis calls it. digits: a fraction in percent
+    has one."""
     units = {of.name: of.unit for of in TEXT_SCORES.values()}
     if name in units or digits != 1:
         return ", ".join(filter(None, [name, units.get(name)]))
@@ -142,22 +160,44 @@ def metric_label(name: str, digits: int = 1) -> str:
 
 
 def draw_lines(
-    axes: Any, data: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Sequence[Any]], **labels: Any
+    axes: Any,
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    looks: Mapping[str, Sequence[Any]],
+    **labels: Any,
 ) -> None:
-    """A line for each value of the column `by`, with a band from `low` to `high`, hollow where seeds are
-    missing; what is quoted is a cross, or lies across the picture where it has no x.
+    """A line for each value of the column `by`, with a band from `low` to `high`,
+    hollow where seeds are missing; what is quoted is a cross, or lies across the
+    picture where it has no x.
 
-    looks: the colours, dashes and markers of these values, in the order of the legend. labels: what the axes
-    are set to."""
+    looks: the colours, dashes and markers of these values, in the order of the legend.
+    labels: what the axes are set to."""
     for i, name in enumerate([*looks, *sorted({*data[by]} - {*looks})]):
         every = data[(data[by] == name) & data[y].notna()].sort_values(x)
         colour, dash, marker = looks.get(name, (OTHERS[i % len(OTHERS)], ":", "o"))
         of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
         if len(of):
-            axes.fill_between(of[x].astype(float), of.low, of.high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                of[x].astype(float),
+                of.low,
+                of.high,
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
             if len(of) == 1:  # whose band has no width
                 axes.vlines(of[x], of.low, of.high, color=colour, alpha=0.5)
-            axes.plot(of[x], of[y], dash, marker=marker, markersize=4, color=colour, label=name)
+            axes.plot(
+                of[x],
+                of[y],
+                dash,
+                marker=marker,
+                markersize=4,
+                color=colour,
+                label=name,
+            )
             few = of[of.n < of.get("wanted", 0)]
             axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")
         for one in quoted.to_dict("records"):

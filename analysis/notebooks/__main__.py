@@ -14,7 +14,9 @@ from runs.errors import UserError
 from runs.record import ROOT, write_atomically
 
 FOLDER = Path(__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+NAMES = sorted(
+    path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")
+)
 
 
 def execute(notebook: Any, variables: dict[str, str]) -> None:
@@ -22,7 +24,11 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
     cell fails."""
     from nbclient import NotebookClient
 
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
     NotebookClient(notebook, timeout=600).execute(env=os.environ | variables)
@@ -33,7 +39,10 @@ def build(name: str, output: Path) -> Path:
     import jupytext
     from nbconvert import HTMLExporter
 
-    notebook, path = jupytext.read(FOLDER / f"{name}.py"), output / "notebooks" / f"{name}.ipynb"
+    notebook, path = (
+        jupytext.read(FOLDER / f"{name}.py"),
+        output / "notebooks" / f"{name}.ipynb",
+    )
     execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
@@ -48,7 +57,9 @@ def build(name: str, output: Path) -> Path:
 def main(arguments: list[str]) -> int:
     line = read(arguments, OfRecords, names="[NAME ...]", module=__name__)
     if not (find_spec("jupytext") and find_spec("nbconvert")):
-        raise UserError("notebooks are not installed: pip install 'vera-bench[notebooks]'")
+        raise UserError(
+            "notebooks are not installed: pip install 'vera-bench[notebooks]'"
+        )
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
         path = build(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")

@@ -11,4 +11,8 @@ show(*tables.make("table6", records), *tables.make("table7", records))
 # Every variant of VeRA: medians over seeds.
 # %%
 found = cells(runs(records)).query("method == 'vera'")
-show(found.pivot_table(index="label", columns=["model", "task"], values="median").round(1))
+show(
+    found.pivot_table(index="label", columns=["model", "task"], values="median").round(
+        1
+    )
+)

@@ -11,4 +11,8 @@ for name in ("figure3", "figure5", "figure6"):
 # %%
 measured = {run["id"] for measure in records.measures.values() for run in measure["of"]}
 found = runs(records)
-show(found[found.id.isin(measured)][["id", "label", "model", "task", "seed", "rank", "value"]])
+show(
+    found[found.id.isin(measured)][
+        ["id", "label", "model", "task", "seed", "rank", "value"]
+    ]
+)

@@ -6,9 +6,17 @@ from analysis import cells, figures, runs
 from analysis.notebooks import ledger, show
 
 records = ledger()
-show(*figures.make("figure2", records), *figures.make("figure4", records), *figures.make("demo", records))
+show(
+    *figures.make("figure2", records),
+    *figures.make("figure4", records),
+    *figures.make("demo", records),
+)
 # %% [markdown]
 # The same numbers, to be drawn in another way.
 # %%
-ranks = cells(runs(records)).query("method in ['vera', 'lora']").sort_values(["task", "method", "rank"])
+ranks = (
+    cells(runs(records))
+    .query("method in ['vera', 'lora']")
+    .sort_values(["task", "method", "rank"])
+)
 show(ranks[["model", "task", "label", "rank", "alpha", "parameters", "median", "n"]])

@@ -1,22 +1,23 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2                    (table1 to table13, claims, demo, lm_eval)
-    python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
-    python -m analysis.tables sweep=NAME                rows x tasks of a sweep, of any task and method
-    python -m analysis.tables task=mine                 the same of a task (model=, method=)
-    python -m analysis.tables table2 format=latex       for papers; format=csv: for spreadsheets
-    python -m analysis.tables table2 select=crossfit save=true
+    python -m analysis.tables table2 (table1 to table13, claims, demo, lm_eval) python
+    -m analysis.tables table2 model=minilm task=mrpc seed=0,1 python -m analysis.tables
+    sweep=NAME rows x tasks of a sweep, of any task and method python -m analysis.tables
+    task=mine the same of a task (model=, method=) python -m analysis.tables table2
+    format=latex for papers; format=csv: for spreadsheets python -m analysis.tables
+    table2 select=crossfit save=true
 
-Your own runs come first, also those that deviate from the recipe; below them, what the project has published
-(published=false leaves it out). Of several variants of a row the one nearest to its recipe is shown; all=true
-shows each. The table of a sweep shows each variant of your own rows.
+Your own runs come first, also those that deviate from the recipe; below them, what the
+project has published (published=false leaves it out). Of several variants of a row the
+one nearest to its recipe is shown; all=true shows each. The table of a sweep shows each
+variant of your own rows.
 
-Each cell is the median over the seeds, +- the sample standard deviation (in tables 6 and 7 the mean), of the
-epoch that the table reports: the best one in tables 2, 6 and 7, the last one in 3, 4 and 5. A cell with fewer
-seeds than the protocol's says so and enters no average. format=csv has the run ids of each number. Table
-1 is computed from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has the
-numbers of the paper's text.
-"""
+Each cell is the median over the seeds, +- the sample standard deviation (in tables 6
+and 7 the mean), of the epoch that the table reports: the best one in tables 2, 6 and 7,
+the last one in 3, 4 and 5. A cell with fewer seeds than the protocol's says so and
+enters no average. format=csv has the run ids of each number. Table 1 is computed from
+formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has
+the numbers of the paper's text."""
 
 import sys
 from dataclasses import dataclass
@@ -41,20 +42,34 @@ class Settings(OfVariants):
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
     select: Literal["paper", "crossfit", "half"] = setting(
-        "paper", "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)"
+        "paper",
+        "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)",
     )
-    seeds: PositiveInt | None = setting(None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)")
-    against: str | None = setting(None, "a column with each row's mean difference to this row, by pairs")
-    columns: str | None = setting(None, "further columns, numbers of a run: seconds,peak_memory_bytes")
+    seeds: PositiveInt | None = setting(
+        None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)"
+    )
+    against: str | None = setting(
+        None, "a column with each row's mean difference to this row, by pairs"
+    )
+    columns: str | None = setting(
+        None, "further columns, numbers of a run: seconds,peak_memory_bytes"
+    )
     others: Literal["true", "all", "false"] = setting(
-        "true", "what independent groups report below a row of tables 2 to 5 (all: a line each)"
+        "true",
+        "what independent groups report below a row of tables 2 to 5 (all: a line each)",
     )
-    save: bool = setting(False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)")
+    save: bool = setting(
+        False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)"
+    )
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    name, settings, columns = "".join(line.names), line.settings, words(line.settings.columns)
+    name, settings, columns = (
+        "".join(line.names),
+        line.settings,
+        words(line.settings.columns),
+    )
     if not name and not settings.chooses:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
@@ -66,21 +81,36 @@ def main(arguments: list[str]) -> int:
     ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
     against = row_name(settings.against or "")
     if against:
-        one_of("row", against, sorted({str(record["cell"]["row"]) for record in ledger}))
+        one_of(
+            "row", against, sorted({str(record["cell"]["row"]) for record in ledger})
+        )
     for column in columns:
         one_of("column", column, [*NAMES, *NUMBERS])
     how = {key: getattr(settings, key) for key in ("select", "seeds", "others")}
-    how |= {"models": words(settings.model), "tasks": words(settings.task), "against": against or None}
-    tables = make(name, ledger, None, settings.all, bool(settings.sweep), columns=columns, **how)
+    how |= {
+        "models": words(settings.model),
+        "tasks": words(settings.task),
+        "against": against or None,
+    }
+    tables = make(
+        name, ledger, None, settings.all, bool(settings.sweep), columns=columns, **how
+    )
     if not tables:
         raise _nothing(name, ledger, settings)
     text = render(tables, settings.format)
     print(text)
     if settings.save:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]
-        path = Path(settings.output) / (name or settings.sweep or "rows") / f"table.{ending}"
+        path = (
+            Path(settings.output)
+            / (name or settings.sweep or "rows")
+            / f"table.{ending}"
+        )
         write_atomically(path, text + "\n")
-        print(f"\nTable: {path}", file=sys.stderr if settings.format == "csv" else sys.stdout)
+        print(
+            f"\nTable: {path}",
+            file=sys.stderr if settings.format == "csv" else sys.stdout,
+        )
     return 0
 
 
@@ -89,7 +119,9 @@ def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     where, what = f"in {settings.output}/records", name or "that"
     if notes := unfinished(belonging(name, own_and_published(ledger)[0])):
         return UserError(f"no finished run {where} for {what}: {'; '.join(notes)}")
-    of_models = f"{', '.join(words(settings.model))} for " if settings.model and name else ""
+    of_models = (
+        f"{', '.join(words(settings.model))} for " if settings.model and name else ""
+    )
     hint = " (make demo)" if name == "demo" and not settings.chooses else ""
     return UserError(f"no records of {of_models}{what} {where} yet{hint}")
 

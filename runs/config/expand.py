@@ -1,4 +1,5 @@
-"""From the overrides of a command line to its runs: Hydra composes each cell, this file lists the cells."""
+"""From the overrides of a command line to its runs: Hydra composes each cell, this file
+lists the cells."""
 
 import itertools
 import re
@@ -17,7 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from runs.command import COMPOSING, at_home, mistake, read
-from runs.config.files import GROUPS, OPEN, Files, dotted, groups_of, key_of, open_part, plain
+from runs.config.files import (
+    GROUPS,
+    OPEN,
+    Files,
+    dotted,
+    groups_of,
+    key_of,
+    open_part,
+    plain,
+)
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
 from runs.record import first_line
@@ -37,7 +47,8 @@ REFUSED = {
 MOST = 100_000
 #: Parts whose overrides are compared with their files.
 PARTS = ("task.", "method.", "train.", "model.settings")
-#: Keys for where and how runs are done: no part of a run, and one value for a whole command.
+#: Keys for where and how runs are done: no part of a run, and one value for a whole
+#: command.
 WHERE = tuple(Launch.model_fields)
 
 
@@ -50,15 +61,18 @@ class Command:
 
 
 def expand(arguments: Sequence[str]) -> list[Run]:
-    """The runs of a command line's overrides and --config-dir, in order. Raises UserError for any mistake."""
+    """The runs of a command line's overrides and --config-dir, in order. Raises
+    UserError for any mistake."""
     none: Any = make_dataclass("None", ())  # all words are overrides
-    line = read(arguments, none, overrides="the runs", options=COMPOSING, module=__name__)
+    line = read(
+        arguments, none, overrides="the runs", options=COMPOSING, module=__name__
+    )
     return read_command(line.overrides, line.config_dir).runs
 
 
 def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Command:
-    """Composes the runs of overrides. A preset (experiment=) brings lists of its own; the command line's
-    value for the same key wins. Raises UserError for any mistake."""
+    """Composes the runs of overrides. A preset (experiment=) brings lists of its own;
+    the command line's value for the same key wins. Raises UserError for any mistake."""
     files, runs, launch, preset = Files(config_dir), list[Run](), Launch(), ""
     try:
         with files.hydra():
@@ -66,34 +80,53 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
             for cell in cells:
                 cfg = files.compose(cell)
                 if not runs:  # the same for all runs of a command
-                    launch = Launch.model_validate({key: plain(cfg[key]) for key in WHERE})
+                    launch = Launch.model_validate(
+                        {key: plain(cfg[key]) for key in WHERE}
+                    )
                 for seed in seeds:
                     if seed:
                         cfg.seed = yaml.safe_load(seed.partition("=")[2])
                     runs.append(_make_run(cfg, cell, preset, files))
     except ValidationError as error:
-        raise UserError(mistake(error) + _of_preset(error, preset, overrides, files)) from None
+        raise UserError(
+            mistake(error) + _of_preset(error, preset, overrides, files)
+        ) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
+        raise UserError(
+            f"the configuration does not resolve: {first_line(error)}"
+        ) from None
     return Command(runs, launch)
 
 
-def _of_preset(error: ValidationError, preset: str, overrides: Sequence[str], files: Files) -> str:
-    """That the preset gives a mistake's value; "" where the command line or another file does."""
+def _of_preset(
+    error: ValidationError, preset: str, overrides: Sequence[str], files: Files
+) -> str:
+    """That the preset gives a mistake's value; "" where the command line or another
+    file does."""
     key = ".".join(map(str, error.errors()[0]["loc"]))
     if not preset or key in map(key_of, overrides):
         return ""
-    found = yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8")) or {}
-    return f" (of experiment={preset})" * any(f".{own}".endswith(f".{key}") for own, _ in dotted(found))
+    found = (
+        yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8"))
+        or {}
+    )
+    return f" (of experiment={preset})" * any(
+        f".{own}".endswith(f".{key}") for own, _ in dotted(found)
+    )
 
 
-def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, ...]], list[str], str]:
-    """A command line's overrides of each cell, in order; its list of seeds ("" for the cells' own); and the
-    name of its preset, or "". Of the configuration only a preset is composed. Call it within Files.hydra.
-    Raises UserError for an override that cannot be read, or is given twice."""
+def read_grid(
+    overrides: Sequence[str], files: Files
+) -> tuple[list[tuple[str, ...]], list[str], str]:
+    """A command line's overrides of each cell, in order; its list of seeds ("" for the
+    cells' own); and the name of its preset, or "". Of the configuration only a preset
+    is composed. Call it within Files.hydra. Raises UserError for an override that
+    cannot be read, or is given twice."""
     fixed, lists = dict[str, str](), dict[str, list[str]]()
     for argument in overrides:
-        if instead := next((text for begin, text in REFUSED.items() if re.match(begin, argument)), ""):
+        if instead := next(
+            (text for begin, text in REFUSED.items() if re.match(begin, argument)), ""
+        ):
             raise UserError(f"{argument}: not taken here. Instead: {instead}")
         key, lines = listed(argument)
         if key in lists or (key in fixed and (key in GROUPS or len(lines) > 1)):
@@ -104,23 +137,45 @@ def read_grid(overrides: Sequence[str], files: Files) -> tuple[list[tuple[str, .
             fixed[key] = lines[0]
     preset = fixed.get("experiment", "").partition("=")[2]
     if preset:
-        params = OmegaConf.select(files.compose((f"experiment={preset}",)), "hydra.sweeper.params") or {}
-        lists = {key: listed(f"{key}={text}")[1] for key, text in params.items() if key not in fixed} | lists
-    if several := next((key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None):
+        params = (
+            OmegaConf.select(
+                files.compose((f"experiment={preset}",)), "hydra.sweeper.params"
+            )
+            or {}
+        )
+        lists = {
+            key: listed(f"{key}={text}")[1]
+            for key, text in params.items()
+            if key not in fixed
+        } | lists
+    if several := next(
+        (key for key in lists if key.partition(".")[0] in (*WHERE, "experiment")), None
+    ):
         raise UserError(f"{several}= takes one value, for all runs of the command")
     seeds = lists.pop("seed", [""])
-    cells = ((*fixed.values(), *combination) for combination in itertools.product(*lists.values()))
+    cells = (
+        (*fixed.values(), *combination)
+        for combination in itertools.product(*lists.values())
+    )
     # method=peft:CLASS can stand in a list of methods; Hydra's own words are two
     two = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
-    words = [[two.sub("\0method.config_class=", line).split("\0") for line in cell] for cell in cells]
-    return [tuple(word for line in cell for word in line) for cell in words], seeds, preset
+    words = [
+        [two.sub("\0method.config_class=", line).split("\0") for line in cell]
+        for cell in cells
+    ]
+    return (
+        [tuple(word for line in cell for word in line) for cell in words],
+        seeds,
+        preset,
+    )
 
 
 def listed(argument: str) -> tuple[str, list[str]]:
-    """The key of an override, and an override for each of its values: of one value, itself.
+    """The key of an override, and an override for each of its values: of one value,
+    itself.
 
-    Call it within Files.hydra. Raises UserError for an override that Hydra's grammar cannot parse, for a key
-    that no override may set, and for a list without values."""
+    Call it within Files.hydra. Raises UserError for an override that Hydra's grammar
+    cannot parse, for a key that no override may set, and for a list without values."""
     key, equals, text = argument.partition("=")
     if not open_part(key):  # every other key is there: ++ sets it
         key = key.removeprefix("++")
@@ -128,20 +183,26 @@ def listed(argument: str) -> tuple[str, list[str]]:
     key = "experiment" if key == "+experiment" else key
     line = f"{key}{equals}{at_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
-        line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))  # 123e45678901 is no number
-    loader: Any = GlobalHydra.instance().config_loader()  # which lists the options of a group for glob()
+        # 123e45678901 is no number
+        line = match[1] + ",".join(f"'{one}'" for one in match[2].split(","))
+    # which lists the options of a group for glob()
+    loader: Any = GlobalHydra.instance().config_loader()
     try:
         (override,) = OverridesParser.create(loader).parse_overrides([line])
         if not override.key_or_group or not (override.is_delete() or equals):
             raise ValueError
     except (HydraException, RecursionError, ValueError):
         quotes = "a value with =, quotes or letters beyond ASCII takes quotes of its own: 'KEY=\"...\"'"
-        raise UserError(f"{argument[:100]!r} is not KEY=VALUE. A list is KEY=a,b; {quotes}") from None
+        raise UserError(
+            f"{argument[:100]!r} is not KEY=VALUE. A list is KEY=a,b; {quotes}"
+        ) from None
     if not override.is_sweep_override():
         return override.key_or_group, [line]
     try:
         if any(isinstance(one, Sweep) for one in getattr(override.value(), "list", ())):
-            raise ValueError("choice() or range() beside or within a list: write one list, KEY=a,b")
+            raise ValueError(
+                "choice() or range() beside or within a list: write one list, KEY=a,b"
+            )
         values = [*itertools.islice(override.sweep_string_iterator(), MOST + 1)]
         if len(values) > MOST:  # range(0,inf) has no end
             raise ValueError(f"more than {MOST:,} values")
@@ -153,21 +214,28 @@ def listed(argument: str) -> tuple[str, list[str]]:
     return override.key_or_group, lines
 
 
-def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files) -> Run:
+def _make_run(
+    cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: Files
+) -> Run:
     """The run of a composed configuration, checked."""
     choices = cfg.hydra.runtime.choices
     if preset and not cfg.get("recipe"):
         wanted = choices.get("recipe") or f"{choices.method}/{choices.model}"
-        mend = f"write conf/recipe/{wanted}.yaml, or take another one (recipe=ROW/MODEL)"
+        mend = (
+            f"write conf/recipe/{wanted}.yaml, or take another one (recipe=ROW/MODEL)"
+        )
         raise UserError(f"preset {preset} has no recipe for {wanted}: {mend}")
     config, changed = _configuration(cfg, overrides, files)
     method, row = config["method"], choices.method
     if method["kind"] == "peft":
         if sum("method.config_class" in line for line in overrides) > 1:
-            raise UserError("method=peft:CLASS names the class: leave method.config_class= out")
+            raise UserError(
+                "method=peft:CLASS names the class: leave method.config_class= out"
+            )
         method["config"] = method["config"] or {}
         settings = [f"{key}={value}" for key, value in sorted(method["config"].items())]
-        label = [str(method["config_class"]).removesuffix("Config"), *settings]  # Lora use_dora=True
+        # Lora use_dora=True
+        label = [str(method["config_class"]).removesuffix("Config"), *settings]
         method["label"] = method["label"] or " ".join(label)
     if row == "peft":  # each method of peft's is a row of its own
         row = f"peft_{_slug(method['label'])}"
@@ -185,7 +253,8 @@ def _make_run(cfg: DictConfig, overrides: tuple[str, ...], preset: str, files: F
 
 
 def _key(line: str) -> str:
-    """The key that an override sets; for a setting of a launcher or of tracking, the group."""
+    """The key that an override sets; for a setting of a launcher or of tracking, the
+    group."""
     key = key_of(line)
     return key.partition(".")[0] if key.startswith(WHERE) else key
 
@@ -200,12 +269,14 @@ def _slug(text: str) -> str:
 def _configuration(
     cfg: DictConfig, overrides: tuple[str, ...], files: Files
 ) -> tuple[dict[str, Any], list[str]]:
-    """A run's configuration as plain values, checked and converted (runs/config/schema.py); and the overrides
-    that set the method, the training or the model's settings differently from their files."""
+    """A run's configuration as plain values, checked and converted
+    (runs/config/schema.py); and the overrides that set the method, the training or the
+    model's settings differently from their files."""
     changed = _changed(cfg, overrides, files)
     config = {str(key): plain(cfg[key]) for key in cfg if key not in ("hydra", *WHERE)}
     if config["method"].get("kind") != "lora":
-        config["method"].pop("scaling", None)  # a preset of LoRA's rows set it, and METHODS= chose another
+        # a preset of LoRA's rows set it, and METHODS= chose another
+        config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     for part in ("task", "method"):  # open ones: their keys in the order of their files
         values[part] = {key: values[part][key] for key in config[part]}
@@ -213,8 +284,9 @@ def _configuration(
 
 
 def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
-    """The overrides that differ from the files. A value of a task or method gets the type that its file has:
-    `1` and `1.0` are one run. Raises UserError for another type, and for another row or task."""
+    """The overrides that differ from the files. A value of a task or method gets the
+    type that its file has: `1` and `1.0` are one run. Raises UserError for another
+    type, and for another row or task."""
     groups, changed = groups_of(overrides), list[str]()
     given = [line for line in overrides if key_of(line).startswith(PARTS)]
     if not given:
@@ -226,9 +298,13 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
         key = key_of(line)
         wanted, value = (plain(OmegaConf.select(of, key)) for of in (default, cfg))
         if key == "task.name" and value != wanted and value in files.choices("task"):
-            raise UserError(f"{line}: conf/task has another task of that name: give your data another")
+            raise UserError(
+                f"{line}: conf/task has another task of that name: give your data another"
+            )
         if wanted is not None and not key.startswith("train."):
-            floats = isinstance(wanted, list) and all(type(one) is float for one in wanted)
+            floats = isinstance(wanted, list) and all(
+                type(one) is float for one in wanted
+            )
             kind: Any = list[float] if floats else type(wanted)
             try:
                 typed = TypeAdapter(kind | None).validate_python(value, strict=True)
@@ -241,7 +317,9 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
         again = key == "method.redrawn" and value != wanted
         if again or (key == "method.projection_seed" and "${" in line):
             row = "a row of their own, method=vera_redrawn"
-            raise UserError(f"{line}: matrices that are drawn anew for every seed are {row}")
+            raise UserError(
+                f"{line}: matrices that are drawn anew for every seed are {row}"
+            )
     return changed
 
 
@@ -251,15 +329,29 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
 NOT_OF_A_RUN = ("method", "model", "task", "seed", *WHERE)
 #: A run's overrides that do not hold for the run that it starts from.
 NOT_CARRIED = (
-    *("method", "task", "seed", "data_seed", "init_from", "recipe", "experiment", "keep", "model"),
+    *(
+        "method",
+        "task",
+        "seed",
+        "data_seed",
+        "init_from",
+        "recipe",
+        "experiment",
+        "keep",
+        "model",
+    ),
     *("task.holdout", "task.label", "task.name", *WHERE),
 )
 
 
-def _start(text: str, model: str, overrides: tuple[str, ...], files: Files) -> tuple[str, Run | None]:
-    """The start of a run: its name for the label and, for init_from=ROW@TASK, the run whose adapter it is.
+def _start(
+    text: str, model: str, overrides: tuple[str, ...], files: Files
+) -> tuple[str, Run | None]:
+    """The start of a run: its name for the label and, for init_from=ROW@TASK, the run
+    whose adapter it is.
 
-    That run has this one's model, data folder and training overrides, its own recipe, and seed 0."""
+    That run has this one's model, data folder and training overrides, its own recipe,
+    and seed 0."""
     row, at, task = text.partition("@")
     if not at or "/" in text:
         is_id = re.fullmatch(RUN_ID, text)

@@ -1,8 +1,9 @@
 """The files of the configuration, and what Hydra composes of them.
 
-Hydra's compose API is used rather than its main(): a sweep is expanded before anything starts, so that it can
-be counted, planned and checked, and every error is one line. How a recipe's values get into it, through
-`${recipe:KEY,DEFAULT}`, by_task and by_row: docs/recipes.md."""
+Hydra's compose API is used rather than its main(): a sweep is expanded before anything
+starts, so that it can be counted, planned and checked, and every error is one line. How
+a recipe's values get into it, through `${recipe:KEY,DEFAULT}`, by_task and by_row:
+docs/recipes.md."""
 
 import copy
 import json
@@ -31,7 +32,8 @@ from runs.config.schema import BASE, alpha_of
 from runs.errors import UserError
 from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe, one_line
 
-#: The groups of a run; launcher and tracking are those of a command, and say where and how its runs are done.
+#: The groups of a run; launcher and tracking are those of a command, and say where and
+#: how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
 #: Mappings that `+` may add keys to: they go to other libraries as they are.
 OPEN = (
@@ -42,17 +44,20 @@ OPEN = (
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 #: A key of a recipe, where a file reads it.
 READS = re.compile(r"\$\{recipe:([a-z_0-9]+)")
-#: The sites of each class of peft where none are named. Read as a file: importing vera would import torch.
+#: The sites of each class of peft where none are named. Read as a file: importing vera
+#: would import torch.
 PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 
 ConfigStore.instance().store(name="schema", node=BASE)
 
 
 class Files:
-    """The files of conf/, and of a folder with the same groups and other names (--config-dir)."""
+    """The files of conf/, and of a folder with the same groups and other names
+    (--config-dir)."""
 
     def __init__(self, config_dir: str | None = None) -> None:
-        """Raises UserError where the folder is missing, or has another file of a name in conf/."""
+        """Raises UserError where the folder is missing, or has another file of a name
+        in conf/."""
         self.folders = [CONF]
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
@@ -61,23 +66,35 @@ class Files:
             for path in sorted(folder.glob("*/**/*.yaml")):
                 same = CONF / path.relative_to(folder)
                 if same.is_file() and same.read_bytes() != path.read_bytes():
-                    raise UserError(f"{path}: conf/ has a file of this name: name yours otherwise")
+                    raise UserError(
+                        f"{path}: conf/ has a file of this name: name yours otherwise"
+                    )
             self.folders.append(folder)
         #: What Hydra composes of group choices alone.
-        self.chosen = cache(lambda groups: compose("config", [*groups], return_hydra_config=True))
-        #: The configuration with these group choices and no other override, and the names of a group's files.
+        self.chosen = cache(
+            lambda groups: compose("config", [*groups], return_hydra_config=True)
+        )
+        #: The configuration with these group choices and no other override, and the
+        #: names of a group's files.
         self.defaults, self.choices = cache(self.compose), cache(self._choices)
-        self.borrowed = dict[tuple[str, ...], tuple[str]]()  # another row's recipe, by all but the task
+        # another row's recipe, by all but the task
+        self.borrowed = dict[tuple[str, ...], tuple[str]]()
         self.checked = set[str]()  # recipes
-        self.loaded = dict[str, Any]()  # by path: each file is read once for all cells of a sweep
+        # by path: each file is read once for all cells of a sweep
+        self.loaded = dict[str, Any]()
 
     @contextmanager
     def hydra(self, whole: bool = False) -> Iterator[Any]:
-        """Hydra with these files, which `compose` needs; afterwards the caller's own, if any, is back. whole:
-        with the settings of Hydra's own, of which no run reads any: a quarter of what composing takes."""
-        others, path = GlobalHydra.instance().hydra, create_config_search_path(str(CONF))
+        """Hydra with these files, which `compose` needs; afterwards the caller's own,
+        if any, is back. whole: with the settings of Hydra's own, of which no run reads
+        any: a quarter of what composing takes."""
+        others, path = (
+            GlobalHydra.instance().hydra,
+            create_config_search_path(str(CONF)),
+        )
         for folder in self.folders[1:]:
-            path.prepend("--config-dir", f"file://{folder}", anchor="schema")  # behind conf/
+            # behind conf/
+            path.prepend("--config-dir", f"file://{folder}", anchor="schema")
         GlobalHydra.instance().clear()
         version.setbase("1.3")
         try:
@@ -86,10 +103,14 @@ class Files:
             read = files.load_config
 
             def load_config(config_path: str) -> Any:
-                self.loaded[config_path] = self.loaded.get(config_path) or read(config_path)
+                self.loaded[config_path] = self.loaded.get(config_path) or read(
+                    config_path
+                )
                 found = copy.deepcopy(self.loaded[config_path])
                 if config_path == "hydra/config" and not whole:
-                    found.defaults_list = [one for one in found.defaults_list if "logging" in one.group]
+                    found.defaults_list = [
+                        one for one in found.defaults_list if "logging" in one.group
+                    ]
                 return found
 
             files.load_config = load_config
@@ -98,22 +119,33 @@ class Files:
             GlobalHydra.instance().hydra = others
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
-        """What Hydra composes, with Hydra's own part, and the recipe as its row sees it. Raises UserError for
-        what Hydra refuses, a file that is not there, and a key of a recipe that nothing reads."""
+        """What Hydra composes, with Hydra's own part, and the recipe as its row sees
+        it. Raises UserError for what Hydra refuses, a file that is not there, and a key
+        of a recipe that nothing reads."""
         row = tuple(line for line in overrides if not key_of(line).startswith("task"))
         groups = (*groups_of(overrides), *self.borrowed.get(row, ()))
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
                 self.path(group, name.strip("'\""))
-        for added in (line for line in overrides if line.startswith("+") and line not in groups):
+        for added in (
+            line for line in overrides if line.startswith("+") and line not in groups
+        ):
             above, _, name = (open_part(added) or key_of(added)).rpartition(".")
-            parent = OmegaConf.select(self.defaults(groups), above) if above else self.defaults(groups)
+            parent = (
+                OmegaConf.select(self.defaults(groups), above)
+                if above
+                else self.defaults(groups)
+            )
             if not isinstance(parent, DictConfig) or name not in parent:
                 raise self.no_key(key_of(added), groups)
         values = [line for line in overrides if line not in groups]
-        try:  # Hydra sets values last, too: cells that choose the same files are composed of them once
+        # Hydra sets values last, too: cells that choose the same files are composed of
+        # them once
+        try:
             cfg = copy.deepcopy(self.chosen(groups))
-            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+            ConfigLoaderImpl._apply_overrides_to_config(
+                OverridesParser.create().parse_overrides(values), cfg
+            )
             cfg.hydra.overrides.task += values
         except ERRORS as error:
             if key := re.match(r"Could not override '([^']+)'", str(error)):
@@ -128,15 +160,21 @@ class Files:
                 cfg.recipe = self._recipe_of(cfg)
         elif other and not any(re.match("~?recipe(=|$)", line) for line in groups):
             rows = sorted({name.partition("/")[0] for name in self.choices("recipe")})
-            one_of(f"row with recipes, as {self.path('method', choices.method)} names it:", other, rows)
-            borrowed = f"{other}/{str(choices.recipe).partition('/')[2]}"  # a preset may choose the model
+            one_of(
+                f"row with recipes, as {self.path('method', choices.method)} names it:",
+                other,
+                rows,
+            )
+            # a preset may choose the model
+            borrowed = f"{other}/{str(choices.recipe).partition('/')[2]}"
             if borrowed in self.choices("recipe"):
                 self.borrowed[row] = (f"recipe={borrowed}",)
                 return self.compose(overrides)
         return cfg
 
     def _recipe_of(self, cfg: DictConfig) -> dict[str, Any]:
-        """The recipe as its row sees it. Raises UserError, with the file, for what nothing reads."""
+        """The recipe as its row sees it. Raises UserError, with the file, for what
+        nothing reads."""
         content: Any = OmegaConf.to_container(cfg.recipe)
         if (name := cfg.hydra.runtime.choices.recipe) not in self.checked:
             self._check_recipe(content, self.path("recipe", name), cfg.task.get("name"))
@@ -144,21 +182,29 @@ class Files:
         return of_row(content, row_word(cfg))
 
     def _check_recipe(self, recipe: dict[str, Any], path: Path, task: str) -> None:
-        """Raises UserError for a key that nothing reads, and for a row or task that there is not: a misspelt
-        one would leave the default in effect, under the recipe's name. task: one's own may have no file."""
+        """Raises UserError for a key that nothing reads, and for a row or task that
+        there is not: a misspelt one would leave the default in effect, under the
+        recipe's name. task: one's own may have no file."""
         keys = {*self.read_by_files, "source", "chosen", "by_task", "by_row"}
         try:
             rows, tasks = recipe.get("by_row", {}), {*self.choices("task"), task}
             known = [(row.partition(":")[0], {*self.choices("method")}) for row in rows]
             for part in (recipe, *rows.values()):
                 by_task = part.get("by_task", {})
-                known += [(key, keys) for key in (*part, *part.get("chosen", {}), *by_task)]
+                known += [
+                    (key, keys) for key in (*part, *part.get("chosen", {}), *by_task)
+                ]
                 known += [(name, tasks) for of in by_task.values() for name in {**of}]
         except (AttributeError, TypeError):
-            raise UserError(f"{path}: by_row, by_task and by_task's values are mappings") from None
+            raise UserError(
+                f"{path}: by_row, by_task and by_task's values are mappings"
+            ) from None
         for name, names in known:
             if name not in names:
-                near = did_you_mean(str(name), sorted(names)) or f" Known: {', '.join(sorted(names))}"
+                near = (
+                    did_you_mean(str(name), sorted(names))
+                    or f" Known: {', '.join(sorted(names))}"
+                )
                 raise UserError(f"{path}: {name}: nothing reads it.{near}")
 
     @cached_property
@@ -166,33 +212,60 @@ class Files:
         """The keys of recipes that any file reads."""
         paths = [CONF / "config.yaml"]
         for folder in self.folders:
-            paths += [path for part in ("method", "task", "shared") for path in folder.glob(f"{part}/*.yaml")]
+            paths += [
+                path
+                for part in ("method", "task", "shared")
+                for path in folder.glob(f"{part}/*.yaml")
+            ]
         return {key for path in paths for key in READS.findall(path.read_text())}
 
     def no_key(self, key: str, groups: tuple[str, ...]) -> UserError:
-        """The error for a key that an override sets and there is not, with the nearest right one."""
-        keys = [k for k, _ in dotted(without_hydra(self.defaults(groups), resolve=False))]
-        near = did_you_mean(key, [k for k in keys if not k.startswith(("recipe", "model.architecture."))])
+        """The error for a key that an override sets and there is not, with the nearest
+        right one."""
+        keys = [
+            k for k, _ in dotted(without_hydra(self.defaults(groups), resolve=False))
+        ]
+        near = did_you_mean(
+            key,
+            [k for k in keys if not k.startswith(("recipe", "model.architecture."))],
+        )
         return UserError(f"no key {key!r}.{near} (python -m runs --help lists them)")
 
     # --- files
 
     def _choices(self, group: str) -> list[str]:
         folders = [folder / group for folder in self.folders]
-        found = ((folder, path) for folder in folders for path in folder.rglob("*.yaml"))
-        return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in found})
+        found = (
+            (folder, path) for folder in folders for path in folder.rglob("*.yaml")
+        )
+        return sorted(
+            {
+                path.relative_to(folder).with_suffix("").as_posix()
+                for folder, path in found
+            }
+        )
 
     def path(self, group: str, name: str) -> Path:
-        """A group's file. Raises UserError, with the nearest right name, where there is none."""
+        """A group's file. Raises UserError, with the nearest right name, where there is
+        none."""
         names = self.choices(group)
         if name in names:
-            return next(filter(Path.is_file, (folder / group / f"{name}.yaml" for folder in self.folders)))
+            return next(
+                filter(
+                    Path.is_file,
+                    (folder / group / f"{name}.yaml" for folder in self.folders),
+                )
+            )
         mend = did_you_mean(name, names)
         if group == "model" and "/" in name:
-            mend = f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
+            mend = (
+                f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
+            )
         elif group == "method" and not mend:
             mend = f" If peft has it: peft:{name}Config."
-        raise UserError(f"no {group} {name!r}.{mend} (python -m runs --help lists them)")
+        raise UserError(
+            f"no {group} {name!r}.{mend} (python -m runs --help lists them)"
+        )
 
 
 def key_of(override: str) -> str:
@@ -212,7 +285,11 @@ def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 def plain(node: Any) -> Any:
     """A part of the configuration as plain values, resolved."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return (
+        OmegaConf.to_container(node, resolve=True)
+        if OmegaConf.is_config(node)
+        else node
+    )
 
 
 def row_word(cfg: DictConfig) -> str:
@@ -241,23 +318,29 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     files = Files()
     with files.hydra():
         cfg = files.compose((f"model={model}", f"method={method}"))
-    return plain(cfg.model), {key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS}
+    return plain(cfg.model), {
+        key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS
+    }
 
 
 def of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
-    """A recipe as a row sees it: without by_row, and with the row's part in the place of what every row has.
-    row: as by_row names it, vera or peft:IA3Config."""
+    """A recipe as a row sees it: without by_row, and with the row's part in the place
+    of what every row has. row: as by_row names it, vera or peft:IA3Config."""
     if "by_row" not in recipe:
         return recipe
     part = dict(recipe["by_row"].get(row) or {})
     shared, own = recipe.get("by_task") or {}, part.pop("by_task", None) or {}
     found = {key: value for key, value in recipe.items() if key != "by_row"} | part
-    if shared or own:  # a value for one task would stand before the row's own for all tasks
+    # a value for one task would stand before the row's own for all tasks
+    if shared or own:
         found["by_task"] = {key: of for key, of in shared.items() if key not in part}
         found["by_task"] |= {key: shared.get(key, {}) | of for key, of in own.items()}
-    if chosen := recipe.get("chosen"):  # how a value was chosen is said of rows that have it
+    # how a value was chosen is said of rows that have it
+    if chosen := recipe.get("chosen"):
         here = {*recipe, *shared, *part, *own}
-        found["chosen"] = {key: why for key, why in chosen.items() if key in here} | part.get("chosen", {})
+        found["chosen"] = {
+            key: why for key, why in chosen.items() if key in here
+        } | part.get("chosen", {})
     return found
 
 
@@ -280,7 +363,8 @@ def _node(value: Any) -> Any:
 
 
 def _keep(*, _root_: DictConfig) -> str:
-    """Which epoch's adapter is kept: the task's `keep`, else the method's; of a method without any, none."""
+    """Which epoch's adapter is kept: the task's `keep`, else the method's; of a method
+    without any, none."""
     method, task = str(_root_.method.get("keep")), _root_.task.get("keep")
     return method if method == "none" or task is None else str(task)
 
@@ -290,8 +374,14 @@ def _peft_sites(config_class: str) -> Any:
     return _node(sites.get(config_class, sites["others"]))
 
 
-# Each run of a sweep has the same interpolations, and parsing them is a third of the time of composing it
+# Each run of a sweep has the same interpolations, and parsing them is a third of the
+# time of composing it
 omegaconf.base.parse = cache(omegaconf.base.parse)
-RESOLVERS: dict[str, Any] = {"recipe": _recipe, "alpha": alpha_of, "keep": _keep, "peft_sites": _peft_sites}
+RESOLVERS: dict[str, Any] = {
+    "recipe": _recipe,
+    "alpha": alpha_of,
+    "keep": _keep,
+    "peft_sites": _peft_sites,
+}
 for _name, _resolver in RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)

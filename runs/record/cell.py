@@ -1,5 +1,6 @@
-"""What a record's number means: which settings define it, and so which records are seeds of one cell; the row
-of a table that a run belongs to; its metric, the epoch that a protocol chooses, and a cell's interval."""
+"""What a record's number means: which settings define it, and so which records are
+seeds of one cell; the row of a table that a run belongs to; its metric, the epoch that
+a protocol chooses, and a cell's interval."""
 
 import hashlib
 import json
@@ -15,18 +16,31 @@ import orjson
 
 from runs.record.schema import TASK_PATHS, TEXT_SCORES, Record
 
-#: Settings of a method that only name it, say what is kept of it, or give values to its other settings.
+#: Settings of a method that only name it, say what is kept of it, or give values to its
+#: other settings.
 NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "lr_by", "scaling", "redrawn")
-#: Settings of a method that change how it is computed: the result is the same up to rounding.
+#: Settings of a method that change how it is computed: the result is the same up to
+#: rounding.
 COMPUTED = ("path", "weights")
-#: Settings of a task that do not change the result: names, places of files, how rows are read, and what
-#: comes after training. A template counts by its text, which is part of the data's content.
+#: Settings of a task that do not change the result: names, places of files, how rows
+#: are read, and what comes after training. A template counts by its text, which is part
+#: of the data's content.
 PLACES = (
-    *(*TASK_PATHS, "hub", "revision", "label", "modality", "keep", "workers", "bad_images"),
+    *(
+        *TASK_PATHS,
+        "hub",
+        "revision",
+        "label",
+        "modality",
+        "keep",
+        "workers",
+        "bad_images",
+    ),
     *("bench", "answer_tokens", "top_p", "top_k", "id_column", "keep_text"),
 )
-#: Keys that were added after records had been written, with the value that was fixed before. At that value
-#: they are left out of identities and comparisons, so that older records still count.
+#: Keys that were added after records had been written, with the value that was fixed
+#: before. At that value they are left out of identities and comparisons, so that older
+#: records still count.
 LATER: dict[str, dict[str, Any]] = {
     "train": {
         "decay_all": False,
@@ -39,14 +53,19 @@ LATER: dict[str, dict[str, Any]] = {
     },
     "task": {"holdout": None, "scale_labels": False},
 }
-#: Keys that are gone, by the task's family, with the value that every run had. Identities hold them still.
-GONE: dict[str, dict[str, Any]] = {"images": {"augment": "none", "crop_scale": [0.25, 1.0]}}
-#: Families that sorted batches by length before task.length_grouped was added; others always had it.
+#: Keys that are gone, by the task's family, with the value that every run had.
+#: Identities hold them still.
+GONE: dict[str, dict[str, Any]] = {
+    "images": {"augment": "none", "crop_scale": [0.25, 1.0]}
+}
+#: Families that sorted batches by length before task.length_grouped was added; others
+#: always had it.
 READS_LENGTH_GROUPED = ("glue", "text")
 
 
 def defining(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that define a run's result, besides row, seeds and the contents of model and data."""
+    """The settings that define a run's result, besides row, seeds and the contents of
+    model and data."""
     later, family = dict(LATER["task"]), config["task"].get("family")
     if family in READS_LENGTH_GROUPED:
         later["length_grouped"] = True
@@ -56,18 +75,31 @@ def defining(config: dict[str, Any]) -> dict[str, Any]:
         "train": _without(config["train"], (), LATER["train"]),
     }
     model = config["model"]
-    return settings | {f"model {key}": model[key] for key in ("settings", "quantise") if model.get(key)}
+    return settings | {
+        f"model {key}": model[key] for key in ("settings", "quantise") if model.get(key)
+    }
 
 
-def _without(settings: dict[str, Any], keys: tuple[str, ...], later: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings but for these keys, and but for those of `later` at the value there."""
+def _without(
+    settings: dict[str, Any], keys: tuple[str, ...], later: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings but for these keys, and but for those of `later` at the value
+    there."""
     kept = {key: value for key, value in settings.items() if key not in keys}
-    return {key: value for key, value in kept.items() if key not in later or value != later[key]}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key not in later or value != later[key]
+    }
 
 
 def is_trial(config: dict[str, Any]) -> bool:
-    """Whether a run is a trial: stopped early (train.max_steps) or judged on training rows (task.holdout)."""
-    return config["train"].get("max_steps") is not None or config["task"].get("holdout") is not None
+    """Whether a run is a trial: stopped early (train.max_steps) or judged on training
+    rows (task.holdout)."""
+    return (
+        config["train"].get("max_steps") is not None
+        or config["task"].get("holdout") is not None
+    )
 
 
 def protocol(record: Record) -> int:
@@ -82,7 +114,8 @@ def other_data_seed(record: Record) -> int | None:
 
 
 def cell_id(record: Record) -> str:
-    """A hash of all that defines a finished record's result but the seed; of a ledger's, as it was read."""
+    """A hash of all that defines a finished record's result but the seed; of a
+    ledger's, as it was read."""
     if "cell_id" in record:
         return str(record["cell_id"])
     settings = defining(record["config"])
@@ -90,10 +123,19 @@ def cell_id(record: Record) -> str:
     if record["config"]["method"].get("redrawn"):  # then A and B follow it as well
         settings["method"].pop("projection_seed")
     recipe, start = record["recipe"]["name"], (record.get("start") or {}).get("id")
-    parts = [settings, record["model"], record["data"]["content"], recipe, start, protocol(record)]
+    parts = [
+        settings,
+        record["model"],
+        record["data"]["content"],
+        recipe,
+        start,
+        protocol(record),
+    ]
     if (data_seed := other_data_seed(record)) is not None:
         parts.append(data_seed)
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[
+        :16
+    ]
 
 
 def hash_of(value: Any) -> str:
@@ -105,49 +147,87 @@ def hash_of(value: Any) -> str:
 
 
 def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """The recipe's value of a key: for the task, else for all tasks. A null is a value (`clip: null`)."""
+    """The recipe's value of a key: for the task, else for all tasks. A null is a value
+    (`clip: null`)."""
     recipe = config.get("recipe") or {}
     by_task = (recipe.get("by_task") or {}).get(key) or {}
     return by_task.get(config["task"]["name"], recipe.get(key, default))
 
 
 def lora_scaling(config: dict[str, Any]) -> str | None:
-    """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in Hu et al. 2022),
-    "proportional" (the recipe's alpha / rank, times this rank), or "given" (neither). None for other methods,
-    and at the recipe's own rank and alpha, where "constant" and "proportional" are the same."""
+    """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in
+    Hu et al. 2022), "proportional" (the recipe's alpha / rank, times this rank), or
+    "given" (neither). None for other methods, and at the recipe's own rank and alpha,
+    where "constant" and "proportional" are the same."""
     method = config["method"]
     if method.get("kind") != "lora":
         return None
     # Without a recipe: the values of conf/method/lora.yaml
     rank, alpha = from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8)
     own = method.get("rank"), method.get("alpha")
-    if own == (rank, alpha) or not all(isinstance(number, int | float) for number in (rank, alpha, *own)):
+    if own == (rank, alpha) or not all(
+        isinstance(number, int | float) for number in (rank, alpha, *own)
+    ):
         return None
     if method["rank"] != rank and method["alpha"] == alpha:
         return "constant"
-    return "proportional" if method["alpha"] * rank == method["rank"] * alpha else "given"
+    return (
+        "proportional" if method["alpha"] * rank == method["rank"] * alpha else "given"
+    )
 
 
 #: Methods as their papers spell them.
 PAPERS = (
-    *("AdaLoRA", "AdaMSS", "BEFT", "DEFT", "DeLoRA", "FRoD", "GLoRA", "GraLoRA", "HiRA", "LoRA", "MiSS"),
-    *("PEANuT", "PSOFT", "PVeRA", "RandLoRA", "RoAd", "SHiRA", "TinyLoRA", "Uni-LoRA", "VB-LoRA", "VeRA"),
+    *(
+        "AdaLoRA",
+        "AdaMSS",
+        "BEFT",
+        "DEFT",
+        "DeLoRA",
+        "FRoD",
+        "GLoRA",
+        "GraLoRA",
+        "HiRA",
+        "LoRA",
+        "MiSS",
+    ),
+    *(
+        "PEANuT",
+        "PSOFT",
+        "PVeRA",
+        "RandLoRA",
+        "RoAd",
+        "SHiRA",
+        "TinyLoRA",
+        "Uni-LoRA",
+        "VB-LoRA",
+        "VeRA",
+    ),
 )
 #: The same, by peft's class in small letters.
 SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
 
 
 def row_label(config: dict[str, Any]) -> str:
-    """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed the recipe's at
-    another rank, "alpha=r" or "alpha=2r" where it follows the rank. peft's classes are spelt as in papers."""
+    """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed
+    the recipe's at another rank, "alpha=r" or "alpha=2r" where it follows the rank.
+    peft's classes are spelt as in papers."""
     method, scaling = config["method"], lora_scaling(config)
-    label, of_class = str(method["label"]), str(method.get("config_class")).removesuffix("Config")
-    if re.split("[ ,]", label)[0] == of_class:  # made from the class, as a record keeps it
+    label, of_class = (
+        str(method["label"]),
+        str(method.get("config_class")).removesuffix("Config"),
+    )
+    # made from the class, as a record keeps it
+    if re.split("[ ,]", label)[0] == of_class:
         label = SPELLINGS.get(of_class.lower(), of_class) + label.removeprefix(of_class)
     if scaling is None:
         return label
     ratio = method["alpha"] / method["rank"]
-    alpha = f"{'' if ratio == 1 else f'{ratio:g}'}r" if scaling == "proportional" else f"{method['alpha']:g}"
+    alpha = (
+        f"{'' if ratio == 1 else f'{ratio:g}'}r"
+        if scaling == "proportional"
+        else f"{method['alpha']:g}"
+    )
     return f"{label}, alpha={alpha}"
 
 
@@ -156,7 +236,8 @@ def row_label(config: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of dev rows. scale: the factor that tables print a value with, 100 for fractions."""
+    """A metric of dev rows. scale: the factor that tables print a value with, 100 for
+    fractions."""
 
     name: str
     higher_is_better: bool = True
@@ -179,8 +260,13 @@ class Metric:
         return 1 if self.scale == 100 else 2
 
     def best(self, values: Sequence[float]) -> int:
-        """Index of the best of these values, the earliest of equals; 0 where there are none."""
-        return values.index((max if self.higher_is_better else min)(values)) if values else 0
+        """Index of the best of these values, the earliest of equals; 0 where there are
+        none."""
+        return (
+            values.index((max if self.higher_is_better else min)(values))
+            if values
+            else 0
+        )
 
     def text(self, value: float) -> str:
         """A value as tables print it."""
@@ -191,21 +277,26 @@ class Metric:
 
 
 def dev_halves(rows: int) -> tuple[Any, Any]:
-    """The dev rows of the halves A and B for cross-fitted selection: the same for every run and seed."""
+    """The dev rows of the halves A and B for cross-fitted selection: the same for every
+    run and seed."""
     import numpy as np
 
     order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict[str, Any] | None:
-    """Cross-fitted selection, which does not choose an epoch on the rows that it reports: chosen on half A of
-    dev and reported on half B, chosen on B and reported on A, and the mean of the two, weighted by rows.
+def crossfit(
+    curve: dict[str, list[Any]], dev_rows: int, metric: Metric
+) -> dict[str, Any] | None:
+    """Cross-fitted selection, which does not choose an epoch on the rows that it
+    reports: chosen on half A of dev and reported on half B, chosen on B and reported on
+    A, and the mean of the two, weighted by rows.
 
-    curve: metric_select is of half A (dev_rows // 2 rows), metric_report of half B. Returns, on the scale of
-    the curve: best; last, the same mean at the last epoch; best_epoch, the two epochs chosen; and optimism,
-    the mean at the epoch that is best on all of dev, minus `best`. That is an upper estimate, since half of
-    the rows choose worse than all of them. None for a curve without values of both halves."""
+    curve: metric_select is of half A (dev_rows // 2 rows), metric_report of half B.
+    Returns, on the scale of the curve: best; last, the same mean at the last epoch;
+    best_epoch, the two epochs chosen; and optimism, the mean at the epoch that is best
+    on all of dev, minus `best`. That is an upper estimate, since half of the rows
+    choose worse than all of them. None for a curve without values of both halves."""
     a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
     if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
         return None
@@ -226,7 +317,8 @@ def crossfit(curve: dict[str, list[Any]], dev_rows: int, metric: Metric) -> dict
 
 
 def best_and_last(record: Record, select: str) -> dict[str, Any]:
-    """A record's best and last number by paper, crossfit or half (A chooses, B reports); empty without."""
+    """A record's best and last number by paper, crossfit or half (A chooses, B
+    reports); empty without."""
     if select == "paper":
         return dict(record["result"].get("protocols", {}).get("paper") or {})
     found, curve = crossfit_of(record) or {}, record["curve"]
@@ -238,7 +330,9 @@ def best_and_last(record: Record, select: str) -> dict[str, Any]:
 
 def crossfit_of(record: Record) -> dict[str, Any] | None:
     """`crossfit` of a finished record."""
-    return crossfit(record["curve"], record["data"]["dev_rows"], Metric.of_record(record))
+    return crossfit(
+        record["curve"], record["data"]["dev_rows"], Metric.of_record(record)
+    )
 
 
 # --- the seeds of one cell
@@ -247,57 +341,72 @@ def crossfit_of(record: Record) -> dict[str, Any] | None:
 LEVEL, RESAMPLES = 0.95, 9999
 #: Below so many seeds an interval of theirs is called what it is, their range.
 INTERVAL_SEEDS = 5
-#: A prediction of one class is looked for among so many classes: the paper's data sets have 102 at most.
+#: A prediction of one class is looked for among so many classes: the paper's data sets
+#: have 102 at most.
 CLASSES = 128
 
 
-def seed_value(record: Record, epoch: str | None = None, select: str = "paper") -> float:
-    """The metric of a finished record, unscaled; NaN for a run that finished without it. epoch: best or last;
-    by default the one that the task's table reports."""
+def seed_value(
+    record: Record, epoch: str | None = None, select: str = "paper"
+) -> float:
+    """The metric of a finished record, unscaled; NaN for a run that finished without
+    it. epoch: best or last; by default the one that the task's table reports."""
     value = best_and_last(record, select).get(epoch or record["result"]["reported"])
     if value is not None and math.isfinite(value):
         return float(value)
-    return Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+    return (
+        Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+    )
 
 
 def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
-    """best or last: the epoch that a table reports of runs with these settings, where their task's table
-    reports `reported`. Where one epoch is evaluated, none is chosen: it is the last."""
+    """best or last: the epoch that a table reports of runs with these settings, where
+    their task's table reports `reported`. Where one epoch is evaluated, none is chosen:
+    it is the last."""
     return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
 
 
 def kept_epoch(keep: str, reported: str) -> str:
-    """best or last: the epoch whose adapter and predictions a run keeps; of both adapters the best one's, and
-    where it keeps none, the one that its task's table reports."""
+    """best or last: the epoch whose adapter and predictions a run keeps; of both
+    adapters the best one's, and where it keeps none, the one that its task's table
+    reports."""
     return {"none": reported, "both": "best"}.get(keep, keep)
 
 
 def scored(record: Record) -> dict[str, Any]:
-    """The scores of the last epoch's texts by the protocol's variant, the first; empty without texts."""
+    """The scores of the last epoch's texts by the protocol's variant, the first; empty
+    without texts."""
     entries = (record.get("texts") or {}).get("scores", [])
     return next((dict(entry) for entry in entries if entry["which"] == "last"), {})
 
 
 def number_of_texts(record: Record) -> str | None:
     """Which of TEXT_SCORES is the run's number; None of a run without texts."""
-    return next((key for key in TEXT_SCORES if scored(record).get(key) is not None), None)
+    return next(
+        (key for key in TEXT_SCORES if scored(record).get(key) is not None), None
+    )
 
 
 def text_score(record: Record, key: str) -> float | None:
-    """A score of the texts (`scored`); None without one (no Java), 0 where it diverged before any text."""
+    """A score of the texts (`scored`); None without one (no Java), 0 where it diverged
+    before any text."""
     entry = scored(record)
     score = entry.get(key) if entry else 0.0 if record["status"] == "diverged" else None
     return None if score is None else float(score)
 
 
 def one_class(record: Record) -> str | None:
-    """Of a run that is done and predicts one class for every dev row, at the epoch that its table reports:
-    the share of the rows that class has, in words; "" where the metric does not say it. None for other runs.
+    """Of a run that is done and predicts one class for every dev row, at the epoch that
+    its table reports: the share of the rows that class has, in words; "" where the
+    metric does not say it. None for other runs.
 
     Records have a hash of the predictions (runs/training/loop.py), which are int64."""
     result = record["result"]
     epoch = epoch_of_table(record["config"]["train"], result["reported"])
-    kept, rows = (record.get("predictions") or {}).get(epoch), record["data"]["dev_rows"]
+    kept, rows = (
+        (record.get("predictions") or {}).get(epoch),
+        record["data"]["dev_rows"],
+    )
     if record["status"] != "done" or kept not in _hashes_of_one_class(rows):
         return None
     if result["metric"] != "accuracy":
@@ -313,7 +422,8 @@ def _hashes_of_one_class(rows: int) -> frozenset[str]:
 
 
 def interval_name(counts: Iterable[int], of: str = "seeds") -> str:
-    """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS "range of 2 seeds"."""
+    """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS
+    "range of 2 seeds"."""
     several = sorted(count for count in counts if count > 1)
     if not several or several[0] >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}"
@@ -330,20 +440,28 @@ def _draws(n: int) -> Any:
     return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
 
 
-def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None for a single value.
+def median_interval(
+    values: Sequence[float], level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None
+    for a single value.
 
-    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number where a value is
-    infinite, as the perplexity of a diverged run is."""
+    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number
+    where a value is infinite, as the perplexity of a diverged run is."""
     import numpy as np
 
     if len(values) < 2:
         return None
-    if min(values) == max(values):  # such as a count of parameters: every resample says the same
+    # such as a count of parameters: every resample says the same
+    if min(values) == max(values):
         return float(values[0]), float(values[0])
     medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
     percents = 50 * (1 - level), 50 * (1 + level)
-    with np.errstate(invalid="ignore"):  # between two infinities there is nothing to interpolate
-        ends = [np.percentile(medians, percents, method=how) for how in ("lower", "higher", "linear")]
+    # between two infinities there is nothing to interpolate
+    with np.errstate(invalid="ignore"):
+        ends = [
+            np.percentile(medians, percents, method=how)
+            for how in ("lower", "higher", "linear")
+        ]
     low, high = np.where(ends[0] == ends[1], ends[0], ends[2])
     return float(low), float(high)

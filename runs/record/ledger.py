@@ -1,5 +1,6 @@
-"""The files of records: where they are; how they are written, whole or not at all; and how they are read:
-one, a study's, or all that a folder and the published studies hold."""
+"""The files of records: where they are; how they are written, whole or not at all; and
+how they are read: one, a study's, or all that a folder and the published studies
+hold."""
 
 import contextlib
 import errno
@@ -18,7 +19,16 @@ import orjson
 import yaml
 
 from runs.record.cell import cell_id, hash_of
-from runs.record.schema import FINISHED, MEASURE_SCHEMA, PATHS, SCHEMA, Record, check, check_measure, migrate
+from runs.record.schema import (
+    FINISHED,
+    MEASURE_SCHEMA,
+    PATHS,
+    SCHEMA,
+    Record,
+    check,
+    check_measure,
+    migrate,
+)
 from runs.record.text import printable, refusal
 
 #: The folder of the four packages: of a clone, or site-packages.
@@ -39,18 +49,25 @@ def in_conf(name: str) -> Any:
 
 
 def built_from() -> dict[str, Any]:
-    """The commit of an installed wheel's code, and whether files differed (dirty); None outside of git."""
+    """The commit of an installed wheel's code, and whether files differed (dirty); None
+    outside of git."""
     with contextlib.suppress(OSError):
-        return dict(json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8")))
+        return dict(
+            json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8"))
+        )
     return {"commit": None, "dirty": None}
 
 
 def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
-    """The bytes of a regular file, or of one that a link leads to; never blocks. Raises ValueError, naming
-    the file, for one that is missing, unreadable or of more than `most` bytes, a folder, a pipe, a device."""
+    """The bytes of a regular file, or of one that a link leads to; never blocks. Raises
+    ValueError, naming the file, for one that is missing, unreadable or of more than
+    `most` bytes, a folder, a pipe, a device."""
     try:
-        if not os.path.isfile(path):  # before it is opened: a pipe would block, a device may do something
-            raise ValueError(f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
+        # before it is opened: a pipe would block, a device may do something
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}"
+            )
         if os.path.getsize(path) > most:
             raise ValueError(f"{path}: larger than {most:,} bytes")
         return Path(path).read_bytes()
@@ -59,13 +76,15 @@ def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: no reader sees half of it, whenever this process is killed."""
+    """Writes a file whole or not at all: no reader sees half of it, whenever this
+    process is killed."""
     with _written(path, text) as partial:
         os.replace(partial, path)
 
 
 def link_or_fail(path: Path, text: str) -> None:
-    """Creates a file whole, or raises FileExistsError: of many processes that try at once, one succeeds."""
+    """Creates a file whole, or raises FileExistsError: of many processes that try at
+    once, one succeeds."""
     with _written(path, text) as partial:
         try:
             os.link(partial, path)
@@ -74,9 +93,15 @@ def link_or_fail(path: Path, text: str) -> None:
             if not os.path.samefile(partial, path):
                 raise
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in (
+                errno.EPERM,
+                errno.ENOTSUP,
+                errno.ENOSYS,
+                errno.EMLINK,
+            ):
                 raise
-            with open(path, "x", encoding="utf-8") as file:  # a file system without hard links
+            # a file system without hard links
+            with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
 
 
@@ -87,15 +112,19 @@ def _written(path: Path, text: str) -> Iterator[Path]:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the text
+            # or a machine that loses power may keep the name and not the text
+            os.fsync(file.fileno())
         yield partial
 
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path` whose name no other process or thread uses; removed at the end, unless renamed."""
+    """A file beside `path` whose name no other process or thread uses; removed at the
+    end, unless renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    partial = path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    )
     try:
         yield partial
     finally:
@@ -114,7 +143,8 @@ def is_dead(name: str) -> bool:
 
 
 def sweep_up_dead(folder: Path) -> None:
-    """Removes the temporary files in a folder that killed processes of this machine left. Always safe."""
+    """Removes the temporary files in a folder that killed processes of this machine
+    left. Always safe."""
     for partial in folder.glob(".*.*.*.*.*"):
         if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
             partial.unlink(missing_ok=True)
@@ -131,41 +161,54 @@ def run_folder(output: str | Path, run_id: str) -> Path:
 
 
 def record_text(record: Record, kind: str = "record") -> str:
-    """The text of a record's file, hidden characters of labels and errors as `printable` writes them. Raises
-    ValueError for one that could not be read again: of another shape, or with NaN or infinity."""
+    """The text of a record's file, hidden characters of labels and errors as
+    `printable` writes them. Raises ValueError for one that could not be read again: of
+    another shape, or with NaN or infinity."""
     text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
     KINDS[kind][1](orjson.loads(text))
     return text
 
 
 def write_record(output: str | Path, record: Record, kind: str = "record") -> Path:
-    """Writes a record, or a measure, below outputs, atomically. Raises ValueError as `record_text` does."""
+    """Writes a record, or a measure, below outputs, atomically. Raises ValueError as
+    `record_text` does."""
     path = Path(output, f"{kind}s", f"{record['id']}.json")
     write_atomically(path, record_text(record, kind))
     return path
 
 
-def write_study(folder: Path, records: Sequence[Record], measures: Sequence[Record] = ()) -> None:
-    """Adds records and measures to a study's files, a line each, sorted by id, in the place of one of its
-    id; other lines stay as they are. Raises ValueError as `record_text` does."""
+def write_study(
+    folder: Path, records: Sequence[Record], measures: Sequence[Record] = ()
+) -> None:
+    """Adds records and measures to a study's files, a line each, sorted by id, in the
+    place of one of its id; other lines stay as they are. Raises ValueError as
+    `record_text` does."""
     for kind, added in ("record", records), ("measure", measures):
         path = folder / f"{kind}s.jsonl"
-        lines = {orjson.loads(line)["id"]: f"{line.decode()}\n" for _, line in _parts(path)}
+        lines = {
+            orjson.loads(line)["id"]: f"{line.decode()}\n" for _, line in _parts(path)
+        }
         lines |= {one["id"]: record_text(one, kind) for one in added}
         if added:
             write_atomically(path, "".join(lines[key] for key in sorted(lines)))
 
 
 def without_paths(record: Record) -> Record:
-    """The record with only the last part of local paths: where files lay is private, and proves nothing."""
+    """The record with only the last part of local paths: where files lay is private,
+    and proves nothing."""
     config = {**record["config"], "output": "outputs"}
     for part in ("model", "task"):
-        config[part] = {k: _name(v) if k in PATHS and v else v for k, v in config[part].items()}
+        config[part] = {
+            k: _name(v) if k in PATHS and v else v for k, v in config[part].items()
+        }
     start = record.get("start")
     if start:
         config["init_from"] = Path(config["init_from"] or "").name
         start = {**start, "from": config["init_from"]}
-    clean = {"error": hide_paths(record.get("error")), "tries": [*map(hide_paths, record.get("tries", []))]}
+    clean = {
+        "error": hide_paths(record.get("error")),
+        "tries": [*map(hide_paths, record.get("tries", []))],
+    }
     if "overrides" in record:
         clean["overrides"] = [*map(_without_path, record["overrides"])]
     return {**record, "config": config, "start": start, **clean}
@@ -180,7 +223,8 @@ def _without_path(override: str) -> str:
 
 
 def _name(where: str) -> str:
-    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its name."""
+    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its
+    name."""
     return where if where.startswith("hub:") else Path(where).name
 
 
@@ -204,22 +248,27 @@ def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
 
 def read_sweep(output: str | Path, name: str) -> list[str]:
     """The ids of a sweep's runs."""
-    return list(orjson.loads(Path(output, "sweeps", f"{name}.json").read_bytes())["runs"])
+    return list(
+        orjson.loads(Path(output, "sweeps", f"{name}.json").read_bytes())["runs"]
+    )
 
 
 def sweep_names(output: str | Path) -> list[str]:
     """The sweeps of a folder, the newest first."""
     folder = Path(output) / "sweeps"
     files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
-    return [path.stem for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)]
+    return [
+        path.stem for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)
+    ]
 
 
 # --- reading records
 
 
 def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Record:
-    """One record, or measure, in this schema: of a file, or a line, whose place `path` is then. Raises
-    ValueError, naming the place, for one that is damaged or of an unknown schema."""
+    """One record, or measure, in this schema: of a file, or a line, whose place `path`
+    is then. Raises ValueError, naming the place, for one that is damaged or of an
+    unknown schema."""
     content, (schema, check) = line or read_regular(path), KINDS[kind]
     try:
         record: Record = orjson.loads(content)
@@ -227,8 +276,11 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
         if not has_id or type(record.get("schema")) is not int:
             raise ValueError("it has no id and no schema")
         if not 1 <= record["schema"] <= schema:
-            raise ValueError(f"schema {record['schema']} is not known here; a newer version may read it")
-        # Printable ASCII without escapes, as most records are, hides nothing: a search of it takes no time
+            raise ValueError(
+                f"schema {record['schema']} is not known here; a newer version may read it"
+            )
+        # Printable ASCII without escapes, as most records are, hides nothing: a search
+        # of it takes no time
         plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
         for key, value in record.items() if not plain else ():
             if printable([key, value]) != [key, value]:
@@ -241,11 +293,14 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
 
 @dataclass
 class Ledger:
-    """Records by run id, and measures (which figures are drawn from) by their own ids."""
+    """Records by run id, and measures (which figures are drawn from) by their own
+    ids."""
 
     records: dict[str, Record] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)  # of each record: "ours", or the study's name
-    problems: list[str] = field(default_factory=list)  # files that could not be read, a line each
+    # of each record: "ours", or the study's name
+    origin: dict[str, str] = field(default_factory=dict)
+    # files that could not be read, a line each
+    problems: list[str] = field(default_factory=list)
     measures: dict[str, Record] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
     #: Of runs that were done here and are published too: the study, and its record.
@@ -255,13 +310,17 @@ class Ledger:
         return iter(self.records.values())
 
 
-def read_ledger(output: str | Path = "outputs", published: bool = True, community: bool = False) -> Ledger:
-    """All records of this machine and, unless switched off, the published ones. This machine's own come
-    first. community: others' last, whose rows have the author's name and so are in no cell of these.
+def read_ledger(
+    output: str | Path = "outputs", published: bool = True, community: bool = False
+) -> Ledger:
+    """All records of this machine and, unless switched off, the published ones. This
+    machine's own come first. community: others' last, whose rows have the author's name
+    and so are in no cell of these.
 
-    A second record of a run with the same result is the same run, published. Where it has another result
-    (another machine, other versions), the first one counts, and how many there are of each study is a
-    problem. A copy of a published record is of that study, not of this machine."""
+    A second record of a run with the same result is the same run, published. Where it
+    has another result (another machine, other versions), the first one counts, and how
+    many there are of each study is a problem. A copy of a published record is of that
+    study, not of this machine."""
     ledger = Ledger()
     _read_folder(ledger, "ours", Path(output), "", output)
     for folder in study_folders() if published else []:
@@ -272,11 +331,17 @@ def read_ledger(output: str | Path = "outputs", published: bool = True, communit
         for one in others:  # the same run may be here, too
             for part, key in (one, "id"), (one["cell"], "row"), (one["label"], "row"):
                 part[key] += f" ({folder.name})"
-            ledger.records[one["id"]], ledger.origin[one["id"]] = one, f"community/{folder.name}"
+            ledger.records[one["id"]], ledger.origin[one["id"]] = (
+                one,
+                f"community/{folder.name}",
+            )
     for measure in ledger.measures.values():
-        if measure["kind"] == "lm_eval" and (record := ledger.records.get(measure["of"][0]["id"])):
+        if measure["kind"] == "lm_eval" and (
+            record := ledger.records.get(measure["of"][0]["id"])
+        ):
             both = evaluated(record), measure["values"]["result"]
-            # Beside a record of this machine, the measure is from before it; a study's record is not changed
+            # Beside a record of this machine, the measure is from before it; a study's
+            # record is not changed
             both = both[::-1] if ledger.origin[record["id"]] == "ours" else both
             record["result"] = adding(record, *both)
     return ledger
@@ -288,7 +353,8 @@ def evaluated(record: Record) -> list[dict[str, Any]]:
 
 
 def adding(record: Record, *results: list[dict[str, Any]]) -> Record:
-    """A record's result with those of lm-eval: one of each way of asking a task, the last."""
+    """A record's result with those of lm-eval: one of each way of asking a task, the
+    last."""
     known = {(of["task"], of["asked"]): of for entries in results for of in entries}
     return {**record["result"], "lm_eval": [*known.values()]}
 
@@ -297,12 +363,20 @@ def write_beside(output: str | Path, record: Record, result: dict[str, Any]) -> 
     """Writes a result of lm-eval of a run that only a study has, as a measure."""
     of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
     name = hash_of(["lm_eval", record["id"], result["task"], result["asked"]])[:12]
-    about = {"schema": MEASURE_SCHEMA, "id": name, "kind": "lm_eval", "settings": {}, "seeds": {}, "of": [of]}
+    about = {
+        "schema": MEASURE_SCHEMA,
+        "id": name,
+        "kind": "lm_eval",
+        "settings": {},
+        "seeds": {},
+        "of": [of],
+    }
     write_record(output, {**about, "values": {"result": [result]}}, "measure")
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
-    """The record of a run that is done or has diverged; None without one that can be read."""
+    """The record of a run that is done or has diverged; None without one that can be
+    read."""
     try:
         record = read_record(record_path(output, run_id)) if run_id else None
     except ValueError:
@@ -322,19 +396,29 @@ def study_folders(community: bool = False) -> list[Path]:
     return sorted(folder for folder in found if folder.is_dir() and folder != others)
 
 
-def _read_folder(ledger: Ledger, origin: str, folder: Path, ending: str, output: str | Path) -> Ledger:
-    """The ledger, with the records and measures of an output folder or of a study's files added to it."""
+def _read_folder(
+    ledger: Ledger, origin: str, folder: Path, ending: str, output: str | Path
+) -> Ledger:
+    """The ledger, with the records and measures of an output folder or of a study's
+    files added to it."""
     records, conflicts = folder / f"records{ending}", list[str]()
     for record in _read_all(ledger, records, "record"):
-        record.pop("cell_id", None)  # another version may define a result by other settings
+        # another version may define a result by other settings
+        record.pop("cell_id", None)
         if record["status"] in FINISHED:
             record["cell_id"] = cell_id(record)
         if not _add(ledger, origin, record, output):
             conflicts.append(record["id"])
     if conflicts:
-        which = f"run {conflicts[0]} has" if len(conflicts) == 1 else f"{len(conflicts)} runs have"
+        which = (
+            f"run {conflicts[0]} has"
+            if len(conflicts) == 1
+            else f"{len(conflicts)} runs have"
+        )
         whose = ", ".join(sorted({ledger.origin[name] for name in conflicts}))
-        ledger.problems.append(f"{records}: {which} another result here than in {whose}, which counts")
+        ledger.problems.append(
+            f"{records}: {which} another result here than in {whose}, which counts"
+        )
     for measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
         if ledger.measures.setdefault(measure["id"], measure) is measure:
             ledger.measured[measure["id"]] = origin
@@ -342,22 +426,39 @@ def _read_folder(ledger: Ledger, origin: str, folder: Path, ending: str, output:
 
 
 def _parts(place: Path) -> list[tuple[str, bytes]]:
-    """The JSON files of a folder, by name, or the lines of a study's file, with their texts."""
+    """The JSON files of a folder, by name, or the lines of a study's file, with their
+    texts."""
     if place.suffix == ".jsonl":
         lines = place.read_bytes().splitlines() if place.is_file() else []
-        return [(f"{place} line {number}", line) for number, line in enumerate(lines, 1) if line]
+        return [
+            (f"{place} line {number}", line)
+            for number, line in enumerate(lines, 1)
+            if line
+        ]
     names = sorted(os.listdir(place)) if place.is_dir() else []
-    return [(f"{place}/{name}", b"") for name in names if name.endswith(".json") and name[0] != "."]
+    return [
+        (f"{place}/{name}", b"")
+        for name in names
+        if name.endswith(".json") and name[0] != "."
+    ]
 
 
 def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
-    """What the parts of a place hold. Those that cannot be read are problems of the ledger."""
+    """What the parts of a place hold. Those that cannot be read are problems of the
+    ledger."""
     for where, line in _parts(place):
         try:
             found = read_record(where, kind, line)
-            # A copy by hand has another name; which of two counts must not depend on their names
-            if kind == "record" and not line and not where.endswith(f"/{found['id']}.json"):
-                raise ValueError(f"{where}: a record that belongs in {found['id']}.json")
+            # A copy by hand has another name; which of two counts must not depend on
+            # their names
+            if (
+                kind == "record"
+                and not line
+                and not where.endswith(f"/{found['id']}.json")
+            ):
+                raise ValueError(
+                    f"{where}: a record that belongs in {found['id']}.json"
+                )
         except ValueError as error:
             ledger.problems.append(refusal(str(error)))
             continue
@@ -365,19 +466,25 @@ def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
 
 
 def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> bool:
-    """Adds a record. Returns False where the ledger has that run with another result, which then counts."""
+    """Adds a record. Returns False where the ledger has that run with another result,
+    which then counts."""
     name = record["id"]
     first = ledger.records.setdefault(name, record)
     if first is record:
         ledger.origin[name] = origin
         return True
     # lm-eval may have come after a run was published, here or there
-    same = {**(first.get("result") or {}), "lm_eval": 0} == {**(record.get("result") or {}), "lm_eval": 0}
+    same = {**(first.get("result") or {}), "lm_eval": 0} == {
+        **(record.get("result") or {}),
+        "lm_eval": 0,
+    }
     if ledger.origin[name] == "ours":
-        # Publishing takes paths out, and a run of this machine leaves a folder: the first one is a copy
+        # Publishing takes paths out, and a run of this machine leaves a folder: the
+        # first one is a copy
         better = first == record and not run_folder(output, name).exists()
     else:
-        better = origin == record["cell"]["paper"]  # the study of the preset that the run was started by
+        # the study of the preset that the run was started by
+        better = origin == record["cell"]["paper"]
     if same and better:
         ledger.origin[name] = origin
     if same and evaluated(record):

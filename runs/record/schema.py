@@ -1,18 +1,21 @@
 """The keys of a record and of a measure that something reads, and their types.
 
-`check` compares a record with RECORD below once, when it is read, so that other code need not check again. A
-record has further keys, which are for people alone (docs/records.md). Metrics are fractions, except
-perplexity and the scores of texts; times are in seconds, sizes in bytes.
+`check` compares a record with RECORD below once, when it is read, so that other code
+need not check again. A record has further keys, which are for people alone
+(docs/records.md). Metrics are fractions, except perplexity and the scores of texts;
+times are in seconds, sizes in bytes.
 
-A shape is written as what it describes: a dict has these keys, of which one that ends with "?" may be
-missing; a list has such elements; a tuple is one of several."""
+A shape is written as what it describes: a dict has these keys, of which one that ends
+with "?" may be missing; a list has such elements; a tuple is one of several."""
 
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Union
 
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # before Python 3.12, pydantic does not accept typing's own
+
+# before Python 3.12, pydantic does not accept typing's own
+from typing_extensions import TypedDict
 
 SCHEMA = 3
 #: The status of a run that is not done again: a diverged run is a result, too.
@@ -24,18 +27,29 @@ Positive = Annotated[int, Ge(1)]
 Number = float | None
 Words = str | None
 
-#: The settings of a task that hold local paths. Those of a published record have the paths' names.
+#: The settings of a task that hold local paths. Those of a published record have the
+#: paths' names.
 TASK_PATHS = (
-    *("data_dir", "train_file", "dev_file", "cache_dir", "mt_bench_dir", "template", "forgetting_text"),
+    *(
+        "data_dir",
+        "train_file",
+        "dev_file",
+        "cache_dir",
+        "mt_bench_dir",
+        "template",
+        "forgetting_text",
+    ),
 )
 #: The same of a model or a task.
 PATHS = ("path", *TASK_PATHS)
 
-#: Which number of which table a run is a seed of: paper is the preset it was started by.
+#: Which number of which table a run is a seed of: paper is the preset it was started
+#: by.
 CELL = {"paper": Words, "row": str, "model": str, "task": str, "seed": int}
 #: The same, as people read it.
 LABEL = {"row": str, "model": str, "task": str}
-#: The configuration of a model or a task; it may have other keys of its own, as a method may.
+#: The configuration of a model or a task; it may have other keys of its own, as a
+#: method may.
 PART = {f"{key}?": Words for key in PATHS} | {
     "name": str,
     "family?": str,
@@ -48,7 +62,8 @@ PART = {f"{key}?": Words for key in PATHS} | {
 CONFIG = {
     "model": PART,
     "task": PART,
-    "method": {"kind": str, "rank?": Any, "alpha?": Any},  # peft's methods may have several ranks
+    # peft's methods may have several ranks
+    "method": {"kind": str, "rank?": Any, "alpha?": Any},
     "train": {  # conf/config.yaml explains its keys
         "epochs": Count,
         "effective_batch?": Positive,
@@ -62,7 +77,8 @@ CONFIG = {
     "data_seed?": int,
     "output?": str,
     "keep": str,
-    "recipe?": (  # as conf/recipe has it; its other keys are settings of training and of the method
+    # as conf/recipe has it; its other keys are settings of training and of the method
+    "recipe?": (
         None,
         {
             "source?": Words,
@@ -93,15 +109,29 @@ CURVE = {
     "metric_select?": list[Number],  # of its half A
     "metric_report?": list[Number],  # of its half B
 }
-#: The best number by a protocol, and the last epoch's; empty where there is none. crossfit has two epochs.
-SELECTED = {"best?": Number, "best_epoch?": Number | list[float], "last?": Number, "optimism?": Number}
-#: What lm-eval has measured, see runs/lm_eval.py: its metrics, and the SHA-256 of rows and answers.
-METRIC = {"metric": str, "filter": str, "higher_is_better": bool | None, "value": Number, "stderr": Number}
+#: The best number by a protocol, and the last epoch's; empty where there is none.
+#: crossfit has two epochs.
+SELECTED = {
+    "best?": Number,
+    "best_epoch?": Number | list[float],
+    "last?": Number,
+    "optimism?": Number,
+}
+#: What lm-eval has measured, see runs/lm_eval.py: its metrics, and the SHA-256 of rows
+#: and answers.
+METRIC = {
+    "metric": str,
+    "filter": str,
+    "higher_is_better": bool | None,
+    "value": Number,
+    "stderr": Number,
+}
 MEASURED = {"metrics": [METRIC], "samples": str}
 #: A task of lm-eval, or a group of them, asked in one way.
 LM_EVAL = {
     "task": str,
-    "asked": str,  # a hash of the task, its rows and how it was asked: what is alike can be compared
+    # a hash of the task, its rows and how it was asked: what is alike can be compared
+    "asked": str,
     "lm_eval": str,  # its version
     "version": Any,  # the task's
     "shots": Count | None,  # None: a group's tasks have several
@@ -129,7 +159,8 @@ RESULT = {
         "after": Number,  # of the last epoch
     },
     "lm_eval?": [LM_EVAL],
-    # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of crossfit
+    # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of
+    # crossfit
     "protocols?": {str: (None, SELECTED)},
 }
 
@@ -143,7 +174,8 @@ class TextScore(NamedTuple):
     higher_is_better: bool = True
 
 
-#: The scores of texts by their keys. The number of a run whose texts were scored is the first that they have.
+#: The scores of texts by their keys. The number of a run whose texts were scored is the
+#: first that they have.
 TEXT_SCORES = {
     "exact_match": TextScore("exact match", unit="%"),  # tasks/exact.py
     "bleu": TextScore("BLEU"),  # and what follows, tasks/e2e_metrics.py
@@ -152,7 +184,8 @@ TEXT_SCORES = {
     "rouge_l": TextScore("ROUGE-L"),
     "cider": TextScore("CIDEr", 2),
 }
-#: Texts that a run decoded, with the scores of each epoch (which: last or best) and variant of decoding.
+#: Texts that a run decoded, with the scores of each epoch (which: last or best) and
+#: variant of decoding.
 TEXTS = {
     "split": str,
     "items": Count,
@@ -185,25 +218,34 @@ JUDGED = {
 RECORD = FAILED | {
     "cell_id?": str,  # a hash of all but the seed (cell.py); readers compute it again
     "start?": (None, {"id": str}),  # which adapter a run started from
-    # Where the hyperparameters come from. chosen: those that this project chose, and why
+    # Where the hyperparameters come from. chosen: those that this project chose, and
+    # why
     "recipe": {"name": Words, "source?": Words, "chosen?": dict[str, Any]},
     # training, data, projection; projection_note: whether A and B differ between seeds
     "seeds": dict[str, Any],
-    # dirty: whether files differed from that commit. sources: of method and task family, see provenance.py
-    "code": {"commit": Words, "dirty": bool | None, "sources?": dict[str, dict[str, Any]]},
+    # dirty: whether files differed from that commit. sources: of method and task
+    # family, see provenance.py
+    "code": {
+        "commit": Words,
+        "dirty": bool | None,
+        "sources?": dict[str, dict[str, Any]],
+    },
     "versions": dict[str, Words],
     "device": {"type": str, "name": str},
-    "determinism": {"threads": Count},  # what decides whether another run gives the same bits
+    # what decides whether another run gives the same bits
+    "determinism": {"threads": Count},
     "model": str,  # a hash of its content
     "protocol?": Count,  # version of the task family; without it: 1
     "data": {
         "content": str,  # a hash
         "train_rows": Count,
         "dev_rows": Positive,
-        "labels?": {"mean": float, "spread": float},  # of the training rows, with task.scale_labels
+        # of the training rows, with task.scale_labels
+        "labels?": {"mean": float, "spread": float},
     },
     "parameters": {"adapter": Count, "head": Count, "total?": Count},
-    "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],  # the optimizer's
+    # the optimizer's
+    "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],
     "effective_batch": Positive,
     "micro_batch?": Count | None,
     "steps": Count,
@@ -224,12 +266,14 @@ RECORD = FAILED | {
     "deviations": list[str],  # from the recipe and the usual protocol, in words
 }
 #: A failed run's record may have the other keys too; then they have the same types.
-UNFINISHED = {f"{key.removesuffix('?')}?": shape for key, shape in RECORD.items()} | FAILED
+UNFINISHED = {
+    f"{key.removesuffix('?')}?": shape for key, shape in RECORD.items()
+} | FAILED
 
 
 def migrate(record: Record) -> Record:
-    """A record of an older schema in this one. Before 2 there were no tries; before 3 no direction and scale
-    of the metric, and not the epoch that tables report."""
+    """A record of an older schema in this one. Before 2 there were no tries; before 3
+    no direction and scale of the metric, and not the epoch that tables report."""
     if record["schema"] == 1:
         record |= {"schema": 2, "tries": []}
     if record["schema"] == 2:
@@ -239,7 +283,10 @@ def migrate(record: Record) -> Record:
         if isinstance(result, dict) and isinstance(task, dict):
             fraction = result.get("metric") != "perplexity"
             last = task.get("family") in ("images", "instruct", "e2e")
-            result |= {"higher_is_better": fraction, "scale": 100.0 if fraction else 1.0}
+            result |= {
+                "higher_is_better": fraction,
+                "scale": 100.0 if fraction else 1.0,
+            }
             result["reported"] = "last" if last else "best"
     return record
 
@@ -255,48 +302,62 @@ def type_of(shape: Any) -> Any:
     if str in shape:
         return dict[str, type_of(shape[str])]  # type: ignore[misc]
     types = {key: type_of(inner) for key, inner in shape.items()}
-    keys = {key.removesuffix("?"): NotRequired[of] if key[-1] == "?" else of for key, of in types.items()}
+    keys = {
+        key.removesuffix("?"): NotRequired[of] if key[-1] == "?" else of
+        for key, of in types.items()
+    }
     return TypedDict("Keys", keys)  # type: ignore[operator]
 
 
-_adapter: Any = cache(TypeAdapter)  # as it is asked for: the one of a record takes 0.1 s
+# as it is asked for: the one of a record takes 0.1 s
+_adapter: Any = cache(TypeAdapter)
 _FINISHED, _UNFINISHED = type_of(RECORD), type_of(UNFINISHED)
 
 
 def check(record: Record) -> None:
-    """Raises ValueError, in one line, for a value that is not a record of this schema: a key is missing, a
-    value has another type, or the curve's columns differ in length."""
+    """Raises ValueError, in one line, for a value that is not a record of this schema:
+    a key is missing, a value has another type, or the curve's columns differ in
+    length."""
     if record.get("status") not in FINISHED:
         validate(_UNFINISHED, record)
         return
     validate(_FINISHED, record)
-    lengths = {len(column) for column in record["curve"].values() if isinstance(column, list)}
+    lengths = {
+        len(column) for column in record["curve"].values() if isinstance(column, list)
+    }
     if len(lengths) > 1:
         raise ValueError("curve: columns differ in length")
     if record["status"] == "done" and lengths == {0}:
         raise ValueError("curve: done, and without an epoch")
     method = record["config"]["method"]
     if method["kind"] in ("vera", "lora") and type(method.get("rank")) is not int:
-        raise ValueError(f"config.method.rank: a rank of {method['kind']} is a whole number")
+        raise ValueError(
+            f"config.method.rank: a rank of {method['kind']} is a whole number"
+        )
 
 
 def validate(of: Any, value: Any) -> None:
-    """Raises ValueError for a value's first key that is missing or of another type than `type_of` says."""
+    """Raises ValueError for a value's first key that is missing or of another type than
+    `type_of` says."""
     try:
         _adapter(of).validate_python(value, strict=True)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_context=False, include_input=False)
+        first, *others = error.errors(
+            include_url=False, include_context=False, include_input=False
+        )
         where = ".".join(map(str, first["loc"])) or "it"
         more = f", and {len(others)} more" if others else ""
-        raise ValueError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}") from None
+        raise ValueError(
+            f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}"
+        ) from None
 
 
 # --- measures: numbers that figures are drawn from and no table shows
 
 
 MEASURE_SCHEMA = 1
-#: Computed from the adapters of finished runs, or by a small fit (runs/measure); lm-eval's of a run whose
-#: record is published and not here.
+#: Computed from the adapters of finished runs, or by a small fit (runs/measure);
+#: lm-eval's of a run whose record is published and not here.
 MEASURE = type_of(
     {
         "schema": int,
@@ -317,7 +378,8 @@ MEASURE = type_of(
 
 
 def check_measure(measure: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for a value that is not a measure of this schema."""
+    """Raises ValueError, in one line, for a value that is not a measure of this
+    schema."""
     validate(MEASURE, measure)
     if len({len(column) for column in measure["values"].values()}) > 1:
         raise ValueError("values: columns differ in length")

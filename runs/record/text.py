@@ -6,9 +6,11 @@ from typing import Any
 
 #: The operating system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Control characters but tab and line feed, those that turn the direction of writing, and halves of others:
-#: a terminal or a browser obeys them and does not show them.
-HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Control characters but tab and line feed, those that turn the direction of writing,
+#: and halves of others: a terminal or a browser obeys them and does not show them.
+HIDDEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 #: The most characters of a refusal, with room for what a command puts before it.
 LONGEST = 480
 
@@ -24,7 +26,8 @@ def duration(seconds: float) -> str:
 
 
 def megabytes(size: float | None) -> str:
-    """Bytes as text: 34 KB, 86 MB, 5.2 GB (powers of 1000); "-" where they are not known."""
+    """Bytes as text: 34 KB, 86 MB, 5.2 GB (powers of 1000); "-" where they are not
+    known."""
     if size is None:
         return "-"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
@@ -44,17 +47,23 @@ def one_line(text: str) -> str:
 
 
 def printable(value: Any) -> Any:
-    """A text, or all texts of a JSON value, with hidden characters as Python writes them: \\x1b, \\u202e."""
+    """A text, or all texts of a JSON value, with hidden characters as Python writes
+    them: \\x1b, \\u202e."""
     if isinstance(value, str):
         return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], value)
     if isinstance(value, dict):
         return {printable(key): printable(part) for key, part in value.items()}
-    return [printable(part) for part in value] if isinstance(value, list | tuple) else value
+    return (
+        [printable(part) for part in value]
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def refusal(text: str) -> str:
-    """An error as a command prints it: one line of printable characters. A long one lacks its middle, since
-    the file stands at its start and the mend at its end; one whose mend is a command to type stays whole."""
+    """An error as a command prints it: one line of printable characters. A long one
+    lacks its middle, since the file stands at its start and the mend at its end; one
+    whose mend is a command to type stays whole."""
     line: str = printable(one_line(text))
     if len(line) <= LONGEST or "python -m runs " in line:
         return line
@@ -66,11 +75,16 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in FULL
-        advice = ". Finished runs are kept; make room and run the same command again" if full else ""
+        advice = (
+            ". Finished runs are kept; make room and run the same command again"
+            if full
+            else ""
+        )
         return refusal(f"{where}{error.strerror}{advice}")
     return refusal(first_line(error))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class where it says nothing."""
+    """The first line of an error's message; the name of its class where it says
+    nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

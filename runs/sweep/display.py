@@ -1,5 +1,5 @@
-"""What a command shows while runs are on: a live line for each on a terminal, a plain line a minute
-elsewhere, and a line that stays for each run that ends."""
+"""What a command shows while runs are on: a live line for each on a terminal, a plain
+line a minute elsewhere, and a line that stays for each run that ends."""
 
 import json
 import shutil
@@ -11,7 +11,16 @@ from socket import gethostname
 from typing import Any
 
 from runs.errors import rank
-from runs.record import TEXT_SCORES, Metric, Record, duration, one_class, plural, read_regular, run_folder
+from runs.record import (
+    TEXT_SCORES,
+    Metric,
+    Record,
+    duration,
+    one_class,
+    plural,
+    read_regular,
+    run_folder,
+)
 from runs.record.cell import kept_epoch, number_of_texts, scored
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
@@ -29,12 +38,17 @@ class Display:
         self._drawn = 0  # live lines on the screen
 
     def show(self, running: Sequence[tuple[str, Event]], left: int = 1) -> None:
-        """Shows the runs that are on: each one's head and last event. left: how many have not ended."""
+        """Shows the runs that are on: each one's head and last event. left: how many
+        have not ended."""
         if self.live:
             self._draw([f"{head}  {words(event)}" for head, event in running])
         elif time.monotonic() >= self.due and running:
             (head, event), more = running[0], len(running) - 1
-            others = f"  and {plural(more, 'other')}, {plural(left, 'run')} left" if more else ""
+            others = (
+                f"  and {plural(more, 'other')}, {plural(left, 'run')} left"
+                if more
+                else ""
+            )
             self.line(f"{head}  {words(event)}{others}")
 
     def line(self, text: str) -> None:
@@ -56,27 +70,46 @@ class Display:
 def heads(names: Sequence[str]) -> list[str]:
     """How the lines of each run begin: its number, and its name."""
     width = len(str(len(names)))
-    return [f"[{number:>{width}}/{len(names)}] {name}" for number, name in enumerate(names, 1)]
+    return [
+        f"[{number:>{width}}/{len(names)}] {name}"
+        for number, name in enumerate(names, 1)
+    ]
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
-    """The last event of a run's training; empty where there is none, or none that can be shown."""
+    """The last event of a run's training; empty where there is none, or none that can
+    be shown."""
     try:
-        event = dict(json.loads(read_regular(run_folder(output, run_id) / "progress.json", 2**20)))
+        event = dict(
+            json.loads(
+                read_regular(run_folder(output, run_id) / "progress.json", 2**20)
+            )
+        )
         words(event)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ):
         return {}
     return event if "phase" in event else {}
 
 
 def words(event: Event) -> str:
-    """An event: where the run stands and the time that is left, then its loss and metric, and its pace."""
+    """An event: where the run stands and the time that is left, then its loss and
+    metric, and its pace."""
     phase, left = event.get("phase", "starting"), event.get("seconds_left")
     parts = [phase if phase != "training" else ""]
     if "of" in event:
         parts[0] += f" {event['done']}/{event['of']}"
     if "steps" in event:
-        parts += [f"epoch {event['epoch']}/{event['epochs']}", f"step {event['step']}/{event['steps']}"]
+        parts += [
+            f"epoch {event['epoch']}/{event['epochs']}",
+            f"step {event['step']}/{event['steps']}",
+        ]
         parts += [f"loss {event['loss']:.3f}"]
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
@@ -84,9 +117,18 @@ def words(event: Event) -> str:
             parts.append(f"dev {metric.name} {now} (best {best})")
         parts.append(f"{event['pace']:.{event['pace'] < 10:d}f} {event['unit']}/s")
     if left is not None:
-        texts = f" and {event['texts']} texts" if event.get("texts") and "of" not in event else ""
-        parts.insert(2, f"left: {duration(left)}{texts}")  # 80 columns end before the pace
-    parts += [f"on {event['host']}"] if event.get("host", gethostname()) != gethostname() else []
+        texts = (
+            f" and {event['texts']} texts"
+            if event.get("texts") and "of" not in event
+            else ""
+        )
+        # 80 columns end before the pace
+        parts.insert(2, f"left: {duration(left)}{texts}")
+    parts += (
+        [f"on {event['host']}"]
+        if event.get("host", gethostname()) != gethostname()
+        else []
+    )
     return "  ".join(filter(None, parts))
 
 
@@ -96,10 +138,23 @@ def result_words(record: Record) -> str:
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
     keep, metric = record["config"]["keep"], Metric.of_record(record)
-    kept = ("best", "last") if keep == "both" else (kept_epoch(keep, result["reported"]),)
-    mark = " (kept)" if keep != "none" else " (predictions kept)" if record["parameters"]["head"] else ""
-    best, last = (metric.text(result[which]) + mark * (which in kept) for which in ("best", "last"))
-    words = f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
+    kept = (
+        ("best", "last") if keep == "both" else (kept_epoch(keep, result["reported"]),)
+    )
+    mark = (
+        " (kept)"
+        if keep != "none"
+        else " (predictions kept)"
+        if record["parameters"]["head"]
+        else ""
+    )
+    best, last = (
+        metric.text(result[which]) + mark * (which in kept)
+        for which in ("best", "last")
+    )
+    words = (
+        f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
+    )
     if (share := one_class(record)) is not None:
         words += f", predicts one class{f' ({share})' if share else ''}"
     if key := number_of_texts(record):

@@ -1,5 +1,6 @@
-"""Workers that Slurm and Ray start, watch, requeue and retry. A worker does the runs of a sweep that nobody
-else does, one after another, as a command does on its own machine; so it imports torch once."""
+"""Workers that Slurm and Ray start, watch, requeue and retry. A worker does the runs of
+a sweep that nobody else does, one after another, as a command does on its own machine;
+so it imports torch once."""
 
 import contextlib
 import copy
@@ -28,43 +29,71 @@ GENERAL = ("timeout_min", "nodes", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 def launched(sweep: Sweep, launcher: Launcher) -> None:
     """Has workers do the runs, and shows what they do."""
-    folder, pending = (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(), sweep.pending
+    folder, pending = (
+        (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(),
+        sweep.pending,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     count = min(launcher.executors or WORKERS, len(pending))
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
         work = Work(sweep, folder, count)
-        with on_slurm(launcher, work) if launcher.name == "slurm" else on_ray(launcher, work) as alive:
-            sweep.display.line(f"{plural(count, 'worker')} of {folder.name}. Logs: {folder}")
-            sweep.go(Places(), others=lambda: bool(alive()) or any(job.lock.is_held() for job in pending))
+        with (
+            on_slurm(launcher, work)
+            if launcher.name == "slurm"
+            else on_ray(launcher, work) as alive
+        ):
+            sweep.display.line(
+                f"{plural(count, 'worker')} of {folder.name}. Logs: {folder}"
+            )
+            sweep.go(
+                Places(),
+                others=lambda: (
+                    bool(alive()) or any(job.lock.is_held() for job in pending)
+                ),
+            )
     for job in [] if sweep.signal else [*pending]:
-        sweep.finish(job, 0.0, f"its workers have ended, see {folder}. The same command goes on")
+        sweep.finish(
+            job, 0.0, f"its workers have ended, see {folder}. The same command goes on"
+        )
 
 
 @contextlib.contextmanager
 def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
-    """Submits an array of Slurm jobs, through submitit, unless those of an earlier command are there. Gives a
-    function that counts them. Jobs go on without this command. Raises UserError where Slurm refuses."""
+    """Submits an array of Slurm jobs, through submitit, unless those of an earlier
+    command are there. Gives a function that counts them. Jobs go on without this
+    command. Raises UserError where Slurm refuses."""
     import submitit
 
     name, jobs = work.folder.name, 0
     given = {**(slurm.model_extra or {})}
-    limit = {"slurm_max_num_timeout": given.pop("max_num_timeout", 1000)}  # as in conf/launcher/slurm.yaml
-    given = {key if key in GENERAL else f"slurm_{key}": value for key, value in given.items()}
+    # as in conf/launcher/slurm.yaml
+    limit = {"slurm_max_num_timeout": given.pop("max_num_timeout", 1000)}
+    given = {
+        key if key in GENERAL else f"slurm_{key}": value for key, value in given.items()
+    }
 
     def alive() -> int:
         nonlocal jobs
-        # sacct misses killed jobs on a cluster without accounting. Without an answer now, the last one stays
+        # sacct misses killed jobs on a cluster without accounting. Without an answer
+        # now, the last one stays
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            jobs = len(_output("squeue", "--noheader", "--array", f"--name={name}", "--format=%T").split())
+            jobs = len(
+                _output(
+                    "squeue", "--noheader", "--array", f"--name={name}", "--format=%T"
+                ).split()
+            )
         return jobs
 
     if not alive():
         os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]  # which sbatch passes on
         try:
-            executor = submitit.AutoExecutor(work.folder / "submitit" / "%j", cluster="slurm", **limit)
+            executor = submitit.AutoExecutor(
+                work.folder / "submitit" / "%j", cluster="slurm", **limit
+            )
             executor.update_parameters(name=name, tasks_per_node=1, **given)
-            with contextlib.redirect_stderr(io.StringIO()):  # sbatch's message is in the error below
+            # sbatch's message is in the error below
+            with contextlib.redirect_stderr(io.StringIO()):
                 executor.map_array(work, range(work.workers))
         except Exception as error:
             raise UserError(f"Slurm takes no job: {_last_line(error)}") from None
@@ -82,12 +111,17 @@ def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def on_ray(settings: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
-    """Starts Ray's workers, on a cluster that `init` names, or here; they end with this command. Gives a
-    function that counts them. Raises UserError where one fails, or Ray refuses."""
+    """Starts Ray's workers, on a cluster that `init` names, or here; they end with this
+    command. Gives a function that counts them. Raises UserError where one fails, or Ray
+    refuses."""
     import ray
 
     # Nothing passes through Ray's store, so a Ray of our own gets the smallest one
-    store = {} if (settings.init or {}).get("address") else {"object_store_memory": 75 * 2**20}
+    store = (
+        {}
+        if (settings.init or {}).get("address")
+        else {"object_store_memory": 75 * 2**20}
+    )
     path = {"runtime_env": {"env_vars": {"PYTHONPATH": environment()["PYTHONPATH"]}}}
     try:
         ray.init(**store | path | (settings.init or {}))
@@ -99,7 +133,9 @@ def on_ray(settings: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
     def alive(seconds: float = 0) -> int:
         nonlocal workers
         if workers:
-            ended, workers = ray.wait(workers, num_returns=len(workers), timeout=seconds)
+            ended, workers = ray.wait(
+                workers, num_returns=len(workers), timeout=seconds
+            )
             ray.get(ended)
         return len(workers)
 
@@ -115,21 +151,34 @@ def on_ray(settings: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
 class Work:
     """A worker: the function of Slurm's jobs and Ray's tasks.
 
-    workers: how many there are. A run has as many threads everywhere: as OMP_NUM_THREADS said where the
-    command was given, or as torch chooses for the cores that it sees."""
+    workers: how many there are. A run has as many threads everywhere: as
+    OMP_NUM_THREADS said where the command was given, or as torch chooses for the cores
+    that it sees."""
 
     def __init__(self, sweep: Sweep, folder: Path, workers: int) -> None:
-        self.of, self.folder, self.workers, self.place = sweep, folder, workers, os.getcwd()
+        self.of, self.folder, self.workers, self.place = (
+            sweep,
+            folder,
+            workers,
+            os.getcwd(),
+        )
         self.threads = os.environ.get("OMP_NUM_THREADS")
 
     def __call__(self, number: int) -> int:
-        """Does the runs that no other worker does, from another on by its number; returns the exit code."""
+        """Does the runs that no other worker does, from another on by its number;
+        returns the exit code."""
         os.chdir(self.place)
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         os.environ |= {"OMP_NUM_THREADS": self.threads} if self.threads else {}
-        submitits, first = signal.getsignal(signal.SIGUSR2), number * len(self.of.jobs) // self.workers
-        # Copies: a job that goes back into the queue is pickled, and no process of a run can be
-        jobs = [copy.copy(job) for job in (*self.of.jobs[first:], *self.of.jobs[:first])]
+        submitits, first = (
+            signal.getsignal(signal.SIGUSR2),
+            number * len(self.of.jobs) // self.workers,
+        )
+        # Copies: a job that goes back into the queue is pickled, and no process of a
+        # run can be
+        jobs = [
+            copy.copy(job) for job in (*self.of.jobs[first:], *self.of.jobs[:first])
+        ]
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
@@ -140,7 +189,8 @@ class Work:
         return sweep.exit_code
 
     def checkpoint(self, number: int) -> Any:
-        """The job that submitit puts into the queue when this one's time is over: the same."""
+        """The job that submitit puts into the queue when this one's time is over: the
+        same."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, number)
@@ -153,19 +203,25 @@ def check_launcher(launcher: Launcher) -> None:
     if launcher.name == "slurm":
         try:
             _output("squeue", "--noheader")
-        except (OSError, subprocess.SubprocessError) as error:  # no squeue, or no answer
+        except (OSError, subprocess.SubprocessError) as error:
+            # no squeue, or no answer
             why = _last_line(getattr(error, "stderr", None) or str(error))
-            raise UserError(f"launcher=slurm: no Slurm here ({why}). Log in where sbatch works") from None
+            raise UserError(
+                f"launcher=slurm: no Slurm here ({why}). Log in where sbatch works"
+            ) from None
 
 
 def environment() -> dict[str, str]:
-    """The environment variables of another process of this project, with the project on Python's path."""
+    """The environment variables of another process of this project, with the project on
+    Python's path."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path}
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def _last_line(error: Exception | str) -> str:

@@ -1,8 +1,10 @@
-"""The runs of a command: how each ends, and the processes that do them on this machine, as many at once as
-there are places. One function counts and shows each end, whoever did the run.
+"""The runs of a command: how each ends, and the processes that do them on this machine,
+as many at once as there are places. One function counts and shows each end, whoever did
+the run.
 
-A process takes its run's lock and trains, once: another try is another process. It is forked from a server
-that has imported torch: a run starts in a fraction of a second, and leaves no state to the next one."""
+A process takes its run's lock and trains, once: another try is another process. It is
+forked from a server that has imported torch: a run starts in a fraction of a second,
+and leaves no state to the next one."""
 
 import contextlib
 import multiprocessing
@@ -19,14 +21,33 @@ from runs import gpus
 from runs.errors import Stop, UserError
 from runs.fork_server import STOPPING, end_with_parent, handling
 from runs.provenance import differs
-from runs.record import FINISHED, Record, finished_record, hash_of, read_record, record_path, run_folder
+from runs.record import (
+    FINISHED,
+    Record,
+    finished_record,
+    hash_of,
+    read_record,
+    record_path,
+    run_folder,
+)
 from runs.record.text import duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock
 from runs.sweep.display import Display, read_progress, result_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
-from runs.training.train import BUSY, FAILED, KILLED, NO_ROOM, ROOM, SMALLER, End, cause_of, do, no_room
+from runs.training.train import (
+    BUSY,
+    FAILED,
+    KILLED,
+    NO_ROOM,
+    ROOM,
+    SMALLER,
+    End,
+    cause_of,
+    do,
+    no_room,
+)
 
 #: How often a run is tried again, unless it has saved more in between.
 RETRIES = 3
@@ -35,16 +56,26 @@ GRACE = 60
 
 
 class Job:
-    """A run of a sweep, and its process. head: how its lines begin, with its number and what tells it from
-    the others. record, log: paths. saved, tries: what a process of it that failed had saved, and those that
-    have failed since: the error of a full disk, "" of another end. before: the attempt whose failed record is
-    from before the command. ready: what multiprocessing.connection.wait waits for."""
+    """A run of a sweep, and its process. head: how its lines begin, with its number and
+    what tells it from the others. record, log: paths. saved, tries: what a process of
+    it that failed had saved, and those that have failed since: the error of a full
+    disk, "" of another end. before: the attempt whose failed record is from before the
+    command. ready: what multiprocessing.connection.wait waits for."""
 
     before: str | None = None
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
-        self.head, self.run, self.id, self.output = head, run, run_id, str(run.config["output"])
-        self.record, self.saved, self.tries = record_path(self.output, run_id), list[Any](), list[str]()
+        self.head, self.run, self.id, self.output = (
+            head,
+            run,
+            run_id,
+            str(run.config["output"]),
+        )
+        self.record, self.saved, self.tries = (
+            record_path(self.output, run_id),
+            list[Any](),
+            list[str](),
+        )
         self.log = str(run_folder(self.output, run_id) / "log.txt")
 
     @property
@@ -52,14 +83,18 @@ class Job:
         """The lock that its process takes."""
         return run_lock(self.output, self.id)
 
-    def start(self, gpu: tuple[str, Lock] | None, tracking: Tracking, alone: bool) -> None:
-        """Starts its process. gpu: a GPU, if any, and its lock. alone: a user's mistake leaves no record."""
+    def start(
+        self, gpu: tuple[str, Lock] | None, tracking: Tracking, alone: bool
+    ) -> None:
+        """Starts its process. gpu: a GPU, if any, and its lock. alone: a user's mistake
+        leaves no record."""
         self.gpu, self.since = gpu, time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         work = (self.run, self.id, self.tries, gpu and gpu[0], tracking, alone, sender)
         self.child: Any = context.Process(target=_child, args=work, daemon=True)
-        with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):  # the server was killed now
+        # the server was killed now
+        with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
             self.child.start()
 
     def signal(self, number: int) -> None:
@@ -77,14 +112,16 @@ class Job:
         if self.gpu:
             self.gpu[1].release()
         code = self.child.exitcode
-        killed = code in (-signal.SIGKILL, 255, None)  # 255: the server has ended, too. None: before it began
+        # 255: the server has ended, too. None: before it began
+        killed = code in (-signal.SIGKILL, 255, None)
         why = "was killed (out of memory?)" if killed else f"ended with code {code}"
         return end or (KILLED, f"the process {why}")
 
 
 class Places(NamedTuple):
-    """total: how many runs this machine does at once. gpus: of which each run takes one, unless `share` runs
-    have it, over all commands of this machine; none on a CPU, or where a scheduler has chosen."""
+    """total: how many runs this machine does at once. gpus: of which each run takes
+    one, unless `share` runs have it, over all commands of this machine; none on a CPU,
+    or where a scheduler has chosen."""
 
     total: int = 0
     gpus: Sequence[str] = ()
@@ -94,15 +131,25 @@ class Places(NamedTuple):
 def places(device: str, share: int, every: bool) -> Places:
     """The places for runs with this `device=`; only one unless every."""
     names = gpus.devices(device)
-    return Places(len(names) * share if every else 1, () if {"cpu", "mps"} & set(names) else names, share)
+    return Places(
+        len(names) * share if every else 1,
+        () if {"cpu", "mps"} & set(names) else names,
+        share,
+    )
 
 
 class Sweep:
-    """The runs of one command, which it does in processes of their own, and how they have ended. Paths begin
-    at the command's folder. diverged, failed: with the error."""
+    """The runs of one command, which it does in processes of their own, and how they
+    have ended. Paths begin at the command's folder. diverged, failed: with the
+    error."""
 
     def __init__(self, jobs: list[Job], tracking: Tracking) -> None:
-        self.jobs, self.tracking, self.pending, self.display = jobs, tracking, [*jobs], Display()
+        self.jobs, self.tracking, self.pending, self.display = (
+            jobs,
+            tracking,
+            [*jobs],
+            Display(),
+        )
         self.done, self.skipped, self.places, self.running = 0, 0, Places(), list[Job]()
         self.diverged, self.failed = list[tuple[Job, str]](), list[tuple[Job, str]]()
         self.signal = 0  # the one that asked for an end
@@ -112,13 +159,18 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """143 where the command was interrupted, 1 where a run failed. One that diverged is a result."""
+        """143 where the command was interrupted, 1 where a run failed. One that
+        diverged is a result."""
         return 143 if self.signal else 1 if self.failed else 0
 
     @property
     def name(self) -> str:
-        """The name of the sweep and of its Slurm jobs: its preset, and a hash of its runs and folder."""
-        folder, preset = str(Path(self.jobs[0].output).resolve()), self.jobs[0].run.experiment or "runs"
+        """The name of the sweep and of its Slurm jobs: its preset, and a hash of its
+        runs and folder."""
+        folder, preset = (
+            str(Path(self.jobs[0].output).resolve()),
+            self.jobs[0].run.experiment or "runs",
+        )
         return f"{preset}-{hash_of([folder, [job.id for job in self.jobs]])[:8]}"
 
     def tracking_of(self, job: Job) -> Tracking:
@@ -126,9 +178,11 @@ class Sweep:
         return of_run(self.tracking, job.run, [other.run for other in self.jobs])
 
     def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
-        """Counts, shows and tidies up a job that has ended. Returns False without a record or an error.
+        """Counts, shows and tidies up a job that has ended. Returns False without a
+        record or an error.
 
-        seconds: it took, 0 if not known here, None if done before. error: why it wrote no record."""
+        seconds: it took, 0 if not known here, None if done before. error: why it wrote
+        no record."""
         record: Record | None = None
         try:
             record = read_record(job.record)
@@ -152,36 +206,52 @@ class Sweep:
             self.skipped += 1
             self.send_to_agent(job)
             why = differs(record, job.run)
-            line = f"already done ({line}, run {job.id}), skipped{': ' * bool(why)}{why}"
+            line = (
+                f"already done ({line}, run {job.id}), skipped{': ' * bool(why)}{why}"
+            )
         elif record["status"] == "diverged":
             self.diverged.append((job, record["error"]))
         else:
             self.done += 1
             parts = ("train", "evaluate", "decode")
-            seconds = seconds or sum(record["cost"].get(f"{part}_seconds", 0.0) for part in parts)
+            seconds = seconds or sum(
+                record["cost"].get(f"{part}_seconds", 0.0) for part in parts
+            )
             line += f"  {duration(seconds)}  run {job.id}"
         self.display.line(f"{job.head}  {line}")
         return True
 
     def send_to_agent(self, job: Job) -> None:
-        """Sends a run that this command did not do, where `wandb agent` started the command for it."""
+        """Sends a run that this command did not do, where `wandb agent` started the
+        command for it."""
         settings = self.tracking_of(job)
         if settings.agent and (record := finished_record(job.output, job.id)):
             Tracker(settings, job.run, job.id, record).finish(record)
 
-    def go(self, places: Places, alone: bool = False, others: Callable[[], bool] = lambda: True) -> None:
-        """Does runs, as many at once as there are places, until none is left that this process can do, or has
-        to wait for. alone: this is the one run of a command, in which a user's mistake is raised (UserError)
-        and leaves no record. others: whether to wait for the runs that other processes do."""
+    def go(
+        self,
+        places: Places,
+        alone: bool = False,
+        others: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Does runs, as many at once as there are places, until none is left that this
+        process can do, or has to wait for. alone: this is the one run of a command, in
+        which a user's mistake is raised (UserError) and leaves no record. others:
+        whether to wait for the runs that other processes do."""
         self.places, self.alone, self._idle = places, alone, time.monotonic()
         try:
             with handling(self._stop):
                 waits = True
-                while self.pending and not self.signal and ((on := self._start()) or waits):
+                while (
+                    self.pending
+                    and not self.signal
+                    and ((on := self._start()) or waits)
+                ):
                     waits = others()
                     self._look(1.0 if on or waits else 0.0)
                     for job in [job for job in self.pending if job not in self.running]:
-                        # Another process has done it; without places, one of this command's workers
+                        # Another process has done it; without places, one of this
+                        # command's workers
                         if self.finish(job, 0.0) and places.total:
                             self.send_to_agent(job)
         finally:
@@ -189,17 +259,25 @@ class Sweep:
             self.display.show([])
 
     def _start(self) -> bool:
-        """Starts a run for each free place. Returns whether runs are on, or wait for room on the disk."""
+        """Starts a run for each free place. Returns whether runs are on, or wait for
+        room on the disk."""
         if time.monotonic() < self._room:
             return True
         for _ in range(self.places.total - len(self.running)):
             left = [job.run for job in self.pending]
             # Another run that one starts from comes first
-            free = (job for job in self.pending if job not in self.running and job.run.start not in left)
+            free = (
+                job
+                for job in self.pending
+                if job not in self.running and job.run.start not in left
+            )
             job = next((job for job in free if not job.lock.is_held()), None)
             if job is None or self.signal:
                 break
-            gpu, names = gpus.take(self.places.gpus, self.places.share), ", ".join(self.places.gpus)
+            gpu, names = (
+                gpus.take(self.places.gpus, self.places.share),
+                ", ".join(self.places.gpus),
+            )
             if names and not gpu:
                 more = f"launcher.runs_per_device={self.places.share + 1} shares them"
                 told = f"every device here is in use ({names}): waiting for one. {more}"
@@ -218,21 +296,31 @@ class Sweep:
             self.running.remove(job)
             self._ended(job)
         pending, on = self.pending, self.running
-        if on := on if self.places.total else [job for job in pending if job.lock.is_held()]:
+        if (
+            on := on
+            if self.places.total
+            else [job for job in pending if job.lock.is_held()]
+        ):
             self._idle = time.monotonic()
             shown = [(job.head, read_progress(job.output, job.id)) for job in on]
             self.display.show(shown, len(pending))
         elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
             self._idle, holder = float("inf"), pending[0].lock.holder()
-            self.display.line(f"{pending[0].head}  is being done by {holder}: waiting for it")
+            self.display.line(
+                f"{pending[0].head}  is being done by {holder}: waiting for it"
+            )
 
     def _ended(self, job: Job) -> None:
-        """Finishes a run whose process has ended, or leaves it pending for another try."""
+        """Finishes a run whose process has ended, or leaves it pending for another
+        try."""
         how, error = job.ended()
         if how == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
-        finished = self.finish(job, time.monotonic() - job.since, error if how == FAILED else "")
-        if finished and how == BUSY:  # another process did it, while this one was to begin
+        finished = self.finish(
+            job, time.monotonic() - job.since, error if how == FAILED else ""
+        )
+        # another process did it, while this one was to begin
+        if finished and how == BUSY:
             self.send_to_agent(job)
         if finished or how not in (KILLED, NO_ROOM, SMALLER) or self.signal:
             return
@@ -244,9 +332,12 @@ class Sweep:
             pause = ROOM[len(job.tries) - 1]
             self._room = self._idle = time.monotonic() + pause
             when = f" in {duration(pause)}"
-        self.display.line(f"{job.head}  {error}: {f'tried again{when}' if again else 'given up'}")
+        self.display.line(
+            f"{job.head}  {error}: {f'tried again{when}' if again else 'given up'}"
+        )
         if not again and lock.take():
-            with contextlib.suppress(OSError):  # a full disk: it is tried again after all
+            # a full disk: it is tried again after all
+            with contextlib.suppress(OSError):
                 Attempt(job.output, job.id).fail(job.run, error)
             lock.release()
 
@@ -256,13 +347,19 @@ class Sweep:
             job.signal(signal.SIGTERM)
 
     def _end(self) -> None:
-        """Ends the processes that are on, which may save first. A second Ctrl-C ends them at once."""
+        """Ends the processes that are on, which may save first. A second Ctrl-C ends
+        them at once."""
         end = time.monotonic() + GRACE
         if self.running and not self.signal:
-            print("\nsaving checkpoints. Ctrl-C again does not wait for them", file=sys.stderr, flush=True)
+            print(
+                "\nsaving checkpoints. Ctrl-C again does not wait for them",
+                file=sys.stderr,
+                flush=True,
+            )
         try:
             while self.running and time.monotonic() < end:
-                self._stop(self.signal)  # again, for a process that had not set its handler yet
+                # again, for a process that had not set its handler yet
+                self._stop(self.signal)
                 self._look(1.0)
         finally:
             for job in self.running:
@@ -273,11 +370,19 @@ class Sweep:
 
 
 def _child(
-    run: Run, run_id: str, tries: list[str], gpu: str | None, tracking: Tracking, alone: bool, sender: Any
+    run: Run,
+    run_id: str,
+    tries: list[str],
+    gpu: str | None,
+    tracking: Tracking,
+    alone: bool,
+    sender: Any,
 ) -> None:
-    """The main function of a run's process. Its output goes into the run's log. It sends how it has ended."""
+    """The main function of a run's process. Its output goes into the run's log. It
+    sends how it has ended."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and ends this process
+    # the command handles Ctrl-C, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop, lock = Stop(), run_lock(run.config["output"], run_id)
     for number in STOPPING:
         signal.signal(number, stop.ask)
@@ -300,4 +405,7 @@ def _log_into(run: Run, run_id: str) -> None:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}", flush=True)
+    print(
+        f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}",
+        flush=True,
+    )

@@ -1,4 +1,5 @@
-"""A run's task, model, method and device: enough to evaluate, decode, export. The loop adds an optimizer."""
+"""A run's task, model, method and device: enough to evaluate, decode, export. The loop
+adds an optimizer."""
 
 import math
 import os
@@ -11,7 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    gather_object,
+)
 from torch import Tensor, nn
 
 import tasks
@@ -33,7 +38,8 @@ DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Context:
     """A run's task, model, method, accelerator and folder.
 
-    raw_model: the adapted model on the device, not wrapped. report: called with the events to be shown."""
+    raw_model: the adapted model on the device, not wrapped. report: called with the
+    events to be shown."""
 
     tracker: Tracker | None = None
 
@@ -46,17 +52,23 @@ class Context:
         folder: Path | None = None,
         task: tasks.Task | None = None,
     ) -> None:
-        """start: fill the adapter from the run or file that init_from names. folder: for the files that are
-        written; by default the run's. task: in place of the run's, for other rows."""
+        """start: fill the adapter from the run or file that init_from names. folder:
+        for the files that are written; by default the run's. task: in place of the
+        run's, for other rows."""
         self.run, self.run_id, self.report, self.stop = run, run_id, report, Stop()
         self.config, self.settings = run.config, run.config["train"]
         self.folder = folder or run_folder(self.config["output"], run_id)
         self.accelerator = make_accelerator(run)
-        if self.accelerator.device.type == "cuda":  # a process may do one run after another
+        # a process may do one run after another
+        if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
-        self.task, self.raw_model, self.method = build(run, self.accelerator.device, start, task)
-        self.metric = Metric(self.task.metric, self.task.higher_is_better, self.task.scale)
+        self.task, self.raw_model, self.method = build(
+            run, self.accelerator.device, start, task
+        )
+        self.metric = Metric(
+            self.task.metric, self.task.higher_is_better, self.task.scale
+        )
         self.raw_model.to(self.accelerator.device)
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
@@ -65,7 +77,8 @@ class Context:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, Any]:
-        """Mean loss and outputs (rows, ...) of the dev rows, in their order; processes share the work."""
+        """Mean loss and outputs (rows, ...) of the dev rows, in their order; processes
+        share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
@@ -73,27 +86,37 @@ class Context:
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         loss_sum, outputs = 0.0, dict[int, Any]()
         with vera.unchanged(self.raw_model), self.accelerator.autocast():
-            for rows in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            for rows in parts[
+                self.accelerator.process_index :: self.accelerator.num_processes
+            ]:
                 self.stop.check()
-                loss, answers = self.task.answers(self.raw_model, self.batch("dev", rows))
+                loss, answers = self.task.answers(
+                    self.raw_model, self.batch("dev", rows)
+                )
                 loss_sum += loss * self.task.weight("dev", rows)
                 outputs |= dict(zip(rows, answers, strict=True))
-        everything = dict(pair for share in gather_object([list(outputs.items())]) for pair in share)
+        everything = dict(
+            pair for share in gather_object([list(outputs.items())]) for pair in share
+        )
         answers = np.stack([everything[row] for row in range(len(lengths))])
         whole = self.task.weight("dev", range(len(lengths)))
         return sum(gather_object([loss_sum])) / whole, answers
 
     @property
     def best_file(self) -> Path:
-        """The best epoch's adapter: beside the last one's (keep=both), or for decoding, in full precision."""
+        """The best epoch's adapter: beside the last one's (keep=both), or for decoding,
+        in full precision."""
         return self.folder / "adapter_best.safetensors"
 
     def score(self) -> float:
         """The metric of the model's current values."""
-        return self.task.score(self.task.predict(self.evaluate()[1]), self.task.labels("dev"))
+        return self.task.score(
+            self.task.predict(self.evaluate()[1]), self.task.labels("dev")
+        )
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter's values, and the head's beside. precision: by default adapter_precision."""
+        """Writes the adapter's values, and the head's beside. precision: by default
+        adapter_precision."""
         if not self.accelerator.is_main_process:
             return
         if self.method.adapter_parameters(self.raw_model):
@@ -101,30 +124,47 @@ class Context:
             vera.save(self.raw_model, self.method, adapter, dtype)
         if self.task.num_labels:
             head = self.folder / "head.safetensors"
-            vera.save_head(self.raw_model, head, getattr(self.task, "classes", None), self.task.scaling)
+            vera.save_head(
+                self.raw_model,
+                head,
+                getattr(self.task, "classes", None),
+                self.task.scaling,
+            )
 
     def write_predictions(self, outputs: Any) -> None:
-        """Writes what the outputs of the dev rows predict (runs/predictions.py); nothing without a head."""
+        """Writes what the outputs of the dev rows predict (runs/predictions.py);
+        nothing without a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
-            rows = predictions.table(self.task, self.task.about("dev"), outputs, self.task.labels("dev"))
+            rows = predictions.table(
+                self.task, self.task.about("dev"), outputs, self.task.labels("dev")
+            )
             predictions.write(self.folder / predictions.NAME, rows)
 
     def text_loss(self) -> float | None:
-        """The model's cross-entropy on the task's fixed text (tasks/forgetting.py) now, in nats a token; None
-        where it is not finite."""
+        """The model's cross-entropy on the task's fixed text (tasks/forgetting.py) now,
+        in nats a token; None where it is not finite."""
         self.report({"phase": "reading the fixed text"})
         self.raw_model.eval()
-        with torch.no_grad(), vera.unchanged(self.raw_model), self.accelerator.autocast():
+        with (
+            torch.no_grad(),
+            vera.unchanged(self.raw_model),
+            self.accelerator.autocast(),
+        ):
             loss = float(self.task.fixed_text.loss(self.raw_model))
         return loss if math.isfinite(loss) else None
 
     def base_text_loss(self) -> float | None:
-        """The same of the base model: with the adapter switched off. Values that a method trains in place are
-        not switched off, so that it is measured before they train. None for a task without such a text."""
+        """The same of the base model: with the adapter switched off. Values that a
+        method trains in place are not switched off, so that it is measured before they
+        train. None for a task without such a text."""
         if not self.task.fixed_text:
             return None
-        # peft's switch also takes the gradients away, and gives them back to all adapters
-        flags = [(parameter, parameter.requires_grad) for parameter in self.raw_model.parameters()]
+        # peft's switch also takes the gradients away, and gives them back to all
+        # adapters
+        flags = [
+            (parameter, parameter.requires_grad)
+            for parameter in self.raw_model.parameters()
+        ]
         vera.disable(self.raw_model)
         try:
             return self.text_loss()
@@ -134,44 +174,65 @@ class Context:
                 parameter.requires_grad_(flag)
 
     def forgotten(self, before: float | None) -> dict[str, Any]:
-        """The record's `forgetting`, with the model's values of now. before: of `base_text_loss`. Empty for
-        a task without such a text."""
+        """The record's `forgetting`, with the model's values of now. before: of
+        `base_text_loss`. Empty for a task without such a text."""
         if not self.task.fixed_text:
             return {}
-        found = {**self.task.fixed_text.about(), "before": before, "after": self.text_loss()}
+        found = {
+            **self.task.fixed_text.about(),
+            "before": before,
+            "after": self.text_loss(),
+        }
         after, change = found["after"], "not a finite number"
         if before is not None and after is not None:
             change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
-        print(f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}", flush=True)
+        print(
+            f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}",
+            flush=True,
+        )
         return found
 
 
-def on_device(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Tensor]:
-    """A batch's arrays as tensors. To a GPU they travel from page-locked memory, while the host goes on."""
+def on_device(
+    arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device
+) -> dict[str, Tensor]:
+    """A batch's arrays as tensors. To a GPU they travel from page-locked memory, while
+    the host goes on."""
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     if device.type != "cuda":
         return {key: tensor.to(device) for key, tensor in tensors.items()}
-    return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in tensors.items()}
+    return {
+        key: tensor.pin_memory().to(device, non_blocking=True)
+        for key, tensor in tensors.items()
+    }
 
 
 # --- how it is built
 
 
 def make_accelerator(run: Run) -> Accelerator:
-    """Device, precision and data parallel of a run. Raises UserError for a device that is not available."""
+    """Device, precision and data parallel of a run. Raises UserError for a device that
+    is not available."""
     device, precision = run.config["device"], run.config["train"]["precision"]
     on_gpu = check_usable(device)
     if precision == "tf32" and not on_gpu:
-        raise UserError("train.precision=tf32: only a GPU computes so. Here it would be fp32")
+        raise UserError(
+            "train.precision=tf32: only a GPU computes so. Here it would be fp32"
+        )
     on_cpu = device == "cpu" or not (on_gpu or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
-        raise UserError("train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both")
-    # Accelerate's settings hold for the whole process; a run before may have had others.
+        raise UserError(
+            "train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both"
+        )
+    # Accelerate's settings hold for the whole process; a run before may have had
+    # others.
     AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
-    # AdapterDrop leaves other adapters without a gradient in each batch.
-    # What is frozen, A and B included, is the same on every process: nothing of it has to travel.
+    # AdapterDrop leaves other adapters without a gradient in each batch. What is
+    # frozen, A and B included, is the same on every process: nothing of it has to
+    # travel.
     parallel = DistributedDataParallelKwargs(
-        find_unused_parameters=bool(run.method.get("drop_per_batch")), broadcast_buffers=False
+        find_unused_parameters=bool(run.method.get("drop_per_batch")),
+        broadcast_buffers=False,
     )
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision),
@@ -187,11 +248,13 @@ def make_accelerator(run: Run) -> Accelerator:
 def build(
     run: Run, device: torch.device, start: bool = True, task: tasks.Task | None = None
 ) -> tuple[tasks.Task, Any, vera.Method]:
-    """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its method.
+    """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its
+    method.
 
-    Seeds all generators first: the initial values of the head and of LoRA come from the seed (transformers
-    issue 11965). start: fill the adapter from the run or file that init_from names. Without it, for the files
-    of a finished run, another seed draws the values, so that what the files lack does not come back."""
+    Seeds all generators first: the initial values of the head and of LoRA come from the
+    seed (transformers issue 11965). start: fill the adapter from the run or file that
+    init_from names. Without it, for the files of a finished run, another seed draws the
+    values, so that what the files lack does not come back."""
     config = run.config
     method = make_method(run.method)
     task = task or tasks.load(config["task"])
@@ -201,8 +264,12 @@ def build(
     if config["model"]["modality"] == "image":
         task.prepare(tokenizer, 0)
     else:
-        positions = getattr(model.config, "max_position_embeddings", 512) - _first_position(model)
-        length = min(config["train"]["max_length"], positions, tokenizer.model_max_length)
+        positions = getattr(
+            model.config, "max_position_embeddings", 512
+        ) - _first_position(model)
+        length = min(
+            config["train"]["max_length"], positions, tokenizer.model_max_length
+        )
         task.prepare(tokenizer, length, positions)
     if task.scaling:
         vera.output_layer(model)  # whose bias takes the mean
@@ -215,23 +282,35 @@ def build(
 
 
 def load_base(
-    config: Mapping[str, Any], device: torch.device, seed: int, num_labels: int = 0, problem: str = ""
+    config: Mapping[str, Any],
+    device: torch.device,
+    seed: int,
+    num_labels: int = 0,
+    problem: str = "",
 ) -> tuple[Any, Any]:
-    """A configuration's model before a method adapts it (on the CPU, or in 4 bit on `device`), and its
-    tokenizer or image preprocessing. seed: of all generators, as it is loaded."""
+    """A configuration's model before a method adapts it (on the CPU, or in 4 bit on
+    `device`), and its tokenizer or image preprocessing. seed: of all generators, as it
+    is loaded."""
     of = config["model"]
     folder = models.fetch(of)
     models.check_memory(folder, config, device)
     seed_everything(seed)
-    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config["train"]["precision"], torch.float32)
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        config["train"]["precision"], torch.float32
+    )
     quantise = compute if of.get("quantise") else None
     settings = of.get("settings")
-    return models.load(folder, num_labels, problem, settings, of["modality"], quantise, device)
+    return models.load(
+        folder, num_labels, problem, settings, of["modality"], quantise, device
+    )
 
 
 def _first_position(model: Any) -> int:
-    """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the padding index."""
-    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the
+    padding index."""
+    tables = [
+        m for name, m in model.named_modules() if name.endswith("position_embeddings")
+    ]
     padding = getattr(tables[0], "padding_idx", None) if tables else None
     return 0 if padding is None else padding + 1
 
@@ -245,37 +324,48 @@ def seed_everything(seed: int) -> None:
 
 def seed_process(seed: int, step: int, process: int) -> None:
     """Seeds torch's generators in one of several processes, for a step."""
-    (state,) = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)
+    (state,) = np.random.SeedSequence([seed, step, process]).generate_state(
+        1, np.uint64
+    )
     torch.manual_seed(int(state >> 1))
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
-    """Makes the model recompute activations in the backward pass. Raises UserError where it cannot."""
+    """Makes the model recompute activations in the backward pass. Raises UserError
+    where it cannot."""
     # Before transformers 5.24 it has the second name
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
     try:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
     except (ValueError, AttributeError):
         kind = type(model).__name__
-        raise UserError(f"gradient_checkpointing=true: a {kind} cannot do that, set it to false") from None
+        raise UserError(
+            f"gradient_checkpointing=true: a {kind} cannot do that, set it to false"
+        ) from None
 
 
-#: A method that trains a larger share of the model is no small adapter, and its record says so.
+#: A method that trains a larger share of the model is no small adapter, and its record
+#: says so.
 LARGE_SHARE = 0.05
 
 
 def count(model: nn.Module) -> int:
     """A model's parameters; in 4 bit, a byte holds two."""
-    return sum(p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters())
+    return sum(
+        p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters()
+    )
 
 
 def large_share(method: vera.Method, model: nn.Module) -> list[str]:
-    """A sentence where a method other than full fine-tuning trains much of the model (without its head)."""
+    """A sentence where a method other than full fine-tuning trains much of the model
+    (without its head)."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
     share = trained / count(model)
     if method.kind == "full" or share <= LARGE_SHARE:
         return []
-    return [f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"]
+    return [
+        f"trains {100 * share:.1f}% of the model's parameters ({trained:,}), as no small adapter does"
+    ]
 
 
 # --- torch's flags, which hold for the whole process
@@ -288,34 +378,47 @@ ALLOCATES = ("AdaLoraConfig", "AdamssConfig")
 def set_flags(run: Run, device: torch.device) -> None:
     """Sets them for a run.
 
-    fp32 is float32 in convolutions, too, where torch's default is TF32 (10 bits of mantissa instead of 23).
-    Strict determinism: an operation without a deterministic kernel is an error. Where torch merely warns, it
-    also leaves attention's gradient to kernels that add in any order."""
+    fp32 is float32 in convolutions, too, where torch's default is TF32 (10 bits of
+    mantissa instead of 23). Strict determinism: an operation without a deterministic
+    kernel is an error. Where torch merely warns, it also leaves attention's gradient to
+    kernels that add in any order."""
     precision = run.config["train"]["precision"]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        precision == "tf32"
+    )
     torch.backends.cudnn.benchmark = False
     # use_deterministic_algorithms does the same, and imports the compiler: 2 s
-    torch.set_deterministic_debug_mode("warn" if not_deterministic(run, device) else "error")
+    torch.set_deterministic_debug_mode(
+        "warn" if not_deterministic(run, device) else "error"
+    )
     # A debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def not_deterministic(run: Run, device: torch.device) -> list[str]:
-    """Notes on what a run computes without a deterministic kernel; empty where it has one for everything."""
+    """Notes on what a run computes without a deterministic kernel; empty where it has
+    one for everything."""
     if device.type != "cuda":
         return []
-    reasons, kind = [], models.architecture_of(run.config["model"]).get("model_type", "")
+    reasons, kind = (
+        [],
+        models.architecture_of(run.config["model"]).get("model_type", ""),
+    )
     if run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
-    # For another image size than the model's own; DINOv2's table is of larger images than its usual ones
+    # For another image size than the model's own; DINOv2's table is of larger images
+    # than its usual ones
     interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
     if run.method["kind"] == "full" and interpolates:
-        reasons.append("position embeddings are trained through a bicubic interpolation")
+        reasons.append(
+            "position embeddings are trained through a bicubic interpolation"
+        )
     return [f"another run may differ in the last bits: {reason}" for reason in reasons]
 
 
 def flags(device: torch.device) -> dict[str, Any]:
-    """How the process computes now, for the record. fused_attention: the kernels that attention may take."""
+    """How the process computes now, for the record. fused_attention: the kernels that
+    attention may take."""
     found = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "strict": torch.get_deterministic_debug_mode() == 2,
@@ -323,10 +426,16 @@ def flags(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return found
     cuda: Any = torch.backends.cuda
-    kernels = {"flash": "flash", "memory-efficient": "mem_efficient", "cudnn": "cudnn"}.items()
+    kernels = {
+        "flash": "flash",
+        "memory-efficient": "mem_efficient",
+        "cudnn": "cudnn",
+    }.items()
     return {
         **found,
         "tf32_matmul": cuda.matmul.allow_tf32,
         "tf32_conv": torch.backends.cudnn.allow_tf32,
-        "fused_attention": [name for name, word in kernels if getattr(cuda, f"{word}_sdp_enabled")()],
+        "fused_attention": [
+            name for name, word in kernels if getattr(cuda, f"{word}_sdp_enabled")()
+        ],
     }

@@ -1,6 +1,7 @@
 """The training loop of every model, task and method.
 
-The configuration sets the effective batch; micro-batches follow. Accelerate handles devices and precision."""
+The configuration sets the effective batch; micro-batches follow. Accelerate handles
+devices and precision."""
 
 import contextlib
 import dataclasses
@@ -16,7 +17,13 @@ from torch import Tensor
 import tasks
 import vera
 from runs.errors import Stop, StoppedError, UserError, rank
-from runs.provenance import changes, code_state, conditions, sources, write_configuration
+from runs.provenance import (
+    changes,
+    code_state,
+    conditions,
+    sources,
+    write_configuration,
+)
 from runs.record import dev_halves, kept_epoch
 from runs.run import Plan, Run, epoch_batches
 from runs.training.checkpoint import (
@@ -27,7 +34,13 @@ from runs.training.checkpoint import (
     optimizer_groups,
     set_rates,
 )
-from runs.training.context import Context, Report, large_share, not_deterministic, seed_process
+from runs.training.context import (
+    Context,
+    Report,
+    large_share,
+    not_deterministic,
+    seed_process,
+)
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.files import CHECKPOINT, Attempt
 
@@ -38,36 +51,57 @@ class Training(Context):
     # --- set up
 
     def __init__(
-        self, run: Run, run_id: str, report: Report, attempt: Attempt | None = None, stop: Stop | None = None
+        self,
+        run: Run,
+        run_id: str,
+        report: Report,
+        attempt: Attempt | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        """attempt: by default a new one. Of torchrun's processes all take the first one's."""
+        """attempt: by default a new one. Of torchrun's processes all take the first
+        one's."""
         if not rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
-        self.code = code_state() | {"sources": sources(self.method, tasks.family(self.config["task"]))}
+        self.code = code_state() | {
+            "sources": sources(self.method, tasks.family(self.config["task"]))
+        }
         self.base_loss = self.base_text_loss()  # now: a checkpoint has other values
         self.forgetting = dict[str, Any]()
-        self.parameters = {n: p for n, p in self.raw_model.named_parameters() if p.requires_grad}
-        # Adapter and head have rates of their own. No groups: nothing trains (method=none).
+        self.parameters = {
+            n: p for n, p in self.raw_model.named_parameters() if p.requires_grad
+        }
+        # Adapter and head have rates of their own. No groups: nothing trains
+        # (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
-        # Data parallel wraps what trains; the method works on raw_model, which stays as it is.
+        # Data parallel wraps what trains; the method works on raw_model, which stays as
+        # it is.
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         path, device = self.folder / CHECKPOINT, self.accelerator.device
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
-        self.lengths, dev_rows = self.task.lengths("train"), len(self.task.lengths("dev"))
-        self.plan = Plan.of(self.settings, len(self.lengths), dev_rows, trains=bool(self.groups))
+        self.lengths, dev_rows = (
+            self.task.lengths("train"),
+            len(self.task.lengths("dev")),
+        )
+        self.plan = Plan.of(
+            self.settings, len(self.lengths), dev_rows, trains=bool(self.groups)
+        )
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
-        self.notes = large_share(self.method, self.raw_model) + not_deterministic(run, device)
+        self.notes = large_share(self.method, self.raw_model) + not_deterministic(
+            run, device
+        )
         now = conditions(self.code, self.accelerator, self.config["micro_batch"])
-        self.state = State(self.config["keep"], self.config["adapter_precision"], conditions=now)
-        #: Steps whose loss has not been read: their number, loss and weight; and how many of them a GPU may
-        #: have. Several processes meet for each loss anyway.
+        self.state = State(
+            self.config["keep"], self.config["adapter_precision"], conditions=now
+        )
+        #: Steps whose loss has not been read: their number, loss and weight; and how
+        #: many of them a GPU may have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
         self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
         self.saved = time.monotonic()  # a checkpoint
@@ -75,7 +109,8 @@ class Training(Context):
     # --- the run
 
     def go(self) -> dict[str, Any] | None:
-        """Trains and evaluates; decodes texts and returns them with their scores, where the task has any."""
+        """Trains and evaluates; decodes texts and returns them with their scores, where
+        the task has any."""
         for note in self.notes:
             print(f"note: {note}", flush=True)
         # A model that cannot decode fails here, and not after hours of training.
@@ -92,23 +127,36 @@ class Training(Context):
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
-        self.forgetting = self.forgotten(self.base_loss)  # decoding ends with the best epoch's values
+        # decoding ends with the best epoch's values
+        self.forgetting = self.forgotten(self.base_loss)
         if not self.task.decodes:
             return None
         return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
 
     def _epochs(self) -> None:
-        """Trains and evaluates, epoch by epoch, from where the state stands to the end."""
-        begins = f"resumed at step {self.state.step}" if self.state.step else "first step"
-        on = self.accelerator.device.type, self.settings["precision"], torch.backends.cpu.get_cpu_capability()
-        if on == ("cpu", "bf16", "AVX2"):  # a product of matrices took 48 times as long as in float32
+        """Trains and evaluates, epoch by epoch, from where the state stands to the
+        end."""
+        begins = (
+            f"resumed at step {self.state.step}" if self.state.step else "first step"
+        )
+        on = (
+            self.accelerator.device.type,
+            self.settings["precision"],
+            torch.backends.cpu.get_cpu_capability(),
+        )
+        # a product of matrices took 48 times as long as in float32
+        if on == ("cpu", "bf16", "AVX2"):
             begins += ", slow in bf16 on this CPU"
         self.report({"phase": f"training, {begins}"})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
-            # They depend on seed and epoch alone, so a checkpoint needs nothing about batches.
-            batches = epoch_batches(self.lengths, size, self.config["data_seed"], epoch, self.task.block)
-            # What is left of the epoch. train.max_steps may end within one, evaluated like a whole one.
+            # They depend on seed and epoch alone, so a checkpoint needs nothing about
+            # batches.
+            batches = epoch_batches(
+                self.lengths, size, self.config["data_seed"], epoch, self.task.block
+            )
+            # What is left of the epoch. train.max_steps may end within one, evaluated
+            # like a whole one.
             done = self.state.step - epoch * self.plan.steps_per_epoch
             coming = batches[done : done + self.plan.total_steps - self.state.step]
             for rows in coming:
@@ -116,7 +164,10 @@ class Training(Context):
                 if self.state.status == "diverged":
                     break
                 self.stop.check()
-                if time.monotonic() - self.saved > 60 * self.config["checkpoint_minutes"]:
+                if (
+                    time.monotonic() - self.saved
+                    > 60 * self.config["checkpoint_minutes"]
+                ):
                     self._save()
             self._read_losses()
             if self.state.status == "done" and self.plan.evaluates(epoch):
@@ -131,19 +182,27 @@ class Training(Context):
             self.end_epoch()
 
     def _one_step(self, rows: list[int]) -> None:
-        """A step. A GPU is not waited for: its loss is read after the next step, which is on its way by then,
-        and a loss that is not finite ends the run a step late."""
+        """A step. A GPU is not waited for: its loss is read after the next step, which
+        is on its way by then, and a loss that is not finite ends the run a step
+        late."""
         started, state = time.monotonic(), self.state
         loss = self.step(rows)
-        state.seconds["train"] += (stepped := time.monotonic()) - started  # the report has this step
-        # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs these weights.
+        # the report has this step
+        state.seconds["train"] += (stepped := time.monotonic()) - started
+        # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs
+        # these weights.
         self.unread.append((state.step, loss, self.task.weight("train", rows)))
-        state.units += len(rows) if self.task.unit == "img" else sum(self.lengths[row] for row in rows)
+        state.units += (
+            len(rows)
+            if self.task.unit == "img"
+            else sum(self.lengths[row] for row in rows)
+        )
         self._read_losses(leave=self.behind)
         state.seconds["train"] += time.monotonic() - stepped
 
     def _read_losses(self, leave: int = 0) -> None:
-        """Adds the losses of the steps so far to the state, but for the last few, and reports progress."""
+        """Adds the losses of the steps so far to the state, but for the last few, and
+        reports progress."""
         state = self.state
         while len(self.unread) > leave and state.status == "done":
             step, loss, weight = self.unread.pop(0)
@@ -151,7 +210,9 @@ class Training(Context):
             if step == 1:
                 print("the first step is done", flush=True)
             if not math.isfinite(value):
-                state.diverge(f"loss became {value} at epoch {state.epoch + 1}, step {step}")
+                state.diverge(
+                    f"loss became {value} at epoch {state.epoch + 1}, step {step}"
+                )
                 return
             state.loss_sum += value * weight
             state.rows += weight
@@ -160,31 +221,48 @@ class Training(Context):
     # --- a step
 
     def step(self, rows: list[int]) -> Tensor:
-        """One optimizer step on an effective batch. Returns this process's share of its mean loss, ()."""
-        world, size = self.accelerator.num_processes, self.config["micro_batch"] or len(rows)
+        """One optimizer step on an effective batch. Returns this process's share of its
+        mean loss, ()."""
+        world, size = (
+            self.accelerator.num_processes,
+            self.config["micro_batch"] or len(rows),
+        )
         mine = rows[self.accelerator.process_index :: world]
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        # Or the others would wait for its last backward: a process without rows has one with weight 0.
+        # Or the others would wait for its last backward: a process without rows has one
+        # with weight 0.
         empty = not parts
         parts = parts or [rows[:1]]
         self.model.train()
-        # Else the processes would draw the same dropout, and a resumed one what another has drawn.
+        # Else the processes would draw the same dropout, and a resumed one what another
+        # has drawn.
         if world > 1:
-            seed_process(self.config["seed"], self.state.step, self.accelerator.process_index)
+            seed_process(
+                self.config["seed"], self.state.step, self.accelerator.process_index
+            )
         device, whole = self.accelerator.device, self.task.weight("train", rows)
         # Apple's GPUs have no float64.
-        total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        total = torch.zeros(
+            (),
+            dtype=torch.float32 if device.type == "mps" else torch.float64,
+            device=device,
+        )
         # Between two optimizer steps merged weights serve every micro-batch.
         with vera.unchanged(self.raw_model):
             for i, part in enumerate(parts):
-                # Weighted by rows (or tokens), the micro-batches' losses add up to the batch's mean.
+                # Weighted by rows (or tokens), the micro-batches' losses add up to the
+                # batch's mean.
                 weight = 0.0 if empty else self.task.weight("train", part) / whole
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
         steps = self.plan.total_steps
-        check_gradient(self.method, self.raw_model, self.optimizer, self.state.step + 1, steps)
+        check_gradient(
+            self.method, self.raw_model, self.optimizer, self.state.step + 1, steps
+        )
         if self.settings["clip"] is not None:
-            self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings["clip"])
+            self.accelerator.clip_grad_norm_(
+                self.parameters.values(), self.settings["clip"]
+            )
         self.optimizer.step()
         # fp16's scaler skips a step whose gradients overflowed.
         if not self.accelerator.optimizer_step_was_skipped:
@@ -195,8 +273,9 @@ class Training(Context):
         return total
 
     def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
-        """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss. Data parallel averages
-        over processes, which exchange gradients with the last micro-batch alone."""
+        """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss.
+        Data parallel averages over processes, which exchange gradients with the last
+        micro-batch alone."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             batch = self.batch("train", part)
             with self.accelerator.autocast():
@@ -209,7 +288,8 @@ class Training(Context):
     # --- an epoch's end
 
     def end_epoch(self) -> None:
-        """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch so far."""
+        """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch
+        so far."""
         started, state = time.monotonic(), self.state
         self.report({"phase": "evaluating"})
         dev_loss, outputs = self.evaluate()
@@ -217,7 +297,8 @@ class Training(Context):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return
         predictions, labels = self.task.predict(outputs), self.task.labels("dev")
-        # Each half is scored by itself, too: crossfit chooses an epoch on one and reports it on the other.
+        # Each half is scored by itself, too: crossfit chooses an epoch on one and
+        # reports it on the other.
         a, b = dev_halves(len(labels))
         point: dict[str, Any] = {
             "epoch": round(state.step / self.plan.steps_per_epoch, 4),
@@ -246,13 +327,19 @@ class Training(Context):
         return self.metric.best(self.state.curve["metric"])
 
     def _keep(self, outputs: Any) -> None:
-        """Writes the adapter after an epoch if `keep` asks for it, and what the outputs of the dev rows
-        predict. A task with texts writes only the best epoch's here, and the rest after decoding."""
-        keep, is_best = self.config["keep"], self.best() == len(self.state.curve["epoch"]) - 1
+        """Writes the adapter after an epoch if `keep` asks for it, and what the outputs
+        of the dev rows predict. A task with texts writes only the best epoch's here,
+        and the rest after decoding."""
+        keep, is_best = (
+            self.config["keep"],
+            self.best() == len(self.state.curve["epoch"]) - 1,
+        )
         # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
             self.write(self.best_file, "fp32")
-        elif not self.task.decodes and (keep in ("last", "both") or (is_best and keep == "best")):
+        elif not self.task.decodes and (
+            keep in ("last", "both") or (is_best and keep == "best")
+        ):
             self.write(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
                 self.write(self.best_file)
@@ -267,20 +354,29 @@ class Training(Context):
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
-            self.checkpoint.save(dataclasses.asdict(self.state), self.method.training_state(self.raw_model))
+            self.checkpoint.save(
+                dataclasses.asdict(self.state),
+                self.method.training_state(self.raw_model),
+            )
 
     def _resume(self) -> bool:
-        """Continues from the checkpoint of an earlier attempt, if there is one. Returns whether there is."""
+        """Continues from the checkpoint of an earlier attempt, if there is one. Returns
+        whether there is."""
         if not (saved := self.checkpoint.load()):
             return False
         state, of_method = saved
         here, self.state = self.state.conditions, State(**state)
-        # Or the adapter on disk would be of another epoch, or precision, than the record says.
+        # Or the adapter on disk would be of another epoch, or precision, than the
+        # record says.
         for key in ("keep", "adapter_precision"):
             before, now = getattr(self.state, key), self.config[key]
             if before != now:
-                anew = f"go on with that, or delete {self.checkpoint.path} to begin anew"
-                raise UserError(f"{key}={now}: this run was begun with {key}={before}: {anew}")
+                anew = (
+                    f"go on with that, or delete {self.checkpoint.path} to begin anew"
+                )
+                raise UserError(
+                    f"{key}={now}: this run was begun with {key}={before}: {anew}"
+                )
         self.method.load_training_state(self.raw_model, of_method)
         set_rates(self.optimizer, self.settings, self.state.step, self.plan.total_steps)
         if self.accelerator.scaler:
@@ -295,7 +391,12 @@ class Training(Context):
     # --- progress
 
     def _progress(self, loss: float, phase: str = "training") -> None:
-        state, plan, values, seconds = self.state, self.plan, self.state.curve["metric"], self.state.seconds
+        state, plan, values, seconds = (
+            self.state,
+            self.plan,
+            self.state.curve["metric"],
+            self.state.seconds,
+        )
         numbers = {
             "epoch": math.ceil(state.step / plan.steps_per_epoch),
             "epochs": plan.epochs,
@@ -308,7 +409,10 @@ class Training(Context):
             "best": values[self.best()] if values else None,
             "pace": state.units / max(seconds["train"], 1e-9),
             "unit": self.task.unit,
-            "seconds_left": sum(seconds.values()) / max(state.step, 1) * (plan.total_steps - state.step),
-            "texts": len(getattr(self.task, "items", ())),  # to be decoded after training
+            "seconds_left": sum(seconds.values())
+            / max(state.step, 1)
+            * (plan.total_steps - state.step),
+            # to be decoded after training
+            "texts": len(getattr(self.task, "items", ())),
         }
         self.report({"phase": phase, **numbers})

@@ -15,7 +15,13 @@ from runs.identity import data_content, model_content, start_id
 from runs.methods import BASES, rates_of
 from runs.provenance import made_with
 from runs.record import SCHEMA, Metric, Record, cell_id, crossfit, hash_of
-from runs.record.cell import COMPUTED, READS_LENGTH_GROUPED, from_recipe, lora_scaling, row_label
+from runs.record.cell import (
+    COMPUTED,
+    READS_LENGTH_GROUPED,
+    from_recipe,
+    lora_scaling,
+    row_label,
+)
 from runs.run import Run, key_of
 from runs.training.context import count, flags
 from runs.training.loop import Training
@@ -30,18 +36,36 @@ DRAWS = {
 
 
 def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
-    """The record of a run that is done or has diverged; runs/record/schema.py explains its keys.
+    """The record of a run that is done or has diverged; runs/record/schema.py explains
+    its keys.
 
     texts: the decoded texts' scores, where the task decodes."""
-    run, config, task, state = training.run, training.config, training.task, training.state
-    method, recipe, accelerator = config["method"], config["recipe"], training.accelerator
+    run, config, task, state = (
+        training.run,
+        training.config,
+        training.task,
+        training.state,
+    )
+    method, recipe, accelerator = (
+        config["method"],
+        config["recipe"],
+        training.accelerator,
+    )
     predictions, dev_rows = state.predictions, len(task.lengths("dev"))
-    groups, parameters = training.optimizer.param_groups if training.groups else [], _parameters(training)
+    groups, parameters = (
+        training.optimizer.param_groups if training.groups else [],
+        _parameters(training),
+    )
     formula, trained = parameters["formula"], parameters["adapter"]
-    found = [f"the method's count() says {formula:,} of {trained:,} parameters"] * (formula != trained)
+    found = [f"the method's count() says {formula:,} of {trained:,} parameters"] * (
+        formula != trained
+    )
     seeds = {"training": config["seed"], "data": config["data_seed"]}
     seeds["projection"] = method.get("projection_seed")
-    here: dict[str, Any] = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes}
+    here: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
     here |= {"resumed": state.resumed} if state.resumed else {}
     record = {
         "schema": SCHEMA,
@@ -50,11 +74,20 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "error": state.error,
         "tries": training.attempt.ended,
         **run.names,
-        "start": {"from": config["init_from"], "id": start_id(run)} if config["init_from"] else None,
+        "start": {"from": config["init_from"], "id": start_id(run)}
+        if config["init_from"]
+        else None,
         "config": config,
         "config_hash": hash_of(config)[:16],
-        "recipe": {"name": run.recipe, "source": recipe.get("source"), "chosen": recipe.get("chosen", {})},
-        "seeds": seeds | ({"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {}),
+        "recipe": {
+            "name": run.recipe,
+            "source": recipe.get("source"),
+            "chosen": recipe.get("chosen", {}),
+        },
+        "seeds": seeds
+        | (
+            {"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {}
+        ),
         **made_with(training.code, accelerator.device),
         "determinism": flags(accelerator.device) | here,
         "model": model_content(config["model"]),
@@ -64,7 +97,11 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "train_rows": len(training.lengths),
             "dev_rows": dev_rows,
             **({"selection": task.selection} if task.selection else {}),
-            **({"labels": dict(zip(("mean", "spread"), task.scaling, strict=True))} if task.scaling else {}),
+            **(
+                {"labels": dict(zip(("mean", "spread"), task.scaling, strict=True))}
+                if task.scaling
+                else {}
+            ),
         },
         "parameters": parameters,
         "groups": [_group(group) for group in groups],
@@ -72,7 +109,9 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "micro_batch": config["micro_batch"],
         "steps": state.step,
         "curve": state.curve,
-        "result": summarise(state.curve, dev_rows, training.metric, task.reported, config["select"])
+        "result": summarise(
+            state.curve, dev_rows, training.metric, task.reported, config["select"]
+        )
         | ({"forgetting": training.forgetting} if training.forgetting else {}),
         "texts": texts,
         "cost": _cost(training, decoded=bool(texts)),
@@ -80,7 +119,10 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "best": predictions[training.best()] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
-        "deviations": deviations(run, task.notes) + training.notes + training.attempt.deviations + found,
+        "deviations": deviations(run, task.notes)
+        + training.notes
+        + training.attempt.deviations
+        + found,
     }
     return record | {"cell_id": cell_id(record)}
 
@@ -88,14 +130,25 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
 def _parameters(training: Training) -> dict[str, Any]:
     model, method = training.raw_model, training.method
     groups = method.parameter_groups(model).items()
-    trained = {name: sum(p.numel() for p in parameters.values()) for name, parameters in groups}
+    trained = {
+        name: sum(p.numel() for p in parameters.values()) for name, parameters in groups
+    }
     frozen = sum(tensor.numel() for tensor in vera.frozen_extra(model).values())
-    return {**trained, "frozen_extra": frozen, "total": count(model), "formula": method.count(model)}
+    return {
+        **trained,
+        "frozen_extra": frozen,
+        "total": count(model),
+        "formula": method.count(model),
+    }
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
     rates = {"lr": group["initial_lr"], "weight_decay": group["weight_decay"]}
-    return {"name": group["name"], **rates, "parameters": sum(p.numel() for p in group["params"])}
+    return {
+        "name": group["name"],
+        **rates,
+        "parameters": sum(p.numel() for p in group["params"]),
+    }
 
 
 def _cost(training: Training, decoded: bool) -> dict[str, Any]:
@@ -103,31 +156,52 @@ def _cost(training: Training, decoded: bool) -> dict[str, Any]:
     trained = training.method.adapter_parameters(training.raw_model).values()
     seconds = training.state.seconds
     pace = {"tok": "tokens", "img": "images"}[training.task.unit]
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else peak_memory()
+    )
     values = sum(p.numel() * p.element_size() for p in trained)
     return {
         "train_seconds": round(seconds["train"], 3),
         "evaluate_seconds": round(seconds["evaluate"], 3),
         **({"decode_seconds": round(training.attempt.decoding, 3)} if decoded else {}),
-        f"{pace}_per_second": round(training.state.units / max(seconds["train"], 1e-9), 1),
+        f"{pace}_per_second": round(
+            training.state.units / max(seconds["train"], 1e-9), 1
+        ),
         "peak_memory_bytes": memory,
         "adapter_bytes": file.stat().st_size if file.is_file() else values,
     }
 
 
 def summarise(
-    curve: dict[str, list[Any]], dev_rows: int, metric: Metric, reported: str, select: str
+    curve: dict[str, list[Any]],
+    dev_rows: int,
+    metric: Metric,
+    reported: str,
+    select: str,
 ) -> dict[str, Any]:
-    """The result by both protocols; `best` and `last` by `select`, best_epoch as its adapter is kept.
+    """The result by both protocols; `best` and `last` by `select`, best_epoch as its
+    adapter is kept.
 
-    paper: the best epoch on the dev set, reported on the same rows, which is optimistic. crossfit: see
-    runs.record.crossfit. reported: "best" or "last", whichever the task's table shows."""
+    paper: the best epoch on the dev set, reported on the same rows, which is
+    optimistic. crossfit: see runs.record.crossfit. reported: "best" or "last",
+    whichever the task's table shows."""
     direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
-    of_table = {"metric": metric.name, **direction, "reported": reported, "select": select}
+    of_table = {
+        "metric": metric.name,
+        **direction,
+        "reported": reported,
+        "select": select,
+    }
     if not curve["metric"]:
         return {**of_table, "best": None, "best_epoch": None, "last": None}
     values, chosen = curve["metric"], metric.best(curve["metric"])
-    paper = {"best": values[chosen], "best_epoch": curve["epoch"][chosen], "last": values[-1]}
+    paper = {
+        "best": values[chosen],
+        "best_epoch": curve["epoch"][chosen],
+        "last": values[-1],
+    }
     protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
     selected = {key: protocols[select].get(key) for key in ("best", "last")}
     return {**of_table, **paper, **selected, "protocols": protocols}
@@ -143,23 +217,35 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
     words, trains = list(notes), run.method["kind"] != "none"
     words += [run.recipe_gap] if run.recipe_gap else []
     # Where nothing trains, only what affects evaluation counts.
-    settings = {**run.config["method"], **train} if trains else {key: train[key] for key in READS}
+    settings = (
+        {**run.config["method"], **train}
+        if trains
+        else {key: train[key] for key in READS}
+    )
     for key in sorted(run.recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
         if key in BASES:
             wanted = rates_of(wanted, train[BASES[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
-            words.append(f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}")
+            words.append(
+                f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}"
+            )
         elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
     if trains and task["family"] in READS_LENGTH_GROUPED:
-        grouped, wanted = task.get("length_grouped", True), from_recipe(run.config, "length_grouped", True)
+        grouped, wanted = (
+            task.get("length_grouped", True),
+            from_recipe(run.config, "length_grouped", True),
+        )
         if grouped != wanted:
             kinds = {True: "of like lengths", False: "random"}
             whose = "harness" if run.recipe == "defaults" else "recipe"
-            words.append(f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}")
-    # Overrides of other keys, except those that name the row or do not change the result
+            words.append(
+                f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}"
+            )
+    # Overrides of other keys, except those that name the row or do not change the
+    # result
     covered = {*run.recipe_keys, *COMPUTED, "label", "max_steps", "scaling"}
     covered |= {"config_class", "config"} if run.row.startswith("peft_") else set()
     covered |= set() if trains else set(train) - set(READS)
@@ -174,6 +260,8 @@ def peak_memory() -> int:
     # Linux. getrusage would include the process that started this one, before exec.
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")
+        )
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

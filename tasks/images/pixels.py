@@ -1,7 +1,7 @@
 """From an image file to a model's pixels: decoding, and the preprocessing of the model.
 
-Pillow does the work in threads (it releases the GIL while it decodes and resizes), without torch. Pixels stay
-bytes until they are on the device."""
+Pillow does the work in threads (it releases the GIL while it decodes and resizes),
+without torch. Pixels stay bytes until they are on the device."""
 
 import functools
 import hashlib
@@ -26,7 +26,8 @@ from tqdm import tqdm
 from tasks.base import Array, DataError, first_line, named
 from tasks.files import validated, whole
 
-#: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height, width, 3).
+#: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height,
+#: width, 3).
 Item = Path | bytes | Array
 
 
@@ -38,10 +39,11 @@ class BadImageError(Exception):
 class Preprocessing:
     """The preprocessing of a model's images, which is published with the weights.
 
-    resize: the shorter edge after resizing, or (height, width) for any image. size: the (height, width) of
-    the centre crop that follows, the model's input. rounds: whether the crop's margin is rounded by Python's
-    round, as torchvision does for timm, or down, as transformers does. resample: Pillow's number of the
-    filter. mean, std: of each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known."""
+    resize: the shorter edge after resizing, or (height, width) for any image. size: the
+    (height, width) of the centre crop that follows, the model's input. rounds: whether
+    the crop's margin is rounded by Python's round, as torchvision does for timm, or
+    down, as transformers does. resample: Pillow's number of the filter. mean, std: of
+    each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known."""
 
     size: tuple[int, int]
     resize: int | tuple[int, int]
@@ -52,22 +54,34 @@ class Preprocessing:
     patch: int | None = None
 
     def at(self, size: int | None) -> "Preprocessing":
-        """The same for square images of another size, with the same share of the crop. Raises DataError for a
-        size that is no multiple of the patches."""
+        """The same for square images of another size, with the same share of the crop.
+        Raises DataError for a size that is no multiple of the patches."""
         if size is None:
             return self
         if self.patch and size % self.patch:
             mend = f"Give a multiple, such as {max(1, round(size / self.patch)) * self.patch}"
-            raise DataError(f"task.image_size={size}: the model's patches are {self.patch} pixels. {mend}")
-        height, width = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+            raise DataError(
+                f"task.image_size={size}: the model's patches are {self.patch} pixels. {mend}"
+            )
+        height, width = (
+            (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        )
         scaled = round(height * size / self.size[0]), round(width * size / self.size[1])
-        return replace(self, size=(size, size), resize=scaled[0] if isinstance(self.resize, int) else scaled)
+        return replace(
+            self,
+            size=(size, size),
+            resize=scaled[0] if isinstance(self.resize, int) else scaled,
+        )
 
     def apply(self, image: Image.Image) -> Array:
         """RGB image -> uint8 (3, height, width)."""
         if isinstance(self.resize, int):
             long = int(self.resize * max(image.size) / min(image.size))
-            shape = (self.resize, long) if image.width <= image.height else (long, self.resize)
+            shape = (
+                (self.resize, long)
+                if image.width <= image.height
+                else (long, self.resize)
+            )
         else:
             shape = (self.resize[1], self.resize[0])
         image = image.resize(shape, Image.Resampling(self.resample))
@@ -78,11 +92,14 @@ class Preprocessing:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def read(self, item: Item) -> "Array | BadImageError":
-        """The model's pixels of an image, uint8 (3, height, width), or the reason why it cannot be read."""
+        """The model's pixels of an image, uint8 (3, height, width), or the reason why
+        it cannot be read."""
         try:
             image = decode(item)
             edge = self.resize if isinstance(self.resize, int) else 0
-            if edge**2 * max(image.size) / min(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+            if edge**2 * max(image.size) / min(image.size) > (
+                Image.MAX_IMAGE_PIXELS or math.inf
+            ):
                 return BadImageError(f"too thin ({image.width} x {image.height})")
             return self.apply(image)
         except BadImageError as error:
@@ -90,8 +107,9 @@ class Preprocessing:
 
 
 def preprocessing(folder: Path) -> Preprocessing:
-    """The preprocessing in a model's folder: transformers' preprocessor_config.json or timm's config.json.
-    Raises DataError for none or an unknown one, since training on wrong pixels gives no error."""
+    """The preprocessing in a model's folder: transformers' preprocessor_config.json or
+    timm's config.json. Raises DataError for none or an unknown one, since training on
+    wrong pixels gives no error."""
     processor, model = folder / "preprocessor_config.json", folder / "config.json"
     try:
         config = _mapping(model)
@@ -103,9 +121,15 @@ def preprocessing(folder: Path) -> Preprocessing:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = named(f"no {error}" if isinstance(error, KeyError) else error, 300)
-        raise DataError(f"{folder}: how its images are prepared is not known here ({why})") from None
-    kind = f" (its model_type is {config['model_type']})" if "model_type" in config else ""
-    raise DataError(f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too")
+        raise DataError(
+            f"{folder}: how its images are prepared is not known here ({why})"
+        ) from None
+    kind = (
+        f" (its model_type is {config['model_type']})" if "model_type" in config else ""
+    )
+    raise DataError(
+        f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too"
+    )
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -113,20 +137,29 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None:
-    """Writes the preprocessing into a model's folder: that of its base, with the sizes of `wanted`."""
+    """Writes the preprocessing into a model's folder: that of its base, with the sizes
+    of `wanted`."""
     (height, width), resize = wanted.size, wanted.resize
     processor, path = base / "preprocessor_config.json", folder / "config.json"
     if processor.is_file():
-        config, path = json.loads(processor.read_text(encoding="utf-8")), folder / processor.name
+        config, path = (
+            json.loads(processor.read_text(encoding="utf-8")),
+            folder / processor.name,
+        )
         crop = {"height": height, "width": width}
         edge = {"shortest_edge": resize}
-        config["size"] = edge if isinstance(resize, int) else dict(zip(crop, resize, strict=True))
+        config["size"] = (
+            edge if isinstance(resize, int) else dict(zip(crop, resize, strict=True))
+        )
         config |= {"crop_size": crop} if "crop_size" in config else {}
     else:
         config = json.loads(path.read_text(encoding="utf-8"))
         # timm rounds the quotient down
         share = height / (resize + 0.5) if isinstance(resize, int) else 1.0
-        config["pretrained_cfg"] |= {"input_size": [3, height, width], "crop_pct": share}
+        config["pretrained_cfg"] |= {
+            "input_size": [3, height, width],
+            "crop_pct": share,
+        }
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -143,9 +176,18 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", processor)
     if kind not in KINDS:
         raise ValueError(f"image_processor_type {processor}; known: {', '.join(KINDS)}")
-    known = {"size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std"}
+    known = {
+        "size",
+        "crop_size",
+        "resample",
+        "rescale_factor",
+        "image_mean",
+        "image_std",
+    }
     known |= {*STEPS, *IDLE, *TYPES}
-    unknown = sorted(key for key, value in config.items() if key not in known and value is not None)
+    unknown = sorted(
+        key for key, value in config.items() if key not in known and value is not None
+    )
     if unknown:
         raise ValueError(f"{unknown[0]}={config[unknown[0]]}")
     crops = config.get("do_center_crop", kind not in ("ViT", "Siglip"))
@@ -157,9 +199,14 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
     if config.get("resample") is None:
         raise KeyError("resample")
     size, crop = config["size"], config["crop_size"] if crops else None
-    # An older file has one number: the side of a square, or for some kinds the shorter edge
+    # An older file has one number: the side of a square, or for some kinds the shorter
+    # edge
     if isinstance(size, int):
-        size = {"shortest_edge": size} if kind in ("Bit", "CLIP") else {"height": size, "width": size}
+        size = (
+            {"shortest_edge": size}
+            if kind in ("Bit", "CLIP")
+            else {"height": size, "width": size}
+        )
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     edge = size.get("shortest_edge")
     if edge is not None and crop is None:
@@ -168,7 +215,9 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
     final = size if crop is None else crop
     mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
     filter_ = Image.Resampling(config["resample"]).value
-    return Preprocessing((final["height"], final["width"]), resize, False, filter_, mean, std)
+    return Preprocessing(
+        (final["height"], final["width"]), resize, False, filter_, mean, std
+    )
 
 
 def _timm(config: dict[str, Any]) -> Preprocessing:
@@ -180,11 +229,14 @@ def _timm(config: dict[str, Any]) -> Preprocessing:
         return Preprocessing((height, width), (height, width), True, filter_, mean, std)
     if mode != "center" or height != width:
         raise ValueError(f"crop_mode {mode}, crop_pct {share} of {height} x {width}")
-    return Preprocessing((height, width), math.floor(height / share), True, filter_, mean, std)
+    return Preprocessing(
+        (height, width), math.floor(height / share), True, filter_, mean, std
+    )
 
 
-#: Pillow's names of the formats that are read, whatever the file's name (PPM: also PBM, PGM and PNM). Pillow
-#: knows 40, PostScript among them, for which it starts Ghostscript.
+#: Pillow's names of the formats that are read, whatever the file's name (PPM: also PBM,
+#: PGM and PNM). Pillow knows 40, PostScript among them, for which it starts
+#: Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
 
 
@@ -196,11 +248,12 @@ def _formats() -> list[str]:
 
 
 def decode(item: Item) -> Image.Image:
-    """The first frame as RGB, rotated by its EXIF, with transparent parts on white. Raises BadImageError,
-    also for a format that is not one of FORMATS."""
+    """The first frame as RGB, rotated by its EXIF, with transparent parts on white.
+    Raises BadImageError, also for a format that is not one of FORMATS."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of a big image before it refuses a bigger one
+            # Pillow warns of a big image before it refuses a bigger one
+            warnings.simplefilter("ignore")
             if isinstance(item, np.ndarray):
                 image = Image.fromarray(item)
             else:
@@ -224,44 +277,60 @@ def _file(item: Path | bytes) -> Path | io.BytesIO:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # grey in more than 8 bits, which Pillow would clip
+    # grey in more than 8 bits, which Pillow would clip
+    if image.mode.startswith(("I", "F")):
         if not image.mode.startswith("I;16"):
             raise BadImageError(f"pixels of {image.mode}, whose range is not known")
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"), image
+        ).convert("RGB")
     return image.convert("RGB")
 
 
 def read_all(
     items: Iterable[Item], names: Iterable[str], wanted: Preprocessing, workers: int
 ) -> Iterator[Array]:
-    """The model's pixels of images, uint8 (3, height, width), in their order, read in threads and not far
-    ahead. Raises DataError at the end for those that cannot be read, by their names."""
+    """The model's pixels of images, uint8 (3, height, width), in their order, read in
+    threads and not far ahead. Raises DataError at the end for those that cannot be
+    read, by their names."""
     bad, todo = list[str](), zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
         while some := list(islice(todo, 16 * workers)):
-            for image, (_, name) in zip(pool.map(wanted.read, [item for item, _ in some]), some, strict=True):
+            for image, (_, name) in zip(
+                pool.map(wanted.read, [item for item, _ in some]), some, strict=True
+            ):
                 if isinstance(image, BadImageError):
-                    shown = name.encode("utf-8", "backslashreplace").decode()  # bytes that are not UTF-8
+                    # bytes that are not UTF-8
+                    shown = name.encode("utf-8", "backslashreplace").decode()
                     bad.append(f"{shown} ({image})")
                 else:
                     yield image
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise DataError(f"{len(bad)} images cannot be read: {'; '.join(bad[:20])}{more}")
+        raise DataError(
+            f"{len(bad)} images cannot be read: {'; '.join(bad[:20])}{more}"
+        )
 
 
-#: Raised by hand when a change of this file changes pixels, so that kept files are made again.
+#: Raised by hand when a change of this file changes pixels, so that kept files are made
+#: again.
 VERSION = 3
 
 
 def prepared(
-    items: Iterable[Item], names: Sequence[str], key: str, wanted: Preprocessing, folder: Path, workers: int
+    items: Iterable[Item],
+    names: Sequence[str],
+    key: str,
+    wanted: Preprocessing,
+    folder: Path,
+    workers: int,
 ) -> Array:
-    """All images of a set, uint8 (images, 3, height, width), from a file in `folder` that is made once. key:
-    a hash of the images. Raises DataError as `read_all`, and OSError for a full disk."""
+    """All images of a set, uint8 (images, 3, height, width), from a file in `folder`
+    that is made once. key: a hash of the images. Raises DataError as `read_all`, and
+    OSError for a full disk."""
     count = len(names)
     how = wanted.size, wanted.resize, wanted.rounds, wanted.resample
     made_with = repr((VERSION, key, count, *how, PIL.__version__))
@@ -272,9 +341,19 @@ def prepared(
             if time.time() - leftover.stat().st_mtime > 600:
                 leftover.unlink(missing_ok=True)
         with whole(path) as partial, open(partial, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, *wanted.size)}
+            header = {
+                "descr": "|u1",
+                "fortran_order": False,
+                "shape": (count, 3, *wanted.size),
+            }
             np.lib.format.write_array_header_1_0(file, header)
             images = read_all(items, names, wanted, workers)
-            for image in tqdm(images, f"preparing {count} images, once", count, leave=False, disable=None):
+            for image in tqdm(
+                images,
+                f"preparing {count} images, once",
+                count,
+                leave=False,
+                disable=None,
+            ):
                 file.write(image.tobytes())
     return np.load(path, mmap_mode="r")

@@ -19,43 +19,74 @@ def judged(
     file: Path,
     how: Mapping[str, Any] | None,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Lets a judge score systems, each its data folder, its bench and its answers, by what `file` lacks of
-    them; and their summaries. how: of `judge`, whose errors it raises; None asks for nothing."""
+    """Lets a judge score systems, each its data folder, its bench and its answers, by
+    what `file` lacks of them; and their summaries. how: of `judge`, whose errors it
+    raises; None asks for nothing."""
     messages = (
         message
         for folder, bench, answers in systems
-        for message in prompts(folder, bench, read_questions(folder, bench), answers).values()
+        for message in prompts(
+            folder, bench, read_questions(folder, bench), answers
+        ).values()
     )
-    outcome = Outcome() if how is None else judge(messages, by, file, progress=True, **how)
+    outcome = (
+        Outcome() if how is None else judge(messages, by, file, progress=True, **how)
+    )
     saved = read_judgments(file)
     return outcome, [summary(*system, by, saved) for system in systems]
 
 
 def summary(
-    folder: Path, bench: str, answers: Mapping[int, Sequence[str]], by: Judge, saved: Mapping[str, Judgment]
+    folder: Path,
+    bench: str,
+    answers: Mapping[int, Sequence[str]],
+    by: Judge,
+    saved: Mapping[str, Judgment],
 ) -> dict[str, Any]:
-    """The scores of a model's answers from the saved judgments: 1 to 10, None where there are none.
+    """The scores of a model's answers from the saved judgments: 1 to 10, None where
+    there are none.
 
-    n: the number of judgments if complete; judged: those with a reply; n_valid: those with a rating. mean:
-    over all ratings, of all turns and passes. low, high: its 95% interval (see `_interval`)."""
+    n: the number of judgments if complete; judged: those with a reply; n_valid: those
+    with a rating. mean: over all ratings, of all turns and passes. low, high: its 95%
+    interval (see `_interval`)."""
     import pandas as pd
 
     questions = read_questions(folder, bench)
     requests = prompts(folder, bench, questions, answers)
     category = {q.id: q.category for q in questions}
     replies = [
-        {"question": number, "turn": str(turn), "category": category[number], "attempt": attempt}
-        | {"rating": a.rating, "prompt": a.prompt_tokens, "completion": a.completion_tokens}
+        {
+            "question": number,
+            "turn": str(turn),
+            "category": category[number],
+            "attempt": attempt,
+        }
+        | {
+            "rating": a.rating,
+            "prompt": a.prompt_tokens,
+            "completion": a.completion_tokens,
+        }
         for (number, turn), messages in requests.items()
         for attempt, a in enumerate(map(saved.get, by.keys(messages)))
         if a
     ]
-    columns = ["question", "turn", "category", "attempt", "rating", "prompt", "completion"]
+    columns = [
+        "question",
+        "turn",
+        "category",
+        "attempt",
+        "rating",
+        "prompt",
+        "completion",
+    ]
     frame = pd.DataFrame(replies, columns=columns).astype({"rating": float})
 
     def means(column: str, values: Sequence[Any]) -> dict[Any, float | None]:
         by_value = frame.groupby(column)["rating"].mean().dropna()
-        return {value: float(by_value[value]) if value in by_value else None for value in values}
+        return {
+            value: float(by_value[value]) if value in by_value else None
+            for value in values
+        }
 
     valid = frame.dropna(subset="rating")
     low, high = _interval(valid)
@@ -78,23 +109,31 @@ def summary(
 
 
 def _interval(valid: "pd.DataFrame") -> tuple[float | None, float | None]:
-    """2.5th and 97.5th percentile of the mean rating, over 10,000 bootstrap samples of the questions."""
+    """2.5th and 97.5th percentile of the mean rating, over 10,000 bootstrap samples of
+    the questions."""
     if valid.empty:
         return None, None
     of_question = valid.groupby("question", sort=False)["rating"]
     sums, counts = of_question.sum().to_numpy(), of_question.count().to_numpy()
-    drawn = np.random.Generator(np.random.Philox(0)).integers(0, len(sums), (10_000, len(sums)))
+    drawn = np.random.Generator(np.random.Philox(0)).integers(
+        0, len(sums), (10_000, len(sums))
+    )
     low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a row for each summary (with its "model"), and a line below for each incomplete one."""
+    """A table with a row for each summary (with its "model"), and a line below for each
+    incomplete one."""
     import pandas as pd
 
     rows = [
         {"model": s["model"], "judge": s["judge"], "mean": s["mean"]}
-        | {"95% interval": "-" if s["low"] is None else f"{s['low']:.2f} to {s['high']:.2f}"}
+        | {
+            "95% interval": "-"
+            if s["low"] is None
+            else f"{s['low']:.2f} to {s['high']:.2f}"
+        }
         | {f"turn {turn}": mean for turn, mean in s["turns"].items()}
         | s["categories"]
         | {"valid": f"{s['n_valid']} of {s['n']}"}
@@ -104,5 +143,7 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     lines = [frame.to_string(index=False, float_format="{:.2f}".format, na_rep="-")]
     for s in summaries:
         if s["judged"] < s["n"]:
-            lines.append(f"{s['model']}: incomplete, {s['judged']} of {s['n']} judged by {s['judge']}")
+            lines.append(
+                f"{s['model']}: incomplete, {s['judged']} of {s['n']} judged by {s['judge']}"
+            )
     return "\n".join(lines)

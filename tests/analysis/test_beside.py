@@ -1,5 +1,5 @@
-"""Cells beside the paper's numbers: rows of another size, numbers that are only quoted, and the words for a
-row."""
+"""Cells beside the paper's numbers: rows of another size, numbers that are only quoted,
+and the words for a row."""
 
 import pytest
 from ledgers import COUNTS, apart, ledger, record, seeds
@@ -24,14 +24,18 @@ pytestmark = pytest.mark.properties
         ("lora", 18456, "18.5K", True),
         ("lora", 18456, "18.6K", False),
         ("lora", 159907840, "159.9M (610MB)", True),  # table 13's
-        ("lora", 393216, "0.35M", True, "gpt2_medium"),  # the exact count of that row, and of no other
+        # the exact count of that row, and of no other
+        ("lora", 393216, "0.35M", True, "gpt2_medium"),
         ("lora", 393216, "0.35M", False, "gpt2_large"),
         ("vera", 393216, "0.35M", False, "gpt2_medium"),
-        ("adalora", 590112, "0.38M", False, "gpt2_medium"),  # a size chosen here is none of the paper's
+        # a size chosen here is none of the paper's
+        ("adalora", 590112, "0.38M", False, "gpt2_medium"),
         ("dylora", 393216, "0.39M", True, "gpt2_medium"),
     ],
 )
-def test_a_row_is_the_papers_where_its_count_rounds_to_the_printed_one_or_is_the_exact_one(of):
+def test_a_row_is_the_papers_where_its_count_rounds_to_the_printed_one_or_is_the_exact_one(
+    of,
+):
     row, count, size, same, model = (*of, "roberta_large")[:5]
     assert beside.same_size(count, model, row, size) is same
 
@@ -47,14 +51,19 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["consistent, wide"] * 3 + ["not reproduced"] * 13
     assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
-    assert beside.summary([*["inside our interval"] * 2, "outside our interval"]) == "inside 2/3"
+    assert (
+        beside.summary([*["inside our interval"] * 2, "outside our interval"])
+        == "inside 2/3"
+    )
     mixed = beside.summary(["reproduced", "outside our interval"])
     assert mixed == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
 
 
 def of_table_2(*records):
-    rows = beside.beside("table2", cells(runs(ledger(*records))).assign(column=lambda of: of.task))
+    rows = beside.beside(
+        "table2", cells(runs(ledger(*records))).assign(column=lambda of: of.task)
+    )
     return rows[rows.ran]
 
 
@@ -62,7 +71,10 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     even = (0.0, 0.002, 0.004, 0.006, 0.008)
     printed = {"rte": 78.7, "qnli": 91.8}
     above, below = (
-        [record("vera", task, seed, best / 100 + shift + add) for seed, add in enumerate(even)]
+        [
+            record("vera", task, seed, best / 100 + shift + add)
+            for seed, add in enumerate(even)
+        ]
         for (task, best), shift in zip(printed.items(), (0.01, -0.02), strict=True)
     )
     rows = of_table_2(*above, *below)
@@ -84,8 +96,13 @@ def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_inco
     assert (row.word, round(row.difference, 9)) == ("incomplete", 0.3)
     six = seeds(task="sst2", bests=(0.944, 0.945, 0.946, 0.947, 0.948, 0.946))
     assert list(of_table_2(*six).word) == ["reproduced"]
-    six[5]["result"]["protocols"]["paper"]["best"] = None  # five have their number, and a sixth has none
+    # five have their number, and a sixth has none
+    six[5]["result"]["protocols"]["paper"]["best"] = None
     assert list(of_table_2(*six).word) == ["incomplete"]
     # Without a spread of ours
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == ["reproduced"]
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == ["not reproduced"]
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == [
+        "reproduced"
+    ]
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == [
+        "not reproduced"
+    ]

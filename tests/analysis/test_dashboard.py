@@ -37,22 +37,37 @@ def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_ta
     ((key, demo),) = dashboard.logged_tables(found).items()
     assert key == "tables/demo"
     assert any("80.0" in cell for row in demo.texts for cell in row)
-    made = dashboard.workspace(found, dashboard.logged_tables(found), "me", "vera-bench")
-    spec = made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)["section"]
-    (title, panel), (curve,) = (section["panels"] for section in spec["panelBankConfig"]["sections"])
+    made = dashboard.workspace(
+        found, dashboard.logged_tables(found), "me", "vera-bench"
+    )
+    spec = made._to_model().spec.model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )["section"]
+    (title, panel), (curve,) = (
+        section["panels"] for section in spec["panelBankConfig"]["sections"]
+    )
     assert title["config"]["value"] == demo.title
     assert '"tables/demo"' in json.dumps(panel)
     # One group a cell, by the median; trials are left out, as from the tables.
-    assert (curve["config"]["groupBy"], curve["config"]["groupAgg"]) == ("group", "median")
+    assert (curve["config"]["groupBy"], curve["config"]["groupAgg"]) == (
+        "group",
+        "median",
+    )
     (runs,) = spec["runSets"]
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
     (only,) = runs["filters"]["filters"]
-    assert (only["key"]["name"], only["op"], only["value"]) == ("tags", "NIN", ["trial"])
+    assert (only["key"]["name"], only["op"], only["value"]) == (
+        "tags",
+        "NIN",
+        ["trial"],
+    )
     # A panel that asks for another name than a run logs would stay empty
     (done,) = of_demo(0)
     done["curve"]["step"] = [1, 2, 3]
     sent = points(done["curve"], done["result"]["metric"], "cells/minilm/reviews")
-    assert {*curve["config"]["metrics"], "epoch"} <= {name for point in sent for name in point}
+    assert {*curve["config"]["metrics"], "epoch"} <= {
+        name for point in sent for name in point
+    }
 
 
 @pytest.mark.usefixtures("process")
@@ -66,9 +81,13 @@ def test_errors_are_one_line(monkeypatch):
         dashboard.main([])
     monkeypatch.setattr(dashboard, "check_account", lambda: None)
     monkeypatch.setattr(
-        dashboard, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore"))
+        dashboard,
+        "save",
+        lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore")),
     )
-    with pytest.raises(UserError, match=r"the dashboard was not saved \(no such team\)$"):
+    with pytest.raises(
+        UserError, match=r"the dashboard was not saved \(no such team\)$"
+    ):
         dashboard.main([])
 
 
@@ -87,13 +106,19 @@ def test_it_is_saved_and_saved_again_in_the_same_place(tmp_path):
     assert said[0].count("\n") == 1
     assert "Table 2, RoBERTa-base: GLUE dev sets" in saved[1]["spec"]
     # The tables: both times in the same run.
-    logged = [told["variables"] for told in server.told if "upsertBucket" in told["query"]]
-    assert {(run["name"], run["project"]) for run in logged} == {(dashboard.TABLES_RUN, "p")}
+    logged = [
+        told["variables"] for told in server.told if "upsertBucket" in told["query"]
+    ]
+    assert {(run["name"], run["project"]) for run in logged} == {
+        (dashboard.TABLES_RUN, "p")
+    }
     assert logged[0]["jobType"] == "tables"
     lines = [
         json.loads(line)
         for _, body in server.streams
-        for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        for line in body.get("files", {})
+        .get("wandb-history.jsonl", {})
+        .get("content", [])
     ]
     assert [line["tables/table2_1"]["_type"] for line in lines] == ["table-file"] * 2
     assert {line["tables/table2_1"]["nrows"] for line in lines} != {0}

@@ -28,7 +28,10 @@ def test_what_differs_is_listed_with_by_how_much():
         made["texts"] = {"scores": [{"which": "last", "bleu": bleu}]}
         made["predictions"] = {"last": str(bleu)}
     table = compared(one, other, ("ours", "a_study"))
-    assert table.header[1:3] == [f"{one['id']} (ours)", f"{other['id']} (published in a_study)"]
+    assert table.header[1:3] == [
+        f"{one['id']} (ours)",
+        f"{other['id']} (published in a_study)",
+    ]
     found = rows(table)
     assert found["config.train.lr"] == ["0.01", "0.02", "+0.01 (2.00x)"]
     assert found["cell.seed"] == ["0", "1", "+1"]
@@ -40,7 +43,10 @@ def test_what_differs_is_listed_with_by_how_much():
     assert not {"id", "config.model.path", "config.train.epochs"} & set(
         found
     )  # the folder is nobody's business
-    assert "accuracy 0.8 at the best epoch; accuracy 0.85 at the best epoch" in table.notes[0]
+    assert (
+        "accuracy 0.8 at the best epoch; accuracy 0.85 at the best epoch"
+        in table.notes[0]
+    )
     assert compared(one, copy.deepcopy(one), OURS).rows == []
 
 
@@ -57,11 +63,16 @@ def test_a_number_that_one_of_two_curves_lacks_is_infinitely_far(a, b, words):
     one, other = record(), record()
     one["curve"]["metric"], other["curve"]["metric"] = a, b
     assert rows(compared(one, other, OURS))["curve.metric"][2] == words
-    failed = {key: one[key] for key in ("schema", "id", "error", "tries", "cell", "label", "config")}
+    failed = {
+        key: one[key]
+        for key in ("schema", "id", "error", "tries", "cell", "label", "config")
+    }
     assert "no result" in compared(one, failed | {"status": "failed"}, OURS).notes[0]
 
 
-def test_a_new_record_stands_beside_the_published_one_of_its_id(tmp_path, capsys, monkeypatch):
+def test_a_new_record_stands_beside_the_published_one_of_its_id(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     mine = next(iter(read_study(PUBLISHED / "ablations_minilm")))
     mine["result"]["best"] += 0.01

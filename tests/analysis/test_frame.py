@@ -1,4 +1,5 @@
-"""Records as frames: each number recomputed by hand, and what may never meet in one cell."""
+"""Records as frames: each number recomputed by hand, and what may never meet in one
+cell."""
 
 import itertools
 import math
@@ -18,13 +19,25 @@ pytestmark = pytest.mark.properties
 def test_a_run_is_a_row_of_numbers():
     one = halves(record("vera", "rte", 3), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8))
     (run,) = runs(ledger(one)).itertuples()
-    assert (run.model, run.row, run.task, run.seed) == ("roberta_base", "vera", "rte", 3)
-    # The best epoch of all of dev is the second or the third, of 75; by half A the second, of which B says
-    # 60, by B the third, of which A says 70
-    assert (run.value, run.best, run.last, run.crossfit, run.half) == pytest.approx((75, 75, 75, 65, 60))
+    assert (run.model, run.row, run.task, run.seed) == (
+        "roberta_base",
+        "vera",
+        "rte",
+        3,
+    )
+    # The best epoch of all of dev is the second or the third, of 75; by half A the
+    # second, of which B says 60, by B the third, of which A says 70
+    assert (run.value, run.best, run.last, run.crossfit, run.half) == pytest.approx(
+        (75, 75, 75, 65, 60)
+    )
     assert run.optimism == pytest.approx(75 - 65)
     assert (run.seconds, run.adapter_bytes, run.parameters) == (11, 172032, 43008)
-    assert (run.kind, run.left_out, run.origin, run.reported) == ("result", "", "ours", "best")
+    assert (run.kind, run.left_out, run.origin, run.reported) == (
+        "result",
+        "",
+        "ours",
+        "best",
+    )
     assert math.isnan(run.bleu)
 
 
@@ -37,11 +50,27 @@ def test_what_a_record_is_and_why_it_is_in_no_cell():
     odd = record(best=0.9, deviations=["max_length 64"]) | {"id": "a"}
     other = record(seed=4, lr=0.5, deviations=["lr 0.5"])
     newer = [record(row="lora", seed=0), record(row="lora", seed=1) | {"protocol": 2}]
-    frame = runs(ledger(record(), trial, stopped, failed, again, odd, other, *newer)).set_index("id")
-    assert frame.kind.value_counts().to_dict() == {"result": 6, "trial": 1, "stopped": 1, "failed": 1}
+    frame = runs(
+        ledger(record(), trial, stopped, failed, again, odd, other, *newer)
+    ).set_index("id")
+    assert frame.kind.value_counts().to_dict() == {
+        "result": 6,
+        "trial": 1,
+        "stopped": 1,
+        "failed": 1,
+    }
     why = frame.left_out
-    assert why[[trial["id"], stopped["id"], failed["id"]]].tolist() == ["trial", "stopped", "failed"]
-    assert why[[record()["id"], "zz", "a", other["id"]]].tolist() == ["", "seed", "seed", "settings"]
+    assert why[[trial["id"], stopped["id"], failed["id"]]].tolist() == [
+        "trial",
+        "stopped",
+        "failed",
+    ]
+    assert why[[record()["id"], "zz", "a", other["id"]]].tolist() == [
+        "",
+        "seed",
+        "seed",
+        "settings",
+    ]
     assert why[[one["id"] for one in newer]].tolist() == ["protocol", ""]
     assert frame.error[failed["id"]] == "no memory"
 
@@ -67,7 +96,10 @@ def test_a_cell_is_its_seeds():
 
 
 def test_costs_are_of_the_runs_that_did_not_diverge_unless_all_did():
-    made = [record(seed=seed, status=status) for seed, status in enumerate(("done", "diverged", "done"))]
+    made = [
+        record(seed=seed, status=status)
+        for seed, status in enumerate(("done", "diverged", "done"))
+    ]
     for seed, one in enumerate(made):
         one["cost"]["train_seconds"] = (10.0, 1.0, 30.0)[seed]
     (cell,) = cells_of(made).values()
@@ -114,13 +146,19 @@ def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recip
 KINDS = [*itertools.product(range(4), (1, 2), (10, 20), ("best", "last"))]
 
 
-@pytest.mark.parametrize("kinds", [KINDS, *(random.Random(n).sample(KINDS, n) for n in (3, 6, 9))])
-def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_disappears(kinds):
+@pytest.mark.parametrize(
+    "kinds", [KINDS, *(random.Random(n).sample(KINDS, n) for n in (3, 6, 9))]
+)
+def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_disappears(
+    kinds,
+):
     made = []
     for number, (seed, protocol, rows, epoch) in enumerate(kinds):
         one = record(seed=seed) | {"id": f"{number}", "protocol": protocol}
         one["data"] = one["data"] | {"content": f"sha256:{rows}", "train_rows": rows}
-        one["config"]["train"] = one["config"]["train"] | {"evaluate_every": 3 if epoch == "last" else 1}
+        one["config"]["train"] = one["config"]["train"] | {
+            "evaluate_every": 3 if epoch == "last" else 1
+        }
         made.append(one)
     frame = runs(ledger(*made))
     for _, of in frame[frame.left_out == ""].groupby(KEY):
@@ -135,7 +173,10 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
 
 def test_runs_from_different_starts_are_in_no_cell_together():
     one, other = record(seed=0), record(seed=1)
-    one["start"], other["start"] = {"from": "a.safetensors", "id": "1"}, {"from": "a.safetensors", "id": "2"}
+    one["start"], other["start"] = (
+        {"from": "a.safetensors", "id": "1"},
+        {"from": "a.safetensors", "id": "2"},
+    )
     (cell,) = cells_of([one, other]).values()
     assert (cell.runs, cell.left_out) == (1, 1)
 
@@ -148,21 +189,31 @@ def test_the_seeds_that_a_cell_wants_are_those_of_its_protocol_or_preset():
 
 
 def test_what_follows_the_seed_sets_no_variant_apart():
-    made = [record("vera_redrawn", "rte", seed, lr=lr) for seed, lr in ((0, 0.1), (1, 0.2), (2, 0.2))]
+    made = [
+        record("vera_redrawn", "rte", seed, lr=lr)
+        for seed, lr in ((0, 0.1), (1, 0.2), (2, 0.2))
+    ]
     for one in made:
-        one["config"]["method"] |= {"redrawn": True, "projection_seed": one["cell"]["seed"]}
+        one["config"]["method"] |= {
+            "redrawn": True,
+            "projection_seed": one["cell"]["seed"],
+        }
     named = every_variant(runs(ledger(*made)), paper=False)
     assert set(named.row) == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
 
 
-def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_frames(monkeypatch, tmp_path):
+def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_frames(
+    monkeypatch, tmp_path
+):
     empty = runs(ledger())
     assert len(empty) == len(cells(empty)) == len(every_variant(empty, paper=True)) == 0
     assert set(KEY) <= set(cells(empty))
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     monkeypatch.chdir(tmp_path)
     frame = analysis.runs()  # of outputs/ and the published records
-    assert set(frame.id) == {run for folder in PUBLISHED.glob("*/") for run in read_study(folder).records}
+    assert set(frame.id) == {
+        run for folder in PUBLISHED.glob("*/") for run in read_study(folder).records
+    }
     assert set(frame.kind) == {"result", "trial"}
     of = analysis.cells(frame)
     in_cells = sum(map(len, of.ids)) + of.left_out.sum() + sum(map(len, of.again))

@@ -1,5 +1,5 @@
-"""The rules of judgement: their intervals held to scipy's and to published examples, their words at their
-borders, and how often they err."""
+"""The rules of judgement: their intervals held to scipy's and to published examples,
+their words at their borders, and how often they err."""
 
 import math
 import statistics
@@ -40,37 +40,55 @@ def half_of(*sides, factor=1.0, level=0.95):
 
 
 def test_the_variance_of_a_median_is_the_published_one_and_that_of_drawn_ones():
-    """Variances of the middle order statistic of 3 and 5 normals: 0.4487 and 0.2868 (Sarhan and Greenberg
-    1962)."""
-    assert [median_variance(n) for n in (1, 2, 3, 5)] == pytest.approx([1.0, 1.0, 1.346, 1.434], abs=6e-4)
+    """Variances of the middle order statistic of 3 and 5 normals: 0.4487 and 0.2868
+    (Sarhan and Greenberg 1962)."""
+    assert [median_variance(n) for n in (1, 2, 3, 5)] == pytest.approx(
+        [1.0, 1.0, 1.346, 1.434], abs=6e-4
+    )
     for n in (4, 9):
         medians = np.median(np.random.default_rng(n).normal(size=(400_000, n)), axis=1)
-        assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)  # four standard errors
+        # four standard errors
+        assert median_variance(n) == pytest.approx(n * medians.var(), rel=0.01)
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_a_difference_of_means_is_welchs(level):
-    expected = scipy.stats.ttest_ind(OURS, PAPER[:4], equal_var=False).confidence_interval(level)
-    assert half_of(OURS, PAPER[:4], level=level) == pytest.approx((expected.high - expected.low) / 2)
-    low, high = scipy.stats.t.interval(0.95, 4, 0, statistics.stdev(OURS) / math.sqrt(5))
-    assert half_of(OURS) == pytest.approx((high - low) / 2)  # where the paper prints no spread
+    expected = scipy.stats.ttest_ind(
+        OURS, PAPER[:4], equal_var=False
+    ).confidence_interval(level)
+    assert half_of(OURS, PAPER[:4], level=level) == pytest.approx(
+        (expected.high - expected.low) / 2
+    )
+    low, high = scipy.stats.t.interval(
+        0.95, 4, 0, statistics.stdev(OURS) / math.sqrt(5)
+    )
+    # where the paper prints no spread
+    assert half_of(OURS) == pytest.approx((high - low) / 2)
 
 
-@pytest.mark.parametrize(("middle", "reachable", "beyond"), [("median", 0.65, 0.7), ("mean", 0.8, 0.9)])
-def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(middle, reachable, beyond):
-    """As docs/statistics.md says: of ours any spread and any number of seeds is tried."""
+@pytest.mark.parametrize(
+    ("middle", "reachable", "beyond"), [("median", 0.65, 0.7), ("mean", 0.8, 0.9)]
+)
+def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_is(
+    middle, reachable, beyond
+):
+    """As docs/statistics.md says: of ours any spread and any number of seeds is
+    tried."""
     factor = median_variance(5) if middle == "median" else 1.0
     ours, freedoms = np.tile(np.linspace(0, 0.5, 101), 3), np.repeat([4, 9, 1000], 101)
     for spread, never in ((reachable, False), (beyond, True)):
         theirs = np.full(303, factor * spread**2 / 5)
-        assert (welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min() > MARGIN) == never
+        assert (
+            welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min() > MARGIN
+        ) == never
 
 
 def test_many_intervals_at_once_and_sides_that_do_not_vary():
     variances = [[1.0, 0.0, math.nan, 0.0], [2.0, 3.0, 1.0, 0.0]]
     found = welch_half(variances, np.full((2, 4), 4))
     assert found[0] == pytest.approx(float(welch_half([1.0, 2.0], [4, 4])))
-    assert found[1] == pytest.approx(scipy.stats.t.ppf(0.975, 4) * math.sqrt(3))  # the paper's side alone
+    # the paper's side alone
+    assert found[1] == pytest.approx(scipy.stats.t.ppf(0.975, 4) * math.sqrt(3))
     assert math.isnan(found[2])
     assert found[3] == 0
 
@@ -97,11 +115,17 @@ def test_words_at_their_borders(value, half, both, expected):
 @pytest.mark.parametrize("middle", [np.median, np.mean])
 @pytest.mark.parametrize("ratio", [1, 2, 4])
 def test_a_perfect_replication_is_rarely_refuted_and_a_bias_mostly_found(ratio, middle):
-    """5 seeds a side, whose standard deviations have this ratio; a bias of four true standard errors."""
+    """5 seeds a side, whose standard deviations have this ratio; a bias of four true
+    standard errors."""
     random, factor = np.random.default_rng(0), 1.434 if middle is np.median else 1.0
     sides = random.normal(size=(DRAWS, 5)), random.normal(0, ratio, (DRAWS, 5))
-    half = welch_half([factor * of.var(axis=1, ddof=1) / 5 for of in sides], np.full((2, DRAWS), 4))
-    apart, error = middle(sides[0], axis=1) - middle(sides[1], axis=1), math.sqrt(factor * (1 + ratio**2) / 5)
+    half = welch_half(
+        [factor * of.var(axis=1, ddof=1) / 5 for of in sides], np.full((2, DRAWS), 4)
+    )
+    apart, error = (
+        middle(sides[0], axis=1) - middle(sides[1], axis=1),
+        math.sqrt(factor * (1 + ratio**2) / 5),
+    )
     for bias, least, most in ((0.0, 0.01, 0.06), (4 * error, 0.85, 1.0)):
         words = [word(*of, True, 1.0) for of in zip(apart + bias, half, strict=True)]
         assert least <= words.count("not reproduced") / DRAWS <= most
@@ -114,21 +138,39 @@ def test_the_interval_of_pairs_is_scipys_and_needs_two_finite_ones():
     differences = np.subtract(OURS, PAPER)
     for level in (0.9, 0.95):
         expected = scipy.stats.ttest_rel(OURS, PAPER).confidence_interval(level)
-        assert mean_of(differences).interval(level) == pytest.approx((expected.low, expected.high))
-    assert mean_of(differences).p() == pytest.approx(scipy.stats.ttest_rel(OURS, PAPER).pvalue)
+        assert mean_of(differences).interval(level) == pytest.approx(
+            (expected.low, expected.high)
+        )
+    assert mean_of(differences).p() == pytest.approx(
+        scipy.stats.ttest_rel(OURS, PAPER).pvalue
+    )
     for unknown in ([1.0], [0.5, math.inf], [math.inf, math.inf]):
-        assert (int(mean_of(unknown).sign()), int(mean_of(unknown).near(100.0))) == (0, 0)
-    assert mean_of([0.0, 0.0]).sign() == 0  # an interval that ends at 0 is on neither side
-    several = mean_of([[1.0, 2.0, math.nan], [3.0, math.nan, math.nan]])  # NaN: no value
+        assert (int(mean_of(unknown).sign()), int(mean_of(unknown).near(100.0))) == (
+            0,
+            0,
+        )
+    # an interval that ends at 0 is on neither side
+    assert mean_of([0.0, 0.0]).sign() == 0
+    # NaN: no value
+    several = mean_of([[1.0, 2.0, math.nan], [3.0, math.nan, math.nan]])
     assert several.mean.tolist() == [1.5, 3.0]
     assert several.interval()[0][0] == pytest.approx(mean_of([1.0, 2.0]).interval()[0])
 
 
 @pytest.mark.parametrize(
     ("middle", "near"),
-    # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) = 2.920, over the root
-    # of 3.
-    [(0.0, 1), (0.31, 1), (0.32, 0), (-0.32, 0), (3.68, 0), (3.69, -1), (-3.68, 0), (-3.69, -1)],
+    # Of three pairs that vary by 1, the one-sided bound is 1.686 away: t(0.95, 2 df) =
+    # 2.920, over the root of 3.
+    [
+        (0.0, 1),
+        (0.31, 1),
+        (0.32, 0),
+        (-0.32, 0),
+        (3.68, 0),
+        (3.69, -1),
+        (-3.68, 0),
+        (-3.69, -1),
+    ],
 )
 def test_near_is_two_one_sided_tests_against_the_margin(middle, near):
     differences = [middle - 1, middle, middle + 1]
@@ -136,14 +178,20 @@ def test_near_is_two_one_sided_tests_against_the_margin(middle, near):
     assert int(found.near(2.0)) == near
     assert found.margin() == pytest.approx(abs(middle) + 2.920 / math.sqrt(3), abs=1e-3)
     sides = ((-2.0, "greater"), (2.0, "less"))
-    p = [scipy.stats.ttest_1samp(differences, limit, alternative=side).pvalue for limit, side in sides]
+    p = [
+        scipy.stats.ttest_1samp(differences, limit, alternative=side).pvalue
+        for limit, side in sides
+    ]
     assert bool(max(p) < 0.05) is (near == 1)
 
 
 def drawn(seed, shape, correlation=0.0, deviation=1.5):
-    """Differences of two rows whose runs of one seed have this correlation, around 0."""
+    """Differences of two rows whose runs of one seed have this correlation, around
+    0."""
     shared = np.array([[1, correlation], [correlation, 1]])
-    both = np.random.default_rng(seed).multivariate_normal([0, 0], deviation**2 * shared, shape)
+    both = np.random.default_rng(seed).multivariate_normal(
+        [0, 0], deviation**2 * shared, shape
+    )
     return both[..., 0] - both[..., 1]
 
 
@@ -160,12 +208,19 @@ def test_pairs_err_in_5_percent_at_any_correlation(n, correlation):
 
 
 @pytest.mark.parametrize(
-    ("deviation", "one_side", "seeds"), [(1, 14, 19), (1.5, 30, 40), (2, 51, 70), (3, 113, 156)]
+    ("deviation", "one_side", "seeds"),
+    [(1, 14, 19), (1.5, 30, 40), (2, 51, 70), (3, 113, 156)],
 )
-def test_the_seeds_that_decide_have_the_power_that_is_stated(deviation, one_side, seeds):
-    """Rows that are alike; their own standard deviations, of which a difference has the root of 2."""
+def test_the_seeds_that_decide_have_the_power_that_is_stated(
+    deviation, one_side, seeds
+):
+    """Rows that are alike; their own standard deviations, of which a difference has the
+    root of 2."""
     apart = deviation * math.sqrt(2)
-    assert (seeds_to_decide(apart, sides=1), seeds_to_decide(apart)) == (one_side, seeds)
+    assert (seeds_to_decide(apart, sides=1), seeds_to_decide(apart)) == (
+        one_side,
+        seeds,
+    )
     found = mean_of(drawn(1, (DRAWS, seeds), deviation=deviation))
     assert (found.near(1.0) == 1).mean() == pytest.approx(0.8, abs=0.03)
     low, _ = mean_of(drawn(2, (DRAWS, one_side), deviation=deviation)).interval(0.9)
@@ -176,15 +231,20 @@ def test_the_seeds_that_decide_have_the_power_that_is_stated(deviation, one_side
 
 
 def test_the_random_effects_mean_is_the_published_one():
-    """Kacker 2004's nine laboratories, by R's metafor, rma(y, v, method="PM"); and of one variance and no
-    difference between tasks by Hartung and Knapp, method="FE", test="knha"."""
+    """Kacker 2004's nine laboratories, by R's metafor, rma(y, v, method="PM"); and of
+    one variance and no difference between tasks by Hartung and Knapp, method="FE",
+    test="knha"."""
     means = np.array([61.0, 61.4, 62.21, 62.3, 62.34, 62.6, 62.7, 62.84, 65.9])
-    variances = np.array([0.2025, 1.21, 0.09, 0.2025, 0.3844, 0.5625, 0.0676, 0.0225, 1.8225])
+    variances = np.array(
+        [0.2025, 1.21, 0.09, 0.2025, 0.3844, 0.5625, 0.0676, 0.0225, 1.8225]
+    )
     found = random_effects(means, variances)
     assert found.mean == pytest.approx(62.4076199113286)
     assert found.between**2 == pytest.approx(0.705395309224248)
     assert (found.error, found.freedom) == (pytest.approx(0.338030602684471), 8)
-    assert random_effects(1e3 * means, 1e6 * variances).between == pytest.approx(1e3 * found.between)
+    assert random_effects(1e3 * means, 1e6 * variances).between == pytest.approx(
+        1e3 * found.between
+    )
     alike = random_effects([1.0, 1.1, 0.9, math.nan], np.ones(4))  # NaN: no such task
     assert (alike.between, alike.mean, alike.freedom) == (0, pytest.approx(1.0), 2)
     assert alike.error == pytest.approx(0.1 / math.sqrt(3))  # as of the means alone
@@ -192,29 +252,45 @@ def test_the_random_effects_mean_is_the_published_one():
 
 def test_variances_are_pooled_over_tasks_without_a_collapsed_run():
     nan = math.nan
-    differences = np.array([[1.0, 3.0, nan], [0.0, 2.0, 4.0], [5.0, -25.0, 5.0], [2.0, nan, nan]])
+    differences = np.array(
+        [[1.0, 3.0, nan], [0.0, 2.0, 4.0], [5.0, -25.0, 5.0], [2.0, nan, nan]]
+    )
     collapsed = np.zeros_like(differences, dtype=bool)
     collapsed[2, 1] = True
     pooled = (2 + 8) / 3  # squares and degrees of freedom of the first two
     variances = [pooled / 2, pooled / 3, 300 / 3, pooled]
-    found, expected = over_tasks(differences, collapsed), random_effects([2.0, 2.0, -5.0, 2.0], variances)
-    assert (found.mean, found.error) == (pytest.approx(expected.mean), pytest.approx(expected.error))
+    found, expected = (
+        over_tasks(differences, collapsed),
+        random_effects([2.0, 2.0, -5.0, 2.0], variances),
+    )
+    assert (found.mean, found.error) == (
+        pytest.approx(expected.mean),
+        pytest.approx(expected.error),
+    )
     plain = over_tasks(differences, collapsed, weighted=False)
     assert plain.interval() == pytest.approx(mean_of([2.0, 2.0, -5.0, 2.0]).interval())
 
 
 def analyses(seed, tasks, least, most, between, collapsing, at):
-    """The four analyses of findings whose tasks have from `least` to `most` seeds; a collapsed run puts its
-    row 30 points lower."""
+    """The four analyses of findings whose tasks have from `least` to `most` seeds; a
+    collapsed run puts its row 30 points lower."""
     random = np.random.default_rng(seed)
     of_tasks = at + random.normal(0, between, (DRAWS, tasks, 1))
     differences = of_tasks + random.normal(0, 1.5, (DRAWS, tasks, most))
     seeds = random.integers(least, most + 1, (DRAWS, tasks, 1))
     differences = np.where(np.arange(most) < seeds, differences, np.nan)
     collapsed = random.random(differences.shape) < collapsing
-    differences = np.where(collapsed, differences + random.choice([-30, 30], differences.shape), differences)
+    differences = np.where(
+        collapsed,
+        differences + random.choice([-30, 30], differences.shape),
+        differences,
+    )
     kept, none = np.where(collapsed, np.nan, differences), np.zeros_like(collapsed)
-    return [over_tasks(*of, how) for of in ((differences, collapsed), (kept, none)) for how in (True, False)]
+    return [
+        over_tasks(*of, how)
+        for of in ((differences, collapsed), (kept, none))
+        for how in (True, False)
+    ]
 
 
 @pytest.mark.parametrize("collapsing", [0.0, 0.1])
@@ -223,12 +299,18 @@ def analyses(seed, tasks, least, most, between, collapsing, at):
 @pytest.mark.parametrize("tasks", [4, 9])
 @pytest.mark.filterwarnings("ignore:.*(empty|All-NaN)")
 def test_a_word_over_tasks_is_rarely_false(tasks, least, most, between, collapsing):
-    """Below or above where the tasks' true mean is 0; near, or beyond the margin, where it is at it."""
+    """Below or above where the tasks' true mean is 0; near, or beyond the margin, where
+    it is at it."""
     seed = 100 * tasks + 10 * most + least
-    signs = [of.sign() for of in analyses(seed, tasks, least, most, between, collapsing, 0.0)]
+    signs = [
+        of.sign() for of in analyses(seed, tasks, least, most, between, collapsing, 0.0)
+    ]
     assert (np.abs(np.sum(signs, axis=0)) == 4).mean() <= FALSE
     assert max(np.abs(of).mean() for of in signs) <= FALSE  # each analysis alone
-    words = [of.near(1.0) for of in analyses(seed, tasks, least, most, between, collapsing, -1.0)]
+    words = [
+        of.near(1.0)
+        for of in analyses(seed, tasks, least, most, between, collapsing, -1.0)
+    ]
     assert np.all(np.equal(words, 1), axis=0).mean() <= FALSE
     assert np.all(np.equal(words, -1), axis=0).mean() <= FALSE
 
@@ -241,26 +323,39 @@ def test_rows_by_seeds_are_an_analysis_of_variance_without_repetitions():
     values = np.array([[1.5, 2.0, 2.5], [2.5, 4.0, 5.5]])
     found = two_way(values)
     residual = np.array([[0.5, 0.0, -0.5], [-0.5, 0.0, 0.5]])
-    assert (found.freedom, found.deviation) == (2, pytest.approx(math.sqrt((residual**2).sum() / 2)))
+    assert (found.freedom, found.deviation) == (
+        2,
+        pytest.approx(math.sqrt((residual**2).sum() / 2)),
+    )
     f = 2 * values.mean(axis=0).var(ddof=1) / 0.5
     assert found.p == pytest.approx(scipy.stats.f.sf(f, 2, 2))
     assert found.correlation == pytest.approx((f - 1) / 2 / ((f - 1) / 2 + 1))
 
 
-@pytest.mark.parametrize(("rows", "runs", "critical"), [(5, 2, 0.841), (10, 5, 0.331), (20, 3, 0.270)])
-def test_a_variance_is_not_pooled_from_cochrans_published_values_on(rows, runs, critical, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "runs", "critical"), [(5, 2, 0.841), (10, 5, 0.331), (20, 3, 0.270)]
+)
+def test_a_variance_is_not_pooled_from_cochrans_published_values_on(
+    rows, runs, critical, monkeypatch
+):
     """Of the largest by the sum, at 5% (Cochran 1941)."""
     monkeypatch.setattr("analysis.inference.OUTLYING", 0.05)
     for share, expected in ((critical - 0.001, 0), (critical + 0.001, 1)):
         variances = [1.0] * (rows - 1) + [share / (1 - share) * (rows - 1)]
-        found = outlying([*variances, math.nan], [runs - 1] * rows + [0])  # a single run has none
+        # a single run has none
+        found = outlying([*variances, math.nan], [runs - 1] * rows + [0])
         assert [*found] == [False] * (rows - 1) + [bool(expected), False]
 
 
 def test_of_two_far_variances_neither_hides_the_other_and_like_ones_rarely_are_far():
-    assert [*outlying([1.0] * 20 + [30.0, 40.0], [4] * 22)] == [False] * 20 + [True, True]
+    assert [*outlying([1.0] * 20 + [30.0, 40.0], [4] * 22)] == [False] * 20 + [
+        True,
+        True,
+    ]
     draws = np.random.default_rng(0).chisquare(4, size=(DRAWS, 60)) / 4
-    assert np.mean([outlying(of, [4] * 60).any() for of in draws]) == pytest.approx(0.01, abs=0.007)
+    assert np.mean([outlying(of, [4] * 60).any() for of in draws]) == pytest.approx(
+        0.01, abs=0.007
+    )
 
 
 def test_holm_is_by_steps_and_leaves_unknown_ones_out():

@@ -1,4 +1,5 @@
-"""Each notebook runs, without records and on a few, and writes what CI and `make notebooks` write."""
+"""Each notebook runs, without records and on a few, and writes what CI and `make
+notebooks` write."""
 
 import json
 import re
@@ -23,8 +24,14 @@ WORDS["rank_scaling"] = "MiniLM on reviews: accuracy against parameters"
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
-    for r in [*seeds(), *seeds("lora"), *seeds("vera", "reviews", (0.8, 0.81, 0.82), model="minilm")]:
-        r["label"]["model"] = {"minilm": "MiniLM"}.get(r["cell"]["model"], "RoBERTa-base")
+    for r in [
+        *seeds(),
+        *seeds("lora"),
+        *seeds("vera", "reviews", (0.8, 0.81, 0.82), model="minilm"),
+    ]:
+        r["label"]["model"] = {"minilm": "MiniLM"}.get(
+            r["cell"]["model"], "RoBERTa-base"
+        )
         write_record(folder, r)
     return folder
 
@@ -33,7 +40,11 @@ def output(tmp_path_factory):
 @pytest.mark.parametrize("name", build.NAMES)
 def test_a_notebook_runs_on_a_small_ledger(name, output):
     path = build.build(name, output)
-    code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = [
+        cell
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
     assert all(cell["execution_count"] for cell in code)
     page = path.with_suffix(".html").read_text()
     assert WORDS[name] in page
@@ -41,8 +52,11 @@ def test_a_notebook_runs_on_a_small_ledger(name, output):
 
 
 @pytest.mark.parametrize("name", sample(build.NAMES, "cost"))
-def test_a_notebook_is_a_script_that_begins_with_the_frames(name, tmp_path, monkeypatch, capsys):
-    """And with a title and a text, which a comment that is wrapped anew would make one."""
+def test_a_notebook_is_a_script_that_begins_with_the_frames(
+    name, tmp_path, monkeypatch, capsys
+):
+    """And with a title and a text, which a comment that is wrapped anew would make
+    one."""
     monkeypatch.setenv("VERA_OUTPUT", str(tmp_path))
     runpy.run_path(str(build.FOLDER / f"{name}.py"))
     assert capsys.readouterr().out

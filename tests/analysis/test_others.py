@@ -15,7 +15,12 @@ from runs.record import CONF, ROOT
 
 pytestmark = pytest.mark.properties
 
-PAPER = numbers().query("table in ('table2', 'table5')").set_index(["model", "row", "column"]).value
+PAPER = (
+    numbers()
+    .query("table in ('table2', 'table5')")
+    .set_index(["model", "row", "column"])
+    .value
+)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -30,7 +35,8 @@ def test_a_source_says_where_its_numbers_are_from(source):
 
 
 def test_a_number_is_in_the_unit_of_the_paper_and_none_is_a_copy_of_it():
-    """An average is that of its tasks, to half of its last digit and what rounding its tasks adds."""
+    """An average is that of its tasks, to half of its last digit and what rounding its
+    tasks adds."""
     theirs = others()
     assert {*theirs.epoch} <= {*EPOCHS}
     known = theirs[theirs.model.str.startswith(("roberta_", "vit_"))]
@@ -39,31 +45,50 @@ def test_a_number_is_in_the_unit_of_the_paper_and_none_is_a_copy_of_it():
     assert {*known.column} <= {*GLUE, "avg", *IMAGES}
     for key, of in theirs.groupby(["label", "model", "row", "sites"]):
         values = dict(zip(of.column, of.value, strict=True))
-        alike = [PAPER.get((*key[1:3], column)) == value for column, value in values.items()]
+        alike = [
+            PAPER.get((*key[1:3], column)) == value for column, value in values.items()
+        ]
         assert not all(alike) or len(alike) < 2, key
         if key[1].startswith("roberta_") and (average := values.pop("avg", None)):
-            assert math.fsum(values.values()) / 6 == pytest.approx(average, abs=0.1), key
+            assert math.fsum(values.values()) / 6 == pytest.approx(average, abs=0.1), (
+                key
+            )
 
 
 def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
-    like = others().query("model == 'roberta_base' and row == 'vera' and column == 'rte'").set_index("source")
-    assert dict(like.like) == {"randlora": "vera_all", "c3a": "vera", "vblora": "vera_all"}
+    like = (
+        others()
+        .query("model == 'roberta_base' and row == 'vera' and column == 'rte'")
+        .set_index("source")
+    )
+    assert dict(like.like) == {
+        "randlora": "vera_all",
+        "c3a": "vera",
+        "vblora": "vera_all",
+    }
     assert dict(like.same) == {"randlora": False, "c3a": True, "vblora": False}
     assert (CONF / "method" / "vera_all.yaml").is_file()
-    assert others().query("model == 'llama_7b'").same.all()  # table 4's rows adapt every linear layer
+    # table 4's rows adapt every linear layer
+    assert others().query("model == 'llama_7b'").same.all()
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_page_is_what_the_data_give():
     """A picture's bytes depend on matplotlib's version."""
     made = pages.others_pages()
-    assert (ROOT / "docs" / "others.md").read_text() == made["others.md"], "make results"
+    assert (ROOT / "docs" / "others.md").read_text() == made["others.md"], (
+        "make results"
+    )
     assert (ROOT / "docs" / "others.svg").is_file()
     assert "VB-LoRA 85.5 (r 1,024, all linear)" in made["others.md"]
 
 
 def test_the_picture_leaves_out_what_started_from_mnli():
-    data = pages.others_picture().data.set_index(["source", "model", "row", "column"]).difference
+    data = (
+        pages.others_picture()
+        .data.set_index(["source", "model", "row", "column"])
+        .difference
+    )
     assert data["c3a", "roberta_base", "vera", "rte"] == pytest.approx(75.74 - 78.7)
     assert ("c3a", "roberta_base", "lora", "rte") not in data
     assert ("c3a", "roberta_large", "lora", "rte") in data
@@ -85,37 +110,60 @@ def line(of, source, number=0):
 def test_below_a_row_of_the_paper_is_what_others_report():
     base = "roberta_base"
     theirs = line(table("table2", model=base), "others", -1)
-    assert (theirs["RTE"], theirs["Avg"]) == ("74.9^, 75.7, 81.9^", "82.7^, 83.4, 85.5^")
+    assert (theirs["RTE"], theirs["Avg"]) == (
+        "74.9^, 75.7, 81.9^",
+        "82.7^, 83.4, 85.5^",
+    )
     assert theirs["status"] == "last epoch, epoch by other rows, best epoch"
-    assert "others" not in {row[1] for row in table("table2", model=base, others="false").texts}
+    assert "others" not in {
+        row[1] for row in table("table2", model=base, others="false").texts
+    }
     each = table("table2", model=base, others="all")
     assert line(each, "RandLoRA", -1)["RTE"] == "74.9 +-1.5^"
     assert line(each, "C3A", -1)["status"] == "r 1,024, q, v; epoch by other rows"
     assert line(table("table5", model="vit_base"), "others", -1)["Food-101"] == "76.0"
-    judged = instructed("lora", model="llama2_7b", scores=[("gpt-4", 5.33), ("gpt-4o", 9.0)])
-    for of, score in (([], "5.63, 5.70"), ([judged], "5.63 (-0.30), 5.70 (-0.37)")):  # GPT-4's beside theirs
-        assert line(table("table4", *of, model="llama2_7b", seeds=1), "others")["score"] == score
+    judged = instructed(
+        "lora", model="llama2_7b", scores=[("gpt-4", 5.33), ("gpt-4o", 9.0)]
+    )
+    # GPT-4's beside theirs
+    for of, score in (([], "5.63, 5.70"), ([judged], "5.63 (-0.30), 5.70 (-0.37)")):
+        assert (
+            line(table("table4", *of, model="llama2_7b", seeds=1), "others")["score"]
+            == score
+        )
 
 
 def lora(a, b, task="cola"):
-    """LoRA on RoBERTa-large, 5 seeds: the best epoch of half A is the first, of all of dev the second."""
+    """LoRA on RoBERTa-large, 5 seeds: the best epoch of half A is the first, of all of
+    dev the second."""
     return [
-        halves(record("lora", task, seed, model="roberta_large"), (a, a - 0.02, 0.1), (b, b + 0.1, 0.1))
+        halves(
+            record("lora", task, seed, model="roberta_large"),
+            (a, a - 0.02, 0.1),
+            (b, b + 0.1, 0.1),
+        )
         for seed in range(5)
     ]
 
 
 @pytest.mark.parametrize("select", ["paper", "crossfit"])
 def test_each_source_stands_beside_ours_by_its_own_choice_of_the_epoch(select):
-    """Whichever is ours: by other rows 60, below those of that choice; by the best epoch 74, above them."""
+    """Whichever is ours: by other rows 60, below those of that choice; by the best
+    epoch 74, above them."""
     one, *others = lora(0.80, 0.60)
     made = table("table2", one, *others, others="all", select=select)
-    assert line(made, "ours")["status"].endswith("; CoLA within what others report (62.8 to 67.0)")
+    assert line(made, "ours")["status"].endswith(
+        "; CoLA within what others report (62.8 to 67.0)"
+    )
     assert line(made, "C3A")["CoLA"] == "65.2 +-0.8 (-5.2)"
     assert line(made, "microsoft/LoRA issue 35")["CoLA"] == "67.0 (+7.0)"
     unsaid = line(made, "microsoft/LoRA issue 151")
-    assert (unsaid["CoLA"], unsaid["status"]) == ("67.0 (+7.0)", "r 8, q, v; epoch not said")
-    del one["curve"]["metric_select"]  # an older record: without the number of one seed there is no median
+    assert (unsaid["CoLA"], unsaid["status"]) == (
+        "67.0 (+7.0)",
+        "r 8, q, v; epoch not said",
+    )
+    # an older record: without the number of one seed there is no median
+    del one["curve"]["metric_select"]
     made = table("table2", one, *others, others="all", select=select)
     assert line(made, "C3A")["CoLA"] == "65.2 +-0.8"
     assert line(made, "microsoft/LoRA issue 151")["CoLA"] == "67.0 (+7.0)"
@@ -127,8 +175,15 @@ def test_three_sources_make_a_range_that_ours_is_within_or_outside():
         *((-1, 1, 2, "within"), (0, 1, 2, "within"), (-2, -1, 0, "within")),
         *((0.1, 1, 2, "outside"), (-2, -1, -0.1, "outside")),
     ):
-        assert verdict(theirs.assign(less=less)) == f"CoLA {where} what others report (62.8 to 67.0)"
-    assert verdict(theirs[:2].assign(less=(0, 1))) == verdict(theirs.assign(less=(0, 1, math.nan))) == ""
+        assert (
+            verdict(theirs.assign(less=less))
+            == f"CoLA {where} what others report (62.8 to 67.0)"
+        )
+    assert (
+        verdict(theirs[:2].assign(less=(0, 1)))
+        == verdict(theirs.assign(less=(0, 1, math.nan)))
+        == ""
+    )
 
 
 def test_our_average_is_compared_where_every_task_is_complete():

@@ -1,4 +1,5 @@
-"""A user's own runs in tables: before the published ones, with their deviations, each variant on request."""
+"""A user's own runs in tables: before the published ones, with their deviations, each
+variant on request."""
 
 import pytest
 from ledgers import ledger, notes, record, seeds
@@ -27,7 +28,9 @@ def publish(folder, monkeypatch, records):
     write_study(folder / "studies" / "a_study", records)
 
 
-def test_a_run_that_is_published_too_is_in_both_with_its_own_number(tmp_path, monkeypatch):
+def test_a_run_that_is_published_too_is_in_both_with_its_own_number(
+    tmp_path, monkeypatch
+):
     theirs = seeds("vera", "mrpc", model="minilm")
     publish(tmp_path, monkeypatch, theirs)
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
@@ -48,42 +51,72 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     assert [{*of.task} for of in own_and_published(chosen)] == [{"mrpc"}, set()]
     (table,) = tables.make("", chosen)
     assert table.header == ["method", "source", "params", "mrpc", "s/run", "adapter"]
-    assert set(only(both, lambda one, _: one["id"] == theirs["id"]).published) == {theirs["id"]}
+    assert set(only(both, lambda one, _: one["id"] == theirs["id"]).published) == {
+        theirs["id"]
+    }
 
 
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
-    other = seeds("vera", "mrpc", bests=(0.6,), model="minilm", lr=0.5, deviations=["lr 0.5 instead of 0.01"])
+    other = seeds(
+        "vera",
+        "mrpc",
+        bests=(0.6,),
+        model="minilm",
+        lr=0.5,
+        deviations=["lr 0.5 instead of 0.01"],
+    )
     both = ledger(*usual, *other)
     (shown,) = tables.make("table2", both, models=["minilm"])
     assert len(shown.rows) == 1
     assert "all=true" in notes(shown)
     (shown,) = tables.make("table2", both, every=True, models=["minilm"])
     rows = [(row[0], row[3]) for row in shown.texts]
-    assert rows == [("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"), ("VeRA r=1024, lr 0.5", "60.0 (1/5)")]
+    assert rows == [
+        ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
+        ("VeRA r=1024, lr 0.5", "60.0 (1/5)"),
+    ]
     assert "all=true" not in notes(shown)
-    # On the paper's model the nearest to the recipe stays beside the paper's row, whatever else there is.
-    base = ledger(*seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"]))
+    # On the paper's model the nearest to the recipe stays beside the paper's row,
+    # whatever else there is.
+    base = ledger(
+        *seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"])
+    )
     (shown,) = tables.make("table2", base, every=True, models=["roberta_base"])
     rows = [(row[0], row[1]) for row in shown.texts]
     at = rows.index(("VeRA", "paper"))
-    assert rows[at + 1 : at + 3] == [("VeRA r=1024, lr 0.01", "ours"), ("", "difference")]
+    assert rows[at + 1 : at + 3] == [
+        ("VeRA r=1024, lr 0.01", "ours"),
+        ("", "difference"),
+    ]
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
 
 
 def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
-    own = [*seeds("vera", "mine", (0.5,), lr=0.3), *seeds("vera", "mine", (0.6,), lr=0.2)]
-    theirs = [*seeds("vera", "mine", (0.7, 0.8), lr=0.1), *seeds("vera", "mine", (0.9,), lr=0.4)]
+    own = [
+        *seeds("vera", "mine", (0.5,), lr=0.3),
+        *seeds("vera", "mine", (0.6,), lr=0.2),
+    ]
+    theirs = [
+        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
+        *seeds("vera", "mine", (0.9,), lr=0.4),
+    ]
     both = of_study(ledger(*own, *theirs), *theirs)
     for every, rows in ((False, 1), (True, 2)):
         first, last = tables.make("", both, every=every, every_own=True)
-        assert [row[0] for row in first.texts] == ["VeRA r=1024, lr 0.2", "VeRA r=1024, lr 0.3"]
+        assert [row[0] for row in first.texts] == [
+            "VeRA r=1024, lr 0.2",
+            "VeRA r=1024, lr 0.3",
+        ]
         assert len(last.rows) == rows
         assert ("all=true" in notes(last)) is not every
 
 
-def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(tmp_path, monkeypatch, capsys):
-    """Though the project has published the same runs, and one of another sweep that was done here, too."""
+def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(
+    tmp_path, monkeypatch, capsys
+):
+    """Though the project has published the same runs, and one of another sweep that was
+    done here, too."""
     made = seeds("vera", "mine", (0.7, 0.8, 0.9), lr=0.1)
     publish(tmp_path, monkeypatch, made)
     for one in (made[0], own := record("vera", "mine", 0, 0.6, lr=0.2)):
@@ -98,31 +131,49 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(tmp_path,
         write_sweep(tmp_path, "mine", ids)
         assert main(["sweep=mine", f"output={tmp_path}"]) == 0
         told = capsys.readouterr()
-        assert (f"note: {missing} of the {len(ids)} runs of mine have no" in told.err) is bool(missing)
-        shown = [line.split("|")[2].strip() for line in told.out.splitlines() if "VeRA" in line]
+        assert (
+            f"note: {missing} of the {len(ids)} runs of mine have no" in told.err
+        ) is bool(missing)
+        shown = [
+            line.split("|")[2].strip()
+            for line in told.out.splitlines()
+            if "VeRA" in line
+        ]
         assert shown == sources
 
 
-def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_path, capsys):
+def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
+    tmp_path, capsys
+):
     own = ["published=false", f"output={tmp_path}"]
-    with pytest.raises(UserError, match=r"no records of demo in .*records yet \(make demo\)$"):
+    with pytest.raises(
+        UserError, match=r"no records of demo in .*records yet \(make demo\)$"
+    ):
         main(["demo", *own])
     assert main(["table2", *own]) == 0  # the paper's own rows
     assert "note: no records of your own in" in capsys.readouterr().err
     stopped = record("vera", "reviews", model="vit_base")
     stopped["config"]["train"]["max_steps"] = 1
-    for one in (stopped, record("vera", "mrpc"), *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm")):
+    for one in (
+        stopped,
+        record("vera", "mrpc"),
+        *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"),
+    ):
         write_record(tmp_path, one)
     assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
-    assert main(["table2", "model=roberta_base", "task=mrpc", *own]) == 0  # of the paper's columns, too
-    assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(capsys.readouterr().out.split())
+    # of the paper's columns, too
+    assert main(["table2", "model=roberta_base", "task=mrpc", *own]) == 0
+    assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(
+        capsys.readouterr().out.split()
+    )
     for words, refusal in {
         "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
         "demo method=peft:IA33Config": "no records of method 'peft_ia33'",
         "sweep=nine": "no sweep 'nine' in .*/sweeps. There are: none",
         "table4 model=minilm": "no records of minilm for table4 in .*records yet$",
-        "table2 model=vit_base": "no records of vit_base for table2 in",  # none that would be in it
+        # none that would be in it
+        "table2 model=vit_base": "no records of vit_base for table2 in",
         "demo model=vit_base": f"^no finished run in .* for demo: stopped early .*{stopped['id']}",
         "table8 model=minilm": "table8 has no records: model=, task=, .* choose nothing in it",
         "": "name a table .*, or task=",
@@ -132,7 +183,14 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(tmp_
 
 
 def test_own_runs_that_deviate_stand_first_and_say_how():
-    own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=["epochs 1 instead of 40"], lr=1)
+    own = seeds(
+        "vera",
+        "mrpc",
+        (0.7, 0.71),
+        model="minilm",
+        deviations=["epochs 1 instead of 40"],
+        lr=1,
+    )
     theirs = seeds("vera", "mrpc", model="minilm")
     both = of_study(ledger(*own, *theirs), *theirs)
     first, last = tables.make("table2", both, models=["minilm"])
@@ -142,17 +200,27 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert "Published by the project in runs/records: 5 of a_study." in notes(last)
     assert "Left out" not in notes(first) + notes(last)
-    assert tables.make("table2", ledger(*own), models=["minilm"])[0].texts == first.texts
+    assert (
+        tables.make("table2", ledger(*own), models=["minilm"])[0].texts == first.texts
+    )
 
 
 def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_one():
     named = record("lora_r64", deviations=["rank 64 instead of the recipe's 8"])
-    part, told = record("head"), record("full", deviations=["train: 10 rows (a fixed subset of 99)"])
+    part, told = (
+        record("head"),
+        record("full", deviations=["train: 10 rows (a fixed subset of 99)"]),
+    )
     for one in (part, told):
         one["config"]["task"]["train_rows"] = 10
-    both = cells(runs(ledger(named, record(deviations=["rank 64 instead of 8"]), part, told)))
+    both = cells(
+        runs(ledger(named, record(deviations=["rank 64 instead of 8"]), part, told))
+    )
     words = ["a part of the data: 10 training and 10 dev rows (head on rte)"]
-    words += ["rank 64 instead of 8 (vera on rte)", f"{told['deviations'][0]} (full on rte)"]
+    words += [
+        "rank 64 instead of 8 (vera on rte)",
+        f"{told['deviations'][0]} (full on rte)",
+    ]
     assert deviations(both) == words
 
 
@@ -182,25 +250,56 @@ def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
 @pytest.mark.parametrize(
     ("part", "uncommitted", "versions", "imports", "told"),
     [
-        ("method", True, "aab", "ccc", "seeds of 2 versions of mine.py or its imports: 0, 1 | 2"),
-        ("task", None, "aba", "ccc", "seeds of 2 versions of mine.py or its imports: 0, 2 | 1"),
-        ("method", True, "aaa", "ccd", "seeds of 2 versions of mine.py or its imports: 0, 1 | 2"),
-        ("method", False, "aab", "ccc", None),  # both are in commits that the records name
+        (
+            "method",
+            True,
+            "aab",
+            "ccc",
+            "seeds of 2 versions of mine.py or its imports: 0, 1 | 2",
+        ),
+        (
+            "task",
+            None,
+            "aba",
+            "ccc",
+            "seeds of 2 versions of mine.py or its imports: 0, 2 | 1",
+        ),
+        (
+            "method",
+            True,
+            "aaa",
+            "ccd",
+            "seeds of 2 versions of mine.py or its imports: 0, 1 | 2",
+        ),
+        # both are in commits that the records name
+        ("method", False, "aab", "ccc", None),
         ("method", True, "aaa", "cc-", None),  # an older record, without imports
     ],
 )
-def test_seeds_of_a_file_that_changed_between_them_are_named(part, uncommitted, versions, imports, told):
+def test_seeds_of_a_file_that_changed_between_them_are_named(
+    part, uncommitted, versions, imports, told
+):
     made = seeds("vera", "rte", (0.7, 0.8, 0.9))
     for one, version, imported in zip(made, versions, imports, strict=True):
-        source = {"file": "mine.py", "sha256": version, "imports": imported, "uncommitted": uncommitted}
-        one["code"] = one["code"] | {"sources": {part: {k: v for k, v in source.items() if v != "-"}}}
+        source = {
+            "file": "mine.py",
+            "sha256": version,
+            "imports": imported,
+            "uncommitted": uncommitted,
+        }
+        one["code"] = one["code"] | {
+            "sources": {part: {k: v for k, v in source.items() if v != "-"}}
+        }
     of = runs(ledger(*made))
     found = " ".join(notes_of(of, cells(of)))
     assert (f"vera on rte: {told}" in found) if told else "versions" not in found
 
 
 def test_what_is_left_out_is_counted_and_named():
-    old, new = [record(seed=s) for s in range(3)], record(seed=3, best=0.5) | {"protocol": 2}
+    old, new = (
+        [record(seed=s) for s in range(3)],
+        record(seed=3, best=0.5) | {"protocol": 2},
+    )
     failed = record(seed=9, status="failed")
     of = runs(ledger(*old, new, new | {"id": "zz again"}, failed))
     found = " ".join(notes_of(of, cells(of)))
@@ -227,7 +326,12 @@ def test_a_run_that_was_stopped_early_is_named_once():
     both = of_study(ledger(*own, *theirs), *theirs)
     for name, count in (("table2", 7), ("", 8)):
         found = " ".join(map(notes, tables.make(name, both, models=["minilm"])))
-        assert found.count(f"stopped early by train.max_steps: {count} runs: {own[0]['id']}") == 1
+        assert (
+            found.count(
+                f"stopped early by train.max_steps: {count} runs: {own[0]['id']}"
+            )
+            == 1
+        )
         assert found.count("stopped early") == 1
     more = ledger(*own, *seeds("lora", "mrpc", model="minilm"))
     (first,) = tables.make("table2", more, models=["minilm"])

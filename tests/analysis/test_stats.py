@@ -40,13 +40,19 @@ def told(*records):
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values_that_are_known():
-    how = {"n_resamples": RESAMPLES, "method": "percentile", "rng": np.random.default_rng(0)}
+    how = {
+        "n_resamples": RESAMPLES,
+        "method": "percentile",
+        "rng": np.random.default_rng(0),
+    }
     expected = scipy.stats.bootstrap((VALUES,), np.median, **how).confidence_interval
     assert median_interval(VALUES) == pytest.approx((expected.low, expected.high))
-    for n in (3, 5):  # of so few it is their range: either end is the median of over 2.5% of resamples
+    # of so few it is their range: either end is the median of over 2.5% of resamples
+    for n in (3, 5):
         assert median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
     assert median_interval(VALUES[:1]) is None
-    assert median_interval([5, 6, 7, 8, math.inf]) == (5, math.inf)  # a diverged perplexity
+    # a diverged perplexity
+    assert median_interval([5, 6, 7, 8, math.inf]) == (5, math.inf)
     assert median_interval([math.inf, math.inf]) == (math.inf, math.inf)
     found = interval([3.0, math.nan, 1.0, 2.0], ["a"], 2)
     assert (found.value, found.high, str(found)) == (1.0, 3.0, "1.00 to 3.00")
@@ -56,7 +62,9 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values
 def test_the_sign_test_and_the_probability_of_improvement_are_scipys():
     for k in range(8):
         expected = scipy.stats.binomtest(k, 7).pvalue
-        assert inference.sign_test([1.0] * k + [-1.0] * (7 - k) + [0.0]) == pytest.approx(expected), k
+        assert inference.sign_test(
+            [1.0] * k + [-1.0] * (7 - k) + [0.0]
+        ) == pytest.approx(expected), k
     assert (inference.sign_test([]), inference.sign_test([1] * 5)) == (1.0, 0.0625)
     x, y = [80.0, 81.0, 79.0, 80.0], [79.0, 80.0, 78.0]
     u = scipy.stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
@@ -64,17 +72,26 @@ def test_the_sign_test_and_the_probability_of_improvement_are_scipys():
 
 
 def test_runs_are_paired_by_task_and_seed():
-    records = [*seeds("vera", "rte", (0.80, 0.81, 0.82)), *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50))]
-    records += [*seeds("vera", "cola", (0.60, 0.61, 0.62)), *seeds("lora", "cola", (0.59, 0.60, 0.62))]
+    records = [
+        *seeds("vera", "rte", (0.80, 0.81, 0.82)),
+        *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50)),
+    ]
+    records += [
+        *seeds("vera", "cola", (0.60, 0.61, 0.62)),
+        *seeds("lora", "cola", (0.59, 0.60, 0.62)),
+    ]
     rte, cola = compared(*records)
-    assert (rte.task, rte.pairs, rte.wins, rte.losses) == ("rte", 3, 2, 1)  # +1, -1, +2: seed 3 has no pair
+    # +1, -1, +2: seed 3 has no pair
+    assert (rte.task, rte.pairs, rte.wins, rte.losses) == ("rte", 3, 2, 1)
     assert (rte.difference, rte.p) == (pytest.approx(1.0), 1.0)
     assert rte.differences == pytest.approx((1, -1, 2))
     assert (rte.low, rte.high) == pytest.approx(median_interval([1, -1, 2]))
-    assert (cola.wins, cola.losses, cola.pairs, cola.p) == (2, 0, 3, 0.5)  # the equal one counts neither way
+    # the equal one counts neither way
+    assert (cola.wins, cola.losses, cola.pairs, cola.p) == (2, 0, 3, 0.5)
     assert rte.better == pytest.approx((1.5 + 2 + 2.5) / 9)  # of the same three seeds
     assert {*rte.ids} == {r["id"] for r in records[:6]}
-    for one in records[3:7]:  # texts of the first items alone are compared with such texts
+    # texts of the first items alone are compared with such texts
+    for one in records[3:7]:
         one["config"]["task"]["items"] = 5
     assert [line.task for line in compared(*records)] == ["cola"]
 
@@ -83,7 +100,9 @@ def test_statistics_name_what_they_leave_out():
     silent = record(seed=2)
     silent["result"]["protocols"]["paper"]["best"] = None
     (table,) = told(record(), record(seed=1, best=0.7), silent)
-    assert [(line["seeds"], line["median"]) for line in lines(table)] == [("2/5", "75.0")]
+    assert [(line["seeds"], line["median"]) for line in lines(table)] == [
+        ("2/5", "75.0")
+    ]
     assert "nan: 1 run that finished without the number" in notes(table)
     full = [one | {"data": one["data"] | {"content": "other"}} for one in seeds("full")]
     _, table = told(*seeds("vera"), *seeds("lora"), *full)
@@ -92,8 +111,13 @@ def test_statistics_name_what_they_leave_out():
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
-    records = [*seeds("vera", "alpaca", (3.0, 3.1)), *seeds("lora", "alpaca", (3.5, 3.4))]
-    gone = [record(row, "alpaca", values=(), status="diverged") for row in ("vera", "lora")]
+    records = [
+        *seeds("vera", "alpaca", (3.0, 3.1)),
+        *seeds("lora", "alpaca", (3.5, 3.4)),
+    ]
+    gone = [
+        record(row, "alpaca", values=(), status="diverged") for row in ("vera", "lora")
+    ]
     for r in (*records, *gone):
         r["result"] |= of_metric("perplexity")
     (line,) = compared(*records)
@@ -112,23 +136,29 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     [("best", ["75.0", "75.0", "70.0", "+5.0"]), ("last", ["75.0", "75.0", "-", "-"])],
 )
 def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
-    """Over three seeds: best and cross-fitted are medians of their own, and so is their difference. An
-    interval of fewer than five is called a range."""
+    """Over three seeds: best and cross-fitted are medians of their own, and so is their
+    difference. An interval of fewer than five is called a range."""
     made = [
         halves(record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),  # 75, cross-fitted 65
-        halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),  # 75, cross-fitted (60 + 80) / 2 = 70
-        halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),  # 90, both halves at the same epoch
+        # 75, cross-fitted (60 + 80) / 2 = 70
+        halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),
+        # 90, both halves at the same epoch
+        halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),
     ]
     for one in made:
         one["result"]["reported"] = reported
     (table,) = told(*made)
-    assert [lines(table)[0][key] for key in ("best", "last", "cross-fitted", "optimism")] == columns
+    assert [
+        lines(table)[0][key] for key in ("best", "last", "cross-fitted", "optimism")
+    ] == columns
     assert table.header[5] == "range of 3 seeds"
     both = told(*made, *seeds("lora"))[0]
     assert both.header[5] == "95%, or range below 5 seeds"
 
 
-def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path, capsys):
+def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(
+    tmp_path, capsys
+):
     def main(*words, folder=tmp_path):
         return stats.main([*words, "published=false", f"output={folder}"])
 
@@ -141,17 +171,28 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(tmp_path
         main("table2", folder=tmp_path / "failed")
     trial = record("bitfit", "mrpc")
     trial["config"]["train"]["max_steps"] = 3
-    for one in (*seeds(), *seeds("lora", bests=(0.7,) * 5), *seeds("lora", "cola"), trial):
+    for one in (
+        *seeds(),
+        *seeds("lora", bests=(0.7,) * 5),
+        *seeds("lora", "cola"),
+        trial,
+    ):
         write_record(tmp_path, one)
     assert main("table2", "task=rte") == 0
-    text, there = capsys.readouterr().out, ["77.0 to 80.0", "0.062 (smallest)", "| consistent, wide |"]
+    text, there = (
+        capsys.readouterr().out,
+        ["77.0 to 80.0", "0.062 (smallest)", "| consistent, wide |"],
+    )
     assert [word in text for word in (*there, "cola")] == [True, True, True, False]
     for words, message in (
         (["table3"], "no records of table3"),
         (["table99"], "no table 'table99'.*Known: table1, table2"),
         (["row=peft:IA3Config"], "no row 'peft_ia3'.*Known: bitfit, lora, vera"),
         (["table8"], "table8 is of formulas or recipes, and has no records"),
-        (["row=bitfit"], "no finished run .* for that: stopped early by train.max_steps"),
+        (
+            ["row=bitfit"],
+            "no finished run .* for that: stopped early by train.max_steps",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             main(*words)

@@ -1,4 +1,5 @@
-"""Tables from records: medians, what is missing, and what may not be compared; and their forms."""
+"""Tables from records: medians, what is missing, and what may not be compared; and
+their forms."""
 
 import csv
 import hashlib
@@ -12,7 +13,20 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
-from ledgers import apart, asked, exact, instructed, ledger, lines, made, notes, record, seeds, shot, texts
+from ledgers import (
+    apart,
+    asked,
+    exact,
+    instructed,
+    ledger,
+    lines,
+    made,
+    notes,
+    record,
+    seeds,
+    shot,
+    texts,
+)
 
 from analysis import tables
 from analysis.facts import NUMBERS
@@ -33,7 +47,11 @@ VALUES = [80.0, 75.0, 90.0, 70.0, 85.0]
 
 
 def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
-    return [record(row, task, seed, v, **changes) for task in GLUE for seed, v in enumerate(values)]
+    return [
+        record(row, task, seed, v, **changes)
+        for task in GLUE
+        for seed, v in enumerate(values)
+    ]
 
 
 def part(name, *records, model="roberta_base", **how):
@@ -54,29 +72,53 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     base = part("table2", *complete())
     (ours,), (difference,) = lines(base, "ours"), lines(base, "difference")
     assert ours["RTE"] == f"80.0 +-{statistics.stdev(VALUES):.1f}"
-    assert (ours["method"], ours["params"], ours["Avg"]) == ("VeRA r=1024", "43,008", "80.0")
+    assert (ours["method"], ours["params"], ours["Avg"]) == (
+        "VeRA r=1024",
+        "43,008",
+        "80.0",
+    )
     printed = {"SST-2": (94.6, 0.1), "MRPC": (89.5, 0.5), "CoLA": (65.6, 0.8)}
     printed |= {"QNLI": (91.8, 0.2), "RTE": (78.7, 0.7), "STS-B": (90.7, 0.2)}
-    assert [difference[task] for task in printed] == [apart((VALUES, *of)) for of in printed.values()]
+    assert [difference[task] for task in printed] == [
+        apart((VALUES, *of)) for of in printed.values()
+    ]
     assert difference["Avg"] == apart(*((VALUES, *of) for of in printed.values()))
     # The average is the mean over tasks of the medians over seeds
     bests = [(0.5 + 0.05 * i, 0.6, 0.9, 0.1, 0.7) for i in range(6)]
-    unlike = [one for task, of in zip(GLUE, bests, strict=True) for one in seeds("vera", task, of)]
-    assert first("table2", *unlike)["Avg"] == f"{statistics.mean([60.0, 60.0, 60.0, 65.0, 70.0, 70.0]):.1f}"
+    unlike = [
+        one
+        for task, of in zip(GLUE, bests, strict=True)
+        for one in seeds("vera", task, of)
+    ]
+    assert (
+        first("table2", *unlike)["Avg"]
+        == f"{statistics.mean([60.0, 60.0, 60.0, 65.0, 70.0, 70.0]):.1f}"
+    )
 
 
 def test_our_row_from_mnli_is_compared_with_the_papers():
-    """On the three tasks that the paper's started there; the average is over these and plain LoRA's other
-    three."""
-    from_mnli = [record("lora_mnli", task, s, 0.9) for task in ("mrpc", "rte", "stsb") for s in range(5)]
+    """On the three tasks that the paper's started there; the average is over these and
+    plain LoRA's other three."""
+    from_mnli = [
+        record("lora_mnli", task, s, 0.9)
+        for task in ("mrpc", "rte", "stsb")
+        for s in range(5)
+    ]
     table = part("table2", *complete("lora"), *from_mnli)
     plain, last = lines(table, "difference")  # LoRA's started elsewhere
     assert [plain[task] for task in ("RTE", "MRPC", "STS-B", "Avg")] == ["-"] * 4
     assert lines(table, "paper, * from MNLI")[0]["RTE"] == "86.6 +-0.7*"
     ours, equal = lines(table, "ours")[1], [90.0] * 5
-    assert (ours["method"], ours["CoLA"], ours["Avg"], last["CoLA"]) == ("lora_mnli", "-", "85.0", "-")
+    assert (ours["method"], ours["CoLA"], ours["Avg"], last["CoLA"]) == (
+        "lora_mnli",
+        "-",
+        "85.0",
+        "-",
+    )
     of_plain = ((VALUES, 95.1, 0.2), (VALUES, 63.4, 1.2), (VALUES, 93.3, 0.3))
-    assert last["Avg"] == apart(*of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2))
+    assert last["Avg"] == apart(
+        *of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2)
+    )
     assert first("table2", *from_mnli)["Avg"] == "-"
 
 
@@ -87,19 +129,26 @@ def test_seeds_that_answer_one_class_are_told():
 
     how = {"model": "minilm", "values": [0.665]}
     of = [record(row, "mrpc", s, **how) for row in ("lora", "vera") for s in range(2)]
-    alike = [answers(one, [1] * 10) for one in of]  # after one epoch, where no curve can show it
+    # after one epoch, where no curve can show it
+    alike = [answers(one, [1] * 10) for one in of]
     small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
     found = notes(part("table2", *alike, small, model="minilm"))
     told = "predicts one class: 4 runs on mrpc (the larger class is 66.5): lora, seed 0, 1; vera, seed 0, 1"
     assert told in found
     assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0" in found
-    assert result_words(alike[0]).endswith("last 66.5, predicts one class (the larger class is 66.5)")
+    assert result_words(alike[0]).endswith(
+        "last 66.5, predicts one class (the larger class is 66.5)"
+    )
     assert "one class" not in result_words(answers(of[0], [1] * 9 + [0]))
 
 
 def test_other_models_have_the_ablations_that_ran():
     pair = ("vera", "vera_unique")
-    small = [record(row, task, 0, 0.8, model="minilm") for row in pair for task in ("cola", "sst2")]
+    small = [
+        record(row, task, 0, 0.8, model="minilm")
+        for row in pair
+        for task in ("cola", "sst2")
+    ]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
     _, own = made("table7", *small, plain, record("vera", "rte", model="other"))
     assert own.header == ["setting", "source", "SST-2", "CoLA", "status"]
@@ -109,8 +158,13 @@ def test_other_models_have_the_ablations_that_ran():
 
 def test_table_5_shows_other_models_and_sets():
     records = []
-    for task, value, more in (("mine", 0.7, {"shots": 5, "name": "my birds"}), ("digits", 0.9, {})):
-        records += [shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)]
+    for task, value, more in (
+        ("mine", 0.7, {"shots": 5, "name": "my birds"}),
+        ("digits", 0.9, {}),
+    ):
+        records += [
+            shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)
+        ]
     small = part("table5", *records, model="dinov2_small")
     assert small.header[3:5] == ["digits", "my birds"]
     assert lines(small, "ours")[0]["my birds"] == "70.0 +-0.0"
@@ -126,13 +180,17 @@ def e2e(*records, **how):
 
 def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero():
     fewer = texts("vera", 1)
-    fewer["texts"]["scores"] = [e for e in fewer["texts"]["scores"] if e["variant"] == "0.9"]
+    fewer["texts"]["scores"] = [
+        e for e in fewer["texts"]["scores"] if e["variant"] == "0.9"
+    ]
     medium = e2e(texts("vera"), fewer)
     assert lines(medium, "ours")[0]["BLEU"] == "68.0 +-0.0 (2/3)"
     assert lines(medium, "ours, length penalty 0.8")[0]["BLEU"] == "68.1 (1/3)"
     medium = e2e(texts("vera", best_epoch=4.0))
     assert lines(medium, "ours, best epoch")[0]["BLEU"] == "68.2 (1/3)"
-    (best,) = lines(e2e(texts("vera", best_epoch=4.0), texts("vera", 1)), "ours, best epoch")
+    (best,) = lines(
+        e2e(texts("vera", best_epoch=4.0), texts("vera", 1)), "ours, best epoch"
+    )
     assert best["BLEU"] == "68.2 +-0.0 (2/3)"  # of one seed the best epoch is the last
     assert lines(medium, "ours")[0]["status"] == "ours, 1 of 3 seeds"
     assert not lines(medium, "difference")
@@ -141,14 +199,19 @@ def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero(
 def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_as_nothing():
     missing = dict.fromkeys(("meteor", "rouge_l", "cider"))
     missing |= {"unavailable": {"meteor": "no java on this machine"}}
-    records = [texts("vera", 0), texts("vera", 1, **missing), texts("vera", 2, status="diverged")]
+    records = [
+        texts("vera", 0),
+        texts("vera", 1, **missing),
+        texts("vera", 2, status="diverged"),
+    ]
     medium = e2e(*records)
     (ours,), (difference,) = lines(medium, "ours"), lines(medium, "difference")
     assert ours["BLEU"] == f"68.0 +-{statistics.stdev([68, 68, 0]):.1f}"
     assert ours["METEOR"] == f"23.0 +-{statistics.stdev([46, 0]):.1f} (2/3)"
     assert "1 diverged" in ours["status"]
     assert "no java on this machine" in notes(medium)
-    assert (difference["BLEU"], difference["METEOR"]) == ("-2.1", "-")  # of two of three seeds
+    # of two of three seeds
+    assert (difference["BLEU"], difference["METEOR"]) == ("-2.1", "-")
 
 
 def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
@@ -168,7 +231,9 @@ def llama(name, *records, **how):
 
 
 def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
-    table = llama("table4", instructed(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)]))
+    table = llama(
+        "table4", instructed(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)])
+    )
     ours, difference, other = [row for row in table.texts if row[1] != "paper"]
     assert ours[:5] == ["VeRA r=1024", "ours", "1,589,248", "5.00", "4.50 to 5.50"]
     assert ours[5:] == ["5.25 / 4.75", "159 of 160", "gpt-4-0613", "ours"]
@@ -177,29 +242,49 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     assert other[5:] == ["7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
     assert "A judge that is no GPT-4" in notes(table)
     silent = instructed(scores=[("gpt-4", 5.0)])
-    silent["judged"][0] |= {"mean": None, "low": None, "n_valid": 0, "turns": {"1": None, "2": None}}
+    silent["judged"][0] |= {
+        "mean": None,
+        "low": None,
+        "n_valid": 0,
+        "turns": {"1": None, "2": None},
+    }
     line = lines(llama("table4", silent), "ours")[0]
     assert [*line.values()][3:8] == ["-", "-", "- / -", "0 of 160", "gpt-4"]
 
 
 def test_answers_of_another_way_are_told():
     ours = instructed(scores=[("gpt-4", 5.0)])
-    ours["judged"][0]["answering"] |= {"answer_tokens": 64, "top_p": 0.9, "top_k": None, "without_room": 3}
+    ours["judged"][0]["answering"] |= {
+        "answer_tokens": 64,
+        "top_p": 0.9,
+        "top_k": None,
+        "without_room": 3,
+    }
     lora = instructed("lora", scores=[("gpt-4", 5.0)])
     lora["judged"][0]["answering"] |= {"top_p": 0.8}
     note = llama("table4", ours, lora).notes[0]
     assert re.search(r"top_p 0\.8 instead of FastChat's 1\.0 \(LoRA[^,]*\)", note)
-    for told in ("answer_tokens 64 instead of FastChat's 1024", "top_p 0.9 instead of", "without_room 3"):
+    for told in (
+        "answer_tokens 64 instead of FastChat's 1024",
+        "top_p 0.9 instead of",
+        "without_room 3",
+    ):
         assert told in note
-    assert "top_k None instead of FastChat's 50 (VeRA" in note  # each with the rows that it is of
+    # each with the rows that it is of
+    assert "top_k None instead of FastChat's 50 (VeRA" in note
 
 
 def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
-    records = [instructed(seed=seed, scores=[("gpt-4", mean)]) for seed, mean in enumerate((5.0, 6.0, 4.0))]
+    records = [
+        instructed(seed=seed, scores=[("gpt-4", mean)])
+        for seed, mean in enumerate((5.0, 6.0, 4.0))
+    ]
     (line,) = lines(llama("table4", *records, seeds=3), "ours")
     shown = [line[of] for of in ("score", "95%", "valid", "status")]
     assert shown == ["5.00 +-1.00", "-", "477 of 480", "ours"]
-    assert not re.search("no GPT-4|not judged", notes(llama("table4", *records, seeds=3)))
+    assert not re.search(
+        "no GPT-4|not judged", notes(llama("table4", *records, seeds=3))
+    )
     records[1]["judged"] = []
     table = llama("table4", *records, seeds=3)
     (line,) = lines(table, "ours")
@@ -207,21 +292,32 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     (score,) = table.tidy().query("column == 'score' and source == 'ours'").itertuples()
     assert (score.n, score.ids) == (2, f"{records[0]['id']} {records[2]['id']}")
     assert not lines(table, "difference")
-    assert lines(llama("table4", *records), "ours")[0]["score"] == "4.50 +-0.71 (2/3)"  # where one would do
-    table = llama("table4", instructed("none"), instructed(status="diverged", seed=1), seeds=1)
+    # where one would do
+    assert lines(llama("table4", *records), "ours")[0]["score"] == "4.50 +-0.71 (2/3)"
+    table = llama(
+        "table4", instructed("none"), instructed(status="diverged", seed=1), seeds=1
+    )
     states = {line["method"]: line["status"] for line in lines(table, "ours")}
     assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
     assert "python -m runs.judge ID" in notes(table)
 
 
 def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
-    part = instructed("vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench")
+    part = instructed(
+        "vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench"
+    )
     lora = instructed("lora", scores=[("gpt-4", 5.0)])
     four, thirteen = (llama(name, part, lora) for name in ("table4", "table13"))
     assert [line["method"] for line in lines(four, "ours")] == ["LoRA r=8"]
-    assert [row[3] for row in thirteen.texts if row[1] != "paper"] == ["7.00", "-0.48"]  # to 7.48
-    assert [line["params"] for line in lines(thirteen, "paper")] == ["159.9M (610MB)", "1.4M (5.4MB)"]
-    fewer = instructed("lora", train_rows=64, scores=[("gpt-4", 6.0)], bench="vicuna_bench")
+    # to 7.48
+    assert [row[3] for row in thirteen.texts if row[1] != "paper"] == ["7.00", "-0.48"]
+    assert [line["params"] for line in lines(thirteen, "paper")] == [
+        "159.9M (610MB)",
+        "1.4M (5.4MB)",
+    ]
+    fewer = instructed(
+        "lora", train_rows=64, scores=[("gpt-4", 6.0)], bench="vicuna_bench"
+    )
     assert lines(llama("table13", fewer), "ours")[0]["score"] == "6.00"
     # Another model is there with all of its rows, once Vicuna-bench has judged it
     waiting, judged = (
@@ -230,21 +326,30 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
     )
     assert [table.model for table in made("table13", waiting)] == ["llama_7b"]
     _, own = made("table13", waiting, judged)
-    assert [row[-1] for row in own.texts] == ["ours, not judged by Vicuna-bench", "ours"]
+    assert [row[-1] for row in own.texts] == [
+        "ours, not judged by Vicuna-bench",
+        "ours",
+    ]
 
 
 # --- the demo, and tables without records
 
 
 def test_the_demo_has_a_table_for_each_size_of_the_data():
-    runs = [record(row, "reviews", seed, model="minilm") for row in ("vera", "head") for seed in range(3)]
+    runs = [
+        record(row, "reviews", seed, model="minilm")
+        for row in ("vera", "head")
+        for seed in range(3)
+    ]
     larger = [record(row, "reviews", model="minilm") for row in ("vera", "head")]
     for one in larger:
         one["id"] += "2000"
         one["config"]["task"]["dev_rows"] = one["data"]["dev_rows"] = 2000
     found = made("demo", *runs, *larger)
     title = "reviews (MiniLM, 10 training and {} dev rows): dev accuracy, medians over seeds"
-    assert [table.title for table in found] == [title.format(rows) for rows in (10, "2,000")]
+    assert [table.title for table in found] == [
+        title.format(rows) for rows in (10, "2,000")
+    ]
     assert [len(table.texts) for table in found] == [2, 2]
 
 
@@ -255,24 +360,40 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
         one["config"]["train"] |= rates
         return one | {"id": f"{one['id']}-{rates}"}
 
-    runs = [record(row, "reviews", model="minilm") for row in ("vera", "lora", "head", "full")]
+    runs = [
+        record(row, "reviews", model="minilm")
+        for row in ("vera", "lora", "head", "full")
+    ]
     for one, rate in zip(runs, (1e-2, 1e-2, 1e-3, 1e-2), strict=True):
         one["config"]["train"] |= {"lr": rate, "lr_head": 1e-3}
-    trials = [trial("vera", s, lr=lr, lr_head=1e-3) for s in (0, 1) for lr in (1e-3, 1e-2, 1e-1)]
+    trials = [
+        trial("vera", s, lr=lr, lr_head=1e-3)
+        for s in (0, 1)
+        for lr in (1e-3, 1e-2, 1e-1)
+    ]
     trials += [trial("lora", 0, lr=lr, lr_head=1e-3) for lr in (1e-3, 1e-2)]
     trials += [trial("head", 0, lr=1e-3, lr_head=lr) for lr in (1e-3, 1e-2)]
     (table,) = made("demo", *runs, *trials, seeds=1)
-    assert {row[0] for row in table.texts} == {"VeRA r=1024", "LoRA r=8 ^", "head ^", "full"}
+    assert {row[0] for row in table.texts} == {
+        "VeRA r=1024",
+        "LoRA r=8 ^",
+        "head ^",
+        "full",
+    }
     assert "^: its rate is at an end" in notes(table)
     (table,) = made("demo", *runs, seeds=1)
-    assert not any("^" in text for text in (*(row[0] for row in table.texts), notes(table)))
+    assert not any(
+        "^" in text for text in (*(row[0] for row in table.texts), notes(table))
+    )
 
 
 @pytest.mark.parametrize(("lr", "shown"), [("3e-2", "0.03"), ("3 epochs", "3 epochs")])
 def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     whole = formulas._recipe_file
     other = {"gpt2_medium": {"lr": lr}}
-    monkeypatch.setattr(formulas, "_recipe_file", lambda row, of: whole(row, of) | other.get(of, {}))
+    monkeypatch.setattr(
+        formulas, "_recipe_file", lambda row, of: whole(row, of) | other.get(of, {})
+    )
     (table,) = made("table10")
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
@@ -280,11 +401,22 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
 
 def test_what_lm_eval_measured_before_and_after_training():
     """Over the seeds that have it; what was not asked alike has a column of its own."""
-    two, other, lacks = [exact(seed=seed) for seed in (0, 1)], exact(seed=2), exact(seed=3)
-    found = [*map(asked, two, ("gsm8k", "gsm8k"), (0.5, 0.75)), asked(other, asked="1" * 16)]
+    two, other, lacks = (
+        [exact(seed=seed) for seed in (0, 1)],
+        exact(seed=2),
+        exact(seed=3),
+    )
+    found = [
+        *map(asked, two, ("gsm8k", "gsm8k"), (0.5, 0.75)),
+        asked(other, asked="1" * 16),
+    ]
     (table,) = tables.make("lm_eval", ledger(*found, lacks))
-    old, new = (f"gsm8k exact_match,strict-match, 5 shots, {of}" for of in ("0000", "1111"))
-    after, before, gain = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    old, new = (
+        f"gsm8k exact_match,strict-match, 5 shots, {of}" for of in ("0000", "1111")
+    )
+    after, before, gain = (
+        dict(zip(table.header, row, strict=True)) for row in table.rows
+    )
     shown = ["0.6250 +-0.1768 (2/4)", "0.2500 +-0.0000 (2/4)", "+0.3750 +-0.1768 (2/4)"]
     assert [str(of[old]) for of in (after, before, gain)] == shown
     assert [str(of[new]) for of in (after, gain)] == ["0.5000 (1/4)", "+0.2500 (1/4)"]
@@ -295,25 +427,44 @@ def test_what_lm_eval_measured_before_and_after_training():
 
 
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
-    """Also of several tables: one header, a row a number, each part in a column of its own."""
+    """Also of several tables: one header, a row a number, each part in a column of its
+    own."""
     of = made("table2", *complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))
     read = pd.read_csv(io.StringIO(render(of, "csv")))
     assert list(read) == TIDY
     assert read.table.nunique() == 3
     (line,) = read[(read.source == "ours") & (read.column == "RTE")].to_dict("records")
-    assert (line["value"], line["n"], line["wanted"], line["verdict"]) == (80.0, 5, 5, "consistent, wide")
+    assert (line["value"], line["n"], line["wanted"], line["verdict"]) == (
+        80.0,
+        5,
+        5,
+        "consistent, wide",
+    )
     assert line["spread"] == pytest.approx(statistics.stdev([80, 75, 90, 70, 85]))
     assert len(line["ids"].split()) == 5
-    (line,) = read[(read.source == "difference") & (read.column == "RTE")].to_dict("records")
+    (line,) = read[(read.source == "difference") & (read.column == "RTE")].to_dict(
+        "records"
+    )
     assert (line["row"], round(line["value"], 9)) == ("VeRA r=1024", 1.3)
-    (line,) = read[read.table.str.contains("minilm") & (read.column == "CoLA")].to_dict("records")
-    assert (line["value"], line["n"], line["wanted"], line["status"]) == (75.0, 2, 5, "ours, incomplete")
+    (line,) = read[read.table.str.contains("minilm") & (read.column == "CoLA")].to_dict(
+        "records"
+    )
+    assert (line["value"], line["n"], line["wanted"], line["status"]) == (
+        75.0,
+        2,
+        5,
+        "ours, incomplete",
+    )
     assert pd.api.types.is_numeric_dtype(read.value)
 
 
-def test_a_column_of_any_number_of_a_run_is_added_by_one_line(tmp_path, capsys, monkeypatch):
+def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
+    tmp_path, capsys, monkeypatch
+):
     """As docs/tables.md says."""
-    monkeypatch.setitem(NUMBERS, "energy_wh", (lambda record: record["cost"].get("energy_wh"), "median"))
+    monkeypatch.setitem(
+        NUMBERS, "energy_wh", (lambda record: record["cost"].get("energy_wh"), "median")
+    )
     for seed, energy in enumerate((10.0, 30.0, 20.0)):
         one = record("vera", "rte", seed)
         one["cost"]["energy_wh"] = energy
@@ -323,20 +474,24 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(tmp_path, capsys, 
     printed = capsys.readouterr().out
     assert "| energy_wh | peak_memory_bytes |" in printed
     assert "|        20 |            1.0 GB |" in printed
-    with pytest.raises(UserError, match=r"no column 'energy_w'.*Did you mean energy_wh"):
+    with pytest.raises(
+        UserError, match=r"no column 'energy_w'.*Did you mean energy_wh"
+    ):
         main([*own, "columns=energy_w"])
 
 
 def test_every_key_of_a_table_is_one_that_is_read():
     parts = [vars(spec) for parts in specs().values() for spec in parts]
-    defaults = yaml.safe_load((ROOT / "analysis" / "tables" / "specs.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load(
+        (ROOT / "analysis" / "tables" / "specs.yaml").read_text()
+    )["defaults"]
     assert {*specs()} == {"", *tables.TABLES} - {*tables.WITHOUT_RECORDS}
     assert all(part.keys() <= {*defaults, "runs", "bench", "name"} for part in parts)
 
 
 def test_latex_is_booktabs():
-    """A tabular of as many columns as it says, between its rules, each row ended; what is no row is a
-    comment."""
+    """A tabular of as many columns as it says, between its rules, each row ended; what
+    is no row is a comment."""
     text = render([part("table2", *complete())], "latex")
     body = [line for line in text.splitlines() if not line.startswith("%")]
     columns = re.fullmatch(r"\\begin\{tabular\}\{(l r*|lr*)\}", body[0])[1]
@@ -352,7 +507,8 @@ def test_latex_is_booktabs():
 
 
 def against(name, *records):
-    """The differences to LoRA in a table of MiniLM, by method; a note says what they are."""
+    """The differences to LoRA in a table of MiniLM, by method; a note says what they
+    are."""
     (table,) = tables.make(name, ledger(*records), against="lora", models=["minilm"])
     assert "against lora: the mean difference over pairs" in notes(table)
     return {row[0]: row[table.header.index("against lora")] for row in table.rows}
@@ -360,10 +516,16 @@ def against(name, *records):
 
 def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_path):
     def of(x, y, task="rte"):
-        return [*seeds("vera", task, x, model="minilm"), *seeds("lora", task, y, model="minilm")]
+        return [
+            *seeds("vera", task, x, model="minilm"),
+            *seeds("lora", task, y, model="minilm"),
+        ]
 
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.80, 0.75)
-    records, differences = of(x, (*y, 0.9)), [100 * (a - b) for a, b in zip(x, y, strict=True)]
+    records, differences = (
+        of(x, (*y, 0.9)),
+        [100 * (a - b) for a, b in zip(x, y, strict=True)],
+    )
     found = against("table2", *records)
     assert found["LoRA r=8"] == "-"
     assert found["VeRA r=1024"].value == pytest.approx(statistics.fmean(differences))
@@ -371,9 +533,14 @@ def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_
     assert found["VeRA r=1024"].spread == pytest.approx(half)
     # Over two tasks: the mean of their differences; in a table without that row, too
     two = against("table2", *records, *of((0.9, 0.9), (0.8, 0.7), "mrpc"))
-    assert two["VeRA r=1024"].value == pytest.approx((statistics.fmean(differences) + 15.0) / 2)
+    assert two["VeRA r=1024"].value == pytest.approx(
+        (statistics.fmean(differences) + 15.0) / 2
+    )
     unique = seeds("vera_unique", bests=(0.9, 0.9, 0.9, 0.9), model="minilm")
-    assert all(isinstance(entry, Number) for entry in against("table7", *records, *unique).values())
+    assert all(
+        isinstance(entry, Number)
+        for entry in against("table7", *records, *unique).values()
+    )
     for one in records:
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
@@ -385,14 +552,23 @@ def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_
 
 def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_text():
     def of(row, seed=0, after=math.nan, before=3.0, sha256="a", text="shipped"):
-        one, values = texts(row, seed), {"before": before, "after": None if after < 0 else after}
+        one, values = (
+            texts(row, seed),
+            {"before": before, "after": None if after < 0 else after},
+        )
         if not math.isnan(after):
-            one["result"]["forgetting"] = {"text": text, "sha256": sha256, "tokens": 617, **values}
+            one["result"]["forgetting"] = {
+                "text": text,
+                "sha256": sha256,
+                "tokens": 617,
+                **values,
+            }
         return one
 
     ours = [of("vera", seed, after) for seed, after in enumerate((3.1, 3.4, 3.2))]
     ours += [of("lora", seed, 3.3, before=3.1) for seed in range(2)]
-    ours += [of("vera_only_d", 0, 3.1), of("vera_only_d", 1)]  # the other one is an older record
+    # the other one is an older record
+    ours += [of("vera_only_d", 0, 3.1), of("vera_only_d", 1)]
     ours += [of("full", 0, 9.0, sha256="b", text="b.txt"), of("bitfit", 0, -1)]
     table = tables.make("table3", ledger(*ours))[0]
     assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
@@ -404,7 +580,9 @@ def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_te
         "full": "-",
         "bitfit": "-",
     }
-    assert {one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)} == {""}
+    assert {
+        one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)
+    } == {""}
     about = "(shipped, 617 tokens), after the last epoch less that of the base model (3.000 to 3.100)"
     assert about in notes(table)
     assert "forgetting on another text, not shown: full." in table.notes
@@ -420,36 +598,65 @@ FLAT = "one \\input{/etc/passwd} | two three four"
 
 @pytest.mark.parametrize("form", ["md", "latex"])
 def test_a_label_or_deviation_with_line_breaks_stays_in_its_row_or_comment(form):
-    records = [record(seed=seed, deviations=[LINES], model="minilm") for seed in range(5)]
+    records = [
+        record(seed=seed, deviations=[LINES], model="minilm") for seed in range(5)
+    ]
     for r in records:
         r["label"] = {"row": LINES, "model": LINES, "task": LINES}
-    plain = [r | {"deviations": ["x"], "label": {"row": "x", "model": "m", "task": "t"}} for r in records]
-    table, other = (part("table2", *found, model="minilm") for found in (records, plain))
+    plain = [
+        r | {"deviations": ["x"], "label": {"row": "x", "model": "m", "task": "t"}}
+        for r in records
+    ]
+    table, other = (
+        part("table2", *found, model="minilm") for found in (records, plain)
+    )
     text = render([table], form)
     assert len(text.splitlines()) == len(render([other], form).splitlines())
-    assert (FLAT if form == "md" else r"one \textbackslash input\{/etc/passwd\} | two three four") in text
+    assert (
+        FLAT
+        if form == "md"
+        else r"one \textbackslash input\{/etc/passwd\} | two three four"
+    ) in text
     assert not any(line.startswith("\\input") for line in text.splitlines())
 
 
 def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
     labels = ["a|b", "4-bit LoRA, r=8", "VeRA (2)", "[0, 0.1] draw"]
-    table = Table("t", ["method", "params"], [[label, Number(7680, form="count")] for label in labels])
+    table = Table(
+        "t",
+        ["method", "params"],
+        [[label, Number(7680, form="count")] for label in labels],
+    )
     markdown = render([table]).splitlines()
     assert r"| a\|b" in markdown[4]
     assert len({len(line) for line in markdown[2:8]}) == 1
     read = list(csv.reader(io.StringIO(render([table], "csv"))))
-    assert [(line[3], line[7]) for line in read[1:]] == [(label, "7680") for label in labels]
+    assert [(line[3], line[7]) for line in read[1:]] == [
+        (label, "7680") for label in labels
+    ]
     assert r"\\" + "\n{[}0, 0.1] draw" in render([table], "latex")
     table = Table("t", ["a_b"], [["*x"], [" [a] <b>"], [r"50% & +-1 {x} \y ~"]])
     text = render([table], "latex")
     assert r"50\% \& $\pm$1 \{x\} \textbackslash y \textasciitilde" in text
     assert "\n{*}x " in text
     assert "{[}a] $<$b$>$ " in text
-    evil = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "  =1+1", "\t=1+1", "-e1"]
-    table = Table("=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil])
+    evil = [
+        "=cmd|' /C calc'!A0",
+        "+1+cmd",
+        "-2+3+cmd|' /C calc'!A0",
+        "@SUM(1+1)",
+        "  =1+1",
+        "\t=1+1",
+        "-e1",
+    ]
+    table = Table(
+        "=t", ["@method", "=b"], [[label, Number(-0.3, sign=True)] for label in evil]
+    )
     header, *read = csv.reader(io.StringIO(render([table], "csv")))
     assert header == TIDY
-    assert {(line[0], line[3][0], line[5], line[7]) for line in read} == {("'=t", "'", "'=b", "-0.3")}
+    assert {(line[0], line[3][0], line[5], line[7]) for line in read} == {
+        ("'=t", "'", "'=b", "-0.3")
+    }
 
 
 # --- exact answers
@@ -461,15 +668,32 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
     whole = exact("lora", 0, "commonsense", "llama_7b", beams=4, **parts)
     few = exact("vera", 0, "commonsense", "llama_7b", unread=12.0, boolq=70.0)
     table = part("commonsense", whole, few, model="llama_7b")
-    shown = [[line[key] for key in ("BoolQ", "OBQA", "Avg", "unread")] for line in lines(table, "ours")]
-    assert shown == [["68.0 (1)", "60.0 (1)", "61.0 (1)", "0.0"], ["70.0 (1)", "-", "missing", "12.0"]]
-    assert lines(table, "ours")[0]["status"] == "ours, loss on prompt and answer, 4 beams"
+    shown = [
+        [line[key] for key in ("BoolQ", "OBQA", "Avg", "unread")]
+        for line in lines(table, "ours")
+    ]
+    assert shown == [
+        ["68.0 (1)", "60.0 (1)", "61.0 (1)", "0.0"],
+        ["70.0 (1)", "-", "missing", "12.0"],
+    ]
+    assert (
+        lines(table, "ours")[0]["status"] == "ours, loss on prompt and answer, 4 beams"
+    )
 
 
 def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
     diverged = exact("vera", 2) | {"status": "diverged", "texts": None}
-    records = [exact("vera", 0), exact("vera", 1), diverged, exact("mine", 0, "sums", "smollm2", sums=9.0)]
-    maths, small = (of for of in tables.made("maths", runs(ledger(*records)), others="true") if of.ids)
+    records = [
+        exact("vera", 0),
+        exact("vera", 1),
+        diverged,
+        exact("mine", 0, "sums", "smollm2", sums=9.0),
+    ]
+    maths, small = (
+        of
+        for of in tables.made("maths", runs(ledger(*records)), others="true")
+        if of.ids
+    )
     (ours,) = lines(maths, "ours")
     assert ours["GSM8K"] == f"40.0 +-{statistics.stdev([40, 41, 0]):.1f} (3) 1d"
     assert (small.header[3], lines(small)[0]["sums"]) == ("sums", "9.0 (1)")
@@ -478,12 +702,21 @@ def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
 
 
 @pytest.mark.parametrize(
-    ("record", "name", "shown"), [(texts(), "BLEU", "68.0"), (exact(), "exact match", "40.0%")]
+    ("record", "name", "shown"),
+    [(texts(), "BLEU", "68.0"), (exact(), "exact match", "40.0%")],
 )
 def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
     (cell,) = reported_cells(runs(ledger(record))).itertuples()
     value = float(shown.rstrip("%"))
-    assert (cell.median, cell.name, cell.less, cell.digits) == (value, f"{name}, last epoch", False, 1)
+    assert (cell.median, cell.name, cell.less, cell.digits) == (
+        value,
+        f"{name}, last epoch",
+        False,
+        1,
+    )
     assert result_words(record).endswith(f"{name} {shown} on test")
     plain = made("", record)[0]
-    assert (lines(plain)[0][record["cell"]["task"]], cell.name in notes(plain)) == (f"{value} (1)", True)
+    assert (lines(plain)[0][record["cell"]["task"]], cell.name in notes(plain)) == (
+        f"{value} (1)",
+        True,
+    )

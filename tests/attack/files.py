@@ -1,4 +1,5 @@
-"""Files from strangers, by hand and changed at random: adapters, model folders, data sets, texts, images."""
+"""Files from strangers, by hand and changed at random: adapters, model folders, data
+sets, texts, images."""
 
 import hashlib
 import json
@@ -46,10 +47,18 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 def cases(home: Path, share: float = 1) -> Iterator[Case]:
     write_sound(at := home / "sound")
-    words = {name: target.get("task", "task=rte model=encoder").split() for name, target in TARGETS.items()}
-    configs = {name: expand([*of, "model.path=/x"])[0].config["task"] for name, of in words.items()}
+    words = {
+        name: target.get("task", "task=rte model=encoder").split()
+        for name, target in TARGETS.items()
+    }
+    configs = {
+        name: expand([*of, "model.path=/x"])[0].config["task"]
+        for name, of in words.items()
+    }
 
-    def case(name: str, kind: str, what: str, content: Any, expected: str, file: str = "") -> Case:
+    def case(
+        name: str, kind: str, what: str, content: Any, expected: str, file: str = ""
+    ) -> Case:
         target, file = TARGETS[name], file or TARGETS[name]["files"][0]
 
         def make(folder: Path) -> None:
@@ -61,18 +70,39 @@ def cases(home: Path, share: float = 1) -> Iterator[Case]:
                 (here / file).write_bytes(content)
 
         act = lambda folder: read(target, configs[name], at, folder / "here")  # noqa: E731
-        limits = {"known": (BadImageError, UnicodeDecodeError)} | target.get("limits", {})
-        return Case(f"{target['kind']}, {kind}", f"{name}, {file}: {what}", act, make, expected, **limits)
+        limits = {"known": (BadImageError, UnicodeDecodeError)} | target.get(
+            "limits", {}
+        )
+        return Case(
+            f"{target['kind']}, {kind}",
+            f"{name}, {file}: {what}",
+            act,
+            make,
+            expected,
+            **limits,
+        )
 
     for name, target in TARGETS.items():
         yield case(name, "sound", "as it is", None, "taken")
         for number, file in enumerate(target["files"]):
-            sound, needed = (at / name / file).read_bytes(), number < target.get("needed", 1)
+            sound, needed = (
+                (at / name / file).read_bytes(),
+                number < target.get("needed", 1),
+            )
             for draw in range(round(target.get("draws", 30) * share)):
                 changed = at_random(sound, Path(file).suffix)
-                yield case(name, "changed at random", f"{draw}", changed, "either", file)
+                yield case(
+                    name, "changed at random", f"{draw}", changed, "either", file
+                )
             for what in NO_FILES if "stream" not in target else ():
-                yield case(name, "no file", what, NO_FILES[what], "refused" if needed else "either", file)
+                yield case(
+                    name,
+                    "no file",
+                    what,
+                    NO_FILES[what],
+                    "refused" if needed else "either",
+                    file,
+                )
     yield from (case(*by) for by in by_hand(at))
 
 
@@ -80,36 +110,85 @@ def by_hand(at: Path) -> Iterator[tuple[str, str, str, Any, str, str]]:
     """The files of hostile.yaml, adapters, and pickles in the place of weights."""
     for entry in HOSTILE["files"]:
         name, file, times = entry["of"], entry["file"], entry.get("times", 1)
-        sound = (at / name / file).read_bytes() if (at / name / file).is_file() else b"{}"
+        sound = (
+            (at / name / file).read_bytes() if (at / name / file).is_file() else b"{}"
+        )
         sets = [entry["set"]] if "set" in entry else []
-        sets += [{key: value} for key, value in product(entry.get("keys", []), entry.get("values", []))]
+        sets += [
+            {key: value}
+            for key, value in product(entry.get("keys", []), entry.get("values", []))
+        ]
         texts = [(values, json.dumps(json.loads(sound) | values)) for values in sets]
         texts += [(text, text * times) for text in entry.get("texts", [])]
-        texts += [(text, sound.decode() + text * times) for text in entry.get("adds", [])]
+        texts += [
+            (text, sound.decode() + text * times) for text in entry.get("adds", [])
+        ]
         for what, text in texts:
             content = text
             if isinstance(text, str):
-                content = text.replace("{shell}", SHELL).encode(entry.get("encoding", "utf-8"))
-            yield name, "by hand", f"{what!r:.60}", content, entry.get("expect", "refused"), file
+                content = text.replace("{shell}", SHELL).encode(
+                    entry.get("encoding", "utf-8")
+                )
+            yield (
+                name,
+                "by hand",
+                f"{what!r:.60}",
+                content,
+                entry.get("expect", "refused"),
+                file,
+            )
     evil = type("Evil", (), {"__reduce__": lambda self: (exec, (CODE,))})
-    for name, number in (("adapter", 0), ("head", 0), ("peft's LoRA", 1), ("text model", 1)):
+    for name, number in (
+        ("adapter", 0),
+        ("head", 0),
+        ("peft's LoRA", 1),
+        ("text model", 1),
+    ):
         pickled = lambda path: torch.save({"x": evil()}, path)  # noqa: E731
-        yield name, "by hand", "a pickle", pickled, "refused", TARGETS[name]["files"][number]
-    sound, head = ((at / name / f"{name}.safetensors").read_bytes() for name in ("adapter", "head"))
+        yield (
+            name,
+            "by hand",
+            "a pickle",
+            pickled,
+            "refused",
+            TARGETS[name]["files"][number],
+        )
+    sound, head = (
+        (at / name / f"{name}.safetensors").read_bytes() for name in ("adapter", "head")
+    )
     for name, what, content in adapters(sound, head):
-        yield name, "by hand", f"{what:.60}", content, "refused", TARGETS[name]["files"][0]
+        yield (
+            name,
+            "by hand",
+            f"{what:.60}",
+            content,
+            "refused",
+            TARGETS[name]["files"][0],
+        )
 
 
 def adapters(sound: bytes, head: bytes) -> Iterator[tuple[str, str, Any]]:
-    """The target, what is odd, and the content, or what writes it. sound, head: files of an adapter and a
-    head."""
+    """The target, what is odd, and the content, or what writes it. sound, head: files
+    of an adapter and a head."""
     table, data = split(sound)
     header = json.loads(table["__metadata__"]["header"])
-    tensor: dict[str, Any] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]}
+    tensor: dict[str, Any] = {
+        "dtype": "F32",
+        "shape": [0],
+        "data_offsets": [len(data), len(data)],
+    }
 
     def of(method: dict[str, Any]) -> bytes:
-        changed = header | {"method": method} | ({"fixed": {}} if method["kind"] == "peft" else {})
-        return build(table | {"__metadata__": {"header": json.dumps(changed), "sha256": "0" * 64}}, data)
+        changed = (
+            header
+            | {"method": method}
+            | ({"fixed": {}} if method["kind"] == "peft" else {})
+        )
+        return build(
+            table
+            | {"__metadata__": {"header": json.dumps(changed), "sha256": "0" * 64}},
+            data,
+        )
 
     for what, more in {
         "600,000 tensors": {f"t{i}": tensor for i in range(600_000)},
@@ -123,16 +202,33 @@ def adapters(sound: bytes, head: bytes) -> Iterator[tuple[str, str, Any]]:
         yield "adapter", what, build(table | more, data)
     yield "adapter", "data beyond the tensors", build(table, data + bytes(2**26))
     for settings in map(repeated, HOSTILE["methods"]):
-        method = settings if settings.get("kind") in ("lora", "adapter") else header["method"] | settings
+        method = (
+            settings
+            if settings.get("kind") in ("lora", "adapter")
+            else header["method"] | settings
+        )
         yield "adapter", f"method {settings}", of(method)
     for name, configs in (HOSTILE["classes_of_peft"] | {"x" * 10**5: [{}]}).items():
         for config in map(repeated, configs):
-            method = {"kind": "peft", "config_class": name, "config": config, "sites": ["query"]}
+            method = {
+                "kind": "peft",
+                "config_class": name,
+                "config": config,
+                "sites": ["query"],
+            }
             yield "adapter", f"{name} {config}", of(method)
-    for name, content in (("adapter", sound), ("one of many adapters", sound), ("head", head)):
+    for name, content in (
+        ("adapter", sound),
+        ("one of many adapters", sound),
+        ("head", head),
+    ):
         table, data = split(content)
         size = 2**29 - len(data)
-        hole = {"dtype": "F32", "shape": [size // 4], "data_offsets": [len(data), len(data) + size]}
+        hole = {
+            "dtype": "F32",
+            "shape": [size // 4],
+            "data_offsets": [len(data), len(data) + size],
+        }
 
         made = build(table | {"big": hole}, data, size)
         yield name, "a tensor of half a gigabyte", partial(write_sparse, made, size)
@@ -149,7 +245,11 @@ def repeated(value: Any) -> Any:
         return [*map(repeated, value)]
     if isinstance(value, dict) and "times" in value:
         return value["of"] * value["times"]
-    return {key: repeated(of) for key, of in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: repeated(of) for key, of in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -159,7 +259,8 @@ def split(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def build(table: Any, data: bytes, zeros: int = 0) -> bytes:
-    """A file whose checksum is right, whatever it holds; also with zeros behind it, which take no memory."""
+    """A file whose checksum is right, whatever it holds; also with zeros behind it,
+    which take no memory."""
     text = to_json(table)
     text += b" " * (-len(text) % 8)
     content = struct.pack("<Q", len(text)) + text + data
@@ -181,9 +282,19 @@ def at_random(content: bytes, ending: str) -> bytes:
         table, data = split(content)
         return build(value_changed(table), data)  # with the checksum of what it holds
     spot, other = sorted(random.sample(range(len(content)), 2))
-    odd = random.choice([*(text.encode() for text in HOSTILE["odd_bytes"]), b"\xff", random.randbytes(9)])
+    odd = random.choice(
+        [
+            *(text.encode() for text in HOSTILE["odd_bytes"]),
+            b"\xff",
+            random.randbytes(9),
+        ]
+    )
     ways = [content[:spot] + odd + content[spot + random.randrange(9) :]] * 3
-    ways += [content[:spot] + content[other:], content[:spot], content[:other] + content[spot:]]
+    ways += [
+        content[:spot] + content[other:],
+        content[:spot],
+        content[:other] + content[spot:],
+    ]
     return random.choice(ways)
 
 
@@ -194,7 +305,9 @@ def to_json(value: Any) -> bytes:
 def value_changed(whole: Any) -> Any:
     """JSON with one value of it odd or missing, at any depth, or under another name."""
     node, key = None, None
-    while node is None or (isinstance(node[key], dict | list) and node[key] and random.random() < 0.7):
+    while node is None or (
+        isinstance(node[key], dict | list) and node[key] and random.random() < 0.7
+    ):
         node = whole if node is None else node[key]
         key = random.choice(range(len(node)) if isinstance(node, list) else list(node))
     if isinstance(node[key], str) and node[key].startswith('{"'):  # an adapter's header
@@ -202,14 +315,17 @@ def value_changed(whole: Any) -> Any:
     elif random.random() < 0.2:
         del node[key]
     elif random.random() < 0.2 and isinstance(node, dict):
-        node[random.choice(["", "..", "a" * 10**5, "base_model.model.x.lora_A.weight"])] = node.pop(key)
+        node[
+            random.choice(["", "..", "a" * 10**5, "base_model.model.x.lora_A.weight"])
+        ] = node.pop(key)
     else:
         node[key] = random.choice(HOSTILE["values"])
     return whole
 
 
 def write_sound(at: Path) -> None:
-    """Sound files of each target in a folder of its name; beside a model lies code that nobody is to run."""
+    """Sound files of each target in a folder of its name; beside a model lies code that
+    nobody is to run."""
     for name, target in TARGETS.items():
         (at / name).mkdir(parents=True)
         if "sound" in target:
@@ -217,40 +333,64 @@ def write_sound(at: Path) -> None:
         if "writer" in target:
             getattr(tiny, target["writer"])(at / name, *target.get("of", []))
         if "form" in target:
-            Image.effect_noise((40, 30), 80).convert("RGB").save(at / name / "image.png", target["form"])
+            Image.effect_noise((40, 30), 80).convert("RGB").save(
+                at / name / "image.png", target["form"]
+            )
     of_csv, of_parquet = (at / f"classes as {form}" for form in ("CSV", "parquet"))
     pandas.read_csv(of_csv / "train.csv").to_parquet(of_parquet / "train.parquet")
-    for module, name in product(("evil", "tokenization_evil", "__init__"), ("text model", "image model")):
+    for module, name in product(
+        ("evil", "tokenization_evil", "__init__"), ("text model", "image model")
+    ):
         (at / name / f"{module}.py").write_text(f"{CODE}\nclass Evil: pass\n")
     write_mt_bench(at / "MT-Bench")
-    jsonl(at / "MT-Bench" / "answers.jsonl", [answer_row(n, ["a", "b"]) for n in (81, 101, 111, 151)])
+    jsonl(
+        at / "MT-Bench" / "answers.jsonl",
+        [answer_row(n, ["a", "b"]) for n in (81, 101, 111, 151)],
+    )
     for name in ("adapter", "one of many adapters", "head"):
         written(MODEL, vera.VeRA(rank=4), at / name)
     for name, of in (("LoRA", peft.LoraConfig), ("VeRA", peft.VeraConfig)):
-        theirs = peft.get_peft_model(tiny.tiny_model(), of(r=4, target_modules=["query"]))
+        theirs = peft.get_peft_model(
+            tiny.tiny_model(), of(r=4, target_modules=["query"])
+        )
         tiny.shake(theirs)
         theirs.save_pretrained(at / f"peft's {name}")
 
 
 def read(target: dict[str, Any], config: dict[str, Any], at: Path, here: Path) -> None:
     """Reads the folder of a target, as the project's commands do."""
-    path, kind, load = here / target["files"][0], target["kind"], resolve_name(target["read"])
+    path, kind, load = (
+        here / target["files"][0],
+        target["kind"],
+        resolve_name(target["read"]),
+    )
     if kind == "images":
         found = preprocessing(at / "image model").read(path)
         if isinstance(found, BadImageError):
             raise found
         assert found.shape == (3, 16, 16)
     elif kind == "model folders":
-        about = {"name": "mine", "label": "mine", "modality": target["modality"], "path": str(here)}
+        about = {
+            "name": "mine",
+            "label": "mine",
+            "modality": target["modality"],
+            "path": str(here),
+        }
         about |= {"package": None, "sha256": None, "architecture": None}
         model_content(about)
-        models.load(load(about), 2, "single_label_classification", modality=target["modality"])
+        models.load(
+            load(about), 2, "single_label_classification", modality=target["modality"]
+        )
     elif kind == "MT-Bench":
         questions = load(here, "mt_bench")
         _, answers = mt_bench.read_answers(here / "answers.jsonl", questions)
         mt_bench.prompts(here, "mt_bench", questions, answers)
     elif "task" in target:
-        place = {"train_file": str(path)} if kind == "tables of texts" else {"data_dir": str(here)}
+        place = (
+            {"train_file": str(path)}
+            if kind == "tables of texts"
+            else {"data_dir": str(here)}
+        )
         data = load(config | place)
         if kind == "image folders":
             data.prepare(preprocessing(at / "image model"))
@@ -261,20 +401,28 @@ def read(target: dict[str, Any], config: dict[str, Any], at: Path, here: Path) -
 
 
 def attempt(load: Callable[[Any, Path], Any], path: Path) -> None:
-    """Loads onto the copy of MODEL that a case has; its base weights stay, and of a model whose file is
-    refused everything."""
+    """Loads onto the copy of MODEL that a case has; its base weights stay, and of a
+    model whose file is refused everything."""
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
     base = vera.base_weights.base_fingerprint(MODEL)
     try:
         load(MODEL).add("x", path) if load is vera.Adapters else load(MODEL, path)
     except BaseException:
         after = MODEL.state_dict()
-        same = after.keys() == before.keys() and all(torch.equal(after[n], x) for n, x in before.items())
+        same = after.keys() == before.keys() and all(
+            torch.equal(after[n], x) for n, x in before.items()
+        )
         assert same, "the model was changed, and then the file refused"
         raise
     adapted = vera.methods.adapted.adaptation(MODEL)
-    if load is vera.load_head or adapted is None or adapted.method.kind in ("full", "bitfit"):
+    if (
+        load is vera.load_head
+        or adapted is None
+        or adapted.method.kind in ("full", "bitfit")
+    ):
         return  # which train base weights
     adapted.method.unmerge(MODEL)
     after = vera.base_weights.base_fingerprint(MODEL, BASE)
-    assert not {*after.items()} - {*base.items()}, "the file was loaded, and the base weights are others"
+    assert not {*after.items()} - {*base.items()}, (
+        "the file was loaded, and the base weights are others"
+    )

@@ -1,4 +1,5 @@
-"""Each benchmark runs whole on a small model; what it counts is right. Nothing here asserts a time."""
+"""Each benchmark runs whole on a small model; what it counts is right. Nothing here
+asserts a time."""
 
 import itertools
 import json
@@ -13,10 +14,17 @@ from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, v
 
 pytestmark = pytest.mark.parity
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 SMALL |= {"vocab_size": 90}
 ROBERTA = Shape("RoBERTa, small", 48, training.ROBERTA | SMALL, sequence=16)
-LLAMA = Shape("a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, 16)
+LLAMA = Shape(
+    "a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, 16
+)
 VARIANTS = (*training.METHODS, *training.MORE)
 
 
@@ -43,7 +51,8 @@ def test_the_pieces_take_turns_and_each_round_is_a_ratio(monkeypatch):
     work = {name: lambda name=name: calls.append(name) for name in "ab"}
     a, b = training.interleaved(work, 2, {"part": "p"})
     assert calls == [*"ab", *"ba", *"ab"]
-    assert (a["seconds"], b["seconds"]) == ([2.0, 1.0], [1.0, 2.0])  # the first round does not count
+    # the first round does not count
+    assert (a["seconds"], b["seconds"]) == ([2.0, 1.0], [1.0, 2.0])
     assert (a["ratios"], b["ratios"]) == ([1.0, 1.0], [0.5, 2.0])
     (own,) = training.interleaved({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
     assert own["seconds"] == [7.0]
@@ -56,7 +65,11 @@ def test_training_times_every_variant_beside_peft_s_lora(run):
     steps = [row for row in rows if row["part"] == "training"]
     assert len(steps) == 4 * len(VARIANTS)
     assert all(len(row["seconds"]) == len(row["ratios"]) == 5 for row in steps)
-    assert all(set(row["ratios"]) == {1.0} for row in steps if row["variant"] == training.METHODS[0])
+    assert all(
+        set(row["ratios"]) == {1.0}
+        for row in steps
+        if row["variant"] == training.METHODS[0]
+    )
     peaks = [row["bytes"] for row in rows if row["part"] == "memory"]
     assert len(peaks) == len(training.METHODS)
     assert min(peaks) > 1e7
@@ -64,11 +77,17 @@ def test_training_times_every_variant_beside_peft_s_lora(run):
 
 
 @pytest.mark.slow  # every round of it, with peft
-def test_serving_counts_adapters_and_their_files_and_leaves_the_shared_weights_alone(run, monkeypatch):
+def test_serving_counts_adapters_and_their_files_and_leaves_the_shared_weights_alone(
+    run, monkeypatch
+):
     outputs, interleaved = {}, serving.interleaved
 
     def watched(work, *arguments, **more):
-        for name in ("base model", "VeRA, one adapter, merged", "VeRA, one adapter, not merged"):
+        for name in (
+            "base model",
+            "VeRA, one adapter, merged",
+            "VeRA, one adapter, not merged",
+        ):
             if name in work:
                 outputs.setdefault(name, work[name]()[0])
         return interleaved(work, *arguments, **more)
@@ -76,14 +95,23 @@ def test_serving_counts_adapters_and_their_files_and_leaves_the_shared_weights_a
     monkeypatch.setattr(serving, "interleaved", watched)
     monkeypatch.setattr(serving, "RESIDENT", (64, 70))
     rows, text = run("serving")
-    variants = ("VeRA, 64 of 64 adapters", "VeRA, 64 of 70 adapters", "peft VeRA, batch split", "mixed batch")
+    variants = (
+        "VeRA, 64 of 64 adapters",
+        "VeRA, 64 of 70 adapters",
+        "peft VeRA, batch split",
+        "mixed batch",
+    )
     assert [words for words in variants if words not in text] == []
     (resident,) = (row for row in rows if row["part"] == "resident")
-    assert resident["bytes"] == 70 * 4 * 4 * (32 + 48)  # 70 adapters, float32, 4 matrices
+    # 70 adapters, float32, 4 matrices
+    assert resident["bytes"] == 70 * 4 * 4 * (32 + 48)
     files = {row["variant"]: row for row in rows if row["part"] == "adapter file"}
     counts = {name: row["parameters"] for name, row in files.items()}
     assert counts == {"VeRA r=48": 4 * (32 + 48), "LoRA r=8": 4 * 8 * 64}
-    assert all(0 < row["bytes"] - 4 * row["parameters"] < 4_000 for row in files.values())  # the header
+    # the header
+    assert all(
+        0 < row["bytes"] - 4 * row["parameters"] < 4_000 for row in files.values()
+    )
     base, merged, unmerged = outputs.values()
     assert torch.allclose(merged, unmerged, rtol=0, atol=1e-6)
     assert not torch.allclose(merged, base, rtol=0, atol=1e-4)
@@ -97,7 +125,9 @@ def test_decoding_times_both_searches(run, monkeypatch):
     assert [(len(row["seconds"]), row["items"]) for row in rows] == [(3, 8)] * 4
 
 
-def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(run, monkeypatch):
+def test_contention_times_each_way_of_waiting_idle_and_beside_busy_processes(
+    run, monkeypatch
+):
     epochs = []
 
     def epoch(waits, busy):
@@ -122,6 +152,8 @@ def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says(shape):
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         stepper(model)(batch)
-        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        moved = {
+            n for n, p in model.named_parameters() if not torch.equal(p, before[n])
+        }
         assert moved
         assert moved <= trained

@@ -1,5 +1,5 @@
-"""The example server, with requests for different adapters at the same time; and once for real, on a port of
-the loopback."""
+"""The example server, with requests for different adapters at the same time; and once
+for real, on a port of the loopback."""
 
 import functools
 import hashlib
@@ -36,9 +36,13 @@ TEXTS = [
     "a farmer likes a bird and the train is loud .",
     "who ?",
 ]
-#: Of the adapters: the method, the number of classes, and their names, where they have some.
+#: Of the adapters: the method, the number of classes, and their names, where they have
+#: some.
 ADAPTERS = {
-    **{f"a{i}": (vera.VeRA(rank=12), 2, ["bad", "good"] if i == 3 else None) for i in range(4)},
+    **{
+        f"a{i}": (vera.VeRA(rank=12), 2, ["bad", "good"] if i == 3 else None)
+        for i in range(4)
+    },
     **{f"lora{i}": (vera.LoRA(rank=4), 2, None) for i in range(2)},
     "narrow": (vera.VeRA(rank=6), 3, ["bad", "so so", "good"]),
     "stars": (vera.LoRA(rank=2), 1, None),
@@ -56,32 +60,48 @@ def example():
 
 def base_model(place, labels=2):
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(place, num_labels=labels).eval()
+    return AutoModelForSequenceClassification.from_pretrained(
+        place, num_labels=labels
+    ).eval()
 
 
 def write(place, folder, method=None, labels=2, classes=None, size=0.3):
     """A folder with an adapter and a head; the model that has them alone."""
     folder.parent.mkdir(exist_ok=True)
-    return written(base_model(place, labels), method or vera.VeRA(rank=12), folder, 2, size, classes)[0]
+    return written(
+        base_model(place, labels),
+        method or vera.VeRA(rank=12),
+        folder,
+        2,
+        size,
+        classes,
+    )[0]
 
 
 def serving(place, *words, **more):
     """The application and its registry, around adapters of these folders."""
     registry = example().Registry(base_model(place), True, [*map(str, words)], **more)
     registry.read()
-    return example().build(registry, AutoTokenizer.from_pretrained(place), TOKEN), registry
+    return example().build(
+        registry, AutoTokenizer.from_pretrained(place), TOKEN
+    ), registry
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A client, its application, the model of each adapter alone, the tokenizer, and the registry."""
+    """A client, its application, the model of each adapter alone, the tokenizer, and
+    the registry."""
     folder = tmp_path_factory.mktemp("serve")
     place = save_tiny(folder / "model", "bert")
     alone = {None: base_model(place)}
     for i, (name, about) in enumerate(ADAPTERS.items()):
         alone[name] = write(place, folder / "runs" / name, *about, size=0.1 * (i + 1))
     # Of a regression, whose labels were scaled
-    vera.save_head(alone["stars"], folder / "runs" / "stars" / "head.safetensors", scaling=(200.0, 30.0))
+    vera.save_head(
+        alone["stars"],
+        folder / "runs" / "stars" / "head.safetensors",
+        scaling=(200.0, 30.0),
+    )
     app, registry = serving(place, folder / "runs" / "*")
     with TestClient(app) as client:
         yield client, app, alone, AutoTokenizer.from_pretrained(place), registry
@@ -89,11 +109,14 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def own(tmp_path):
-    """A client, the registry, the base model's folder, and a folder with the adapter "a"."""
+    """A client, the registry, the base model's folder, and a folder with the adapter
+    "a"."""
     place, root = save_tiny(tmp_path / "model", "bert"), tmp_path / "root"
     write(place, root / "a")
     app, registry = serving(place, root / "*", root=root)
-    with TestClient(app, headers={"authorization": b"Bearer " + TOKEN.encode()}) as client:
+    with TestClient(
+        app, headers={"authorization": b"Bearer " + TOKEN.encode()}
+    ) as client:
         yield client, registry, place, root
 
 
@@ -103,16 +126,27 @@ def post(client, **body) -> dict:
     return answer.json()
 
 
-def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(served):
-    """Whoever shares the batch: VeRA's, LoRA's, of other ranks and numbers of classes, a regression in the
-    units of its labels; those of one text, of two, and of more than the model reads. All are on the same
-    weights."""
+def test_requests_for_different_adapters_share_batches_and_get_their_own_answers(
+    served,
+):
+    """Whoever shares the batch: VeRA's, LoRA's, of other ranks and numbers of classes,
+    a regression in the units of its labels; those of one text, of two, and of more than
+    the model reads. All are on the same weights."""
     client, app, alone, tokenizer, registry = served
     names = list(alone)
-    work = [{"adapter": names[i % len(names)], "text": TEXTS[i % len(TEXTS)]} for i in range(60)]
-    work = [{**body, **({"text_pair": TEXTS[0]} if i % 7 < 3 else {})} for i, body in enumerate(work)]
+    work = [
+        {"adapter": names[i % len(names)], "text": TEXTS[i % len(TEXTS)]}
+        for i in range(60)
+    ]
+    work = [
+        {**body, **({"text_pair": TEXTS[0]} if i % 7 < 3 else {})}
+        for i, body in enumerate(work)
+    ]
     work[8]["text"] = "dog " * 5000
-    weights = [{p.data_ptr() for p in m.model.bert.embeddings.parameters()} for m in registry.models.values()]
+    weights = [
+        {p.data_ptr() for p in m.model.bert.embeddings.parameters()}
+        for m in registry.models.values()
+    ]
     assert len(weights) == 4
     assert all(one == weights[0] for one in weights)
     app.state.batches.clear()
@@ -126,12 +160,18 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
         with torch.no_grad():
             (logits,) = alone[body["adapter"]](**batch).logits
         if body["adapter"] == "stars":
-            assert answer == {"adapter": "stars", "score": pytest.approx(200 + 30 * logits.item(), rel=1e-5)}
+            assert answer == {
+                "adapter": "stars",
+                "score": pytest.approx(200 + 30 * logits.item(), rel=1e-5),
+            }
             continue
         expected = logits.softmax(-1)
         probabilities, label = expected.tolist(), int(expected.argmax())
         if classes := ADAPTERS.get(body["adapter"], [None])[-1]:
-            probabilities, label = dict(zip(classes, probabilities, strict=True)), classes[label]
+            probabilities, label = (
+                dict(zip(classes, probabilities, strict=True)),
+                classes[label],
+            )
         assert answer["probabilities"] == pytest.approx(probabilities, abs=1e-5)
         assert answer["label"] == label
 
@@ -139,36 +179,52 @@ def test_requests_for_different_adapters_share_batches_and_get_their_own_answers
 def test_an_unknown_key_is_refused_and_what_is_served_can_be_asked(served):
     """Other wrong requests are those of tests/attack."""
     client, *_ = served
-    assert client.post("/classify", json={"text": "a", "text_par": "b"}).status_code == 422
+    assert (
+        client.post("/classify", json={"text": "a", "text_par": "b"}).status_code == 422
+    )
     assert client.get("/adapters").json() == [*ADAPTERS]
     assert client.get("/health").json() == {"status": "ok", "adapters": 8, "waiting": 0}
     assert client.get("/").url.path == "/docs"
 
 
 def held(registry, name):
-    """The model of an adapter computes its next batch, and ends none before the second event."""
+    """The model of an adapter computes its next batch, and ends none before the second
+    event."""
     began, go = threading.Event(), threading.Event()
 
     def hold(*_):
         began.set()
         go.wait(30)
 
-    return began, go, registry.residents[name].adapters.model.register_forward_pre_hook(hold)
+    return (
+        began,
+        go,
+        registry.residents[name].adapters.model.register_forward_pre_hook(hold),
+    )
 
 
-def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(served, monkeypatch):
+def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(
+    served, monkeypatch
+):
     client, app, *_, registry = served
     began, go, hook = held(registry, "a0")
     monkeypatch.setattr(example(), "LONGEST_QUEUE", 3)
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(post, client, adapter="a0", text=TEXTS[0])
         assert began.wait(30)
-        waiting = [pool.submit(post, client, adapter="a1", text=TEXTS[i]) for i in range(3)]
+        waiting = [
+            pool.submit(post, client, adapter="a1", text=TEXTS[i]) for i in range(3)
+        ]
         wait_for(lambda: len(app.state.waiting) == 3)
         full = client.post("/classify", json={"adapter": "a1", "text": "a"})
         go.set()
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (503, True)
-        assert [answer.result()["adapter"] for answer in [first, *waiting]] == ["a0", "a1", "a1", "a1"]
+        assert [answer.result()["adapter"] for answer in [first, *waiting]] == [
+            "a0",
+            "a1",
+            "a1",
+            "a1",
+        ]
     hook.remove()
 
 
@@ -179,7 +235,8 @@ def put(client, name, folder, code=204):
 
 
 def test_requests_in_flight_keep_the_adapter_that_they_began_with(own):
-    """One that is computed and one that waits, while theirs is replaced, removed, and another one comes."""
+    """One that is computed and one that waits, while theirs is replaced, removed, and
+    another one comes."""
     client, registry, place, root = own
     old = post(client, adapter="a", text=TEXTS[0])
     write(place, root / "b", vera.LoRA(rank=4), 3)
@@ -202,13 +259,17 @@ def test_requests_in_flight_keep_the_adapter_that_they_began_with(own):
 
 
 def test_the_last_adapter_of_a_kind_goes_while_the_next_one_comes(own):
-    """The model is the base model again before it takes the next one: PUT waits for that."""
+    """The model is the base model again before it takes the next one: PUT waits for
+    that."""
     client, registry, place, root = own
     write(place, root / "b", size=0.5)
     put(client, "only", "b")
     expected = post(client, adapter="only", text=TEXTS[0])["probabilities"]
     registry.replace("only")
-    adapters, (began, go) = registry.residents["a"].adapters, (threading.Event(), threading.Event())
+    adapters, (began, go) = (
+        registry.residents["a"].adapters,
+        (threading.Event(), threading.Event()),
+    )
     forget = adapters.unload
 
     def slowly():
@@ -225,10 +286,14 @@ def test_the_last_adapter_of_a_kind_goes_while_the_next_one_comes(own):
         time.sleep(0.3)
         go.set()
         assert (gone.result().status_code, comes.result().status_code) == (204, 204)
-    assert post(client, adapter="only", text=TEXTS[0])["probabilities"] == pytest.approx(expected)
+    assert post(client, adapter="only", text=TEXTS[0])[
+        "probabilities"
+    ] == pytest.approx(expected)
 
 
-def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was_there(own, tmp_path):
+def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was_there(
+    own, tmp_path
+):
     client, registry, place, root = own
     old = post(client, adapter="a", text=TEXTS[0])
     put(client, "films", root / "a")
@@ -243,21 +308,42 @@ def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was
     (root / "link").symlink_to(tmp_path / "outside")
     (root / "loop").symlink_to(root / "loop")
     (root / "file").mkdir()
-    (root / "file" / "adapter.safetensors").symlink_to(tmp_path / "outside" / "adapter.safetensors")
-    wrong = ["b", "none", "link", "loop", "file", "../outside", ".", "", "a\0", "a" * 4000]
+    (root / "file" / "adapter.safetensors").symlink_to(
+        tmp_path / "outside" / "adapter.safetensors"
+    )
+    wrong = [
+        "b",
+        "none",
+        "link",
+        "loop",
+        "file",
+        "../outside",
+        ".",
+        "",
+        "a\0",
+        "a" * 4000,
+    ]
     for folder in (*wrong, tmp_path / "outside"):
         assert "\n" not in put(client, "films", folder, 422).json()["detail"]
         assert post(client, adapter="films", text=TEXTS[0]) == new
     registry.words = [str(root / "a"), str(root / "loop")]
     registry.read()
-    assert post(client, adapter="films", text=TEXTS[0]) == new  # the signal leaves it, too
+    # the signal leaves it, too
+    assert post(client, adapter="films", text=TEXTS[0]) == new
     assert client.delete("/adapters/films").status_code == 204
     assert client.delete("/adapters/films").status_code == 404
     assert client.get("/adapters").json() == ["a"]
-    assert client.post("/classify", json={"adapter": "films", "text": "a"}).status_code == 404
-    write(place, root / "c", size=0.5)  # in place of the command line's, until its file is gone
+    assert (
+        client.post("/classify", json={"adapter": "films", "text": "a"}).status_code
+        == 404
+    )
+    # in place of the command line's, until its file is gone
+    write(place, root / "c", size=0.5)
     put(client, "a", "c")
-    assert post(client, adapter="a", text=TEXTS[0])["probabilities"] != old["probabilities"]
+    assert (
+        post(client, adapter="a", text=TEXTS[0])["probabilities"]
+        != old["probabilities"]
+    )
     (root / "c" / "adapter.safetensors").unlink()
     registry.read()
     assert post(client, adapter="a", text=TEXTS[0]) == old
@@ -266,13 +352,25 @@ def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was
 def test_who_has_not_the_token_changes_nothing(own):
     client, registry, place, root = own
     ask = [("PUT", {"json": {"folder": "a"}}), ("DELETE", {})]
-    for given in ("", "Bearer", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN} ", f"Basic {TOKEN}", TOKEN):
+    for given in (
+        "",
+        "Bearer",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN} ",
+        f"Basic {TOKEN}",
+        TOKEN,
+    ):
         for method, body in ask:
-            answer = client.request(method, "/adapters/a", headers={"authorization": given.encode()}, **body)
+            answer = client.request(
+                method, "/adapters/a", headers={"authorization": given.encode()}, **body
+            )
             assert answer.status_code == 401
     tokenless = example().build(registry, AutoTokenizer.from_pretrained(place))
     with TestClient(tokenless, headers={"authorization": "Bearer None"}) as other:
-        assert {other.request(method, "/adapters/a", **body).status_code for method, body in ask} == {403}
+        assert {
+            other.request(method, "/adapters/a", **body).status_code
+            for method, body in ask
+        } == {403}
     assert client.get("/adapters").json() == ["a"]
     registry.root = None
     put(client, "b", root / "a", 422)
@@ -283,7 +381,10 @@ def test_the_folders_are_read_again(own, capsys):
     for name in ("b", "damaged"):
         write(place, root / name)
     registry.read()
-    old = {name: post(client, adapter=name, text=TEXTS[0]) for name in ("a", "b", "damaged")}
+    old = {
+        name: post(client, adapter=name, text=TEXTS[0])
+        for name in ("a", "b", "damaged")
+    }
     kept = registry.residents["b"]
     for part in ("adapter", "head"):
         (root / "a" / f"{part}.safetensors").unlink()
@@ -296,7 +397,10 @@ def test_the_folders_are_read_again(own, capsys):
     assert post(client, adapter="damaged", text=TEXTS[0]) == old["damaged"]
     assert registry.residents["b"] is kept  # unchanged, it is not read anew
     assert re.search(r"as it was: .*damaged/head\.safetensors", err)
-    assert out == "3 adapters on cpu: 'b', 'damaged', 'new'\n2 adapters changed: 'a', 'new'\n"
+    assert (
+        out
+        == "3 adapters on cpu: 'b', 'damaged', 'new'\n2 adapters changed: 'a', 'new'\n"
+    )
     write(place, root / "b", size=0.6)
     registry.read()
     assert post(client, adapter="b", text=TEXTS[0]) != old["b"]
@@ -310,30 +414,54 @@ def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_p
     write(place, tmp_path / "headless")
     (tmp_path / "headless" / "head.safetensors").unlink()
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    folders = [f"films={tmp_path / 'whole'}", *(tmp_path / name for name in ("whole", "headless"))]
+    folders = [
+        f"films={tmp_path / 'whole'}",
+        *(tmp_path / name for name in ("whole", "headless")),
+    ]
     command = [sys.executable, SERVE, "--model", place, "--port", "0", *folders]
     command += ["--token-file", tmp_path / "token", "--adapters-root", tmp_path]
     log = tmp_path / "log"
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=out) as server,
+    ):
         try:
-            wait_for(lambda: server.poll() is not None or "running on" in log.read_text())
+            wait_for(
+                lambda: server.poll() is not None or "running on" in log.read_text()
+            )
             assert server.poll() is None, log.read_text()
             url = re.search(r"running on (http\S+)", log.read_text())[1]
             client = httpx.Client(base_url=url, timeout=30, trust_env=False)
             answer = post(client, adapter="whole", text=TEXTS[0])
             assert answer["label"] in answer["probabilities"].keys() == {"bad", "good"}
-            assert post(client, adapter="films", text=TEXTS[0]) == answer | {"adapter": "films"}
+            assert post(client, adapter="films", text=TEXTS[0]) == answer | {
+                "adapter": "films"
+            }
             client.headers = {"authorization": b"Bearer " + TOKEN.encode()}
             put(client, "other", "whole")
-            (tmp_path / "headless" / "head.safetensors").hardlink_to(tmp_path / "whole" / "head.safetensors")
+            (tmp_path / "headless" / "head.safetensors").hardlink_to(
+                tmp_path / "whole" / "head.safetensors"
+            )
             server.send_signal(signal.SIGHUP)
             wait_for(lambda: "headless" in client.get("/adapters").json())
             for how in ("content-length: 400000000", "transfer-encoding: chunked"):
-                lines = ["POST /classify HTTP/1.1", "host: here", "content-type: application/json", how]
-                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30) as raw:
+                lines = [
+                    "POST /classify HTTP/1.1",
+                    "host: here",
+                    "content-type: application/json",
+                    how,
+                ]
+                with socket.create_connection(
+                    ("127.0.0.1", int(url.rpartition(":")[2])), 30
+                ) as raw:
                     raw.sendall("\r\n".join([*lines, "", ""]).encode())
                     if "chunked" in how:  # without an end
-                        raw.sendall(b"".join(b"%x\r\n%s\r\n" % (300_000, b" " * 300_000) for _ in range(4)))
+                        raw.sendall(
+                            b"".join(
+                                b"%x\r\n%s\r\n" % (300_000, b" " * 300_000)
+                                for _ in range(4)
+                            )
+                        )
                     assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
             weights = place / "model.safetensors"
             with weights.open("r+b") as file:
@@ -363,5 +491,7 @@ def test_a_file_that_is_not_the_one_of_the_run_s_record_is_not_served(tmp_path):
         record.write_text(json.dumps({"files": files}))
         check_record(folder)
     (folder / "adapter.safetensors").write_bytes(b"epoch 6")
-    with pytest.raises(vera.AdapterError, match=r"7f/adapter\.safetensors: not the file"):
+    with pytest.raises(
+        vera.AdapterError, match=r"7f/adapter\.safetensors: not the file"
+    ):
         check_record(folder)

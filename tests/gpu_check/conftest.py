@@ -12,8 +12,8 @@ LIMIT = float(os.environ.get("GPU_CHECK_LIMIT", "600"))
 
 @pytest.fixture(autouse=True)
 def limit():
-    """A check that hangs ends this process. xdist reports it, and starts another one for the checks that are
-    left."""
+    """A check that hangs ends this process. xdist reports it, and starts another one
+    for the checks that are left."""
     faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()

@@ -37,17 +37,28 @@ sys.exit(check([Path("test_odd.py").absolute()], "cpu", Path(), 2))
 
 
 @pytest.mark.usefixtures("process")
-def test_a_check_that_crashes_or_hangs_fails_and_leaves_the_others(tmp_path, monkeypatch):
+def test_a_check_that_crashes_or_hangs_fails_and_leaves_the_others(
+    tmp_path, monkeypatch
+):
     (tmp_path / "test_odd.py").write_text(CHECKS)
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     command = [sys.executable, "-W", "ignore", "-c", CHECK]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "on cpu: 2 passed, 3 failed, 1 not on a CPU" in done.stdout
-    about, *found = map(json.loads, (tmp_path / "gpu_check.jsonl").read_text().splitlines())
+    about, *found = map(
+        json.loads, (tmp_path / "gpu_check.jsonl").read_text().splitlines()
+    )
     assert about["machine"]["type"] == "cpu"
-    assert found[0] == {"name": "odd: it holds", "outcome": "passed", "detail": "by far", "count": 3}
+    assert found[0] == {
+        "name": "odd: it holds",
+        "outcome": "passed",
+        "detail": "by far",
+        "count": 3,
+    }
     marks = {"passed": "pass", "failed": "FAIL", "skipped": "  - "}
     for one in found:
         assert f"{marks[one['outcome']]}  {one['name']}" in done.stdout
@@ -63,7 +74,9 @@ def test_a_wrong_part_or_device_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for word in ("paritty", "device=gpu", "device=cuda"):
-        said = call_here("gpu_check.__main__", word, f"output={tmp_path}", check=2).stderr
+        said = call_here(
+            "gpu_check.__main__", word, f"output={tmp_path}", check=2
+        ).stderr
         assert said.startswith("error: ")
         assert word in said
         assert said.count("\n") == 1

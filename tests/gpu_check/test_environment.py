@@ -12,11 +12,23 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_tf32_in_products_and_convolutions_is_on_in_tf32_alone_and_determinism_is_strict(precision, found):
-    words = ["model=roberta_base", "task=rte", "method=vera", "seed=0", f"train.precision={precision}"]
+def test_tf32_in_products_and_convolutions_is_on_in_tf32_alone_and_determinism_is_strict(
+    precision, found
+):
+    words = [
+        "model=roberta_base",
+        "task=rte",
+        "method=vera",
+        "seed=0",
+        f"train.precision={precision}",
+    ]
     set_flags(expand(words)[0], torch.device(DEVICE))
     found(str(flags(torch.device(DEVICE))))
-    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert (
+        torch.backends.cuda.matmul.allow_tf32
+        == torch.backends.cudnn.allow_tf32
+        == (precision == "tf32")
+    )
     assert torch.get_deterministic_debug_mode() == 2
 
 
@@ -24,8 +36,12 @@ def test_tf32_in_products_and_convolutions_is_on_in_tf32_alone_and_determinism_i
 def test_torch_and_the_driver_see_the_same_cards(found):
     """By UUID; of slices (MIG) torch names the card that they are of."""
     driver = [uuid.lower() for uuid in gpus.visible()]
-    seen = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    found(f"{len(seen)} of {', '.join(sorted({one.name for one in seen}))}; driver {gpus.driver()}")
+    seen = [
+        torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())
+    ]
+    found(
+        f"{len(seen)} of {', '.join(sorted({one.name for one in seen}))}; driver {gpus.driver()}"
+    )
     same = [f"gpu-{one.uuid}".lower() for one in seen] == driver
     assert seen
     assert same or any(uuid.startswith("mig") for uuid in driver)

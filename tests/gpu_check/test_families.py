@@ -1,6 +1,8 @@
-"""Every kind of task through `python -m runs`: the same run twice, and once killed in training and resumed.
+"""Every kind of task through `python -m runs`: the same run twice, and once killed in
+training and resumed.
 
-Curves, hashes of predictions and texts are equal on the device asked for. On a CPU one of texts alone."""
+Curves, hashes of predictions and texts are equal on the device asked for. On a CPU one
+of texts alone."""
 
 import contextlib
 import json
@@ -34,7 +36,12 @@ FAMILIES = {
     "images": ("image_words", []),
     "Llama in 4 bit": (
         "alpaca_words",
-        ["model.quantise=nf4", "train.precision=bf16", "micro_batch=2", "gradient_checkpointing=true"],
+        [
+            "model.quantise=nf4",
+            "train.precision=bf16",
+            "micro_batch=2",
+            "gradient_checkpointing=true",
+        ],
     ),
 }
 VERA = ["method=vera", "method.rank=40", "checkpoint_minutes=0.001", f"device={DEVICE}"]
@@ -56,12 +63,17 @@ def sharp_words(e2e_words, tmp_path):
     ("family", "epochs"),  # it is killed after the second
     cases([(name, 6 if "Llama" in name else 10) for name in FAMILIES], [("text", 10)]),
 )
-def test_a_run_is_the_same_twice_and_killed_and_resumed(family, epochs, request, tmp_path, found):
+def test_a_run_is_the_same_twice_and_killed_and_resumed(
+    family, epochs, request, tmp_path, found
+):
     fixture, more = FAMILIES[family]
     words = [*request.getfixturevalue(fixture), *more, *VERA, f"train.epochs={epochs}"]
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     with ThreadPoolExecutor() as pool:  # each is a process that does little at a time
-        runs = [pool.submit(whole, output, words) for output in (first, second)[: 1 + ON_GPU]]
+        runs = [
+            pool.submit(whole, output, words)
+            for output in (first, second)[: 1 + ON_GPU]
+        ]
         at = killed(third, words)
         one, *again = [run.result() for run in runs] + [whole(third, words)]
     found(f"killed after {at} epochs, {one['steps']} steps; {one['device']['name']}")
@@ -72,8 +84,9 @@ def test_a_run_is_the_same_twice_and_killed_and_resumed(family, epochs, request,
 
 
 def command(words: list[str], home: Path, *places: Path, **more: str) -> dict[str, Any]:
-    """What subprocess is given for `python -m runs`, without Java, whose scores take ten seconds. places:
-    before the others on Python's path; more: of its environment."""
+    """What subprocess is given for `python -m runs`, without Java, whose scores take
+    ten seconds. places: before the others on Python's path; more: of its
+    environment."""
     programs = home / "bin"
     programs.mkdir(exist_ok=True)
     for name in ("git", "uname"):
@@ -81,7 +94,11 @@ def command(words: list[str], home: Path, *places: Path, **more: str) -> dict[st
             (programs / name).symlink_to(shutil.which(name) or "nowhere")
     path = os.pathsep.join([*map(str, places), str(ROOT)])
     environment = os.environ | {"PATH": str(programs), "PYTHONPATH": path} | more
-    return {"args": [sys.executable, "-W", "ignore", "-m", "runs", *words], "cwd": ROOT, "env": environment}
+    return {
+        "args": [sys.executable, "-W", "ignore", "-m", "runs", *words],
+        "cwd": ROOT,
+        "env": environment,
+    }
 
 
 @contextlib.contextmanager
@@ -89,7 +106,9 @@ def started(output: Path, words: list[str]) -> Any:
     """`python -m runs` in a session of its own, all of which is killed at the end."""
     with open(f"{output}.txt", "ab") as screen:
         of = command(elsewhere(words, output=output), output.parent)
-        process = subprocess.Popen(**of, stdout=screen, stderr=screen, start_new_session=True)
+        process = subprocess.Popen(
+            **of, stdout=screen, stderr=screen, start_new_session=True
+        )
     try:
         yield process
     finally:
@@ -100,21 +119,37 @@ def started(output: Path, words: list[str]) -> Any:
 
 def whole(output: Path, words: list[str]) -> dict[str, Any]:
     """A run from where it is to its end; its record."""
-    with started(output, words) as process, contextlib.suppress(subprocess.TimeoutExpired):
+    with (
+        started(output, words) as process,
+        contextlib.suppress(subprocess.TimeoutExpired),
+    ):
         process.wait(LIMIT)
-    records = [json.loads(path.read_bytes()) for path in (output / "records").glob("*.json")]
+    records = [
+        json.loads(path.read_bytes()) for path in (output / "records").glob("*.json")
+    ]
     screen = Path(f"{output}.txt").read_text() + log(output)
-    assert [record["status"] for record in records] == ["done"], screen[-400:].strip().replace("\n", " | ")
+    assert [record["status"] for record in records] == ["done"], (
+        screen[-400:].strip().replace("\n", " | ")
+    )
     return dict(records[0])
 
 
 def killed(output: Path, words: list[str]) -> int:
-    """Kills a run (SIGKILL) once it has been evaluated twice. After how many epochs; 0 where it was done."""
+    """Kills a run (SIGKILL) once it has been evaluated twice. After how many epochs; 0
+    where it was done."""
     with started(output, words) as process:
         until = time.monotonic() + LIMIT
-        while process.poll() is None and log(output).count("\nepoch ") < 2 and time.monotonic() < until:
+        while (
+            process.poll() is None
+            and log(output).count("\nepoch ") < 2
+            and time.monotonic() < until
+        ):
             time.sleep(0.005)
-    return 0 if list((output / "records").glob("*.json")) else log(output).count("\nepoch ")
+    return (
+        0
+        if list((output / "records").glob("*.json"))
+        else log(output).count("\nepoch ")
+    )
 
 
 def log(output: Path) -> str:
@@ -123,22 +158,34 @@ def log(output: Path) -> str:
 
 def differs(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """In what two records that should tell of the same numbers differ."""
-    of = [{k: v for k, v in (r["texts"] or {}).items() if "seconds" not in k} for r in (one, other)]
-    return [key for key in SAME if one[key] != other[key]] + ["texts"] * (of[0] != of[1])
+    of = [
+        {k: v for k, v in (r["texts"] or {}).items() if "seconds" not in k}
+        for r in (one, other)
+    ]
+    return [key for key in SAME if one[key] != other[key]] + ["texts"] * (
+        of[0] != of[1]
+    )
 
 
 @GPU_ONLY
 def test_beam_search_writes_what_the_cpu_writes(sharp_words, tmp_path, found):
     """With the same weights, in float32."""
     words = [*sharp_words, "method=vera", "method.rank=40"]
-    here, there = (decoded([*words, f"device={device}"], tmp_path / device) for device in (DEVICE, "cpu"))
+    here, there = (
+        decoded([*words, f"device={device}"], tmp_path / device)
+        for device in (DEVICE, "cpu")
+    )
     found(f"{len(there)} prompts", texts=there)
     assert here == there
 
 
 def decoded(words: list[str], output: Path) -> list[Any]:
     """The tokens that beam search gives for each prompt, of a model as it begins."""
-    training = Training(expand(elsewhere(words, output=output))[0], "0" * 12, lambda event: None)
+    training = Training(
+        expand(elsewhere(words, output=output))[0], "0" * 12, lambda event: None
+    )
     training.raw_model.eval()
     with torch.no_grad():
-        return list(training.task.decode(training.raw_model, range(len(training.task.items))))
+        return list(
+            training.task.decode(training.raw_model, range(len(training.task.items)))
+        )

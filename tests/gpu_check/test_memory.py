@@ -1,4 +1,5 @@
-"""Where memory ends: a failing device is not taken for that, and a run goes on with less of a batch."""
+"""Where memory ends: a failing device is not taken for that, and a run goes on with
+less of a batch."""
 
 import json
 import subprocess
@@ -14,7 +15,8 @@ from runs.training.train import cause_of
 
 pytestmark = [pytest.mark.properties, pytest.mark.slow]
 
-#: Bytes that a run's process may take: a batch of 32 rows takes some 2 GB, one of 4 rows a quarter of one.
+#: Bytes that a run's process may take: a batch of 32 rows takes some 2 GB, one of 4
+#: rows a quarter of one.
 ROOM = 900_000_000
 
 
@@ -25,11 +27,22 @@ def test_memory_that_ends_is_known_as_that(found):
     assert cause_of(error.value)[0] == "memory"
 
 
-def test_a_run_whose_memory_ends_halves_its_micro_batch_and_finishes(words, tmp_path, found):
+def test_a_run_whose_memory_ends_halves_its_micro_batch_and_finishes(
+    words, tmp_path, found
+):
     model = save_tiny(tmp_path / "model", "roberta", intermediate_size=65536)
-    words += [f"model.path={model}", "method=vera", "train.epochs=1", "train.effective_batch=32"]
+    words += [
+        f"model.path={model}",
+        "method=vera",
+        "train.epochs=1",
+        "train.effective_batch=32",
+    ]
     words += [f"device={DEVICE}", "eval_batch=4"]
-    room = {"GPU_CHECK_ROOM": str(ROOM), "GPU_CHECK_DEVICE": DEVICE, "OMP_NUM_THREADS": "1"}
+    room = {
+        "GPU_CHECK_ROOM": str(ROOM),
+        "GPU_CHECK_DEVICE": DEVICE,
+        "OMP_NUM_THREADS": "1",
+    }
     of = command(words, tmp_path, Path(__file__).parent / "shim", **room)
     done = subprocess.run(**of, capture_output=True, timeout=150, text=True)
     (path,) = (tmp_path / "outputs" / "records").glob("*.json")

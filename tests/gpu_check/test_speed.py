@@ -28,15 +28,16 @@ SHAPES = {
     False: {"SST-2": [(2, 8)], "QNLI": [(4, 16)]},
 }
 #: What a CPU has time for, in place of RoBERTa-base.
-SMALL = (
-    "{model_type: roberta, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 200,"
-)
+SMALL = "{model_type: roberta, hidden_size: 48, num_hidden_layers: 2, "
+SMALL += "num_attention_heads: 4, vocab_size: 200,"
 SMALL += "intermediate_size: 96, max_position_embeddings: 80, type_vocab_size: 1}"
 
 
 @pytest.mark.parametrize(
     ("precision", "row"),
-    cases([*product(("fp32", "tf32", "bf16"), ROWS)], product(("fp32", "bf16"), ROWS[:4])),
+    cases(
+        [*product(("fp32", "tf32", "bf16"), ROWS)], product(("fp32", "bf16"), ROWS[:4])
+    ),
 )
 def test_milliseconds_of_a_step(precision, row, found):
     """Neither right nor wrong."""
@@ -68,15 +69,25 @@ def steady(step: Callable[[], Any], times: int) -> float:
 
 def run_of(method: str, precision: str, device: str) -> Run:
     """A cell of table 2 (base), small on a CPU."""
-    words = ["experiment=table2_base", f"method={method}", "task=sst2", "seed=0", f"device={device}"]
+    words = [
+        "experiment=table2_base",
+        f"method={method}",
+        "task=sst2",
+        "seed=0",
+        f"device={device}",
+    ]
     words += [f"train.precision={precision}"]
     if device == "cpu":
-        words += [f"model.architecture={SMALL}", *(["method.rank=16"] if method == "vera" else [])]
+        words += [
+            f"model.architecture={SMALL}",
+            *(["method.rank=16"] if method == "vera" else []),
+        ]
     return expand(words)[0]
 
 
 class Steps:
-    """Training steps of a run with random weights of its architecture, on random batches of any size."""
+    """Training steps of a run with random weights of its architecture, on random
+    batches of any size."""
 
     def __init__(self, run: Run) -> None:
         self.accelerator, self.train = make_accelerator(run), run.config["train"]
@@ -94,7 +105,9 @@ class Steps:
 
     def __call__(self, rows: int, length: int) -> float:
         device = self.accelerator.device
-        ids = torch.randint(5, self.raw.config.vocab_size, (rows, length), device=device)
+        ids = torch.randint(
+            5, self.raw.config.vocab_size, (rows, length), device=device
+        )
         mask = torch.ones_like(ids)
         mask[0, -1] = 0  # nearly every batch has padding
         labels = torch.zeros(rows, dtype=torch.long, device=device)

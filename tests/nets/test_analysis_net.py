@@ -1,5 +1,6 @@
-"""Every cell, verdict, finding and table row, of the published records and of a ledger made by hand, as plain
-values. A rewrite of analysis replaces the functions at the end alone: the golden lines stay."""
+"""Every cell, verdict, finding and table row, of the published records and of a ledger
+made by hand, as plain values. A rewrite of analysis replaces the functions at the end
+alone: the golden lines stay."""
 
 import itertools
 import math
@@ -29,10 +30,24 @@ from runs.record import PUBLISHED, TEXT_SCORES, Record, median_interval, read_le
 pytestmark = pytest.mark.nets
 
 LEDGERS = ("published", "made")
-OF_RECORDS = [name for name in ("", *tables.TABLES) if name not in tables.WITHOUT_RECORDS]
+OF_RECORDS = [
+    name for name in ("", *tables.TABLES) if name not in tables.WITHOUT_RECORDS
+]
 FIGURES = sorted({*figures.NAMES} - {"parameters", "demo"})
 #: Of the made ledger's cells.
-BRIEF = ("model", "row", "task", "label", "ids", "n", "wanted", "median", "spread", "parameters", "word")
+BRIEF = (
+    "model",
+    "row",
+    "task",
+    "label",
+    "ids",
+    "n",
+    "wanted",
+    "median",
+    "spread",
+    "parameters",
+    "word",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +88,18 @@ def test_cells(which, whole, judged):
 def test_verdicts(which, judged):
     """Of the published records, the rows with a number of ours."""
     lines = [*printed_verdicts(judged[which])]
-    words = {value[0] for line in lines for value in line.values() if isinstance(value, list)}
-    ours = [line for line in lines if any(isinstance(v, list) and v[1] is not None for v in line.values())]
+    words = {
+        value[0] for line in lines for value in line.values() if isinstance(value, list)
+    }
+    ours = [
+        line
+        for line in lines
+        if any(isinstance(v, list) and v[1] is not None for v in line.values())
+    ]
     same_lines("verdicts.jsonl", lines if which == "made" else ours, ledger=which)
-    assert which != "made" or words | {line["word"] for line in read_lines("cells.jsonl")} >= {*WORDS}
+    assert which != "made" or words | {
+        line["word"] for line in read_lines("cells.jsonl")
+    } >= {*WORDS}
 
 
 @pytest.mark.parametrize("which", LEDGERS)
@@ -92,45 +115,62 @@ def test_comparisons(whole):
 @pytest.mark.parametrize(
     ("name", "which"),
     sample(
-        [*itertools.product(OF_RECORDS, LEDGERS), *((name, "none") for name in tables.WITHOUT_RECORDS)],
+        [
+            *itertools.product(OF_RECORDS, LEDGERS),
+            *((name, "none") for name in tables.WITHOUT_RECORDS),
+        ],
         *((name, "made") for name in OF_RECORDS),
         *((name, "none") for name in tables.WITHOUT_RECORDS),
         ("table2", "published"),
     ),
 )
 def test_tables(name, which, ledgers, frames):
-    """Their rows, each number of ours with its runs; the first can be shown in every form."""
+    """Their rows, each number of ours with its runs; the first can be shown in every
+    form."""
     of = which if which in ledgers else "made"
     made = tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
     for line in (line for table in made if table.ids for line in table.rows):
         quoted = isinstance(line[1], str) and line[1].startswith(("paper", "others"))
-        assert all(bool(entry.ids) is not quoted for entry in line if isinstance(entry, Number))
+        assert all(
+            bool(entry.ids) is not quoted for entry in line if isinstance(entry, Number)
+        )
     for form, mark in (("md", "|"), ("latex", "\\begin{tabular}"), ("csv", ",")):
         assert all(mark in render([table], form) for table in made[:1])
 
 
 @pytest.mark.parametrize("name", sample(["table2", "table6"], "table2"))
 def test_tables_by_the_other_protocol(name, ledgers, frames):
-    made = tables.make(name, ledgers["published"], frames["published"], select="crossfit")
+    made = tables.make(
+        name, ledgers["published"], frames["published"], select="crossfit"
+    )
     lines = table_rows(name, made)
     same_lines("tables.jsonl", lines, ledger="published", table=f"{name} crossfit")
 
 
-@pytest.mark.parametrize("name", sample(FIGURES, *(name for name in FIGURES if name != "pareto")))
+@pytest.mark.parametrize(
+    "name", sample(FIGURES, *(name for name in FIGURES if name != "pareto"))
+)
 def test_figures(name, ledgers, frames):
     """Parameters and demo are parts of pareto."""
     axes = ("parameters", "metric")
-    made = figures.make(name, ledgers["published"], frames=frames["published"], axes=axes)
+    made = figures.make(
+        name, ledgers["published"], frames=frames["published"], axes=axes
+    )
     same_lines("figures.jsonl", figure_rows(made), ledger="published", figure=name)
 
 
-@pytest.mark.slow  # each picture takes half a second; of the others test_figures.py draws some
+# each picture takes half a second; of the others test_figures.py draws some
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure3", "figure5"])
 def test_a_figure_of_measures_is_drawn(name, ledgers, frames, tmp_path):
     made = figures.make(name, ledgers["published"], frames=frames["published"])
     paths = figures.save(made[0], tmp_path)
-    assert {path.suffix for path in paths if path.stat().st_size} == {".pdf", ".png", ".csv"}
+    assert {path.suffix for path in paths if path.stat().st_size} == {
+        ".pdf",
+        ".png",
+        ".csv",
+    }
     assert all(figures.svg(figure).rstrip().endswith("</svg>") for figure in made)
 
 
@@ -150,13 +190,17 @@ def median(values: Any) -> float | None:
 
 
 def cells(frame: pd.DataFrame, judged: pd.DataFrame) -> Lines:
-    """Each cell, whether a table shows it or another variant of its row: its runs by seed, the number that
-    its table reports over them (None: unknown), and what they cost, as medians."""
+    """Each cell, whether a table shows it or another variant of its row: its runs by
+    seed, the number that its table reports over them (None: unknown), and what they
+    cost, as medians."""
     shown = {cell.ids: cell for cell in reported_cells(frame).itertuples()}
     words = cell_words(frame, judged)
     results = frame[frame.kind == "result"]
-    scored = results.sort_values("seed")[["id", "texts", *TEXT_SCORES]]  # of a wide frame each look is slow
-    variants = reported_cells(results.assign(own_row=results.row, row=results.row + "\t" + results.cell))
+    # of a wide frame each look is slow
+    scored = results.sort_values("seed")[["id", "texts", *TEXT_SCORES]]
+    variants = reported_cells(
+        results.assign(own_row=results.row, row=results.row + "\t" + results.cell)
+    )
     variants["own_row"] = variants.row.str.partition("\t")[0]
     for cell in variants.sort_values(["model", "own_row", "task", "cell"]).itertuples():
         table = shown.get(cell.ids)
@@ -168,8 +212,11 @@ def cells(frame: pd.DataFrame, judged: pd.DataFrame) -> Lines:
             "cell": cell.cell[:12],
             **_numbers(cell, of),
             "shown": table is not None,
-            "left_out": [table.left_out, list(table.again), int(bool(table.older))] if table else None,
-            "word": words.get(cell.ids) or ("not in the paper" if cell.model in MODELS else "other model"),
+            "left_out": [table.left_out, list(table.again), int(bool(table.older))]
+            if table
+            else None,
+            "word": words.get(cell.ids)
+            or ("not in the paper" if cell.model in MODELS else "other model"),
         }
 
 
@@ -189,7 +236,9 @@ def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
         "median": median(known),
         "interval": median_interval(known),
         "mean": none(float(pd.Series(known, dtype=float).mean())),
-        "spread": none(float(pd.Series(known).std())) if all(map(math.isfinite, known)) else None,
+        "spread": none(float(pd.Series(known).std()))
+        if all(map(math.isfinite, known))
+        else None,
         "best": none(cell.best),
         "last": none(cell.last),
         "crossfit": none(cell.crossfit) if chose else None,
@@ -200,24 +249,34 @@ def _numbers(cell: Any, of: pd.DataFrame) -> dict[str, Any]:
             if len(values) and of.texts.iloc[0]
         },
         "parameters": [cell.parameters, cell.head_parameters],
-        "seconds": [none(getattr(cell, f"{part}seconds")) for part in ("", "train_", "evaluate_", "decode_")],
+        "seconds": [
+            none(getattr(cell, f"{part}seconds"))
+            for part in ("", "train_", "evaluate_", "decode_")
+        ],
         "bytes": none(cell.adapter_bytes),
         "memory": none(cell.peak_memory_bytes),
     }
 
 
 def printed_verdicts(judged: pd.DataFrame) -> Lines:
-    """Each row of the paper's tables; by column the verdict: its word, ours, the number of seeds, the
-    paper's number and spread, the difference, half of its interval, and the margin."""
+    """Each row of the paper's tables; by column the verdict: its word, ours, the number
+    of seeds, the paper's number and spread, the difference, half of its interval, and
+    the margin."""
     key = ["table", "part", "model", "method", "size"]
     for names, group in judged.groupby(key, sort=False):
         line: dict[str, Any] = dict(zip(key, names, strict=True))
         for of in group.itertuples():
             ran = of.ran and of.word != "quoted"
             judged = ran and of.word not in ("incomplete", "other size")
-            ours, theirs = [none(of.ours), int(of.n)] if ran else [None, 0], [of.value, none(of.spread)]
+            ours, theirs = (
+                [none(of.ours), int(of.n)] if ran else [None, 0],
+                [of.value, none(of.spread)],
+            )
             apart = none(of.difference) if ran and of.word != "other size" else None
-            half, margin = none(float(of.half)) if judged else None, of.margin if ran else 1.0
+            half, margin = (
+                none(float(of.half)) if judged else None,
+                of.margin if ran else 1.0,
+            )
             line[of.column] = [of.word, *ours, *theirs, apart, half, margin]
         yield line
 
@@ -240,7 +299,12 @@ def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
             "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
             "trained": str(words.trained(one)).strip(),
             "runs": [
-                [of["label"], str(words.number(of["median"])), str(words.number(of["mean"])), *of["ids"]]
+                [
+                    of["label"],
+                    str(words.number(of["median"])),
+                    str(words.number(of["mean"])),
+                    *of["ids"],
+                ]
                 for of in one["sides"]
             ],
         }
@@ -255,7 +319,11 @@ def comparisons(frame: pd.DataFrame) -> Lines:
             "other": line.other,
             "task": line.task,
             "pairs": [line.pairs, line.wins, line.losses],
-            "median": [value for value in (line.difference, line.low, line.high) if value == value],
+            "median": [
+                value
+                for value in (line.difference, line.low, line.high)
+                if value == value
+            ],
             "p": line.p,
             "better": line.better,
             "mean": float(pd.Series(line.differences).mean()),
@@ -265,32 +333,45 @@ def comparisons(frame: pd.DataFrame) -> Lines:
 
 
 def table_rows(name: str, made: Iterable[Table]) -> Lines:
-    """Each row of a table's parts with a number of ours, or of one without records: by column the numbers of
-    its cell (value, spread, seeds, ...), or its text."""
+    """Each row of a table's parts with a number of ours, or of one without records: by
+    column the numbers of its cell (value, spread, seeds, ...), or its text."""
     for table in made:
         for row, texts in zip(table.rows, table.texts, strict=True):
             ours = any(isinstance(entry, Number) and entry.ids for entry in row)
             if name in tables.WITHOUT_RECORDS or ours:
                 by_column = zip(table.header[1:], texts[1:], strict=True)
-                found = {column: cell_numbers(text) for column, text in by_column if text not in ("", "-")}
+                found = {
+                    column: cell_numbers(text)
+                    for column, text in by_column
+                    if text not in ("", "-")
+                }
                 yield {"of": table.model or table.title, "row": texts[0], **found}
 
 
 def figure_rows(made: Iterable[figures.Figure]) -> Lines:
     """The data behind a figure's parts that come from runs."""
     for figure in made:
-        for row in figure.data[figure.data.runs.astype(bool)].drop(columns="runs").to_dict("records"):
-            yield {"of": figure.name, **{key: none(value) for key, value in row.items()}}
+        for row in (
+            figure.data[figure.data.runs.astype(bool)]
+            .drop(columns="runs")
+            .to_dict("records")
+        ):
+            yield {
+                "of": figure.name,
+                **{key: none(value) for key, value in row.items()},
+            }
 
 
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def cell_numbers(text: str, every: bool = False) -> Any:
-    """The numbers of a table's cell, such as 94.6, 0.3, 3 and 5 of "94.6 +-0.3 (3/5)"; another text, as it
-    is. every: the numbers of any text."""
+    """The numbers of a table's cell, such as 94.6, 0.3, 3 and 5 of "94.6 +-0.3 (3/5)";
+    another text, as it is. every: the numbers of any text."""
     plain = re.sub(r"\+-(?=\d)", " ", text)
-    found = [float(number.replace(",", "").rstrip(".")) for number in NUMBER.findall(plain)]
+    found = [
+        float(number.replace(",", "").rstrip(".")) for number in NUMBER.findall(plain)
+    ]
     rest = NUMBER.sub("", plain)
     if not every and (not found or re.sub(r"\b(to|of)\b|[\s()/*x%d]", "", rest)):
         return text

@@ -1,4 +1,5 @@
-"""The record of a tiny run of each family: its keys, their order and types, and its numbers."""
+"""The record of a tiny run of each family: its keys, their order and types, and its
+numbers."""
 
 import re
 
@@ -17,7 +18,8 @@ ELSEWHERE = re.compile(
 
 
 def masked(value, where=""):
-    if where.endswith((".cuda", ".commit", ".dirty", ".upstream", ".altered")):  # may be null
+    # may be null
+    if where.endswith((".cuda", ".commit", ".dirty", ".upstream", ".altered")):
         return "masked"
     if ELSEWHERE.search(where) and not isinstance(value, dict):
         return type(value).__name__
@@ -30,11 +32,15 @@ def masked(value, where=""):
 
 @pytest.mark.parametrize("family", ["glue", "e2e", "instruct", "images"])
 def test_the_record_of_a_tiny_run(family, request, monkeypatch, drawn):
-    fixture = {"glue": "words", "e2e": "e2e_words", "instruct": "alpaca_words", "images": "image_words"}[
-        family
-    ]
+    fixture = {
+        "glue": "words",
+        "e2e": "e2e_words",
+        "instruct": "alpaca_words",
+        "images": "image_words",
+    }[family]
     words = request.getfixturevalue(fixture)
-    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java may be here or not
+    # Java may be here or not
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
     record = do([*words, "seed=1"])
     if family == "e2e":  # texts of a model that has learned nothing hang on a rounding
         for scores in record["texts"]["scores"]:

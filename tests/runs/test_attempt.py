@@ -1,5 +1,6 @@
-"""One run: its lock, the files of its attempts, what is tried again; that a record and its files are of one
-attempt, whoever comes late; and that a process ends with the one that started it."""
+"""One run: its lock, the files of its attempts, what is tried again; that a record and
+its files are of one attempt, whoever comes late; and that a process ends with the one
+that started it."""
 
 import errno
 import itertools
@@ -19,7 +20,17 @@ from unittest.mock import Mock, patch
 import ledgers
 import pytest
 import torch
-from running import CONFIGURATION, ROOT, comparable, do, elsewhere, output_of, refused, trained, wait_for
+from running import (
+    CONFIGURATION,
+    ROOT,
+    comparable,
+    do,
+    elsewhere,
+    output_of,
+    refused,
+    trained,
+    wait_for,
+)
 
 import vera
 from runs import shared_files as locks
@@ -27,7 +38,13 @@ from runs.config import expand
 from runs.errors import DeviceError, Stop, StoppedError, UserError
 from runs.evaluate import amend
 from runs.identity import run_id
-from runs.record import finished_record, record_path, run_folder, sweep_up_dead, write_record
+from runs.record import (
+    finished_record,
+    record_path,
+    run_folder,
+    sweep_up_dead,
+    write_record,
+)
 from runs.shared_files import Lock, alone, check_kept, digest, run_lock
 from runs.tracking import Tracking
 from runs.training import train
@@ -40,7 +57,11 @@ pytestmark = pytest.mark.determinism
 #: Errors by their causes; words are what torch says with a RuntimeError.
 CAUSES = {
     "memory": [
-        *(torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error: out of memory"), MemoryError()),
+        *(
+            torch.OutOfMemoryError("no"),
+            torch.AcceleratorError("CUDA error: out of memory"),
+            MemoryError(),
+        ),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory",
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling it",
@@ -50,9 +71,15 @@ CAUSES = {
     "mistake": [OSError(errno.EACCES, "no"), UserError("no")],
     "disk": [OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "no answer")],
     "device": [
-        *(torch.AcceleratorError("CUDA error: launch failure"), DeviceError("torch cannot use it")),
+        *(
+            torch.AcceleratorError("CUDA error: launch failure"),
+            DeviceError("torch cannot use it"),
+        ),
         *("CUDA error: an illegal memory access", "cuDNN error: EXECUTION_FAILED"),
-        *("No CUDA GPUs are available", "GET was unable to find an engine to execute it"),
+        *(
+            "No CUDA GPUs are available",
+            "GET was unable to find an engine to execute it",
+        ),
     ],
     "error": [ValueError("CUDA out of memory"), "shapes differ"],
 }
@@ -60,7 +87,10 @@ CAUSES = {
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_the_cause_of_an_error(cause):
-    errors = [RuntimeError(error) if isinstance(error, str) else error for error in CAUSES[cause]]
+    errors = [
+        RuntimeError(error) if isinstance(error, str) else error
+        for error in CAUSES[cause]
+    ]
     assert [error for error in errors if cause_of(error)[0] != cause] == []
 
 
@@ -76,13 +106,18 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
         (None, "loading", {}),  # the model alone is too large
     ):
         attempt = Attempt(tmp_path, "run")
-        assert less_memory(config | {"micro_batch": rows}, phase, attempt) == bool(found)
+        assert less_memory(config | {"micro_batch": rows}, phase, attempt) == bool(
+            found
+        )
         assert attempt.settings == found
     attempt.deviations = ["evaluation batch 32"]
     for before, after in ((24, 12), (12, 6)):  # one deviation, whatever went before
         assert less_memory(config | attempt.settings, "training", attempt)
         words = f"micro-batch {after}, since memory ran out at {before}; the effective batch stays"
-        assert (attempt.settings, attempt.deviations[1:]) == ({"micro_batch": after}, [words])
+        assert (attempt.settings, attempt.deviations[1:]) == (
+            {"micro_batch": after},
+            [words],
+        )
 
 
 # --- what one attempt leaves to the next
@@ -93,8 +128,8 @@ ADAPTER, HEAD, TEXTS = "adapter.safetensors", "head.safetensors", "decoded_last.
 
 @pytest.fixture
 def place(tmp_path):
-    """The output folder, a finished record without its files' hashes, and a function that makes an attempt
-    with files of this content."""
+    """The output folder, a finished record without its files' hashes, and a function
+    that makes an attempt with files of this content."""
     record = ledgers.record() | {"id": "run"}
     record["config"]["keep"] = "best"
 
@@ -114,7 +149,12 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     first.save()
     before = saved(output, "run")
     second = make()
-    assert {path.name for path in second.folder.iterdir()} == {CHECKPOINT, ADAPTER, TEXTS, "attempt.json"}
+    assert {path.name for path in second.folder.iterdir()} == {
+        CHECKPOINT,
+        ADAPTER,
+        TEXTS,
+        "attempt.json",
+    }
     assert second.ended == ["out of memory", "the process was killed"]
     assert second.settings == {"micro_batch": 2}
     assert saved(output, "run") == before  # nothing more
@@ -126,15 +166,22 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     assert third.ended == second.ended  # it was asked to stop: no failure
     assert third.fail(expand(["model=smollm2", "task=alpaca"])[0], "it broke")
     failed, fourth = json.loads(record_path(output, "run").read_text()), make()
-    assert (failed["status"], failed["error"], failed["tries"]) == ("failed", "it broke", second.ended)
+    assert (failed["status"], failed["error"], failed["tries"]) == (
+        "failed",
+        "it broke",
+        second.ended,
+    )
     assert (fourth.ended, fourth.settings) == ([], {})  # counted anew
     assert (fourth.folder / CHECKPOINT).is_file()
 
 
-def test_a_take_over_costs_no_room_and_one_that_a_full_disk_ends_leaves_nothing(place, monkeypatch):
+def test_a_take_over_costs_no_room_and_one_that_a_full_disk_ends_leaves_nothing(
+    place, monkeypatch
+):
     first = place[2]("x", CHECKPOINT, ADAPTER, TEXTS)
     first.save()
-    half = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.half")  # killed as it took over
+    # killed as it took over
+    half = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.half")
     half.mkdir()
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     with patch.object(shutil, "copy2", full), pytest.raises(OSError, match="No space"):
@@ -142,37 +189,53 @@ def test_a_take_over_costs_no_room_and_one_that_a_full_disk_ends_leaves_nothing(
     assert [*first.folder.parent.iterdir()] == [first.folder]
     second = place[2]()
     same = {
-        name: (first.folder / name).samefile(second.folder / name) for name in (CHECKPOINT, ADAPTER, TEXTS)
+        name: (first.folder / name).samefile(second.folder / name)
+        for name in (CHECKPOINT, ADAPTER, TEXTS)
     }
-    assert same == {CHECKPOINT: True, ADAPTER: True, TEXTS: False}  # texts grow in place
-    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EPERM, "no hard links here")))
+    # texts grow in place
+    assert same == {CHECKPOINT: True, ADAPTER: True, TEXTS: False}
+    monkeypatch.setattr(
+        os, "link", Mock(side_effect=OSError(errno.EPERM, "no hard links here"))
+    )
     before = saved(place[0], "run")
     assert (place[2]().folder / CHECKPOINT).read_text() == "x"
     assert saved(place[0], "run") == before
 
 
-def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(place):
+def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(
+    place,
+):
     output, _, make = place
     first, second = make("old", CHECKPOINT), make()
     (second.folder / CHECKPOINT).unlink()
     (second.folder / CHECKPOINT).write_text("new")
     os.utime(first.folder / CHECKPOINT, ns=(1, 1))
-    dead = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.dead")  # no process has this number
+    # no process has this number
+    dead = first.folder.with_name(f"{socket.gethostname()}.{2**22 + 1}.dead")
     other = f"other.{socket.gethostname()}.{2**22 + 1}"
-    far, half = (first.folder.with_name(f"{other}.{name}") for name in ("alive", "half"))
+    far, half = (
+        first.folder.with_name(f"{other}.{name}") for name in ("alive", "half")
+    )
     for folder in (dead, far, half):
         shutil.copytree(first.folder, folder)
     (half / "attempt.json").unlink()  # killed as it took over
     (half / CHECKPOINT).write_text("newest")
     third = make()
     assert (third.folder / CHECKPOINT).read_text() == "new"
-    assert {*third.folder.parent.iterdir()} == {first.folder, second.folder, third.folder, far, half}
+    assert {*third.folder.parent.iterdir()} == {
+        first.folder,
+        second.folder,
+        third.folder,
+        far,
+        half,
+    }
     for damaged in ("{", "[]", "{}", '{"ended": 1}'):  # it counts as none
         (third.folder / "attempt.json").write_text(damaged)
         fourth = make()
         assert fourth.ended == ["the process was killed"] * 2
         shutil.rmtree(fourth.folder)
-    record_path(output, "run").mkdir(parents=True)  # what is no file in a record's place stays, and is named
+    # what is no file in a record's place stays, and is named
+    record_path(output, "run").mkdir(parents=True)
     with refused("records/run.json"):
         make()
 
@@ -185,14 +248,23 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     folder = run_folder(output, "run")
     make("late", CHECKPOINT)
     last = make("a", ADAPTER, HEAD, "adapter_best.safetensors")
-    stale = ("decoded_best.jsonl", "adapter_best.safetensors")  # of a record that was damaged
-    cut_off = ("progress.json", ".config.yaml.host.1.2", ".progress.json.7")  # by a kill
+    # of a record that was damaged
+    stale = ("decoded_best.jsonl", "adapter_best.safetensors")
+    # by a kill
+    cut_off = ("progress.json", ".config.yaml.host.1.2", ".progress.json.7")
     for name in (*stale, *cut_off, "log.txt", ".a.user.s.own.file"):
         (folder / name).write_text("stale")
     assert last.finish(record)
-    assert {path.name for path in folder.iterdir()} == {ADAPTER, HEAD, "log.txt", ".a.user.s.own.file"}
+    assert {path.name for path in folder.iterdir()} == {
+        ADAPTER,
+        HEAD,
+        "log.txt",
+        ".a.user.s.own.file",
+    }
     finished = finished_record(output, "run")
-    assert finished["files"] == {name: digest(folder / name) for name in (ADAPTER, HEAD)}
+    assert finished["files"] == {
+        name: digest(folder / name) for name in (ADAPTER, HEAD)
+    }
     check_kept(finished, folder / ADAPTER)
     (folder / ADAPTER).write_text("another")
     with refused("adapter.safetensors is not the file that the record of run run"):
@@ -211,7 +283,9 @@ def test_the_second_to_finish_or_to_fail_changes_nothing(place):
     assert not late.folder.parent.exists()
 
 
-def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_write_left_goes(place):
+def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_write_left_goes(
+    place,
+):
     output, record, make = place
 
     def within(call):
@@ -226,10 +300,13 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
     attempt = make("a")
     with patch.multiple(os, link=within(os.link), rename=within(os.rename)):
         assert attempt.finish(record)
-    left = record_path(output, "run").with_name(f".run.json.{socket.gethostname()}.{2**22 + 1}.1")
+    left = record_path(output, "run").with_name(
+        f".run.json.{socket.gethostname()}.{2**22 + 1}.1"
+    )
     other = left.with_name(f".run.json.other.{2**22 + 1}.1")  # of another machine
     left.touch(), other.touch()
-    with patch.object(os, "kill", Mock(side_effect=PermissionError)):  # another user's, that lives
+    # another user's, that lives
+    with patch.object(os, "kill", Mock(side_effect=PermissionError)):
         sweep_up_dead(left.parent)
     assert left.exists()
     sweep_up_dead(left.parent)
@@ -240,7 +317,8 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
 
 
 def go(words):
-    """What the process of a run does once it has the lock: how it ends, and the record that is there then."""
+    """What the process of a run does once it has the lock: how it ends, and the record
+    that is there then."""
     (run,) = expand(words)
     how, _ = train.do(run, run_id(run), [], Stop(), Tracking("off"), True)
     return how, record_path(output_of(words), run_id(run)).read_text()
@@ -250,24 +328,29 @@ WRITES = {os: ("replace", "link", "rename"), vera: ("save", "save_head")}
 
 
 def disturbed(words, at, disturb=go):
-    """A run, which another one interrupts before its write number `at` (a file that is saved, renamed or
-    linked). Returns whether it came so far."""
+    """A run, which another one interrupts before its write number `at` (a file that is
+    saved, renamed or linked). Returns whether it came so far."""
     writes, seen = itertools.count(1), []
 
     def disturbing(call):
         def write(*arguments, **more):
             if next(writes) == at:
                 seen.append(disturb(words)[1])
-                if call.__name__ == "rename":  # into a folder that a late write has made again
+                # into a folder that a late write has made again
+                if call.__name__ == "rename":
                     Path(arguments[1]).parent.mkdir(parents=True, exist_ok=True)
             return call(*arguments, **more)
 
         return write
 
-    calls = {of: {name: disturbing(getattr(of, name)) for name in names} for of, names in WRITES.items()}
+    calls = {
+        of: {name: disturbing(getattr(of, name)) for name in names}
+        for of, names in WRITES.items()
+    }
     with patch.multiple(os, **calls[os]), patch.multiple(vera, **calls[vera]):
         how, text = go(words)
-    assert (how, {text, *seen}) == (train.DONE, {text})  # the first that is finished stays
+    # the first that is finished stays
+    assert (how, {text, *seen}) == (train.DONE, {text})
     return bool(seen)
 
 
@@ -282,17 +365,33 @@ def killed(*run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [disturbed, pytest.param(killed, marks=pytest.mark.slow("process"))])
+@pytest.mark.parametrize(
+    "stop", [disturbed, pytest.param(killed, marks=pytest.mark.slow("process"))]
+)
 @pytest.mark.parametrize("kind", ["words", "e2e_words"])
-def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monkeypatch):
+def test_record_and_files_are_of_one_attempt(
+    kind, stop, request, tmp_path, monkeypatch
+):
     """Of a run that has failed before, and of which another attempt has left files."""
-    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds
-    words = [*request.getfixturevalue(kind), f"keep={'last' if kind == 'words' else 'both'}"]
+    # Java takes seconds
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
+    words = [
+        *request.getfixturevalue(kind),
+        f"keep={'last' if kind == 'words' else 'both'}",
+    ]
     straight, reached, at = do(elsewhere(words, output=tmp_path / "straight")), True, 1
     with patch.object(Training, "batch", lambda *_: 1 / 0):
         how, failed = go(elsewhere(words, output=tmp_path / "failed"))
-    assert (how, json.loads(failed)["status"], json.loads(failed)["tries"]) == ("failed", "failed", [])
-    half = run_folder(tmp_path / "failed", straight["id"]) / "attempts" / "other.host.1.half"
+    assert (how, json.loads(failed)["status"], json.loads(failed)["tries"]) == (
+        "failed",
+        "failed",
+        [],
+    )
+    half = (
+        run_folder(tmp_path / "failed", straight["id"])
+        / "attempts"
+        / "other.host.1.half"
+    )
     half.mkdir()
     for name in straight["files"]:
         (half / name).write_text("another's")
@@ -302,9 +401,15 @@ def test_record_and_files_are_of_one_attempt(kind, stop, request, tmp_path, monk
         output = Path(shutil.copytree(tmp_path / "failed", tmp_path / f"{at}"))
         reached = stop(elsewhere(words, output=output), at)
         go(elsewhere(words, output=output))
-        record, folder = finished_record(output, straight["id"]), run_folder(output, straight["id"])
+        record, folder = (
+            finished_record(output, straight["id"]),
+            run_folder(output, straight["id"]),
+        )
         tidy(output, record)
-        assert {path.name for path in folder.iterdir()} == {*straight["files"], *CONFIGURATION}
+        assert {path.name for path in folder.iterdir()} == {
+            *straight["files"],
+            *CONFIGURATION,
+        }
         files = {name: digest(folder / name) for name in record["files"]}
         assert record["files"] == files == straight["files"], at
         assert comparable(record) == comparable(straight)
@@ -318,10 +423,20 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     assert first.take()
     assert (second.is_held(), second.take(0)) == (True, False)
     assert second.holder() == f"process {os.getpid()} on {socket.gethostname()}"
-    for written, words in (("", "another process"), (f"{2**22 + 1} here", f"process {2**22 + 1} on here")):
-        (tmp_path / "locks" / "run").write_text(written)  # the process may be invisible: the lock decides
-        assert (second.is_held(), second.take(0), second.holder()) == (True, False, words)
-    monkeypatch.setattr(Lock, "take", lambda *of, take=Lock.take: first.release() or take(*of))
+    for written, words in (
+        ("", "another process"),
+        (f"{2**22 + 1} here", f"process {2**22 + 1} on here"),
+    ):
+        # the process may be invisible: the lock decides
+        (tmp_path / "locks" / "run").write_text(written)
+        assert (second.is_held(), second.take(0), second.holder()) == (
+            True,
+            False,
+            words,
+        )
+    monkeypatch.setattr(
+        Lock, "take", lambda *of, take=Lock.take: first.release() or take(*of)
+    )
     with alone(run_lock(tmp_path, "run"), "its search"):
         assert first.is_held()
     assert not first.is_held()
@@ -332,12 +447,18 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(tmp_path, capsys, monkeypatch):
+def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(
+    tmp_path, capsys, monkeypatch
+):
     def hold():
-        lock = run_lock(tmp_path, "run")  # one that was made before the fork cannot be taken
+        # one that was made before the fork cannot be taken
+        lock = run_lock(tmp_path, "run")
         time.sleep(60 * lock.take())
 
-    claim, holder = run_lock(tmp_path, "run"), multiprocessing.get_context("fork").Process(target=hold)
+    claim, holder = (
+        run_lock(tmp_path, "run"),
+        multiprocessing.get_context("fork").Process(target=hold),
+    )
     holder.start()
     wait_for(lambda: claim.holder().startswith("process"))
     os.kill(holder.pid, signal.SIGSTOP)
@@ -356,13 +477,18 @@ def test_keys_are_added_to_the_record_as_it_is_now(place):
     write_record(output, record | {"judged": []})
     for run in ("run", "missing"):
         amend(output, run, lambda now: {"texts": None, "tries": [*now["tries"], "one"]})
-    assert finished_record(output, "run") == record | {"judged": [], "texts": None, "tries": ["one"]}
+    assert finished_record(output, "run") == record | {
+        "judged": [],
+        "texts": None,
+        "tries": ["one"],
+    }
     assert finished_record(output, "missing") is None
 
 
 @pytest.mark.parametrize("more", [[], ["train.max_steps=7"]])
 def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
-    """At the end of the last epoch, where no step is left to be done after it; the epoch may end early."""
+    """At the end of the last epoch, where no step is left to be done after it; the
+    epoch may end early."""
     words = [*words, *more]
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
 
@@ -378,7 +504,10 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
 def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
     (run,), stop = expand(words), Stop()
     with patch.object(Training, "__init__", lambda *_: stop.ask()):
-        assert train.do(run, run_id(run), [], stop, Tracking("off"), True) == ("stopped", "")
+        assert train.do(run, run_id(run), [], stop, Tracking("off"), True) == (
+            "stopped",
+            "",
+        )
     assert Attempt(output_of(words), run_id(run)).ended == []
 
 
@@ -398,10 +527,14 @@ if __name__ == "__main__":
 
 @pytest.mark.usefixtures("process")
 def test_a_killed_command_leaves_no_process(tmp_path):
-    """Neither a run's nor the server's that it was forked from: SIGKILL leaves it no time to end them."""
+    """Neither a run's nor the server's that it was forked from: SIGKILL leaves it no
+    time to end them."""
     (tmp_path / "command.py").write_text(COMMAND)
     how = {"env": {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, str(tmp_path / "command.py")], **how) as process:
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "command.py")], **how
+    ) as process:
         assert process.stdout.readline() == "begun\n"
         process.kill()
-        assert process.communicate(timeout=20)[0] == ""  # all that share this pipe have ended
+        # all that share this pipe have ended
+        assert process.communicate(timeout=20)[0] == ""

@@ -1,4 +1,5 @@
-"""Every command of runs and analysis reads its settings in the same way, and ends in the same way."""
+"""Every command of runs and analysis reads its settings in the same way, and ends in
+the same way."""
 
 import dataclasses
 import importlib
@@ -20,12 +21,33 @@ from runs.record.text import LONGEST
 pytestmark = pytest.mark.properties
 
 #: The commands, each with positional words that it takes.
-COMMANDS = {f"analysis.{n}": [] for n in ("dashboard", "notebooks", "records", "report", "results")}
-COMMANDS |= {"runs.counts": [], "runs.plan": [], "runs.tune": [], "runs.answer": ["a"], "runs.judge": ["a"]}
-COMMANDS |= {"analysis.diff": ["a", "b"], "analysis.figures": ["figure4"], "analysis.stats": ["table2"]}
-COMMANDS |= {"analysis.tables": ["table1"], "benchmarks": ["training"], "runs.evaluate": ["RUN"]}
+COMMANDS = {
+    f"analysis.{n}": []
+    for n in ("dashboard", "notebooks", "records", "report", "results")
+}
+COMMANDS |= {
+    "runs.counts": [],
+    "runs.plan": [],
+    "runs.tune": [],
+    "runs.answer": ["a"],
+    "runs.judge": ["a"],
+}
+COMMANDS |= {
+    "analysis.diff": ["a", "b"],
+    "analysis.figures": ["figure4"],
+    "analysis.stats": ["table2"],
+}
+COMMANDS |= {
+    "analysis.tables": ["table1"],
+    "benchmarks": ["training"],
+    "runs.evaluate": ["RUN"],
+}
 COMMANDS |= {"runs.export": ["RUN", "peft", "FOLDER"], "runs.publish": ["study"]}
-COMMANDS |= {"runs.measure": ["matrix_fit"], "runs.lm_eval": ["RUN"], "runs.mistakes": ["RUN"]}
+COMMANDS |= {
+    "runs.measure": ["matrix_fit"],
+    "runs.lm_eval": ["RUN"],
+    "runs.mistakes": ["RUN"],
+}
 COMMANDS |= {"runs.predict": ["RUN", "FILE"]}
 
 
@@ -45,9 +67,17 @@ def mistake_of(name, *words) -> str:
 def test_no_command_is_left_out():
     """runs itself is in test_config.py."""
     others = {"runs"}
-    starts = [path for room in ("runs", "analysis", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    starts = [
+        path
+        for room in ("runs", "analysis", "benchmarks")
+        for path in (ROOT / room).rglob("*.py")
+    ]
     found = {
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")
+        path.relative_to(ROOT)
+        .with_suffix("")
+        .as_posix()
+        .replace("/", ".")
+        .removesuffix(".__main__")
         for path in starts
         if "entry_point(main)\n" in path.read_text()
     }
@@ -59,10 +89,15 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     module = module_of(name)
     text = call_here(module.__name__, *COMMANDS[name], "--help", check=0).stdout
     assert text.startswith(f"usage: python -m {name}")
-    settings, docs, rest = text.partition("options:\n")[2].partition(f"\n\n{module.__doc__.strip()}\n")
+    settings, docs, rest = text.partition("options:\n")[2].partition(
+        f"\n\n{module.__doc__.strip()}\n"
+    )
     assert (bool(docs), rest) == (True, "")
     for one in dataclasses.fields(getattr(module, "Settings", Common)):
-        key, about = (re.escape(of) for of in (one.metadata["key"] or one.name, one.metadata["about"]))
+        key, about = (
+            re.escape(of)
+            for of in (one.metadata["key"] or one.name, one.metadata["about"])
+        )
         shown = rf"^  {key}=\S* +{about} \([a-z_|]+\)$"
         assert re.search(shown, settings, re.M), one.name
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
@@ -124,10 +159,25 @@ class Settings(OfRecords):
 @pytest.mark.parametrize(
     ("word", "name", "value"),
     [
-        *(("count=-3", "count", -3), ("share=1e-2", "share", 0.01), ("share=2", "share", 2.0)),
-        *(("share=null", "share", None), ("text=null", "text", None), ("text=5", "text", "5")),
-        *(("where=a=b", "where", Path("a=b")), ("where=~/a", "where", Path.home() / "a")),
-        *(("kind=two", "kind", "two"), ("text=", "text", ""), ("task.bench=x", "bench", "x")),
+        *(
+            ("count=-3", "count", -3),
+            ("share=1e-2", "share", 0.01),
+            ("share=2", "share", 2.0),
+        ),
+        *(
+            ("share=null", "share", None),
+            ("text=null", "text", None),
+            ("text=5", "text", "5"),
+        ),
+        *(
+            ("where=a=b", "where", Path("a=b")),
+            ("where=~/a", "where", Path.home() / "a"),
+        ),
+        *(
+            ("kind=two", "kind", "two"),
+            ("text=", "text", ""),
+            ("task.bench=x", "bench", "x"),
+        ),
         *(("debug=True", "debug", True), ("output=x/y", "output", "x/y")),
     ],
 )
@@ -149,16 +199,30 @@ def test_a_wrong_type_is_refused():
 
 
 def test_what_composes_runs_is_handed_on_in_its_order():
-    words = ["-m", "model=a,b", "study", "--config-dir", "D", "+x.y=1", "~z", "output=o", "task@a=b"]
+    words = [
+        "-m",
+        "model=a,b",
+        "study",
+        "--config-dir",
+        "D",
+        "+x.y=1",
+        "~z",
+        "output=o",
+        "task@a=b",
+    ]
     line = read(words, OfRecords, "STUDY", "runs", COMPOSING)
     assert (line.names, line.settings.output, line.config_dir) == (("study",), "o", "D")
     assert line.overrides == ("model=a,b", "+x.y=1", "~z", "task@a=b")
     assert line.options == {"--multirun": True, "--config-dir": "D"}
     assert read(["-cd=E"], OfRecords, options=COMPOSING).config_dir == "E"
-    for word, why in (("model=a", "model=a: no such setting."), ("-m", "-m: no such option")):
+    for word, why in (
+        ("model=a", "model=a: no such setting."),
+        ("-m", "-m: no such option"),
+    ):
         with refused(why):
             read([word], OfRecords)
-    assert read(["/a/b=c"], Common, "PATH").names == ("/a/b=c",)  # a path, and no setting
+    # a path, and no setting
+    assert read(["/a/b=c"], Common, "PATH").names == ("/a/b=c",)
 
 
 # --- how a command ends
@@ -182,17 +246,32 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
     from tasks import DataError
     from vera.errors import AdapterError
 
-    for error in (UserError("a b"), DataError("a b"), AdapterError("a b"), UserError("a\nb"), OSError("a b")):
+    for error in (
+        UserError("a b"),
+        DataError("a b"),
+        AdapterError("a b"),
+        UserError("a\nb"),
+        OSError("a b"),
+    ):
         assert ended(raising(error), monkeypatch) == 2
         assert capsys.readouterr() == ("", "error: a b\n")
         monkeypatch.setattr(sys, "argv", ["x", "debug=True"])
         with pytest.raises(type(error)):
             entry_point(raising(error))
-    assert ended(raising(AdapterError(f"a.json:\n{'x' * 10**6}. Get it again")), monkeypatch) == 2
+    assert (
+        ended(
+            raising(AdapterError(f"a.json:\n{'x' * 10**6}. Get it again")), monkeypatch
+        )
+        == 2
+    )
     cut = capsys.readouterr().err
     assert cut.startswith("error: a.json: xxx")
     assert cut.endswith("xxx. Get it again\n")
-    assert (cut.count("\n"), len(cut) <= 500, len(str(AdapterError("x" * 10**6)))) == (1, True, LONGEST)
+    assert (cut.count("\n"), len(cut) <= 500, len(str(AdapterError("x" * 10**6)))) == (
+        1,
+        True,
+        LONGEST,
+    )
     monkeypatch.setattr(sys, "argv", ["x"])
     other = type("DataError", (ValueError,), {"__module__": "pandas.errors"})
     for error in (ZeroDivisionError(), other("of another library")):
@@ -200,13 +279,21 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
             entry_point(raising(error))
     assert ended(raising(KeyboardInterrupt()), monkeypatch) == 130
     assert capsys.readouterr().err.startswith("\ninterrupted. ")
-    for key, line in (("RANK", "error: a b\n"), ("LOCAL_RANK", "")):  # torchrun's first process prints
+    # torchrun's first process prints
+    for key, line in (("RANK", "error: a b\n"), ("LOCAL_RANK", "")):
         monkeypatch.setenv(key, "1")
-        assert (ended(raising(UserError("a b")), monkeypatch), *capsys.readouterr()) == (2, "", line)
+        assert (
+            ended(raising(UserError("a b")), monkeypatch),
+            *capsys.readouterr(),
+        ) == (2, "", line)
 
 
-@pytest.mark.parametrize(("options", "shown"), [([], ["odd"]), (["default"], ["changes", "odd"])])
-def test_what_will_change_in_a_library_is_not_on_the_screen(options, shown, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "shown"), [([], ["odd"]), (["default"], ["changes", "odd"])]
+)
+def test_what_will_change_in_a_library_is_not_on_the_screen(
+    options, shown, monkeypatch
+):
     """Unless Python was asked for it (-W): then it is for whoever mends it."""
 
     def main(arguments):
@@ -230,12 +317,18 @@ def test_a_pipe_that_is_not_the_output_breaks_with_a_line(monkeypatch, capfd):
 
 
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize(("words", "both"), [("analysis.tables table8", True), ("runs -h", False)])
+@pytest.mark.parametrize(
+    ("words", "both"), [("analysis.tables table8", True), ("runs -h", False)]
+)
 def test_a_reader_that_has_seen_enough_hears_no_complaint(words, both):
     """As of `| head` (and `2>&1 | head`), whose end is here before the first word."""
     errors = subprocess.STDOUT if both else subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-m", *words.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+        [sys.executable, "-m", *words.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
     ) as process:
         process.stdout.close()
         assert both or process.stderr.read() == ""
@@ -246,7 +339,14 @@ def test_a_reader_that_has_seen_enough_hears_no_complaint(words, both):
 def test_a_full_disk_behind_the_output_is_one_line():
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "analysis.tables", "table1"]
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: No space left on device")
     assert "Exception ignored" not in done.stderr
@@ -257,9 +357,15 @@ def test_a_full_disk_behind_the_output_is_one_line():
     ("modules", "absent"),
     [
         ("runs.command", {"torch", "hydra", "tasks", "vera"}),
-        ("runs.plan, runs.publish, runs.sweep.sweep, analysis.dashboard", {"torch", "evaluate", "wandb"}),
+        (
+            "runs.plan, runs.publish, runs.sweep.sweep, analysis.dashboard",
+            {"torch", "evaluate", "wandb"},
+        ),
     ],
 )
 def test_a_command_line_is_read_without_what_takes_long_to_import(modules, absent):
     code = f"import sys, {modules}; sys.exit(bool({absent} & {{*sys.modules}}))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode
+        == 0
+    )

@@ -1,6 +1,8 @@
-"""From words to runs: the grammar of overrides, presets, recipes as the papers print them.
+"""From words to runs: the grammar of overrides, presets, recipes as the papers print
+them.
 
-What a user of Hydra types by habit works as in Hydra, or is refused in one line: nothing is ignored."""
+What a user of Hydra types by habit works as in Hydra, or is refused in one line:
+nothing is ignored."""
 
 import copy
 import functools
@@ -41,88 +43,183 @@ def test_the_values_that_help_shows_are_words_that_change_nothing():
     groups = ["model=gpt2_medium", "task=e2e", "method=lora"]
     # Which a shell would have quoted
     words = [word for word in values_of(groups) if ".label=" not in word]
-    assert [run.config for run in expand([*groups, *words])] == [run.config for run in expand(groups)]
+    assert [run.config for run in expand([*groups, *words])] == [
+        run.config for run in expand(groups)
+    ]
     assert len(words) > 40
 
 
 HOME = str(Path.home())
 E2E = "model=gpt2_medium task=e2e model.path=/x"
-PEFT = {"kind": "peft", "config_class": "PveraConfig", "config": {}, "sites": ["query", "value"]}
-#: Words, and what is so of the last run that they make: its attributes, and values of its configuration.
+PEFT = {
+    "kind": "peft",
+    "config_class": "PveraConfig",
+    "config": {},
+    "sites": ["query", "value"],
+}
+#: Words, and what is so of the last run that they make: its attributes, and values of
+#: its configuration.
 MADE = [
     ("+train.lr_by.B=1e-2 train.lr_by=null", {"train.lr_by": None}),
-    # The command line beats the preset; a whole number is the number that the file has, or it is another run
-    ("experiment=table2_base method=vera task=rte seed=3", {"row": "vera", "task": "rte", "seed": 3}),
+    # The command line beats the preset; a whole number is the number that the file has,
+    # or it is another run
+    (
+        "experiment=table2_base method=vera task=rte seed=3",
+        {"row": "vera", "task": "rte", "seed": 3},
+    ),
     # Its words are what made it, without where and how it is done
     (
         "task=rte launcher=local launcher.runs_per_device=2 redo=true train.epochs=1",
         {"overrides": ["method=vera", "model=minilm", "task=rte", "train.epochs=1"]},
     ),
-    (f"{E2E} task.length_penalty=[1] train.lr=1", {"task.length_penalty": [1.0], "train.lr": 1.0}),
-    ("model=vit_base model.path=~/vit task=image_folder task.data_dir=~", {"task.data_dir": HOME}),
-    # A seed of the projections is one for all runs unless they are redrawn; that of the data follows
+    (
+        f"{E2E} task.length_penalty=[1] train.lr=1",
+        {"task.length_penalty": [1.0], "train.lr": 1.0},
+    ),
+    (
+        "model=vit_base model.path=~/vit task=image_folder task.data_dir=~",
+        {"task.data_dir": HOME},
+    ),
+    # A seed of the projections is one for all runs unless they are redrawn; that of the
+    # data follows
     ("seed=0,4", {"method.projection_seed": 0, "data_seed": 4}),
-    ("method=vera_redrawn seed=0,2", {"method.projection_seed": 2, "data_seed": 2, "recipe": "vera/minilm"}),
-    # Alpha is the recipe's or follows the rank. SmolLM2's has rank 8 and alpha 16 on Alpaca
-    ("method=lora_r2 method.scaling=constant", {"method.alpha": 8, "label": "LoRA r=2, alpha=8"}),
+    (
+        "method=vera_redrawn seed=0,2",
+        {"method.projection_seed": 2, "data_seed": 2, "recipe": "vera/minilm"},
+    ),
+    # Alpha is the recipe's or follows the rank. SmolLM2's has rank 8 and alpha 16 on
+    # Alpaca
+    (
+        "method=lora_r2 method.scaling=constant",
+        {"method.alpha": 8, "label": "LoRA r=2, alpha=8"},
+    ),
     (
         "model=smollm2 task=alpaca method=lora_r2 method.scaling=proportional",
         {"method.alpha": 4, "label": "LoRA r=2, alpha=2r"},
     ),
-    # The recipe of a row is its own, that of the row that it varies, none, or the one that was asked for
-    ("model=roberta_large task=rte method=lora_mnli", {"recipe": "lora_mnli/roberta_large"}),
-    ("model=roberta_large task=rte method=vera_unique", {"recipe": "vera/roberta_large", "train.lr": 2e-2}),
+    # The recipe of a row is its own, that of the row that it varies, none, or the one
+    # that was asked for
+    (
+        "model=roberta_large task=rte method=lora_mnli",
+        {"recipe": "lora_mnli/roberta_large"},
+    ),
+    (
+        "model=roberta_large task=rte method=vera_unique",
+        {"recipe": "vera/roberta_large", "train.lr": 2e-2},
+    ),
     ("model=encoder model.path=/x task=rte method=vera_only_d", {"recipe": "defaults"}),
-    ("model=roberta_base task=rte method=peft recipe=lora/roberta_base", {"recipe": "lora/roberta_base"}),
+    (
+        "model=roberta_base task=rte method=peft recipe=lora/roberta_base",
+        {"recipe": "lora/roberta_base"},
+    ),
     # A word is a change where it says something else than the recipe that is on
-    ("model=minilm task=mrpc method=vera_only_d train.lr=1e-3", {"changed": ["train.lr=1e-3"]}),
-    ("model=minilm task=mrpc recipe=head/minilm method=vera_only_d train.lr=1e-3", {"changed": []}),
-    (f"{E2E} model.settings.resid_pdrop=0.1", {"changed": ["model.settings.resid_pdrop=0.1"]}),
-    # Each method of peft's is a row of its own, and its sites are in the record and in the id
+    (
+        "model=minilm task=mrpc method=vera_only_d train.lr=1e-3",
+        {"changed": ["train.lr=1e-3"]},
+    ),
+    (
+        "model=minilm task=mrpc recipe=head/minilm method=vera_only_d train.lr=1e-3",
+        {"changed": []},
+    ),
+    (
+        f"{E2E} model.settings.resid_pdrop=0.1",
+        {"changed": ["model.settings.resid_pdrop=0.1"]},
+    ),
+    # Each method of peft's is a row of its own, and its sites are in the record and in
+    # the id
     (
         "method=peft method.config_class=IA3Config",
-        {"row": "peft_ia3", "method.label": "IA3", "method.sites": ["key", "value", "feed_forward_out"]},
+        {
+            "row": "peft_ia3",
+            "method.label": "IA3",
+            "method.sites": ["key", "value", "feed_forward_out"],
+        },
     ),
     (
         "method=peft method.config={use_dora:true,r:4}",
-        {"row": "peft_lora_r_4_use_dora_true", "method.label": "Lora r=4 use_dora=True"},
+        {
+            "row": "peft_lora_r_4_use_dora_true",
+            "method.label": "Lora r=4 use_dora=True",
+        },
     ),
-    ("method=peft method.label=Mine method.config_class=PveraConfig", {"row": "peft_mine", "method": PEFT}),
+    (
+        "method=peft method.label=Mine method.config_class=PveraConfig",
+        {"row": "peft_mine", "method": PEFT},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("words", "facts"), MADE)
 def test_words_make_a_run(words, facts):
     run = expand(words.split())[-1]
-    known = run.config | vars(run) | {"method": run.method, "label": run.label.partition(" on ")[0]}
+    known = (
+        run.config
+        | vars(run)
+        | {"method": run.method, "label": run.label.partition(" on ")[0]}
+    )
     for name, value in facts.items():
         part, _, key = name.partition(".")
         assert repr(run.config[part][key] if key else known[part]) == repr(value), name
 
 
-#: The recipes as the papers print them. The rows, tasks and seeds of each preset are in tests/nets.
+#: The recipes as the papers print them. The rows, tasks and seeds of each preset are in
+#: tests/nets.
 BOOK = yaml.safe_load((ROOT / "analysis" / "printed" / "recipes.yaml").read_text())
 TASKS = {"glue": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "e2e": ("e2e",)}
 TASKS |= {"images": ("cifar100", "food101", "flowers102", "resisc45")}
 #: By row and model: where its recipe is in BOOK.
-PRINTED = {"vera roberta_base": "glue vera roberta-base", "vera roberta_large": "glue vera roberta-large"}
-PRINTED |= {"lora roberta_base": "glue lora roberta-base", "lora gpt2_medium": "e2e lora"}
-for ours, theirs in {"lora": "roberta-large-dagger", "lora_mnli": "roberta-large"}.items():
+PRINTED = {
+    "vera roberta_base": "glue vera roberta-base",
+    "vera roberta_large": "glue vera roberta-large",
+}
+PRINTED |= {
+    "lora roberta_base": "glue lora roberta-base",
+    "lora gpt2_medium": "e2e lora",
+}
+for ours, theirs in {
+    "lora": "roberta-large-dagger",
+    "lora_mnli": "roberta-large",
+}.items():
     PRINTED[f"{ours} roberta_large"] = f"glue lora {theirs}"
-PRINTED |= {f"vera gpt2_{size}": f"e2e vera gpt2-{size}" for size in ("medium", "large")}
-for ours, theirs in {"p_3m": "p-3M", "p_800k": "p-0.8M", "h_6m": "h-6M", "h_800k": "h-0.8M"}.items():
+PRINTED |= {
+    f"vera gpt2_{size}": f"e2e vera gpt2-{size}" for size in ("medium", "large")
+}
+for ours, theirs in {
+    "p_3m": "p-3M",
+    "p_800k": "p-0.8M",
+    "h_6m": "h-6M",
+    "h_800k": "h-0.8M",
+}.items():
     PRINTED[f"adapter_{ours} roberta_large"] = f"glue adapter_{theirs} roberta-large"
 for of in ("head", "full", "vera", "lora"):
-    PRINTED |= {f"{of} vit_{size}": f"images vit-{size} {of}" for size in ("base", "large")}
+    PRINTED |= {
+        f"{of} vit_{size}": f"images vit-{size} {of}" for size in ("base", "large")
+    }
 NAMES = {"batch": "effective_batch", "matrix_init": "init"}
 #: What is no value of the configuration.
-NONE = ("optimizer", "seeds", "report", "select", "gpus", "b_init", "train", "pretraining", "targets")
+NONE = (
+    "optimizer",
+    "seeds",
+    "report",
+    "select",
+    "gpus",
+    "b_init",
+    "train",
+    "pretraining",
+    "targets",
+)
 
 
-@pytest.mark.parametrize("of", sample(PRINTED, "vera roberta_base", "lora roberta_large", "vera gpt2_large"))
+@pytest.mark.parametrize(
+    "of", sample(PRINTED, "vera roberta_base", "lora roberta_large", "vera gpt2_large")
+)
 def test_recipes_are_what_the_papers_print(of):
     (part, *names), (row, model) = PRINTED[of].split(), of.split()
-    printed = BOOK[part]["common"] | BOOK[part].get("decode", {}) | BOOK[part].get(row, {}).get("common", {})
+    printed = (
+        BOOK[part]["common"]
+        | BOOK[part].get("decode", {})
+        | BOOK[part].get(row, {}).get("common", {})
+    )
     printed |= functools.reduce(operator.getitem, names, BOOK[part])
     if part == "glue":  # one rate, where no other is printed
         printed.setdefault("lr_head", printed["lr"])
@@ -144,15 +241,47 @@ MINILM = CONF / "recipe" / "vera" / "minilm.yaml"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("lr_head: 1e-3\nch", "lr_haed: 1e-3\nch", "lr_haed: nothing reads it. Did you mean lr_head?"),
-        ("epochs: {cola", "epochs: {colla", "colla: nothing reads it. Did you mean cola?"),
+        (
+            "lr_head: 1e-3\nch",
+            "lr_haed: 1e-3\nch",
+            "lr_haed: nothing reads it. Did you mean lr_head?",
+        ),
+        (
+            "epochs: {cola",
+            "epochs: {colla",
+            "colla: nothing reads it. Did you mean cola?",
+        ),
         ("epochs: {cola: 5}", "epochs: {1: 5}", "1: nothing reads it."),
-        ("epochs: {cola: 5}", "epochs: 5", "by_row, by_task and by_task's values are mappings"),
-        ("  lr_head: on", "  lr_hed: on", "lr_hed: nothing reads it. Did you mean lr_head?"),
-        ("by_task:", "by_row: {lorra: {lr: 1}}\nby_task:", "lorra: nothing reads it. Did you mean lora?"),
-        ("by_task:", "by_row: {lora: {sizes: 1}}\nby_task:", "sizes: nothing reads it. Did you mean size?"),
-        ("by_task:", "by_row: {lora: {by_task: {lr: {reviewz: 1}}}}\nby_task:", "reviewz: nothing reads it."),
-        ("by_task:", "by_row: {lora: 3}\nby_task:", "by_row, by_task and by_task's values are mappings"),
+        (
+            "epochs: {cola: 5}",
+            "epochs: 5",
+            "by_row, by_task and by_task's values are mappings",
+        ),
+        (
+            "  lr_head: on",
+            "  lr_hed: on",
+            "lr_hed: nothing reads it. Did you mean lr_head?",
+        ),
+        (
+            "by_task:",
+            "by_row: {lorra: {lr: 1}}\nby_task:",
+            "lorra: nothing reads it. Did you mean lora?",
+        ),
+        (
+            "by_task:",
+            "by_row: {lora: {sizes: 1}}\nby_task:",
+            "sizes: nothing reads it. Did you mean size?",
+        ),
+        (
+            "by_task:",
+            "by_row: {lora: {by_task: {lr: {reviewz: 1}}}}\nby_task:",
+            "reviewz: nothing reads it.",
+        ),
+        (
+            "by_task:",
+            "by_row: {lora: 3}\nby_task:",
+            "by_row, by_task and by_task's values are mappings",
+        ),
     ],
 )
 def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, message):
@@ -166,7 +295,11 @@ def test_a_recipe_is_checked_however_it_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     file = tmp_path / "conf" / MINILM.relative_to(CONF)
     file.write_text(file.read_text().replace("\nlr_head:", "\nlr_haed:"))
-    for words in (["method=vera"], ["method=vera_only_d"], ["method=head", "recipe=vera/minilm"]):
+    for words in (
+        ["method=vera"],
+        ["method=vera_only_d"],
+        ["method=head", "recipe=vera/minilm"],
+    ):
         with refused(f"{file}: lr_haed: nothing reads it. Did you mean lr_head?"):
             expand(words)
     assert expand(["method=lora"])  # whose recipe is whole
@@ -174,28 +307,49 @@ def test_a_recipe_is_checked_however_it_is_chosen(tmp_path, monkeypatch):
 
 def test_each_value_says_where_it_comes_from():
     def sources(*words):
-        shown = call_here("runs", "--cfg", "job", "sources=true", *words, check=0).stdout
+        shown = call_here(
+            "runs", "--cfg", "job", "sources=true", *words, check=0
+        ).stdout
         return dict(line.split(None, 1) for line in shown.splitlines() if "  " in line)
 
-    found = sources("model=roberta_base", "task=rte", "method=vera_r64", "train.clip=null")
-    assert found["train.lr=0.004"] == "conf/recipe/vera/roberta_base.yaml: by_task.lr.rte"
-    assert found["train.warmup_ratio=0.06"] == "conf/recipe/vera/roberta_base.yaml: warmup_ratio"
+    found = sources(
+        "model=roberta_base", "task=rte", "method=vera_r64", "train.clip=null"
+    )
+    assert (
+        found["train.lr=0.004"] == "conf/recipe/vera/roberta_base.yaml: by_task.lr.rte"
+    )
+    assert (
+        found["train.warmup_ratio=0.06"]
+        == "conf/recipe/vera/roberta_base.yaml: warmup_ratio"
+    )
     assert found["train.clip=null"] == "the command line"
-    assert found["train.adam_beta2=0.999"] == "conf/config.yaml: ${recipe:adam_beta2,0.999}"
+    assert (
+        found["train.adam_beta2=0.999"]
+        == "conf/config.yaml: ${recipe:adam_beta2,0.999}"
+    )
     assert found["method.rank=64"] == "conf/method/vera_r64.yaml"
     assert found["task.hub=nyu-mll/glue"] == "conf/shared/glue.yaml"
-    found = sources("experiment=peers_minilm", "method=tied_lora_matched", "--package", "method")
-    assert found["method.rank=4"] == "conf/recipe/peers/minilm.yaml: by_row.tied_lora_matched.size"
+    found = sources(
+        "experiment=peers_minilm", "method=tied_lora_matched", "--package", "method"
+    )
+    assert (
+        found["method.rank=4"]
+        == "conf/recipe/peers/minilm.yaml: by_row.tied_lora_matched.size"
+    )
     assert all(word.startswith("method.") for word in found)
 
 
-@pytest.mark.slow  # many compositions; tests/nets has every preset, with most recipes, model and task
+# many compositions; tests/nets has every preset, with most recipes, model and task
+@pytest.mark.slow
 def test_every_row_and_recipe_of_conf_composes():
     for method in choices("method"):
         (run,) = expand(["model=roberta_base", f"method={method}"])
         assert vera.make_method(**run.method)
         assert run.config["method"]["label"]
-    of_presets = {line["words"].rpartition("(")[2].rstrip(")") for line in read_lines("runs.jsonl")}
+    of_presets = {
+        line["words"].rpartition("(")[2].rstrip(")")
+        for line in read_lines("runs.jsonl")
+    }
     for recipe in sorted({*choices("recipe")} - of_presets):
         method, model = recipe.split("/")
         method, model = SHARED.get(method, method), model.removesuffix("_proportional")
@@ -203,15 +357,26 @@ def test_every_row_and_recipe_of_conf_composes():
         assert model in choices("model")
         kinds = {"image": "cifar100", "text generation": "alpaca"}
         fits = kinds.get(parts(model, "vera")[0]["modality"], "rte")
-        (run,) = expand([f"model={model}", f"method={method}", f"task={fits}", f"recipe={recipe}"])
+        (run,) = expand(
+            [f"model={model}", f"method={method}", f"task={fits}", f"recipe={recipe}"]
+        )
         assert run.config["recipe"]["source"]
 
 
 def test_a_recipe_of_ones_own_may_have_a_rate_for_own_data(tmp_path):
-    """As runs.tune prints it; under another name the same file is refused, and named where it is."""
+    """As runs.tune prints it; under another name the same file is refused, and named
+    where it is."""
     (tmp_path / "recipe" / "vera").mkdir(parents=True)
-    (tmp_path / "recipe" / "vera" / "mine.yaml").write_text("by_task: {lr: {stars: 0.125}}\n")
-    words = ["--config-dir", str(tmp_path), "recipe=vera/mine", "task=text", "task.train_file=a.csv"]
+    (tmp_path / "recipe" / "vera" / "mine.yaml").write_text(
+        "by_task: {lr: {stars: 0.125}}\n"
+    )
+    words = [
+        "--config-dir",
+        str(tmp_path),
+        "recipe=vera/mine",
+        "task=text",
+        "task.train_file=a.csv",
+    ]
     (run,) = expand([*words, "task.name=stars"])
     assert run.config["train"]["lr"] == 0.125
     with refused(f"{tmp_path}", "mine.yaml: stars: nothing reads it"):
@@ -235,9 +400,15 @@ train.lr_head=${train.lr} | 1 vera
 
 @pytest.mark.parametrize("line", GRAMMAR.strip().splitlines())
 def test_lists_and_the_grammar_of_overrides(line):
-    words, _, (count, *rows) = *line.partition(" | ")[:2], line.partition(" | ")[2].split()
+    words, _, (count, *rows) = (
+        *line.partition(" | ")[:2],
+        line.partition(" | ")[2].split(),
+    )
     runs = expand(words.split())
-    assert (len(runs), list(dict.fromkeys(run.row for run in runs))) == (int(count), rows)
+    assert (len(runs), list(dict.fromkeys(run.row for run in runs))) == (
+        int(count),
+        rows,
+    )
     assert runs == sorted(runs, key=lambda run: rows.index(run.row))  # seeds go fastest
 
 
@@ -255,9 +426,13 @@ def test_the_configuration_is_what_hydra_composes(words):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", words)
         assert shown == OmegaConf.to_container(cfg)
-        package = call_here("runs", "-c", "job", "--package", "train", "--resolve", *words, check=0).stdout
+        package = call_here(
+            "runs", "-c", "job", "--package", "train", "--resolve", *words, check=0
+        ).stdout
         assert package.startswith("# @package train\n")
-        assert yaml.safe_load(package) == OmegaConf.to_container(cfg.train, resolve=True)
+        assert yaml.safe_load(package) == OmegaConf.to_container(
+            cfg.train, resolve=True
+        )
 
 
 def test_what_hydras_options_print():
@@ -265,11 +440,18 @@ def test_what_hydras_options_print():
     assert first.stderr == "note: of 4 runs the first one\n"
     shown = yaml.safe_load(first.stdout)
     assert (shown["method"]["kind"], shown["seed"]) == ("lora", 4)
-    both = yaml.safe_load(call_here("runs", "--cfg", "all", "--resolve", check=0).stdout)
+    both = yaml.safe_load(
+        call_here("runs", "--cfg", "all", "--resolve", check=0).stdout
+    )
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
     usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
-    for part in ("python -m runs model=", "launcher: local, ray, serial, slurm", "name: mrpc", "--cfg"):
+    for part in (
+        "python -m runs model=",
+        "launcher: local, ray, serial, slurm",
+        "name: mrpc",
+        "--cfg",
+    ):
         assert part in usage
     assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
     tree = call_here("runs", "--info", "defaults-tree", "task=rte", check=0).stdout
@@ -319,7 +501,10 @@ experiment=table2_base model=encoder model.path=/x | preset table2_base has no r
 """
 CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
 for says, words in ALONE.items():
-    CASES += [(word, says.format(word=word, key=word.lstrip("+").split("=")[0])) for word in words.split()]
+    CASES += [
+        (word, says.format(word=word, key=word.lstrip("+").split("=")[0]))
+        for word in words.split()
+    ]
 
 
 @pytest.mark.parametrize(("words", "named"), CASES)
@@ -328,8 +513,9 @@ def test_what_cannot_be_composed_is_one_line(words, named):
         expand(words.split())
 
 
-#: Of the configuration of these words' run: what its values may not be (runs/config/schema.py). A line has
-#: words, each put in by itself, or words that are put in together and what is named then.
+#: Of the configuration of these words' run: what its values may not be
+#: (runs/config/schema.py). A line has words, each put in by itself, or words that are
+#: put in together and what is named then.
 VALUES = {
     "task=reviews": """
 seed=true seed=9223372036854775808 data_seed=-1 train.epochs=2.5 train.epochs=0 train.lr=fast
@@ -362,18 +548,28 @@ def test_a_value_that_none_may_be_is_refused_by_its_key(words):
     (run,), put = expand(words.split()), list[tuple[list[str], str]]()
     for line in VALUES[words].strip().splitlines():
         together, bar, named = line.partition(" | ")
-        put += [(together.split(), named)] if bar else [([word], word) for word in together.split()]
+        put += (
+            [(together.split(), named)]
+            if bar
+            else [([word], word) for word in together.split()]
+        )
     for values, named in put:
         config = copy.deepcopy(run.config)
         for override in OverridesParser.create().parse_overrides(values):
             *parents, key = override.key_or_group.split(".")
-            part = functools.reduce(lambda of, name: of.setdefault(name, {}), parents, config)
+            part = functools.reduce(
+                lambda of, name: of.setdefault(name, {}), parents, config
+            )
             part[key] = override.value()
             if override.is_delete():
                 del part[key]
         with pytest.raises((UserError, ValidationError)) as error:
             Config.model_validate(config)
-        line = mistake(error.value) if isinstance(error.value, ValidationError) else str(error.value)
+        line = (
+            mistake(error.value)
+            if isinstance(error.value, ValidationError)
+            else str(error.value)
+        )
         named = named.lstrip("~").partition("=")[0] if [named] == values else named
         assert (named in line, "\n" in line) == (True, False), (values, line)
 
@@ -389,7 +585,11 @@ def test_each_name_that_other_programs_have_is_answered_with_ours():
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
     seen, ended = list[list[int]](), SimpleNamespace(exit_code=0)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    monkeypatch.setattr(main, "sweep", lambda runs, **_: seen.append([run.seed for run in runs]) or ended)
+    monkeypatch.setattr(
+        main,
+        "sweep",
+        lambda runs, **_: seen.append([run.seed for run in runs]) or ended,
+    )
     for _ in range(2):
         main.main(["task=rte", "seed=shuffle(0,1,2,3,4,5,6,7)"])
     assert seen[0] == seen[1]
@@ -432,27 +632,47 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
     }.items():
         (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "own" / path).write_text(text)
-    kept = [word for word in words if not word.startswith(("task=", "method", "train.", "seed="))]
+    kept = [
+        word
+        for word in words
+        if not word.startswith(("task=", "method", "train.", "seed="))
+    ]
     mine = ["--config-dir", str(tmp_path / "own"), "experiment=mine", *kept]
     runs = expand(mine)
-    rates = [("my_vera", 0, 0.5), ("my_vera", 1, 0.5), ("vera", 0, 0.25), ("vera", 1, 0.25)]
+    rates = [
+        ("my_vera", 0, 0.5),
+        ("my_vera", 1, 0.5),
+        ("vera", 0, 0.25),
+        ("vera", 1, 0.25),
+    ]
     assert [(run.row, run.seed, run.config["train"]["lr"]) for run in runs] == rates
     assert {run.config["task"]["train_rows"] for run in runs} == {8}
-    assert re.search(": 4 runs.*\nmy_vera .*\nvera ", call_here("runs.plan", *mine, check=0).stdout, re.S)
+    assert re.search(
+        ": 4 runs.*\nmy_vera .*\nvera ",
+        call_here("runs.plan", *mine, check=0).stdout,
+        re.S,
+    )
     for first, typed, named in (
         ("# @package _global_", [], r"^train.clip=abc: .* \(of experiment=bad\)$"),
         ("# @package _global_", ["train.clip=x"], r"^train.clip=x: [^(]*$"),
         ("", [], "experiment/bad.yaml: its first line should be # @package _global_"),
     ):
-        (tmp_path / "own" / "experiment" / "bad.yaml").write_text(f"{first}\ntrain:\n  clip: abc\n")
+        (tmp_path / "own" / "experiment" / "bad.yaml").write_text(
+            f"{first}\ntrain:\n  clip: abc\n"
+        )
         with pytest.raises(UserError, match=named):
             expand([*mine[:2], "experiment=bad", *kept, "task=mine", *typed])
     # Hydra would take conf/'s file of two of one name, without a word
     (tmp_path / "own" / "method" / "lora.yaml").write_text("kind: full\n")
-    with pytest.raises(UserError, match=r"method/lora.yaml: conf/ has a file of this name"):
+    with pytest.raises(
+        UserError, match=r"method/lora.yaml: conf/ has a file of this name"
+    ):
         expand([*mine[:2], *kept, "task=rte", "method=vera"])
-    (tmp_path / "own" / "method" / "lora.yaml").write_bytes((CONF / "method" / "lora.yaml").read_bytes())
-    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])  # a copy does no harm
+    (tmp_path / "own" / "method" / "lora.yaml").write_bytes(
+        (CONF / "method" / "lora.yaml").read_bytes()
+    )
+    # a copy does no harm
+    (run,) = expand([*mine[:2], *kept, "task=rte", "method=lora"])
     assert run.config["method"]["kind"] == "lora"
 
 
@@ -468,7 +688,9 @@ def test_a_run_leaves_its_configuration_as_hydra_does(words):
 def test_a_shell_completes_the_installed_script(monkeypatch):
     """What Hydra's function for bash asks of the script."""
     script = Path(sys.executable).with_name("vera-bench")
-    asked = subprocess.run([script, "-sc", "install=bash"], capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        [script, "-sc", "install=bash"], capture_output=True, text=True, check=True
+    )
     assert "hydra_bash_completion vera-bench" in asked.stdout
     for typed, completed in {
         "method=vera_r1": "method=vera_r1 method=vera_r1024 method=vera_r16",
@@ -477,4 +699,7 @@ def test_a_shell_completes_the_installed_script(monkeypatch):
     }.items():
         monkeypatch.setenv("COMP_LINE", f"vera-bench {typed}")
         monkeypatch.setenv("COMP_POINT", str(len(typed) + 11))
-        assert call_here("runs", "-sc", "query=bash", check=0).stdout.split() == completed.split()
+        assert (
+            call_here("runs", "-sc", "query=bash", check=0).stdout.split()
+            == completed.split()
+        )

@@ -1,4 +1,5 @@
-"""What commands make of finished runs: plan, publish, evaluate, and what figures are drawn from."""
+"""What commands make of finished runs: plan, publish, evaluate, and what figures are
+drawn from."""
 
 import json
 import re
@@ -37,12 +38,25 @@ def test_the_plan_says_where_each_run_stands(words):
     runs, output = expand(every), output_of(words)
     shows(call_here("runs.plan", *every, check=0).stdout, "missing 4")
     record = trained([*words, "seed=0", "train.max_steps=2"])
-    write_record(output, record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"})
+    write_record(
+        output,
+        record | {"id": run_id(runs[1]), "status": "failed", "error": "it broke"},
+    )
     write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
     counts = "done 1 · diverged 1 · failed 1 · missing 1"
-    named = ["plan: 4 runs on encoder", "2/4 df", counts, "failed: VeRA r=8 on RTE, seed 1: it broke"]
-    shows(call_here("runs.plan", *every, check=0).stdout, *named, "from 1 finished run)")
-    blocked = [f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w for w in every]
+    named = [
+        "plan: 4 runs on encoder",
+        "2/4 df",
+        counts,
+        "failed: VeRA r=8 on RTE, seed 1: it broke",
+    ]
+    shows(
+        call_here("runs.plan", *every, check=0).stdout, *named, "from 1 finished run)"
+    )
+    blocked = [
+        f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w
+        for w in every
+    ]
     nothing = call_here("runs.plan", *blocked, check=0).stdout
     shows(nothing, "blocked 4", "nothing that can be done now")
     hub = ["model=encoder", "model.hub=own/model", "task=rte"]
@@ -56,7 +70,10 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
     one, two = (trained([*words, f"seed={seed}"]) for seed in (0, 1))
     trained([*words, "train.max_steps=1"])  # a trial, which stays here
     write_record(output, two | {"status": "failed"})
-    for uncommitted, told in ((False, "1 record in runs/records/mine\n"), (None, "(1 made with code ")):
+    for uncommitted, told in (
+        (False, "1 record in runs/records/mine\n"),
+        (None, "(1 made with code "),
+    ):
         one["code"]["dirty"] = False
         for source in one["code"]["sources"].values():
             source["uncommitted"] = uncommitted  # None: of another repository
@@ -64,7 +81,9 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
         assert publish.main(["mine", f"output={output}"]) == 0
         assert told in capsys.readouterr().out
     path = tmp_path / "published" / "mine" / "records.jsonl"
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [one["id"]]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [
+        one["id"]
+    ]
     assert str(tmp_path) not in path.read_text()
     assert read_ledger(tmp_path / "nothing").origin == {one["id"]: "mine"}
     assert read_ledger(output).origin[one["id"]] == "ours"
@@ -82,13 +101,18 @@ def test_publishing_copies_finished_records(words, tmp_path, monkeypatch, capsys
         with refused(told):
             publish.main([study, f"output={folder}"])
     assert path.read_text() == damaged
-    (copy / "runs" / one["id"]).mkdir(parents=True)  # as a run leaves it whose record names no path
+    # as a run leaves it whose record names no path
+    (copy / "runs" / one["id"]).mkdir(parents=True)
     assert read_ledger(copy).origin == {one["id"]: "ours"}
 
 
-@pytest.mark.parametrize("method", sample(["none", "lora_fa", "adalora", "bitfit"], "none", "lora_fa"))
+@pytest.mark.parametrize(
+    "method", sample(["none", "lora_fa", "adalora", "bitfit"], "none", "lora_fa")
+)
 def test_a_finished_run_is_checked_from_its_files(method, words, capsys):
-    record = trained([*(w for w in words if not w.startswith("method.")), f"method={method}"])
+    record = trained(
+        [*(w for w in words if not w.startswith("method.")), f"method={method}"]
+    )
     assert evaluate.main([record["id"][:6], f"output={output_of(words)}"]) == 0
     assert "the same" in capsys.readouterr().out
     assert (record["steps"] == 0) == (method == "none")
@@ -108,7 +132,8 @@ def test_what_is_not_what_the_record_names_is_one_line(words):
     older = {key: record[key] for key in record if key not in ("files", "overrides")}
     write_record(output, older)
     says("adapter.safetensors: damaged, or no")
-    says(f"run {record['id']}: ", module="runs", word=f"rerun={record['id']}")  # without its overrides
+    # without its overrides
+    says(f"run {record['id']}: ", module="runs", word=f"rerun={record['id']}")
     adapter.unlink()  # or a record that was copied
     says(f"{adapter} is not there (run {record['id']} had keep=best)", "redo=true\n")
     write_record(output, record | {"status": "diverged", "error": "a loss of nan"})
@@ -124,7 +149,13 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
 
     folder.mkdir(parents=True)
     with alone(run_lock(output, first), "it"):
-        for odd in ("[1]", "null", '{"phase":"training","steps":3}', "[" * 10**5, '{"phase":3}'):
+        for odd in (
+            "[1]",
+            "null",
+            '{"phase":"training","steps":3}',
+            "[" * 10**5,
+            '{"phase":3}',
+        ):
             (folder / "progress.json").write_text(odd)
             shows(shown(), "running: VeRA r=8 on RTE, seed 0")
         (folder / "progress.json").write_text(json.dumps(TRAINING | {"host": "node7"}))
@@ -135,14 +166,25 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
     (folder / "attempts" / "here.1.x").mkdir(parents=True)
     (folder / "attempts" / "here.1.x" / "checkpoint.safetensors").touch()
     shows(shown(), "0/2 r")
-    assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())  # it goes on from there
+    # it goes on from there
+    assert re.search("est. 1m01s left on one .* for 1 of the 2 runs left", shown())
 
     for run in runs:
-        cell = {"paper": None, "model": run.model, "task": run.task, "row": run.row, "seed": run.seed}
-        write_record(output, ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config})
+        cell = {
+            "paper": None,
+            "model": run.model,
+            "task": run.task,
+            "row": run.row,
+            "seed": run.seed,
+        }
+        write_record(
+            output,
+            ledgers.record() | {"id": run_id(run), "cell": cell, "config": run.config},
+        )
     assert plan.main([*words, "seed=0,1", "redo=true"]) == 0
     printed = capsys.readouterr().out
-    assert "est. " in printed[printed.index("done 2") :]  # redo=true: what is done is done again
+    # redo=true: what is done is done again
+    assert "est. " in printed[printed.index("done 2") :]
 
 
 # --- a run once more
@@ -150,13 +192,19 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
 
 @pytest.mark.usefixtures("process")
 def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
-    """As the error of one says that kept no adapter; then a published one, whose data are elsewhere."""
+    """As the error of one says that kept no adapter; then a published one, whose data
+    are elsewhere."""
     output = output_of(words)
     record = trained([*words, "train.max_steps=1", "keep=none"])
     done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
     assert "adapter.safetensors is not there" in done.stderr
     command = done.stderr.partition("python -m runs ")[2].split()
-    assert command == [f"rerun={record['id']}", "keep=best", f"output={output}", "redo=true"]
+    assert command == [
+        f"rerun={record['id']}",
+        "keep=best",
+        f"output={output}",
+        "redo=true",
+    ]
     call_here("runs", *command, "device=cpu", check=0)
     call_here("runs.evaluate", record["id"], f"output={output}", check=0)
     study, other = tmp_path / "published" / "study", f"output={tmp_path / 'other'}"
@@ -174,7 +222,9 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     compared = call_here("analysis.diff", record["id"], other, check=0).stdout
     assert f"{record['id']} (published in study)" in compared
     assert not re.search(r"\| (curve|result|predictions)\.", compared)
-    changed = call_here("runs", *again, folder, model, "device=cpu", "train.lr=0.02", check=0).stdout
+    changed = call_here(
+        "runs", *again, folder, model, "device=cpu", "train.lr=0.02", check=0
+    ).stdout
     assert f"another run than {record['id']}" in changed
 
 
@@ -183,8 +233,11 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
 
 @pytest.fixture
 def pair(words):
-    """The output folder with a LoRA and a VeRA run of one rank and seed, and their records."""
-    return output_of(words), *(trained([*words, f"method={row}"]) for row in ("lora", "vera"))
+    """The output folder with a LoRA and a VeRA run of one rank and seed, and their
+    records."""
+    return output_of(words), *(
+        trained([*words, f"method={row}"]) for row in ("lora", "vera")
+    )
 
 
 def test_magnitude_is_the_distance_from_the_initial_values(pair):
@@ -192,7 +245,10 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
     found = magnitude(0, output, record)
     model = restore(record, output).raw_model
     for key, start in (("d", 0.1), ("b", 0.0)):
-        moved = [float((getattr(c, key).detach() - start).double().norm()) for c in changes(model)]
+        moved = [
+            float((getattr(c, key).detach() - start).double().norm())
+            for c in changes(model)
+        ]
         assert found["values"][key] == pytest.approx(moved)
     assert min(found["values"]["d"]) > 0
     assert found["values"]["layer"] == [0, 0, 1, 1]
@@ -207,10 +263,16 @@ def merged(record, output):
     """What a whole model's adapted weights have become, less what they were."""
     model = restore(record, output).raw_model
     weights = {
-        n: p.detach().double().clone() for n, p in model.named_parameters() if n.endswith("base.weight")
+        n: p.detach().double().clone()
+        for n, p in model.named_parameters()
+        if n.endswith("base.weight")
     }
     model._adaptation.method.merge(model)
-    return [(p.detach().double() - weights[n]).flatten() for n, p in model.named_parameters() if n in weights]
+    return [
+        (p.detach().double() - weights[n]).flatten()
+        for n, p in model.named_parameters()
+        if n in weights
+    ]
 
 
 def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
@@ -225,9 +287,12 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     change = merged(lora, output)[1].numpy()
     cosine = change @ noise / np.linalg.norm(change) / np.linalg.norm(noise)
     assert found["values"]["lora_random"][1] == pytest.approx(cosine, abs=1e-4)
-    query = np.array(found["values"]["lora_vera"])[np.array(found["values"]["site"]) == "query"]
+    query = np.array(found["values"]["lora_vera"])[
+        np.array(found["values"]["site"]) == "query"
+    ]
     assert found["summary"]["mean lora_vera"] == pytest.approx(query.mean())
-    # Either order; another seed is another measure, with the same cosine of the two runs
+    # Either order; another seed is another measure, with the same cosine of the two
+    # runs
     assert similarity(3, output, vera, lora)["values"] == found["values"]
     other = similarity(4, output, lora, vera)
     assert measure_id("similarity", other) != measure_id("similarity", found)
@@ -235,17 +300,30 @@ def test_similarity_is_the_cosine_of_what_the_two_do_to_the_weights(pair):
     assert other["values"]["lora_random"] != found["values"]["lora_random"]
 
 
-def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, capsys, monkeypatch, tmp_path):
+def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(
+    pair, capsys, monkeypatch, tmp_path
+):
     output, lora, vera = pair
     assert measure_main(["magnitude", f"output={output}"]) == 0
     assert measure_main(["similarity", f"output={output}"]) == 0
-    assert measure_main(["similarity", lora["id"], vera["id"], f"output={output}"]) == 0  # the same file
+    # the same file
+    assert measure_main(["similarity", lora["id"], vera["id"], f"output={output}"]) == 0
     ledger = read_ledger(output)
-    assert sorted(m["kind"] for m in ledger.measures.values()) == ["magnitude", "similarity"]
+    assert sorted(m["kind"] for m in ledger.measures.values()) == [
+        "magnitude",
+        "similarity",
+    ]
     assert {lora["id"], vera["id"]} <= set(ledger.records)
     assert not ledger.problems
     for found in ledger.measures.values():
-        assert {"code", "versions", "device", "seconds", "seeds", "settings"} <= found.keys()
+        assert {
+            "code",
+            "versions",
+            "device",
+            "seconds",
+            "seeds",
+            "settings",
+        } <= found.keys()
         assert str(output) not in json.dumps(found)
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     assert publish.main(["mine", f"output={output}"]) == 0
@@ -253,7 +331,15 @@ def test_measures_are_files_that_the_ledger_reads_and_tables_do_not_see(pair, ca
     assert len(read_ledger(tmp_path / "none").measures) == 2
 
 
-PARTS = {"schema": 1, "id": "a", "of": [], "settings": {}, "seeds": {}, "kind": "x", "values": {}}
+PARTS = {
+    "schema": 1,
+    "id": "a",
+    "of": [],
+    "settings": {},
+    "seeds": {},
+    "kind": "x",
+    "values": {},
+}
 SHORT = {"method": [], "rank": [1], "parameters": [], "mse": [], "best": []}
 
 
@@ -270,11 +356,16 @@ def test_a_damaged_measure_is_a_problem_and_no_more(tmp_path):
         assert named in ledger.problems[0]
 
 
-def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_path, monkeypatch):
+def test_a_second_record_of_a_run_with_another_result_is_a_problem(
+    pair, tmp_path, monkeypatch
+):
     _, lora, _ = pair
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     write_record(tmp_path, lora)
-    copy, other = tmp_path / "published" / "study", lora | {"result": lora["result"] | {"best": 0.123}}
+    copy, other = (
+        tmp_path / "published" / "study",
+        lora | {"result": lora["result"] | {"best": 0.123}},
+    )
     write_study(copy, [lora])
     assert not read_ledger(tmp_path).problems  # the same run, published
     write_study(copy, [other])
@@ -282,20 +373,25 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(pair, tmp_pat
     another = f"run {lora['id']} has another result here than in"
     assert problem == f"{copy / 'records.jsonl'}: {another} ours, which counts"
     assert read_ledger(tmp_path).records[lora["id"]] == lora
-    (copy / "records.jsonl").write_text(record_text(lora) + record_text(other))  # as by a merge
+    # as by a merge
+    (copy / "records.jsonl").write_text(record_text(lora) + record_text(other))
     assert [another in of for of in read_study(copy).problems] == [True]
     (copy / "records.jsonl").unlink()
     by_hand = tmp_path / "records" / "0.json"  # before the record itself, by name
     by_hand.write_text(json.dumps(other))
     assert read_ledger(tmp_path).records[lora["id"]] == lora
-    assert read_ledger(tmp_path).problems == [f"{by_hand}: a record that belongs in {lora['id']}.json"]
+    assert read_ledger(tmp_path).problems == [
+        f"{by_hand}: a record that belongs in {lora['id']}.json"
+    ]
 
 
 # --- figure 6
 
 
 def test_the_fit_reaches_what_a_matrix_of_its_rank_can_and_vera_fewer_parameters():
-    values = matrix_fit(0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)})["values"]
+    values = matrix_fit(
+        0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)}
+    )["values"]
     of = values["method"].index("vera")
     assert values["parameters"] == [20, 100, 200, 11, 20, 200]
     for mse, best in zip(values["mse"][:of], values["best"][:of], strict=True):
@@ -318,7 +414,9 @@ def test_the_fit_is_its_seeds():
 # --- mistakes
 
 
-def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(pair, tmp_path, capsys):
+def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(
+    pair, tmp_path, capsys
+):
     output, lora, vera = pair
     here, empty = f"output={output}", f"output={tmp_path}"
     by_name = ["magnitude", vera["id"], empty]
@@ -334,11 +432,15 @@ def test_a_users_mistake_is_one_line_and_what_has_no_adapter_is_left_out_of_all(
     )
     write_record(tmp_path, vera)  # copied, without its files
     check(
-        (["magnitude", empty], "none of 1 could be measured"), (by_name, "adapter.safetensors is not there")
+        (["magnitude", empty], "none of 1 could be measured"),
+        (by_name, "adapter.safetensors is not there"),
     )
     assert "left out: " in capsys.readouterr().out
-    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})  # nobody expects one of it
-    check((["magnitude", empty], "has no runs for magnitude"), (by_name, "had keep=none"))
+    # nobody expects one of it
+    write_record(tmp_path, vera | {"config": vera["config"] | {"keep": "none"}})
+    check(
+        (["magnitude", empty], "has no runs for magnitude"), (by_name, "had keep=none")
+    )
 
 
 def test_layers_and_sites_are_read_from_names():
@@ -352,7 +454,9 @@ def test_layers_and_sites_are_read_from_names():
         assert layer_and_site(name) == wanted
 
 
-def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(pair, tmp_path, monkeypatch):
+def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(
+    pair, tmp_path, monkeypatch
+):
     _, lora, vera = pair
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "published")
     other = lora | {"id": vera["id"][:6] + "0" * 6}

@@ -1,5 +1,6 @@
-"""Adapters that travel: a folder in peft's format with a card, a push to the hub, and a conversion
-to LoRA. What is loaded elsewhere is loaded by peft and transformers alone."""
+"""Adapters that travel: a folder in peft's format with a card, a push to the hub, and a
+conversion to LoRA. What is loaded elsewhere is loaded by peft and transformers
+alone."""
 
 import json
 import os
@@ -47,39 +48,57 @@ DIFFER = r"Outputs of 24 dev rows differ by at most ([\d.e+-]+); the largest out
 
 
 def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypatch):
-    """To peft, and into a plain model folder, which answers as the run's own files do, in float32."""
+    """To peft, and into a plain model folder, which answers as the run's own files do,
+    in float32."""
     words = [*words, "train.lr=1", "train.precision=bf16"]
     record, output = trained(words), f"output={output_of(words)}"
     found = record["id"]
     for form in ("peft", "merged"):
         assert export.main([found, form, str(tmp_path / form), output]) == 0
     printed = capsys.readouterr().out
-    files = [*tmp_path.rglob("*.safetensors"), tmp_path / "peft" / "adapter_config.json"]
-    assert len({path.stat().st_mode for path in files}) == 1  # for others in a shared folder, too
+    files = [
+        *tmp_path.rglob("*.safetensors"),
+        tmp_path / "peft" / "adapter_config.json",
+    ]
+    # for others in a shared folder, too
+    assert len({path.stat().st_mode for path in files}) == 1
     differ, largest = map(float, re.search(DIFFER, printed).groups())
     assert differ < 1e-5 * largest
-    # A change whose weight() says another thing than its forward; then a merge of another model, untried
+    # A change whose weight() says another thing than its forward; then a merge of
+    # another model, untried
     real = VeRAChange.weight
     for check in (True, False):
         monkeypatch.setattr(VeRAChange, "weight", lambda change: -50 * real(change))
         if not check:
             monkeypatch.setattr("vera.methods.contract.try_merges", lambda *_: None)
-        done = call_here("runs.export", found, "merged", str(tmp_path / "wrong"), output, check=2)
-        wanted = "forward is not x @ weight().T" if check else f"run {found} is not written: merged"
+        done = call_here(
+            "runs.export", found, "merged", str(tmp_path / "wrong"), output, check=2
+        )
+        wanted = (
+            "forward is not x @ weight().T"
+            if check
+            else f"run {found} is not written: merged"
+        )
         assert wanted in done.stderr
         assert done.stderr.count("\n") == 1
         assert not (tmp_path / "wrong").exists()
     monkeypatch.undo()
     expected = answer(restore(record, output_of(words)).raw_model.eval())
     hidden(tmp_path / "merged", tiny_bert.parent)
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "merged"
+    ).eval()
     assert torch.allclose(answer(merged), expected, atol=1e-4)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
-    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, num_labels=2
+    ).eval()
     assert not torch.allclose(answer(base), expected, atol=1e-2)
     with pytest.raises(UserError, match="is there already"):
         export.main([found, "peft", str(tmp_path / "peft"), output])
-    write_record(output_of(words), record | {"parameters": record["parameters"] | {"adapter": 0}})
+    write_record(
+        output_of(words), record | {"parameters": record["parameters"] | {"adapter": 0}}
+    )
     with refused("has no adapter: take merged"):
         export.main([found, "peft", str(tmp_path / "none"), output])
 
@@ -87,35 +106,74 @@ def test_an_adapter_goes_elsewhere(words, tiny_bert, tmp_path, capsys, monkeypat
 # --- the folder
 
 
-def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, capsys, monkeypatch):
+def test_the_card_is_written_from_the_record(
+    words, tiny_bert, glue, tmp_path, capsys, monkeypatch
+):
     records = [trained([*words, f"seed={seed}"]) for seed in (0, 1, 2)]
     first, folder, output = records[0], tmp_path / "films", f"output={output_of(words)}"
     named = [f"base=own/tiny@{COMMIT}", "license=mit"]
     assert export.main([first["id"], "peft", str(folder), output, *named]) == 0
     names = {file.name for file in folder.iterdir()}
-    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+    } <= names
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("own/tiny", COMMIT)
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "own/tiny",
+        COMMIT,
+    )
     header, text = metadata(folder), (folder / "README.md").read_text()
     (model,) = header.pop("model-index")
-    expected = {"base_model": "own/tiny", "base_model_relation": "adapter", "library_name": "peft"}
-    expected |= {"license": "mit", "datasets": ["nyu-mll/glue"], "tags": ["vera", "vera-bench"]}
+    expected = {
+        "base_model": "own/tiny",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+    }
+    expected |= {
+        "license": "mit",
+        "datasets": ["nyu-mll/glue"],
+        "tags": ["vera", "vera-bench"],
+    }
     assert header == expected | {"pipeline_tag": "text-classification"}
-    (result,), best = model["results"], sorted(record["result"]["best"] for record in records)
-    expected = {"name": "RTE", "type": "nyu-mll/glue", "config": "rte", "split": "validation"}
+    (result,), best = (
+        model["results"],
+        sorted(record["result"]["best"] for record in records),
+    )
+    expected = {
+        "name": "RTE",
+        "type": "nyu-mll/glue",
+        "config": "rte",
+        "split": "validation",
+    }
     assert result["dataset"] == expected  # and no revision: it is a local copy
     low, high = median_interval(best)
     title = f"accuracy, median of 3 seeds (range of 3 seeds: {low:g} to {high:g})"
-    assert result["metrics"] == [{"type": "accuracy", "value": round(best[1], 6), "name": title}]
+    assert result["metrics"] == [
+        {"type": "accuracy", "value": round(best[1], 6), "name": title}
+    ]
     (of_hub,) = huggingface_hub.ModelCard.load(folder / "README.md").data.eval_results
     assert (of_hub.metric_name, of_hub.metric_value) == (title, round(best[1], 6))
-    assert f"| accuracy | {100 * first['result']['best']:.1f} | {100 * best[1]:.1f} |" in text
-    for part in (f" {first['parameters']['adapter']:,} in the adapter", first["code"]["commit"]):
+    assert (
+        f"| accuracy | {100 * first['result']['best']:.1f} | {100 * best[1]:.1f} |"
+        in text
+    )
+    for part in (
+        f" {first['parameters']['adapter']:,} in the adapter",
+        first["code"]["commit"],
+    ):
         assert part in text
-    assert re.search(rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text)
+    assert re.search(
+        rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text
+    )
     hidden(folder, tmp_path, tiny_bert.parent, glue.parent)
-    # What a record does not tell is not in its card: base model, licence, and an older one's overrides
-    write_record(output_of(words), {key: first[key] for key in first if key != "overrides"})
+    # What a record does not tell is not in its card: base model, licence, and an older
+    # one's overrides
+    write_record(
+        output_of(words), {key: first[key] for key in first if key != "overrides"}
+    )
     assert export.main([first["id"], "peft", str(tmp_path / "bare"), output]) == 0
     assert "no licence is known" in capsys.readouterr().out
     assert not {"base_model", "license"} & metadata(tmp_path / "bare").keys()
@@ -125,7 +183,11 @@ def test_the_card_is_written_from_the_record(words, tiny_bert, glue, tmp_path, c
         export.main([first["id"], "hub", "me/films", output])
 
 
-MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41", "apache-2.0")
+MINILM = (
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+    "apache-2.0",
+)
 SMOLLM = ("HuggingFaceTB/SmolLM2-135M-Instruct", None, "apache-2.0")
 ROBERTA = "FacebookAI/roberta-base"
 
@@ -152,7 +214,13 @@ def test_the_base_model_is_what_the_record_tells(model, named, expected, note):
 def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
     records = [made_record(seed=seed) for seed in range(3)]
     for seed, record in enumerate(records):
-        score = {"which": "last", "variant": "a", "epoch": 1, "bleu": 60.0 + seed, "meteor": None}
+        score = {
+            "which": "last",
+            "variant": "a",
+            "epoch": 1,
+            "bleu": 60.0 + seed,
+            "meteor": None,
+        }
         record["texts"] = {"split": "test", "items": 1, "scores": [score]}
 
     def shown(*records):
@@ -160,9 +228,19 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
 
     accuracy, bleu = shown(*records, made_record(seed=3, task="cola"))
     assert (accuracy["name"], accuracy["seeds"]) == ("accuracy", 3)
-    assert (bleu["name"], bleu["median"], bleu["cells"][0], bleu["seeds"]) == ("bleu", 61.0, "60.00", 3)
+    assert (bleu["name"], bleu["median"], bleu["cells"][0], bleu["seeds"]) == (
+        "bleu",
+        61.0,
+        "60.00",
+        3,
+    )
     records[1] |= {"status": "diverged"}
-    records[1]["result"] |= {"metric": "perplexity", "higher_is_better": False, "best": None, "protocols": {}}
+    records[1]["result"] |= {
+        "metric": "perplexity",
+        "higher_is_better": False,
+        "best": None,
+        "protocols": {},
+    }
     assert [number["name"] for number in shown(*records)] == ["bleu"]
     alone = shown(records[0])[0]
     assert (alone["cells"][2], alone["title"]) == ("-", "accuracy, one seed")
@@ -175,21 +253,36 @@ PUBLISHED = "that vera-bench has published in runs/records/"
     ("studies", "quantise", "said"),
     [
         (["ours", "ours", "b"], None, f"1 of the 3 seeds is a run {PUBLISHED}b.\n"),
-        (["ours", "b", "a"], "nf4", f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b."),
+        (
+            ["ours", "b", "a"],
+            "nf4",
+            f"2 of the 3 seeds are runs {PUBLISHED}a, runs/records/b.",
+        ),
         (["ours"] * 3, None, "| range of 3 seeds |"),
         (["ours"] * 5, None, "| median | 95% interval | seeds |"),
     ],
 )
-def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(studies, quantise, said):
+def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(
+    studies, quantise, said
+):
     runs = [made_record(seed=seed) for seed in range(len(studies))]
     forged = "VeRA\n\n# FORGED\n\n<script>alert(1)</script>"
     for one in runs:
         one["config"]["model"] |= {"modality": "text", "quantise": quantise}
-        one["config"]["method"]["label"] = one["label"]["task"] = one["device"]["name"] = forged
+        one["config"]["method"]["label"] = one["label"]["task"] = one["device"][
+            "name"
+        ] = forged
         one["recipe"]["source"] = one["result"]["metric"] = forged
         one["deviations"] = [forged]
     origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
-    text = export.card(runs[0], Ledger({one["id"]: one for one in runs}, origin), "mine", None, "mit", {})
+    text = export.card(
+        runs[0],
+        Ledger({one["id"]: one for one in runs}, origin),
+        "mine",
+        None,
+        "mit",
+        {},
+    )
     assert said in text
     assert f"| 80.0 | 80.0 | 80.0 to 80.0 | {len(runs)} |" in text
     assert ("published in" in text) == any(study != "ours" for study in studies)
@@ -201,19 +294,40 @@ def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(studies, qu
     assert "VeRA # FORGED &lt;script>" in body
 
 
-@pytest.mark.parametrize("kind", sample(["words", "e2e_words", "image_words", "timm"], "words", "e2e_words"))
-def test_the_lines_of_a_card_load_what_answers_as_the_run(kind, request, tiny_timm, tmp_path, monkeypatch):
-    """With a folder in the place of the hub's base model. More architectures are in tests/support.py."""
-    words = [*request.getfixturevalue("image_words" if kind == "timm" else kind), "train.lr=0.1"]
+@pytest.mark.parametrize(
+    "kind", sample(["words", "e2e_words", "image_words", "timm"], "words", "e2e_words")
+)
+def test_the_lines_of_a_card_load_what_answers_as_the_run(
+    kind, request, tiny_timm, tmp_path, monkeypatch
+):
+    """With a folder in the place of the hub's base model. More architectures are in
+    tests/support.py."""
+    words = [
+        *request.getfixturevalue("image_words" if kind == "timm" else kind),
+        "train.lr=0.1",
+    ]
     words += ["task.decode=none"] if kind == "e2e_words" else []
     words = elsewhere(words, **{"model.path": tiny_timm}) if kind == "timm" else words
     record, output = trained(words), output_of(words)
-    line = [record["id"], "peft", str(tmp_path / "mine"), f"base=own/base@{COMMIT}", f"output={output}"]
+    line = [
+        record["id"],
+        "peft",
+        str(tmp_path / "mine"),
+        f"base=own/base@{COMMIT}",
+        f"output={output}",
+    ]
     assert export.main(line) == 0
-    file, card = (tmp_path / "mine" / name for name in ("adapter_config.json", "README.md"))
+    file, card = (
+        tmp_path / "mine" / name for name in ("adapter_config.json", "README.md")
+    )
     config, base = json.loads(file.read_text()), record["config"]["model"]["path"]
-    assert (config["base_model_name_or_path"], config["revision"]) == ("own/base", COMMIT)
-    file.write_text(json.dumps(config | {"base_model_name_or_path": base, "revision": None}))
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "own/base",
+        COMMIT,
+    )
+    file.write_text(
+        json.dumps(config | {"base_model_name_or_path": base, "revision": None})
+    )
     lines, space = re.search("```python\n(.*?)```", card.read_text(), re.S)[1], {}
     if kind == "timm":  # its processor is in the base's own configuration
         lines = re.sub("processor = .*", "processor = None", lines)
@@ -221,9 +335,15 @@ def test_the_lines_of_a_card_load_what_answers_as_the_run(kind, request, tiny_ti
     exec(lines, space)
     assert ("tokenizer" in space) != ("processor" in space)
     context = restore(record, output)
-    batch = {key: value for key, value in context.batch("dev", range(2)).items() if key != "labels"}
+    batch = {
+        key: value
+        for key, value in context.batch("dev", range(2)).items()
+        if key != "labels"
+    }
     with torch.no_grad():
-        wanted, found = (of.eval()(**batch).logits for of in (context.raw_model, space["model"]))
+        wanted, found = (
+            of.eval()(**batch).logits for of in (context.raw_model, space["model"])
+        )
         assert torch.allclose(found, wanted, atol=1e-4)
         with space["model"].disable_adapter():
             assert not torch.allclose(space["model"](**batch).logits, wanted, atol=1e-2)
@@ -237,9 +357,12 @@ def api(monkeypatch):
     """The hub's client, on a hub that has no repository and takes everything."""
     found = create_autospec(huggingface_hub.HfApi, instance=True)
     found.model_info.side_effect = RepositoryNotFoundError(
-        "none", response=httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+        "none",
+        response=httpx.Response(404, request=httpx.Request("GET", "https://hub")),
     )
-    found.upload_folder.return_value = SimpleNamespace(commit_url="https://hub/me/films/commit/1")
+    found.upload_folder.return_value = SimpleNamespace(
+        commit_url="https://hub/me/films/commit/1"
+    )
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
     monkeypatch.setenv("HF_TOKEN", "own-token")
     return found
@@ -260,7 +383,9 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     api.create_repo.assert_called_once_with("me/films", private=False)
     how = {"folder_path": folder, "commit_message": f"Run {record['id']} of vera-bench"}
     api.upload_folder.assert_called_once_with(repo_id="me/films", **how)
-    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder))
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(
+        os.listdir(folder)
+    )
     load = "model = AutoPeftModelForSequenceClassification.from_pretrained('me/films'"
     assert load in (folder / "README.md").read_text()
     holds(api, "README.md", "adapter_config.json")
@@ -281,7 +406,12 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     api.upload_folder.reset_mock()
     for message, names, private, error in (
         ("it holds config.json and no adapter", ["config.json"], False, None),
-        ("it is public, and private=true would not hide it", [".gitattributes"], False, None),
+        (
+            "it is public, and private=true would not hide it",
+            [".gitattributes"],
+            False,
+            None,
+        ),
         ("OSError: 403 Forbidden", [], True, OSError("403 Forbidden\nmore")),
     ):
         holds(api, *names, private=private)
@@ -295,20 +425,39 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
 
 
 def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
-    """Of the adapter as the singular values say (tests/vera/test_peft_format.py), and of the metric."""
+    """Of the adapter as the singular values say (tests/vera/test_peft_format.py), and
+    of the metric."""
     line = [*words, "train.lr=0.1"]
     record, output = trained(line), f"output={output_of(line)}"
     share = {}
     for rank in ("1", "16", "0.9"):
         folder = tmp_path / rank
-        assert export.main([record["id"], "lora", str(folder), f"rank={rank}", "base=own/x", output]) == 0
+        assert (
+            export.main(
+                [
+                    record["id"],
+                    "lora",
+                    str(folder),
+                    f"rank={rank}",
+                    "base=own/x",
+                    output,
+                ]
+            )
+            == 0
+        )
         printed = capsys.readouterr().out
         share[rank] = float(re.search(r"loses ([\d.]+)% of the change", printed)[1])
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", "own/x")
+        assert (config["peft_type"], config["base_model_name_or_path"]) == (
+            "LORA",
+            "own/x",
+        )
         assert metadata(folder)["tags"] == ["lora", "vera", "vera-bench"]
         assert "model-index" not in metadata(folder)
-        before, after = map(float, re.search(r"accuracy: ([\d.]+) before, ([\d.]+) after", printed).groups())
+        before, after = map(
+            float,
+            re.search(r"accuracy: ([\d.]+) before, ([\d.]+) after", printed).groups(),
+        )
         assert before == pytest.approx(100 * record["result"]["best"], abs=0.01)
         assert rank != "16" or after == before
         differ, largest = map(float, re.search(DIFFER, printed).groups())

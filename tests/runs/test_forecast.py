@@ -1,5 +1,5 @@
-"""What is known of a run before it: its parameters, steps, tokens, FLOPs and hours. Each is held against what
-the papers, real runs, real tokens and torch itself count."""
+"""What is known of a run before it: its parameters, steps, tokens, FLOPs and hours.
+Each is held against what the papers, real runs, real tokens and torch itself count."""
 
 import json
 import math
@@ -54,16 +54,28 @@ FEW = [("roberta_base", "vera"), ("vit_base", "lora"), ("gpt2_medium", "full")]
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_every_count_is_exact_and_a_difference_is_a_non_zero_exit(few, monkeypatch, capsys):
+def test_every_count_is_exact_and_a_difference_is_a_non_zero_exit(
+    few, monkeypatch, capsys
+):
     """Of 37 skeletons of large models, or of a few."""
-    entries = [entry for entry in ENTRIES if not few or (entry["model"], entry["method"]) in FEW]
+    entries = [
+        entry
+        for entry in ENTRIES
+        if not few or (entry["model"], entry["method"]) in FEW
+    ]
     monkeypatch.setattr(counts, "in_conf", {"counts.yaml": entries}.get)
     assert counts.main([]) == 0
     printed = capsys.readouterr().out
     assert [entry for entry in entries if f"{entry['count']:,}" not in printed] == []
     assert f"{len(entries)} counts, 0 wrong" in printed
-    monkeypatch.setattr(counts, "count", lambda entry: (8, entry["count"], entry["count"] + 1))
-    assert (counts.main([]), "DIFFERS" in capsys.readouterr().out, len(ENTRIES)) == (1, True, 37)
+    monkeypatch.setattr(
+        counts, "count", lambda entry: (8, entry["count"], entry["count"] + 1)
+    )
+    assert (counts.main([]), "DIFFERS" in capsys.readouterr().out, len(ENTRIES)) == (
+        1,
+        True,
+        37,
+    )
 
 
 # --- steps and rows
@@ -71,7 +83,15 @@ def test_every_count_is_exact_and_a_difference_is_a_non_zero_exit(few, monkeypat
 #: Fixtures of small runs, and what is changed in them.
 SMALL = [
     ("words", ("train.max_steps=7", "task.holdout=0.3")),
-    ("words", ("task.train_rows=19", "task.dev_rows=9", "train.effective_batch=4", "micro_batch=2")),
+    (
+        "words",
+        (
+            "task.train_rows=19",
+            "task.dev_rows=9",
+            "train.effective_batch=4",
+            "micro_batch=2",
+        ),
+    ),
     ("alpaca_words", ()),
     ("e2e_words", ("task.decode=none", "task.train_rows=5")),
     ("image_words", ("task.shots=3", "task.holdout=0.5", "train.epochs=3")),
@@ -85,17 +105,26 @@ def test_steps_and_rows_are_those_of_the_run(kind, changes, request):
     train, dev, _ = known_data(json.dumps(run.config["task"]))
     steps, training = outline(run).steps, begin(run)
     assert steps == training.plan.total_steps
-    assert (train.rows, dev.rows) == (len(training.lengths), len(training.task.lengths("dev")))
+    assert (train.rows, dev.rows) == (
+        len(training.lengths),
+        len(training.task.lengths("dev")),
+    )
 
 
 def test_the_table_has_the_rows_that_the_tasks_know():
     table = yaml.safe_load((CONF / "rows.yaml").read_text())
     for name, spec in glue.SPECS.items():
         assert tuple(table[name]["rows"].values()) == spec.rows
-    assert table["e2e"]["rows"] == {split: e2e.ROWS[split] for split in ("train", "dev")}
+    assert table["e2e"]["rows"] == {
+        split: e2e.ROWS[split] for split in ("train", "dev")
+    }
     assert table["alpaca"]["rows"]["train"] == instruct.PUBLISHED
     for name, (classes, train, test) in images.task.PUBLISHED.items():
-        assert (table[name]["classes"], *table[name]["rows"].values()) == (classes, train, test)
+        assert (table[name]["classes"], *table[name]["rows"].values()) == (
+            classes,
+            train,
+            test,
+        )
     for entry in table.values():
         for values in entry.get("tokens", {}).values():
             assert len(values["at"]) == len(GRID)
@@ -103,21 +132,37 @@ def test_the_table_has_the_rows_that_the_tasks_know():
 
 
 def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says():
-    """The table's lengths are GPT-2's, the runs' are WordPieces: a tenth fewer or more."""
+    """The table's lengths are GPT-2's, the runs' are WordPieces: a tenth fewer or
+    more."""
     table, seen = yaml.safe_load((CONF / "rows.yaml").read_text()), 0
     for record in read_study(ROOT / "runs" / "records" / "glue_minilm"):
-        config, entry, steps = record["config"], table.get(record["config"]["task"]["name"]), record["steps"]
-        if record["status"] != "done" or not steps or entry is None or config["task"].get("holdout"):
+        config, entry, steps = (
+            record["config"],
+            table.get(record["config"]["task"]["name"]),
+            record["steps"],
+        )
+        if (
+            record["status"] != "done"
+            or not steps
+            or entry is None
+            or config["task"].get("holdout")
+        ):
             continue
         train, dev = forecast._published(config["task"], entry)
-        where = Plan.of({"evaluate_every": 1, **config["train"]}, train.rows, dev.rows, True)
+        where = Plan.of(
+            {"evaluate_every": 1, **config["train"]}, train.rows, dev.rows, True
+        )
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
         if not rest:
-            tokens = record["cost"]["tokens_per_second"] * record["cost"]["train_seconds"]
+            tokens = (
+                record["cost"]["tokens_per_second"] * record["cost"]["train_seconds"]
+            )
             lengths = np.interp(forecast.EVENLY, GRID, entry["tokens"]["train"]["at"])
             length = Lengths(1, lengths).cut(config["train"]["max_length"]).mean
-            assert epochs * train.rows * length == pytest.approx(tokens, rel=0.11), record["id"]
+            assert epochs * train.rows * length == pytest.approx(tokens, rel=0.11), (
+                record["id"]
+            )
             seen += 1
     assert seen >= 10
 
@@ -148,7 +193,13 @@ def test_lengths_of_ones_own_texts_are_guessed_from_their_characters(words, tmp_
     (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n")
     plain = [word for word in words if not word.startswith("task")]
     file = tmp_path / "mine.csv"
-    own = ["task=text", "task.name=mine", f"task.train_file={file}", "task.text=text", "task.holdout=0.25"]
+    own = [
+        "task=text",
+        "task.name=mine",
+        f"task.train_file={file}",
+        "task.text=text",
+        "task.holdout=0.25",
+    ]
     (run,) = expand([*plain, *own, "task.label_column=label"])
     train, dev, basis = known_data(json.dumps(run.config["task"]))
     assert train.rows + dev.rows == 36  # four are dev rows without it
@@ -164,34 +215,71 @@ TEXT = {"intermediate_size": 256, "vocab_size": 100, "max_position_embeddings": 
 MODELS = {
     "bert": {"model_type": "bert", **SIZES, **TEXT},
     "roberta": {"model_type": "roberta", **SIZES, **TEXT},
-    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": LAYERS, "n_head": 4, "vocab_size": 100},
-    "llama": {"model_type": "llama", **SIZES, **TEXT, "num_key_value_heads": 2, "intermediate_size": 160},
-    "vit": {"model_type": "vit", **SIZES, "intermediate_size": 256, "image_size": 64, "patch_size": 8},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "vocab_size": 100,
+    },
+    "llama": {
+        "model_type": "llama",
+        **SIZES,
+        **TEXT,
+        "num_key_value_heads": 2,
+        "intermediate_size": 160,
+    },
+    "vit": {
+        "model_type": "vit",
+        **SIZES,
+        "intermediate_size": 256,
+        "image_size": 64,
+        "patch_size": 8,
+    },
 }
 FAMILIES = {"gpt2": "text generation", "llama": "text generation", "vit": "image"}
 BOFT = "method=peft method.config_class=BOFTConfig method.config={boft_block_size:4}"
-PAIRS = [("roberta", "method=full"), ("bert", BOFT), ("gpt2", "method=lora"), ("vit", "method=head")]
+PAIRS = [
+    ("roberta", "method=full"),
+    ("bert", BOFT),
+    ("gpt2", "method=lora"),
+    ("vit", "method=head"),
+]
 PAIRS += [("llama", "method=vera method.path=factor")]
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS)
-def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(model, method):
-    """Not on meta, not of two blocks: torch's counter on a real pass. It sees neither oneDNN's products nor
-    the CPU's own attention."""
-    base = {"text generation": "gpt2_medium", "image": "vit_base"}.get(FAMILIES.get(model), "roberta_base")
-    task = {"text generation": "e2e", "image": "cifar100"}.get(FAMILIES.get(model), "rte")
+def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(
+    model, method
+):
+    """Not on meta, not of two blocks: torch's counter on a real pass. It sees neither
+    oneDNN's products nor the CPU's own attention."""
+    base = {"text generation": "gpt2_medium", "image": "vit_base"}.get(
+        FAMILIES.get(model), "roberta_base"
+    )
+    task = {"text generation": "e2e", "image": "cifar100"}.get(
+        FAMILIES.get(model), "rte"
+    )
     (run,) = expand([f"model={base}", f"task={task}", *method.split()])
-    run = replace(run, config=run.config | {"model": run.config["model"] | {"architecture": MODELS[model]}})
+    run = replace(
+        run,
+        config=run.config
+        | {"model": run.config["model"] | {"architecture": MODELS[model]}},
+    )
     batch_rows, length, predicted = 4, 32, 10 if task == "e2e" else 0
     counted = methods.flops(run, batch_rows, length, predicted)
-    outline = models.skeleton(run.config["model"], methods.LABELS[run.config["model"]["modality"]])
+    outline = models.skeleton(
+        run.config["model"], methods.LABELS[run.config["model"]["modality"]]
+    )
     network = type(outline)(outline.config).train()
     vera.make_method(**run.method).adapt(network)
     before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
         with sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as forward:
-                logits = methods.run_forward(network, batch_rows, length, predicted, None)
+                logits = methods.run_forward(
+                    network, batch_rows, length, predicted, None
+                )
             with FlopCounterMode(display=False) as backward:
                 logits.sum().backward()
     finally:
@@ -208,9 +296,13 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
     assert outline(vb).flops == 0
     (lora,) = expand([*words, "method=lora"])
     first = outline(lora)
-    monkeypatch.setattr(methods, "run_forward", lambda *_: pytest.fail("it was counted before"))
+    monkeypatch.setattr(
+        methods, "run_forward", lambda *_: pytest.fail("it was counted before")
+    )
     assert outline(lora) == first
-    lines = forecast.estimate([Planned(vb, "missing"), Planned(lora, "missing")], Ledger())
+    lines = forecast.estimate(
+        [Planned(vb, "missing"), Planned(lora, "missing")], Ledger()
+    )
     assert "FLOPs are not known of peft_vblora" in lines
 
 
@@ -218,10 +310,17 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
 
 
 def test_the_plan_of_a_row_of_table_2(tmp_path):
-    words = ["experiment=table2_base", "method=vera", "task=rte", f"output={tmp_path}", SMALL_MODEL]
+    words = [
+        "experiment=table2_base",
+        "method=vera",
+        "task=rte",
+        f"output={tmp_path}",
+        SMALL_MODEL,
+    ]
     (cell, *_) = runs = expand(words)
     known = outline(cell)
-    assert known.steps == 160 * math.ceil(2490 / 64)  # epochs of the paper's tables, rows as published
+    # epochs of the paper's tables, rows as published
+    assert known.steps == 160 * math.ceil(2490 / 64)
     text = plan_of(words)
     assert f"forecast for 5 runs: {5 * known.steps:,} steps, " in text
     assert f"{5 * known.flops:.1e} FLOP".replace("e+", "e") in text
@@ -229,7 +328,10 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
     assert "est. " not in text
     flops = len(runs) * known.flops
     hours = plan_of(words, card="H100")
-    assert f"est. {duration(flops / 26.8e12)} left on one H100 (FLOPs at a rate that conf/cards" in hours
+    assert (
+        f"est. {duration(flops / 26.8e12)} left on one H100 (FLOPs at a rate that conf/cards"
+        in hours
+    )
     with refused("no card 'H1'. ", "H100, A100"):
         plan_of(words, card="H1")
 
@@ -237,12 +339,19 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
 def test_nothing_is_claimed_where_nothing_is_known():
     # No row counts: a data set of the hub that nobody has described
     words = f"model=minilm task=text task.hub=nobody/knows task.revision={'0' * 40} task.name=mine"
-    text = forecast.estimate([Planned(run, "missing") for run in expand(words.split())], Ledger())
+    text = forecast.estimate(
+        [Planned(run, "missing") for run in expand(words.split())], Ledger()
+    )
     assert text.startswith("FLOPs are not known of vera: ")
     # Rows, and no lengths
     (mnli,) = expand(["model=roberta_base", "task=mnli", "method=lora"])
-    steps = math.ceil(392702 / mnli.config["train"]["effective_batch"]) * mnli.config["train"]["epochs"]
-    assert outline(mnli) == forecast.Outline(steps, "rows as published (conf/rows.yaml)")
+    steps = (
+        math.ceil(392702 / mnli.config["train"]["effective_batch"])
+        * mnli.config["train"]["epochs"]
+    )
+    assert outline(mnli) == forecast.Outline(
+        steps, "rows as published (conf/rows.yaml)"
+    )
     text = forecast.estimate([Planned(mnli, "missing")], Ledger())
     assert (" tokens" in text, "FLOPs are not known of lora" in text) == (False, True)
 
@@ -251,31 +360,51 @@ def test_nothing_is_claimed_where_nothing_is_known():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_decoding_reads_the_weights_for_each_token_of_a_batch(precision, sums_words, tiny_llama):
+def test_decoding_reads_the_weights_for_each_token_of_a_batch(
+    precision, sums_words, tiny_llama
+):
     """Six texts in batches of 2, of the last epoch and of the best."""
     words = [*sums_words, "train.max_length=16", f"train.precision={precision}"]
     (run,) = expand(words)
-    values = sum(of.numel() for of in AutoModelForCausalLM.from_pretrained(tiny_llama).parameters())
+    values = sum(
+        of.numel()
+        for of in AutoModelForCausalLM.from_pretrained(tiny_llama).parameters()
+    )
     known, longest = outline(run), run.config["task"]["max_new_tokens"]
-    assert known.reads == 2 * (6 / 2) * longest * values * (8 if precision == "bf16" else 4)
+    assert known.reads == 2 * (6 / 2) * longest * values * (
+        8 if precision == "bf16" else 4
+    )
     assert known.prompts > 0
     rates = yaml.safe_load((CONF / "cards.yaml").read_text())["H100"]
     hours = forecast.estimate([Planned(run, "missing")], Ledger(), "H100")
-    seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates["memory"]
+    seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates[
+        "memory"
+    ]
     assert f"est. {duration(seconds)} left on one H100" in hours
-    assert ("decoding is not in it" in hours, "decoding is not in it" in plan_of(words)) == (False, True)
+    assert (
+        "decoding is not in it" in hours,
+        "decoding is not in it" in plan_of(words),
+    ) == (False, True)
     (without,) = expand([*words, "task.decode=none"])
     assert (outline(without).reads, outline(without).flops) == (0, known.flops)
 
 
 def test_how_many_texts_are_decoded(e2e):
     def texts(**task):
-        return forecast.known_texts(json.dumps({"decode": "test", "items": None} | task))
+        return forecast.known_texts(
+            json.dumps({"decode": "test", "items": None} | task)
+        )
 
     both = {"name": "gsm8k", "tests": ["gsm8k", "math"]}
     assert (texts(**both), texts(**both, items=100)) == (1319 + 5000, 200)
-    assert [texts(name="e2e", decode=of) for of in ("test", "dev", "none")] == [630, 547, 0]
-    (own,) = expand(["model=gpt2_medium", "task=e2e", "task.name=mine", f"task.data_dir={e2e}"])
+    assert [texts(name="e2e", decode=of) for of in ("test", "dev", "none")] == [
+        630,
+        547,
+        0,
+    ]
+    (own,) = expand(
+        ["model=gpt2_medium", "task=e2e", "task.name=mine", f"task.data_dir={e2e}"]
+    )
     assert texts(**own.config["task"]) == 3
 
 
@@ -287,59 +416,84 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     """For real: 20 steps of the run."""
     words = request.getfixturevalue(kind)
     words = [*words, *(["task.decode=none"] if kind == "e2e_words" else [])]
-    out, (run,) = call_here("runs.plan", *words, "probe=true", check=0).stdout, expand(words)
+    out, (run,) = (
+        call_here("runs.plan", *words, "probe=true", check=0).stdout,
+        expand(words),
+    )
     assert not (Path(output_of(words)) / "records").exists()
     flops, _ = forecast.rate_of(run, [])
     assert f"est. {duration(outline(run).flops / flops)} left" in out
     # Kept: nothing is measured twice, and another row has a rate of its own
-    assert "for each of 0 rows" in call_here("runs.plan", *words, "probe=true", check=0).stdout
+    assert (
+        "for each of 0 rows"
+        in call_here("runs.plan", *words, "probe=true", check=0).stdout
+    )
     assert "no estimate of time: no rate of 1 row" in plan_of([*words, "method.rank=4"])
     # A finished run says better, of its own cell and of others on this device
     trained(words)
     assert "(from 1 finished run)" in plan_of([*words, "seed=1"])
     fewer = "task.shots=2" if kind == "image_words" else "task.train_rows=6"
-    assert "the rate of 1 finished run of other cells" in plan_of([*words, "method.rank=4", fewer])
+    assert "the rate of 1 finished run of other cells" in plan_of(
+        [*words, "method.rank=4", fewer]
+    )
 
 
-def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(words, monkeypatch):
+def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
+    words, monkeypatch
+):
     def full(*_):
         raise UserError("no room here")
 
     monkeypatch.setattr("runs.training.loop.Training", full)
     text = call_here("runs.plan", *words, "probe=true", check=0).stdout
-    assert text.index("model and data here (no room here)") < text.index("no estimate of time")
+    assert text.index("model and data here (no room here)") < text.index(
+        "no estimate of time"
+    )
     (run,) = expand(words)
     file = forecast.rate_file(run)
     file.parent.mkdir(parents=True)
     for text in ("", "[]", '{"flops": "x"}', '{"flops": null}', '{"flops": 5.0}'):
         file.write_text(text)
-        assert forecast.rate_of(run, []) == ((5.0, "a probe's rate") if "5.0" in text else None)
+        assert forecast.rate_of(run, []) == (
+            (5.0, "a probe's rate") if "5.0" in text else None
+        )
 
 
 # --- what a finished run says of others, and what a checkpoint has
 
 
 def test_what_is_a_measure_of_a_runs_time(words):
-    """Runs of a row that takes as long a step: a head on its own has features that are computed once, and
-    method=none no steps at all. By steps, and not by runs."""
+    """Runs of a row that takes as long a step: a head on its own has features that are
+    computed once, and method=none no steps at all. By steps, and not by runs."""
     plain = [w for w in words if not w.startswith("method.")]
     for row in ("head", "none"):
         record = trained([*plain, f"method={row}"])
         (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
-        assert (forecast._like(run, [record]), forecast._like(other, [record])) == ([], [record])
+        assert (forecast._like(run, [record]), forecast._like(other, [record])) == (
+            [],
+            [record],
+        )
     record = trained([*words, "train.max_steps=2"])
     record["cost"] |= {"train_seconds": 4.0, "evaluate_seconds": 3.0}
     for more, steps in (([], 10), (["train.max_steps=2"], 2)):  # 2 epochs of 5 steps
         (run,) = expand([*words, *more])
         left = Planned(run, "missing")
-        assert forecast._as_finished(left, [record]) == pytest.approx(steps * (4.0 + 3.0) / 2)
+        assert forecast._as_finished(left, [record]) == pytest.approx(
+            steps * (4.0 + 3.0) / 2
+        )
 
 
 def test_what_a_checkpoint_has_is_not_planned_again(words):
-    """Half of the steps are saved: half of the time, of the FLOPs and of the steps is left."""
+    """Half of the steps are saved: half of the time, of the FLOPs and of the steps is
+    left."""
     (run,) = expand(words)
     record, whole = trained([*words, "seed=1"]), outline(run)
-    path = run_folder(output_of(words), run_id(run)) / "attempts" / "a" / "checkpoint.safetensors"
+    path = (
+        run_folder(output_of(words), run_id(run))
+        / "attempts"
+        / "a"
+        / "checkpoint.safetensors"
+    )
     path.parent.mkdir(parents=True)
     path.touch()
     progress = path.parents[2] / "progress.json"
@@ -348,5 +502,9 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     assert (planned.state, planned.progress["step"]) == ("partial", whole.steps // 2)
     assert plan.left([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
-    assert forecast._as_finished(planned, [record]) == pytest.approx(seconds / 2, rel=1e-3)
-    assert f"{whole.steps - whole.steps // 2:,} steps" in forecast.estimate([planned], Ledger())
+    assert forecast._as_finished(planned, [record]) == pytest.approx(
+        seconds / 2, rel=1e-3
+    )
+    assert f"{whole.steps - whole.steps // 2:,} steps" in forecast.estimate(
+        [planned], Ledger()
+    )

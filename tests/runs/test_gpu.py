@@ -1,5 +1,5 @@
-"""What a CPU can test of runs on a GPU: which devices there are, what is refused, what is asked of torch; and
-the training step and evaluation on the device meta."""
+"""What a CPU can test of runs on a GPU: which devices there are, what is refused, what
+is asked of torch; and the training step and evaluation on the device meta."""
 
 import ast
 import contextlib
@@ -34,23 +34,30 @@ pytestmark = pytest.mark.properties
 
 
 def nvml(*cards):
-    """A replacement for pynvml: a machine with these GPUs, of which each has a UUID; without any, one whose
-    driver does not answer."""
+    """A replacement for pynvml: a machine with these GPUs, of which each has a UUID;
+    without any, one whose driver does not answer."""
     answers = Mock(NVMLError=type("NVMLError", (Exception,), {}))
-    answers.nvmlInit.side_effect = None if cards else answers.NVMLError("Driver Not Loaded")
+    answers.nvmlInit.side_effect = (
+        None if cards else answers.NVMLError("Driver Not Loaded")
+    )
     answers.nvmlSystemGetDriverVersion.return_value = "550.54"
     answers.nvmlDeviceGetCount.return_value = len(cards)
     answers.nvmlDeviceGetHandleByIndex = lambda index: cards[index]
-    answers.nvmlDeviceGetHandleByUUID = answers.nvmlDeviceGetUUID = lambda handle: handle
-    answers.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(free=8 if handle == "GPU-aaaa" else 1)
+    answers.nvmlDeviceGetHandleByUUID = answers.nvmlDeviceGetUUID = lambda handle: (
+        handle
+    )
+    answers.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(
+        free=8 if handle == "GPU-aaaa" else 1
+    )
     return answers
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with two GPUs that torch can use, by what NVIDIA's library and torch say, and what changes
-    them."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back at the end, whatever a test does
+    """A machine with two GPUs that torch can use, by what NVIDIA's library and torch
+    say, and what changes them."""
+    # so that it is put back at the end, whatever a test does
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "dev" / "nvidia[0-9]*"))
 
@@ -71,7 +78,9 @@ def machine(tmp_path, monkeypatch):
 # --- which devices there are
 
 
-def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(machine, monkeypatch):
+def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(
+    machine, monkeypatch
+):
     for visible, asked, found in (
         (None, "auto", ["GPU-aaaa", "GPU-bbbb"]),
         (None, "cpu", ["cpu"]),
@@ -87,10 +96,16 @@ def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(mac
     machine.cards(), machine.visible("0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus.devices("auto") == ["0", "1"]
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.cards("UUID")) == (0, None, [])
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.cards("UUID")) == (
+        0,
+        None,
+        [],
+    )
 
 
-def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(machine, monkeypatch, tmp_path):
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(
+    machine, monkeypatch, tmp_path
+):
     machine.usable(False)
     for version in (None, "13.0"):
         monkeypatch.setattr(torch.version, "cuda", version)
@@ -119,13 +134,20 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(mach
 
 def test_two_runs_meet_on_a_device_on_purpose_only(machine):
     held = [gpus.take(["GPU-bbbb", "GPU-aaaa"], share) for share in (1, 1, 1, 2)]
-    assert [place and place[0] for place in held] == ["GPU-aaaa", "GPU-bbbb", None, "GPU-aaaa"]
+    assert [place and place[0] for place in held] == [
+        "GPU-aaaa",
+        "GPU-bbbb",
+        None,
+        "GPU-aaaa",
+    ]
     held[1][1].release()
     assert gpus.take(["GPU-bbbb", "GPU-aaaa"], 1)[0] == "GPU-bbbb"
     assert gpus.take([], 1) is None
 
 
-def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(machine, monkeypatch):
+def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(
+    machine, monkeypatch
+):
     names, take = ["MIG-GPU-5cb7/3/0", "GPU-aaaa"], gpus.Lock.take
 
     def protected(lock, seconds):
@@ -137,7 +159,9 @@ def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(
     held = gpus.take(names, 1)
     assert held[0] == names[0]
     assert gpus.take(names, 1) is None
-    with pytest.raises(UserError, match=r"vera-bench-devices .Permission denied.* TMPDIR=$"):
+    with pytest.raises(
+        UserError, match=r"vera-bench-devices .Permission denied.* TMPDIR=$"
+    ):
         gpus.take(names[1:], 2)
 
 
@@ -153,7 +177,9 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
 ):
     """The device is given back with the end of the run's process."""
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkContext())
-    monkeypatch.setattr(pool, "do", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(
+        pool, "do", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"])
+    )
     both, (run,) = ["GPU-aaaa", "GPU-bbbb"], expand(words)
     held, looks = [gpus.take(both, 1), gpus.take(both, 1)], itertools.count(1)
 
@@ -167,7 +193,11 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
     todo.go(pool.Places(1, both, 1))
     assert [error for _, error in todo.failed] == ["GPU-bbbb"]
     out = capsys.readouterr().out
-    assert out.count("GPU-aaaa, GPU-bbbb") == out.count("launcher.runs_per_device=2 shares them") == 1
+    assert (
+        out.count("GPU-aaaa, GPU-bbbb")
+        == out.count("launcher.runs_per_device=2 shares them")
+        == 1
+    )
     assert gpus.take(both, 1)
     # Ctrl-C while a command waits: nothing is there to be saved
     monkeypatch.setattr(pool.connection, "wait", Mock(side_effect=KeyboardInterrupt))
@@ -179,7 +209,9 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
 # --- what is asked of torch
 
 
-def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, monkeypatch):
+def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(
+    words, monkeypatch
+):
     torch.backends.cudnn.allow_tf32 = True  # torch's own default
     training, modes = begin(words), []
 
@@ -192,10 +224,15 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(words, mon
     assert modes == [2]
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    assert context.flags(torch.device("cpu")) == {"deterministic_algorithms": True, "strict": True}
+    assert context.flags(torch.device("cpu")) == {
+        "deterministic_algorithms": True,
+        "strict": True,
+    }
 
 
-@pytest.mark.parametrize("change", ["train.precision=fp16", "train.precision=tf32", "device=mps"])
+@pytest.mark.parametrize(
+    "change", ["train.precision=fp16", "train.precision=tf32", "device=mps"]
+)
 def test_a_precision_or_device_that_is_not_here_is_refused(change, words, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (run,) = expand([*(word for word in words if change[:3] != word[:3]), change])
@@ -226,9 +263,14 @@ def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(line):
         assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
 
 
-def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other_type(tmp_path, monkeypatch):
+def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other_type(
+    tmp_path, monkeypatch
+):
     """Eight GPUs were visible where it was written, one is where it goes on."""
-    path, parameter = tmp_path / "checkpoint.safetensors", torch.nn.Parameter(torch.ones(3))
+    path, parameter = (
+        tmp_path / "checkpoint.safetensors",
+        torch.nn.Parameter(torch.ones(3)),
+    )
     optimizer = torch.optim.AdamW([parameter])
     state = torch.arange(16, dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -240,25 +282,36 @@ def test_a_checkpoint_keeps_the_generator_of_its_own_gpu_and_goes_on_on_no_other
     loaded, _ = checkpoint.Checkpoint(*what, torch.device("cuda", 0)).load()
     assert loaded == {"step": 3}
     assert [value.tolist() for value in put] == [state.tolist()]
-    with pytest.raises(DeviceError, match="begun on cuda and cannot go on on cpu: go on there, or delete"):
+    with pytest.raises(
+        DeviceError,
+        match="begun on cuda and cannot go on on cpu: go on there, or delete",
+    ):
         checkpoint.Checkpoint(*what, torch.device("cpu")).load()
 
 
-def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bits(tiny_llama):
+def test_weights_in_4_bit_are_dequantised_to_what_is_computed_in_to_the_same_bits(
+    tiny_llama,
+):
     from bitsandbytes.functional import dequantize_4bit
 
     torch.manual_seed(0)
-    model, _ = models.load(tiny_llama, 0, "", None, "text", torch.bfloat16, torch.device("cpu"))
+    model, _ = models.load(
+        tiny_llama, 0, "", None, "text", torch.bfloat16, torch.device("cpu")
+    )
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.quant_state.dtype == torch.bfloat16
     straight = dequantize_4bit(weight.data, weight.quant_state)
     weight.quant_state.dtype = torch.float32
     assert straight.dtype == torch.bfloat16
-    assert torch.equal(straight, dequantize_4bit(weight.data, weight.quant_state).bfloat16())
+    assert torch.equal(
+        straight, dequantize_4bit(weight.data, weight.quant_state).bfloat16()
+    )
 
 
 def test_training_a_decoder_fills_no_cache(alpaca_words, monkeypatch):
-    monkeypatch.setattr("transformers.DynamicCache.update", lambda *_, **given: pytest.fail("filled"))
+    monkeypatch.setattr(
+        "transformers.DynamicCache.update", lambda *_, **given: pytest.fail("filled")
+    )
     training = begin(alpaca_words)
     training.step([0, 1])
     training.evaluate()
@@ -272,12 +325,21 @@ def test_a_loss_that_is_read_a_step_late_ends_in_the_same_record(words):
         assert training.behind == 0
         training.behind = behind
         training.go()
-        records.append((training.state.curve, training.state.units, training.state.step, training.unread))
+        records.append(
+            (
+                training.state.curve,
+                training.state.units,
+                training.state.step,
+                training.unread,
+            )
+        )
     assert records[0] == records[1]
     assert records[0][-1] == []
 
 
-def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_step(words):
+def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_step(
+    words,
+):
     training, seen = begin(words), []
 
     def second_is_nan(rows, step=training.step):
@@ -292,7 +354,9 @@ def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_ste
 
 def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **given: asked.append(given["fused"]))
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda groups, **given: asked.append(given["fused"])
+    )
     group = {"params": [torch.nn.Parameter(torch.ones(2))]}
     settings = {"adam_eps": 1e-8, "adam_beta2": 0.999}
     for kind, precision, groups in (
@@ -301,11 +365,15 @@ def test_the_optimizer_is_fused_on_a_gpu(monkeypatch):
         ("cpu", "fp32", [group]),
         ("cuda", "fp32", []),
     ):
-        checkpoint.make_optimizer(groups, {**settings, "precision": precision}, torch.device(kind))
+        checkpoint.make_optimizer(
+            groups, {**settings, "precision": precision}, torch.device(kind)
+        )
     assert asked == [True, None, None, None]
 
 
-def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(words, monkeypatch):
+def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(
+    words, monkeypatch
+):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")
     accelerator = context.make_accelerator(expand(words)[0])
     assert accelerator.gradient_accumulation_steps == 1
@@ -316,10 +384,13 @@ def test_accelerates_variables_change_no_loss_and_nothing_frozen_is_broadcast(wo
 
 
 def python(script, keep=lambda name: True, **own) -> str:
-    """What a script prints in a process of its own, with these variables of the environment."""
+    """What a script prints in a process of its own, with these variables of the
+    environment."""
     env = {key: value for key, value in os.environ.items() if keep(key)} | own
     command = [sys.executable, "-W", "ignore", "-c", script]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.usefixtures("process")
@@ -332,11 +403,14 @@ def test_the_environment_is_set_before_torch_starts_unless_the_user_has_set_it()
 
     assert environment() == ENVIRONMENT | SPINNING
     assert environment(OMP_WAIT_POLICY="ACTIVE")["GOMP_SPINCOUNT"] is None
-    assert environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    assert (
+        environment(CUDA_DEVICE_ORDER="FASTEST_FIRST")["CUDA_DEVICE_ORDER"]
+        == "FASTEST_FIRST"
+    )
 
 
-#: Of the server that runs are forked from: a process that CUDA has begun in cannot be forked. Its code is
-#: that of its start: a later commit is not what runs.
+#: Of the server that runs are forked from: a process that CUDA has begun in cannot be
+#: forked. Its code is that of its start: a later commit is not what runs.
 SERVER = """
 import gc, sys, torch
 asked = []
@@ -367,8 +441,9 @@ COPIES = {"aten._to_copy.default", "aten.copy_.default"}
 
 
 class Watch(TorchDispatchMode):
-    """Counts by the line of this project that causes them. reads: of values on `meta`, answered by zeros
-    (by an operation that is not among these, `meta` fails). mixes: operations on tensors of two devices."""
+    """Counts by the line of this project that causes them. reads: of values on `meta`,
+    answered by zeros (by an operation that is not among these, `meta` fails). mixes:
+    operations on tensors of two devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,14 +452,18 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = str(func), kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        devices = {x.device.type for x in tensors if x.dim()}  # a number of the host may meet any device
+        tensors = [
+            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+        ]
+        # a number of the host may meet any device
+        devices = {x.device.type for x in tensors if x.dim()}
         if len(devices) > 1 and name not in COPIES:
             self.mixes[f"{name} at {line()}"] += 1
         if not any(x.device.type == "meta" for x in tensors):
             return func(*args, **kwargs)
         first, answer, masks = args[0], None, []
-        if name in ("aten.index.Tensor", "aten.index_put.default"):  # the host has to know how many rows
+        # the host has to know how many rows
+        if name in ("aten.index.Tensor", "aten.index_put.default"):
             masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
         if name == "aten._local_scalar_dense.default":
             answer = torch.zeros((), dtype=first.dtype).item()
@@ -401,7 +480,8 @@ class Watch(TorchDispatchMode):
 
 
 def line() -> str:
-    """The innermost line of this project on the stack, without its number: that changes."""
+    """The innermost line of this project on the stack, without its number: that
+    changes."""
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -421,20 +501,30 @@ METHODS = {
     "VeRA, unique, dropout": "vera method.rank=8 method.projections=unique method.dropout=0.1",
     "LoRA": "lora",
 }
-#: Of each family by the fixture with its words: how much a training step and an evaluation's batch read,
-#: whatever the method. They may fall: then lower them here.
-READS = {"words": (1, 3), "e2e_words": (4, 6), "alpaca_words": (4, 6), "image_words": (0, 2)}
+#: Of each family by the fixture with its words: how much a training step and an
+#: evaluation's batch read, whatever the method. They may fall: then lower them here.
+READS = {
+    "words": (1, 3),
+    "e2e_words": (4, 6),
+    "alpaca_words": (4, 6),
+    "image_words": (0, 2),
+}
 
 
 @pytest.fixture
 def meta(monkeypatch):
-    """device=auto means `meta`, for which torch has no autocast: it fails where it is asked."""
+    """device=auto means `meta`, for which torch has no autocast: it fails where it is
+    asked."""
     enabled, autocast = torch.is_autocast_enabled, torch.autocast
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda of="cuda": of != "meta" and enabled(of))
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda of="cuda": of != "meta" and enabled(of)
+    )
     none = contextlib.nullcontext()
     monkeypatch.setattr(
-        torch, "autocast", lambda of, *a, **b: none if of == "meta" else autocast(of, *a, **b)
+        torch,
+        "autocast",
+        lambda of, *a, **b: none if of == "meta" else autocast(of, *a, **b),
     )
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
@@ -445,8 +535,19 @@ def watched(words, method, *more):
     """A training, and what a steady step and an evaluation do."""
     words = [w for w in words if not w.startswith(("device=", "method", "eval_batch="))]
     # The fixed text is read before training
-    none = ["task.forgetting_text=none"] * any(w in ("task=e2e", "task=alpaca") for w in words)
-    training = begin([*words, *f"method={method}".split(), *none, *more, "device=auto", "eval_batch=64"])
+    none = ["task.forgetting_text=none"] * any(
+        w in ("task=e2e", "task=alpaca") for w in words
+    )
+    training = begin(
+        [
+            *words,
+            *f"method={method}".split(),
+            *none,
+            *more,
+            "device=auto",
+            "eval_batch=64",
+        ]
+    )
     for _ in range(2):
         with Watch() as step:
             training.step([0, 1, 2, 3])
@@ -456,22 +557,36 @@ def watched(words, method, *more):
 
 
 KEPT = "VeRA, hybrid, kept"
-PAIRS = [*((family, KEPT) for family in READS), *(("words", name) for name in METHODS if name != KEPT)]
+PAIRS = [
+    *((family, KEPT) for family in READS),
+    *(("words", name) for name in METHODS if name != KEPT),
+]
 PAIRS += [("e2e_words", "VeRA, merged, kept")]
 
 
 @pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize(("family", "name"), sample(PAIRS, *PAIRS[:4], ("words", "LoRA"), PAIRS[-1]))
-def test_a_step_and_an_evaluation_mix_no_devices_and_read_as_little_as_they_do(family, name, request):
+@pytest.mark.parametrize(
+    ("family", "name"), sample(PAIRS, *PAIRS[:4], ("words", "LoRA"), PAIRS[-1])
+)
+def test_a_step_and_an_evaluation_mix_no_devices_and_read_as_little_as_they_do(
+    family, name, request
+):
     training, *watches = watched(request.getfixturevalue(family), METHODS[name])
-    assert {p.device.type for p in (training.accelerator, *training.parameters.values())} == {"meta"}
+    assert {
+        p.device.type for p in (training.accelerator, *training.parameters.values())
+    } == {"meta"}
     assert [watch.mixes for watch in watches] == [{}, {}]
-    assert tuple(watch.reads.total() for watch in watches) == READS[family], [w.reads for w in watches]
+    assert tuple(watch.reads.total() for watch in watches) == READS[family], [
+        w.reads for w in watches
+    ]
 
 
 @pytest.mark.usefixtures("meta")
 def test_each_micro_batch_reads_as_often_as_a_batch(words):
-    assert watched(words, "lora", "micro_batch=2")[1].reads.total() == 2 * READS["words"][0]
+    assert (
+        watched(words, "lora", "micro_batch=2")[1].reads.total()
+        == 2 * READS["words"][0]
+    )
 
 
 @pytest.mark.usefixtures("meta")
@@ -479,7 +594,8 @@ def test_the_watch_sees_what_it_is_for():
     x, here = torch.ones(3, device="meta"), torch.ones(3)
     with Watch() as watch:
         assert (float(x.sum()), x.cpu().tolist(), len(x[x > 0])) == (0.0, [0.0] * 3, 0)
-        x + float(here.sum()) + here.sum()  # of the host's own numbers there is nothing to wait for
+        # of the host's own numbers there is nothing to wait for
+        x + float(here.sum()) + here.sum()
     assert (watch.reads.total(), watch.mixes) == (3, {}), watch.reads
     with watch, pytest.raises(RuntimeError):
         x + here

@@ -1,8 +1,8 @@
-"""Every kind of row and every task of every preset runs for two steps, on a tiny model of its architecture
-and own rows.
+"""Every kind of row and every task of every preset runs for two steps, on a tiny model
+of its architecture and own rows.
 
-Methods that are no file of the clone. And recipes: the optimizer's groups beside the authors' code, rates by
-patterns of names, rows that share a recipe."""
+Methods that are no file of the clone. And recipes: the optimizer's groups beside the
+authors' code, rates by patterns of names, rows that share a recipe."""
 
 import re
 import sys
@@ -37,31 +37,50 @@ pytestmark = pytest.mark.contract
 #: Whose cells differ in numbers alone from those of other presets.
 LIKE = "demo figure2 figure5 peers_base randomness rank_scaling table12 table13 table2_mpnet table3_large"
 LIKE = (*LIKE.split(), "near", "table4_llama2", "table5_large", "table6_d_init")
-PRESETS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if not path.stem.startswith(LIKE))
+PRESETS = sorted(
+    path.stem
+    for path in CONF.glob("experiment/*.yaml")
+    if not path.stem.startswith(LIKE)
+)
 #: Of texts with a head; a run of each family is in tests/nets.
 FAST = ["figure3"]
 #: Fixtures with a model and data, and words, by the beginning of a preset's name.
 IMAGES = ("tiny_vit", "images", "task.shots=4")
 FEW = "task.items=1 task.max_new_tokens=4 task.train_rows=null task.dev_rows=null"
-KINDS = dict.fromkeys(("table2", "table6", "table7", "figure", "vera_all"), ("tiny_roberta", "glue", ""))
+KINDS = dict.fromkeys(
+    ("table2", "table6", "table7", "figure", "vera_all"), ("tiny_roberta", "glue", "")
+)
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
 KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
 #: Settings that name the rows' folder.
 DIRS = {"maths": ["data_dir", "test_dir"], "sums": []}
-KINDS |= {"peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"), "e2e": ("tiny_llama", "e2e", FEW)}
+KINDS |= {
+    "peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"),
+    "e2e": ("tiny_llama", "e2e", FEW),
+}
 #: Recipes that the rows of a preset share, by the beginning of its name.
-SHARED = ("peers", "sums", "commonsense", "commonsense_hira", "metamath_peft", "metamath_papers")
+SHARED = (
+    "peers",
+    "sums",
+    "commonsense",
+    "commonsense_hira",
+    "metamath_peft",
+    "metamath_papers",
+)
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
 SHORT = "task.items=1 task.max_new_tokens=4 task.dev_rows=2 task.forgetting_text=none train.precision=fp32"
-KINDS |= {"commonsense": ("tiny_llama", "commonsense", f"{SHORT} train.effective_batch=4")}
+KINDS |= {
+    "commonsense": ("tiny_llama", "commonsense", f"{SHORT} train.effective_batch=4")
+}
 KINDS |= {"metamath": ("wide_llama", "maths", f"{SHORT} train.effective_batch=8")}
 SUMS = f"{SHORT} train.effective_batch=8 task.train_rows=8 task.test_rows=2"
 KINDS |= {"sums": ("tiny_llama", "sums", SUMS)}
 
 
-#: What was trained here: kinds of rows, each with its task, and models, each with its tasks. What differs in
-#: numbers alone is not trained, nor is each kind on each model (tests/vera).
+#: What was trained here: kinds of rows, each with its task, and models, each with its
+#: tasks. What differs in numbers alone is not trained, nor is each kind on each model
+#: (tests/vera).
 TRAINED: set[str] = set()
 
 
@@ -69,13 +88,21 @@ def kind_of(method):
     """A method's settings but for its numbers."""
     if not isinstance(method, dict):
         return method
-    return {key: kind_of(of) for key, of in method.items() if type(of) not in (int, float)}
+    return {
+        key: kind_of(of) for key, of in method.items() if type(of) not in (int, float)
+    }
 
 
 def cells_of(paper, words):
-    """Of a preset's cells every row with the first task, and every task with the first row."""
-    lists = yaml.safe_load((CONF / f"experiment/{paper}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    first = {key: f"{key}={lists[key].split(',')[0]}" for key in {"method", "task"} & {*lists}}
+    """Of a preset's cells every row with the first task, and every task with the first
+    row."""
+    lists = yaml.safe_load((CONF / f"experiment/{paper}.yaml").read_text())["hydra"][
+        "sweeper"
+    ]["params"]
+    first = {
+        key: f"{key}={lists[key].split(',')[0]}"
+        for key in {"method", "task"} & {*lists}
+    }
     if len(first) < 2 or any(word.startswith("task=") for word in words):
         return expand(words)
     return [*expand([*words, first["task"]]), *expand([*words, first["method"]])]
@@ -83,19 +110,35 @@ def cells_of(paper, words):
 
 @pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds a run
-    model, data, more = next((KINDS[begin] for begin in KINDS if paper.startswith(begin)), CHATS)
-    words = [f"experiment={paper}", "seed=0", f"model.path={request.getfixturevalue(model)}", *more.split()]
-    words += [f"task.{key}={request.getfixturevalue(data)}" for key in DIRS.get(data, ["data_dir"])]
+    # Java takes seconds a run
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
+    model, data, more = next(
+        (KINDS[begin] for begin in KINDS if paper.startswith(begin)), CHATS
+    )
+    words = [
+        f"experiment={paper}",
+        "seed=0",
+        f"model.path={request.getfixturevalue(model)}",
+        *more.split(),
+    ]
+    words += [
+        f"task.{key}={request.getfixturevalue(data)}"
+        for key in DIRS.get(data, ["data_dir"])
+    ]
     words += ["model.architecture=null"]
     if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
         words += ["model.sha256=null"]
-    runs = cells_of(paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"])
+    runs = cells_of(
+        paper, [*words, "train.max_steps=2", "device=cpu", f"output={tmp_path}"]
+    )
     shared = [of for of in SHARED if of.startswith(paper.partition("_")[0])]
     for run in runs:
         rows = (run.row, run.config["method"].get("recipe"), *shared)
         assert run.recipe in {f"{row}/{run.model}" for row in rows}
-        new = {f"{kind_of(run.method)} {run.task} {bool(run.start)}", f"{model} {run.task}"} - TRAINED
+        new = {
+            f"{kind_of(run.method)} {run.task} {bool(run.start)}",
+            f"{model} {run.task}",
+        } - TRAINED
         if not new:
             continue
         TRAINED.update(new)
@@ -103,14 +146,24 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
             record = train(Training(each, run_id(each), lambda event: None))
         assert record["status"] == "done", run.label
         # Where there is one epoch, its eight rows are one effective batch.
-        assert record["steps"] == {"none": 0}.get(run.row, 1 if run.config["train"]["epochs"] == 1 else 2)
+        assert record["steps"] == {"none": 0}.get(
+            run.row, 1 if run.config["train"]["epochs"] == 1 else 2
+        )
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
-        assert bool(record["texts"]) == (data in ("e2e", "commonsense", "maths", "sums"))
+        assert bool(record["texts"]) == (
+            data in ("e2e", "commonsense", "maths", "sums")
+        )
 
 
 #: By row; that of LoRA-XS is not there: VeRA's.
-PEFTS = {"vera": 129024, "lora": 9175040, "dora_r32": 9289728, "vblora": 4849664, "unilora": 131072}
+PEFTS = {
+    "vera": 129024,
+    "lora": 9175040,
+    "dora_r32": 9289728,
+    "vblora": 4849664,
+    "unilora": 131072,
+}
 PEFTS |= {"ia3": 286720, "full": 3212749824, "lora_xs": 129024}
 
 
@@ -120,8 +173,12 @@ def test_rows_train_as_many_parameters_as_pefts_results_print(row):
     model = models.skeleton(run.config["model"], num_labels=0)
     method = make_method(run.method)
     method.adapt(model)
-    assert sum(p.numel() for p in method.adapter_parameters(model).values()) == PEFTS[row]
-    assert {"precision", *(["lr"] if row == "lora_xs" else [])} <= run.config["recipe"]["chosen"].keys()
+    assert (
+        sum(p.numel() for p in method.adapter_parameters(model).values()) == PEFTS[row]
+    )
+    assert {"precision", *(["lr"] if row == "lora_xs" else [])} <= run.config["recipe"][
+        "chosen"
+    ].keys()
 
 
 # --- methods that are no file of the clone
@@ -158,8 +215,12 @@ class Forgets(vera.LoRA, kind="careless"):
 class NoMethod:
     pass
 '''
-FILES = {"biases": "kind: own_method_of_a_test.Biases\nlabel: own biases\nkeep: best\nrecipe: bitfit\n"}
-FILES["careless"] = "kind: own_method_of_a_test.Forgets\nlabel: careless\nkeep: best\nrank: 4\nhow: forgets\n"
+FILES = {
+    "biases": "kind: own_method_of_a_test.Biases\nlabel: own biases\nkeep: best\nrecipe: bitfit\n"
+}
+FILES["careless"] = (
+    "kind: own_method_of_a_test.Forgets\nlabel: careless\nkeep: best\nrank: 4\nhow: forgets\n"
+)
 
 
 @pytest.fixture
@@ -170,7 +231,8 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "conf" / "method").mkdir(parents=True)
     for name, text in FILES.items():
         (tmp_path / "conf" / "method" / f"{name}.yaml").write_text(text)
-    monkeypatch.delitem(sys.modules, "own_method_of_a_test", raising=False)  # another test's file
+    # another test's file
+    monkeypatch.delitem(sys.modules, "own_method_of_a_test", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"), prepend=":")
     return tmp_path
@@ -180,7 +242,9 @@ def of_method(words, *method):
     return [word for word in words if not word.startswith("method")] + list(method)
 
 
-def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(own, words):
+def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(
+    own, words
+):
     mine = [*of_method(words, "method=biases"), "--config-dir", str(own / "conf")]
     record = do(mine)
     assert record["cell"]["row"] == "biases"
@@ -196,12 +260,19 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(ow
 
 @pytest.mark.usefixtures("process")
 def test_processes_of_a_sweep_find_it_by_the_path(own, words):
-    mine = [*of_method(words, "method=biases", "seed=0,1"), "--config-dir", str(own / "conf"), "tracking=off"]
+    mine = [
+        *of_method(words, "method=biases", "seed=0,1"),
+        "--config-dir",
+        str(own / "conf"),
+        "tracking=off",
+    ]
     printed = call_here("runs", *mine, check=0).stdout
     assert "2 done" in printed
     (name,) = sweep_names(output_of(words))
     ids = read_sweep(output_of(words), name)
-    assert [read_record(record_path(output_of(words), i))["cell"]["seed"] for i in ids] == [0, 1]
+    assert [
+        read_record(record_path(output_of(words), i))["cell"]["seed"] for i in ids
+    ] == [0, 1]
     asked = [f"sweep={name}", f"output={output_of(words)}"]
     again = call_here("analysis.tables.__main__", *asked, check=0).stdout
     assert "| own biases | " in again
@@ -209,7 +280,9 @@ def test_processes_of_a_sweep_find_it_by_the_path(own, words):
     assert again.strip() not in call_here("runs", *mine, "table=false", check=0).stdout
 
 
-def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(tmp_path, monkeypatch):
+def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(
+    tmp_path, monkeypatch
+):
     (tmp_path / "broken_package_of_a_test").mkdir()
     (tmp_path / "broken_package_of_a_test" / "__init__.py").write_text("def x(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -219,7 +292,9 @@ def test_a_package_that_does_not_compile_ends_no_line_on_a_finished_run(tmp_path
 def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
     file = own / "conf" / "method" / "biases.yaml"
     file.write_text(file.read_text().replace("recipe: bitfit", "recipe: bitfitt"))
-    with refused(f"no row with recipes, as {file} names it: 'bitfitt'. Did you mean bitfit?"):
+    with refused(
+        f"no row with recipes, as {file} names it: 'bitfitt'. Did you mean bitfit?"
+    ):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 
@@ -231,41 +306,59 @@ def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
         ("def x(:\n", "broken.Mine", "SyntaxError: invalid syntax"),
     ],
 )
-def test_what_is_no_method_or_fails_to_import_is_one_line_with_its_error(code, kind, message, own):
+def test_what_is_no_method_or_fails_to_import_is_one_line_with_its_error(
+    code, kind, message, own
+):
     (own / "code" / "broken_method_of_a_test.py").write_text(code)
-    kind = kind.replace("own.", "own_method_of_a_test.").replace("broken.", "broken_method_of_a_test.")
+    kind = kind.replace("own.", "own_method_of_a_test.").replace(
+        "broken.", "broken_method_of_a_test."
+    )
     with refused(kind, message):
         make_method({"kind": kind})
-    with pytest.raises(vera.AdapterError, match="no method of kind"):  # as an adapter file names it
+    # as an adapter file names it
+    with pytest.raises(vera.AdapterError, match="no method of kind"):
         vera.make_method(kind)
 
 
 @pytest.fixture
 def careless(own, words):
-    return [*of_method(words, "method=careless"), "--config-dir", str(own / "conf"), "train.lr=1.0"]
+    return [
+        *of_method(words, "method=careless"),
+        "--config-dir",
+        str(own / "conf"),
+        "train.lr=1.0",
+    ]
 
 
-def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(careless, capsys):
+def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(
+    careless, capsys
+):
     """As in a program that loads the file: there the random A is another one."""
     record = do([*careless, "train.epochs=3"])
     assert evaluate.main([record["id"], f"output={output_of(careless)}"]) == 1
     assert "NOT the same" in capsys.readouterr().out
     formula, trained = (record["parameters"][key] for key in ("formula", "adapter"))
-    assert f"the method's count() says {formula:,} of {trained:,} parameters" in record["deviations"]
+    assert (
+        f"the method's count() says {formula:,} of {trained:,} parameters"
+        in record["deviations"]
+    )
 
 
 def test_a_method_that_no_gradient_has_reached_by_one_of_the_steps_is_refused(careless):
     training = begin([*careless, "method.how=zero", "train.epochs=9"])
-    with pytest.raises(vera.AdapterError, match="no gradient has reached what Forgets trains"):
+    with pytest.raises(
+        vera.AdapterError, match="no gradient has reached what Forgets trains"
+    ):
         training.go()
     assert training.state.step == WITHOUT_GRADIENT - 1
 
 
 # --- recipes
 
-#: Of each recipe with an authors' source, on a task: learning rate and weight decay by the end of a
-#: parameter's name (the first that fits). Written from the files named, and not from conf. -: the authors'
-#: optimizer or model is another, and the rate is this project's.
+#: Of each recipe with an authors' source, on a task: learning rate and weight decay by
+#: the end of a parameter's name (the first that fits). Written from the files named,
+#: and not from conf. -: the authors' optimizer or model is another, and the rate is
+#: this project's.
 AUTHORS = """
 # leo-yangli/VB-LoRA 2fa62a7, ecd7c14, NLU/NLU/scripts_vblora_qv/roberta_base_{mrpc,stsb}.sh;
 # src/transformers/trainer.py, create_optimizer: no decay of bank and logits; AdamW in optimization.py: 0
@@ -314,13 +407,17 @@ lora llama_7b commonsense commonsense: *=3e-4/0
 # hqsiswiliam/hira 018e6d9, train_peft_hira.py: 0.01 by default (the rate is in a page that was not read)
 hira llama3_8b commonsense commonsense_hira: *=-/0.01
 """
-AUTHORS = dict(line.split(": ") for line in AUTHORS.splitlines() if line and line[0] != "#")
+AUTHORS = dict(
+    line.split(": ") for line in AUTHORS.splitlines() if line and line[0] != "#"
+)
 
 
 def of_two_layers(model):
     """The outline of a model whose parameters have the names of the whole one's."""
     layers = {"num_hidden_layers", "n_layer"} & model["architecture"].keys()
-    return models.skeleton(model | {"architecture": model["architecture"] | dict.fromkeys(layers, 2)}, 2)
+    return models.skeleton(
+        model | {"architecture": model["architecture"] | dict.fromkeys(layers, 2)}, 2
+    )
 
 
 @pytest.mark.parity
@@ -329,45 +426,74 @@ def test_a_recipe_has_the_groups_of_its_authors(cell):
     row, model, task, *shared = cell.split()
     recipe = [f"recipe={name}/{model}" for name in shared]
     (run,) = expand([f"method={row}", f"model={model}", f"task={task}", *recipe])
-    wanted = [re.fullmatch("(.+)=(.+)/(.+)", part).groups() for part in AUTHORS[cell].split()]
+    wanted = [
+        re.fullmatch("(.+)=(.+)/(.+)", part).groups() for part in AUTHORS[cell].split()
+    ]
     method = make_method(run.method)
     outline = methods.adapted(of_two_layers(run.config["model"]), method)
-    groups, names = optimizer_groups(method, outline, run.config["train"]), dict(outline.named_parameters())
-    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    for name in (name for group in method.parameter_groups(outline).values() for name in group):
-        rate, decay = next(value for end, *value in wanted if fnmatchcase(f".{name}", f"*.{end}"))
+    groups, names = (
+        optimizer_groups(method, outline, run.config["train"]),
+        dict(outline.named_parameters()),
+    )
+    found = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    for name in (
+        name for group in method.parameter_groups(outline).values() for name in group
+    ):
+        rate, decay = next(
+            value for end, *value in wanted if fnmatchcase(f".{name}", f"*.{end}")
+        )
         has = found.pop(id(names[name]))
         assert has[1] == float(decay), name
         assert rate == "-" or has[0] == pytest.approx(float(rate)), name
     assert not found
     optimizer = make_optimizer(groups, run.config["train"], torch.device("cpu"))
-    beta2 = 0.99 if row == "lora_plus" else 0.999  # of the authors LoRA+'s alone have not torch's
+    # of the authors LoRA+'s alone have not torch's
+    beta2 = 0.99 if row == "lora_plus" else 0.999
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, beta2)}
 
 
 def test_each_recipe_with_an_authors_code_is_compared_with_it():
     for path in sorted((CONF / "recipe").glob("*/*.yaml")):
         source = yaml.safe_load(path.read_text()).get("source") or ""
-        if re.search(r"[\w-]+/[\w-]+", source) and not source.startswith("this project's choice"):
-            words = (key.split() for key in AUTHORS)  # a row's own recipe, or one that rows share
-            assert any((of[3:] or of[:1], of[1]) == ([path.parent.name], path.stem) for of in words), path
+        if re.search(r"[\w-]+/[\w-]+", source) and not source.startswith(
+            "this project's choice"
+        ):
+            # a row's own recipe, or one that rows share
+            words = (key.split() for key in AUTHORS)
+            assert any(
+                (of[3:] or of[:1], of[1]) == ([path.parent.name], path.stem)
+                for of in words
+            ), path
 
 
 def test_schedules_and_sizes_of_the_scripts_that_no_preset_has():
-    large = expand(["model=roberta_large", "task=cola,sst2,qnli,mrpc,rte,stsb", "method=lora_xs"])
+    large = expand(
+        ["model=roberta_large", "task=cola,sst2,qnli,mrpc,rte,stsb", "method=lora_xs"]
+    )
     train = [run.config["train"] for run in large]
-    assert [(part["epochs"], part["warmup_ratio"]) for part in train] == [(10, 0.06)] * 3 + [(50, 0.0)] * 3
+    assert [(part["epochs"], part["warmup_ratio"]) for part in train] == [
+        (10, 0.06)
+    ] * 3 + [(50, 0.0)] * 3
     nola = expand(["model=gpt2_medium,gpt2_large", "task=e2e", "method=nola"])
-    # 500 steps of the schedule, which takes one after each micro-batch, of 8 rows and of 4
+    # 500 steps of the schedule, which takes one after each micro-batch, of 8 rows and
+    # of 4
     assert [run.config["train"]["warmup_steps"] for run in nola] == [500, 125]
     (plus,) = expand(["model=roberta_base", "task=rte", "method=vera_plus"])
-    assert (plus.method["sites"], plus.method["rank"]) == (["query", "key", "value"], 1024)
+    assert (plus.method["sites"], plus.method["rank"]) == (
+        ["query", "key", "value"],
+        1024,
+    )
     assert plus.config["train"]["clip"] is None
 
 
 # --- train.lr_by and decay_by: rates and weight decays of single parameters by patterns of their names
 
-#: Of LoRA on a tiny model, by what is given: the rate, the decay and the size of each group.
+#: Of LoRA on a tiny model, by what is given: the rate, the decay and the size of each
+#: group.
 GROUPS = {
     "": "adapter: 1e-3 0.1 8, head: 2e-3 0.1 2, head (no decay): 2e-3 0 2",
     "decay_all: true": "adapter: 1e-3 0.1 8, head: 2e-3 0.1 4",
@@ -388,10 +514,16 @@ def test_each_parameter_is_in_one_group_which_is_named_by_its_rate_and_decay(giv
     settings = {"lr": 1e-3, "lr_head": 2e-3, "weight_decay": 0.1, "decay_all": False}
     groups = optimizer_groups(method, model, settings | yaml.safe_load(f"{{{given}}}"))
     found = {g["name"]: [g["lr"], g["weight_decay"], len(g["params"])] for g in groups}
-    expected = dict(part.split(": ") for part in " ".join(GROUPS[given].split()).split(", "))
-    assert found == {name: [float(number) for number in of.split()] for name, of in expected.items()}
+    expected = dict(
+        part.split(": ") for part in " ".join(GROUPS[given].split()).split(", ")
+    )
+    assert found == {
+        name: [float(number) for number in of.split()] for name, of in expected.items()
+    }
     members = [id(p) for group in groups for p in group["params"]]
-    assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert sorted(members) == sorted(
+        id(p) for p in model.parameters() if p.requires_grad
+    )
 
 
 NAMES = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
@@ -400,7 +532,11 @@ NAMES = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
 @pytest.mark.parametrize(
     ("names", "patterns", "told"),
     [
-        (NAMES, "A C", "name ends with 'C'. There are: layer.*.query.A, layer.*.query.B"),
+        (
+            NAMES,
+            "A C",
+            "name ends with 'C'. There are: layer.*.query.A, layer.*.query.B",
+        ),
         (NAMES, "uery.B", "'uery.B'"),  # a part of a name is no end of one
         (NAMES, "B query.*", "'B' and 'query.*' both name layer.0.query.B"),
         ([f"{chr(97 + i)}.weight" for i in range(20)], "bias", "l.weight and 8 more"),
@@ -413,8 +549,14 @@ def test_an_unknown_pattern_is_refused_with_the_real_names(names, patterns, told
 
 def test_rates_by_the_row():
     """LoRA+: as many times the run's own rate, whatever it is."""
-    (run,), (other,) = (expand(["method=lora_plus", f"train.{w}"]) for w in ("lr=1e-2", "lr_by={B: 5e-1}"))
-    assert (run.config["train"]["lr_by"], other.config["train"]["lr_by"]) == ({"B": 0.2}, {"B": 0.5})
+    (run,), (other,) = (
+        expand(["method=lora_plus", f"train.{w}"])
+        for w in ("lr=1e-2", "lr_by={B: 5e-1}")
+    )
+    assert (run.config["train"]["lr_by"], other.config["train"]["lr_by"]) == (
+        {"B": 0.2},
+        {"B": 0.5},
+    )
     assert "lr_by" not in run.method
     assert rates_of({"B": "2.5x", "A": 0}, 1e-2) == {"B": 0.025, "A": 0.0}
     for wrong in ("x", "-2x", "2 x", "1e400x", None):
@@ -426,7 +568,10 @@ def test_empty_they_are_no_part_of_the_id():
     words = ["model=minilm", "task=reviews", "method=lora"]
     (plain,) = expand([*words, "train.adam_beta2=0.999"])
     runs = expand([*words, "train.lr_by={},null,{B:1},{B:1.0},{B:2}"])
-    ids = [run_id(run) for run in (plain, *runs, *expand([*words, "train.decay_by=null,{B:1}"]))]
+    ids = [
+        run_id(run)
+        for run in (plain, *runs, *expand([*words, "train.decay_by=null,{B:1}"]))
+    ]
     assert [ids.index(each) for each in ids] == [0, 0, 0, 3, 3, 5, 0, 7]
 
 
@@ -435,16 +580,21 @@ def test_empty_they_are_no_part_of_the_id():
 FUSED = "decoder: peft adapts transformer.h.0.attn.c_attn as a whole: name it, sites=[c_attn]"
 
 
-def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(e2e_words):
+def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(
+    e2e_words,
+):
     runs = expand(of_method(e2e_words, "method=lora,peft"))
-    assert [(p.state, p.why) for p in plan(runs, Ledger())] == [("missing", ""), ("blocked", FUSED)]
+    assert [(p.state, p.why) for p in plan(runs, Ledger())] == [
+        ("missing", ""),
+        ("blocked", FUSED),
+    ]
     with refused(FUSED):
         sweep.sweep(runs)
     assert not (Path(runs[0].config["output"]) / "runs").exists()
 
 
-#: With a model that is not here the file's word counts, or nothing. FRoD computes with the weights: what they
-#: alone could tell is not told.
+#: With a model that is not here the file's word counts, or nothing. FRoD computes with
+#: the weights: what they alone could tell is not told.
 REFUSALS = """
 words | method=peft:TrainableTokensConfig | name target_modules in config
 words | method=peft:XLoraConfig | needs a forward pass of its own
@@ -468,7 +618,9 @@ e2e_words | method=peft:LilyConfig method.sites=[c_attn] | does not support targ
 @pytest.mark.parametrize("line", REFUSALS.strip().splitlines())
 def test_what_a_method_needs_is_told_from_the_configuration_alone(line, request):
     family, words, why = (part.strip() for part in line.split("|"))
-    for run in expand(of_method(request.getfixturevalue(family) if family else [], *words.split())):
+    for run in expand(
+        of_method(request.getfixturevalue(family) if family else [], *words.split())
+    ):
         told = methods.refusal(run) or ""
         assert (bool(told), "\n" in told) == (bool(why), False), told
         assert why in told
@@ -492,12 +644,25 @@ def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
         "  vera: {epochs: 7, by_task: {lr: {reviews: 9e-3}, clip: {reviews: 2}}}\n  lora_r2: {rank: 2}\n"
         "  peft:IA3Config: {lr: 4e-3, lr_head: 1e-4, lr_by: {ia3_l*: 2x}}\n"
     )
-    words = ["--config-dir", str(tmp_path), "recipe=ours/minilm", "model=minilm", "task=reviews"]
+    words = [
+        "--config-dir",
+        str(tmp_path),
+        "recipe=ours/minilm",
+        "model=minilm",
+        "task=reviews",
+    ]
     runs = expand([*words, "method=lora,vera,peft:IA3Config,lora_r2"])
-    rates = [tuple(run.config["train"][key] for key in ("lr", "lr_head", "epochs")) for run in runs]
+    rates = [
+        tuple(run.config["train"][key] for key in ("lr", "lr_head", "epochs"))
+        for run in runs
+    ]
     assert rates == [(5e-3, 3e-3, 5), (9e-3, 3e-3, 7), (4e-3, 1e-4, 5), (1e-3, 3e-3, 5)]
-    assert (runs[0].method["rank"], runs[2].config["train"]["lr_by"]) == (2, {"ia3_l*": 8e-3})
-    # A record has the recipe that its row has, and a key that is given is a deviation from that
+    assert (runs[0].method["rank"], runs[2].config["train"]["lr_by"]) == (
+        2,
+        {"ia3_l*": 8e-3},
+    )
+    # A record has the recipe that its row has, and a key that is given is a deviation
+    # from that
     assert all("by_row" not in run.config["recipe"] for run in runs)
     assert [run.recipe for run in runs] == ["ours/minilm"] * 4
     chosen = [{"clip": "by hand", "epochs": "few"}] * 2 + [{"epochs": "few"}] * 2
@@ -511,16 +676,30 @@ def test_a_rows_part_takes_the_place_of_what_all_have(tmp_path):
 
 @pytest.mark.slow
 def test_each_peer_has_four_rates_over_the_same_range():
-    """Where they are to be tuned: rows of peers_base with published recipes have those. Their sizes, by which
-    each has about VeRA's count, are in tests/nets, and count() is in tests/vera."""
+    """Where they are to be tuned: rows of peers_base with published recipes have those.
+    Their sizes, by which each has about VeRA's count, are in tests/nets, and count() is
+    in tests/vera."""
     study = expand(["experiment=peers_minilm", "seed=0"])
     base = expand(["experiment=peers_base", "seed=0", "task=rte"])
     grids = yaml.safe_load((CONF / "tune.yaml").read_text())
     for run in [*study, *(run for run in base if run.recipe.startswith("peers/"))]:
         ((key, rates),) = tune.grid_of(run, grids).items()
         assert key == ("train.lr_head" if run.row == "head" else "train.lr")
-        told = [words for words in deviations(run, []) if "recipe" in words]  # nothing but rates
-        assert all(words.startswith("the recipe has no lr") for words in told), run.label
-        assert (len(rates), 60 <= float(rates[-1]) / float(rates[0]) <= 67) == (4, True), run.row
-    classes = {name for group in grids["peers"].values() for name in group["rows"] if name.endswith("Config")}
-    assert {run.config["method"].get("config_class") for run in study} - {None} == classes
+        # nothing but rates
+        told = [words for words in deviations(run, []) if "recipe" in words]
+        assert all(words.startswith("the recipe has no lr") for words in told), (
+            run.label
+        )
+        assert (len(rates), 60 <= float(rates[-1]) / float(rates[0]) <= 67) == (
+            4,
+            True,
+        ), run.row
+    classes = {
+        name
+        for group in grids["peers"].values()
+        for name in group["rows"]
+        if name.endswith("Config")
+    }
+    assert {run.config["method"].get("config_class") for run in study} - {
+        None
+    } == classes

@@ -1,5 +1,5 @@
-"""What a finished run answers: new rows, by python -m runs.predict; and a regression in the units of its
-labels, wherever its files go."""
+"""What a finished run answers: new rows, by python -m runs.predict; and a regression in
+the units of its labels, wherever its files go."""
 
 import csv
 import io
@@ -41,11 +41,23 @@ def prices(count=40):
 def price_words(tiny_bert, tmp_path):
     """A regression on prices."""
     file = tmp_path / "prices.tsv"
-    file.write_text("text\tlabel\n" + "".join(f"{text}\t{price}\n" for text, price in prices()))
+    file.write_text(
+        "text\tlabel\n" + "".join(f"{text}\t{price}\n" for text, price in prices())
+    )
     return [
         *("model=encoder", f"model.path={tiny_bert}", "task=text", "task.name=prices"),
-        *(f"task.train_file={file}", "train.epochs=2", "train.effective_batch=8", "train.lr=1"),
-        *("train.lr_head=1e-2", "method.rank=8", "device=cpu", f"output={tmp_path / 'outputs'}"),
+        *(
+            f"task.train_file={file}",
+            "train.epochs=2",
+            "train.effective_batch=8",
+            "train.lr=1",
+        ),
+        *(
+            "train.lr_head=1e-2",
+            "method.rank=8",
+            "device=cpu",
+            f"output={tmp_path / 'outputs'}",
+        ),
     ]
 
 
@@ -59,19 +71,29 @@ def test_scaled_labels_are_learnt_and_plain_ones_are_warned_of(price_words, caps
         preflight(expand(words))
         notes = capsys.readouterr().out
         record = trained(words)
-        assert ("task.scale_labels=true" in notes, "labels" in record["data"]) == (not scaled, scaled)
+        assert ("task.scale_labels=true" in notes, "labels" in record["data"]) == (
+            not scaled,
+            scaled,
+        )
         context = restore(record, output_of(words))
         found = context.task.predict(context.evaluate()[1])
         errors[scaled] = np.sqrt(np.mean((found - context.task.labels("dev")) ** 2))
-        assert call_here("runs.evaluate", record["id"], f"output={output_of(words)}", check=0)
+        assert call_here(
+            "runs.evaluate", record["id"], f"output={output_of(words)}", check=0
+        )
     labels = [price for i, (_, price) in enumerate(prices()) if i % 10]
-    assert record["data"]["labels"] == {"mean": np.mean(labels), "spread": np.std(labels)}
+    assert record["data"]["labels"] == {
+        "mean": np.mean(labels),
+        "spread": np.std(labels),
+    }
     assert errors[False] > 100_000  # as far off as 0
     assert errors[True] < 45_000  # nearer than their mean, or as near
     assert record["curve"]["dev_loss"][-1] < 2
 
 
-def test_every_file_of_a_scaled_regression_answers_in_the_labels_units(price_words, tiny_bert, tmp_path):
+def test_every_file_of_a_scaled_regression_answers_in_the_labels_units(
+    price_words, tiny_bert, tmp_path
+):
     words = [*price_words, "task.scale_labels=true"]
     record, output = trained(words), output_of(words)
     context, files = restore(record, output), run_folder(output, record["id"])
@@ -79,29 +101,47 @@ def test_every_file_of_a_scaled_regression_answers_in_the_labels_units(price_wor
     assert expected.std() > 10  # rounding is a hundredth
 
     def base():
-        return AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=1)
+        return AutoModelForSequenceClassification.from_pretrained(
+            tiny_bert, num_labels=1
+        )
 
     def answers(model):
         rows = context.task.splits["dev"].texts
-        batch = AutoTokenizer.from_pretrained(tiny_bert)(rows, padding=True, return_tensors="pt")
+        batch = AutoTokenizer.from_pretrained(tiny_bert)(
+            rows, padding=True, return_tensors="pt"
+        )
         with torch.no_grad():
             return model.eval()(**batch).logits[:, 0]
 
     for form in ("peft", "merged", "lora"):
         rank = ["rank=8"] * (form == "lora")
-        call_here("runs.export", record["id"], form, str(tmp_path / form), *rank, f"output={output}", check=0)
+        call_here(
+            "runs.export",
+            record["id"],
+            form,
+            str(tmp_path / form),
+            *rank,
+            f"output={output}",
+            check=0,
+        )
     many = vera.Adapters(base())
     many.add("prices", files / "adapter.safetensors", files / "head.safetensors")
     with many.use(["prices"] * len(expected)):
         served = answers(many.model)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    theirs = [peft.PeftModel.from_pretrained(base(), tmp_path / form) for form in ("peft", "lora")]
+    theirs = [
+        peft.PeftModel.from_pretrained(base(), tmp_path / form)
+        for form in ("peft", "lora")
+    ]
     for found in (served, *map(answers, [merged, *theirs])):
         assert torch.allclose(found, expected, rtol=1e-6)
 
 
 def test_scale_labels_is_for_numbers(price_words):
-    for more in (["task.scale_labels=yes!"], ["task.regression=false", "task.scale_labels=true"]):
+    for more in (
+        ["task.scale_labels=yes!"],
+        ["task.regression=false", "task.scale_labels=true"],
+    ):
         with refused("task.scale_labels="):
             preflight(expand([*price_words, *more]))
 
@@ -116,29 +156,60 @@ def kind_words(tiny_bert, tmp_path):
     """Three classes; rows of 10 tokens are cut."""
     file = tmp_path / "kinds.csv"
     kinds = dict(zip(("bad", "good", "odd"), (BAD[0], GOOD[0], VERBS[0]), strict=True))
-    rows = [f"the {noun} is {word} .,{kind}\n" for noun in NOUNS for kind, word in kinds.items()]
+    rows = [
+        f"the {noun} is {word} .,{kind}\n"
+        for noun in NOUNS
+        for kind, word in kinds.items()
+    ]
     file.write_text("text,label\n" + "".join(rows))
     return [
-        *("model=encoder", f"model.path={tiny_bert}", "task=text", "task.name=kinds", "train.lr=0.1"),
-        *(f"task.train_file={file}", "train.epochs=2", "train.effective_batch=8", "train.max_length=10"),
-        *("method.rank=8", "eval_batch=4", "device=cpu", f"output={tmp_path / 'outputs'}"),
+        *(
+            "model=encoder",
+            f"model.path={tiny_bert}",
+            "task=text",
+            "task.name=kinds",
+            "train.lr=0.1",
+        ),
+        *(
+            f"task.train_file={file}",
+            "train.epochs=2",
+            "train.effective_batch=8",
+            "train.max_length=10",
+        ),
+        *(
+            "method.rank=8",
+            "eval_batch=4",
+            "device=cpu",
+            f"output={tmp_path / 'outputs'}",
+        ),
     ]
 
 
 def predict(record, words, *more, check=0):
-    return call_here("runs.predict", record["id"], *map(str, more), f"output={output_of(words)}", check=check)
+    return call_here(
+        "runs.predict",
+        record["id"],
+        *map(str, more),
+        f"output={output_of(words)}",
+        check=check,
+    )
 
 
 def table(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_new_rows_are_predicted_as_the_dev_rows_were_and_without_the_training_rows(kind_words, tmp_path):
-    """Merged, as live: probabilities differ by less than a thousandth of their own size."""
+def test_new_rows_are_predicted_as_the_dev_rows_were_and_without_the_training_rows(
+    kind_words, tmp_path
+):
+    """Merged, as live: probabilities differ by less than a thousandth of their own
+    size."""
     record, out = trained(kind_words), tmp_path / "out.csv"
     live = table(run_folder(output_of(kind_words), record["id"]) / "predictions.csv")
     shutil.move(tmp_path / "kinds.csv", tmp_path / "gone")
-    lines = [json.dumps({"text": row["text"], "n": i}) + "\n" for i, row in enumerate(live)]
+    lines = [
+        json.dumps({"text": row["text"], "n": i}) + "\n" for i, row in enumerate(live)
+    ]
     (tmp_path / "new.jsonl").write_text("".join(lines))
     predict(record, kind_words, tmp_path / "new.jsonl", f"out={out}")
     found = table(out)
@@ -151,13 +222,23 @@ def test_new_rows_are_predicted_as_the_dev_rows_were_and_without_the_training_ro
             assert float(row[column]) == pytest.approx(float(before[column]), rel=1e-3)
 
 
-def test_rows_with_labels_are_scored_and_too_long_ones_cut(kind_words, price_words, tmp_path, monkeypatch):
+def test_rows_with_labels_are_scored_and_too_long_ones_cut(
+    kind_words, price_words, tmp_path, monkeypatch
+):
     record, out = trained(kind_words), tmp_path / "out.csv"
     text = f"text\tlabel\n{NEW[0]}\tgood\n{NEW[1] * 4}\tbad\n"
-    for words, more in ((text, ", accuracy "), (text.replace("\tgood", "\t").replace("\tbad", "\t"), "")):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(words.encode())))
+    for words, more in (
+        (text, ", accuracy "),
+        (text.replace("\tgood", "\t").replace("\tbad", "\t"), ""),
+    ):
+        monkeypatch.setattr(
+            sys, "stdin", SimpleNamespace(buffer=io.BytesIO(words.encode()))
+        )
         printed = predict(record, kind_words, "-", f"out={out}").stdout
-        assert ("1 row cut after 10 tokens" in printed, f"2 rows in {out}{more}" in printed) == (True, True)
+        assert (
+            "1 row cut after 10 tokens" in printed,
+            f"2 rows in {out}{more}" in printed,
+        ) == (True, True)
         assert ("accuracy" in printed) == bool(more)
         out.unlink()
     record = trained([*price_words, "task.scale_labels=true"])
@@ -168,7 +249,9 @@ def test_rows_with_labels_are_scored_and_too_long_ones_cut(kind_words, price_wor
     assert error < 45_000
 
 
-def test_a_killed_prediction_goes_on_where_it_was_and_no_half_file_is_left(kind_words, tmp_path, monkeypatch):
+def test_a_killed_prediction_goes_on_where_it_was_and_no_half_file_is_left(
+    kind_words, tmp_path, monkeypatch
+):
     record, new = trained(kind_words), tmp_path / "new.csv"
     new.write_text("text\n" + "".join(f"{text}\n" for text in NEW))
     real, batches = TextTask.answers, []
@@ -187,14 +270,19 @@ def test_a_killed_prediction_goes_on_where_it_was_and_no_half_file_is_left(kind_
         left = sorted(path.name for path in tmp_path.glob(f"{name}*"))
         assert left == [f"{name}.csv{'.partial' * (code == 130)}"]
     assert batches == [4, 2]  # of 14 rows in batches of 4
-    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "straight.csv").read_bytes()
+    assert (tmp_path / "killed.csv").read_bytes() == (
+        tmp_path / "straight.csv"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         ("body\na\n", "no column 'text'"),
-        ("text,label\na,good\nb,great\n", "line 3: label 'great' is not one of bad, good, odd"),
+        (
+            "text,label\na,good\nb,great\n",
+            "line 3: label 'great' is not one of bad, good, odd",
+        ),
         ("text,predicted\na,b\n", "has a column 'predicted' already"),
         (None, "not a file"),
     ],
@@ -214,10 +302,14 @@ def test_a_file_of_glue_is_read_as_it_is(words, glue, tmp_path):
     record, out = trained(words), tmp_path / "out.csv"
     predict(record, words, glue / "RTE" / "dev.tsv", f"out={out}")
     live = table(run_folder(output_of(words), record["id"]) / "predictions.csv")
-    assert [row["predicted"] for row in table(out)] == [row["predicted"] for row in live]
+    assert [row["predicted"] for row in table(out)] == [
+        row["predicted"] for row in live
+    ]
 
 
-def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(kind_words, tmp_path):
+def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(
+    kind_words, tmp_path
+):
     made = ledgers.record()
     made["parameters"]["head"] = 0
     write_record(output_of(kind_words), made)
@@ -225,11 +317,18 @@ def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(kind_words
     assert "runs.answer" in line
     record, out = trained(kind_words), tmp_path / "out.csv"
     out.write_text("mine")
-    assert str(out) in predict(record, kind_words, tmp_path / "kinds.csv", f"out={out}", check=2).stderr
+    assert (
+        str(out)
+        in predict(
+            record, kind_words, tmp_path / "kinds.csv", f"out={out}", check=2
+        ).stderr
+    )
     assert out.read_text() == "mine"
 
 
-def test_images_of_a_folder_are_predicted_as_those_of_dev_were(image_words, images, tmp_path):
+def test_images_of_a_folder_are_predicted_as_those_of_dev_were(
+    image_words, images, tmp_path
+):
     record, out = trained(image_words), tmp_path / "out.csv"
     predict(record, image_words, images, f"out={out}")
     live = table(run_folder(output_of(image_words), record["id"]) / "predictions.csv")
@@ -238,5 +337,7 @@ def test_images_of_a_folder_are_predicted_as_those_of_dev_were(image_words, imag
     for row in live:
         assert found[row["image"]]["predicted"] == row["predicted"]
     (tmp_path / "empty").mkdir()
-    line = predict(record, image_words, tmp_path / "empty", f"out={tmp_path / 'o.csv'}", check=2).stderr
+    line = predict(
+        record, image_words, tmp_path / "empty", f"out={tmp_path / 'o.csv'}", check=2
+    ).stderr
     assert "no images" in line

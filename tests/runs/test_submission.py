@@ -1,4 +1,5 @@
-"""A stranger's result as one zip: what is in it, what is wrong with it, and what is not read at all."""
+"""A stranger's result as one zip: what is in it, what is wrong with it, and what is not
+read at all."""
 
 import hashlib
 import json
@@ -22,20 +23,32 @@ from runs.sweep.sweep import preflight
 pytestmark = pytest.mark.properties
 
 SOURCES = {"method": "vera/methods/vera.py", "task": "tasks/glue.py"}
-TRAINED = 24 * (768 + 8)  # VeRA's b and d of rank 8 in RoBERTa-base's queries and values
+# VeRA's b and d of rank 8 in RoBERTa-base's queries and values
+TRAINED = 24 * (768 + 8)
 
 
 def git(root, *words):
     who = ["-c", "user.name=n", "-c", "user.email=e"]
-    done = subprocess.run(["git", "-C", str(root), *who, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(root), *who, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip()
 
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A clone of a project, with a commit that the project has; in it somebody has added a method."""
+    """A clone of a project, with a commit that the project has; in it somebody has
+    added a method."""
     project, root = tmp_path / "project", tmp_path / "clone"
-    for name in (*SOURCES.values(), "runs/run.py", "conf/config.yaml", "runs/records/s/records.jsonl"):
+    for name in (
+        *SOURCES.values(),
+        "runs/run.py",
+        "conf/config.yaml",
+        "runs/records/s/records.jsonl",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(f"{name}\n")
     git(tmp_path, "init", "-q", "-b", "main", str(project))
@@ -51,7 +64,12 @@ def clone(tmp_path, monkeypatch):
 
 def forget():
     """What was asked of git, as by a command of its own."""
-    for known in (submission.in_history, submission.tree, submission._content, provenance.code_state):
+    for known in (
+        submission.in_history,
+        submission.tree,
+        submission._content,
+        provenance.code_state,
+    ):
         known.cache_clear()
 
 
@@ -61,13 +79,21 @@ def sha(text):
 
 def sound(clone, method="vera/methods/vera.py", row="vera"):
     """Two seeds of a run in the clone."""
-    made = seeds(row=row, bests=(0.8, 0.81), protocol=tasks.protocol({"family": "glue", "name": "rte"}))
+    made = seeds(
+        row=row,
+        bests=(0.8, 0.81),
+        protocol=tasks.protocol({"family": "glue", "name": "rte"}),
+    )
     for one in made:
         files = {"method": method, "task": SOURCES["task"]}
         sources = {
-            part: {"file": file, "sha256": sha((clone / file).read_text())} for part, file in files.items()
+            part: {"file": file, "sha256": sha((clone / file).read_text())}
+            for part, file in files.items()
         }
-        one["overrides"], one["code"] = ["task=rte"], provenance.code_state() | {"sources": sources}
+        one["overrides"], one["code"] = (
+            ["task=rte"],
+            provenance.code_state() | {"sources": sources},
+        )
         one["parameters"] |= {"adapter": TRAINED, "formula": TRAINED}
     return made
 
@@ -86,7 +112,11 @@ def members(path):
 
 def rewritten(path, changes):
     """The zip with other contents of some members; None: without it."""
-    now = {name: text for name, text in (members(path) | changes).items() if text is not None}
+    now = {
+        name: text
+        for name, text in (members(path) | changes).items()
+        if text is not None
+    }
     with zipfile.ZipFile(path, "w") as file:
         for name, content in now.items():
             file.writestr(name, content)
@@ -96,13 +126,22 @@ def rewritten(path, changes):
 def test_a_zip_has_records_sources_notes_and_the_projects_commit(clone):
     base = git(clone, "rev-parse", "HEAD")
     mine = sound(clone, "vera/methods/mine.py", row="mine")
-    assert provenance.code_state() == {"commit": base, "dirty": True, "upstream": base, "altered": []}
+    assert provenance.code_state() == {
+        "commit": base,
+        "dirty": True,
+        "upstream": base,
+        "altered": [],
+    }
     path = zipped(clone, mine)
     inside = members(path)
     assert inside["sources/vera/methods/mine.py"] == b"mine\n"
     ids = [json.loads(line)["id"] for line in inside["records.jsonl"].splitlines()]
     about = json.loads(inside["about.json"])
-    assert (ids, about["author"], about["commit"]) == ([one["id"] for one in mine], "mine", base)
+    assert (ids, about["author"], about["commit"]) == (
+        [one["id"] for one in mine],
+        "mine",
+        base,
+    )
     assert "runs/records/s/records.jsonl" not in about["files"]
     assert problems(read(path)) == []
     # Committed in the clone it is no commit of the project's, and still an added file
@@ -111,18 +150,36 @@ def test_a_zip_has_records_sources_notes_and_the_projects_commit(clone):
     forget()
     state = provenance.code_state()
     assert state["commit"] != base
-    assert state == {"commit": state["commit"], "upstream": base, "dirty": False, "altered": []}
-    assert problems(read(zipped(clone, sound(clone, "vera/methods/mine.py", row="mine")))) == []
+    assert state == {
+        "commit": state["commit"],
+        "upstream": base,
+        "dirty": False,
+        "altered": [],
+    }
+    assert (
+        problems(read(zipped(clone, sound(clone, "vera/methods/mine.py", row="mine"))))
+        == []
+    )
     before = path.read_bytes()
-    assert zipped(clone, sound(clone, "vera/methods/mine.py", row="mine")).read_bytes() == before
+    assert (
+        zipped(clone, sound(clone, "vera/methods/mine.py", row="mine")).read_bytes()
+        == before
+    )
 
 
 MINE = "vera/methods/mine.py"
 FOREIGN = ["which the zip does not", f"{MINE}, as it was run, is neither"]
-#: What is planted in a record of the first seed, below its keys, or in the zip, and what is said of it.
+#: What is planted in a record of the first seed, below its keys, or in the zip, and
+#: what is said of it.
 FAULTS = [
-    ({"code": {"altered": ["runs/run.py"]}}, "changed files of the project itself (runs/run.py): 1 run"),
-    ({"code": {"altered": None, "dirty": True}}, "changed files of the project itself (?): 1 run"),
+    (
+        {"code": {"altered": ["runs/run.py"]}},
+        "changed files of the project itself (runs/run.py): 1 run",
+    ),
+    (
+        {"code": {"altered": None, "dirty": True}},
+        "changed files of the project itself (?): 1 run",
+    ),
     ({"code": {"upstream": "f" * 40}}, "commit ffffffffffff is not in"),
     ({"code": {"upstream": "--all"}}, "commit --all is not in"),
     ({"code": {"upstream": None}}, "no commit is named"),
@@ -133,7 +190,10 @@ FAULTS = [
     ({"cell": {"seed": 1}, "config": {"seed": 1}}, "seed 1 twice: 2 runs"),
     ({"result": {"protocols": {"paper": {"best": 0.9}}}}, "its curve does not hold"),
     ({"result": {"last": 0.9}}, "its curve does not hold"),
-    ({"config": {"train": {"lr": 0.1, "epochs": 3, "max_steps": 3}}}, "not a finished result: 1 run"),
+    (
+        {"config": {"train": {"lr": 0.1, "epochs": 3, "max_steps": 3}}},
+        "not a finished result: 1 run",
+    ),
     ({"overrides": []}, "without overrides"),
     ({f"sources/{MINE}": None}, f"{MINE}: missing", *FOREIGN),
     ({f"sources/{MINE}": b"other"}, f"{MINE}: changed", *FOREIGN),
@@ -144,20 +204,31 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("planted", "named"), [(planted, named) for planted, *named in FAULTS])
+@pytest.mark.parametrize(
+    ("planted", "named"), [(planted, named) for planted, *named in FAULTS]
+)
 def test_a_planted_fault_is_found_in_a_line(planted, named, clone):
-    made, inside = sound(clone, MINE, row="mine"), {k: of for k, of in planted.items() if "." in k}
+    made, inside = (
+        sound(clone, MINE, row="mine"),
+        {k: of for k, of in planted.items() if "." in k},
+    )
     for key, of in () if inside else planted.items():
         made[0][key] = made[0][key] | of if isinstance(of, dict) else of
     found = problems(read(rewritten(zipped(clone, made), inside)))
     assert len(found) == len(named), found
-    assert [sum(words in line for line in found) for words in named] == [1] * len(named), found
+    assert [sum(words in line for line in found) for words in named] == [1] * len(
+        named
+    ), found
     assert "\n" not in "".join(found)
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_changed_file_of_the_project_is_named_in_the_files_and_the_records(there, clone):
-    (clone / "runs/run.py").write_text("edited\n") if there else (clone / "runs/run.py").unlink()
+def test_a_changed_file_of_the_project_is_named_in_the_files_and_the_records(
+    there, clone
+):
+    (clone / "runs/run.py").write_text("edited\n") if there else (
+        clone / "runs/run.py"
+    ).unlink()
     lines = problems(read(zipped(clone, sound(clone))))
     assert [line.count("runs/run.py") for line in lines] == [1, 1]
     assert "(runs/run.py): 2 runs" in "".join(lines)
@@ -166,26 +237,39 @@ def test_a_changed_file_of_the_project_is_named_in_the_files_and_the_records(the
 
 
 def test_a_count_is_the_methods_own(clone):
-    """Of this project's methods in models of conf/model; of others, and of settings out of bounds, none."""
+    """Of this project's methods in models of conf/model; of others, and of settings out
+    of bounds, none."""
     made = sound(clone)
     made[1]["parameters"]["adapter"] += 1
     (line,) = problems(read(zipped(clone, made)))
     assert "18,625 trained parameters, where VeRA" in line
     assert "has 18,624: 1 run" in line
-    for settings in ({"kind": "peft"}, {"kind": "a.B"}, {"kind": "none"}, {"rank": 10**9}, {"rank": -1}):
+    for settings in (
+        {"kind": "peft"},
+        {"kind": "a.B"},
+        {"kind": "none"},
+        {"rank": 10**9},
+        {"rank": -1},
+    ):
         made[1]["config"]["method"] |= settings
         assert problems(read(zipped(clone, made))) == [], settings
 
 
-def test_what_the_history_lacks_is_not_compared_and_a_package_is_not_checked(clone, monkeypatch, capsys):
+def test_what_the_history_lacks_is_not_compared_and_a_package_is_not_checked(
+    clone, monkeypatch, capsys
+):
     path = zipped(clone, sound(clone))
     git(clone, "checkout", "-q", "--orphan", "another")
     git(clone, "commit", "-qm", "another project's")
     forget()
-    assert ["is not in this project's history" in line for line in problems(read(path))] == [True, True]
+    assert [
+        "is not in this project's history" in line for line in problems(read(path))
+    ] == [True, True]
     monkeypatch.setattr(ledger, "INSTALLED", True)
     monkeypatch.setattr(provenance, "INSTALLED", True)
-    made = [one | {"code": {"commit": "c0ffee", "dirty": False}} for one in sound(clone)]
+    made = [
+        one | {"code": {"commit": "c0ffee", "dirty": False}} for one in sound(clone)
+    ]
     path = zipped(clone, made, "wheel")
     assert json.loads(members(path)["about.json"])["files"] is None
     assert publish.main([f"check={path}"]) == 0
@@ -213,7 +297,9 @@ def lying(path):
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr("sources/a", b"0" * 10**6)
     content = path.read_bytes()
-    path.write_bytes(content.replace((10**6).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    path.write_bytes(
+        content.replace((10**6).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    )
 
 
 def encrypted(path):
@@ -223,7 +309,9 @@ def encrypted(path):
 
 
 def instead(**changes):
-    return lambda path: rewritten(path, {f"{name}": text for name, text in changes.items()})
+    return lambda path: rewritten(
+        path, {f"{name}": text for name, text in changes.items()}
+    )
 
 
 ABOUT = b'{"schema": 1, "author": "%s", "commit": null, "files": null, "sources": {}}'
@@ -237,7 +325,9 @@ UNSAFE = {
     "a bomb by another method": odd_zip("sources/a", b"0" * 1000, zipfile.ZIP_LZMA),
     "a size that lies": lying,
     "a password": encrypted,
-    "many members": lambda path: rewritten(path, {f"sources/{i}": b"" for i in range(submission.MEMBERS)}),
+    "many members": lambda path: rewritten(
+        path, {f"sources/{i}": b"" for i in range(submission.MEMBERS)}
+    ),
     "half a zip": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "no about": instead(**{"about.json": None}),
     "an about that is a list": instead(**{"about.json": b"[]"}),
@@ -264,13 +354,21 @@ def test_a_zip_that_is_not_safe_is_refused_in_a_line(kind, clone, monkeypatch):
 def test_a_hostile_label_is_no_record_and_reaches_no_terminal(clone):
     made = sound(clone)
     text = ledger.record_text(made[0]).replace('"VeRA', '"\\u001b[2J')
-    found = problems(read(rewritten(zipped(clone, made), {"records.jsonl": text.encode()})))
-    assert ["label: holds a control character" in line for line in found] == [True, False]
+    found = problems(
+        read(rewritten(zipped(clone, made), {"records.jsonl": text.encode()}))
+    )
+    assert ["label: holds a control character" in line for line in found] == [
+        True,
+        False,
+    ]
     assert "\x1b" not in "".join(found)
 
 
-def test_the_command_writes_a_zip_takes_the_notes_in_and_judges_it(words, tmp_path, monkeypatch):
-    """From the first run to a zip with nothing to mend; on a tree without changes of the project's files."""
+def test_the_command_writes_a_zip_takes_the_notes_in_and_judges_it(
+    words, tmp_path, monkeypatch
+):
+    """From the first run to a zip with nothing to mend; on a tree without changes of
+    the project's files."""
     monkeypatch.setattr(provenance, "altered", list)
     provenance.code_state.cache_clear()
     output, path = output_of(words), tmp_path / "mine.zip"
@@ -283,24 +381,42 @@ def test_the_command_writes_a_zip_takes_the_notes_in_and_judges_it(words, tmp_pa
     path.with_suffix(".md").write_text("On a laptop.\n")
     command = ["runs.publish", f"out={path}", f"output={output}", "author=me"]
     own = [word for word in words if not word.startswith("output=")]
-    for more, count in ((["sweep=last"], "1 record"), ([*own, "seed=0,1"], "2 records")):
+    for more, count in (
+        (["sweep=last"], "1 record"),
+        ([*own, "seed=0,1"], "2 records"),
+    ):
         said = call_here(*command, *more, check=None).stdout
         assert f"{count} of me, " in said
         assert "NOTES.md" not in said
     assert str(tmp_path) not in members(path)["records.jsonl"].decode()
     assert {r["id"] for r in read(path).records} == {one["id"], two["id"]}
-    for bad in ("out=a.tar", "out=a-b.zip", "check=a.zip seed=1", "check=none.zip", "out=a.zip sweep=no"):
-        assert call_here("runs.publish", *bad.split(), f"output={output}", check=2).stderr.count("\n") == 1
+    for bad in (
+        "out=a.tar",
+        "out=a-b.zip",
+        "check=a.zip seed=1",
+        "check=none.zip",
+        "out=a.zip sweep=no",
+    ):
+        assert (
+            call_here(
+                "runs.publish", *bad.split(), f"output={output}", check=2
+            ).stderr.count("\n")
+            == 1
+        )
 
 
 def test_a_sweep_says_before_its_runs_that_code_was_changed(words, monkeypatch, capsys):
     for others, told in (([], False), (["runs/run.py", "vera/check.py"], True)):
-        monkeypatch.setattr("runs.sweep.sweep.code_state", lambda of=others: {"altered": of})
+        monkeypatch.setattr(
+            "runs.sweep.sweep.code_state", lambda of=others: {"altered": of}
+        )
         preflight(expand(words))
         assert ("runs/run.py and 1 more" in capsys.readouterr().out) == told
 
 
-def test_what_is_filed_is_shown_by_its_author_and_in_no_cell_of_others(clone, tmp_path, monkeypatch, capsys):
+def test_what_is_filed_is_shown_by_its_author_and_in_no_cell_of_others(
+    clone, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "published")
     path, own = zipped(clone, sound(clone), "somebody"), record(seed=2)
     write_record(tmp_path, own)
@@ -308,10 +424,15 @@ def test_what_is_filed_is_shown_by_its_author_and_in_no_cell_of_others(clone, tm
     assert not ledger.study_folders()
     assert [*read_ledger(tmp_path)] == [own | {"cell_id": cell_id(own)}]
     shown = cells(runs(read_ledger(tmp_path, community=True)))
-    assert [*zip(shown.row, shown.n, strict=True)] == [("vera", 1), ("vera (somebody)", 2)]
+    assert [*zip(shown.row, shown.n, strict=True)] == [
+        ("vera", 1),
+        ("vera (somebody)", 2),
+    ]
     assert {*shown.origins} == {("ours",), ("community/somebody",)}
     with refused("community/somebody is there already"):
         publish.main([f"add={path}"])
     faulty = rewritten(zipped(clone, sound(clone), "faulty"), {"NOTES.md": b""})
     assert publish.main([f"add={faulty}"]) == 1
-    assert [folder.name for folder in ledger.study_folders(community=True)] == ["somebody"]
+    assert [folder.name for folder in ledger.study_folders(community=True)] == [
+        "somebody"
+    ]

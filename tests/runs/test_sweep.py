@@ -1,4 +1,5 @@
-"""The commands, as a user types them: what they print, what they leave behind, how they end and go on."""
+"""The commands, as a user types them: what they print, what they leave behind, how they
+end and go on."""
 
 import contextlib
 import errno
@@ -20,7 +21,17 @@ import ledgers
 import pytest
 import submitit
 import torch
-from running import TRAINING, call, call_here, comparable, do, elsewhere, output_of, trained, wait_for
+from running import (
+    TRAINING,
+    call,
+    call_here,
+    comparable,
+    do,
+    elsewhere,
+    output_of,
+    trained,
+    wait_for,
+)
 from tiers import ALL_TESTS
 
 import runs.__main__
@@ -30,7 +41,14 @@ from runs.config import Launch, expand, read_command
 from runs.errors import DeviceError, UserError
 from runs.identity import run_id
 from runs.provenance import differs
-from runs.record import ROOT, read_ledger, read_record, record_path, run_folder, write_record
+from runs.record import (
+    ROOT,
+    read_ledger,
+    read_record,
+    record_path,
+    run_folder,
+    write_record,
+)
 from runs.shared_files import digest, run_lock
 from runs.sweep import display, launch, pool, sweep
 from runs.tracking import Tracking
@@ -42,12 +60,15 @@ pytestmark = pytest.mark.determinism
 
 @pytest.fixture
 def fork(process, monkeypatch):
-    """Children are forked from this process, so that they see what a test has replaced."""
+    """Children are forked from this process, so that they see what a test has
+    replaced."""
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkContext())
 
 
 def records_of(words):
-    return [read_record(record_path(output_of(words), run_id(run))) for run in expand(words)]
+    return [
+        read_record(record_path(output_of(words), run_id(run))) for run in expand(words)
+    ]
 
 
 def log_of(run):
@@ -56,7 +77,12 @@ def log_of(run):
 
 def start(*words):
     """`python -m runs`, in a session of its own."""
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    how = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "start_new_session": True,
+    }
     return subprocess.Popen([sys.executable, "-m", "runs", *words], cwd=ROOT, **how)
 
 
@@ -72,37 +98,60 @@ def checkpoints(words):
 
 
 def end_of(words, tmp_path):
-    """Compares what a sweep left with what undisturbed runs leave; returns its records."""
+    """Compares what a sweep left with what undisturbed runs leave; returns its
+    records."""
     undisturbed = expand(elsewhere(words, output=tmp_path / "straight"))
     for record, run in zip(records_of(words), undisturbed, strict=True):
         straight, folder = do(run), run_folder(output_of(words), record["id"])
         assert comparable(record) == comparable(straight)
-        assert {name: digest(folder / name) for name in straight["files"]} == record["files"]
+        assert {name: digest(folder / name) for name in straight["files"]} == record[
+            "files"
+        ]
         assert not (folder / "attempts").exists()
     return records_of(words)
 
 
 @pytest.mark.usefixtures("process")
 def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
-    """Its records are those of the same runs in another process, whether they are the first or the second
-    there."""
+    """Its records are those of the same runs in another process, whether they are the
+    first or the second there."""
     words = dropout_words
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     assert "2 done, 0 already there" in call("runs", *sweep_words, check=0).stdout
-    here = [[do(run) for run in expand(elsewhere(sweep_words, output=tmp_path / name))] for name in "ab"]
+    here = [
+        [do(run) for run in expand(elsewhere(sweep_words, output=tmp_path / name))]
+        for name in "ab"
+    ]
     for records in here:
-        assert [*map(comparable, records)] == [*map(comparable, records_of(sweep_words))]
-    assert here[0][0]["curve"]["train_loss"] != here[0][1]["curve"]["train_loss"]  # by the seed
-    stamps = {path: path.stat().st_mtime_ns for path in Path(output_of(words)).glob("records/*.json")}
+        assert [*map(comparable, records)] == [
+            *map(comparable, records_of(sweep_words))
+        ]
+    # by the seed
+    assert here[0][0]["curve"]["train_loss"] != here[0][1]["curve"]["train_loss"]
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in Path(output_of(words)).glob("records/*.json")
+    }
     assert "0 done, 2 already there" in call_here("runs", *sweep_words, check=0).stdout
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    # What is found last is one line, too, in a process of its own: nothing imported on the way says a word.
+    # What is found last is one line, too, in a process of its own: nothing imported on
+    # the way says a word.
     done = call("runs", *words, "method.sites=[qeury]", check=2)
     assert re.fullmatch("error: .*'qeury' site of this model.*\n", done.stderr)
-    # A site that this model lacks fails its run; the others go on; the exit code says so.
+    # A site that this model lacks fails its run; the others go on; the exit code says
+    # so.
     mixed = [*sweep_words, "method.sites=[query],[qeury],[value]"]
-    first = call_here("runs", *mixed, "launcher=local", "launcher.runs_per_device=2", check=1)
-    assert len(re.findall(r"^  failed: .* 'qeury' site.*log\.txt\)$", first.stdout, re.MULTILINE)) == 2
+    first = call_here(
+        "runs", *mixed, "launcher=local", "launcher.runs_per_device=2", check=1
+    )
+    assert (
+        len(
+            re.findall(
+                r"^  failed: .* 'qeury' site.*log\.txt\)$", first.stdout, re.MULTILINE
+            )
+        )
+        == 2
+    )
     assert "4 done, 0 already there, 2 failed" in first.stdout
     assert "Traceback" not in first.stdout + first.stderr
     again = call_here("runs", *mixed, check=1)  # what failed is tried again
@@ -115,7 +164,10 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     old["code"]["sources"]["method"] |= {"sha256": "0" * 16, "uncommitted": True}
     write_record(output_of(words), old)
     assert ", skipped: vera/methods/vera.py " in call_here("runs", *one, check=0).stdout
-    assert "1 done, 0 already there" in call_here("runs", *one, "redo=true", "launcher=local", check=0).stdout
+    assert (
+        "1 done, 0 already there"
+        in call_here("runs", *one, "redo=true", "launcher=local", check=0).stdout
+    )
     (new,) = records_of(one)
     assert (new["id"], new["result"]) == (old["id"], old["result"])
     assert new["code"]["sources"] != old["code"]["sources"]
@@ -127,7 +179,9 @@ def test_a_file_where_none_can_be_is_one_line(name, words):
     path.touch()
     done = call_here("runs", *words, check=2)
     assert (done.stderr.startswith("error: "), done.stderr.count("\n")) == (True, 1)
-    assert ("/leases is of an" if "/" in name else f"/{name}: File exists") in done.stderr
+    assert (
+        "/leases is of an" if "/" in name else f"/{name}: File exists"
+    ) in done.stderr
     assert not Path(output_of(words), "records").is_dir()
 
 
@@ -149,8 +203,13 @@ def test_a_debugged_run_raises_its_error_and_goes_on_with_what_memory_left(words
 # --- what is tried again, in another process
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(words, fork, monkeypatch, tmp_path):
-    straight, collate = trained(elsewhere(words, output=tmp_path / "straight")), Training.batch
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
+    words, fork, monkeypatch, tmp_path
+):
+    straight, collate = (
+        trained(elsewhere(words, output=tmp_path / "straight")),
+        Training.batch,
+    )
 
     def too_much(self, split, rows):
         if len(rows) > (2 if split == "train" else 6):
@@ -161,10 +220,18 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(words, fork, 
     tight = [*words, "eval_batch=16"]
     assert sweep.sweep(expand(tight)).exit_code == 0
     (record,) = records_of(tight)
-    assert (record["config"]["micro_batch"], record["effective_batch"]) == (2, straight["effective_batch"])
+    assert (record["config"]["micro_batch"], record["effective_batch"]) == (
+        2,
+        straight["effective_batch"],
+    )
     assert record["tries"] == ["out of memory"] * 4
-    assert [words.split(",")[0][-1] for words in record["deviations"][-2:]] == ["2", "4"]
-    assert record["curve"]["train_loss"] == pytest.approx(straight["curve"]["train_loss"], abs=1e-5)
+    assert [words.split(",")[0][-1] for words in record["deviations"][-2:]] == [
+        "2",
+        "4",
+    ]
+    assert record["curve"]["train_loss"] == pytest.approx(
+        straight["curve"]["train_loss"], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,8 +242,11 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(words, fork, 
         ("busy " * 5 + "killed " * 9, 9),  # another process has it: no try
     ],
 )
-def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(endings, tries, words, monkeypatch):
-    """saves: this process, killed like those around it, has saved more than there was."""
+def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(
+    endings, tries, words, monkeypatch
+):
+    """saves: this process, killed like those around it, has saved more than there
+    was."""
     coming, made = iter(endings.split()), []
 
     def begin(job, *_):  # a process that ends at once
@@ -194,7 +264,10 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(endings, 
 
 def test_a_run_that_another_command_does_is_waited_for(words, monkeypatch, capsys):
     record = trained(words)
-    path, claim = record_path(output_of(words), record["id"]), run_lock(output_of(words), record["id"])
+    path, claim = (
+        record_path(output_of(words), record["id"]),
+        run_lock(output_of(words), record["id"]),
+    )
     path.rename(path.with_suffix(".later"))
     monkeypatch.setattr(pool, "PATIENCE", 0)
     monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
@@ -203,14 +276,21 @@ def test_a_run_that_another_command_does_is_waited_for(words, monkeypatch, capsy
     outcome = sweep.sweep(expand(words))
     claim.release()
     assert (outcome.done, outcome.failed) == (1, [])
-    assert capsys.readouterr().out.count(f"is being done by process {os.getpid()} on ") == 1
+    assert (
+        capsys.readouterr().out.count(f"is being done by process {os.getpid()} on ")
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
-    ("happens", "code", "again"), [([EOFError(), ConnectionRefusedError()], 0, 2), ([signal.SIGTERM], 143, 0)]
+    ("happens", "code", "again"),
+    [([EOFError(), ConnectionRefusedError()], 0, 2), ([signal.SIGTERM], 143, 0)],
 )
-def test_while_a_runs_process_starts(happens, code, again, words, fork, monkeypatch, capsys):
-    """The server that it is forked from is killed, which costs a try, or the command is asked to stop."""
+def test_while_a_runs_process_starts(
+    happens, code, again, words, fork, monkeypatch, capsys
+):
+    """The server that it is forked from is killed, which costs a try, or the command is
+    asked to stop."""
     base, coming = pool.multiprocessing.process.BaseProcess, iter(happens)
 
     def starting(self, start=base.start):
@@ -227,8 +307,8 @@ def test_while_a_runs_process_starts(happens, code, again, words, fork, monkeypa
 
 
 def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, capsys):
-    """The log, then all from the first checkpoint on, also what tells the next process why; then each
-    checkpoint."""
+    """The log, then all from the first checkpoint on, also what tells the next process
+    why; then each checkpoint."""
     room, log = (Path(f"{output_of(words)}-{name}") for name in ("room", "log"))
     fsync, into = os.fsync, pool._log_into
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -236,7 +316,10 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
 
     def sync(file):
         if "checkpoint" in os.readlink(f"/proc/self/fd/{file}") and not room.exists():
-            if not any(record_path(output_of(words), run_id(run)).exists() for run in expand(words)):
+            if not any(
+                record_path(output_of(words), run_id(run)).exists()
+                for run in expand(words)
+            ):
                 room.touch(), first.append(file)
             raise full
         if first:
@@ -254,16 +337,22 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     for module in (pool, tries_of_a_run):
         monkeypatch.setattr(module, "ROOM", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
-    monkeypatch.setattr(pool.Sweep, "go", partialmethod(pool.Sweep.go, others=lambda: False))
+    monkeypatch.setattr(
+        pool.Sweep, "go", partialmethod(pool.Sweep.go, others=lambda: False)
+    )
     assert sweep.sweep(expand(words)).done == 1
     (why,) = records_of(words)[0]["tries"]
     assert why.startswith("No space left on device")
     assert capsys.readouterr().out.count("make room") == 2
     room.unlink()
     (*_, (_, error)) = sweep.sweep(expand([*words, "seed=1,2"])).failed
-    assert error.startswith("No space left on device. Finished runs are kept; make room")
+    assert error.startswith(
+        "No space left on device. Finished runs are kept; make room"
+    )
     failed = records_of([*words, "seed=1,2"])  # whose last try is no earlier one
-    assert [(one["error"], one["tries"]) for one in failed] == [(error, [error] * 2)] * 2
+    assert [(one["error"], one["tries"]) for one in failed] == [
+        (error, [error] * 2)
+    ] * 2
     room.touch()
     assert sweep.sweep(expand([*words, "seed=1,2"])).done == 2
 
@@ -272,24 +361,36 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
 
 
 @pytest.mark.usefixtures("process")
-def test_a_killed_command_or_run_and_one_at_its_time_limit_go_on(dropout_words, tmp_path):
-    """SIGINT, and SIGUSR1 in the middle of an epoch, to all processes, as terminals and Slurm do: the step is
-    saved, not the five minutes before it. SIGKILL to the command, then to its run: it is tried again."""
+def test_a_killed_command_or_run_and_one_at_its_time_limit_go_on(
+    dropout_words, tmp_path
+):
+    """SIGINT, and SIGUSR1 in the middle of an epoch, to all processes, as terminals and
+    Slurm do: the step is saved, not the five minutes before it. SIGKILL to the command,
+    then to its run: it is tried again."""
     slow = [*dropout_words, "train.effective_batch=1", "train.epochs=8"]
     (run,) = expand(slow)
     place = (output_of(slow), run_id(run))
     progress, lock = run_folder(*place) / "progress.json", run_lock(*place)
-    kinds = ((signal.SIGUSR1, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL), (None, 0))
+    kinds = (
+        (signal.SIGUSR1, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -signal.SIGKILL),
+        (None, 0),
+    )
     for number, code in kinds:
         process = start(*slow)
-        wait_for(lambda: progress.is_file() and '"step"' in progress.read_text(), process)
+        wait_for(
+            lambda: progress.is_file() and '"step"' in progress.read_text(), process
+        )
         if number:
             os.killpg(process.pid, number)
         else:
             os.kill(int(lock.path.read_text().split()[0]), signal.SIGKILL)
         printed = end(process, code)
         assert not re.search("Traceback", printed)
-        assert ("interrupted. Finished runs are kept; the same command goes on" in printed) == (code > 0)
+        assert (
+            "interrupted. Finished runs are kept; the same command goes on" in printed
+        ) == (code > 0)
         assert ("was killed" in printed) == (number is None)
         assert number == signal.SIGKILL or not lock.is_held()
         if number:
@@ -301,10 +402,19 @@ def test_a_killed_command_or_run_and_one_at_its_time_limit_go_on(dropout_words, 
 
 @pytest.mark.usefixtures("process")
 def test_two_commands_race_to_the_same(words, tmp_path):
-    many, two_at_once = [*words, "seed=0,1,2"], ["launcher=local", "launcher.runs_per_device=2"]
-    for process in [start(*many, "table=false"), start(*many, "table=false", *two_at_once)]:
+    many, two_at_once = (
+        [*words, "seed=0,1,2"],
+        ["launcher=local", "launcher.runs_per_device=2"],
+    )
+    for process in [
+        start(*many, "table=false"),
+        start(*many, "table=false", *two_at_once),
+    ]:
         end(process)
-    assert sum(len(re.findall(r"\n--- ", "\n" + log_of(run))) for run in expand(many)) <= 3 + 3
+    assert (
+        sum(len(re.findall(r"\n--- ", "\n" + log_of(run))) for run in expand(many))
+        <= 3 + 3
+    )
     end_of(many, tmp_path)
 
 
@@ -312,7 +422,10 @@ def test_a_log_shows_a_line_a_minute_and_a_terminal_a_line_a_run(monkeypatch, ca
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     shown = display.Display()
-    one, two = [("[ 1/12] a", TRAINING)], [("[ 1/12] a", TRAINING), ("[ 2/12] b", {"phase": "loading"})]
+    one, two = (
+        [("[ 1/12] a", TRAINING)],
+        [("[ 1/12] a", TRAINING), ("[ 2/12] b", {"phase": "loading"})],
+    )
     for now[0], on in ((29, one), (31, one), (90, one), (91.5, two)):
         shown.show(on, 11)
     alone, beside = capsys.readouterr().out.splitlines()
@@ -324,18 +437,27 @@ def test_a_log_shows_a_line_a_minute_and_a_terminal_a_line_a_run(monkeypatch, ca
     shown.line("[ 2/12] b  done")
     printed, drawn = capsys.readouterr()
     assert (printed, drawn.count("\n")) == ("[ 2/12] b  done\n", 2)
-    assert drawn.endswith("\x1b[2A\r\x1b[J")  # the live lines are gone before the one that stays
+    # the live lines are gone before the one that stays
+    assert drawn.endswith("\x1b[2A\r\x1b[J")
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):
-    """The same count everywhere. Without the seconds of a run its record's are shown."""
+    """The same count everywhere. Without the seconds of a run its record's are
+    shown."""
     (run,) = expand(words)
     job = pool.Job("[1/1] VeRA seed 0", run, run_id(run))
 
     def finish(seconds, error=""):
         plan = pool.Sweep([job], Tracking("off"))
         ended = plan.finish(job, seconds, error)
-        return ended, plan.done, plan.skipped, len(plan.diverged), len(plan.failed), plan.exit_code
+        return (
+            ended,
+            plan.done,
+            plan.skipped,
+            len(plan.diverged),
+            len(plan.failed),
+            plan.exit_code,
+        )
 
     assert finish(5.0) == finish(None) == (False, 0, 0, 0, 0, 0)
     assert finish(5.0, "no room") == (True, 0, 0, 0, 1, 1)
@@ -345,16 +467,25 @@ def test_one_function_counts_a_run_whoever_did_it(words, capsys):
     assert finish(5.0) == finish(0.0) == (True, 1, 0, 0, 0, 0)
     assert re.findall(r" (\d+s) ", capsys.readouterr().out) == ["5s", "11s"]
     assert finish(None) == (True, 0, 1, 0, 0, 0)
-    write_record(job.output, made | {"status": "diverged", "error": "the loss became NaN"})
-    assert (finish(5.0), finish(None)) == ((True, 0, 0, 1, 0, 0), (True, 0, 1, 0, 0, 0))  # not tried again
-    write_record(job.output, made | {"status": "failed", "error": "it broke", "claim": "a"})
+    write_record(
+        job.output, made | {"status": "diverged", "error": "the loss became NaN"}
+    )
+    # not tried again
+    assert (finish(5.0), finish(None)) == ((True, 0, 0, 1, 0, 0), (True, 0, 1, 0, 0, 0))
+    write_record(
+        job.output, made | {"status": "failed", "error": "it broke", "claim": "a"}
+    )
     assert finish(5.0) == (True, 0, 0, 0, 1, 1)
-    assert finish(None) == finish(5.0) == (False, 0, 0, 0, 0, 0)  # it failed before, as the first look says
+    # it failed before, as the first look says
+    assert finish(None) == finish(5.0) == (False, 0, 0, 0, 0, 0)
 
 
 def test_a_skipped_run_says_that_its_adapter_is_not_the_one_asked_for():
     record = ledgers.record() | {"config": {"keep": "best"}}
-    said = {"keep=last": "keep=best (not last)", "adapter_precision=fp16": "=fp32 (not fp16)"}
+    said = {
+        "keep=last": "keep=best (not last)",
+        "adapter_precision=fp16": "=fp32 (not fp16)",
+    }
     for asked in ("keep=best", "keep=none", *said):
         (run,) = expand(["task=rte", "method=vera", asked])
         found = differs(record, run)
@@ -367,8 +498,13 @@ def test_what_others_start_from_is_not_done_again_unless_asked_for(words, monkey
     monkeypatch.setattr(runs.__main__, "sweep", asked)
     kept = [word for word in words if not word.startswith(("method.", "task="))]
     for task, count in (("rte", 1), ("mrpc,rte", 2)):
-        runs.__main__.main([*kept, "method=lora", f"task={task}", "init_from=lora@mrpc", "redo=true"])
-        assert (len(asked.call_args.args[0]), len(asked.call_args.kwargs["again"])) == (count + 1, count)
+        runs.__main__.main(
+            [*kept, "method=lora", f"task={task}", "init_from=lora@mrpc", "redo=true"]
+        )
+        assert (len(asked.call_args.args[0]), len(asked.call_args.kwargs["again"])) == (
+            count + 1,
+            count,
+        )
 
 
 def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(words):
@@ -382,7 +518,8 @@ def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(wor
         content = measure | {"id": name, "of": [{**record, "id": of, "adapter": {}}]}
         (output / "measures" / f"{name}.json").write_text(json.dumps(content))
     job = pool.Job("it", expand(few)[0], record["id"])
-    assert not sweep.set_aside(job, record | {"error": "newer"})  # it has been replaced since
+    # it has been replaced since
+    assert not sweep.set_aside(job, record | {"error": "newer"})
     claim = run_lock(output, record["id"])
     assert claim.take()
     with ThreadPoolExecutor() as threads:
@@ -392,7 +529,11 @@ def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(wor
         claim.release()
     assert (waited, sum(each.result() for each in moved)) == (True, 1)
     (aside,) = (output / "replaced").iterdir()
-    assert {path.name for path in aside.iterdir()} == {"run", "record.json", "measure_m.json"}
+    assert {path.name for path in aside.iterdir()} == {
+        "run",
+        "record.json",
+        "measure_m.json",
+    }
     assert json.loads((aside / "record.json").read_text()) == record
     assert not record_path(output, record["id"]).exists()
     assert not run_folder(output, record["id"]).exists()
@@ -402,7 +543,11 @@ def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(wor
 @pytest.mark.parametrize("how", ["launcher=local", "launcher=slurm", "launcher=ray"])
 def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
     record = trained([*words, "train.max_steps=1"])
-    refuse = Mock(side_effect=FileNotFoundError if "slurm" in how else DeviceError("torch cannot use it"))
+    refuse = Mock(
+        side_effect=FileNotFoundError
+        if "slurm" in how
+        else DeviceError("torch cannot use it")
+    )
     monkeypatch.setattr(pool.gpus, "devices", refuse)
     monkeypatch.setattr(launch, "_output", refuse)
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
@@ -416,7 +561,8 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
 
 
 def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
-    """Each setting, which is no part of a run; and the job that follows at the time limit is the same."""
+    """Each setting, which is no part of a run; and the job that follows at the time
+    limit is the same."""
     sent = []
 
     def submit(self, command):
@@ -426,11 +572,31 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(launch, "_output", lambda *_: "")  # squeue: no job of that name is there
-    told = {key: key for key in ("partition=gpu", "account=lab", "qos=low", "constraint=a100", "gres=disk:1")}
-    told |= {"timeout_min=90": "time=90", "cpus_per_task=4": "cpus-per-task=4", "mem_gb=1.5": "mem=1536MB"}
-    told |= {"array_parallelism=2": "array=0-2%2", "signal_delay_s=60": "signal=USR2@60"}
-    told |= {"gpus_per_node=1": "gpus-per-node=1", "additional_parameters={exclude:node7}": "exclude=node7"}
+    # squeue: no job of that name is there
+    monkeypatch.setattr(launch, "_output", lambda *_: "")
+    told = {
+        key: key
+        for key in (
+            "partition=gpu",
+            "account=lab",
+            "qos=low",
+            "constraint=a100",
+            "gres=disk:1",
+        )
+    }
+    told |= {
+        "timeout_min=90": "time=90",
+        "cpus_per_task=4": "cpus-per-task=4",
+        "mem_gb=1.5": "mem=1536MB",
+    }
+    told |= {
+        "array_parallelism=2": "array=0-2%2",
+        "signal_delay_s=60": "signal=USR2@60",
+    }
+    told |= {
+        "gpus_per_node=1": "gpus-per-node=1",
+        "additional_parameters={exclude:node7}": "exclude=node7",
+    }
     keys = [f"launcher.{key}" for key in (*told, "setup=[module load cuda]")]
     command = read_command(["launcher=slurm", *keys, "seed=1", "redo=true"])
     assert (command.runs, command.launch.redo) == (expand(["seed=1"]), True)
@@ -447,8 +613,12 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     assert (again.function, again.args) == (work, (3,))
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0), (0, 0)])
-def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(number, requeued, words, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0), (0, 0)]
+)
+def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
+    number, requeued, words, tmp_path, monkeypatch
+):
     """And has the threads of the command, whatever the engine has set."""
     seen, (run,) = [], expand(words)
 
@@ -459,18 +629,30 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(number, requeued, 
 
     monkeypatch.setattr(pool.Sweep, "go", go)
     monkeypatch.setattr(launch, "start_fork_server", lambda: None)
-    work = launch.Work(pool.Sweep([pool.Job("", run, name) for name in "abcd"], Tracking()), tmp_path, 2)
+    work = launch.Work(
+        pool.Sweep([pool.Job("", run, name) for name in "abcd"], Tracking()),
+        tmp_path,
+        2,
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     with fork_server.handling(lambda *_: seen.append("requeued"), [signal.SIGUSR2]):
         assert work(1) == (143 if number else 0)
     assert seen == [("1", ["c", "d", "a", "b"]), False, *["requeued"] * requeued]
 
 
-def test_what_workers_leave_is_a_failure_that_says_where_to_look(words, monkeypatch, capsys):
+def test_what_workers_leave_is_a_failure_that_says_where_to_look(
+    words, monkeypatch, capsys
+):
     monkeypatch.setattr(launch, "on_ray", lambda *_: contextlib.nullcontext(lambda: 0))
     monkeypatch.setattr(sweep, "check_launcher", lambda launcher: None)
-    assert sweep.sweep(expand(words), launch=Launch(launcher={"name": "ray"})).exit_code == 1
-    assert re.search(r"FAILED: its workers have ended, see .*/sweeps/runs-\w+\.", capsys.readouterr().out)
+    assert (
+        sweep.sweep(expand(words), launch=Launch(launcher={"name": "ray"})).exit_code
+        == 1
+    )
+    assert re.search(
+        r"FAILED: its workers have ended, see .*/sweeps/runs-\w+\.",
+        capsys.readouterr().out,
+    )
 
 
 # --- Slurm, Ray and torchrun, for real
@@ -481,22 +663,38 @@ def slurm(process):
     """A one-node Slurm without accounting, whose sacct fails: see tests/slurm.sh."""
     if not ALL_TESTS:
         pytest.skip("a Slurm is started with ALL_TESTS=1 only")
-    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60)
+    subprocess.run(
+        ["bash", str(ROOT / "tests" / "slurm.sh"), "start"], check=True, timeout=60
+    )
     yield
-    subprocess.run(["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60)
+    subprocess.run(
+        ["bash", str(ROOT / "tests" / "slurm.sh"), "stop"], check=True, timeout=60
+    )
 
 
 def test_on_slurm_a_job_near_its_time_limit_is_requeued_and_the_run_of_a_killed_one_goes_on(
     slurm, words, tmp_path
 ):
-    """Signalled as Slurm does before the limit. And a job that Slurm refuses is one line."""
-    refused = call("runs", *words, "launcher=slurm", "launcher.partition=nowhere", check=2)
+    """Signalled as Slurm does before the limit. And a job that Slurm refuses is one
+    line."""
+    refused = call(
+        "runs", *words, "launcher=slurm", "launcher.partition=nowhere", check=2
+    )
     assert refused.stderr.splitlines()[-1].startswith("error: Slurm takes no job: ")
     many = [*words, "seed=0,1", "train.epochs=60", "checkpoint_minutes=0"]
-    process = start(*many, "launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1")
+    process = start(
+        *many, "launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1"
+    )
     wait_for(lambda: len(checkpoints(words)) == 2, process)
     name = next(Path(output_of(words)).glob("sweeps/*.json")).stem
-    squeue = ["squeue", "--noheader", "--array", f"--name={name}", "--states=RUNNING", "--format=%i"]
+    squeue = [
+        "squeue",
+        "--noheader",
+        "--array",
+        f"--name={name}",
+        "--states=RUNNING",
+        "--format=%i",
+    ]
 
     def both():
         """A busy controller answers squeue with an error, now and then."""
@@ -514,15 +712,23 @@ def test_on_slurm_a_job_near_its_time_limit_is_requeued_and_the_run_of_a_killed_
 
 def test_on_ray_two_workers_do_a_sweep(ray, words, tmp_path):
     many = [*words, "seed=0,1"]
-    assert "2 done, 0 a" in call("runs", *many, "launcher=ray", "launcher.executors=2", check=0).stdout
+    assert (
+        "2 done, 0 a"
+        in call("runs", *many, "launcher=ray", "launcher.executors=2", check=0).stdout
+    )
     end_of(many, tmp_path)
 
 
 def in_two_processes(words, folder):
-    """What `python -m runs` prints in the first of a group of two, which are forked from this one."""
+    """What `python -m runs` prints in the first of a group of two, which are forked
+    from this one."""
 
     def member(rank):
-        local = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        local = {
+            "LOCAL_RANK": rank,
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+        }
         os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": "29672"} | local
         (folder / rank).write_text(call_here("runs", *words, check=0).stdout)
 
@@ -537,14 +743,28 @@ def in_two_processes(words, folder):
 
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("kind", ["words", "e2e_words"])
-def test_data_parallel_trains_and_decodes_as_one_process_does(kind, request, tmp_path, monkeypatch):
-    """Two processes, once under torchrun: the same effective batch, the same curve up to the order of sums,
-    one attempt; a second command finds the record."""
-    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)  # Java takes seconds
+def test_data_parallel_trains_and_decodes_as_one_process_does(
+    kind, request, tmp_path, monkeypatch
+):
+    """Two processes, once under torchrun: the same effective batch, the same curve up
+    to the order of sums, one attempt; a second command finds the record."""
+    # Java takes seconds
+    monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
     words = [*request.getfixturevalue(kind), "train.effective_batch=3"]
-    first, two = do(elsewhere(words, output=tmp_path / "one")), elsewhere(words, output=tmp_path / "two")
+    first, two = (
+        do(elsewhere(words, output=tmp_path / "one")),
+        elsewhere(words, output=tmp_path / "two"),
+    )
     if kind == "words":
-        launched = ["--nproc-per-node", "2", "--master-port", "29671", "-m", "runs", *two]
+        launched = [
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            "29671",
+            "-m",
+            "runs",
+            *two,
+        ]
         call("torch.distributed.run", *launched, check=0)
     else:
         in_two_processes(two, tmp_path)
@@ -553,5 +773,7 @@ def test_data_parallel_trains_and_decodes_as_one_process_does(kind, request, tmp
     for key in ("train_loss", "dev_loss"):
         assert second["curve"][key] == pytest.approx(first["curve"][key], abs=1e-5)
     # A perplexity is a loss's exponential: it differs in the last digits, too
-    assert second["curve"]["metric"] == pytest.approx(first["curve"]["metric"], rel=1e-6)
+    assert second["curve"]["metric"] == pytest.approx(
+        first["curve"]["metric"], rel=1e-6
+    )
     assert (second["texts"], {*second["files"]}) == (first["texts"], {*first["files"]})

@@ -1,6 +1,8 @@
-"""Weights & Biases: what a run is there, and that nothing that goes wrong there reaches a run.
+"""Weights & Biases: what a run is there, and that nothing that goes wrong there reaches
+a run.
 
-The real wandb, with servers of our own, good and bad. What it wrote offline is read by `wandb sync`."""
+The real wandb, with servers of our own, good and bad. What it wrote offline is read by
+`wandb sync`."""
 
 import os
 import shutil
@@ -29,7 +31,11 @@ from runs.training.train import train
 
 pytestmark = [pytest.mark.properties, pytest.mark.usefixtures("process")]
 KEY = {"WANDB_API_KEY": "a" * 40}
-MADE_WITH = {"code": {"commit": "c", "dirty": False}, "versions": {}, "device": {"name": "d"}}
+MADE_WITH = {
+    "code": {"commit": "c", "dirty": False},
+    "versions": {},
+    "device": {"name": "d"},
+}
 EXAMPLE = yaml.safe_load((ROOT / "examples" / "wandb_sweep.yaml").read_text())
 
 
@@ -54,7 +60,11 @@ def run(words):
 
 def sync(output):
     """make sync."""
-    keep = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
+    keep = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("WANDB_MODE", "WANDB_SILENT")
+    }
     command = [sys.executable, "-m", "wandb", "sync", "--yes"]
     subprocess.run(command, env=keep | {"WANDB_DIR": output}, check=True, timeout=120)
 
@@ -62,7 +72,14 @@ def sync(output):
 def test_a_run_as_wandb_has_it(words, tmp_path):
     """From the command line to the server: written offline, then uploaded, once."""
     words = [*words, "method=vera"]
-    done = call("runs", *words, "tracking=offline", "tracking.adapter=true", "tracking.stats=true", check=0)
+    done = call(
+        "runs",
+        *words,
+        "tracking=offline",
+        "tracking.adapter=true",
+        "tracking.stats=true",
+        check=0,
+    )
     (run,), output = expand(words), output_of(words)
     record = read_record(record_path(output, run_id(run)))
     assert "W&B" not in done.stdout + done.stderr
@@ -71,23 +88,46 @@ def test_a_run_as_wandb_has_it(words, tmp_path):
         told, count = server.run(record["id"]), len(server.streams)
         sync(output)
         assert len(server.streams) == count
-    names = [told["made"][key] for key in ("project", "groupName", "jobType", "displayName", "tags")]
+    names = [
+        told["made"][key]
+        for key in ("project", "groupName", "jobType", "displayName", "tags")
+    ]
     tags = ["vera", "encoder", "rte", "done"]
     assert names == ["vera-bench", "vera@encoder@rte", "train", run.label, tags]
-    known = {"run_id": record["id"], "recipe_name": run.recipe, "train": run.config["train"]}
-    known |= {key: record[key] for key in ("versions", "cell")} | {"device_name": record["device"]["name"]}
+    known = {
+        "run_id": record["id"],
+        "recipe_name": run.recipe,
+        "train": run.config["train"],
+    }
+    known |= {key: record[key] for key in ("versions", "cell")} | {
+        "device_name": record["device"]["name"]
+    }
     known |= {key: record["code"][key] for key in ("commit", "dirty")}
     assert known.items() <= told["config"].items()
     assert str(tmp_path) not in str(told["config"])
-    keys = {"epoch": "epoch", "step": "step", "train_loss": "train/loss", "metric": "cells/encoder/rte/dev"}
+    keys = {
+        "epoch": "epoch",
+        "step": "step",
+        "train_loss": "train/loss",
+        "metric": "cells/encoder/rte/dev",
+    }
     for key, name in keys.items():
         assert [line[name] for line in told["history"]] == record["curve"][key]
     result, size, cost = (record[key] for key in ("result", "parameters", "cost"))
-    shown = {"status": "done", "best": result["best"], "cells/encoder/rte/last": result["last"]}
-    shown |= {"parameters/adapter": size["adapter"], "cost/train_seconds": cost["train_seconds"]}
+    shown = {
+        "status": "done",
+        "best": result["best"],
+        "cells/encoder/rte/last": result["last"],
+    }
+    shown |= {
+        "parameters/adapter": size["adapter"],
+        "cost/train_seconds": cost["train_seconds"],
+    }
     assert shown.items() <= told["summary"].items()
     assert (told["exit"], told["preempting"]) == ([0], False)
-    (artifact,) = [a["variables"]["input"] for a in server.told if "createArtifact(" in a["query"]]
+    (artifact,) = [
+        a["variables"]["input"] for a in server.told if "createArtifact(" in a["query"]
+    ]
     assert artifact["artifactCollectionName"] == "vera-encoder-rte-0"
     assert record["id"] in artifact["metadata"]
 
@@ -97,7 +137,8 @@ ENDS = [("done", None), ("failed", RuntimeError("no")), ("interrupted", StoppedE
 
 @pytest.mark.parametrize(("status", "error"), ENDS)
 def test_how_a_run_ends_in_wandb(status, error, run, words):
-    """Online. A process that is killed, and another that goes on, are one run with all epochs."""
+    """Online. A process that is killed, and another that goes on, are one run with all
+    epochs."""
     record = trained([*words, "method=vera"]) | {"status": status}
     first = {key: values[:1] for key, values in record["curve"].items()}
     with logged_in() as server:
@@ -111,13 +152,20 @@ def test_how_a_run_ends_in_wandb(status, error, run, words):
         tracker.finish(None if error else record, error)
         told = server.run("a" * 12)
     assert {name for name, _ in server.streams} == {"a" * 12}
-    assert [line["epoch"] for line in told["history"]] == (first if error else record["curve"])["epoch"]
+    assert [line["epoch"] for line in told["history"]] == (
+        first if error else record["curve"]
+    )["epoch"]
     assert (told["made"]["tags"][-1], told["summary"]["status"]) == (status, status)
-    assert (told["exit"], told["preempting"]) == ([int(status != "done")], status == "interrupted")
+    assert (told["exit"], told["preempting"]) == (
+        [int(status != "done")],
+        status == "interrupted",
+    )
     assert not list(Path(output_of(words)).rglob("tracking.log"))
 
 
-@pytest.mark.parametrize("fault", ["hangs", "error 500", "dies on the way", "wandb dies"])
+@pytest.mark.parametrize(
+    "fault", ["hangs", "error 500", "dies on the way", "wandb dies"]
+)
 def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_path):
     """And loses nothing, nor takes more than half a minute."""
     assert tracking.START + tracking.FINISH_TIMEOUT <= 30
@@ -131,7 +179,9 @@ def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_
             if fault == "dies on the way":
                 server.server_close()
             if fault == "wandb dies":
-                subprocess.run(["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True)
+                subprocess.run(
+                    ["pkill", "-9", "-P", str(os.getpid()), "wandb-core"], check=True
+                )
 
     with logged_in({"hangs": None, "error 500": 500}.get(fault, 200)) as server:
         training = Training(run, run_id(run), report)
@@ -147,7 +197,9 @@ def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_
     assert told["exit"] == [0]
 
 
-def test_a_command_says_in_one_line_that_wandb_failed_and_a_full_disk_stops_nothing(run, words):
+def test_a_command_says_in_one_line_that_wandb_failed_and_a_full_disk_stops_nothing(
+    run, words
+):
     """Nobody is logged in."""
     done = call("runs", *words, "method=vera", "tracking=online", check=0)
     (line,) = [line for line in done.stderr.splitlines() if "W&B" in line]
@@ -159,12 +211,24 @@ def test_a_command_says_in_one_line_that_wandb_failed_and_a_full_disk_stops_noth
 
 
 OFFLINE, RANK = KEY | {"WANDB_MODE": "offline"}, KEY | {"RANK": "1", "LOCAL_RANK": "1"}
-#: What the command asks for, and W&B's mode by the environment. Without a key nobody is logged in.
-MODES = [(None, {}, "offline"), (None, KEY, "online"), (None, OFFLINE, "offline"), ("online", {}, "offline")]
-MODES += [(None, {"WANDB_MODE": "disabled"}, None), ("off", KEY, None), ("online", RANK, None)]
+#: What the command asks for, and W&B's mode by the environment. Without a key nobody is
+#: logged in.
+MODES = [
+    (None, {}, "offline"),
+    (None, KEY, "online"),
+    (None, OFFLINE, "offline"),
+    ("online", {}, "offline"),
+]
+MODES += [
+    (None, {"WANDB_MODE": "disabled"}, None),
+    ("off", KEY, None),
+    ("online", RANK, None),
+]
 
 
-@pytest.mark.parametrize(("asked", "environment", "mode"), [*MODES, ("online", OFFLINE, "online")])
+@pytest.mark.parametrize(
+    ("asked", "environment", "mode"), [*MODES, ("online", OFFLINE, "online")]
+)
 def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monkeypatch):
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
@@ -179,10 +243,20 @@ def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monke
 def test_job_types_tags_and_limits():
     """Of a run, of a search (the sweep of our example) and of a model as it is."""
     of_sweep = EXAMPLE["parameters"].items()
-    search = [f"{key}={it['value'] if 'value' in it else it['values'][0]}" for key, it in of_sweep]
+    search = [
+        f"{key}={it['value'] if 'value' in it else it['values'][0]}"
+        for key, it in of_sweep
+    ]
     own, label = ["model=minilm", "task=reviews", "seed=0"], f"method.label={'x' * 200}"
-    demo, none = [*own, "method=vera", "experiment=demo", "train.max_steps=2"], [*own, "method=none"]
-    of = [("train", demo, {"trial", "demo"}), ("tune", search, {"trial"}), ("eval", none, set())]
+    demo, none = (
+        [*own, "method=vera", "experiment=demo", "train.max_steps=2"],
+        [*own, "method=none"],
+    )
+    of = [
+        ("train", demo, {"trial", "demo"}),
+        ("tune", search, {"trial"}),
+        ("eval", none, set()),
+    ]
     for job, words, tags in of:
         about = about_run(expand([*words, label])[0], "a" * 12, MADE_WITH)
         assert (about["job_type"], len(about["name"]) <= 128) == (job, True)
@@ -190,9 +264,14 @@ def test_job_types_tags_and_limits():
 
 
 def test_scores_of_texts_are_in_the_summary():
-    """By the protocol alone, the first length penalty; numbers, not the hash of the texts."""
+    """By the protocol alone, the first length penalty; numbers, not the hash of the
+    texts."""
     found = summary_of(ledgers.texts(hash="h"))
-    expected = {"texts/last/bleu": 68.0, "texts/best/bleu": 68.25, "cells/gpt2_medium/e2e/bleu": 68.0}
+    expected = {
+        "texts/last/bleu": 68.0,
+        "texts/best/bleu": 68.25,
+        "cells/gpt2_medium/e2e/bleu": 68.0,
+    }
     assert {k: v for k, v in found.items() if "bleu" in k or "hash" in k} == expected
 
 
@@ -204,33 +283,52 @@ def test_the_real_agent_starts_a_run_that_attaches(words, monkeypatch, tmp_path)
     words = [*words, "method=vera"]
     assert EXAMPLE["command"][1:] == ["python", "-m", "runs", "${args_no_hyphens}"]
     with logged_in() as server:
-        server.sweep = yaml.safe_dump({**EXAMPLE, "command": [sys.executable, *EXAMPLE["command"][2:]]})
-        args = {key: {"value": value} for key, value in (word.split("=", 1) for word in words)}
+        server.sweep = yaml.safe_dump(
+            {**EXAMPLE, "command": [sys.executable, *EXAMPLE["command"][2:]]}
+        )
+        args = {
+            key: {"value": value}
+            for key, value in (word.split("=", 1) for word in words)
+        }
         command = {"type": "run", "program": "runs", "args": args}
-        server.commands = [command | {"run_id": name} for name in ("first111", "second22")]
+        server.commands = [
+            command | {"run_id": name} for name in ("first111", "second22")
+        ]
         monkeypatch.setenv("WANDB_DIR", str(tmp_path))
         agent = [sys.executable, "-m", "wandb", "agent", "--count", "2", "me/p/sweep1"]
-        done = subprocess.run(agent, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            agent, cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, done.stderr
         told = {name: server.run(name) for name in ("first111", "second22")}
     record = read_record(record_path(output_of(words), run_id(expand(words)[0])))
     assert {name for name, _ in server.streams} == set(told)
     for run in told.values():
-        assert (run["made"]["sweep"], run["made"]["project"], run["exit"]) == ("sweep1", "p", [0])
+        assert (run["made"]["sweep"], run["made"]["project"], run["exit"]) == (
+            "sweep1",
+            "p",
+            [0],
+        )
         known = {"run_id": record["id"], "commit": record["code"]["commit"]}
-        assert (known | {"method": "vera"}).items() <= run["config"].items()  # the sweep's own parameter
+        # the sweep's own parameter
+        assert (known | {"method": "vera"}).items() <= run["config"].items()
         assert run["config"]["method_config"]["kind"] == "vera"
         assert run["summary"]["best"] == record["result"]["best"]
 
 
 @pytest.mark.parametrize(
     ("words", "attached"),  # not the run that it starts from
-    [("method=vera", [1]), ("method=vera init_from=lora@mrpc", [0, 1]), ("method=vera seed=0,1", [0, 0])],
+    [
+        ("method=vera", [1]),
+        ("method=vera init_from=lora@mrpc", [0, 1]),
+        ("method=vera seed=0,1", [0, 0]),
+    ],
 )
 def test_the_one_run_of_a_command_attaches(words, attached, monkeypatch):
     runs = with_starts(expand(["task=rte", *words.split()]))
     assert agent_note(runs) is None
-    assert not any(of_run(Tracking(), run, runs).agent for run in runs)  # without an agent
+    # without an agent
+    assert not any(of_run(Tracking(), run, runs).agent for run in runs)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     assert [of_run(Tracking(), run, runs).agent for run in runs] == attached
     note = agent_note(runs)

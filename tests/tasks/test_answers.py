@@ -1,5 +1,5 @@
-"""How answers are read, held to what the code of peft, MetaMath and MATH reads, of which answers.yaml has the
-verdicts; and readers of one's own."""
+"""How answers are read, held to what the code of peft, MetaMath and MATH reads, of
+which answers.yaml has the verdicts; and readers of one's own."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,9 @@ from tasks.answers import MARKERS, MATH, METAMATH, READERS, reader
 
 pytestmark = pytest.mark.parity
 
-THEIRS = yaml.safe_load((Path(__file__).parent / "answers.yaml").read_text(encoding="utf-8"))
+THEIRS = yaml.safe_load(
+    (Path(__file__).parent / "answers.yaml").read_text(encoding="utf-8")
+)
 NUMBERS = (5, 18, 42, 1234)
 
 
@@ -23,11 +25,16 @@ def found(text):
 def test_texts_are_read_as_theirs():
     cases = 0
     for peft, metamath, forms in THEIRS["forms"]:
-        for form, n, marker, before in itertools.product(forms, NUMBERS, MARKERS, ("", "First 3 + 4 = 7. ")):
+        for form, n, marker, before in itertools.product(
+            forms, NUMBERS, MARKERS, ("", "First 3 + 4 = 7. ")
+        ):
             mine = form if peft == "same" else peft
             theirs = [mine, metamath if marker == METAMATH else None]
             theirs = [answer and answer.replace("{n}", str(n)) for answer in theirs]
-            assert found(f"{before}{marker}{form.replace('{n}', str(n))}") == theirs, (form, marker)
+            assert found(f"{before}{marker}{form.replace('{n}', str(n))}") == theirs, (
+                form,
+                marker,
+            )
             cases += 1
     for *theirs, texts in THEIRS["texts"]:
         for text in texts:
@@ -36,7 +43,13 @@ def test_texts_are_read_as_theirs():
 
 
 #: Of solutions in GSM8K's form. A number with separators is none to peft.
-ENDINGS = ("#### {}", "#### {} ", "#### {}\n", "#### {:,}", "So 3 + 4 = <<3+4=7>>7.\n#### {}")
+ENDINGS = (
+    "#### {}",
+    "#### {} ",
+    "#### {}\n",
+    "#### {:,}",
+    "So 3 + 4 = <<3+4=7>>7.\n#### {}",
+)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -44,7 +57,10 @@ def test_solutions_are_read_as_theirs(ending):
     for number in [*range(-5, 30), 250_000, 1_498_470, 995, -1_000, 1_000, 12_345]:
         solution = f"It is <<{number}={number}>>{number}.\n{ending.format(number)}"
         peft = f"{number:,}" if "," in ending.format(number) else f"{number}.0"
-        assert [expected(solution) for _, expected in READERS.values()] == [peft, str(number)]
+        assert [expected(solution) for _, expected in READERS.values()] == [
+            peft,
+            str(number),
+        ]
 
 
 def test_answers_to_maths_are_equal_where_theirs_are():
@@ -53,7 +69,9 @@ def test_answers_to_maths_are_equal_where_theirs_are():
     for forms in classes:
         ends = itertools.product(forms, (".", " .\nIt is.", ".\n\nNext."))
         written = {find(f"So.\nThe answer is: {form}{end}") for form, end in ends}
-        (answer,) = written | {expected(f"We find $\\boxed{{{form}}}$.") for form in forms}
+        (answer,) = written | {
+            expected(f"We find $\\boxed{{{form}}}$.") for form in forms
+        }
         answers.append(answer)
     assert len({*answers}) == len(classes)
     assert None not in answers
@@ -102,7 +120,9 @@ def test_a_reader_is_one_of_ours_or_a_function_in_a_file(name):
 
 
 def test_a_reader_of_ones_own_that_fails_at_a_text_names_it(own):
-    find, expected = reader(own("def find(text):\n    return int(text) if 'odd' in text else text or None"))
+    find, expected = reader(
+        own("def find(text):\n    return int(text) if 'odd' in text else text or None")
+    )
     assert (find("1200"), expected("1200"), find("")) == ("1200", "1200", None)
     with refused("odd one"):
         find("odd one")

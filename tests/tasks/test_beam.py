@@ -23,7 +23,8 @@ def sharp(architecture, scale=6):
 
 
 def log_probabilities(logits, written, ngram):
-    """After the ban of repeated n-grams, renormalised: a plain list for the next token."""
+    """After the ban of repeated n-grams, renormalised: a plain list for the next
+    token."""
     for i in range(len(written) - ngram + 1 if ngram else 0):
         if written[i : i + ngram - 1] == written[len(written) - ngram + 1 :]:
             logits[written[i + ngram - 1]] = -math.inf
@@ -31,16 +32,23 @@ def log_probabilities(logits, written, ngram):
 
 
 def plain(model, prompt, search):
-    """The search as its description says it, one prompt and one token at a time, with no cache."""
+    """The search as its description says it, one prompt and one token at a time, with
+    no cache."""
     best = [(-math.inf, [])] * len(search.penalties)
     live = [(0.0, [])]
     for length in range(1, search.max_new_tokens + 1):
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *written] for _, written in live])).logits[:, -1].double()
+            logits = (
+                model(torch.tensor([[*prompt, *written] for _, written in live]))
+                .logits[:, -1]
+                .double()
+            )
         candidates = [
             (score + p, [*written, token])
             for of, (score, written) in zip(logits, live, strict=True)
-            for token, p in enumerate(log_probabilities(of, written, search.no_repeat_ngram))
+            for token, p in enumerate(
+                log_probabilities(of, written, search.no_repeat_ngram)
+            )
             if p > -math.inf
         ]
         candidates = sorted(candidates, key=lambda c: -c[0])[: search.beams]
@@ -79,12 +87,17 @@ def test_it_is_the_plain_search(name, architecture):
     found = beam_search(model, prompts, search)
     assert found == [plain(model, prompt, search) for prompt in prompts]
     lengths = {len(text) for texts in found for text in texts}
-    assert len(lengths) > 1 or search.beams == 3  # ends were met on the way, and not by all at once
+    # ends were met on the way, and not by all at once
+    assert len(lengths) > 1 or search.beams == 3
 
 
 def test_a_batch_changes_nothing():
     """And no beams are computed of a prompt whose search is over."""
-    model, prompts, search = sharp("GPT-2"), prompts_of(10), Search(6, (0.9, 0.8), 3, 16, (2, 7))
+    model, prompts, search = (
+        sharp("GPT-2"),
+        prompts_of(10),
+        Search(6, (0.9, 0.8), 3, 16, (2, 7)),
+    )
     rows = []
     model.register_forward_pre_hook(
         lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True

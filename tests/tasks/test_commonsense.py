@@ -1,4 +1,5 @@
-"""Commonsense: prompts, dev rows and reading as LLM-Adapters' scripts have them, and what is refused."""
+"""Commonsense: prompts, dev rows and reading as LLM-Adapters' scripts have them, and
+what is refused."""
 
 import json
 
@@ -15,13 +16,16 @@ pytestmark = pytest.mark.parity
 
 
 def load(folder, **changes):
-    return tasks.load(task_of("commonsense") | {"data_dir": str(folder), "dev_rows": 4} | changes)
+    return tasks.load(
+        task_of("commonsense") | {"data_dir": str(folder), "dev_rows": 4} | changes
+    )
 
 
 # --- beside the scripts
 
 S = " " * 16
-#: What DoRA's finetune.py (commit bd3ed6f) and commonsense_evaluate.py make, with other words than Alpaca's.
+#: What DoRA's finetune.py (commit bd3ed6f) and commonsense_evaluate.py make, with other
+#: words than Alpaca's.
 PROMPTS = {
     True: (
         f"Do it.  \n\n{S}### Instruction:\n{S}Go\n on.\n{S}\n{S}### Response:\n{S}",
@@ -34,24 +38,41 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("end", ["", "\n"])  # as in Stanford's templates, and in alpaca-lora's
+# as in Stanford's templates, and in alpaca-lora's
+@pytest.mark.parametrize("end", ["", "\n"])
 @pytest.mark.parametrize("training", [True, False])
 def test_prompts_have_the_white_space_of_the_scripts(training, end):
     asked = "\n\n### Instruction:\n{instruction}\n\n"
     full = f"With.{asked}### Input:\n{{input}}\n\n### Response:{end}"
-    words = {"prompt_input": full, "prompt_no_input": f"Do it.{asked}### Response:{end}"}
+    words = {
+        "prompt_input": full,
+        "prompt_no_input": f"Do it.{asked}### Response:{end}",
+    }
     template = laid_out(Template.model_validate(words), training)
-    assert (template.prompt("Go\n on."), template.prompt("Go\n on.", "x")) == PROMPTS[training]
+    assert (template.prompt("Go\n on."), template.prompt("Go\n on.", "x")) == PROMPTS[
+        training
+    ]
 
 
 def test_dev_rows_are_those_that_the_scripts_hold_out(tmp_path):
     """Drawn by Hugging Face's datasets."""
-    rows = json.loads((write_commonsense(tmp_path) / "ft-training_set" / "commonsense_170k.json").read_text())
-    theirs = datasets.Dataset.from_list(rows).train_test_split(test_size=4, shuffle=True, seed=42)
+    rows = json.loads(
+        (
+            write_commonsense(tmp_path) / "ft-training_set" / "commonsense_170k.json"
+        ).read_text()
+    )
+    theirs = datasets.Dataset.from_list(rows).train_test_split(
+        test_size=4, shuffle=True, seed=42
+    )
     found = load(tmp_path).splits
     for split, name in (("train", "train"), ("dev", "test")):
-        wanted = {(row["instruction"].split("\n")[0], row["output"]) for row in theirs[name]}
-        pairs = [(prompt.split("\n")[3].strip(), response) for prompt, response in found[split]]
+        wanted = {
+            (row["instruction"].split("\n")[0], row["output"]) for row in theirs[name]
+        }
+        pairs = [
+            (prompt.split("\n")[3].strip(), response)
+            for prompt, response in found[split]
+        ]
         assert len(pairs) == theirs[name].num_rows
         assert {*pairs} == wanted
 
@@ -66,7 +87,8 @@ def test_dev_rows_are_those_that_the_scripts_hold_out(tmp_path):
         ("siqa", "the correct answer is answer5</s> answer1", "answer5"),
         ("arc_easy", "answer10", "answer1"),
         ("hellaswag", "ending5", None),
-        ("winogrande", "option1\n\n### Response:\n option2", "option2"),  # the last response
+        # the last response
+        ("winogrande", "option1\n\n### Response:\n option2", "option2"),
         ("openbookqa", "", None),
     ],
 )

@@ -1,4 +1,5 @@
-"""E2E's protocol: how rows are read, written, masked and averaged. Each of its traps is a test here."""
+"""E2E's protocol: how rows are read, written, masked and averaged. Each of its traps is
+a test here."""
 
 import time
 
@@ -17,7 +18,13 @@ from tasks.e2e_files import linearise, local_files, tokenise
 pytestmark = pytest.mark.properties
 
 SETTINGS = yaml.safe_load((CONF / "task" / "e2e.yaml").read_text())
-SETTINGS |= {"name": "e2e", "label_smoothing": 0.1, "length_grouped": False, "decode": "test", "beams": 3}
+SETTINGS |= {
+    "name": "e2e",
+    "label_smoothing": 0.1,
+    "length_grouped": False,
+    "decode": "test",
+    "beams": 3,
+}
 SETTINGS |= {"length_penalty": [0.9, 0.8], "max_new_tokens": 8, "hub": None}
 END = 50256
 
@@ -33,7 +40,12 @@ def table(text):
 @pytest.fixture(scope="module")
 def loaded(tiny_gpt2):
     """A GPT-2 with GPT-2's own tokenizer, without dropout."""
-    return models.load(tiny_gpt2, 0, "generation", {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0})
+    return models.load(
+        tiny_gpt2,
+        0,
+        "generation",
+        {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+    )
 
 
 @pytest.fixture
@@ -44,11 +56,17 @@ def task(e2e, loaded):
 
 
 def test_training_mrs_take_the_dev_sets_place(tmp_path):
-    """task.holdout: an MR's references stay together, and no row of the dev file is there."""
+    """task.holdout: an MR's references stay together, and no row of the dev file is
+    there."""
     lines = {"train": [(f"name : A {i % 10}", f"It is {i} .") for i in range(40)]}
-    lines |= {"valid": [("name : Poison", "It is poison .")] * 3, "test": [("name : A", "It is .")]}
+    lines |= {
+        "valid": [("name : Poison", "It is poison .")] * 3,
+        "test": [("name : A", "It is .")],
+    }
     for name, pairs in lines.items():
-        (tmp_path / f"{name}.txt").write_text("".join(f"{mr}||{reference}\n" for mr, reference in pairs))
+        (tmp_path / f"{name}.txt").write_text(
+            "".join(f"{mr}||{reference}\n" for mr, reference in pairs)
+        )
     task, again = (load(tmp_path, decode="none", holdout=0.2) for _ in range(2))
     assert task.splits == again.splits
     assert sorted(task.splits["train"] + task.splits["dev"]) == sorted(lines["train"])
@@ -73,7 +91,11 @@ area[city centre], familyFriendly[no], name[B-C] = area : city centre | family f
 
 def test_mrs_are_recognised_in_linear_time():
     began = time.perf_counter()
-    for mr in (" " * 300_000, "name[a]" + " " * 300_000 + "x", "name[a]," * 50_000 + "x"):
+    for mr in (
+        " " * 300_000,
+        "name[a]" + " " * 300_000 + "x",
+        "name[a]," * 50_000 + "x",
+    ):
         with pytest.raises(ValueError, match="is not written as") as error:
             linearise(mr)
         assert len(str(error.value)) < 300
@@ -96,10 +118,13 @@ You'd pay £10.50 at Café Rouge (near 'The Oak')! = You 'd pay £ 10.50 at Caf�
 def test_a_row_is_mr_separator_reference_end(task, loaded):
     tokenizer = loaded[1]
     ids = task.collate("train", [2])["input_ids"][0].tolist()
-    prompt = tokenizer("name : Blue Door | Type : coffee shop | area : riverside")["input_ids"]
+    prompt = tokenizer("name : Blue Door | Type : coffee shop | area : riverside")[
+        "input_ids"
+    ]
     reference = tokenizer(" Blue Door is a coffee shop by the riverside .")["input_ids"]
     assert ids == [*prompt, END, *reference, END]
-    # GPT-2's own ids: nothing before the MR, and a space before the reference's first word.
+    # GPT-2's own ids: nothing before the MR, and a space before the reference's first
+    # word.
     assert ids[:3] == [3672, 1058, 4518]
     assert reference[:2] == [4518, 19821]
     assert task.ends == (END, 628)
@@ -110,7 +135,11 @@ def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e):
         eos_token = "</s>"
 
         def __call__(self, texts, add_special_tokens):
-            return {"input_ids": [[len(text)] for text in texts] if isinstance(texts, list) else [1, 2]}
+            return {
+                "input_ids": [[len(text)] for text in texts]
+                if isinstance(texts, list)
+                else [1, 2]
+            }
 
         def get_vocab(self):
             return {"</s>": 7}
@@ -121,8 +150,13 @@ def test_a_vocabulary_without_gpt_2s_separator_gives_its_own(e2e):
     task = load(e2e, forgetting_text="none")
     task.prepare(Other(), 64)
     assert task.ends == (7,)  # a blank line is two tokens there
-    mr, reference = "name : Blue Door | customer rating : 5 out of 5", " Blue Door has a 5-star rating ."
-    assert task.collate("train", [3])["input_ids"].tolist() == [[len(mr), 7, len(reference), 7]]
+    mr, reference = (
+        "name : Blue Door | customer rating : 5 out of 5",
+        " Blue Door has a 5-star rating .",
+    )
+    assert task.collate("train", [3])["input_ids"].tolist() == [
+        [len(mr), 7, len(reference), 7]
+    ]
     Other.eos_token = None
     with refused("no end-of-text token"):
         load(e2e).prepare(Other(), 64)
@@ -136,17 +170,24 @@ def test_only_what_predicts_the_reference_and_its_end_has_a_loss(task):
         length = int(mask.sum())
         separator = ids.tolist().index(END)
         assert (targets[:separator] == -100).all()
-        assert targets[separator : length - 1].tolist() == ids[separator + 1 : length].tolist()
+        assert (
+            targets[separator : length - 1].tolist()
+            == ids[separator + 1 : length].tolist()
+        )
         assert targets[length - 2] == END
         assert (targets[length - 1 :] == -100).all()
     assert task.weight("train", [2, 3]) == (batch["targets"] != -100).sum()
 
 
-def test_long_rows_are_cut_on_the_right_and_texts_that_would_not_fit_are_refused(e2e, loaded):
+def test_long_rows_are_cut_on_the_right_and_texts_that_would_not_fit_are_refused(
+    e2e, loaded
+):
     cut, whole = load(e2e), load(e2e)
     cut.prepare(loaded[1], 32)
     whole.prepare(loaded[1], 512)
-    ids, all_ids = (task.collate("train", [0])["input_ids"][0].tolist() for task in (cut, whole))
+    ids, all_ids = (
+        task.collate("train", [0])["input_ids"][0].tolist() for task in (cut, whole)
+    )
     assert ids == all_ids[:32]
     assert ids[-1] != END
     load(e2e).prepare(loaded[1], 64, 40)
@@ -155,8 +196,11 @@ def test_long_rows_are_cut_on_the_right_and_texts_that_would_not_fit_are_refused
             load(e2e).prepare(loaded[1], *limits)
 
 
-def test_the_loss_is_the_mean_over_the_batchs_tokens_smoothed_over_the_vocabulary(task, loaded):
-    """Against the formula, a row at a time and without padding; a mean over rows would be another number."""
+def test_the_loss_is_the_mean_over_the_batchs_tokens_smoothed_over_the_vocabulary(
+    task, loaded
+):
+    """Against the formula, a row at a time and without padding; a mean over rows would
+    be another number."""
     model, rows = loaded[0].eval(), [0, 2, 5]
 
     def arrays(batch):
@@ -172,14 +216,23 @@ def test_the_loss_is_the_mean_over_the_batchs_tokens_smoothed_over_the_vocabular
                 if target != -100:
                     plain.append(-log_p[position, target])
                     smoothed.append(0.9 * plain[-1] + 0.1 * -log_p[position].mean())
-            each.append(torch.stack(smoothed[-int(task.weight("train", [row])) :]).mean())
+            each.append(
+                torch.stack(smoothed[-int(task.weight("train", [row])) :]).mean()
+            )
         batch = arrays(task.collate("train", rows))
-        assert float(task.loss(model, batch)) == pytest.approx(float(torch.stack(smoothed).mean()), abs=1e-5)
+        assert float(task.loss(model, batch)) == pytest.approx(
+            float(torch.stack(smoothed).mean()), abs=1e-5
+        )
         loss, answers = task.answers(model, batch)
     assert loss == pytest.approx(float(torch.stack(plain).mean()), abs=1e-5)
-    assert abs(float(torch.stack(each).mean()) - float(torch.stack(smoothed).mean())) > 1e-4
+    assert (
+        abs(float(torch.stack(each).mean()) - float(torch.stack(smoothed).mean()))
+        > 1e-4
+    )
     assert answers[:, 1].tolist() == [task.weight("train", [row]) for row in rows]
-    assert task.score(answers, np.zeros(3)) == pytest.approx(float(torch.stack(plain).mean().exp()), rel=1e-5)
+    assert task.score(answers, np.zeros(3)) == pytest.approx(
+        float(torch.stack(plain).mean().exp()), rel=1e-5
+    )
 
 
 # --- the three formats
@@ -190,14 +243,21 @@ def as_lora(task, folder):
     for split, name in (("train", "train"), ("dev", "valid")):
         lines = [f"{mr}||{reference} \n" for mr, reference in task.splits[split]]
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
-    lines = [f"{mr}||{reference} \n" for mr, references in task.items for reference in references]
+    lines = [
+        f"{mr}||{reference} \n"
+        for mr, references in task.items
+        for reference in references
+    ]
     (folder / "test.txt").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
 def test_the_challenges_files_loras_and_the_hubs_give_the_same_rows(e2e, tmp_path):
     task = load(e2e)
-    for other in (load(as_lora(task, tmp_path / "lora")), load(write_e2e_hub(tmp_path / "hub"))):
+    for other in (
+        load(as_lora(task, tmp_path / "lora")),
+        load(write_e2e_hub(tmp_path / "hub")),
+    ):
         assert (other.splits, other.items) == (task.splits, task.items)
 
 
@@ -209,7 +269,10 @@ def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
         ("name : Last Inn | customer rating : low", ["Last Inn has a low rating ."]),
     ]
     assert len(load(e2e, decode="dev").items) == 2
-    assert (load(e2e, decode="none").items, load(e2e, decode="none").decodes) == ([], False)
+    assert (load(e2e, decode="none").items, load(e2e, decode="none").decodes) == (
+        [],
+        False,
+    )
     some = load(e2e, items=2).items
     assert some == load(e2e, items=2).items
     assert len(some) == 2
@@ -217,7 +280,13 @@ def test_distinct_mrs_are_decoded_once_in_order_with_all_their_references(e2e):
 
 def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_path):
     other = as_lora(load(e2e), tmp_path / "lora")
-    few = "4 rows (a fixed subset of 8)", "not on the test set", "1 MRs are decoded", "task.beams=3", "spaCy"
+    few = (
+        "4 rows (a fixed subset of 8)",
+        "not on the test set",
+        "1 MRs are decoded",
+        "task.beams=3",
+        "spaCy",
+    )
     search = {"search": "transformers", "length_grouped": True}
     for task, *told in (
         (load(e2e, train_rows=4, decode="dev", items=1), *few),
@@ -255,4 +324,7 @@ def test_a_folder_of_several_styles_is_read_in_the_first_that_is_complete(tmp_pa
     for name in ("trainset.csv", "devset.csv", *texts):
         (tmp_path / name).touch()
     assert [path.name for path in local_files(tmp_path, "test").values()] == texts
-    assert [path.name for path in local_files(tmp_path, "none").values()] == ["trainset.csv", "devset.csv"]
+    assert [path.name for path in local_files(tmp_path, "none").values()] == [
+        "trainset.csv",
+        "devset.csv",
+    ]

@@ -1,5 +1,5 @@
-"""E2E's scores: golden values of the challenge's own scripts, files in its format, and Java that is missing
-or dies."""
+"""E2E's scores: golden values of the challenge's own scripts, files in its format, and
+Java that is missing or dies."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from tasks.e2e_metrics import METRICS, bleu, nist, scores
 
 pytestmark = pytest.mark.parity
 
-#: Items of our own, with 3, 1, 2 and 4 references, and what a system might have written.
+#: Items of our own, with 3, 1, 2 and 4 references, and what a system might have
+#: written.
 REFERENCES = [
     [
         "Grey Goat is a Thai pub near the river , for adults only .",
@@ -22,7 +23,10 @@ REFERENCES = [
         "The Grey Goat serves Thai food by the riverside .",
     ],
     ["Last Inn has a low customer rating of 1 out of 5 ."],
-    ["Blue Door is a kid - friendly coffee shop .", "Bring the children to Blue Door , a coffee shop ."],
+    [
+        "Blue Door is a kid - friendly coffee shop .",
+        "Bring the children to Blue Door , a coffee shop .",
+    ],
     [
         "The Oak costs £ 20 - 25 and has a high rating .",
         "The Oak , rated highly , has meals for £ 20 - 25 .",
@@ -36,25 +40,36 @@ HYPOTHESES = [
     "Blue Door is a family friendly coffee shop .",
     "The Oak is a highly rated place in the £ 20 - 25 price range .",
 ]
-#: BLEU and NIST by the challenge's Python scorer (pymteval), the rest by its METEOR 1.5, ROUGE-L and CIDEr.
-GOLDEN = {"bleu": 70.895054, "nist": 6.02146916, "meteor": 49.111726, "rouge_l": 87.9713, "cider": 4.76991}
+#: BLEU and NIST by the challenge's Python scorer (pymteval), the rest by its METEOR
+#: 1.5, ROUGE-L and CIDEr.
+GOLDEN = {
+    "bleu": 70.895054,
+    "nist": 6.02146916,
+    "meteor": 49.111726,
+    "rouge_l": 87.9713,
+    "cider": 4.76991,
+}
 
 
-@pytest.mark.parametrize("hypotheses", [HYPOTHESES, [h.upper() for h in HYPOTHESES]], ids=["", "upper"])
+@pytest.mark.parametrize(
+    "hypotheses", [HYPOTHESES, [h.upper() for h in HYPOTHESES]], ids=["", "upper"]
+)
 def test_bleu_and_nist_are_those_of_the_challenge_whatever_the_case(hypotheses):
     assert bleu(REFERENCES, hypotheses) == pytest.approx(GOLDEN["bleu"], abs=1e-4)
     assert nist(REFERENCES, hypotheses) == pytest.approx(GOLDEN["nist"], abs=1e-6)
 
 
 def test_bleu_is_not_smoothed_and_nothing_scores_nothing():
-    """Six of seven words, and no four in a row: the product of the four precisions is 0."""
+    """Six of seven words, and no four in a row: the product of the four precisions is
+    0."""
     assert bleu([["a b c d e f g"]], ["a b c x e f g"]) == 0
     assert nist([["a b c"], ["a b d"]], ["", ""]) == 0
 
 
 @pytest.mark.usefixtures("java")
 def test_texts_that_java_would_read_as_more_or_fewer_lines(tmp_path, monkeypatch):
-    """Empty ones, also at the end, and characters that end a line for Java but not for Python."""
+    """Empty ones, also at the end, and characters that end a line for Java but not for
+    Python."""
     references = [["A pub .\u2028By the river ."], ["A shop ."], ["An inn ."]]
     found = scores(references, ["A pub . By the river .", "", ""])
     assert found["rouge_l"] == pytest.approx(100 / 3)
@@ -64,7 +79,11 @@ def test_texts_that_java_would_read_as_more_or_fewer_lines(tmp_path, monkeypatch
 
 
 def test_what_cannot_be_scored():
-    for references, hypotheses in (([["a"]], []), ([], []), ([["a"], [" "]], ["a", "b"])):
+    for references, hypotheses in (
+        ([["a"]], []),
+        ([], []),
+        ([["a"], [" "]], ["a", "b"]),
+    ):
         with pytest.raises(ValueError, match="item"):
             scores(references, hypotheses)
 
@@ -82,10 +101,16 @@ def fake_java(folder, script, monkeypatch):
 
 
 def without_meteor(folder, monkeypatch, script="exit 1"):
-    fake_java(folder, f'case "$*" in *PTBTokenizer*) exec "$REAL" "$@";; esac\n{script}', monkeypatch)
+    fake_java(
+        folder,
+        f'case "$*" in *PTBTokenizer*) exec "$REAL" "$@";; esac\n{script}',
+        monkeypatch,
+    )
 
 
-def test_without_java_three_scores_are_null_with_a_reason(tmp_path, monkeypatch, capsys):
+def test_without_java_three_scores_are_null_with_a_reason(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = scores(REFERENCES, HYPOTHESES)
     assert found["bleu"] == pytest.approx(GOLDEN["bleu"], abs=1e-4)
@@ -95,12 +120,16 @@ def test_without_java_three_scores_are_null_with_a_reason(tmp_path, monkeypatch,
     table = capsys.readouterr().out
     assert table.count("no java on this machine") == 1
     assert table.splitlines()[0] == "4 items, 10 references"
-    assert [line.split()[0] for line in table.splitlines()[1:6]] == list(METRICS.values())
+    assert [line.split()[0] for line in table.splitlines()[1:6]] == list(
+        METRICS.values()
+    )
     assert [line.split()[1] for line in table.splitlines()[3:6]] == ["-"] * 3
 
 
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("script", ["for last; do :; done; head -n -1 $last", "kill -9 $$"])
+@pytest.mark.parametrize(
+    "script", ["for last; do :; done; head -n -1 $last", "kill -9 $$"]
+)
 def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkeypatch):
     """Also half-way: fewer lines than texts."""
     fake_java(tmp_path, script, monkeypatch)
@@ -111,8 +140,12 @@ def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkey
 
 
 @pytest.mark.usefixtures("java")
-@pytest.mark.parametrize("script", ["exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"])
-def test_java_that_dies_in_meteor_takes_no_other_score_with_it(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "script", ["exit 1", "read a; echo no; read b; echo no; read c; kill -9 $$"]
+)
+def test_java_that_dies_in_meteor_takes_no_other_score_with_it(
+    script, tmp_path, monkeypatch
+):
     without_meteor(tmp_path, monkeypatch, script)
     found = scores(REFERENCES, HYPOTHESES)
     assert found["meteor"] is None

@@ -1,4 +1,5 @@
-"""Texts that are read for an exact answer: rows, decoding in batches, scores and files."""
+"""Texts that are read for an exact answer: rows, decoding in batches, scores and
+files."""
 
 import json
 
@@ -12,13 +13,18 @@ pytestmark = pytest.mark.properties
 
 LONG = "a longer prompt, one"
 TESTS = {"a": [("one", "x"), ("one two three four", "y")], "b": [(LONG, "x")]}
-ROWS = {"train": [("Answer:", "To be"), ("12 + 5 =", " 17")], "dev": [("3 - 1 =", " 2"), ("1 + 1 =", " 2")]}
+ROWS = {
+    "train": [("Answer:", "To be"), ("12 + 5 =", " 17")],
+    "dev": [("3 - 1 =", " 2"), ("1 + 1 =", " 2")],
+}
 
 
 def make(tokenizer=None, headline=None, of=TESTS, **changes):
     """A task whose reader takes a text's first letter."""
     settings = task_of("sums") | {"forgetting_text": "none"} | changes
-    task = ExactTask(settings, ROWS, of, lambda part, prompt, text: text[:1] or None, headline)
+    task = ExactTask(
+        settings, ROWS, of, lambda part, prompt, text: text[:1] or None, headline
+    )
     if tokenizer:
         task.prepare(tokenizer, 64, 256)
     return task
@@ -27,19 +33,29 @@ def make(tokenizer=None, headline=None, of=TESTS, **changes):
 @pytest.mark.parametrize("on_inputs", [False, True])
 def test_a_row_is_one_text_and_its_end(on_inputs, tokenizer):
     task = make(tokenizer, train_on_inputs=on_inputs)
-    for (ids, last), (prompt, response) in zip(task._rows["train"], ROWS["train"], strict=True):
-        assert ids == [*tokenizer(prompt + response)["input_ids"], tokenizer.eos_token_id]
+    for (ids, last), (prompt, response) in zip(
+        task._rows["train"], ROWS["train"], strict=True
+    ):
+        assert ids == [
+            *tokenizer(prompt + response)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
         assert last == (0 if on_inputs else len(tokenizer(prompt)["input_ids"]) - 1)
 
 
 def test_the_text_depends_on_no_neighbour_and_no_padding(tokenizer, tiny_llama):
-    """One by one, together (the shorter prompts padded), and in another order; the model has no pad token."""
+    """One by one, together (the shorter prompts padded), and in another order; the
+    model has no pad token."""
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     assert tokenizer.pad_token is None
     for beams in (1, 3):
         task = make(tokenizer, beams=beams, max_new_tokens=12)
         alone = [task.decode(model, [i])[0] for i in range(3)]
-        assert task.decode(model, [0, 1, 2]) == alone == task.decode(model, [2, 1, 0])[::-1]
+        assert (
+            task.decode(model, [0, 1, 2])
+            == alone
+            == task.decode(model, [2, 1, 0])[::-1]
+        )
         assert len({text for texts in alone for text in texts.values()}) > 1
 
 
@@ -47,18 +63,37 @@ def test_a_text_ends_at_its_end_token_or_the_first_stop(tokenizer):
     task = make(tokenizer, stops=["Question", "###"])
     ids = tokenizer("the answer ### 5 Question", add_special_tokens=False)["input_ids"]
     assert task.text(ids) == "the answer "
-    assert task.text([*ids[:2], tokenizer.eos_token_id, *ids]) == tokenizer.decode(ids[:2])
+    assert task.text([*ids[:2], tokenizer.eos_token_id, *ids]) == tokenizer.decode(
+        ids[:2]
+    )
 
 
 def test_scores_files_and_a_fixed_subset_of_each_part(tmp_path):
     texts = ["x", "", "z"]
-    assert make().scores(texts) == {"exact_match": 25.0, "parts": {"a": 50.0, "b": 0.0}, "unread": 100 / 3}
+    assert make().scores(texts) == {
+        "exact_match": 25.0,
+        "parts": {"a": 50.0, "b": 0.0},
+        "unread": 100 / 3,
+    }
     assert make(headline="a").scores(texts)["exact_match"] == 50
     make().write(tmp_path, {"last_greedy": texts})
-    lines = [json.loads(line) for line in (tmp_path / "last_greedy.jsonl").read_text().splitlines()]
-    wrong = {"part": "b", "prompt": LONG, "text": "z", "expected": "x", "read": "z", "right": False}
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "last_greedy.jsonl").read_text().splitlines()
+    ]
+    wrong = {
+        "part": "b",
+        "prompt": LONG,
+        "text": "z",
+        "expected": "x",
+        "read": "z",
+        "right": False,
+    }
     assert lines[2] == wrong | {"reason": lines[2]["reason"]}
-    assert [(line["right"], bool(line["reason"])) for line in lines] == [(True, False), *[(False, True)] * 2]
+    assert [(line["right"], bool(line["reason"])) for line in lines] == [
+        (True, False),
+        *[(False, True)] * 2,
+    ]
     few = make(of={part: rows * 4 for part, rows in TESTS.items()}, items=3)
     assert [part for _, _, part in few.items] == ["a"] * 3 + ["b"] * 3
     assert len(few.notes) == 2

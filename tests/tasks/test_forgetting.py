@@ -1,4 +1,5 @@
-"""The fixed text: where it comes from, how it is cut, and its cross-entropy by another computation."""
+"""The fixed text: where it comes from, how it is cut, and its cross-entropy by another
+computation."""
 
 import hashlib
 
@@ -18,7 +19,10 @@ def of(value):
 
 def test_the_projects_text_ships_and_its_hash_is_the_files():
     text = of(None)
-    assert (text.name, text.sha256) == ("shipped", hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest())
+    assert (text.name, text.sha256) == (
+        "shipped",
+        hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest(),
+    )
     assert 400 <= len(text.text.split()) <= 600
     assert fixed_text({}).sha256 == text.sha256  # older records lack the key
     assert of("none") is None
@@ -35,7 +39,9 @@ def test_a_path_is_read_and_the_ends_of_its_lines_do_not_count(tmp_path):
 
 def test_a_file_on_the_hub(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(forgetting, "snapshot", lambda *arguments: asked.append(arguments) or tmp_path)
+    monkeypatch.setattr(
+        forgetting, "snapshot", lambda *arguments: asked.append(arguments) or tmp_path
+    )
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "t.txt").write_text("Read.")
     text = of("hub:owner/texts/in/t.txt@v1.0")
@@ -51,7 +57,8 @@ def test_a_file_on_the_hub(tmp_path, monkeypatch):
 
 
 def by_hand(path, ids, window):
-    """The mean of -log p in float64: each token after those of its window, one after the other."""
+    """The mean of -log p in float64: each token after those of its window, one after
+    the other."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
     total, start = 0.0, 0
     for place in range(1, len(ids)):
@@ -66,20 +73,31 @@ def by_hand(path, ids, window):
 WORDS = "A tower stands on a rock in the sea, and its lamp turns. "
 
 
-@pytest.mark.parametrize(("window", "positions"), [(512, None), (8, 256), (512, 11), (2, 256)])
-def test_the_loss_is_that_of_each_token_after_its_window(tiny_gpt2, window, positions, monkeypatch):
+@pytest.mark.parametrize(
+    ("window", "positions"), [(512, None), (8, 256), (512, 11), (2, 256)]
+)
+def test_the_loss_is_that_of_each_token_after_its_window(
+    tiny_gpt2, window, positions, monkeypatch
+):
     monkeypatch.setattr(forgetting, "WINDOW", window)
-    tokenizer, text = AutoTokenizer.from_pretrained(tiny_gpt2), FixedText("t", WORDS * 2)
+    tokenizer, text = (
+        AutoTokenizer.from_pretrained(tiny_gpt2),
+        FixedText("t", WORDS * 2),
+    )
     text.prepare(tokenizer, positions)
     ids = tokenizer(WORDS * 2)["input_ids"]
     assert text.tokens == len(ids) - 1
     model = AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval()
     with torch.no_grad():
         loss = text.loss(model)
-    assert loss == pytest.approx(by_hand(tiny_gpt2, ids, min(window, positions or window)), rel=1e-6)
+    assert loss == pytest.approx(
+        by_hand(tiny_gpt2, ids, min(window, positions or window)), rel=1e-6
+    )
 
 
-def test_a_begin_token_that_the_tokenizer_writes_is_given_and_an_end_token_is_not_read(tiny_llama):
+def test_a_begin_token_that_the_tokenizer_writes_is_given_and_an_end_token_is_not_read(
+    tiny_llama,
+):
     tokenizer, text = AutoTokenizer.from_pretrained(tiny_llama), FixedText("t", WORDS)
     text.prepare(tokenizer, 256)
     ids = tokenizer(WORDS)["input_ids"]
@@ -93,10 +111,17 @@ def test_a_begin_token_that_the_tokenizer_writes_is_given_and_an_end_token_is_no
     other.prepare(with_end, 256)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     with torch.no_grad():
-        assert text.loss(model) == other.loss(model) == pytest.approx(by_hand(tiny_llama, ids, 256), rel=1e-6)
+        assert (
+            text.loss(model)
+            == other.loss(model)
+            == pytest.approx(by_hand(tiny_llama, ids, 256), rel=1e-6)
+        )
 
 
 @pytest.mark.parametrize("words", ["", "a"])
 def test_a_text_of_fewer_than_two_tokens_is_refused(words, tiny_gpt2):
-    with pytest.raises(DataError, match=r"^task.forgetting_text=t: a text of [01] tokens, two are needed$"):
+    with pytest.raises(
+        DataError,
+        match=r"^task.forgetting_text=t: a text of [01] tokens, two are needed$",
+    ):
         FixedText("t", words).prepare(AutoTokenizer.from_pretrained(tiny_gpt2), 160)

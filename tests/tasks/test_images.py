@@ -1,5 +1,5 @@
-"""Few-shot images: the layouts of the published sets, what is drawn, what is evaluated on, and broken
-data."""
+"""Few-shot images: the layouts of the published sets, what is drawn, what is evaluated
+on, and broken data."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,11 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def settings(name, data_dir=None, **changes):
-    return task_of(name, "model=dinov2_small") | {"data_dir": data_dir and str(data_dir)} | changes
+    return (
+        task_of(name, "model=dinov2_small")
+        | {"data_dir": data_dir and str(data_dir)}
+        | changes
+    )
 
 
 def load(name, data_dir=None, **changes):
@@ -55,27 +59,39 @@ def written(folder, images, **columns):
     """The folder with these rows as a training and as a test split."""
     folder.mkdir(exist_ok=True)
     for split in ("train", "test"):
-        pyarrow.parquet.write_table(pyarrow.table({"image": images, **columns}), folder / f"{split}.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": images, **columns}), folder / f"{split}.parquet"
+        )
     return folder
 
 
 def parquet(folder, splits, image="image", label="label"):
-    """The hub's parquet files, as the datasets library writes them: five images of each class."""
+    """The hub's parquet files, as the datasets library writes them: five images of each
+    class."""
     import datasets
 
     rng, labels = np.random.default_rng(0), [0, 1, 2] * 5
-    kinds = {image: datasets.Image(), label: datasets.ClassLabel(names=["ant", "bee", "cow"])}
+    kinds = {
+        image: datasets.Image(),
+        label: datasets.ClassLabel(names=["ant", "bee", "cow"]),
+    }
     (folder / "data").mkdir(parents=True)
     for split in splits:
-        rows = {image: [Image.fromarray(picture(n, rng)) for n in labels], label: labels}
+        rows = {
+            image: [Image.fromarray(picture(n, rng)) for n in labels],
+            label: labels,
+        }
         path = folder / "data" / f"{split}-00000-of-00001.parquet"
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(path, batch_size=4)
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(
+            path, batch_size=4
+        )
         assert pyarrow.parquet.ParquetFile(path).num_row_groups > 1
     return folder
 
 
 def check(task, train, dev):
-    """Every class has its images, none is in both splits, and each image's colour is its class's."""
+    """Every class has its images, none is in both splits, and each image's colour is
+    its class's."""
     assert np.bincount(task.labels("train")).tolist() == [train] * 3
     assert np.bincount(task.labels("dev")).tolist() == [dev] * 3
     same = task._splits["train"].pool is task._splits["dev"].pool
@@ -83,14 +99,30 @@ def check(task, train, dev):
     for split in ("train", "dev"):
         batch = task.collate(split, range(len(task.lengths(split))))
         assert batch["pixel_values"].dtype == np.uint8
-        brightest = batch["pixel_values"].reshape(len(batch["labels"]), 3, -1).mean(-1).argmax(-1)
-        assert len({(label, colour) for label, colour in zip(batch["labels"], brightest, strict=True)}) == 3
+        brightest = (
+            batch["pixel_values"]
+            .reshape(len(batch["labels"]), 3, -1)
+            .mean(-1)
+            .argmax(-1)
+        )
+        assert (
+            len(
+                {
+                    (label, colour)
+                    for label, colour in zip(batch["labels"], brightest, strict=True)
+                }
+            )
+            == 3
+        )
 
 
-@pytest.mark.parametrize(("name", "test", "dev"), [("resisc45", 0, 3), ("image_folder", 4, 4)])
+@pytest.mark.parametrize(
+    ("name", "test", "dev"), [("resisc45", 0, 3), ("image_folder", 4, 4)]
+)
 def test_folders_of_images(name, test, dev, tmp_path):
     own = name == "image_folder"
-    write_images(tmp_path / "data" / ("" if own else name), test=test)  # as one of several sets
+    # as one of several sets
+    write_images(tmp_path / "data" / ("" if own else name), test=test)
     task = prepared(name, tmp_path / "data", shots=3)
     check(task, 3, dev)
     assert any("published set has" in note for note in task.notes) != own
@@ -117,9 +149,12 @@ def test_the_hubs_parquet_files(name, splits, columns, dev, tmp_path):
 def test_of_parquet_files_only_those_with_a_wanted_row_are_read(tmp_path):
     paths = [tmp_path / f"{n}.parquet" for n in range(3)]
     for path in paths[:2]:
-        pyarrow.parquet.write_table(pyarrow.table({"image": [path.name.encode(), b"x"]}), path)
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": [path.name.encode(), b"x"]}), path
+        )
     content = paths[0].read_bytes()
-    paths[0].write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # its rows; the last is no file
+    # its rows; the last is no file
+    paths[0].write_bytes(content[:4] + b"\xff" * 40 + content[44:])
     assert list(_cells(paths, "image", [2])) == [b"1.parquet"]
     with refused(str(paths[0])):
         list(_cells(paths, "image", [0]))
@@ -136,7 +171,10 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
 
 def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
     shades = {"image": 10, "other": 200}
-    columns = {name: cells([np.full((8, 8, 3), shade, np.uint8)] * 4) for name, shade in shades.items()}
+    columns = {
+        name: cells([np.full((8, 8, 3), shade, np.uint8)] * 4)
+        for name, shade in shades.items()
+    }
     written(tmp_path / "data", columns.pop("image"), **columns, label=[0, 1] * 2)
     for column, shade in shades.items():
         task = prepared("image_folder", tmp_path / "data", shots=1, image_column=column)
@@ -148,37 +186,51 @@ def test_digits_are_scikit_learns():
     task = prepared("digits", image_size=None)
     assert [len(task.lengths(split)) for split in ("train", "dev")] == [100, 1697]
     pixels = next(task.set.train.items([17]))
-    np.testing.assert_array_equal(pixels, np.rint(load_digits().images[17] * (255 / 16)))
+    np.testing.assert_array_equal(
+        pixels, np.rint(load_digits().images[17] * (255 / 16))
+    )
 
 
 # --- what is drawn
 
 
-def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on(tmp_path):
+def test_exactly_k_images_a_class_from_the_seed_and_all_the_rest_is_evaluated_on(
+    tmp_path,
+):
     data = write_images(tmp_path / "data", train=9, test=0)
-    first, again, other = (prepared("resisc45", data, shots=4, draw_seed=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        prepared("resisc45", data, shots=4, draw_seed=seed) for seed in (3, 3, 4)
+    )
     assert names(first, "train") == names(again, "train")
     assert first.selection == again.selection != other.selection
     # It is the rows'
     assert first.selection != prepared("resisc45", data, shots=3, draw_seed=3).selection
     assert set(names(first, "train")) != set(names(other, "train"))
-    everything = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+    everything = sorted(
+        path.relative_to(data).as_posix() for path in data.rglob("*.png")
+    )
     for task in (first, other):
         assert np.bincount(task.labels("train")).tolist() == [4] * 3
         assert sorted([*names(task, "train"), *names(task, "dev")]) == everything
 
 
-def test_the_draw_follows_the_data_seed_and_not_the_trainings_and_fewer_shots_are_a_part(images):
+def test_the_draw_follows_the_data_seed_and_not_the_trainings_and_fewer_shots_are_a_part(
+    images,
+):
     runs = expand(["task=digits", "model=dinov2_small", "seed=0,1"])
     runs += expand(["task=digits", "model=dinov2_small", "seed=1", "data_seed=7"])
     assert [run.config["task"]["draw_seed"] for run in runs] == [0, 1, 7]
-    few, more = (prepared("image_folder", images, shots=shots, draw_seed=7) for shots in (2, 5))
+    few, more = (
+        prepared("image_folder", images, shots=shots, draw_seed=7) for shots in (2, 5)
+    )
     assert set(names(few, "train")) < set(names(more, "train"))
     every = prepared("image_folder", images, shots=None, dev_rows=5)
     assert [len(every.lengths(split)) for split in ("train", "dev")] == [18, 5]
     assert any("fixed subset of 5" in note for note in every.notes)
     wanted = VIT.apply(Image.open(images / names(every, "train")[0]))
-    np.testing.assert_array_equal(every.collate("train", [0])["pixel_values"][0], wanted)
+    np.testing.assert_array_equal(
+        every.collate("train", [0])["pixel_values"][0], wanted
+    )
 
 
 def test_held_out_images_are_training_images(tmp_path, images):
@@ -195,15 +247,27 @@ def test_held_out_images_are_training_images(tmp_path, images):
     np.testing.assert_array_equal(task.collate("dev", [0])["pixel_values"][0], wanted)
 
 
-HIDDEN = (".ipynb_checkpoints/x.png", "ant/__MACOSX/x.png", "ant/Thumbs.db", "ant/._a.png", "README.md")
+HIDDEN = (
+    ".ipynb_checkpoints/x.png",
+    "ant/__MACOSX/x.png",
+    "ant/Thumbs.db",
+    "ant/._a.png",
+    "README.md",
+)
 
 
 @pytest.mark.parametrize(
     ("train", "test", "dev"),
-    [("Train", "Test", 4), ("training", "testing", 4), ("TRAIN", "Validation", 4), ("train", None, 8)],
+    [
+        ("Train", "Test", 4),
+        ("training", "testing", 4),
+        ("TRAIN", "Validation", 4),
+        ("train", None, 8),
+    ],
 )
 def test_what_is_of_the_data_and_what_is_not(train, test, dev, tmp_path, images):
-    """Splits by other names or one alone; links, deep folders and capitals are; what is hidden is not."""
+    """Splits by other names or one alone; links, deep folders and capitals are; what is
+    hidden is not."""
     top = Path(shutil.copytree(images / "train", tmp_path / "data" / train))
     if test:
         shutil.copytree(images / "test", tmp_path / "data" / test)
@@ -217,7 +281,9 @@ def test_what_is_of_the_data_and_what_is_not(train, test, dev, tmp_path, images)
     task = prepared("image_folder", tmp_path / "data", shots=3)
     assert task.classes == ["ant", "bee", "cow"]
     assert np.bincount(task.set.train.labels).tolist() == [7, 7, 10]
-    assert np.bincount(task.labels("dev")).tolist() == ([dev] * 3 if test else [4, 4, 7])
+    assert np.bincount(task.labels("dev")).tolist() == (
+        [dev] * 3 if test else [4, 4, 7]
+    )
 
 
 def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, images):
@@ -231,8 +297,17 @@ def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, image
 def test_names_of_classes_are_no_mathematics_in_pictures(tmp_path, images):
     task = prepared("image_folder", images, shots=2)
     task.classes[:2] = ["price $1^$", "b$_$"]
-    lines = table(task, task.about("dev"), np.eye(3)[task.labels("dev")], task.labels("dev"))
-    assert lines[0] == ["image", "label", "predicted", "p(price $1^$)", "p(b$_$)", "p(cow)"]
+    lines = table(
+        task, task.about("dev"), np.eye(3)[task.labels("dev")], task.labels("dev")
+    )
+    assert lines[0] == [
+        "image",
+        "label",
+        "predicted",
+        "p(price $1^$)",
+        "p(b$_$)",
+        "p(cow)",
+    ]
     write(tmp_path / "predictions.csv", lines)
     illustrate(task, tmp_path, "best epoch (1)")
     for name in ("predictions.png", "confusion.png"):

@@ -1,4 +1,5 @@
-"""Instructions: what a model reads, what it is trained on, and what of a file or template is refused."""
+"""Instructions: what a model reads, what it is trained on, and what of a file or
+template is refused."""
 
 import hashlib
 import json
@@ -14,7 +15,9 @@ pytestmark = pytest.mark.parity
 
 
 def load(data_dir, dev_rows=2, **changes):
-    return tasks.load(task_of("alpaca") | {"data_dir": str(data_dir), "dev_rows": dev_rows} | changes)
+    return tasks.load(
+        task_of("alpaca") | {"data_dir": str(data_dir), "dev_rows": dev_rows} | changes
+    )
 
 
 @pytest.fixture
@@ -30,19 +33,29 @@ def text(tokenizer, ids):
 
 def test_a_row_is_the_beginning_the_prompt_the_response_and_the_end(task, tokenizer):
     template = read_template(OWN_TEMPLATE)
-    known = {(template.prompt(instruction, given), output) for instruction, given, output in INSTRUCTIONS}
+    known = {
+        (template.prompt(instruction, given), output)
+        for instruction, given, output in INSTRUCTIONS
+    }
     assert {*task.splits["train"], *task.splits["dev"]} == known
-    assert template.prompt("Do it.", "  \n") == template.prompt("Do it.")  # an input of blanks is none
-    for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
+    # an input of blanks is none
+    assert template.prompt("Do it.", "  \n") == template.prompt("Do it.")
+    for (ids, last), (prompt, response) in zip(
+        task._rows["train"], task.splits["train"], strict=True
+    ):
         assert text(tokenizer, ids[: last + 1]) == f"<s>{prompt}"
         assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
 
 
 def test_what_is_asked_is_what_was_trained(task, tokenizer):
-    """The tokens before an answer are those before the response of a training row; a second turn follows the
-    end token."""
+    """The tokens before an answer are those before the response of a training row; a
+    second turn follows the end token."""
     form = task.template.prompt
-    plain = {asked: (form(asked), output) for asked, given, output in INSTRUCTIONS if not given}
+    plain = {
+        asked: (form(asked), output)
+        for asked, given, output in INSTRUCTIONS
+        if not given
+    }
     asked, pair = next(one for one in plain.items() if one[1] in task.splits["train"])
     ids, last = task._rows["train"][task.splits["train"].index(pair)]
     assert task.conversation([asked], []) == ids[: last + 1]
@@ -55,24 +68,43 @@ def test_what_is_asked_is_what_was_trained(task, tokenizer):
     )
 
 
-def test_a_token_across_prompt_and_response_is_not_trained_as_one(alpaca, tokenizer, tmp_path):
-    """A template that ends in a space, which GPT-2's BPE takes into the response's first word."""
-    words = {"prompt_input": "{instruction} {input} = ", "prompt_no_input": "{instruction} = "}
+def test_a_token_across_prompt_and_response_is_not_trained_as_one(
+    alpaca, tokenizer, tmp_path
+):
+    """A template that ends in a space, which GPT-2's BPE takes into the response's
+    first word."""
+    words = {
+        "prompt_input": "{instruction} {input} = ",
+        "prompt_no_input": "{instruction} = ",
+    }
     (tmp_path / "t.json").write_text(json.dumps(words))
     task = load(alpaca, template=str(tmp_path / "t.json"))
     task.prepare(tokenizer, 96, 256)
-    for (ids, last), (prompt, response) in zip(task._rows["train"], task.splits["train"], strict=True):
+    for (ids, last), (prompt, response) in zip(
+        task._rows["train"], task.splits["train"], strict=True
+    ):
         assert ids[: last + 1] == tokenizer(prompt)["input_ids"]
         assert text(tokenizer, ids[last + 1 :]) == f"{response}</s>"
-    assert (task.template.next_turn, task.template.stop) == ("\n\n{instruction} = ", None)
+    assert (task.template.next_turn, task.template.stop) == (
+        "\n\n{instruction} = ",
+        None,
+    )
 
 
-@pytest.mark.parametrize("end", ["", "\n", " "])  # as in Stanford's file, alpaca-lora's and QLoRA's
+# as in Stanford's file, alpaca-lora's and QLoRA's
+@pytest.mark.parametrize("end", ["", "\n", " "])
 def test_alpacas_own_prompts_are_no_deviation(end, alpaca, tmp_path, monkeypatch):
     """By stand-ins: their words are not in this repository."""
-    prompts = {"prompt_input": "do {instruction} to {input}:", "prompt_no_input": "do {instruction}:"}
-    digests = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in prompts.items()}
-    (tmp_path / "t.json").write_text(json.dumps({key: text + end for key, text in prompts.items()}))
+    prompts = {
+        "prompt_input": "do {instruction} to {input}:",
+        "prompt_no_input": "do {instruction}:",
+    }
+    digests = {
+        key: hashlib.sha256(text.encode()).hexdigest() for key, text in prompts.items()
+    }
+    (tmp_path / "t.json").write_text(
+        json.dumps({key: text + end for key, text in prompts.items()})
+    )
 
     def notes(**known):
         monkeypatch.setattr("tasks.instruct.ALPACA", digests | known)
@@ -85,9 +117,13 @@ def test_alpacas_own_prompts_are_no_deviation(end, alpaca, tmp_path, monkeypatch
 
 
 def test_upstreams_templates_are_taken_as_they_are(tmp_path):
-    """alpaca-lora's keys alone: the next turn and the end of a run-on answer follow from them."""
+    """alpaca-lora's keys alone: the next turn and the end of a run-on answer follow
+    from them."""
     begin, end = "Task.\n\n### Instruction:\n{instruction}\n\n", "### Response:\n"
-    forms = {"prompt_input": f"{begin}### Input:\n{{input}}\n\n{end}", "prompt_no_input": f"{begin}{end}"}
+    forms = {
+        "prompt_input": f"{begin}### Input:\n{{input}}\n\n{end}",
+        "prompt_no_input": f"{begin}{end}",
+    }
     others = {"description": "x", "response_split": "### Response:"}
     (tmp_path / "t.json").write_text(json.dumps(forms | others))
     template = read_template(tmp_path / "t.json")
@@ -112,7 +148,9 @@ def test_dev_rows_are_held_out_and_the_same_for_every_run(alpaca):
 
 def test_a_prompt_that_fills_the_length_is_left_out_and_said(alpaca, tokenizer):
     task = load(alpaca)
-    limit = max(len(tokenizer(prompt)["input_ids"]) for prompt, _ in task.splits["train"])
+    limit = max(
+        len(tokenizer(prompt)["input_ids"]) for prompt, _ in task.splits["train"]
+    )
     task.prepare(tokenizer, limit, 256)
     assert 0 < len(task._rows["train"]) < 8
     assert any("left out" in note for note in task.notes)

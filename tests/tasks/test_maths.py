@@ -19,20 +19,29 @@ PAPERS |= {"test_suffix": " Let's think step by step.", "tests": ["gsm8k", "math
 @pytest.fixture
 def load(tmp_path):
     folder = write_maths(tmp_path / "maths")
-    where = {"data_dir": str(folder), "test_dir": str(folder), "forgetting_text": "none"}
+    where = {
+        "data_dir": str(folder),
+        "test_dir": str(folder),
+        "forgetting_text": "none",
+    }
     return lambda **changes: tasks.load(task_of("gsm8k") | where | changes)
 
 
 def test_rows_and_prompts_of_pefts_protocol(load):
     task = load(first_rows=4, max_characters=120, dev_rows=3)
     prompts = [prompt for prompt, _ in task.splits["train"]]
-    assert prompts[0] == "Question: What is 2 {more} than 3? Think step by step.\nAnswer:"
+    assert (
+        prompts[0] == "Question: What is 2 {more} than 3? Think step by step.\nAnswer:"
+    )
     assert [len(of) for of in task.splits.values()] == [4, 3]
-    assert not any("long" in prompt for prompt in prompts)  # the second of five in the file
+    # the second of five in the file
+    assert not any("long" in prompt for prompt in prompts)
     np.random.seed(0)
     order = np.arange(8)
     np.random.shuffle(order)
-    assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [f"Dev{i}" for i in order[:3]]
+    assert [prompt.split()[1] for prompt, _ in task.splits["dev"]] == [
+        f"Dev{i}" for i in order[:3]
+    ]
     # With a comma a text
     assert [answer for _, answer, _ in task.items] == ["1200.0", "1,200", "-3.0", "1.0"]
     assert "train: 5 rows, of 395000 published" in task.notes
@@ -42,14 +51,22 @@ def test_rows_and_prompts_of_pefts_protocol(load):
 
 def test_rows_and_prompts_of_the_papers_protocol(load, tmp_path):
     task = load(**PAPERS)
-    assert len(task.splits["train"]) == 3  # the first of the file, the long one among them
+    # the first of the file, the long one among them
+    assert len(task.splits["train"]) == 3
     (prompt, response), (asked, *_) = task.splits["train"][1], task.items[0]
     assert prompt.endswith("\n\n### Response:")
     assert response.endswith("The answer is: 9")
     assert asked.endswith("\n\n### Response: Let's think step by step.")
-    assert [answer for _, answer, part in task.items if part == "math"] == [r"\frac{1}{2}", "7", None]
+    assert [answer for _, answer, part in task.items if part == "math"] == [
+        r"\frac{1}{2}",
+        "7",
+        None,
+    ]
     assert any("not Alpaca's" in note for note in task.notes)
-    assert (task.headline, task.read("gsm8k", "", "The answer is: 1,200")) == ("gsm8k", "1200")
+    assert (task.headline, task.read("gsm8k", "", "The answer is: 1,200")) == (
+        "gsm8k",
+        "1200",
+    )
     # JSONL and parquet, and MATH as its authors have it
     folder = str(write_maths(tmp_path / "other", other=True))
     other = load(**PAPERS, data_dir=folder, test_dir=folder)
@@ -60,37 +77,60 @@ def test_pefts_code_reads_the_prompt_too(load):
     """The one that has a marker, where the text has none."""
     for name, right in (("peft", 100), ("metamath", 0)):
         task = load(prompt="The answer is: {query}", reader=name)
-        assert task.read("gsm8k", "The answer is: 7\n", "") == ("7.0" if right else None)
+        assert task.read("gsm8k", "The answer is: 7\n", "") == (
+            "7.0" if right else None
+        )
 
 
 def test_sums_are_right_and_none_is_there_twice():
     rows = sums.problems()
     assert len(dict(rows)) == len(rows) == 2 * 9**2 + 4 * 9**3
-    assert all(eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows)
+    assert all(
+        eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows
+    )
     terms = [tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}"))) for prompt, _ in rows]
-    assert len({*terms[:200]} & {*terms[200:]}) <= 1  # those of the same terms are on one side
-    task = tasks.load(task_of("sums") | {"train_rows": 5, "dev_rows": 3, "test_rows": 2})
+    # those of the same terms are on one side
+    assert len({*terms[:200]} & {*terms[200:]}) <= 1
+    task = tasks.load(
+        task_of("sums") | {"train_rows": 5, "dev_rows": 3, "test_rows": 2}
+    )
     assert [task.splits[part] for part in ("dev", "train")] == [rows[2:5], rows[5:10]]
-    assert task.items == [(prompt, answer.strip(), "sums") for prompt, answer in rows[:2]]
-    assert [task.read("sums", "", text) for text in (" 7", "it is -3, not 4", "none")] == ["7", "-3", None]
+    assert task.items == [
+        (prompt, answer.strip(), "sums") for prompt, answer in rows[:2]
+    ]
+    assert [
+        task.read("sums", "", text) for text in (" 7", "it is -3, not 4", "none")
+    ] == ["7", "-3", None]
 
 
 def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
-    """Files, and the words and the reader of one's own; on the hub, what is known of it."""
+    """Files, and the words and the reader of one's own; on the hub, what is known of
+    it."""
     folder = str(write_maths(tmp_path / "rows"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_reader.py").write_text(
         "def last_word(text):\n    return text.split()[-1] if text else None\n"
     )
-    settings = task_of("gsm8k") | {"data_dir": folder, "test_dir": folder, "forgetting_text": "none"}
+    settings = task_of("gsm8k") | {
+        "data_dir": folder,
+        "test_dir": folder,
+        "forgetting_text": "none",
+    }
     own = {"reader": "own_reader.last_word", "prompt": None, "tests": ["math"]}
     assert set(tasks.source(settings).files) == {"rows", "gsm8k_train", "gsm8k/test"}
     more = {"template.json", "reader.py", "math/MATH_test.jsonl"}
     assert set(tasks.source(settings | own).files) == {"rows", "gsm8k_train"} | more
     hub = settings | {"data_dir": None, "revision": "a" * 40}
-    assert tasks.source(hub).pinned.startswith(f"meta-math/MetaMathQA@{'a' * 40} gsm8k_train:")
-    assert tasks.source(hub | {"test_dir": None, "test_revision": None}) == tasks.base.Source()
-    assert tasks.source(hub | {"test_dir": None, "tests": ["math"]}) == tasks.base.Source()
+    assert tasks.source(hub).pinned.startswith(
+        f"meta-math/MetaMathQA@{'a' * 40} gsm8k_train:"
+    )
+    assert (
+        tasks.source(hub | {"test_dir": None, "test_revision": None})
+        == tasks.base.Source()
+    )
+    assert (
+        tasks.source(hub | {"test_dir": None, "tests": ["math"]}) == tasks.base.Source()
+    )
     task = load(reader="own_reader.last_word")
     assert task.scores(["it is 1200", "1200", "", "-4"])["exact_match"] == 25
     # Without texts the test sets are not read

@@ -1,5 +1,5 @@
-"""MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a judge that fails in
-every way."""
+"""MT-Bench: files in FastChat's formats, the choice of prompts, scores by hand, and a
+judge that fails in every way."""
 
 import itertools
 import json
@@ -46,13 +46,21 @@ def data(tmp_path):
 
 
 def answers_of(model, bench="mt_bench"):
-    return {n: [f"{model} on {n}.{i + 1}" for i in range(len(turns))] for n, _, turns in QUESTIONS[bench]}
+    return {
+        n: [f"{model} on {n}.{i + 1}" for i in range(len(turns))]
+        for n, _, turns in QUESTIONS[bench]
+    }
 
 
 @pytest.fixture
 def answers(data, tmp_path):
     """An answer file of the model "own"."""
-    write_answers(tmp_path / "own.jsonl", "own", answers_of("own"), read_questions(data, "mt_bench"))
+    write_answers(
+        tmp_path / "own.jsonl",
+        "own",
+        answers_of("own"),
+        read_questions(data, "mt_bench"),
+    )
     return tmp_path / "own.jsonl"
 
 
@@ -74,9 +82,14 @@ def rewrite(path, **values):
 
 def test_where_the_data_are(data, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert [data_folder({"mt_bench_dir": str(given)}) for given in (data, tmp_path)] == [data, data]
+    assert [
+        data_folder({"mt_bench_dir": str(given)}) for given in (data, tmp_path)
+    ] == [data, data]
     for act, named in (
-        (lambda: data_folder({"mt_bench_dir": str(data / "mt_bench")}), "judge_prompts.jsonl"),
+        (
+            lambda: data_folder({"mt_bench_dir": str(data / "mt_bench")}),
+            "judge_prompts.jsonl",
+        ),
         (lambda: data_folder({}), "task.mt_bench_dir="),
         (lambda: read_questions(data, "arena"), "arena"),
     ):
@@ -88,7 +101,10 @@ def test_answers_are_read_as_they_were_written(data, answers, tmp_path):
     questions, before = read_questions(data, "mt_bench"), answers.read_bytes()
     odd = answers_of("own") | {81: ["", 'Curly {braces} "quotes"\n\u2028é 🚣 [[9]]']}
     write_answers(tmp_path / "new" / "odd.jsonl", "own", odd, questions)
-    assert read_answers(tmp_path / "new" / "odd.jsonl", questions, "own") == ("own", odd)
+    assert read_answers(tmp_path / "new" / "odd.jsonl", questions, "own") == (
+        "own",
+        odd,
+    )
     with refused("line 1", "'mine'"):
         read_answers(answers, questions, "mine")
     row = json.loads(before.splitlines()[0])
@@ -111,40 +127,61 @@ def asked_for(data, bench="mt_bench", given=None):
 
 def test_each_category_and_turn_has_its_prompt(data):
     found = asked_for(data)
-    assert list(found) == [(number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)]
+    assert list(found) == [
+        (number, turn) for number in (81, 101, 111, 151) for turn in (1, 2)
+    ]
     assert found[81, 1][0] == {"role": "system", "content": "You are single-v1."}
     every_bench = (found | asked_for(data, "vicuna_bench")).items()
     last = {place: messages[-1]["content"] for place, messages in every_bench}
     assert len(last) == 8 + 3
     for place, text in {
         (81, 1): "plain: Tell of a {red} boat. / own on 81.1",
-        (81, 2): "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2",
+        (
+            81,
+            2,
+        ): "plain 2: Tell of a {red} boat. / own on 81.1 / Now make it rhyme. / own on 81.2",
         (111, 1): "known 5: What is 2 + 3? / own on 111.1",
-        (111, 2): "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2",
+        (
+            111,
+            2,
+        ): "known 2 5, 10: What is 2 + 3? / own on 111.1 / And twice that? / own on 111.2",
         (101, 1): "known Bo.: Ann is older than Bo. Who is younger? / own on 101.1",
         (151, 1): "plain: Who was Ashoka? / own on 151.1",
         (1, 1): "plain: How do I save time? / own on 1.1",
         (70, 1): "known print('a {line}'): Print a line. / own on 70.1",
     }.items():
         assert last[place] == text
-    odd = asked_for(data, given=answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]})
+    odd = asked_for(
+        data, given=answers_of("own") | {81: ["{answer} {0} {", "{question_1} }}{{"]}
+    )
     assert odd[81, 1][-1]["content"].endswith("/ {answer} {0} {")
     assert odd[81, 2][-1]["content"].endswith("rhyme. / {question_1} }}{{")
-    rewrite(data / "judge_prompts.jsonl", prompt_template="{{question}} }}{{", system_prompt="")
+    rewrite(
+        data / "judge_prompts.jsonl",
+        prompt_template="{{question}} }}{{",
+        system_prompt="",
+    )
     # An empty system prompt is left out
     assert asked_for(data)[81, 1] == [{"role": "user", "content": "{question} }{"}]
 
 
 def test_ratings_are_those_of_fastchats_expressions_in_linear_time():
-    """On random replies made of what the expressions look at. FastChat's would take an hour of 300,000
-    digits."""
-    patterns = [re.compile(pattern, re.ASCII) for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")]
+    """On random replies made of what the expressions look at. FastChat's would take an
+    hour of 300,000 digits."""
+    patterns = [
+        re.compile(pattern, re.ASCII)
+        for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]")
+    ]
     draw, seen = random.Random(0), Counter()
     for _ in range(30_000):
         reply = "".join(draw.choices("[[[[]]]]175.\n\u0667", k=draw.randrange(16)))
-        match = next(filter(None, (pattern.search(reply) for pattern in patterns)), None)
+        match = next(
+            filter(None, (pattern.search(reply) for pattern in patterns)), None
+        )
         value = float(match[1]) if match else None
-        assert rating(reply) == (value if value is not None and 1 <= value <= 10 else None), repr(reply)
+        assert rating(reply) == (
+            value if value is not None and 1 <= value <= 10 else None
+        ), repr(reply)
         seen[value] += 1
     assert seen[None] > 3000
     assert len([value for value, count in seen.items() if value and count > 3]) > 20
@@ -158,59 +195,114 @@ def test_ratings_are_those_of_fastchats_expressions_in_linear_time():
 
 
 def scored(data, by, scores):
-    """The summary of judgments with a reply [[x]] from scores[question, turn, pass]; None: a reply without
-    rating; absent: not judged."""
+    """The summary of judgments with a reply [[x]] from scores[question, turn, pass];
+    None: a reply without rating; absent: not judged."""
     saved, given = {}, answers_of("own")
     for (number, turn), messages in asked_for(data).items():
         for sitting, key in enumerate(by.keys(messages), 1):
             if (number, turn, sitting) in scores:
                 value = scores[number, turn, sitting]
                 reply = "no" if value is None else f"[[{value}]]"
-                saved[key] = Judgment(key=key, reply=reply, prompt_tokens=10, completion_tokens=3)
+                saved[key] = Judgment(
+                    key=key, reply=reply, prompt_tokens=10, completion_tokens=3
+                )
     return summary(data, "mt_bench", given, by, saved)
 
 
 def test_scores_by_hand(data):
-    scores = {(81, 1, 1): 8, (81, 1, 2): 7, (81, 2, 1): 6, (81, 2, 2): 5, (101, 1, 1): 2, (101, 1, 2): None}
-    scores |= {(101, 2, 1): None, (111, 1, 1): 3, (111, 1, 2): 4, (111, 2, 1): 1, (111, 2, 2): None}
+    scores = {
+        (81, 1, 1): 8,
+        (81, 1, 2): 7,
+        (81, 2, 1): 6,
+        (81, 2, 2): 5,
+        (101, 1, 1): 2,
+        (101, 1, 2): None,
+    }
+    scores |= {
+        (101, 2, 1): None,
+        (111, 1, 1): 3,
+        (111, 1, 2): 4,
+        (111, 2, 1): 1,
+        (111, 2, 2): None,
+    }
     found = scored(data, Judge("j", passes=2), scores)
-    counts = {"n": 16, "judged": 11, "n_valid": 8, "bench": "mt_bench", "judge": "j", "passes": 2}
+    counts = {
+        "n": 16,
+        "judged": 11,
+        "n_valid": 8,
+        "bench": "mt_bench",
+        "judge": "j",
+        "passes": 2,
+    }
     counts["tokens"] = {"prompt": 110, "completion": 33}
     assert {key: found[key] for key in counts} == counts
     assert found["mean"] == pytest.approx((8 + 7 + 6 + 5 + 2 + 3 + 4 + 1) / 8)
-    assert found["turns"] == pytest.approx({"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3})
-    of_all = {"writing": 6.5, "reasoning": 2.0, "math": pytest.approx(8 / 3), "humanities": None}
+    assert found["turns"] == pytest.approx(
+        {"1": (8 + 7 + 2 + 3 + 4) / 5, "2": (6 + 5 + 1) / 3}
+    )
+    of_all = {
+        "writing": 6.5,
+        "reasoning": 2.0,
+        "math": pytest.approx(8 / 3),
+        "humanities": None,
+    }
     assert found["categories"] == of_all
-    assert found["pass_means"] == pytest.approx([(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3])
+    assert found["pass_means"] == pytest.approx(
+        [(8 + 6 + 2 + 3 + 1) / 5, (7 + 5 + 4) / 3]
+    )
     for scores in ({}, {(81, 1, 1): None}):  # nothing valid
         found = scored(data, Judge(), scores)
-        assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [None, None, None, 0, 8]
-        of_all = {*found["turns"].values(), *found["categories"].values(), *found["pass_means"]}
+        assert [found[key] for key in ("mean", "low", "high", "n_valid", "n")] == [
+            None,
+            None,
+            None,
+            0,
+            8,
+        ]
+        of_all = {
+            *found["turns"].values(),
+            *found["categories"].values(),
+            *found["pass_means"],
+        }
         assert (of_all, found["judged"]) == ({None}, len(scores))
         assert "None" not in table([{"model": "own", **found}])
 
 
 def test_the_interval_pools_what_is_drawn(data):
-    """Questions with 1 to 4 scores, held beside all 256 draws of four questions, each as likely."""
+    """Questions with 1 to 4 scores, held beside all 256 draws of four questions, each
+    as likely."""
     values = {81: [2], 101: [9, 9, 9, 9], 111: [4, 5], 151: [7, 7, 6]}
     places = [(1, 1), (1, 2), (2, 1), (2, 2)]
-    scores = {(n, *place): v for n, some in values.items() for place, v in zip(places, some, strict=False)}
+    scores = {
+        (n, *place): v
+        for n, some in values.items()
+        for place, v in zip(places, some, strict=False)
+    }
     found = scored(data, Judge(passes=2), scores)
     draws = itertools.product(values.values(), repeat=4)
-    means = sorted(np.mean([value for some in draw for value in some]) for draw in draws)
-    assert (found["low"], found["high"]) == (pytest.approx(means[6]), pytest.approx(means[-7]))
+    means = sorted(
+        np.mean([value for some in draw for value in some]) for draw in draws
+    )
+    assert (found["low"], found["high"]) == (
+        pytest.approx(means[6]),
+        pytest.approx(means[-7]),
+    )
 
 
 def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
     message = [{"role": "user", "content": "x"}]
     judges = [Judge(passes=2), Judge("other"), Judge(max_tokens=9)]
-    keys = [key for by in judges for key in by.keys(message)] + Judge().keys([{**message[0], "content": "y"}])
+    keys = [key for by in judges for key in by.keys(message)] + Judge().keys(
+        [{**message[0], "content": "y"}]
+    )
     assert len({*keys}) == 5
     assert Judge().keys(message) == Judge(passes=2).keys(list(message))[:1]
     assert Judge("org/judge:7b").file() == Path("outputs/judgments/org_judge_7b.jsonl")
     own = answers_of("own")
     each = (own, dict(reversed(own.items())), own | {81: ["", ""]})
-    first, same, other = (summary(data, "mt_bench", of, Judge(), {})["answers"] for of in each)
+    first, same, other = (
+        summary(data, "mt_bench", of, Judge(), {})["answers"] for of in each
+    )
     assert first == same != other
 
 
@@ -220,7 +312,18 @@ def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
 def run(data, server, *words):
     """The judge command in this process: 0 or more answer files and options."""
     url = server if isinstance(server, str) else server.url
-    fast = ["--data", str(data), "--base-url", url, "--retries", "1", "--timeout", "5", "--judge", "gpt-4"]
+    fast = [
+        "--data",
+        str(data),
+        "--base-url",
+        url,
+        "--retries",
+        "1",
+        "--timeout",
+        "5",
+        "--judge",
+        "gpt-4",
+    ]
     return main(["judge", *fast, *map(str, words)])
 
 
@@ -232,18 +335,27 @@ def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     with JudgeServer(lambda prompt, nth: score(next(scores))) as server:
         assert run(data, server, answers, "--concurrency", "1") == 0
     first, *shown = capsys.readouterr().out.splitlines()
-    assert first.startswith("8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed")
+    assert first.startswith(
+        "8 judged anew, 0 taken from outputs/judgments/gpt-4.jsonl, 0 failed"
+    )
     cells = shown[1].split()
     assert cells[:3] == ["own", "gpt-4", "6.25"]
     assert cells[6:] == ["7.25", "5.25", "7.00", "5.00", "6.00", "7.00", "8", "of", "8"]
     assert len(shown) == 2
     assert [r["messages"] for r in server.requests] == list(asked_for(data).values())
     fixed = {"model": "gpt-4", "temperature": 0, "max_tokens": 2048}
-    assert all({k: v for k, v in r.items() if k != "messages"} == fixed for r in server.requests)
+    assert all(
+        {k: v for k, v in r.items() if k != "messages"} == fixed
+        for r in server.requests
+    )
     assert server.keys == {f"Bearer {KEY}"}
     row, *_ = [json.loads(line) for line in SAVED.read_text().splitlines()]
     assert row["reply"] == "A fair answer, as far as it goes. Rating: [[8]]"
-    assert [row[k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [8.0, 100, 20]
+    assert [row[k] for k in ("rating", "prompt_tokens", "completion_tokens")] == [
+        8.0,
+        100,
+        20,
+    ]
     # Shown again without a server, and without a key.
     monkeypatch.delenv("OPENAI_API_KEY")
     assert main(["show", str(answers), "--data", str(data)]) == 0
@@ -262,7 +374,10 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         assert main(["judge", str(answers), "--data", str(data)]) == 0
         server.answer = lambda prompt, nth: Reply(f"[[{nth}]]", wait=0.15)
-        assert run(data, server, answers, "--passes", "3", "--json", "--concurrency", "3") == 0
+        assert (
+            run(data, server, answers, "--passes", "3", "--json", "--concurrency", "3")
+            == 0
+        )
         assert set(server.paid.values()) == {3}
         assert server.busiest == 3
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -274,17 +389,27 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
 # --- a server that misbehaves
 
 
-#: What the server does with one prompt, and the reason in the refusal; and with all but the first three.
+#: What the server does with one prompt, and the reason in the refusal; and with all but
+#: the first three.
 ONE_FAILS = [
     (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
     (error(429, "slower"), "HTTP 429: slower"),
     (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
-    (Reply(body={"choices": [{"message": {"content": [7]}}]}), "the reply is no chat completion"),
+    (
+        Reply(body={"choices": [{"message": {"content": [7]}}]}),
+        "the reply is no chat completion",
+    ),
     *((Reply(wait=2.0), "no reply in time"), (DROP, "the connection broke off")),
-    (Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}), "HTTP 502"),
+    (
+        Reply(body=b"\n<b>bad\ngateway", status=502, headers={"retry-after": "0.01"}),
+        "HTTP 502",
+    ),
 ]
 ALL_FAIL = [
-    *((error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})") for code in (401, 403)),
+    *(
+        (error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})")
+        for code in (401, 403)
+    ),
     (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
     (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
     (error(429, "pay first", "insufficient_quota"), "quota"),
@@ -301,7 +426,12 @@ def test_what_fails_is_a_line_and_what_dooms_all_stops_at_once_and_keeps_what_is
         fails = len(server.requests) > 3 if all_fail else prompt.endswith("own on 81.1")
         return trouble if fails else score(7)
 
-    words = ["--json", "--timeout", "0.3" if trouble.wait else "5", *["--concurrency", "1"] * all_fail]
+    words = [
+        "--json",
+        "--timeout",
+        "0.3" if trouble.wait else "5",
+        *["--concurrency", "1"] * all_fail,
+    ]
     with JudgeServer(answer) as server:
         assert run(data, server, answers, *words) == 1 + all_fail
         if all_fail:
@@ -314,7 +444,9 @@ def test_what_fails_is_a_line_and_what_dooms_all_stops_at_once_and_keeps_what_is
     assert KEY[:8] not in said.out + said.err
     if all_fail:
         lines = said.err.splitlines()
-        assert [line.startswith(f"error: {server.url}") and named in line for line in lines] == [True, True]
+        assert [
+            line.startswith(f"error: {server.url}") and named in line for line in lines
+        ] == [True, True]
         return
     found = json.loads(said.out)["judging"]
     (told,) = found["reasons"]
@@ -326,11 +458,25 @@ def test_what_fails_is_a_line_and_what_dooms_all_stops_at_once_and_keeps_what_is
     [
         *((url, KEY, [], "address") for url in ("localhost:8000", "ftp://x/v1")),
         (NOWHERE, KEY, [], f"nothing listens at {NOWHERE} ("),
-        *((url, KEY, [], "") for url in ("http://user:hidden@a b/v1", "http://user:hidden@x/v1")),
+        *(
+            (url, KEY, [], "")
+            for url in ("http://user:hidden@a b/v1", "http://user:hidden@x/v1")
+        ),
         *((NOWHERE, key, [], "OPENAI_API_KEY") for key in (" ", "ключ")),
-        *((NOWHERE, KEY, [f"--{name}", "0"], "above 0") for name in ("passes", "concurrency", "timeout")),
-        *((NOWHERE, KEY, words, "above 0") for words in (["--retries", "-1"], ["--judge", ""])),
-        (NOWHERE, KEY, ["--judgments", "own.jsonl"], "own.jsonl line 1: not a judgment"),
+        *(
+            (NOWHERE, KEY, [f"--{name}", "0"], "above 0")
+            for name in ("passes", "concurrency", "timeout")
+        ),
+        *(
+            (NOWHERE, KEY, words, "above 0")
+            for words in (["--retries", "-1"], ["--judge", ""])
+        ),
+        (
+            NOWHERE,
+            KEY,
+            ["--judgments", "own.jsonl"],
+            "own.jsonl line 1: not a judgment",
+        ),
         (NOWHERE, KEY, ["--judgments", "."], "Is a directory"),
         (NOWHERE, KEY, ["--judgments", "own.jsonl/below.jsonl"], "Not a directory"),
     ],
@@ -351,7 +497,9 @@ def test_what_no_judge_can_be_asked_with_is_one_line(
 # --- the file of judgments, and processes
 
 
-def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answers, capsys):
+def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(
+    data, answers, capsys
+):
     with JudgeServer() as server:
         assert run(data, server, answers) == 0
         whole = SAVED.read_bytes()
@@ -369,8 +517,23 @@ def test_a_line_that_was_cut_off_is_asked_again_and_spoils_no_other(data, answer
 
 
 def start(data, server, *words):
-    command = [sys.executable, "-m", "tasks.mt_bench", "judge", *words, "--data", data, "--timeout", "20"]
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.mt_bench",
+        "judge",
+        *words,
+        "--data",
+        data,
+        "--timeout",
+        "20",
+    ]
+    how = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "cwd": ROOT,
+    }
     return subprocess.Popen([*map(str, command), "--base-url", server.url], **how)
 
 
@@ -383,7 +546,9 @@ def ended(running, begins):
 
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, answers, tmp_path):
+def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(
+    how, data, answers, tmp_path
+):
     file, free, count = tmp_path / "saved.jsonl", threading.Event(), itertools.count()
 
     def hold(prompt, nth):
@@ -394,8 +559,14 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
         return DROP
 
     with JudgeServer(hold) as server:
-        running = start(data, server, answers, "--judgments", file, "--concurrency", "2")
-        while not file.exists() or len(read_judgments(file)) < 5 or len(server.requests) < 6:
+        running = start(
+            data, server, answers, "--judgments", file, "--concurrency", "2"
+        )
+        while (
+            not file.exists()
+            or len(read_judgments(file)) < 5
+            or len(server.requests) < 6
+        ):
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(how)
@@ -405,7 +576,10 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(how, data, ans
             assert running.returncode == 130
             assert str(file) in err.splitlines()[-1]
             assert "Traceback" not in err
-        ended(start(data, server, answers, "--judgments", file), "3 judged anew, 5 taken from")
+        ended(
+            start(data, server, answers, "--judgments", file),
+            "3 judged anew, 5 taken from",
+        )
         assert len(server.paid) == 8
         assert set(server.paid.values()) == {1}
 
@@ -415,10 +589,18 @@ def test_two_processes_share_a_file(data, tmp_path):
     questions, file = read_questions(data, "mt_bench"), tmp_path / "saved.jsonl"
     paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for path in paths:
-        long = {n: [t + "x" * 9000 for t in turns] for n, turns in answers_of(path.stem).items()}
+        long = {
+            n: [t + "x" * 9000 for t in turns]
+            for n, turns in answers_of(path.stem).items()
+        }
         write_answers(path, path.stem, long, questions)
-    with JudgeServer(lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)) as server:
-        for running in [start(data, server, p, "--judgments", file, "--passes", "4") for p in paths]:
+    with JudgeServer(
+        lambda prompt, nth: Reply("y" * 20000 + "[[7]]", wait=0.02)
+    ) as server:
+        for running in [
+            start(data, server, p, "--judgments", file, "--passes", "4") for p in paths
+        ]:
             ended(running, "32 judged anew, 0 taken from")
-    lines = [line for line in file.read_text().splitlines() if line]  # see tasks.mt_bench.judging.append
+    # see tasks.mt_bench.judging.append
+    lines = [line for line in file.read_text().splitlines() if line]
     assert len(lines) == len(read_judgments(file)) == 64

@@ -18,7 +18,8 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Index(Handler):
-    """Answers with what the server's `pages` hold: path -> bytes, text, JSON, or an address to go to."""
+    """Answers with what the server's `pages` hold: path -> bytes, text, JSON, or an
+    address to go to."""
 
     def do_GET(self):  # noqa: N802 - as http.server calls it
         index, given = self.server, self.headers["Authorization"]
@@ -26,11 +27,23 @@ class Index(Handler):
         page = index.pages.get(self.path)
         moved = isinstance(page, str) and page.startswith("http")
         status = (
-            401 if index.login and given != index.login else 404 if page is None else 302 if moved else 200
+            401
+            if index.login and given != index.login
+            else 404
+            if page is None
+            else 302
+            if moved
+            else 200
         )
-        kind = "application/vnd.pypi.simple.v1+json" if isinstance(page, dict) else "text/html"
+        kind = (
+            "application/vnd.pypi.simple.v1+json"
+            if isinstance(page, dict)
+            else "text/html"
+        )
         sent = (page or "").encode() if isinstance(page, str | None) else page
-        self.send(sent, status, **({"Location": page} if moved else {"Content-Type": kind}))
+        self.send(
+            sent, status, **({"Location": page} if moved else {"Content-Type": kind})
+        )
 
 
 @pytest.fixture
@@ -45,7 +58,11 @@ def indexes():
 @pytest.fixture
 def bare(monkeypatch):
     """pip has no options of this machine's."""
-    for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith("PIP_") or name.lower().endswith("_proxy")
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
@@ -55,7 +72,9 @@ def pip(bare, monkeypatch):
     """Sets its options without it: it takes a second to start."""
     found = {}
     monkeypatch.setattr(fetch, "pip_settings", lambda: found)
-    return lambda **options: found.update({k.replace("_", "-"): str(v) for k, v in options.items()})
+    return lambda **options: found.update(
+        {k.replace("_", "-"): str(v) for k, v in options.items()}
+    )
 
 
 def link(sha256=SHA256, url=f"/{NAME}"):
@@ -81,7 +100,10 @@ def refused(folder, sha256=WRONG):
     with pytest.raises(DataError) as error:
         fetched(folder / "none", sha256)
     assert "\n" not in str(error.value)
-    assert f"PIP_INDEX_URL) or folder (PIP_FIND_LINKS) with the file of sha256 {sha256}" in str(error.value)
+    assert (
+        f"PIP_INDEX_URL) or folder (PIP_FIND_LINKS) with the file of sha256 {sha256}"
+        in str(error.value)
+    )
     assert not list((folder / "none" / "new").iterdir())
     return str(error.value)
 
@@ -108,15 +130,23 @@ def test_it_is_found_by_its_hash_once_or_refused(indexes, pip, tmp_path):
     pip(extra_index_url=other.url)
     assert fetched(tmp_path)
     for option, words in (
-        ({"index_url": f"{other.url}/gone", "extra_index_url": ""}, f"{other.url}/gone/own-tiny/"),
-        *(({"proxy": "http://127.0.0.1:9"}, ""), ({"no_index": 1}, "no index that pip is told to ask")),
+        (
+            {"index_url": f"{other.url}/gone", "extra_index_url": ""},
+            f"{other.url}/gone/own-tiny/",
+        ),
+        *(
+            ({"proxy": "http://127.0.0.1:9"}, ""),
+            ({"no_index": 1}, "no index that pip is told to ask"),
+        ),
         ({"cert": tmp_path / "none.pem"}, ""),
     ):
         pip(**option)
         assert words in refused(tmp_path)
 
 
-def test_a_password_goes_to_its_own_host_alone_and_into_no_message(indexes, pip, tmp_path):
+def test_a_password_goes_to_its_own_host_alone_and_into_no_message(
+    indexes, pip, tmp_path
+):
     index, other = indexes
     index.login = f"Basic {base64.b64encode(b'me:a@b').decode()}"
     index.pages["/own-tiny/"] = link()
@@ -131,7 +161,9 @@ def test_a_password_goes_to_its_own_host_alone_and_into_no_message(indexes, pip,
 
 
 @pytest.mark.usefixtures("process")
-def test_pips_files_and_environment_count_as_pip_reads_them(indexes, bare, monkeypatch, tmp_path):
+def test_pips_files_and_environment_count_as_pip_reads_them(
+    indexes, bare, monkeypatch, tmp_path
+):
     url = indexes[0].url
     indexes[0].pages["/b/own-tiny/"] = link()
     lines = ["[global]", f"index_url = {url}/a", "timeout = 7"]
@@ -142,7 +174,9 @@ def test_pips_files_and_environment_count_as_pip_reads_them(indexes, bare, monke
     monkeypatch.setenv("PIP_TIMEOUT", "8")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{url}/c\n{url}/d")
     finder = fetch.package_finder(fetch.pip_settings())
-    assert [source["url"] for source in finder.sources] == [f"{url}/{name}" for name in "bcd"]
+    assert [source["url"] for source in finder.sources] == [
+        f"{url}/{name}" for name in "bcd"
+    ]
     assert finder.session.timeout.connect == 8.0
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__init__.py").write_text("raise SystemExit('broken')")
@@ -154,11 +188,16 @@ def test_folders_and_hosts_are_pips(pip, tmp_path):
     (mirror := tmp_path / "mirror" / "own-tiny").mkdir(parents=True)
     (mirror / NAME).write_bytes(CONTENT)
     (mirror / "index.html").write_text(link(url=NAME))
-    for options in ({"no_index": 1, "find_links": mirror}, {"no_index": 0, "index_url": mirror.parent}):
+    for options in (
+        {"no_index": 1, "find_links": mirror},
+        {"no_index": 0, "index_url": mirror.parent},
+    ):
         pip(**options)
         assert fetched(tmp_path)
     authority = ssl.get_default_verify_paths().cafile
-    finder = fetch.package_finder({"trusted-host": "a b:8"} | ({"cert": authority} if authority else {}))
+    finder = fetch.package_finder(
+        {"trusted-host": "a b:8"} | ({"cert": authority} if authority else {})
+    )
     assert {"a", "b"} <= {host for _, host, _ in finder.session.iter_secure_origins()}
     (source,) = finder.sources  # unearth's own default
     assert source["url"].startswith("https://")

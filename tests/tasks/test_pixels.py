@@ -1,4 +1,5 @@
-"""Images of every kind become what transformers and timm make of them, and broken ones are named."""
+"""Images of every kind become what transformers and timm make of them, and broken ones
+are named."""
 
 import dataclasses
 import io
@@ -14,22 +15,43 @@ from timm.data import create_transform, resolve_data_config
 from tiny import VIT_IMAGES
 from transformers import AutoImageProcessor, BitImageProcessor
 
-from tasks.images.pixels import BadImageError, Preprocessing, decode, prepared, preprocessing
+from tasks.images.pixels import (
+    BadImageError,
+    Preprocessing,
+    decode,
+    prepared,
+    preprocessing,
+)
 
 pytestmark = pytest.mark.parity
 
-SIZES = [(256, 256), (300, 401), (300, 402), (300, 403), (225, 500), (32, 32), (640, 333), (227, 229)]
+SIZES = [
+    (256, 256),
+    (300, 401),
+    (300, 402),
+    (300, 403),
+    (225, 500),
+    (32, 32),
+    (640, 333),
+    (227, 229),
+]
 PROCESSOR = "preprocessor_config.json"
 SIDE = {"height": 224, "width": 224}
 SQUARE = {"crop_size": SIDE}
-DINOV2_IMAGES = BitImageProcessor(size={"shortest_edge": 256}, image_mean=(0.485, 0.456, 0.406)).to_dict()
+DINOV2_IMAGES = BitImageProcessor(
+    size={"shortest_edge": 256}, image_mean=(0.485, 0.456, 0.406)
+).to_dict()
 VIT = Preprocessing((16, 16), (16, 16), False, 2, (0.5,) * 3, (0.5,) * 3)
 
 
 def noise(width, height, mode="RGB"):
     """A smooth image: what people photograph is no white noise."""
     small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    return (
+        Image.fromarray(small)
+        .resize((width, height), Image.Resampling.BICUBIC)
+        .convert(mode)
+    )
 
 
 def encoded(image, form="PNG", **how):
@@ -39,7 +61,9 @@ def encoded(image, form="PNG", **how):
 
 
 def normalised(wanted, image):
-    mean, std = (np.array(values)[:, None, None] for values in (wanted.mean, wanted.std))
+    mean, std = (
+        np.array(values)[:, None, None] for values in (wanted.mean, wanted.std)
+    )
     return (wanted.apply(image) / 255 - mean) / std
 
 
@@ -48,41 +72,75 @@ def normalised(wanted, image):
     [
         {**VIT_IMAGES, "size": SIDE},
         {**VIT_IMAGES, "size": 224},  # as older files write it
-        VIT_IMAGES | SQUARE | {"size": {"height": 256, "width": 256}, "do_center_crop": True},
-        DINOV2_IMAGES,
-        {**DINOV2_IMAGES, "image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224},
         VIT_IMAGES
-        | {"image_processor_type": "DeiTImageProcessor", "size": 256, "crop_size": 224, "resample": 3},
-        VIT_IMAGES | {"image_processor_type": "SiglipImageProcessor", "size": SIDE, "resample": 3},
+        | SQUARE
+        | {"size": {"height": 256, "width": 256}, "do_center_crop": True},
+        DINOV2_IMAGES,
+        {
+            **DINOV2_IMAGES,
+            "image_processor_type": "CLIPImageProcessor",
+            "size": 224,
+            "crop_size": 224,
+        },
+        VIT_IMAGES
+        | {
+            "image_processor_type": "DeiTImageProcessor",
+            "size": 256,
+            "crop_size": 224,
+            "resample": 3,
+        },
+        VIT_IMAGES
+        | {"image_processor_type": "SiglipImageProcessor", "size": SIDE, "resample": 3},
     ],
     ids=["ViT", "ViT, older", "ViT, cut", "DINOv2", "CLIP, older", "DeiT", "SigLIP"],
 )
 # A few of 255 steps, over std
-@pytest.mark.parametrize(("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.06)])
+@pytest.mark.parametrize(
+    ("backend", "tolerance"), [("pil", 1e-6), ("torchvision", 0.06)]
+)
 def test_pixels_are_those_of_transformers(config, backend, tolerance, tmp_path):
     (tmp_path / "config.json").write_text('{"patch_size": 16}')
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    theirs, ours = AutoImageProcessor.from_pretrained(tmp_path, backend=backend), preprocessing(tmp_path)
+    theirs, ours = (
+        AutoImageProcessor.from_pretrained(tmp_path, backend=backend),
+        preprocessing(tmp_path),
+    )
     for size in SIZES:
         image = noise(*size)
-        wanted = np.asarray(theirs(images=image, return_tensors="np")["pixel_values"][0])
+        wanted = np.asarray(
+            theirs(images=image, return_tensors="np")["pixel_values"][0]
+        )
         np.testing.assert_allclose(normalised(ours, image), wanted, atol=tolerance)
     assert ours.patch == 16
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"crop_pct": 1.0, "interpolation": "bilinear"}, {"crop_pct": 1.0, "crop_mode": "squash"}],
+    [
+        {},
+        {"crop_pct": 1.0, "interpolation": "bilinear"},
+        {"crop_pct": 1.0, "crop_mode": "squash"},
+    ],
     ids=str,
 )
 def test_pixels_are_those_of_timm(changes, tmp_path):
-    config = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+    config = {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
     config |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], **changes}
     about = {"architecture": "vit_base_patch16_224", "pretrained_cfg": config}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    ours, theirs = preprocessing(tmp_path), create_transform(**resolve_data_config(pretrained_cfg=config))
+    ours, theirs = (
+        preprocessing(tmp_path),
+        create_transform(**resolve_data_config(pretrained_cfg=config)),
+    )
     for image in (noise(*size) for size in SIZES):
-        np.testing.assert_allclose(normalised(ours, image), theirs(image).numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            normalised(ours, image), theirs(image).numpy(), atol=1e-6
+        )
 
 
 def test_another_size_keeps_the_share_of_the_cut_out():
@@ -95,10 +153,28 @@ def test_another_size_keeps_the_share_of_the_cut_out():
 
 
 UNKNOWN = [
-    *({"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 0.1}, {"crop_pct": 0.9}),
-    *({"image_processor_type": "EfficientNetImageProcessor"}, {"do_center_crop": True}, {"resample": None}),
-    *({"size": {"shortest_edge": 224}}, {"size": None}, {"size": "x"}, {"image_processor_type": None}),
-    *({"image_processor_type": "a" * 900}, {"a" * 900: "b" * 900}, {"resample": "a" * 900}),
+    *(
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 0.1},
+        {"crop_pct": 0.9},
+    ),
+    *(
+        {"image_processor_type": "EfficientNetImageProcessor"},
+        {"do_center_crop": True},
+        {"resample": None},
+    ),
+    *(
+        {"size": {"shortest_edge": 224}},
+        {"size": None},
+        {"size": "x"},
+        {"image_processor_type": None},
+    ),
+    *(
+        {"image_processor_type": "a" * 900},
+        {"a" * 900: "b" * 900},
+        {"resample": "a" * 900},
+    ),
     *({"resample": 70}, {"image_mean": ["a" * 900]}),
 ]
 
@@ -107,11 +183,20 @@ UNKNOWN = [
     "files",
     [
         {},
-        *({name: text} for name in ("config.json", PROCESSOR) for text in ("{", "[]", "[" * 200_000)),
-        *({PROCESSOR: json.dumps({**VIT_IMAGES, "size": 224, **change})} for change in UNKNOWN),
+        *(
+            {name: text}
+            for name in ("config.json", PROCESSOR)
+            for text in ("{", "[]", "[" * 200_000)
+        ),
+        *(
+            {PROCESSOR: json.dumps({**VIT_IMAGES, "size": 224, **change})}
+            for change in UNKNOWN
+        ),
     ],
 )
-def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files, tmp_path):
+def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(
+    files, tmp_path
+):
     for name, text in {"config.json": "{}", **files}.items():
         (tmp_path / name).write_text(text)
     with refused(str(tmp_path), "not known here" if files else PROCESSOR, longest=500):
@@ -124,14 +209,18 @@ def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(files,
 MODES = {"PNG": "L LA RGBA P 1", "JPEG": "L 1 CMYK YCbCr", "TIFF": "L RGBA P CMYK LAB"}
 
 
-@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form in MODES for mode in MODES[form].split()])
+@pytest.mark.parametrize(
+    ("form", "mode"), [(form, mode) for form in MODES for mode in MODES[form].split()]
+)
 def test_every_mode_becomes_rgb(form, mode):
     image = noise(40, 30).convert(mode) if mode != "LAB" else Image.new("LAB", (40, 30))
     got = decode(encoded(image, form))
     assert (got.mode, got.size) == ("RGB", (40, 30))
     if mode == "L":
         near = 8 if form == "JPEG" else 0
-        np.testing.assert_allclose(np.asarray(got)[..., 0], np.asarray(image), atol=near)
+        np.testing.assert_allclose(
+            np.asarray(got)[..., 0], np.asarray(image), atol=near
+        )
 
 
 def test_what_is_transparent_shows_white_and_the_rest_stays():
@@ -156,7 +245,9 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped():
 def test_a_photograph_is_turned_as_its_exif_says():
     exif, image = Image.Exif(), noise(40, 30)
     exif[0x0112] = 6  # the camera was held upright
-    got = decode(encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0))
+    got = decode(
+        encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0)
+    )
     wanted = image.transpose(Image.Transpose.ROTATE_270)
     assert got.size == (30, 40)
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), atol=8)
@@ -180,9 +271,18 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\
         *((b"", "empty"), (b"no image", "not an image"), (huge(), "exceeds limit")),
         (encoded(noise(64, 64), "JPEG")[:700], "truncated"),
         (encoded(noise(64, 64))[:-200], "truncated"),
-        *((b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not an image"), (POSTSCRIPT, "not an image")),
-        (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "pixels of F"),
-        (encoded(Image.fromarray(np.full((8, 8), 200, np.int32)), "TIFF"), "pixels of I"),
+        *(
+            (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not an image"),
+            (POSTSCRIPT, "not an image"),
+        ),
+        (
+            encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"),
+            "pixels of F",
+        ),
+        (
+            encoded(Image.fromarray(np.full((8, 8), 200, np.int32)), "TIFF"),
+            "pixels of I",
+        ),
         *(
             (encoded(noise(32, 32), form), "not an image")
             for form in ["ICO", "TGA", "JPEG2000", "DDS", "PDF"]
@@ -197,10 +297,13 @@ def test_a_broken_image_says_why(raw, why, tmp_path):
             decode(item)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "MPO"])
+@pytest.mark.parametrize(
+    "form", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "MPO"]
+)
 def test_the_formats_that_the_docs_name_are_read(form, tmp_path):
     image = noise(40, 30)
-    how = {"save_all": True, "append_images": [image]} if form == "MPO" else {}  # as phones write JPEG
+    # as phones write JPEG
+    how = {"save_all": True, "append_images": [image]} if form == "MPO" else {}
     (tmp_path / "image.bin").write_bytes(encoded(image, form, **how))
     got = np.asarray(decode(tmp_path / "image.bin")).astype(int)
     assert abs(got - np.asarray(image)).mean() < 20
@@ -225,13 +328,22 @@ def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
     assert pixels.shape == (100, 3, 16, 16)
     assert [int(p.max()) for p in pixels] == list(range(100, 200))
     never = (pytest.fail("read again") for _ in range(3))
-    assert (np.asarray(prepared(never, names, "key", VIT, tmp_path, 2)) == np.asarray(pixels)).all()
+    assert (
+        np.asarray(prepared(never, names, "key", VIT, tmp_path, 2))
+        == np.asarray(pixels)
+    ).all()
     (done,) = tmp_path.glob("*.npy")
-    leftover = done.rename(tmp_path / f".{done.name}.123")  # of a process that was killed
+    # of a process that was killed
+    leftover = done.rename(tmp_path / f".{done.name}.123")
     os.utime(leftover, (1, 1))
     assert prepared(items, names, "key", VIT, tmp_path, 1).shape == (100, 3, 16, 16)
     assert not leftover.exists()
-    assert prepared(items, names, "key", VIT.at(32), tmp_path, 2).shape == (100, 3, 32, 32)
+    assert prepared(items, names, "key", VIT.at(32), tmp_path, 2).shape == (
+        100,
+        3,
+        32,
+        32,
+    )
     prepared(items, names, "other key", VIT, tmp_path, 2)
     for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
         prepared(items, names, "key", dataclasses.replace(VIT, **change), tmp_path, 2)
@@ -239,7 +351,13 @@ def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
 
 
 def test_an_image_that_would_be_resized_to_gigapixels_cannot_be_read():
-    """Its shorter edge grows to the model's: 200,000 x 1 pixels would become 400,000,000 x 2,000."""
+    """Its shorter edge grows to the model's: 200,000 x 1 pixels would become
+    400,000,000 x 2,000."""
     wanted = dataclasses.replace(VIT, resize=2000)
-    assert "too thin (200000 x 1)" in str(wanted.read(np.zeros((1, 200_000, 3), np.uint8)))
-    assert isinstance(dataclasses.replace(VIT, resize=16).read(np.zeros((1, 200, 3), np.uint8)), np.ndarray)
+    assert "too thin (200000 x 1)" in str(
+        wanted.read(np.zeros((1, 200_000, 3), np.uint8))
+    )
+    assert isinstance(
+        dataclasses.replace(VIT, resize=16).read(np.zeros((1, 200, 3), np.uint8)),
+        np.ndarray,
+    )

@@ -1,4 +1,5 @@
-"""VeRA's paths against plain autograd, what they share and keep, and the model of their cost."""
+"""VeRA's paths against plain autograd, what they share and keep, and the model of their
+cost."""
 
 import copy
 from itertools import product
@@ -21,7 +22,10 @@ from vera.methods.layers import adapted_layers, changes
 
 pytestmark = pytest.mark.parity
 
-FORCED = [("factor", "auto"), *product(("hybrid", "materialised"), ("keep", "recompute"))]
+FORCED = [
+    ("factor", "auto"),
+    *product(("hybrid", "materialised"), ("keep", "recompute")),
+]
 
 
 class Attention(nn.Module):
@@ -54,7 +58,8 @@ def attend(model, x):
 
 
 def plainly(model):
-    """Replaces every adapted layer's forward pass by the formula, term by term, for plain autograd."""
+    """Replaces every adapted layer's forward pass by the formula, term by term, for
+    plain autograd."""
     remove_hooks(model, model._adaptation.hooks)
     for layer in adapted_layers(model):
 
@@ -74,18 +79,25 @@ def plainly(model):
 
 
 def pair(build, rank, path, weights, **settings):
-    """A float64 model on a forced path, and the same with the formula in plain autograd."""
+    """A float64 model on a forced path, and the same with the formula in plain
+    autograd."""
     torch.manual_seed(0)
-    model = moved(build().double(), vera.VeRA(rank=rank, path=path, weights=weights, **settings))
+    model = moved(
+        build().double(), vera.VeRA(rank=rank, path=path, weights=weights, **settings)
+    )
     return model, plainly(copy.deepcopy(model))
 
 
 def same_of_parameters(ours, theirs) -> None:
-    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+    for (name, mine), (_, other) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
         assert (mine.grad is None) == (other.grad is None), name
         if mine.grad is not None:
             assert other.grad.abs().max() > 0
-            assert torch.allclose(mine.grad, other.grad, rtol=0, atol=1e-10 * other.grad.abs().max()), name
+            assert torch.allclose(
+                mine.grad, other.grad, rtol=0, atol=1e-10 * other.grad.abs().max()
+            ), name
 
 
 def same_gradients(ours, theirs, x, needs_x: bool = True) -> None:
@@ -95,15 +107,26 @@ def same_gradients(ours, theirs, x, needs_x: bool = True) -> None:
     for loss in losses:
         loss.backward()
     if needs_x:
-        assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=0, atol=1e-10 * inputs[1].grad.abs().max())
+        assert torch.allclose(
+            inputs[0].grad,
+            inputs[1].grad,
+            rtol=0,
+            atol=1e-10 * inputs[1].grad.abs().max(),
+        )
     same_of_parameters(ours, theirs)
 
 
 CASES = [  # the model and its sizes, VeRA's settings, and the layer that does not train
-    *((Attention, 8, 8, {"rank": 1}, None), (Attention, 8, 8, {"rank": 1, "projections": "unique"}, None)),
+    *(
+        (Attention, 8, 8, {"rank": 1}, None),
+        (Attention, 8, 8, {"rank": 1, "projections": "unique"}, None),
+    ),
     *((Attention, 24, 7, {"rank": 5}, None), (Attention, 6, 24, {"rank": 40}, None)),
     (Attention, 6, 24, {"rank": 40, "projections": "unique"}, None),
-    *((Fused, 8, 8, {"sites": sites}, None) for sites in (("key",), ("query", "key", "value"), ("c_attn",))),
+    *(
+        (Fused, 8, 8, {"sites": sites}, None)
+        for sites in (("key",), ("query", "key", "value"), ("c_attn",))
+    ),
     *((Fused, 8, 8, {}, None), (Attention, 8, 6, {"vectors": ("b",)}, None)),
     (Attention, 8, 6, {"vectors": ("d",), "d_init": 0.0}, None),
     *((Attention, 8, 6, {}, "query"), (Attention, 8, 6, {}, "value")),
@@ -111,12 +134,17 @@ CASES = [  # the model and its sizes, VeRA's settings, and the layer that does n
 
 
 #: Each path with every fifth case, and each case on two paths; the rest is slow.
-FAST = [(FORCED[(i + more) % len(FORCED)], case) for i, case in enumerate(CASES) for more in (0, 2)]
+FAST = [
+    (FORCED[(i + more) % len(FORCED)], case)
+    for i, case in enumerate(CASES)
+    for more in (0, 2)
+]
 
 
 @pytest.mark.parametrize(("how", "case"), sample(product(FORCED, CASES), *FAST))
 def test_every_path_is_plain_autograd(how, case):
-    """In inference; and in training after it, which what inference kept does no harm to."""
+    """In inference; and in training after it, which what inference kept does no harm
+    to."""
     (path, weights), (model, inputs, outputs, settings, frozen) = how, case
     of_path = {"path": path, "weights": weights, "rank": 12, **settings}
     ours, theirs = pair(lambda: model(inputs, outputs), **of_path)
@@ -138,7 +166,9 @@ def test_an_output_that_is_not_used_has_no_gradient(path, weights):
     for model in (ours, theirs):
         model(x)[2].square().sum().backward()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        of_both = (torch.zeros_like(mine) if p.grad is None else p.grad for p in (mine, other))
+        of_both = (
+            torch.zeros_like(mine) if p.grad is None else p.grad for p in (mine, other)
+        )
         assert torch.allclose(*of_both, rtol=0, atol=1e-10)
 
 
@@ -147,14 +177,18 @@ def test_an_output_that_is_not_used_has_no_gradient(path, weights):
 def test_activation_checkpointing(path, weights, reentrant):
     ours, theirs = pair(lambda: nn.Sequential(Attention(8, 6)), 12, path, weights)
     block = ours[0]
-    ours.forward = lambda x: checkpoint(lambda y: tuple(block(y)), x, use_reentrant=reentrant)
+    ours.forward = lambda x: checkpoint(
+        lambda y: tuple(block(y)), x, use_reentrant=reentrant
+    )
     same_gradients(ours, theirs, torch.randn(3, 5, 8).double())
 
 
 @pytest.mark.parametrize(("path", "weights"), FORCED)
 def test_bf16_autocast_is_float32_to_its_precision(path, weights):
     torch.manual_seed(0)
-    model = moved(Attention(64, 48), vera.VeRA(rank=96, path=path, weights=weights), 0.1)
+    model = moved(
+        Attention(64, 48), vera.VeRA(rank=96, path=path, weights=weights), 0.1
+    )
     x, results = torch.randn(4, 16, 64), []
     for half in (False, True):
         copied, inputs = copy.deepcopy(model), x.clone().requires_grad_()
@@ -165,7 +199,9 @@ def test_bf16_autocast_is_float32_to_its_precision(path, weights):
         sum(o.float().square().mean() for o in outputs).backward()
         gradients = [p.grad for p in copied.parameters() if p.requires_grad]
         assert all(g.dtype == torch.float32 for g in gradients)
-        results.append([*(o.detach().float() for o in outputs), inputs.grad, *gradients])
+        results.append(
+            [*(o.detach().float() for o in outputs), inputs.grad, *gradients]
+        )
     for full, rough in zip(*results, strict=True):
         assert (full - rough).norm() < 0.01 * full.norm()
 
@@ -198,8 +234,12 @@ def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, monkeypa
     same_gradients(ours, theirs, x)
 
 
-@pytest.mark.parametrize(("weights", "change"), [("keep", "b"), ("recompute", "b"), ("recompute", "merge")])
-def test_a_change_between_forward_and_backward_is_an_error_as_in_plain_torch(weights, change):
+@pytest.mark.parametrize(
+    ("weights", "change"), [("keep", "b"), ("recompute", "b"), ("recompute", "merge")]
+)
+def test_a_change_between_forward_and_backward_is_an_error_as_in_plain_torch(
+    weights, change
+):
     model, method = Attention(8, 6), vera.VeRA(rank=12, path="hybrid", weights=weights)
     moved(model, method)
     loss = attend(model, torch.randn(3, 5, 8, requires_grad=True))
@@ -218,13 +258,20 @@ SEPARATE = ("BERT", "RoBERTa", "Llama", "ViT", "DINOv2")
 @pytest.mark.parametrize(
     ("architecture", "sites", "sizes"),
     [
-        *((name, ("query", "value"), [2, 2] if name in SEPARATE else [1, 1]) for name in ARCHITECTURES),
+        *(
+            (name, ("query", "value"), [2, 2] if name in SEPARATE else [1, 1])
+            for name in ARCHITECTURES
+        ),
         ("Llama", ("all-linear",), [3, 1, 2, 1] * 2),  # q k v, o, gate up, down
     ],
 )
-def test_matrices_of_one_input_compute_together_once_a_block(architecture, sites, sizes, monkeypatch):
+def test_matrices_of_one_input_compute_together_once_a_block(
+    architecture, sites, sizes, monkeypatch
+):
     computed, compute = [], Group.compute  # how many layers each computation had
-    monkeypatch.setattr(Group, "compute", lambda *of: computed.append(len(of[1])) or compute(*of))
+    monkeypatch.setattr(
+        Group, "compute", lambda *of: computed.append(len(of[1])) or compute(*of)
+    )
     model = tiny(architecture)
     vera.VeRA(rank=12, sites=sites).adapt(model)
     answer(model)
@@ -234,11 +281,16 @@ def test_matrices_of_one_input_compute_together_once_a_block(architecture, sites
 
 def test_the_values_of_a_cross_attention_are_of_their_own_input():
     torch.manual_seed(0)
-    decoder = BertModel(tiny_config("bert", is_decoder=True, add_cross_attention=True)).eval()
+    decoder = BertModel(
+        tiny_config("bert", is_decoder=True, add_cross_attention=True)
+    ).eval()
     model = moved(decoder.double(), vera.VeRA(rank=12))
     other = plainly(copy.deepcopy(model))
     ids, seen = torch.randint(3, 30, (2, 7)), torch.randn(2, 9, 32).double()
-    of_both = [m(input_ids=ids, encoder_hidden_states=seen).last_hidden_state for m in (model, other)]
+    of_both = [
+        m(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+        for m in (model, other)
+    ]
     assert torch.allclose(*of_both, rtol=0, atol=1e-10)
 
 
@@ -286,9 +338,13 @@ def test_float16_does_not_overflow_where_the_factor_path_does_not():
         torch.manual_seed(0)
         model = moved(Attention(64, 48), vera.VeRA(rank=256, path=path))
         with torch.autocast("cpu", dtype=torch.float16):
-            loss = sum(o.float().square().sum() for o in model(torch.randn(600, 64))) * 100
+            loss = (
+                sum(o.float().square().sum() for o in model(torch.randn(600, 64))) * 100
+            )
         loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad), path
+        assert all(
+            torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad
+        ), path
 
 
 # --- combinations that would be wrong
@@ -302,9 +358,15 @@ def hooked(model):
 @pytest.mark.parametrize("path", ["hybrid", "materialised"])
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(quantise, "quantised"), (lambda model: model.to(torch.bfloat16), "bfloat16"), (hooked, "hooks")],
+    [
+        (quantise, "quantised"),
+        (lambda model: model.to(torch.bfloat16), "bfloat16"),
+        (hooked, "hooks"),
+    ],
 )
-def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(path, spoil, words, monkeypatch):
+def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(
+    path, spoil, words, monkeypatch
+):
     model = tiny_model()
     spoil(model)
     with refused(words):
@@ -331,7 +393,8 @@ def test_a_base_that_trains_after_all_gets_its_gradient():
 # --- the cost model
 
 
-#: Inputs, outputs of the group, rank: RoBERTa-base's and -large's query and value, and a 4096 x 4096 matrix.
+#: Inputs, outputs of the group, rank: RoBERTa-base's and -large's query and value, and
+#: a 4096 x 4096 matrix.
 BASE, LARGE, SQUARE = (768, 1536, 1024), (1024, 2048, 256), (4096, 4096, 1024)
 #: On a GPU under autocast a merge in float32 is dear; many tokens are worth one.
 DEAR = group.slower_merge(torch.device("cuda"), autocast=True)
@@ -340,31 +403,49 @@ DEAR = group.slower_merge(torch.device("cuda"), autocast=True)
 @pytest.mark.parametrize(
     ("shape", "tokens", "slower", "path"),
     [
-        *((BASE, 511, 1, "factor"), (BASE, 513, 1, "hybrid"), (BASE, 1023, 1, "hybrid")),
-        *((BASE, 1025, 1, "materialised"), (LARGE, 100_000, 1, "hybrid"), (SQUARE, 2047, 1, "factor")),
-        *((SQUARE, 2049, 1, "hybrid"), (SQUARE, 100_000, 1, "hybrid"), (BASE, 3000, DEAR, "factor")),
+        *(
+            (BASE, 511, 1, "factor"),
+            (BASE, 513, 1, "hybrid"),
+            (BASE, 1023, 1, "hybrid"),
+        ),
+        *(
+            (BASE, 1025, 1, "materialised"),
+            (LARGE, 100_000, 1, "hybrid"),
+            (SQUARE, 2047, 1, "factor"),
+        ),
+        *(
+            (SQUARE, 2049, 1, "hybrid"),
+            (SQUARE, 100_000, 1, "hybrid"),
+            (BASE, 3000, DEAR, "factor"),
+        ),
         (BASE, 65536, DEAR, "materialised"),
     ],
 )
 def test_the_crossovers(shape, tokens, slower, path):
     assert choose(tokens, *shape, weights="keep", slower=slower).path == path
-    kept = choose(tokens, *shape, slower=slower).keep  # where the factor path would need as much
+    # where the factor path would need as much
+    kept = choose(tokens, *shape, slower=slower).keep
     assert kept == (shape[0] * shape[1] <= tokens * (shape[2] + shape[1]))
     if shape is BASE and slower == 1:  # an inference merges from the first crossover on
-        assert (choose(tokens, *shape, training=False).path == "factor") == (path == "factor")
+        assert (choose(tokens, *shape, training=False).path == "factor") == (
+            path == "factor"
+        )
 
 
 @pytest.mark.parametrize("path", ["factor", "hybrid", "materialised"])
 @pytest.mark.parametrize("keep", [True, False])
 def test_flops_are_those_that_torch_counts(path, keep):
-    """Beyond the frozen layers: torch's own counter on a training step with and without the adapter."""
+    """Beyond the frozen layers: torch's own counter on a training step with and without
+    the adapter."""
     from torch.utils.flop_counter import FlopCounterMode
 
     tokens, inputs, outputs, rank = 50, 24, 16, 40
     model = Attention(inputs, outputs)
     model.value = nn.Linear(inputs, outputs)
     adapted = copy.deepcopy(model)
-    vera.VeRA(rank=rank, path=path, weights="keep" if keep else "recompute").adapt(adapted)
+    vera.VeRA(rank=rank, path=path, weights="keep" if keep else "recompute").adapt(
+        adapted
+    )
     model.requires_grad_(False)
     counts = []
     for m in (model, adapted):
@@ -374,7 +455,11 @@ def test_flops_are_those_that_torch_counts(path, keep):
     # C d and C^T b of two matrices, which the model leaves out
     vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")
     measured = counts[1] - counts[0]
-    assert measured - vectors <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank) <= measured
+    assert (
+        measured - vectors
+        <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank)
+        <= measured
+    )
 
 
 def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
@@ -392,12 +477,16 @@ def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
     assert group.usable(x, weight)
-    assert group.usable(x, torch.randn(100, 96)[:32])  # of B the leading rows, which are whole
-    # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast kernel
+    # of B the leading rows, which are whole
+    assert group.usable(x, torch.randn(100, 96)[:32])
+    # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast
+    # kernel
     assert not group.usable(x, torch.randn(32, 128)[:, :96])
     assert not group.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
-        assert torch.allclose(group.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4)
+        assert torch.allclose(
+            group.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4
+        )
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     group.frozen_linear(inputs[0], weight).square().sum().backward()
     F.linear(inputs[1], weight).square().sum().backward()

@@ -1,4 +1,5 @@
-"""The behaviours that any method must have, and the methods of the paper by their formulas."""
+"""The behaviours that any method must have, and the methods of the paper by their
+formulas."""
 
 import copy
 from collections import OrderedDict
@@ -14,7 +15,12 @@ from support import modules, moved, refused
 from tiers import each, sample
 from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import vera
 from vera.methods.layers import adapted_layers, changes
@@ -31,7 +37,10 @@ VARIANTS = {
     "VeRA, normal": lambda a: vera.VeRA(rank=12, init="kaiming_normal"),
     "DyLoRA, frozen": lambda a: vera.DyLoRA(rank=4, frozen=True),
     # LNTuning's merge swaps tensors, DEFT's adds one
-    **{f"{name} (peft)": support.of_class(f"{name}Config") for name in ("LNTuning", "Deft", "IA3", "VBLoRA")},
+    **{
+        f"{name} (peft)": support.of_class(f"{name}Config")
+        for name in ("LNTuning", "Deft", "IA3", "VBLoRA")
+    },
     "AdaLoRA (peft)": support.of_peft("AdaLoraConfig", init_r=6, target_r=2),
 }
 MAKERS = support.METHODS | VARIANTS
@@ -44,7 +53,9 @@ def adapted(name: str, architecture: str = "BERT"):
 
 
 #: Those that add a Change to layers.
-LOW_RANK = [name for name in METHODS if name != "SSF" and any(adapted_layers(adapted(name)))]
+LOW_RANK = [
+    name for name in METHODS if name != "SSF" and any(adapted_layers(adapted(name)))
+]
 
 
 # --- any method
@@ -54,22 +65,28 @@ LOW_RANK = [name for name in METHODS if name != "SSF" and any(adapted_layers(ada
 ELSEWHERE = ("SSF", "Adapter", "VBLoRA", "Deft")
 
 
-#: Each method on BERT, which SSF is refused on, and on one other architecture, VeRA on all; every pair is in
-#: test_support.py.
+#: Each method on BERT, which SSF is refused on, and on one other architecture, VeRA on
+#: all; every pair is in test_support.py.
 FAST = [*product(METHODS, ["BERT"]), ("SSF", "ViT of timm")]
 TRIED = {*FAST, *product(["VeRA"], ARCHITECTURES), *zip(METHODS, cycle(ARCHITECTURES))}
 
 
 @pytest.mark.parametrize(("name", "architecture"), sample(sorted(TRIED), *FAST))
 def test_a_method_does_what_is_relied_on(name, architecture, tmp_path):
-    """And: merged, only the adapted layers have other weights, it saves the same file, and unloads to a plain
-    model; switched off, it is not merged."""
+    """And: merged, only the adapted layers have other weights, it saves the same file,
+    and unloads to a plain model; switched off, it is not merged."""
     method, base = MAKERS[name](architecture), tiny(architecture)
     try:
         method.adapt(model := copy.deepcopy(base))
     except vera.AdapterError:
         return  # which pairs are refused: docs/methods.md and its test
-    starts = 10.0 if name.startswith(ELSEWHERE) else 1e-3 if name.startswith("LoRA-XS") else 0.0
+    starts = (
+        10.0
+        if name.startswith(ELSEWHERE)
+        else 1e-3
+        if name.startswith("LoRA-XS")
+        else 0.0
+    )
     reads_text = getattr(base, "main_input_name", "") == "input_ids"
     images = None if reads_text else torch.randn(4, 3, 16, 16)
     merges = method.kind not in support.IN_PLACE | {"adapter"}
@@ -77,12 +94,18 @@ def test_a_method_does_what_is_relied_on(name, architecture, tmp_path):
     groups = method.parameter_groups(model)
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trains == {*groups["adapter"], *groups["head"]}
-    assert set(groups["head"]) == (set() if name == "none" else set(head_parameters(model)))
+    assert set(groups["head"]) == (
+        set() if name == "none" else set(head_parameters(model))
+    )
     if not merges:
         return
 
     shake(model)
-    weights, files, answers = {n: p.detach().clone() for n, p in model.named_parameters()}, [], []
+    weights, files, answers = (
+        {n: p.detach().clone() for n, p in model.named_parameters()},
+        [],
+        [],
+    )
     for number in range(2):
         vera.save(model, method, path := tmp_path / str(number))
         files.append(path.read_bytes())
@@ -91,7 +114,10 @@ def test_a_method_does_what_is_relied_on(name, architecture, tmp_path):
     assert files[0] == files[1]
     assert torch.equal(*answers)
     changed = [n for n, p in model.named_parameters() if not torch.equal(p, weights[n])]
-    assert len(changed) == len(list(adapted_layers(model))) or method.kind in ("peft", "ssf")
+    assert len(changed) == len(list(adapted_layers(model))) or method.kind in (
+        "peft",
+        "ssf",
+    )
     left = copy.deepcopy(model)
     vera.unload(left, merge=True)
     assert torch.equal(answer(left), merged)
@@ -105,17 +131,27 @@ def test_a_method_does_what_is_relied_on(name, architecture, tmp_path):
 
 def of_transformers(kind, **sizes):
     sizes = sizes or {"hidden_size": 32, **BLOCKS}
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, vocab_size=40, **sizes))
+    return AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(kind, vocab_size=40, **sizes)
+    )
 
 
-@pytest.mark.parametrize("architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"])
+@pytest.mark.parametrize(
+    "architecture", ["distilbert", "electra", "deberta-v2", "albert", "mpnet"]
+)
 def test_other_encoders_have_the_sites_too(architecture):
-    """Query and value by the names that these models use, a head that trains, and gradients that arrive."""
-    own = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if architecture == "distilbert" else {}
+    """Query and value by the names that these models use, a head that trains, and
+    gradients that arrive."""
+    own = (
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        if architecture == "distilbert"
+        else {}
+    )
     model, method = of_transformers(architecture, **own), vera.VeRA(rank=12)
     method.adapt(model)
     layers = list(changes(model))
-    assert len(layers) == (2 if architecture == "albert" else 4)  # ALBERT's layers are one
+    # ALBERT's layers are one
+    assert len(layers) == (2 if architecture == "albert" else 4)
     assert method.parameter_groups(model)["head"]
     answer(model).square().sum().backward()
     assert all(layer.b.grad.any() for layer in layers)
@@ -129,15 +165,22 @@ def test_bitfit_counts_biases_of_any_name():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("architecture", "dtype"), [("BERT", torch.float16), ("GPT-2", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [("BERT", torch.float16), ("GPT-2", torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", LOW_RANK)
-def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, architecture, dtype):
-    """To the output, and to the weight that it is merged into. GPT-2's projection is fused: query and value
-    have a change of their own, and nothing is added to the key's block."""
+def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(
+    name, architecture, dtype
+):
+    """To the output, and to the weight that it is merged into. GPT-2's projection is
+    fused: query and value have a change of their own, and nothing is added to the key's
+    block."""
     model, x = tiny(architecture).to(dtype), torch.randn(64, 32).to(dtype)
     moved(model, METHODS[name], 0.01)
     layer = next(adapted_layers(model))
-    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {torch.float32}
+    assert {p.dtype for p in METHODS[name].adapter_parameters(model).values()} == {
+        torch.float32
+    }
     assert layer(x).dtype == dtype
     output, weight = layer.base(x), layer.weight().clone()
     for block, rows in layer.blocks.items():
@@ -147,7 +190,9 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
         output[:, rows] = (output[:, rows].float() + added).to(dtype)
         weight[rows] = (weight[rows].float() + change.weight()).to(dtype)
     assert torch.equal(layer(x), output)
-    assert {n.partition(".")[0] for n, _ in layer.changes.named_parameters()} == set(layer.blocks)
+    assert {n.partition(".")[0] for n, _ in layer.changes.named_parameters()} == set(
+        layer.blocks
+    )
     METHODS[name].merge(model)
     assert torch.equal(layer.weight(), weight)
 
@@ -156,7 +201,11 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(name, a
 SENSELESS = {
     "vera": [
         *({"rank": 0}, {"rank": 2.5}, {"rank": True}, {"vectors": []}, {"d_init": 0.0}),
-        *({"d_init": 0.1, "vectors": ["d"]}, {"init": "x"}, {"dropout": 0.1, "path": "hybrid"}),
+        *(
+            {"d_init": 0.1, "vectors": ["d"]},
+            {"init": "x"},
+            {"dropout": 0.1, "path": "hybrid"},
+        ),
         *({"projection_seed": -1}, {"projections": "unique", "init": "peft"}),
     ],
     "lora": [{"ranks": 3}, {"dropout": 1.0}, {"alpha": "8"}, {"freeze_a": 1}],
@@ -177,7 +226,9 @@ NEEDED = {"adapter": {"bottleneck": 4}, "nola": {"rank": 4, "bases": 2}, "ssf": 
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [(kind, one) for kind, every in SENSELESS.items() for one in every], ids=str
+    ("kind", "settings"),
+    [(kind, one) for kind, every in SENSELESS.items() for one in every],
+    ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(kind, settings):
     key, value = next(iter(settings.items()))
@@ -232,31 +283,62 @@ VERA, ADAPTER = vera.VeRA(4), vera.Adapter(4)
 @pytest.mark.parametrize(
     ("act", "model", "named"),
     [
-        (vera.VeRA(4, ("qeury",)).adapt, tiny_model, r"'qeury'.*dense, key, query, value, all-linear"),
+        (
+            vera.VeRA(4, ("qeury",)).adapt,
+            tiny_model,
+            r"'qeury'.*dense, key, query, value, all-linear",
+        ),
         (vera.VeRA(4, ()).adapt, tiny_model, "sites"),
-        (VERA.adapt, lambda: linears(query_key_value=(8, 24)), r"sites=\[query_key_value\]"),
+        (
+            VERA.adapt,
+            lambda: linears(query_key_value=(8, 24)),
+            r"sites=\[query_key_value\]",
+        ),
         (VERA.adapt, lambda: nn.Sequential(AttentionCl()), r"sites=\[qkv\]"),
         (vera.VeRA(4, ("query",)).adapt, same_layer_twice, r"a\.query and b\.query"),
         (vera.VeRA(4, ("c_attn", "query")).adapt, lambda: tiny("GPT-2"), "whole"),
-        *((VERA.adapt, lambda: nn.Linear(3, 3), "no linear layer"), (VERA.adapt, of_peft, "peft")),
-        *((method(3000).adapt, tiny_model, "3000") for method in (vera.VeRA, vera.LoRA, vera.Adapter)),
-        *((ADAPTER.adapt, lambda: nn.Linear(3, 3), "Linear"), (VERA.merge, tiny_model, "nothing to merge")),
+        *(
+            (VERA.adapt, lambda: nn.Linear(3, 3), "no linear layer"),
+            (VERA.adapt, of_peft, "peft"),
+        ),
+        *(
+            (method(3000).adapt, tiny_model, "3000")
+            for method in (vera.VeRA, vera.LoRA, vera.Adapter)
+        ),
+        *(
+            (ADAPTER.adapt, lambda: nn.Linear(3, 3), "Linear"),
+            (VERA.merge, tiny_model, "nothing to merge"),
+        ),
         (vera.Adapter(4, drop_layers=2).adapt, tiny_model, "drop_layers=2"),
         (vera.Full().adapt, lambda: quantise(tiny_model()), "quantised"),
-        (ADAPTER.adapt, lambda: with_child(tiny_model(), "LayerNorm", "adapter"), "'adapter' of its own"),
-        (vera.SSF().adapt, lambda: with_child(tiny("ViT"), "q_proj", "ssf"), "'ssf' of its own"),
+        (
+            ADAPTER.adapt,
+            lambda: with_child(tiny_model(), "LayerNorm", "adapter"),
+            "'adapter' of its own",
+        ),
+        (
+            vera.SSF().adapt,
+            lambda: with_child(tiny("ViT"), "q_proj", "ssf"),
+            "'ssf' of its own",
+        ),
         (METHODS["VeRA"].merge, lambda: carrying(quantise(tiny_model())), "quantised"),
         (METHODS["VeRA"].merge, lambda: carrying(shared_weight()), "shares its weight"),
         (METHODS["LoRA"].adapt, lambda: carrying(tiny_model()), "already"),
     ],
 )
-def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(act, model, named):
+def test_a_model_that_a_method_does_not_fit_is_refused_and_left_as_it_was(
+    act, model, named
+):
     model = model()
     with refused(named, model):
         act(model)
 
 
-DROPPING = {of: replace(METHODS[of], dropout=0.5) for of in LOW_RANK if hasattr(METHODS[of], "dropout")}
+DROPPING = {
+    of: replace(METHODS[of], dropout=0.5)
+    for of in LOW_RANK
+    if hasattr(METHODS[of], "dropout")
+}
 
 
 @torch.no_grad()
@@ -266,7 +348,9 @@ def test_dropout_acts_on_the_adapters_input_in_training_only(name):
     layer = next(adapted_layers(moved(tiny_model(), DROPPING[name]))).eval()
     (change,) = layer.changes.values()
     torch.testing.assert_close(layer(x), layer.base(x) + change(x), rtol=0, atol=1e-5)
-    change.dropout.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    change.dropout.register_forward_hook(
+        lambda _, inputs, output: seen.append((inputs[0], output))
+    )
     output = layer.train()(x)
     ((before, after),) = seen
     assert torch.equal(before, x)
@@ -296,12 +380,21 @@ def test_query_and_value_of_each_architecture(architecture):
     query, value, everything = SITES[architecture]
     found = find_sites(tiny(architecture), ("query", "value"))
     of_both = (query, f"{query.rpartition('.')[0]}.{value}")
-    assert list(found) == list(dict.fromkeys(path.format(layer) for layer in (0, 1) for path in of_both))
+    assert list(found) == list(
+        dict.fromkeys(path.format(layer) for layer in (0, 1) for path in of_both)
+    )
     if architecture in support.FUSED:
-        assert all(blocks == {"query": slice(0, 32), "value": slice(64, 96)} for blocks in found.values())
+        assert all(
+            blocks == {"query": slice(0, 32), "value": slice(64, 96)}
+            for blocks in found.values()
+        )
     linears = find_sites(tiny(architecture), ("all-linear",))
     assert len(linears) == everything
-    assert not [path for path in linears if path.rpartition(".")[2] in ("lm_head", "classifier", "head")]
+    assert not [
+        path
+        for path in linears
+        if path.rpartition(".")[2] in ("lm_head", "classifier", "head")
+    ]
 
 
 # --- what VeRA shares
@@ -313,7 +406,9 @@ def test_b_starts_at_zero_and_d_at_its_start_and_where_both_train_b_alone_has_a_
         answer(model).square().sum().backward()
         for b, d in ((change.b, change.d) for change in changes(model)):
             assert b is None or (not b.any() and b.grad.any())
-            assert (d is None) is (start is None) or torch.equal(d, torch.full_like(d, start))
+            assert (d is None) is (start is None) or torch.equal(
+                d, torch.full_like(d, start)
+            )
             assert d is None or bool(d.grad.any()) is (b is None)
 
 
@@ -324,7 +419,9 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
         torch.manual_seed(training_seed)
         vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
         seeded.append(projections(model)[0].A)
-        model.double()  # a cast reaches the one pair, and the layers still share it; as those of a copy do
+        # a cast reaches the one pair, and the layers still share it; as those of a copy
+        # do
+        model.double()
         for layers in (list(changes(model)), list(changes(copy.deepcopy(model)))):
             assert len({layer.A.data_ptr() for layer in layers}) == 1
             assert layers[0].A.dtype == torch.float64
@@ -332,26 +429,38 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
     assert not torch.equal(seeded[0], seeded[2])
     # query and attention.output 32 x 32, intermediate 64 x 32, output 32 x 64
     for sharing, count in (("shared", 1), ("by_shape", 3), ("unique", 8)):
-        vera.VeRA(12, ("query", "dense"), projections=sharing).adapt(model := tiny_model())
+        vera.VeRA(12, ("query", "dense"), projections=sharing).adapt(
+            model := tiny_model()
+        )
         found = list(changes(model))
         pairs[sharing] = [change.A for change in found]
-        assert len({(change.A.data_ptr(), change.B.data_ptr()) for change in found}) == count
+        assert (
+            len({(change.A.data_ptr(), change.B.data_ptr()) for change in found})
+            == count
+        )
         shapes = [(change.A.shape, change.B.shape) for change in found]
-        assert shapes == [((12, change.inputs), (change.outputs, 12)) for change in found]
+        assert shapes == [
+            ((12, change.inputs), (change.outputs, 12)) for change in found
+        ]
     # Only the shared pair is scaled by the widest matrix.
     assert pairs["by_shape"][0].abs().max() > 1.3 * pairs["shared"][0].abs().max()
     assert not torch.equal(pairs["unique"][0], pairs["unique"][1])
     vera.VeRA(12, ("query",), projections="unique").adapt(alone := tiny_model())
-    assert torch.equal(next(changes(alone)).A, pairs["unique"][0])  # whatever else is adapted
+    # whatever else is adapted
+    assert torch.equal(next(changes(alone)).A, pairs["unique"][0])
 
 
 # --- bottleneck adapters as their papers define them
 
 
 LAYER = "bert.encoder.layer.{}."
-#: The modules of a block whose outputs change. GPT-2 norms before its sub-layers, BERT after them.
+#: The modules of a block whose outputs change. GPT-2 norms before its sub-layers, BERT
+#: after them.
 PLACES = {
-    ("Adapter H", "BERT"): [LAYER + "attention.output.dropout", LAYER + "output.dropout"],
+    ("Adapter H", "BERT"): [
+        LAYER + "attention.output.dropout",
+        LAYER + "output.dropout",
+    ],
     ("Adapter P", "BERT"): [LAYER + "output.LayerNorm"],
     ("Adapter L", "BERT"): [LAYER.rstrip(".")],
     ("Adapter H", "GPT-2"): ["transformer.h.{}.attn", "transformer.h.{}.mlp"],
@@ -362,25 +471,37 @@ PLACES = {
 
 @pytest.mark.parametrize(("name", "architecture"), PLACES)
 def test_adapters_are_their_papers_formulas(name, architecture):
-    """x + A(x), with Lin's own LayerNorm in A; and Pfeiffer's LN(x + A(LN(x))), where x is the sum of the
-    residual stream and a sub-layer."""
-    model, h = adapted(name, architecture).double(), torch.randn(2, 5, 32, dtype=torch.float64)
+    """x + A(x), with Lin's own LayerNorm in A; and Pfeiffer's LN(x + A(LN(x))), where x
+    is the sum of the residual stream and a sub-layer."""
+    model, h = (
+        adapted(name, architecture).double(),
+        torch.randn(2, 5, 32, dtype=torch.float64),
+    )
     found = [path for path, m in model.named_modules() if hasattr(m, "adapter")]
-    assert found == [path.format(layer) for layer in (0, 1) for path in PLACES[name, architecture]]
+    assert found == [
+        path.format(layer) for layer in (0, 1) for path in PLACES[name, architecture]
+    ]
     for module in map(model.get_submodule, found):
         adapter, functional = module.adapter, nn.functional
 
         def bottleneck(x, adapter=adapter, functional=functional):
             if name == "Adapter L":
-                x = functional.layer_norm(x, (32,), adapter.norm.weight, adapter.norm.bias)
+                x = functional.layer_norm(
+                    x, (32,), adapter.norm.weight, adapter.norm.bias
+                )
             activation = functional.gelu if name == "Adapter H" else torch.relu
             return adapter.up(activation(adapter.down(x)))
 
-        of_both = [of(h)[0] if isinstance(of(h), tuple) else of(h) for of in (module, module.forward)]
+        of_both = [
+            of(h)[0] if isinstance(of(h), tuple) else of(h)
+            for of in (module, module.forward)
+        ]
         output, x = of_both
         expected = x + bottleneck(x)
         if isinstance(module, nn.LayerNorm):
-            expected = functional.layer_norm(h + bottleneck(x), (32,), module.weight, module.bias, 1e-12)
+            expected = functional.layer_norm(
+                h + bottleneck(x), (32,), module.weight, module.bias, 1e-12
+            )
         assert torch.allclose(output, expected, rtol=0, atol=1e-10)
         assert not torch.allclose(output, x, atol=1e-2)
 
@@ -419,7 +540,10 @@ def test_adapterdrop_draws_a_number_of_first_blocks_for_each_training_batch_only
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    each(["BERT", "GPT-2", "Llama", "ViT"], ["LoRA", *list(METHODS)[4:8], "NoLA", "DyLoRA"]),
+    each(
+        ["BERT", "GPT-2", "Llama", "ViT"],
+        ["LoRA", *list(METHODS)[4:8], "NoLA", "DyLoRA"],
+    ),
 )
 def test_activation_checkpointing_gives_the_same_gradients(architecture, name):
     gradients = []
@@ -456,12 +580,20 @@ def test_a_module_of_the_models_own_called_base_keeps_its_name(tmp_path):
 
 def test_adapters_fit_blocks_whose_first_norm_is_not_the_residual_streams():
     """Qwen3 norms queries and keys; timm's Swin grows wider from stage to stage."""
-    sizes = {"hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
+    sizes = {
+        "hidden_size": 32,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 40,
+    }
     qwen = Qwen3ForCausalLM(Qwen3Config(**BLOCKS, **sizes))
     sizes = {"img_size": 56, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
     swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
     for name in ("Adapter H", "Adapter P", "Adapter L"):
-        for model, run in ((qwen, answer), (swin, lambda m: m(torch.randn(2, 3, 56, 56)))):
+        for model, run in (
+            (qwen, answer),
+            (swin, lambda m: m(torch.randn(2, 3, 56, 56))),
+        ):
             METHODS[name].adapt(model)
             run(model)
             trained = METHODS[name].adapter_parameters(model).values()
@@ -484,5 +616,9 @@ def test_both_heads_of_a_distilled_model_train():
     sizes = {"depth": 1, "embed_dim": 12, "num_heads": 3, "img_size": 32}
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **sizes)
     vera.VeRA(rank=4, sites=("all-linear",)).adapt(model)
-    heads = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("head")}
+    heads = {
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and n.startswith("head")
+    }
     assert heads == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}

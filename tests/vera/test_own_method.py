@@ -1,4 +1,5 @@
-"""Methods of somebody's own: their kind, their file, their settings, and what of them cannot be merged."""
+"""Methods of somebody's own: their kind, their file, their settings, and what of them
+cannot be merged."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -64,7 +65,9 @@ def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(metho
     assert METHODS["mine"] is again
 
 
-def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(method, tmp_path, monkeypatch):
+def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(
+    method, tmp_path, monkeypatch
+):
     model, path, of = tiny_model(), tmp_path / "own.safetensors", METHODS["mine"]
     method.adapt(model)
     vera.save(model, method, path)
@@ -85,7 +88,10 @@ def test_a_settings_type_may_be_written_in_any_way():
         odd: "bytes | None" = None
 
     assert Postponed(rank=3, words=["a"]).words == ("a",)
-    for settings, named in (({"rank": "x"}, "rank must be a whole number"), ({"odd": b"x"}, "odd: .*bytes")):
+    for settings, named in (
+        ({"rank": "x"}, "rank must be a whole number"),
+        ({"odd": b"x"}, "odd: .*bytes"),
+    ):
         with refused(named):
             Postponed(**settings)
 
@@ -103,7 +109,10 @@ def test_a_class_that_no_dataclass_makes_of_no_known_type_or_not_finished_says_w
         def install(self, model):
             pass
 
-    for kind, named in (("no_dataclass", r"@dataclass\(frozen=True\)"), ("unknown", "Nowhere")):
+    for kind, named in (
+        ("no_dataclass", r"@dataclass\(frozen=True\)"),
+        ("unknown", "Nowhere"),
+    ):
         for settings in ({}, {"speed": 3.0}, {"fast": 3.0}):
             with refused(named):
                 vera.make_method(kind, rank=4, **settings)
@@ -122,14 +131,18 @@ def test_what_one_change_adds_inside_the_layer_of_another_leaves_with_it(archite
     model, base = tiny(architecture), tiny(architecture)
     method = Scaled(4)
     method.adapt(model)
-    assert all(".ssf." in n or n.endswith((".A", ".B")) for n in method.adapter_parameters(model))
+    assert all(
+        ".ssf." in n or n.endswith((".A", ".B"))
+        for n in method.adapter_parameters(model)
+    )
     vera.unload(model)
     assert modules(model) == modules(base)
     assert torch.equal(answer(model), answer(base))
 
 
 class Plain(Change):
-    """The change of one matrix: the ways in which an author can get it wrong, by name."""
+    """The change of one matrix: the ways in which an author can get it wrong, by
+    name."""
 
     def __init__(self, wrong, base, inputs, outputs):
         super().__init__()
@@ -140,12 +153,21 @@ class Plain(Change):
         if wrong != "plain":
             self.b, self.t = nn.Parameter(self.b), nn.Parameter(torch.zeros(outputs))
         #: Neither is a part of the module.
-        self.beside, self.dtype_of = (base, torch.full((outputs, 1), 2.0)), torch.float32
+        self.beside, self.dtype_of = (
+            (base, torch.full((outputs, 1), 2.0)),
+            torch.float32,
+        )
 
     def forward(self, x):
         x = x.to(self.dtype_of) if self.wrong == "dtype" else x
         y = nn.functional.dropout(x, 0.5, self.training) @ self.matrix().T
-        wrongs = {"forward": y[..., :1], "nothing": None, "square": y * y, "half": y / 2, "near": y * 1.05}
+        wrongs = {
+            "forward": y[..., :1],
+            "nothing": None,
+            "square": y * y,
+            "half": y / 2,
+            "near": y * 1.05,
+        }
         return y + self.t if self.wrong == "shift" else wrongs.get(self.wrong, y)
 
     def matrix(self):
@@ -155,7 +177,9 @@ class Plain(Change):
 
     def weight(self):
         b = self.matrix()
-        return {"weight": b[:, :1], "no weight": None, "transposed": b.T}.get(self.wrong, b)
+        return {"weight": b[:, :1], "no weight": None, "transposed": b.T}.get(
+            self.wrong, b
+        )
 
 
 def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
@@ -165,7 +189,11 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
     class Wrong(vera.Method, kind="wrong"):
         def install(self, model):
             targets = find_sites(model, (site,))
-            wrap(model, targets, lambda path, block, base, *sizes: Plain(name, base, *sizes))
+            wrap(
+                model,
+                targets,
+                lambda path, block, base, *sizes: Plain(name, base, *sizes),
+            )
 
         def count(self, model):
             return 0
@@ -175,17 +203,23 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
     return model, Wrong()
 
 
-@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])  # GPT-2's is a block of a fused projection
+# GPT-2's is a block of a fused projection
+@pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("plain", "Plain has no nn.Parameter"),
         # A change of one column would be added to each of them
-        ("forward", r"Plain.forward returns shape \(4, 9, 1\), where \(4, 9, 32\) is needed"),
+        (
+            "forward",
+            r"Plain.forward returns shape \(4, 9, 1\), where \(4, 9, 32\) is needed",
+        ),
         ("nothing", r"Plain.forward returns nothing, where \(4, 9, 32\) is needed"),
     ],
 )
-def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, architecture):
+def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(
+    name, message, architecture
+):
     with refused(message):
         wrong(name, architecture)[0](torch.randint(3, 30, (4, 9)))
 
@@ -196,26 +230,41 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(name, message, a
         ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
         ("no weight", r"Plain.weight returns nothing, where \(32, 32\) is needed"),
         ("module", r"\(\S+value.base.weight and \S+changes.whole.base.weight\)"),
-        *((name, "method wrong") for name in ("shift", "square", "half", "near", "transposed")),
+        *(
+            (name, "method wrong")
+            for name in ("shift", "square", "half", "near", "transposed")
+        ),
         ("a layer", None),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(name, message, dtype, monkeypatch):
-    """Not the first weight either: here one change is wrong, the last; or its layer's merge fails."""
+def test_a_change_that_cannot_be_merged_leaves_the_weights_alone(
+    name, message, dtype, monkeypatch
+):
+    """Not the first weight either: here one change is wrong, the last; or its layer's
+    merge fails."""
     model, method = wrong(name if name == "module" else "", site="value", dtype=dtype)
     shake(model)
     last, real = list(adapted_layers(model))[-1], AdaptedLinear.merge
     last.changes["whole"].wrong = name
     if name == "a layer":
-        monkeypatch.setattr(AdaptedLinear, "merge", lambda layer: 1 / 0 if layer is last else real(layer))
+        monkeypatch.setattr(
+            AdaptedLinear,
+            "merge",
+            lambda layer: 1 / 0 if layer is last else real(layer),
+        )
     before = {n: p.clone() for n, p in model.named_parameters()}
     for merge in (method.merge, lambda model: vera.unload(model, merge=True)):
-        with pytest.raises(vera.AdapterError if message else ZeroDivisionError, match=message) as raised:
+        with pytest.raises(
+            vera.AdapterError if message else ZeroDivisionError, match=message
+        ) as raised:
             merge(model.train())
         assert "\n" not in str(raised.value)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert all(layer.changes["whole"].training and not layer.merged for layer in adapted_layers(model))
+    assert all(
+        layer.changes["whole"].training and not layer.merged
+        for layer in adapted_layers(model)
+    )
 
 
 @pytest.mark.parametrize("keeps", ["", "tuple", "dtype", "base"])
@@ -233,10 +282,17 @@ class Kept(Change):
 
     def __init__(self, wrong, base, inputs, outputs):
         super().__init__()
-        self.wrong, dtype = wrong, base.weight.dtype if wrong == "half" else torch.float32
+        self.wrong, dtype = (
+            wrong,
+            base.weight.dtype if wrong == "half" else torch.float32,
+        )
         generator = torch.Generator().manual_seed(0) if wrong != "file" else None
-        self.register_buffer("A", torch.randn(2, inputs, generator=generator), persistent=False)
-        self.b = nn.Parameter(torch.full((outputs, 2), float(wrong == "start"), dtype=dtype))
+        self.register_buffer(
+            "A", torch.randn(2, inputs, generator=generator), persistent=False
+        )
+        self.b = nn.Parameter(
+            torch.full((outputs, 2), float(wrong == "start"), dtype=dtype)
+        )
         self.unused = nn.Parameter(torch.zeros(2, dtype=dtype))
 
     def forward(self, x):
@@ -253,7 +309,9 @@ class Kept(Change):
     def __deepcopy__(self, memo):
         if self.wrong == "copy" and self.b.any():
             return self
-        copied = Kept(self.wrong, nn.Linear(1, 1).to(self.b.dtype), self.A.shape[1], len(self.b))
+        copied = Kept(
+            self.wrong, nn.Linear(1, 1).to(self.b.dtype), self.A.shape[1], len(self.b)
+        )
         copied.load_state_dict(self.state_dict())
         copied.A = self.A.clone()
         return copied.to(self.b)
@@ -262,9 +320,23 @@ class Kept(Change):
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        *(("", None), ("settings", "settings"), ("start", r"starts \S+ off"), ("count", r"count\(\) says 7")),
-        *(("gradient", "no gradient reaches .*unused"), ("step", "LayerNorm.*frozen"), ("copy", "a copy")),
-        *(("file", "loaded"), ("off", "switched off"), ("weight", r"weight\(\)"), ("half", "float32")),
+        *(
+            ("", None),
+            ("settings", "settings"),
+            ("start", r"starts \S+ off"),
+            ("count", r"count\(\) says 7"),
+        ),
+        *(
+            ("gradient", "no gradient reaches .*unused"),
+            ("step", "LayerNorm.*frozen"),
+            ("copy", "a copy"),
+        ),
+        *(
+            ("file", "loaded"),
+            ("off", "switched off"),
+            ("weight", r"weight\(\)"),
+            ("half", "float32"),
+        ),
         ("unmerge", "unmerged"),
     ],
 )
@@ -278,12 +350,22 @@ def test_check_finds_each_fault_of_a_method_and_leaves_the_model_alone(fault, na
 
         def install(self, model):
             targets = find_sites(model, ("value",))
-            wrap(model, targets, lambda path, block, base, *sizes: Kept(fault, base, *sizes))
+            wrap(
+                model,
+                targets,
+                lambda path, block, base, *sizes: Kept(fault, base, *sizes),
+            )
             if fault == "off":
-                model.register_forward_hook(lambda module, given, output: 2 * output.logits)
+                model.register_forward_hook(
+                    lambda module, given, output: 2 * output.logits
+                )
 
         def count(self, model):
-            return 7 if fault == "count" else sum(p.numel() for p in self.adapter_parameters(model).values())
+            return (
+                7
+                if fault == "count"
+                else sum(p.numel() for p in self.adapter_parameters(model).values())
+            )
 
         def after_step(self, model, step):
             if fault == "step":

@@ -1,5 +1,5 @@
-"""VeRA's peers against their formulas, written out, in float64; and what each of them alone can do or
-refuses."""
+"""VeRA's peers against their formulas, written out, in float64; and what each of them
+alone can do or refuses."""
 
 import dataclasses
 import math
@@ -48,8 +48,9 @@ def vera_plus(change, method):
 
 
 def lora_xs(change, method):
-    """By the singular vectors of W0 as numpy gives them: the signs cancel in no entry of R, so they are taken
-    from the definition, the largest entry of each right one being positive."""
+    """By the singular vectors of W0 as numpy gives them: the signs cancel in no entry
+    of R, so they are taken from the definition, the largest entry of each right one
+    being positive."""
     u, s, vt = np.linalg.svd(change.weight_before)
     rank = method.rank
     sign = np.array([np.sign(row[np.abs(row).argmax()]) for row in vt[:rank]])
@@ -59,31 +60,52 @@ def lora_xs(change, method):
 
 def tied_lora(change, method):
     (pair,) = change._shared
-    a, b = pair.A[:, : len(change.weight_before[0])], pair.B[: len(change.weight_before)]
-    return method.alpha / method.rank * torch.einsum("i,ir,r,rj->ij", change.v, b, change.u, a)
+    a, b = (
+        pair.A[:, : len(change.weight_before[0])],
+        pair.B[: len(change.weight_before)],
+    )
+    return (
+        method.alpha
+        / method.rank
+        * torch.einsum("i,ir,r,rj->ij", change.v, b, change.u, a)
+    )
 
 
 def nola(change, method):
     k, r, (out, n) = method.bases, method.rank, change.weight_before.shape
     keys = zip((2, 3, 4), (r, k * r, k * r), strict=True)
-    start, of_a, of_b = drawn(*(unit_uniform(method.basis_seed, key, rows, 64) for key, rows in keys))
+    start, of_a, of_b = drawn(
+        *(unit_uniform(method.basis_seed, key, rows, 64) for key, rows in keys)
+    )
     a = torch.einsum("i,irn->rn", change.a, of_a.view(k, r, 64)[..., :n]) / math.sqrt(k)
-    b = torch.einsum("i,iro->or", change.b, of_b.view(k, r, 64)[..., :out]) / math.sqrt(k)
+    b = torch.einsum("i,iro->or", change.b, of_b.view(k, r, 64)[..., :out]) / math.sqrt(
+        k
+    )
     return method.alpha / r * b @ (a + start[:, :n] / math.sqrt(n))
 
 
 def dylora(change, method):
-    """At the rank that is drawn; the rest of A and B has no gradient. Frozen, the last of them alone has."""
+    """At the rank that is drawn; the rest of A and B has no gradient. Frozen, the last
+    of them alone has."""
     used = change.drawn if change.training else method.rank
     number = torch.arange(method.rank)
     trains = number == used - 1 if change.training and method.frozen else number < used
-    a = torch.where(trains[:, None], change.A, change.A.detach()) * (number < used)[:, None]
+    a = (
+        torch.where(trains[:, None], change.A, change.A.detach())
+        * (number < used)[:, None]
+    )
     b = torch.where(trains, change.B, change.B.detach()) * (number < used)
     return method.alpha / used * b @ a
 
 
 def adalora(change, method):
-    return method.alpha / (method.init_rank + 1e-5) * change.B @ torch.diag(change.E[:, 0]) @ change.A
+    return (
+        method.alpha
+        / (method.init_rank + 1e-5)
+        * change.B
+        @ torch.diag(change.E[:, 0])
+        @ change.A
+    )
 
 
 SITES = ("query", "dense")
@@ -108,8 +130,15 @@ def test_outputs_gradients_and_merged_weights_are_the_formulas(name):
         change = layer.changes["whole"]
         change.weight_before = numbers(layer.weight()).copy()
         shapes.add(change.weight_before.shape)
-        x, g = (torch.randn(5, n, dtype=torch.float64) for n in (change.inputs, change.outputs))
-        shared = [p for of_pair in getattr(change, "_shared", ()) for p in of_pair.parameters()]
+        x, g = (
+            torch.randn(5, n, dtype=torch.float64)
+            for n in (change.inputs, change.outputs)
+        )
+        shared = [
+            p
+            for of_pair in getattr(change, "_shared", ())
+            for p in of_pair.parameters()
+        ]
         trained = [*change.parameters(), *shared]
         outputs = layer(x), layer.base(x) + x @ formula(change, method).T
         assert torch.allclose(*outputs, rtol=0, atol=1e-10)
@@ -141,15 +170,23 @@ def test_each_sign_is_that_of_the_largest_entry_and_a_fingerprint_sees_no_last_b
 
 def changed_base(model):
     """The same model, with one query's weight changed."""
-    layer = next(m for n, m in model.named_modules() if n.endswith("attention.self.query"))
+    layer = next(
+        m for n, m in model.named_modules() if n.endswith("attention.self.query")
+    )
     with torch.no_grad():
-        layer.weight += 0.01 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(8))
+        layer.weight += 0.01 * torch.randn(
+            layer.weight.shape, generator=torch.Generator().manual_seed(8)
+        )
     return model
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tmp_path):
-    method, model, other = vera.LoRAXS(rank=4, store=store), tiny_model(), changed_base(tiny_model())
+    method, model, other = (
+        vera.LoRAXS(rank=4, store=store),
+        tiny_model(),
+        changed_base(tiny_model()),
+    )
     moved(model, method)
     vera.save(model, method, tmp_path / "a")
     file = read_file(tmp_path / "a", FORMAT)
@@ -157,12 +194,17 @@ def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tm
     assert sum(t.numel() for t in tensors.values()) == 4 * (16 + store * 2 * 4 * 32)
     assert set(header["fixed"]) == set("" if store else "AB")
     for allowed in (False,) if store else (False, True):
-        with refused("other base weights" if store else f"{header['fixed']['A']}.*store=true", other):
+        with refused(
+            "other base weights" if store else f"{header['fixed']['A']}.*store=true",
+            other,
+        ):
             vera.load(other, tmp_path / "a", allow_other_base=allowed)
     if store:
         vera.load(other, tmp_path / "a", allow_other_base=True)
         pairs = zip(changes(model), changes(other), strict=True)
-        assert all(torch.equal(ours.weight(), theirs.weight()) for ours, theirs in pairs)
+        assert all(
+            torch.equal(ours.weight(), theirs.weight()) for ours, theirs in pairs
+        )
     with refused("unquantised"):
         vera.load(quantise(tiny_model()), tmp_path / "a")
 
@@ -173,19 +215,28 @@ def test_a_rank_beyond_the_matrix_is_refused_and_a_fused_blocks_pair_is_of_that_
     vera.LoRAXS(rank=32).adapt(tiny_model())
     model = tiny("GPT-2").double()
     found = find_sites(model, ("query", "value")).items()
-    places = [(model.get_submodule(path), rows) for path, blocks in found for rows in blocks.values()]
+    places = [
+        (model.get_submodule(path), rows)
+        for path, blocks in found
+        for rows in blocks.values()
+    ]
     weights = [base_weight(*place).clone() for place in places]
     vera.LoRAXS(rank=4).adapt(model)
     for change, weight in zip(changes(model), weights, strict=True):
         assert all(map(torch.equal, (change.A, change.B), singular_factors(weight, 4)))
 
 
-@pytest.mark.parametrize(("name", "seed"), [("vera_plus", "projection_seed"), ("nola", "basis_seed")])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("vera_plus", "projection_seed"), ("nola", "basis_seed")]
+)
 def test_what_a_seed_draws_is_in_no_file_and_has_its_own_fingerprint(name, seed):
     method = FORMULAS[name][0]
     model, second = adapted(method), dataclasses.replace(method, **{seed: 99})
     assert sum(t.numel() for t in method.saved(model).values()) == method.count(model)
-    assert second.fixed(adapted(second))["fingerprint"] != method.fixed(model)["fingerprint"]
+    assert (
+        second.fixed(adapted(second))["fingerprint"]
+        != method.fixed(model)["fingerprint"]
+    )
 
 
 # --- DyLoRA
@@ -211,7 +262,8 @@ def test_every_rank_is_drawn_about_as_often_one_for_each_step_by_seed_and_step_a
 
 @pytest.mark.parametrize("architecture", IMAGES)
 def test_ssf_is_its_formula_with_gradients(architecture):
-    """gamma * f(x) + beta after each linear layer, LayerNorm and the patch embedding, each by itself."""
+    """gamma * f(x) + beta after each linear layer, LayerNorm and the patch embedding,
+    each by itself."""
     model = adapted(vera.SSF(), architecture)
     base = tiny(architecture).double()
     inside = [(path, m) for path, m in model.named_modules() if hasattr(m, "ssf")]
@@ -222,7 +274,10 @@ def test_ssf_is_its_formula_with_gradients(architecture):
     assert sorted(path for path, _ in inside) == sorted([*linears, *norms, *patches])
     for path, module in inside:
         image = isinstance(module, nn.Conv2d)
-        x = torch.randn((2, 3, 16, 16) if image else (2, 5, module.weight.shape[-1]), dtype=torch.float64)
+        x = torch.randn(
+            (2, 3, 16, 16) if image else (2, 5, module.weight.shape[-1]),
+            dtype=torch.float64,
+        )
         vectors = module.ssf.gamma, module.ssf.beta
         gamma, beta = (v.view(1, -1, 1, 1) if image else v for v in vectors)
         expected = gamma * base.get_submodule(path)(x) + beta
@@ -254,7 +309,10 @@ def without_bias(kind):
 @pytest.mark.parametrize(
     ("model", "named"),
     [
-        *((lambda: without_bias("RMSNorm"), "RMSNorm"), (lambda: without_bias("Linear"), "Linear")),
+        *(
+            (lambda: without_bias("RMSNorm"), "RMSNorm"),
+            (lambda: without_bias("Linear"), "Linear"),
+        ),
     ],
 )
 def test_ssf_refuses_what_it_cannot_merge(model, named):

@@ -1,5 +1,5 @@
-"""method=peft: any method of that library under this one's contract, AdaLoRA as in peft's own training
-loop."""
+"""method=peft: any method of that library under this one's contract, AdaLoRA as in
+peft's own training loop."""
 
 import dataclasses
 import functools
@@ -20,12 +20,20 @@ from vera.methods.adapted import plain_names
 
 pytestmark = pytest.mark.contract
 
-#: Those that train at their defaults, or at SMALL: the rest is refused (docs/methods.md and its test).
-REFUSED = {"AdaptionPromptConfig", "PolyConfig", "ShadowConfig", "TrainableTokensConfig", "XLoraConfig"}
+#: Those that train at their defaults, or at SMALL: the rest is refused (docs/methods.md
+#: and its test).
+REFUSED = {
+    "AdaptionPromptConfig",
+    "PolyConfig",
+    "ShadowConfig",
+    "TrainableTokensConfig",
+    "XLoraConfig",
+}
 CLASSES = [
     name
     for name in classes()
-    if name not in REFUSED and not issubclass(getattr(peft, name), peft.PromptLearningConfig)
+    if name not in REFUSED
+    and not issubclass(getattr(peft, name), peft.PromptLearningConfig)
 ]
 
 
@@ -34,7 +42,9 @@ def method_of(name: str, **config) -> vera.Peft:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(architecture):
+def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(
+    architecture,
+):
     model, fused = tiny(architecture), FUSED.get(architecture)
     if fused:
         with refused(rf"name it, sites=\[{fused},feed_forward_out\]"):
@@ -45,21 +55,29 @@ def test_the_feed_forwards_second_matrix_and_the_norms_are_found_everywhere(arch
     vera.unload(model)
     norms = vera.Peft("LNTuningConfig")
     norms.adapt(model)
-    # Two a block, and the last one or the embeddings'; timm's blocks have identities called norm, too
-    assert len([n for n in norms.adapter_parameters(model) if n.endswith("weight")]) == 5
+    # Two a block, and the last one or the embeddings'; timm's blocks have identities
+    # called norm, too
+    assert (
+        len([n for n in norms.adapter_parameters(model) if n.endswith("weight")]) == 5
+    )
 
 
-@pytest.mark.parametrize("name", ["IA3Config", "LNTuningConfig", "TrainableTokensConfig"])
+@pytest.mark.parametrize(
+    "name", ["IA3Config", "LNTuningConfig", "TrainableTokensConfig"]
+)
 def test_where_a_matrix_is_not_known_the_row_is_told_to_name_it(name):
     with refused(r"target_modules in config$"):
         vera.Peft(name).adapt(nn.Sequential(nn.Linear(8, 8)))
-    where = {"target_modules": ["x"]} | ({"feedforward_modules": []} if name == "IA3Config" else {})
+    where = {"target_modules": ["x"]} | (
+        {"feedforward_modules": []} if name == "IA3Config" else {}
+    )
     with refused("'x'"):
         vera.Peft(name, where).adapt(nn.Sequential(nn.ReLU()))  # without a parameter
 
 
 def test_a_merge_that_fails_half_way_is_taken_back():
-    """BEFT merges into biases: one that is missing shows once the layers before it have merged."""
+    """BEFT merges into biases: one that is missing shows once the layers before it have
+    merged."""
     model, method = tiny_model(), vera.Peft("BeftConfig")
     model.bert.encoder.layer[1].attention.self.value.bias = None
     moved(model, method)
@@ -81,12 +99,20 @@ def test_what_peft_draws_otherwise_is_refused_by_its_version(tmp_path, monkeypat
         vera.save(model, method, tmp_path / "older")
     vera.save(model, method, tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter").values()
-    assert sum(tensor.nbytes for tensor in stored) == 4 * method.count(model)  # b and d, and neither A nor B
+    # b and d, and neither A nor B
+    assert sum(tensor.nbytes for tensor in stored) == 4 * method.count(model)
     fresh = tiny_model()
     real = peft.tuners.vera.model._kaiming_init
-    for name, named in (("older", f"peft 0.0.1, here {peft.__version__}"), ("adapter", "fingerprint")):
+    for name, named in (
+        ("older", f"peft 0.0.1, here {peft.__version__}"),
+        ("adapter", "fingerprint"),
+    ):
         if name == "adapter":
-            monkeypatch.setattr(peft.tuners.vera.model, "_kaiming_init", lambda *a, **k: real(*a, **k) * 2)
+            monkeypatch.setattr(
+                peft.tuners.vera.model,
+                "_kaiming_init",
+                lambda *a, **k: real(*a, **k) * 2,
+            )
         with refused(re.escape(named), fresh):
             vera.load(fresh, tmp_path / name)
     vera.Peft("LoraConfig").adapt(fresh)
@@ -126,16 +152,29 @@ def nested(depth):
 
 #: Settings of peft's LoRA, and what the refusal names.
 OF_LORA = [
-    *(({"rank": 4}, "'rank'"), ({"r": 0}, "BertForSequenceClassification"), ({"bias": "all"}, "bias=all")),
+    *(
+        ({"rank": 4}, "'rank'"),
+        ({"r": 0}, "BertForSequenceClassification"),
+        ({"bias": "all"}, "bias=all"),
+    ),
     ({"r": {4}}, "config"),
     ({"target_modules": "("}, "target_modules"),
     ({"lora_alpha": 10**400}, "lora_alpha"),
-    *(({"task_type": "SEQ_CLS"}, "task_type"), ({"modules_to_save": ["classifier"]}, "modules_to_save")),
+    *(
+        ({"task_type": "SEQ_CLS"}, "task_type"),
+        ({"modules_to_save": ["classifier"]}, "modules_to_save"),
+    ),
     ({"layer_replication": [[0, 2]]}, "layer_replication"),
     ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     ({"corda_config": {"cache_file": "x"}}, "corda"),
-    *(({"init_lora_weights": init}, f"{init} rewrites base weights") for init in ("pissa", "OLoRA")),
-    *(({"target_modules": nested(depth)}, "config|target_modules") for depth in (20, 600, 950, 2000)),
+    *(
+        ({"init_lora_weights": init}, f"{init} rewrites base weights")
+        for init in ("pissa", "OLoRA")
+    ),
+    *(
+        ({"target_modules": nested(depth)}, "config|target_modules")
+        for depth in (20, 600, 950, 2000)
+    ),
 ]
 
 
@@ -143,11 +182,20 @@ OF_LORA = [
     ("name", "config", "named"),
     [
         *(("LoraConfig", *of) for of in OF_LORA),
-        *((name, {}, r"Did you mean LoraConfig\?") for name in ("LoraKonfig", "loraconfig")),
-        *(("get_peft_model", {}, "'get_peft_model'"), ("PromptTuningConfig", {}, "the input, not the model")),
+        *(
+            (name, {}, r"Did you mean LoraConfig\?")
+            for name in ("LoraKonfig", "loraconfig")
+        ),
+        *(
+            ("get_peft_model", {}, "'get_peft_model'"),
+            ("PromptTuningConfig", {}, "the input, not the model"),
+        ),
         ("VBLoRAConfig", {}, "vector_length"),
         ("XLoraConfig", {"adapters": {"a": "owner/name"}}, "forward"),
-        *(("AdaLoraConfig", {"total_step": 3}, "total_step"), ("AdamssConfig", {"use_asa": True}, "use_asa")),
+        *(
+            ("AdaLoraConfig", {"total_step": 3}, "total_step"),
+            ("AdamssConfig", {"use_asa": True}, "use_asa"),
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(name, config, named):

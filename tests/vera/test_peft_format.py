@@ -1,5 +1,6 @@
-"""To peft's format and back: an exported adapter answers the same under peft.PeftModel, one trained with peft
-imports, and one converted to LoRA is exact at the rank of the change, and the best approximation below it."""
+"""To peft's format and back: an exported adapter answers the same under peft.PeftModel,
+one trained with peft imports, and one converted to LoRA is exact at the rank of the
+change, and the best approximation below it."""
 
 import json
 import shutil
@@ -27,23 +28,35 @@ METHODS = {
     "lora_fa": vera.LoRA(rank=4, freeze_a=True),
     # VeRA on each of its paths, which are no part of what an adapter is
     "vera": vera.VeRA(rank=12, projection_seed=3, path="hybrid", weights="keep"),
-    "vera on all linear layers": vera.VeRA(rank=12, sites=("all-linear",), path="materialised"),
+    "vera on all linear layers": vera.VeRA(
+        rank=12, sites=("all-linear",), path="materialised"
+    ),
     "vera on value": vera.VeRA(rank=12, sites=("value",)),
     "vera_only_b": vera.VeRA(rank=12, vectors=("b",)),
     "vera_only_d": vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
-    "vera, peft's draw": vera.VeRA(12, init="peft", projection_seed=8, path="hybrid", weights="recompute"),
-    "vera, kaiming_normal": vera.VeRA(12, init="kaiming_normal", path="materialised", weights="recompute"),
+    "vera, peft's draw": vera.VeRA(
+        12, init="peft", projection_seed=8, path="hybrid", weights="recompute"
+    ),
+    "vera, kaiming_normal": vera.VeRA(
+        12, init="kaiming_normal", path="materialised", weights="recompute"
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "architecture"), each(METHODS, ARCHITECTURES))
-def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architecture, tmp_path):
+def test_exported_it_is_the_same_under_peft_and_comes_back_whole(
+    name, architecture, tmp_path
+):
     """Outputs, gradients and merged weights, in float64."""
     method, base = METHODS[name], tiny(architecture).double()
     model = moved(tiny(architecture).double(), method)
     vera.export_peft(model, tmp_path)
     of_peft = {"autocast_adapter_dtype": False, "is_trainable": True}
-    theirs = peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, **of_peft).double().eval()
+    theirs = (
+        peft.PeftModel.from_pretrained(tiny(architecture).double(), tmp_path, **of_peft)
+        .double()
+        .eval()
+    )
     outputs = [answer(theirs.base_model.model), answer(model)]
     assert torch.allclose(*outputs, rtol=0, atol=1e-10)
     assert not torch.allclose(answer(base), outputs[1], rtol=0, atol=1e-3)
@@ -52,7 +65,9 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(name, architect
         output.square().sum().backward()
     of_theirs, compared = dict(theirs.named_parameters()), 0
     for key, (_, pieces) in peft_format._parts(model, method)[1].items():
-        their = of_theirs.get(key.replace(".weight", ".default.weight"), of_theirs.get(f"{key}.default"))
+        their = of_theirs.get(
+            key.replace(".weight", ".default.weight"), of_theirs.get(f"{key}.default")
+        )
         for at, mine in pieces:
             if isinstance(mine, torch.nn.Parameter) and mine.requires_grad:
                 assert mine.grad.abs().max() > 0
@@ -80,7 +95,11 @@ def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
         (str(tmp_path), {}, (tmp_path.name, None)),
         ("owner/name", {}, ("owner/name", None)),
         ("", {}, (None, None)),
-        ("/somewhere/snapshots/0123", {"base": "owner/name", "revision": "0123"}, ("owner/name", "0123")),
+        (
+            "/somewhere/snapshots/0123",
+            {"base": "owner/name", "revision": "0123"},
+            ("owner/name", "0123"),
+        ),
     ):
         model.config._name_or_path = loaded
         vera.export_peft(model, tmp_path / "out", **given)
@@ -91,12 +110,18 @@ def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
 QV = {"target_modules": ["query", "value"]}
 CONFIGS = {
     "vera": peft.VeraConfig(r=12, **QV, projection_prng_key=5, vera_dropout=0.1),
-    "vera without its projections": peft.VeraConfig(r=12, **QV, projection_prng_key=5, save_projection=False),
-    "vera on other sites": peft.VeraConfig(r=12, target_modules=["query", "output.dense"]),
+    "vera without its projections": peft.VeraConfig(
+        r=12, **QV, projection_prng_key=5, save_projection=False
+    ),
+    "vera on other sites": peft.VeraConfig(
+        r=12, target_modules=["query", "output.dense"]
+    ),
     "lora": peft.LoraConfig(r=4, lora_alpha=6, **QV),
     "rank-stabilised lora": peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, **QV),
     "lora with its head": peft.LoraConfig(r=4, task_type="SEQ_CLS", **QV),
-    "lora by a pattern": peft.LoraConfig(r=4, target_modules=r".*\.layer\.1\..*\.(query|value)"),
+    "lora by a pattern": peft.LoraConfig(
+        r=4, target_modules=r".*\.layer\.1\..*\.(query|value)"
+    ),
 }
 
 
@@ -112,7 +137,10 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv"}  # which peft adapts whole
             *(("vera", architecture, torch.float32) for architecture in FUSED),
         ],
         ("vera", "BERT", torch.bfloat16),
-        *(("vera", "GPT-2", torch.float32), ("lora with its head", "BERT", torch.float32)),
+        *(
+            ("vera", "GPT-2", torch.float32),
+            ("lora with its head", "BERT", torch.float32),
+        ),
         ("lora by a pattern", "BERT", torch.float32),
     ),
 )
@@ -128,9 +156,12 @@ def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
     assert isinstance(method, vera.VeRA if "vera" in name else vera.LoRA)
     assert method.sites == (site,) or not site
     near = 1e-5 if dtype is torch.float32 else 0.1
-    assert torch.allclose(answer(ours), answer(theirs.base_model.model), rtol=0, atol=near)
+    assert torch.allclose(
+        answer(ours), answer(theirs.base_model.model), rtol=0, atol=near
+    )
     assert not torch.allclose(answer(ours), answer(again), rtol=0, atol=1e-4)
-    vera.save(ours, method, tmp_path / "adapter.safetensors")  # from here on it is one of ours
+    # from here on it is one of ours
+    vera.save(ours, method, tmp_path / "adapter.safetensors")
     assert vera.load(again, tmp_path / "adapter.safetensors") == method
 
 
@@ -150,7 +181,9 @@ def refuses(folder, named, model=None):
 
 
 def of_peft(config):
-    return lambda folder: peft.get_peft_model(tiny_model(), config).save_pretrained(folder)
+    return lambda folder: peft.get_peft_model(tiny_model(), config).save_pretrained(
+        folder
+    )
 
 
 def own_peft(*method):
@@ -173,8 +206,14 @@ OTHERS = [
 REFUSED = [
     (lambda folder: None, "adapter_config.json"),
     (of_peft(peft.IA3Config(target_modules=["key"], feedforward_modules=[])), "IA3"),
-    (of_peft(peft.LoraConfig(target_modules=["query", "pooler.dense"])), "bert.pooler.dense"),
-    *((of_peft(peft.LoraConfig(r=4, target_modules=["query"], **of)), next(iter(of))) for of in OTHERS),
+    (
+        of_peft(peft.LoraConfig(target_modules=["query", "pooler.dense"])),
+        "bert.pooler.dense",
+    ),
+    *(
+        (of_peft(peft.LoraConfig(r=4, target_modules=["query"], **of)), next(iter(of)))
+        for of in OTHERS
+    ),
     (own_peft("LoraConfig", {"use_dora": True}), "use_dora=True is another method"),
     (own_peft("AdaLoraConfig"), "an adapter of type ADALORA"),
     (damaged(lambda path: path.rename(path.with_suffix(".bin"))), "pickled"),
@@ -196,44 +235,91 @@ def add_to(tensors, end, value):
     ending(tensors, end).flatten()[-1] += value
 
 
-#: What is done to an export, and what the refusal names. edited: keys of its configuration, which peft obeys,
-#: while the weights' metadata say another adapter; alone: the same without these metadata, or values that no
-#: adapter has; own: others in their place; tensors: a function of them.
+#: What is done to an export, and what the refusal names. edited: keys of its
+#: configuration, which peft obeys, while the weights' metadata say another adapter;
+#: alone: the same without these metadata, or values that no adapter has; own: others in
+#: their place; tensors: a function of them.
 EDITS = {
     "lora": [
-        *((("edited", {key: value}), key) for key, value in (("lora_alpha", 80), ("use_rslora", True))),
-        *((("edited", {key: value}), ".") for key, value in (("lora_dropout", 0.5), ("peft_type", "VERA"))),
+        *(
+            (("edited", {key: value}), key)
+            for key, value in (("lora_alpha", 80), ("use_rslora", True))
+        ),
+        *(
+            (("edited", {key: value}), ".")
+            for key, value in (("lora_dropout", 0.5), ("peft_type", "VERA"))
+        ),
     ],
     "vera": [
         (("edited", {"peft_type": "LORA"}), "."),
-        *((("edited", {key: value}), key) for key, value in (("d_initial", 1), ("projection_prng_key", 4))),
+        *(
+            (("edited", {key: value}), key)
+            for key, value in (("d_initial", 1), ("projection_prng_key", 4))
+        ),
         (("edited", {"save_projection": False}), "save_projection"),
         (("tensors", lambda t: add_to(t, "vera_A", 0.1)), "A differs"),
         (("tensors", lambda t: add_to(t, "lambda_b", float("inf"))), "finite"),
         (("tensors", lambda t: t.update(other=torch.ones(1))), "holds other"),
-        (("tensors", lambda t: t.pop(next(key for key in t if key.endswith("lambda_d")))), "lacks"),
+        (
+            (
+                "tensors",
+                lambda t: t.pop(next(key for key in t if key.endswith("lambda_d"))),
+            ),
+            "lacks",
+        ),
     ],
 }
 EDITS_OF_BOTH = [
-    *((("edited", {key: value}), key) for key, value in (("r", 8), ("r", None), ("bias", "all"))),
-    *((("edited", {key: value}), key) for key, value in (("use_dora", True), ("layers_to_transform", [1]))),
+    *(
+        (("edited", {key: value}), key)
+        for key, value in (("r", 8), ("r", None), ("bias", "all"))
+    ),
+    *(
+        (("edited", {key: value}), key)
+        for key, value in (("use_dora", True), ("layers_to_transform", [1]))
+    ),
     (("edited", {"exclude_modules": ["query"]}), "exclude_modules"),
-    *((("edited", of), ".") for of in ({"init_lora_weights": "pissa"}, {"peft_type": "PROMPT_TUNING"})),
+    *(
+        (("edited", of), ".")
+        for of in ({"init_lora_weights": "pissa"}, {"peft_type": "PROMPT_TUNING"})
+    ),
     *((("alone", {"r": value}), "adapter_config.json") for value in (10**7, -4)),
     *((("alone", {"r": value}), ".") for value in ("4", None, 2, True, [4])),
-    *((("alone", {"lora_alpha": value, "d_initial": value}), ".") for value in ("x", None, 10**400)),
-    *((("alone", {"projection_prng_key": v, "use_dora": True}), ".") for v in (2**70, "a", None, True)),
+    *(
+        (("alone", {"lora_alpha": value, "d_initial": value}), ".")
+        for value in ("x", None, 10**400)
+    ),
+    *(
+        (("alone", {"projection_prng_key": v, "use_dora": True}), ".")
+        for v in (2**70, "a", None, True)
+    ),
     (("alone", {"lora_dropout": "a", "vera_dropout": "a"}), "."),
     (("alone", {"lora_alpha": None, "use_rslora": True, "r": 3}), "."),
     *((("alone", {"peft_type": value}), ".") for value in ("X\nY", ["LORA"])),
     (("alone", {"bias": "all\nlines"}), "."),
-    *((("own", of), ".") for of in ([1], {"rank": 4}, {"kind": ["x"]}, {"kind": "vera"}, {"kind": "full"})),
-    *((("own", {"kind": kind, "rank": rank}), ".") for kind, rank in (("vera", "x"), ("tied_lora", 4))),
+    *(
+        (("own", of), ".")
+        for of in (
+            [1],
+            {"rank": 4},
+            {"kind": ["x"]},
+            {"kind": "vera"},
+            {"kind": "full"},
+        )
+    ),
+    *(
+        (("own", {"kind": kind, "rank": rank}), ".")
+        for kind, rank in (("vera", "x"), ("tied_lora", 4))
+    ),
 ]
 
 
 def edit(folder, what, change, name):
-    config, weights, ours = folder / "adapter_config.json", folder / WEIGHTS, METHODS[name].settings()
+    config, weights, ours = (
+        folder / "adapter_config.json",
+        folder / WEIGHTS,
+        METHODS[name].settings(),
+    )
     if what in ("edited", "alone"):
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
     if what != "edited":
@@ -244,22 +330,44 @@ def edit(folder, what, change, name):
         save_file(tensors, weights, None if what == "alone" else ours)
 
 
-@pytest.mark.parametrize("name", sample(["lora", "vera", "vera, peft's draw"], "lora", "vera"))
+@pytest.mark.parametrize(
+    "name", sample(["lora", "vera", "vera, peft's draw"], "lora", "vera")
+)
 def test_an_export_that_was_changed_is_refused_in_one_line(name, tmp_path):
     exported(tmp_path / "as it was", name)
     for number, (change, named) in enumerate([*EDITS_OF_BOTH, *EDITS.get(name, [])]):
-        edit(shutil.copytree(tmp_path / "as it was", tmp_path / f"{number}"), *change, name)
+        edit(
+            shutil.copytree(tmp_path / "as it was", tmp_path / f"{number}"),
+            *change,
+            name,
+        )
         refuses(tmp_path / f"{number}", named)
-    free = {"base_model_name_or_path": "x/y", "revision": "1", "inference_mode": False, "task_type": None}
-    edit(tmp_path / "as it was", "edited", free | {"auto_mapping": None, "peft_version": "9", "new": 1}, name)
-    assert vera.import_peft(tiny_model().double(), tmp_path / "as it was") == METHODS[name]
+    free = {
+        "base_model_name_or_path": "x/y",
+        "revision": "1",
+        "inference_mode": False,
+        "task_type": None,
+    }
+    edit(
+        tmp_path / "as it was",
+        "edited",
+        free | {"auto_mapping": None, "peft_version": "9", "new": 1},
+        name,
+    )
+    assert (
+        vera.import_peft(tiny_model().double(), tmp_path / "as it was") == METHODS[name]
+    )
 
 
 @pytest.mark.parametrize("name", ["vera", "lora"])
 def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
-    """A value in the key's block has no place in query and value adapters: refused, not cut off."""
+    """A value in the key's block has no place in query and value adapters: refused, not
+    cut off."""
     exported(tmp_path, name, "GPT-2")
-    in_key = ("tensors", lambda t: ending(t, "vera_lambda_b", "lora_B.weight")[40].fill_(0.5))
+    in_key = (
+        "tensors",
+        lambda t: ending(t, "vera_lambda_b", "lora_B.weight")[40].fill_(0.5),
+    )
     edit(tmp_path, *in_key, name)
     refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
 
@@ -268,12 +376,20 @@ def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
     ("method", "architecture", "named"),
     [
         (vera.VeRA(rank=12, projections="unique"), "BERT", "projections=unique"),
-        *((vera.Adapter(bottleneck=4), "BERT", "adapter"), (vera.BitFit(), "BERT", "bitfit")),
-        *((vera.NoLA(4, 6), "BERT", "nola"), (vera.LoRA(4, ("query", "value", "c_fc")), "GPT-2", "fused")),
+        *(
+            (vera.Adapter(bottleneck=4), "BERT", "adapter"),
+            (vera.BitFit(), "BERT", "bitfit"),
+        ),
+        *(
+            (vera.NoLA(4, 6), "BERT", "nola"),
+            (vera.LoRA(4, ("query", "value", "c_fc")), "GPT-2", "fused"),
+        ),
         (vera.VeRA(12, ("value", "c_fc")), "GPT-2", "fused"),
     ],
 )
-def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named, tmp_path):
+def test_what_peft_has_no_place_for_is_not_exported(
+    method, architecture, named, tmp_path
+):
     with refused(named):
         vera.export_peft(moved(tiny(architecture).double(), method), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -281,22 +397,38 @@ def test_what_peft_has_no_place_for_is_not_exported(method, architecture, named,
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    each(["lora", "vera", "vera on all linear layers", "lora on all linear layers"], ["BERT", "GPT-2"]),
+    each(
+        ["lora", "vera", "vera on all linear layers", "lora on all linear layers"],
+        ["BERT", "GPT-2"],
+    ),
 )
 def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
     """peft writes all of its keys, and of 20 names and more their shortest ends."""
 
     def make():
-        return tiny("GPT-2") if architecture == "GPT-2" else tiny_model(num_hidden_layers=4)
+        return (
+            tiny("GPT-2")
+            if architecture == "GPT-2"
+            else tiny_model(num_hidden_layers=4)
+        )
 
     model = moved(make(), METHODS[name])
     vera.export_peft(model, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path)
     theirs.save_pretrained(tmp_path / "again")  # without this project's metadata
-    theirs.peft_config["default"].save_pretrained(tmp_path)  # beside the weights with it
+    # beside the weights with it
+    theirs.peft_config["default"].save_pretrained(tmp_path)
     if "all" in name and architecture == "BERT":
-        assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) < 20
-    fused = architecture == "GPT-2" and "vera" in name  # whose A and B only the metadata explain
+        assert (
+            len(
+                json.loads((tmp_path / "adapter_config.json").read_text())[
+                    "target_modules"
+                ]
+            )
+            < 20
+        )
+    # whose A and B only the metadata explain
+    fused = architecture == "GPT-2" and "vera" in name
     for folder in [tmp_path] if fused else [tmp_path, tmp_path / "again"]:
         vera.import_peft(again := make(), folder)
         assert torch.allclose(answer(again), answer(model), rtol=0, atol=1e-6)
@@ -320,22 +452,30 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture"), [*each(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")]
+    ("name", "architecture"),
+    [*each(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")],
 )
 def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path):
     model = moved(tiny(architecture).double(), CONVERTED[name])
     expected, base = answer(model), dict(tiny(architecture).double().named_parameters())
-    norms = vera.export_lora(model, tmp_path, 32 if "peft" in name else 12, "owner/base", "abc")
+    norms = vera.export_lora(
+        model, tmp_path, 32 if "peft" in name else 12, "owner/base", "abc"
+    )
     assert max(lost / whole for lost, whole in norms.values()) < 1e-6
     left = dict(model.named_parameters())  # the plain base model, with the head
     assert left.keys() == base.keys()
     head = head_parameters(model)
     assert all(torch.equal(left[name], base[name]) for name in base if name not in head)
     fresh = tiny(architecture).double()
-    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path, autocast_adapter_dtype=False)
+    theirs = peft.PeftModel.from_pretrained(
+        fresh, tmp_path, autocast_adapter_dtype=False
+    )
     with torch.no_grad():
-        assert torch.allclose(answer(theirs.eval().double().base_model.model), expected, atol=1e-5)
-    again = tiny(architecture).double()  # and this project reads it as any LoRA of peft's
+        assert torch.allclose(
+            answer(theirs.eval().double().base_model.model), expected, atol=1e-5
+        )
+    # and this project reads it as any LoRA of peft's
+    again = tiny(architecture).double()
     assert vera.import_peft(again, tmp_path).kind == "lora"
     assert torch.allclose(answer(again), expected, atol=1e-5)
 
@@ -343,11 +483,22 @@ def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path)
 @pytest.mark.parametrize("architecture", sample(["BERT", "GPT-2"], "GPT-2"))
 @pytest.mark.parametrize("rank", [2, 0.5])
 def test_below_it_the_largest_singular_values_stay(architecture, rank, tmp_path):
-    norms = vera.export_lora(moved(tiny(architecture).double(), CONVERTED["vera"]), tmp_path, rank)
-    CONVERTED["vera"].merge(merged := moved(tiny(architecture).double(), CONVERTED["vera"]))
+    norms = vera.export_lora(
+        moved(tiny(architecture).double(), CONVERTED["vera"]), tmp_path, rank
+    )
+    CONVERTED["vera"].merge(
+        merged := moved(tiny(architecture).double(), CONVERTED["vera"])
+    )
     base = dict(tiny(architecture).double().named_modules())
-    layers = {path: module for path, module in merged.named_modules() if hasattr(module, "changes")}
-    changes = {path: (layer.weight() - base_weight(base[path])).detach() for path, layer in layers.items()}
+    layers = {
+        path: module
+        for path, module in merged.named_modules()
+        if hasattr(module, "changes")
+    }
+    changes = {
+        path: (layer.weight() - base_weight(base[path])).detach()
+        for path, layer in layers.items()
+    }
     assert norms.keys() == changes.keys()
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     for path, change in changes.items():
@@ -372,17 +523,23 @@ def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("method", "rank", "message"),
     [
-        *((vera.LoRA(rank=2), 2, "LoRA already"), (vera.NoLA(rank=4, bases=6), 2, "nola")),
+        *(
+            (vera.LoRA(rank=2), 2, "LoRA already"),
+            (vera.NoLA(rank=4, bases=6), 2, "nola"),
+        ),
         *((vera.NoMethod(), 2, "none"), (vera.VeRA(rank=6), 33, "rank 33")),
         (vera.Peft("IA3Config"), 2, "rank 2"),
         (vera.Peft("LoraConfig", {"use_dora": True}), 8, "DoRA"),
         (vera.Peft("MissConfig", {"r": 8}), 8, "MiSS"),
     ],
 )
-def test_what_is_no_lora_is_refused_and_nothing_is_written(method, rank, message, tmp_path):
+def test_what_is_no_lora_is_refused_and_nothing_is_written(
+    method, rank, message, tmp_path
+):
     model = moved(tiny("BERT"), method)
     with refused(message):
         vera.export_lora(model, tmp_path / "out", rank)
     assert not (tmp_path / "out").exists()
-    vera.unload(model)  # where there still is an adapter: nothing of peft's is left in the model
+    # where there still is an adapter: nothing of peft's is left in the model
+    vera.unload(model)
     assert modules(model) == modules(tiny("BERT"))

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.contract
 
 
 def ids(rows: int = 6, tokens: int = 9) -> torch.Tensor:
-    return torch.randint(3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        3, 30, (rows, tokens), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def logits(output) -> torch.Tensor:
@@ -32,8 +34,16 @@ def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
     ("settings", "architecture"),
     each(
         [
-            *({}, {"vectors": ["b"]}, {"projections": "unique"}, {"sites": ["all-linear"]}),
-            *({"kind": vera.LoRA, **more} for more in ({}, {"sites": ["all-linear"]}, {"freeze_a": True})),
+            *(
+                {},
+                {"vectors": ["b"]},
+                {"projections": "unique"},
+                {"sites": ["all-linear"]},
+            ),
+            *(
+                {"kind": vera.LoRA, **more}
+                for more in ({}, {"sites": ["all-linear"]}, {"freeze_a": True})
+            ),
         ],
         ["BERT", "RoBERTa", "GPT-2", "Llama", "ViT", "ViT of timm"],
     ),
@@ -41,11 +51,16 @@ def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
 def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
     """The dropout of each and the start of its d do not matter."""
     base = tiny(architecture)
-    x, model = torch.randn(6, 3, 16, 16) if "ViT" in architecture else ids(), copy.deepcopy(base)
+    x, model = (
+        torch.randn(6, 3, 16, 16) if "ViT" in architecture else ids(),
+        copy.deepcopy(base),
+    )
     adapters, alone = vera.Adapters(model), {None: base}
     for seed, name in enumerate(("a", "b", "c")):
         starts_alike = {"vectors", "kind"} & settings.keys()
-        own = {"dropout": seed / 10} | ({} if starts_alike else {"d_init": 0.1 + seed / 5})
+        own = {"dropout": seed / 10} | (
+            {} if starts_alike else {"d_init": 0.1 + seed / 5}
+        )
         alone[name], path, head = train_one(base, seed, tmp_path, **settings, **own)
         has_head = bool(dict(vera.sites.head_parameters(base)))
         adapters.add(name, path, head if has_head else None)
@@ -54,13 +69,17 @@ def test_a_mixed_batch_is_each_adapter_alone(architecture, settings, tmp_path):
         mixed = logits(model(x, adapter_names=names))
         for i, name in enumerate(names):
             single = logits(alone[name](x[i : i + 1]))
-            assert torch.allclose(mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max()))
+            assert torch.allclose(
+                mixed[i : i + 1], single, rtol=0, atol=1e-6 * (1 + single.abs().max())
+            )
         assert torch.allclose(logits(model(x)), logits(base(x)), rtol=0, atol=1e-6)
         alike = logits(model(x[:1].expand_as(x), adapter_names=names))
-    # One input, six names: equal where the names are, and only there, but for rounding that hangs on the
-    # place in the batch.
+    # One input, six names: equal where the names are, and only there, but for rounding
+    # that hangs on the place in the batch.
     apart = torch.tensor([[(a - b).abs().max() for b in alike] for a in alike])
-    assert torch.equal(apart > 1e-3, torch.tensor([[a != b for b in names] for a in names]))
+    assert torch.equal(
+        apart > 1e-3, torch.tensor([[a != b for b in names] for a in names])
+    )
 
 
 @pytest.fixture
@@ -79,7 +98,9 @@ def same(one, other):
     assert torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("beams", "kind"), [(1, vera.VeRA), (3, vera.VeRA), (3, vera.LoRA)])
+@pytest.mark.parametrize(
+    ("beams", "kind"), [(1, vera.VeRA), (3, vera.VeRA), (3, vera.LoRA)]
+)
 def test_generating_with_another_adapter_for_each_prompt(beams, kind, tmp_path):
     base = tiny("GPT-2")
     model, alone = copy.deepcopy(base), {}
@@ -87,13 +108,22 @@ def test_generating_with_another_adapter_for_each_prompt(beams, kind, tmp_path):
     for seed in range(3):
         alone[str(seed)], path, _ = train_one(base, seed, tmp_path, kind)
         adapters.add(str(seed), path)
-    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    settings = {
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     settings["num_beams"] = beams
     prompts, names = ids(3, 5), ["2", "0", "1"]
     with adapters.use(names):
-        together = model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
+        together = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), **settings
+        )
     for i, name in enumerate(names):
-        one = alone[name].generate(prompts[i : i + 1], attention_mask=torch.ones(1, 5).long(), **settings)
+        one = alone[name].generate(
+            prompts[i : i + 1], attention_mask=torch.ones(1, 5).long(), **settings
+        )
         assert torch.equal(together[i : i + 1], one)
     assert torch.allclose(model(prompts).logits, base(prompts).logits, atol=1e-6)
 
@@ -101,11 +131,23 @@ def test_generating_with_another_adapter_for_each_prompt(beams, kind, tmp_path):
 def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
     base, model, adapters, files = two
     for words, path, head in (
-        ("its rank is 20, here it is 12", train_one(base, 7, tmp_path, rank=20)[1], None),
-        ("its projection_seed is 1", train_one(base, 8, tmp_path, projection_seed=1)[1], None),
+        (
+            "its rank is 20, here it is 12",
+            train_one(base, 7, tmp_path, rank=20)[1],
+            None,
+        ),
+        (
+            "its projection_seed is 1",
+            train_one(base, 8, tmp_path, projection_seed=1)[1],
+            None,
+        ),
         ("its sites is", train_one(base, 9, tmp_path, sites=["key"])[1], None),
         ("other base weights", train_one(tiny_model(seed=5), 10, tmp_path)[1], None),
-        ("its kind is lora", written(base, vera.LoRA(rank=4), tmp_path / "lora")[1], None),
+        (
+            "its kind is lora",
+            written(base, vera.LoRA(rank=4), tmp_path / "lora")[1],
+            None,
+        ),
         ("not a file of the format", files["bob"], files["bob"]),
     ):
         with refused(words, model):
@@ -163,18 +205,31 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
     assert torch.equal(model(ids(), adapter_names=iter(["bob"] * 6)).logits, expected)
     with adapters.use(name for name in ["bob"] * 6):
         assert torch.equal(model(ids()).logits, expected)
-        other = model(position_ids=torch.arange(9)[None], input_ids=ids(), adapter_names=["alice"] * 6).logits
+        other = model(
+            position_ids=torch.arange(9)[None],
+            input_ids=ids(),
+            adapter_names=["alice"] * 6,
+        ).logits
         assert not torch.allclose(other, expected)
         assert torch.equal(model(ids()).logits, expected)
     vera.VeRA(rank=4).adapt(single := tiny_model())
     for act, named in (
-        (lambda: model(ids(), adapter_names=["alise"] * 6), "no adapter 'alise' among the 2 here"),
+        (
+            lambda: model(ids(), adapter_names=["alise"] * 6),
+            "no adapter 'alise' among the 2 here",
+        ),
         (lambda: model(ids(), adapter_names=[3] * 6), "adapter 3"),
         *(
-            (lambda n=n: model(ids(), adapter_names=["alice"] * n), f"{n} adapter names for 6 samples")
+            (
+                lambda n=n: model(ids(), adapter_names=["alice"] * n),
+                f"{n} adapter names for 6 samples",
+            )
             for n in (5, 3, 0)
         ),
-        *((lambda names=names: adapters.use(names).__enter__(), "no adapter") for names in ([], ["x"])),
+        *(
+            (lambda names=names: adapters.use(names).__enter__(), "no adapter")
+            for names in ([], ["x"])
+        ),
         (lambda: adapters.add("bob", "nowhere"), "already"),
         (lambda: adapters.remove("x"), "no adapter 'x'"),
         (lambda: single(ids(), adapter_names=["a"] * 6), r"vera\.Adapters"),
@@ -193,7 +248,11 @@ def test_a_call_that_fails_or_is_interrupted_leaves_the_base_model_for_the_next(
 
     with pytest.raises(IndexError):
         model(torch.full((2, 3), 10**6), adapter_names=["alice", "bob"])
-    assert all(c.rows is None for layer in adapted_layers(model) for c in layer.changes.values())
+    assert all(
+        c.rows is None
+        for layer in adapted_layers(model)
+        for c in layer.changes.values()
+    )
     hook = model.bert.encoder.layer[1].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         model(ids(), adapter_names=["alice"] * 6)
@@ -211,7 +270,8 @@ def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two, tmp_pa
             change(model)
     for name in list(adapters):
         adapters.remove(name)
-    adapters.add("wide", train_one(base, 5, tmp_path, rank=20)[1])  # after the last one, of another rank
+    # after the last one, of another rank
+    adapters.add("wide", train_one(base, 5, tmp_path, rank=20)[1])
     model(ids(2), adapter_names=["wide", None])
     adapters.unload()
     vera.load(model, files["bob"])
@@ -224,7 +284,9 @@ def test_a_model_cast_afterwards_answers_in_its_new_precision(two):
     expected = model(ids(), adapter_names=names).logits
     model.double()
     near = {"rtol": 0, "atol": 1e-5}
-    assert torch.allclose(model(ids(), adapter_names=names).logits.float(), expected, **near)
+    assert torch.allclose(
+        model(ids(), adapter_names=names).logits.float(), expected, **near
+    )
     assert model.classifier(input=torch.zeros(1, 32).double()).shape == (1, 2)
 
 
@@ -255,9 +317,14 @@ class NeverCalled(nn.Module):
 
 @pytest.mark.parametrize(
     ("build", "words"),
-    [(Folding, "10 samples, for 2 adapter names"), (NeverCalled, "own head was never called")],
+    [
+        (Folding, "10 samples, for 2 adapter names"),
+        (NeverCalled, "own head was never called"),
+    ],
 )
-def test_what_does_not_keep_samples_or_heads_apart_is_no_silent_answer(build, words, tmp_path):
+def test_what_does_not_keep_samples_or_heads_apart_is_no_silent_answer(
+    build, words, tmp_path
+):
     base = build()
     model = copy.deepcopy(base)
     _, path, head = train_one(base, 0, tmp_path, sites=["query"])

@@ -1,4 +1,5 @@
-"""docs/methods.md says what is so: every pair is tried again, and compared with the page."""
+"""docs/methods.md says what is so: every pair is tried again, and compared with the
+page."""
 
 from itertools import product
 
@@ -13,7 +14,8 @@ from tiny import ARCHITECTURES, answer, dequantised
 pytestmark = pytest.mark.contract
 
 PAGE = support.PAGE.read_text(encoding="utf-8")
-#: Of each table, the rows of cells: this library's methods and peft's classes by architecture, and the facts.
+#: Of each table, the rows of cells: this library's methods and peft's classes by
+#: architecture, and the facts.
 OWN, THEIRS, FACTS = (
     [
         [cell.strip() for cell in line.split("|")[1:-1]]
@@ -23,8 +25,8 @@ OWN, THEIRS, FACTS = (
     for block in PAGE.split("\n\n")
     if block.startswith("|")
 )
-#: The slow tests try all, the fast ones every third method, each on another architecture, and every twelfth
-#: class.
+#: The slow tests try all, the fast ones every third method, each on another
+#: architecture, and every twelfth class.
 METHODS = [*zip([*support.METHODS][::3], ARCHITECTURES, strict=True)]
 CLASSES = [(name, "RoBERTa") for name in classes()[::12]]
 
@@ -35,7 +37,9 @@ def test_the_page_has_every_method_architecture_and_class_of_the_installed_peft(
     hint = f"docs/methods.md is not of peft {peft.__version__} (make methods)."
     assert {row[0] for row in THEIRS[1:]} == set(classes()), hint
     assert f"peft {peft.__version__}," in PAGE, hint
-    works = [row[0] for row in THEIRS[1:] if any(cell.startswith("T") for cell in row[1:])]
+    works = [
+        row[0] for row in THEIRS[1:] if any(cell.startswith("T") for cell in row[1:])
+    ]
     assert [row[0] for row in FACTS[1:]] == works, hint
 
 
@@ -43,12 +47,16 @@ def letters_of(rows: list[list[str]], name: str, architecture: str) -> str:
     return {row[0]: row for row in rows}[name][rows[0].index(architecture)]
 
 
-@pytest.mark.parametrize(("name", "architecture"), sample(product(support.METHODS, ARCHITECTURES), *METHODS))
+@pytest.mark.parametrize(
+    ("name", "architecture"), sample(product(support.METHODS, ARCHITECTURES), *METHODS)
+)
 def test_the_page_tells_what_works(name, architecture):
     assert letters_of(OWN, name, architecture) == support.cell(architecture, name)
 
 
-@pytest.mark.parametrize(("name", "architecture"), sample(product(classes(), ARCHITECTURES), *CLASSES))
+@pytest.mark.parametrize(
+    ("name", "architecture"), sample(product(classes(), ARCHITECTURES), *CLASSES)
+)
 def test_the_page_tells_what_a_class_of_peft_does(name, architecture):
     assert letters_of(THEIRS, name, architecture) == support.cell(architecture, name)
 
@@ -56,9 +64,14 @@ def test_the_page_tells_what_a_class_of_peft_does(name, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_was_trained_over_4_bit_weights_loads_onto_others(architecture):
     method = support.METHODS["VeRA"](architecture)
-    model, again = support.adapted(architecture, method, four_bit=True), dequantised(architecture)
+    model, again = (
+        support.adapted(architecture, method, four_bit=True),
+        dequantised(architecture),
+    )
     support.reloaded(model, method, again)
-    assert torch.allclose(answer(again), answer(model), rtol=0, atol=support.near(again, method))
+    assert torch.allclose(
+        answer(again), answer(model), rtol=0, atol=support.near(again, method)
+    )
 
 
 @pytest.mark.slow

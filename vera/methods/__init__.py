@@ -1,4 +1,5 @@
-"""Every adaptation method, one file each. A new file here is imported without being named anywhere."""
+"""Every adaptation method, one file each. A new file here is imported without being
+named anywhere."""
 
 import importlib
 import pkgutil
@@ -14,14 +15,19 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def make_method(kind: str, **settings: Any) -> Method:
-    """The method of this kind with these settings, such as `make_method("vera", rank=256)`.
+    """The method of this kind with these settings, such as `make_method("vera",
+    rank=256)`.
 
     Raises AdapterError for an unknown kind or setting, or a value that makes no sense.
     """
     if not isinstance(kind, str) or kind not in METHODS:
-        raise AdapterError(f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}")
+        raise AdapterError(
+            f"no method of kind {kind!r}. Known: {', '.join(sorted(METHODS))}"
+        )
     try:
         return METHODS[kind](**settings)
     except TypeError as error:
         own = ", ".join(sorted(types_of(METHODS[kind])))
-        raise AdapterError(f"method {kind}: {first_line(error)}. It has: {own}") from None
+        raise AdapterError(
+            f"method {kind}: {first_line(error)}. It has: {own}"
+        ) from None

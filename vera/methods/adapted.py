@@ -1,4 +1,5 @@
-"""An adapted model: what it remembers, and how it becomes one and the base model again."""
+"""An adapted model: what it remembers, and how it becomes one and the base model
+again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,15 +16,18 @@ from vera.sites import WHOLE, head_parameters
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers. Names are the base model's, but for `trained`."""
+    """What an adapted model remembers. Names are the base model's, but for
+    `trained`."""
 
     method: Any  # a contract.Method
     base_names: frozenset[str]  # of the base model's parameters and buffers
     head: frozenset[str]  # of the head's parameters
     trainable: frozenset[str]  # of the parameters that were trainable before
-    trained: frozenset[str]  # of the adapted model's parameters: what the method trains, without the head
+    # of the adapted model's parameters: what the method trains, without the head
+    trained: frozenset[str]
     hooks: set[int]  # the keys of the forward hooks that came with the method
-    #: The weights before a merge, by the adapted model's names; empty where it is not merged.
+    #: The weights before a merge, by the adapted model's names; empty where it is not
+    #: merged.
     unmerged: dict[str, Tensor] = field(default_factory=dict)
 
     def base_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,7 +36,8 @@ class Adaptation:
         return {plain[name]: p for name, p in model.named_parameters()}
 
     def left_alone(self, model: nn.Module) -> set[str]:
-        """The names of the base weights that are neither the head's nor trained in place."""
+        """The names of the base weights that are neither the head's nor trained in
+        place."""
         plain = plain_names(model)
         return set(self.base_names) - self.head - {plain[name] for name in self.trained}
 
@@ -45,12 +50,20 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 def adapt_with(model: nn.Module, method: Any) -> None:
     """See `Method.adapt`."""
     if adaptation(model):
-        raise AdapterError("this model is adapted already: unload it, or take a fresh copy of the base model")
+        raise AdapterError(
+            "this model is adapted already: unload it, or take a fresh copy of the base model"
+        )
     if any("base_layer" in m._modules for m in model.modules()):
-        raise AdapterError("this model carries an adapter of peft's: take it out first (peft_model.unload())")
-    base_names = frozenset(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
+        raise AdapterError(
+            "this model carries an adapter of peft's: take it out first (peft_model.unload())"
+        )
+    base_names = frozenset(
+        name for name, _ in [*model.named_parameters(), *model.named_buffers()]
+    )
     head = frozenset(head_parameters(model))
-    trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    trainable = frozenset(
+        name for name, p in model.named_parameters() if p.requires_grad
+    )
     base_modules, hooks = set(model.modules()), hook_keys(model)
     with _put_back(model):
         model.requires_grad_(False)
@@ -66,15 +79,24 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     model.register_forward_pre_hook(refuse_names, with_kwargs=True)
     hooks = hook_keys(model) - hooks
     # A plain attribute: it is no part of the state dict, and is copied with the model.
-    model._adaptation = Adaptation(method, base_names, head, trainable, frozenset(trained), hooks)  # type: ignore[assignment]
+    model._adaptation = Adaptation(
+        method, base_names, head, trainable, frozenset(trained), hooks
+    )  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
     """Puts the model back as it was, where a method refuses half way."""
     # A method of peft may replace parameters, too
-    tables: Any = [(table, dict(table)) for m in model.modules() for table in (m._modules, m._parameters)]
-    parameters, hooks = [(p, p.data, p.requires_grad) for p in model.parameters()], hook_keys(model)
+    tables: Any = [
+        (table, dict(table))
+        for m in model.modules()
+        for table in (m._modules, m._parameters)
+    ]
+    parameters, hooks = (
+        [(p, p.data, p.requires_grad) for p in model.parameters()],
+        hook_keys(model),
+    )
     try:
         yield
     except BaseException:
@@ -90,12 +112,12 @@ def _put_back(model: nn.Module) -> Iterator[None]:
 
 
 def unload(model: nn.Module, merge: bool = False) -> None:
-    """Makes an adapted model the plain base model again, in place; with `merge`, the adapter stays in its
-    weights.
+    """Makes an adapted model the plain base model again, in place; with `merge`, the
+    adapter stays in its weights.
 
-    Parameters that were trainable before are so again. A merged model is then saved as any model of its
-    library (`model.save_pretrained(folder)`). Raises AdapterError where the adapter cannot be merged.
-    """
+    Parameters that were trainable before are so again. A merged model is then saved as
+    any model of its library (`model.save_pretrained(folder)`). Raises AdapterError
+    where the adapter cannot be merged."""
     refuse_many(model)
     if not (adapted := adaptation(model)):
         return
@@ -110,34 +132,42 @@ def unload(model: nn.Module, merge: bool = False) -> None:
 
 
 def refuse_many(model: nn.Module) -> None:
-    """Raises AdapterError for a model that vera.Adapters holds: its adapters change from call to call."""
+    """Raises AdapterError for a model that vera.Adapters holds: its adapters change
+    from call to call."""
     if "_adapters" in model.__dict__:
-        raise AdapterError("this model holds many adapters (vera.Adapters): their unload() comes first")
+        raise AdapterError(
+            "this model holds many adapters (vera.Adapters): their unload() comes first"
+        )
 
 
 def refuse_names(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """A forward pre-hook of a model that carries one adapter, and of a part of a model that carries many:
-    transformers' models ignore unknown keywords."""
+    """A forward pre-hook of a model that carries one adapter, and of a part of a model
+    that carries many: transformers' models ignore unknown keywords."""
     if "adapter_names" in keywords:
         whole = "adapter_names goes to the whole model, which vera.Adapters holds"
         raise AdapterError(f"{whole} (for a part: with adapters.use(names))")
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
-    """On processors with avx512_bf16, bitsandbytes repacks 4-bit weights in an evaluation, and no gradient
-    passes through them any more, without an error. Switched off here. Where it has happened the weights are
-    unpacked; their scales stay as they were rounded, to bfloat16: a fresh copy has the base model's own."""
+    """On processors with avx512_bf16, bitsandbytes repacks 4-bit weights in an
+    evaluation, and no gradient passes through them any more, without an error. Switched
+    off here. Where it has happened the weights are unpacked; their scales stay as they
+    were rounded, to bfloat16: a fresh copy has the base model's own."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            if getattr(
+                getattr(module.weight, "quant_state", None),
+                "packing_format_for_cpu",
+                False,
+            ):
                 module.state_dict()  # bitsandbytes unpacks to save, in place
 
 
 @contextlib.contextmanager
 def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
-    """Takes the merge of a method of peft back for a while: merged, some classes (LNTuning, DEFT) keep the
-    adapter in other tensors."""
+    """Takes the merge of a method of peft back for a while: merged, some classes
+    (LNTuning, DEFT) keep the adapter in other tensors."""
     merged = adapted.method.kind == "peft" and bool(adapted.unmerged)
     if merged:
         adapted.method.unmerge(model)
@@ -149,23 +179,31 @@ def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
 
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
-    """What a method added and does not train, such as VeRA's A and B: parameters and buffers by name."""
+    """What a method added and does not train, such as VeRA's A and B: parameters and
+    buffers by name."""
     if not (adapted := adaptation(model)):
         return {}
-    plain, named = plain_names(model), [*model.named_parameters(), *model.named_buffers()]
-    return {n: t for n, t in named if n not in adapted.trained and plain[n] not in adapted.base_names}
+    plain, named = (
+        plain_names(model),
+        [*model.named_parameters(), *model.named_buffers()],
+    )
+    return {
+        n: t
+        for n, t in named
+        if n not in adapted.trained and plain[n] not in adapted.base_names
+    }
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
-    """Switches the adapter off (the model is the base model; a merge is taken back) or on again. Values
-    trained in place stay."""
+    """Switches the adapter off (the model is the base model; a merge is taken back) or
+    on again. Values trained in place stay."""
     if adapted := adaptation(model):
         adapted.method.disable(model, disabled)
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """The plain name of every parameter and buffer: without the modules between the base model's own, such as
-    "...query.weight" and "...query.b"."""
+    """The plain name of every parameter and buffer: without the modules between the
+    base model's own, such as "...query.weight" and "...query.b"."""
     between = set()
     for path, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
@@ -179,18 +217,30 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         before = plain(above) if above else ""
         return before if name in between else f"{before}.{last}".lstrip(".")
 
-    return {name: plain(name) for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {
+        name: plain(name)
+        for name, _ in [*model.named_parameters(), *model.named_buffers()]
+    }
 
 
 def hook_keys(model: nn.Module) -> set[int]:
-    """The keys of all forward hooks, of one count: unlike handles, they survive a copy."""
-    return {key for m in model.modules() for key in (*m._forward_hooks, *m._forward_pre_hooks)}
+    """The keys of all forward hooks, of one count: unlike handles, they survive a
+    copy."""
+    return {
+        key
+        for m in model.modules()
+        for key in (*m._forward_hooks, *m._forward_pre_hooks)
+    }
 
 
 def remove_hooks(model: nn.Module, keys: set[int]) -> None:
     """Takes the hooks of these keys out."""
     for m in model.modules():
         own: Any = m._forward_hooks, m._forward_pre_hooks
-        for table in (*own, m._forward_pre_hooks_with_kwargs, m._forward_hooks_always_called):
+        for table in (
+            *own,
+            m._forward_pre_hooks_with_kwargs,
+            m._forward_hooks_always_called,
+        ):
             for key in keys & table.keys():
                 del table[key]

@@ -1,15 +1,16 @@
-"""Bottleneck adapters: Houlsby et al. 2019 (H), Pfeiffer et al. 2021 (P), Lin et al. 2020 (L), and
-AdapterDrop (Rueckle et al. 2021): small networks between the layers of a frozen model.
+"""Bottleneck adapters: Houlsby et al. 2019 (H), Pfeiffer et al. 2021 (P), Lin et al.
+2020 (L), and AdapterDrop (Rueckle et al. 2021): small networks between the layers of a
+frozen model.
 
-An adapter is up(activation(down(h))), with biases. With x the output of a sub-layer, u its input on the
-residual stream and LN the block's own, frozen LayerNorm:
+An adapter is up(activation(down(h))), with biases. With x the output of a sub-layer, u
+its input on the residual stream and LN the block's own, frozen LayerNorm:
 
     houlsby   after both sub-layers      LN(u + x + adapter(x))
     pfeiffer  after the feed-forward     LN(u + x + adapter(LN(u + x))), the same LN twice
     lin       after the block, output y  y + adapter(LN'(y)), with a LayerNorm LN' of the adapter's own
 
-In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the sum, and the first
-two leave it out."""
+In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the
+sum, and the first two leave it out."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,12 +30,15 @@ ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class Bottleneck(Added):
-    """One adapter, (..., width) -> (..., width): a child "adapter" of the module whose output it changes.
+    """One adapter, (..., width) -> (..., width): a child "adapter" of the module whose
+    output it changes.
 
-    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's library: the model starts
-    near the base model, not as it."""
+    Both weights start from N(0, 0.02) and the biases at zero, as in adapter-hub's
+    library: the model starts near the base model, not as it."""
 
-    def __init__(self, width: int, method: "Adapter", block: int, at: dict[str, Any]) -> None:
+    def __init__(
+        self, width: int, method: "Adapter", block: int, at: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.down = nn.Linear(width, method.bottleneck, **at)
         self.up = nn.Linear(method.bottleneck, width, **at)
@@ -53,7 +57,8 @@ class Bottleneck(Added):
 
 
 def _add(module: Any, arguments: Any, output: Any) -> Any:
-    """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that begins with it."""
+    """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that
+    begins with it."""
     adapter = module.adapter
     if adapter.dropped or not adapter.enabled:
         return output
@@ -63,7 +68,8 @@ def _add(module: Any, arguments: Any, output: Any) -> Any:
 
 
 def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
-    """A forward hook of a LayerNorm whose input is u + x: LN(u + x + adapter(LN(u + x)))."""
+    """A forward hook of a LayerNorm whose input is u + x: LN(u + x + adapter(LN(u +
+    x)))."""
     adapter = norm.adapter
     if adapter.dropped or not adapter.enabled:
         return output
@@ -71,8 +77,9 @@ def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
 
 
 def _draw_drop(model: nn.Module, arguments: Any) -> None:
-    """A forward pre-hook of the whole model: in training, draws how many of the first blocks go without an
-    adapter. From torch's generator on the CPU, so that a resumed run draws the same."""
+    """A forward pre-hook of the whole model: in training, draws how many of the first
+    blocks go without an adapter. From torch's generator on the CPU, so that a resumed
+    run draws the same."""
     adapters = [m for m in model.modules() if isinstance(m, Bottleneck)]
     blocks = 1 + max(adapter.block for adapter in adapters)
     first = int(torch.randint(0, blocks, ())) if model.training else 0
@@ -84,9 +91,10 @@ def _draw_drop(model: nn.Module, arguments: Any) -> None:
 class Adapter(Method, kind="adapter"):
     """Trains bottlenecks between the layers; LayerNorms stay frozen.
 
-    placement: see the formulas above. drop_layers: this many first blocks go without an adapter.
-    drop_per_batch: in training, a number of first blocks goes without, drawn uniformly for each batch (from
-    none to all but the last). share: one adapter for all blocks."""
+    placement: see the formulas above. drop_layers: this many first blocks go without an
+    adapter. drop_per_batch: in training, a number of first blocks goes without, drawn
+    uniformly for each batch (from none to all but the last). share: one adapter for all
+    blocks."""
 
     bottleneck: int
     placement: Literal["houlsby", "pfeiffer", "lin"] = "pfeiffer"
@@ -98,27 +106,39 @@ class Adapter(Method, kind="adapter"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.drop_layers < 0:
-            raise AdapterError(f"drop_layers cannot be negative, got {self.drop_layers}")
+            raise AdapterError(
+                f"drop_layers cannot be negative, got {self.drop_layers}"
+            )
         if self.drop_layers and self.drop_per_batch:
-            raise AdapterError("drop_layers and drop_per_batch exclude each other: give one of them")
+            raise AdapterError(
+                "drop_layers and drop_per_batch exclude each other: give one of them"
+            )
 
     def install(self, model: nn.Module) -> None:
         blocks = find_blocks(model)
         if self.drop_layers >= len(blocks):
-            raise AdapterError(f"drop_layers={self.drop_layers} leaves none of {len(blocks)} blocks")
+            raise AdapterError(
+                f"drop_layers={self.drop_layers} leaves none of {len(blocks)} blocks"
+            )
         widths = [self._width(block, layout) for block, layout in blocks]
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
             raise AdapterError("blocks of several widths share no adapter: share=false")
         first: dict[int, Bottleneck] = {}  # by position in a block, for sharing
-        for index, (block, layout) in enumerate(blocks[self.drop_layers :], self.drop_layers):
+        for index, (block, layout) in enumerate(
+            blocks[self.drop_layers :], self.drop_layers
+        ):
             linear: Any = next(m for m in block.modules() if is_linear(m))
             for position, (path, hook) in enumerate(self._positions(layout)):
                 module = block.get_submodule(path)
                 adapter = Bottleneck(widths[index], self, index, place(linear))
                 if self.share:
                     shared = first.setdefault(position, adapter)
-                    adapter.down, adapter.up, adapter.norm = shared.down, shared.up, shared.norm
+                    adapter.down, adapter.up, adapter.norm = (
+                        shared.down,
+                        shared.up,
+                        shared.norm,
+                    )
                 add_child(module, "adapter", adapter)
                 module.register_forward_hook(hook)
         if self.drop_per_batch:
@@ -134,22 +154,30 @@ class Adapter(Method, kind="adapter"):
 
     @staticmethod
     def _width(block: nn.Module, layout: Layout) -> int:
-        """The width of a block's residual stream: that of its last LayerNorm, or of the first norm that is
-        its own child."""
-        norms: Any = [block.get_submodule(layout.norm)] if layout.norm else block.children()
+        """The width of a block's residual stream: that of its last LayerNorm, or of the
+        first norm that is its own child."""
+        norms: Any = (
+            [block.get_submodule(layout.norm)] if layout.norm else block.children()
+        )
         for norm in norms:
             if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
                 return int(norm.weight.numel())
-        raise AdapterError(f"the width of a {type(block).__name__} is not known: no place for adapters")
+        raise AdapterError(
+            f"the width of a {type(block).__name__} is not known: no place for adapters"
+        )
 
     def count(self, model: nn.Module) -> int:
-        """Sum over the adapters of 2 * width * bottleneck + bottleneck + width, and of 2 * width more for a
-        LayerNorm of its own."""
+        """Sum over the adapters of 2 * width * bottleneck + bottleneck + width, and of
+        2 * width more for a LayerNorm of its own."""
         widths = [self._width(block, layout) for block, layout in find_blocks(model)]
         widths = widths[:1] if self.share else widths[self.drop_layers :]
         own_norm = 2 if self.placement == "lin" else 0
         in_block = 2 if self.placement == "houlsby" else 1
-        return in_block * sum((2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths)
+        return in_block * sum(
+            (2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths
+        )
 
     def merge(self, model: nn.Module) -> None:
-        raise AdapterError("a bottleneck adapter is not linear: it cannot be merged into the weights")
+        raise AdapterError(
+            "a bottleneck adapter is not linear: it cannot be merged into the weights"
+        )

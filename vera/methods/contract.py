@@ -1,8 +1,8 @@
 """The contract of an adaptation method.
 
-A method is a small frozen dataclass of its settings. The model carries all the state: `adapt` changes the
-model in place, and every later call reads what it needs from the model. lora.py is the example of a low-rank
-method, on the layers of layers.py."""
+A method is a small frozen dataclass of its settings. The model carries all the state:
+`adapt` changes the model in place, and every later call reads what it needs from the
+model. lora.py is the example of a low-rank method, on the layers of layers.py."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ METHODS: dict[str, type["Method"]] = {}
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way of adapting a pretrained model. Subclasses: `class VeRA(Method, kind="vera")`; AdapterError
-    where another class has the kind."""
+    """One way of adapting a pretrained model. Subclasses: `class VeRA(Method,
+    kind="vera")`; AdapterError where another class has the kind."""
 
     kind: ClassVar[str]
     #: What a user can do where `fixed` differs from a file's, for the refusal.
@@ -36,9 +36,12 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if kind:
             of = METHODS.get(kind, cls)
-            # The same class may come again: a reloaded module, a notebook's cell, dataclass(slots=True)
+            # The same class may come again: a reloaded module, a notebook's cell,
+            # dataclass(slots=True)
             if (of.__module__, of.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise AdapterError(f"kind {kind!r} is taken by {of.__module__}.{of.__qualname__}")
+                raise AdapterError(
+                    f"kind {kind!r} is taken by {of.__module__}.{of.__qualname__}"
+                )
             cls.kind = kind
             METHODS[kind] = cls
 
@@ -46,32 +49,42 @@ class Method(ABC):
         check_settings(self)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain values, with the kind; `make_method(**settings)` gives an equal method.
+        """The settings as plain values, with the kind; `make_method(**settings)` gives
+        an equal method.
 
-        Without fields that are not compared: they change how the result is computed, not the result.
-        """
-        values, names = asdict(self), [field.name for field in fields(self) if field.compare]
-        plain = {n: list(values[n]) if isinstance(values[n], tuple) else values[n] for n in names}
+        Without fields that are not compared: they change how the result is computed,
+        not the result."""
+        values, names = (
+            asdict(self),
+            [field.name for field in fields(self) if field.compare],
+        )
+        plain = {
+            n: list(values[n]) if isinstance(values[n], tuple) else values[n]
+            for n in names
+        }
         return {"kind": self.kind, **plain}
 
     # --- a model's life with the method
 
     def adapt(self, model: nn.Module) -> None:
-        """Freezes the model, installs the method in place, and leaves its parameters and the head trainable.
+        """Freezes the model, installs the method in place, and leaves its parameters
+        and the head trainable.
 
-        Raises AdapterError, with the model unchanged, where it is adapted already or lacks the method's
-        sites."""
+        Raises AdapterError, with the model unchanged, where it is adapted already or
+        lacks the method's sites."""
         adapt_with(model, self)
 
     @abstractmethod
     def install(self, model: nn.Module) -> None:
-        """Adds the method's own parameters to a frozen model, or unfreezes those it trains."""
+        """Adds the method's own parameters to a frozen model, or unfreezes those it
+        trains."""
 
     def remove(self, model: nn.Module) -> None:
-        """Takes out what `install` added beside hooks. Values that the method trained in place stay as they
-        are."""
+        """Takes out what `install` added beside hooks. Values that the method trained
+        in place stay as they are."""
         self.unmerge(model)
-        for path, module in reversed(list(model.named_modules())):  # a layer may be inside another's change
+        # a layer may be inside another's change
+        for path, module in reversed(list(model.named_modules())):
             parent, _, name = path.rpartition(".")
             if isinstance(module, AdaptedLinear):
                 model.set_submodule(path, module.base)
@@ -80,31 +93,41 @@ class Method(ABC):
 
     @abstractmethod
     def count(self, model: nn.Module) -> int:
-        """Trainable parameters without the head: the method's closed formula on an adapted model's shapes."""
+        """Trainable parameters without the head: the method's closed formula on an
+        adapted model's shapes."""
 
     # --- training
 
     def adapter_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that the method trains, by name, without the head's; also while they are frozen."""
+        """The parameters that the method trains, by name, without the head's; also
+        while they are frozen."""
         adapted = adaptation(model)
-        return {name: p for name, p in model.named_parameters() if adapted and name in adapted.trained}
+        return {
+            name: p
+            for name, p in model.named_parameters()
+            if adapted and name in adapted.trained
+        }
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Trainable parameters by name in two groups, each with its own learning rate: "adapter", "head"."""
-        head = {name: p for name, p in head_parameters(model).items() if p.requires_grad}
+        """Trainable parameters by name in two groups, each with its own learning rate:
+        "adapter", "head"."""
+        head = {
+            name: p for name, p in head_parameters(model).items() if p.requires_grad
+        }
         return {"adapter": self.adapter_parameters(model), "head": head}
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
-        """For a schedule of the method's own: called when training begins or is resumed, with its number of
-        optimizer steps."""
+        """For a schedule of the method's own: called when training begins or is
+        resumed, with its number of optimizer steps."""
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        """A term of the method's own, added to the loss of each forward pass; None for most."""
+        """A term of the method's own, added to the loss of each forward pass; None for
+        most."""
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027
-        """For methods that change as they train: called after each optimizer step (from 1), before the
-        gradients are cleared."""
+        """For methods that change as they train: called after each optimizer step (from
+        1), before the gradients are cleared."""
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """What `after_step` has gathered, for a training checkpoint."""
@@ -116,30 +139,36 @@ class Method(ABC):
     # --- files and inference
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the adapter file by name: what trains, and what `install` cannot compute again (such
-        as LoRA-FA's frozen A). The model's own tensors, not copies: a file's values are copied into them."""
+        """The tensors of the adapter file by name: what trains, and what `install`
+        cannot compute again (such as LoRA-FA's frozen A). The model's own tensors, not
+        copies: a file's values are copied into them."""
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Those of `saved`, by the file's names, that installing makes again bit for bit: no file needs to
-        hold them."""
+        """Those of `saved`, by the file's names, that installing makes again bit for
+        bit: no file needs to hold them."""
         return frozenset()
 
-    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """What the adapter relies on and neither trains nor saves, such as the fingerprint of projections,
-        for the adapter file; loading compares it, and the base weights' hash anyway. It may depend on
-        settings, names and shapes alone (but see `reads_weights`): it is called on a copy of the model on the
-        meta device. left_out: names of `redrawn` that the file lacks."""
+    def fixed(
+        self, model: nn.Module, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """What the adapter relies on and neither trains nor saves, such as the
+        fingerprint of projections, for the adapter file; loading compares it, and the
+        base weights' hash anyway. It may depend on settings, names and shapes alone
+        (but see `reads_weights`): it is called on a copy of the model on the meta
+        device. left_out: names of `redrawn` that the file lacks."""
         return {}
 
     @property
     def reads_weights(self) -> bool:
-        """Whether `fixed` depends on the values of the base weights, too. Loading then tries a file on a
-        whole copy of the model, once its names and shapes are known to fit."""
+        """Whether `fixed` depends on the values of the base weights, too. Loading then
+        tries a file on a whole copy of the model, once its names and shapes are known
+        to fit."""
         return False
 
     def merge(self, model: nn.Module) -> None:
-        """Folds the adapter into the base weights: inference costs what the base model costs.
+        """Folds the adapter into the base weights: inference costs what the base model
+        costs.
 
         Raises AdapterError, with the model unchanged, where that cannot be.
         """
@@ -152,7 +181,9 @@ class Method(ABC):
         check_mergeable(model, layers)
         own = {id(p) for layer, _ in layers for p in layer.parameters(recurse=False)}
         named = model.named_parameters()
-        adapted.unmerged.update({name: p.detach().clone() for name, p in named if id(p) in own})
+        adapted.unmerged.update(
+            {name: p.detach().clone() for name, p in named if id(p) in own}
+        )
         try:
             self.fold(model)
         except BaseException:
@@ -160,17 +191,20 @@ class Method(ABC):
             raise
 
     def merge_targets(self, model: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
-        """The base model's layers whose parameters a merge changes, each with whether its adapter is on."""
+        """The base model's layers whose parameters a merge changes, each with whether
+        its adapter is on."""
         return ((layer.base, layer.enabled) for layer in adapted_layers(model))
 
     def fold(self, model: nn.Module) -> None:
-        """Adds the changes to the weights of `merge_targets`, which are put back where it raises."""
+        """Adds the changes to the weights of `merge_targets`, which are put back where
+        it raises."""
         try_merges(f"method {self.kind}", adapted_layers(model))
         for layer in adapted_layers(model):
             layer.merge()
 
     def unfold(self, model: nn.Module) -> None:
-        """What `unmerge` does before the weights are put back: the layers compute their changes again."""
+        """What `unmerge` does before the weights are put back: the layers compute their
+        changes again."""
         for module in model.modules():
             if isinstance(module, Added):
                 module.merged = False
@@ -181,7 +215,8 @@ class Method(ABC):
         adapted = adaptation(model)
         if adapted and adapted.unmerged:
             self.unfold(model)
-            for name, weight in adapted.unmerged.items():  # to subtract changes would be off by a rounding
+            # to subtract changes would be off by a rounding
+            for name, weight in adapted.unmerged.items():
                 model.get_parameter(name).copy_(weight)
             adapted.unmerged.clear()
 

@@ -1,10 +1,12 @@
-"""DyLoRA: LoRA of which each training step trains the first b ranks, with b drawn for the step, so that the
-trained pair can be cut to any rank (Valipour et al. 2023, arXiv 2210.07558):
+"""DyLoRA: LoRA of which each training step trains the first b ranks, with b drawn for
+the step, so that the trained pair can be cut to any rank (Valipour et al. 2023, arXiv
+2210.07558):
 
     h = W0 x + (alpha / b) B[:, :b] A[:b] x,   b uniform on 1 .. r
 
-`frozen` is the paper's cheaper mode: a step gives a gradient to row b of A and column b of B alone. The
-published code scales A and B by sqrt(r / b) each and the product by alpha / r, which is the same."""
+`frozen` is the paper's cheaper mode: a step gives a gradient to row b of A and column b
+of B alone. The published code scales A and B by sqrt(r / b) each and the product by
+alpha / r, which is the same."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +26,17 @@ DRAW = "dylora.draw"
 
 
 def rank_of(seed: int, step: int, rank: int) -> int:
-    """The number of ranks that a step trains, from 1 to rank: a function of its arguments alone."""
+    """The number of ranks that a step trains, from 1 to rank: a function of its
+    arguments alone."""
     return 1 + int((float(unit_uniform(seed, step, 1, 1)[0, 0]) + 1) / 2 * rank)
 
 
 class DyLoRAChange(LoRAChange):
     """A LoRA pair of which training uses the first ranks: `drawn` of them."""
 
-    def __init__(self, base: Any, inputs: int, outputs: int, method: Any, seed: int) -> None:
+    def __init__(
+        self, base: Any, inputs: int, outputs: int, method: Any, seed: int
+    ) -> None:
         super().__init__(base, inputs, outputs, method)
         self.alpha, self.frozen = method.alpha, method.frozen
         self.drawn = method.rank
@@ -49,11 +54,13 @@ class DyLoRAChange(LoRAChange):
 
 @dataclass(frozen=True)
 class DyLoRA(Method, kind="dylora"):
-    """Trains a low-rank pair for each adapted matrix, of which every leading part is an adapter of its own.
+    """Trains a low-rank pair for each adapted matrix, of which every leading part is an
+    adapter of its own.
 
-    rank: the largest. alpha: the change is scaled by alpha / b at b ranks. frozen: a step gives a
-    gradient to its last rank alone. dropout: on the input of the adapter. The draws are a function of the
-    step and of a seed that torch's generator gives when the model is adapted; a checkpoint holds both."""
+    rank: the largest. alpha: the change is scaled by alpha / b at b ranks. frozen: a
+    step gives a gradient to its last rank alone. dropout: on the input of the adapter.
+    The draws are a function of the step and of a seed that torch's generator gives when
+    the model is adapted; a checkpoint holds both."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -69,7 +76,9 @@ class DyLoRA(Method, kind="dylora"):
 
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices."""
-        return sum(self.rank * (change.inputs + change.outputs) for change in changes(model))
+        return sum(
+            self.rank * (change.inputs + change.outputs) for change in changes(model)
+        )
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
         _draw(model, next(changes(model)).seed, 1)
@@ -89,4 +98,8 @@ class DyLoRA(Method, kind="dylora"):
 def _draw(model: nn.Module, seed: int, step: int) -> None:
     """Draws the ranks of a step."""
     for change in changes(model):
-        change.seed, change.step, change.drawn = seed, step, rank_of(seed, step, len(change.A))
+        change.seed, change.step, change.drawn = (
+            seed,
+            step,
+            rank_of(seed, step, len(change.A)),
+        )

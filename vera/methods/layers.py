@@ -1,4 +1,5 @@
-"""The layer that low-rank methods share, and how layers and hooks get into a model and out of it."""
+"""The layer that low-rank methods share, and how layers and hooks get into a model and
+out of it."""
 
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -12,31 +13,41 @@ from vera.sites import WHOLE, Blocks, is_transposed, size
 
 
 class Change(nn.Module):
-    """A low-rank change of one matrix, or of one block of a fused one. Subclasses: `forward` and `weight`."""
+    """A low-rank change of one matrix, or of one block of a fused one. Subclasses:
+    `forward` and `weight`."""
 
     inputs: int
     outputs: int
-    #: The parameters of each sample of a batch, (samples, ...), in place of its own (vera.Adapters).
+    #: The parameters of each sample of a batch, (samples, ...), in place of its own
+    #: (vera.Adapters).
     rows: dict[str, Tensor] | None = None
     #: Whether a batch may be a multiple of the rows (beams): each row is then repeated.
     repeats = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of its parameters: float32 or better, unless the adapted model was cast since. Raises
-        AdapterError where there are none."""
+        """That of its parameters: float32 or better, unless the adapted model was cast
+        since. Raises AdapterError where there are none."""
         parameter = next(self.parameters(), None)
         if parameter is None:
-            raise AdapterError(f"{type(self).__name__} has no nn.Parameter: what is to be trained is one")
+            raise AdapterError(
+                f"{type(self).__name__} has no nn.Parameter: what is to be trained is one"
+            )
         return parameter.dtype
 
     def of_samples(self, count: int) -> dict[str, Tensor]:
-        """The rows of so many samples. Raises AdapterError where they are of another number."""
+        """The rows of so many samples. Raises AdapterError where they are of another
+        number."""
         rows = self.rows or {}
         times, rest = divmod(count, given := max(map(len, rows.values()), default=1))
         if rest or (times != 1 and not self.repeats):
-            raise AdapterError(f"a layer gets {count} samples, for {given} adapter names")
-        return {n: rows[n] if times == 1 else rows[n].repeat_interleave(times, 0) for n in rows}
+            raise AdapterError(
+                f"a layer gets {count} samples, for {given} adapter names"
+            )
+        return {
+            n: rows[n] if times == 1 else rows[n].repeat_interleave(times, 0)
+            for n in rows
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""
@@ -48,25 +59,31 @@ class Change(nn.Module):
 
 
 class Added(nn.Module):
-    """A module that a method added to the model, and that can be switched off, or folded into the weights."""
+    """A module that a method added to the model, and that can be switched off, or
+    folded into the weights."""
 
     enabled = True
     merged = False
 
 
 class AdaptedLinear(Added):
-    """A frozen linear layer `base`, and a low-rank change of each adapted block of its outputs.
+    """A frozen linear layer `base`, and a low-rank change of each adapted block of its
+    outputs.
 
-    Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's; the change is
-    computed in float32 or better, so that small updates do not round away over half-precision weights.
-    Outputs outside the blocks (the keys of a fused projection) stay the base layer's."""
+    Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's;
+    the change is computed in float32 or better, so that small updates do not round away
+    over half-precision weights. Outputs outside the blocks (the keys of a fused
+    projection) stay the base layer's."""
 
-    def __init__(self, base: nn.Module, changes: dict[str, Change], blocks: Blocks) -> None:
+    def __init__(
+        self, base: nn.Module, changes: dict[str, Change], blocks: Blocks
+    ) -> None:
         super().__init__()
         self.base: Any = base
         self.changes: Any = nn.ModuleDict(changes)
         self.blocks = blocks
-        #: Computes this layer together with others that read the same input (kernels.Group).
+        #: Computes this layer together with others that read the same input
+        #: (kernels.Group).
         self.group: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,15 +96,20 @@ class AdaptedLinear(Added):
         return self.add(y, {name: change(x) for name, change in self.changes.items()})
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
-        """The base layer's output y, with the change of each block added. Raises AdapterError for a change of
-        another shape than its block of y."""
+        """The base layer's output y, with the change of each block added. Raises
+        AdapterError for a change of another shape than its block of y."""
         for name, rows in self.blocks.items():
-            self.require(name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start))
+            self.require(
+                name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start)
+            )
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces, end = [], 0
         for name, rows in self.blocks.items():
-            pieces += [y[..., end : rows.start], (y[..., rows] + updates[name]).to(y.dtype)]
+            pieces += [
+                y[..., end : rows.start],
+                (y[..., rows] + updates[name]).to(y.dtype),
+            ]
             end = rows.stop
         return torch.cat([*pieces, y[..., end:]], dim=-1)
 
@@ -97,15 +119,22 @@ class AdaptedLinear(Added):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Folds the changes into the base weight; Method.merge checks first whether that can be."""
-        weight, updates = self.weight(), {name: change.weight() for name, change in self.changes.items()}
+        """Folds the changes into the base weight; Method.merge checks first whether
+        that can be."""
+        weight, updates = (
+            self.weight(),
+            {name: change.weight() for name, change in self.changes.items()},
+        )
         for name, rows in self.blocks.items():
             self.require(name, "weight", updates[name], tuple(weight[rows].shape))
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
         self.merged = True
 
-    def require(self, name: str, function: str, value: Any, wanted: tuple[int, ...]) -> None:
-        """Raises AdapterError where a function of a block's change returns a value of another shape."""
+    def require(
+        self, name: str, function: str, value: Any, wanted: tuple[int, ...]
+    ) -> None:
+        """Raises AdapterError where a function of a block's change returns a value of
+        another shape."""
         shape = getattr(value, "shape", None)
         if torch.jit.is_tracing() or shape == wanted:  # type: ignore[no-untyped-call]
             return
@@ -115,13 +144,17 @@ class AdaptedLinear(Added):
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
-    """The weight of a linear layer, or of one block of its outputs, as (outputs, inputs).
+    """The weight of a linear layer, or of one block of its outputs, as (outputs,
+    inputs).
 
-    A view; the unpacked values where bitsandbytes packed it in 4 bit. Raises AdapterError for another
-    packing."""
+    A view; the unpacked values where bitsandbytes packed it in 4 bit. Raises
+    AdapterError for another packing."""
     weight: Any = base.weight
     inputs, outputs = size(base)
-    packed, state = weight.numel() != inputs * outputs, getattr(weight, "quant_state", None)
+    packed, state = (
+        weight.numel() != inputs * outputs,
+        getattr(weight, "quant_state", None),
+    )
     if packed and state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -147,29 +180,38 @@ def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
 
 def changes(model: nn.Module) -> Iterator[Any]:
     """The Change of each adapted matrix of a model, in its order."""
-    return (change for layer in adapted_layers(model) for change in layer.changes.values())
+    return (
+        change for layer in adapted_layers(model) for change in layer.changes.values()
+    )
 
 
 def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
     """Adds a child. Raises AdapterError where the module has something of that name."""
     if hasattr(module, name):
-        raise AdapterError(f"a {type(module).__name__} of this model has {name!r} of its own: rename that")
+        raise AdapterError(
+            f"a {type(module).__name__} of this model has {name!r} of its own: rename that"
+        )
     module.add_module(name, child)
 
 
-def wrap(model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]) -> None:
+def wrap(
+    model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]
+) -> None:
     """Puts an AdaptedLinear in the place of each target of `find_sites`.
 
     `make(path, block, base, inputs, outputs)` returns the Change of one block."""
     for path, blocks in targets.items():
         base = model.get_submodule(path)
-        parts = {n: make(path, n, base, size(base)[0], r.stop - r.start) for n, r in blocks.items()}
+        parts = {
+            n: make(path, n, base, size(base)[0], r.stop - r.start)
+            for n, r in blocks.items()
+        }
         model.set_submodule(path, AdaptedLinear(base, parts, blocks))
 
 
 def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
-    """The most inputs and the most outputs of the adapted blocks: the shape of a pair that all share, each by
-    its leading slice."""
+    """The most inputs and the most outputs of the adapted blocks: the shape of a pair
+    that all share, each by its leading slice."""
     blocks = [rows for of_layer in targets.values() for rows in of_layer.values()]
     inputs = max(size(model.get_submodule(path))[0] for path in targets)
     return inputs, max(rows.stop - rows.start for rows in blocks)

@@ -1,6 +1,6 @@
-"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA (Zhang et al. 2023), which
-freezes A; and what low-rank methods share: a change that is a product of matrices, and how one gets onto
-every matrix of the sites."""
+"""LoRA: h = W0 x + (alpha / rank) B A x (Hu et al. 2022, equation 3), and LoRA-FA
+(Zhang et al. 2023), which freezes A; and what low-rank methods share: a change that is
+a product of matrices, and how one gets onto every matrix of the sites."""
 
 import math
 from collections.abc import Callable
@@ -14,18 +14,27 @@ from torch import Tensor, nn
 
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
-from vera.methods.layers import Change, adapted_layers, adapter_dtype, changes, widest, wrap
+from vera.methods.layers import (
+    Change,
+    adapted_layers,
+    adapter_dtype,
+    changes,
+    widest,
+    wrap,
+)
 from vera.methods.settings import check_rank
 from vera.sites import find_sites
 
 
 def place(base: Any) -> dict[str, Any]:
-    """Device and dtype of what a method adds to a layer, as torch's functions take them."""
+    """Device and dtype of what a method adds to a layer, as torch's functions take
+    them."""
     return {"device": base.weight.device, "dtype": adapter_dtype(base)}
 
 
 class LowRankChange(Change):
-    """The scaled product of some matrices, with dropout on the input. Subclasses: `factors`."""
+    """The scaled product of some matrices, with dropout on the input. Subclasses:
+    `factors`."""
 
     def __init__(self, inputs: int, outputs: int, scale: float, dropout: float) -> None:
         super().__init__()
@@ -33,7 +42,8 @@ class LowRankChange(Change):
         self.dropout = nn.Dropout(dropout)
 
     def factors(self) -> tuple[Tensor, ...]:
-        """The matrices, that of the input first: (r, inputs), (r, r) and so on, (outputs, r)."""
+        """The matrices, that of the input first: (r, inputs), (r, r) and so on,
+        (outputs, r)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,30 +60,38 @@ def wrap_sites(
     shared: tuple[str, Callable[..., nn.Module]] | None = None,
     **ranks: int,
 ) -> None:
-    """Puts make(base, inputs, outputs, method) onto each matrix that method.sites names.
+    """Puts make(base, inputs, outputs, method) onto each matrix that method.sites
+    names.
 
-    shared: a name, and what makes the module that all changes share from (method, inputs, outputs, place) of
-    the widest matrices; `make` gets it before the method. It is a child of the first layer, so that it moves
-    between devices with the model and leaves with the layer. ranks: by their names, to be checked by
-    `check_rank`."""
+    shared: a name, and what makes the module that all changes share from (method,
+    inputs, outputs, place) of the widest matrices; `make` gets it before the method. It
+    is a child of the first layer, so that it moves between devices with the model and
+    leaves with the layer. ranks: by their names, to be checked by `check_rank`."""
     targets = find_sites(model, method.sites)
     shape = widest(model, targets)
     for name, rank in ranks.items():
         check_rank(name, rank, max(shape))
     first = model.get_submodule(next(iter(targets)))
     common = [shared[1](method, *shape, place(first))] if shared else []
-    wrap(model, targets, lambda path, block, base, *sizes: make(base, *sizes, *common, method))
+    wrap(
+        model,
+        targets,
+        lambda path, block, base, *sizes: make(base, *sizes, *common, method),
+    )
     if shared:
         next(adapted_layers(model)).add_module(shared[0], common[0])
 
 
 class LoRAChange(LowRankChange):
-    """One matrix's A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B (out, rank), zeros."""
+    """One matrix's A (rank, in), Kaiming uniform with a = sqrt(5) as in loralib, and B
+    (out, rank), zeros."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "LoRA") -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
         at = place(base)
-        self.A = nn.Parameter(torch.empty(method.rank, inputs, **at), requires_grad=not method.freeze_a)
+        self.A = nn.Parameter(
+            torch.empty(method.rank, inputs, **at), requires_grad=not method.freeze_a
+        )
         self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
@@ -89,11 +107,11 @@ class LoRAChange(LowRankChange):
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):
-    """Trains a low-rank pair of matrices for each adapted matrix, and for each block of a fused one.
+    """Trains a low-rank pair of matrices for each adapted matrix, and for each block of
+    a fused one.
 
-    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter. freeze_a: LoRA-FA, only
-    B trains; the adapter file holds A too.
-    """
+    alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter.
+    freeze_a: LoRA-FA, only B trains; the adapter file holds A too."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -108,6 +126,10 @@ class LoRA(Method, kind="lora"):
         return {**self.adapter_parameters(model), **frozen_extra(model)}
 
     def count(self, model: nn.Module) -> int:
-        """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is frozen."""
+        """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is
+        frozen."""
         inputs = 0 if self.freeze_a else 1
-        return sum(self.rank * (change.outputs + inputs * change.inputs) for change in changes(model))
+        return sum(
+            self.rank * (change.outputs + inputs * change.inputs)
+            for change in changes(model)
+        )

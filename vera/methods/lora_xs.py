@@ -1,13 +1,16 @@
-"""LoRA-XS: h = W0 x + (alpha / r) B R A x, where only R (r, r) trains (Balazy et al. 2024, arXiv 2405.17604).
+"""LoRA-XS: h = W0 x + (alpha / r) B R A x, where only R (r, r) trains (Balazy et al.
+2024, arXiv 2405.17604).
 
-A and B are frozen, from the base weight's own singular vectors. The paper writes h = x W + x A R B with A =
-U_r S_r and B = V_r^T, of W = U S V^T as (in, out). Of W0 as (out, in) = U S V^T that is
+A and B are frozen, from the base weight's own singular vectors. The paper writes h = x
+W + x A R B with A = U_r S_r and B = V_r^T, of W = U S V^T as (in, out). Of W0 as (out,
+in) = U S V^T that is
 
     A = S_r V_r^T  (r, in)      B = U_r  (out, r)
 
-as in MohammadrezaBanaei/LoRA-XS, utils/initialization_utils.py, which takes the SVD of the transposed weight:
-a randomised one (scikit-learn's TruncatedSVD, commit dd41829), or torch's (24efae6). Here it is exact.
-R starts from N(0, 1e-5^2), so the model starts next to the base model, and not on it."""
+as in MohammadrezaBanaei/LoRA-XS, utils/initialization_utils.py, which takes the SVD of
+the transposed weight: a randomised one (scikit-learn's TruncatedSVD, commit dd41829),
+or torch's (24efae6). Here it is exact. R starts from N(0, 1e-5^2), so the model starts
+next to the base model, and not on it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,23 +26,27 @@ from vera.methods.layers import base_weight, changes, wrap
 from vera.methods.lora import LowRankChange, place
 from vera.sites import find_sites
 
-#: Of the largest singular value: the grid that A and B are rounded to before they are hashed. Far above what
-#: processors differ by, far below what an adapter would feel.
+#: Of the largest singular value: the grid that A and B are rounded to before they are
+#: hashed. Far above what processors differ by, far below what an adapter would feel.
 GRID = 2.0**-20
 
 
 def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank) of a weight (out, in), computed in float64 on the CPU.
+    """A (rank, in) and B (out, rank) of a weight (out, in), computed in float64 on the
+    CPU.
 
     A singular vector's sign is free: the largest entry of each row of A is positive."""
-    u, s, vh = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=False)
+    u, s, vh = torch.linalg.svd(
+        weight.detach().to("cpu", torch.float64), full_matrices=False
+    )
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     sign = vh.gather(1, vh.abs().argmax(1, keepdim=True)).sign()
     return s[:, None] * sign * vh, u * sign.T
 
 
 def rounded_hash(matrix: Tensor, largest: float) -> str:
-    """16 hex digits of a float64 matrix, rounded to GRID of its largest possible entry."""
+    """16 hex digits of a float64 matrix, rounded to GRID of its largest possible
+    entry."""
     steps = (matrix / (largest * GRID)).round().to(torch.int64).contiguous()
     return hashlib.sha256(steps.numpy().astype("<i8").data).hexdigest()[:16]
 
@@ -57,13 +64,21 @@ class XSChange(LowRankChange):
         #: The fingerprints of A and B; empty on the meta device.
         self.hashes = ("", "")
         if weight.is_meta:
-            a, b = weight.new_empty(method.rank, inputs), weight.new_empty(outputs, method.rank)
+            a, b = (
+                weight.new_empty(method.rank, inputs),
+                weight.new_empty(outputs, method.rank),
+            )
         else:
             a, b = singular_factors(weight, method.rank)
-            self.hashes = rounded_hash(a, max(float(a.norm(dim=1).max()), 1e-300)), rounded_hash(b, 1.0)
+            self.hashes = (
+                rounded_hash(a, max(float(a.norm(dim=1).max()), 1e-300)),
+                rounded_hash(b, 1.0),
+            )
         self.register_buffer("A", a.to(**at), persistent=False)
         self.register_buffer("B", b.to(**at), persistent=False)
-        self.R = nn.Parameter(torch.empty(method.rank, method.rank, **at).normal_(std=method.init_std))
+        self.R = nn.Parameter(
+            torch.empty(method.rank, method.rank, **at).normal_(std=method.init_std)
+        )
 
     def factors(self) -> tuple[Tensor, ...]:
         return self.A, self.R, self.B
@@ -71,11 +86,13 @@ class XSChange(LowRankChange):
 
 @dataclass(frozen=True)
 class LoRAXS(Method, kind="lora_xs"):
-    """Trains an r x r matrix between the leading singular vectors of each adapted weight.
+    """Trains an r x r matrix between the leading singular vectors of each adapted
+    weight.
 
-    alpha: the change is scaled by alpha / rank; 16 is that of the published code. init_std: of R. store: the
-    adapter file holds A and B, too. Without it, it holds R and the fingerprints of A and B, and loads where
-    the same base weights give the same A and B."""
+    alpha: the change is scaled by alpha / rank; 16 is that of the published code.
+    init_std: of R. store: the adapter file holds A and B, too. Without it, it holds R
+    and the fingerprints of A and B, and loads where the same base weights give the same
+    A and B."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -84,16 +101,24 @@ class LoRAXS(Method, kind="lora_xs"):
     dropout: float = 0.0
     store: bool = False
 
-    hint: ClassVar[str] = "Other base weights, or another SVD's: with store=true the file keeps A and B"
+    hint: ClassVar[str] = (
+        "Other base weights, or another SVD's: with store=true the file keeps A and B"
+    )
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
 
-        def change(path: str, block: str, base: Any, inputs: int, outputs: int) -> XSChange:
+        def change(
+            path: str, block: str, base: Any, inputs: int, outputs: int
+        ) -> XSChange:
             if not base.weight.is_floating_point():
-                raise AdapterError("LoRA-XS needs whole weights: load the base model unquantised")
+                raise AdapterError(
+                    "LoRA-XS needs whole weights: load the base model unquantised"
+                )
             if self.rank > min(inputs, outputs):
-                raise AdapterError(f"rank {self.rank} is above that of {path}, {outputs} x {inputs}")
+                raise AdapterError(
+                    f"rank {self.rank} is above that of {path}, {outputs} x {inputs}"
+                )
             return XSChange(base, base_weight(base, targets[path][block]), self)
 
         wrap(model, targets, change)
@@ -103,15 +128,25 @@ class LoRAXS(Method, kind="lora_xs"):
         return sum(self.rank**2 for _ in changes(model))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        return {**self.adapter_parameters(model), **(frozen_extra(model) if self.store else {})}
+        return {
+            **self.adapter_parameters(model),
+            **(frozen_extra(model) if self.store else {}),
+        }
 
     @property
     def reads_weights(self) -> bool:
         return not self.store
 
-    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """The fingerprints of every A and of every B, where the file does not hold them."""
-        hashes = [] if self.store else zip(*(change.hashes for change in changes(model)), strict=True)
+    def fixed(
+        self, model: nn.Module, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """The fingerprints of every A and of every B, where the file does not hold
+        them."""
+        hashes = (
+            []
+            if self.store
+            else zip(*(change.hashes for change in changes(model)), strict=True)
+        )
         return {
             name: hashlib.sha256("".join(of_all).encode()).hexdigest()[:16]
             for name, of_all in zip("AB", hashes, strict=False)

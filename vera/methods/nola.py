@@ -1,12 +1,14 @@
-"""NoLA: LoRA whose A and B are linear combinations of random matrices; the coefficients alone train
-(Koohpayegani et al. 2024, arXiv 2310.02556).
+"""NoLA: LoRA whose A and B are linear combinations of random matrices; the coefficients
+alone train (Koohpayegani et al. 2024, arXiv 2310.02556).
 
-    h = W0 x + (alpha / r) B A x,   A = A0 + sum_i a_i A_i / sqrt(k),   B = sum_j b_j B_j / sqrt(k)
+    h = W0 x + (alpha / r) B A x, A = A0 + sum_i a_i A_i / sqrt(k), B = sum_j b_j B_j /
+    sqrt(k)
 
-After UCDvision/NOLA, gpt/src/model_nola.py: the A_i and B_j are uniform on (-1, 1), A0 is LoRA's start of A,
-frozen, and all coefficients start at zero. There each matrix draws bases of its own from torch's generator,
-anew in each pass. Here all of them share one draw from a seed, by leading slices as in VeRA: it is made once,
-the same everywhere, and no file holds it."""
+After UCDvision/NOLA, gpt/src/model_nola.py: the A_i and B_j are uniform on (-1, 1), A0
+is LoRA's start of A, frozen, and all coefficients start at zero. There each matrix
+draws bases of its own from torch's generator, anew in each pass. Here all of them share
+one draw from a seed, by leading slices as in VeRA: it is made once, the same
+everywhere, and no file holds it."""
 
 import math
 from dataclasses import dataclass
@@ -20,40 +22,53 @@ from vera.methods.layers import changes
 from vera.methods.lora import LowRankChange, place, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
-#: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair (vera/projections.py).
+#: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair
+#: (vera/projections.py).
 KEYS = (2, 3, 4)
 
 
 class Bases(nn.Module):
-    """The frozen A0 (r, in), A (k, r, in) and B (k, r, out, each transposed), on (-1, 1), which all matrices
-    share. Not part of the state dict: the seed brings them back."""
+    """The frozen A0 (r, in), A (k, r, in) and B (k, r, out, each transposed), on (-1,
+    1), which all matrices share. Not part of the state dict: the seed brings them
+    back."""
 
     A0: Tensor
     A: Tensor
     B: Tensor
 
-    def __init__(self, method: "NoLA", inputs: int, outputs: int, at: dict[str, Any]) -> None:
+    def __init__(
+        self, method: "NoLA", inputs: int, outputs: int, at: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.method, self.inputs, self.outputs = method, inputs, outputs
         k, r = method.bases, method.rank
         self.shapes = {"A0": (r, inputs), "A": (k, r, inputs), "B": (k, r, outputs)}
         blank = [torch.empty(shape, device="meta") for shape in self.shapes.values()]
-        drawn = blank if at["device"].type == "meta" else map(torch.from_numpy, self.draw())
+        drawn = (
+            blank if at["device"].type == "meta" else map(torch.from_numpy, self.draw())
+        )
         for (name, shape), tensor in zip(self.shapes.items(), drawn, strict=True):
             self.register_buffer(name, tensor.view(shape).to(**at), persistent=False)
 
     def draw(self) -> list[Matrix]:
         """The three as matrices of `inputs`, `inputs` and `outputs` columns."""
         named = zip(KEYS, self.shapes.values(), strict=True)
-        return [unit_uniform(self.method.basis_seed, k, math.prod(s[:-1]), s[-1]) for k, s in named]
+        return [
+            unit_uniform(self.method.basis_seed, k, math.prod(s[:-1]), s[-1])
+            for k, s in named
+        ]
 
 
 class NoLAChange(LowRankChange):
-    """One matrix's coefficients a (k) of A and b (k) of B, and its slices of the shared bases."""
+    """One matrix's coefficients a (k) of A and b (k) of B, and its slices of the shared
+    bases."""
 
-    def __init__(self, base: Any, inputs: int, outputs: int, bases: Bases, method: "NoLA") -> None:
+    def __init__(
+        self, base: Any, inputs: int, outputs: int, bases: Bases, method: "NoLA"
+    ) -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        self._shared, at = (bases,), place(base)  # in a tuple, so that the bases have one parent
+        # in a tuple, so that the bases have one parent
+        self._shared, at = (bases,), place(base)
         self.a = nn.Parameter(torch.zeros(method.bases, **at))
         self.b = nn.Parameter(torch.zeros(method.bases, **at))
 
@@ -68,10 +83,12 @@ class NoLAChange(LowRankChange):
 
 @dataclass(frozen=True)
 class NoLA(Method, kind="nola"):
-    """Trains the coefficients of random bases of a low-rank pair, for each adapted matrix.
+    """Trains the coefficients of random bases of a low-rank pair, for each adapted
+    matrix.
 
-    rank: of the pair. bases: k, of A and of B each. alpha: the change is scaled by alpha / rank. basis_seed:
-    of the bases, apart from training's seed. dropout: on the input of the adapter."""
+    rank: of the pair. bases: k, of A and of B each. alpha: the change is scaled by
+    alpha / rank. basis_seed: of the bases, apart from training's seed. dropout: on the
+    input of the adapter."""
 
     rank: int
     bases: int
@@ -81,14 +98,22 @@ class NoLA(Method, kind="nola"):
     basis_seed: int = 0
 
     def install(self, model: nn.Module) -> None:
-        wrap_sites(model, self, NoLAChange, ("bases", Bases), rank=self.rank, bases=self.bases)
+        wrap_sites(
+            model, self, NoLAChange, ("bases", Bases), rank=self.rank, bases=self.bases
+        )
 
     def count(self, model: nn.Module) -> int:
         """2 * bases for each adapted matrix."""
         return sum(2 * self.bases for _ in changes(model))
 
-    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def fixed(
+        self, model: nn.Module, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         """Scheme, seed, the widest shape, and the fingerprint of the bases."""
         bases = next(m for m in model.modules() if isinstance(m, Bases))
-        shape = {"inputs": bases.inputs, "outputs": bases.outputs, "fingerprint": fingerprint(*bases.draw())}
+        shape = {
+            "inputs": bases.inputs,
+            "outputs": bases.outputs,
+            "fingerprint": fingerprint(*bases.draw()),
+        }
         return {"scheme": SCHEME, "seed": self.basis_seed, **shape}

@@ -11,7 +11,14 @@ from torch import nn
 
 from vera.errors import AdapterError
 from vera.methods.settings import LARGEST
-from vera.sites import BLOCKS, WHOLE, find_norms, find_sites, is_feed_forward_out, is_transposed
+from vera.sites import (
+    BLOCKS,
+    WHOLE,
+    find_norms,
+    find_sites,
+    is_feed_forward_out,
+    is_transposed,
+)
 
 #: Settings that are not supported, and why.
 OUTSIDE = {
@@ -24,57 +31,95 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Classes that train over quantised weights as docs/methods.md sets them; others fail, or train nothing
-#: (Uni-LoRA). Nothing here tries a user's own settings there.
+#: Classes that train over quantised weights as docs/methods.md sets them; others fail,
+#: or train nothing (Uni-LoRA). Nothing here tries a user's own settings there.
 OVER_QUANTISED = (
-    *("AdaLora", "Beft", "BOFT", "FourierFT", "Hira", "IA3", "Lily", "LNTuning", "Lora", "Miss", "OFT"),
-    *("Pvera", "RandLora", "Road", "Shira", "TrainableTokens", "VBLoRA", "Vera", "WaveFT"),
+    *(
+        "AdaLora",
+        "Beft",
+        "BOFT",
+        "FourierFT",
+        "Hira",
+        "IA3",
+        "Lily",
+        "LNTuning",
+        "Lora",
+        "Miss",
+        "OFT",
+    ),
+    *(
+        "Pvera",
+        "RandLora",
+        "Road",
+        "Shira",
+        "TrainableTokens",
+        "VBLoRA",
+        "Vera",
+        "WaveFT",
+    ),
 )
-#: The starts of LoRA's initialisations that change the base weights, in upper or lower case.
+#: The starts of LoRA's initialisations that change the base weights, in upper or lower
+#: case.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-#: Strings of a configuration: names of modules and choices. peft reads many of them as regular expressions;
-#: without operators, none of these runs for ever.
+#: Strings of a configuration: names of modules and choices. peft reads many of them as
+#: regular expressions; without operators, none of these runs for ever.
 PLAIN = re.compile(r"[\w./-]{0,300}")
-#: The most letters of a configuration, as JSON, and the most lists and mappings inside one another.
+#: The most letters of a configuration, as JSON, and the most lists and mappings inside
+#: one another.
 LONGEST, DEEPEST = 2**16, 16
 #: A site of peft's methods alone: every norm outside the head.
 NORMS = "norms"
-#: The default sites of each class: those that its paper trains. In a file, since runs/config/files.py reads
-#: it, too.
+#: The default sites of each class: those that its paper trains. In a file, since
+#: runs/config/files.py reads it, too.
 SITES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
 )
 
 
 def check_values(owner: str, config: dict[str, Any]) -> None:
-    """Raises AdapterError for a configuration, perhaps from a stranger's file, that could keep peft busy for
-    ever. Patterns are refused here already: an adapter's file could not be loaded again."""
+    """Raises AdapterError for a configuration, perhaps from a stranger's file, that
+    could keep peft busy for ever. Patterns are refused here already: an adapter's file
+    could not be loaded again."""
     try:
         length = len(json.dumps(config))
     except (TypeError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{owner}: config must be plain values, as in JSON ({error})") from None
+        raise AdapterError(
+            f"{owner}: config must be plain values, as in JSON ({error})"
+        ) from None
     if length > LONGEST:
         raise AdapterError(f"{owner}: more than {LONGEST} letters are no configuration")
     if str(init := config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
-        raise AdapterError(f"{owner}: init_lora_weights={init} rewrites base weights: not supported")
-    todo: list[tuple[str, Any, int]] = [(key, value, 0) for key, value in config.items()]
+        raise AdapterError(
+            f"{owner}: init_lora_weights={init} rewrites base weights: not supported"
+        )
+    todo: list[tuple[str, Any, int]] = [
+        (key, value, 0) for key, value in config.items()
+    ]
     while todo:
         key, value, depth = todo.pop()
         limit = 2**63 if "seed" in key or "key" in key else LARGEST
         if isinstance(value, dict | list | tuple):
             if depth == DEEPEST:
-                raise AdapterError(f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep")
-            parts = itertools.chain(*value.items()) if isinstance(value, dict) else value
+                raise AdapterError(
+                    f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep"
+                )
+            parts = (
+                itertools.chain(*value.items()) if isinstance(value, dict) else value
+            )
             todo += [(key, part, depth + 1) for part in parts]
         elif isinstance(value, str) and not PLAIN.fullmatch(value):
-            raise AdapterError(f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}")
+            raise AdapterError(
+                f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
+            )
         elif isinstance(value, int | float) and not abs(value) < limit:
-            raise AdapterError(f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}")
+            raise AdapterError(
+                f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}"
+            )
 
 
 def config_class_of(name: str) -> Any:
-    """The configuration class of peft. Raises AdapterError, with a hint, for a name that it lacks, and for a
-    class that does more than change a model's layers."""
+    """The configuration class of peft. Raises AdapterError, with a hint, for a name
+    that it lacks, and for a class that does more than change a model's layers."""
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
@@ -82,16 +127,24 @@ def config_class_of(name: str) -> Any:
     if name not in kinds:
         by_small = {of.lower(): of for of in kinds}
         close = difflib.get_close_matches(name.lower(), by_small, 1)
-        hint = f"Did you mean {by_small[close[0]]}?" if close else f"It has: {', '.join(sorted(kinds))}"
+        hint = (
+            f"Did you mean {by_small[close[0]]}?"
+            if close
+            else f"It has: {', '.join(sorted(kinds))}"
+        )
         raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
     config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
     if issubclass(config_class, peft.PromptLearningConfig):
-        raise AdapterError(f"peft's {name} changes the input, not the model: not supported")
+        raise AdapterError(
+            f"peft's {name} changes the input, not the model: not supported"
+        )
     tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(kinds[name])
     # AdaLoRA's own forward pass adds a penalty, which Peft.penalty adds here
     own = getattr(tuner, "forward", None) is not BaseTuner.forward
     if own and not hasattr(tuner, "update_and_allocate"):
-        raise AdapterError(f"peft's {name} needs a forward pass of its own: not supported")
+        raise AdapterError(
+            f"peft's {name} needs a forward pass of its own: not supported"
+        )
     return config_class
 
 
@@ -99,41 +152,59 @@ def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
     """Raises AdapterError for a setting that peft lacks, or that is not supported."""
     unknown = sorted(set(config) - set(own_fields))
     if unknown:
-        raise AdapterError(f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}")
+        raise AdapterError(
+            f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}"
+        )
     for key in OUTSIDE.keys() & config.keys():
         if config[key] not in (None, False):
             raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"peft's {name}: bias={config['bias']} trains base weights: not supported")
-    # Such a configuration may name files or other adapters, and come from a stranger's file
+        raise AdapterError(
+            f"peft's {name}: bias={config['bias']} trains base weights: not supported"
+        )
+    # Such a configuration may name files or other adapters, and come from a stranger's
+    # file
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
-            raise AdapterError(f"peft's {name}: {key} is a configuration of its own: not supported")
+            raise AdapterError(
+                f"peft's {name}: {key} is a configuration of its own: not supported"
+            )
 
 
-def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module) -> dict[str, Any]:
-    """A configuration with the defaults for this model. Raises AdapterError where it is not supported."""
+def complete(
+    name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module
+) -> dict[str, Any]:
+    """A configuration with the defaults for this model. Raises AdapterError where it is
+    not supported."""
     own_fields = config_class_of(name).__dataclass_fields__
     _check_settings(name, config, own_fields)
     packed = any(not p.is_floating_point() for p in model.parameters())
     if packed and name.removesuffix("Config") not in OVER_QUANTISED:
-        raise AdapterError(f"peft's {name} does not train over quantised weights: load the base unquantised")
+        raise AdapterError(
+            f"peft's {name} does not train over quantised weights: load the base unquantised"
+        )
     full, feed_forward = dict(config), []
     paths = full.get("target_modules")
     if "target_modules" in own_fields and "target_modules" not in full:
         paths = _targets(name, sites, model)
-        # peft takes a name in a list for the end of a path, too (timm's "norm" for "blocks.0.attn.norm")
+        # peft takes a name in a list for the end of a path, too (timm's "norm" for
+        # "blocks.0.attn.norm")
         ends = tuple(f".{path}" for path in paths)
-        wider = any(path.endswith(ends) and path not in paths for path, _ in model.named_modules())
+        wider = any(
+            path.endswith(ends) and path not in paths
+            for path, _ in model.named_modules()
+        )
         full["target_modules"] = "|".join(map(re.escape, paths)) if wider else paths
         feed_forward = list(filter(is_feed_forward_out, paths))
-    if "feedforward_modules" in own_fields:  # IA3 scales the inputs of these and the outputs of the rest
+    # IA3 scales the inputs of these and the outputs of the rest
+    if "feedforward_modules" in own_fields:
         full.setdefault("feedforward_modules", feed_forward)
     # Weights stored transposed, as GPT-2's
     if "fan_in_fan_out" in own_fields and isinstance(paths, list):
         targets = [m for n, m in model.named_modules() if n in paths]
         full.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
-    if "total_step" in own_fields:  # AdaLoRA's schedule; before_training sets the number
+    # AdaLoRA's schedule; before_training sets the number
+    if "total_step" in own_fields:
         full["total_step"] = 2**31
     if "progressbar" in own_fields:  # FRoD's, while it is installed
         full.setdefault("progressbar", False)
@@ -143,16 +214,27 @@ def complete(name: str, config: dict[str, Any], sites: tuple[str, ...], model: n
 def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
     """The module paths that these sites name."""
     if not sites:
-        raise AdapterError(f"peft's {name} needs to be told what it trains: name target_modules in config")
+        raise AdapterError(
+            f"peft's {name} needs to be told what it trains: name target_modules in config"
+        )
     try:
         norms = find_norms(model) if NORMS in sites else []
         linear = tuple(site for site in sites if site != NORMS)
         layers = find_sites(model, linear) if linear else {}
     except AdapterError as error:
         own = f"peft's {name} adapts {', '.join(sites)}"
-        raise AdapterError(f"{own}: {error}. Name others: sites, or target_modules in config") from None
+        raise AdapterError(
+            f"{own}: {error}. Name others: sites, or target_modules in config"
+        ) from None
     for path, blocks in layers.items():
         if WHOLE not in blocks:
-            whole = ",".join([path.rpartition(".")[2], *(site for site in sites if site not in BLOCKS)])
-            raise AdapterError(f"peft adapts {path} as a whole: name it, sites=[{whole}]")
+            whole = ",".join(
+                [
+                    path.rpartition(".")[2],
+                    *(site for site in sites if site not in BLOCKS),
+                ]
+            )
+            raise AdapterError(
+                f"peft adapts {path} as a whole: name it, sites=[{whole}]"
+            )
     return [*layers, *norms]

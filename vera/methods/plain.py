@@ -1,5 +1,5 @@
-"""Methods that add nothing to the model: full fine-tuning, its biases (BitFit, Zaken et al. 2022), the head
-alone, and the base model as it is."""
+"""Methods that add nothing to the model: full fine-tuning, its biases (BitFit, Zaken et
+al. 2022), the head alone, and the base model as it is."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,9 @@ class Full(Method, kind="full"):
 
     def install(self, model: nn.Module) -> None:
         if not all(p.is_floating_point() for p in model.parameters()):
-            raise AdapterError("full fine-tuning cannot train quantised weights: load them unquantised")
+            raise AdapterError(
+                "full fine-tuning cannot train quantised weights: load them unquantised"
+            )
         model.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:
@@ -31,7 +33,9 @@ class Head(Method, kind="head"):
 
     def install(self, model: nn.Module) -> None:
         if not head_parameters(model):
-            raise AdapterError(f"a {type(model).__name__} has no classification head to train")
+            raise AdapterError(
+                f"a {type(model).__name__} has no classification head to train"
+            )
 
     def count(self, model: nn.Module) -> int:
         """Zero: the head is counted apart."""
@@ -71,6 +75,11 @@ class BitFit(Method, kind="bitfit"):
 
 
 def _biases(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters by their names: a layer's "bias", an attention's "q_bias" (DeBERTa, BEiT)."""
+    """Parameters by their names: a layer's "bias", an attention's "q_bias" (DeBERTa,
+    BEiT)."""
     head = head_prefixes(model)
-    return [p for n, p in model.named_parameters() if n.endswith("bias") and not n.startswith(head)]
+    return [
+        p
+        for n, p in model.named_parameters()
+        if n.endswith("bias") and not n.startswith(head)
+    ]

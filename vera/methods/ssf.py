@@ -1,9 +1,10 @@
-"""SSF: scales and shifts of features, y = gamma * f(x) + beta, after the linear layers, the LayerNorms and
-the patch embedding of an image model (Lian et al. 2022, arXiv 2210.08823; dongzelian/SSF).
+"""SSF: scales and shifts of features, y = gamma * f(x) + beta, after the linear layers,
+the LayerNorms and the patch embedding of an image model (Lian et al. 2022, arXiv
+2210.08823; dongzelian/SSF).
 
-gamma starts from N(1, 0.02^2) and beta from N(0, 0.02^2), as in that code, so the model starts next to the
-base model, and not on it. Both fold into the layer before them: W' = gamma * W by rows, and
-b' = gamma * b + beta."""
+gamma starts from N(1, 0.02^2) and beta from N(0, 0.02^2), as in that code, so the model
+starts next to the base model, and not on it. Both fold into the layer before them: W' =
+gamma * W by rows, and b' = gamma * b + beta."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,20 @@ from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import Added, add_child
 from vera.methods.lora import place
-from vera.sites import ALL_LINEAR, find_norms, find_sites, is_linear, is_transposed, outside_head, size
+from vera.sites import (
+    ALL_LINEAR,
+    find_norms,
+    find_sites,
+    is_linear,
+    is_transposed,
+    outside_head,
+    size,
+)
 
 
 class ScaleShift(Added):
-    """gamma and beta (width), a child named "ssf" of the module whose output they change."""
+    """gamma and beta (width), a child named "ssf" of the module whose output they
+    change."""
 
     def __init__(self, width: int, axis: int, at: dict[str, Any]) -> None:
         super().__init__()
@@ -41,7 +51,8 @@ def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
 
 
 def scale_and_shift(module: Any) -> None:
-    """Adds a scale and a shift of the outputs of a linear layer, norm or convolution, and trains them."""
+    """Adds a scale and a shift of the outputs of a linear layer, norm or convolution,
+    and trains them."""
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
     width = size(module)[1] if is_linear(module) else module.weight.shape[0]
@@ -58,18 +69,30 @@ def _scaled(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
 
 @dataclass(frozen=True)
 class SSF(Method, kind="ssf"):
-    """Trains a scale and a shift after each linear layer, LayerNorm and convolution outside the head."""
+    """Trains a scale and a shift after each linear layer, LayerNorm and convolution
+    outside the head."""
 
     def install(self, model: nn.Module) -> None:
-        convolutions = [path for path, m in outside_head(model) if isinstance(m, nn.Conv2d)]
+        convolutions = [
+            path for path, m in outside_head(model) if isinstance(m, nn.Conv2d)
+        ]
         if not convolutions:
-            raise AdapterError(f"a {type(model).__name__} has no patch embedding: SSF is for image models")
-        for path in [*find_sites(model, (ALL_LINEAR,)), *find_norms(model), *convolutions]:
+            raise AdapterError(
+                f"a {type(model).__name__} has no patch embedding: SSF is for image models"
+            )
+        for path in [
+            *find_sites(model, (ALL_LINEAR,)),
+            *find_norms(model),
+            *convolutions,
+        ]:
             scale_and_shift(model.get_submodule(path))
 
     def count(self, model: nn.Module) -> int:
         """Twice the sum of the widths of these layers' outputs."""
-        return sum(2 * (size(m)[1] if is_linear(m) else m.weight.shape[0]) for m, _ in _scaled(model))
+        return sum(
+            2 * (size(m)[1] if is_linear(m) else m.weight.shape[0])
+            for m, _ in _scaled(model)
+        )
 
     def merge_targets(self, model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
         return ((module, ssf.enabled) for module, ssf in _scaled(model))
@@ -78,7 +101,9 @@ class SSF(Method, kind="ssf"):
     def fold(self, model: nn.Module) -> None:
         for module, _ in _scaled(model):
             if getattr(module, "bias", None) is None:
-                raise AdapterError(f"a {type(module).__name__} of this model has no bias to take the shift")
+                raise AdapterError(
+                    f"a {type(module).__name__} of this model has no bias to take the shift"
+                )
         for module, ssf in _scaled(model):
             weight = module.weight.T if is_transposed(module) else module.weight
             weight.copy_(ssf.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight)

@@ -1,10 +1,11 @@
-"""Tied-LoRA: h = W0 x + (alpha / r) v * (B (u * (A x))), with one pair A and B for all adapted matrices,
-which trains, and vectors u and v of each (Renduchintala et al. 2023, arXiv 2311.09578; there "vBuA", all of
-it trained).
+"""Tied-LoRA: h = W0 x + (alpha / r) v * (B (u * (A x))), with one pair A and B for all
+adapted matrices, which trains, and vectors u and v of each (Renduchintala et al. 2023,
+arXiv 2311.09578; there "vBuA", all of it trained).
 
-Between LoRA, whose pairs are not shared, and VeRA, whose pair is not trained. A matrix that is narrower than
-the pair takes its leading slice, as VeRA's do (the paper adapts matrices of one shape). The start is this
-project's choice: A as LoRA's, B zero, u and v one, so that without u and v it is LoRA with one pair."""
+Between LoRA, whose pairs are not shared, and VeRA, whose pair is not trained. A matrix
+that is narrower than the pair takes its leading slice, as VeRA's do (the paper adapts
+matrices of one shape). The start is this project's choice: A as LoRA's, B zero, u and v
+one, so that without u and v it is LoRA with one pair."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from vera.methods.lora import LowRankChange, place, wrap_sites
 
 
 class TiedPair(nn.Module):
-    """The shared A (rank, in), Kaiming uniform with a = sqrt(5), and B (out, rank), zeros; both train."""
+    """The shared A (rank, in), Kaiming uniform with a = sqrt(5), and B (out, rank),
+    zeros; both train."""
 
-    def __init__(self, method: "TiedLoRA", inputs: int, outputs: int, at: dict[str, Any]) -> None:
+    def __init__(
+        self, method: "TiedLoRA", inputs: int, outputs: int, at: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(method.rank, inputs, **at))
         self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
@@ -30,11 +34,15 @@ class TiedPair(nn.Module):
 
 
 class TiedChange(LowRankChange):
-    """One matrix's own u (rank) and v (out), and its slices A[:, :in] and B[:out] of the pair."""
+    """One matrix's own u (rank) and v (out), and its slices A[:, :in] and B[:out] of
+    the pair."""
 
-    def __init__(self, base: Any, inputs: int, outputs: int, pair: TiedPair, method: "TiedLoRA") -> None:
+    def __init__(
+        self, base: Any, inputs: int, outputs: int, pair: TiedPair, method: "TiedLoRA"
+    ) -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        self._shared, at = (pair,), place(base)  # in a tuple, so that the pair has one parent
+        # in a tuple, so that the pair has one parent
+        self._shared, at = (pair,), place(base)
         self.u = nn.Parameter(torch.ones(method.rank, **at))
         self.v = nn.Parameter(torch.ones(outputs, **at))
 
@@ -44,7 +52,9 @@ class TiedChange(LowRankChange):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.factors()
-        return self.scale * (self.v * F.linear(self.u * F.linear(self.dropout(x), a), b))
+        return self.scale * (
+            self.v * F.linear(self.u * F.linear(self.dropout(x), a), b)
+        )
 
     def weight(self) -> Tensor:
         a, b = self.factors()
@@ -53,7 +63,8 @@ class TiedChange(LowRankChange):
 
 @dataclass(frozen=True)
 class TiedLoRA(Method, kind="tied_lora"):
-    """Trains one pair of low-rank matrices for all adapted matrices, and two vectors for each.
+    """Trains one pair of low-rank matrices for all adapted matrices, and two vectors
+    for each.
 
     alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter.
     """
@@ -67,7 +78,10 @@ class TiedLoRA(Method, kind="tied_lora"):
         wrap_sites(model, self, TiedChange, ("tied", TiedPair), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
-        """rank * (in + out) of the widest, once, and the sum of (rank + out) over the adapted matrices."""
+        """rank * (in + out) of the widest, once, and the sum of (rank + out) over the
+        adapted matrices."""
         of_model = list(changes(model))
-        pair = max(change.inputs for change in of_model) + max(change.outputs for change in of_model)
+        pair = max(change.inputs for change in of_model) + max(
+            change.outputs for change in of_model
+        )
         return self.rank * pair + sum(self.rank + change.outputs for change in of_model)

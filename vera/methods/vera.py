@@ -1,5 +1,5 @@
-"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the ablations of its tables 6
-and 7."""
+"""VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the
+ablations of its tables 6 and 7."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,16 +20,19 @@ VECTORS = (("b", "d"), ("b",), ("d",))
 
 @dataclass(frozen=True)
 class VeRA(Method, kind="vera"):
-    """Trains two vectors for each adapted matrix; the random matrices between them are frozen and shared.
+    """Trains two vectors for each adapted matrix; the random matrices between them are
+    frozen and shared.
 
-    rank: of the random matrices. d_init: initial value of d. dropout: on the input of the adapter. init: of A
-    and B, one of projections.Init. projection_seed: of A and B, apart from training's seed. vectors: which
-    of b and d there are (table 6); without b, d must start at 0, or the model would not start as the base.
-    projections: "shared" is one pair, as large as the widest matrix, of which a narrower one takes the
-    leading slice; "by_shape" one pair for each shape; "unique" a pair for each matrix (table 7). path: how
-    the result is computed: "factor", "hybrid", "materialised", or "auto", the cheapest (vera.kernels).
-    weights: whether the last two "keep" the merged weights for the backward pass or "recompute" them; "auto"
-    by memory. There is no alpha and no 1/rank."""
+    rank: of the random matrices. d_init: initial value of d. dropout: on the input of
+    the adapter. init: of A and B, one of projections.Init. projection_seed: of A and B,
+    apart from training's seed. vectors: which of b and d there are (table 6); without
+    b, d must start at 0, or the model would not start as the base. projections:
+    "shared" is one pair, as large as the widest matrix, of which a narrower one takes
+    the leading slice; "by_shape" one pair for each shape; "unique" a pair for each
+    matrix (table 7). path: how the result is computed: "factor", "hybrid",
+    "materialised", or "auto", the cheapest (vera.kernels). weights: whether the last
+    two "keep" the merged weights for the backward pass or "recompute" them; "auto" by
+    memory. There is no alpha and no 1/rank."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -39,22 +42,34 @@ class VeRA(Method, kind="vera"):
     projection_seed: int = 0
     vectors: tuple[str, ...] = ("b", "d")
     projections: Literal["shared", "by_shape", "unique"] = "shared"
-    path: Literal["auto", "factor", "hybrid", "materialised"] = field(default="auto", compare=False)
+    path: Literal["auto", "factor", "hybrid", "materialised"] = field(
+        default="auto", compare=False
+    )
     weights: Literal["auto", "keep", "recompute"] = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "vectors", tuple(sorted(self.vectors)))
         if self.vectors not in VECTORS:
-            raise AdapterError(f"vectors must be [b,d], [b] or [d], got [{','.join(self.vectors)}]")
+            raise AdapterError(
+                f"vectors must be [b,d], [b] or [d], got [{','.join(self.vectors)}]"
+            )
         if "b" not in self.vectors and self.d_init != 0:
-            raise AdapterError(f"without b, d must start at 0, as the base model: d_init={self.d_init}")
+            raise AdapterError(
+                f"without b, d must start at 0, as the base model: d_init={self.d_init}"
+            )
         if self.vectors == ("b", "d") and self.d_init == 0:
-            raise AdapterError("b starts at 0: with d_init=0, too, no gradient would ever leave it")
+            raise AdapterError(
+                "b starts at 0: with d_init=0, too, no gradient would ever leave it"
+            )
         if self.init == "peft" and self.projections != "shared":
-            raise AdapterError("init=peft draws one pair: it goes with projections=shared only")
+            raise AdapterError(
+                "init=peft draws one pair: it goes with projections=shared only"
+            )
         if self.dropout and self.path not in ("auto", "factor"):
-            raise AdapterError(f"path={self.path} has no place for dropout: path=auto, or dropout=0")
+            raise AdapterError(
+                f"path={self.path} has no place for dropout: path=auto, or dropout=0"
+            )
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
@@ -63,19 +78,34 @@ class VeRA(Method, kind="vera"):
         first: Any = model.get_submodule(next(iter(targets)))
         pairs: dict[str, Projections] = {}
 
-        def change(path: str, block: str, base: nn.Module, inputs: int, outputs: int) -> VeRAChange:
-            shape: tuple[int, int] = largest if self.projections == "shared" else (inputs, outputs)
-            names = {"shared": "", "by_shape": f"{outputs}x{inputs}", "unique": f"{path} {block}"}
+        def change(
+            path: str, block: str, base: nn.Module, inputs: int, outputs: int
+        ) -> VeRAChange:
+            shape: tuple[int, int] = (
+                largest if self.projections == "shared" else (inputs, outputs)
+            )
+            names = {
+                "shared": "",
+                "by_shape": f"{outputs}x{inputs}",
+                "unique": f"{path} {block}",
+            }
             name = names[self.projections]
             if name not in pairs:
-                spec = ProjectionSpec(self.projection_seed, self.rank, *shape, self.init, name)
-                pairs[name] = Projections(spec, first.weight.device, adapter_dtype(first))
+                spec = ProjectionSpec(
+                    self.projection_seed, self.rank, *shape, self.init, name
+                )
+                pairs[name] = Projections(
+                    spec, first.weight.device, adapter_dtype(first)
+                )
             return VeRAChange(base, inputs, outputs, pairs[name], self)
 
         wrap(model, targets, change)
-        # In the first layer, the pairs move between devices with the model, and leave with the layer. The
-        # model itself may be a Sequential, where another child would be another layer.
-        next(adapted_layers(model)).add_module("projections", nn.ModuleList(pairs.values()))
+        # In the first layer, the pairs move between devices with the model, and leave
+        # with the layer. The model itself may be a Sequential, where another child
+        # would be another layer.
+        next(adapted_layers(model)).add_module(
+            "projections", nn.ModuleList(pairs.values())
+        )
         for parent, paths in same_input(targets):
             layers = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
@@ -84,9 +114,12 @@ class VeRA(Method, kind="vera"):
                 group.attach(model.get_submodule(parent))
 
     def count(self, model: nn.Module) -> int:
-        """Sum of (out + rank) over the adapted matrices; of out or rank alone with only b or only d."""
+        """Sum of (out + rank) over the adapted matrices; of out or rank alone with only
+        b or only d."""
         b, d = "b" in self.vectors, "d" in self.vectors
         return sum(b * change.outputs + d * self.rank for change in changes(model))
 
-    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def fixed(
+        self, model: nn.Module, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         return fixed_pairs(model)

@@ -1,4 +1,5 @@
-"""VeRA's change of one matrix, b * (B (d * (A x))), and the pair A and B that many of them share."""
+"""VeRA's change of one matrix, b * (B (d * (A x))), and the pair A and B that many of
+them share."""
 
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from vera.projections import ProjectionSpec, fingerprint
 
 
 class Projections(nn.Module):
-    """A frozen pair A (rank, in), B (out, rank): one storage for all matrices that share it.
+    """A frozen pair A (rank, in), B (out, rank): one storage for all matrices that
+    share it.
 
     Not part of the state dict: the seed brings it back.
     """
@@ -20,7 +22,9 @@ class Projections(nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, spec: ProjectionSpec, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ProjectionSpec, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.spec = spec
         if device.type == "meta":
@@ -33,22 +37,38 @@ class Projections(nn.Module):
 
 
 class VeRAChange(Change):
-    """One matrix's own d (rank) and b (out), and the leading slices A[:, :in] and B[:out] of its pair.
+    """One matrix's own d (rank) and b (out), and the leading slices A[:, :in] and
+    B[:out] of its pair.
 
-    d starts at d_init and b at zero, so that the model starts as the base model: dL/dd is 0 at first, dL/db
-    is not. A vector that the method leaves out is None and counts as all ones."""
+    d starts at d_init and b at zero, so that the model starts as the base model: dL/dd
+    is 0 at first, dL/db is not. A vector that the method leaves out is None and counts
+    as all ones."""
 
     b: Tensor | None
     d: Tensor | None
 
-    def __init__(self, base: Any, inputs: int, outputs: int, projections: Projections, method: Any) -> None:
+    def __init__(
+        self,
+        base: Any,
+        inputs: int,
+        outputs: int,
+        projections: Projections,
+        method: Any,
+    ) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair has one parent and moves between devices once.
         self._shared = (projections,)
         at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
-        for name, length, value in (("d", method.rank, method.d_init), ("b", outputs, 0.0)):
-            vector = nn.Parameter(torch.full((length,), value, **at)) if name in method.vectors else None
+        for name, length, value in (
+            ("d", method.rank, method.d_init),
+            ("b", outputs, 0.0),
+        ):
+            vector = (
+                nn.Parameter(torch.full((length,), value, **at))
+                if name in method.vectors
+                else None
+            )
             self.register_parameter(name, vector)
         self.dropout = nn.Dropout(method.dropout)
 
@@ -71,14 +91,16 @@ class VeRAChange(Change):
         return self.up(self.down(self.dropout(x)))
 
     def down(self, x: Tensor) -> Tensor:
-        """A x, (..., inputs) -> (..., rank): the same for every matrix of the pair that reads x."""
+        """A x, (..., inputs) -> (..., rank): the same for every matrix of the pair that
+        reads x."""
         return frozen_linear(x, self.A)
 
     def up(self, u: Tensor) -> Tensor:
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.rows is not None:
-            shape = len(u), *[1] * (u.dim() - 2), -1  # (samples, length) beside (samples, ..., length)
+            # (samples, length) beside (samples, ..., length)
+            shape = len(u), *[1] * (u.dim() - 2), -1
             own = {name: v.view(shape) for name, v in self.of_samples(len(u)).items()}
             b, d = own.get("b"), own.get("d")
         v = frozen_linear(u if d is None else d * u, self.B)
@@ -96,7 +118,8 @@ def projections(model: nn.Module) -> list[Projections]:
 
 
 def fixed_pairs(model: nn.Module) -> dict[str, Any]:
-    """What an adapter file says of the pairs: scheme, seed, the widest shape, and the fingerprint of all."""
+    """What an adapter file says of the pairs: scheme, seed, the widest shape, and the
+    fingerprint of all."""
     specs = [pair.spec for pair in projections(model)]
     return {
         "scheme": specs[0].scheme,

@@ -1,8 +1,9 @@
-"""VeRA+: h = W0 x + (alpha / sqrt(r)) b * (B (d * (A (c * x)))): VeRA with a third vector c on the input, and
-the scale of rsLoRA.
+"""VeRA+: h = W0 x + (alpha / sqrt(r)) b * (B (d * (A (c * x)))): VeRA with a third
+vector c on the input, and the scale of rsLoRA.
 
-After TonAnh/VeRA-plus (its README, and rsverac/layer.py). There c has as many entries as the layer has
-outputs, which fits square matrices alone; here it has one for each input."""
+After TonAnh/VeRA-plus (its README, and rsverac/layer.py). There c has as many entries
+as the layer has outputs, which fits square matrices alone; here it has one for each
+input."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +21,17 @@ from vera.projections import ProjectionSpec
 
 
 class VeRAPlusChange(VeRAChange):
-    """One matrix's own b (out), d (rank) and c (in), and its slices of the shared A and B."""
+    """One matrix's own b (out), d (rank) and c (in), and its slices of the shared A and
+    B."""
 
-    def __init__(self, base: Any, inputs: int, outputs: int, pair: Projections, method: "VeRAPlus") -> None:
+    def __init__(
+        self,
+        base: Any,
+        inputs: int,
+        outputs: int,
+        pair: Projections,
+        method: "VeRAPlus",
+    ) -> None:
         super().__init__(base, inputs, outputs, pair, method)
         self.c = nn.Parameter(torch.full((inputs,), method.c_init, **place(base)))
         self.scale = method.alpha / math.sqrt(method.rank)
@@ -37,16 +46,22 @@ class VeRAPlusChange(VeRAChange):
         return self.scale * super().weight() * self.c
 
 
-def _pair(method: "VeRAPlus", inputs: int, outputs: int, at: dict[str, Any]) -> Projections:
-    return Projections(ProjectionSpec(method.projection_seed, method.rank, inputs, outputs), **at)
+def _pair(
+    method: "VeRAPlus", inputs: int, outputs: int, at: dict[str, Any]
+) -> Projections:
+    return Projections(
+        ProjectionSpec(method.projection_seed, method.rank, inputs, outputs), **at
+    )
 
 
 @dataclass(frozen=True)
 class VeRAPlus(Method, kind="vera_plus"):
-    """Trains three vectors for each adapted matrix; one frozen pair A, B is shared, and drawn as VeRA's.
+    """Trains three vectors for each adapted matrix; one frozen pair A, B is shared, and
+    drawn as VeRA's.
 
-    alpha: the change is scaled by alpha / sqrt(rank). d_init, c_init: initial values of d and c; b starts at
-    zero. projection_seed: of A and B. dropout: on the input of the adapter."""
+    alpha: the change is scaled by alpha / sqrt(rank). d_init, c_init: initial values of
+    d and c; b starts at zero. projection_seed: of A and B. dropout: on the input of the
+    adapter."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -61,14 +76,20 @@ class VeRAPlus(Method, kind="vera_plus"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.d_init and self.c_init):
-            raise AdapterError("b starts at 0: with d_init=0 or c_init=0, too, nothing would ever train")
+            raise AdapterError(
+                "b starts at 0: with d_init=0 or c_init=0, too, nothing would ever train"
+            )
 
     def install(self, model: nn.Module) -> None:
         wrap_sites(model, self, VeRAPlusChange, ("projections", _pair), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
         """Sum of (in + rank + out) over the adapted matrices."""
-        return sum(change.inputs + self.rank + change.outputs for change in changes(model))
+        return sum(
+            change.inputs + self.rank + change.outputs for change in changes(model)
+        )
 
-    def fixed(self, model: nn.Module, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def fixed(
+        self, model: nn.Module, left_out: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         return fixed_pairs(model)

@@ -1,7 +1,8 @@
-"""What memory.py puts around a run, from outside: Python imports this file at its start.
+"""What memory.py puts around a run, from outside: Python imports this file at its
+start.
 
-A process that is forked from the one that has torch already, which is what does a run, gets only so much
-memory: of a GPU by torch's own limit, else of its address space."""
+A process that is forked from the one that has torch already, which is what does a run,
+gets only so much memory: of a GPU by torch's own limit, else of its address space."""
 
 import os
 import sys
