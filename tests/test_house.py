@@ -1,14 +1,13 @@
-"""How long the parts of the code may be, what records may import, and that each test
+"""How long and how dense the code may be, what records may import, and that each test
 has a kind."""
 
 import ast
 import functools
-import io
 import re
-import tokenize
 from pathlib import Path
 
 import pytest
+from language import Language
 
 pytestmark = pytest.mark.nets
 
@@ -20,68 +19,43 @@ FILES = {
     for path in sorted(ROOT.glob(f"{room}/**/*.py"))
 }
 
-FILE_LINES, FUNCTION_LINES, METHOD_LINES = 400, 60, 200
-#: Of the four rooms together, without blank lines, comments and docstrings. A change
-#: that needs more raises it.
-CODE_LINES = 16_400
+#: What a reader can hold in mind. Split by topic, never to fit.
+FILE_LINES, FUNCTION_LINES = 500, 70
+#: Files that are longer, until they are rewritten.
+LONGER_FILES = {
+    "analysis/figures/papers.py",
+    "analysis/results/findings.py",
+    "analysis/results/pages.py",
+    "runs/export.py",
+    "runs/forecast.py",
+    "vera/peft_format.py",
+}
+#: Functions that are longer, until they are rewritten.
+LONGER_FUNCTIONS = {
+    "analysis/beside.py:beside",
+    "analysis/frame.py:cells",
+    "analysis/results/pages.py:rows_table",
+    "runs/answer.py:answer",
+    "runs/command.py:read",
+    "runs/forecast.py:estimate",
+    "runs/models/load.py:load",
+    "runs/training/result.py:build_record",
+    "tasks/beam.py:beam_search",
+    "tasks/fetch.py:snapshot",
+    "tasks/maths.py:load",
+    "vera/methods/peft_install.py:install",
+}
+#: The most that each measure of tests/language.py may be, in percent. The goals are 3.5
+#: for dense statements, 0.5 for function words and 7 for Any: each room comes down to
+#: them as it is rewritten, and never goes up again.
+LIMITS = {
+    "vera": {"dense statements": 5.4, "function words": 4.5, "Any": 12.7},
+    "tasks": {"dense statements": 5.2, "function words": 6.0, "Any": 16.7},
+    "runs": {"dense statements": 5.8, "function words": 8.4, "Any": 15.8},
+    "analysis": {"dense statements": 12.3, "function words": 20.4, "Any": 14.5},
+}
 #: Of the data in tests/nets/golden.
 GOLDEN_LINES, GOLDEN_BYTES = 6_000, 900_000
-
-#: What someone reads in an evening: how a run is adapted, trained and recorded, and how
-#: table 2 comes of it.
-SPINE = (
-    *("vera/sites.py", "vera/projections.py"),
-    *(
-        f"vera/methods/{n}.py"
-        for n in (
-            "contract",
-            "layers",
-            "merging",
-            "adapted",
-            "settings",
-            "vera",
-            "vera_layer",
-            "lora",
-        )
-    ),
-    *("tasks/base.py", "tasks/text.py", "tasks/glue.py", "tasks/metrics.py"),
-    *("runs/record/", "runs/run.py", "runs/identity.py"),
-    *(f"runs/config/{n}.py" for n in ("__init__", "schema", "files", "expand")),
-    *(f"runs/training/{n}.py" for n in ("context", "loop", "result")),
-    *(
-        "analysis/frame.py",
-        "analysis/beside.py",
-        "analysis/paper.py",
-        "analysis/tables/build.py",
-    ),
-)
-#: Lines, all of them. A change that needs more raises it.
-SPINE_LINES = 6_091
-#: What it may name outside itself.
-BESIDE_THE_SPINE = {
-    *("vera", "vera.kernels", "vera.errors", "tasks", "tasks.fetch"),
-    *("tasks.files", "tasks.reviews"),
-    *(
-        f"runs.{n}"
-        for n in (
-            *(
-                "command",
-                "models",
-                "models.wheels",
-                "errors",
-                "provenance",
-                "shared_files",
-                "methods",
-            ),
-            *("gpus", "predictions", "tracking"),
-        )
-    ),
-    *(f"runs.training.{n}" for n in ("checkpoint", "decode", "files")),
-    *(
-        f"analysis.{n}"
-        for n in ("facts", "inference", "notes", "others", "render", "tables.specs")
-    ),
-}
 
 
 parsed = functools.cache(ast.parse)
@@ -93,48 +67,38 @@ def functions(text):
             yield node.name, node.end_lineno - node.lineno + 1
 
 
-def code_lines(text):
-    """Lines with code: no blank lines, comments and docstrings."""
-    docstrings, found = set(), set()
-    for node in ast.walk(parsed(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings |= set(range(node.lineno, node.end_lineno + 1))
-    empty = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if tokenize.tok_name[token.type] not in empty:
-            found |= set(range(token.start[0], token.end[0] + 1))
-    return len(found - docstrings)
-
-
-def held(lines, ceiling):
-    over = {name: count for name, count in lines.items() if count > ceiling}
-    assert not over, f"longer than {ceiling} lines"
+def longer(lines, limit, exempt):
+    """What is longer than a limit, and what is exempt without need."""
+    over = {name for name, count in lines.items() if count > limit}
+    return over - exempt, exempt - over
 
 
 def test_a_file_can_be_read_at_once():
-    held({name: len(text.splitlines()) for name, text in FILES.items()}, FILE_LINES)
+    lines = {name: len(text.splitlines()) for name, text in FILES.items()}
+    assert longer(lines, FILE_LINES, LONGER_FILES) == (set(), set())
 
 
 def test_a_function_fits_on_a_page():
-    found = {
-        f"{name}:{function}": count
-        for name, text in FILES.items()
-        for function, count in functions(text)
+    lines = {}
+    for name, text in FILES.items():
+        for function, count in functions(text):
+            lines[f"{name}:{function}"] = count
+    assert longer(lines, FUNCTION_LINES, LONGER_FUNCTIONS) == (set(), set())
+
+
+@pytest.mark.parametrize("room", LIMITS)
+def test_statements_and_names_are_readable(room):
+    language = Language()
+    for name, text in FILES.items():
+        if name.startswith(f"{room}/"):
+            language.add(name, text)
+    percentages = language.percentages()
+    over = {
+        key: percentages[key]
+        for key in percentages
+        if percentages[key] > LIMITS[room][key]
     }
-    held(found, FUNCTION_LINES)
-
-
-def test_a_method_is_short():
-    of_methods = {
-        n: len(t.splitlines())
-        for n, t in FILES.items()
-        if n.startswith("vera/methods/")
-    }
-    held(of_methods, METHOD_LINES)
-
-
-def test_the_rooms_hold_no_more_code_than_they_need():
-    assert sum(map(code_lines, FILES.values())) <= CODE_LINES
+    assert not over, (language.dense[:20], language.function_words[:20])
 
 
 def imports(text):
@@ -154,17 +118,6 @@ def imports(text):
 def is_module(name):
     path = name.replace(".", "/")
     return f"{path}.py" in FILES or f"{path}/__init__.py" in FILES
-
-
-def test_the_spine_is_read_in_an_evening_and_by_itself():
-    spine = {name: text for name, text in FILES.items() if name.startswith(SPINE)}
-    assert sum(len(text.splitlines()) for text in spine.values()) <= SPINE_LINES
-    own = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for name in spine
-    }
-    for name, text in spine.items():
-        assert not set(imports(text)) - own - BESIDE_THE_SPINE, name
 
 
 @pytest.mark.parametrize(
