@@ -137,9 +137,9 @@ class Group:
                 for layer in layers
             ]
             if training:
-                return list(
-                    Merged.apply(x, layers, merged, plan, dtype, *vectors_of(*layers))
-                )  # type: ignore[no-untyped-call]
+                vectors = vectors_of(*layers)
+                outputs = Merged.apply(x, layers, merged, plan, dtype, *vectors)  # type: ignore[no-untyped-call]
+                return list(outputs)
             x = x.to(dtype)
             return [
                 product(x, w, bias(layer, dtype))
