@@ -16,7 +16,6 @@ IMPORTED = (
         "annotated_types",
         "datasets",
         "evaluate",
-        "filelock",
         "hydra",
         "jinja2",
         "matplotlib",

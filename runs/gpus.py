@@ -2,10 +2,12 @@
 torch can use them."""
 
 import contextlib
+import errno
 import glob
 import itertools
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,30 +53,69 @@ def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
     """The least shared of these GPUs, for a run, and the lock on it; None where there
     are none, and while each has `share` runs, over all commands of this machine. Raises
     UserError where none can be locked."""
-    folder, errors = Path(tempfile.gettempdir()) / "vera-bench-devices", list[OSError]()
-    if names and not folder.is_dir():
-        # another user has created it; or no lock can be made either
-        with contextlib.suppress(OSError):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o1777)  # other users' runs take locks here, too
+    if not names:
+        return None
+    folder = lock_folder()
+    errors = list[OSError]()
     # Another user's program may have filled one
     emptiest = sorted(names, key=free_bytes, reverse=True)
-    places = [*itertools.product(range(share), emptiest)]
+    places = list(itertools.product(range(share), emptiest))
     for number, name in places:
-        # a slice's name may have one
-        lock = Lock(folder / f"{name.replace('/', '-')}.{number}", mode=0o666)
+        # a slice's name may have a slash
+        file_name = f"{name.replace('/', '-')}.{number}"
+        lock = Lock(folder / file_name, mode=0o666)
         try:
             if lock.take(0):
                 return name, lock
         except OSError as error:
-            # such as another user's, which the kernel protects (fs.protected_regular)
+            # such as another user's, which the kernel protects
             errors.append(error)
-    if errors and len(errors) == len(places):
-        mend = "Mend that, or name another folder: TMPDIR="
-        raise UserError(
-            f"no GPU can be locked in {folder} ({errors[0].strerror}). {mend}"
-        )
+    if len(errors) == len(places):
+        raise _cannot_lock(folder, errors[0])
     return None
+
+
+def lock_folder() -> Path:
+    """The folder of the locks on devices: one for all users of this machine, or this
+    user's own where another user could change the names in that one. Raises UserError
+    where there is neither."""
+    shared = Path(tempfile.gettempdir()) / "vera-bench-devices"
+    own = shared.with_name(f"{shared.name}-{os.geteuid()}")
+    # other users' runs take locks here, too
+    if _make_folder(shared, mode=0o1777) is None:
+        return shared
+    error = _make_folder(own, mode=0o700)
+    if error:
+        raise _cannot_lock(own, error)
+    return own
+
+
+def _make_folder(folder: Path, mode: int) -> OSError | None:
+    """Creates a folder where it is missing. Returns what is wrong with it: it cannot be
+    created, or another user owns it and may rename what this user creates in it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        return error
+    try:
+        about = os.fstat(descriptor)
+        if about.st_uid == os.geteuid():
+            os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    is_sticky = about.st_mode & stat.S_ISVTX
+    if about.st_uid in (0, os.geteuid()) or is_sticky:
+        return None
+    return PermissionError(errno.EACCES, "another user's folder")
+
+
+def _cannot_lock(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"no GPU can be locked in {folder} ({error.strerror}). Mend that, or name"
+        " another folder: TMPDIR="
+    )
 
 
 def processor() -> str:

@@ -3,17 +3,18 @@ once."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
 import socket
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from runs.errors import UserError
 from runs.record import Record, hash_of, write_atomically
@@ -25,65 +26,168 @@ from tasks.files import stamp
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 #: Seconds of waiting after which a line names who has a lock.
 PATIENCE = 30.0
+POLL_INTERVAL_S = 0.05
+#: What a lock's file holds: the process and its machine, or the beginning of that.
+HOLDER = re.compile(rb"((?P<pid>\d{1,10})( (?P<host>[\w.-]{0,255}))?)?")
+#: One byte more than HOLDER can have, so that a longer file does not match.
+HOLDER_BYTES = 268
+#: The locks that this process has.
+HELD_LOCKS: "set[Lock]" = set()
 
 
 class Lock:
-    """A lock by the name of a file."""
+    """A lock that the kernel keeps on a file, and gives back when the process ends.
 
-    def __init__(self, path: Path, **more: Any) -> None:
-        """more: of FileLock."""
+    The file is opened once, and all that is written goes through its descriptor: in a
+    folder that others can write, a name may lead to another file a moment later."""
+
+    def __init__(self, path: Path, mode: int | None = None) -> None:
+        """mode: the permissions of a file that this lock creates, whatever the umask."""
         self.path = path
-        # The fallback is a file that a process killed on another machine leaves for
-        # ever
-        self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, **more)
+        self._mode = mode
+        self._descriptor: int | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object has the lock; never on a file system without locks."""
+        return self._descriptor is not None
 
     def take(self, seconds: float = 1.0) -> bool:
         """Whether this process has the lock now. seconds: how long it tries, since
         somebody may only look whether the lock is held. A file system without locks
         lets everybody pass."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + seconds
         try:
-            self._lock.acquire(timeout=seconds)
-        except Timeout:
-            return False
+            while not self._take_at_once():
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(POLL_INTERVAL_S)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        # for those who wait; a full disk changes nothing
-        with contextlib.suppress(OSError):
-            self.path.write_text(f"{os.getpid()} {socket.gethostname()}")
+            return True
+        self._write_holder()
         return True
 
     def release(self) -> None:
         """Gives the lock back."""
-        self._lock.release()
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._close()
 
     def is_held(self) -> bool:
         """Whether another process has the lock now."""
-        free = True
-        # of another user's file, of one on a disk to read
-        with contextlib.suppress(OSError):
-            free = not self.path.is_file() or self.take(0)
-            self.release()
-        return not free
+        if self.is_locked or not self.path.is_file():
+            return False
+        try:
+            is_free = self._take_at_once()
+        except OSError:
+            # another user's file, or a disk that can only be read, or one without locks
+            return False
+        self.release()
+        return not is_free
 
     def holder(self) -> str:
-        """The process that has the lock, in words; and a way out, where it is a stopped
-        one of here."""
+        """The process that has the lock, in words; and what to do, where it is a
+        stopped one of this machine."""
         import psutil
 
         try:
-            pid, host = self.path.read_text().split()
-        except (OSError, ValueError):
+            descriptor = _open_regular(self.path, os.O_RDONLY)
+        except OSError:
             return "another process"
-        with contextlib.suppress(psutil.Error, ValueError, OverflowError):
-            if (
-                host == socket.gethostname()
-                and psutil.Process(int(pid)).status() == psutil.STATUS_STOPPED
-            ):
-                out = f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
-                return f"process {pid} on {host}, which is stopped: {out}"
-        return f"process {pid} on {host}"
+        try:
+            written = HOLDER.fullmatch(os.pread(descriptor, HOLDER_BYTES, 0))
+        finally:
+            os.close(descriptor)
+        if not written or not written["host"]:
+            return "another process"
+        pid, host = int(written["pid"]), written["host"].decode()
+        name = f"process {pid} on {host}"
+        if host != _host_name():
+            return name
+        with contextlib.suppress(psutil.Error, OverflowError):
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                advice = f"kill -CONT {pid} lets it go on, kill -KILL {pid} ends it"
+                return f"{name}, which is stopped: {advice}"
+        return name
+
+    def _take_at_once(self) -> bool:
+        """Takes the lock if it is free. Raises OSError where no file can be locked."""
+        if self.is_locked:
+            return True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_or_create(self.path, self._mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                self._descriptor, descriptor = descriptor, -1
+                HELD_LOCKS.add(self)
+        except BlockingIOError:
+            return False
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        # a file without a name was removed while we opened it: it keeps nobody off
+        return self.is_locked
+
+    def _write_holder(self) -> None:
+        """Writes who has the lock, for those who wait; but over nothing else: the name
+        may be a hard link to somebody's file."""
+        assert self._descriptor is not None
+        holder = f"{os.getpid()} {_host_name()}".encode()
+        # a full disk changes nothing
+        with contextlib.suppress(OSError):
+            written = os.pread(self._descriptor, HOLDER_BYTES, 0)
+            if HOLDER.fullmatch(written):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, holder, 0)
+
+    def _close(self) -> None:
+        """Closes this process's descriptor of the lock, if it has one."""
+        HELD_LOCKS.discard(self)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _host_name() -> str:
+    """This machine's name, in the characters that HOLDER allows."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)
+
+
+def _open_or_create(path: Path, mode: int | None) -> int:
+    """A descriptor of a lock's file. Creating is its own step: Linux may forbid to open
+    another user's file with O_CREAT in a folder such as /tmp (fs.protected_regular)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666 if mode is None else mode)
+    except FileExistsError:
+        return _open_regular(path, os.O_RDWR)
+    if mode is not None:
+        os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file. Raises OSError for a link and anything else, and
+    waits for nobody."""
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | safe)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def _close_locks_of_parent() -> None:
+    """Closes a forked process's copies of its parent's locks. They would keep the locks
+    of a parent that dies."""
+    for lock in list(HELD_LOCKS):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_close_locks_of_parent)
 
 
 def run_lock(output: str | Path, name: str) -> Lock:
@@ -104,7 +208,7 @@ def alone(lock: Lock, doing: str) -> Iterator[bool]:
                 f"{doing} is being done by {lock.holder()}: waiting for it", flush=True
             )
     try:
-        yield lock._lock.is_locked
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -376,7 +376,7 @@ def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words)
 
 def test_vera_needs_three_packages_and_the_rest_says_what_it_needs(outside):
     """Where there is none of the others but those that torch itself needs."""
-    gone = {*runs.IMPORTED} - BASE - {"filelock", "jinja2", "typing_extensions"}
+    gone = {*runs.IMPORTED} - BASE - {"jinja2", "typing_extensions"}
     without = f"import runpy, sys\nsys.modules.update(dict.fromkeys({gone}))\n"
     assert outside("-c", without + LIBRARY).stdout == "True\n"
     for module in ("runs", "runs.plan", "analysis.tables"):

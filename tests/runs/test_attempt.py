@@ -442,7 +442,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     assert not first.is_held()
     monkeypatch.undo()  # a file system without locks lets everybody pass
     no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
-    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     assert (second.is_held(), second.take()) == (False, True)
 
 
