@@ -41,7 +41,7 @@ VERSIONS = $(if $(value CONSTRAINTS),-c $(call quoted,,CONSTRAINTS))
 QUIET = --quiet --disable-pip-version-check
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
-.PHONY: help setup constraints demo test test-all chaos attack lint methods docs plan tune counts publish results sync dashboard report notebooks \
+.PHONY: help setup constraints demo test test-all chaos attack lint methods keys docs plan tune counts publish results sync dashboard report notebooks \
         bench bench-serving bench-decoding bench-contention gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
@@ -103,6 +103,9 @@ lint: setup ## ruff, mypy, and the imports between the packages
 
 methods: setup ## docs/methods.md, by trying every method on every architecture
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/support.py
+
+keys: setup ## docs/keys.md, the keys of a run, from their declarations
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/keys_page.py
 
 docs: setup ## the documentation as a site, with an API reference, the published runs and the report: outputs/site/index.html; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo outputs/site/index.html

@@ -82,13 +82,8 @@ def settings_of(record: Record) -> dict[str, Any]:
     """What defines a record's result except its seed and what follows it, as one
     mapping without groups."""
     settings = dict[str, Any]()
-    for group, values in defining(record["config"]).items():
-        of_group = values if isinstance(values, dict) else {group: values}
-        settings |= {
-            key: value for key, value in of_group.items() if key != "draw_seed"
-        }
-    if record["config"]["method"].get("redrawn"):
-        settings.pop("projection_seed", None)
+    for group, values in defining(record["config"], with_seeds=False).items():
+        settings |= values if isinstance(values, dict) else {group: values}
     settings |= {
         "recipe": record["recipe"]["name"],
         "start": (record.get("start") or {}).get("id"),

@@ -47,22 +47,15 @@ from runs.command import (
 )
 from runs.config import CONF, GROUPS, Files, read_command
 from runs.config.expand import read_grid
-from runs.config.files import ERRORS, READS, dotted, key_of, row_word, without_hydra
+from runs.config.files import ERRORS, READS, dotted, row_word, without_hydra
 from runs.errors import UserError, rank
 from runs.identity import identify
+from runs.record.keys import KEYS, PATH
+from runs.record.override import Override
 from runs.run import overrides_of, with_starts
 from runs.sweep.sweep import sweep
 from runs.tracking import agent_note
 
-#: Of a published run these have a name, and no longer the path of the machine that did
-#: it.
-LOCAL = (
-    "model.path",
-    "task.data_dir",
-    "task.train_file",
-    "task.dev_file",
-    "task.mt_bench_dir",
-)
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 #: Hydra's options.
@@ -148,22 +141,35 @@ def repeated(line: Line[Settings], name: str) -> Line[Settings]:
     """The line with the overrides of the run whose id begins with `name`, but for keys
     that it has itself. Raises UserError for an unknown run, or one whose overrides are
     not known."""
-    given = {key_of(word): word.partition("=")[2] for word in line.overrides}
+    given = {Override(text).key: Override(text).value for text in line.overrides}
     output = given.get("output", "outputs")
     record = find_record(open_ledger(output), name, output)
     if not (words := overrides_of(record)):
         where = f"{output}/runs/{record['id']}/overrides.yaml"
         raise UserError(
-            f"run {record['id']}: its record is older than overrides in records. See {where}"
+            f"run {record['id']}: its record is older than overrides in records. "
+            f"See {where}"
         )
-    kept = [word for word in words if key_of(word) not in given]
-    for key, _, path in (word.partition("=") for word in kept):
-        if key in LOCAL and path != "null" and not Path(path.strip("'\"")).exists():
+    kept = [word for word in words if Override(word).key not in given]
+    for override in map(Override, kept):
+        if missing := _missing_path(override):
             raise UserError(
-                f"run {record['id']} read {path}, which is not here: add {key}=/where/it/is"
+                f"run {record['id']} read {missing}, which is not here: "
+                f"add {override.key}=/where/it/is"
             )
     settings = replace(line.settings, rerun=record["id"])
     return replace(line, overrides=(*kept, *line.overrides), settings=settings)
+
+
+def _missing_path(override: Override) -> str:
+    """The local path that an override names, where nothing is there, else "". Published
+    runs store only the last part of a path."""
+    key = KEYS.get(override.key)
+    path = override.unquoted_value
+    is_path = key is not None and key.role == PATH and key.group in ("model", "task")
+    if not is_path or path in ("null", "none") or path.startswith("hub:"):
+        return ""
+    return "" if Path(path).exists() else path
 
 
 # --- the options that print something and run nothing (--cfg, --info, --help, ...)
@@ -204,6 +210,8 @@ def _print(line: Line[Settings], files: Files, hydra: Any) -> None:
     if (count := len(cells) * len(seeds)) > 1 and "--help" not in asked and rank() == 0:
         print(f"note: of {count} runs the first one", file=sys.stderr)
     overrides = (*cells[0], *filter(None, seeds[:1]))
+    if "--cfg" in asked:  # what a run would refuse is refused here, too
+        read_command(overrides, line.config_dir)
     cfg = files.compose(overrides)
     # for Hydra to print: with the recipe as its row sees it
     hydra.compose_config = lambda *_, **__: cfg
@@ -256,6 +264,7 @@ def _sources(
     """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a
     place in a recipe."""
     choices, place = cfg.hydra.runtime.choices, dict[str, str]()
+    typed_keys = {Override(text).key for text in typed}
     words = [word for word in overrides if not word.startswith("recipe=")]
     words += [f"recipe={choices.recipe}"] if cfg.get("recipe") else []
     # a later one wins
@@ -270,8 +279,8 @@ def _sources(
         place |= {f"{within}{key}": file for key, _ in dotted(content)}
     for word in overrides:
         preset = f"conf/experiment/{choices.get('experiment')}.yaml"
-        place[key_of(word)] = (
-            "the command line" if key_of(word) in map(key_of, typed) else preset
+        place[Override(word).key] = (
+            "the command line" if Override(word).key in typed_keys else preset
         )
     values = dict(dotted(without_hydra(cfg, resolve=True)))
     for key, raw in dotted(without_hydra(cfg, resolve=False)):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.errors import UserError
-from runs.record import defining, finished_record, hash_of, record_path, run_folder
+from runs.record import finished_record, hash_of, id_of, record_path, run_folder
 from runs.run import Run
 from runs.shared_files import MISSING, check_kept, digest, file_hash, kept_in_cache
 from tasks.fetch import content
@@ -59,18 +59,15 @@ def _identify(run: Run, contents: Contents) -> str | None:
     data = _once(contents, config["task"], data_content)
     if model is None or data is None:
         return None
-    parts = defining(config) | {
-        "row": run.row,
-        "model": model,
-        "data": data,
-        "protocol": tasks.protocol(config["task"]),
-        "seeds": [config["seed"], config["data_seed"]],
-    }
+    start = None
     if config["init_from"]:
-        parts["start"] = start_id(run, contents)
-        if parts["start"] is None:
+        start = start_id(run, contents)
+        if start is None:
             return None
-    return hash_of(parts)[:12]
+    version = tasks.protocol(config["task"])
+    return id_of(
+        config, row=run.row, model=model, data=data, protocol=version, start=start
+    )
 
 
 def _once(

@@ -34,7 +34,15 @@ from runs.config import read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
-from runs.record import FINISHED, INSTALLED, Record, is_trial, plural, read_ledger
+from runs.record import (
+    FINISHED,
+    INSTALLED,
+    Record,
+    is_trial,
+    plural,
+    read_ledger,
+    without_paths,
+)
 from runs.record import ledger as files
 
 
@@ -154,7 +162,7 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
         for m in ledger.measures.values()
         if {run["id"] for run in m["of"]} <= published
     ]
-    return [*map(files.without_paths, records)], measures
+    return [*map(without_paths, records)], measures
 
 
 def publish(line: Line[Settings]) -> int:

@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any
 
 from runs.errors import UserError
-from runs.record import NOT_SETTINGS, PUBLISHED, Record, row_label
+from runs.record import PUBLISHED, Record, row_label
+from runs.record.keys import is_own_setting
+from runs.record.override import Override
 
 #: Methods whose runs take as long as no other's: a head needs no gradient of the model,
 #: none no training.
@@ -32,7 +34,7 @@ class Run:
     experiment: str | None
     config: dict[str, Any]
     start: "Run | None" = None
-    changed: list[str] = field(default_factory=list)
+    changed: list[Override] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list, compare=False)
 
     @property
@@ -41,7 +43,7 @@ class Run:
         return {
             key: value
             for key, value in self.config["method"].items()
-            if key not in NOT_SETTINGS
+            if is_own_setting(key)
         }
 
     @property
@@ -75,11 +77,12 @@ class Run:
         """In words, that there is no recipe, or one without rate or epochs for the
         task; "" where it has."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
-        lacking = sorted(
-            {"epochs", rate}
-            - self.recipe_keys
-            - {key_of(line) for line in self.changed}
-        )
+        changed = {override.key for override in self.changed}
+        lacking = [
+            key
+            for key in sorted({"epochs", rate} - self.recipe_keys)
+            if f"train.{key}" not in changed
+        ]
         if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
             return ""
         if self.recipe == "defaults":
@@ -148,11 +151,6 @@ def epoch_batches(
             part.sort(key=lambda row: lengths[row])
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def key_of(line: str) -> str:
-    """The last part of an override's key."""
-    return line.partition("=")[0].rpartition(".")[2]
 
 
 def starts(runs: list[Run]) -> list[Run]:

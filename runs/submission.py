@@ -47,6 +47,7 @@ from runs.record import (
     refusal,
     schema,
 )
+from runs.record.keys import is_own_setting
 from runs.run import overrides_of
 from tasks.files import module_file
 
@@ -405,9 +406,7 @@ def _count(config: dict[str, Any]) -> int | None:
     None of others, of peft's methods, whose settings may name files, and where the
     count takes weights or much memory."""
     settings = {
-        key: value
-        for key, value in config["method"].items()
-        if key not in cell.NOT_SETTINGS
+        key: value for key, value in config["method"].items() if is_own_setting(key)
     }
     known = {path.stem: path for path in (ledger.CONF / "model").glob("*.yaml")}
     path, numbers = (

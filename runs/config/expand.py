@@ -24,13 +24,14 @@ from runs.config.files import (
     Files,
     dotted,
     groups_of,
-    key_of,
     open_part,
     plain,
 )
 from runs.config.schema import Config, Launch
 from runs.errors import UserError
 from runs.record import first_line
+from runs.record.keys import RESULT, nearest_key
+from runs.record.override import Override
 from runs.run import Run
 
 RUN_ID = "[0-9a-f]{12}"
@@ -45,8 +46,6 @@ REFUSED = {
 }
 #: Values of a list.
 MOST = 100_000
-#: Parts whose overrides are compared with their files.
-PARTS = ("task.", "method.", "train.", "model.settings")
 #: Keys for where and how runs are done: no part of a run, and one value for a whole
 #: command.
 WHERE = tuple(Launch.model_fields)
@@ -104,7 +103,7 @@ def _of_preset(
     """That the preset gives a mistake's value; "" where the command line or another
     file does."""
     key = ".".join(map(str, error.errors()[0]["loc"]))
-    if not preset or key in map(key_of, overrides):
+    if not preset or key in {Override(text).key for text in overrides}:
         return ""
     found = (
         yaml.safe_load(files.path("experiment", preset).read_text(encoding="utf-8"))
@@ -246,17 +245,17 @@ def _make_run(
             row = f"{row}_from_{_slug(name)}"
         method["label"] += f" from {name}"
     cell = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
-    words = [*cell, *(line for line in overrides if _key(line) not in NOT_OF_A_RUN)]
+    words = [*cell, *(text for text in overrides if _is_kept(Override(text)))]
     recipe = str(choices.recipe) if cfg.get("recipe") else "defaults"
     names = (row, choices.model, choices.task, config["seed"], recipe, preset or None)
     return Run(*names, config, start, changed, words)
 
 
-def _key(line: str) -> str:
-    """The key that an override sets; for a setting of a launcher or of tracking, the
-    group."""
-    key = key_of(line)
-    return key.partition(".")[0] if key.startswith(WHERE) else key
+def _is_kept(override: Override) -> bool:
+    """Whether a run keeps an override among its own: its cell and seed are named apart,
+    and what belongs to the command is no part of it."""
+    is_cell = override.key in ("method", "model", "task", "seed")
+    return not is_cell and override.group not in WHERE
 
 
 def _slug(text: str) -> str:
@@ -268,7 +267,7 @@ def _slug(text: str) -> str:
 
 def _configuration(
     cfg: DictConfig, overrides: tuple[str, ...], files: Files
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Override]]:
     """A run's configuration as plain values, checked and converted
     (runs/config/schema.py); and the overrides that set the method, the training or the
     model's settings differently from their files."""
@@ -283,19 +282,31 @@ def _configuration(
     return values | {"recipe": values.pop("recipe", {})}, changed
 
 
-def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[str]:
+def _is_compared(key: str) -> bool:
+    """Whether an override of this key is compared with the files: it can change the
+    result."""
+    group = key.partition(".")[0]
+    if group == "model":
+        declared = nearest_key(key)
+        return declared is not None and declared.role == RESULT
+    return group in ("task", "method", "train") and key != group
+
+
+def _changed(
+    cfg: DictConfig, overrides: tuple[str, ...], files: Files
+) -> list[Override]:
     """The overrides that differ from the files. A value of a task or method gets the
     type that its file has: `1` and `1.0` are one run. Raises UserError for another
     type, and for another row or task."""
-    groups, changed = groups_of(overrides), list[str]()
-    given = [line for line in overrides if key_of(line).startswith(PARTS)]
+    groups, changed = groups_of(overrides), list[Override]()
+    given = [text for text in overrides if _is_compared(Override(text).key)]
     if not given:
         return []
     default = files.defaults(groups)
     with open_dict(default):
         default.recipe = cfg.get("recipe")  # of this class of peft
     for line in given:
-        key = key_of(line)
+        key = Override(line).key
         wanted, value = (plain(OmegaConf.select(of, key)) for of in (default, cfg))
         if key == "task.name" and value != wanted and value in files.choices("task"):
             raise UserError(
@@ -313,7 +324,7 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
             if repr(typed) != repr(value):
                 OmegaConf.update(cfg, key, typed)
         if value != wanted and not key.startswith("task."):
-            changed.append(line)
+            changed.append(Override(line))
         again = key == "method.redrawn" and value != wanted
         if again or (key == "method.projection_seed" and "${" in line):
             row = "a row of their own, method=vera_redrawn"
@@ -325,23 +336,32 @@ def _changed(cfg: DictConfig, overrides: tuple[str, ...], files: Files) -> list[
 
 # --- what a run starts from (init_from)
 
-#: Overrides that are not among a run's words: its cell and seed are named apart.
-NOT_OF_A_RUN = ("method", "model", "task", "seed", *WHERE)
 #: A run's overrides that do not hold for the run that it starts from.
-NOT_CARRIED = (
-    *(
+NOT_CARRIED = frozenset(
+    {
         "method",
+        "model",
         "task",
+        "recipe",
+        "experiment",
         "seed",
         "data_seed",
         "init_from",
-        "recipe",
-        "experiment",
         "keep",
-        "model",
-    ),
-    *("task.holdout", "task.label", "task.name", *WHERE),
+        "task.holdout",
+        "task.label",
+        "task.name",
+    }
 )
+
+
+def _is_carried(override: Override, task: DictConfig) -> bool:
+    """Whether a run's override holds for the run that it starts from, too."""
+    if override.key in NOT_CARRIED or override.group in (*WHERE, "method"):
+        return False
+    if override.group != "task":
+        return True
+    return override.key.split(".")[1] in task
 
 
 def _start(
@@ -360,13 +380,7 @@ def _start(
             raise UserError(f"init_from={text}: should be {kinds}")
         return (f"run {text}" if is_id else Path(text).stem), None
     of_task = files.defaults((f"model={model}", f"task={task}")).task
-    carried = [
-        line
-        for line in overrides
-        if (key := _key(line)) not in NOT_CARRIED
-        and not key.startswith("method.")
-        and (not key.startswith("task.") or key.split(".")[1] in of_task)
-    ]
+    carried = [text for text in overrides if _is_carried(Override(text), of_task)]
     lines = (*carried, f"model={model}", f"method={row}", f"task={task}", "seed=0")
     run = _make_run(files.compose(lines), lines, "", files)
     if run.start:

@@ -30,7 +30,9 @@ from omegaconf.errors import OmegaConfBaseException
 from runs.command import did_you_mean, one_of
 from runs.config.schema import BASE, alpha_of
 from runs.errors import UserError
-from runs.record import CONF, NOT_SETTINGS, ROOT, from_recipe, one_line
+from runs.record import CONF, ROOT, from_recipe, one_line
+from runs.record.keys import is_own_setting
+from runs.record.override import Override
 
 #: The groups of a run; launcher and tracking are those of a command, and say where and
 #: how its runs are done.
@@ -122,7 +124,9 @@ class Files:
         """What Hydra composes, with Hydra's own part, and the recipe as its row sees
         it. Raises UserError for what Hydra refuses, a file that is not there, and a key
         of a recipe that nothing reads."""
-        row = tuple(line for line in overrides if not key_of(line).startswith("task"))
+        row = tuple(
+            line for line in overrides if not Override(line).key.startswith("task")
+        )
         groups = (*groups_of(overrides), *self.borrowed.get(row, ()))
         for group, _, name in (line.lstrip("+").partition("=") for line in groups):
             if not group.startswith("~"):
@@ -130,14 +134,14 @@ class Files:
         for added in (
             line for line in overrides if line.startswith("+") and line not in groups
         ):
-            above, _, name = (open_part(added) or key_of(added)).rpartition(".")
+            above, _, name = (open_part(added) or Override(added).key).rpartition(".")
             parent = (
                 OmegaConf.select(self.defaults(groups), above)
                 if above
                 else self.defaults(groups)
             )
             if not isinstance(parent, DictConfig) or name not in parent:
-                raise self.no_key(key_of(added), groups)
+                raise self.no_key(Override(added).key, groups)
         values = [line for line in overrides if line not in groups]
         # Hydra sets values last, too: cells that choose the same files are composed of
         # them once
@@ -268,19 +272,15 @@ class Files:
         )
 
 
-def key_of(override: str) -> str:
-    """The key that an override sets."""
-    return override.lstrip("+~").partition("=")[0]
-
-
 def open_part(override: str) -> str:
     """The mapping of OPEN that an override's key is in, or ""."""
-    return next((one for one in OPEN if key_of(override).startswith(f"{one}.")), "")
+    key = Override(override).key
+    return next((mapping for mapping in OPEN if key.startswith(f"{mapping}.")), "")
 
 
 def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """The overrides that choose files."""
-    return tuple(line for line in overrides if key_of(line) in GROUPS)
+    return tuple(line for line in overrides if Override(line).key in GROUPS)
 
 
 def plain(node: Any) -> Any:
@@ -319,7 +319,7 @@ def parts(model: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     with files.hydra():
         cfg = files.compose((f"model={model}", f"method={method}"))
     return plain(cfg.model), {
-        key: v for key, v in plain(cfg.method).items() if key not in NOT_SETTINGS
+        key: value for key, value in plain(cfg.method).items() if is_own_setting(key)
     }
 
 

@@ -1,12 +1,14 @@
 """A run's record: one small JSON file, or published a line, from which tables, figures
 and dashboards come.
 
-schema.py: what a record holds, and its check; cell.py: which settings define a result,
-what its number means, and a cell's seeds; ledger.py: how records are written and read.
-No torch and no Hydra: analysis/ reads records through this package, which has all that
-these modules define."""
+keys.py declares the keys of a configuration with their roles; schema.py says what a
+record holds, and checks it; cell.py says which settings define a result, what its
+number means, and which records are the seeds of one cell; ledger.py writes and reads
+records; redaction.py takes local paths out of them. No torch and no Hydra: analysis/
+reads records through this package."""
 
 from runs.record.cell import *
 from runs.record.ledger import *
+from runs.record.redaction import *
 from runs.record.schema import *
 from runs.record.text import *

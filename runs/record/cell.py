@@ -14,83 +14,75 @@ from typing import Any
 
 import orjson
 
-from runs.record.schema import TASK_PATHS, TEXT_SCORES, Record
+from runs.record.keys import KEYS, SEED
+from runs.record.schema import TEXT_SCORES, Record
 
-#: Settings of a method that only name it, say what is kept of it, or give values to its
-#: other settings.
-NOT_SETTINGS = ("label", "keep", "recipe", "init_from", "lr_by", "scaling", "redrawn")
-#: Settings of a method that change how it is computed: the result is the same up to
-#: rounding.
-COMPUTED = ("path", "weights")
-#: Settings of a task that do not change the result: names, places of files, how rows
-#: are read, and what comes after training. A template counts by its text, which is part
-#: of the data's content.
-PLACES = (
-    *(
-        *TASK_PATHS,
-        "hub",
-        "revision",
-        "label",
-        "modality",
-        "keep",
-        "workers",
-        "bad_images",
-    ),
-    *("bench", "answer_tokens", "top_p", "top_k", "id_column", "keep_text"),
-)
-#: Keys that were added after records had been written, with the value that was fixed
-#: before. At that value they are left out of identities and comparisons, so that older
-#: records still count.
-LATER: dict[str, dict[str, Any]] = {
-    "train": {
-        "decay_all": False,
-        "adam_eps": 1e-8,
-        "adam_beta2": 0.999,
-        "warmup_steps": None,
-        "evaluate_every": 1,
-        "lr_by": None,
-        "decay_by": None,
-    },
-    "task": {"holdout": None, "scale_labels": False},
-}
-#: Keys that are gone, by the task's family, with the value that every run had.
-#: Identities hold them still.
+#: The groups whose keys ids hold together, each under its name.
+HASHED_GROUPS = ("method", "task", "train")
+#: Keys that are gone, by the task's family, with the value that every run had. Ids hold
+#: them still.
 GONE: dict[str, dict[str, Any]] = {
     "images": {"augment": "none", "crop_scale": [0.25, 1.0]}
 }
-#: Families that sorted batches by length before task.length_grouped was added; others
-#: always had it.
-READS_LENGTH_GROUPED = ("glue", "text")
 
 
-def defining(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that define a run's result, besides row, seeds and the contents of
-    model and data."""
-    later, family = dict(LATER["task"]), config["task"].get("family")
-    if family in READS_LENGTH_GROUPED:
-        later["length_grouped"] = True
-    settings = {
-        "method": _without(config["method"], (*NOT_SETTINGS, *COMPUTED), {}),
-        "task": GONE.get(family, {}) | _without(config["task"], PLACES, later),
-        "train": _without(config["train"], (), LATER["train"]),
-    }
-    model = config["model"]
-    return settings | {
-        f"model {key}": model[key] for key in ("settings", "quantise") if model.get(key)
-    }
+def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, Any]:
+    """The settings that define a run's result, besides its row and the contents of
+    model and data: what the roles of runs/record/keys.py say.
+
+    with_seeds: False leaves out what differs between the seeds of one cell."""
+    family = config["task"].get("family")
+    settings = {}
+    for group in HASHED_GROUPS:
+        settings[group] = _in_ids(group, config[group], family, with_seeds)
+    settings["task"] = GONE.get(family, {}) | settings["task"]
+    if config["method"].get("redrawn") and not with_seeds:
+        settings["method"].pop("projection_seed", None)  # A and B follow the seed
+    for name, value in _in_ids("model", config["model"], family, with_seeds).items():
+        known = f"model.{name}" in KEYS
+        if known and value:  # an empty mapping of settings is none
+            settings[f"model {name}"] = value
+    return settings
 
 
-def _without(
-    settings: dict[str, Any], keys: tuple[str, ...], later: Mapping[str, Any]
+def _in_ids(
+    group: str, values: Mapping[str, Any], family: str | None, with_seeds: bool
 ) -> dict[str, Any]:
-    """The settings but for these keys, and but for those of `later` at the value
-    there."""
-    kept = {key: value for key, value in settings.items() if key not in keys}
-    return {
-        key: value
-        for key, value in kept.items()
-        if key not in later or value != later[key]
-    }
+    """The keys of a group that ids hold, those without a declaration among them: they
+    are settings of somebody's own method or task."""
+    hashed = {}
+    for name, value in values.items():
+        key = KEYS.get(f"{group}.{name}")
+        if key is None:
+            hashed[name] = value
+        elif key.held:
+            hashed[name] = key.held.value
+        elif key.role == SEED and not with_seeds:
+            continue
+        elif key.in_ids(value, family):
+            hashed[name] = value
+    return hashed
+
+
+def id_of(
+    config: Mapping[str, Any],
+    *,
+    row: str,
+    model: str,
+    data: str,
+    protocol: int,
+    start: str | None,
+) -> str:
+    """The id of a run: 12 hex digits of a hash of all that defines its result.
+
+    model, data: the hashes of their contents. protocol: the version of the task
+    family's. start: the adapter that the run starts from, if there is one."""
+    parts = defining(config)
+    parts |= {"row": row, "model": model, "data": data, "protocol": protocol}
+    parts["seeds"] = [config["seed"], config["data_seed"]]
+    if start is not None:
+        parts["start"] = start
+    return hash_of(parts)[:12]
 
 
 def is_trial(config: dict[str, Any]) -> bool:
@@ -118,10 +110,7 @@ def cell_id(record: Record) -> str:
     ledger's, as it was read."""
     if "cell_id" in record:
         return str(record["cell_id"])
-    settings = defining(record["config"])
-    settings["task"].pop("draw_seed", None)  # follows the seed
-    if record["config"]["method"].get("redrawn"):  # then A and B follow it as well
-        settings["method"].pop("projection_seed")
+    settings = defining(record["config"], with_seeds=False)
     recipe, start = record["recipe"]["name"], (record.get("start") or {}).get("id")
     parts = [
         settings,

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from runs.record.cell import cell_id, hash_of
 from runs.record.schema import (
     FINISHED,
     MEASURE_SCHEMA,
-    PATHS,
     SCHEMA,
     Record,
     check,
@@ -191,50 +189,6 @@ def write_study(
         lines |= {one["id"]: record_text(one, kind) for one in added}
         if added:
             write_atomically(path, "".join(lines[key] for key in sorted(lines)))
-
-
-def without_paths(record: Record) -> Record:
-    """The record with only the last part of local paths: where files lay is private,
-    and proves nothing."""
-    config = {**record["config"], "output": "outputs"}
-    for part in ("model", "task"):
-        config[part] = {
-            k: _name(v) if k in PATHS and v else v for k, v in config[part].items()
-        }
-    start = record.get("start")
-    if start:
-        config["init_from"] = Path(config["init_from"] or "").name
-        start = {**start, "from": config["init_from"]}
-    clean = {
-        "error": hide_paths(record.get("error")),
-        "tries": [*map(hide_paths, record.get("tries", []))],
-    }
-    if "overrides" in record:
-        clean["overrides"] = [*map(_without_path, record["overrides"])]
-    return {**record, "config": config, "start": start, **clean}
-
-
-def _without_path(override: str) -> str:
-    key, _, value = override.partition("=")
-    if key.rpartition(".")[2] not in (*PATHS, "init_from"):
-        return override
-    quote = value[0] if value.startswith(("'", '"')) else ""
-    return f"{key}={quote}{_name(value.strip(quote or None))}{quote}"
-
-
-def _name(where: str) -> str:
-    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its
-    name."""
-    return where if where.startswith("hub:") else Path(where).name
-
-
-#: A path in an error: an absolute one, or one that begins with . or ~.
-_PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
-
-
-def hide_paths(words: str | None) -> str | None:
-    """An error with only the last part of each local path."""
-    return words and _PATH.sub(r"\1", words)
 
 
 # --- which runs a sweep has: OUTPUT/sweeps/NAME.json. The folder NAME beside it, of a launcher's logs, can go

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 # before Python 3.12, pydantic does not accept typing's own
 from typing_extensions import TypedDict
 
+from runs.record.keys import PATH, names_with_role
+
 SCHEMA = 3
 #: The status of a run that is not done again: a diverged run is a result, too.
 FINISHED = ("done", "diverged")
@@ -27,22 +29,6 @@ Positive = Annotated[int, Ge(1)]
 Number = float | None
 Words = str | None
 
-#: The settings of a task that hold local paths. Those of a published record have the
-#: paths' names.
-TASK_PATHS = (
-    *(
-        "data_dir",
-        "train_file",
-        "dev_file",
-        "cache_dir",
-        "mt_bench_dir",
-        "template",
-        "forgetting_text",
-    ),
-)
-#: The same of a model or a task.
-PATHS = ("path", *TASK_PATHS)
-
 #: Which number of which table a run is a seed of: paper is the preset it was started
 #: by.
 CELL = {"paper": Words, "row": str, "model": str, "task": str, "seed": int}
@@ -50,7 +36,7 @@ CELL = {"paper": Words, "row": str, "model": str, "task": str, "seed": int}
 LABEL = {"row": str, "model": str, "task": str}
 #: The configuration of a model or a task; it may have other keys of its own, as a
 #: method may.
-PART = {f"{key}?": Words for key in PATHS} | {
+PART = {
     "name": str,
     "family?": str,
     "settings?": dict[str, Any] | None,
@@ -58,10 +44,13 @@ PART = {f"{key}?": Words for key in PATHS} | {
     "shots?": Count | None,  # images of a class
     "holdout?": Number,
 }
+#: The same with the group's local paths.
+MODEL = PART | {f"{key}?": Words for key in names_with_role(PATH, "model")}
+TASK = PART | {f"{key}?": Words for key in names_with_role(PATH, "task")}
 #: The resolved configuration that a run was made from.
 CONFIG = {
-    "model": PART,
-    "task": PART,
+    "model": MODEL,
+    "task": TASK,
     # peft's methods may have several ranks
     "method": {"kind": str, "rank?": Any, "alpha?": Any},
     "train": {  # conf/config.yaml explains its keys

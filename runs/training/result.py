@@ -16,13 +16,12 @@ from runs.methods import BASES, rates_of
 from runs.provenance import made_with
 from runs.record import SCHEMA, Metric, Record, cell_id, crossfit, hash_of
 from runs.record.cell import (
-    COMPUTED,
-    READS_LENGTH_GROUPED,
     from_recipe,
     lora_scaling,
     row_label,
 )
-from runs.run import Run, key_of
+from runs.record.keys import COMPUTING, KEYS, names_with_role
+from runs.run import Run
 from runs.training.context import count, flags
 from runs.training.loop import Training
 
@@ -207,21 +206,30 @@ def summarise(
     return {**of_table, **paper, **selected, "protocols": protocols}
 
 
-#: The settings of training that also affect evaluation.
-READS = ("max_length", "precision")
-
-
 def deviations(run: Run, notes: list[str]) -> list[str]:
     """The task's notes, and what differs from the recipe, in words."""
-    train, task = run.config["train"], run.config["task"]
-    words, trains = list(notes), run.method["kind"] != "none"
-    words += [run.recipe_gap] if run.recipe_gap else []
-    # Where nothing trains, only what affects evaluation counts.
-    settings = (
-        {**run.config["method"], **train}
-        if trains
-        else {key: train[key] for key in READS}
-    )
+    trains = run.method["kind"] != "none"
+    words = list(notes)
+    if run.recipe_gap:
+        words.append(run.recipe_gap)
+    words += _differences_from_recipe(run, trains)
+    if trains:
+        words += _difference_in_batches(run)
+    words += _other_overrides(run, trains)
+    max_steps = run.config["train"]["max_steps"]
+    if max_steps is not None and trains:
+        words.append(f"stopped after {max_steps} steps")
+    return words
+
+
+def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
+    """The recipe's settings of method and training that the run has otherwise. Where
+    nothing trains, only what affects evaluation counts."""
+    train = run.config["train"]
+    settings = {**run.config["method"], **train}
+    if not trains:
+        settings = {key: train[key] for key in _evaluation_settings()}
+    words = []
     for key in sorted(run.recipe_keys & set(settings)):
         wanted = from_recipe(run.config, key)
         if key in BASES:
@@ -233,26 +241,45 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
             )
         elif settings[key] != wanted:
             words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
-    if trains and task["family"] in READS_LENGTH_GROUPED:
-        grouped, wanted = (
-            task.get("length_grouped", True),
-            from_recipe(run.config, "length_grouped", True),
-        )
-        if grouped != wanted:
-            kinds = {True: "of like lengths", False: "random"}
-            whose = "harness" if run.recipe == "defaults" else "recipe"
-            words.append(
-                f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}"
-            )
-    # Overrides of other keys, except those that name the row or do not change the
-    # result
-    covered = {*run.recipe_keys, *COMPUTED, "label", "max_steps", "scaling"}
-    covered |= {"config_class", "config"} if run.row.startswith("peft_") else set()
-    covered |= set() if trains else set(train) - set(READS)
-    words += [f"{line} given" for line in run.changed if key_of(line) not in covered]
-    if train["max_steps"] is not None and trains:
-        words.append(f"stopped after {train['max_steps']} steps")
     return words
+
+
+def _difference_in_batches(run: Run) -> list[str]:
+    """Whether batches of rows of like lengths are made otherwise than the recipe says;
+    only for families that had no choice before there was the key."""
+    task = run.config["task"]
+    added = KEYS["task.length_grouped"].added
+    if added is None or task["family"] not in (added.families or ()):
+        return []
+    grouped = task.get("length_grouped", True)
+    wanted = from_recipe(run.config, "length_grouped", True)
+    if grouped == wanted:
+        return []
+    kinds = {True: "of like lengths", False: "random"}
+    whose = "harness" if run.recipe == "defaults" else "recipe"
+    return [f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}"]
+
+
+def _other_overrides(run: Run, trains: bool) -> list[str]:
+    """The overrides of keys that the recipe does not have, except those that name the
+    row or do not change the result."""
+    covered = {"method.label", "method.scaling", "train.max_steps"}
+    for key in run.recipe_keys:
+        covered |= {f"train.{key}", f"method.{key}"}
+    covered |= {f"method.{name}" for name in names_with_role(COMPUTING, "method")}
+    if run.row.startswith("peft_"):
+        covered |= {"method.config_class", "method.config"}
+    if not trains:
+        training_alone = set(run.config["train"]) - _evaluation_settings()
+        covered |= {f"train.{key}" for key in training_alone}
+    changed = run.changed
+    return [f"{override} given" for override in changed if override.key not in covered]
+
+
+def _evaluation_settings() -> set[str]:
+    """The settings of training that also affect evaluation."""
+    keys = (key for key in KEYS.values() if key.also_evaluation)
+    return {key.name.removeprefix("train.") for key in keys}
 
 
 def peak_memory() -> int:

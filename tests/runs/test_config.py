@@ -156,6 +156,7 @@ def test_words_make_a_run(words, facts):
         run.config
         | vars(run)
         | {"method": run.method, "label": run.label.partition(" on ")[0]}
+        | {"changed": [override.text for override in run.changed]}
     )
     for name, value in facts.items():
         part, _, key = name.partition(".")

@@ -31,10 +31,10 @@ from runs.record import (
 from runs.record.ledger import (
     record_path,
     record_text,
-    without_paths,
     write_record,
     write_study,
 )
+from runs.record.redaction import without_paths
 from runs.record.schema import FAILED, check
 from runs.record.text import HIDDEN, describe
 from runs.run import overrides_of

@@ -1,0 +1,44 @@
+"""Overrides: the KEY=VALUE of a command line, as records keep them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override, such as train.lr=1e-3, ++task.items=8 or ~recipe."""
+
+    text: str
+
+    @property
+    def key(self) -> str:
+        """The full key, such as train.lr. Compare it whole: model.settings.dropout is
+        not method.dropout."""
+        return self.text.lstrip("+~").partition("=")[0]
+
+    @property
+    def group(self) -> str:
+        """What stands before the key's first dot: train, or the key itself."""
+        return self.key.partition(".")[0]
+
+    @property
+    def value(self) -> str:
+        """The value as it was written, with its quotes."""
+        return self.text.partition("=")[2]
+
+    @property
+    def unquoted_value(self) -> str:
+        """The value without quotes around it."""
+        quote = self._quote
+        return self.value.strip(quote) if quote else self.value
+
+    def with_value(self, value: str) -> "Override":
+        """The override with another value, in the quotes that this one has."""
+        before = self.text.partition("=")[0]
+        return Override(f"{before}={self._quote}{value}{self._quote}")
+
+    @property
+    def _quote(self) -> str:
+        return self.value[0] if self.value.startswith(("'", '"')) else ""
+
+    def __str__(self) -> str:
+        return self.text
