@@ -34,7 +34,9 @@ API = {
         *("vera.methods.peft", "vera.sites", "vera.projections"),
         *(
             "vera.adapter_file",
-            "vera.peft_format",
+            "vera.peft_format.exporting",
+            "vera.peft_format.importing",
+            "vera.peft_format.to_lora",
             "vera.serving",
             "vera.base_weights",
             "vera.errors",

@@ -4,9 +4,8 @@ python -m runs.export RUN peft FOLDER      adapter and head in peft's format, wi
                                            peft.PeftModel.from_pretrained(base, FOLDER)
 python -m runs.export RUN hub OWNER/NAME   the same folder, pushed to the Hugging Face hub (private=true: only
                                            its owner sees it)
-python -m runs.export RUN lora FOLDER rank=8
-                                           converted to LoRA by peft, for servers that know only LoRA; prints
-                                           what that loses
+python -m runs.export RUN lora FOLDER      as a LoRA, for servers that serve nothing else. VeRA loses nothing;
+                                           rank=8 makes the LoRA smaller, and prints what that loses
 python -m runs.export RUN merged FOLDER the whole model, the adapter merged in:
                                            AutoModel...from_pretrained(FOLDER); prints
                                            by how much its outputs differ, and refuses
@@ -56,6 +55,7 @@ from runs.run import overrides_of
 from tasks.images import ImageTask, write_preprocessing
 
 if TYPE_CHECKING:
+    import vera
     from runs.training.context import Context
 
 #: The formats, and the settings that each of them takes.
@@ -69,6 +69,8 @@ FORMATS = {
 EMPTY = {".gitattributes", "README.md"}
 #: Dev rows whose outputs are compared.
 ROWS = 64
+#: The largest rank of a LoRA that vLLM serves (its --max-lora-rank).
+VLLM_RANK = 512
 #: How far outputs may lie apart by rounding in float32, relative to the largest: a
 #: thousand units in the last place. Merged, all methods moved MiniLM's by 0 to 24; VeRA
 #: and LoRA those of 24 and 32 layers by 3 to 8.
@@ -79,7 +81,8 @@ ROUNDING = 1000 * 2.0**-23
 class Settings(OfRecords):
     private: bool = setting(False, "hub: a repository that is made is private")
     rank: int | float | None = setting(
-        None, "lora: of each layer; below 1: the share of squared values kept"
+        None,
+        "lora: of each layer; below 1: the share of squared values kept; VeRA needs none",
     )
     base: str | None = setting(
         None, "the base model, where not known: OWNER/NAME or OWNER/NAME@REVISION"
@@ -103,8 +106,6 @@ def main(arguments: list[str]) -> int:
     ):
         takers = ", ".join(other for other, keys in FORMATS.items() if key in keys)
         raise UserError(f"{key}= belongs to {takers}, not to {form}")
-    if form == "lora" and settings.rank is None:
-        raise UserError("rank is missing: runs.export RUN lora FOLDER rank=8")
     rank, base = settings.rank, settings.base or "none"
     if rank is not None and not (rank >= 1 if isinstance(rank, int) else 0 < rank <= 1):
         raise UserError(
@@ -134,7 +135,7 @@ def main(arguments: list[str]) -> int:
     if form == "merged":
         write_merged(record, folder, output)
     else:
-        write_adapter(record, folder, settings, repo)
+        write_adapter(record, folder, settings, repo, form == "lora")
     if repo:
         again = shlex.join(["python", "-m", "runs.export", *arguments])
         print(
@@ -203,13 +204,13 @@ def push(folder: Path, repo: str, private: bool, message: str, again: str) -> st
 
 
 def write_adapter(
-    record: Record, folder: Path, settings: Settings, repo: str | None
+    record: Record, folder: Path, settings: Settings, repo: str | None, as_lora: bool
 ) -> None:
     """Writes a run's adapter in peft's format, with how inputs are prepared and a card.
-    repo: on the hub."""
+    repo: on the hub. as_lora: converted to a LoRA."""
     import vera
 
-    model, rank = record["config"]["model"], settings.rank
+    model = record["config"]["model"]
     origin = models.origin(model, record["model"], settings.base)
     if origin is None and repo:
         unknown = (
@@ -227,8 +228,8 @@ def write_adapter(
     context, lost = restore(record, settings.output), ""
     answer_labels(context)
     base = (origin.name, origin.revision) if origin else (None, None)
-    if rank is not None:
-        lost = write_lora(context, rank, folder, *base)
+    if as_lora:
+        lost = write_lora(context, settings.rank, folder, *base)
         print(lost)
     else:
         vera.export_peft(context.raw_model, folder, *base)
@@ -253,39 +254,74 @@ def write_adapter(
 
 def write_lora(
     context: "Context",
-    rank: int | float,
+    rank: int | float | None,
     folder: Path,
     base: str | None,
     revision: str | None,
 ) -> str:
     """Writes the adapter of a restored run as a LoRA in peft's format, with its head,
-    loads that file onto the run's model, and says in words what is lost. rank, base,
-    revision: see `vera.export_lora`.
+    and loads that file onto the run's model by peft.
 
-    Raises AdapterError where it cannot be converted; nothing is written then."""
+    Args:
+        context: The run, restored. Its model has the LoRA afterwards.
+        rank: As for `vera.export_lora`.
+        folder: Where the adapter goes.
+        base: As for `vera.export_lora`.
+        revision: As for `vera.export_lora`.
+
+    Returns:
+        Sentences for a user: the rank, the size, what servers allow, and what is lost.
+
+    Raises:
+        AdapterError: The adapter cannot be converted; nothing is written then.
+    """
     import peft
 
     import vera
 
-    before, task, answers = context.score(), context.task, outputs(context)
-    norms = vera.export_lora(context.raw_model, folder, rank, base, revision)
-    lost, whole = (math.hypot(*(norm[i] for norm in norms.values())) for i in (0, 1))
-    if not whole:
+    model, task = context.raw_model, context.task
+    score_before = context.score()
+    outputs_before = outputs(context)
+    conversion = vera.export_lora(model, folder, rank, base, revision)
+    if not conversion.change:
         return "The adapter changes no weight: its kept epoch is one before its values had moved."
+    vera.unload(model)
     with warnings.catch_warnings():
         # peft's, of a base model that it cannot look up
         warnings.simplefilter("ignore")
-        peft.PeftModel.from_pretrained(context.raw_model, folder)  # in place
-    worst, site = max(
-        (of_site / norm if norm else 0.0, site)
-        for site, (of_site, norm) in norms.items()
+        peft.PeftModel.from_pretrained(model, folder)  # in place
+    score_after = context.score()
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    sentences = [
+        *describe_conversion(conversion, rank, size),
+        f"{task.metric}: {task.scale * score_before:.2f} before, {task.scale * score_after:.2f} after.",
+        difference(outputs_before, outputs(context))[1],
+    ]
+    return " ".join(sentences)
+
+
+def describe_conversion(
+    conversion: "vera.Conversion", rank: int | float | None, size: int
+) -> list[str]:
+    """What a conversion to LoRA gave and lost, in sentences. size: of the file in
+    bytes."""
+    lora = f"The LoRA has rank {conversion.rank} and {megabytes(size)}."
+    if conversion.rank > VLLM_RANK:
+        limit = f"vLLM serves ranks up to {VLLM_RANK}: rank={VLLM_RANK} truncates it."
+    else:
+        limit = f"vLLM serves it with --max-lora-rank of at least {conversion.rank}."
+    lost = conversion.error / conversion.change
+    if rank is None:
+        return [lora, limit, f"It is VeRA's change up to rounding ({lost:.0e})."]
+    shares = {}
+    for site, layer in conversion.layers.items():
+        shares[site] = layer.error / layer.change if layer.change else 0.0
+    worst = max(shares, key=lambda site: shares[site])
+    loses = (
+        f"The conversion to LoRA (rank={rank:g}) loses {lost:.2%} of the change of the"
+        f" weights (Frobenius norm), at worst {shares[worst]:.2%}, in {worst}."
     )
-    return (
-        f"The conversion to LoRA (rank={rank:g}) loses {lost / whole:.2%} of the change of the weights"
-        f" (Frobenius norm), at worst {worst:.2%}, in {site}."
-        f" {task.metric}: {task.scale * before:.2f} before, {task.scale * context.score():.2f} after."
-        f" {difference(answers, outputs(context))[1]}"
-    )
+    return [lora, limit, loses]
 
 
 def write_merged(record: Record, folder: Path, output: str) -> None:

@@ -44,6 +44,12 @@ from vera.methods.ssf import SSF
 from vera.methods.tied_lora import TiedLoRA
 from vera.methods.vera import VeRA
 from vera.methods.vera_plus import VeRAPlus
-from vera.peft_format import export_lora, export_peft, import_peft
+from vera.peft_format import (
+    Conversion,
+    LayerConversion,
+    export_lora,
+    export_peft,
+    import_peft,
+)
 from vera.projections import ProjectionSpec, fingerprint
 from vera.serving import Adapters

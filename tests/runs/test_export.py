@@ -27,7 +27,7 @@ from runs.errors import UserError
 from runs.evaluate import restore
 from runs.export import push
 from runs.record import Ledger, median_interval, write_record
-from vera import AdapterError
+from vera import AdapterError, Conversion, LayerConversion
 from vera.methods.vera_layer import VeRAChange
 
 pytestmark = pytest.mark.properties
@@ -424,6 +424,40 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
 # --- converted to LoRA
 
 
+def test_without_a_rank_vera_becomes_a_lora_of_the_same_answers(
+    words, tmp_path, capsys
+):
+    """And the command prints its rank, and what servers allow."""
+    line = [*words, "train.lr=0.1"]
+    record = trained(line)
+    folder = tmp_path / "lora"
+    arguments = [
+        record["id"],
+        "lora",
+        str(folder),
+        "base=own/x",
+        f"output={output_of(line)}",
+    ]
+    assert export.main(arguments) == 0
+    printed = capsys.readouterr().out
+    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+    assert f"The LoRA has rank {rank} and" in printed
+    assert f"--max-lora-rank of at least {rank}" in printed
+    before, after = re.search(
+        r"accuracy: ([\d.]+) before, ([\d.]+) after", printed
+    ).groups()
+    assert before == after
+    differ, largest = map(float, re.search(DIFFER, printed).groups())
+    assert differ < 1e-5 * largest
+
+
+def test_a_rank_beyond_what_servers_allow_is_named():
+    layer = LayerConversion(rank=1024, error=1e-7, change=1.0)
+    conversion = Conversion({"query": layer})
+    sentences = export.describe_conversion(conversion, None, 10**6)
+    assert "rank=512 truncates" in " ".join(sentences)
+
+
 def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
     """Of the adapter as the singular values say (tests/vera/test_peft_format.py), and
     of the metric."""
@@ -466,6 +500,6 @@ def test_converted_to_lora_it_prints_what_is_lost(words, tmp_path, capsys):
     assert 5 < share["1"] < 100
     assert share["0.9"] < 100 * (1 - 0.9) ** 0.5 + 0.01
     record = trained([*words, "method=lora"])
-    with pytest.raises(AdapterError, match="this adapter is a LoRA already"):
+    with pytest.raises(AdapterError, match="is a LoRA already"):
         export.main([record["id"], "lora", str(tmp_path / "x"), "rank=2", output])
     assert not (tmp_path / "x").exists()

@@ -1,22 +1,23 @@
 """To peft's format and back: an exported adapter answers the same under peft.PeftModel,
-one trained with peft imports, and one converted to LoRA is exact at the rank of the
-change, and the best approximation below it."""
+alone and beside others, one trained with peft imports, and one whose configuration was
+edited is refused."""
 
+import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import modules, moved, refused
+from support import moved, refused
 from tiers import each, sample
-from tiny import ARCHITECTURES, answer, quantise, shake, tiny, tiny_model
+from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
-from vera import peft_format
-from vera.methods.layers import base_weight
-from vera.sites import head_parameters
+from vera.peft_format.importing import DESCRIPTIVE
+from vera.peft_format.layout import PROJECTION_KEY, layout_of
 
 pytestmark = pytest.mark.parity
 
@@ -64,14 +65,16 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(
     for output in outputs:
         output.square().sum().backward()
     of_theirs, compared = dict(theirs.named_parameters()), 0
-    for key, (_, pieces) in peft_format._parts(model, method)[1].items():
+    for key, part in layout_of(model, method).tensors.items():
         their = of_theirs.get(
             key.replace(".weight", ".default.weight"), of_theirs.get(f"{key}.default")
         )
-        for at, mine in pieces:
+        for piece in part.pieces:
+            mine = piece.value
             if isinstance(mine, torch.nn.Parameter) and mine.requires_grad:
                 assert mine.grad.abs().max() > 0
-                assert torch.allclose(mine.grad, their.grad[at], rtol=1e-10, atol=1e-10)
+                their_gradient = their.grad[piece.place]
+                assert torch.allclose(mine.grad, their_gradient, rtol=1e-10, atol=1e-10)
                 compared += 1
     assert compared == len(method.adapter_parameters(model))
     method.merge(model)
@@ -163,6 +166,138 @@ def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
     # from here on it is one of ours
     vera.save(ours, method, tmp_path / "adapter.safetensors")
     assert vera.load(again, tmp_path / "adapter.safetensors") == method
+
+
+# --- beside other adapters on one PeftModel
+
+
+def export_of(folder, method, architecture="BERT"):
+    """The answers of an adapter that is exported to a folder."""
+    model = moved(tiny(architecture).double(), method)
+    vera.export_peft(model, folder)
+    return answer(model)
+
+
+def answer_of(wrapper, name):
+    wrapper.set_adapter(name)
+    with torch.no_grad():
+        return answer(wrapper.eval().double().base_model.model)
+
+
+def key_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())[PROJECTION_KEY]
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    [
+        (vera.VeRA(rank=12, projection_seed=3), "BERT"),
+        (vera.VeRA(rank=12), "GPT-2"),
+        (vera.VeRA(rank=12, init="peft", projection_seed=8), "BERT"),
+    ],
+)
+def test_adapters_of_one_pair_load_together(method, architecture, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    answers = [export_of(folder, method, architecture) for folder in (first, second)]
+    answers[1] = export_of(second, replace(method, dropout=0.3), architecture)
+    assert key_of(first) == key_of(second)
+
+    wrapper = peft.PeftModel.from_pretrained(
+        tiny(architecture).double(), first, "first", autocast_adapter_dtype=False
+    )
+    wrapper.load_adapter(second, "second", autocast_adapter_dtype=False)
+    for name, expected in zip(("first", "second"), answers, strict=True):
+        assert torch.allclose(answer_of(wrapper, name), expected, rtol=0, atol=1e-10)
+
+
+OTHER_PAIRS = {
+    "another seed": vera.VeRA(rank=12, projection_seed=4),
+    "another distribution": vera.VeRA(rank=12, init="kaiming_normal"),
+    "peft's draw of the same seed": vera.VeRA(rank=12, init="peft"),
+    "another rank": vera.VeRA(rank=6),
+    "other sites": vera.VeRA(rank=12, sites=("all-linear",)),
+}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("name", [*OTHER_PAIRS, "an adapter that peft made"])
+def test_peft_refuses_adapters_of_another_pair(name, order, tmp_path):
+    """It would replace the first adapter's pair in silence if the keys were equal, as
+    they were when a key was our seed."""
+    folders = [tmp_path / "ours", tmp_path / "other"]
+    answers = [export_of(folders[0], vera.VeRA(rank=12))]
+    if name in OTHER_PAIRS:
+        answers.append(export_of(folders[1], OTHER_PAIRS[name]))
+    else:
+        config = peft.VeraConfig(r=12, **QV, projection_prng_key=0)
+        theirs = peft.get_peft_model(tiny("BERT").double(), config)
+        shake(theirs)
+        theirs.save_pretrained(folders[1])
+        answers.append(answer_of(theirs, "default"))
+    first, second = order
+    wrapper = peft.PeftModel.from_pretrained(
+        tiny("BERT").double(), folders[first], "first", autocast_adapter_dtype=False
+    )
+    with pytest.raises(ValueError, match="key must be the same"):
+        wrapper.load_adapter(folders[second], "second")
+    assert torch.allclose(
+        answer_of(wrapper, "first"), answers[first], rtol=0, atol=1e-10
+    )
+
+
+def test_the_pair_that_peft_draws_itself_keeps_its_key(tmp_path):
+    """And loads beside an adapter that peft made with this key."""
+    method = vera.VeRA(rank=12, init="peft", projection_seed=8)
+    expected = export_of(tmp_path / "ours", method)
+    assert key_of(tmp_path / "ours") == 8
+
+    config = peft.VeraConfig(r=12, **QV, projection_prng_key=8)
+    wrapper = peft.get_peft_model(
+        tiny("BERT").double(), config, autocast_adapter_dtype=False
+    )
+    wrapper.load_adapter(tmp_path / "ours", "ours", autocast_adapter_dtype=False)
+    assert torch.allclose(answer_of(wrapper, "ours"), expected, rtol=0, atol=1e-10)
+
+
+def test_of_a_fused_layer_the_pair_is_not_the_one_that_peft_draws(tmp_path):
+    export_of(tmp_path, vera.VeRA(rank=12, init="peft", projection_seed=8), "GPT-2")
+    assert key_of(tmp_path) > 2**32
+
+
+def test_a_folder_with_our_seed_as_its_key_still_imports(tmp_path):
+    """As exports were before the key named the pair."""
+    expected = export_of(tmp_path, METHODS["vera"])
+    edit(tmp_path, "edited", {PROJECTION_KEY: METHODS["vera"].projection_seed}, "vera")
+    base = tiny("BERT").double()
+    assert vera.import_peft(base, tmp_path) == METHODS["vera"]
+    assert torch.allclose(answer(base), expected, rtol=0, atol=1e-12)
+
+
+def test_a_pair_that_our_seed_does_not_draw_is_refused(tmp_path):
+    """Also where the key was changed with it."""
+    export_of(tmp_path, METHODS["vera"])
+    edit(tmp_path, "tensors", lambda t: add_to(t, "vera_A", 0.1), "vera")
+    edit(tmp_path, "edited", {PROJECTION_KEY: METHODS["vera"].projection_seed}, "vera")
+    refuses(tmp_path, "A differs")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        vera.VeRA(rank=12, projection_seed=999),
+        vera.VeRA(rank=12, init="kaiming_normal"),
+        vera.VeRA(rank=12, init="uniform", projection_seed=5),
+    ],
+)
+def test_a_small_seed_is_found_where_peft_wrote_the_folder_again(method, tmp_path):
+    """peft drops this project's metadata, which hold the seed."""
+    expected = export_of(tmp_path / "ours", method)
+    theirs = peft.PeftModel.from_pretrained(tiny("BERT").double(), tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    base = tiny("BERT").double()
+    back = vera.import_peft(base, tmp_path / "theirs")
+    assert (back.projection_seed, back.init) == (method.projection_seed, method.init)
+    assert torch.allclose(answer(base), expected, rtol=0, atol=1e-5)
 
 
 # --- what is refused
@@ -257,7 +392,7 @@ EDITS = {
             for key, value in (("d_initial", 1), ("projection_prng_key", 4))
         ),
         (("edited", {"save_projection": False}), "save_projection"),
-        (("tensors", lambda t: add_to(t, "vera_A", 0.1)), "A differs"),
+        (("tensors", lambda t: add_to(t, "vera_A", 0.1)), "projection_prng_key"),
         (("tensors", lambda t: add_to(t, "lambda_b", float("inf"))), "finite"),
         (("tensors", lambda t: t.update(other=torch.ones(1))), "holds other"),
         (
@@ -279,6 +414,15 @@ EDITS_OF_BOTH = [
         for key, value in (("use_dora", True), ("layers_to_transform", [1]))
     ),
     (("edited", {"exclude_modules": ["query"]}), "exclude_modules"),
+    *(
+        (("edited", {"target_modules": names}), "target_modules")
+        for names in (["key"], ["query"], r".*\.(query|value)", None, [], [1])
+    ),
+    (("alone", {"target_modules": ["key"]}), "target_modules"),
+    *(
+        (("edited", {"modules_to_save": names}), "modules_to_save")
+        for names in (None, [], ["classifier"], "classifier")
+    ),
     *(
         (("edited", of), ".")
         for of in ({"init_lora_weights": "pissa"}, {"peft_type": "PROMPT_TUNING"})
@@ -351,12 +495,24 @@ def test_an_export_that_was_changed_is_refused_in_one_line(name, tmp_path):
     edit(
         tmp_path / "as it was",
         "edited",
-        free | {"auto_mapping": None, "peft_version": "9", "new": 1},
+        free | {"auto_mapping": None, "peft_version": "9", "new": None},
         name,
     )
     assert (
         vera.import_peft(tiny_model().double(), tmp_path / "as it was") == METHODS[name]
     )
+
+
+@pytest.mark.parametrize("name", ["vera", "lora"])
+def test_each_setting_of_peft_is_compared(name, tmp_path):
+    """Also those that a newer peft may add: it obeys the configuration."""
+    exported(tmp_path / "as it was", name)
+    config_class = peft.LoraConfig if name == "lora" else peft.VeraConfig
+    keys = {field.name for field in dataclasses.fields(config_class)} | {"added_later"}
+    for key in keys - DESCRIPTIVE:
+        folder = shutil.copytree(tmp_path / "as it was", tmp_path / key)
+        edit(folder, "edited", {key: "other"}, name)
+        refuses(folder, ".")
 
 
 @pytest.mark.parametrize("name", ["vera", "lora"])
@@ -439,107 +595,3 @@ def test_a_file_that_may_not_be_read_says_so(file, tmp_path, closed):
     exported(tmp_path, "lora")
     closed(f"/{file}")
     refuses(tmp_path, f"{file}: permission denied")
-
-
-# --- converted to LoRA
-
-CONVERTED = {
-    "vera": vera.VeRA(rank=6),
-    "vera on all linear layers": vera.VeRA(rank=6, sites=("all-linear",)),
-    "vera_only_d": vera.VeRA(rank=6, vectors=("d",), d_init=0.0),
-    "of peft's": vera.Peft("FourierFTConfig", {"n_frequency": 50}),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [*each(list(CONVERTED)[:3], ARCHITECTURES), ("of peft's", "BERT")],
-)
-def test_at_the_rank_of_the_change_nothing_is_lost(name, architecture, tmp_path):
-    model = moved(tiny(architecture).double(), CONVERTED[name])
-    expected, base = answer(model), dict(tiny(architecture).double().named_parameters())
-    norms = vera.export_lora(
-        model, tmp_path, 32 if "peft" in name else 12, "owner/base", "abc"
-    )
-    assert max(lost / whole for lost, whole in norms.values()) < 1e-6
-    left = dict(model.named_parameters())  # the plain base model, with the head
-    assert left.keys() == base.keys()
-    head = head_parameters(model)
-    assert all(torch.equal(left[name], base[name]) for name in base if name not in head)
-    fresh = tiny(architecture).double()
-    theirs = peft.PeftModel.from_pretrained(
-        fresh, tmp_path, autocast_adapter_dtype=False
-    )
-    with torch.no_grad():
-        assert torch.allclose(
-            answer(theirs.eval().double().base_model.model), expected, atol=1e-5
-        )
-    # and this project reads it as any LoRA of peft's
-    again = tiny(architecture).double()
-    assert vera.import_peft(again, tmp_path).kind == "lora"
-    assert torch.allclose(answer(again), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", sample(["BERT", "GPT-2"], "GPT-2"))
-@pytest.mark.parametrize("rank", [2, 0.5])
-def test_below_it_the_largest_singular_values_stay(architecture, rank, tmp_path):
-    norms = vera.export_lora(
-        moved(tiny(architecture).double(), CONVERTED["vera"]), tmp_path, rank
-    )
-    CONVERTED["vera"].merge(
-        merged := moved(tiny(architecture).double(), CONVERTED["vera"])
-    )
-    base = dict(tiny(architecture).double().named_modules())
-    layers = {
-        path: module
-        for path, module in merged.named_modules()
-        if hasattr(module, "changes")
-    }
-    changes = {
-        path: (layer.weight() - base_weight(base[path])).detach()
-        for path, layer in layers.items()
-    }
-    assert norms.keys() == changes.keys()
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    for path, change in changes.items():
-        values = torch.linalg.svdvals(change)
-        kept = len(tensors[f"base_model.model.{path}.lora_A.weight"])
-        if rank == 2:
-            assert kept == 2
-        else:
-            shares = values.square().cumsum(0) / values.square().sum()
-            assert kept == int((shares < rank).sum()) + 1
-        lost, whole = norms[path]
-        assert whole == pytest.approx(float(values.norm()), rel=1e-5)
-        assert lost == pytest.approx(float(values[kept:].norm()), rel=1e-4)
-
-
-def test_over_four_bit_weights_the_change_is_the_same(tmp_path):
-    model = moved(quantise(tiny("Llama")), CONVERTED["vera"])
-    norms = vera.export_lora(model, tmp_path, 12)
-    assert 0 < max(lost / whole for lost, whole in norms.values()) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("method", "rank", "message"),
-    [
-        *(
-            (vera.LoRA(rank=2), 2, "LoRA already"),
-            (vera.NoLA(rank=4, bases=6), 2, "nola"),
-        ),
-        *((vera.NoMethod(), 2, "none"), (vera.VeRA(rank=6), 33, "rank 33")),
-        (vera.Peft("IA3Config"), 2, "rank 2"),
-        (vera.Peft("LoraConfig", {"use_dora": True}), 8, "DoRA"),
-        (vera.Peft("MissConfig", {"r": 8}), 8, "MiSS"),
-    ],
-)
-def test_what_is_no_lora_is_refused_and_nothing_is_written(
-    method, rank, message, tmp_path
-):
-    model = moved(tiny("BERT"), method)
-    with refused(message):
-        vera.export_lora(model, tmp_path / "out", rank)
-    assert not (tmp_path / "out").exists()
-    # where there still is an adapter: nothing of peft's is left in the model
-    vera.unload(model)
-    assert modules(model) == modules(tiny("BERT"))

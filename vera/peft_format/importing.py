@@ -1,0 +1,393 @@
+"""Puts an adapter in peft's format onto a base model of ours."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vera.adapter_file import fill
+from vera.base_weights import without_weights
+from vera.checked_file import check_finite, check_shapes
+from vera.errors import AdapterError, first_line
+from vera.methods import Method, make_method
+from vera.methods.adapted import adaptation, unload
+from vera.methods.layers import widest
+from vera.methods.lora import LoRA
+from vera.methods.peft_settings import REWRITES_BASE
+from vera.methods.vera import VeRA
+from vera.peft_format.folder import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    Config,
+    PeftFolder,
+    head_modules,
+    read_folder,
+)
+from vera.peft_format.layout import (
+    PAIR,
+    PAIR_A,
+    PAIR_B,
+    PROJECTION_KEY,
+    SETTINGS,
+    Layout,
+    layout_of,
+    projection_key,
+)
+from vera.projections import INITS, Init, ProjectionSpec
+from vera.sites import (
+    ALIASES,
+    find_sites,
+    head_parameters,
+    head_prefixes,
+    outside_head,
+)
+
+#: The end of the name of a tensor that each type of adapter has of every layer.
+TENSOR_OF_LAYER = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
+#: Settings of peft's LoRA that make it another method than the one here.
+OTHER_METHOD = (
+    "use_dora",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "megatron_config",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "loftq_config",
+    "corda_config",
+    "lora_ga_config",
+)
+#: Keys of a configuration that name things and change no answer. peft corrects
+#: fan_in_fan_out itself, layer by layer.
+DESCRIPTIVE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+}
+#: What peft writes for settings that an export never sets, where it is not empty.
+PEFT_DEFAULTS: Config = {
+    "init_lora_weights": True,
+    "init_weights": True,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+#: Other settings that choose among the target modules.
+CHOOSES_LAYERS = ("exclude_modules", "layers_pattern", "layers_to_transform")
+#: The projection seeds that are tried for A and B without a seed: an export that peft
+#: has read and written again has lost ours.
+SEEDS_TRIED = 1000
+
+
+def import_peft(model: nn.Module, folder: str | Path) -> Method:
+    """Adapts a base model with a VeRA or LoRA adapter in peft's format, and fills in
+    its head if the folder holds one.
+
+    Args:
+        model: A base model without an adapter. It is adapted in place.
+        folder: With adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        The method, with the settings that the folder says.
+
+    Raises:
+        AdapterError: The folder holds another kind of adapter, one that does not fit
+            the model, or one whose adapter_config.json was changed after `export_peft`.
+            The model is then unchanged.
+    """
+    if adaptation(model):
+        raise AdapterError(
+            "this model is adapted already: unload it, or take a fresh copy of the base model"
+        )
+    source = read_folder(Path(folder))
+    _check_kind(source)
+    trial = without_weights(model)
+    method = _adapt_trial(source, trial)
+    layout = layout_of(trial, method)
+    _check_configuration(source, model, method, layout)
+    needed = _needed_tensors(source, trial, layout)
+    shapes = {name: list(tensor.shape) for name, tensor in source.tensors.items()}
+    check_shapes(source.path, needed, shapes)
+    check_finite(source.path, needed, source.tensors)
+    method.adapt(model)
+    try:
+        _fill_adapter(source, layout_of(model, method))
+    except AdapterError:
+        unload(model)
+        raise
+    head = {PREFIX + name: p for name, p in head_parameters(model).items()}
+    fill(head, {name: source.tensors[name] for name in head if name in source.tensors})
+    return method
+
+
+def _adapt_trial(source: PeftFolder, trial: nn.Module) -> VeRA | LoRA:
+    """Adapts a copy of the model without weights by the folder's method."""
+    try:
+        if source.settings:
+            settings = dict(source.settings)
+            method = make_method(str(settings.pop("kind", None)), **settings)
+        else:
+            method = _method_of_peft(trial, source)
+        if not isinstance(method, VeRA | LoRA):
+            raise AdapterError(
+                f"an adapter of type {method.kind}; VERA and LORA are read here"
+            )
+        method.adapt(trial)
+    except (AdapterError, TypeError, OverflowError) as error:
+        file = source.path / (WEIGHTS if source.settings else CONFIG)
+        raise AdapterError(
+            f"{file} describes no adapter for this model: {first_line(error)}"
+        ) from None
+    return method
+
+
+# --- which method it is
+
+
+def _check_kind(source: PeftFolder) -> None:
+    """Raises AdapterError for other methods of peft than VeRA and plain LoRA."""
+    config, kind = source.config, source.config.get("peft_type")
+    if str(kind) not in SETTINGS:
+        raise AdapterError(
+            f"{source.path}: an adapter of type {kind}; VERA and LORA are read here"
+        )
+    obstacles = [key for key in OTHER_METHOD if config.get(key)]
+    if config.get("bias", "none") not in ("none", None, False):
+        obstacles.append("bias")
+    if str(config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
+        obstacles.append("init_lora_weights")
+    for key in obstacles:
+        raise AdapterError(
+            f"{source.path}: {kind} with {key}={config[key]} is another method here"
+        )
+
+
+def _method_of_peft(model: nn.Module, source: PeftFolder) -> Method:
+    """The method of an adapter that peft itself wrote."""
+    config, kind = source.config, str(source.config["peft_type"])
+    ending = TENSOR_OF_LAYER[kind]
+    paths = []
+    for name in source.tensors:
+        if name.endswith(ending):
+            paths.append(name.removeprefix(PREFIX).removesuffix(ending))
+    sites = _sites_of(model, paths)
+    # Any: make_method checks what a stranger's configuration holds
+    settings = {
+        setting.ours: config.get(setting.peft, setting.default)
+        for setting in SETTINGS[kind]
+    }
+    if kind == "LORA":
+        method = make_method("lora", sites=sites, **settings)
+        if config.get("use_rslora") and isinstance(method, LoRA):
+            # rsLoRA scales by alpha / sqrt(rank)
+            method = replace(method, alpha=method.alpha * method.rank**0.5)
+        return method
+    key = config.get(PROJECTION_KEY, 0)
+    method = make_method("vera", sites=sites, projection_seed=key, **settings)
+    assert isinstance(method, VeRA)
+    return _with_projections(method, model, source)
+
+
+def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeRA:
+    """The method whose seed and distribution draw the A and B of the folder."""
+    vera_a = source.tensors.get(PAIR_A)
+    vera_b = source.tensors.get(PAIR_B)
+    if vera_a is None and vera_b is None:
+        return replace(method, init="peft")
+    inputs, outputs = widest(model, find_sites(model, method.sites))
+    if (
+        vera_a is not None
+        and vera_b is not None
+        and vera_a.shape == (method.rank, inputs)
+    ):
+        for seed, init in _likely_draws(method.projection_seed):
+            spec = ProjectionSpec(seed, method.rank, inputs, outputs, init)
+            if _draws(spec, vera_a, vera_b):
+                return replace(method, projection_seed=seed, init=init)
+    raise AdapterError(
+        "its seed draws another A and B here. Of another version of torch?"
+    )
+
+
+def _likely_draws(key: int) -> Iterator[tuple[int, Init]]:
+    """Seeds and distributions of projections to try. peft draws from the key, and so
+    did our earlier exports."""
+    for init in reversed(INITS):  # peft's is the last
+        yield key, init
+    for seed in range(SEEDS_TRIED):
+        for init in INITS:
+            if init != "peft":
+                yield seed, init
+
+
+def _draws(spec: ProjectionSpec, vera_a: Tensor, vera_b: Tensor) -> bool:
+    """Whether a specification draws these matrices."""
+    if spec.init != "peft":
+        # The first row tells nearly always, and costs little for many seeds.
+        first_row, _ = replace(spec, rank=1, outputs=1).make()
+        if not equal_when_rounded(vera_a[:1], torch.from_numpy(first_row)):
+            return False
+    drawn_a, drawn_b = map(torch.from_numpy, spec.make())
+    return equal_when_rounded(vera_a, drawn_a) and equal_when_rounded(vera_b, drawn_b)
+
+
+def _sites_of(model: nn.Module, paths: list[str]) -> tuple[str, ...]:
+    """The shortest sites that name just these modules: roles, or last parts of names,
+    or whole paths."""
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    role_of_name: dict[str, str] = {}
+    for role, aliases in ALIASES.items():
+        role_of_name |= dict.fromkeys(aliases, role)
+    roles = dict.fromkeys(role_of_name.get(name, name) for name in names)
+    for sites in (tuple(roles), tuple(names), tuple(paths)):
+        try:
+            if sites and set(find_sites(model, sites)) == set(paths):
+                return sites
+        except AdapterError:
+            continue
+    head = head_prefixes(model)
+    in_head = [path for path in paths if f"{path}.".startswith(head)]
+    raise AdapterError(
+        f"no sites here, head apart, are {', '.join(in_head or paths)}. Same base model?"
+    )
+
+
+# --- whether the configuration describes the weights: peft obeys the configuration
+
+
+def _check_configuration(
+    source: PeftFolder, model: nn.Module, method: Method, layout: Layout
+) -> None:
+    """Raises AdapterError where peft would read another adapter from the configuration
+    than the weights are of.
+
+    An export of ours is compared in every key that changes answers. Of a folder that
+    peft wrote only the adapted layers can be compared: the rest is known from the
+    configuration alone."""
+    if source.settings is None:
+        by_name_alone = not any(source.config.get(key) for key in CHOOSES_LAYERS)
+        if by_name_alone and isinstance(source.config.get("target_modules"), list):
+            _check_targets(source, model, layout)
+        return
+    expected = layout.config | {"modules_to_save": head_modules(model)}
+    for key in sorted(source.config.keys() | expected.keys()):
+        if key in DESCRIPTIVE:
+            continue
+        if key == "target_modules":
+            _check_targets(source, model, layout)
+        elif key == PROJECTION_KEY:
+            _check_projection_key(source, method, layout)
+        elif key == "modules_to_save":
+            _check_saved_modules(source, model)
+        else:
+            default = PEFT_DEFAULTS.get(key)
+            value = source.config.get(key, default)
+            if (value or None) != (expected.get(key, default) or None):
+                raise _edited(source, key)
+
+
+def _edited(source: PeftFolder, key: str) -> AdapterError:
+    value = str(source.config.get(key))[:80]
+    return AdapterError(
+        f"{source.path}: {CONFIG} says {key}={value}, not its weights. Export it again"
+    )
+
+
+def _check_targets(source: PeftFolder, model: nn.Module, layout: Layout) -> None:
+    """peft matches the names of target_modules with the ends of paths, and writes the
+    shortest names that match the same layers."""
+    names = source.config.get("target_modules")
+    if not isinstance(names, list):
+        raise _edited(source, "target_modules")
+    paths = (path for path, _ in outside_head(model))
+    if _ending_in(paths, names) != set(layout.paths):
+        raise _edited(source, "target_modules")
+
+
+def _check_saved_modules(source: PeftFolder, model: nn.Module) -> None:
+    """peft adds names that classifiers have in other models, also twice."""
+    names = source.config.get("modules_to_save") or []
+    if not isinstance(names, list):
+        raise _edited(source, "modules_to_save")
+    paths = [path for path, _ in model.named_modules()]
+    if _ending_in(paths, names) != _ending_in(paths, head_modules(model)):
+        raise _edited(source, "modules_to_save")
+
+
+def _ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
+    """The paths that are, or end in, one of the names."""
+    ends = tuple(f".{name}" for name in names)
+    return {path for path in paths if f".{path}".endswith(ends)}
+
+
+def _check_projection_key(source: PeftFolder, method: Method, layout: Layout) -> None:
+    """The key is that of the folder's own A and B; or our seed, which exports had as
+    their key before it named the content."""
+    vera_a = source.tensors.get(PAIR_A)
+    vera_b = source.tensors.get(PAIR_B)
+    if not isinstance(method, VeRA) or vera_a is None or vera_b is None:
+        raise _edited(source, PROJECTION_KEY)
+    key = projection_key(method, layout.blocks, vera_a, vera_b)
+    if source.config.get(PROJECTION_KEY) not in (key, method.projection_seed):
+        raise _edited(source, PROJECTION_KEY)
+
+
+# --- the tensors
+
+
+def _needed_tensors(
+    source: PeftFolder, trial: nn.Module, layout: Layout
+) -> dict[str, Tensor]:
+    """The tensors that the folder must hold, without values. The head may be missing,
+    and so may the pair that peft draws from its key."""
+    head: dict[str, Tensor] = {}
+    for name, parameter in head_parameters(trial).items():
+        head[PREFIX + name] = parameter
+    optional = set(head)
+    if source.settings is None and not PAIR & source.tensors.keys():
+        optional |= PAIR
+    tensors = head | {name: part.assemble() for name, part in layout.tensors.items()}
+    needed = {}
+    for name, tensor in tensors.items():
+        if name in source.tensors or name not in optional:
+            needed[name] = tensor
+    return needed
+
+
+def _fill_adapter(source: PeftFolder, layout: Layout) -> None:
+    """Copies the folder's values into an adapted model. Raises AdapterError where a
+    value has no place there."""
+    for name, part in layout.tensors.items():
+        if name not in source.tensors:
+            continue
+        tensor = source.tensors[name]
+        part.fill_from(tensor)
+        if not equal_when_rounded(tensor, part.assemble().detach()):
+            reason = "holds more than the blocks that were adapted"
+            if name in PAIR:
+                reason = "differs from the one that its seed makes here"
+            raise AdapterError(f"{source.path}: {name} {reason}")
+
+
+def equal_when_rounded(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether tensors are equal, or equal once ours is rounded as peft rounds over a
+    base in half precision."""
+    values = theirs.cpu().double()
+    for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16):
+        if torch.equal(values, ours.cpu().to(dtype).double()):
+            return True
+    return False
