@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
-from tasks.base import DataError, Rows, Source, Task
+from tasks.base import DataError, Rows, Settings, Source, Task
 
-Settings = Mapping[str, Any]
 FAMILIES = ("commonsense", "e2e", "glue", "images", "instruct", "maths", "text")
 
 

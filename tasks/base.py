@@ -6,12 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = npt.NDArray[Any]
+#: A batch on the model's device, by the names of Task.collate.
+Batch = Mapping[str, "Tensor"]
+#: A task's part of the configuration (conf/task/NAME.yaml), which the schema in runs/
+#: has checked.
+Settings = Mapping[str, Any]
 
 
 class DataError(ValueError):
@@ -131,7 +139,10 @@ class Task(ABC):
     pace counts: "tok", tokens without padding, or "img", rows. selection: a hash of the
     training rows, where they were drawn. fixed_text: of a language model, a text that
     is not trained on (tasks/forgetting.py). scaling: mean and spread of the training
-    labels, where the model answers (label - mean) / spread."""
+    labels, where the model answers (label - mean) / spread. item_groups: of each item
+    that is scored (of a task that decodes, its items; else its dev rows) the number of
+    its group, where items resemble each other. Statistics count a group as one unit.
+    None: each item is a unit."""
 
     name: str
     metric: str
@@ -148,6 +159,7 @@ class Task(ABC):
     selection: str | None = None
     fixed_text: Any = None
     scaling: tuple[float, float] | None = None
+    item_groups: Sequence[int] | None = None
 
     def hold_out(self, share: float) -> None:
         """Replaces the dev rows by a random share in (0, 1) of the training rows, the

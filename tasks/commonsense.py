@@ -1,19 +1,19 @@
-"""Eight commonsense sets after training on commonsense_170k (Hu et al. 2023), as the
-scripts of DoRA (commit bd3ed6f), made from LLM-Adapters', have it.
+"""Eight commonsense sets after training on commonsense_170k (Hu et al. 2023).
 
-A row is an instruction and the response "the correct answer is X". The trained model
-writes a text for each test row, in the scripts with 4 beams. Its answer is the first of
-the set's words; without one it is wrong. The score is the mean over the sets. Dev rows
-are those that the scripts hold out."""
+The protocol is that of DoRA's scripts (commit bd3ed6f), which are made from
+LLM-Adapters'. A row is an instruction and the response "the correct answer is X". The
+trained model writes a text for each test row, in the scripts with 4 beams. The answer
+is the first of the test set's words in the text; a text without one is wrong. The score
+is the mean over the test sets. The dev rows are those that the scripts hold out."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from tasks.base import DataError, Source, check, quoted
-from tasks.exact import ExactTask, Tests
+from tasks.base import DataError, Settings, Source, check, quoted
+from tasks.exact import ExactTask
 from tasks.files import read_list, the_file
 from tasks.instruct import (
     Example,
@@ -26,17 +26,24 @@ from tasks.instruct import (
 
 PROTOCOL = 1
 
-#: The test sets: the folder of each in LLM-Adapters, and the words that it is answered
-#: with.
+
+class TestSet(NamedTuple):
+    """folder: in LLM-Adapters. words: the answers, as a regular expression."""
+
+    folder: str
+    words: str
+
+
+FIVE_ANSWERS = "answer1|answer2|answer3|answer4|answer5"
 SETS = {
-    "boolq": ("boolq", "true|false"),
-    "piqa": ("piqa", "solution1|solution2"),
-    "siqa": ("social_i_qa", "answer1|answer2|answer3|answer4|answer5"),
-    "hellaswag": ("hellaswag", "ending1|ending2|ending3|ending4"),
-    "winogrande": ("winogrande", "option1|option2"),
-    "arc_easy": ("ARC-Easy", "answer1|answer2|answer3|answer4|answer5"),
-    "arc_challenge": ("ARC-Challenge", "answer1|answer2|answer3|answer4|answer5"),
-    "openbookqa": ("openbookqa", "answer1|answer2|answer3|answer4|answer5"),
+    "boolq": TestSet("boolq", "true|false"),
+    "piqa": TestSet("piqa", "solution1|solution2"),
+    "siqa": TestSet("social_i_qa", FIVE_ANSWERS),
+    "hellaswag": TestSet("hellaswag", "ending1|ending2|ending3|ending4"),
+    "winogrande": TestSet("winogrande", "option1|option2"),
+    "arc_easy": TestSet("ARC-Easy", FIVE_ANSWERS),
+    "arc_challenge": TestSet("ARC-Challenge", FIVE_ANSWERS),
+    "openbookqa": TestSet("openbookqa", FIVE_ANSWERS),
 }
 #: Settings of the published runs.
 PUBLISHED = {
@@ -45,8 +52,10 @@ PUBLISHED = {
     "beams": 4,
     "max_new_tokens": 32,
 }
-# of the scripts' dev rows, as Hugging Face's datasets draws them; of their lines
-SEED, INDENT = 42, " " * 16
+#: With which the scripts draw their dev rows, through Hugging Face's datasets.
+DEV_SEED = 42
+#: Of the lines of the scripts' prompts.
+INDENT = " " * 16
 
 
 class Question(Example):
@@ -56,95 +65,101 @@ class Question(Example):
 
 
 def laid_out(template: Template, training: bool) -> Template:
-    """A template as the scripts lay it out: 16 spaces before each line after the first.
-    Other than in the tests, in training empty lines but the first have them, too, and
-    the first line ends with a space more."""
-
-    def form(text: str, spaces: int) -> str:
-        first, *rest = text.rstrip().split("\n")
-        lines = [
-            INDENT + line if line or (training and number) else ""
-            for number, line in enumerate(rest)
-        ]
-        return "\n".join([first + " " * (spaces + training), *lines, INDENT])
-
-    forms = {"prompt_no_input": form(template.prompt_no_input, 1)}
+    """A template as the scripts lay it out: with 16 spaces before each line after the
+    first. In training, unlike in the tests, empty lines other than the first have them,
+    too, and the first line ends with one more space."""
+    spaces = 1 if training else 0
+    plain = _indented(template.prompt_no_input, training, spaces + 1)
+    with_input = _indented(template.prompt_input, training, spaces)
     return template.model_copy(
-        update=forms | {"prompt_input": form(template.prompt_input, 0)}
+        update={"prompt_no_input": plain, "prompt_input": with_input}
     )
+
+
+def _indented(text: str, training: bool, spaces: int) -> str:
+    """See laid_out. spaces: at the end of the first line."""
+    first, *rest = text.rstrip().split("\n")
+    lines = [first + " " * spaces]
+    for number, line in enumerate(rest):
+        indented = bool(line) or (training and number > 0)
+        lines.append(INDENT + line if indented else "")
+    return "\n".join([*lines, INDENT])
 
 
 def read(part: str, prompt: str, text: str) -> str | None:
     """The first of the set's words, after the text's last "### Response:", at which the
     scripts cut it."""
-    found = re.search(SETS[part][1], text.rpartition("### Response:")[2])
-    return found and found[0]
+    response = text.rpartition("### Response:")[2]
+    word = re.search(SETS[part].words, response)
+    return word and word[0]
 
 
-def source(settings: Any) -> Source:
+def source(settings: Settings) -> Source:
     """See tasks.source. The template is part of the data. Without task.data_dir nothing
     is known."""
     return Source(files=_files(settings))
 
 
-def load(settings: Any) -> ExactTask:
+def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError with file and row for a wrong one."""
-    if not (files := _files(settings)):
+    files = _files(settings)
+    if not files:
         raise DataError(
-            "task.data_dir: give a clone of AGI-Edgerunners/LLM-Adapters, which has these sets"
+            "task.data_dir: give a clone of AGI-Edgerunners/LLM-Adapters, which has "
+            "these sets"
         )
-    template, path = read_template(files.pop("template.json")), files.pop("train.json")
-    plain = settings["layout"] == "plain"
-    trained, asked = (
-        template if plain else laid_out(template, of) for of in (True, False)
-    )
-    draw = np.random.default_rng(SEED).permutation
+    template = read_template(files.pop("template.json"))
+    train_template = test_template = template
+    if settings["layout"] != "plain":
+        train_template = laid_out(template, training=True)
+        test_template = laid_out(template, training=False)
+    path = files.pop("train.json")
     rows = [row for _, row in read_list(path, Example)]
-    splits, notes = split_rows(
-        settings, rows, path, lambda total, held: draw(total)[:held]
-    )
-    tests: Tests = {part: [] for part in files}
-    for part, of_part in tests.items():
-        for where, row in read_list(files[part], Question):
-            if not re.fullmatch(words := SETS[part][1], row.answer):
-                raise DataError(
-                    f"{where}: answer: {quoted(row.answer)} should be {words}"
-                )
-            of_part.append((asked.prompt(row.instruction, row.input), row.answer))
-    task = ExactTask(
-        settings,
-        {split: trained.pairs(of) for split, of in splits.items()},
-        tests,
-        read,
-    )
-    notes += [
-        f"task.{k}={settings[k]}; the scripts': {v}"
-        for k, v in PUBLISHED.items()
-        if settings[k] != v
-    ]
+    splits, notes = split_rows(settings, rows, path, _dev_rows)
+    tests = {
+        part: _test_rows(part, path, test_template) for part, path in files.items()
+    }
+    pairs = {split: train_template.pairs(rows) for split, rows in splits.items()}
+    task = ExactTask(settings, pairs, tests, read)
+    for key, published in PUBLISHED.items():
+        if settings[key] != published:
+            notes.append(f"task.{key}={settings[key]}; the scripts': {published}")
     task.notes += [*notes, *other_words(settings, template)]
     return task
 
 
-def _files(settings: Any) -> dict[str, Path]:
+def _dev_rows(total: int, count: int) -> list[int]:
+    """The indices of the rows that the scripts hold out."""
+    order = np.random.default_rng(DEV_SEED).permutation(total)
+    return [int(index) for index in order[:count]]
+
+
+def _test_rows(
+    part: str, path: Path, template: Template
+) -> list[tuple[str, str | None]]:
+    """The prompts and answers of a test set."""
+    words = SETS[part].words
+    rows: list[tuple[str, str | None]] = []
+    for place, row in read_list(path, Question):
+        if not re.fullmatch(words, row.answer):
+            raise DataError(f"{place}: answer: {quoted(row.answer)} should be {words}")
+        rows.append((template.prompt(row.instruction, row.input), row.answer))
+    return rows
+
+
+def _files(settings: Settings) -> dict[str, Path]:
     """The template, the training rows and the test sets by part; empty without
     task.data_dir. Raises DataError for a file that is not there, and for a setting out
     of range."""
-    tests = settings["tests"]
-    check(settings, "tests", {*tests} <= {*SETS}, f"a list of {', '.join(SETS)}")
+    parts = settings["tests"]
+    check(settings, "tests", set(parts) <= set(SETS), f"a list of {', '.join(SETS)}")
     if not settings["data_dir"]:
         return {}
-    folder, wanted = (
-        Path(settings["data_dir"]),
-        {"train.json": f"{settings['train_set']}.json"},
-    )
-    wanted |= {
-        part: f"{SETS[part][0]}/test.json"
-        for part in tests
-        if settings["decode"] == "test"
-    }
-    found = {
-        key: the_file(folder, "data_dir", file, f"*/{file}")
-        for key, file in wanted.items()
-    }
-    return {"template.json": template_file(settings)} | found
+    folder = Path(settings["data_dir"])
+    names = {"train.json": f"{settings['train_set']}.json"}
+    if settings["decode"] == "test":
+        names |= {part: f"{SETS[part].folder}/test.json" for part in parts}
+    files = {"template.json": template_file(settings)}
+    for key, name in names.items():
+        files[key] = the_file(folder, "data_dir", name, f"*/{name}")
+    return files

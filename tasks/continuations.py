@@ -8,18 +8,42 @@ continuations."""
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks.base import Array, DataError, Task, block, first_line, held_out
+from tasks.base import (
+    Array,
+    Batch,
+    DataError,
+    Settings,
+    Task,
+    block,
+    first_line,
+    held_out,
+)
 from tasks.forgetting import fixed_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Prompts and their continuations, of train and dev.
 Splits = Mapping[str, Sequence[tuple[str, str]]]
-#: Token ids, and the index of the prompt's last token, which predicts the
-#: continuation's first.
-Row = tuple[list[int], int]
+
+
+class Row(NamedTuple):
+    """The token ids of a prompt and its continuation. last: the index of the prompt's
+    last token, which predicts the continuation's first."""
+
+    ids: list[int]
+    last: int
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens the loss is over."""
+        return len(self.ids) - 1 - self.last
 
 
 class Continuations(Task):
@@ -27,8 +51,8 @@ class Continuations(Task):
 
     label_smoothing: of the training loss, over the whole vocabulary; the dev loss has
     none. as_one: prompt and continuation are one text, even where a token then spans
-    both. Else such a row has the prompt's own tokens, with which the model is asked at
-    the end."""
+    both. Otherwise such a row has the prompt's own tokens, which are also those that
+    the trained model continues."""
 
     metric = "perplexity"
     higher_is_better = False
@@ -39,29 +63,41 @@ class Continuations(Task):
     label_smoothing = 0.0
     as_one = False
 
-    def __init__(self, settings: Any, splits: Splits) -> None:
-        self.name, self.how, self.splits = settings["name"], settings, dict(splits)
-        self.block, self.fixed_text = block(settings), fixed_text(settings)
-        self.notes, self._rows = list[str](), dict[str, list[Row]]()
+    def __init__(self, settings: Settings, splits: Splits) -> None:
+        self.name = settings["name"]
+        self.task_settings = settings
+        self.splits = dict(splits)
+        self.block = block(settings)
+        self.fixed_text = fixed_text(settings)
+        self.notes = []
+        self._rows: dict[str, list[Row]] = {}
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
         rows = self.splits["train"]
-        held = set(held_out([0] * len(rows), share, self.name))
-        rest = [row for i, row in enumerate(rows) if i not in held]
-        self.splits = {"train": rest, "dev": [rows[i] for i in sorted(held)]}
+        dev = held_out([0] * len(rows), share, self.name)
+        held = set(dev)
+        train = [row for i, row in enumerate(rows) if i not in held]
+        self.splits = {"train": train, "dev": [rows[i] for i in dev]}
         self.notes.append(
-            f"dev: {len(held)} of {len(rows)} training rows held out (task.holdout={share:g})"
+            f"dev: {len(dev)} of {len(rows)} training rows held out "
+            f"(task.holdout={share:g})"
         )
 
-    def prepare_text(self, tokenizer: Any, positions: int | None) -> None:
+    def prepare_text(
+        self, tokenizer: "PreTrainedTokenizerBase", positions: int | None
+    ) -> None:
         """Tokenises the text that forgetting is measured on, where there is one."""
-        self.tokenizer, self.positions = tokenizer, positions
+        self.tokenizer = tokenizer
+        self.positions = positions
         if self.fixed_text:
             self.fixed_text.prepare(tokenizer, positions)
 
     def prepare(
-        self, tokenizer: Any, max_length: int, positions: int | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        positions: int | None = None,
     ) -> None:
         """See Task.prepare. A row ends with the end token, or after max_length tokens.
         A row without a token to train on is left out, which a note says.
@@ -73,79 +109,87 @@ class Continuations(Task):
         self.prepare_text(tokenizer, positions)
         left_out = 0
         for split, pairs in self.splits.items():
-            prompts = token_ids(tokenizer, [prompt for prompt, _ in pairs])
-            whole = token_ids(
-                tokenizer, [prompt + response for prompt, response in pairs]
-            )
-            self._rows[split] = []
-            for prompt, both, (_, response) in zip(prompts, whole, pairs, strict=True):
-                if not self.as_one and both[: len(prompt)] != prompt:
-                    both = (
-                        prompt
-                        + tokenizer(response, add_special_tokens=False)["input_ids"]
-                    )
-                ids = [*both, tokenizer.eos_token_id][:max_length]
-                last = 0 if self.how.get("train_on_inputs") else len(prompt) - 1
-                if len(ids) > last + 1:
-                    self._rows[split].append((ids, last))
-            left_out += len(pairs) - len(self._rows[split])
+            rows = self._tokenised(pairs, max_length)
+            self._rows[split] = [row for row in rows if row.trained_tokens > 0]
+            left_out += len(rows) - len(self._rows[split])
             if not self._rows[split]:
                 raise DataError(
                     f"train.max_length={max_length} leaves no {split} row a response"
                 )
         if left_out:
             self.notes.append(
-                f"{left_out} rows left out, whose prompt fills train.max_length={max_length}"
+                f"{left_out} rows left out, whose prompt fills "
+                f"train.max_length={max_length}"
             )
 
+    def _tokenised(
+        self, pairs: Sequence[tuple[str, str]], max_length: int
+    ) -> list[Row]:
+        """The rows of pairs of prompt and response, each cut after max_length
+        tokens."""
+        tokenizer = self.tokenizer
+        prompts = token_ids(tokenizer, [prompt for prompt, _ in pairs])
+        texts = token_ids(tokenizer, [prompt + response for prompt, response in pairs])
+        rows = []
+        for prompt, ids, (_, response) in zip(prompts, texts, pairs, strict=True):
+            if not self.as_one and ids[: len(prompt)] != prompt:
+                encoded = tokenizer(response, add_special_tokens=False)
+                ids = prompt + encoded["input_ids"]
+            last = 0 if self.task_settings.get("train_on_inputs") else len(prompt) - 1
+            rows.append(Row([*ids, tokenizer.eos_token_id][:max_length], last))
+        return rows
+
     def lengths(self, split: str) -> Sequence[int]:
-        return [len(ids) for ids, _ in self._rows[split]]
+        return [len(row.ids) for row in self._rows[split]]
 
     def labels(self, split: str) -> Array:
-        # A continuation has no label, but the loop wants one for each row
+        # A continuation has no label, but the loop needs one for each row
         return np.zeros(len(self._rows[split]), dtype=np.int64)
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
-        return sum(
-            len(ids) - 1 - last for ids, last in (self._rows[split][i] for i in indices)
-        )
+        rows = self._rows[split]
+        return sum(rows[i].trained_tokens for i in indices)
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """input_ids, attention_mask, targets (rows, tokens): what each position
-        predicts, -100 for none."""
+        """input_ids, attention_mask and targets (rows, tokens). targets: what each
+        position predicts, -100 for none."""
         rows = [self._rows[split][i] for i in indices]
-        width = max(len(ids) for ids, _ in rows)
-        batch = {
-            "input_ids": np.zeros((len(rows), width), dtype=np.int64),
-            "attention_mask": np.zeros((len(rows), width), dtype=np.int64),
-            "targets": np.full((len(rows), width), -100, dtype=np.int64),
+        shape = len(rows), max(len(row.ids) for row in rows)
+        input_ids = np.zeros(shape, dtype=np.int64)
+        attention_mask = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, -100, dtype=np.int64)
+        for number, (ids, last) in enumerate(rows):
+            length = len(ids)
+            input_ids[number, :length] = ids
+            attention_mask[number, :length] = 1
+            targets[number, last : length - 1] = ids[last + 1 :]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "targets": targets,
         }
-        for row, (ids, last) in enumerate(rows):
-            batch["input_ids"][row, : len(ids)] = ids
-            batch["attention_mask"][row, : len(ids)] = 1
-            batch["targets"][row, last : len(ids) - 1] = ids[last + 1 :]
-        return batch
 
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        return self._token_losses(model, batch, self.label_smoothing)[0].mean()
+    def loss(self, model: "Module", batch: Batch) -> "Tensor":
+        losses, _ = self._token_losses(model, batch, self.label_smoothing)
+        return losses.mean()
 
-    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
+    def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
         """The mean loss over the batch's tokens, and for each row the sum of its losses
         and their number."""
         losses, trained = self._token_losses(model, batch, 0.0)
-        mean, losses, trained = (
-            float(losses.mean()),
-            losses.cpu().double(),
-            trained.cpu(),
-        )
-        # on the CPU: Apple's GPUs have no float64
-        by_row = losses.new_zeros(trained.shape)
-        by_row[trained] = losses
-        return mean, np.array([by_row.sum(1).numpy(), trained.sum(1).numpy()]).T
+        mean = float(losses.mean())
+        # On the CPU, since Apple's GPUs have no float64
+        losses = losses.cpu().double()
+        trained = trained.cpu()
+        losses_by_row = losses.new_zeros(trained.shape)
+        losses_by_row[trained] = losses
+        sums = losses_by_row.sum(1).numpy()
+        counts = trained.sum(1).numpy()
+        return mean, np.array([sums, counts]).T
 
     def _token_losses(
-        self, model: Any, batch: Mapping[str, Any], smoothing: float
-    ) -> tuple[Any, Any]:
+        self, model: "Module", batch: Batch, smoothing: float
+    ) -> tuple["Tensor", "Tensor"]:
         """The losses (trained tokens,) of a batch, row by row, and these tokens' mask
         (rows, tokens)."""
         from torch.nn.functional import cross_entropy
@@ -153,20 +197,24 @@ class Continuations(Task):
         trained = batch["targets"] != -100
         # The output layer is half of a small model's work, so it gets only positions
         # that are trained
-        head = getattr(model, "module", model).get_output_embeddings()
+        unwrapped: PreTrainedModel = getattr(model, "module", model)
+        head = unwrapped.get_output_embeddings()
         hook = head.register_forward_pre_hook(
             lambda module, inputs: (inputs[0][trained],)
         )
         try:
             # No mask: padding stands to the right, where no token looks. No cache,
             # which no call would read
-            logits = model(input_ids=batch["input_ids"], use_cache=False).logits.float()
+            outputs = model(input_ids=batch["input_ids"], use_cache=False)
         finally:
             hook.remove()
-        targets = batch["targets"][trained]
-        return cross_entropy(
-            logits, targets, reduction="none", label_smoothing=smoothing
-        ), trained
+        losses = cross_entropy(
+            outputs.logits.float(),
+            batch["targets"][trained],
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        return losses, trained
 
     def predict(self, outputs: Array) -> Array:
         return outputs
@@ -185,15 +233,22 @@ class Written(Continuations):
     protocol's first."""
 
     def __init__(
-        self, settings: Any, splits: Any, items: list[Any], variants: list[str]
+        self,
+        settings: Settings,
+        splits: Splits,
+        items: list[Any],
+        variants: list[str],
     ) -> None:
         super().__init__(settings, splits)
-        self.split, self.items, self.variants = settings["decode"], items, variants
-        self.decodes, self._prompts = self.split != "none", list[list[int]]()
+        self.split: str = settings["decode"]
+        self.decodes = self.split != "none"
+        self.items = items
+        self.variants = variants
         self.ends: tuple[int, ...] = ()
+        self._prompts: list[list[int]] = []
 
     @abstractmethod
-    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
+    def scores(self, texts: Sequence[str]) -> Mapping[str, Any]:
         """The metrics by name, from one text for each item; None for one that cannot be
         computed here, with the reason under "unavailable"."""
 
@@ -208,77 +263,91 @@ class Written(Continuations):
 
     def settings(self) -> dict[str, Any]:
         """How texts are decoded, for the record."""
-        keys = (
-            "search",
-            "beams",
-            "length_penalty",
-            "no_repeat_ngram",
-            "max_new_tokens",
-            "stops",
-        )
-        return {key: self.how[key] for key in keys if key in self.how} | {
-            "ends": list(self.ends)
+        settings = {
+            key: self.task_settings[key]
+            for key in DECODING_KEYS
+            if key in self.task_settings
         }
+        return settings | {"ends": list(self.ends)}
 
     def search(
-        self, model: Any, prompts: list[list[int]], steps: int
+        self, model: "PreTrainedModel", prompts: list[list[int]], steps: int
     ) -> list[list[list[int]]]:
         """Token ids, at most `steps`, that the model writes to each prompt, by
         variant."""
         from tasks import beam  # imports torch, which a plan does not need
 
-        how, penalties = (
-            self.how,
-            tuple(map(float, self.how.get("length_penalty", [1]))),
-        )
+        settings = self.task_settings
+        penalties = settings.get("length_penalty", [1])
         search = beam.Search(
-            how["beams"], penalties, how.get("no_repeat_ngram", 0), steps, self.ends
+            beams=settings["beams"],
+            penalties=tuple(float(penalty) for penalty in penalties),
+            no_repeat_ngram=settings.get("no_repeat_ngram", 0),
+            max_new_tokens=steps,
+            ends=self.ends,
         )
-        by = (
-            beam.beam_search
-            if how.get("search") == "lora"
-            else beam.transformers_search
-        )
-        return by(model, prompts, search)
+        if settings.get("search") == "lora":
+            return beam.beam_search(model, prompts, search)
+        return beam.transformers_search(model, prompts, search)
 
-    def decode(self, model: Any, indices: Sequence[int]) -> list[dict[str, str]]:
+    def decode(
+        self, model: "PreTrainedModel", indices: Sequence[int]
+    ) -> list[dict[str, str]]:
         """The texts of each of these items, by variant."""
-        found = self.search(
-            model, [self._prompts[i] for i in indices], self.how["max_new_tokens"]
-        )
-        return [
-            dict(zip(self.variants, map(self.text, texts), strict=True))
-            for texts in found
-        ]
+        prompts = [self._prompts[i] for i in indices]
+        steps = self.task_settings["max_new_tokens"]
+        texts_by_variant = []
+        for written in self.search(model, prompts, steps):
+            texts = [self.text(ids) for ids in written]
+            texts_by_variant.append(dict(zip(self.variants, texts, strict=True)))
+        return texts_by_variant
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, model: "PreTrainedModel") -> None:
         """Decodes a few tokens before training. Raises DataError for a model that
         cannot be decoded."""
         try:
             self.search(model, self._prompts[:1], 2)
         except Exception as error:
             # a model's own code raises anything, for lack of a cache or an argument
-            why = f"this model cannot be decoded ({first_line(error)}). task.decode=none trains without"
-            raise DataError(f"{self.name}: {why}") from None
+            raise DataError(
+                f"{self.name}: this model cannot be decoded ({first_line(error)}). "
+                "task.decode=none trains without"
+            ) from None
 
     def check_positions(self) -> None:
         """Raises DataError where a prompt and its text can be more than the model's
         positions."""
-        longest, new = (
-            max(map(len, self._prompts), default=0),
-            self.how["max_new_tokens"],
-        )
-        if (
-            self._prompts
-            and self.positions is not None
-            and longest + new > self.positions
-        ):
-            why = f"with a prompt of {longest} tokens it exceeds the model's {self.positions} positions"
-            raise DataError(f"task.max_new_tokens={new}: {why}")
+        if not self._prompts or self.positions is None:
+            return
+        longest = max(len(prompt) for prompt in self._prompts)
+        steps = self.task_settings["max_new_tokens"]
+        if longest + steps > self.positions:
+            raise DataError(
+                f"task.max_new_tokens={steps}: with a prompt of {longest} tokens it "
+                f"exceeds the model's {self.positions} positions"
+            )
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+#: Settings of decoding, where a task has them.
+DECODING_KEYS = (
+    "search",
+    "beams",
+    "length_penalty",
+    "no_repeat_ngram",
+    "max_new_tokens",
+    "stops",
+)
+
+
+def token_ids(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]
+) -> list[list[int]]:
     """Token ids, with the tokenizer's BOS if it has one, without an end token."""
-    rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    if not texts:
+        return []
     end = tokenizer.eos_token_id
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in rows]
+    rows = []
+    for ids in tokenizer(list(texts))["input_ids"]:
+        ends = len(ids) > 1 and ids[-1] == end
+        rows.append(ids[:-1] if ends else ids)
+    return rows

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, Source, check, fixed_subset, held_out, quoted
-from tasks.continuations import Written
+from tasks.continuations import Row, Written
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, scores
 from tasks.fetch import content, data_folder
@@ -112,7 +112,7 @@ class E2ETask(Written):
                         f"train.max_length={max_length} leaves no reference to {quoted(mr)}"
                     )
                 self._rows[split].append(
-                    ([*prompt, end, *reference, end][:max_length], len(prompt))
+                    Row([*prompt, end, *reference, end][:max_length], len(prompt))
                 )
         self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
         self.check_positions()

@@ -1,67 +1,117 @@
-"""The base of families whose trained model writes texts that are read for an exact
+"""The base of task families whose trained model writes texts that are read for an exact
 answer.
 
-A training row is prompt and response tokenised as one text, as in the code behind the
-papers' numbers, and the end token. At the end each test item's prompt is continued once
-(greedy, or with beams; nothing is sampled), and a reader finds the answer in the text.
-It is right or wrong."""
+A training row is prompt and response, tokenised as one text as in the code behind the
+papers' numbers, and the end token. After training the model continues each test item's
+prompt once, greedily or with beams; nothing is sampled. A reader finds the answer in
+the text, which is right or wrong."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from tasks.base import DataError, check, fixed_subset
+from tasks.base import DataError, Settings, check, fixed_subset
 from tasks.continuations import Splits, Written, token_ids
 
-#: Of each test set the prompts and their answers, as they are read; None, which is
-#: wrong, for a row without.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: By test set: prompts with their expected answers, in the form in which they are read.
+#: A row whose answer is None always counts as wrong.
 Tests = dict[str, list[tuple[str, str | None]]]
-#: Of test set, prompt and text (without the prompt and an end token) the answer in the
-#: text; None for none.
+#: Takes test set, prompt and text (without the prompt and an end token), and returns
+#: the answer in the text, or None if there is none.
 Read = Callable[[str, str, str], str | None]
+
+
+class Item(NamedTuple):
+    """A prompt that the trained model continues. part: the test set."""
+
+    prompt: str
+    answer: str | None
+    part: str
+
+
+class Reading(TypedDict):
+    """How a text was read. reason: why it is wrong; "" if it is right."""
+
+    part: str
+    prompt: str
+    text: str
+    expected: str | None
+    read: str | None
+    right: bool
+    reason: str
+
+
+class ExactScores(TypedDict):
+    """All in percent. exact_match: the task's score. parts: the score of each test set.
+    unread: the share of texts in which no answer was found."""
+
+    exact_match: float
+    parts: dict[str, float]
+    unread: float
 
 
 class ExactTask(Written):
     """See the module.
 
-    headline: the test set that is the score, None for the mean of all. items: prompt,
-    answer and test set."""
+    Args:
+        read: the reader.
+        headline: the test set that is the score; None for the mean over all of them.
+        groups: by test set the number of each row's group, where rows resemble each
+            other; see Task.item_groups."""
 
     as_one = True
+    items: list[Item]
 
     def __init__(
         self,
-        settings: Any,
+        settings: Settings,
         splits: Splits,
         tests: Tests,
         read: Read,
         headline: str | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        check(
-            settings, "decode", settings["decode"] in ("test", "none"), "test or none"
-        )
-        beams = settings["beams"]
-        super().__init__(
-            settings, splits, [], ["greedy" if beams == 1 else f"beams{beams}"]
-        )
-        self.read, self.headline = read, headline
-        for part, rows in tests.items() if self.decodes else ():
+        decode, beams = settings["decode"], settings["beams"]
+        check(settings, "decode", decode in ("test", "none"), "test or none")
+        variant = "greedy" if beams == 1 else f"beams{beams}"
+        super().__init__(settings, splits, [], [variant])
+        self.read = read
+        self.headline = headline
+        if self.decodes:
+            self._take_items(tests, groups)
+
+    def _take_items(
+        self, tests: Tests, groups: Mapping[str, Sequence[int]] | None
+    ) -> None:
+        """Fills `items`, from task.items rows of each test set, or from all of them."""
+        item_groups = []
+        for part, rows in tests.items():
             if not rows:
                 raise DataError(f"{self.name}: the test set {part} has no rows")
-            taken = fixed_subset(len(rows), settings["items"], part)
-            self.items += [(*rows[i], part) for i in taken]
-            if len(taken) < len(rows):
+            indices = fixed_subset(len(rows), self.task_settings["items"], part)
+            self.items += [Item(*rows[i], part) for i in indices]
+            if groups is not None:
+                item_groups += [groups[part][i] for i in indices]
+            if len(indices) < len(rows):
                 self.notes.append(
-                    f"{len(taken)} of the {len(rows)} items of {part} are decoded"
+                    f"{len(indices)} of the {len(rows)} items of {part} are decoded"
                 )
+        if groups is not None:
+            self.item_groups = item_groups
 
     def prepare(
-        self, tokenizer: Any, max_length: int, positions: int | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        positions: int | None = None,
     ) -> None:
         super().prepare(tokenizer, max_length, positions)
         self.ends = (tokenizer.eos_token_id,)
-        self._prompts = token_ids(tokenizer, [prompt for prompt, _, _ in self.items])
+        self._prompts = token_ids(tokenizer, [item.prompt for item in self.items])
         self.check_positions()
 
     # --- texts
@@ -69,53 +119,60 @@ class ExactTask(Written):
     def text(self, ids: list[int]) -> str:
         """The text before the end token and the first of the stops."""
         (end,) = self.ends
-        ids = ids[: ids.index(end)] if end in ids else ids
-        text = str(
-            self.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+        if end in ids:
+            ids = ids[: ids.index(end)]
+        text: str = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        for stop in self.how["stops"]:
+        for stop in self.task_settings["stops"]:
             text = text.split(stop)[0]
         return text
 
-    def readings(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Of one text for each item: the item, the text, what is read in it, and why
-        that is wrong."""
-        rows = []
-        for (prompt, expected, part), text in zip(self.items, texts, strict=True):
-            answer = self.read(part, prompt, text)
-            right = answer is not None and answer == expected
-            reason = (
-                ""
-                if right
-                else "no answer found"
-                if answer is None
-                else "another answer"
-            )
-            row = {"part": part, "prompt": prompt, "text": text, "expected": expected}
-            rows.append(row | {"read": answer, "right": right, "reason": reason})
-        return rows
+    def readings(self, texts: Sequence[str]) -> list[Reading]:
+        """How the texts are read. texts: one for each item."""
+        readings = []
+        for item, text in zip(self.items, texts, strict=True):
+            answer = self.read(item.part, item.prompt, text)
+            right = answer is not None and answer == item.answer
+            if right:
+                reason = ""
+            elif answer is None:
+                reason = "no answer found"
+            else:
+                reason = "another answer"
+            reading: Reading = {
+                "part": item.part,
+                "prompt": item.prompt,
+                "text": text,
+                "expected": item.answer,
+                "read": answer,
+                "right": right,
+                "reason": reason,
+            }
+            readings.append(reading)
+        return readings
 
-    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
-        """exact_match: see headline. parts: by test set. unread: of texts without an
-        answer. In percent."""
-        rows, right = self.readings(texts), dict[str, list[bool]]()
-        for row in rows:
-            right.setdefault(row["part"], []).append(row["right"])
-        parts = {part: 100 * sum(found) / len(found) for part, found in right.items()}
-        score = (
-            parts[self.headline] if self.headline else sum(parts.values()) / len(parts)
-        )
-        unread = 100 * sum(row["read"] is None for row in rows) / len(rows)
+    def scores(self, texts: Sequence[str]) -> ExactScores:
+        """The scores of the texts, one for each item."""
+        readings = self.readings(texts)
+        right_by_part: dict[str, list[bool]] = {}
+        for reading in readings:
+            right_by_part.setdefault(reading["part"], []).append(reading["right"])
+        parts = {part: _percentage(right) for part, right in right_by_part.items()}
+        score = sum(parts.values()) / len(parts)
+        if self.headline:
+            score = parts[self.headline]
+        unread = _percentage([reading["read"] is None for reading in readings])
         return {"exact_match": score, "parts": parts, "unread": unread}
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """NAME.jsonl of each: a line for each item, with the text and how it was
-        read."""
-        for name, of_items in texts.items():
-            lines = [
-                json.dumps(row, ensure_ascii=False) + "\n"
-                for row in self.readings(of_items)
-            ]
-            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        """Writes each named list of texts to NAME.jsonl: a line for each item, with the
+        text and how it was read."""
+        for name, texts_of_items in texts.items():
+            with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
+                for reading in self.readings(texts_of_items):
+                    file.write(json.dumps(reading, ensure_ascii=False) + "\n")
+
+
+def _percentage(outcomes: Sequence[bool]) -> float:
+    return 100 * sum(outcomes) / len(outcomes)

@@ -1,25 +1,31 @@
 """Maths problems whose answer is read from the text of a solution (tasks/answers.py).
 
-gsm8k: trained on MetaMathQA (Yu et al. 2024), tested on GSM8K and MATH, by either of two protocols, whose
-words, limits and readers are settings (conf/task/gsm8k.yaml):
-- peft's, in method_comparison/MetaMathQA of https://github.com/huggingface/peft: data.py@d9e56aa,
-  run.py@026d1e0, utils.py@0134244;
-- the papers', in main_math_tuning.py@0be0770 and instruction_tuning_eval of
-  https://github.com/MohammadrezaBanaei/LoRA-XS, after PiSSA's and https://github.com/meta-math/MetaMath's.
-dev rows are those that peft's code draws from GSM8K's training set; the papers name none.
+gsm8k: trained on MetaMathQA (Yu et al. 2024) and tested on GSM8K and MATH, by either of
+two protocols. Their words, limits and readers are settings (conf/task/gsm8k.yaml).
+
+- peft's: data.py, run.py and utils.py in method_comparison/MetaMathQA of
+  https://github.com/huggingface/peft at commit 5d602fd (August 2026);
+- the papers': main_math_tuning.py and instruction_tuning_eval in
+  https://github.com/MohammadrezaBanaei/LoRA-XS at commit 0be0770, which follow PiSSA
+  and https://github.com/meta-math/MetaMath.
+
+The dev rows are those that peft's code draws from GSM8K's training set; the papers name
+none. MATH's answers are compared as hendrycks/math compares them (answers.same_form).
+
 sums: small problems, made by tasks/sums.py."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, Field
 
 from tasks import sums
-from tasks.answers import MATH, peft_answer, reader
-from tasks.base import DataError, Source, check, fixed_subset, quoted
-from tasks.exact import ExactTask, Tests
+from tasks.answers import MATH, Reader, peft_answer, reader
+from tasks.base import DataError, Settings, Source, check, fixed_subset, quoted
+from tasks.continuations import Splits
+from tasks.exact import ExactTask, Read, Tests
 from tasks.fetch import content, snapshot
 from tasks.files import module_file, read_list, the_file
 from tasks.instruct import NotBlank, other_words, read_template, template_file
@@ -49,147 +55,208 @@ class Solved(BaseModel):
     )
 
 
-def source(settings: Any) -> Source:
-    """See tasks.source. The template and a reader of one's own are part of the data."""
+def source(settings: Settings) -> Source:
+    """See tasks.source. The template and a user's own reader are part of the data."""
     if settings.get("prepare") == "sums":
-        return Source(pinned=sums.CONTENT)
-    files, hubs = (
-        _files(settings, settings),
-        [of for key, of in HUBS.items() if not settings[key]],
-    )
-    if not hubs:
+        return sums.source(settings)
+    files = _files(settings, settings)
+    remote = [keys for local, keys in HUBS.items() if not settings[local]]
+    if not remote:
         return Source(files=files)
     pins = [
-        content(settings[hub], settings[revision], "dataset") for hub, revision in hubs
+        content(settings[hub], settings[revision], "dataset")
+        for hub, revision in remote
     ]
-    # which are in a folder alone
-    others = settings["decode"] == "test" and {*settings["tests"]} - {"gsm8k"}
-    if not all(pins) or (others and not settings["test_dir"]):
+    # The other test sets are in no data set of the hub, only in a folder.
+    decodes_others = settings["decode"] == "test" and set(settings["tests"]) - {"gsm8k"}
+    if not all(pins) or (decodes_others and not settings["test_dir"]):
         return Source()
-    local = [
+    hashes = [
         f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
         for name, path in files.items()
     ]
-    return Source(pinned=" ".join([*map(str, pins), *local]))
+    return Source(pinned=" ".join([*map(str, pins), *hashes]))
 
 
-def load(settings: Any) -> ExactTask:
-    """See tasks.load. Raises DataError with file and row for one without a problem or a
-    solution, or a test row without an answer. MATH's without one count as wrong, as in
-    the papers' code."""
+def load(settings: Settings) -> ExactTask:
+    """See tasks.load. Raises DataError with file and row for a row without a problem or
+    a solution, and for a test row without an answer. A row of MATH without one counts
+    as wrong, as in the papers' code."""
     if settings.get("prepare") == "sums":
         return sums.load(settings)
-    at = {key: settings[key] for key in HUBS}
-    for key, of in HUBS.items():
-        hub, revision = (settings[name] for name in of)
-        instead = f"Give a local copy: task.{key}=/where/it/is"
-        at[key] = at[key] or snapshot(
-            hub, revision, ["*.json", "main/*.parquet"], "dataset", instead
-        )
-    files, form, notes = _files(settings, at), settings["prompt"], list[str]()
-    readers = dict.fromkeys(settings["tests"], reader(settings["reader"])) | {
-        "math": MATH
+    files = _files(settings, _local_copies(settings))
+    form, notes = _prompt_form(settings, files)
+    readers = dict.fromkeys(settings["tests"], reader(settings["reader"]))
+    readers["math"] = MATH
+    tests = _tests(settings, files, form, readers)
+    published_rows = [row for _, row in read_list(files["rows"], Solved)]
+    train = _train_rows(settings, published_rows, files["rows"])
+    dev, dev_notes = _dev_rows(settings, files["gsm8k_train"])
+    splits: Splits = {
+        "train": [(_prompt(form, row), row.solution) for row in train],
+        "dev": [(_prompt(form, row), row.solution) for row in dev],
     }
-    if form is None:
-        template = read_template(files["template.json"])
-        form, notes = (
-            template.prompt("{query}").rstrip(),
-            other_words(settings, template),
-        )
+    headline = settings["tests"][0]
+    task = ExactTask(settings, splits, tests, _read(readers), headline)
+    task.notes += notes + dev_notes
+    if settings["name"] == "gsm8k":
+        counts = {"train": len(published_rows)}
+        counts |= {part: len(rows) for part, rows in tests.items()}
+        for part, count in counts.items():
+            published = PUBLISHED.get(part, count)
+            if count != published:
+                task.notes.append(f"{part}: {count} rows, of {published} published")
+    return task
+
+
+# --- prompts and answers
+
+
+def _prompt_form(
+    settings: Settings, files: Mapping[str, Path]
+) -> tuple[str, list[str]]:
+    """The text of a prompt, with {query} for the problem, and notes about it."""
+    if settings["prompt"] is not None:
+        return settings["prompt"], []
+    template = read_template(files["template.json"])
+    return template.prompt("{query}").rstrip(), other_words(settings, template)
+
+
+def _prompt(form: str, row: Solved) -> str:
+    return form.replace("{query}", row.problem)
+
+
+def _read(readers: Mapping[str, Reader]) -> Read:
+    """Reads a text by the reader of its test set."""
 
     def read(part: str, prompt: str, text: str) -> str | None:
-        find = readers[part][0]
+        find = readers[part].answer
         # peft's code reads the prompt, too
         return find(prompt + text if find is peft_answer else text)
 
-    def pair(row: Solved) -> tuple[str, str]:
-        return form.replace("{query}", row.problem), row.solution
+    return read
 
+
+# --- rows
+
+
+def _tests(
+    settings: Settings,
+    files: Mapping[str, Path],
+    form: str,
+    readers: Mapping[str, Reader],
+) -> Tests:
+    """The prompts and answers of each test set."""
     tests = Tests()
-    for name in [name for name in files if "/" in name]:
-        of_part = tests.setdefault(part := name.partition("/")[0], [])
-        for where, row in read_list(files[name], Solved):
-            answer = readers[part][1](row.solution)
+    for name, path in files.items():
+        part, slash, _ = name.partition("/")
+        if not slash:
+            continue
+        items = tests.setdefault(part, [])
+        for place, row in read_list(path, Solved):
+            answer = readers[part].solution(row.solution)
             if answer is None and part != "math":
                 raise DataError(
-                    f"{where}: no answer in the solution {quoted(row.solution)}"
+                    f"{place}: no answer in the solution {quoted(row.solution)}"
                 )
-            of_part.append((pair(row)[0] + settings["test_suffix"], answer))
-    every = [row for _, row in read_list(files["rows"], Solved)]
-    # peft's counts a space between the two
+            items.append((_prompt(form, row) + settings["test_suffix"], answer))
+    return tests
+
+
+def _train_rows(settings: Settings, rows: list[Solved], path: Path) -> list[Solved]:
+    """The rows that are short enough, of these the first ones, and of these a fixed
+    subset."""
+    # peft counts the space that it writes between problem and solution
     limit = settings["max_characters"] or float("inf")
-    train = [row for row in every if len(row.problem + row.solution) < limit][
-        : settings["first_rows"]
-    ]
-    train = [
-        train[i]
-        for i in fixed_subset(len(train), settings["train_rows"], settings["name"])
-    ]
-    if not train:
+    short = [row for row in rows if len(row.problem + row.solution) < limit]
+    first = short[: settings["first_rows"]]
+    indices = fixed_subset(len(first), settings["train_rows"], settings["name"])
+    if not indices:
         raise DataError(
-            f"{files['rows']}: no rows (task.max_characters={settings['max_characters']})"
+            f"{path}: no rows (task.max_characters={settings['max_characters']})"
         )
-    dev, asked = (
-        [row for _, row in read_list(files["gsm8k_train"], Solved)],
-        settings["dev_rows"],
-    )
-    order = np.random.RandomState(0).permutation(len(dev))[:asked]  # peft's draw
-    splits = {"train": [*map(pair, train)], "dev": [pair(dev[i]) for i in order]}
-    task = ExactTask(settings, splits, tests, read, settings["tests"][0])
-    notes += [f"dev: {len(dev)} rows, of task.dev_rows={asked}"] * (
-        len(dev) < (asked or 0)
-    )
-    known = PUBLISHED if settings["name"] == "gsm8k" else {}
-    counts = {"train": len(every)} | {part: len(rows) for part, rows in tests.items()}
-    notes += [
-        f"{k}: {n} rows, of {known[k]} published"
-        for k, n in counts.items()
-        if n != known.get(k, n)
-    ]
-    task.notes += notes
-    return task
+    return [first[i] for i in indices]
+
+
+def _dev_rows(settings: Settings, path: Path) -> tuple[list[Solved], list[str]]:
+    """The rows that peft draws from GSM8K's training set, and a note where there are
+    fewer."""
+    rows = [row for _, row in read_list(path, Solved)]
+    count = settings["dev_rows"]
+    indices = np.random.RandomState(0).permutation(len(rows))[:count]
+    notes = []
+    if count and len(rows) < count:
+        notes.append(f"dev: {len(rows)} rows, of task.dev_rows={count}")
+    return [rows[i] for i in indices], notes
 
 
 # --- files
 
 
-def _files(settings: Any, at: Any) -> dict[str, Path]:
-    """Local files by their names in a run's identity. at: folders or files, by HUBS;
-    None: the hub."""
-    prompt = settings["prompt"]
-    check(
-        settings,
-        "prompt",
-        prompt is None or "{query}" in prompt,
-        "a text with {query}, or null",
-    )
-    files = {} if prompt else {"template.json": template_file(settings)}
-    if own := module_file(settings["reader"]):
-        files["reader.py"] = own
-    if at["data_dir"]:
-        rows = Path(at["data_dir"])
-        files["rows"] = (
-            rows if rows.is_file() else the_file(rows, "data_dir", *METAMATHQA)
+def _local_copies(settings: Settings) -> dict[str, Path | str]:
+    """The folder or file of each key of HUBS: the user's, or the hub's, fetched."""
+    copies: dict[str, Path | str] = {}
+    for local, (hub, revision) in HUBS.items():
+        if settings[local]:
+            copies[local] = settings[local]
+            continue
+        copies[local] = snapshot(
+            settings[hub],
+            settings[revision],
+            ["*.json", "main/*.parquet"],
+            "dataset",
+            f"Give a local copy: task.{local}=/where/it/is",
         )
-    if not at["test_dir"]:
-        return files
-    tests = Path(at["test_dir"])
-    files["gsm8k_train"] = the_file(
-        tests, "test_dir", *(name.format("train") for name in GSM8K)
-    )
-    for part in settings["tests"] if settings["decode"] == "test" else ():
-        if part == "math":
-            found = sorted(tests.glob(MATHS[0])) or sorted(tests.glob(MATHS[1]))
-            # which says that there is none
-            found = found or [the_file(tests, "test_dir", *MATHS)]
-            files |= {
-                f"math/{path.relative_to(tests).as_posix()}": path for path in found
-            }
-        else:
-            names = (
-                [name.format("test") for name in GSM8K]
-                if part == "gsm8k"
-                else [f"{part}.jsonl"]
-            )
-            files[f"{part}/test"] = the_file(tests, "test_dir", *names)
+    return copies
+
+
+def _files(
+    settings: Settings, copies: Mapping[str, Path | str | None]
+) -> dict[str, Path]:
+    """Local files by their names in a run's identity. copies: by the keys of HUBS a
+    folder or file; None where the rows are on the hub."""
+    prompt = settings["prompt"]
+    fits = prompt is None or "{query}" in prompt
+    check(settings, "prompt", fits, "a text with {query}, or null")
+    files = {}
+    if not prompt:
+        files["template.json"] = template_file(settings)
+    own_reader = module_file(settings["reader"])
+    if own_reader:
+        files["reader.py"] = own_reader
+    if copies["data_dir"]:
+        rows = Path(copies["data_dir"])
+        if not rows.is_file():
+            rows = the_file(rows, "data_dir", *METAMATHQA)
+        files["rows"] = rows
+    if copies["test_dir"]:
+        files |= _test_files(settings, Path(copies["test_dir"]))
     return files
+
+
+def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
+    """The files in task.test_dir: GSM8K's training set, and each test set."""
+    patterns = [name.format("train") for name in GSM8K]
+    files = {"gsm8k_train": the_file(folder, "test_dir", *patterns)}
+    if settings["decode"] != "test":
+        return files
+    for part in settings["tests"]:
+        if part == "math":
+            for path in _math_files(folder):
+                files[f"math/{path.relative_to(folder).as_posix()}"] = path
+            continue
+        patterns = [f"{part}.jsonl"]
+        if part == "gsm8k":
+            patterns = [name.format("test") for name in GSM8K]
+        files[f"{part}/test"] = the_file(folder, "test_dir", *patterns)
+    return files
+
+
+def _math_files(folder: Path) -> list[Path]:
+    """MATH's test set: MetaMath's file, or the files of hendrycks/math. Raises
+    DataError where neither is there."""
+    for pattern in MATHS:
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            return paths
+    return [the_file(folder, "test_dir", *MATHS)]

@@ -41,7 +41,6 @@ LONGER_FUNCTIONS = {
     "runs/training/result.py:build_record",
     "tasks/beam.py:beam_search",
     "tasks/fetch.py:snapshot",
-    "tasks/maths.py:load",
     "vera/methods/peft_install.py:install",
 }
 #: The most that each measure of tests/language.py may be, in percent. The goals are 3.5

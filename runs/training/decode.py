@@ -98,7 +98,7 @@ def scores(
     """An entry for each epoch (last, best) and variant; the protocol's variant of the
     last epoch is first."""
     # equal texts are scored once: METEOR takes a while
-    by_hash: dict[str, dict[str, Any]] = {}
+    by_hash: dict[str, Mapping[str, Any]] = {}
     entries = []
     for which, of_epoch in texts.items():
         for variant in task.variants:

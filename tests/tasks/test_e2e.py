@@ -297,7 +297,7 @@ def test_notes_say_what_differs_from_the_published_data_and_settings(e2e, tmp_pa
         notes = " ".join(task.notes)
         assert [part for part in told if part not in notes] == []
         assert ("beams" in notes) is (told != ["no texts"])
-        assert ("spaCy" in notes) is (task.how["data_dir"] != str(other))
+        assert ("spaCy" in notes) is (task.task_settings["data_dir"] != str(other))
 
 
 def test_a_machine_without_java_is_told_so_before_a_run(e2e, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from running import task_of
+from running import refused, task_of
 from tiny import write_maths
 
 import tasks
@@ -83,17 +83,17 @@ def test_pefts_code_reads_the_prompt_too(load):
 
 
 def test_sums_are_right_and_none_is_there_twice():
-    rows = sums.problems()
-    assert len(dict(rows)) == len(rows) == 2 * 9**2 + 4 * 9**3
+    problems = sums.problems()
+    prompts = {problem.prompt for problem in problems}
+    assert len(prompts) == len(problems) == 2 * 9**2 + 4 * 9**3
     assert all(
-        eval(prompt.removesuffix(" =")) == int(answer) for prompt, answer in rows
+        eval(problem.prompt.removesuffix(" =")) == int(problem.answer)
+        for problem in problems
     )
-    terms = [tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}"))) for prompt, _ in rows]
-    # those of the same terms are on one side
-    assert len({*terms[:200]} & {*terms[200:]}) <= 1
     task = tasks.load(
         task_of("sums") | {"train_rows": 5, "dev_rows": 3, "test_rows": 2}
     )
+    rows = [(problem.prompt, problem.answer) for problem in problems]
     assert [task.splits[part] for part in ("dev", "train")] == [rows[2:5], rows[5:10]]
     assert task.items == [
         (prompt, answer.strip(), "sums") for prompt, answer in rows[:2]
@@ -101,6 +101,38 @@ def test_sums_are_right_and_none_is_there_twice():
     assert [
         task.read("sums", "", text) for text in (" 7", "it is -3, not 4", "none")
     ] == ["7", "-3", None]
+
+
+def test_orders_of_the_same_terms_are_neighbours_and_one_group():
+    """A group's problems follow one another, so that parts share none but at their
+    ends. The task has the group of each item that it decodes."""
+    problems = sums.problems()
+    groups = [problem.group for problem in problems]
+    assert groups == sorted(groups)
+    terms_of_group = {}
+    for problem in problems:
+        terms = sorted(re.findall(r"[+-] \d", f"+ {problem.prompt}"))
+        assert terms_of_group.setdefault(problem.group, terms) == terms
+    assert len({tuple(terms) for terms in terms_of_group.values()}) == groups[-1] + 1
+    task = tasks.load(task_of("sums"))
+    assert task.item_groups == groups[:1000]
+    some = tasks.load(task_of("sums") | {"items": 30})
+    group_of_prompt = {problem.prompt: problem.group for problem in problems}
+    assert some.item_groups == [group_of_prompt[item.prompt] for item in some.items]
+    assert tasks.load(task_of("sums") | {"decode": "none"}).item_groups is None
+
+
+def test_sums_that_are_too_many_are_refused_before_anything_is_loaded():
+    """By the source, which a plan asks for. The default sizes fit, of which 1,000 are
+    tested."""
+    settings = task_of("sums")
+    sizes = [settings[f"{part}_rows"] for part in ("train", "dev", "test")]
+    assert sizes == [1900, 100, 1000]
+    assert tasks.source(settings).pinned == sums.CONTENT
+    available = len(sums.problems())
+    tasks.source(settings | {"train_rows": available - 1100})
+    with refused(f"task.train_rows={available - 1099}"):
+        tasks.source(settings | {"train_rows": available - 1099})
 
 
 def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
