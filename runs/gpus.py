@@ -127,6 +127,22 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor_model() -> str:
+    """The maker, family and model of this machine's processor, such as "GenuineIntel
+    family 6 model 143". Clouds give several models one name, and they round
+    differently."""
+    wanted = {"vendor_id": "", "cpu family": "", "model": ""}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in wanted and not wanted[name.strip()]:
+                wanted[name.strip()] = value.strip()
+    if not all(wanted.values()):  # not Linux, or not x86
+        return processor()
+    maker, family, model = wanted.values()
+    return f"{maker} family {family} model {model}"
+
+
 def driver() -> str | None:
     """The version of NVIDIA's driver; None without one."""
     return _answer(lambda: str(pynvml.nvmlSystemGetDriverVersion()), None)

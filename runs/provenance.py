@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from runs.gpus import driver, processor
+from runs.gpus import driver, processor, processor_model
 from runs.record import (
     INSTALLED,
     ROOT,
@@ -300,6 +300,7 @@ def machine(device: "torch.device") -> dict[str, Any]:
     described = {
         "type": device.type,
         "name": name,
+        "cpu": processor_model(),
         "system": platform.system(),
         "cuda": torch.version.cuda,
     }

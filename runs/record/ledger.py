@@ -5,10 +5,11 @@ hold."""
 import contextlib
 import errno
 import json
+import math
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import orjson
 import yaml
 
+from runs.record.agreement import difference_of_results
 from runs.record.cell import cell_id, hash_of
 from runs.record.schema import (
     FINISHED,
@@ -355,28 +357,35 @@ def _read_folder(
 ) -> Ledger:
     """The ledger, with the records and measures of an output folder or of a study's
     files added to it."""
-    records, conflicts = folder / f"records{ending}", list[str]()
+    records, conflicts = folder / f"records{ending}", dict[str, float]()
     for record in _read_all(ledger, records, "record"):
         # another version may define a result by other settings
         record.pop("cell_id", None)
         if record["status"] in FINISHED:
             record["cell_id"] = cell_id(record)
-        if not _add(ledger, origin, record, output):
-            conflicts.append(record["id"])
+        difference = _add(ledger, origin, record, output)
+        if difference is not None:
+            conflicts[record["id"]] = difference
     if conflicts:
-        which = (
-            f"run {conflicts[0]} has"
-            if len(conflicts) == 1
-            else f"{len(conflicts)} runs have"
-        )
-        whose = ", ".join(sorted({ledger.origin[name] for name in conflicts}))
-        ledger.problems.append(
-            f"{records}: {which} another result here than in {whose}, which counts"
-        )
+        ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
     for measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
         if ledger.measures.setdefault(measure["id"], measure) is measure:
             ledger.measured[measure["id"]] = origin
     return ledger
+
+
+def _in_words(ledger: Ledger, conflicts: Mapping[str, float]) -> str:
+    """That runs have another result in the ledger, and by how much."""
+    origins = sorted({ledger.origin[run_id] for run_id in conflicts})
+    which = f"{len(conflicts)} runs have"
+    if len(conflicts) == 1:
+        which = f"run {min(conflicts)} has"
+    largest = max(conflicts.values())
+    by_how_much = ""
+    if math.isfinite(largest):
+        by_how_much = f" (the largest difference is {largest:.2g})"
+    others = ", ".join(origins)
+    return f"{which} another result here than in {others}, which counts{by_how_much}"
 
 
 def _parts(place: Path) -> list[tuple[str, bytes]]:
@@ -419,19 +428,18 @@ def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
         yield found
 
 
-def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> bool:
-    """Adds a record. Returns False where the ledger has that run with another result,
-    which then counts."""
+def _add(
+    ledger: Ledger, origin: str, record: Record, output: str | Path
+) -> float | None:
+    """Adds a record. Where the ledger has that run with another result, that one
+    counts, and this returns by how much the results differ."""
     name = record["id"]
     first = ledger.records.setdefault(name, record)
     if first is record:
         ledger.origin[name] = origin
-        return True
-    # lm-eval may have come after a run was published, here or there
-    same = {**(first.get("result") or {}), "lm_eval": 0} == {
-        **(record.get("result") or {}),
-        "lm_eval": 0,
-    }
+        return None
+    difference = difference_of_results(first, record)
+    same = difference is None
     if ledger.origin[name] == "ours":
         # Publishing takes paths out, and a run of this machine leaves a folder: the
         # first one is a copy
@@ -445,4 +453,4 @@ def _add(ledger: Ledger, origin: str, record: Record, output: str | Path) -> boo
         first["result"] = adding(first, evaluated(record), evaluated(first))
     if ledger.origin[name] == "ours":
         ledger.published.setdefault(name, (origin, record))
-    return bool(same)
+    return difference

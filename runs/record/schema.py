@@ -220,7 +220,8 @@ RECORD = FAILED | {
         "sources?": dict[str, dict[str, Any]],
     },
     "versions": dict[str, Words],
-    "device": {"type": str, "name": str},
+    # cpu: the family and model of the processor; records from before have none
+    "device": {"type": str, "name": str, "cpu?": str},
     # what decides whether another run gives the same bits
     "determinism": {"threads": Count},
     "model": str,  # a hash of its content

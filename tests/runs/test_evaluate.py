@@ -371,7 +371,9 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(
     write_study(copy, [other])
     (problem,) = read_ledger(tmp_path).problems
     another = f"run {lora['id']} has another result here than in"
-    assert problem == f"{copy / 'records.jsonl'}: {another} ours, which counts"
+    best = lora["result"]["best"]
+    size = f"(the largest difference is {abs(best - 0.123):.2g})"
+    assert problem == f"{copy / 'records.jsonl'}: {another} ours, which counts {size}"
     assert read_ledger(tmp_path).records[lora["id"]] == lora
     # as by a merge
     (copy / "records.jsonl").write_text(record_text(lora) + record_text(other))

@@ -1,0 +1,52 @@
+"""Whether two records of one run have the same result."""
+
+import math
+from typing import Any
+
+from runs.record.schema import Record
+
+#: Metrics of regressions. Their predictions are sums of floats, which two processors
+#: round differently, so their scores agree within a tolerance.
+REGRESSION_METRICS = ("pearson", "spearman")
+#: Scores of a regression that differ by less agree. Two processors differed by 2e-8.
+REGRESSION_TOLERANCE = 1e-6
+#: What commands add to a result after the run.
+ADDED_LATER = ("lm_eval",)
+
+
+def difference_of_results(first: Record, second: Record) -> float | None:
+    """By how much two results of a run differ: None where they agree, and infinity where
+    not only numbers differ.
+
+    The hash of the predictions is not compared: for a regression it differs with the
+    last bits."""
+    results = [_comparable(record) for record in (first, second)]
+    if results[0] == results[1]:
+        return None
+    difference = _largest_difference(*results)
+    metric = (first.get("result") or {}).get("metric")
+    if metric in REGRESSION_METRICS and difference < REGRESSION_TOLERANCE:
+        return None
+    return difference
+
+
+def _comparable(record: Record) -> dict[str, Any]:
+    result = record.get("result") or {}
+    return {key: value for key, value in result.items() if key not in ADDED_LATER}
+
+
+def _largest_difference(first: Any, second: Any) -> float:
+    """The largest difference of two numbers that stand at the same place."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            return math.inf
+        pairs = [(first[key], second[key]) for key in first]
+    elif isinstance(first, list) and isinstance(second, list):
+        if len(first) != len(second):
+            return math.inf
+        pairs = list(zip(first, second, strict=True))
+    elif isinstance(first, int | float) and isinstance(second, int | float):
+        return abs(first - second)
+    else:
+        return 0.0 if first == second else math.inf
+    return max((_largest_difference(*pair) for pair in pairs), default=0.0)
