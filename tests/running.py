@@ -40,10 +40,11 @@ def task_of(task, *words):
     return run.config["task"]
 
 
-def begin(words):
-    """A run's training, of a command's words or as they are expanded."""
+def begin(words, report=lambda event: None):
+    """A run's training, of a command's words or as they are expanded. report: gets its
+    events."""
     (run,) = expand(words) if isinstance(words, list) else [words]
-    training = Training(run, run_id(run), lambda event: None)
+    training = Training(run, run_id(run), report)
     # At its end all garbage is looked through: a third of a tiny run's time
     training.accelerator.free_memory = lambda: None
     return training

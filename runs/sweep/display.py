@@ -36,10 +36,16 @@ class Display:
         self.live = sys.stderr.isatty() and not rank()
         self.due = time.monotonic() + FIRST_LINE
         self._drawn = 0  # live lines on the screen
+        self._warned: set[str] = set()  # the heads of runs whose problems were shown
 
     def show(self, running: Sequence[tuple[str, Event]], left: int = 1) -> None:
         """Shows the runs that are on: each one's head and last event. left: how many
         have not ended."""
+        for head, event in running:
+            if event.get("problems") and head not in self._warned:
+                self._warned.add(head)
+                for problem in event["problems"]:
+                    self.line(f"{head}  note: {problem}")
         if self.live:
             self._draw([f"{head}  {words(event)}" for head, event in running])
         elif time.monotonic() >= self.due and running:
@@ -157,6 +163,12 @@ def result_words(record: Record) -> str:
     )
     if (share := one_class(record)) is not None:
         words += f", predicts one class{f' ({share})' if share else ''}"
+    parameters = record["parameters"]
+    if parameters.get("formula", parameters["adapter"]) != parameters["adapter"]:
+        words += (
+            f", the method's count() says {parameters['formula']:,} of"
+            f" {parameters['adapter']:,} parameters"
+        )
     if key := number_of_texts(record):
         of = TEXT_SCORES[key]
         words += f", {of.name} {scored(record)[key]:.{of.decimals}f}{of.unit} on {record['texts']['split']}"

@@ -29,6 +29,7 @@ from runs.methods import make_method
 from runs.record import Metric, run_folder
 from runs.run import Run
 from runs.tracking import Tracker
+from vera.sites import head_parameters
 
 Report = Callable[[dict[str, Any]], None]
 #: What adapter_precision may be.
@@ -354,6 +355,20 @@ def count(model: nn.Module) -> int:
     return sum(
         p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters()
     )
+
+
+def count_differs(method: vera.Method, model: nn.Module) -> list[str]:
+    """A sentence where another number of parameters trains (without the head) than the
+    method's count() says, such as those of a random basis that was not frozen."""
+    head = head_parameters(model).keys()
+    trained = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in head:
+            trained += parameter.numel()
+    formula = method.count(model)
+    if formula == trained:
+        return []
+    return [f"the method's count() says {formula:,} of {trained:,} parameters"]
 
 
 def large_share(method: vera.Method, model: nn.Module) -> list[str]:

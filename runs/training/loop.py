@@ -37,6 +37,7 @@ from runs.training.checkpoint import (
 from runs.training.context import (
     Context,
     Report,
+    count_differs,
     large_share,
     not_deterministic,
     seed_process,
@@ -93,9 +94,13 @@ class Training(Context):
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
-        self.notes = large_share(self.method, self.raw_model) + not_deterministic(
-            run, device
-        )
+        #: Shown in the command at the start, and not only in the run's log.
+        self.problems = count_differs(self.method, self.raw_model)
+        self.notes = [
+            *self.problems,
+            *large_share(self.method, self.raw_model),
+            *not_deterministic(run, device),
+        ]
         now = conditions(self.code, self.accelerator, self.config["micro_batch"])
         self.state = State(
             self.config["keep"], self.config["adapter_precision"], conditions=now
@@ -147,7 +152,7 @@ class Training(Context):
         # a product of matrices took 48 times as long as in float32
         if on == ("cpu", "bf16", "AVX2"):
             begins += ", slow in bf16 on this CPU"
-        self.report({"phase": f"training, {begins}"})
+        self.report({"phase": f"training, {begins}", "problems": self.problems})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # They depend on seed and epoch alone, so a checkpoint needs nothing about

@@ -55,10 +55,6 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         training.optimizer.param_groups if training.groups else [],
         _parameters(training),
     )
-    formula, trained = parameters["formula"], parameters["adapter"]
-    found = [f"the method's count() says {formula:,} of {trained:,} parameters"] * (
-        formula != trained
-    )
     seeds = {"training": config["seed"], "data": config["data_seed"]}
     seeds["projection"] = method.get("projection_seed")
     here: dict[str, Any] = {
@@ -120,8 +116,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         },
         "deviations": deviations(run, task.notes)
         + training.notes
-        + training.attempt.deviations
-        + found,
+        + training.attempt.deviations,
     }
     return record | {"cell_id": cell_id(record)}
 

@@ -26,6 +26,7 @@ from runs.provenance import changed
 from runs.record import Ledger, read_record, read_sweep, record_path, sweep_names
 from runs.run import with_starts
 from runs.sweep import sweep
+from runs.sweep.display import Display, result_words
 from runs.training.checkpoint import WITHOUT_GRADIENT, make_optimizer, optimizer_groups
 from runs.training.loop import Training
 from runs.training.result import deviations
@@ -342,6 +343,35 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(
         f"the method's count() says {formula:,} of {trained:,} parameters"
         in record["deviations"]
     )
+
+
+def test_a_count_that_differs_from_what_trains_is_said_before_the_first_step(
+    careless, capsys
+):
+    """In the command at the start, in the run's log, and in its last line; also of a
+    run that is stopped early."""
+    events = []
+    training = begin(careless, report=events.append)
+    formula = training.method.count(training.raw_model)
+    trained = sum(
+        p.numel()
+        for p in training.method.adapter_parameters(training.raw_model).values()
+    )
+    problem = f"the method's count() says {formula:,} of {trained:,} parameters"
+    training.go()
+    assert training.notes[0] == problem
+    started = next(event for event in events if "problems" in event)
+    assert "first step" in started["phase"]
+    assert started["problems"] == [problem]
+    assert f"note: {problem}" in capsys.readouterr().out
+
+    display = Display()
+    for _ in range(2):
+        display.show([("[1/1] careless", started)])
+    assert capsys.readouterr().out.count(f"[1/1] careless  note: {problem}") == 1
+
+    record = do([*careless, "train.max_steps=1"])
+    assert problem in result_words(record)
 
 
 def test_a_method_that_no_gradient_has_reached_by_one_of_the_steps_is_refused(careless):

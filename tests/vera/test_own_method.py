@@ -212,9 +212,12 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
         # A change of one column would be added to each of them
         (
             "forward",
-            r"Plain.forward returns shape \(4, 9, 1\), where \(4, 9, 32\) is needed",
+            r"Plain.forward of \S+\d\.\S+ returns shape \(4, 9, 1\), where \(4, 9, 32\) is",
         ),
-        ("nothing", r"Plain.forward returns nothing, where \(4, 9, 32\) is needed"),
+        (
+            "nothing",
+            r"Plain.forward of \S+ returns nothing, where \(4, 9, 32\) is needed",
+        ),
     ],
 )
 def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(
@@ -227,8 +230,14 @@ def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("weight", r"Plain.weight returns shape \(32, 1\), where \(32, 32\) is needed"),
-        ("no weight", r"Plain.weight returns nothing, where \(32, 32\) is needed"),
+        (
+            "weight",
+            r"Plain.weight of \S+ returns shape \(32, 1\), where \(32, 32\) is needed",
+        ),
+        (
+            "no weight",
+            r"Plain.weight of \S+ returns nothing, where \(32, 32\) is needed",
+        ),
         ("module", r"\(\S+value.base.weight and \S+changes.whole.base.weight\)"),
         *(
             (name, "method wrong")

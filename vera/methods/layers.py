@@ -76,9 +76,11 @@ class AdaptedLinear(Added):
     projection) stay the base layer's."""
 
     def __init__(
-        self, base: nn.Module, changes: dict[str, Change], blocks: Blocks
+        self, path: str, base: nn.Module, changes: dict[str, Change], blocks: Blocks
     ) -> None:
         super().__init__()
+        #: The base layer's place in the base model, for error messages.
+        self.path = path
         self.base: Any = base
         self.changes: Any = nn.ModuleDict(changes)
         self.blocks = blocks
@@ -131,16 +133,18 @@ class AdaptedLinear(Added):
         self.merged = True
 
     def require(
-        self, name: str, function: str, value: Any, wanted: tuple[int, ...]
+        self, name: str, function: str, value: object, expected: tuple[int, ...]
     ) -> None:
-        """Raises AdapterError where a function of a block's change returns a value of
-        another shape."""
+        """Raises AdapterError, which names the class and the layer, where a function of
+        a block's change returns a value of another shape."""
         shape = getattr(value, "shape", None)
-        if torch.jit.is_tracing() or shape == wanted:  # type: ignore[no-untyped-call]
+        if torch.jit.is_tracing() or shape == expected:  # type: ignore[no-untyped-call]
             return
-        got = "nothing" if shape is None else f"shape {tuple(shape)}"
-        of = f"{type(self.changes[name]).__name__}.{function}"
-        raise AdapterError(f"{of} returns {got}, where {wanted} is needed")
+        actual = "nothing" if shape is None else f"shape {tuple(shape)}"
+        method = f"{type(self.changes[name]).__name__}.{function}"
+        raise AdapterError(
+            f"{method} of {self.path} returns {actual}, where {expected} is needed"
+        )
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
@@ -206,7 +210,7 @@ def wrap(
             n: make(path, n, base, size(base)[0], r.stop - r.start)
             for n, r in blocks.items()
         }
-        model.set_submodule(path, AdaptedLinear(base, parts, blocks))
+        model.set_submodule(path, AdaptedLinear(path, base, parts, blocks))
 
 
 def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
