@@ -359,6 +359,9 @@ def _faults(record: Record, of: Submission) -> Iterator[str]:
             for part in by_paper
         ):
             yield f"its curve does not hold its best or last {result['metric']}"
+    formula = record["parameters"]["formula"]
+    if formula != made:
+        yield f"the method's count() says {formula:,} of {made:,} parameters"
     if (count := _count(record["config"])) not in (None, made):
         yield f"{made:,} trained parameters, where {record['label']['row']} has {count:,}"
 

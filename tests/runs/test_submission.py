@@ -241,6 +241,9 @@ def test_a_count_is_the_methods_own(clone):
     of bounds, none."""
     made = sound(clone)
     made[1]["parameters"]["adapter"] += 1
+    other_count, _ = problems(read(zipped(clone, made)))
+    assert "count() says 18,624 of 18,625 parameters" in other_count
+    made[1]["parameters"]["formula"] += 1
     (line,) = problems(read(zipped(clone, made)))
     assert "18,625 trained parameters, where VeRA" in line
     assert "has 18,624: 1 run" in line
