@@ -7,7 +7,6 @@ import io
 import re
 import tomllib
 from pathlib import Path
-from textwrap import indent
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,10 +14,9 @@ from mkdocs.structure.pages import Page
 
 from analysis.frame import cells, runs
 from analysis.records import flat
-from analysis.render import markdown, to_csv
+from analysis.render import to_csv
 from analysis.report import page
-from analysis.tables import made
-from runs.record import read_ledger, study_folders
+from runs.record import read_ledger
 
 ROOT = Path(__file__).parents[1]
 #: Page -> the modules whose public names it shows.
@@ -72,12 +70,6 @@ API = {
         "analysis.stats",
     ],
 }
-COMMUNITY = """# What others sent
-
-Results that others ran and sent as one file ([how](statistics.md#a-zip)). Each was checked: commit, files,
-data, counts and curves agree, as far as a record tells. They are in no table, verdict or finding of this
-project, but where `community=true` asks for them.
-"""
 #: Wide enough for code of 95 columns; tables are narrow, so that they need no
 #: scrolling.
 STYLE = """.md-grid { max-width: 75rem }
@@ -101,25 +93,6 @@ def on_page_markdown(
     return re.sub(
         r"(git clone |git\+)URL\b", rf"\1{config.repo_url or 'URL'}", markdown
     )
-
-
-def community() -> str:
-    """The page of others' results. Their words are code, in which nothing is Markdown
-    or HTML."""
-    text, frame = (
-        COMMUNITY,
-        runs(read_ledger(ROOT / "none of one's own", published=False, community=True)),
-    )
-    for folder in study_folders(community=True):
-        of = frame[frame.origin == f"community/{folder.name}"]
-        parts = [
-            (folder / "NOTES.md").read_text(),
-            *map(markdown, made("", of, whose=folder.name)),
-        ]
-        text += f"\n## {folder.name}\n\n" + "\n".join(
-            indent(part, "    ", bool) + "\n" for part in parts
-        )
-    return text
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -161,5 +134,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     add("data/runs.parquet", parquet.getvalue())
     add("data/runs.csv", to_csv(frame))
     add("report.html", page(published))
-    add("community.md", community())
     return files

@@ -2,7 +2,7 @@
 them."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +28,6 @@ class Chosen(OfRecords):
     seed: str | None = setting(None, "these seeds alone (0,1)")
     published: bool = setting(
         True, "below your own runs, what the project has published"
-    )
-    community: bool = setting(
-        False, "and what others have handed in, as rows with their names"
     )
 
     @property
@@ -59,10 +56,10 @@ def row_name(word: str) -> str:
     return word if name == word else f"peft_{name.removesuffix('Config').lower()}"
 
 
-def open_ledger(output: str, published: bool = True, community: bool = False) -> Ledger:
+def open_ledger(output: str, published: bool = True) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings
     about unreadable records, and about a folder without records, go to stderr."""
-    ledger = command.open_ledger(output, published, community)
+    ledger = command.open_ledger(output, published)
     if "ours" not in ledger.origin.values():
         others = (
             ": only what the project has published is shown" if ledger.records else ""
@@ -77,26 +74,30 @@ def open_ledger(output: str, published: bool = True, community: bool = False) ->
 def open_chosen(settings: Chosen) -> Ledger:
     """The part of the records that the settings choose. Raises UserError for a name
     that no record has."""
-    ledger = open_ledger(settings.output, settings.published, settings.community)
+    ledger = open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
-    of = {key: words(getattr(settings, key)) for key in ("model", "task", "seed")}
-    of["row"] = tuple(map(row_name, words(settings.method)))
-    for key, names in of.items():
+    wanted = {key: words(getattr(settings, key)) for key in ("model", "task", "seed")}
+    wanted["row"] = tuple(map(row_name, words(settings.method)))
+    for key, names in wanted.items():
         existing = sorted({str(record["cell"][key]) for record in ledger})
+        setting_name = "method" if key == "row" else key
         for name in names:
             if name not in existing:
-                near = (
-                    did_you_mean(name, existing)
-                    or f" There are: {', '.join(existing) or 'none'}"
-                )
-                raise UserError(
-                    f"no records of {'method' if key == 'row' else key} {name!r}.{near}"
-                )
-    return only(
-        ledger,
-        lambda one, _: all(str(one["cell"][key]) in of[key] for key in of if of[key]),
-    )
+                hint = _near_or_all(name, existing)
+                raise UserError(f"no records of {setting_name} {name!r}.{hint}")
+
+    def is_wanted(record: Record, origin: str) -> bool:
+        cell = record["cell"]
+        return all(str(cell[key]) in names for key, names in wanted.items() if names)
+
+    return only(ledger, is_wanted)
+
+
+def _near_or_all(name: str, existing: Sequence[str]) -> str:
+    """The end of a refusal: the name that was probably meant, or those that exist."""
+    near = did_you_mean(name, existing)
+    return near or f" There are: {', '.join(existing[:20]) or 'none'}"
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
@@ -106,11 +107,8 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     if name == "last" and names:
         name = names[0]
     if name not in names:
-        near = (
-            did_you_mean(name, names)
-            or f" There are: {', '.join(names[:20]) or 'none'}"
-        )
-        raise UserError(f"no sweep {name!r} in {output}/sweeps.{near}")
+        hint = _near_or_all(name, names)
+        raise UserError(f"no sweep {name!r} in {output}/sweeps.{hint}")
     ids = read_sweep(output, name)
     if missing := sum(ledger.origin.get(run) != "ours" for run in ids):
         print(

@@ -288,11 +288,9 @@ def one_of(what: str, name: str, known: Collection[str]) -> str:
     return name
 
 
-def open_ledger(
-    output: str | Path, published: bool = True, community: bool = False
-) -> Ledger:
+def open_ledger(output: str | Path, published: bool = True) -> Ledger:
     """`read_ledger`, which also prints the files that are no records to stderr."""
-    ledger = read_ledger(output, published, community)
+    ledger = read_ledger(output, published)
     # records stay until the command ends: garbage collection need not search them
     gc.freeze()
     for problem in ledger.problems:

@@ -80,14 +80,14 @@ def lock_folder() -> Path:
     user's own where another user could change the names in that one. Raises UserError
     where there is neither."""
     shared = Path(tempfile.gettempdir()) / "vera-bench-devices"
-    own = shared.with_name(f"{shared.name}-{os.geteuid()}")
+    private = shared.with_name(f"{shared.name}-{os.geteuid()}")
     # other users' runs take locks here, too
     if _make_folder(shared, mode=0o1777) is None:
         return shared
-    error = _make_folder(own, mode=0o700)
+    error = _make_folder(private, mode=0o700)
     if error:
-        raise _cannot_lock(own, error)
-    return own
+        raise _cannot_lock(private, error)
+    return private
 
 
 def _make_folder(folder: Path, mode: int) -> OSError | None:

@@ -1,25 +1,25 @@
 """Publishes records: copies finished ones from outputs/records to runs/records/STUDY,
-to be committed; or into one zip, for those who keep this project's records.
+to be committed.
 
-python -m runs.publish STUDY                        every finished record of this machine, without copies of
-                                                    published ones
-python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else names runs
-python -m runs.publish STUDY sweep=last             those of a sweep
-python -m runs.publish out=mine.zip                 the same, as a zip, also from an installed package
-python -m runs.publish check=mine.zip               what a zip lacks, a line each (exit code 1); runs no code
-python -m runs.publish add=mine.zip                 a zip without a fault, in runs/records/community/AUTHOR
+python -m runs.publish STUDY             every finished record of this machine, without copies
+                                         of published ones
+python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else
+                                         names runs
+python -m runs.publish STUDY sweep=last  those of a sweep
+python -m runs.publish check=FOLDER      what a study lacks, a line each (exit code 1); runs
+                                         no code
 
-In runs/records/STUDY records.jsonl has a line for each, sorted by id, and
-measures.jsonl for each measure (runs/measure) of them. A zip has these two, own methods
-and tasks, the commit of this project, and notes, which are written into mine.md first:
-the same command again takes them in."""
+In the folder records.jsonl has a line for each record, sorted by id, and measures.jsonl
+for each measure (runs/measure) of them; sources/ has methods and files of configuration
+from outside the clone. An installed package writes the folder STUDY below the current
+one, to be added to a clone as runs/records/STUDY."""
 
-import re
-import shutil
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import submission
+from runs import provenance, study_check
 from runs.command import (
     COMPOSING,
     Line,
@@ -30,7 +30,7 @@ from runs.command import (
     read,
     setting,
 )
-from runs.config import read_command
+from runs.config import GROUPS, read_command
 from runs.errors import UserError
 from runs.identity import identify
 from runs.provenance import is_committed
@@ -38,89 +38,50 @@ from runs.record import (
     FINISHED,
     INSTALLED,
     Record,
-    is_trial,
     plural,
     read_ledger,
     without_paths,
 )
 from runs.record import ledger as files
+from tasks.files import module_file
 
 
 @dataclass(frozen=True)
 class Settings(OfRecords):
-    """Which runs are published, and where."""
+    """Which runs are published, or which study is checked."""
 
     sweep: str | None = setting(
         None, "the runs of this sweep, by its name (last: the newest)"
     )
-    out: Path | None = setting(None, "a zip to be written, instead of a study")
-    author: str | None = setting(
-        None, "with out=: the name to be shown, of a-z, 0-9, _ (null: the file's)"
-    )
-    check: Path | None = setting(None, "a zip to be judged; nothing is written")
-    add: Path | None = setting(
-        None, "a zip to be judged and filed; tables have it by community=true"
+    check: Path | None = setting(
+        None, "the folder of a study to be checked; nothing is written"
     )
 
 
 def main(arguments: list[str]) -> int:
-    zipped = any(word.startswith(("out=", "check=", "add=")) for word in arguments)
-    names, words = "" if zipped else "STUDY", "the runs, as for python -m runs"
-    line = read(arguments, Settings, names, words, COMPOSING)
-    out, given = line.settings.out, line.settings.add or line.settings.check
-    if given:
-        if len(line.given) > 1 or line.overrides:
-            raise UserError(f"{given}: check= and add= take no other words")
-        found = submission.read(given)
-        code = judge(given, found)
-        return code if line.settings.check or code else add(given, found)
-    if out:
-        author = line.settings.author or out.stem
-        if out.suffix != ".zip" or not submission.NAME.fullmatch(author):
-            raise UserError(
-                f"out={out}: a file such as my_name.zip, or author= a name of a-z, 0-9 and _"
-            )
-        submission.write(out, author, chosen(line)[0], line.config_dir)
-        return judge(out, submission.read(out))
-    return publish(line)
+    checks = any(word.startswith("check=") for word in arguments)
+    names = "" if checks else "STUDY"
+    purpose = "the runs, as for python -m runs"
+    line = read(arguments, Settings, names, purpose, COMPOSING)
+    folder = line.settings.check
+    if not folder:
+        return publish(line)
+    if len(line.given) > 1 or line.overrides:
+        raise UserError(f"check={folder} takes no other words")
+    return check(folder)
 
 
-def judge(path: Path, found: submission.Submission) -> int:
-    """Prints what a zip lacks. Returns the exit code."""
-    for problem in (problems := submission.problems(found)):
+def check(folder: Path) -> int:
+    """Prints what a study lacks. Returns the exit code."""
+    study = study_check.read(folder)
+    problems = study_check.problems(study)
+    for problem in problems:
         print(problem)
-    if found.about["files"] is None or not submission.has_history():
-        print(
-            "not checked: the files of the project itself, since an installed package has no commits"
-        )
-    count = plural(len(found.records), "record")
-    print(
-        f"{path}: {count} of {found.about['author']}, {plural(len(problems), 'problem')}"
-    )
+    if not study_check.has_history():
+        print("not checked: the code, since an installed package has no commits")
+    count = plural(len(study.records), "record")
+    print(f"{folder}: {count}, {plural(len(problems), 'problem')}")
     return 1 if problems else 0
-
-
-def add(path: Path, found: submission.Submission) -> int:
-    """Files a zip, beside its records and notes. Raises UserError for an author who has
-    a folder already."""
-    if INSTALLED:
-        raise UserError(
-            f"add={path}: community is a folder of a clone, which an installed package is not"
-        )
-    folder = files.PUBLISHED / "community" / found.about["author"]
-    if folder.exists():
-        raise UserError(
-            f"runs/records/community/{folder.name} is there already: out= with another author="
-        )
-    files.write_study(folder, found.records)
-    files.write_atomically(folder / "NOTES.md", found.notes)
-    shutil.copyfile(path, folder / "submission.zip")
-    where, table = (
-        f"runs/records/community/{folder.name}",
-        "python -m analysis.tables community=true",
-    )
-    print(f"In {where}, to be committed; {table}")
-    return 0
 
 
 def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
@@ -140,13 +101,10 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
         for record in ledger
         if record["id"] in wanted and record["status"] in FINISHED
     ]
-    # A study may have trials of rates, as of runs.tune
-    trial = (
-        is_trial
-        if line.settings.out
-        else lambda config: config["train"]["max_steps"] is not None
-    )
-    records = [record for record in finished if not trial(record["config"])]
+    # trials of rates may be published, runs that were cut short may not
+    records = [
+        record for record in finished if record["config"]["train"]["max_steps"] is None
+    ]
     if not records:
         copies = (
             ": what is there was copied from published studies"
@@ -166,36 +124,60 @@ def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
 
 
 def publish(line: Line[Settings]) -> int:
-    """Writes a study of this project."""
-    (study,) = line.names
-    if INSTALLED:
+    """Writes a study: of this clone, or below the current folder."""
+    (name,) = line.names
+    if not study_check.NAME.fullmatch(name):
         raise UserError(
-            "STUDY is a folder of a clone, which an installed package is not: out=mine.zip"
-        )
-    if not re.fullmatch(r"[a-z0-9_]+", study):
-        raise UserError(
-            f"study {study!r}: a name of a-z, 0-9 and _, such as glue_minilm"
+            f"study {name!r}: a name of a-z, 0-9 and _, such as glue_minilm"
         )
     records, measures = chosen(line)
-    if problems := files.read_study(folder := files.PUBLISHED / study).problems:
+    folder = Path(name) if INSTALLED else files.PUBLISHED / name
+    shown = folder if INSTALLED else Path("runs", "records", name)
+    if problems := files.read_study(folder).problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
+    sources = own_sources(records, line.config_dir)
     files.write_study(folder, records, measures)
-    dirty = sum(not is_committed(record) for record in records)
-    note = (
-        f" ({dirty} made with code that is in no commit of this repository)"
-        if dirty
-        else ""
-    )
-    print(f"{plural(len(records), 'record')} in runs/records/{study}{note}")
+    for source_name, text in sources.items():
+        files.write_atomically(folder / "sources" / source_name, text)
+    notes = folder / "NOTES.md"
+    if not notes.exists():
+        files.write_atomically(notes, study_check.NOTES_TEMPLATE)
+    uncommitted = sum(not is_committed(record) for record in records)
+    summary = f"{plural(len(records), 'record')} in {shown}"
+    if uncommitted:
+        summary += (
+            f" ({uncommitted} made with code that is in no commit of this repository)"
+        )
+    print(summary)
     if measures:
-        print(
-            f"{plural(len(measures), 'measure')} in runs/records/{study}/measures.jsonl"
-        )
-    if not (folder / "NOTES.md").is_file():
-        print(
-            f"To be written: runs/records/{study}/NOTES.md, on how it was run, for docs/results.md"
-        )
+        print(f"{plural(len(measures), 'measure')} in {shown}/measures.jsonl")
+    if notes.read_text(encoding="utf-8") == study_check.NOTES_TEMPLATE:
+        print(f"To be written: {shown}/NOTES.md, on how it was run")
+    print(f"To see what it lacks: python -m runs.publish check={shown}")
     return 0
+
+
+def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, str]:
+    """The texts of methods and of files of configuration that are not in this project,
+    by their names in sources/. Raises UserError for one that is no text."""
+    found = dict[str, Path]()
+    for kind in sorted({record["config"]["method"]["kind"] for record in records}):
+        module = module_file(kind)
+        if not module or not module.is_file() or module.is_relative_to(files.ROOT):
+            continue
+        for path in (module, *provenance.imports_of(module)):
+            found[path.name] = path
+    folder = Path(config_dir or os.devnull)
+    for group in GROUPS:
+        for path in folder.glob(f"{group}/**/*.yaml"):
+            found[f"config/{path.relative_to(folder).as_posix()}"] = path
+    try:
+        return {
+            name: files.read_regular(path, study_check.TEXT_BYTES).decode()
+            for name, path in found.items()
+        }
+    except ValueError as error:
+        raise UserError(f"a method or a file of configuration: {error}") from None
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ VARIABLES = set(
 )
 #: Pages of the site that .ci/pages.py writes.
 GENERATED = {f"api/{room}.md" for room in ("vera", "tasks", "runs", "analysis")}
-GENERATED |= {"data/README.md", "community.md"}
+GENERATED |= {"data/README.md"}
 #: Presets whose costs docs/gpu.md names.
 COSTS = ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"]
 #: Programs that are not this project's.

@@ -61,6 +61,7 @@ def test_a_study_is_whole_and_says_how_it_was_run(study):
         "NOTES.md",
         "records.jsonl",
         "measures.jsonl",
+        "sources",
     }
     assert (study / "NOTES.md").read_text().strip()
     for one in ledger:

@@ -24,7 +24,6 @@ from running import ROOT, elsewhere
 
 import runs
 from analysis.results import __main__ as results
-from runs import publish
 from runs.errors import UserError
 from runs.record import ledger as place
 
@@ -226,7 +225,7 @@ def test_what_git_ignores_stays_outside_of_the_image_and_nothing_else():
 # --- what a clone does, and a wheel does not
 
 
-def test_a_clone_has_conf_at_its_top_and_asks_git_and_a_package_publishes_nothing(
+def test_a_clone_has_conf_at_its_top_and_asks_git_and_a_package_writes_no_pages(
     monkeypatch, tmp_path
 ):
     assert not place.INSTALLED
@@ -238,13 +237,9 @@ def test_a_clone_has_conf_at_its_top_and_asks_git_and_a_package_publishes_nothin
         '{"commit": "c0ffee", "dirty": false}'
     )
     assert place.built_from() == {"commit": "c0ffee", "dirty": False}
-    for command, words, mend in (
-        (publish, ["study"], "of a clone, which"),
-        (results, [], "docs= and readme="),
-    ):
-        monkeypatch.setattr(command, "INSTALLED", True)
-        with pytest.raises(UserError, match=mend):
-            command.main(words)
+    monkeypatch.setattr(results, "INSTALLED", True)
+    with pytest.raises(UserError, match="docs= and readme="):
+        results.main([])
 
 
 # --- the wheel itself

@@ -266,12 +266,9 @@ class Ledger:
         return iter(self.records.values())
 
 
-def read_ledger(
-    output: str | Path = "outputs", published: bool = True, community: bool = False
-) -> Ledger:
+def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This
-    machine's own come first. community: others' last, whose rows have the author's name
-    and so are in no cell of these.
+    machine's own come first.
 
     A second record of a run with the same result is the same run, published. Where it
     has another result (another machine, other versions), the first one counts, and how
@@ -281,16 +278,6 @@ def read_ledger(
     _read_folder(ledger, "ours", Path(output), "", output)
     for folder in study_folders() if published else []:
         _read_folder(ledger, folder.name, folder, ".jsonl", output)
-    for folder in study_folders(community=True) if community else []:
-        others = _read_folder(Ledger(), folder.name, folder, ".jsonl", output)
-        ledger.problems += others.problems
-        for one in others:  # the same run may be here, too
-            for part, key in (one, "id"), (one["cell"], "row"), (one["label"], "row"):
-                part[key] += f" ({folder.name})"
-            ledger.records[one["id"]], ledger.origin[one["id"]] = (
-                one,
-                f"community/{folder.name}",
-            )
     for measure in ledger.measures.values():
         if measure["kind"] == "lm_eval" and (
             record := ledger.records.get(measure["of"][0]["id"])
@@ -345,11 +332,9 @@ def read_study(folder: Path) -> Ledger:
     return _read_folder(Ledger(), folder.name, folder, ".jsonl", "")
 
 
-def study_folders(community: bool = False) -> list[Path]:
-    """The published studies: this project's, or those of others, by author."""
-    others = PUBLISHED / "community"
-    found = (others if community else PUBLISHED).glob("*")
-    return sorted(folder for folder in found if folder.is_dir() and folder != others)
+def study_folders() -> list[Path]:
+    """The published studies."""
+    return sorted(folder for folder in PUBLISHED.glob("*") if folder.is_dir())
 
 
 def _read_folder(

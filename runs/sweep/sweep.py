@@ -200,7 +200,7 @@ def preflight(runs: list[Run]) -> None:
         notes += [*task.notes, *task.advice]
     if others := code_state().get("altered"):
         more = f" and {len(others) - 1} more" * (len(others) > 1)
-        why = "A result of changed code cannot be submitted (runs.publish out=)"
+        why = "A result of changed code cannot be published (runs.publish check=)"
         notes.append(f"{others[0]}{more}: changed, of the project itself. {why}")
     gaps: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:

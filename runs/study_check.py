@@ -1,0 +1,390 @@
+"""Checks a study: a folder of records that somebody wants to add to runs/records.
+
+    NOTES.md         how it was run, by hand
+    records.jsonl    a record a line, sorted by id
+    measures.jsonl   measures of these runs, if there are any
+    sources/         methods and files of configuration from outside the clone
+
+The folder may be a stranger's. Its files are read within limits, and nothing in it is
+imported or run."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tasks
+from runs import provenance
+from runs.errors import UserError
+from runs.methods import LABELS, adapted, make_method
+from runs.provenance import MAKING, git
+from runs.record import (
+    Metric,
+    Record,
+    cell,
+    cell_id,
+    ledger,
+    plural,
+    printable,
+    refusal,
+    schema,
+    without_paths,
+)
+from runs.record.keys import is_own_setting
+from runs.run import overrides_of
+
+#: The name of a study, which is its folder's.
+NAME = re.compile(r"[a-z0-9_]{1,80}")
+#: What publish writes into a new study's NOTES.md.
+NOTES_TEMPLATE = """How it was run: the machine, and what a reader must know.
+
+How learning rates were chosen: on which rows, over which grid, with how many seeds.
+"""
+FILES = re.compile(r"NOTES\.md|(records|measures)\.jsonl|sources(/\w[\w.+ -]*)+")
+MAX_FILES = 2000
+MAX_LINES = 20_000
+#: The most bytes of the notes and of each source; of records and measures.
+TEXT_BYTES = 2**20
+LINES_BYTES = 2**26
+#: How many of a file's damaged lines are named.
+NAMED_LINES = 3
+#: How many commits of a file are searched for the text that a record names.
+SEARCHED_COMMITS = 200
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a folder holds. sources: texts by their names in sources/. problems: of
+    files that could not be read."""
+
+    folder: Path
+    notes: str = ""
+    sources: dict[str, bytes] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+# --- reading
+
+
+def read(folder: Path) -> Study:
+    """What a folder holds. Raises UserError where there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. A study is runs/records/NAME")
+    names = sorted(itertools.islice(_names_below(folder), MAX_FILES + 1))
+    problems = list[str]()
+    if len(names) > MAX_FILES:
+        problems.append(f"more than {MAX_FILES:,} files")
+    texts = dict[str, bytes]()
+    for name in names[:MAX_FILES]:
+        is_text = name == "NOTES.md" or name.startswith("sources/")
+        try:
+            if not FILES.fullmatch(name):
+                raise ValueError("no file of a study")
+            if (folder / name).is_symlink():
+                raise ValueError("a link")
+            limit = TEXT_BYTES if is_text else LINES_BYTES
+            texts[name] = ledger.read_regular(folder / name, limit)
+            if is_text:
+                texts[name].decode()
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    records, damaged = _read_lines(texts, "record")
+    _, damaged_measures = _read_lines(texts, "measure")
+    return Study(
+        folder,
+        notes=texts.get("NOTES.md", b"").decode(errors="replace"),
+        sources={
+            name.removeprefix("sources/"): text
+            for name, text in texts.items()
+            if name.startswith("sources/")
+        },
+        records=records,
+        problems=[*problems, *damaged, *damaged_measures],
+    )
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    """The files below a folder, and the links to folders, which nobody follows."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in (*files, *links):
+            yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _read_lines(
+    texts: Mapping[str, bytes], kind: str
+) -> tuple[list[Record], list[str]]:
+    """The records or measures of a study, and what is wrong with the lines of their
+    file."""
+    name = f"{kind}s.jsonl"
+    lines = texts.get(name, b"").splitlines()
+    found, problems = list[Record](), list[str]()
+    if len(lines) > MAX_LINES:
+        return [], [f"{name}: more than {MAX_LINES:,} lines"]
+    for number, line in enumerate(lines, 1):
+        try:
+            # read_record takes an empty line for a file that it is to read
+            found.append(
+                ledger.read_record(f"{name} line {number}", kind, line or b" ")
+            )
+        except ValueError as error:
+            problems.append(str(error))
+    if len(problems) > NAMED_LINES:
+        further = len(problems) - NAMED_LINES
+        problems = [*problems[:NAMED_LINES], f"{name}: {further:,} more such lines"]
+    ids = [entry["id"] for entry in found]
+    if ids != sorted(set(ids)):
+        problems.append(f"{name}: not each id once, in sorted order. publish writes it")
+    return found, problems
+
+
+# --- checking: the whole
+
+
+def problems(study: Study) -> list[str]:
+    """What is missing, cannot be repeated or contradicts itself, a line each; none
+    where nothing does. Outside of a clone the code is not compared with a commit."""
+    ids_by_fault = defaultdict(list)
+    for record in study.records:
+        for fault in record_faults(record, study.sources):
+            ids_by_fault[fault].append(record["id"])
+    finished = [
+        record for record in study.records if record["status"] in schema.FINISHED
+    ]
+    lines = [
+        *study.problems,
+        *_missing(study),
+        *(f"{fault}: {_runs(ids)}" for fault, ids in ids_by_fault.items()),
+        *_contradictions(finished),
+    ]
+    return [refusal(line) for line in lines]
+
+
+def has_history() -> bool:
+    """Whether this is a clone, whose commits are known."""
+    return git("rev-parse", "HEAD") is not None
+
+
+def _runs(ids: Sequence[str]) -> str:
+    names = ", ".join(ids[:3])
+    if len(ids) > 3:
+        names += ", ..."
+    return f"{plural(len(ids), 'run')} ({names})"
+
+
+def _missing(study: Study) -> Iterator[str]:
+    """What a folder lacks: a name, notes, records."""
+    name = study.folder.resolve().name
+    if not NAME.fullmatch(name):
+        yield f"the folder's name, {name!r}, is not of a-z, 0-9 and _"
+    if not study.notes.strip() or study.notes == NOTES_TEMPLATE:
+        yield "NOTES.md is missing or still the template: say how it was run"
+    elif printable(study.notes) != study.notes:
+        yield "NOTES.md: holds a control character"
+    if not study.records:
+        yield "records.jsonl has no record"
+
+
+def _contradictions(records: Iterable[Record]) -> Iterator[str]:
+    """What records contradict in each other."""
+    ids_by_seed = defaultdict(list)
+    contents = defaultdict(set)
+    for record in records:
+        seed = record["cell"]["seed"]
+        ids_by_seed[cell_id(record), seed].append(record["id"])
+        contents["task", record["cell"]["task"]].add(record["data"]["content"])
+        contents["model", record["cell"]["model"]].add(record["model"])
+    for (_, seed), ids in ids_by_seed.items():
+        if len(ids) > 1:
+            yield f"seed {seed} twice: {_runs(ids)}"
+    for (part, name), unlike in contents.items():
+        if len(unlike) > 1:
+            number = len(unlike)
+            yield f"{part} {name}: of {number} contents, which are not to be compared"
+
+
+# --- checking: a record
+
+
+def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
+    """What is wrong with a record, in sentences that other records may share."""
+    # a study may have trials of learning rates on held-out rows
+    is_cut_short = record["config"]["train"].get("max_steps") is not None
+    if record["status"] not in schema.FINISHED or is_cut_short:
+        yield "not a finished result"
+        return
+    if not overrides_of(record):
+        yield "without overrides, and so not to be repeated"
+    if not _is_without_paths(record):
+        yield "it names local paths, which publish takes out"
+    if has_history():
+        yield from _code_faults(record, sources)
+    task = record["config"]["task"]
+    if task.get("family") in tasks.FAMILIES:
+        followed, current = cell.protocol(record), tasks.protocol(task)
+        if followed != current:
+            yield f"protocol {followed} of {task['name']}, which is at {current} here"
+    if not _curve_holds_result(record):
+        metric = record["result"]["metric"]
+        yield f"its curve does not hold its best or last {metric}"
+    trained = record["parameters"]["adapter"]
+    formula = record["parameters"]["formula"]
+    if formula != trained:
+        yield f"the method's count() says {formula:,} of {trained:,} parameters"
+    count = _parameter_count(record["config"])
+    if count not in (None, trained):
+        row = record["label"]["row"]
+        yield f"{trained:,} trained parameters, where {row} has {count:,}"
+
+
+def _is_without_paths(record: Record) -> bool:
+    cleaned = without_paths(record)
+    return all(cleaned[key] == value for key, value in record.items())
+
+
+def _curve_holds_result(record: Record) -> bool:
+    """Whether the curve has the selected and the last score that the result states."""
+    curve, result = record["curve"], record["result"]
+    scores = curve["metric"]
+    if record["status"] != "done" or None in scores:
+        return True
+    stated = [(result.get("protocols") or {}).get("paper")]
+    if result.get("select", "paper") == "paper":
+        stated.append(result)
+    selected = Metric.of_record(record).best(scores)
+    expected = {
+        "best": scores[selected],
+        "best_epoch": curve["epoch"][selected],
+        "last": scores[-1],
+    }
+    return all(
+        {key: part.get(key) for key in expected} == expected for part in stated if part
+    )
+
+
+def _parameter_count(config: Mapping[str, Any]) -> int | None:
+    """How many parameters a method of this project trains in a model of conf/model;
+    None where conf/ does not tell: for other models and methods, for peft's, whose
+    settings may name files, and where counting takes weights or much memory."""
+    model = config["model"]
+    settings = {
+        key: value for key, value in config["method"].items() if is_own_setting(key)
+    }
+    kind = settings["kind"]
+    conf_models = {path.stem: path for path in (ledger.CONF / "model").glob("*.yaml")}
+    path = conf_models.get(model["name"])
+    is_own = bool(model.get("settings")) or "." in kind or kind == "peft"
+    # whether the output layer is the embeddings, stands in the checkpoint alone
+    is_tied = kind == "full" and model["modality"] == "text generation"
+    is_large = re.search(r"\d{6,}|e\+", json.dumps(settings))
+    if not path or is_own or is_tied or is_large:
+        return None
+    return _counted(path, json.dumps(settings, sort_keys=True))
+
+
+@cache
+def _counted(path: Path, settings: str) -> int | None:
+    from runs.models import skeleton
+
+    model = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        method = make_method(json.loads(settings))
+        network = adapted(skeleton(model, LABELS[model["modality"]]), method)
+        return int(method.count(network))
+    except Exception:
+        # of a model without an architecture, and of a stranger's settings
+        return None
+
+
+# --- checking: the code of a record
+
+
+def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
+    """Why the code that made a record cannot be checked out."""
+    code = record["code"]
+    base = code.get("upstream", code["commit"])
+    if not in_history(base):
+        yield _unknown_commit(base)
+        return
+    altered = code.get("altered")
+    if altered or (altered is None and code["dirty"]):
+        names = ", ".join(map(str, altered or ["?"]))
+        yield f"made with changed files of the project itself ({names})"
+        return
+    for source in code.get("sources", {}).values():
+        name, expected = f"{source.get('file')}", f"{source.get('sha256')}"
+        if name in sources:
+            known_hashes = iter([_short_hash(sources[name])])
+        else:
+            known_hashes = itertools.chain([_hash_in(base, name)], _past_hashes(name))
+        if not expected or expected not in known_hashes:
+            yield f"{name}, as it was run, is in no commit and not in sources/"
+
+
+def _unknown_commit(commit: str | None) -> str:
+    if not commit:
+        return "no commit is named"
+    return (
+        f"commit {commit[:12]} is not in this project's history. In a fork: git remote"
+        " add upstream URL, git fetch upstream, and run again"
+    )
+
+
+@cache
+def in_history(commit: str | None) -> bool:
+    """Whether this clone's history has a commit."""
+    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
+        return False
+    return git("merge-base", "--is-ancestor", f"{commit}", "HEAD") is not None
+
+
+def _past_hashes(name: str) -> Iterator[str]:
+    """The hashes that a file or package has had in this clone's history, the newest
+    first. A run may have been started just before its code was committed."""
+    words = ("log", "--format=%H", f"--max-count={SEARCHED_COMMITS}", "--", name)
+    for commit in (git("--literal-pathspecs", *words) or "").split():
+        yield _hash_in(commit, name)
+
+
+@cache
+def _hash_in(commit: str, name: str) -> str:
+    """The hash of a file, or of the files of a package, in a commit, as a record has
+    it; empty where it is not there."""
+    blobs = _blobs(commit)
+    whole = re.compile(rf"{re.escape(name)}(/[^/]+\.py)?")
+    paths = sorted(filter(whole.fullmatch, blobs))
+    if not paths:
+        return ""
+    return _short_hash(b"".join(_content(blobs[path]) for path in paths))
+
+
+@cache
+def _blobs(commit: str) -> dict[str, str]:
+    """Git's name of each file of MAKING in a commit of this clone, records apart."""
+    blobs = dict[str, str]()
+    for line in (git("ls-tree", "-rz", commit, *MAKING) or "").split("\0"):
+        about, _, path = line.partition("\t")
+        if path and not path.startswith("runs/records/"):
+            blobs[path] = about.split()[-1]
+    return blobs
+
+
+@cache
+def _content(blob: str) -> bytes:
+    command = ["git", "-C", str(provenance.ROOT), "cat-file", "blob", blob]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
