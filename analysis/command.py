@@ -1,14 +1,13 @@
-"""How the commands of this room open records, and the settings that choose among
-them."""
+"""How the commands of this room open records, and the settings that select some."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
-from analysis.frame import chosen, runs
+from analysis.facts import model_of
+from analysis.frame import mark_left_out, runs
 from runs import command
 from runs.command import OfRecords, did_you_mean, setting
 from runs.errors import UserError
@@ -16,7 +15,7 @@ from runs.record import Ledger, Record, read_sweep, sweep_names
 
 
 @dataclass(frozen=True)
-class Chosen(OfRecords):
+class Selection(OfRecords):
     """Settings of a command that shows a part of the records."""
 
     sweep: str | None = setting(
@@ -31,13 +30,13 @@ class Chosen(OfRecords):
     )
 
     @property
-    def chooses(self) -> bool:
+    def selects(self) -> bool:
         """Whether a part is asked for."""
         return any((self.sweep, self.model, self.task, self.method, self.seed))
 
 
 @dataclass(frozen=True)
-class OfVariants(Chosen):
+class VariantSelection(Selection):
     """Settings of a command that shows one variant of a row, or each."""
 
     all: bool = setting(
@@ -45,15 +44,18 @@ class OfVariants(Chosen):
     )
 
 
-def words(text: str | None) -> tuple[str, ...]:
+def split_names(text: str | None) -> tuple[str, ...]:
     """The names of a setting that takes several."""
     return tuple(name for name in (text or "").split(",") if name)
 
 
-def row_name(word: str) -> str:
-    """The name that records have for the row of a word: peft_ia3 for peft:IA3Config."""
-    name = word.removeprefix("peft:")
-    return word if name == word else f"peft_{name.removesuffix('Config').lower()}"
+def row_name(argument: str) -> str:
+    """The name that records have for the row of an argument: peft_ia3 for
+    peft:IA3Config."""
+    name = argument.removeprefix("peft:")
+    if name == argument:
+        return argument
+    return f"peft_{name.removesuffix('Config').lower()}"
 
 
 def open_ledger(output: str, published: bool = True) -> Ledger:
@@ -61,43 +63,56 @@ def open_ledger(output: str, published: bool = True) -> Ledger:
     about unreadable records, and about a folder without records, go to stderr."""
     ledger = command.open_ledger(output, published)
     if "ours" not in ledger.origin.values():
-        others = (
-            ": only what the project has published is shown" if ledger.records else ""
-        )
-        print(
-            f"note: no records of your own in {output}/records yet{others}",
-            file=sys.stderr,
-        )
+        message = f"note: no records of your own in {output}/records yet"
+        if ledger.records:
+            message += ": only what the project has published is shown"
+        print(message, file=sys.stderr)
     return ledger
 
 
-def open_chosen(settings: Chosen) -> Ledger:
-    """The part of the records that the settings choose. Raises UserError for a name
+def open_selection(settings: Selection) -> Ledger:
+    """The part of the records that the settings select. Raises UserError for a name
     that no record has."""
     ledger = open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
-    wanted = {key: words(getattr(settings, key)) for key in ("model", "task", "seed")}
-    wanted["row"] = tuple(map(row_name, words(settings.method)))
-    for key, names in wanted.items():
-        existing = sorted({str(record["cell"][key]) for record in ledger})
-        setting_name = "method" if key == "row" else key
+    rows = tuple(map(row_name, split_names(settings.method)))
+    selected = {
+        "model": split_names(settings.model),
+        "task": split_names(settings.task),
+        "method": rows,
+        "seed": split_names(settings.seed),
+    }
+    for key, names in selected.items():
+        existing = {name for record in ledger for name in _names(record, key)}
         for name in names:
             if name not in existing:
-                hint = _near_or_all(name, existing)
-                raise UserError(f"no records of {setting_name} {name!r}.{hint}")
+                raise _unknown(f"no records of {key} {name!r}.", name, sorted(existing))
 
-    def is_wanted(record: Record, origin: str) -> bool:
-        cell = record["cell"]
-        return all(str(cell[key]) in names for key, names in wanted.items() if names)
+    def is_selected(record: Record, _: str) -> bool:
+        return all(
+            not names or not _names(record, key).isdisjoint(names)
+            for key, names in selected.items()
+        )
 
-    return only(ledger, is_wanted)
+    return only(ledger, is_selected)
 
 
-def _near_or_all(name: str, existing: Sequence[str]) -> str:
-    """The end of a refusal: the name that was probably meant, or those that exist."""
-    near = did_you_mean(name, existing)
-    return near or f" There are: {', '.join(existing[:20]) or 'none'}"
+def _names(record: Record, key: str) -> set[str]:
+    """What a record may be called by in a setting. A folder's model has its own name,
+    too."""
+    cell = record["cell"]
+    if key == "model":
+        return {str(cell["model"]), model_of(record)}
+    return {str(cell["row" if key == "method" else key])}
+
+
+def _unknown(message: str, name: str, existing: list[str]) -> UserError:
+    """An error for a name that does not exist, with a near one or the first that do."""
+    suggestion = did_you_mean(name, existing)
+    if not suggestion:
+        suggestion = f" There are: {', '.join(existing[:20]) or 'none'}"
+    return UserError(f"{message}{suggestion}")
 
 
 def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
@@ -107,45 +122,42 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     if name == "last" and names:
         name = names[0]
     if name not in names:
-        hint = _near_or_all(name, names)
-        raise UserError(f"no sweep {name!r} in {output}/sweeps.{hint}")
+        raise _unknown(f"no sweep {name!r} in {output}/sweeps.", name, names)
     ids = read_sweep(output, name)
-    if missing := sum(ledger.origin.get(run) != "ours" for run in ids):
-        print(
-            f"note: {missing} of the {len(ids)} runs of {name} have no record here yet",
-            file=sys.stderr,
-        )
+    missing = sum(ledger.origin.get(run) != "ours" for run in ids)
+    if missing:
+        count = f"{missing} of the {len(ids)} runs"
+        print(f"note: {count} of {name} have no record here yet", file=sys.stderr)
 
-    def cell(record: Record) -> list[Any]:
-        return [record["cell"][key] for key in ("model", "task", "row")]
+    def cell(record: Record) -> tuple[str, ...]:
+        return tuple(record["cell"][key] for key in ("model", "task", "row"))
 
-    alike = [cell(ledger.records[run]) for run in ids if run in ledger.records]
-    return only(
-        ledger,
-        lambda one, origin: (
-            one["id"] in ids if origin == "ours" else cell(one) in alike
-        ),
-    )
+    cells = {cell(ledger.records[run]) for run in ids if run in ledger.records}
+
+    def is_shown(record: Record, origin: str) -> bool:
+        return record["id"] in ids if origin == "ours" else cell(record) in cells
+
+    return only(ledger, is_shown)
 
 
 def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
     """The records that `keep` takes, by what they are and where from ("ours", or a
     study), with the measures of no other."""
     records = {
-        i: one
-        for i, one in ledger.records.items()
-        if keep(one, ledger.origin.get(i, "ours"))
+        run: record
+        for run, record in ledger.records.items()
+        if keep(record, ledger.origin.get(run, "ours"))
     }
     published = {
-        i: (study, one)
-        for i, (study, one) in ledger.published.items()
-        if keep(one, study)
+        run: (study, record)
+        for run, (study, record) in ledger.published.items()
+        if keep(record, study)
     }
-    others = ledger.records.keys() - records.keys()
+    dropped = ledger.records.keys() - records.keys()
     measures = {
-        i: m
-        for i, m in ledger.measures.items()
-        if not others & {one["id"] for one in m["of"]}
+        key: measure
+        for key, measure in ledger.measures.items()
+        if dropped.isdisjoint(run["id"] for run in measure["of"])
     }
     return replace(ledger, records=records, measures=measures, published=published)
 
@@ -157,12 +169,12 @@ def own_and_published(
     published, too, is in both, with the record of each. frame: the ledger's runs, where
     they are at hand."""
     frame = runs(ledger) if frame is None else frame
-    own, origin = (
-        frame.origin == "ours",
+    is_own = frame.origin == "ours"
+    repeated = Ledger(
+        {run: record for run, (_, record) in ledger.published.items()},
         {run: study for run, (study, _) in ledger.published.items()},
     )
-    twice = runs(
-        Ledger({run: one for run, (_, one) in ledger.published.items()}, origin)
-    )
-    others = [of for of in (frame[~own], twice) if len(of)] or [twice]
-    return chosen(frame[own]), chosen(pd.concat(others, ignore_index=True))
+    repeated_runs = runs(repeated)
+    published = [part for part in (frame[~is_own], repeated_runs) if len(part)]
+    every_published = pd.concat(published or [repeated_runs], ignore_index=True)
+    return mark_left_out(frame[is_own]), mark_left_out(every_published)

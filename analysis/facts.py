@@ -1,10 +1,11 @@
-"""What a row of `frame.runs` says of a run: functions of its record, and the columns
-that they make (NAMES, NUMBERS, at the end). A column is added there, by one line."""
+"""What a row of `frame.runs` says of a run: a function of its record for each column
+(NAMES, NUMBERS, at the end). You add a column there, with one line."""
 
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from runs.record import (
     CONF,
@@ -27,32 +28,26 @@ from runs.record import (
     text_score,
 )
 
+#: The names in conf/model of any model of a kind, which model.path= or model.hub= gives.
+GENERIC_MODELS = ("decoder", "encoder", "vision")
+#: How many digits of a hash are shown.
+HASH_DIGITS = 8
+#: Settings of a task that change how texts are decoded.
+DECODING = (
+    "beams",
+    "length_penalty",
+    "no_repeat_ngram",
+    "max_new_tokens",
+    "test_rows",
+    "items",
+)
 
-def row_of(record: Record) -> str:
-    """The row of tables that a record belongs to. LoRA of another rank than its
-    recipe's is one row with a constant alpha and another with a proportional one,
-    however alpha was set."""
-    row = str(record["cell"]["row"])
-    return (
-        f"{row}_proportional"
-        if lora_scaling(record["config"]) == "proportional"
-        else row
-    )
-
-
-def label_of(record: Record) -> str:
-    """The name of a record's method in tables. It says how LoRA's alpha was chosen,
-    which the labels of older records do not, and spells a class of peft as every table
-    does."""
-    by_config = (
-        lora_scaling(record["config"]) or record["config"]["method"]["kind"] == "peft"
-    )
-    return row_label(record["config"]) if by_config else str(record["label"]["row"])
+# --- what a record is, and its names
 
 
 def kind_of(record: Record) -> str:
     """What a record is: a result, or why it is in no table: failed, stopped
-    (train.max_steps ended it early), or a trial (judged on training rows,
+    (train.max_steps ended it early), or a trial (evaluated on training rows,
     task.holdout)."""
     config = record["config"]
     if record["status"] not in FINISHED:
@@ -62,20 +57,51 @@ def kind_of(record: Record) -> str:
     return "result" if config["task"].get("holdout") is None else "trial"
 
 
-def reported_epoch(record: Record) -> str:
-    """best or last: the epoch that a table reports of a record."""
-    return epoch_of_table(record["config"]["train"], record["result"]["reported"])
+def row_of(record: Record) -> str:
+    """The row of tables that a record belongs to. LoRA of another rank than its
+    recipe's is one row with a constant alpha and another with a proportional one,
+    however alpha was set."""
+    row = str(record["cell"]["row"])
+    if lora_scaling(record["config"]) == "proportional":
+        return f"{row}_proportional"
+    return row
 
 
-def measured_on(record: Record) -> str:
-    """What a record's number was measured on, and how: the data, how many rows of them,
-    the texts that were decoded, the protocol, and whether an epoch was chosen. Numbers
-    that differ in it are not compared."""
-    items, chosen = (
-        record["config"]["task"].get("items"),
-        reported_epoch(record) == "best",
-    )
-    return repr((protocol(record), chosen, items, *sorted(record["data"].items())))
+def label_of(record: Record) -> str:
+    """The name of a record's method in tables. It says how LoRA's alpha was chosen,
+    which the labels of older records do not, and spells a class of peft as every table
+    does."""
+    config = record["config"]
+    if lora_scaling(config) or config["method"]["kind"] == "peft":
+        return row_label(config)
+    return str(record["label"]["row"])
+
+
+def model_of(record: Record) -> str:
+    """The name of a record's model: for a generic one (model=encoder model.path=...)
+    that of its folder, or its name on the hub."""
+    name = str(record["cell"]["model"])
+    settings = record["config"]["model"]
+    place = settings.get("path") or settings.get("hub") or settings.get("package")
+    if name not in GENERIC_MODELS or not place:
+        return name
+    return Path(place).name
+
+
+def model_label(record: Record) -> str:
+    """A model's name in tables."""
+    name = model_of(record)
+    if name == record["cell"]["model"]:
+        return str(record["label"]["model"])
+    return name
+
+
+@cache
+def of_method(recipe: str) -> bool:
+    """Whether a recipe is that of a method, such as vera/minilm, and not one that a
+    study made for its rows."""
+    method = recipe.partition("/")[0]
+    return (CONF / "method" / f"{method}.yaml").is_file()
 
 
 def settings_of(record: Record) -> dict[str, Any]:
@@ -84,31 +110,56 @@ def settings_of(record: Record) -> dict[str, Any]:
     settings = dict[str, Any]()
     for group, values in defining(record["config"], with_seeds=False).items():
         settings |= values if isinstance(values, dict) else {group: values}
-    settings |= {
-        "recipe": record["recipe"]["name"],
-        "start": (record.get("start") or {}).get("id"),
+    settings["recipe"] = record["recipe"]["name"]
+    settings["start"] = (record.get("start") or {}).get("id")
+    settings["data_seed"] = other_data_seed(record)
+    settings["protocol"] = protocol(record)
+    settings["data"] = short_hash(record["data"]["content"])
+    settings["model"] = short_hash(record["model"])
+    return settings
+
+
+def short_hash(content: str) -> str:
+    """The first digits of a content's hash, such as those of sha256:05317c8a3c34."""
+    return content.rpartition(":")[2][:HASH_DIGITS]
+
+
+# --- what was measured
+
+
+def reported_epoch(record: Record) -> str:
+    """best or last: the epoch that a table reports of a record."""
+    return epoch_of_table(record["config"]["train"], record["result"]["reported"])
+
+
+def measurement_of(record: Record) -> dict[str, str]:
+    """What a record's score was measured on, and how, as phrases by topic. Only scores
+    that agree in all of them may be compared."""
+    data, task = record["data"], record["config"]["task"]
+    phrases = {
+        "base model": f"base model {short_hash(record['model'])}",
+        "training rows": f"{data['train_rows']:,} training rows",
+        "dev rows": f"{data['dev_rows']:,} dev rows",
+        "epoch": f"{reported_epoch(record)} epoch",
+        "metric": str(record["result"]["metric"]),
+        "protocol": f"protocol {protocol(record)}",
+        "data": f"data {short_hash(data['content'])}",
     }
-    return settings | {
-        "data_seed": other_data_seed(record),
-        "protocol": protocol(record),
-        "data": record["data"]["content"].rpartition(":")[2][:8],
-        "model": record["model"].rpartition(":")[2][:8],
-    }
+    for key in DECODING:
+        if task.get(key) is not None:
+            phrases[key] = f"{key}={task[key]}"
+    return phrases
 
 
-def forgetting(record: Record) -> float:
-    """Nats a token that a run has lost on its text (above 0), or gained; NaN where it
-    was not measured."""
-    of = record["result"].get("forgetting") or {}
-    whole = of.get("before") is not None and of.get("after") is not None
-    return float(of["after"] - of["before"]) if whole else math.nan
+def measured_on(record: Record) -> str:
+    """A key that two records of one seed share if their scores may be paired. The
+    images that a seed draws (selection) belong to it."""
+    data = record["data"]
+    contents = record["model"], data["content"], data.get("selection")
+    return repr((*contents, *measurement_of(record).values()))
 
 
-@cache
-def of_method(recipe: str) -> bool:
-    """Whether a recipe is that of a method, such as vera/minilm, and not one that a
-    study made for its rows."""
-    return (CONF / "method" / f"{recipe.partition('/')[0]}.yaml").is_file()
+# --- numbers of a record
 
 
 def metric(record: Record, epoch: str | None = None, select: str = "paper") -> float:
@@ -116,30 +167,52 @@ def metric(record: Record, epoch: str | None = None, select: str = "paper") -> f
     return float(record["result"]["scale"] * seed_value(record, epoch, select))
 
 
+def crossfit_metric(record: Record) -> float:
+    """The metric by cross-fitted epochs, or of the last epoch if tables report that."""
+    return metric(record, reported_epoch(record), "crossfit")
+
+
 def score(key: str, record: Record) -> float:
-    return math.nan if (score := text_score(record, key)) is None else score
+    """A score of a record's texts; NaN if it has none."""
+    value = text_score(record, key)
+    return math.nan if value is None else value
 
 
 def optimism(record: Record) -> float:
-    of = (
-        crossfit_of(record)
-        if record["status"] == "done" and reported_epoch(record) == "best"
-        else None
+    """What choosing the epoch on the reported rows adds; NaN where none is chosen."""
+    if record["status"] != "done" or reported_epoch(record) != "best":
+        return math.nan
+    crossfit = crossfit_of(record)
+    return (
+        float(record["result"]["scale"] * crossfit["optimism"])
+        if crossfit
+        else math.nan
     )
-    return float(record["result"]["scale"] * of["optimism"]) if of else math.nan
+
+
+def forgetting(record: Record) -> float:
+    """The nats per token that a run has lost on its text (above 0), or gained; NaN
+    where it was not measured."""
+    losses = record["result"].get("forgetting") or {}
+    if losses.get("before") is None or losses.get("after") is None:
+        return math.nan
+    return float(losses["after"] - losses["before"])
 
 
 def seconds(record: Record) -> float | None:
-    """Of training, evaluation and decoding."""
-    cost = [
+    """The time of training, evaluation and decoding."""
+    parts = [
         record["cost"].get(f"{part}_seconds")
         for part in ("train", "evaluate", "decode")
     ]
-    return (
-        float(sum(of for of in cost if of is not None))
-        if any(of is not None for of in cost)
-        else None
-    )
+    measured = [part for part in parts if part is not None]
+    return float(sum(measured)) if measured else None
+
+
+def last_epoch(record: Record) -> float:
+    """The epoch of the last evaluation."""
+    epochs = record["curve"]["epoch"]
+    return float(epochs[-1]) if epochs else math.nan
 
 
 def one_draw(record: Record) -> bool:
@@ -148,144 +221,135 @@ def one_draw(record: Record) -> bool:
     return method["kind"] == "vera" and not method.get("redrawn")
 
 
+def benches(record: Record) -> str:
+    """The benches whose questions a judge has scored."""
+    return " ".join(
+        sorted({judgement["bench"] for judgement in record.get("judged") or []})
+    )
+
+
 # --- the columns of `frame.runs`
 
-#: How a column comes from a record, and what `cells` makes of it: its first value, its
-#: median over the runs that did not diverge, or nothing ("").
-Columns = dict[str, tuple[Callable[[Record], Any], str]]
+
+class Fact(NamedTuple):
+    """A column of `frame.runs`.
+
+    read: makes its value from a record. per_cell: what `frame.cells` makes of it: its
+    first value, its median over the runs that did not diverge, or nothing (""). form:
+    how a table writes it (render.FORMS)."""
+
+    read: Callable[[Record], Any]
+    per_cell: Literal["", "first", "median"] = ""
+    form: str = "general"
 
 
-def at(path: str) -> Callable[[Record], Any]:
-    """The value of a record at a path, such as cost.train_seconds; None where it has
+def at(
+    path: str, per_cell: Literal["", "first", "median"] = "", form: str = "general"
+) -> Fact:
+    """The value of a record at a path, such as cost.train_seconds; None if it has
     none."""
+    *groups, key = path.split(".")
 
-    *above, last = path.split(".")
+    def read(record: Any) -> Any:
+        for group in groups:
+            record = record.get(group) or {}
+        return record.get(key)
 
-    def value(record: Any) -> Any:
-        for key in above:
-            record = record.get(key) or {}
-        return record.get(last)
-
-    return value
+    return Fact(read, per_cell, form)
 
 
-def values(how: str, **paths: str) -> Columns:
-    """Columns that are values of a record, by their paths there."""
-    return {name: (at(path), how) for name, path in paths.items()}
+def asked_rows(part: str) -> Fact:
+    """How many rows of a part of the data a run asked for; 0 for all."""
+    return Fact(
+        lambda record: record["config"]["task"].get(f"{part}_rows") or 0, "first"
+    )
 
 
 #: The columns that a failed run has, too.
-NAMES: Columns = {
-    "id": (at("id"), ""),
-    "status": (at("status"), ""),
-    "kind": (kind_of, ""),
-    "model": (at("cell.model"), ""),
-    "row": (row_of, ""),
-    "task": (at("cell.task"), ""),
-    "seed": (at("cell.seed"), ""),
-    "label": (label_of, "first"),
-    "scaling": (lambda record: lora_scaling(record["config"]), "first"),
-    "asked_train_rows": (
-        lambda record: record["config"]["task"].get("train_rows") or 0,
-        "first",
-    ),
-    "benches": (
-        lambda record: " ".join(
-            sorted({of["bench"] for of in record.get("judged") or []})
-        ),
-        "",
-    ),
-    "asked_dev_rows": (
-        lambda record: record["config"]["task"].get("dev_rows") or 0,
-        "first",
-    ),
+NAMES: dict[str, Fact] = {
+    "id": at("id"),
+    "status": at("status"),
+    "kind": Fact(kind_of),
+    "model": Fact(model_of),
+    "row": Fact(row_of),
+    "task": at("cell.task"),
+    "seed": at("cell.seed"),
+    "label": Fact(label_of, "first"),
+    "scaling": Fact(lambda record: lora_scaling(record["config"]), "first"),
+    "asked_train_rows": asked_rows("train"),
+    "benches": Fact(benches),
+    "asked_dev_rows": asked_rows("dev"),
+    "preset": at("cell.paper"),
+    "error": at("error"),
+    "model_label": Fact(model_label, "first"),
+    "task_label": at("label.task", "first"),
+    "conf_row": at("cell.row", "first"),
+    "conf_model": at("cell.model", "first"),
+    "method": at("config.method.kind", "first"),
+    "family": at("config.task.family", "first"),
+    "epochs": at("config.train.epochs", "first"),
+    "lr": at("config.train.lr", "first"),
+    "lr_head": at("config.train.lr_head", "first"),
 }
-NAMES |= values("", preset="cell.paper", error="error")
-NAMES |= values(
-    "first", model_label="label.model", task_label="label.task", conf_row="cell.row"
-)
-NAMES |= values("first", method="config.method.kind", family="config.task.family")
-NAMES |= values(
-    "first",
-    epochs="config.train.epochs",
-    lr="config.train.lr",
-    lr_head="config.train.lr_head",
-)
 
-NUMBERS: Columns = {
-    "decimals": (lambda record: Metric.of_record(record).decimals, "first"),
-    "reported": (reported_epoch, "first"),
-    "value": (metric, ""),
-    "best": (lambda record: metric(record, "best"), ""),
-    "last": (lambda record: metric(record, "last"), ""),
-    "last_epoch": (lambda record: (record["curve"]["epoch"] or [math.nan])[-1], ""),
-    "crossfit": (lambda record: metric(record, reported_epoch(record), "crossfit"), ""),
-    "half": (lambda record: metric(record, "best", "half"), ""),
-    "optimism": (optimism, ""),
-    "text_score": (number_of_texts, ""),
-    **{key: (partial(score, key), "") for key in (*TEXT_SCORES, "unread")},
-    "forgetting": (forgetting, ""),
-    "diverged": (lambda record: record["status"] == "diverged", ""),
-    "one_class": (one_class, ""),  # the share of rows that the class has, in words
-    "evaluations": (lambda record: len(record["curve"]["epoch"]), ""),
-    "texts": (lambda record: (record.get("texts") or {}).get("scores", []), ""),
-    "judged": (lambda record: record.get("judged") or [], ""),
-    "lm_eval": (evaluated, ""),
-    "seconds": (seconds, "median"),
-    "recipe": (lambda record: str(record["recipe"]["name"]), "first"),
-    "deviations": (lambda record: tuple(record["deviations"]), ""),
-    "protocol": (protocol, "first"),
-    "measured": (measured_on, ""),
-    "cell": (cell_id, "first"),
-    "sources": (lambda record: (record.get("code") or {}).get("sources") or {}, ""),
-    "one_draw": (one_draw, "first"),
+NUMBERS: dict[str, Fact] = {
+    "decimals": Fact(lambda record: Metric.of_record(record).decimals, "first"),
+    "reported": Fact(reported_epoch, "first"),
+    "value": Fact(metric, form="number"),
+    "best": Fact(partial(metric, epoch="best"), form="number"),
+    "last": Fact(partial(metric, epoch="last"), form="number"),
+    "last_epoch": Fact(last_epoch),
+    "crossfit": Fact(crossfit_metric, form="number"),
+    "half": Fact(partial(metric, epoch="best", select="half"), form="number"),
+    "optimism": Fact(optimism, form="number"),
+    "text_score": Fact(number_of_texts),
+    **{key: Fact(partial(score, key)) for key in (*TEXT_SCORES, "unread")},
+    "forgetting": Fact(forgetting),
+    "diverged": Fact(lambda record: record["status"] == "diverged"),
+    "one_class": Fact(one_class),  # the share of rows that the class has, in words
+    "evaluations": Fact(lambda record: len(record["curve"]["epoch"])),
+    "texts": Fact(lambda record: (record.get("texts") or {}).get("scores", [])),
+    "judged": Fact(lambda record: record.get("judged") or []),
+    "lm_eval": Fact(evaluated),
+    "seconds": Fact(seconds, "median", "number"),
+    "recipe": Fact(lambda record: str(record["recipe"]["name"]), "first"),
+    "deviations": Fact(lambda record: tuple(record["deviations"])),
+    "protocol": Fact(protocol, "first"),
+    "measurement": Fact(measurement_of, "first"),
+    "measured": Fact(measured_on, "first"),
+    "cell": Fact(cell_id, "first"),
+    "sources": Fact(lambda record: (record.get("code") or {}).get("sources") or {}),
+    "one_draw": Fact(one_draw, "first"),
+    "metric": at("result.metric", "first"),
+    "higher_is_better": at("result.higher_is_better", "first"),
+    "scale": at("result.scale", "first"),
+    "base_model": at("model", "first"),
+    "data": at("data.content", "first"),
+    "steps": at("steps", "first", "count"),
+    "train_rows": at("data.train_rows", "first", "count"),
+    "dev_rows": at("data.dev_rows", "first", "count"),
+    "shots": at("config.task.shots", "first"),
+    "parameters": at("parameters.adapter", "first", "count"),
+    "head_parameters": at("parameters.head", "first", "count"),
+    "total_parameters": at("parameters.total", "first", "count"),
+    "rank": at("config.method.rank", "first"),
+    "alpha": at("config.method.alpha", "first"),
+    "precision": at("config.train.precision", "first"),
+    "device": at("device.name", "first"),
+    "device_type": at("device.type", "first"),
+    "train_seconds": at("cost.train_seconds", "median", "number"),
+    "evaluate_seconds": at("cost.evaluate_seconds", "median", "number"),
+    "decode_seconds": at("cost.decode_seconds", "median", "number"),
+    "peak_memory_bytes": at("cost.peak_memory_bytes", "median", "bytes"),
+    "tokens_per_second": at("cost.tokens_per_second", "median"),
+    "adapter_bytes": at("cost.adapter_bytes", "median", "bytes"),
+    "train_on_inputs": at("config.task.train_on_inputs", "first"),
+    "beams": at("config.task.beams", "first"),
+    "threads": at("determinism.threads"),
+    "best_epoch": at("result.protocols.paper.best_epoch"),
+    "forgetting_name": at("result.forgetting.text"),
+    "forgetting_text": at("result.forgetting.sha256"),
+    "forgetting_before": at("result.forgetting.before"),
+    "forgetting_tokens": at("result.forgetting.tokens"),
 }
-NUMBERS |= values(
-    "first", metric="result.metric", higher_is_better="result.higher_is_better"
-)
-NUMBERS |= values("first", scale="result.scale", data="data.content", steps="steps")
-NUMBERS |= values(
-    "first",
-    train_rows="data.train_rows",
-    dev_rows="data.dev_rows",
-    shots="config.task.shots",
-)
-NUMBERS |= values(
-    "first", parameters="parameters.adapter", head_parameters="parameters.head"
-)
-NUMBERS |= values(
-    "first", total_parameters="parameters.total", rank="config.method.rank"
-)
-NUMBERS |= values(
-    "first",
-    alpha="config.method.alpha",
-    device="device.name",
-    device_type="device.type",
-)
-NUMBERS |= values(
-    "median",
-    train_seconds="cost.train_seconds",
-    evaluate_seconds="cost.evaluate_seconds",
-)
-NUMBERS |= values(
-    "median",
-    decode_seconds="cost.decode_seconds",
-    peak_memory_bytes="cost.peak_memory_bytes",
-)
-NUMBERS |= values(
-    "median",
-    tokens_per_second="cost.tokens_per_second",
-    adapter_bytes="cost.adapter_bytes",
-)
-NUMBERS |= values(
-    "first", train_on_inputs="config.task.train_on_inputs", beams="config.task.beams"
-)
-NUMBERS |= values("", threads="determinism.threads")
-NUMBERS |= values("", best_epoch="result.protocols.paper.best_epoch")
-NUMBERS |= values(
-    "",
-    forgetting_name="result.forgetting.text",
-    forgetting_text="result.forgetting.sha256",
-)
-NUMBERS |= values("", forgetting_before="result.forgetting.before")
-NUMBERS |= values("", forgetting_tokens="result.forgetting.tokens")
+FACTS = NAMES | NUMBERS

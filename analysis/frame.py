@@ -1,24 +1,26 @@
-"""Records as two pandas frames: `runs`, a row a run, and `cells`, a row a cell (model,
-row, task) over its seeds.
+"""Records as two pandas frames: `runs` has a row for each run, and `cells` one for each
+cell (model, row, task) over its seeds.
 
-Every value is a number or a name; tables make words of them. A metric's columns (value,
+Every value is a number or a name; tables make text of them. A metric's columns (value,
 best, last, crossfit, half, optimism, median, mean, spread) are in the unit that tables
-print, points for fractions; seconds and bytes are in their columns' names. NaN: a run
-has no such number."""
+print: points for fractions. The names of other columns say their unit, such as seconds
+and bytes. NaN means that a run has no such number."""
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.facts import NAMES, NUMBERS, of_method, settings_of
-from runs.record import CONF, TEXT_SCORES, Ledger, read_ledger
+from analysis.facts import FACTS, HASH_DIGITS, NAMES, NUMBERS, of_method, settings_of
+from runs.record import CONF, TEXT_SCORES, Ledger, Record, read_ledger
 
-#: What a cell is of.
+#: What identifies a cell.
 KEY = ["model", "row", "task"]
 #: Seeds of a complete cell: as many as the paper's medians are over, unless a task's
 #: protocol has others.
@@ -34,61 +36,98 @@ PROTOCOLS = {
 #: Tasks of studies that have more seeds than the protocol: there the preset says it.
 OF_STUDIES = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
 
+# --- runs
+
 
 def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
-    """Every run of a ledger, a row each, with NAMES, NUMBERS and these: origin ("ours",
+    """Every run of a ledger, with a column for each of FACTS and these: origin ("ours",
     or the study that has published it), settings (what defines its result), and
-    left_out, why it is in no cell ("": it is in one; see `chosen`). Without a ledger:
-    the records of outputs/ and the published ones."""
+    left_out, why it is in no cell ("": it is in one; see `mark_left_out`).
+
+    ledger: records, or the folder of them; by default those of outputs/. The published
+    ones come with a folder."""
     if not isinstance(ledger, Ledger):
         ledger = read_ledger(ledger or "outputs")
-    lines, settings = [], dict[str, dict[str, Any]]()
-    for record in ledger:
-        line = {name: of(record) for name, (of, _) in NAMES.items()}
-        if line["kind"] != "failed":
-            line |= {name: of(record) for name, (of, _) in NUMBERS.items()}
-            line["settings"] = settings.setdefault(
-                line["cell"],
-                settings_of(record) if line["cell"] not in settings else {},
-            )
-        lines.append(line | {"origin": ledger.origin.get(record["id"], "ours")})
-    columns = [*NAMES, *NUMBERS, "settings", "origin"]
-    # of so few rows faster than Arrow's
+    settings = dict[str, dict[str, Any]]()
+    lines = [_line(record, settings) for record in ledger]
+    for line in lines:
+        line["origin"] = ledger.origin.get(line["id"], "ours")
+    columns = [*FACTS, "settings", "origin"]
+    # For so few rows Python's strings are faster than Arrow's.
     with pd.option_context("mode.string_storage", "python"):
-        return chosen(pd.DataFrame(lines, columns=columns))
+        frame = pd.DataFrame(lines, columns=columns)
+        return mark_left_out(name_base_models(frame))
 
 
-# --- which runs are in a cell
+def _line(record: Record, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A run's row. settings: by cell, those that are known already."""
+    line = {name: fact.read(record) for name, fact in NAMES.items()}
+    if line["kind"] == "failed":
+        return line
+    line |= {name: fact.read(record) for name, fact in NUMBERS.items()}
+    if line["cell"] not in settings:
+        settings[line["cell"]] = settings_of(record)
+    return line | {"settings": settings[line["cell"]]}
 
 
-def chosen(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with left_out, why a run is in no cell: failed, stopped, trial, protocol
-    (another variant of its row follows a newer one), settings (another variant is
-    nearer to its recipe: of the newest protocol, with the fewest deviations, by a
-    method's recipe and not by a study's, and then with the most runs), seed (another
-    run of the same settings has that seed). Runs with other settings are never in one
-    cell."""
+def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a model name for each base model. Where two base models share a
+    name, that of most runs keeps it, unless two folders have it; the others get a hash
+    of their weights."""
+    contents = runs.groupby("model").base_model.nunique()
+    for model in contents.index[contents > 1]:
+        results = runs[(runs.model == model) & runs.base_model.notna()]
+        counts = results.base_model.value_counts(sort=False).sort_values(kind="stable")
+        is_generic = (results.conf_model != results.model).any()
+        renamed = counts.index if is_generic else counts.index[:-1]
+        for content in renamed:
+            which = (runs.model == model) & (runs.base_model == content)
+            suffix = f" {content.rpartition(':')[2][:HASH_DIGITS]}"
+            for column in ("model", "model_label"):
+                runs.loc[which, column] += suffix
+    return runs
+
+
+def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with left_out, why a run is in no cell:
+
+    - failed, stopped, trial: it is no result.
+    - protocol: another variant of its row follows a newer protocol.
+    - settings: another variant is nearer to its recipe: of the newest protocol, with
+      the fewest deviations, by a method's recipe and not by a study's, and then with
+      the most runs.
+    - seed: another run of the same settings has that seed.
+
+    Runs with different settings are never in one cell."""
     columns = [*KEY, "cell", "protocol", "deviations", "recipe", "seed", "id"]
-    of = runs.loc[runs.kind == "result", columns]
-    if of.empty:  # pandas joins no empty strings of Arrow's
+    results = runs.loc[runs.kind == "result", columns]
+    if results.empty:  # pandas joins no empty strings of Arrow's
         return runs.assign(left_out=runs.kind.astype(object))
-    of = of.assign(fewest=-of.deviations.map(len), own=of.recipe.map(of_method))
-    of["runs"] = of.groupby([*KEY, "cell"], sort=False).seed.transform("size")
-    nearest = of.sort_values(
-        ["protocol", "fewest", "own", "runs", "id"]
-    ).drop_duplicates(KEY, keep="last")
+    results["closeness"] = -results.deviations.map(len)
+    results["of_method"] = results.recipe.map(of_method)
+    cells = results.groupby([*KEY, "cell"], sort=False)
+    results["runs"] = cells.seed.transform("size")
+    order = ["protocol", "closeness", "of_method", "runs", "id"]
+    nearest = results.sort_values(order).drop_duplicates(KEY, keep="last")
     nearest = nearest.set_index(KEY)[["cell", "protocol"]]
-    of = of.join(nearest.set_axis(["shown", "newest"], axis=1), on=KEY)
-    of = of.sort_values(["seed", "fewest", "id"], ascending=[True, False, True])
-    again = of.duplicated([*KEY, "cell", "seed"])
+    nearest.columns = ["nearest_cell", "newest_protocol"]
+    results = results.join(nearest, on=KEY)
+    results = results.sort_values(
+        ["seed", "closeness", "id"], ascending=[True, False, True]
+    )
     reasons = {
-        "protocol": of.protocol != of.newest,
-        "settings": of.cell != of.shown,
-        "seed": again,
+        "protocol": results.protocol != results.newest_protocol,
+        "settings": results.cell != results.nearest_cell,
+        "seed": results.duplicated([*KEY, "cell", "seed"]),
     }
     left_out = runs.kind.astype(object)
-    left_out[of.index] = np.select([*reasons.values()], [*reasons], "")
+    left_out[results.index] = np.select([*reasons.values()], [*reasons], "")
     return runs.assign(left_out=left_out)
+
+
+def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are in these cells."""
+    return runs[runs.id.isin({*itertools.chain(*cells.ids)})]
 
 
 # --- variants of a row
@@ -99,62 +138,129 @@ def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
     sets it apart: "VeRA r=256, lr 0.001". Variants are results of the same row, model
     and task with other settings, data or start. paper: the nearest variant keeps the
     row's name, so that it stands beside the paper's row."""
-    runs = chosen(runs)
+    runs = mark_left_out(runs)
     labels, rows = runs.label.copy(), runs.row.copy()
     results = runs.loc[
         runs.kind == "result", [*KEY, "cell", "label", "settings", "left_out"]
     ]
-    several = results[results.groupby(KEY).cell.transform("nunique") > 1]
-    for _, group in several.groupby(KEY, sort=False):
-        facts = group.drop_duplicates("cell").set_index("cell").settings
-        for cell, words in distinctions(facts).items():
-            of = group[group.cell == cell]
-            known = of.label.iloc[0].replace(",", " ").split()
-            apart = [
-                word
-                for word in words.split(", ")
-                if word.replace("rank ", "r=") not in known
-            ]
-            labels[of.index] = ", ".join([of.label.iloc[0], *apart])
-            if not paper or not (of.left_out.isin(["", "seed"])).any():
-                rows[of.index] = of.row + f" {words}"
-    return chosen(runs.assign(label=labels, row=rows))
+    variants = results.groupby(KEY).cell.transform("nunique")
+    for _, group in results[variants > 1].groupby(KEY, sort=False):
+        settings = group.drop_duplicates("cell").set_index("cell").settings
+        for cell, text in distinctions(settings.to_dict()).items():
+            variant = group[group.cell == cell]
+            labels[variant.index] = _variant_label(variant.label.iloc[0], text)
+            is_nearest = variant.left_out.isin(["", "seed"]).any()
+            if not (paper and is_nearest):
+                rows[variant.index] = variant.row + f" {text}"
+    return mark_left_out(runs.assign(label=labels, row=rows))
 
 
-def distinctions(facts: Mapping[Any, Mapping[str, Any]] | pd.Series) -> dict[Any, str]:
-    """Of several mappings, by their names: the keys and values of each in which they
-    are not all alike, in words."""
-    facts = dict(facts.items())
-    keys = sorted({key for of in facts.values() for key in of})
-    unlike = [
-        key for key in keys if len({str(of.get(key)) for of in facts.values()}) > 1
+def _variant_label(label: str, text: str) -> str:
+    """A row's label with those of its settings that it does not say already."""
+    parts = label.replace(",", " ").split()
+    missing = [
+        setting
+        for setting in text.split(", ")
+        if setting.replace("rank ", "r=") not in parts
     ]
+    return ", ".join([label, *missing])
 
-    def word(value: Any) -> str:
-        return (
-            "null"
-            if value is None
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
 
+def distinctions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """For several mappings, by their names: the keys and values in which they are not
+    all equal, as text."""
+    keys = sorted({key for mapping in facts.values() for key in mapping})
+    unequal = [
+        key
+        for key in keys
+        if len({str(mapping.get(key)) for mapping in facts.values()}) > 1
+    ]
     return {
-        name: ", ".join(f"{key} {word(of.get(key))}" for key in unlike)
-        for name, of in facts.items()
+        name: ", ".join(f"{key} {_value_text(mapping.get(key))}" for key in unequal)
+        for name, mapping in facts.items()
     }
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- what may be compared
+
+
+def measurement_texts(runs: pd.DataFrame) -> pd.Series:
+    """How each run was measured, where runs of its model and task were not all measured
+    on the same: "1,000 training rows, last epoch"; "" where they were."""
+    texts = pd.Series("", runs.index, dtype=object)
+    for _, group in runs.groupby(["model", "task"], sort=False):
+        keys = group.measurement.map(str)
+        measurements = group.measurement[~keys.duplicated()]
+        if len(measurements) > 1:
+            phrases = pd.DataFrame([*measurements], index=keys[measurements.index])
+            texts[group.index] = keys.map(_unequal_phrases(phrases))
+    return texts
+
+
+def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
+    """The phrases in which measurements are not all equal. The hash of the data stands
+    only where nothing else distinguishes two."""
+    phrases = phrases.fillna("")
+    unequal = phrases.loc[:, phrases.nunique() > 1]
+    described = unequal.drop(columns="data", errors="ignore")
+    if described.duplicated().any() or described.empty:
+        described = unequal
+    return described.apply(lambda texts: ", ".join(filter(None, texts)), axis=1)
+
+
+#: What two costs must share to be compared, besides the task.
+COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "device"]
+#: Columns of `cells` that depend on them.
+COSTS = (
+    "seconds",
+    "train_seconds",
+    "evaluate_seconds",
+    "decode_seconds",
+    "peak_memory_bytes",
+    "tokens_per_second",
+)
+
+
+def rows_of_equal_cost(cells: pd.DataFrame) -> set[str]:
+    """The rows of one table whose costs may stand in one column: those that share tasks
+    and conditions with most other rows. Of several rows of which no two share them,
+    none."""
+    known = cells.groupby("row").conditions.transform(lambda texts: (texts != "").all())
+    shared = {
+        str(row): frozenset(zip(group.task, group.conditions, strict=True))
+        for row, group in cells[known.astype(bool)].groupby("row", sort=False)
+    }
+    if not shared:
+        return set()
+    usual, count = Counter(shared.values()).most_common(1)[0]
+    if count == 1 and cells.row.nunique() > 1:
+        return set()
+    return {row for row, conditions in shared.items() if conditions == usual}
+
+
+def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one table, with costs for `rows_of_equal_cost` alone: NaN
+    elsewhere."""
+    costs = cells[list(COSTS)]
+    return cells.assign(**costs.where(cells.row.isin(rows_of_equal_cost(cells))))
 
 
 # --- cells
 
 
-#: Columns of `runs` that a cell has once, and of these its medians.
-SUMMED = [name for name, (_, how) in (NAMES | NUMBERS).items() if how]
-MEDIANS = [name for name, (_, how) in (NAMES | NUMBERS).items() if how == "median"]
-CHOSEN = ["best", "last", "crossfit", "half"]
-OVER_SEEDS = [*CHOSEN, "optimism"]
-OF_REPORTED = ["name", "less", "digits"]
-#: What makes several numbers of each run of cells: a frame by the runs' index.
+#: Columns of `runs` that a cell has once, and those of which it has the median.
+FIRSTS = [name for name, fact in FACTS.items() if fact.per_cell == "first"]
+MEDIANS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
+SELECTIONS = ["best", "last", "crossfit", "half"]
+#: Columns of `reported` that its cells keep.
+OF_REPORTED = ["name", "lower_is_better", "digits"]
+#: Makes several numbers of each run of cells: a frame by the runs' index.
 Numbers = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -162,152 +268,186 @@ def cells(
     runs: pd.DataFrame, value: str | Numbers = "value", seeds: int | None = None
 ) -> pd.DataFrame:
     """The cells of some runs, a row each, sorted by KEY: the statistics of a column of
-    `runs` over the seeds.
+    `runs` over the seeds. This is the long frame that every table is made from.
 
-    value: the column (value, best, last, crossfit, a score); or what makes several
-    numbers of each run, with `number`, `column` and `variant`: then each of these is a
-    cell. seeds: how many a complete cell has; by default those of the task's protocol,
-    or of the preset that ran it. Diverged runs and those of one class count like any
-    other; a run without a number makes the statistics NaN.
+    value: the column (value, best, last, crossfit, a score); or makes several numbers
+    of each run, with `number`, `column` and `variant`: then each of these is a cell.
+    seeds: how many a complete cell has; by default those of the task's protocol, or of
+    the preset that ran it. Diverged runs and those that predict one class count; a run
+    without a number makes the statistics NaN.
 
-    Columns: KEY; those of NAMES and NUMBERS that are one or a median, and of
-    `reported`; runs, n (those that have the number), wanted, complete; values, seeds
-    and ids, tuples by seed; median, mean, spread (sample standard deviation); best,
-    last, crossfit, half and optimism, medians; diverged, a count; one_class, the seeds
-    that predict one class, and class_share, its share of the rows in words; deviations;
-    presets; origins; left_out, how many results of the row have other settings; older,
-    their older protocols; again, the ids of results that repeat a seed."""
-    runs = chosen(runs)
+    Columns:
+
+    - KEY, and `column` and `variant` where there are several numbers; FIRSTS, MEDIANS
+      and those of `reported`.
+    - runs; n, how many have the number; wanted, complete.
+    - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
+      deviation). best, last, crossfit, half, optimism: medians.
+    - measured_apart: how it was measured, where rows of the task were not all measured
+      on the same (`measurement_texts`). conditions: what its costs depend on; "" where
+      seeds differ in it.
+    - diverged, a count; one_class, the seeds that predict one class; class_share, its
+      share of the rows in words; deviations; presets; origins.
+    - left_out, how many results of the row have other settings; older, their older
+      protocols; again, the ids of results that repeat a seed."""
+    runs = mark_left_out(runs)
     results = runs[runs.kind == "result"]
-    kept, key = (
-        results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable"),
-        KEY,
-    )
+    kept = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    kept["measured_apart"] = measurement_texts(kept)
+    key = KEY
     if callable(value):
-        kept, value, key = kept.join(value(kept)), "number", [*KEY, "variant", "column"]
-        places = kept.groupby(key, sort=False).ngroup()
-        kept = kept.iloc[np.argsort(places.to_numpy(), kind="stable")]
-    kept = kept.assign(value_of=kept[value])
-    names = list(dict.fromkeys(["value_of", *OVER_SEEDS, *MEDIANS]))
-    kept[names] = kept[names].apply(pd.to_numeric).astype(float)
-    kept["diverged"] = kept.diverged.astype(bool)
-    by = kept.groupby(key, sort=False)
-    done = kept.assign(
-        **kept[MEDIANS].where(~kept.diverged | by.diverged.transform("all"))
-    )
-    alike = kept[
-        kept.one_class.map(lambda of: isinstance(of, str)).astype(bool)
-    ].groupby(key)
-    n, values, each = by.value_of.count(), by.value_of, partial(_each, by)
-    whole = n == by.size()
-    once = [name for name in SUMMED if name not in MEDIANS] + [
-        of for of in OF_REPORTED if of in kept
-    ]
-    made = by.nth(0).set_index(key)[once]
-    made = made.assign(
-        runs=by.size(),
-        n=n,
-        values=each("value_of"),
-        seeds=each("seed"),
-        ids=each("id"),
-        median=values.median().where(whole),
-        mean=values.mean().where(whole),
-        spread=values.std().where(whole),
-        **by[CHOSEN].median().where(by[CHOSEN].count().eq(by.size(), axis=0)),
-        optimism=by.optimism.median(),
-        **done.groupby(key, sort=False)[MEDIANS].median(),
-        diverged=by.diverged.sum(),
-        one_class=alike.seed.agg(tuple),
-        class_share=alike.one_class.first(),
-        presets=[*map(_distinct, each("preset"))],
-        origins=[*map(_distinct, each("origin"))],
-        deviations=[_distinct(itertools.chain(*of)) for of in each("deviations")],
-    )
-    made = made.reset_index().join(_aside(results), on=KEY)
+        key = [*KEY, "variant", "column"]
+        kept, value = kept.join(value(kept)), "number"
+        order = kept.groupby(key, sort=False).ngroup()
+        kept = kept.iloc[np.argsort(order.to_numpy(), kind="stable")]
+    kept["score"] = kept[value]
+    numbers = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
+    kept[numbers] = kept[numbers].apply(pd.to_numeric).astype(float)
+    made = _statistics(kept, key).reset_index().join(_left_out(results), on=KEY)
     for name in ("one_class", "older", "again"):
-        made[name] = [of if isinstance(of, tuple) else () for of in made[name]]
-    made["class_share"] = [of if isinstance(of, str) else "" for of in made.class_share]
+        made[name] = [ids if isinstance(ids, tuple) else () for ids in made[name]]
+    made["class_share"] = made.class_share.astype(object).fillna("")
     made["left_out"] = made.left_out.fillna(0).astype(int)
-    wanted = [
-        _wanted(task, of) for task, of in zip(made.task, made.presets, strict=True)
+    wanted = [*map(_wanted_seeds, made.task, made.presets)]
+    made["wanted"] = seeds or wanted
+    made["complete"] = made.n >= made.wanted
+    return made
+
+
+def _statistics(kept: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The columns of `cells` that come from the runs of each cell alone. kept: those
+    runs; the rows of a cell stand together."""
+    kept["diverged"] = kept.diverged.astype(bool)
+    conditions = kept[COST_CONDITIONS].itertuples(index=False)
+    kept["conditions"] = [", ".join(map(str, values)) for values in conditions]
+    groups = kept.groupby(key, sort=False)
+    count, scores = groups.score.count(), groups.score
+    has_all = count == groups.size()
+    have_selected = groups[SELECTIONS].count().eq(groups.size(), axis=0)
+    costs_count = ~kept.diverged | groups.diverged.transform("all")
+    finished = kept.assign(**kept[MEDIANS].where(costs_count))
+    one_class = kept[
+        kept.one_class.map(lambda share: isinstance(share, str)).astype(bool)
     ]
-    return made.assign(wanted=seeds or wanted, complete=lambda of: of.n >= of.wanted)
+    single = one_class.groupby(key)
+    firsts = [
+        name for name in (*FIRSTS, "measured_apart", *OF_REPORTED) if name in kept
+    ]
+    statistics = {
+        "runs": groups.size(),
+        "n": count,
+        "values": _tuples(groups, "score"),
+        "seeds": _tuples(groups, "seed"),
+        "ids": _tuples(groups, "id"),
+        "median": scores.median().where(has_all),
+        "mean": scores.mean().where(has_all),
+        "spread": scores.std().where(has_all),
+        **groups[SELECTIONS].median().where(have_selected),
+        "optimism": groups.optimism.median(),
+        **finished.groupby(key, sort=False)[MEDIANS].median(),
+        "conditions": [*map(_only, _tuples(groups, "conditions"))],
+        "diverged": groups.diverged.sum(),
+        "one_class": single.seed.agg(tuple),
+        "class_share": single.one_class.first(),
+        "presets": [*map(_distinct, _tuples(groups, "preset"))],
+        "origins": [*map(_distinct, _tuples(groups, "origin"))],
+        "deviations": [
+            _distinct(itertools.chain(*deviations))
+            for deviations in _tuples(groups, "deviations")
+        ],
+    }
+    return groups.nth(0).set_index(key)[firsts].assign(**statistics)
 
 
-def _aside(results: pd.DataFrame) -> pd.DataFrame:
+def _left_out(results: pd.DataFrame) -> pd.DataFrame:
     """Of the results that are in no cell: left_out, older and again of `cells`."""
-    other = results[results.left_out.isin(["settings", "protocol"])].groupby(KEY)
-    older = (
-        results[results.left_out == "protocol"]
-        .groupby(KEY)
-        .protocol.agg(lambda of: (*sorted({*of}),))
-    )
-    again = results[results.left_out == "seed"].groupby(KEY).id.agg(tuple)
-    return pd.DataFrame({"left_out": other.size(), "older": older, "again": again})
+    different = results[results.left_out.isin(["settings", "protocol"])]
+    older = results[results.left_out == "protocol"].groupby(KEY).protocol
+    repeated = results[results.left_out == "seed"].groupby(KEY).id
+    columns = {
+        "left_out": different.groupby(KEY).size(),
+        "older": older.agg(lambda protocols: (*sorted({*protocols}),)),
+        "again": repeated.agg(tuple),
+    }
+    return pd.DataFrame(columns)
 
 
-def _each(by: Any, column: str) -> list[tuple[Any, ...]]:
+def _tuples(groups: Any, column: str) -> list[tuple[Any, ...]]:
     """A column by group; the rows of a group stand together."""
-    ends, of = [0, *by.size().cumsum()], by.obj[column].tolist()
-    return [tuple(of[first:last]) for first, last in itertools.pairwise(ends)]
+    ends = [0, *groups.size().cumsum()]
+    values = groups.obj[column].tolist()
+    return [tuple(values[first:last]) for first, last in itertools.pairwise(ends)]
 
 
 def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _wanted(task: str, presets: Iterable[Any]) -> int:
+def _only(texts: Iterable[str]) -> str:
+    """The text that all have; "" where they differ."""
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else ""
+
+
+def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
     """How many seeds a cell should have: those of its protocol or, of a study, of the
     preset that ran it."""
-    of_presets = max(map(_seeds, presets), default=0) if task in OF_STUDIES else 0
-    return of_presets or PROTOCOLS.get(task, SEEDS)
+    of_presets = max(map(_seeds_of_preset, presets), default=0)
+    if task in OF_STUDIES and of_presets:
+        return of_presets
+    return PROTOCOLS.get(task, SEEDS)
 
 
 @cache
-def _seeds(preset: str | None) -> int:
+def _seeds_of_preset(preset: str | None) -> int:
     """How many seeds a preset has; 0 where it is none, or says nothing of them."""
     path = CONF / "experiment" / f"{preset}.yaml"
     node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
         node = node.get(key, {})
-    return len(str(node["seed"]).split(",")) if "seed" in node else 0
+    return count_seeds(str(node["seed"])) if "seed" in node else 0
 
 
-def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are in these cells."""
-    return runs[runs.id.isin({run for ids in cells.ids for run in ids})]
+def count_seeds(seeds: str) -> int:
+    """How many seeds a list names: "0,1,2" or "range(20)", as Hydra has them."""
+    interval = re.fullmatch(r"range\((?:(\d+), *)?(\d+)\)", seeds)
+    if interval:
+        first, end = interval.groups(default="0")
+        return int(end) - int(first)
+    return len(seeds.split(","))
 
 
-# --- the number that tables show
+# --- the score that tables show
 
 
 def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
-    """The runs with `number`, what their task's table reports, its `name` ("accuracy,
-    best epoch"), whether less of it is better (`less`) and its `digits`: the score of
-    the last epoch's texts where a cell's were scored (TEXT_SCORES), else the metric of
-    the epoch that the table reports, or cross-fitted."""
-    scores = runs.text_score.astype(object).groupby(runs.cell).transform("first")
-    # of failed runs alone: floats
-    names, epochs = runs.metric.astype(object), runs.reported.astype(object)
-    made = runs[["value" if select == "paper" else select]].set_axis(["number"], axis=1)
-    made = made.assign(name=names + ", " + epochs + " epoch", digits=runs.decimals)
-    made["less"] = runs.higher_is_better == False  # noqa: E712, an object column
-    for key in {*scores.dropna()} if select == "paper" else ():
-        of, score = scores == key, TEXT_SCORES[key]
-        made.loc[of, "number"] = runs[key]
-        made.loc[of, OF_REPORTED] = (
-            f"{score.name}, last epoch",
-            not score.higher_is_better,
-            score.decimals,
-        )
+    """The runs with the score that their task's table reports: `number`, its `name`
+    ("accuracy, best epoch"), `lower_is_better` and its `digits`. It is the score of the
+    last epoch's texts where a cell's texts were scored (TEXT_SCORES), and otherwise the
+    metric of the epoch that the table reports, or of cross-fitted ones (select)."""
+    # Frames of failed runs alone have columns of floats.
+    metrics, epochs = runs.metric.astype(object), runs.reported.astype(object)
+    made = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
+    made["name"] = metrics + ", " + epochs + " epoch"
+    made["digits"] = runs.decimals
+    made["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
+    if select == "paper":
+        scores = runs.text_score.astype(object).groupby(runs.cell).transform("first")
+        for key in set(scores.dropna()):
+            score = TEXT_SCORES[key]
+            made.loc[scores == key, "number"] = runs[key]
+            made.loc[scores == key, OF_REPORTED] = (
+                f"{score.name}, last epoch",
+                not score.higher_is_better,
+                score.decimals,
+            )
     return runs.assign(**made)
 
 
 def reported_cells(
     runs: pd.DataFrame, select: str = "paper", seeds: int | None = None
 ) -> pd.DataFrame:
-    """The cells of the number that each task's table reports (`reported`), with its
-    name, less and digits."""
+    """The cells of the score that each task's table reports (`reported`)."""
     return cells(reported(runs, select), "number", seeds)
 
 
@@ -317,11 +457,15 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     other, such that more is better, with the ids of both. runs: of `reported`, in
     cells."""
     known = runs[(runs.left_out == "") & runs.number.notna()]
-    known = known.assign(value=known.number.where(~known.less, -known.number))
-    on = ["model", "task", "seed", "measured", "name"]
-    known = known[[*on, "row", "label", "less", "digits", "id", "value"]]
+    signed = known.number.where(~known.lower_is_better.astype(bool), -known.number)
+    known = known.assign(signed=signed)
+    shared = ["model", "task", "seed", "measured", "name"]
+    own = ["row", "label", "lower_is_better", "digits", "id", "signed"]
+    known = known[[*shared, *own]]
+    left = known[known.row == row]
     right = known[known.row == other] if other else known[known.row != row]
-    both = known[known.row == row].merge(right, on=on, suffixes=("", "_other"))
-    both = both.rename(columns={"value": "x", "value_other": "y"})
-    # Two diverged runs may both be infinite
-    return both.assign(difference=np.where(both.x == both.y, 0.0, both.x - both.y))
+    both = left.merge(right, on=shared, suffixes=("", "_other"))
+    both = both.rename(columns={"signed": "x", "signed_other": "y"})
+    # Two diverged runs may both be infinite.
+    difference = np.where(both.x == both.y, 0.0, both.x - both.y)
+    return both.assign(difference=difference)

@@ -1,6 +1,6 @@
-"""The notes under a table: how its runs differ from what it stands for, what is counted
-all the same, and what is left out; a line each. What holds of every table is in
-docs/tables.md."""
+"""The notes under a table: how its runs differ from what they are compared with, what
+you should know of its numbers, and which runs are left out. What holds for every table
+is in docs/tables.md."""
 
 import itertools
 from collections import defaultdict
@@ -9,198 +9,213 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import KEY, distinctions, in_cells
+from analysis.frame import KEY, in_cells
 from runs.record import plural
 
-#: How many runs or rows a note names; of more it gives the number, too.
+#: How many runs or rows a note names before it only counts the rest.
 NAMED = 3
+#: How many characters a note has at most, unless its first point has more.
+NOTE_LENGTH = 200
+#: How many lines the points of one kind have at most.
+LINES = 2
 #: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
 SELECTED = {
     "crossfit": "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways.",
     "half": "The epoch is chosen on one half of dev and reported on the other, one split for all seeds.",
 }
-#: In what rows that were not measured alike differ.
-MEASURED = {
-    "protocol": "protocol",
-    "train_rows": "training rows",
-    "dev_rows": "dev rows",
-    "data": "data",
-}
-MEASURED |= {"reported": "epoch", "metric": "metric"}
 PAGE = "How to read it: docs/tables.md."
 
 
 def notes(
-    runs: pd.DataFrame, cells: pd.DataFrame, extra: Iterable[str] = (), how: str = ""
+    runs: pd.DataFrame,
+    cells: pd.DataFrame,
+    extra: Iterable[str] = (),
+    description: str = "",
+    reference: str = "recipe",
 ) -> list[str]:
-    """The notes of a table whose numbers are these cells. runs: all of its models and
-    tasks, among which its cells are. extra: other ways in which it deviates. how: what
-    its numbers are."""
-    shown = in_cells(runs, cells)
-    lines = {
-        "Deviates": [*extra, *deviations(cells), *measured_unlike(shown)],
-        "Counted like any other": [*odd(cells), *several_sources(shown)],
+    """The notes of a table whose numbers are these cells.
+
+    runs: all of its models and tasks, among which its cells are. extra: further ways in
+    which it differs from the paper. description: what its numbers are."""
+    points = {
+        f"Differs from the {reference}": [*extra, *deviations(cells)],
+        "Note": [*cautions(cells), *mixed_sources(in_cells(runs, cells))],
         "Left out": left_out(runs, cells),
     }
-    found = [f"{name}: {'; '.join(of)}." for name, of in lines.items() if of]
-    studies = shown.origin[shown.origin != "ours"].value_counts().sort_index()
-    of = ", ".join(f"{count} of {study}" for study, count in studies.items())
-    published = f"Published by the project in runs/records: {of}. " if of else ""
-    return [*found, f"{published}{how} {PAGE}".replace("  ", " ").strip()]
+    lines = list[str]()
+    for head, listed in points.items():
+        lines += wrapped(head, listed)
+    ending = [published_studies(in_cells(runs, cells)), description, PAGE]
+    return [*lines, " ".join(filter(None, ending))]
 
 
-def _enumeration(names: list[str], what: str) -> str:
+def wrapped(head: str, points: list[str]) -> list[str]:
+    """The points as lines of NOTE_LENGTH, at most LINES of them, and how many did not
+    fit."""
+    lines = list[str]()
+    for number, point in enumerate(points):
+        if lines and len(lines[-1]) + len(point) < NOTE_LENGTH:
+            lines[-1] += f"; {point}"
+        elif len(lines) < LINES:
+            lines.append(f"{head}: {point}")
+        else:
+            lines[-1] += f"; and {len(points) - number} more"
+            break
+    return [f"{line}." for line in lines]
+
+
+def published_studies(runs: pd.DataFrame) -> str:
+    """Which studies have published these runs; "" for none."""
+    counts = runs.origin[runs.origin != "ours"].value_counts().sort_index()
+    if counts.empty:
+        return ""
+    studies = enumeration(
+        [f"{count} of {study}" for study, count in counts.items()], "studies"
+    )
+    return f"Published by the project in runs/records: {studies}."
+
+
+def enumeration(names: list[str], plural_noun: str) -> str:
+    """The names or, of many, their number and the first few."""
     if len(names) <= 2 * NAMED:
         return ", ".join(names)
-    return (
-        f"{len(names)} {what}: {', '.join(names[:NAMED])} and {len(names) - NAMED} more"
-    )
+    rest = len(names) - NAMED
+    return f"{len(names)} {plural_noun}: {', '.join(names[:NAMED])} and {rest} more"
+
+
+# --- how runs differ from their recipes
 
 
 def deviations(cells: pd.DataFrame) -> list[str]:
-    """How the runs of these cells deviate from their recipes, but for a rank that the
-    row's name says, and what part of the data (task.train_rows, task.dev_rows) they
-    had; on which rows and tasks ("all rows")."""
-    asked = (cells.asked_train_rows == cells.train_rows) | (
-        cells.asked_dev_rows == cells.dev_rows
-    )
-    part = cells[asked & ~cells.deviations.astype(str).str.contains("subset of")]
-    size = "a part of the data: {0.train_rows:,.0f} training and {0.dev_rows:,.0f} dev rows".format
-    each = pd.concat(
-        [
-            cells.explode("deviations"),
-            part.assign(deviations=[*map(size, part.itertuples())]),
-        ]
-    )
-    each = each[["row", "task", "deviations"]].dropna().drop_duplicates()
-    found, every = list[str](), len(cells.drop_duplicates(["row", "task"]))
-    for word, of in each.groupby("deviations"):
-        of = of[
-            [
-                not str(word).startswith(f"rank {row.rpartition('_r')[2]} instead of")
-                for row in of.row
-            ]
-        ]
-        rows = (
-            "all rows"
-            if len(of) == every > 1
-            else _enumeration(sorted(of.row + " on " + of.task), "rows")
-        )
-        found += [f"{word} ({rows})"] * bool(len(of))
-    return found
+    """How the runs of these cells differ from their recipes, and on what part of the
+    data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
+    that the row's name says is no difference."""
+    listed = pd.concat([cells.explode("deviations"), parts_of_the_data(cells)])
+    listed = listed[["row", "task", "deviations"]].dropna().drop_duplicates()
+    row_count = len(cells.drop_duplicates(["row", "task"]))
+    points = list[str]()
+    for text, group in listed.groupby("deviations"):
+        ranks = group.row.str.rpartition("_r")[2]
+        in_name = [str(text).startswith(f"rank {rank} instead of") for rank in ranks]
+        group = group[~pd.Series(in_name, group.index)]
+        if len(group) == row_count > 1:
+            points.append(f"{text} (all rows)")
+        elif len(group):
+            names = sorted(group.row + " on " + group.task)
+            points.append(f"{text} ({enumeration(names, 'rows')})")
+    return points
 
 
-def measured(runs: pd.DataFrame) -> dict[str, str]:
-    """How the rows of a model and task were measured, in words, by row; "" where all
-    were measured alike."""
-    facts = (
-        runs.drop_duplicates("row")
-        .set_index("row")[[*MEASURED]]
-        .rename(columns=MEASURED)
-    )
-    facts["data"] = facts.data.map(lambda data: str(data).rpartition(":")[2][:8])
-    return distinctions(facts.to_dict("index"))
+def parts_of_the_data(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that ran on a part of the data, with the sizes as their deviation,
+    unless a recorded one says it."""
+    asked = cells.asked_train_rows == cells.train_rows
+    asked |= cells.asked_dev_rows == cells.dev_rows
+    recorded = cells.deviations.astype(str).str.contains("subset of")
+    parts = cells[asked & ~recorded]
+    sizes = [
+        f"trained on {cell.train_rows:,.0f} rows and evaluated on {cell.dev_rows:,.0f}"
+        for cell in parts.itertuples()
+    ]
+    return parts.assign(deviations=sizes)
 
 
-def measured_unlike(runs: pd.DataFrame) -> list[str]:
-    """Tasks whose rows were not measured alike: on other rows of data, or by the best
-    epoch and by the last."""
-    found = []
-    for (_, task), of in runs.groupby(["model", "task"], sort=False):
-        rows = pd.Series(measured(of)).reset_index().groupby(0)["index"].agg(sorted)
-        if len(rows) > 1:
-            each = "; ".join(
-                f"{words} ({_enumeration(names, 'rows')})"
-                for words, names in rows.items()
-            )
-            found.append(f"not measured alike on {task}, so not to be compared: {each}")
-    return found
+# --- what you should know of the numbers
 
 
-def odd(cells: pd.DataFrame) -> list[str]:
-    """Seeds that diverged, that answer one class for every row, and that finished
-    without their number."""
-    diverged, unknown = int(cells.diverged.sum()), int((cells.runs - cells.n).sum())
-    found = [f"{plural(diverged, 'diverged run')} (1d: one of the seeds)"] * bool(
-        diverged
-    )
-    found += [f"nan: {plural(unknown, 'run')} that finished without the number"] * bool(
-        unknown
-    )
-    for (task, share), of in cells[cells.one_class.map(len) > 0].groupby(
-        ["task", "class_share"]
-    ):
-        which = [
+def cautions(cells: pd.DataFrame) -> list[str]:
+    """Seeds that diverged, that predict one class, and that finished without their
+    number; rows whose seeds share one draw of random matrices."""
+    points = list[str]()
+    if diverged := int(cells.diverged.sum()):
+        points.append(f"{plural(diverged, 'diverged run')} (1d: one of the seeds)")
+    if unknown := int((cells.runs - cells.n).sum()):
+        points.append(f"nan: {plural(unknown, 'run')} that finished without the number")
+    collapsed = cells[cells.one_class.map(len) > 0]
+    for (task, share), group in collapsed.groupby(["task", "class_share"]):
+        rows = [
             f"{cell.row}, seed {', '.join(map(str, cell.one_class))}"
-            for cell in of.itertuples()
+            for cell in group.itertuples()
         ]
-        count = f"{plural(sum(map(len, of.one_class)), 'run')} on {task}{f' ({share})' if share else ''}"
-        found.append(f"predicts one class: {count}: {'; '.join(which)}")
-    if rows := sorted({*cells.row[cells.one_draw.astype(bool) & (cells.runs > 1)]}):
-        what = "one draw of random matrices for all seeds, whose share the spread leaves out"
-        found.append(f"{what} ({_enumeration(rows, 'rows')})")
-    return found
+        count = f"{plural(sum(map(len, group.one_class)), 'run')} on {task}"
+        if share:
+            count += f" ({share})"
+        points.append(f"predicts one class: {count}: {'; '.join(rows)}")
+    shares_draw = cells.one_draw.astype(bool) & (cells.runs > 1)
+    if rows := sorted({*cells.row[shares_draw]}):
+        names = enumeration(rows, "rows")
+        points.append(
+            f"all seeds of {names} share one pair A, B, so the +- leaves their variance out"
+        )
+    return points
 
 
-def several_sources(runs: pd.DataFrame) -> list[str]:
-    """Each cell whose seeds were made with several versions of its method's or its
-    task's file, or of what that imports, one of which at least is in no commit."""
-    found = []
-    for ((_, row, task), of), part in itertools.product(
+def mixed_sources(runs: pd.DataFrame) -> list[str]:
+    """Each cell whose seeds ran with several versions of its method's or its task's
+    file, or of what that imports, if one version at least is in no commit."""
+    points = list[str]()
+    for ((_, row, task), cell), part in itertools.product(
         runs.groupby(KEY, sort=False), ("method", "task")
     ):
-        known = [
-            (seed, one[part])
-            for seed, one in zip(of.seed, of.sources, strict=True)
-            if one.get(part)
-        ]
-        # older records lack it
-        imports = all("imports" in source for _, source in known)
-        versions = defaultdict[Any, list[str]](list)
-        for seed, source in sorted(known, key=lambda one: one[0]):
-            versions[source["sha256"], imports and source["imports"]].append(str(seed))
-        if len(versions) > 1 and any(
-            source["uncommitted"] is not False for _, source in known
-        ):
-            seeds, file = (
-                " | ".join(map(", ".join, versions.values())),
-                known[0][1]["file"],
-            )
-            found.append(
-                f"{row} on {task}: seeds of {len(versions)} versions of {file} or its imports: {seeds}"
-            )
-    return found
+        if text := _versions(cell, part):
+            points.append(f"{row} on {task}: {text}")
+    return points
+
+
+def _versions(cell: pd.DataFrame, part: str) -> str:
+    """The seeds of each version of a file; "" for one version, or committed ones."""
+    sources = {
+        seed: every_source[part]
+        for seed, every_source in zip(cell.seed, cell.sources, strict=True)
+        if every_source.get(part)
+    }
+    # Older records lack the imports.
+    have_imports = all("imports" in source for source in sources.values())
+    seeds = defaultdict[Any, list[str]](list)
+    for seed, source in sorted(sources.items()):
+        imports = source["imports"] if have_imports else None
+        seeds[source["sha256"], imports].append(str(seed))
+    committed = all(source["uncommitted"] is False for source in sources.values())
+    if len(seeds) < 2 or committed:
+        return ""
+    file = next(iter(sources.values()))["file"]
+    by_version = " | ".join(map(", ".join, seeds.values()))
+    return f"seeds of {len(seeds)} versions of {file} or its imports: {by_version}"
+
+
+# --- what is left out
 
 
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
-    others, again = (
-        int(cells.left_out.sum()),
-        [run for ids in cells.again for run in ids],
-    )
-    how = "a row shows those nearest to its recipe; all=true shows each"
-    found = [f"{plural(others, 'run')} with other settings ({how})"] * bool(others)
-    for row, task, newest, of in zip(
-        cells.row, cells.task, cells.protocol, cells.older, strict=True
-    ):
-        older = ", ".join(f"{number:g}" for number in of)
-        words = f"{row} on {task}: runs of protocol {older}, not mixed with those of {newest:g}"
-        found += [words] * bool(of)
-    words = "more than one record of the same settings and seed"
-    found += [f"{words}: {_enumeration(again, 'runs')}"] * bool(again)
-    return [*found, *unfinished(runs)]
+    cells = cells.drop_duplicates(KEY)
+    points = list[str]()
+    if others := int(cells.left_out.sum()):
+        points.append(
+            f"{plural(others, 'run')} with other settings than the nearest to the recipe"
+            " (all=true shows each)"
+        )
+    for cell in cells[cells.older.map(len) > 0].itertuples():
+        older = ", ".join(f"{number:g}" for number in cell.older)
+        points.append(
+            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those"
+            f" of {cell.protocol:g}"
+        )
+    if repeated := [*itertools.chain(*cells.again)]:
+        names = enumeration(repeated, "runs")
+        points.append(f"more than one record of the same settings and seed: {names}")
+    return points + unfinished(runs)
 
 
 def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
-    found = []
-    for kind, words in (
-        ("stopped", "stopped early by train.max_steps"),
-        ("failed", "failed"),
-    ):
-        of = runs.loc[runs.kind == kind, ["id", "label", "task_label"]].itertuples(
-            index=False
-        )
-        if names := [f"{run} ({label} on {task})" for run, label, task in of]:
-            found.append(f"{words}: {_enumeration(names, 'runs')}")
-    return found
+    points = list[str]()
+    reasons = {"stopped": "stopped early by train.max_steps", "failed": "failed"}
+    for kind, reason in reasons.items():
+        names = [
+            f"{run.id} ({run.label} on {run.task_label})"
+            for run in runs[runs.kind == kind].itertuples()
+        ]
+        if names:
+            points.append(f"{reason}: {enumeration(names, 'runs')}")
+    return points

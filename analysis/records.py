@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.command import Chosen, open_chosen
+from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.render import to_csv
 from runs.command import entry_point, read, setting
@@ -21,12 +21,12 @@ from runs.errors import UserError
 from runs.record import Ledger, write_atomically
 
 #: Columns of `runs` that hold more than one value.
-NESTED = ["settings", "sources", "texts", "judged", "lm_eval"]
+NESTED = ["settings", "measurement", "sources", "texts", "judged", "lm_eval"]
 FORMS = (".parquet", ".csv", ".json")
 
 
 @dataclass(frozen=True)
-class Settings(Chosen):
+class Settings(Selection):
     """Which runs are written, and where."""
 
     out: str | None = setting(
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     path = Path(settings.out) if settings.out else None
     if path and path.suffix not in FORMS:
         raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")
-    ledger = open_chosen(settings)
+    ledger = open_selection(settings)
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
     frame = flat(ledger)

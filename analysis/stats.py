@@ -17,8 +17,8 @@ import pandas as pd
 
 from analysis import tables
 from analysis.beside import summary
-from analysis.command import Chosen, open_chosen, own_and_published, row_name
-from analysis.frame import chosen, pairs, reported, reported_cells
+from analysis.command import Selection, open_selection, own_and_published, row_name
+from analysis.frame import mark_left_out, pairs, reported, reported_cells
 from analysis.inference import improvement, sign_test
 from analysis.notes import notes, unfinished
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
@@ -112,7 +112,9 @@ def _cells_table(
         other = "not in the paper" if model in MODELS else "other model"
         lines.append(line | {"verdict": words.get(cell.ids, other)})
     how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
-    return Table.of(f"{model}: cells", lines, notes(runs, found, how=how), model)
+    return Table.of(
+        f"{model}: cells", lines, notes(runs, found, description=how), model
+    )
 
 
 # --- a row against the others
@@ -129,7 +131,7 @@ def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
     ids."""
     lines, both = (
         [],
-        pairs(reported(chosen(runs)), row).sort_values(
+        pairs(reported(mark_left_out(runs)), row).sort_values(
             ["model", "row_other"], kind="stable"
         ),
     )
@@ -197,7 +199,7 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
 
 
 @dataclass(frozen=True)
-class Settings(Chosen):
+class Settings(Selection):
     """Which cells are shown, and how."""
 
     row: str | None = setting(None, "the row that the others are compared with (vera)")
@@ -211,7 +213,7 @@ def main(arguments: list[str]) -> int:
         row_name(line.settings.row or "vera"),
         "".join(line.names),
     )
-    frames = own_and_published(open_chosen(settings))
+    frames = own_and_published(open_selection(settings))
     part = pd.concat(frames, ignore_index=True)
     part = of_table(part, name) if name else part
     if part.empty:

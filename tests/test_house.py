@@ -32,7 +32,6 @@ LONGER_FILES = {
 #: Functions that are longer, until they are rewritten.
 LONGER_FUNCTIONS = {
     "analysis/beside.py:beside",
-    "analysis/frame.py:cells",
     "analysis/results/pages.py:rows_table",
     "runs/answer.py:answer",
     "runs/command.py:read",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.command import OfVariants, open_chosen, row_name, words
+from analysis.command import VariantSelection, open_selection, row_name, split_names
 from analysis.figures import FIGURES, NAMES, make, save
 from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
@@ -23,7 +23,7 @@ Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting
 
 
 @dataclass(frozen=True)
-class Settings(OfVariants):
+class Settings(VariantSelection):
     """Of `pareto`: what is drawn against what."""
 
     x: Name = setting("parameters", "of pareto: the number of its horizontal axis")
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{key}=: the axes of {chosen} are fixed; pareto has x= and y=")
     if settings.x == settings.y:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
-    ledger = open_chosen(settings)
+    ledger = open_selection(settings)
     axes = (settings.x, settings.y) if {"x", "y"} & line.given.keys() else None
     named, every = (
         bool(settings.task or settings.sweep),
         settings.all or bool(settings.sweep),
     )
-    labels = tuple(map(row_name, words(settings.labels)))
+    labels = tuple(map(row_name, split_names(settings.labels)))
     for label in labels:
         one_of(
             "row labels=",

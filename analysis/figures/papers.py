@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from analysis.figures import figure as shared
 from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite, look
-from analysis.frame import cells, chosen, reported_cells
+from analysis.frame import cells, mark_left_out, reported_cells
 from analysis.notes import notes
 from analysis.paper import GLUE, NAMES, numbers, paper
 from runs.record import Record, in_conf, plural
@@ -323,7 +323,7 @@ def measured(
 
     Magnitudes are of the row vera alone. One for each run of a cell, all of one
     setting: of several the paper's rank 64 in figure 5, then the one of most runs."""
-    kept, groups = chosen(runs), defaultdict[Any, list[Record]](list)
+    kept, groups = mark_left_out(runs), defaultdict[Any, list[Record]](list)
     cell_of = kept[kept.left_out == ""].set_index("id").cell
     for one in sorted(
         measures, key=lambda of: [run["cell"]["seed"] for run in of["of"]]

@@ -161,7 +161,9 @@ def _axis(name: str, found: pd.DataFrame) -> Axis:
     # Texts are those of the test set
     dev = "" if metric in [of.name for of in TEXT_SCORES.values()] else "dev "
     label = f"{dev}{shared.metric_label(metric, int(first.digits))}{comma}{epoch}"
-    return axis._replace(label=label, less=bool(first.less), name=first["name"])
+    return axis._replace(
+        label=label, less=bool(first.lower_is_better), name=first["name"]
+    )
 
 
 def _with_numbers(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.papers import PAIRS, errors, measured, shown_fit
-from analysis.frame import KEY, chosen, reported
+from analysis.frame import KEY, mark_left_out, reported
 from analysis.inference import FIRM_PAIRS, Mean, mean_of, over_tasks, seeds_to_decide
 from analysis.paper import GLUE, printed_file, recipes
 from runs.record import Record
@@ -72,7 +72,7 @@ def findings(
     texts = (of_table == "e2e") & runs.get(
         "bleu", pd.Series(math.nan, runs.index)
     ).notna()
-    kept = chosen(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
+    kept = mark_left_out(runs.assign(of_table=of_table)[of_table.isin(tables) | texts])
     kept = kept[kept.left_out == ""].sort_values(
         ["model", "task", "seed"], kind="stable"
     )
@@ -221,7 +221,7 @@ def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with `collapsed`: diverged, one class for every row, or far below its
     row's median."""
     ratio = runs.number / runs.groupby(KEY).number.transform("median")
-    far = (1 / ratio).where(runs.less, ratio) < COLLAPSED
+    far = (1 / ratio).where(runs.lower_is_better, ratio) < COLLAPSED
     return runs.assign(
         collapsed=far | runs.diverged.astype(bool) | runs.one_class.notna()
     )
@@ -319,7 +319,10 @@ def compare(x: pd.DataFrame, y: pd.DataFrame, near: bool = False) -> dict[str, A
     """X against Y in pairs of runs of one seed, such that more is better: both sides,
     the differences by seed, which of them have a collapsed run, their mean, and the
     answer of the rule. near: by the margin, else by 0."""
-    sign, same = -1 if x.less.iloc[0] else 1, x.number.to_numpy() == y.number.to_numpy()
+    sign, same = (
+        -1 if x.lower_is_better.iloc[0] else 1,
+        x.number.to_numpy() == y.number.to_numpy(),
+    )
     with np.errstate(invalid="ignore"):  # of two infinite numbers
         differences = np.where(
             same, 0.0, sign * (x.number.to_numpy() - y.number.to_numpy())

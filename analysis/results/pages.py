@@ -18,9 +18,9 @@ from analysis import figures
 from analysis.figures.figure import COLOURS, Figure, Part, look, svg
 from analysis.frame import (
     cells,
-    chosen,
     every_variant,
     in_cells,
+    mark_left_out,
     pairs,
     reported,
     reported_cells,
@@ -36,7 +36,7 @@ from analysis.inference import (
     outlying,
     two_way,
 )
-from analysis.notes import odd
+from analysis.notes import cautions
 from analysis.others import EPOCHS, EXACT, NAMED, SOURCES, others, setting
 from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
@@ -301,7 +301,7 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     over the whole table. runs: every variant as a row. With what its notes say: the
     analysis of variance by task where it is pooled, the count of comparisons, whether a
     row's best rate is at an end (^), the metrics, what counts all the same."""
-    found, shown = reported_cells(runs), collapsed(reported(chosen(runs)))
+    found, shown = reported_cells(runs), collapsed(reported(mark_left_out(runs)))
     trials = reported(runs[runs.kind == "trial"])
     compared, pooled_over, lines = (
         list[tuple[Any, Mean]](),
@@ -355,7 +355,7 @@ def rows_table(runs: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     notes = {
         "pooled": pooled_over,
         "compared": int((~np.isnan(p)).sum()),
-        "odd": odd(found),
+        "odd": cautions(found),
     }
     notes |= {
         "ends": any("^" in str(line["method"]) for line in lines),
@@ -390,7 +390,7 @@ def over_tasks_table(cells: pd.DataFrame) -> tuple[Table, dict[str, Any]]:
     tasks are few. cells: without those `apart`."""
     shown = cells[cells.parameters > 0]
     shown = shown.assign(
-        value=shown["mean"].where(~shown.less.astype(bool), -shown["mean"])
+        value=shown["mean"].where(~shown.lower_is_better.astype(bool), -shown["mean"])
     )
     means = shown.pivot_table(
         index="row", columns=["model_label", "task_label"], values="value", sort=False
@@ -435,7 +435,7 @@ def at_end(cell: Any, trials: pd.DataFrame) -> bool:
             bool
         )
     ]
-    better = of.number.where(~of.less.astype(bool), -of.number)
+    better = of.number.where(~of.lower_is_better.astype(bool), -of.number)
     rate = of.lr_head if cell.method == "head" else of.lr
     rates = (
         better.groupby([rate, of.lr_head], dropna=False)

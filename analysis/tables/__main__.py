@@ -26,7 +26,13 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from analysis.command import OfVariants, open_chosen, own_and_published, row_name, words
+from analysis.command import (
+    VariantSelection,
+    open_selection,
+    own_and_published,
+    row_name,
+    split_names,
+)
 from analysis.facts import NAMES, NUMBERS
 from analysis.notes import unfinished
 from analysis.render import render
@@ -37,7 +43,7 @@ from runs.record import Ledger, write_atomically
 
 
 @dataclass(frozen=True)
-class Settings(OfVariants):
+class Settings(VariantSelection):
     """Which runs a table shows, and how it is printed."""
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
@@ -68,17 +74,17 @@ def main(arguments: list[str]) -> int:
     name, settings, columns = (
         "".join(line.names),
         line.settings,
-        words(line.settings.columns),
+        split_names(line.settings.columns),
     )
-    if not name and not settings.chooses:
+    if not name and not settings.selects:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
     if name:
         one_of("table", name, TABLES)
-    if name in WITHOUT_RECORDS and (settings.chooses or settings.against or columns):
+    if name in WITHOUT_RECORDS and (settings.selects or settings.against or columns):
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
-    ledger = Ledger() if name in WITHOUT_RECORDS else open_chosen(settings)
+    ledger = Ledger() if name in WITHOUT_RECORDS else open_selection(settings)
     against = row_name(settings.against or "")
     if against:
         one_of(
@@ -88,8 +94,8 @@ def main(arguments: list[str]) -> int:
         one_of("column", column, [*NAMES, *NUMBERS])
     how = {key: getattr(settings, key) for key in ("select", "seeds", "others")}
     how |= {
-        "models": words(settings.model),
-        "tasks": words(settings.task),
+        "models": split_names(settings.model),
+        "tasks": split_names(settings.task),
         "against": against or None,
     }
     tables = make(
@@ -120,9 +126,11 @@ def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     if notes := unfinished(belonging(name, own_and_published(ledger)[0])):
         return UserError(f"no finished run {where} for {what}: {'; '.join(notes)}")
     of_models = (
-        f"{', '.join(words(settings.model))} for " if settings.model and name else ""
+        f"{', '.join(split_names(settings.model))} for "
+        if settings.model and name
+        else ""
     )
-    hint = " (make demo)" if name == "demo" and not settings.chooses else ""
+    hint = " (make demo)" if name == "demo" and not settings.selects else ""
     return UserError(f"no records of {of_models}{what} {where} yet{hint}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import beside
+from analysis.facts import FACTS
 from analysis.frame import SEEDS, in_cells, pairs, reported
 from analysis.inference import welch_half
 from analysis.notes import notes
@@ -43,14 +44,16 @@ def build(spec: Spec, view: View) -> list[Table]:
     for part in parts:
         every = view.runs if len(parts) == 1 else part.runs
         made, printed = of_paper(spec, part)
-        ran = sorted({*(made[made.row != "vera"] if spec.ablation else made).model})
-        for model in dict.fromkeys([*spec.models, *ran]):
-            if model in (view.models or [model]):
-                of = (
-                    frame[frame.model == model]
-                    for frame in (every, part.runs, made, printed)
-                )
-                tables.append(_Model(spec, part, model, *of).table())
+        ran = made[made.row != "vera"] if spec.ablation else made
+        if view.models:
+            ran = ran[ran.model.isin(view.models) | ran.conf_model.isin(view.models)]
+        of_paper_shown = [one for one in spec.models if one in (view.models or [one])]
+        for model in dict.fromkeys([*of_paper_shown, *sorted({*ran.model})]):
+            of = (
+                frame[frame.model == model]
+                for frame in (every, part.runs, made, printed)
+            )
+            tables.append(_Model(spec, part, model, *of).table())
     return [table for table in tables if table.rows]
 
 
@@ -139,7 +142,11 @@ class _Model:
         title = (spec.title if self.papers else spec.other).format(*named)
         whose = "" if view.whose == "ours" else f" ({view.whose})"
         extra = spec.deviates(self.runs, cells) if spec.models else ()
-        found = [*notes(self.runs, cells, extra, spec.reads(view, cells)), *self.notes]
+        reference = "paper" if spec.models else "recipe"
+        found = [
+            *notes(self.runs, cells, extra, spec.reads(view, cells), reference),
+            *self.notes,
+        ]
         more = [
             *spec.more,
             *spec.costs,
@@ -347,12 +354,6 @@ class _Model:
 
 # --- columns beside the numbers
 
-#: How the columns of `frame.runs` are written, by how their names end.
-FORMS = {"bytes": "bytes", "parameters": "count", "rows": "count", "steps": "count"}
-FORMS |= dict.fromkeys(
-    ("seconds", "best", "last", "value", "crossfit", "half", "optimism"), "number"
-)
-
 
 def of_cell(
     cell: Cell, ids: Iterable[str], of: str, seeds: bool = False, **how: Any
@@ -368,9 +369,7 @@ def of_cell(
 
 def median(runs: pd.DataFrame, name: str, form: str = "") -> Entry:
     """The median of a number of these runs that did not diverge, unless all did."""
-    form = form or next(
-        (form for end, form in FORMS.items() if name.endswith(end)), "general"
-    )
+    form = form or FACTS[name].form
     try:
         value = pd.to_numeric(runs[name])[
             ~runs.diverged.astype(bool) | runs.diverged.all()

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from analysis.frame import KEY, MEDIANS, cells, in_cells, reported_cells
-from analysis.notes import SELECTED, measured
+from analysis.notes import SELECTED
 from analysis.others import named
 from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
@@ -285,13 +285,8 @@ class Rows(Spec):
         """By the number that each task's table reports; what trains most first. Rows of
         a task that were not measured alike have columns of their own."""
         made = reported_cells(view.runs, view.select, view.seeds or self.seeds)
-        unlike = {
-            (*key, row): of
-            for key, ran in in_cells(view.runs, made).groupby(["model", "task"])
-            for row, of in measured(ran).items()
-        }
-        keys = zip(made.model, made.task, made.row, strict=True)
-        apart = [unlike[key] and f", {unlike[key]}" for key in keys]
+        apart = ", " + made.measured_apart.where(made.measured_apart != "", None)
+        apart = apart.fillna("")
         made = made.assign(
             column=made.task + apart, column_label=made.task_label + apart, variant=""
         )

@@ -10,7 +10,14 @@ import pytest
 from ledgers import cells_of, halves, ledger, record
 
 import analysis
-from analysis.frame import KEY, cells, every_variant, runs
+from analysis.frame import (
+    KEY,
+    cells,
+    comparable_costs,
+    count_seeds,
+    every_variant,
+    runs,
+)
 from runs.record import PUBLISHED, read_study
 
 pytestmark = pytest.mark.properties
@@ -219,3 +226,58 @@ def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_fram
     in_cells = sum(map(len, of.ids)) + of.left_out.sum() + sum(map(len, of.again))
     assert in_cells == (frame.kind == "result").sum()
     assert (frame.left_out == "").sum() == sum(map(len, of.ids))
+
+
+def of_folder(path, content, seed=0, model="encoder", **changes):
+    """A run of a generic model, from a folder with these weights."""
+    made = record(seed=seed, model=model, **changes)
+    made["config"]["model"] = {"name": model, "path": path}
+    return made | {"id": f"{path} {content} {seed}", "model": f"sha256:{content}"}
+
+
+def test_a_generic_model_has_the_name_of_its_folder_or_of_the_hub():
+    made = [of_folder("/models/mine", "aa"), of_folder("other/", "bb")]
+    made.append(of_folder("", "cc"))
+    made[2]["config"]["model"] = {"name": "encoder", "hub": "owner/third"}
+    frame = runs(ledger(*made))
+    assert frame.model.tolist() == frame.model_label.tolist()
+    assert frame.model.tolist() == ["mine", "other", "third"]
+    assert {*frame.conf_model} == {"encoder"}
+    assert {*frame.left_out} == {""}
+
+
+def test_two_base_models_of_one_name_get_hashes_and_are_no_settings_of_each_other():
+    made = [
+        of_folder("/a/mine", "aaaaaaaaaaaa"),
+        of_folder("/b/mine", "bbbbbbbbbbbb"),
+        of_folder("/b/mine", "bbbbbbbbbbbb", 1),
+    ]
+    frame = runs(ledger(*made))
+    assert frame.model.tolist() == ["mine aaaaaaaa", "mine bbbbbbbb", "mine bbbbbbbb"]
+    assert {*frame.left_out} == {""}
+    # A model of conf/model keeps its name for the weights of most runs.
+    usual = [record(seed=seed) for seed in range(2)]
+    tuned = record(seed=0) | {"model": "sha256:cccccccccccc", "id": "tuned"}
+    frame = runs(ledger(*usual, tuned))
+    assert frame.model.tolist() == ["roberta_base"] * 2 + ["roberta_base cccccccc"]
+    assert {*frame.left_out} == {""}
+
+
+def test_costs_are_compared_between_rows_of_the_same_tasks_data_precision_and_device():
+    made = [record(row, task) for row in ("vera", "lora") for task in ("rte", "cola")]
+    made += [record("full", "rte"), record("head", "rte"), record("head", "cola")]
+    made[-1]["device"] = {"type": "cpu", "name": "another CPU"}
+    shown = comparable_costs(cells(runs(ledger(*made))))
+    assert {*shown.row[shown.seconds.notna()]} == {"vera", "lora"}
+    # Seeds on two devices have no cost that could be compared.
+    made = [record("vera", seed=seed) for seed in range(2)] + [record("lora")]
+    made[0]["device"] = {"type": "cpu", "name": "another CPU"}
+    assert comparable_costs(cells(runs(ledger(*made)))).seconds.isna().all()
+    assert comparable_costs(cells(runs(ledger(made[2])))).seconds.tolist() == [11]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "count"), [("0,1,2", 3), ("range(20)", 20), ("range(5,9)", 4), (7, 1)]
+)
+def test_the_seeds_of_a_preset_are_counted_as_hydra_counts_them(seeds, count):
+    assert count_seeds(str(seeds)) == count

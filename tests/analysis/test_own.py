@@ -7,7 +7,7 @@ from ledgers import ledger, notes, record, seeds
 from analysis import tables
 from analysis.command import only, open_ledger, own_and_published
 from analysis.frame import cells, runs
-from analysis.notes import deviations, measured_unlike
+from analysis.notes import deviations
 from analysis.notes import notes as notes_of
 from analysis.tables.__main__ import main
 from runs.errors import UserError
@@ -195,7 +195,9 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     both = of_study(ledger(*own, *theirs), *theirs)
     first, last = tables.make("table2", both, models=["minilm"])
     assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
-    assert "Deviates: epochs 1 instead of 40 (vera on mrpc)." in first.notes
+    assert (
+        "Differs from the paper: epochs 1 instead of 40 (vera on mrpc)." in first.notes
+    )
     assert last.title.endswith("(published)")
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert "Published by the project in runs/records: 5 of a_study." in notes(last)
@@ -216,35 +218,36 @@ def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_
     both = cells(
         runs(ledger(named, record(deviations=["rank 64 instead of 8"]), part, told))
     )
-    words = ["a part of the data: 10 training and 10 dev rows (head on rte)"]
-    words += [
+    words = [
         "rank 64 instead of 8 (vera on rte)",
         f"{told['deviations'][0]} (full on rte)",
+        "trained on 10 rows and evaluated on 10 (head on rte)",
     ]
     assert deviations(both) == words
 
 
-def test_rows_that_were_not_measured_alike_are_named_by_what_sets_them_apart():
-    of_bitfit = seeds("bitfit")
-    made = [*seeds("vera"), *seeds("lora"), *of_bitfit]
-    assert measured_unlike(runs(ledger(*made))) == []
-    for one in of_bitfit:
+def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
+    bitfit = seeds("bitfit")
+    made = [*seeds("vera"), *seeds("lora"), *bitfit]
+    assert {*cells(runs(ledger(*made))).measured_apart} == {""}
+    for one in bitfit:
         one["data"]["dev_rows"] = 20
         one["config"]["train"]["evaluate_every"] = 3  # of three epochs
-    told = "dev rows 10, epoch best (lora, vera); dev rows 20, epoch last (bitfit)"
-    for of in (made, made[::-1]):
-        assert told in measured_unlike(runs(ledger(*of)))[0]
-        # Rows x tasks: columns of their own, which CSV counts to the task
-        (table,) = tables.make("", ledger(*of))
-        apart = ["RTE, dev rows 10, epoch best", "RTE, dev rows 20, epoch last"]
-        assert table.header[3:5] == apart
+    texts = ["10 dev rows, best epoch", "20 dev rows, last epoch"]
+    for order in (made, made[::-1]):
+        apart = cells(runs(ledger(*order))).set_index("row").measured_apart
+        assert apart[["vera", "lora", "bitfit"]].tolist() == [texts[0]] * 2 + texts[1:]
+        # In CSV both columns belong to the task.
+        (table,) = tables.make("", ledger(*order))
+        headers = [f"RTE, {text}" for text in texts]
+        assert table.header[3:5] == headers
         assert [row[3:5].count("-") for row in table.texts] == [1, 1, 1]
-        assert set(table.tidy().query("column in @apart").task) == {"rte"}
-    for one in of_bitfit:
+        assert set(table.tidy().query("column in @headers").task) == {"rte"}
+    for one in bitfit:
         one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
         del one["config"]["train"]["evaluate_every"]
-    (note,) = measured_unlike(runs(ledger(*made)))
-    assert note.endswith("data hash (lora, vera); data other (bitfit)")
+    apart = cells(runs(ledger(*made))).set_index("row").measured_apart
+    assert apart[["vera", "bitfit"]].tolist() == ["data hash", "data other"]
 
 
 @pytest.mark.parametrize(

@@ -273,12 +273,16 @@ def test_a_run_has_collapsed_that_diverged_gives_one_class_or_is_far_below_its_r
     made[5]["status"] = "diverged"
     frame = runs(ledger(*made))
     for less, wanted in ((False, [3]), (True, [])):
-        found = collapsed(frame.assign(number=frame.value, less=less))
+        found = collapsed(frame.assign(number=frame.value, lower_is_better=less))
         of_lora = found[found.row == "lora"]
         assert list(of_lora[of_lora.collapsed].seed) == wanted
         assert list(found[found.row == "vera"].collapsed) == [True, False, False]
     alike = collapsed(
-        frame.assign(number=frame.value, less=False, one_class="the larger class is 50")
+        frame.assign(
+            number=frame.value,
+            lower_is_better=False,
+            one_class="the larger class is 50",
+        )
     )
     assert alike.collapsed.all()
 
@@ -458,7 +462,7 @@ def test_a_best_rate_at_an_end_of_its_grid_is_known(bests, is_at_end, less):
     }
     numbers = [-best if less else best for best in bests]
     trials = pd.DataFrame(
-        {"lr": (1e-3, 1e-2, 1e-1), "number": numbers, "less": less}
+        {"lr": (1e-3, 1e-2, 1e-1), "number": numbers, "lower_is_better": less}
     ).assign(**how)
     assert at_end(types.SimpleNamespace(**how, method="vera"), trials) == is_at_end
     # another rate of the head, which fails

@@ -29,7 +29,7 @@ from ledgers import (
 )
 
 from analysis import tables
-from analysis.facts import NUMBERS
+from analysis.facts import FACTS, NUMBERS, Fact
 from analysis.frame import reported_cells, runs
 from analysis.others import others
 from analysis.render import TIDY, Number, Table, render
@@ -262,7 +262,7 @@ def test_answers_of_another_way_are_told():
     }
     lora = instructed("lora", scores=[("gpt-4", 5.0)])
     lora["judged"][0]["answering"] |= {"top_p": 0.8}
-    note = llama("table4", ours, lora).notes[0]
+    note = notes(llama("table4", ours, lora))
     assert re.search(r"top_p 0\.8 instead of FastChat's 1\.0 \(LoRA[^,]*\)", note)
     for told in (
         "answer_tokens 64 instead of FastChat's 1024",
@@ -462,9 +462,9 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
     tmp_path, capsys, monkeypatch
 ):
     """As docs/tables.md says."""
-    monkeypatch.setitem(
-        NUMBERS, "energy_wh", (lambda record: record["cost"].get("energy_wh"), "median")
-    )
+    fact = Fact(lambda record: record["cost"].get("energy_wh"), "median")
+    for columns in (NUMBERS, FACTS):
+        monkeypatch.setitem(columns, "energy_wh", fact)
     for seed, energy in enumerate((10.0, 30.0, 20.0)):
         one = record("vera", "rte", seed)
         one["cost"]["energy_wh"] = energy
@@ -708,7 +708,7 @@ def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
 def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
     (cell,) = reported_cells(runs(ledger(record))).itertuples()
     value = float(shown.rstrip("%"))
-    assert (cell.median, cell.name, cell.less, cell.digits) == (
+    assert (cell.median, cell.name, cell.lower_is_better, cell.digits) == (
         value,
         f"{name}, last epoch",
         False,
