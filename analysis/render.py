@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from runs.record import megabytes, one_line
+from runs.record import csv_text, megabytes, one_line
 
 #: How a number is written: with its decimals and sign; as a count; as a size in bytes.
 FORMS: dict[str, Callable[["Number"], str]] = {
@@ -218,25 +218,22 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
 
 
 def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
-    """A frame as CSV: a tuple with spaces, a text on one line and, where a spreadsheet
-    would run it as a formula, after an apostrophe. digits: of its numbers, such as
-    %.10g (None: all)."""
+    """A frame as CSV: a tuple with spaces, a text on one line. digits: of its numbers,
+    such as %.10g (None: all)."""
 
-    def word(value: Any) -> Any:
+    def cell(value: Any) -> Any:
         if isinstance(value, tuple):
-            value = " ".join(
-                digits % of if digits and isinstance(of, float) else str(of)
-                for of in value
-            )
-        text = one_line(value) if isinstance(value, str) else value
-        return (
-            f"'{text}"
-            if isinstance(text, str) and text.lstrip()[:1] in ("=", "+", "-", "@")
-            else text
-        )
+            return " ".join(str(cell(part)) for part in value)
+        if isinstance(value, str):
+            return one_line(value)
+        if digits and isinstance(value, float):
+            return digits % value
+        return value
 
-    text = data.map(word).rename(columns=word)
-    return str(text.to_csv(index=False, float_format=digits, lineterminator="\n"))
+    whole = data.astype(object)
+    rows = whole.where(data.notna(), None).map(cell)
+    header = [cell(name) for name in data.columns]
+    return csv_text([header, *rows.itertuples(index=False, name=None)])
 
 
 def grid(

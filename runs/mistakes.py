@@ -26,6 +26,7 @@ from runs.record import (
     one_line,
     plural,
     printable,
+    read_csv,
     scored,
 )
 
@@ -120,7 +121,7 @@ def worst(record: Record, settings: Settings) -> int:
         predictions.LABEL,
     )
     try:
-        rows = sorted(predictions.read(path), key=predictions.loss, reverse=True)
+        rows = sorted(read_csv(path), key=predictions.loss, reverse=True)
     except (OSError, ValueError, LookupError, TypeError) as error:
         again = f"python -m runs rerun={record['id']} redo=true writes it again"
         raise UserError(f"{path} cannot be read ({describe(error)}): {again}") from None

@@ -29,7 +29,7 @@ from runs.command import OfRecords, entry_point, read, setting
 from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import find, kept_file, restore
-from runs.record import Metric, Record, plural
+from runs.record import Metric, Record, csv_text, plural, write_atomically
 from runs.shared_files import alone, digest, run_lock
 from tasks import DataError, Task, glue
 from tasks.images import NewImages
@@ -192,7 +192,8 @@ def predict(record: Record, new: New, out: Path) -> None:
     saved = write_down(context, partial, of, batches, outputs, "predicting")
     found = np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)
     about = task.about("dev") if new.about is None else new.about
-    predictions.write(out, predictions.table(task, about, found))
+    rows = predictions.table(task, about, found)
+    write_atomically(out, csv_text(rows))
     partial.unlink()
     words = f"{plural(len(lengths), 'row')} in {out}"
     if new.labelled:

@@ -4,8 +4,6 @@ pictures, the rows with the largest loss.
 
 It holds the user's own rows. No record, report, export or W&B has anything of it."""
 
-import csv
-import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import tasks
-from runs.record import write_atomically
+from runs.record import csv_text, read_csv, write_atomically
 
 NAME = "predictions.csv"
 #: The columns after those that name a row; the last is the probability of a class, for
@@ -56,31 +54,19 @@ def table(
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
 
-def write(path: Path, lines: Sequence[Sequence[Any]]) -> None:
-    """Writes a table as CSV, whole or not at all."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_atomically(path, text.getvalue())
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of such a file, by column."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, strict=True))
-
-
 def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
     """Draws the predictions of a finished run's folder, and writes by_class.csv. when:
     their epoch."""
     from tasks import pictures
 
-    rows, classes = read(folder / NAME), getattr(task, "classes", None)
+    rows, classes = read_csv(folder / NAME), getattr(task, "classes", None)
     labels, predicted = ([row[column] for row in rows] for column in (LABEL, PREDICTED))
     if classes is None:
         x, y = np.asarray(labels, np.float32), np.asarray(predicted, np.float32)
         title = f"{task.metric} {task.score(y, x):.3f}, RMSE {np.sqrt(np.mean((x - y) ** 2)):.6g}, {when}"
         return pictures.scatter(folder / "scatter.png", x, y, title)
-    write(folder / "by_class.csv", by_class(labels, predicted, classes))
+    text = csv_text(by_class(labels, predicted, classes))
+    write_atomically(folder / "by_class.csv", text)
     pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
     return task.illustrate(
         folder, np.asarray([classes.index(name) for name in predicted])

@@ -31,7 +31,14 @@ from runs.config import Files, Launch, read_command
 from runs.config.expand import listed
 from runs.errors import UserError
 from runs.identity import final_ids
-from runs.record import Record, finished_record, hash_of, in_conf, write_atomically
+from runs.record import (
+    Record,
+    csv_text,
+    finished_record,
+    hash_of,
+    in_conf,
+    write_atomically,
+)
 from runs.record.cell import Metric, epoch_of_table, one_class, seed_value
 from runs.record.text import plural
 from runs.run import Run, with_starts
@@ -221,7 +228,8 @@ def report(cell: Cell) -> str:
         return f"{title}: no trial has finished"
     metric, first, best = Metric.of_record(records[0]), records[0], frame.iloc[0]
     frame = frame.rename(columns={"value": metric.name})
-    write_atomically(cell.file, frame.to_csv(index=False))
+    rows = frame.itertuples(index=False, name=None)
+    write_atomically(cell.file, csv_text([list(frame.columns), *rows]))
     numbers = dict.fromkeys((metric.name, "spread"), metric.text)
     table = frame.drop(columns="runs").to_string(
         index=False, na_rep="-", formatters=numbers

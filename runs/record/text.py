@@ -2,15 +2,15 @@
 
 import errno
 import re
+import unicodedata
 from typing import Any
 
 #: The operating system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Control characters but tab and line feed, those that turn the direction of writing,
-#: and halves of others: a terminal or a browser obeys them and does not show them.
-HIDDEN = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+#: Unicode's categories of characters that a terminal or a browser obeys and does not
+#: show: controls, formats (such as the direction of writing), separators of lines and
+#: paragraphs, halves of other characters, private ones.
+HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
 #: The most characters of a refusal, with room for what a command puts before it.
 LONGEST = 480
 
@@ -46,17 +46,29 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def is_hidden(character: str) -> bool:
+    """Whether a character is of HIDDEN_CATEGORIES; tab and line feed may stand."""
+    return (
+        character not in "\t\n" and unicodedata.category(character) in HIDDEN_CATEGORIES
+    )
+
+
 def printable(value: Any) -> Any:
     """A text, or all texts of a JSON value, with hidden characters as Python writes
     them: \\x1b, \\u202e."""
     if isinstance(value, str):
-        return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], value)
+        return value if value.isprintable() else _escaped(value)
     if isinstance(value, dict):
         return {printable(key): printable(part) for key, part in value.items()}
-    return (
-        [printable(part) for part in value]
-        if isinstance(value, list | tuple)
-        else value
+    if isinstance(value, list | tuple):
+        return [printable(part) for part in value]
+    return value
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        ascii(character)[1:-1] if is_hidden(character) else character
+        for character in text
     )
 
 

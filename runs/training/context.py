@@ -26,7 +26,7 @@ from runs.errors import Stop, UserError
 from runs.gpus import check_usable
 from runs.identity import start_file
 from runs.methods import make_method
-from runs.record import Metric, run_folder
+from runs.record import Metric, csv_text, run_folder, write_atomically
 from runs.run import Run
 from runs.tracking import Tracker
 from vera.sites import head_parameters
@@ -139,7 +139,7 @@ class Context:
             rows = predictions.table(
                 self.task, self.task.about("dev"), outputs, self.task.labels("dev")
             )
-            predictions.write(self.folder / predictions.NAME, rows)
+            write_atomically(self.folder / predictions.NAME, csv_text(rows))
 
     def text_loss(self) -> float | None:
         """The model's cross-entropy on the task's fixed text (tasks/forgetting.py) now,

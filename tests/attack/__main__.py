@@ -43,7 +43,7 @@ import vera
 from runs.config import expand
 from runs.identity import run_id
 from runs.provenance import git
-from runs.record import HIDDEN, PUBLISHED, ledger, write_record
+from runs.record import PUBLISHED, is_hidden, ledger, write_record
 
 PAGE, COLUMNS = (
     ROOT / "docs" / "attack.md",
@@ -131,7 +131,7 @@ def beside(
     text = done.stdout + done.stderr
     shown = (folder / command["file"]).read_text() if "file" in command else text
     assert command["shown"] in shown, "the sound records are not shown"
-    assert not HIDDEN.search(text.replace("\r", "")), (
+    assert not any(map(is_hidden, text.replace("\r", ""))), (
         "a control character reaches the terminal"
     )
     missing = [

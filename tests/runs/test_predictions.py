@@ -29,7 +29,13 @@ from runs.evaluate import kept_result, restore
 from runs.export import main as export
 from runs.mistakes import main as mistakes
 from runs.publish import main as publish
-from runs.record import read_record, record_path, run_folder, write_record
+from runs.record import (
+    read_csv,
+    read_record,
+    record_path,
+    run_folder,
+    write_record,
+)
 from runs.sweep.display import result_words
 from runs.tracking import Tracking
 from runs.training.train import train
@@ -85,7 +91,7 @@ def mistakes_of(record, *words):
 def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
     record = do([*tickets, "task.metric=macro_f1", "train.epochs=3"])
     folder = files_of(record)
-    rows = predictions.read(folder / "predictions.csv")
+    rows = read_csv(folder / "predictions.csv")
     assert [*rows[0]][:6] == ["file", "row", "id", "text", "label", "predicted"]
     assert [(row["file"], row["row"], row["id"]) for row in rows] == [
         ("tickets.csv", str(n), f"T-{n}") for n in range(1, 61, 10)
@@ -104,7 +110,7 @@ def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
     )
     assert predicted == [names[n] for n in shares.argmax(-1)]
     report = classification_report(labels, predicted, output_dict=True, zero_division=0)
-    by_class = predictions.read(folder / "by_class.csv")
+    by_class = read_csv(folder / "by_class.csv")
     assert {row["class"]: float(row["f1-score"]) for row in by_class} == pytest.approx(
         {
             name: values["f1-score"]
@@ -126,9 +132,12 @@ def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
 def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(
     words, tmp_path, drawn, capsys
 ):
-    rows = [(f"T-{i}", f"{'old ' * (i % 7)}dog", 100 + i / 4) for i in range(40)]
+    rows = [(f"=T({i})", f"{'old ' * (i % 7)}dog", 100 + i / 4) for i in range(40)]
     record = do(own_words(words, tmp_path / "prices.csv", rows, "task.keep_text=false"))
-    found = predictions.read(files_of(record) / "predictions.csv")
+    path = files_of(record) / "predictions.csv"
+    # a spreadsheet runs no id, and the commands see it as it is
+    assert path.read_text().splitlines()[1].startswith("prices.csv,1,'=T(0),100,")
+    found = read_csv(path)
     assert [*found[0]] == ["file", "row", "id", "label", "predicted"]
     assert [float(row["label"]) for row in found] == [100, 102.5, 105, 107.5]
     assert "scatter.png" in record["files"]
@@ -147,7 +156,7 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     record, output = do(tickets), output_of(tickets)
     monkeypatch.setenv("COLUMNS", "70")
     *lines, last = mistakes_of(record)
-    rows = predictions.read(files_of(record) / "predictions.csv")
+    rows = read_csv(files_of(record) / "predictions.csv")
     shares = {row["id"]: float(row[f"p({row['label']})"]) for row in rows}
     heads, texts = lines[::2], lines[1::2]
     assert [line.partition("id ")[2].partition(":")[0] for line in heads] == sorted(
@@ -236,7 +245,7 @@ def test_predictions_and_adapter_are_of_the_epoch_that_is_kept(
     which = {"none": loop.task.reported}.get(keep, keep)
     task, (values, (_, of)) = loop.task, seen[{"best": 1, "last": 2}[which]]
     wanted = predictions.table(task, task.about("dev"), of, task.labels("dev"))
-    found = predictions.read(files_of(record) / "predictions.csv")
+    found = read_csv(files_of(record) / "predictions.csv")
     assert [[*found[0]], *([*row.values()] for row in found)] == [
         [*map(str, row)] for row in wanted
     ]

@@ -36,7 +36,7 @@ from runs.record.ledger import (
 )
 from runs.record.redaction import without_paths
 from runs.record.schema import FAILED, check
-from runs.record.text import HIDDEN, describe
+from runs.record.text import describe, is_hidden, printable
 from runs.run import overrides_of
 
 pytestmark = pytest.mark.properties
@@ -267,8 +267,30 @@ EVIL = [
     "\u202eabc",
     "\u2066",
     "\u200f",
+    "\u061c",
+    "a\u2028b",
+    "\u2029",
+    "zero\u200bwidth",
+    "\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\U000e0041",
+    "\ue000",
     "\ud800",
 ]
+
+
+def test_a_text_that_is_shown_as_it_is_stays():
+    for text in (
+        "a\tb\nc",
+        "e\u0301",
+        "10\u00a0%",
+        "\u65e5\u672c",
+        "\U0001f600",
+        "\u03b1",
+    ):
+        assert printable(text) == text
+    assert printable("a\u2028b\x1b") == "a\\u2028b\\x1b"
 
 
 def put(folder, made):
@@ -295,7 +317,7 @@ def test_a_record_with_a_character_that_a_terminal_obeys_is_refused(evil, tmp_pa
             read_record(path)
         if escaped or min(evil) >= " ":  # the others are no JSON
             assert f"({key}: holds a control character" in str(error.value)
-        assert not HIDDEN.search(str(error.value))
+        assert not any(map(is_hidden, str(error.value)))
 
 
 def test_this_projects_own_records_are_written_so_that_they_are_read(tmp_path):
