@@ -32,6 +32,7 @@ API = {
         *("vera.methods.peft", "vera.sites", "vera.projections"),
         *(
             "vera.adapter_file",
+            "vera.head_file",
             "vera.peft_format.exporting",
             "vera.peft_format.importing",
             "vera.peft_format.to_lora",

@@ -53,9 +53,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import vera
-from vera.adapter_file import HEAD_FORMAT
 from vera.checked_file import read_file
 from vera.errors import first_line
+from vera.head_file import HEAD_FORMAT
 from vera.sites import head_parameters
 
 LARGEST_BATCH, LONGEST_QUEUE = 64, 256  # requests

@@ -21,7 +21,8 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import vera
-from vera.adapter_file import file_tensors, fill
+from vera.adapter_file import file_tensors
+from vera.head_file import fill
 from vera.methods.peft_settings import SITES
 from vera.sites import head_parameters
 

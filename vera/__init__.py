@@ -15,21 +15,11 @@ adapters = Adapters(base_model) # many at once: each sample of a batch names its
 adapters.add("alice", "alice.safetensors") base_model(**batch, adapter_names=["alice",
 None])"""
 
-from vera.adapter_file import (
-    check_start,
-    load,
-    load_head,
-    output_layer,
-    read_classes,
-    read_method,
-    save,
-    save_head,
-    start_from,
-    unscale,
-)
+from vera.adapter_file import check_start, load, read_method, save, start_from
 from vera.base_weights import base_fingerprint
 from vera.check import check
 from vera.errors import AdapterError
+from vera.head_file import load_head, output_layer, read_classes, save_head, unscale
 from vera.kernels import unchanged
 from vera.methods import METHODS, Method, disable, frozen_extra, make_method, unload
 from vera.methods.adalora import AdaLoRA

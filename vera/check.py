@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vera.adapter_file import load, load_head, save, save_head
+from vera.adapter_file import load, save
 from vera.errors import AdapterError
+from vera.head_file import load_head, save_head
 from vera.methods import Method, disable, make_method, unload
 from vera.methods.adapted import adaptation
 from vera.methods.layers import adapted_layers

@@ -22,41 +22,37 @@ from vera.errors import AdapterError, first_line
 
 #: A larger header is no adapter's, and is not parsed.
 LARGEST_HEADER = 8 * 2**20
+#: What stands in the checksum's place while it is computed.
+NO_CHECKSUM = "0" * 64
+#: The dtypes that values of an adapter may have.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 def write_file(
-    path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]
+    path: str | Path, tensors: dict[str, Tensor], header: Mapping[str, object]
 ) -> int:
-    """Writes a file with a checksum over all of it, whole or not at all. Returns its
-    size in bytes."""
+    """Writes a file with a checksum over all of it, whole or not at all.
+
+    Args:
+        path: The file. Its folder is made where it does not exist.
+        tensors: The tensors by name.
+        header: What `CheckedFile.header` gives back: values that JSON has.
+
+    Returns:
+        The file's size in bytes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"header": json.dumps(header), "sha256": "0" * 64}
-    content = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata
-    )
-    # safetensors writes the metadata in any order; equal adapters are to be equal
-    # files.
-    one, other = (
-        f"{json.dumps(key)}:{json.dumps(value)}".encode()
-        for key, value in metadata.items()
-    )
-    content = content.replace(b"{%b,%b}" % (other, one), b"{%b,%b}" % (one, other), 1)
-    # The checksum is that of the file with zeros in its place.
-    start, end = next(m for m in _CHECKSUM.finditer(content) if m[1] == b"0" * 64).span(
-        1
-    )
+    content = _content_without_checksum(tensors, json.dumps(header))
+    digest = hashlib.sha256(content).hexdigest().encode()
+    start, end = _place_of_checksum(content)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
-            file.write(
-                content[:start]
-                + hashlib.sha256(content).hexdigest().encode()
-                + content[end:]
-            )
+            file.write(content[:start] + digest + content[end:])
             file.flush()
-            # or a machine that loses power may keep the new name and not the bytes
+            # A machine that loses power may otherwise keep the name and not the bytes.
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -64,11 +60,35 @@ def write_file(
     return path.stat().st_size
 
 
+def _content_without_checksum(tensors: dict[str, Tensor], header: str) -> bytes:
+    """The file with zeros in the checksum's place: the checksum is that of this
+    content."""
+    metadata = {"header": header, "sha256": NO_CHECKSUM}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = save(contiguous, metadata)
+    # safetensors writes metadata in any order, but equal adapters are equal files.
+    entries = []
+    for key, value in metadata.items():
+        entries.append(f"{json.dumps(key)}:{json.dumps(value)}".encode())
+    first, second = entries
+    reversed_order = b"{%b,%b}" % (second, first)
+    return content.replace(reversed_order, b"{%b,%b}" % (first, second), 1)
+
+
+def _place_of_checksum(content: bytes) -> tuple[int, int]:
+    """Where the zeros of a content begin and end."""
+    for match in _CHECKSUM.finditer(content):
+        if match[1] == NO_CHECKSUM.encode():
+            return match.span(1)
+    raise AssertionError("safetensors wrote no checksum")
+
+
 @dataclass(frozen=True)
 class CheckedFile:
-    """An undamaged file, which may be a stranger's, and of any size: its header, and
-    the shapes of its tensors, of which none is in memory yet. checksum: of the file
-    that was checked."""
+    """An undamaged file, which may be a stranger's, and of any size.
+
+    path: where it is. checksum: of the file as it was checked. header: what `write_file`
+    was given. shapes: of its tensors, none of which is in memory yet."""
 
     path: Path
     checksum: bytes
@@ -76,18 +96,24 @@ class CheckedFile:
     shapes: dict[str, list[int]]
 
     def tensors(self, needed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The tensors. Raises AdapterError, before it reads them, unless they are just
-        those needed (None: any), and where they hold other than finite numbers, or the
-        file is another one by now."""
+        """Reads the tensors.
+
+        Args:
+            needed: Tensors with the names, shapes and dtypes that a model needs; None
+                for any.
+
+        Returns:
+            The tensors by name, on the CPU.
+
+        Raises:
+            AdapterError: The file has other names or shapes (nothing is read then), or
+                values that are not finite, or it has changed since it was checked.
+        """
         if needed is not None:
             check_shapes(self.path, needed, self.shapes)
         content = self.path.read_bytes()
-        digest = (
-            hashlib.sha256(content.replace(self.checksum, b"0" * 64, 1))
-            .hexdigest()
-            .encode()
-        )
-        if digest != self.checksum:
+        blank = content.replace(self.checksum, NO_CHECKSUM.encode(), 1)
+        if hashlib.sha256(blank).hexdigest().encode() != self.checksum:
             raise AdapterError(f"{self.path}: changed while it was read. Load it again")
         with _reading(self.path):
             tensors = read_tensors(content)
@@ -97,39 +123,61 @@ class CheckedFile:
 
 
 def read_file(path: str | Path, kind: str) -> CheckedFile:
-    """The file, by its checksum. Raises AdapterError in one line where it is damaged or
-    of another format."""
+    """Checks a file by its checksum.
+
+    Args:
+        path: The file.
+        kind: The format that its header must name.
+
+    Returns:
+        The file, without its tensors in memory.
+
+    Raises:
+        AdapterError: There is no such file, it is damaged, or of another format.
+    """
     path = Path(path)
-    again = f"not a file of the format {kind!r}. Get it again (vera.import_peft reads a folder of peft's)"
+    other_format = (
+        f"not a file of the format {kind!r}. Get it again (vera.import_peft reads a"
+        " folder of peft's)"
+    )
+    if path.is_dir():
+        raise AdapterError(f"{path}: a folder, {other_format}")
     if not path.is_file():
-        raise AdapterError(
-            f"{path}: {f'a folder, {again}' if path.is_dir() else 'no such file'}"
-        )
-    with open(path, "rb") as content:
-        head = content.read(8)
-        head += content.read(min(int.from_bytes(head, "little"), LARGEST_HEADER))
-        checksum = _CHECKSUM.search(head, 8)
-        if len(head) != 8 + int.from_bytes(head[:8], "little") or not checksum:
-            raise AdapterError(f"{path}: damaged, or {again}")
-        digest = hashlib.sha256(
-            head[: checksum.start(1)] + b"0" * 64 + head[checksum.end(1) :]
-        )
-        hashlib.file_digest(content, lambda: digest)
-    if digest.hexdigest().encode() != checksum[1]:
-        raise AdapterError(
-            f"{path}: damaged (its checksum differs). Get the file again"
-        )
+        raise AdapterError(f"{path}: no such file")
+    checksum = _read_checksum(path)
+    if checksum is None:
+        raise AdapterError(f"{path}: damaged, or {other_format}")
     with _reading(path), safe_open(path, "pt") as file:
         header = json.loads((file.metadata() or {})["header"])
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if not isinstance(header, dict) or header.get("format") != kind:
-        raise AdapterError(f"{path}: {again}")
-    return CheckedFile(path, checksum[1], header, shapes)
+        raise AdapterError(f"{path}: {other_format}")
+    return CheckedFile(path, checksum, header, shapes)
+
+
+def _read_checksum(path: Path) -> bytes | None:
+    """The checksum that a file names, once the file has it; None for a file that names
+    none. Raises AdapterError where the file has another one."""
+    with open(path, "rb") as content:
+        head = content.read(8)
+        length = int.from_bytes(head, "little")
+        head += content.read(min(length, LARGEST_HEADER))
+        named = _CHECKSUM.search(head, 8)
+        if len(head) != 8 + length or not named:
+            return None
+        blank = head[: named.start(1)] + NO_CHECKSUM.encode() + head[named.end(1) :]
+        digest = hashlib.sha256(blank)
+        hashlib.file_digest(content, lambda: digest)
+    if digest.hexdigest().encode() != named[1]:
+        raise AdapterError(
+            f"{path}: damaged (its checksum differs). Get the file again"
+        )
+    return named[1]
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says in one line that a file with the right checksum is none of safetensors'."""
+    """Says in one line that safetensors cannot read a file whose checksum is right."""
     try:
         yield
     except (
@@ -140,46 +188,52 @@ def _reading(path: Path) -> Iterator[None]:
         OverflowError,
         RecursionError,
     ) as error:
-        words = first_line(error)[:200]
+        reason = first_line(error)[:200]
         raise AdapterError(
-            f"{path}: damaged, or not a safetensors file ({words}). Get it again"
+            f"{path}: damaged, or not a safetensors file ({reason}). Get it again"
         ) from None
 
 
 def check_shapes(
     path: Path, needed: Mapping[str, Tensor], shapes: Mapping[str, list[int]]
 ) -> None:
-    """Raises AdapterError unless the names and shapes of a file are just those that a
-    model needs."""
-    missing, extra = (
-        sorted(needed.keys() - shapes.keys()),
-        sorted(shapes.keys() - needed.keys()),
-    )
-    if missing or extra:
-        what = (
-            f"lacks {missing[0]}"
-            if missing
-            else f"holds {extra[0]}, which this model lacks"
+    """Compares the names and shapes of a file with those that a model needs.
+
+    Raises:
+        AdapterError: They are not just the same.
+    """
+    missing = sorted(needed.keys() - shapes.keys())
+    extra = sorted(shapes.keys() - needed.keys())
+    if missing:
+        raise AdapterError(f"{path}: lacks {missing[0]}. Same base model and sites?")
+    if extra:
+        raise AdapterError(
+            f"{path}: holds {extra[0]}, which this model lacks. Same base model and sites?"
         )
-        raise AdapterError(f"{path}: {what}. Same base model and sites?")
     for name, shape in shapes.items():
-        if shape != list(needed[name].shape):
-            both = f"{shape} in the file, {list(needed[name].shape)} in the model"
+        expected = list(needed[name].shape)
+        if shape != expected:
             raise AdapterError(
-                f"{path}: {name} is {both}. Same base model, rank and number of labels?"
+                f"{path}: {name} is {shape} in the file, {expected} in the model."
+                " Same base model, rank and number of labels?"
             )
 
 
 def check_finite(
     path: Path, needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Raises AdapterError unless a file's values are finite numbers, as numbers of the
-    kind needed."""
-    numbers = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    """Checks the values of a file.
+
+    Raises:
+        AdapterError: A value is not finite once it has the dtype that the model needs.
+    """
     for name, tensor in tensors.items():
         dtype = needed[name].dtype
-        fits = tensor.dtype in numbers and bool(torch.isfinite(tensor.to(dtype)).all())
-        if not (fits if dtype.is_floating_point else tensor.dtype == dtype):
+        fits = tensor.dtype == dtype
+        if dtype.is_floating_point:
+            is_float = tensor.dtype in FLOATS
+            fits = is_float and bool(torch.isfinite(tensor.to(dtype)).all())
+        if not fits:
             raise AdapterError(
                 f"{path}: {name} holds values that are not finite numbers"
             )

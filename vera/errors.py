@@ -11,18 +11,18 @@ class AdapterError(ValueError):
     line: what, where, how to mend."""
 
     def __init__(self, message: str) -> None:
-        # Names inside a file may hold anything, and be of any length; the mend stands
-        # at the end
-        line = (
-            message
-            if len(message) <= LONGEST
-            else f"{message[:300]} ... {message[305 - LONGEST :]}"
-        )
-        super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", line))
+        if len(message) > LONGEST:
+            # Names inside a file may have any length. How to mend it stands at the end.
+            beginning = message[:300]
+            ending = message[305 - LONGEST :]
+            message = f"{beginning} ... {ending}"
+        super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", message))
 
 
 def first_line(error: BaseException) -> str:
     """Another library's message in one line; the name of its class where it says
     nothing."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return re.sub(r"\s+", " ", line) or type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"\s+", " ", lines[0])

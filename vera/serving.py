@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vera import adapter_file
+from vera import adapter_file, head_file
 from vera.checked_file import read_file
 from vera.errors import AdapterError
 from vera.methods import Method, disable, unload
@@ -103,8 +103,8 @@ class Adapters:
                 file, self.method, self.model, self.model
             )
             needed = head_parameters(self.model)
-            heads = adapter_file.read_head(head, needed) if head else None
-            classes = adapter_file.read_classes(head) if head else None
+            heads = head_file.read_head(head, needed) if head else None
+            classes = head_file.read_classes(head) if head else None
         except BaseException:
             if not self.vectors:
                 self.unload()

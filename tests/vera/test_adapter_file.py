@@ -14,8 +14,9 @@ from tiers import sample
 from tiny import answer, tiny_model
 
 import vera
-from vera.adapter_file import FORMAT, HEAD_FORMAT
+from vera.adapter_file import FORMAT
 from vera.checked_file import read_file, write_file
+from vera.head_file import HEAD_FORMAT
 from vera.methods.layers import adapted_layers, changes
 from vera.methods.vera_layer import projections
 

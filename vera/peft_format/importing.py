@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vera.adapter_file import fill
 from vera.base_weights import without_weights
 from vera.checked_file import check_finite, check_shapes
 from vera.errors import AdapterError, first_line
+from vera.head_file import fill
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, unload
 from vera.methods.layers import widest

@@ -1,0 +1,106 @@
+"""A limit on what installing a method may compute and allocate, since the settings may
+come from a stranger's file."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vera.errors import AdapterError
+from vera.sites import is_linear, size
+
+#: What every method may use, however small the model.
+FREE_BYTES = 2**28
+FREE_OPERATIONS = 2_000
+#: All tensors together may be this many times as large as the model.
+MODEL_SIZES = 16
+#: torch's functions whose sizes are single numbers, not a list.
+SIZED_BY_NUMBERS = ("arange", "linspace", "randperm")
+SIZED_BY_PRODUCT = ("eye", "tril_indices", "triu_indices")
+
+
+class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which torch refuses to do more than an adapter of a model needs.
+
+    One tensor may be as large as the model or 256 MB. All together may be sixteen times
+    as large as the model, and 256 MB more. Operations are limited too: an endless loop
+    contains some. Sizes are checked before torch allocates. Every class of peft needs
+    less than a fifth of this at its defaults.
+
+    spent: whether a limit was reached; torch's call has then raised AdapterError."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        bytes_of_model = sum(p.nbytes for p in model.parameters())
+        self.largest = max(FREE_BYTES, bytes_of_model)
+        self.bytes = FREE_BYTES + MODEL_SIZES * bytes_of_model
+        self.operations = FREE_OPERATIONS
+        for module in model.modules():
+            if is_linear(module):
+                _, outputs = size(module)
+                self.operations += 200 + 12 * outputs
+        self.spent = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        keywords = kwargs or {}
+        self.operations -= 1
+        if self.operations < 0:
+            self._refuse("computes more than any adapter of this model would")
+        allocates = not (func.is_view or func._schema.is_mutable)
+        if not allocates:
+            return func(*args, **keywords)
+        elements = _elements(func._schema.name, [*args, *keywords.values()])
+        if 4 * elements > self.largest:
+            self._refuse("makes a tensor that is larger than the model")
+        result = func(*args, **keywords)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                self.bytes -= tensor.nbytes
+                if self.bytes < 0 or tensor.nbytes > self.largest:
+                    self._refuse(
+                        "needs more memory than any adapter of this model would"
+                    )
+        return result
+
+    def _refuse(self, reason: str) -> None:
+        self.spent = True
+        raise AdapterError(f"installing it {reason}: check its rank and counts")
+
+
+def _elements(function: str, arguments: Iterable[object]) -> int:
+    """The number of elements that a call's arguments name; 0 where its size follows
+    from its tensors."""
+    name = function.partition("::")[2]
+    if name in SIZED_BY_NUMBERS or name in SIZED_BY_PRODUCT:
+        return _elements_by_numbers(name, arguments)
+    return max((_product(argument) for argument in arguments), default=0)
+
+
+def _product(argument: object) -> int:
+    """The number of elements of a shape; 0 of another argument."""
+    if not isinstance(argument, list | tuple) or not argument:
+        return 0
+    if not all(isinstance(number, int) for number in argument):
+        return 0
+    return abs(math.prod(argument))
+
+
+def _elements_by_numbers(name: str, arguments: Iterable[object]) -> int:
+    numbers = []
+    for argument in arguments:
+        if isinstance(argument, int | float) and not isinstance(argument, bool):
+            numbers.append(abs(argument))
+    if name not in SIZED_BY_PRODUCT:
+        return int(max(numbers, default=0))
+    is_square = name == "eye" and len(numbers) == 1
+    return int(math.prod(numbers) ** (2 if is_square else 1))
