@@ -33,8 +33,10 @@ FEED_FORWARD_OUT = "feed_forward_out"
 FEED_FORWARD_ENDS = (
     "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa, MPNet
     "mlp.fc2",  # ViT, DINOv2, timm
-    # GPT-2, Llama and its relatives, DistilBERT, ModernBERT
-    *("mlp.c_proj", "mlp.down_proj", "ffn.lin2", "mlp.Wo"),
+    "mlp.c_proj",  # GPT-2
+    "mlp.down_proj",  # Llama and its relatives
+    "ffn.lin2",  # DistilBERT
+    "mlp.Wo",  # ModernBERT
 )
 #: Layers of one module that read the same input: those of an attention, and Llama's
 #: gated feed-forward.
@@ -50,23 +52,28 @@ Blocks = dict[str, slice]
 
 
 def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
-    """The linear layers that `sites` name, by module path in the model's order, with
-    the blocks of each.
+    """Finds the linear layers that sites name.
 
     A site is a role ("query", "key", "value", "feed_forward_out"), the end of a
     module's path ("dense", "mlp.fc1"), or "all-linear": every linear layer but the head
-    and the output embedding. A role in a fused layer is a block of its outputs
-    ({"query": slice(0, 768), "value": slice(1536, 2304)}); any other site is {"whole":
-    slice(0, out)}. Raises AdapterError, listing the model's own names, where a site
-    matches no linear layer."""
+    and the output embedding.
+
+    Args:
+        model: A base model.
+        sites: The sites.
+
+    Returns:
+        The blocks of each layer, by its path in the model's order. A role in a fused
+        layer is a block of its outputs ({"query": slice(0, 768), "value": slice(1536,
+        2304)}); any other site is {"whole": slice(0, outputs)}.
+
+    Raises:
+        AdapterError: A site matches no linear layer; the model's own names are listed.
+            Or a layer is named twice, or is in two places of the model.
+    """
     if not sites:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
-    output = _output_embedding(model)
-    linears = {
-        path: m
-        for path, m in outside_head(model)
-        if path and is_linear(m) and m is not output
-    }
+    linears = _adaptable_layers(model)
     fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
     targets: dict[str, Blocks] = {}
     for site in sites:
@@ -81,27 +88,47 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
             raise AdapterError(
                 f"sites names {path} both whole and by its blocks {parts}"
             )
-    first = {linears[path]: path for path in targets}
-    for path, m in model.named_modules(remove_duplicate=False):
-        if first.get(m, path) != path:
+    _refuse_shared_layers(model, {linears[path]: path for path in targets})
+    in_order: dict[str, Blocks] = {}
+    for path in linears:
+        if path in targets:
+            blocks = targets[path]
+            by_start = sorted(blocks, key=lambda name: blocks[name].start)
+            in_order[path] = {name: blocks[name] for name in by_start}
+    return in_order
+
+
+def _adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers but those of the head and the output embedding, by path."""
+    output = _output_embedding(model)
+    layers = {}
+    for path, module in outside_head(model):
+        if path and is_linear(module) and module is not output:
+            layers[path] = module
+    return layers
+
+
+def _refuse_shared_layers(model: nn.Module, targets: dict[nn.Module, str]) -> None:
+    """Raises AdapterError for a target that is in two places of the model."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        first_path = targets.get(module, path)
+        if first_path != path:
             raise AdapterError(
-                f"{first[m]} and {path} are one and the same layer: not adapted"
+                f"{first_path} and {path} are one and the same layer: not adapted"
             )
-    ordered = {
-        path: sorted(blocks.items(), key=lambda b: b[1].start)
-        for path, blocks in targets.items()
-    }
-    return {path: dict(ordered[path]) for path in linears if path in ordered}
 
 
 def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
+    """Whether a layer's outputs are query, key and value, in three equal blocks."""
     parent, _, name = path.rpartition(".")
     inputs, outputs = size(layer)
     if name not in FUSED or outputs != 3 * inputs:
         return False
     attention = type(model.get_submodule(parent))
-    kind = f"{attention.__module__.partition('.')[0]}.{attention.__name__}"
-    return kind in FUSED[name] or (name == "c_attn" and is_transposed(layer))
+    library = attention.__module__.partition(".")[0]
+    if f"{library}.{attention.__name__}" in FUSED[name]:
+        return True
+    return name == "c_attn" and is_transposed(layer)
 
 
 def _matches(
@@ -114,48 +141,61 @@ def _matches(
         if site in BLOCKS and path in fused:
             start = inputs * BLOCKS.index(site)
             matches[path] = {site: slice(start, start + inputs)}
-        elif (
-            site == ALL_LINEAR
-            or path.rpartition(".")[2] in ALIASES.get(site, ())
-            or f".{path}".endswith(f".{site}")
-            or (site == FEED_FORWARD_OUT and is_feed_forward_out(path))
-        ):
+        elif _names_layer(site, path):
             matches[path] = {WHOLE: slice(0, outputs)}
     return matches
 
 
+def _names_layer(site: str, path: str) -> bool:
+    """Whether a site names the whole layer of a path."""
+    if site == ALL_LINEAR or f".{path}".endswith(f".{site}"):
+        return True
+    if site == FEED_FORWARD_OUT:
+        return is_feed_forward_out(path)
+    return path.rpartition(".")[2] in ALIASES.get(site, ())
+
+
 def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
+    """Why a site matches nothing, and what the model has instead."""
     names = {path.rpartition(".")[2] for path in linears}
+    if not names:
+        return "this model has no linear layer inside that could be adapted"
     mixed = sorted(names & {*MIXED, *FUSED})
     if site in BLOCKS and mixed:
         return (
             f"this model's {site} is a part of {mixed[0]}, in an order that is not known here. "
             f"Its whole matrix can be adapted: sites=[{mixed[0]}]"
         )
-    if not names:
-        return "this model has no linear layer inside that could be adapted"
-    options = ", ".join([*(BLOCKS if fused else ()), *sorted(names), ALL_LINEAR])
-    return f"no linear layer is a {site!r} site of this model. It has: {options}"
+    options = [*sorted(names), ALL_LINEAR]
+    if fused:
+        options = [*BLOCKS, *options]
+    return f"no linear layer is a {site!r} site of this model. It has: {', '.join(options)}"
 
 
 def is_feed_forward_out(path: str) -> bool:
     """Whether the linear layer of this path is the second matrix of a feed-forward."""
-    # In BERT and its kin, attention's own output has the same end
-    return (
-        f".{path}".endswith(tuple(f".{e}" for e in FEED_FORWARD_ENDS))
-        and "attention.output" not in path
-    )
+    if "attention.output" in path:
+        return False  # In BERT and its kin, attention's own output has the same end
+    ends = tuple(f".{end}" for end in FEED_FORWARD_ENDS)
+    return f".{path}".endswith(ends)
 
 
 def same_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Splits paths of layers into groups that read the same input, each with the path
-    of their module."""
+    """Splits paths of layers into groups that read the same input.
+
+    Args:
+        paths: Paths of linear layers.
+
+    Returns:
+        The path of each group's module, and those of its layers.
+    """
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
-        kind: int | str = next(
-            (i for i, names in enumerate(SAME_INPUT) if name in names), name
-        )
+        kind: int | str = name
+        for number, names in enumerate(SAME_INPUT):
+            if name in names:
+                kind = number
         groups.setdefault((parent, kind), []).append(path)
     return [(parent, members) for (parent, _), members in groups.items()]
 
@@ -167,18 +207,16 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether this is transformers' Conv1D (GPT-2), whose weight is stored as (in,
-    out). By the class's name: this library does not need transformers."""
+    """Whether this is transformers' Conv1D (GPT-2), whose weight is stored as (inputs,
+    outputs). By the class's name: this library does not need transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def size(layer: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
-    return (
-        (layer.nx, layer.nf)
-        if is_transposed(layer)
-        else (layer.in_features, layer.out_features)
-    )
+    """The inputs and the outputs of a linear layer."""
+    if is_transposed(layer):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
 
 
 @dataclass(frozen=True)
@@ -208,20 +246,16 @@ LAYOUTS = (
 def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     """The transformer blocks of a model, first to last, each with its layout.
 
-    Raises AdapterError for a model whose blocks have no known layout.
+    Raises:
+        AdapterError: The model's blocks have no known layout.
     """
-    stacks = [
-        m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)
-    ]
     blocks = []
-    for block in [block for stack in stacks for block in stack.children()]:
-        inside = {path for path, _ in block.named_modules()}
-        fits = [
-            x
-            for x in LAYOUTS
-            if {x.attention, x.feed_forward, x.norm or x.attention} <= inside
-        ]
-        blocks += [(block, layout) for layout in fits[:1]]
+    for stack in model.modules():
+        if isinstance(stack, nn.ModuleList | nn.Sequential):
+            for block in stack.children():
+                layout = _layout_of(block)
+                if layout is not None:
+                    blocks.append((block, layout))
     if not blocks:
         raise AdapterError(
             f"the blocks of a {type(model).__name__} are not known here: no adapters fit"
@@ -229,11 +263,23 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     return blocks
 
 
+def _layout_of(block: nn.Module) -> Layout | None:
+    """The first layout whose submodules a block has."""
+    paths = {path for path, _ in block.named_modules()}
+    for layout in LAYOUTS:
+        norm = layout.norm or layout.attention
+        if {layout.attention, layout.feed_forward, norm} <= paths:
+            return layout
+    return None
+
+
 def backbone_prefix(model: nn.Module) -> str:
     """The name of the pretrained part inside a transformers model ("roberta"); "" where
     there is none."""
     prefix = getattr(model, "base_model_prefix", "")
-    return prefix if isinstance(prefix, str) and hasattr(model, prefix or " ") else ""
+    if isinstance(prefix, str) and prefix and hasattr(model, prefix):
+        return prefix
+    return ""
 
 
 def _output_embedding(model: nn.Module) -> nn.Module | None:
@@ -242,17 +288,24 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def find_norms(model: nn.Module) -> list[str]:
-    """The paths of every LayerNorm and RMSNorm outside the head. Raises AdapterError
-    where there is none."""
-    norms = [
-        path
-        for path, m in outside_head(model)
-        if (isinstance(m, nn.LayerNorm) or type(m).__name__.lower().endswith("rmsnorm"))
-        and any(True for _ in m.parameters(recurse=False))
-    ]
+    """The paths of every LayerNorm and RMSNorm outside the head.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    norms = []
+    for path, module in outside_head(model):
+        has_parameters = next(module.parameters(recurse=False), None) is not None
+        if has_parameters and _is_norm(module):
+            norms.append(path)
     if not norms:
         raise AdapterError(f"a {type(model).__name__} has no LayerNorm and no RMSNorm")
     return norms
+
+
+def _is_norm(module: nn.Module) -> bool:
+    is_rms_norm = type(module).__name__.lower().endswith("rmsnorm")
+    return is_rms_norm or isinstance(module, nn.LayerNorm)
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -266,38 +319,40 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     for path, module in model.named_modules():
         # Timm, also inside TimmWrapper
         if hasattr(module, "get_classifier") and hasattr(module, "pretrained_cfg"):
-            heads = module.get_classifier()
-            # a distilled model has two
-            heads = heads if isinstance(heads, tuple) else (heads,)
-            named = module.named_modules(prefix=path)
-            return tuple(
-                f"{name}." for name, m in named if any(m is head for head in heads)
-            )
+            return _prefixes_of_timm(path, module)
     if _output_embedding(model) is not None:
         return ()
-    if backbone := backbone_prefix(model):
-        outside = [f"{name}." for name, _ in model.named_children() if name != backbone]
+    children = [name for name, _ in model.named_children()]
+    backbone = backbone_prefix(model)
+    if backbone:
+        outside = [f"{name}." for name in children if name != backbone]
         return (*outside, f"{backbone}.pooler.")
     # CLIP and SigLIP, whose backbone's name is not their prefix
-    has_classifier = hasattr(model, "config") and "classifier" in dict(
-        model.named_children()
-    )
-    return ("classifier.",) if has_classifier else ()
+    if hasattr(model, "config") and "classifier" in children:
+        return ("classifier.",)
+    return ()
+
+
+def _prefixes_of_timm(path: str, module: Any) -> tuple[str, ...]:
+    heads = module.get_classifier()
+    if not isinstance(heads, tuple):  # A distilled model has two
+        heads = (heads,)
+    are_heads = set(map(id, heads))
+    named = module.named_modules(prefix=path)
+    return tuple(f"{name}." for name, part in named if id(part) in are_heads)
 
 
 def outside_head(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that are no part of the head, by path."""
+    """The modules that are no part of the head, each with its path."""
     head = head_prefixes(model)
-    return [
-        (path, m)
-        for path, m in model.named_modules()
-        if not f"{path}.".startswith(head)
-    ]
+    modules = []
+    for path, module in model.named_modules():
+        if not f"{path}.".startswith(head):
+            modules.append((path, module))
+    return modules
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The head's parameters by name."""
-    prefixes = head_prefixes(model)
-    return {
-        name: p for name, p in model.named_parameters() if name.startswith(prefixes)
-    }
+    head = head_prefixes(model)
+    return {name: p for name, p in model.named_parameters() if name.startswith(head)}
