@@ -1,19 +1,20 @@
 """How a pretrained model is adapted: VeRA, LoRA and the methods they are compared with,
 on torch alone.
 
-from vera import VeRA, load, save
+    from vera import VeRA, load, save
 
-method = VeRA(rank=256)
-method.adapt(model)                        # in place; only b, d and the head train
-groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "head": {...}}
-save(model, method, "adapter.safetensors")
-load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
-method.merge(model)
-unload(model, merge=True)                  # a plain model again, the adapter in its weights
+    method = VeRA(rank=256)
+    method.adapt(model)                        # in place; only b, d and the head train
+    groups = method.parameter_groups(model)    # {"adapter": {name: parameter}, "head": {...}}
+    save(model, method, "adapter.safetensors")
+    load(base_model, "adapter.safetensors")    # on a fresh copy of the base model
+    method.merge(model)
+    unload(model, merge=True)                  # a plain model again, the adapter in its weights
 
-adapters = Adapters(base_model) # many at once: each sample of a batch names its own
-adapters.add("alice", "alice.safetensors") base_model(**batch, adapter_names=["alice",
-None])"""
+    adapters = Adapters(base_model)            # many at once: each sample names its own
+    adapters.add("alice", "alice.safetensors")
+    base_model(**batch, adapter_names=["alice", None])
+"""
 
 from vera.adapter_file import check_start, load, read_method, save, start_from
 from vera.base_weights import base_fingerprint

@@ -19,7 +19,7 @@ from vera.sites import head_parameters
 
 #: How far a merged model of peft's may answer from the adapted one, relative to what
 #: the adapter changes: some classes compute in float32 over float64, too.
-PEFTS = 1e-3
+NEAR_FOR_PEFT = 1e-3
 
 
 @torch.no_grad()
@@ -29,175 +29,208 @@ def check(
     inputs: Mapping[str, Any] | Tensor | None = None,
     start: float = 1e-3,
 ) -> bool:
-    """Tries a method on copies of a base model: that it starts as the model; count,
-    gradients, copying, saving and loading, switching off, merging (forward against
-    weight), unmerging, unloading; bfloat16.
+    """Tries a method on copies of a base model.
 
-    model: small, unquantised; it stays as it is. inputs: what it is called with,
-    keyword arguments or a tensor; by default token ids. start: how far from the model
-    it may begin, relative to the largest output. Returns whether the method merges; one
-    without a Change need not. Raises AdapterError in one line for what does not hold,
-    and for a model that does not fit."""
+    It must start as the model, train what `count` says, give gradients to all of it and
+    to nothing else, and survive copying, saving and loading, switching off, merging
+    (forward against weight), unmerging, unloading, and bfloat16.
+
+    Args:
+        method: The method.
+        model: A base model, small and unquantised. It stays as it is.
+        inputs: What the model is called with: keyword arguments or a tensor. By default
+            token ids.
+        start: How far from the model the method may begin, relative to the largest
+            output.
+
+    Returns:
+        Whether the method merges. One without a Change need not.
+
+    Raises:
+        AdapterError: Something of this does not hold, or the model does not fit.
+    """
     if inputs is None and getattr(model, "main_input_name", "") != "input_ids":
         raise AdapterError(f"inputs: what is a {type(model).__name__} called with?")
-    trial = _Trial(method, model.dummy_inputs if inputs is None else inputs)
-    base = copy.deepcopy(model).double().eval()
-    adapted, plain = copy.deepcopy(base), trial.answer(base)
+    default_inputs: Any = getattr(model, "dummy_inputs", None)
+    trial = _Trial(method, default_inputs if inputs is None else inputs)
     trial.require(
         make_method(**method.settings()) == method, "its settings do not make it again"
     )
+    base = copy.deepcopy(model).double().eval()
+    adapted = copy.deepcopy(base)
     method.adapt(adapted)
     method.before_training(adapted, 10)
-    off, largest = trial.apart(adapted, plain), float(plain.abs().max())
-    trial.require(
-        off <= start * largest,
-        f"it starts {off:.2g} off, where outputs reach {largest:.2g}",
-    )
-    trained, counted = (
-        sum(p.numel() for p in trial.own(adapted).values()),
-        method.count(adapted),
-    )
-    trial.require(
-        counted == trained, f"count() says {counted:,}, and {trained:,} values train"
-    )
+    trial.starts_as(base, adapted, start)
+    trial.counts(adapted)
     trial.moves(adapted)
     trial.gradients(adapted)
     trial.files(adapted, base)
-    adds = not trial.own(adapted).keys() <= adaptation(adapted).base_names  # type: ignore[union-attr]
+    adaptation_of_trial = adaptation(adapted)
+    assert adaptation_of_trial is not None
+    names = trial.parameters_of(adapted).keys()
+    adds = not names <= adaptation_of_trial.base_names
     merges = adds and trial.merges(adapted, base)
     trial.half(copy.deepcopy(model).bfloat16().eval(), adds)
     return merges
 
 
 class _Trial:
-    def __init__(self, method: Method, inputs: Any) -> None:
-        self.method, self.own = method, method.adapter_parameters
-        self.inputs = {"": inputs} if isinstance(inputs, Tensor) else inputs
+    """A method on trial. Each function tries one thing and raises AdapterError where it
+    does not hold."""
+
+    def __init__(self, method: Method, inputs: Mapping[str, Any] | Tensor) -> None:
+        self.method = method
+        self.parameters_of = method.adapter_parameters
+        #: Keyword arguments; a tensor alone has no name.
+        self.inputs: Mapping[str, Any] = {"": inputs}
+        if not isinstance(inputs, Tensor):
+            self.inputs = inputs
         self.generator = torch.Generator().manual_seed(0)
 
-    def require(self, holds: Any, what: str) -> None:
+    def require(self, holds: object, complaint: str) -> None:
         if not holds:
-            raise AdapterError(f"method {self.method.kind}: {what}")
+            raise AdapterError(f"method {self.method.kind}: {complaint}")
 
     def answer(self, model: nn.Module) -> Tensor:
-        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        given = {
-            n: x.to(dtype) if x.is_floating_point() else x
-            for n, x in self.inputs.items()
-        }
-        output = model(given[""]) if "" in given else model(**given)
-        return (
-            output
-            if isinstance(output, Tensor)
-            else output["logits" if "logits" in output else 0]
+        """What the model answers to the inputs, in its own dtype."""
+        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+        dtype = next(floats)
+        inputs = {}
+        for name, value in self.inputs.items():
+            inputs[name] = value.to(dtype) if value.is_floating_point() else value
+        output = model(inputs[""]) if "" in inputs else model(**inputs)
+        if isinstance(output, Tensor):
+            return output
+        logits: Tensor = output["logits" if "logits" in output else 0]
+        return logits
+
+    def distance(self, model: nn.Module, expected: Tensor) -> float:
+        """How far the model's answer is from another one, at most."""
+        return float((self.answer(model) - expected).abs().max())
+
+    def starts_as(self, base: nn.Module, adapted: nn.Module, start: float) -> None:
+        expected = self.answer(base)
+        distance = self.distance(adapted, expected)
+        largest = float(expected.abs().max())
+        self.require(
+            distance <= start * largest,
+            f"it starts {distance:.2g} off, where outputs reach {largest:.2g}",
         )
 
-    def apart(self, model: nn.Module, expected: Tensor) -> float:
-        return float((self.answer(model) - expected).abs().max())
+    def counts(self, model: nn.Module) -> None:
+        trained = sum(p.numel() for p in self.parameters_of(model).values())
+        counted = self.method.count(model)
+        self.require(
+            counted == trained,
+            f"count() says {counted:,}, and {trained:,} values train",
+        )
 
     def moves(self, model: nn.Module) -> None:
         """Moves all that trains away from where it starts, which is zero for many."""
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(
-                    torch.randn(parameter.shape, generator=self.generator).to(
-                        parameter
-                    ),
-                    alpha=0.3,
-                )
+                noise = torch.randn(parameter.shape, generator=self.generator)
+                parameter.add_(noise.to(parameter), alpha=0.3)
 
     def gradients(self, model: nn.Module) -> None:
-        own, before = (
-            self.own(model),
-            {n: p.clone() for n, p in model.named_parameters()},
-        )
+        """A step reaches all that the method trains, and moves nothing else."""
+        trained = self.parameters_of(model)
+        before = {name: p.clone() for name, p in model.named_parameters()}
         with torch.enable_grad():
             if any(p.requires_grad for p in model.parameters()):
-                self.answer(model).square().mean().backward()  # type: ignore[no-untyped-call]
-        for name, parameter in own.items():
+                loss = self.answer(model).square().mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in trained.items():
             self.require(
                 parameter.grad is not None and parameter.grad.any(),
                 f"no gradient reaches {name}",
             )
         self.method.after_step(model, 1)
         model.zero_grad()
-        moved = [
-            n
-            for n, p in model.named_parameters()
-            if n not in own and not torch.equal(p, before[n])
-        ]
-        self.require(not moved, f"a step moves {', '.join(moved[:1])}, which is frozen")
+        for name, parameter in model.named_parameters():
+            self.require(
+                name in trained or torch.equal(parameter, before[name]),
+                f"a step moves {name}, which is frozen",
+            )
 
     def files(self, model: nn.Module, base: nn.Module) -> None:
         """A copy has values of its own, and so has a model that adapter and head were
         loaded onto."""
-        expected, copied, again = (
-            self.answer(model),
-            copy.deepcopy(model),
-            copy.deepcopy(base),
-        )
-        self.moves(copied)
+        expected = self.answer(model)
+        loaded = copy.deepcopy(base)
+        self.moves(copy.deepcopy(model))
         self.require(
-            not self.apart(model, expected), "a copy shares values with the model"
+            not self.distance(model, expected), "a copy shares values with the model"
         )
         with tempfile.TemporaryDirectory() as folder:
             save(model, self.method, f"{folder}/adapter")
-            load(again, f"{folder}/adapter")
+            load(loaded, f"{folder}/adapter")
             if head_parameters(model):
                 save_head(model, f"{folder}/head")
-                load_head(again, f"{folder}/head")
+                load_head(loaded, f"{folder}/head")
         self.require(
-            not self.apart(again, expected), "saved and loaded, it answers otherwise"
+            not self.distance(loaded, expected),
+            "saved and loaded, it answers otherwise",
         )
 
     def merges(self, model: nn.Module, base: nn.Module) -> bool:
-        """Off, on, merged, unmerged and unloaded, by what the model answers."""
+        """Off, on, merged, unmerged and unloaded, by what the model answers. Returns
+        whether it merges."""
         base.load_state_dict({**base.state_dict(), **head_parameters(model)})
-        adapted, plain, merged = self.answer(model), self.answer(base), False
+        adapted = self.answer(model)
+        plain = self.answer(base)
         effect = float((adapted - plain).abs().max())
         self.require(effect, "with every value moved, it answers as the base model")
         disable(model)
         self.require(
-            not self.apart(model, plain), "switched off, it is not the base model"
+            not self.distance(model, plain), "switched off, it is not the base model"
         )
         disable(model, False)
-        try:
-            self.method.merge(model)
-            off, merged = self.apart(model, adapted), True
-            near = PEFTS if self.method.kind == "peft" else NEAR
-            self.require(
-                off <= near * effect,
-                f"merged, it answers otherwise ({off:.2g} of {effect:.2g})",
-            )
-        except AdapterError:
-            if merged or any(adapted_layers(model)):  # a Change has a weight
-                raise
+        merged = self._merges_to(model, adapted, effect)
         self.method.unmerge(model)
-        self.require(not self.apart(model, adapted), "unmerged, it is another model")
+        self.require(not self.distance(model, adapted), "unmerged, it is another model")
         unload(model)
-        same = _trains(model) == _trains(base)
+        is_plain = not self.distance(model, plain)
         self.require(
-            same and not self.apart(model, plain), "unloaded, something of it is left"
+            is_plain and _trainable(model) == _trainable(base),
+            "unloaded, something of it is left",
         )
         self.method.adapt(model)
         return merged
 
+    def _merges_to(self, model: nn.Module, expected: Tensor, effect: float) -> bool:
+        """Merges a model, which must answer as before. Returns whether it can."""
+        try:
+            self.method.merge(model)
+        except AdapterError:
+            if any(adapted_layers(model)):  # A Change has a weight
+                raise
+            return False
+        distance = self.distance(model, expected)
+        tolerance = NEAR_FOR_PEFT if self.method.kind == "peft" else NEAR
+        self.require(
+            distance <= tolerance * effect,
+            f"merged, it answers otherwise ({distance:.2g} of {effect:.2g})",
+        )
+        return True
+
     def half(self, model: nn.Module, adds: bool) -> None:
+        """What the method adds to a model in bfloat16 is float32."""
         self.method.adapt(model)
         self.moves(model)
-        own = (
-            self.own(model) if adds and self.method.kind != "peft" else {}
-        )  # whose classes have dtypes of theirs
-        low = [name for name, p in own.items() if p.dtype != torch.float32]
-        self.require(
-            not low, f"{', '.join(low[:1])} is not float32 over a model in bfloat16"
-        )
+        # peft's classes have dtypes of their own
+        if adds and self.method.kind != "peft":
+            for name, parameter in self.parameters_of(model).items():
+                self.require(
+                    parameter.dtype == torch.float32,
+                    f"{name} is not float32 over a model in bfloat16",
+                )
         output = self.answer(model)
-        finite = output.dtype == torch.bfloat16 and output.isfinite().all()
         self.require(
-            finite, f"over a model in bfloat16 it gives {output.dtype}, or no number"
+            output.dtype == torch.bfloat16 and output.isfinite().all(),
+            f"over a model in bfloat16 it gives {output.dtype}, or no number",
         )
 
 
-def _trains(model: nn.Module) -> dict[str, bool]:
+def _trainable(model: nn.Module) -> dict[str, bool]:
     return {name: p.requires_grad for name, p in model.named_parameters()}

@@ -5,7 +5,7 @@ All share the base weights, and VeRA's A and B: an adapter is its b and d alone,
 LoRA's matrices. A batch is computed by the factors of each sample, at a cost that does
 not depend on how many are resident."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from vera.methods.lora import LoRA
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
+#: The adapter of each sample; None is the base model.
 Names = Sequence[str | None]
 #: Arguments whose first dimension is the batch's, looked at first.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
@@ -40,18 +41,31 @@ class Adapters:
     """The adapters that are resident on a base model. A call without names is the base
     model's.
 
-    adapters = Adapters(model) adapters.add("alice", "alice.safetensors",
-    head="alice_head.safetensors") adapters.add("bob", "bob.safetensors") model(**batch,
-    adapter_names=["alice", "bob", None]) # one name a sample; None: the base model
-    with adapters.use(["alice", "bob"]):
-        model.generate(**batch)
+        adapters = Adapters(model)
+        adapters.add("alice", "alice.safetensors", head="alice_head.safetensors")
+        adapters.add("bob", "bob.safetensors")
+        # One name for each sample; None is the base model
+        model(**batch, adapter_names=["alice", "bob", None])
+        with adapters.use(["alice", "bob"]):
+            model.generate(**batch)
 
-    Their method (VeRA or LoRA) and settings must be equal, since they are computed
-    together; dropout and the start of d may differ. The model takes one call at a time.
-    The first `add` adapts it; `unload` undoes it."""
+    All are VeRA's or all are LoRA's, with equal settings, since they are computed
+    together; only dropout and the start of d may differ. The model takes one call at a
+    time. The first `add` adapts it, and `unload` undoes that.
+
+    model: the base model. method: what it is adapted with; None without adapters.
+    vectors: the values of each adapter, in one vector. heads: the tensors of adapters
+    with a head of their own. classes: the names of the classes of such heads."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises AdapterError where the model carries an adapter."""
+        """Holds no adapter yet.
+
+        Args:
+            model: The base model. It stays as it is until the first `add`.
+
+        Raises:
+            AdapterError: The model carries an adapter.
+        """
         refuse_many(model)
         if adaptation(model):
             raise AdapterError(
@@ -61,14 +75,14 @@ class Adapters:
         self.method: Method | None = None
         self.vectors: dict[str, Tensor] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
-        # names of the classes, where an adapter's head has them
         self.classes: dict[str, list[str]] = {}
-        # of the adapted model, by the file's names
+        # Of the adapted model, by the file's names
         self._parameters: dict[str, Tensor] = {}
-        self._used: list[str | None] | None = None  # by `use`
-        # what the layers are set to; None: the base model
-        self._active: list[str | None] | None = None
-        self._head_called = False  # whether the head was called in this call
+        # The names of the innermost `use`
+        self._names_in_use: list[str | None] | None = None
+        # What the layers are set to; None is the base model
+        self._names_set: list[str | None] | None = None
+        self._head_called = False  # in this call
         self._hooks: set[int] = set()
 
     # --- the resident adapters
@@ -80,11 +94,18 @@ class Adapters:
         return iter(self.vectors)
 
     def add(self, name: str, path: str | Path, head: str | Path | None = None) -> None:
-        """Makes an adapter file resident; `head` is the file of a head of its own.
+        """Makes an adapter resident.
 
-        Raises AdapterError, with nothing changed, where the name is taken, a file is
-        damaged or does not fit the model, or the adapter's settings differ from those
-        of the adapters here."""
+        Args:
+            name: What calls call it.
+            path: A file that `vera.save` wrote.
+            head: A file that `vera.save_head` wrote, for a head of its own.
+
+        Raises:
+            AdapterError: The name is taken, a file is damaged or does not fit the
+                model, or the settings differ from those of the adapters here. Nothing
+                is changed then.
+        """
         if name in self.vectors:
             raise AdapterError(f"there is an adapter {name!r} already: remove it first")
         file = read_file(path, adapter_file.FORMAT)
@@ -97,41 +118,51 @@ class Adapters:
             adapter_file.try_adapter(file, method, self.model)
             self._adapt(method)
         assert self.method is not None
+        needed = head_parameters(self.model)
+        head_tensors, classes = None, None
         try:
             adapter_file.check_start(method, self.method, path, free=("d_init",))
             tensors = adapter_file.read_fitting(
                 file, self.method, self.model, self.model
             )
-            needed = head_parameters(self.model)
-            heads = head_file.read_head(head, needed) if head else None
-            classes = head_file.read_classes(head) if head else None
+            if head:
+                head_tensors = head_file.read_head(head, needed)
+                classes = head_file.read_classes(head)
         except BaseException:
             if not self.vectors:
                 self.unload()
             raise
-        self.vectors[name] = torch.cat(
-            [tensors[n].flatten().to(p) for n, p in self._parameters.items()]
-        )
-        if heads:
-            self.heads[name] = {n: tensor.to(needed[n]) for n, tensor in heads.items()}
+        values = []
+        for parameter_name, parameter in self._parameters.items():
+            values.append(tensors[parameter_name].flatten().to(parameter))
+        self.vectors[name] = torch.cat(values)
+        if head_tensors:
+            self.heads[name] = {n: t.to(needed[n]) for n, t in head_tensors.items()}
         if classes:
             self.classes[name] = classes
 
     def remove(self, name: str) -> None:
-        """Raises AdapterError for an unknown name."""
+        """Forgets an adapter.
+
+        Args:
+            name: A resident adapter's. Any other raises AdapterError.
+        """
         self._check_names([name])
-        if len(self) == 1:  # the next one may have another rank
+        if len(self) == 1:  # The next one may have another rank
             self.unload()
-        for resident in (self.vectors, self.heads, self.classes):
-            resident.pop(name, None)
+        self.vectors.pop(name, None)
+        self.heads.pop(name, None)
+        self.classes.pop(name, None)
 
     def unload(self) -> None:
-        """Forgets every adapter; the model is the plain base model again."""
-        for resident in (self.vectors, self.heads, self.classes):
-            resident.clear()
+        """Forgets every adapter. The model is the plain base model again."""
+        self.vectors.clear()
+        self.heads.clear()
+        self.classes.clear()
         if self.method is None:
             return
-        self.method, self._active = None, None
+        self.method = None
+        self._names_set = None
         self.model.__dict__.pop("_adapters")
         remove_hooks(self.model, self._hooks)
         unload(self.model)
@@ -143,88 +174,99 @@ class Adapters:
         """In this context, the model and each part of it compute samples of these
         adapters: for `generate`, and for encoders.
 
-        A batch that is a multiple of the names (beams) repeats each name. Raises
-        AdapterError for an unknown name."""
-        names, before = self._check_names(names), self._used
-        if not names:
+        Args:
+            names: One for each sample. A batch that is a multiple of them (beams)
+                repeats each name.
+
+        Raises:
+            AdapterError: A name is unknown.
+        """
+        checked = self._check_names(names)
+        if not checked:
             raise AdapterError("no adapter names: each sample needs one")
-        self._used = names
-        self._set(names)
+        outer_names = self._names_in_use
+        self._names_in_use = checked
+        self._set(checked)
         try:
             yield
         finally:
-            self._used = before
-            self._set(before)
+            self._names_in_use = outer_names
+            self._set(outer_names)
 
     def _set(self, names: list[str | None] | None) -> None:
         """Gives every layer the factors of each sample; None makes the model the base
         model. Names of `use` are repeated where a batch is a multiple of them."""
-        if names is self._active:
+        if names is self._names_set:
             return
-        own: dict[int, Tensor] = {}  # (samples, *shape) by the parameter's id
+        rows_by_id: dict[int, Tensor] = {}
         if names is not None and any(name is not None for name in names):
-            zero = torch.zeros_like(next(iter(self.vectors.values())))
-            # the model may have been moved or cast since
-            like = next(iter(self._parameters.values()))
-            rows = torch.stack(
-                [zero if name is None else self.vectors[name] for name in names]
-            ).to(like)
-            parameters = self._parameters.values()
-            parts = torch.split(rows, [p.numel() for p in parameters], dim=1)
-            own = {
-                id(p): part.view(-1, *p.shape)
-                for p, part in zip(parameters, parts, strict=True)
-            }
+            rows_by_id = self._rows_of(names)
         for change in changes(self.model):
-            change.repeats = names is self._used
-            change.rows = (
-                {n: own[id(p)] for n, p in change.named_parameters()} if own else None
-            )
-        disable(self.model, not own)
-        self._active = names
+            change.repeats = names is self._names_in_use
+            change.rows = None
+            if rows_by_id:
+                parameters = change.named_parameters()
+                change.rows = {n: rows_by_id[id(p)] for n, p in parameters}
+        disable(self.model, not rows_by_id)
+        self._names_set = names
 
-    def _begin(
-        self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Any:
+    def _rows_of(self, names: list[str | None]) -> dict[int, Tensor]:
+        """The values of each sample, (samples, *shape), by the parameter's id."""
+        zeros = torch.zeros_like(next(iter(self.vectors.values())))
+        vectors = [zeros if name is None else self.vectors[name] for name in names]
+        parameters = list(self._parameters.values())
+        # The model may have been moved or cast since
+        stacked = torch.stack(vectors).to(parameters[0])
+        parts = torch.split(stacked, [p.numel() for p in parameters], dim=1)
+        rows = {}
+        for parameter, part in zip(parameters, parts, strict=True):
+            rows[id(parameter)] = part.view(-1, *parameter.shape)
+        return rows
+
+    def _begin_call(
+        self,
+        model: nn.Module,
+        arguments: tuple[object, ...],
+        keywords: dict[str, object],
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         """The model's forward pre-hook: sets the factors of each sample, and takes
         `adapter_names` away."""
-        keywords, self._head_called = dict(keywords), False
-        if (names := keywords.pop("adapter_names", None)) is not None:
-            names = self._check_names(names)
-            tensors = [
-                *(keywords.get(key) for key in INPUTS),
-                *arguments,
-                *keywords.values(),
-            ]
-            samples = next(
-                (len(t) for t in tensors if isinstance(t, Tensor) and t.dim()), 0
+        keywords = dict(keywords)
+        self._head_called = False
+        names: Any = keywords.pop("adapter_names", None)
+        if names is None:
+            self._set(self._names_in_use)
+            return arguments, keywords
+        checked = self._check_names(names)
+        samples = _count_samples(arguments, keywords)
+        if samples != len(checked):
+            raise AdapterError(
+                f"{len(checked)} adapter names for {samples} samples: each sample needs one"
             )
-            if samples != len(names):
-                raise AdapterError(
-                    f"{len(names)} adapter names for {samples} samples: each sample needs one"
-                )
-        self._set(self._used if names is None else names)
+        self._set(checked)
         return arguments, keywords
 
-    def _end(self, model: nn.Module, arguments: Any, result: Any) -> None:
+    def _end_call(self, model: nn.Module, arguments: object, result: object) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
-        active = self._active or []
-        self._set(self._used)
-        if (
-            result is not None
-            and not self._head_called
-            and self.heads.keys() & set(active)
-        ):
+        names = self._names_set or []
+        self._set(self._names_in_use)
+        has_own_head = not self.heads.keys().isdisjoint(names)
+        if result is not None and has_own_head and not self._head_called:
             raise AdapterError("an adapter's own head was never called by this model")
 
-    def _own_heads(
-        self, prefix: str, module: nn.Module, arguments: tuple[Any, ...], output: Any
-    ) -> Any:
+    def _answer_by_own_heads(
+        self,
+        prefix: str,
+        module: nn.Module,
+        arguments: tuple[object, ...],
+        output: Tensor,
+    ) -> Tensor:
         """The forward hook of a head, which has this prefix: replaces outputs of
         adapters with their own."""
-        self._head_called, names = True, self._active or []
-        own = self.heads.keys() & set(names)
-        if not own:
+        self._head_called = True
+        names = self._names_set or []
+        names_with_head = self.heads.keys() & set(names)
+        if not names_with_head:
             return output
         if (
             not isinstance(output, Tensor)
@@ -234,24 +276,14 @@ class Adapters:
             raise AdapterError(
                 "this model's head gives no answer for each sample: none can have its own"
             )
-        names = [name for name in names for _ in range(len(output) // len(names))]
+        repeats = len(output) // len(names)
+        name_of_row = [name for name in names for _ in range(repeats)]
         output = output.clone()
-        hooks, module._forward_hooks = (
-            module._forward_hooks,
-            type(module._forward_hooks)(),
-        )
-        try:
-            for name in own:
-                tensors = self.heads[name].items()
-                head = {
-                    n.removeprefix(prefix): t.to(output)
-                    for n, t in tensors
-                    if n.startswith(prefix)
-                }
-                rows = [i for i, other in enumerate(names) if other == name]
+        with _without_hooks(module):
+            for name in names_with_head:
+                head = _below(prefix, self.heads[name], output)
+                rows = [i for i, row_name in enumerate(name_of_row) if row_name == name]
                 output[rows] = functional_call(module, head, arguments)[rows]
-        finally:
-            module._forward_hooks = hooks
         return output
 
     # --- inside
@@ -259,33 +291,67 @@ class Adapters:
     def _adapt(self, method: Method) -> None:
         """Makes the model one that holds adapters of this method."""
         method.adapt(self.model)
-        before = hook_keys(self.model)
+        hooks_of_method = hook_keys(self.model)
         self.model.requires_grad_(False)
         self.model.register_forward_pre_hook(
-            self._begin, with_kwargs=True, prepend=True
+            self._begin_call, with_kwargs=True, prepend=True
         )
-        self.model.register_forward_hook(self._end, always_call=True)
+        self.model.register_forward_hook(self._end_call, always_call=True)
+        modules = dict(self.model.named_modules())
         for prefix in head_prefixes(self.model):
-            if (head := dict(self.model.named_modules()).get(prefix[:-1])) is not None:
-                head.register_forward_hook(partial(self._own_heads, prefix))
-        self.method, self._parameters = (
-            method,
-            adapter_file.file_tensors(self.model, method),
-        )
-        if backbone := backbone_prefix(self.model):
-            self.model.get_submodule(backbone).register_forward_pre_hook(
-                refuse_names, with_kwargs=True
-            )
-        self._hooks = hook_keys(self.model) - before
+            head = modules.get(prefix.removesuffix("."))
+            if head is not None:
+                hook = partial(self._answer_by_own_heads, prefix)
+                head.register_forward_hook(hook)
+        self.method = method
+        self._parameters = adapter_file.file_tensors(self.model, method)
+        backbone = backbone_prefix(self.model)
+        if backbone:
+            module = self.model.get_submodule(backbone)
+            module.register_forward_pre_hook(refuse_names, with_kwargs=True)
+        self._hooks = hook_keys(self.model) - hooks_of_method
         self.model.__dict__["_adapters"] = self
         disable(self.model)
 
     def _check_names(self, names: Names) -> list[str | None]:
         """These names as a list. Raises AdapterError for an unknown one."""
-        names = list(names)
-        for name in names:
-            if name is not None and (
-                not isinstance(name, str) or name not in self.vectors
-            ):
+        checked = list(names)
+        for name in checked:
+            is_resident = isinstance(name, str) and name in self.vectors
+            if name is not None and not is_resident:
                 raise AdapterError(f"no adapter {name!r} among the {len(self)} here")
-        return names
+        return checked
+
+
+def _count_samples(
+    arguments: tuple[object, ...], keywords: Mapping[str, object]
+) -> int:
+    """The number of samples of a call: the first dimension of its first tensor."""
+    inputs = [keywords.get(key) for key in INPUTS]
+    for value in (*inputs, *arguments, *keywords.values()):
+        if isinstance(value, Tensor) and value.dim():
+            return len(value)
+    return 0
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Takes a module's forward hooks away for a while."""
+    hooks = module._forward_hooks
+    module._forward_hooks = type(hooks)()
+    try:
+        yield
+    finally:
+        module._forward_hooks = hooks
+
+
+def _below(
+    prefix: str, tensors: Mapping[str, Tensor], reference: Tensor
+) -> dict[str, Tensor]:
+    """The tensors below a prefix, by the rest of their names, on the device and in the
+    dtype of another tensor."""
+    below = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            below[name.removeprefix(prefix)] = tensor.to(reference)
+    return below
