@@ -42,6 +42,8 @@ from tasks.mt_bench import (
 )
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
     from runs.training.context import Context
 
 #: Questions of a batch, at most: an answer is many times as long as a row of the
@@ -181,6 +183,7 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
     about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {
         "batch": size
     }
+    generate = _generate_settings(context, settings, questions)
     answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
     for turn in range(BENCHES[bench]):
         asked = zip(questions, answers, strict=True)
@@ -235,7 +238,8 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
     )
     write_atomically(
         path.with_suffix(".json"),
-        json.dumps({**about, "without_room": short}, indent=1) + "\n",
+        json.dumps({**about, "without_room": short, "generate": generate}, indent=1)
+        + "\n",
     )
     return path, short
 
@@ -251,7 +255,6 @@ def _sample(
     rooms: the tokens that each may have. The random numbers are those of the run's
     seed, the turn and the first question."""
     import torch
-    from transformers import GenerationConfig
 
     from tasks.beam import left_padded  # imports torch
 
@@ -261,24 +264,11 @@ def _sample(
         context.accelerator.device,
     )
     settings, degree = context.config["task"], temperature(questions[0].category)
-    end, stop = task.tokenizer.eos_token_id, task.template.stop
     asked = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
     if not asked:  # a prompt that fills the model's positions has no answer
         return [""] * len(prompts)
-    drawn = {
-        "temperature": degree,
-        "top_p": settings["top_p"],
-        "top_k": settings["top_k"] or 0,
-    }
     # In place of the model's own, which would fill in what this one leaves out
-    model.generation_config = GenerationConfig(
-        max_new_tokens=max(rooms),
-        do_sample=degree > 0,
-        eos_token_id=end,
-        pad_token_id=end,
-        stop_strings=stop,
-        **(drawn if degree > 0 else {}),
-    )
+    model.generation_config = _generation_config(task, settings, degree, max(rooms))
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
     torch.manual_seed(
@@ -289,6 +279,49 @@ def _sample(
     with torch.no_grad():
         written = iter(model.generate(**given)[:, batch.shape[1] :].tolist())
     return [text_of(task, next(written)[:room]) if room else "" for room in rooms]
+
+
+def _generation_config(
+    task: InstructTask, settings: dict[str, Any], degree: float, tokens: int
+) -> "GenerationConfig":
+    """The configuration of `generate` for questions of one temperature. tokens: the
+    longest answer."""
+    from transformers import GenerationConfig
+
+    sampling = {}
+    if degree > 0:
+        sampling = {
+            "temperature": degree,
+            "top_p": settings["top_p"],
+            "top_k": settings["top_k"] or 0,
+        }
+    end = task.tokenizer.eos_token_id
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=degree > 0,
+        eos_token_id=end,
+        pad_token_id=end,
+        stop_strings=task.template.stop,
+        **sampling,
+    )
+
+
+def _generate_settings(
+    context: "Context", settings: dict[str, Any], questions: Sequence[Question]
+) -> dict[str, dict[str, Any]]:
+    """What `generate` really uses at each temperature, after the library's own
+    merge."""
+    from tasks.generation import merged_settings
+
+    model, task = context.raw_model, cast(InstructTask, context.task)
+    own, tokens = model.generation_config, settings["answer_tokens"]
+    merged = {}
+    for degree in sorted({temperature(question.category) for question in questions}):
+        model.generation_config = _generation_config(task, settings, degree, tokens)
+        prompt = [task.tokenizer.eos_token_id]
+        merged[f"{degree:g}"] = merged_settings(model, prompt)
+    model.generation_config = own
+    return merged
 
 
 def text_of(task: InstructTask, ids: list[int]) -> str:

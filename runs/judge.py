@@ -108,6 +108,8 @@ def _answers(
     try:
         about = json.loads(read_regular(path.with_suffix(".json")))
         answering = {key: about[key] for key in ANSWERING}
+        # answers from before 2026-12-01 do not say what generate used
+        answering["generate"] = about.get("generate")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no answers yet ({error}). First: python -m runs.answer {run}"

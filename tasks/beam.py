@@ -14,13 +14,16 @@ several penalties. The search of a prompt stops when none of its beams can win a
 This changes no result: log p only falls, so a beam's score is at most its sum so far /
 longest length ** penalty."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tasks.generation import merged_settings
 
 
 @dataclass(frozen=True)
@@ -213,24 +216,41 @@ def transformers_search(
 ) -> list[list[list[int]]]:
     """transformers' own beam search. It bans the prompt's n-grams too, and replaces
     beams that have ended."""
-    from transformers import GenerationConfig
-
     ids, mask = left_padded(prompts, next(model.parameters()).device)
-    by_penalty, own = [], model.generation_config
+    by_penalty = []
     for penalty in search.penalties:
-        # In place of the model's own, whose file is no part of a run's id
-        model.generation_config = GenerationConfig(
-            num_beams=search.beams,
-            length_penalty=penalty,
-            no_repeat_ngram_size=search.no_repeat_ngram,
-            max_new_tokens=search.max_new_tokens,
-            eos_token_id=list(search.ends),
-            pad_token_id=0,
-            do_sample=False,
-        )
-        try:
+        with _configured(model, search, penalty):
             output = model.generate(input_ids=ids, attention_mask=mask)
-        finally:
-            model.generation_config = own
         by_penalty.append(output[:, ids.shape[1] :].tolist())
     return [list(texts) for texts in zip(*by_penalty, strict=True)]
+
+
+def transformers_settings(
+    model: Any, prompt: Sequence[int], search: Search
+) -> dict[str, Any]:
+    """What `transformers_search` really uses, after the library's own merge; with the
+    first length penalty."""
+    with _configured(model, search, search.penalties[0]):
+        return merged_settings(model, prompt)
+
+
+@contextlib.contextmanager
+def _configured(model: Any, search: Search, penalty: float) -> Iterator[None]:
+    """The model with a configuration for this search in place of its own, whose file is
+    no part of a run's id."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        num_beams=search.beams,
+        length_penalty=penalty,
+        no_repeat_ngram_size=search.no_repeat_ngram,
+        max_new_tokens=search.max_new_tokens,
+        eos_token_id=list(search.ends),
+        pad_token_id=0,
+        do_sample=False,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own

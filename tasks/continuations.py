@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tasks.beam import Search
+
 #: Prompts and their continuations, of train and dev.
 Splits = Mapping[str, Sequence[tuple[str, str]]]
 
@@ -252,6 +254,11 @@ class Written(Continuations):
         """The metrics by name, from one text for each item; None for one that cannot be
         computed here, with the reason under "unavailable"."""
 
+    def right(self, texts: Sequence[str]) -> list[bool] | None:
+        """Whether the text of each item is right; None where texts are not right or
+        wrong."""
+        return None
+
     @abstractmethod
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
         """Writes named texts and their references as files for the metrics' published
@@ -277,18 +284,36 @@ class Written(Continuations):
         variant."""
         from tasks import beam  # imports torch, which a plan does not need
 
+        search = self._search_settings(steps)
+        if self.task_settings.get("search") == "lora":
+            return beam.beam_search(model, prompts, search)
+        return beam.transformers_search(model, prompts, search)
+
+    def decoding(self, model: "PreTrainedModel") -> dict[str, Any]:
+        """How this model's texts are decoded, for the record: the settings, and what
+        the search made of them. Nothing of ours is sampled; transformers' settings are
+        those after its own merge."""
+        from tasks import beam
+
+        if self.task_settings.get("search") == "lora":
+            return {**self.settings(), "do_sample": False}
+        search = self._search_settings(self.task_settings["max_new_tokens"])
+        merged = beam.transformers_settings(model, self._prompts[0], search)
+        sampled = merged["do_sample"]
+        return {**self.settings(), "do_sample": sampled, "generate": merged}
+
+    def _search_settings(self, steps: int) -> "Search":
+        from tasks import beam  # imports torch
+
         settings = self.task_settings
         penalties = settings.get("length_penalty", [1])
-        search = beam.Search(
+        return beam.Search(
             beams=settings["beams"],
             penalties=tuple(float(penalty) for penalty in penalties),
             no_repeat_ngram=settings.get("no_repeat_ngram", 0),
             max_new_tokens=steps,
             ends=self.ends,
         )
-        if settings.get("search") == "lora":
-            return beam.beam_search(model, prompts, search)
-        return beam.transformers_search(model, prompts, search)
 
     def decode(
         self, model: "PreTrainedModel", indices: Sequence[int]

@@ -152,6 +152,10 @@ class ExactTask(Written):
             readings.append(reading)
         return readings
 
+    def right(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the text of each item is right."""
+        return [reading["right"] for reading in self.readings(texts)]
+
     def scores(self, texts: Sequence[str]) -> ExactScores:
         """The scores of the texts, one for each item."""
         readings = self.readings(texts)

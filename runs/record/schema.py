@@ -178,6 +178,8 @@ TEXT_SCORES = {
 TEXTS = {
     "split": str,
     "items": Count,
+    # of each item, where some belong together: they are right or wrong together
+    "groups?": [int],
     "scores": [
         {
             "which": str,
@@ -185,6 +187,7 @@ TEXTS = {
             **{f"{key}?": Number for key in TEXT_SCORES},
             "parts?": dict[str, float],  # of exact_match, by test set
             "unread?": float,  # percent of the texts in which no answer was found
+            "right?": str,  # which texts are right, one bit each (items.py)
         }
     ],
 }
@@ -253,6 +256,8 @@ RECORD = FAILED | {
         "adapter_bytes": Count,
     },
     "predictions?": dict[str, Words],  # hashes, for the best and the last epoch
+    # which dev rows are right, one bit each (items.py)
+    "right?": {"best?": str, "last?": str},
     "deviations": list[str],  # from the recipe and the usual protocol, in words
 }
 #: A failed run's record may have the other keys too; then they have the same types.

@@ -63,6 +63,8 @@ class State:
         default_factory=lambda: {key: [] for key in CURVE}
     )
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
+    # which rows were right, at the best epoch so far and the last (runs/record/items.py)
+    right: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"train": 0.0, "evaluate": 0.0}
     )

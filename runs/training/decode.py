@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 
 import vera
 from runs.record import write_atomically
+from runs.record.items import pack
 from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt
@@ -80,7 +81,13 @@ def decode_epochs(
             for key, value in (numbers | entry.get("parts", {})).items()
         )
         print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
-    about = {"split": task.split, "items": len(task.items), "decoding": task.settings()}
+    about = {
+        "split": task.split,
+        "items": len(task.items),
+        "decoding": task.decoding(context.raw_model),
+    }
+    if task.item_groups is not None:
+        about["groups"] = list(task.item_groups)
     return {**about, "scores": entries}
 
 
@@ -106,10 +113,18 @@ def scores(
                 :16
             ]
             if digest not in by_hash:
-                by_hash[digest] = task.scores(of_epoch[variant])
+                by_hash[digest] = _scores_and_bits(task, of_epoch[variant])
             about = {"which": which, "epoch": epochs[which], "variant": variant}
             entries.append({**about, **by_hash[digest], "hash": digest})
     return entries
+
+
+def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
+    """The scores of texts and, where each text is right or wrong, which ones are."""
+    entry = dict(task.scores(texts))
+    right = task.right(texts)
+    bits = None if right is None else pack(right)
+    return entry if bits is None else {**entry, "right": bits}
 
 
 def write(task: Written, folder: Path, texts: Mapping[str, Texts]) -> None:

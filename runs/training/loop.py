@@ -25,6 +25,7 @@ from runs.provenance import (
     write_configuration,
 )
 from runs.record import dev_halves, kept_epoch
+from runs.record.items import METRIC_OF_ITEMS, pack
 from runs.run import Plan, Run, epoch_batches
 from runs.training.checkpoint import (
     Checkpoint,
@@ -317,6 +318,7 @@ class Training(Context):
         }
         # A hash is enough to see whether another run predicts the same for every row.
         state.end_epoch(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
+        self._keep_right_rows(predictions, labels)
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
@@ -330,6 +332,18 @@ class Training(Context):
     def best(self) -> int:
         """Index of the best evaluation so far."""
         return self.metric.best(self.state.curve["metric"])
+
+    def _keep_right_rows(self, predictions: Any, labels: Any) -> None:
+        """Keeps which dev rows are right, of the best epoch and the last. Both are
+        (rows,) where the metric is an accuracy."""
+        if self.metric.name != METRIC_OF_ITEMS:
+            return
+        bits = pack(predictions == labels)
+        if bits is None:
+            return
+        self.state.right["last"] = bits
+        if self.best() == len(self.state.curve["epoch"]) - 1:
+            self.state.right["best"] = bits
 
     def _keep(self, outputs: Any) -> None:
         """Writes the adapter after an epoch if `keep` asks for it, and what the outputs

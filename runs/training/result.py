@@ -114,6 +114,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "best": predictions[training.best()] if predictions else None,
             "last": predictions[-1] if predictions else None,
         },
+        **({"right": state.right} if state.right else {}),
         "deviations": deviations(run, task.notes)
         + training.notes
         + training.attempt.deviations,

@@ -391,6 +391,12 @@ def test_scores_go_into_the_record(judged, capsys):
         "judge": "own-judge",
         "bench": "mt_bench",
     }
+    generate = found["answering"].pop("generate")
+    assert {degree: used["do_sample"] for degree, used in generate.items()} == {
+        "0": False,
+        "0.1": True,
+        "0.7": True,
+    }
     assert found.items() >= (expected | {"answering": made}).items()
     assert comparable({**again, "judged": None}) == comparable(
         {**record, "judged": None}

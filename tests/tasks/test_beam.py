@@ -6,8 +6,16 @@ import pytest
 import torch
 from tiers import each
 from tiny import tiny
+from transformers import GenerationConfig
 
-from tasks.beam import Search, ban_repeats, beam_search, transformers_search
+from tasks.beam import (
+    Search,
+    ban_repeats,
+    beam_search,
+    transformers_search,
+    transformers_settings,
+)
+from tasks.generation import merged_settings
 
 pytestmark = pytest.mark.parity
 
@@ -133,3 +141,18 @@ def test_transformers_search_reads_no_configuration_of_the_models_own():
     own = model.generation_config
     assert transformers_search(model, prompts, search) == before
     assert model.generation_config is own
+
+
+def test_the_settings_that_are_recorded_are_those_after_the_librarys_merge():
+    """A configuration that does not say do_sample samples, if the model's own says so
+    (transformers 5); ours never does."""
+    model, prompt = sharp("GPT-2"), [5, 6, 7, 8]
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 0.6
+    merged = merged_settings(model, prompt, GenerationConfig(max_new_tokens=5))
+    assert (merged["do_sample"], merged["temperature"]) == (True, 0.6)
+    assert merged["max_length"] == len(prompt) + 5
+    ours = transformers_settings(model, prompt, Search(2, (0.9,), 0, 6, (2,)))
+    assert (ours["do_sample"], ours["num_beams"]) == (False, 2)
+    assert "temperature" not in ours
+    assert model.generation_config.temperature == 0.6

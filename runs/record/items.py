@@ -1,0 +1,56 @@
+"""Which test rows a run got right: one bit for each, in the order of the data file.
+
+The seeds of a cell are judged on the same rows, so an interval over seeds alone is too
+short for a claim about other rows. With these bits a difference can be computed by seed
+and row (analysis/inference.py). They hold no label and no text."""
+
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runs.record.schema import Record
+
+#: Records keep bits of at most so many rows: 10,000 rows are 1,668 characters.
+MOST_ITEMS = 10_000
+#: The metric of rows that are right or wrong.
+METRIC_OF_ITEMS = "accuracy"
+
+Bits = npt.NDArray[np.bool_]
+
+
+def pack(right: Sequence[bool] | Bits) -> str | None:
+    """Whether each row is right, as a text of base64; None for more than MOST_ITEMS
+    rows."""
+    if len(right) > MOST_ITEMS:
+        return None
+    bits = np.packbits(np.asarray(right, dtype=bool))
+    return base64.b64encode(bits.tobytes()).decode()
+
+
+def unpack(text: str, rows: int) -> Bits:
+    """Whether each of so many rows is right, (rows,). Raises ValueError for a text of
+    another number of rows, or that is no base64."""
+    data = base64.b64decode(text, validate=True)
+    if len(data) != (rows + 7) // 8:
+        raise ValueError(f"{len(data)} bytes do not hold {rows} bits")
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=rows).astype(bool)
+
+
+def right_items(record: Record, epoch: str) -> Bits | None:
+    """Whether each test row is right at an epoch (best or last): the rows behind the
+    record's number, dev rows or texts. None for a record without bits."""
+    texts = record.get("texts") or {}
+    entries = [entry for entry in texts.get("scores", []) if entry["which"] == epoch]
+    if entries:
+        text = entries[0].get("right")
+        return None if text is None else unpack(text, texts["items"])
+    text = (record.get("right") or {}).get(epoch)
+    return None if text is None else unpack(text, record["data"]["dev_rows"])
+
+
+def groups_of_items(record: Record) -> list[int] | None:
+    """The group of each of these rows, where some belong together, such as sums of the
+    same terms; None where each stands by itself."""
+    return (record.get("texts") or {}).get("groups")

@@ -1,0 +1,68 @@
+"""What transformers' `generate` really uses: its settings after the library has merged a
+configuration with the model's own and with its defaults.
+
+transformers 5 fills in what a configuration leaves out from the model's
+generation_config.json. A call that was greedy under version 4 samples there, if the
+model's file says so. So records keep the merged settings."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+#: The settings that decide which texts come out.
+RECORDED = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_beams",
+    "length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "max_new_tokens",
+    "max_length",
+)
+#: Of these, the ones that a greedy or beam search does not read.
+OF_SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def merged_settings(
+    model: Any, prompt: Sequence[int], config: "GenerationConfig | None" = None
+) -> dict[str, Any]:
+    """The settings that `model.generate` would use for a prompt, merged by the library.
+
+    prompt: token ids. config: as the call gets it; None for the model's own. Nothing is
+    generated."""
+    import torch
+
+    captured: list[GenerationConfig] = []
+
+    def capture(
+        model: Any, input_ids: Any, generation_config: Any = None, **others: Any
+    ) -> Any:
+        captured.append(generation_config)
+        return input_ids
+
+    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+    own = model.generation_config
+    # Texts to stop at need a tokenizer, which such a call cannot pass on
+    model.generation_config = copy.deepcopy(own)
+    model.generation_config.stop_strings = None
+    try:
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            custom_generate=capture,
+        )
+    finally:
+        model.generation_config = own
+    (merged,) = captured
+    settings = {name: getattr(merged, name) for name in RECORDED}
+    if not settings["do_sample"]:
+        for name in OF_SAMPLING:
+            settings.pop(name)
+    return settings
