@@ -1,0 +1,192 @@
+"""A set of results with everything that is said of it: letters, intervals and decided
+pairs for both questions; and the shift between two sets."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.leaderboard.inference import (
+    Variance,
+    decided_pairs,
+    detectable_difference,
+    letter_groups,
+    mean_interval,
+    pair_indices,
+    question_p,
+    rerun_half_width,
+    rerun_p,
+    rerun_variances,
+    wilson_interval,
+)
+from runs.record import LEVEL
+
+#: The correlation of the sensitivity beside question (b).
+CORRELATION = 0.5
+#: Rows above this score are the upper part of the board, which people choose from.
+TOP_SCORES = 44.0
+#: Standard deviations of a seed, in points, that the power table assumes.
+SEED_SDS = (0.5, 1.0, 1.5)
+SEED_COUNTS = (3, 5, 10, 20, 40)
+#: Rows of the power table.
+TOP_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Which pairs of a set are decided, in the order of `pair_indices`."""
+
+    rerun: NDArray[np.bool_]
+    rerun_any_decoding: NDArray[np.bool_]
+    questions: NDArray[np.bool_]
+    questions_correlated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Board:
+    """One set: its rows from the best to the worst, and its decisions.
+
+    variances: of a re-run with this set's way of decoding; any_decoding: from all sets.
+    rows: the reader's columns, and rerun_letters, question_letters, rerun_half, low and
+    high."""
+
+    name: str
+    rows: pd.DataFrame
+    decoding: str
+    variances: dict[str, Variance | None]
+    any_decoding: dict[str, Variance | None]
+    decisions: Decisions
+
+    @property
+    def top(self) -> int:
+        """Rows above TOP_SCORES, which come first."""
+        return int((self.rows.score > TOP_SCORES).sum())
+
+    def decided_among_top(self, decided: NDArray[np.bool_]) -> int:
+        """Decided pairs of two rows above TOP_SCORES."""
+        _, second = pair_indices(len(self.rows))
+        return int(decided[second < self.top].sum())
+
+
+def boards(results: pd.DataFrame) -> list[Board]:
+    """Every set with more than one row, in the order of the folders."""
+    names = results.groupby("set", sort=False).size()
+    return [board(results, str(name)) for name in names.index[names > 1]]
+
+
+def board(results: pd.DataFrame, name: str) -> Board:
+    """The board of one set; all results are used for the re-run variance."""
+    rows = results[results.set == name]
+    rows = rows.sort_values(["score", "row"], ascending=[False, True])
+    decoding = str(rows.decoding.iloc[0])
+    variances = rerun_variances(results[results.decoding == decoding])
+    any_decoding = rerun_variances(results)
+    scores = rows.score.to_numpy(dtype=float)
+    correct = rows.correct.to_numpy(dtype=float)
+    questions = int(rows.questions.iloc[0])
+    decisions = Decisions(
+        rerun=decided_pairs(rerun_p(scores, variances)),
+        rerun_any_decoding=decided_pairs(rerun_p(scores, any_decoding)),
+        questions=decided_pairs(question_p(correct, questions)),
+        questions_correlated=decided_pairs(question_p(correct, questions, CORRELATION)),
+    )
+    low, high = wilson_interval(correct, questions, LEVEL)
+    rows = rows.assign(
+        rerun_letters=letter_groups(len(rows), decisions.rerun),
+        question_letters=letter_groups(len(rows), decisions.questions),
+        rerun_half=rerun_half_width(scores, variances, LEVEL),
+        low=low,
+        high=high,
+    )
+    return Board(
+        name, rows.reset_index(drop=True), decoding, variances, any_decoding, decisions
+    )
+
+
+# --- two sets
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The mean difference between two sets over the rows in both, in points."""
+
+    before: str
+    after: str
+    rows: int
+    fell: int
+    mean: float
+    low: float
+    high: float
+    loss: float
+
+
+def shift(results: pd.DataFrame, before: str, after: str) -> Shift | None:
+    """Paired over rows of equal settings; None with fewer than two such rows. loss: the
+    mean difference of the training losses."""
+    keys = ["row", "settings"]
+    first = results[results.set == before]
+    second = results[results.set == after]
+    pairs = first.merge(second, on=keys, suffixes=("_before", "_after"))
+    if len(pairs) < 2:
+        return None
+    differences = (pairs.score_after - pairs.score_before).to_numpy(dtype=float)
+    losses = pairs.train_loss_after - pairs.train_loss_before
+    mean, low, high = mean_interval(differences, LEVEL)
+    return Shift(
+        before,
+        after,
+        rows=len(pairs),
+        fell=int((differences < 0).sum()),
+        mean=mean,
+        low=low,
+        high=high,
+        loss=float(losses.mean()),
+    )
+
+
+def shifts(results: pd.DataFrame) -> list[Shift]:
+    """Between every two sets that share rows."""
+    names = [*results.set.unique()]
+    found = []
+    for index, before in enumerate(names):
+        for after in names[index + 1 :]:
+            if (pair := shift(results, before, after)) is not None:
+                found.append(pair)
+    return found
+
+
+# --- seeds
+
+
+@dataclass(frozen=True)
+class Power:
+    """With so many seeds of each of the best rows: GPU hours, and for each assumed
+    standard deviation the smallest difference that is found, and how many pairs of the
+    printed scores differ by as much."""
+
+    seeds: int
+    hours: float
+    differences: tuple[float, ...]
+    pairs: tuple[int, ...]
+
+
+def power_table(rows: pd.DataFrame) -> list[Power]:
+    """The power table of the TOP_ROWS best rows of a set. Their printed scores were
+    chosen as the best ones, so that true differences are rather smaller."""
+    best = rows.nlargest(TOP_ROWS, "score", keep="first")
+    scores = best.score.to_numpy(dtype=float)
+    first, second = pair_indices(len(best))
+    printed = np.abs(scores[first] - scores[second])
+    lines = []
+    for seeds in SEED_COUNTS:
+        found = [detectable_difference(sd, seeds, len(best)) for sd in SEED_SDS]
+        lines.append(
+            Power(
+                seeds,
+                hours=seeds * float(best.seconds.sum()) / 3600,
+                differences=tuple(found),
+                pairs=tuple(int((printed >= least).sum()) for least in found),
+            )
+        )
+    return lines

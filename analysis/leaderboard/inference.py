@@ -1,0 +1,242 @@
+"""Two questions about the order of two rows, as pure functions.
+
+(a) Would a re-run with the same seed on these questions keep the order? Its variance is
+that of runs, estimated from rows that were run in several environments.
+(b) Would other questions of this kind keep the order? Its variance is the binomial's,
+which already holds sampled answers and answers that flip.
+
+They are never added up: (b) contains the noise of (a). Each is one family of all pairs
+of a set, with Holm's correction."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from analysis.inference import holm
+
+Floats = NDArray[np.float64]
+Booleans = NDArray[np.bool_]
+
+#: A pair is decided at this level, over the whole family.
+ALPHA = 0.05
+#: Rows above this score, in points, have a re-run variance of their own: rows near 0
+#: hardly vary, and some weak rows vary by many points.
+UPPER_SCORES = 40.0
+
+
+@dataclass(frozen=True)
+class Variance:
+    """A variance in squared points, its degrees of freedom, and the rows behind it."""
+
+    value: float
+    freedom: int
+    rows: int
+
+
+def rerun_variance(results: pd.DataFrame) -> Variance | None:
+    """The variance of one run, from results of rows that were run in several
+    environments.
+
+    The residuals of score = row + environment, by least squares: what all rows of an
+    environment share, such as a change of software, is no part of it. Rows whose
+    settings changed count as different rows.
+
+    Args:
+        results: columns row, settings, environment, score.
+
+    Returns:
+        None where no two environments share enough rows."""
+    row_names = results.row + " " + results.settings
+    repeated = results[row_names.groupby(row_names).transform("size") > 1]
+    if repeated.empty:
+        return None
+    rows = pd.get_dummies((repeated.row + " " + repeated.settings), dtype=float)
+    environments = pd.get_dummies(repeated.environment, dtype=float)
+    design = np.hstack([rows.to_numpy(), environments.to_numpy()])
+    scores = repeated.score.to_numpy(dtype=float)
+    solution, _, rank, _ = np.linalg.lstsq(design, scores, rcond=None)
+    freedom = len(scores) - int(rank)
+    if freedom < 1:
+        return None
+    residuals = scores - design @ solution
+    return Variance(float(residuals @ residuals) / freedom, freedom, rows.shape[1])
+
+
+def rerun_variances(results: pd.DataFrame) -> dict[str, Variance | None]:
+    """The re-run variance of rows above UPPER_SCORES ("upper") and of the others
+    ("lower"). A row is in one of them, by its mean score."""
+    means = results.groupby(["row", "settings"]).score.transform("mean")
+    upper = means > UPPER_SCORES
+    return {
+        "upper": rerun_variance(results[upper]),
+        "lower": rerun_variance(results[~upper]),
+    }
+
+
+def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
+    """Question (a): p of every pair of rows, rows above the diagonal.
+
+    The difference of two runs has the sum of their variances; Student's t, across the
+    two groups of rows with Satterthwaite's degrees of freedom. NaN where a variance is
+    not known."""
+    unknown = Variance(np.nan, 1, 0)
+    groups = np.where(scores > UPPER_SCORES, "upper", "lower")
+    by_row = [variances[group] or unknown for group in groups]
+    variance = np.array([each.value for each in by_row])
+    freedom = np.array([each.freedom for each in by_row], dtype=float)
+    first, second = pair_indices(len(scores))
+    total = variance[first] + variance[second]
+    parts = variance**2 / freedom
+    with np.errstate(divide="ignore", invalid="ignore"):
+        across = total**2 / (parts[first] + parts[second])
+        same_group = groups[first] == groups[second]
+        pair_freedom = np.where(same_group, freedom[first], across)
+        t = (scores[first] - scores[second]) / np.sqrt(total)
+    return np.asarray(2 * special.stdtr(pair_freedom, -np.abs(t)))
+
+
+def question_p(correct: Floats, questions: int, correlation: float = 0.0) -> Floats:
+    """Question (b): p of every pair of rows, by the two-sample binomial with the share
+    pooled over the pair, and the normal distribution.
+
+    Args:
+        correct: answers of each row.
+        correlation: between two rows' answers to one question. All rows answered the
+            same questions, so 0 gives an upper bound on the variance of a difference
+            wherever rows tend to solve the same questions."""
+    first, second = pair_indices(len(correct))
+    shares = correct / questions
+    pooled = (shares[first] + shares[second]) / 2
+    variance = 2 * pooled * (1 - pooled) / questions * (1 - correlation)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.abs(shares[first] - shares[second]) / np.sqrt(variance)
+    # two rows without any answer, or with all, are equal
+    return np.asarray(2 * special.ndtr(-np.nan_to_num(z, nan=0.0)))
+
+
+def pair_indices(rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first and the second row of every pair."""
+    first, second = np.triu_indices(rows, k=1)
+    return first, second
+
+
+def decided_pairs(p: Floats) -> Booleans:
+    """Which pairs are decided: Holm's correction over all of them."""
+    return np.asarray(holm(p) <= ALPHA)
+
+
+# --- the compact letter display
+
+
+def letter_groups(rows: int, decided: Booleans) -> list[str]:
+    """The letters of each row: two rows share one if and only if their pair is not
+    decided (Piepho 2004, insert and absorb).
+
+    Args:
+        rows: their number, the best one first.
+        decided: of every pair, in the order of `pair_indices`."""
+    groups = [frozenset(range(rows))]
+    first, second = pair_indices(rows)
+    for left, right in zip(first[decided], second[decided], strict=True):
+        groups = split_groups(groups, int(left), int(right))
+    groups.sort(key=sorted)
+    names = [letter_name(index) for index in range(len(groups))]
+    letters = []
+    for row in range(rows):
+        shared = [
+            name for name, group in zip(names, groups, strict=True) if row in group
+        ]
+        letters.append("".join(shared))
+    return letters
+
+
+def split_groups(
+    groups: Sequence[frozenset[int]], left: int, right: int
+) -> list[frozenset[int]]:
+    """Groups of rows none of which holds both rows of a decided pair. A group within
+    another is absorbed."""
+    kept_groups = [group for group in groups if not {left, right} <= group]
+    halves = list[frozenset[int]]()
+    for group in groups:
+        if {left, right} <= group:
+            halves += [group - {left}, group - {right}]
+    for half in halves:
+        if not any(half <= group for group in kept_groups):
+            kept_groups = [group for group in kept_groups if not group < half]
+            kept_groups.append(half)
+    return kept_groups
+
+
+def letter_name(index: int) -> str:
+    """a to z, A to Z, and then (27), (28), ... in brackets."""
+    letters = string.ascii_letters
+    return letters[index] if index < len(letters) else f"({index + 1})"
+
+
+# --- intervals
+
+
+def rerun_half_width(
+    scores: Floats, variances: dict[str, Variance | None], level: float
+) -> Floats:
+    """Half of each row's interval over re-runs, in points; NaN where it is not known."""
+    halves = []
+    for score in scores:
+        variance = variances["upper" if score > UPPER_SCORES else "lower"]
+        if variance is None:
+            halves.append(np.nan)
+        else:
+            quantile = special.stdtrit(variance.freedom, (1 + level) / 2)
+            halves.append(float(quantile * np.sqrt(variance.value)))
+    return np.array(halves)
+
+
+def wilson_interval(
+    correct: Floats, questions: int, level: float
+) -> tuple[Floats, Floats]:
+    """Each row's interval over questions, in points (Wilson 1927)."""
+    z = float(special.ndtri((1 + level) / 2))
+    share = correct / questions
+    centre = share + z**2 / (2 * questions)
+    spread = np.sqrt(share * (1 - share) / questions + (z / (2 * questions)) ** 2)
+    scale = 100 / (1 + z**2 / questions)
+    return scale * (centre - z * spread), scale * (centre + z * spread)
+
+
+def mean_interval(differences: Floats, level: float) -> tuple[float, float, float]:
+    """The mean and its interval, by Student's t."""
+    count = len(differences)
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) / np.sqrt(count)
+    half = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
+    return mean, mean - half, mean + half
+
+
+# --- how many seeds would settle it
+
+
+def detectable_difference(
+    seed_sd: float, seeds: int, rows: int, power: float = 0.8
+) -> float:
+    """The smallest difference of two rows' means, in points, that is found with this
+    power among all pairs of the rows.
+
+    Student's t with the variance pooled over the rows, at the level that Holm's
+    correction starts with: ALPHA over the number of pairs."""
+    freedom = rows * (seeds - 1)
+    pairs = rows * (rows - 1) / 2
+    critical = special.stdtrit(freedom, 1 - ALPHA / pairs / 2)
+    low, high = 0.0, 100.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        # power of the noncentral t; the other side's share is below 1e-9
+        if 1 - special.nctdtr(freedom, middle, critical) < power:
+            low = middle
+        else:
+            high = middle
+    return high * seed_sd * float(np.sqrt(2 / seeds))

@@ -1,0 +1,265 @@
+"""Result files of peft's method comparison as a frame, one row for each result.
+
+A folder holds the files of one commit of
+https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA/results, or
+results of your own in that format. A file that is none is named in one line, and the
+others are read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+)
+
+from runs.command import mistake
+from runs.errors import UserError
+
+#: What the project publishes: facts read from peft's files at the commits that the
+#: column `set` names.
+PUBLISHED = Path(__file__).parents[1] / "printed" / "leaderboard.csv"
+#: Test questions of GSM8K, of which every score is a share.
+QUESTIONS = 1319
+#: Parts of a configuration that say nothing about the training that was asked for:
+#: versions, where the model is, and what training itself writes there (AdaLoRA's ranks).
+NO_SETTINGS = {
+    "peft_version",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "rank_pattern",
+}
+#: From this version of transformers on, `generate` takes what its configuration leaves
+#: open from the model's own, and Llama's says that texts are sampled.
+SAMPLES_FROM = 5
+
+Settings = dict[str, JsonValue]
+
+
+class TrainConfig(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    model_id: str
+    seed: int
+    optimizer_kwargs: dict[str, JsonValue]
+    generation_kwargs: dict[str, JsonValue] = {}
+
+
+class RunInfo(BaseModel):
+    created_at: AwareDatetime
+    experiment_name: str = Field(min_length=1)
+    train_config: TrainConfig
+    peft_config: dict[str, JsonValue] | None
+
+
+class Metrics(BaseModel):
+    test_accuracy: float | None = Field(None, alias="test accuracy", ge=0, le=1)
+    train_loss: float | None = Field(None, alias="train loss")
+    forgetting: float | None = None
+
+
+class TrainInfo(BaseModel):
+    memory: NonNegativeInt = Field(
+        validation_alias=AliasChoices("accelerator_memory_max", "cuda_memory_max")
+    )
+    train_time: NonNegativeFloat
+    file_size: NonNegativeInt
+    num_trainable_params: NonNegativeInt
+    status: Literal["success"]
+    metrics: list[Metrics] = Field(min_length=1)
+
+
+class Packages(BaseModel):
+    transformers: str = Field(alias="transformers-version")
+    peft: str = Field(alias="peft-version")
+    torch: str = Field(alias="torch-version")
+    peft_commit: str | None = Field(None, alias="peft-commit-hash")
+
+
+class MetaInfo(BaseModel):
+    package_info: Packages
+
+
+class Result(BaseModel):
+    """What is read of a result file."""
+
+    run_info: RunInfo
+    train_info: TrainInfo
+    meta_info: MetaInfo
+
+
+def read_leaderboard(
+    source: str, questions: int = QUESTIONS
+) -> tuple[pd.DataFrame, list[str]]:
+    """The results of folders, and a line for each file or row that is left out.
+
+    Args:
+        source: folders, with commas between them, or "published".
+        questions: test questions behind a score.
+
+    Raises:
+        UserError: a folder does not exist, or no file in any of them is a result.
+    """
+    if source == "published":
+        return read_published(), []
+    results = list[dict[str, JsonValue]]()
+    settings = list[Settings]()
+    problems = list[str]()
+    folders = [Path(name) for name in source.split(",") if name]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder (leaderboard=)")
+        for path in sorted(folder.glob("*.json")):
+            try:
+                result = read_result(path)
+                results.append(facts(result, folder.resolve().name, questions))
+                settings.append(settings_of(result))
+            except (OSError, ValueError) as error:
+                problems.append(f"{path}: {reason(error)}")
+    if not results:
+        why = f": {problems[0]}" if problems else ""
+        raise UserError(f"{source}: no result files of peft's method comparison{why}")
+    frame = pd.DataFrame(results)
+    frame["settings"] = settings_digests(frame.row, settings)
+    frame, repeats = without_repeats(frame)
+    return with_environments(frame), problems + repeats
+
+
+def read_published() -> pd.DataFrame:
+    """The results that the project publishes."""
+    return with_environments(pd.read_csv(PUBLISHED, dtype={"settings": str}))
+
+
+def read_result(path: Path) -> Result:
+    """One result file. Raises ValueError for anything else."""
+    return Result.model_validate_json(path.read_bytes())
+
+
+def reason(error: Exception) -> str:
+    """Why a file is no result, in one line."""
+    if isinstance(error, ValidationError):
+        return f"no result of peft's method comparison ({mistake(error)})"[:300]
+    return str(error).partition("\n")[0]
+
+
+def facts(result: Result, folder: str, questions: int) -> dict[str, JsonValue]:
+    """The columns of a result. Raises ValueError if its score is no share of the
+    questions."""
+    run, train = result.run_info, result.train_info
+    packages = result.meta_info.package_info
+    last = train.metrics[-1]
+    if last.test_accuracy is None:
+        raise ValueError("no test accuracy: the run did not reach its end")
+    correct = round(last.test_accuracy * questions)
+    if abs(last.test_accuracy * questions - correct) > 1e-6 * questions:
+        raise ValueError(
+            f"its score is no share of {questions:,} questions (questions= names others)"
+        )
+    method = "full" if run.peft_config is None else run.peft_config.get("peft_type")
+    return {
+        "set": folder,
+        "row": run.experiment_name,
+        "method": str(method).lower(),
+        "lr": run.train_config.optimizer_kwargs.get("lr"),
+        "seed": run.train_config.seed,
+        "parameters": train.num_trainable_params,
+        "correct": correct,
+        "questions": questions,
+        "train_loss": last.train_loss,
+        "forgetting": last.forgetting,
+        "memory_bytes": train.memory,
+        "seconds": round(train.train_time, 1),
+        "file_bytes": train.file_size,
+        "date": run.created_at.isoformat(),
+        "transformers": packages.transformers,
+        "peft": packages.peft,
+        "torch": packages.torch,
+        "peft_commit": packages.peft_commit,
+        "decoding": decoding(run.train_config, packages.transformers),
+    }
+
+
+def decoding(config: TrainConfig, transformers: str) -> str:
+    """How answers were decoded: as the run says or, where it leaves that open, as its
+    version of transformers does for a model that asks to be sampled."""
+    asked = config.generation_kwargs.get("do_sample")
+    if asked is None:
+        major = transformers.partition(".")[0]
+        asked = major.isdigit() and int(major) >= SAMPLES_FROM
+    return "sampled" if asked else "greedy"
+
+
+# --- which rows were trained alike
+
+
+def settings_of(result: Result) -> Settings:
+    """What a run was asked to do, by flat keys."""
+    parts: dict[str, Settings] = {
+        "train": result.run_info.train_config.model_dump(),
+        "peft": result.run_info.peft_config or {},
+    }
+    settings: Settings = {"parameters": result.train_info.num_trainable_params}
+    for part, values in parts.items():
+        for key, value in values.items():
+            if key not in NO_SETTINGS:
+                # target modules are a set, which is written in any order
+                if isinstance(value, list):
+                    value = sorted(value, key=str)
+                settings[f"{part}.{key}"] = value
+    return settings
+
+
+def settings_digests(rows: Iterable[str], settings: Sequence[Settings]) -> list[str]:
+    """A digest for each result, equal for results of a row that were trained alike.
+
+    Compared are the keys that all results of the row have: a newer peft adds keys."""
+    keys_by_row = dict[str, set[str]]()
+    for row, of_result in zip(rows, settings, strict=True):
+        keys = keys_by_row.setdefault(row, {*of_result})
+        keys &= of_result.keys()
+    digests = []
+    for row, of_result in zip(rows, settings, strict=True):
+        common = {key: of_result[key] for key in sorted(keys_by_row[row])}
+        text = json.dumps(common, sort_keys=True)
+        digests.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    return digests
+
+
+def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Each result once, in the first folder that has it. A commit that replaces some
+    results still holds the others, and the same row twice in a folder is a mistake."""
+    copies = frame.duplicated(["row", "date", "correct"])
+    problems = []
+    for name, count in frame[copies].set.value_counts(sort=False).items():
+        problems.append(f"{name}: {count} results are those of an earlier folder")
+    frame = frame[~copies]
+    twice = frame.duplicated(["set", "row"])
+    for result in frame[twice].to_dict("records"):
+        problems.append(f"{result['set']}: {result['row']} is there twice")
+    return frame[~twice].reset_index(drop=True), problems
+
+
+def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds `score`, in points; `environment`, the folder and the version of
+    transformers; and to the name of a set that mixes both ways of decoding its own."""
+    frame = frame.assign(
+        score=100 * frame.correct / frame.questions,
+        environment=frame.set + " transformers " + frame.transformers,
+    )
+    ways = frame.groupby("set").decoding.transform("nunique")
+    mixed = ways > 1
+    frame.loc[mixed, "set"] += " (" + frame.decoding[mixed] + ")"
+    return frame
