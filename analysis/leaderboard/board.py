@@ -20,6 +20,7 @@ from analysis.leaderboard.inference import (
     rerun_variances,
     wilson_interval,
 )
+from analysis.leaderboard.reader import QUESTIONS
 from runs.record import LEVEL
 
 #: The correlation of the sensitivity beside question (b).
@@ -84,14 +85,13 @@ def board(results: pd.DataFrame, name: str) -> Board:
     any_decoding = rerun_variances(results)
     scores = rows.score.to_numpy(dtype=float)
     correct = rows.correct.to_numpy(dtype=float)
-    questions = int(rows.questions.iloc[0])
     decisions = Decisions(
         rerun=decided_pairs(rerun_p(scores, variances)),
         rerun_any_decoding=decided_pairs(rerun_p(scores, any_decoding)),
-        questions=decided_pairs(question_p(correct, questions)),
-        questions_correlated=decided_pairs(question_p(correct, questions, CORRELATION)),
+        questions=decided_pairs(question_p(correct, QUESTIONS)),
+        questions_correlated=decided_pairs(question_p(correct, QUESTIONS, CORRELATION)),
     )
-    low, high = wilson_interval(correct, questions, LEVEL)
+    low, high = wilson_interval(correct, QUESTIONS, LEVEL)
     rows = rows.assign(
         rerun_letters=letter_groups(len(rows), decisions.rerun),
         question_letters=letter_groups(len(rows), decisions.questions),

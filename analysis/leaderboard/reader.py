@@ -101,14 +101,11 @@ class Result(BaseModel):
     meta_info: MetaInfo
 
 
-def read_leaderboard(
-    source: str, questions: int = QUESTIONS
-) -> tuple[pd.DataFrame, list[str]]:
+def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
     """The results of folders, and a line for each file or row that is left out.
 
     Args:
         source: folders, with commas between them, or "published".
-        questions: test questions behind a score.
 
     Raises:
         UserError: a folder does not exist, or no file in any of them is a result.
@@ -125,7 +122,7 @@ def read_leaderboard(
         for path in sorted(folder.glob("*.json")):
             try:
                 result = read_result(path)
-                results.append(facts(result, folder.resolve().name, questions))
+                results.append(facts(result, folder.resolve().name))
                 settings.append(settings_of(result))
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {reason(error)}")
@@ -155,19 +152,17 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def facts(result: Result, folder: str, questions: int) -> dict[str, JsonValue]:
-    """The columns of a result. Raises ValueError if its score is no share of the
+def facts(result: Result, folder: str) -> dict[str, JsonValue]:
+    """The columns of a result. Raises ValueError if its score is no share of GSM8K's
     questions."""
     run, train = result.run_info, result.train_info
     packages = result.meta_info.package_info
     last = train.metrics[-1]
     if last.test_accuracy is None:
         raise ValueError("no test accuracy: the run did not reach its end")
-    correct = round(last.test_accuracy * questions)
-    if abs(last.test_accuracy * questions - correct) > 1e-6 * questions:
-        raise ValueError(
-            f"its score is no share of {questions:,} questions (questions= names others)"
-        )
+    correct = round(last.test_accuracy * QUESTIONS)
+    if abs(last.test_accuracy - correct / QUESTIONS) > 1e-6:
+        raise ValueError(f"its score is no share of GSM8K's {QUESTIONS:,} questions")
     method = "full" if run.peft_config is None else run.peft_config.get("peft_type")
     return {
         "set": folder,
@@ -177,7 +172,6 @@ def facts(result: Result, folder: str, questions: int) -> dict[str, JsonValue]:
         "seed": run.train_config.seed,
         "parameters": train.num_trainable_params,
         "correct": correct,
-        "questions": questions,
         "train_loss": last.train_loss,
         "forgetting": last.forgetting,
         "memory_bytes": train.memory,
@@ -256,7 +250,7 @@ def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds `score`, in points; `environment`, the folder and the version of
     transformers; and to the name of a set that mixes both ways of decoding its own."""
     frame = frame.assign(
-        score=100 * frame.correct / frame.questions,
+        score=100 * frame.correct / QUESTIONS,
         environment=frame.set + " transformers " + frame.transformers,
     )
     ways = frame.groupby("set").decoding.transform("nunique")

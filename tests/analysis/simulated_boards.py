@@ -133,7 +133,9 @@ def found_share(boards: int, seed: int, question: str, spread: float) -> float:
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     for name in ("rerun", "questions", "correlated"):
-        print(f"{name}: any decided pair of equal rows {false_share(count, 1, name):.1%}")
+        print(
+            f"{name}: any decided pair of equal rows {false_share(count, 1, name):.1%}"
+        )
         for sd in (1.0, 2.0, 4.0):
             share = found_share(count // 10, 2, name, sd)
             print(f"  true means of sd {sd}: {share:.1%} of {LEAST}+ points found")

@@ -1,0 +1,49 @@
+"""`python -m analysis.tables leaderboard=...`: prints the boards, and writes them."""
+
+import sys
+from pathlib import Path
+
+from analysis.leaderboard import page
+from analysis.leaderboard.board import boards, power_table, shifts
+from analysis.leaderboard.reader import read_leaderboard
+from analysis.leaderboard.tables import leaderboard_tables
+from analysis.render import render, to_csv
+from runs.errors import UserError
+from runs.record import INSTALLED, ROOT, write_atomically
+
+
+def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool) -> int:
+    """Prints all tables of a leaderboard.
+
+    Args:
+        source: see `read_leaderboard`.
+        form: md, latex or csv.
+        folder: where tables, pictures, the page and the results go; None: nowhere.
+        refresh: write the project's own page and printed numbers.
+    """
+    results, problems = read_leaderboard(source)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    every_board = boards(results)
+    power = power_table(every_board[-1].rows) if every_board else []
+    tables = leaderboard_tables(every_board, shifts(results), power)
+    if not tables:
+        raise UserError(f"{source}: one result alone has nothing to be compared with")
+    text = render(tables, form)
+    print(text)
+    written = dict[Path, str]()
+    if folder is not None:
+        ending = {"md": "md", "latex": "tex", "csv": "csv"}[form]
+        written[folder / f"table.{ending}"] = text + "\n"
+        written[folder / "results.csv"] = to_csv(results)
+        written |= page.files(results, folder)
+        written |= page.pictures(every_board[-1], folder)
+    if refresh:
+        if INSTALLED:
+            raise UserError("refresh=true writes a clone's files, and this is none")
+        written |= page.files(results, ROOT / "docs")
+        written |= page.printed_files(results)
+    for path, content in written.items():
+        write_atomically(path, content)
+        print(f"wrote {path}", file=sys.stderr)
+    return 0

@@ -1,0 +1,185 @@
+"""The boards as tables."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from analysis.leaderboard.board import (
+    CORRELATION,
+    SEED_SDS,
+    TOP_ROWS,
+    TOP_SCORES,
+    Board,
+    Power,
+    Shift,
+)
+from analysis.leaderboard.inference import ALPHA, UPPER_SCORES, Variance
+from analysis.render import NONE, Entry, Number, Table
+
+#: What a compact letter display is often misread as.
+LETTERS = (
+    "Two rows share a letter if their pair is not decided; "
+    "a shared letter does not mean equal."
+)
+
+
+def leaderboard_tables(
+    boards: Sequence[Board], shifts: Sequence[Shift], power: Sequence[Power]
+) -> list[Table]:
+    """All tables: each set, what is decided, the shifts, and the power table of the
+    last set."""
+    tables = [board_table(board) for board in boards]
+    if boards:
+        tables.append(decided_table(boards))
+        tables.append(power_table(boards[-1].name, power))
+    if shifts:
+        tables.append(shift_table(shifts))
+    return tables
+
+
+def board_table(board: Board, most: int | None = None) -> Table:
+    """The rows of a set. most: the best ones alone."""
+    lines = []
+    rows = board.rows if most is None else board.rows.head(most)
+    for row in rows.to_dict("records"):
+        line: dict[str, Entry] = {
+            "row": row["row"],
+            "parameters": Number(row["parameters"], form="count"),
+            "score": Number(row["score"], row["rerun_half"]),
+            "(a) re-run": row["rerun_letters"],
+            "95% CI, questions": Number(row["low"], high=row["high"]),
+            "(b) questions": row["question_letters"],
+            "memory": Number(row["memory_bytes"], form="bytes"),
+            "seconds": Number(row["seconds"], form="seconds"),
+            "file": Number(row["file_bytes"], form="bytes"),
+        }
+        if not math.isfinite(row["rerun_half"]):
+            line["(a) re-run"] = NONE
+        lines.append(line)
+    versions = ", ".join(sorted({*board.rows.transformers}))
+    title = f"{board.name}: {board.decoding} answers, transformers {versions}"
+    notes = [
+        "Score: percent of the test questions, one seed. +-: half of the 95% interval "
+        "of a re-run with the same seed on the same questions.",
+        LETTERS,
+    ]
+    return Table.of(title, lines, notes)
+
+
+def decided_table(boards: Sequence[Board]) -> Table:
+    """How many pairs each question decides, of all rows and of the best ones."""
+    lines = []
+    for board in boards:
+        count = len(board.rows)
+        top = board.top
+        decisions = board.decisions
+        for label, decided, known in (
+            (
+                f"(a) re-run, {board.decoding} sets",
+                decisions.rerun,
+                any(board.variances.values()),
+            ),
+            (
+                "(a) re-run, all sets",
+                decisions.rerun_any_decoding,
+                any(board.any_decoding.values()),
+            ),
+            ("(b) other questions, upper bound", decisions.questions, True),
+            (
+                f"(b) other questions, correlation {CORRELATION}",
+                decisions.questions_correlated,
+                True,
+            ),
+        ):
+            among_top = board.decided_among_top(decided)
+            lines.append(
+                {
+                    "set": board.name,
+                    "question": label,
+                    "decided": _count(int(decided.sum()), known),
+                    "pairs": _count(count * (count - 1) // 2),
+                    f"decided above {TOP_SCORES:.0f}": _count(among_top, known),
+                    f"pairs above {TOP_SCORES:.0f}": _count(top * (top - 1) // 2),
+                }
+            )
+    notes = [
+        f"Decided: at {ALPHA:.0%} over all pairs of the set, by Holm's correction. "
+        "The two questions are never added up.",
+        *map(variance_note, boards),
+    ]
+    return Table.of("Decided pairs", lines, notes)
+
+
+def _count(value: int, known: bool = True) -> Entry:
+    return Number(value, form="count") if known else NONE
+
+
+def variance_note(board: Board) -> str:
+    """The re-run standard deviations behind question (a), in words."""
+    own = variance_words(board.variances)
+    every = variance_words(board.any_decoding)
+    return (
+        f"{board.name}: standard deviation of a re-run, {board.decoding} sets: {own}; "
+        f"all sets: {every}."
+    )
+
+
+def variance_words(variances: dict[str, Variance | None]) -> str:
+    """0.48 points above 40% (10 degrees of freedom), 1.13 below (13)."""
+    words = []
+    for group, where in (("upper", "above"), ("lower", "up to")):
+        variance = variances[group]
+        part = f"{where} {UPPER_SCORES:.0f}%"
+        if variance is None:
+            words.append(f"not known {part}, as no two sets share rows")
+        else:
+            words.append(
+                f"{math.sqrt(variance.value):.2f} points {part} "
+                f"({variance.freedom} degrees of freedom)"
+            )
+    return ", ".join(words)
+
+
+def shift_table(shifts: Iterable[Shift]) -> Table:
+    """The mean difference between sets over the rows in both."""
+    lines = []
+    for pair in shifts:
+        line: dict[str, Entry] = {
+            "from": pair.before,
+            "to": pair.after,
+            "rows": Number(pair.rows, form="count"),
+            "fell": Number(pair.fell, form="count"),
+            "mean difference": Number(pair.mean, decimals=2, sign=True),
+            "95% CI": Number(pair.low, decimals=2, sign=True, high=pair.high),
+            "training loss": Number(pair.loss, decimals=4, sign=True),
+        }
+        lines.append(line)
+    notes = [
+        "In points, paired over rows of equal settings, by Student's t over rows. All "
+        "rows answered the same questions, so the interval holds for these questions."
+    ]
+    return Table.of("From one set to another", lines, notes)
+
+
+def power_table(name: str, power: Sequence[Power]) -> Table:
+    """How many seeds would settle the order of the best rows."""
+    lines = []
+    for step in power:
+        line: dict[str, Entry] = {
+            "seeds": Number(step.seeds, form="count"),
+            "GPU hours": Number(step.hours, decimals=0),
+        }
+        cases = zip(SEED_SDS, step.differences, step.pairs, strict=True)
+        for sd, difference, pairs in cases:
+            line[f"sd {sd}: points"] = Number(difference)
+            line[f"sd {sd}: pairs"] = Number(pairs, form="count")
+        lines.append(line)
+    pairs = TOP_ROWS * (TOP_ROWS - 1) // 2
+    notes = [
+        f"The {TOP_ROWS} best rows of {name}. Points: the smallest difference between "
+        f"two rows' means over seeds that is found with 80% power among {pairs} pairs. "
+        "Pairs: how many of the printed scores differ by as much. The standard "
+        "deviation of a seed is assumed, since these data have one seed. Hours: by the "
+        "published training seconds. More seeds do not answer question (b): they are "
+        "run on the same questions."
+    ]
+    return Table.of("How many seeds would settle it", lines, notes)
