@@ -69,7 +69,7 @@ ABOUT: tuple[str, ...] = (
     "rank",
     "sites",
 )
-ABOUT += ("params", "lr", "lr_head", "memory", "time")
+ABOUT += ("params", "lr", "lr_head", "steps", "memory", "time")
 
 
 @cache
@@ -116,10 +116,12 @@ def others() -> pd.DataFrame:
 
 
 def setting(of: Mapping[str, Any]) -> str:
-    """How a row was run, in a few words: rank and target modules."""
+    """How a row was run, in a few words: rank and target modules and, where the source
+    says how many steps, the rate times steps."""
     rank, sites = of.get("rank"), of.get("sites", "")
     sites = {"qv": "q, v", "all-linear": "all linear"}.get(sites, sites)
-    return ", ".join(filter(None, [f"r {rank:,}" if rank else "", sites]))
+    steps = f"lr {of['lr']} x {of['steps']:,} steps" if of.get("steps") else ""
+    return ", ".join(filter(None, [f"r {rank:,}" if rank else "", sites, steps]))
 
 
 # --- the lines of tables

@@ -1,6 +1,7 @@
 """A set of results with everything that is said of it: letters, intervals and decided
 pairs for both questions; and the shift between two sets."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,15 @@ class Board:
     variances: dict[str, Variance | None]
     any_decoding: dict[str, Variance | None]
     decisions: Decisions
+
+    @property
+    def label(self) -> str:
+        """The month of its newest run and, of a folder called DATE-COMMIT, the commit."""
+        newest = pd.Timestamp(self.rows.date.max())
+        commit = re.fullmatch(r"\d{4}-\d\d-\d\d-([0-9a-f]{7,40})(.*)", self.name)
+        if commit is None:
+            return self.name
+        return f"{newest:%B %Y} ({commit[1]}){commit[2]}"
 
     @property
     def top(self) -> int:
@@ -171,9 +181,9 @@ class Power:
     pairs: tuple[int, ...]
 
 
-def power_table(rows: pd.DataFrame) -> list[Power]:
-    """The power table of the TOP_ROWS best rows of a set. Their printed scores were
-    chosen as the best ones, so that true differences are rather smaller."""
+def power_by_seeds(rows: pd.DataFrame) -> list[Power]:
+    """The power among the TOP_ROWS best rows of a set. Their printed scores were chosen as
+    the best ones, so that true differences are rather smaller."""
     best = rows.nlargest(TOP_ROWS, "score", keep="first")
     scores = best.score.to_numpy(dtype=float)
     first, second = pair_indices(len(best))

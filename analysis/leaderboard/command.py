@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from analysis.leaderboard import page
-from analysis.leaderboard.board import boards, power_table, shifts
+from analysis.leaderboard.board import boards, power_by_seeds, shifts
 from analysis.leaderboard.reader import read_leaderboard
 from analysis.leaderboard.tables import leaderboard_tables
 from analysis.render import render, to_csv
@@ -25,7 +25,7 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     every_board = boards(results)
-    power = power_table(every_board[-1].rows) if every_board else []
+    power = power_by_seeds(every_board[-1].rows) if every_board else []
     tables = leaderboard_tables(every_board, shifts(results), power)
     if not tables:
         raise UserError(f"{source}: one result alone has nothing to be compared with")
@@ -37,7 +37,7 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
         written[folder / f"table.{ending}"] = text + "\n"
         written[folder / "results.csv"] = to_csv(results)
         written |= page.files(results, folder)
-        written |= page.pictures(every_board[-1], folder)
+        page.save_pictures(every_board[-1], folder)
     if refresh:
         if INSTALLED:
             raise UserError("refresh=true writes a clone's files, and this is none")

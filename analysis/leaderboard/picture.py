@@ -1,11 +1,13 @@
 """Score over what a row costs, with both intervals."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.figure import PARAMETERS, Figure
 from analysis.figures.pareto import on_frontier
@@ -14,29 +16,37 @@ from runs.record import megabytes
 
 #: Colours of the two questions, and of rows on the frontier.
 RERUN, QUESTIONS, FRONTIER = "#0072B2", "#BBBBBB", "#D55E00"
-#: Rows below this score, in points, are left out: their answers are mostly not parsed.
+#: Rows below this score, in points, are left out: they hardly learned the task.
 LEAST_SCORE = 20.0
+#: Rows that are named wherever they stand, as most readers look for them.
+NAMED = (
+    "vera/llama-3.2-3B-default",
+    "lora/llama-3.2-3B-rank32",
+    "full-finetuning/llama-3.2-3B-lr_0.00001",
+)
+#: Distance of two labels, in points of score, and the room that a label takes to the
+#: left, as a share of a wide axis.
+LABEL_GAP, LABEL_ROOM = 1.0, 0.3
 
 
 class Cost(NamedTuple):
-    """A column on the x axis."""
+    """A column on the x axis, and how a tick is written."""
 
     column: str
     label: str
-    ticks: FuncFormatter | None = None
+    tick: Callable[[float], str]
+
+
+def short_count(value: float) -> str:
+    """10k, 1M, 3.2B."""
+    return str(PARAMETERS(value)).replace("G", "B")
 
 
 COSTS = {
-    "parameters": Cost("parameters", "trained parameters", PARAMETERS),
-    "memory": Cost(
-        "memory_bytes",
-        "peak memory",
-        FuncFormatter(lambda value, _: megabytes(value)),
-    ),
-    "seconds": Cost("seconds", "training seconds"),
-    "bytes": Cost(
-        "file_bytes", "adapter file", FuncFormatter(lambda value, _: megabytes(value))
-    ),
+    "parameters": Cost("parameters", "trained parameters", short_count),
+    "memory": Cost("memory_bytes", "peak memory", megabytes),
+    "seconds": Cost("seconds", "training seconds", "{:,.0f}".format),
+    "bytes": Cost("file_bytes", "adapter file", megabytes),
 }
 
 
@@ -61,7 +71,7 @@ def score_figure(board: Board, by: str = "parameters") -> Figure:
     ]
     return Figure(
         name=f"leaderboard_{by}",
-        title=f"{board.name}: {board.decoding} answers, one seed",
+        title=f"{board.label}: {board.decoding} answers, one seed",
         data=rows,
         notes=foot,
         draw=partial(draw_scores, cost=cost),
@@ -85,20 +95,47 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
     )
     colours = rows.frontier.map({True: FRONTIER, False: RERUN})
     axes.scatter(x, rows.score, s=14, c=colours, zorder=3)
-    for row in rows[rows.frontier].to_dict("records"):
-        axes.annotate(
-            short_name(str(row["row"])),
-            (float(row[cost.column]), row["score"]),
-            xytext=(-3, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=6,
-            color=FRONTIER,
-        )
     axes.set_xscale("log")
+    span = max(float(np.log10(x.max() / x.min())), 0.1)
+    axes.set_xlim(x.min() / 10 ** (0.4 * span), x.max() * 10 ** (0.05 * span))
+    label_rows(axes, rows, cost)
     axes.set(xlabel=cost.label, ylabel="GSM8K, % of questions")
-    if cost.ticks is not None:
-        axes.xaxis.set_major_formatter(cost.ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.tick(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if span < 1.5:  # less than two powers of ten
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+
+
+def label_rows(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
+    """Names the rows on the frontier, and NAMED, to the left of all points at their
+    height. A label moves down until it is clear of those above it."""
+    places = np.log10(rows[cost.column].astype(float))
+    room = LABEL_ROOM * float(np.ptp(np.log10(axes.get_xlim())))
+    labelled = rows[rows.frontier | rows.row.isin(NAMED)]
+    placed = list[tuple[float, float]]()
+    for index in labelled.score.sort_values(ascending=False).index:
+        row = rows.loc[index]
+        near = (rows.score - row.score).abs() < 2 * LABEL_GAP
+        near &= (places <= places[index]) & (places > places[index] - 0.35 * room)
+        place = float(places[near].min()) - 0.08 * room
+        height = float(row.score)
+        for other_place, other_height in placed:
+            overlaps = abs(place - other_place) < room
+            if overlaps and abs(height - other_height) < LABEL_GAP:
+                height = other_height - LABEL_GAP
+        placed.append((place, height))
+        colour = FRONTIER if row.frontier else RERUN
+        axes.annotate(
+            short_name(str(row.row)),
+            (10 ** float(places[index]), float(row.score)),
+            xytext=(10**place, height),
+            ha="right",
+            va="center",
+            fontsize=6,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour},
+            zorder=1.5,
+        )
 
 
 def short_name(row: str) -> str:

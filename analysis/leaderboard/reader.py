@@ -47,6 +47,29 @@ NO_SETTINGS = {
 #: open from the model's own, and Llama's says that texts are sampled.
 SAMPLES_FROM = 5
 
+#: The columns of what is published.
+COLUMNS = [
+    "set",
+    "row",
+    "method",
+    "settings",
+    "lr",
+    "seed",
+    "parameters",
+    "correct",
+    "train_loss",
+    "forgetting",
+    "memory_bytes",
+    "seconds",
+    "file_bytes",
+    "date",
+    "transformers",
+    "peft",
+    "torch",
+    "peft_commit",
+    "decoding",
+]
+
 Settings = dict[str, JsonValue]
 
 

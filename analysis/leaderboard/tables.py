@@ -1,7 +1,7 @@
 """The boards as tables."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from analysis.leaderboard.board import (
     CORRELATION,
@@ -30,9 +30,10 @@ def leaderboard_tables(
     tables = [board_table(board) for board in boards]
     if boards:
         tables.append(decided_table(boards))
-        tables.append(power_table(boards[-1].name, power))
+        tables.append(seeds_table(boards[-1], power))
     if shifts:
-        tables.append(shift_table(shifts))
+        labels = {board.name: board.label for board in boards}
+        tables.append(shift_table(shifts, labels))
     return tables
 
 
@@ -56,7 +57,7 @@ def board_table(board: Board, most: int | None = None) -> Table:
             line["(a) re-run"] = NONE
         lines.append(line)
     versions = ", ".join(sorted({*board.rows.transformers}))
-    title = f"{board.name}: {board.decoding} answers, transformers {versions}"
+    title = f"{board.label}: {board.decoding} answers, transformers {versions}"
     notes = [
         "Score: percent of the test questions, one seed. +-: half of the 95% interval "
         "of a re-run with the same seed on the same questions.",
@@ -93,7 +94,7 @@ def decided_table(boards: Sequence[Board]) -> Table:
             among_top = board.decided_among_top(decided)
             lines.append(
                 {
-                    "set": board.name,
+                    "set": board.label,
                     "question": label,
                     "decided": _count(int(decided.sum()), known),
                     "pairs": _count(count * (count - 1) // 2),
@@ -104,7 +105,7 @@ def decided_table(boards: Sequence[Board]) -> Table:
     notes = [
         f"Decided: at {ALPHA:.0%} over all pairs of the set, by Holm's correction. "
         "The two questions are never added up.",
-        *map(variance_note, boards),
+        *dict.fromkeys(f"{note}." for note in variance_notes(boards)),
     ]
     return Table.of("Decided pairs", lines, notes)
 
@@ -113,39 +114,36 @@ def _count(value: int, known: bool = True) -> Entry:
     return Number(value, form="count") if known else NONE
 
 
-def variance_note(board: Board) -> str:
+def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
     """The re-run standard deviations behind question (a), in words."""
-    own = variance_words(board.variances)
-    every = variance_words(board.any_decoding)
-    return (
-        f"{board.name}: standard deviation of a re-run, {board.decoding} sets: {own}; "
-        f"all sets: {every}."
-    )
+    for board in boards:
+        yield f"A re-run of {board.decoding} sets {variance_words(board.variances)}"
+    yield f"A re-run of all sets {variance_words(boards[-1].any_decoding)}"
 
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
-    """0.48 points above 40% (10 degrees of freedom), 1.13 below (13)."""
+    """varies by 0.48 points (standard deviation, 10 degrees of freedom) above 40% ..."""
     words = []
     for group, where in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]
         part = f"{where} {UPPER_SCORES:.0f}%"
         if variance is None:
-            words.append(f"not known {part}, as no two sets share rows")
+            words.append(f"by an unknown amount {part}, as no two sets share rows")
         else:
             words.append(
-                f"{math.sqrt(variance.value):.2f} points {part} "
+                f"by {math.sqrt(variance.value):.2f} points {part} "
                 f"({variance.freedom} degrees of freedom)"
             )
-    return ", ".join(words)
+    return f"varies (standard deviation) {' and '.join(words)}"
 
 
-def shift_table(shifts: Iterable[Shift]) -> Table:
-    """The mean difference between sets over the rows in both."""
+def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
+    """The mean difference between sets over the rows in both. labels: of the sets."""
     lines = []
     for pair in shifts:
         line: dict[str, Entry] = {
-            "from": pair.before,
-            "to": pair.after,
+            "from": labels.get(pair.before, pair.before),
+            "to": labels.get(pair.after, pair.after),
             "rows": Number(pair.rows, form="count"),
             "fell": Number(pair.fell, form="count"),
             "mean difference": Number(pair.mean, decimals=2, sign=True),
@@ -160,7 +158,7 @@ def shift_table(shifts: Iterable[Shift]) -> Table:
     return Table.of("From one set to another", lines, notes)
 
 
-def power_table(name: str, power: Sequence[Power]) -> Table:
+def seeds_table(board: Board, power: Sequence[Power]) -> Table:
     """How many seeds would settle the order of the best rows."""
     lines = []
     for step in power:
@@ -175,7 +173,7 @@ def power_table(name: str, power: Sequence[Power]) -> Table:
         lines.append(line)
     pairs = TOP_ROWS * (TOP_ROWS - 1) // 2
     notes = [
-        f"The {TOP_ROWS} best rows of {name}. Points: the smallest difference between "
+        f"The {TOP_ROWS} best rows of {board.label}. Points: the smallest difference between "
         f"two rows' means over seeds that is found with 80% power among {pairs} pairs. "
         "Pairs: how many of the printed scores differ by as much. The standard "
         "deviation of a seed is assumed, since these data have one seed. Hours: by the "

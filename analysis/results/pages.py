@@ -52,7 +52,7 @@ BEGIN, END = (
 )
 
 #: The marker of each source.
-MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8", strict=True))
+MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8H.", strict=True))
 #: Where the axis ends, in points; a longer interval leaves the picture.
 FARTHEST = 11.0
 LINES = {

@@ -1,11 +1,12 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2 (table1 to table13, claims, demo, lm_eval) python
-    -m analysis.tables table2 model=minilm task=mrpc seed=0,1 python -m analysis.tables
-    sweep=NAME rows x tasks of a sweep, of any task and method python -m analysis.tables
-    task=mine the same of a task (model=, method=) python -m analysis.tables table2
-    format=latex for papers; format=csv: for spreadsheets python -m analysis.tables
-    table2 select=crossfit save=true
+    python -m analysis.tables table2            table1 to table13, claims, demo, lm_eval
+    python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
+    python -m analysis.tables sweep=NAME        rows x tasks of a sweep
+    python -m analysis.tables task=mine         the same of a task (model=, method=)
+    python -m analysis.tables table2 format=latex    for papers; csv: for spreadsheets
+    python -m analysis.tables table2 select=crossfit save=true
+    python -m analysis.tables leaderboard=FOLDER     others' result files
 
 Your own runs come first, also those that deviate from the recipe; below them, what the
 project has published (published=false leaves it out). Of several variants of a row the
@@ -67,6 +68,13 @@ class Settings(VariantSelection):
     save: bool = setting(
         False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)"
     )
+    leaderboard: str | None = setting(
+        None,
+        "instead of records: folders of result files of peft's method comparison, or published",
+    )
+    refresh: bool = setting(
+        False, "with leaderboard=: also write docs/leaderboard.md and its numbers"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -76,6 +84,8 @@ def main(arguments: list[str]) -> int:
         line.settings,
         split_names(line.settings.columns),
     )
+    if settings.leaderboard:
+        return _show_leaderboard(settings, {*line.names, *line.given})
     if not name and not settings.selects:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
@@ -118,6 +128,23 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr if settings.format == "csv" else sys.stdout,
         )
     return 0
+
+
+def _show_leaderboard(settings: Settings, given: set[str]) -> int:
+    """The leaderboard of result files, which are no records. given: names and keys of
+    the command line."""
+    from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
+
+    takes = {"leaderboard", "format", "save", "output", "refresh", "debug"}
+    if rest := sorted(given - takes):
+        raise UserError(
+            f"{rest[0]} is for records, and leaderboard= reads result files. "
+            f"It takes {', '.join(sorted(takes))}"
+        )
+    folder = Path(settings.output, "leaderboard") if settings.save else None
+    return show_leaderboard(
+        str(settings.leaderboard), settings.format, folder, settings.refresh
+    )
 
 
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:

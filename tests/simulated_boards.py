@@ -1,18 +1,21 @@
 """Simulated leaderboards: how often do the two questions decide a pair of equal rows?
 
-    python tests/analysis/simulated_boards.py 1000
+    python tests/simulated_boards.py 1000
+
+writes the numbers that docs/leaderboard.md gives of it.
 
 Each question of a board has a difficulty that all rows share, and each row solves some
-questions better than others; on some boards rows share nothing. A run answers each question at random with its own
-probability: most are nearly certain, and the others flip from run to run. All rows are
-in the last set and in up to three more sets; each set shifts the scores of all rows.
-"""
+questions better than others; on some boards rows share nothing. A run answers each
+question at random with its own probability: most are nearly certain, and the others
+flip from run to run. All rows are in the first set, and in up to three more; each set
+shifts the scores of all rows."""
 
 import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy import special
 
 from analysis.leaderboard.inference import (
@@ -22,6 +25,7 @@ from analysis.leaderboard.inference import (
     rerun_p,
     rerun_variances,
 )
+from analysis.leaderboard.page import SIMULATION
 
 QUESTIONS = 1319
 #: The standard deviation of the logits of a row's questions.
@@ -130,12 +134,19 @@ def found_share(boards: int, seed: int, question: str, spread: float) -> float:
     return found / true
 
 
+def report(boards: int) -> dict[str, object]:
+    """What the page says of the simulation, in percent."""
+    found_spread = 2.0
+    numbers: dict[str, object] = {"boards": boards, "spread": found_spread}
+    for question in ("rerun", "questions", "correlated"):
+        false = 100 * false_share(boards, 1, question)
+        found = 100 * found_share(boards // 10, 2, question, found_spread)
+        numbers[question] = {"false": round(false, 1), "found": round(found, 1)}
+    return numbers
+
+
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    for name in ("rerun", "questions", "correlated"):
-        print(
-            f"{name}: any decided pair of equal rows {false_share(count, 1, name):.1%}"
-        )
-        for sd in (1.0, 2.0, 4.0):
-            share = found_share(count // 10, 2, name, sd)
-            print(f"  true means of sd {sd}: {share:.1%} of {LEAST}+ points found")
+    numbers = report(int(sys.argv[1]))
+    command = f"python tests/simulated_boards.py {numbers['boards']}"
+    SIMULATION.write_text(f"# Written by {command}\n{yaml.safe_dump(numbers)}")
+    print(SIMULATION.read_text())

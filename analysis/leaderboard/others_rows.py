@@ -1,0 +1,88 @@
+"""The rows of analysis/printed/others.yaml that come from the leaderboard."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.leaderboard.board import Board, boards
+from analysis.leaderboard.reader import PUBLISHED, QUESTIONS
+
+PRINTED = PUBLISHED.with_name("others.yaml")
+#: The lines of others.yaml between which the rows stand.
+BEGIN = "  # the next parts: written by python -m analysis.tables leaderboard= refresh=true\n"
+END = "  # to here\n"
+#: The sets that others.yaml has: complete ones, each of one commit. Others hold a few
+#: rows beside older ones.
+FEWEST_ROWS = 38
+
+
+class Experiment(NamedTuple):
+    """A row of conf/method or printed/names.yaml, and what its experiment sets."""
+
+    row: str
+    settings: str = ""
+
+
+#: By the name of the experiment. Query and value are adapted where sites is qv.
+EXPERIMENTS = {
+    "vera/llama-3.2-3B-default": Experiment("vera", "rank: 256, sites: qv"),
+    "lora/llama-3.2-3B-rank32": Experiment("lora", "rank: 32, sites: qv"),
+    "lora/llama-3.2-3B-rank32-dora": Experiment("dora_r32", "rank: 32, sites: qv"),
+    "full-finetuning/llama-3.2-3B-lr_0.00001": Experiment("full"),
+    "randlora/llama-3.2-3B-default": Experiment("randlora", "rank: 32, sites: qv"),
+    "vblora/llama-3.2-3B-default": Experiment("vblora", "rank: 4, sites: qv"),
+    "ia3/llama-3.2-3B-lr_0.001": Experiment("ia3"),
+    "ia3/llama-3.2-3B-all-attn-5k-lr0.005": Experiment("ia3", "sites: all-linear"),
+    "hira/llama-3.2-3B-rank32-lr4.5e-3": Experiment("hira", "rank: 32, sites: qv"),
+    "pvera/llama-3.2-3B-default": Experiment("pvera", "rank: 256, sites: qv"),
+    "tinylora/llama-3.2-3B-default": Experiment("tinylora"),
+}
+
+
+def with_rows(text: str, results: pd.DataFrame) -> str:
+    """others.yaml with the leaderboard's parts replaced."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    parts = "".join(part for board in boards(results) for part in part_of(board))
+    return before + BEGIN + parts + END + after
+
+
+def part_of(board: Board) -> Iterator[str]:
+    """The lines of a set that is complete enough."""
+    if len(board.rows) < FEWEST_ROWS:
+        return
+    versions = ", ".join(sorted({*board.rows.transformers}))
+    yield "  - columns: [gsm8k]\n"
+    yield "    note: >-\n"
+    yield (
+        f"      {board.label}: {len(board.rows)} rows, transformers {versions},"
+        f" {board.decoding} answers\n"
+    )
+    yield (
+        f"      to GSM8K's {QUESTIONS:,} test questions. MetaMathQA, 20,000 rows seen;"
+        " the loss is over question and answer.\n"
+    )
+    yield "    rows:\n"
+    month = board.label.partition(" (")[0]
+    rows = board.rows.set_index("row", drop=False)
+    for name, experiment in EXPERIMENTS.items():
+        if name in rows.index:
+            yield row_line(rows.loc[name], experiment, month)
+
+
+def row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
+    """One row."""
+    about = ", ".join(filter(None, [f"row: {experiment.row}", experiment.settings]))
+    return (
+        f"    - {{model: llama3_2_3b, {about}, params: '{result.parameters:,}',"
+        f" lr: {short_rate(result.lr)}, memory: {result.memory_bytes / 1e9:.2f} GB,"
+        f" time: '{result.seconds:,.0f} s',\n"
+        f"       by: in {month}, values: [{result.score:.1f}]}}\n"
+    )
+
+
+def short_rate(rate: float) -> str:
+    """1e-4 for 0.0001, 4.5e-3 for 0.0045."""
+    digits, _, exponent = f"{rate:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
