@@ -30,7 +30,7 @@ from analysis.leaderboard.tables import (
     seeds_table,
     shift_table,
 )
-from analysis.render import Table, grid
+from analysis.render import Entry, Table, grid
 
 URL = "https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA"
 SIMULATION = PUBLISHED.with_name("leaderboard_simulation.yaml")
@@ -138,16 +138,15 @@ def sources_table(every_board: Sequence[Board]) -> Table:
     for board in every_board:
         rows = board.rows
         dates = rows.date.str[:10]
-        lines.append(
-            {
-                "set": board.label,
-                "folder": board.name,
-                "rows": str(len(rows)),
-                "run": f"{dates.min()} to {dates.max()}",
-                "transformers": ", ".join(sorted({*rows.transformers})),
-                "answers": board.decoding,
-            }
-        )
+        line: dict[str, Entry] = {
+            "set": board.label,
+            "folder": board.name,
+            "rows": str(len(rows)),
+            "run": f"{dates.min()} to {dates.max()}",
+            "transformers": ", ".join(sorted({*rows.transformers})),
+            "answers": board.decoding,
+        }
+        lines.append(line)
     return Table.of("Sets", lines)
 
 

@@ -487,7 +487,13 @@ def others_pages() -> dict[str, str]:
     less = (best["vera"] - best["lora"]).dropna().rename("less").reset_index()
     own = less.model.isin(NAMED) & less.column.isin(NAMED.keys() - EXACT.keys())
     glue = less[own & (less.column == "avg")]
-    texts = less[~own & ~less.column.isin([*GLUE, "DINO similarity", "drift"])].less
+    rewarded = less.column.str.endswith(" by reward")
+    images = less.column.isin(["DINO similarity", "drift"])
+    texts = less[~own & ~less.column.isin([*GLUE]) & ~images & ~rewarded].less
+    by_reward = [
+        f"{best['vera'][key]:g} and {best['lora'][key]:g} ({key[0]})"
+        for key in less[rewarded].set_index(["label", "model", "column"]).index
+    ]
     # What others report of a cell of the paper: "C3A 83.38, VB-LoRA 85.5 (r 1,024, all
     # linear)"
     words = [
@@ -516,6 +522,7 @@ def others_pages() -> dict[str, str]:
         "tables": shown,
     }
     gaps |= {"texts": len(texts), "below": int((texts < 0).sum()), "setting": setting}
+    gaps |= {"by_reward": ", ".join(by_reward)}
     return {
         "others.md": rendered("others.md", **gaps),
         "others.svg": svg(others_picture()),
