@@ -17,6 +17,7 @@ import tasks
 from runs import models
 from runs.errors import UserError
 from runs.record import finished_record, hash_of, id_of, record_path, run_folder
+from runs.reward_functions import function_files
 from runs.run import Run
 from runs.shared_files import MISSING, check_kept, digest, file_hash, kept_in_cache
 from tasks.fetch import content
@@ -64,9 +65,14 @@ def _identify(run: Run, contents: Contents) -> str | None:
         start = start_id(run, contents)
         if start is None:
             return None
-    version = tasks.protocol(config["task"])
     return id_of(
-        config, row=run.row, model=model, data=data, protocol=version, start=start
+        config,
+        row=run.row,
+        model=model,
+        data=data,
+        protocol=tasks.protocol(config["task"]),
+        start=start,
+        functions=functions_content(config),
     )
 
 
@@ -155,6 +161,14 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
     """The pinned revision, or the hash over the local files."""
     source = tasks.source(settings)
     return source.pinned or (hash_files(source.files) if source.files else None)
+
+
+def functions_content(config: Mapping[str, Any]) -> str | None:
+    """The hash over the files of one's own reward functions; None without any. Raises
+    UserError where one has no file."""
+    reward = config.get("reward")
+    files = function_files(reward["function"]) if reward else {}
+    return hash_files(files) if files else None
 
 
 def hash_files(files: Mapping[str, Path]) -> str:

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 from tasks.base import DataError, Rows, Settings, Source, Task
 
+#: The families whose answers are read exactly, which training by reward needs.
+EXACT_FAMILIES = ("commonsense", "maths")
 FAMILIES = ("commonsense", "e2e", "glue", "images", "instruct", "maths", "text")
 
 

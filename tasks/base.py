@@ -142,7 +142,8 @@ class Task(ABC):
     labels, where the model answers (label - mean) / spread. item_groups: of each item
     that is scored (of a task that decodes, its items; else its dev rows) the number of
     its group, where items resemble each other. Statistics count a group as one unit.
-    None: each item is a unit."""
+    None: each item is a unit. answers_dev: whether the model's answers to dev rows are
+    read and scored at the end of an epoch (tasks/exact.py)."""
 
     name: str
     metric: str
@@ -160,6 +161,7 @@ class Task(ABC):
     fixed_text: Any = None
     scaling: tuple[float, float] | None = None
     item_groups: Sequence[int] | None = None
+    answers_dev: bool = False
 
     def hold_out(self, share: float) -> None:
         """Replaces the dev rows by a random share in (0, 1) of the training rows, the

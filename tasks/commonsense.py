@@ -45,6 +45,8 @@ SETS = {
     "arc_challenge": TestSet("ARC-Challenge", FIVE_ANSWERS),
     "openbookqa": TestSet("openbookqa", FIVE_ANSWERS),
 }
+#: Any set's words: training rows are of all sets.
+ANY_WORD = "|".join(dict.fromkeys(test_set.words for test_set in SETS.values()))
 #: Settings of the published runs.
 PUBLISHED = {
     "train_set": "commonsense_170k",
@@ -87,10 +89,11 @@ def _indented(text: str, training: bool, spaces: int) -> str:
 
 
 def read(part: str, prompt: str, text: str) -> str | None:
-    """The first of the set's words, after the text's last "### Response:", at which the
+    """The first of the set's words (of any set's for ""), after the text's last "### Response:", at which the
     scripts cut it."""
     response = text.rpartition("### Response:")[2]
-    word = re.search(SETS[part].words, response)
+    words = SETS[part].words if part else ANY_WORD
+    word = re.search(words, response)
     return word and word[0]
 
 
@@ -120,7 +123,7 @@ def load(settings: Settings) -> ExactTask:
         part: _test_rows(part, path, test_template) for part, path in files.items()
     }
     pairs = {split: train_template.pairs(rows) for split, rows in splits.items()}
-    task = ExactTask(settings, pairs, tests, read)
+    task = ExactTask(settings, pairs, tests, read, training_part="")
     for key, published in PUBLISHED.items():
         if settings[key] != published:
             notes.append(f"task.{key}={settings[key]}; the scripts': {published}")

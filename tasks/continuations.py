@@ -73,6 +73,8 @@ class Continuations(Task):
         self.fixed_text = fixed_text(settings)
         self.notes = []
         self._rows: dict[str, list[Row]] = {}
+        #: By split, the indices of the pairs in `splits` that have a row.
+        self.kept_rows: dict[str, list[int]] = {}
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
@@ -112,7 +114,10 @@ class Continuations(Task):
         left_out = 0
         for split, pairs in self.splits.items():
             rows = self._tokenised(pairs, max_length)
-            self._rows[split] = [row for row in rows if row.trained_tokens > 0]
+            self.kept_rows[split] = [
+                index for index, row in enumerate(rows) if row.trained_tokens > 0
+            ]
+            self._rows[split] = [rows[index] for index in self.kept_rows[split]]
             left_out += len(rows) - len(self._rows[split])
             if not self._rows[split]:
                 raise DataError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from tasks.base import DataError, Settings, check, fixed_subset
+from tasks.base import Array, DataError, Settings, check, fixed_subset, held_out
 from tasks.continuations import Splits, Written, token_ids
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ class Item(NamedTuple):
     prompt: str
     answer: str | None
     part: str
+
+
+class Exercise(NamedTuple):
+    """A row of train or dev as the model is asked it, in training by reward and where
+    dev rows are answered. answer: as the reader finds it in the row's response; no text
+    is right for None."""
+
+    prompt: str
+    prompt_ids: list[int]
+    answer: str | None
 
 
 class Reading(TypedDict):
@@ -61,7 +71,13 @@ class ExactTask(Written):
         read: the reader.
         headline: the test set that is the score; None for the mean over all of them.
         groups: by test set the number of each row's group, where rows resemble each
-            other; see Task.item_groups."""
+            other; see Task.item_groups.
+        training_part: the test set by whose reader the rows of train and dev are
+            answered; by default the first one.
+        read_response: the answer in the response of a training row; by default it is
+            read like a text.
+        train_groups: the number of each training row's group. task.holdout then holds
+            whole groups out."""
 
     as_one = True
     items: list[Item]
@@ -74,13 +90,23 @@ class ExactTask(Written):
         read: Read,
         headline: str | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
+        training_part: str | None = None,
+        read_response: Callable[[str], str | None] | None = None,
+        train_groups: Sequence[int] | None = None,
     ) -> None:
         decode, beams = settings["decode"], settings["beams"]
         check(settings, "decode", decode in ("test", "none"), "test or none")
         variant = "greedy" if beams == 1 else f"beams{beams}"
         super().__init__(settings, splits, [], [variant])
         self.read = read
+        self.read_response = read_response
         self.headline = headline
+        self.training_part = headline or next(iter(tests), "")
+        if training_part is not None:
+            self.training_part = training_part
+        self.train_groups = train_groups
+        if settings.get("dev_score") == "exact_match":
+            self.answer_dev_rows()
         if self.decodes:
             self._take_items(tests, groups)
 
@@ -113,6 +139,60 @@ class ExactTask(Written):
         self.ends = (tokenizer.eos_token_id,)
         self._prompts = token_ids(tokenizer, [item.prompt for item in self.items])
         self.check_positions()
+
+    # --- rows of train and dev that are answered
+
+    def hold_out(self, share: float) -> None:
+        """See Task.hold_out."""
+        if self.train_groups is None:
+            super().hold_out(share)
+            return
+        rows = self.splits["train"]
+        numbers = sorted(set(self.train_groups))
+        chosen = held_out([0] * len(numbers), share, self.name)
+        held = {numbers[i] for i in chosen}
+        parts: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
+        for row, group in zip(rows, self.train_groups, strict=True):
+            parts["dev" if group in held else "train"].append(row)
+        self.splits = dict(parts)
+        self.notes.append(
+            f"dev: {len(parts['dev'])} of {len(rows)} training rows held out in whole "
+            f"groups (task.holdout={share:g})"
+        )
+
+    def answer_dev_rows(self) -> None:
+        """Makes the share of dev rows that the model answers exactly the metric of an
+        epoch, in place of the perplexity."""
+        self.answers_dev = True
+        self.metric, self.higher_is_better, self.scale = "exact_match", True, 100.0
+
+    def exercises(self, split: str) -> list[Exercise]:
+        """The rows of a prepared split, in its order."""
+        pairs = [self.splits[split][i] for i in self.kept_rows[split]]
+        all_ids = token_ids(self.tokenizer, [prompt for prompt, _ in pairs])
+        return [
+            Exercise(prompt, ids, self.expected(prompt, response))
+            for (prompt, response), ids in zip(pairs, all_ids, strict=True)
+        ]
+
+    def expected(self, prompt: str, response: str) -> str | None:
+        """The answer in the response of a training row."""
+        if self.read_response is not None:
+            return self.read_response(response)
+        return self.read(self.training_part, prompt, response)
+
+    def is_right(self, exercise: Exercise, text: str) -> bool:
+        """Whether a text answers a row."""
+        answer = self.read(self.training_part, exercise.prompt, text)
+        return answer is not None and answer == exercise.answer
+
+    def score(self, predictions: Array, labels: Array) -> float:
+        """The perplexity or, of dev rows that are answered, the share of greedy answers
+        that are right. predictions: then (rows, 2), whether the greedy answer is right
+        and whether a sampled one is."""
+        if self.answers_dev:
+            return float(predictions[:, 0].mean())
+        return super().score(predictions, labels)
 
     # --- texts
 

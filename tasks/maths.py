@@ -12,10 +12,10 @@ two protocols. Their words, limits and readers are settings (conf/task/gsm8k.yam
 The dev rows are those that peft's code draws from GSM8K's training set; the papers name
 none. MATH's answers are compared as hendrycks/math compares them (answers.same_form).
 
-sums: small problems, made by tasks/sums.py."""
+sums, sums_digit: small problems, made by tasks/sums.py."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ class Solved(BaseModel):
 
 def source(settings: Settings) -> Source:
     """See tasks.source. The template and a user's own reader are part of the data."""
-    if settings.get("prepare") == "sums":
+    if settings.get("prepare") in sums.SPACES:
         return sums.source(settings)
     files = _files(settings, settings)
     remote = [keys for local, keys in HUBS.items() if not settings[local]]
@@ -82,7 +82,7 @@ def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError with file and row for a row without a problem or
     a solution, and for a test row without an answer. A row of MATH without one counts
     as wrong, as in the papers' code."""
-    if settings.get("prepare") == "sums":
+    if settings.get("prepare") in sums.SPACES:
         return sums.load(settings)
     files = _files(settings, _local_copies(settings))
     form, notes = _prompt_form(settings, files)
@@ -97,7 +97,15 @@ def load(settings: Settings) -> ExactTask:
         "dev": [(_prompt(form, row), row.solution) for row in dev],
     }
     headline = settings["tests"][0]
-    task = ExactTask(settings, splits, tests, _read(readers), headline)
+    task = ExactTask(
+        settings,
+        splits,
+        tests,
+        _read(readers),
+        headline,
+        training_part=headline,
+        read_response=_read_solution(readers[headline]),
+    )
     task.notes += notes + dev_notes
     if settings["name"] == "gsm8k":
         counts = {"train": len(published_rows)}
@@ -135,6 +143,17 @@ def _read(readers: Mapping[str, Reader]) -> Read:
         return find(prompt + text if find is peft_answer else text)
 
     return read
+
+
+def _read_solution(reader: Reader) -> Callable[[str], str | None]:
+    """Reads a training row's solution: as a test row's, else as a text, since
+    MetaMathQA's solutions end like the texts that are learnt from them."""
+
+    def read_response(solution: str) -> str | None:
+        answer = reader.solution(solution)
+        return reader.answer(solution) if answer is None else answer
+
+    return read_response
 
 
 # --- rows

@@ -1,8 +1,12 @@
-"""Sums and differences of two and three whole numbers: a task that needs no file.
+"""Sums and differences of a few whole numbers: tasks that need no file.
 
 The problems have a fixed order. The first ones are tested, the next ones are dev rows,
 and the model is trained on those that follow. The test problems are therefore the same,
-whatever a run is trained on."""
+whatever a run is trained on.
+
+sums has two and three terms. sums_digit has four, and its answer is one digit: a prompt
+ends with a blank, so that the answer is the next token. No two of its parts share the
+terms of a problem."""
 
 import itertools
 import random
@@ -12,12 +16,27 @@ from typing import NamedTuple
 from tasks.base import DataError, Settings, Source
 from tasks.exact import ExactTask, Tests
 
-#: Raise the number with a change of the problems.
-CONTENT = "tasks/sums.py 2"
-LARGEST_TERM = 9
 ORDER_SEED = 2024
 #: The parts in the order in which they take problems.
 PARTS = ("test", "dev", "train")
+
+
+class Space(NamedTuple):
+    """The problems of a task. content: stands for them in ids; raise its number with a
+    change of the problems. one_digit: whether the answer is the one digit after a
+    prompt that ends with a blank."""
+
+    content: str
+    numbers_of_terms: tuple[int, ...]
+    largest_term: int
+    one_digit: bool
+
+
+#: By task.prepare.
+SPACES = {
+    "sums": Space("tasks/sums.py 2", (2, 3), 9, one_digit=False),
+    "sums_digit": Space("tasks/sums.py digit 1", (4,), 6, one_digit=True),
+}
 
 
 class Problem(NamedTuple):
@@ -33,23 +52,22 @@ def source(settings: Settings) -> Source:
     """See tasks.source. Raises DataError for more rows than there are problems."""
     sizes = {f"task.{part}_rows": settings[f"{part}_rows"] for part in PARTS}
     total = sum(sizes.values())
-    available = len(problems())
+    space = SPACES[settings["prepare"]]
+    available = len(problems(space))
     if total > available:
         terms = " + ".join(f"{key}={size}" for key, size in sizes.items())
         raise DataError(
             f"{terms} are {total:,} problems, and there are only {available:,}"
         )
-    return Source(pinned=CONTENT)
+    return Source(pinned=space.content)
 
 
 def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError for more rows than there are problems."""
     source(settings)
-    remaining = iter(problems())
-    parts = {
-        part: list(itertools.islice(remaining, settings[f"{part}_rows"]))
-        for part in PARTS
-    }
+    space = SPACES[settings["prepare"]]
+    sizes = {part: settings[f"{part}_rows"] for part in PARTS}
+    parts = split_problems(problems(space), sizes, whole_groups=space.one_digit)
     splits = {
         split: [(problem.prompt, problem.answer) for problem in parts[split]]
         for split in ("train", "dev")
@@ -58,7 +76,41 @@ def load(settings: Settings) -> ExactTask:
         "sums": [(problem.prompt, problem.answer.strip()) for problem in parts["test"]]
     }
     groups = {"sums": [problem.group for problem in parts["test"]]}
-    return ExactTask(settings, splits, tests, first_number, groups=groups)
+    train_groups = None
+    if space.one_digit:
+        train_groups = [problem.group for problem in parts["train"]]
+    return ExactTask(
+        settings,
+        splits,
+        tests,
+        first_number,
+        groups=groups,
+        train_groups=train_groups,
+    )
+
+
+def split_problems(
+    all_problems: list[Problem], sizes: dict[str, int], whole_groups: bool
+) -> dict[str, list[Problem]]:
+    """The problems of each part. whole_groups: leave out the rest of a group that a
+    part has begun, so that no two parts share one. Raises DataError where there are too
+    few problems."""
+    parts = {}
+    start = 0
+    for part, size in sizes.items():
+        stop = start + size
+        parts[part] = all_problems[start:stop]
+        if len(parts[part]) < size:
+            raise DataError(
+                f"task.{part}_rows={size}: only {len(parts[part]):,} problems are left "
+                "for it"
+            )
+        while whole_groups and stop < len(all_problems):
+            if all_problems[stop].group != all_problems[stop - 1].group:
+                break
+            stop += 1
+        start = stop
+    return parts
 
 
 def first_number(part: str, prompt: str, text: str) -> str | None:
@@ -67,24 +119,44 @@ def first_number(part: str, prompt: str, text: str) -> str | None:
     return number and number[0]
 
 
-def problems() -> list[Problem]:
+def problems(space: Space) -> list[Problem]:
     """All problems. Those of one group follow one another, so that two parts share a
     group only where one part ends and the next begins."""
-    signed_terms = [n for n in range(-LARGEST_TERM, LARGEST_TERM + 1) if n]
-    groups = [
-        *itertools.combinations_with_replacement(signed_terms, 2),
-        *itertools.combinations_with_replacement(signed_terms, 3),
-    ]
+    largest = space.largest_term
+    signed_terms = [n for n in range(-largest, largest + 1) if n]
+    groups: list[tuple[int, ...]] = []
+    for count in space.numbers_of_terms:
+        groups += itertools.combinations_with_replacement(signed_terms, count)
     # A problem begins with a positive term: the last one of a group is its largest.
     groups = sorted(terms for terms in groups if terms[-1] > 0)
+    if space.one_digit:
+        groups = [terms for terms in groups if 0 <= sum(terms) <= 9]
     random.Random(ORDER_SEED).shuffle(groups)
+    if space.one_digit:
+        groups = _digits_in_turn(groups)
     all_problems = []
     for number, terms in enumerate(groups):
-        answer = f" {sum(terms)}"
+        blank = "" if space.one_digit else " "
+        answer = f"{blank}{sum(terms)}"
         for order in sorted(set(itertools.permutations(terms))):
             if order[0] > 0:
-                all_problems.append(Problem(_prompt(order), answer, number))
+                prompt = _prompt(order)
+                if space.one_digit:
+                    prompt += " "
+                all_problems.append(Problem(prompt, answer, number))
     return all_problems
+
+
+def _digits_in_turn(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The groups in an order in which each answer has its turn: a part of few groups
+    would else have many problems of one answer."""
+    turns: dict[int, int] = {}
+    places = []
+    for terms in groups:
+        answer = sum(terms)
+        turns[answer] = turns.get(answer, 0) + 1
+        places.append((turns[answer], answer, terms))
+    return [terms for _, _, terms in sorted(places)]
 
 
 def _prompt(terms: tuple[int, ...]) -> str:

@@ -277,6 +277,8 @@ def _configuration(
         # a preset of LoRA's rows set it, and METHODS= chose another
         config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
+    if values["train"].get("objective") == "likelihood":
+        del values["train"]["objective"], values["reward"]
     for part in ("task", "method"):  # open ones: their keys in the order of their files
         values[part] = {key: values[part][key] for key in config[part]}
     return values | {"recipe": values.pop("recipe", {})}, changed
@@ -289,7 +291,7 @@ def _is_compared(key: str) -> bool:
     if group == "model":
         declared = nearest_key(key)
         return declared is not None and declared.role == RESULT
-    return group in ("task", "method", "train") and key != group
+    return group in ("task", "method", "train", "reward") and key != group
 
 
 def _changed(
@@ -312,7 +314,7 @@ def _changed(
             raise UserError(
                 f"{line}: conf/task has another task of that name: give your data another"
             )
-        if wanted is not None and not key.startswith("train."):
+        if wanted is not None and key.startswith(("task.", "method.", "model.")):
             floats = isinstance(wanted, list) and all(
                 type(one) is float for one in wanted
             )
@@ -348,6 +350,7 @@ NOT_CARRIED = frozenset(
         "data_seed",
         "init_from",
         "keep",
+        "train.objective",
         "task.holdout",
         "task.label",
         "task.name",
@@ -357,7 +360,7 @@ NOT_CARRIED = frozenset(
 
 def _is_carried(override: Override, task: DictConfig) -> bool:
     """Whether a run's override holds for the run that it starts from, too."""
-    if override.key in NOT_CARRIED or override.group in (*WHERE, "method"):
+    if override.key in NOT_CARRIED or override.group in (*WHERE, "method", "reward"):
         return False
     if override.group != "task":
         return True

@@ -144,6 +144,13 @@ class Config(Launch, RunKeys):
             raise ValueError(
                 f"method.projection_seed={projection}: redrawn matrices follow the seed"
             )
+        by_reward = self.train.objective == "reward"
+        if by_reward and self.task.family not in tasks.EXACT_FAMILIES:
+            raise ValueError(
+                f"train.objective=reward: the task {self.task.name} has no exact "
+                "answers. Families that have them: "
+                f"{', '.join(tasks.EXACT_FAMILIES)}"
+            )
         if self.model.modality != self.task.modality:
             model, task = self.model, self.task
             raise ValueError(

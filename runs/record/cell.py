@@ -18,7 +18,7 @@ from runs.record.keys import KEYS, SEED
 from runs.record.schema import TEXT_SCORES, Record
 
 #: The groups whose keys ids hold together, each under its name.
-HASHED_GROUPS = ("method", "task", "train")
+HASHED_GROUPS = ("method", "task", "train", "reward")
 #: Keys that are gone, by the task's family, with the value that every run had. Ids hold
 #: them still.
 GONE: dict[str, dict[str, Any]] = {
@@ -34,6 +34,8 @@ def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, An
     family = config["task"].get("family")
     settings = {}
     for group in HASHED_GROUPS:
+        if not config.get(group):  # a run by likelihood has no settings of a reward
+            continue
         settings[group] = _in_ids(group, config[group], family, with_seeds)
     settings["task"] = GONE.get(family, {}) | settings["task"]
     if config["method"].get("redrawn") and not with_seeds:
@@ -72,16 +74,20 @@ def id_of(
     data: str,
     protocol: int,
     start: str | None,
+    functions: str | None = None,
 ) -> str:
     """The id of a run: 12 hex digits of a hash of all that defines its result.
 
     model, data: the hashes of their contents. protocol: the version of the task
-    family's. start: the adapter that the run starts from, if there is one."""
+    family's. start: the adapter that the run starts from, if there is one. functions:
+    the hash of one's own reward functions, if there are any."""
     parts = defining(config)
     parts |= {"row": row, "model": model, "data": data, "protocol": protocol}
     parts["seeds"] = [config["seed"], config["data_seed"]]
     if start is not None:
         parts["start"] = start
+    if functions is not None:
+        parts["functions"] = functions
     return hash_of(parts)[:12]
 
 

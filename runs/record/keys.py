@@ -194,6 +194,10 @@ class TaskKeys(Part):
     max_new_tokens: Annotated[Count, RESULT] = 1
     stops: Annotated[list[Text], RESULT] = []
     reader: Annotated[str, RESULT] = ""
+    # A run by reward is always scored by exact match
+    dev_score: Annotated[
+        Literal["perplexity", "exact_match"], RESULT, Added("perplexity")
+    ] = "perplexity"
 
     # What does not change the result
     workers: Annotated[Count | None, COMPUTING] = None
@@ -287,6 +291,25 @@ class TrainKeys(Part):
     ]
     max_steps: Annotated[Count | None, RESULT]
     evaluate_every: Annotated[Count, RESULT, Added(1)]
+    objective: Annotated[
+        Literal["likelihood", "reward"], RESULT, Added("likelihood")
+    ] = "likelihood"
+
+
+class RewardKeys(Part):
+    """The settings of training by reward. See conf/config.yaml."""
+
+    samples: Annotated[int, Field(ge=2), RESULT]
+    temperature: Annotated[float, Field(gt=0), RESULT]
+    scale: Annotated[Literal["group", "batch", "none"], RESULT]
+    loss: Annotated[Literal["grpo", "dapo", "dr_grpo"], RESULT]
+    kl: Annotated[Rate, RESULT]
+    # exact_match, module.function, or the weights of several by name
+    function: Annotated[Text | dict[Text, float], RESULT]
+    # the reward of a completion without an end token; null: as it is scored
+    truncated: Annotated[float | None, RESULT]
+    max_new_tokens: Annotated[Count | None, RESULT]
+    samples_every: Annotated[Count | None, OUTCOME]
 
 
 class RunKeys(Part):
@@ -297,6 +320,8 @@ class RunKeys(Part):
     task: TaskKeys
     method: MethodKeys
     train: TrainKeys
+    # of a run by likelihood there is none
+    reward: RewardKeys | None = None
     seed: Annotated[Seed, SEED]
     data_seed: Annotated[Seed, SEED]
     select: Annotated[Literal["paper", "crossfit"], OUTCOME]
@@ -322,6 +347,7 @@ GROUP_KEYS: dict[str, type[Part]] = {
     "task": TaskKeys,
     "method": MethodKeys,
     "train": TrainKeys,
+    "reward": RewardKeys,
 }
 
 
@@ -357,7 +383,7 @@ class Key:
 def keys_of_part(part: type[Part], group: str = "") -> Iterator[Key]:
     """The keys of a group. Raises TypeError for one without a role."""
     for name, field in part.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
+        if name in GROUP_KEYS:
             continue
         full_name = f"{group}.{name}" if group else name
         yield _key(full_name, field)

@@ -62,6 +62,11 @@ class State:
     curve: dict[str, list[Any]] = field(
         default_factory=lambda: {key: [] for key in CURVE}
     )
+    #: What the objective has measured: in the last step, and the sums since the last
+    #: evaluation with the number of steps.
+    metrics: dict[str, float] = field(default_factory=dict)
+    metric_sums: dict[str, float] = field(default_factory=dict)
+    metric_steps: int = 0
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
     # which rows were right, at the best epoch so far and the last (runs/record/items.py)
     right: dict[str, str] = field(default_factory=dict)
@@ -80,9 +85,23 @@ class State:
     def end_epoch(self, point: Mapping[str, Any], predictions: str) -> None:
         """Adds an evaluation to the curve, with the hash of its predictions."""
         for key, value in point.items():
-            self.curve[key].append(value)
+            self.curve.setdefault(key, []).append(value)
         self.predictions.append(predictions)
         self.epoch, self.loss_sum, self.rows = self.epoch + 1, 0.0, 0
+        self.metric_sums, self.metric_steps = {}, 0
+
+    def add_metrics(self, metrics: dict[str, float]) -> None:
+        """Adds what the objective has measured in a step."""
+        self.metrics = metrics
+        self.metric_steps += 1
+        for name, value in metrics.items():
+            self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
+
+    def mean_metrics(self) -> dict[str, float]:
+        """The means of the objective's metrics since the last evaluation."""
+        return {
+            name: total / self.metric_steps for name, total in self.metric_sums.items()
+        }
 
     def diverge(self, why: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from runs.methods import make_method
 from runs.record import Metric, csv_text, run_folder, write_atomically
 from runs.run import Run
 from runs.tracking import Tracker
+from runs.training.answer_dev import answer_dev_rows
+from tasks.exact import ExactTask
 from vera.sites import head_parameters
 
 Report = Callable[[dict[str, Any]], None]
@@ -67,6 +69,8 @@ class Context:
         self.task, self.raw_model, self.method = build(
             run, self.accelerator.device, start, task
         )
+        if "reward" in self.config:
+            cast(ExactTask, self.task).answer_dev_rows()
         self.metric = Metric(
             self.task.metric, self.task.higher_is_better, self.task.scale
         )
@@ -101,7 +105,16 @@ class Context:
         )
         answers = np.stack([everything[row] for row in range(len(lengths))])
         whole = self.task.weight("dev", range(len(lengths)))
-        return sum(gather_object([loss_sum])) / whole, answers
+        mean_loss = sum(gather_object([loss_sum])) / whole
+        if self.task.answers_dev:
+            return mean_loss, answer_dev_rows(
+                self.raw_model,
+                cast(ExactTask, self.task),
+                self.accelerator,
+                self.config,
+                self.stop.check,
+            )
+        return mean_loss, answers
 
     @property
     def best_file(self) -> Path:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,15 @@ from runs.training.context import (
 )
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.files import CHECKPOINT, Attempt
+from runs.training.objective import Likelihood, Objective
+from runs.training.reward import Reward
+
+#: Said where training by reward cannot teach anything.
+NO_SIGNAL = (
+    "since the last evaluation no prompt had completions of different rewards, so "
+    "nothing was learned. Try a larger reward.samples, or start from a supervised run "
+    "(init_from=)"
+)
 
 
 class Training(Context):
@@ -106,6 +116,9 @@ class Training(Context):
         self.state = State(
             self.config["keep"], self.config["adapter_precision"], conditions=now
         )
+        self.objective: Objective = Likelihood(self)
+        if "reward" in self.config and self.groups:
+            self.objective = Reward(self, self.folder)
         #: Steps whose loss has not been read: their number, loss and weight; and how
         #: many of them a GPU may have. Several processes meet for each loss anyway.
         self.unread: list[tuple[int, Tensor, float]] = []
@@ -229,24 +242,22 @@ class Training(Context):
     def step(self, rows: list[int]) -> Tensor:
         """One optimizer step on an effective batch. Returns this process's share of its
         mean loss, ()."""
-        world, size = (
-            self.accelerator.num_processes,
-            self.config["micro_batch"] or len(rows),
-        )
-        mine = rows[self.accelerator.process_index :: world]
+        world = self.accelerator.num_processes
+        items = self.objective.begin(rows, self.state.step)
+        size = self.config["micro_batch"] or len(items)
+        mine = items[self.accelerator.process_index :: world]
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
         # Or the others would wait for its last backward: a process without rows has one
         # with weight 0.
         empty = not parts
-        parts = parts or [rows[:1]]
-        self.model.train()
+        parts = parts or [items[:1]]
         # Else the processes would draw the same dropout, and a resumed one what another
         # has drawn.
         if world > 1:
             seed_process(
                 self.config["seed"], self.state.step, self.accelerator.process_index
             )
-        device, whole = self.accelerator.device, self.task.weight("train", rows)
+        device = self.accelerator.device
         # Apple's GPUs have no float64.
         total = torch.zeros(
             (),
@@ -256,15 +267,13 @@ class Training(Context):
         # Between two optimizer steps merged weights serve every micro-batch.
         with vera.unchanged(self.raw_model):
             for i, part in enumerate(parts):
-                # Weighted by rows (or tokens), the micro-batches' losses add up to the
-                # batch's mean.
-                weight = 0.0 if empty else self.task.weight("train", part) / whole
+                weight = 0.0 if empty else self.objective.share(part, items)
                 loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
                 total += loss.to(total.dtype) * weight
         steps = self.plan.total_steps
-        check_gradient(
-            self.method, self.raw_model, self.optimizer, self.state.step + 1, steps
-        )
+        if self.objective.has_signal:
+            step = self.state.step + 1
+            check_gradient(self.method, self.raw_model, self.optimizer, step, steps)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(
                 self.parameters.values(), self.settings["clip"]
@@ -275,17 +284,17 @@ class Training(Context):
             self.method.after_step(self.raw_model, self.state.step + 1)
         self.optimizer.zero_grad()
         self.state.step += 1
+        self.state.add_metrics(self.objective.finish())
         set_rates(self.optimizer, self.settings, self.state.step, steps)
         return total
 
-    def _gradient(self, part: list[int], scale: float, last: bool) -> Tensor:
-        """Adds the gradient of a micro-batch's mean loss, scaled; returns that loss.
+    def _gradient(self, part: Sequence[Any], scale: float, last: bool) -> Tensor:
+        """Adds the gradient of a micro-batch's loss, scaled; returns that loss.
         Data parallel averages over processes, which exchange gradients with the last
         micro-batch alone."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            batch = self.batch("train", part)
             with self.accelerator.autocast():
-                loss: Tensor = self.task.loss(self.model, batch)
+                loss = self.objective.loss(self.model, part)
                 penalty = self.method.penalty(self.raw_model)
                 loss = loss if penalty is None else loss + penalty
             self.accelerator.backward(loss * scale)
@@ -315,7 +324,12 @@ class Training(Context):
             "metric_select": self.task.score(predictions[a], labels[a]),
             "metric_report": self.task.score(predictions[b], labels[b]),
             "lr": [group["lr"] for group in self.optimizer.param_groups],
+            **self.state.mean_metrics(),
         }
+        if self.task.answers_dev:
+            point["sampled_exact_match"] = float(predictions[:, 1].mean())
+        if point.get("frac_reward_zero_std") == 1:
+            print(f"note: {NO_SIGNAL}", flush=True)
         # A hash is enough to see whether another run predicts the same for every row.
         state.end_epoch(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         self._keep_right_rows(predictions, labels)
@@ -433,5 +447,6 @@ class Training(Context):
             * (plan.total_steps - state.step),
             # to be decoded after training
             "texts": len(getattr(self.task, "items", ())),
+            "reward": state.metrics.get("reward"),
         }
         self.report({"phase": phase, **numbers})

@@ -1,5 +1,6 @@
 """Maths: the rows and prompts of both protocols, and what defines them."""
 
+import itertools
 import re
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_pefts_code_reads_the_prompt_too(load):
 
 
 def test_sums_are_right_and_none_is_there_twice():
-    problems = sums.problems()
+    problems = sums.problems(sums.SPACES["sums"])
     prompts = {problem.prompt for problem in problems}
     assert len(prompts) == len(problems) == 2 * 9**2 + 4 * 9**3
     assert all(
@@ -106,7 +107,7 @@ def test_sums_are_right_and_none_is_there_twice():
 def test_orders_of_the_same_terms_are_neighbours_and_one_group():
     """A group's problems follow one another, so that parts share none but at their
     ends. The task has the group of each item that it decodes."""
-    problems = sums.problems()
+    problems = sums.problems(sums.SPACES["sums"])
     groups = [problem.group for problem in problems]
     assert groups == sorted(groups)
     terms_of_group = {}
@@ -128,8 +129,8 @@ def test_sums_that_are_too_many_are_refused_before_anything_is_loaded():
     settings = task_of("sums")
     sizes = [settings[f"{part}_rows"] for part in ("train", "dev", "test")]
     assert sizes == [1900, 100, 1000]
-    assert tasks.source(settings).pinned == sums.CONTENT
-    available = len(sums.problems())
+    assert tasks.source(settings).pinned == sums.SPACES["sums"].content
+    available = len(sums.problems(sums.SPACES["sums"]))
     tasks.source(settings | {"train_rows": available - 1100})
     with refused(f"task.train_rows={available - 1099}"):
         tasks.source(settings | {"train_rows": available - 1099})
@@ -170,3 +171,62 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
     assert set(tasks.source(settings | untested).files) == {"rows", "gsm8k_train"}
     assert tasks.source(hub | {"test_dir": None} | untested).pinned.count("@") == 2
     assert not load(**untested).items
+
+
+# --- sums of one digit
+
+
+def terms_of(prompt):
+    """The signed terms of a problem, whatever their order."""
+    return tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}")))
+
+
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_parts_of_one_digit_sums_share_no_terms(share):
+    """Nor does a trial hold out what it trains on."""
+    changes = {"decode": "none", "holdout": share} if share else {}
+    task = tasks.load(task_of("sums_digit") | changes)
+    parts = [
+        {terms_of(prompt) for prompt, _ in task.splits[split]}
+        for split in ("train", "dev")
+    ]
+    parts.append({terms_of(item.prompt) for item in task.items})
+    for one, other in itertools.combinations(parts, 2):
+        assert not one & other
+    if not share:
+        rows = [*task.splits["train"], *task.splits["dev"]]
+        assert [len(task.splits["train"]), len(task.splits["dev"])] == [3200, 300]
+        assert len(task.items) == 1000
+        for prompt, answer in rows:
+            assert prompt.endswith("= ")
+            assert str(eval(prompt.removesuffix("= "))) == answer
+            assert len(answer) == 1
+
+
+def test_the_most_common_digit_is_a_tenth_of_the_answers():
+    task = tasks.load(task_of("sums_digit"))
+    for answers in (
+        [answer for _, answer in task.splits["train"]],
+        [item.answer for item in task.items],
+    ):
+        common = max(answers.count(digit) for digit in set(answers))
+        assert common < 0.13 * len(answers)
+
+
+def test_rows_are_asked_like_the_test_and_answered_like_their_solutions(
+    load, tokenizer
+):
+    """MetaMathQA's solutions end like the texts, GSM8K's with its own marker."""
+    for name in ("peft", "metamath"):
+        task = load(reader=name)
+        task.prepare(tokenizer, 256)
+        for split in ("train", "dev"):
+            exercises = task.exercises(split)
+            assert len(exercises) == len(task.lengths(split))
+            for exercise, (prompt, response) in zip(
+                exercises, task.splits[split], strict=True
+            ):
+                assert exercise.prompt == prompt
+                assert exercise.answer is not None
+                if name == "peft" or "The answer is" in response:
+                    assert task.is_right(exercise, response)

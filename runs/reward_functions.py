@@ -1,0 +1,108 @@
+"""What a completion is rewarded for: an exact answer, or functions of one's own.
+
+A function of one's own is `module.function`, of a .py file whose folder is on
+PYTHONPATH. It takes prompt, completion and answer (all texts; the answer is None where
+the row has none) and returns a number."""
+
+import math
+import numbers
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runs.errors import UserError
+from tasks.base import first_line, quoted
+from tasks.exact import ExactTask, Exercise
+from tasks.files import module_file
+
+EXACT_MATCH = "exact_match"
+#: The setting reward.function: a name, or weights by name.
+Functions = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A function with its weight in the reward."""
+
+    name: str
+    weight: float
+    function: Callable[[str, str, str | None], Any]
+    task: ExactTask
+
+    def score(self, exercise: Exercise, completion: str) -> float:
+        """The score of a completion. Raises UserError where the function raises or
+        returns no finite number."""
+        if self.name == EXACT_MATCH:
+            return float(self.task.is_right(exercise, completion))
+        try:
+            score = self.function(exercise.prompt, completion, exercise.answer)
+        except Exception as error:  # of the user's code
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(
+                f"reward.function={self.name} raises {reason}, for the completion "
+                f"{quoted(completion)}"
+            ) from None
+        if not isinstance(score, numbers.Real) or not math.isfinite(score):
+            raise UserError(
+                f"reward.function={self.name} returns {quoted(score)} for the "
+                f"completion {quoted(completion)}: it should return a number"
+            )
+        return float(score)
+
+
+def weights_by_name(functions: Functions) -> dict[str, float]:
+    """The weight of each function; 1 where only a name is given."""
+    if isinstance(functions, str):
+        return {functions: 1.0}
+    return dict(functions)
+
+
+def function_file(name: str) -> Path:
+    """The file of a function of one's own. Raises UserError where there is none."""
+    path = module_file(name)
+    if path is None or path.suffix != ".py":
+        raise UserError(
+            f"reward.function={name}: should be {EXACT_MATCH}, or module.function of a "
+            ".py file whose folder is on PYTHONPATH"
+        )
+    return path
+
+
+def function_files(functions: Functions) -> dict[str, Path]:
+    """The files of one's own functions by name. Their content is part of a run's
+    identity."""
+    names = weights_by_name(functions)
+    return {name: function_file(name) for name in names if name != EXACT_MATCH}
+
+
+def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction]:
+    """The functions of a run. Raises UserError for one that cannot be imported."""
+    loaded = []
+    for name, weight in weights_by_name(functions).items():
+        function: Callable[[str, str, str | None], Any] = _no_function
+        if name != EXACT_MATCH:
+            function_file(name)
+            try:
+                function = pkgutil.resolve_name(name)
+            except Exception as error:  # of the user's module
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise UserError(
+                    f"reward.function={name} cannot be imported: {reason}"
+                ) from None
+        loaded.append(RewardFunction(name, weight, function, task))
+    return loaded
+
+
+def _no_function(prompt: str, completion: str, answer: str | None) -> float:
+    raise NotImplementedError("exact match is the task's")
+
+
+def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:
+    """Scores an empty completion and a right one of the first training row, so that a
+    mistake ends the run before its first step. Raises UserError."""
+    exercise = task.exercises("train")[0]
+    for function in functions:
+        function.score(exercise, "")
+        function.score(exercise, task.splits["train"][task.kept_rows["train"][0]][1])

@@ -1,0 +1,61 @@
+"""The answers of a model to dev rows, of a task whose answers are read exactly."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+import vera
+from runs.training.sampling import (
+    EVALUATION_STEP,
+    GREEDY,
+    Position,
+    completion_limit,
+    sample_completions,
+    uniform_numbers,
+)
+from tasks.exact import ExactTask
+
+
+def answer_dev_rows(
+    model: Any,
+    task: ExactTask,
+    accelerator: Accelerator,
+    config: Mapping[str, Any],
+    check_stop: Callable[[], None],
+) -> np.ndarray[Any, Any]:
+    """Whether the model answers the dev rows exactly (rows, 2): greedily, and with one
+    completion sampled at the training's temperature. Processes share the work.
+
+    check_stop: called before each batch; raises where the run has to stop."""
+    exercises = task.exercises("dev")
+    limit, temperature = config["task"]["max_new_tokens"], 1.0
+    if "reward" in config:
+        limit = completion_limit(config)
+        temperature = config["reward"]["temperature"]
+    order = sorted(
+        range(len(exercises)), key=lambda row: len(exercises[row].prompt_ids)
+    )
+    size = max(1, config["eval_batch"] // 2)  # of two completions each
+    blocks = [order[i : i + size] for i in range(0, len(order), size)]
+    right: list[tuple[int, list[bool]]] = []
+    world = accelerator.num_processes
+    for block in blocks[accelerator.process_index :: world]:
+        check_stop()
+        prompts = [exercises[row].prompt_ids for row in block]
+        numbers = np.full((len(block), 2, limit), GREEDY)
+        for index, row in enumerate(block):
+            position = Position(config["seed"], EVALUATION_STEP, row, 0)
+            numbers[index, 1] = uniform_numbers(position, limit)
+        with vera.unchanged(model), accelerator.autocast():
+            completions = sample_completions(
+                model, prompts, numbers, temperature, task.ends
+            )
+        for row, pair in zip(block, completions, strict=True):
+            exercise = exercises[row]
+            answers = [task.is_right(exercise, task.text(ids)) for ids in pair]
+            right.append((row, answers))
+    by_row = dict(gather_object(right))
+    return np.array([by_row[row] for row in range(len(exercises))], dtype=float)

@@ -1,0 +1,56 @@
+"""How a batch becomes a loss: by the likelihood of its rows, or by reward. Everything
+else of the training loop is the same for both."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from runs.training.context import Context
+
+
+class Objective(Protocol):
+    """What the training loop asks of an objective.
+
+    has_signal: whether the step that has begun can have a gradient."""
+
+    has_signal: bool
+
+    def begin(self, rows: list[int], step: int) -> Sequence[Any]:
+        """What a step trains on, whose micro-batches are parts of it. rows: indices of
+        training rows. step: counted from 0."""
+
+    def share(self, part: Sequence[Any], whole: Sequence[Any]) -> float:
+        """The factor of a micro-batch's loss. The weighted losses add up to the loss of
+        the step."""
+
+    def loss(self, model: Any, part: Sequence[Any]) -> Tensor:
+        """The loss of a micro-batch, a scalar."""
+
+    def finish(self) -> dict[str, float]:
+        """What a step has measured besides its loss, by name; the same on every
+        process."""
+
+
+class Likelihood:
+    """The task's own loss on its training rows."""
+
+    has_signal = True
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.task = context.task
+
+    def begin(self, rows: list[int], step: int) -> Sequence[int]:
+        self.context.raw_model.train()
+        return rows
+
+    def share(self, part: Sequence[int], whole: Sequence[int]) -> float:
+        return self.task.weight("train", part) / self.task.weight("train", whole)
+
+    def loss(self, model: Any, part: Sequence[int]) -> Tensor:
+        loss: Tensor = self.task.loss(model, self.context.batch("train", part))
+        return loss
+
+    def finish(self) -> dict[str, float]:
+        return {}

@@ -1,0 +1,113 @@
+"""The forward pass that computes the probabilities of sampled tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runs.training.policy_gradient import token_entropies
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """A row of the forward pass, and the sampled tokens that it predicts.
+
+    ids: the input. positions: of each token, the place in the input that predicts it.
+    advantages, weights: of each token, as `policy_loss` takes them."""
+
+    ids: list[int]
+    positions: list[int]
+    tokens: list[int]
+    advantages: list[float]
+    weights: list[float]
+
+
+def policy_rows(
+    prompt: list[int],
+    completions: Sequence[list[int]],
+    advantages: Sequence[float],
+    weights: Sequence[float],
+) -> list[PolicyRow]:
+    """The rows of a prompt's completions. All completions of one token share a row,
+    which is the prompt: their next token is all that is asked.
+
+    advantages, weights: of each completion."""
+    last = len(prompt) - 1
+    if all(len(completion) == 1 for completion in completions):
+        tokens = [completion[0] for completion in completions]
+        positions = [last] * len(tokens)
+        return [PolicyRow(prompt, positions, tokens, [*advantages], [*weights])]
+    rows = []
+    for completion, advantage, weight in zip(
+        completions, advantages, weights, strict=True
+    ):
+        count = len(completion)
+        row = PolicyRow(
+            ids=prompt + completion[:-1],
+            positions=list(range(last, last + count)),
+            tokens=completion,
+            advantages=[advantage] * count,
+            weights=[weight] * count,
+        )
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class TokenTensors:
+    """What `policy_loss` needs of the sampled tokens of several rows, row by row
+    (tokens,)."""
+
+    log_p: Tensor
+    entropies: Tensor
+    advantages: Tensor
+    weights: Tensor
+
+
+def token_tensors(
+    model: Any, rows: Sequence[PolicyRow], temperature: float
+) -> TokenTensors:
+    """The log-probabilities and entropies of the rows' tokens at a temperature.
+
+    model: a causal language model of transformers, which data parallel may wrap. The
+    output layer gets only the positions that predict a token: it is half of a small
+    model's work."""
+    device = next(model.parameters()).device
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    places: dict[tuple[int, int], int] = {}
+    place_of_token = []
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        for position in row.positions:
+            place = places.setdefault((number, position), len(places))
+            place_of_token.append(place)
+    row_index, position_index = torch.tensor(list(places), device=device).T
+
+    def select(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0][row_index, position_index],)
+
+    head = getattr(model, "module", model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(select)
+    try:
+        # No mask is needed: padding stands to the right, where no token looks.
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
+    finally:
+        hook.remove()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probabilities = (logits / temperature).log_softmax(-1)
+    with torch.no_grad():
+        entropies = token_entropies(log_probabilities)
+    index = torch.tensor(place_of_token, device=device)
+    tokens = torch.tensor([t for row in rows for t in row.tokens], device=device)
+    advantages = [advantage for row in rows for advantage in row.advantages]
+    weights = [weight for row in rows for weight in row.weights]
+    dtype = logits.dtype
+    return TokenTensors(
+        log_probabilities[index, tokens],
+        entropies[index],
+        torch.tensor(advantages, dtype=dtype, device=device),
+        torch.tensor(weights, dtype=dtype, device=device),
+    )

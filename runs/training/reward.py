@@ -1,0 +1,269 @@
+"""Training by reward: a step samples completions of its prompts, scores them, and
+follows the gradient of their group-relative advantages.
+
+There is no value model and no replay: each step makes one update on what the current
+adapter has sampled."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+import vera
+from runs.reward_functions import check_functions, load_functions
+from runs.training.context import Context
+from runs.training.policy import PolicyRow, policy_rows, token_tensors
+from runs.training.policy_gradient import (
+    completion_weights,
+    group_advantages,
+    k3_divergence,
+    policy_loss,
+)
+from runs.training.sampling import (
+    Position,
+    completion_limit,
+    sample_completions,
+    uniform_numbers,
+)
+from tasks.exact import ExactTask
+
+#: Completions that are sampled together. The number is fixed: another one would change
+#: the rounding of the logits that tokens are drawn from.
+SAMPLING_BLOCK = 128
+#: Of each step's groups, those whose prompts and completions samples.jsonl shows.
+SHOWN_GROUPS = 2
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt's completions and their scores, by completion and function."""
+
+    row: int
+    completions: list[list[int]]
+    texts: list[str]
+    scores: list[list[float]]
+
+
+class Reward:
+    """The objective of training by reward; see Objective for its methods."""
+
+    def __init__(self, context: Context, folder: Path) -> None:
+        self.context = context
+        self.folder = folder
+        self.task = cast(ExactTask, context.task)
+        self.settings: Mapping[str, Any] = context.config["reward"]
+        self.max_length = completion_limit(context.config)
+        self.exercises = self.task.exercises("train")
+        self.functions = load_functions(self.settings["function"], self.task)
+        check_functions(self.functions, self.task)
+        #: The trained values at the start, the reference of the divergence.
+        self.reference: dict[str, Tensor] = {}
+        if self.settings["kl"]:
+            self.reference = {
+                name: parameter.detach().clone()
+                for name, parameter in self._trained().items()
+            }
+        self.metrics: dict[str, float] = {}
+        self.has_signal = True
+        #: Sums over the sampled tokens of a step: their number, entropy and divergence.
+        self.token_sums = torch.zeros(3, dtype=torch.float64)
+
+    # --- a step
+
+    def begin(self, rows: list[int], step: int) -> Sequence[PolicyRow]:
+        """See Objective. A model in evaluation mode has no dropout, so that the policy
+        that samples is the policy that is trained."""
+        self.token_sums.zero_()
+        model = self.context.raw_model
+        use_policy_mode(model)
+        groups = self._sample(rows, step)
+        rewards = self._rewards(groups)
+        advantages = group_advantages(rewards, self.settings["scale"])
+        lengths = torch.tensor(
+            [[len(ids) for ids in group.completions] for group in groups]
+        )
+        weights = completion_weights(
+            lengths.flatten().float(), self.settings["loss"], self.max_length
+        ).view(lengths.shape)
+        self._measure(groups, rewards, lengths)
+        self._write_samples(groups, rewards, step)
+        policy = []
+        for group, of_group, of_tokens in zip(
+            groups, advantages.tolist(), weights.tolist(), strict=True
+        ):
+            prompt = self.exercises[group.row].prompt_ids
+            policy += policy_rows(prompt, group.completions, of_group, of_tokens)
+        return policy
+
+    def share(self, part: Sequence[PolicyRow], whole: Sequence[PolicyRow]) -> float:
+        """See Objective. The weights of tokens are already those of the whole step."""
+        return 1.0
+
+    def loss(self, model: Any, part: Sequence[PolicyRow]) -> Tensor:
+        temperature, kl = self.settings["temperature"], self.settings["kl"]
+        reference_log_p = None
+        if kl:
+            reference_log_p = self._reference_log_p(part)
+        tokens = token_tensors(model, part, temperature)
+        loss = policy_loss(
+            tokens.log_p, tokens.advantages, tokens.weights, kl, reference_log_p
+        )
+        self.token_sums[0] += len(tokens.log_p)
+        self.token_sums[1] += tokens.entropies.double().sum().cpu()
+        if reference_log_p is not None:
+            divergence = k3_divergence(tokens.log_p.detach(), reference_log_p)
+            self.token_sums[2] += divergence.double().sum().cpu()
+        return loss
+
+    def finish(self) -> dict[str, float]:
+        shares = gather_object([self.token_sums.tolist()])
+        tokens, entropy, divergence = np.sum(shares, axis=0)
+        self.metrics["entropy"] = float(entropy / tokens)
+        if self.settings["kl"]:
+            self.metrics["kl"] = float(divergence / tokens)
+        return self.metrics
+
+    # --- sampling and scoring
+
+    @torch.no_grad()
+    def _sample(self, rows: list[int], step: int) -> list[Group]:
+        """The step's groups in the order of the rows. Processes share the blocks."""
+        accelerator, samples = self.context.accelerator, self.settings["samples"]
+        size = max(1, SAMPLING_BLOCK // samples)
+        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        groups = []
+        for block in blocks[accelerator.process_index :: accelerator.num_processes]:
+            self.context.stop.check()
+            prompts = [self.exercises[row].prompt_ids for row in block]
+            uniform = np.array([self._numbers(row, step) for row in block])
+            with vera.unchanged(self.context.raw_model), accelerator.autocast():
+                completions = sample_completions(
+                    self.context.raw_model,
+                    prompts,
+                    uniform,
+                    self.settings["temperature"],
+                    self.task.ends,
+                )
+            groups += [
+                self._score(row, of_row)
+                for row, of_row in zip(block, completions, strict=True)
+            ]
+        by_row = {group.row: group for group in gather_object(groups)}
+        return [by_row[row] for row in rows]
+
+    def _numbers(self, row: int, step: int) -> np.ndarray:
+        """The random numbers (samples, tokens) of a row's completions."""
+        seed = self.context.config["seed"]
+        return np.array(
+            [
+                uniform_numbers(Position(seed, step, row, sample), self.max_length)
+                for sample in range(self.settings["samples"])
+            ]
+        )
+
+    def _score(self, row: int, completions: list[list[int]]) -> Group:
+        exercise = self.exercises[row]
+        texts = [self.task.text(ids) for ids in completions]
+        scores = [
+            [function.score(exercise, text) for function in self.functions]
+            for text in texts
+        ]
+        return Group(row, completions, texts, scores)
+
+    def _rewards(self, groups: Sequence[Group]) -> Tensor:
+        """The weighted sum of the scores (prompts, samples)."""
+        scores = torch.tensor([group.scores for group in groups])
+        factors = torch.tensor([function.weight for function in self.functions])
+        rewards = (scores * factors).sum(-1)
+        penalty = self.settings["truncated"]
+        if penalty is not None:
+            truncated = [
+                [ids[-1] not in self.task.ends for ids in group.completions]
+                for group in groups
+            ]
+            rewards = rewards.masked_fill(torch.tensor(truncated), penalty)
+        return rewards
+
+    # --- the reference model
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        parameters = self.context.raw_model.named_parameters()
+        return {name: p for name, p in parameters if p.requires_grad}
+
+    @torch.no_grad()
+    def _reference_log_p(self, part: Sequence[PolicyRow]) -> Tensor:
+        """The log-probabilities of the tokens under the model at the start of training.
+        Its values take the place of the trained ones for one pass."""
+        trained = self._trained()
+        current = {name: p.detach().clone() for name, p in trained.items()}
+        for name, parameter in trained.items():
+            parameter.copy_(self.reference[name])
+        with vera.unchanged(self.context.raw_model):
+            tokens = token_tensors(
+                self.context.raw_model, part, self.settings["temperature"]
+            )
+        for name, parameter in trained.items():
+            parameter.copy_(current[name])
+        return tokens.log_p
+
+    # --- what is shown
+
+    def _measure(
+        self, groups: Sequence[Group], rewards: Tensor, lengths: Tensor
+    ) -> None:
+        """Fills the step's metrics, under TRL's names."""
+        last_tokens = [ids[-1] for group in groups for ids in group.completions]
+        truncated = [token not in self.task.ends for token in last_tokens]
+        silent = torch.isclose(rewards.std(1), torch.zeros(()))
+        self.metrics = {
+            "reward": float(rewards.mean()),
+            "reward_std": float(rewards.std()),
+            "frac_reward_zero_std": float(silent.float().mean()),
+            "completions/mean_length": float(lengths.float().mean()),
+            "completions/clipped_ratio": sum(truncated) / len(truncated),
+        }
+        self.has_signal = self.metrics["frac_reward_zero_std"] < 1
+        scores = np.array([group.scores for group in groups])
+        if len(self.functions) > 1:
+            for index, function in enumerate(self.functions):
+                name = f"rewards/{function.name}/mean"
+                self.metrics[name] = float(scores[:, :, index].mean())
+
+    def _write_samples(
+        self, groups: Sequence[Group], rewards: Tensor, step: int
+    ) -> None:
+        """Appends some of a step's completions to samples.jsonl every
+        reward.samples_every steps."""
+        interval = self.settings["samples_every"]
+        is_main = self.context.accelerator.is_main_process
+        if not interval or step % interval or not is_main:
+            return
+        with open(self.folder / SAMPLES_FILE, "a", encoding="utf-8") as file:
+            for group, of_group in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
+                exercise = self.exercises[group.row]
+                for text, reward in zip(group.texts, of_group.tolist(), strict=True):
+                    line = {
+                        "step": step + 1,
+                        "prompt": exercise.prompt,
+                        "completion": text,
+                        "answer": exercise.answer,
+                        "reward": reward,
+                    }
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def use_policy_mode(model: nn.Module) -> None:
+    """Switches dropout off. Layers whose activations are computed again backward stay
+    in training mode, without which transformers would keep their activations; the
+    modules inside them, which hold the dropout, do not."""
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

@@ -1,0 +1,146 @@
+"""Sampling completions from a language model, from random numbers that can be computed
+again.
+
+The number behind a sampled token depends on seed, step, prompt, sample and the token's
+position alone. It stays the same under another micro-batch, on another number of
+processes, and after a resume."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.beam import left_padded
+
+#: Separates these numbers from other uses of Philox with the same key (the order of
+#: rows).
+SAMPLING_STREAM = 1
+#: A row of `uniform_numbers` that stands for greedy decoding.
+GREEDY = float("nan")
+#: In place of the step's number where dev rows are answered: the same numbers each time,
+#: which are those of no step.
+EVALUATION_STEP = 2**63
+
+
+def completion_limit(config: Mapping[str, Any]) -> int:
+    """The most tokens that a completion may have."""
+    limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
+    return int(limit)
+
+
+class Position(NamedTuple):
+    """What a completion's random numbers depend on, besides its tokens' positions.
+    prompt: the row of the split."""
+
+    seed: int
+    step: int
+    prompt: int
+    sample: int
+
+
+def uniform_numbers(position: Position, tokens: int) -> np.ndarray:
+    """Numbers in [0, 1) for the tokens of one completion, by the counter-based
+    generator Philox."""
+    bits = np.random.Philox(
+        key=[position.seed, position.step],
+        counter=[0, SAMPLING_STREAM, position.sample, position.prompt],
+    )
+    return np.random.Generator(bits).random(tokens)
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Draws from softmax(logits / temperature) with one number for each draw.
+
+    There is no top-k, no top-p and no penalty. The cumulative sums are in float64: in
+    float32 their rounding would exceed the probability of a rare token.
+
+    Args:
+        logits: (rows, vocabulary).
+        uniform: (rows, draws); NaN draws the most probable token.
+
+    Returns:
+        Token ids (rows, draws)."""
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    probabilities = (logits.to(exact) / temperature).softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    # The last sum may miss 1 by a rounding error, and no draw may lie above it.
+    targets = uniform.to(exact).nan_to_num(0.0) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, targets.contiguous(), right=True)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return torch.where(uniform.isnan(), logits.argmax(-1, keepdim=True), tokens)
+
+
+@torch.no_grad()
+def sample_completions(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    uniform: np.ndarray,
+    temperature: float,
+    ends: Sequence[int],
+) -> list[list[list[int]]]:
+    """Completions of each prompt. The samples of a prompt share its forward pass.
+
+    Args:
+        model: a causal language model of transformers in evaluation mode.
+        prompts: token ids.
+        uniform: (prompts, samples, tokens); its last axis is the maximal length.
+        ends: the tokens that end a completion, which belong to it.
+
+    Returns:
+        Token ids by prompt and sample. A completion without an end token is
+        truncated."""
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    samples, max_length = uniform.shape[1:]
+    numbers = torch.from_numpy(np.asarray(uniform, dtype=np.float64))
+    if device.type == "mps":  # it has no float64
+        numbers = numbers.float()
+    numbers = numbers.to(device)
+    ids, mask = left_padded(prompts, device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    call: dict[str, Any] = {"use_cache": max_length > 1, "logits_to_keep": 1}
+    if max_length > 1:
+        cache = DynamicCache(config=model.config)
+        # Its name before transformers 5.24
+        arguments = signature(model.forward).parameters
+        call["cache" if "cache" in arguments else "past_key_values"] = cache
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
+    tokens = draw_tokens(logits.logits[:, -1].float(), numbers[:, :, 0], temperature)
+    sampled = [tokens.flatten()]
+    end_tokens = torch.tensor(ends, device=device)
+    ended = torch.isin(sampled[0], end_tokens)
+    if max_length > 1:
+        cache.batch_repeat_interleave(samples)
+    mask = mask.repeat_interleave(samples, 0)
+    positions = positions[:, -1:].repeat_interleave(samples, 0)
+    for length in range(1, max_length):
+        if bool(ended.all()):
+            break
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions + 1
+        last = sampled[-1].unsqueeze(1)
+        logits = model(
+            input_ids=last, attention_mask=mask, position_ids=positions, **call
+        )
+        number = numbers[:, :, length].reshape(-1, 1)
+        tokens = draw_tokens(logits.logits[:, -1].float(), number, temperature)
+        sampled.append(tokens.flatten())
+        ended |= torch.isin(sampled[-1], end_tokens)
+    rows = torch.stack(sampled, 1).tolist()
+    completions = [_until_end(row, ends) for row in rows]
+    return [
+        completions[start : start + samples]
+        for start in range(0, len(completions), samples)
+    ]
+
+
+def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens up to the first end token, which is included."""
+    for index, token in enumerate(ids):
+        if token in ends:
+            return ids[: index + 1]
+    return ids

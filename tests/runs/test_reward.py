@@ -1,0 +1,313 @@
+"""Runs that are trained by reward."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from running import begin, comparable, do, elsewhere, refused, straight_and_resumed
+
+from runs.config import expand
+from runs.identity import run_id
+from runs.run import epoch_batches
+from runs.training.policy_gradient import group_advantages
+from runs.training.train import train
+
+pytestmark = pytest.mark.determinism
+
+#: Own reward functions, in a module that tests write.
+FUNCTIONS = """
+def even(prompt, completion, answer):
+    return float(len(completion) % 2)
+
+def longer(prompt, completion, answer):
+    return len(completion)
+
+def raises(prompt, completion, answer):
+    raise ValueError("a mistake of mine")
+
+def says(prompt, completion, answer):
+    return "right"
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """The module, on the path."""
+    path = tmp_path / "functions"
+    path.mkdir()
+    (path / "my_rewards.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(path))
+    yield path / "my_rewards.py"
+    import sys
+
+    sys.modules.pop("my_rewards", None)
+
+
+@pytest.fixture
+def reward_words(sums_words, functions):
+    """A run by reward on whole sums, rewarded for the length of a completion, at which
+    an untrained model has a signal."""
+    words = [
+        word
+        for word in sums_words
+        if not word.startswith(("task.train_rows", "train.max_steps"))
+    ]
+    return [
+        *words,
+        "task.train_rows=24",
+        "train.objective=reward",
+        "train.effective_batch=6",
+        "train.lr=1e-2",
+        "reward.samples=4",
+        "reward.function=my_rewards.even",
+    ]
+
+
+@pytest.fixture
+def digit_words(reward_words):
+    """A run by reward whose answers are one token."""
+    words = elsewhere(reward_words, task="sums_digit")
+    return [*words, "task.test_rows=20", "task.dev_rows=20"]
+
+
+# --- a step
+
+
+def test_the_reward_grows(reward_words):
+    words = elsewhere(reward_words, **{"reward.function": "my_rewards.longer"})
+    words = [word for word in words if not word.startswith("method.")]
+    record = do([*words, "method=full", "train.epochs=6", "train.lr=3e-3"])
+    rewards = record["curve"]["reward"]
+    assert rewards[-1] > rewards[0] + 1
+
+
+def test_a_step_follows_the_gradient_of_what_was_sampled(reward_words):
+    """Against plain torch: the mean over completions of the mean over tokens."""
+    training = begin([*reward_words, "reward.loss=grpo", "train.clip=null"])
+    batch = epoch_batches(training.lengths, 6, 0, 0, training.task.block)[0]
+    policy = training.objective.begin(batch, 0)
+    groups = training.objective._sample(batch, 0)
+    rewards = training.objective._rewards(groups)
+    advantages = group_advantages(rewards, "group").flatten()
+    model = training.raw_model
+    losses = []
+    completions = [ids for group in groups for ids in group.completions]
+    prompts = [
+        training.objective.exercises[group.row].prompt_ids
+        for group in groups
+        for _ in group.completions
+    ]
+    for prompt, ids, advantage in zip(prompts, completions, advantages, strict=True):
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        log_p = logits.log_softmax(-1)[torch.arange(len(ids)), ids]
+        losses.append(-advantage * log_p.mean())
+    torch.stack(losses).mean().backward()
+    expected = [p.grad.clone() for p in training.parameters.values()]
+    training.optimizer.zero_grad()
+    training.objective.loss(model, policy).backward()
+    for gradient, parameter in zip(expected, training.parameters.values(), strict=True):
+        assert torch.allclose(gradient, parameter.grad, atol=1e-6)
+
+
+def test_dropout_is_off(reward_words):
+    training = begin([*reward_words, "method.dropout=0.5"])
+    batch = epoch_batches(training.lengths, 6, 0, 0, training.task.block)[0]
+    rows = training.objective.begin(batch, 0)
+    losses = [float(training.objective.loss(training.model, rows)) for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", ["whole", "digit"])
+def test_micro_batches_change_rounding_alone(kind, request):
+    words = request.getfixturevalue(f"{'reward' if kind == 'whole' else 'digit'}_words")
+    records = [
+        do([*elsewhere(words, output=f"{folder}"), f"micro_batch={size}"])
+        for folder, size in (
+            (request.getfixturevalue("tmp_path") / "whole", "null"),
+            (request.getfixturevalue("tmp_path") / "parts", 2),
+        )
+    ]
+    for column in ("reward", "completions/mean_length", "frac_reward_zero_std"):
+        assert records[0]["curve"][column] == records[1]["curve"][column]
+    assert np.allclose(*(record["curve"]["dev_loss"] for record in records), rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [[], ["reward.kl=0.1"]])
+def test_a_resumed_run_is_the_same(reward_words, tmp_path, changes):
+    straight, resumed = straight_and_resumed(
+        [*reward_words, *changes], tmp_path, "step", 3
+    )
+    assert comparable(straight) == comparable(resumed)
+
+
+def test_the_divergence_is_measured_from_the_start(reward_words):
+    words = [word for word in reward_words if not word.startswith("method.")]
+    changes = ["method=full", "reward.kl=0.1", "train.warmup_ratio=0"]
+    training = begin([*words, *changes])
+    batches = epoch_batches(training.lengths, 6, 0, 0, training.task.block)
+    training.step(batches[0])
+    assert training.state.metrics["kl"] == 0
+    training.step(batches[1])
+    assert training.state.metrics["kl"] > 0
+
+
+# --- rewards
+
+
+def test_functions_are_weighted_and_truncated_completions_have_their_own_reward(
+    reward_words,
+):
+    both = "{my_rewards.longer: 0.5, my_rewards.even: -2}"
+    words = elsewhere(reward_words, **{"reward.function": both})
+    training = begin([*words, "reward.truncated=-7"])
+    groups = training.objective._sample([0, 1, 2], 0)
+    rewards = training.objective._rewards(groups)
+    ends = training.task.ends
+    for group, of_group in zip(groups, rewards.tolist(), strict=True):
+        for ids, text, reward in zip(
+            group.completions, group.texts, of_group, strict=True
+        ):
+            expected = 0.5 * len(text) - 2 * (len(text) % 2)
+            assert reward == (expected if ids[-1] in ends else -7)
+
+
+def test_the_metrics_have_trls_names(reward_words):
+    words = elsewhere(
+        reward_words,
+        **{"reward.function": "{my_rewards.longer: 1, my_rewards.even: 1}"},
+    )
+    training = begin([*words, "reward.kl=0.1"])
+    training.step([0, 1, 2])
+    assert {*training.state.metrics} == {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "rewards/my_rewards.longer/mean",
+        "rewards/my_rewards.even/mean",
+        "entropy",
+        "kl",
+    }
+
+
+def test_a_run_without_a_signal_warns(reward_words, capsys):
+    words = elsewhere(reward_words, **{"reward.function": "exact_match"})
+    do([*words, "train.epochs=1"])
+    assert "no prompt had completions of different rewards" in capsys.readouterr().out
+
+
+# --- evaluation
+
+
+def test_dev_rows_are_answered(digit_words):
+    """By hand: greedily, by the logits after the prompt."""
+    training = begin(elsewhere(digit_words, **{"reward.function": "exact_match"}))
+    task = training.task
+    right = training.evaluate()[1]
+    for row, exercise in enumerate(task.exercises("dev")):
+        logits = training.raw_model(torch.tensor([exercise.prompt_ids])).logits[0, -1]
+        text = task.text([int(logits.argmax())])
+        assert bool(right[row, 0]) == task.is_right(exercise, text)
+    assert task.score(right, None) == right[:, 0].mean()
+
+
+def test_a_run_by_likelihood_on_the_same_task_has_the_same_score(digit_words):
+    words = elsewhere(digit_words, **{"train.objective": "likelihood"})
+    record = do(words)
+    assert record["result"]["metric"] == "exact_match"
+    assert "sampled_exact_match" in record["curve"]
+    assert "reward" not in record["curve"]
+    assert "reward" not in record["config"]
+    assert "objective" not in record["config"]["train"]
+
+
+def test_a_record_has_the_curve_of_the_reward(digit_words):
+    record = do(elsewhere(digit_words, **{"reward.function": "exact_match"}))
+    curve = record["curve"]
+    assert record["result"]["metric"] == "exact_match"
+    for column in ("reward", "entropy", "frac_reward_zero_std", "sampled_exact_match"):
+        assert len(curve[column]) == len(curve["epoch"])
+        assert all(math.isfinite(value) for value in curve[column])
+    assert record["config"]["reward"]["samples"] == 4
+
+
+def test_samples_are_written(reward_words):
+    training = begin([*reward_words, "reward.samples_every=2", "train.epochs=1"])
+    train(training)
+    path = next(training.folder.parent.parent.rglob("samples.jsonl"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1] * 8 + [3] * 8
+    assert {*lines[0]} == {"step", "prompt", "completion", "answer", "reward"}
+
+
+# --- identity
+
+
+def id_of(words):
+    (run,) = expand(words)
+    return run_id(run)
+
+
+def test_settings_of_the_reward_tell_runs_apart_by_reward_alone(reward_words):
+    other = [*reward_words, "reward.scale=none"]
+    assert id_of(reward_words) != id_of(other)
+    assert id_of(reward_words) != id_of(
+        elsewhere(reward_words, **{"reward.samples": "5"})
+    )
+    shown = [*reward_words, "reward.samples_every=3"]
+    assert id_of(reward_words) == id_of(shown)
+    likelihood = elsewhere(reward_words, **{"train.objective": "likelihood"})
+    assert id_of(likelihood) == id_of([*likelihood, "reward.scale=none"])
+    assert id_of(likelihood) != id_of(reward_words)
+
+
+def test_the_source_of_an_own_function_is_part_of_the_id(reward_words, functions):
+    before = id_of(reward_words)
+    functions.write_text(FUNCTIONS + "\n# changed\n")
+    assert id_of(reward_words) != before
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("reward.samples=1", ["reward.samples=1"]),
+        ("reward.temperature=0", ["reward.temperature=0"]),
+        ("reward.function=nobody.has_it", ["reward.function=nobody.has_it"]),
+        ("reward.loss=ppo", ["reward.loss=ppo", "dapo"]),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(
+    word, named, reward_words
+):
+    key, _, value = word.partition("=")
+    words = elsewhere(reward_words, **{key: value})
+    words = words if word in words else [*words, word]
+    with refused(*named):
+        id_of(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("raises", ["my_rewards.raises", "ValueError: a mistake of mine"]),
+        ("says", ["my_rewards.says", "'right'", "a number"]),
+        ("missing", ["my_rewards.missing", "missing"]),
+    ],
+)
+def test_a_function_that_fails_is_refused_before_the_first_step(
+    name, named, reward_words
+):
+    words = elsewhere(reward_words, **{"reward.function": f"my_rewards.{name}"})
+    with refused(*named):
+        begin(words)
+
+
+def test_a_task_without_exact_answers_is_refused(e2e_words):
+    with refused("train.objective=reward", "exact answers", "maths"):
+        expand([*e2e_words, "train.objective=reward"])
