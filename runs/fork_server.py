@@ -11,18 +11,21 @@ from typing import Any
 
 from runs import SEVERAL
 
-#: The signals that ask a command to stop. Slurm's come before the end of a job's time.
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+#: The signals that ask a command to stop. Slurm's come before the end of a job's time;
+#: SIGHUP comes when a terminal closes.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
     """Sets the handler of signals for a block; nothing outside the main thread, where
-    Python allows it."""
-    main = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.signal(number, handler) for number in signals} if main else {}
-    )
+    Python allows it. Under nohup SIGHUP stays ignored."""
+    before = dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            if not (is_ignored and number == signal.SIGHUP):
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:

@@ -55,22 +55,40 @@ def table(
 
 
 def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
-    """Draws the predictions of a finished run's folder, and writes by_class.csv. when:
-    their epoch."""
-    from tasks import pictures
-
-    rows, classes = read_csv(folder / NAME), getattr(task, "classes", None)
-    labels, predicted = ([row[column] for row in rows] for column in (LABEL, PREDICTED))
+    """Writes by_class.csv of the predictions in a finished run's folder, then draws
+    them: pictures need more memory than a table. when: their epoch."""
+    rows = read_csv(folder / NAME)
+    labels = [row[LABEL] for row in rows]
+    predicted = [row[PREDICTED] for row in rows]
+    classes = getattr(task, "classes", None)
     if classes is None:
-        x, y = np.asarray(labels, np.float32), np.asarray(predicted, np.float32)
-        title = f"{task.metric} {task.score(y, x):.3f}, RMSE {np.sqrt(np.mean((x - y) ** 2)):.6g}, {when}"
-        return pictures.scatter(folder / "scatter.png", x, y, title)
+        _draw_regression(task, folder, labels, predicted, when)
+        return
     text = csv_text(by_class(labels, predicted, classes))
     write_atomically(folder / "by_class.csv", text)
+
+    from tasks import pictures
+
     pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
-    return task.illustrate(
-        folder, np.asarray([classes.index(name) for name in predicted])
-    )
+    indices = np.asarray([classes.index(name) for name in predicted])
+    task.illustrate(folder, indices)
+
+
+def _draw_regression(
+    task: tasks.Task,
+    folder: Path,
+    labels: Sequence[str],
+    predicted: Sequence[str],
+    when: str,
+) -> None:
+    from tasks import pictures
+
+    expected = np.asarray(labels, np.float32)
+    answers = np.asarray(predicted, np.float32)
+    score = task.score(answers, expected)
+    error = np.sqrt(np.mean((expected - answers) ** 2))
+    title = f"{task.metric} {score:.3f}, RMSE {error:.6g}, {when}"
+    pictures.scatter(folder / "scatter.png", expected, answers, title)
 
 
 def by_class(

@@ -1,5 +1,5 @@
-"""The metrics of texts and images, as a module that the `evaluate` library loads by
-path, without a hub. The name of its configuration is the name of the metric.
+"""The metrics of texts and images, as one of the `evaluate` library's, without a hub.
+The name of its configuration is the name of the metric.
 
 Importing this imports evaluate and with it torch."""
 
@@ -55,8 +55,9 @@ class Metric(evaluate.Metric):
 @cache
 def _metric(name: str) -> Any:
     # keep_in_memory: runs side by side would otherwise write predictions to the same
-    # file
-    return evaluate.load(__file__, name, keep_in_memory=True)
+    # file. evaluate.load would copy this module into its cache under a lock, which some
+    # file systems do not have
+    return Metric(config_name=name, keep_in_memory=True)
 
 
 def score(name: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:

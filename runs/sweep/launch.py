@@ -184,7 +184,8 @@ class Work:
             start_fork_server()
             sweep = Sweep(jobs, self.of.tracking)
             sweep.go(Places(1), others=lambda: False)
-        if sweep.signal not in (0, signal.SIGTERM) and callable(submitits):
+        at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
+        if at_time_limit and callable(submitits):
             submitits(sweep.signal, None)  # the job goes back into the queue
         return sweep.exit_code
 

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -343,6 +344,8 @@ class Sweep:
 
     def _stop(self, number: int, frame: Any = None) -> None:
         self.signal = number
+        if number == signal.SIGHUP:
+            _leave_terminal()
         for job in self.running:
             job.signal(signal.SIGTERM)
 
@@ -366,6 +369,16 @@ class Sweep:
                 job.signal(signal.SIGKILL)
 
 
+def _leave_terminal() -> None:
+    """Lets output to a terminal that has closed go nowhere: an error of writing would
+    end the command before its runs have saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 # --- a run's process
 
 
@@ -381,11 +394,12 @@ def _child(
     """The main function of a run's process. Its output goes into the run's log. It
     sends how it has ended."""
     end_with_parent()
-    # the command handles Ctrl-C, and ends this process
+    # the command handles Ctrl-C and a closed terminal, and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop, lock = Stop(), run_lock(run.config["output"], run_id)
     for number in STOPPING:
-        signal.signal(number, stop.ask)
+        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.ask
+        signal.signal(number, handler)
     os.environ |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     try:
         _log_into(run, run_id)

@@ -307,8 +307,12 @@ def _summary(done: Sweep, seconds: float) -> None:
     print(
         f"{plural(len(done.jobs), 'run')} in {duration(seconds)}: {words}. Records: {records}"
     )
-    if all(job.run.config["train"].get("max_steps") is not None for job in done.jobs):
-        print("  all stopped early by train.max_steps: in no table")
+    unfinished = [*done.pending, *(job for job, _ in done.failed)]
+    finished = [job for job in done.jobs if job not in unfinished]
+    limits = [job.run.config["train"].get("max_steps") for job in finished]
+    if limits and None not in limits:
+        which = "the others" if unfinished else "all"
+        print(f"  {which} stopped early by train.max_steps: in no table")
     for status, ended in (("diverged", done.diverged), ("failed", done.failed)):
         for job, error in ended:
             print(f"  {status}: {job.head}: {error} ({job.log})")

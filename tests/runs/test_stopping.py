@@ -1,0 +1,130 @@
+"""What a run and its command leave where a machine takes something away: the terminal,
+locks, memory for pictures."""
+
+import errno
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+from running import ROOT, do, output_of, wait_for
+
+from runs import fork_server
+from runs.config import expand
+from runs.identity import run_id
+from runs.record import read_csv, record_path, run_folder
+from runs.shared_files import run_lock
+from runs.sweep import pool, sweep
+from runs.tracking import Tracking
+from tasks import metrics
+
+pytestmark = pytest.mark.properties
+
+
+@pytest.mark.usefixtures("process")
+def test_a_closed_terminal_saves_within_the_epoch(dropout_words):
+    """As when a laptop closes or ssh ends: the kernel sends SIGHUP, and writing to the
+    terminal fails from then on."""
+    slow = [*dropout_words, "train.effective_batch=1", "train.epochs=8"]
+    (run,) = expand(slow)
+    place = output_of(slow), run_id(run)
+    folder = run_folder(*place)
+    command = [sys.executable, "-m", "runs", *slow]
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    progress = folder / "progress.json"
+    wait_for(lambda: progress.is_file() and '"step"' in progress.read_text())
+    os.close(terminal)
+    assert process.wait(timeout=120) == 143
+    assert not run_lock(*place).is_held()
+    assert len([*folder.glob("attempts/*/checkpoint.safetensors")]) == 1
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "log.txt").read_text().count("resumed at step") == 1
+    assert record_path(*place).is_file()
+
+
+def test_under_nohup_a_command_stays_when_its_terminal_closes():
+    seen = []
+
+    def handler(number, frame):
+        seen.append(number)
+
+    for before, expected in (
+        (signal.SIG_IGN, []),
+        (signal.SIG_DFL, [signal.SIGHUP]),
+    ):
+        original = signal.signal(signal.SIGHUP, before)
+        try:
+            with fork_server.handling(handler):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is before
+        finally:
+            signal.signal(signal.SIGHUP, original)
+        assert seen == expected
+
+
+def test_a_run_needs_no_locks_of_its_file_systems(words, monkeypatch):
+    """As on NFS without its lock daemon, also for what the evaluate library does."""
+
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    metrics._metric.cache_clear()
+    labels = np.array([0, 1, 1, 0])
+    for name in metrics.METRICS:
+        assert metrics.score(name, labels, labels) == pytest.approx(1.0)
+    assert do(words)["status"] == "done"
+
+
+def test_a_table_is_written_where_memory_is_too_little_for_pictures(
+    words, drawn, monkeypatch, capsys
+):
+    # an import of None fails, as that of matplotlib does without memory
+    monkeypatch.setitem(sys.modules, "tasks.pictures", None)
+    record = do(words)
+    folder = run_folder(output_of(words), record["id"])
+    assert "the pictures of its predictions were not drawn" in capsys.readouterr().out
+    assert [row["class"] for row in read_csv(folder / "by_class.csv")][-2:] == [
+        "macro avg",
+        "weighted avg",
+    ]
+    assert "by_class.csv" in record["files"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "failed", "said"),
+    [
+        (2, [], "  all stopped early by"),
+        (2, [0], "  the others stopped early by"),
+        (2, [0, 1], None),
+        (None, [0], None),
+    ],
+)
+def test_a_run_that_failed_is_not_said_to_be_stopped_early(
+    limit, failed, said, words, capsys
+):
+    runs = expand([*words, "seed=0,1", f"train.max_steps={limit or 'null'}"])
+    jobs = [pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs]
+    done = pool.Sweep(jobs, Tracking("off"))
+    done.pending = []
+    done.failed = [(jobs[index], "out of luck") for index in failed]
+    sweep._summary(done, 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "train.max_steps" in line]
+    assert [line.startswith(said) for line in told] == ([True] if said else [])
