@@ -104,7 +104,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, path, content=content))
 
     text = (ROOT / "docs" / "results.md").read_text()
-    found = re.search(r"^What these studies found.*?^!\[[^\n]*$", text, re.M | re.S)
+    found = re.search(r"^\*\*Is VeRA as good.*?^!\[[^\n]*$", text, re.M | re.S)
     if not found:
         raise ValueError(
             "docs/results.md does not begin with what was found: make results"

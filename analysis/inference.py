@@ -1,67 +1,88 @@
-"""Intervals, tests and the rules of judgement, on plain numbers: a cell against the
-paper's, a finding over pairs of runs of one seed and over tasks. docs/statistics.md has
-the rules, tests/analysis/test_inference.py how often each errs.
+"""Intervals, tests and verdict rules on plain numbers. docs/statistics.md explains the
+rules; tests/analysis/test_inference.py simulates how often each of them errs.
 
-A cell is compared by the difference of two statistics, each with the variance of what
-it is: the mean of n normals has sd^2 / n, their median `median_variance(n)` times that
-(1.43 at n=5). Student's t with Welch's degrees of freedom (Welch 1947; Satterthwaite
-1946) gives the 95% interval."""
+A cell is compared with the paper's by the difference of two statistics. Each has the
+variance of what it is: the mean of n normals has sd^2 / n, their median
+`median_variance(n)` times that (1.43 at n=5). Student's t with Welch's degrees of
+freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from runs.record import LEVEL
 
-#: Pairs from which on a word is bold: with fewer, one more seed often changes it.
+Array = NDArray[np.float64]
+
+#: Pairs from which on a verdict is bold: with fewer, one more seed often changes it.
 FIRM_PAIRS = 5
-#: X is near Y if they are at most so many points apart.
+#: Two rows are equivalent if they differ by at most this many points.
 MARGIN = 1.0
-#: Below this p a variance is no longer pooled, as in ISO 5725-2.
-OUTLYING = 0.01
+#: Below this p a variance is not pooled with the others, as in ISO 5725-2.
+OUTLIER_LEVEL = 0.01
+
+
+class Verdict(StrEnum):
+    """What our runs say about a claim."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    INCONCLUSIVE = "inconclusive"
+
+
+# --- a cell beside the paper's
 
 
 @cache
 def median_variance(n: int) -> float:
-    """Variance of the median of n standard normals, times n: 1 at n=1 and 2, 1.434 at
-    n=5, towards pi / 2.
+    """Variance of the median of n standard normals, times n.
 
-    By numerical integration of the density of the middle order statistics (David and
-    Nagaraja 2003, chapter 2)."""
+    It is 1 at n=1 and 2, 1.434 at n=5, and tends to pi / 2. By numerical integration of
+    the density of the middle order statistics (David and Nagaraja 2003, chapter 2).
+    """
     if n == 1:
         return 1.0
     grid = np.linspace(-7, 7, 1401)
-    density, below = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), special.ndtr(grid)
+    density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
+    below = special.ndtr(grid)
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
     half = n // 2 - 1
-    first, second = density * below**half, density * (1 - below) ** half
-    # The two in the middle, the lower one first
-    joint = np.outer(first, second) * (grid[:, None] < grid[None, :])
-    joint += np.diag(first * second) / 2
+    lower = density * below**half
+    upper = density * (1 - below) ** half
+    joint = np.outer(lower, upper) * (grid[:, None] < grid[None, :])
+    joint += np.diag(lower * upper) / 2
     middle = (grid[:, None] + grid[None, :]) / 2
     return float(n * (middle**2 * joint).sum() / joint.sum())
 
 
-def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
-    """Half the width of the interval of a sum or difference of independent estimates,
-    by Student's t with Welch's degrees of freedom. variances, freedoms: of each
-    estimate, along the first axis; further axes are other intervals. 0 where no
-    estimate varies, NaN where a variance is not known."""
-    variances, freedoms = (
-        np.asarray(variances, dtype=float),
-        np.asarray(freedoms, dtype=float),
-    )
+def welch_half(variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL) -> Any:
+    """Half the width of the interval of a sum or difference of independent estimates.
+
+    Args:
+        variances, freedoms: of each estimate, along the first axis; further axes are
+            other intervals.
+        level: the confidence level.
+
+    Returns:
+        By Student's t with Welch's degrees of freedom. 0 where no estimate varies, NaN
+        where a variance is unknown.
+    """
+    variances = np.asarray(variances, dtype=float)
+    freedoms = np.asarray(freedoms, dtype=float)
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = total**2 / (variances**2 / freedoms).sum(axis=0)
-        half = special.stdtrit(df, (1 + level) / 2) * np.sqrt(total)
+        freedom = total**2 / (variances**2 / freedoms).sum(axis=0)
+        half = special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
     return np.where(total == 0, 0.0, half)
 
 
@@ -69,27 +90,32 @@ def welch_half(variances: Any, freedoms: Any, level: float = LEVEL) -> Any:
 
 
 def sign_test(differences: Iterable[float]) -> float:
-    """The exact two-sided p of the sign test, without differences of zero; 1 where none
-    is left."""
+    """The exact two-sided p of the sign test, without differences of zero; 1 where no
+    difference remains."""
     signs = [difference > 0 for difference in differences if difference != 0]
-    fewer = min(sum(signs), len(signs) - sum(signs))
-    return min(1.0, 2 * float(special.bdtr(fewer, len(signs), 0.5))) if signs else 1.0
+    if not signs:
+        return 1.0
+    rarer = min(sum(signs), len(signs) - sum(signs))
+    return min(1.0, 2 * float(special.bdtr(rarer, len(signs), 0.5)))
 
 
 def improvement(x: Iterable[float], y: Iterable[float]) -> float:
     """P(X > Y) + P(X = Y) / 2 over all pairs of the runs of X and of Y."""
-    x, y = np.array([*x])[:, None], np.array([*y])
-    return float(((x > y) + (x == y) / 2).mean())
+    column = np.array([*x])[:, None]
+    line = np.array([*y])
+    return float(((column > line) + (column == line) / 2).mean())
 
 
-# --- means and their words
+# --- means and their intervals
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean, in points, its standard error and degrees of freedom (numbers, or arrays
-    of them); NaN where it is not known. between: of a mean over tasks, the standard
-    deviation of their true differences."""
+    """A mean in points with its standard error and degrees of freedom.
+
+    Each is a number or an array; NaN stands for unknown. between: of a mean over tasks,
+    the standard deviation of the tasks' true differences.
+    """
 
     mean: Any
     error: Any
@@ -97,43 +123,59 @@ class Mean:
     between: Any = math.nan
 
     def interval(self, level: float = LEVEL) -> Any:
-        """Its two ends, by Student's t."""
-        half = (
-            special.stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2) * self.error
-        )
+        """Both ends, by Student's t."""
+        quantile = special.stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2)
+        half = quantile * self.error
         with np.errstate(invalid="ignore"):
             return self.mean - half, self.mean + half
 
-    def margin(self) -> Any:
-        """The smallest margin at which two one-sided tests at 5% call it near 0."""
+    def equivalence_margin(self) -> Any:
+        """The smallest margin within which two one-sided tests at 5% show it."""
         return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
 
+    def is_within(self, margin: float = MARGIN) -> Any:
+        """Whether two one-sided tests at 5% show it within the margin of 0, that is,
+        whether its 90% interval lies inside (Schuirmann 1987)."""
+        return self.equivalence_margin() < margin
+
+    def is_below(self, margin: float = MARGIN) -> Any:
+        """Whether its 95% interval lies below 0, and the mean below -margin."""
+        return (self.sign() < 0) & (self.mean < -margin)
+
+    def is_above(self, margin: float = MARGIN) -> Any:
+        """Whether its 95% interval lies above 0, and the mean above the margin."""
+        return (self.sign() > 0) & (self.mean > margin)
+
     def sign(self) -> Any:
-        """1 where its 95% interval is above 0, -1 where it is below, else 0."""
+        """1 where its 95% interval is above 0, -1 where it is below, otherwise 0."""
         low, high = self.interval()
         return np.where(low > 0, 1, np.where(high < 0, -1, 0))
 
     def p(self) -> Any:
         """The two-sided p of Student's t against 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return 2 * special.stdtr(
-                np.maximum(self.freedom, 1), -np.abs(self.mean / self.error)
-            )
+            ratio = np.abs(self.mean / self.error)
+            return 2 * special.stdtr(np.maximum(self.freedom, 1), -ratio)
 
-    def near(self, margin: float = MARGIN) -> Any:
-        """1 where two one-sided tests at 5% show it within the margin of 0 (Schuirmann
-        1987), -1 where one shows it beyond the margin, else 0."""
-        low, high = self.interval(2 * LEVEL - 1)
-        return np.where(
-            self.margin() < margin,
-            1,
-            np.where((high < -margin) | (low > margin), -1, 0),
-        )
+    def prediction(self, level: float = LEVEL) -> Any:
+        """The interval in which the next value lies that is drawn like those averaged,
+        by Student's t: for a mean over tasks, the difference measured on a new task."""
+        count = self.freedom + 1
+        deviation = self.error * np.sqrt(count)
+        spread = deviation * np.sqrt(1 + 1 / count)
+        return Mean(self.mean, spread, self.freedom).interval(level)
 
 
-def mean_of(values: Any) -> Mean:
-    """The mean along the last axis, whose NaN are no values. NaN for fewer than two,
-    and where a value is infinite (a diverged run's perplexity)."""
+#: The mean of nothing.
+UNKNOWN = Mean(math.nan, math.nan, math.nan)
+
+
+def mean_of(values: ArrayLike) -> Mean:
+    """The mean along the last axis, whose NaN are no values.
+
+    It is NaN for fewer than two values, and where a value is infinite (the perplexity
+    of a diverged run).
+    """
     values = np.asarray(values, dtype=float)
     n = (~np.isnan(values)).sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -142,67 +184,230 @@ def mean_of(values: Any) -> Mean:
         return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 
 
+def equivalence_verdict(mean: Mean, margin: float = MARGIN) -> Verdict:
+    """The verdict on "X is as good as Y", by the mean of X minus Y.
+
+    Supported if the 90% interval lies within the margin of 0; contradicted if the 95%
+    interval lies below 0 and the mean below -margin.
+    """
+    if mean.is_within(margin):
+        return Verdict.SUPPORTED
+    return Verdict.CONTRADICTED if mean.is_below(margin) else Verdict.INCONCLUSIVE
+
+
+def equality_verdict(mean: Mean, margin: float = MARGIN) -> Verdict:
+    """The verdict on "X equals Y": as for equivalence, and contradicted above, too."""
+    if mean.is_above(margin):
+        return Verdict.CONTRADICTED
+    return equivalence_verdict(mean, margin)
+
+
+def superiority_verdict(mean: Mean) -> Verdict:
+    """The verdict on "X is better than Y", by the sign of the 95% interval."""
+    verdicts = {1: Verdict.SUPPORTED, -1: Verdict.CONTRADICTED}
+    return verdicts.get(int(mean.sign()), Verdict.INCONCLUSIVE)
+
+
 # --- a finding over its tasks
 
 
-def over_tasks(differences: Any, collapsed: Any, weighted: bool = True) -> Mean:
-    """The mean of paired differences over tasks. differences: by task and seed, along
-    the last two axes, NaN where there is none; collapsed: which of them have a
-    collapsed run.
+def over_tasks(
+    differences: ArrayLike, collapsed: ArrayLike, weighted: bool = True
+) -> Mean:
+    """The mean of paired differences over tasks.
 
-    weighted: a random-effects mean (`random_effects`), whose variances are pooled over
-    the tasks without a collapsed run; one with such a run has its own. Else Student's t
-    over the tasks' means."""
-    differences, collapsed = np.asarray(differences, dtype=float), np.asarray(collapsed)
-    of = mean_of(differences)
+    Args:
+        differences: by task and seed, along the last two axes; NaN where there is none.
+        collapsed: which of them have a collapsed run.
+        weighted: a random-effects mean, whose variances are pooled over the tasks
+            without a collapsed run, while a task with such a run has its own. Otherwise
+            the plain mean of the tasks' means, with Student's t over tasks.
+    """
+    differences = np.asarray(differences, dtype=float)
+    collapsed = np.asarray(collapsed)
+    by_task = mean_of(differences)
     if not weighted:
-        return mean_of(of.mean)
-    n = of.freedom + 1
-    whole = ~(collapsed & ~np.isnan(differences)).any(axis=-1) & (n > 1)
+        return mean_of(by_task.mean)
+    n = by_task.freedom + 1
+    broken = (collapsed & ~np.isnan(differences)).any(axis=-1)
+    poolable = ~broken & (n > 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        own = of.error**2 * n
-        freedom = np.where(whole, of.freedom, 0)
-        pooled = np.where(whole, own * freedom, 0).sum(axis=-1) / freedom.sum(axis=-1)
-        pooled = np.where(np.isnan(pooled), np.nanmax(own, axis=-1, initial=0), pooled)[
-            ..., None
-        ]
-        return random_effects(of.mean, np.where(whole | (n < 2), pooled, own) / n)
+        variance = by_task.error**2 * n
+        freedom = np.where(poolable, by_task.freedom, 0)
+        squares = np.where(poolable, variance * freedom, 0).sum(axis=-1)
+        pooled = squares / freedom.sum(axis=-1)
+        largest = np.nanmax(variance, axis=-1, initial=0)
+        pooled = np.where(np.isnan(pooled), largest, pooled)[..., None]
+        variances = np.where(poolable | (n < 2), pooled, variance) / n
+        return random_effects(by_task.mean, variances)
 
 
-def random_effects(means: Any, variances: Any) -> Mean:
-    """The random-effects mean along the last axis, whose NaN are no means: the variance
-    between them by Paule and Mandel (1982), the error and Student's t by Hartung and
-    Knapp (2001)."""
+def over_trained_pairs(differences: ArrayLike, collapsed: ArrayLike) -> Mean:
+    """The mean that decides a finding: the plain mean over tasks of the pairs in which
+    both runs trained, with Student's t over tasks. Arguments as of `over_tasks`."""
+    trained = np.where(collapsed, np.nan, np.asarray(differences, dtype=float))
+    return mean_of(mean_of(trained).mean)
+
+
+def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
+    """The random-effects mean along the last axis, whose NaN are no means.
+
+    The variance between them is Paule and Mandel's (1982), the error and Student's t
+    are Hartung and Knapp's (2001).
+    """
+    means = np.asarray(means, dtype=float)
     known = ~np.isnan(means)
     freedom = known.sum(axis=-1) - 1
-    means, variances = (
-        np.where(known, means, 0.0),
-        np.where(known, np.maximum(variances, 1e-12), np.inf),
-    )
-    between, spread = np.zeros(freedom.shape), np.zeros(freedom.shape)
+    means = np.where(known, means, 0.0)
+    variances = np.where(known, np.maximum(variances, 1e-12), np.inf)
+    between = np.zeros(freedom.shape)
+    spread = np.zeros(freedom.shape)
     # Newton's steps from 0 rise to the solution (DerSimonian and Kacker 2007)
     for _ in range(50):
         weights = 1 / (variances + between[..., None])
         mean = (weights * means).sum(axis=-1) / weights.sum(axis=-1)
         squares = weights * (means - mean[..., None]) ** 2
-        spread, slope = squares.sum(axis=-1), (weights * squares).sum(axis=-1)
+        spread = squares.sum(axis=-1)
+        slope = (weights * squares).sum(axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            between = np.maximum(
-                0, between + np.where(slope > 0, (spread - freedom) / slope, 0)
-            )
+            step = np.where(slope > 0, (spread - freedom) / slope, 0)
+        between = np.maximum(0, between + step)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(spread / freedom / weights.sum(axis=-1))
     return Mean(mean, error, freedom, np.sqrt(between))
+
+
+def power_over_tasks(
+    effect: float,
+    between: float,
+    within: float,
+    pairs: Sequence[int],
+    draws: int = 20_000,
+) -> float:
+    """How often the plain mean over tasks has a 95% interval below 0.
+
+    Args:
+        effect: the true mean difference, in points.
+        between: the standard deviation of the tasks' true differences.
+        within: that of a pair's difference within a task.
+        pairs: how many pairs each task has.
+        draws: how many times the study is simulated; always the same draws.
+    """
+    deviation = np.sqrt(between**2 + within**2 / np.asarray(pairs))
+    normal = np.random.default_rng(0).normal(size=(draws, len(pairs)))
+    return float((mean_of(effect + deviation * normal).sign() < 0).mean())
+
+
+# --- collapsed runs
+
+
+def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """The exact interval of a share, `count` of `total` (Clopper and Pearson 1934)."""
+    tail = (1 - level) / 2
+    low = 0.0
+    high = 1.0
+    if count > 0:
+        low = float(special.betaincinv(count, total - count + 1, tail))
+    if count < total:
+        high = float(special.betaincinv(count + 1, total - count, 1 - tail))
+    return low, high
+
+
+def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
+    """Fisher's exact two-sided p that two shares, x of x_total and y of y_total, are
+    equal: the probability of all tables that are no likelier than this one."""
+    successes = x + y
+    lowest = max(0, successes - y_total)
+    highest = min(successes, x_total)
+    table = np.arange(lowest, highest + 1)
+    weights = special.binom(x_total, table) * special.binom(y_total, successes - table)
+    probability = weights / weights.sum()
+    # Equal probabilities differ by rounding
+    as_rare = probability <= probability[x - lowest] * (1 + 1e-9)
+    return float(min(1.0, probability[as_rare].sum()))
+
+
+# --- seeds and test rows
+
+
+def mcnemar_p(x: ArrayLike, y: ArrayLike) -> float:
+    """McNemar's exact two-sided p for two single runs, by which items each has right.
+
+    It says whether these two runs differ on items drawn like these, and nothing about
+    other seeds: for several seeds use `over_seeds_and_items`.
+    """
+    x = np.asarray(x, dtype=bool)
+    y = np.asarray(y, dtype=bool)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError("McNemar's test is for two single runs on the same items")
+    return sign_test(x.astype(int) - y.astype(int))
+
+
+def over_seeds_and_items(
+    x: ArrayLike, y: ArrayLike, units: Sequence[Any] | None = None
+) -> Mean:
+    """The mean difference of two rows whose seeds share one test set, in points.
+
+    The interval covers other seeds and other test items. A difference d of seed i and
+    item j has independent parts of the seed, of the item and of both, so that the mean
+    over n seeds and m items has the variance s2(seed means) / n + s2(item means) / m -
+    residual / (nm). It is never below either of the first two. The degrees of freedom
+    are Satterthwaite's (1946).
+
+    Args:
+        x, y: whether each run has each item right, seeds by items; line i of both is
+            of one seed.
+        units: which items belong together, a label for each item (questions on one
+            text); such items are one unit. By default each item is its own.
+    """
+    x = np.asarray(x, dtype=float)
+    y = np.asarray(y, dtype=float)
+    if x.ndim != 2 or x.shape != y.shape or min(x.shape) < 2:
+        raise ValueError("needs two seeds and two items at least, the same of both")
+    differences = 100 * (x - y)
+    if units is not None:
+        differences = _by_unit(differences, units)
+    seeds, items = differences.shape
+    mean = float(differences.mean())
+    seed_means = differences.mean(axis=1)
+    item_means = differences.mean(axis=0)
+    residuals = differences - seed_means[:, None] - item_means + mean
+    freedoms = np.array([seeds - 1, items - 1, (seeds - 1) * (items - 1)])
+    squares = float((residuals**2).sum())
+    of_seeds = seed_means.var(ddof=1) / seeds
+    of_items = item_means.var(ddof=1) / items
+    of_residuals = squares / freedoms[2] / (seeds * items)
+    parts = np.array([of_seeds, of_items, of_residuals])
+    variance = float(of_seeds + of_items - of_residuals)
+    larger = int(parts[:2].argmax())
+    if variance <= parts[larger]:
+        return Mean(mean, math.sqrt(parts[larger]), float(freedoms[larger]))
+    freedom = variance**2 / float((parts**2 / freedoms).sum())
+    return Mean(mean, math.sqrt(variance), freedom)
+
+
+def _by_unit(differences: Array, units: Sequence[Any]) -> Array:
+    """Differences by seed and unit, whose mean is that over items. A unit's value is
+    linear in the deviations of its items, since units may be of unequal size."""
+    labels, places = np.unique(np.asarray(units), return_inverse=True)
+    if len(places) != differences.shape[1]:
+        raise ValueError("units needs a label for each item")
+    mean = differences.mean()
+    membership = np.eye(len(labels))[places]
+    scale = len(labels) / differences.shape[1]
+    return mean + (differences - mean) @ membership * scale
 
 
 # --- a study of many rows
 
 
 class TwoWay(NamedTuple):
-    """An analysis of variance of rows by seeds, without repetitions: the residual
-    standard deviation and its degrees of freedom; the share of the variance within a
-    row that its seed has (the intraclass correlation), and the p of seeds that are
-    alike."""
+    """An analysis of variance of rows by seeds, without repetitions.
+
+    deviation, freedom: the residual standard deviation and its degrees of freedom.
+    correlation: the share of the variance within a row that its seed has (intraclass).
+    p: of the hypothesis that seeds do not matter.
+    """
 
     deviation: float
     freedom: int
@@ -210,59 +415,56 @@ class TwoWay(NamedTuple):
     p: float
 
 
-def two_way(values: Any) -> TwoWay:
-    """values: rows by seeds, two of each at least."""
+def two_way(values: ArrayLike) -> TwoWay:
+    """The analysis of variance of rows by seeds, at least two of each."""
     values = np.asarray(values, dtype=float)
     rows, seeds = values.shape
-    of_seeds = rows * values.mean(axis=0).var(ddof=1)
-    residual = (
-        values
-        - values.mean(axis=1, keepdims=True)
-        - values.mean(axis=0)
-        + values.mean()
-    )
+    seed_means = values.mean(axis=0)
+    row_means = values.mean(axis=1, keepdims=True)
+    seed_variance = rows * seed_means.var(ddof=1)
+    residual = values - row_means - seed_means + values.mean()
     freedom = (rows - 1) * (seeds - 1)
     variance = (residual**2).sum() / freedom
-    between = (of_seeds - variance) / rows
-    p = special.fdtrc(seeds - 1, freedom, of_seeds / variance)
+    between = (seed_variance - variance) / rows
     return TwoWay(
-        math.sqrt(variance), freedom, float(between / (between + variance)), float(p)
+        deviation=math.sqrt(variance),
+        freedom=freedom,
+        correlation=float(between / (between + variance)),
+        p=float(special.fdtrc(seeds - 1, freedom, seed_variance / variance)),
     )
 
 
-def outlying(variances: Any, freedoms: Any) -> Any:
-    """Which variances are too large to be pooled with the others: by the test of
-    Cochran (1941) at 1%, for unequal counts as 't Lam (2010) has it, again until none
-    is. freedoms: of each."""
-    variances, freedoms = (
-        np.asarray(variances, dtype=float),
-        np.asarray(freedoms, dtype=float),
-    )
-    out = ~(freedoms > 0)
-    while (~out).sum() > 1:
-        rest = (freedoms * ~out).sum() - freedoms
+def outlying(variances: ArrayLike, freedoms: ArrayLike) -> Any:
+    """Which variances are too large to be pooled with the others.
+
+    By Cochran's test (1941) at 1%, for unequal counts as 't Lam (2010) has it, repeated
+    until no variance is an outlier. freedoms: of each variance.
+    """
+    variances = np.asarray(variances, dtype=float)
+    freedoms = np.asarray(freedoms, dtype=float)
+    removed = ~(freedoms > 0)
+    while (~removed).sum() > 1:
+        squares = np.where(removed, 0, variances * freedoms)
+        other_freedoms = (freedoms * ~removed).sum() - freedoms
+        other_squares = squares.sum() - variances * freedoms
         with np.errstate(invalid="ignore", divide="ignore"):
-            others = (
-                np.where(out, 0, variances * freedoms).sum() - variances * freedoms
-            ) / rest
-            p = np.where(
-                out, 1, special.fdtrc(freedoms, rest, variances / others) * (~out).sum()
-            )
-        if p.min() >= OUTLYING:
+            ratio = variances / (other_squares / other_freedoms)
+            tail = special.fdtrc(freedoms, other_freedoms, ratio)
+        p = np.where(removed, 1, tail * (~removed).sum())
+        if p.min() >= OUTLIER_LEVEL:
             break
-        out[p.argmin()] = True
-    return out & (freedoms > 0)
+        removed[p.argmin()] = True
+    return removed & (freedoms > 0)
 
 
-def holm(p: Any) -> Any:
-    """p corrected for their number (Holm 1979); NaN stays NaN, and counts for
-    nothing."""
-    found = np.asarray(p, dtype=float).copy()
-    order = np.argsort(found)[: (~np.isnan(found)).sum()]
-    found[order] = np.minimum(
-        1, np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1))
-    )
-    return found
+def holm(p: ArrayLike) -> Any:
+    """p corrected for their number (Holm 1979). NaN stays NaN, and is not counted."""
+    corrected = np.array(p, dtype=float)
+    count = int((~np.isnan(corrected)).sum())
+    order = np.argsort(corrected)[:count]
+    steps = corrected[order] * np.arange(count, 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
 
 
 # --- what it costs to decide
@@ -271,17 +473,20 @@ def holm(p: Any) -> Any:
 def seeds_to_decide(
     deviation: float, margin: float = MARGIN, power: float = 0.8, sides: int = 2
 ) -> int:
-    """Pairs after which two rows that are alike are called near with this power.
-    deviation: of differences. sides: 1 for the test against -margin alone. By the
-    noncentral t; both sides fail together so rarely that each gets half of the
-    failures. At most 20,000."""
+    """How many pairs show that two equal rows are equivalent, with this power.
+
+    By the noncentral t. Both one-sided tests fail together so rarely that each gets
+    half of the failures. The answer is at most 20,000.
+
+    Args:
+        deviation: the standard deviation of a pair's difference.
+        margin: the equivalence margin.
+        power: how often equivalence should be shown.
+        sides: 1 for the test against -margin alone.
+    """
     n = np.arange(2, 20_000)
     with np.errstate(divide="ignore"):
         shift = np.sqrt(n) * margin / deviation
-    return int(
-        2
-        + (
-            special.nctdtr(n - 1, shift, special.stdtrit(n - 1, LEVEL))
-            > (1 - power) / sides
-        ).sum()
-    )
+    critical = special.stdtrit(n - 1, LEVEL)
+    misses = special.nctdtr(n - 1, shift, critical)
+    return int(2 + (misses > (1 - power) / sides).sum())

@@ -24,7 +24,7 @@ from analysis.frame import every_variant, reported_cells, runs
 from analysis.others import NAMED
 from analysis.render import Number
 from analysis.results.findings import findings
-from analysis.results.pages import environment
+from analysis.results.templates import templates
 from analysis.stats import statistics_tables
 from runs.command import OfRecords, entry_point, read
 from runs.record import (
@@ -69,9 +69,9 @@ def page(ledger: Ledger) -> str:
     frame = runs(ledger)
     frames, judged = own_and_published(ledger, frame), tables.verdicts(frame)
     found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
-    templates = environment(Path(__file__).parent, autoescape=True)
-    templates.tests["number"] = lambda entry: isinstance(entry, Number)
-    return templates.get_template("report.html").render(
+    html = templates(Path(__file__).parent, autoescape=True)
+    html.tests["number"] = lambda entry: isinstance(entry, Number)
+    return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
         findings=findings(frame, ledger.measures.values()),

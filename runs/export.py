@@ -50,6 +50,7 @@ from runs.record.cell import (
     seed_value,
     text_score,
 )
+from runs.record.templates import environment
 from runs.record.text import first_line, megabytes, one_line
 from runs.run import overrides_of
 from tasks.images import ImageTask, write_preprocessing
@@ -561,14 +562,10 @@ def card(
             else one_line(str(value)).replace("<", "&lt;")
         )
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        finalize=safe,
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+    templates = environment(Path(__file__).parent).overlay(
+        finalize=safe, undefined=jinja2.ChainableUndefined, lstrip_blocks=False
     )
-    return environment.get_template("card.md").render(gaps)
+    return templates.get_template("card.md").render(gaps)
 
 
 if __name__ == "__main__":

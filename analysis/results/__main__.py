@@ -1,12 +1,13 @@
 """Writes docs/results.md and a page for each study in docs/results, from the records in
 runs/records; and docs/others.md, from analysis/printed/others.yaml.
 
-    python -m analysis.results (make results) python -m analysis.results check=true
-    (only compares the pages with the records)
+    python -m analysis.results               (make results)
+    python -m analysis.results check=true    (only compares the pages with the records)
 
-A study is a folder of published records. Its NOTES.md is written by hand; every number
-and picture comes from the records."""
+A study is a folder of published records. Its NOTES.md is a template: words by hand,
+numbers from the records (numbers.py)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,43 +39,46 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "the pages are a clone's, and this is none: docs= and readme= name others"
         )
-    studies = {folder: read_study(folder) for folder in study_folders()}
-    if not studies:
+    ledgers = {folder: read_study(folder) for folder in study_folders()}
+    if not ledgers:
         raise UserError(
             "no published records in runs/records yet (make publish STUDY=name)"
         )
-    made, summed = pages(studies, settings.docs)
-    files = {settings.docs / path: text for path, text in made.items()}
-    for folder, ledger in studies.items():
+    made = pages(ledgers, settings.docs)
+    files = {settings.docs / path: text for path, text in made.files.items()}
+    for folder, ledger in ledgers.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))
-            files[settings.readme] = readme(text, "all studies", near_lora(summed))
-    written = (
-        path
-        for path in (settings.docs / "results").glob("*")
-        if path.suffix in (".md", ".svg")
-    )
-    # of studies that are no more
-    gone = [path for path in written if path not in files]
+            block = near_lora(made.findings)
+            files[settings.readme] = readme(text, "all studies", block)
+    obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:
-        # A picture's bytes depend on matplotlib's version
-        stale = gone + [
-            path
-            for path, text in files.items()
-            if not path.is_file()
-            or (path.suffix != ".svg" and path.read_text() != text)
-        ]
-        print(
-            *(f"{path} is not what the records give: make results" for path in stale),
-            sep="\n",
-        )
+        stale = obsolete + stale_pages(files)
+        for path in stale:
+            print(f"{path} is not what the records give: make results")
         return 1 if stale else 0
-    for path in gone:
+    for path in obsolete:
         path.unlink()
     for path, text in files.items():
         write_atomically(path, text)
     print(f"Results: {settings.docs / 'results.md'}, and {len(files) - 1} files more")
     return 0
+
+
+def obsolete_pages(folder: Path, files: Mapping[Path, str]) -> list[Path]:
+    """Pages and pictures of studies that are gone."""
+    pages_there = [path for path in folder.glob("*") if path.suffix in (".md", ".svg")]
+    return [path for path in pages_there if path not in files]
+
+
+def stale_pages(files: Mapping[Path, str]) -> list[Path]:
+    """The files that are missing or have another text. A picture is only looked for,
+    since its bytes depend on matplotlib's version."""
+    return [
+        path
+        for path, text in files.items()
+        if not path.is_file() or (path.suffix != ".svg" and path.read_text() != text)
+    ]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from analysis import frame, tables
 from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others, others_of, verdict
 from analysis.others import line as others_line
 from analysis.paper import GLUE, IMAGES, numbers
-from analysis.results import pages
+from analysis.results import others_page
 from runs.record import CONF, ROOT
 
 pytestmark = pytest.mark.properties
@@ -75,7 +75,7 @@ def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
 @pytest.mark.usefixtures("undrawn")
 def test_the_page_is_what_the_data_give():
     """A picture's bytes depend on matplotlib's version."""
-    made = pages.others_pages()
+    made = others_page.others_pages()
     assert (ROOT / "docs" / "others.md").read_text() == made["others.md"], (
         "make results"
     )
@@ -85,7 +85,7 @@ def test_the_page_is_what_the_data_give():
 
 def test_the_picture_leaves_out_what_started_from_mnli():
     data = (
-        pages.others_picture()
+        others_page.others_picture()
         .data.set_index(["source", "model", "row", "column"])
         .difference
     )

@@ -18,9 +18,8 @@ from analysis.command import own_and_published
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of
 from analysis.render import Number, Table, render
-from analysis.results.findings import WORDS as FINDING
 from analysis.results.findings import findings as found_findings
-from analysis.results.pages import macros
+from analysis.results.templates import macros
 from analysis.stats import MODELS, cell_words
 from analysis.stats import comparisons as compared
 from nets.golden import read_lines, same_lines
@@ -282,32 +281,47 @@ def printed_verdicts(judged: pd.DataFrame) -> Lines:
 
 
 def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
-    """The paper's findings on each model and task: the words, the numbers behind it
-    with the bounds of intervals, and the runs of each row."""
-    words = macros("words.md")
-    for one in found_findings(frame, measures):
-        fitted = one["crossfit"]
+    """The paper's claims over tasks, with each task's mean; and on each task the
+    verdict, the differences and the runs of each row."""
+    for finding in found_findings(frame, measures):
         yield {
-            "claim": one["finding"],
-            "source": one["source"],
-            "where": str(words.where(one)).strip(),
-            "verdict": one["word"],
-            "reported": FINDING[one["agrees"]],
-            "crossfit": fitted and one["crossfit_word"],
-            "firm": one["firm"],
-            "numbers": cell_numbers(str(words.here(one)), every=True),
-            "fitted": fitted and cell_numbers(str(words.here(fitted)), every=True),
-            "trained": str(words.trained(one)).strip(),
-            "runs": [
-                [
-                    of["label"],
-                    str(words.number(of["median"])),
-                    str(words.number(of["mean"])),
-                    *of["ids"],
-                ]
-                for of in one["sides"]
-            ],
+            "claim": finding.title,
+            "verdict": str(finding.verdict),
+            "mean": of_mean(finding.mean),
+            "tasks": {task: of_mean(mean) for task, mean in finding.tasks.items()},
+            "beside": {name: of_mean(mean) for name, mean in finding.analyses.items()},
+            "collapses": [[one.count, one.total] for one in finding.collapses],
+            "pairs to decide": finding.pairs_to_decide,
         }
+    words = macros("words.md")
+    seen = set[tuple[str, ...]]()
+    for finding in found_findings(frame, measures):
+        for one in finding.comparisons:
+            key = (one.claim.finding, one.where, *one.ids, *one.origins)
+            if key not in seen:
+                yield comparison_line(one, words)
+            seen.add(key)
+
+
+def of_mean(mean: Any) -> list[Any]:
+    return [none(float(value)) for value in (mean.mean, *mean.interval())]
+
+
+def comparison_line(one: Any, words: Any) -> dict[str, Any]:
+    return {
+        "claim": one.claim.finding,
+        "where": str(words.trained(one)).strip(),
+        "verdict": str(one.verdict),
+        "crossfit": one.crossfit and str(one.crossfit),
+        "firm": one.is_firm,
+        "differences": [pairs and of_mean(pairs.mean) for pairs in one.pairs],
+        "collapsed": [pairs and sum(pairs.collapsed) for pairs in one.pairs],
+        "numbers": {name: none(value) for name, value in one.numbers.items()},
+        "runs": [
+            [side.label, none(side.median), none(side.mean), *side.ids]
+            for side in one.sides
+        ],
+    }
 
 
 def comparisons(frame: pd.DataFrame) -> Lines:

@@ -1,0 +1,301 @@
+"""What a finding is made of: the paper's claim, the runs of two rows in pairs, a claim
+compared on one task, and a finding over its tasks. printed/findings.yaml has the
+claims."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+
+import numpy as np
+
+from analysis.inference import (
+    FIRM_PAIRS,
+    MARGIN,
+    UNKNOWN,
+    Mean,
+    Verdict,
+    equality_verdict,
+    equivalence_verdict,
+    fisher_p,
+    mean_of,
+    power_over_tasks,
+    share_interval,
+    superiority_verdict,
+)
+from analysis.paper import printed_file
+
+#: Kinds that compare rows by pairs of runs, and of these those with a margin.
+OF_ROWS = ("near", "equal", "above", "ranks")
+WITH_MARGIN = ("near", "equal")
+#: True mean differences at which a finding's power is stated, in points.
+EFFECTS = (-1.2, -2.0)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper; the fields are those of printed/findings.yaml."""
+
+    finding: str
+    name: str
+    kind: str
+    source: str
+    rows: Mapping[str, str] = field(default_factory=dict)
+    paper: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    def verdict(self, mean: Mean) -> Verdict:
+        """What the mean difference of two rows says about the claim."""
+        if self.kind == "near":
+            return equivalence_verdict(mean)
+        if self.kind == "equal":
+            return equality_verdict(mean)
+        return superiority_verdict(mean)
+
+    def paper_differences(self) -> dict[str, float]:
+        """The paper's own differences, by source and size of the model."""
+        return {
+            f"{source} {size}": left - right
+            for source, averages in self.paper.items()
+            for size, (left, right) in averages.items()
+        }
+
+
+@cache
+def claims() -> tuple[Claim, ...]:
+    """Every claim, in the order of the paper's tables and figures."""
+    lines: list[dict] = printed_file("findings.yaml")  # type: ignore[assignment]
+    return tuple(Claim(**line) for line in lines)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The runs of one row on one task.
+
+    ids: by seed. best_is_last: in how many of `curves`, the runs with more than one
+    evaluation, the best epoch is the last.
+    """
+
+    row: str
+    label: str
+    parameters: float
+    dev_rows: float
+    ids: tuple[str, ...]
+    median: float
+    mean: float
+    epochs: tuple[float, ...] = ()
+    curves: int = 0
+    best_is_last: int = 0
+
+    @property
+    def still_rising(self) -> bool:
+        return 2 * self.best_is_last > self.curves
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two rows on one task in pairs of runs of one seed; a positive difference means
+    that the left one is better."""
+
+    left: Side
+    right: Side
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    left_collapsed: tuple[bool, ...]
+    right_collapsed: tuple[bool, ...]
+
+    @property
+    def collapsed(self) -> tuple[bool, ...]:
+        """Which pairs have a collapsed run."""
+        both = zip(self.left_collapsed, self.right_collapsed, strict=True)
+        return tuple(left or right for left, right in both)
+
+    @cached_property
+    def mean(self) -> Mean:
+        """The mean difference of the pairs in which both runs trained."""
+        return mean_of(np.where(self.collapsed, math.nan, self.differences))
+
+    @cached_property
+    def mean_of_all(self) -> Mean:
+        """The mean difference of all pairs, with those that have a collapsed run."""
+        return mean_of(self.differences)
+
+    def collapses(self) -> dict[str, dict[str, bool]]:
+        """Whether each run has collapsed, by row and id."""
+        sides = (self.left, self.left_collapsed), (self.right, self.right_collapsed)
+        return {
+            side.row: dict(zip(side.ids, collapsed, strict=True))
+            for side, collapsed in sides
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim on one model and task.
+
+    pairs: the rows that are compared, None where one of several has not run. numbers,
+    table: of a claim on measures or rates. unit, counts: how many seeds, runs or pairs
+    it rests on. excluded: why it counts in no mean over tasks ("": it counts).
+    crossfit: the verdict by cross-fitted epochs, where epochs are chosen.
+    """
+
+    claim: Claim
+    model: str
+    task: str
+    model_label: str
+    task_label: str
+    family: str
+    sides: tuple[Side, ...]
+    verdict: Verdict
+    pairs: tuple[Pairs | None, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    table: Sequence[Sequence[str]] = ()
+    unit: str = "seed"
+    counts: tuple[int, ...] = ()
+    size: int = 0
+    excluded: str = ""
+    crossfit: Verdict | None = None
+    paper_epochs: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        return ", ".join(filter(None, (self.model_label, self.task_label)))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run for side in self.sides for run in side.ids))
+
+    @property
+    def epochs(self) -> tuple[float, ...]:
+        return tuple(sorted({number for side in self.sides for number in side.epochs}))
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether it rests on enough pairs or runs that one more hardly changes it."""
+        return self.size >= FIRM_PAIRS
+
+
+@dataclass(frozen=True)
+class Collapses:
+    """How many runs of a row collapsed, with the exact 95% interval of the share."""
+
+    label: str
+    count: int
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return share_interval(self.count, self.total)
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Runs of a study that are in no pair of a finding, and why."""
+
+    study: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim over all of its tasks.
+
+    name: which of several comparisons it is. tasks: the mean difference of each task,
+    by model and task, where both runs trained; pair_counts: of how many seeds. mean:
+    what decides the verdict. analyses: other means, by name, without a veto. within:
+    the standard deviation of a pair's difference; pairs_to_decide: how many pairs of
+    one task show equivalence (0: unknown).
+    """
+
+    claim: Claim
+    name: str
+    comparisons: tuple[Comparison, ...]
+    verdict: Verdict
+    tasks: Mapping[str, Mean] = field(default_factory=dict)
+    pair_counts: Mapping[str, int] = field(default_factory=dict)
+    mean: Mean = UNKNOWN
+    analyses: Mapping[str, Mean] = field(default_factory=dict)
+    collapses: tuple[Collapses, ...] = ()
+    within: float = math.nan
+    between: float = math.nan
+    pairs_to_decide: int = 0
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.claim.finding}: {self.name}" if self.name else self.claim.finding
+
+    @property
+    def opponent(self) -> str:
+        """Of a near claim, the row that VeRA is compared with."""
+        words = self.claim.finding.removeprefix("VeRA is near ")
+        return words.removesuffix(" with fewer parameters")
+
+    @property
+    def direction(self) -> str:
+        """On which side of 0 the 95% interval lies."""
+        return {1: "above", -1: "below"}.get(int(self.mean.sign()), "")
+
+    @cached_property
+    def collapse_p(self) -> float:
+        """Fisher's p that both rows collapse equally often; NaN without two rows."""
+        if len(self.collapses) != 2:
+            return math.nan
+        left, right = self.collapses
+        return fisher_p(left.count, left.total, right.count, right.total)
+
+    @cached_property
+    def power(self) -> dict[float, float]:
+        """How often the rule would find that the left row is below, by the true mean
+        difference, with this finding's pairs and standard deviations."""
+        if math.isnan(self.between) or math.isnan(self.within):
+            return {}
+        counts = [*self.pair_counts.values()]
+        return {
+            effect: power_over_tasks(effect, self.between, self.within, counts)
+            for effect in EFFECTS
+        }
+
+    def without(self, task: str) -> Mean:
+        """The mean over all tasks but one."""
+        return mean_of([mean.mean for name, mean in self.tasks.items() if name != task])
+
+    @cached_property
+    def farthest_task(self) -> str:
+        """The task without which the mean changes most."""
+        return max(
+            self.tasks, key=lambda task: abs(self.without(task).mean - self.mean.mean)
+        )
+
+    def verdict_counts(self) -> dict[Verdict, int]:
+        """How many comparisons have each verdict."""
+        verdicts = [comparison.verdict for comparison in self.comparisons]
+        return {name: verdicts.count(name) for name in Verdict if name in verdicts}
+
+    def agreeing_analyses(self) -> list[str]:
+        """The analyses beside the rule whose interval lies on the same side of 0."""
+        sign = int(self.mean.sign())
+        return [
+            name for name, mean in self.analyses.items() if int(mean.sign()) == sign
+        ]
+
+
+def joint_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of a claim that several comparisons must support: contradicted where one is."""
+    verdicts = {*verdicts}
+    if Verdict.CONTRADICTED in verdicts:
+        return Verdict.CONTRADICTED
+    if verdicts == {Verdict.SUPPORTED}:
+        return Verdict.SUPPORTED
+    return Verdict.INCONCLUSIVE
+
+
+def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict that all of them give; inconclusive where they differ."""
+    verdicts = {*verdicts}
+    return verdicts.pop() if len(verdicts) == 1 else Verdict.INCONCLUSIVE
+
+
+MARGIN_TEXT = f"{MARGIN:g}"

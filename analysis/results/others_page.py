@@ -1,0 +1,154 @@
+"""docs/others.md and its picture: what independent groups report beside the paper."""
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.figure import Figure, look, svg
+from analysis.frame import runs
+from analysis.others import EPOCHS, EXACT, NAMED, SOURCES, others, setting
+from analysis.paper import GLUE, NAMES, numbers
+from analysis.render import grid
+from analysis.results.templates import rendered
+from analysis.tables import made as made_tables
+from runs.record import Ledger
+
+#: The marker of each source.
+MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8H.", strict=True))
+#: What identifies a cell of the paper's tables.
+CELL = ["model", "row", "column"]
+#: Tables that have rows of others.
+TABLES = ("table2", "table3", "table4", "table5")
+#: Columns of others that are no score of texts.
+NO_TEXTS = [*GLUE, "DINO similarity", "drift"]
+#: How the columns of numbers after training by reward end.
+BY_REWARD = " by reward"
+
+
+def others_pages() -> dict[str, str]:
+    """The page and its picture, by their paths in docs/."""
+    differences = vera_minus_lora()
+    is_exact = differences.column.isin(NAMED.keys() - EXACT.keys())
+    is_paper = differences.model.isin(NAMED) & is_exact
+    glue = differences[is_paper & (differences.column == "avg")]
+    is_rewarded = differences.column.str.endswith(BY_REWARD)
+    is_text = ~is_paper & ~is_rewarded & ~differences.column.isin(NO_TEXTS)
+    texts = differences[is_text].difference
+    page = rendered(
+        "others.md",
+        sources=SOURCES,
+        said=said_by_others().__getitem__,
+        paper=paper_numbers().__getitem__,
+        names=NAMED,
+        epochs=EPOCHS,
+        differences=glue.to_dict("records"),
+        tables=tables_of_others(),
+        texts=len(texts),
+        below=int((texts < 0).sum()),
+        by_reward=", ".join(numbers_by_reward(differences[is_rewarded])),
+        setting=setting,
+    )
+    return {"others.md": page, "others.svg": svg(others_picture())}
+
+
+def vera_minus_lora() -> pd.DataFrame:
+    """VeRA minus the same source's LoRA, the best of each where there are several."""
+    places = ["row", "label", "model", "column"]
+    best = others().groupby(places, sort=False).value.max()
+    both = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
+    both["difference"] = both.vera - both.lora
+    return both.reset_index()
+
+
+def numbers_by_reward(differences: pd.DataFrame) -> list[str]:
+    """VeRA's number and LoRA's of each source that trained by reward."""
+    return [
+        f"{line.vera:g} and {line.lora:g} ({line.label})"
+        for line in differences.itertuples()
+    ]
+
+
+def said_by_others() -> pd.Series:
+    """What others report of a cell of the paper, as a text: "C3A 83.38, VB-LoRA 85.5 (r
+    1,024, all linear)"."""
+    frame = others()
+    words = list[str]()
+    for line in frame.to_dict("records"):
+        suffix = "" if line["same"] else f" ({setting(line)})"
+        words.append(f"{line['label']} {line['value']:g}{suffix}")
+    places = [frame.model, frame.row, frame.column]
+    return pd.Series(words).groupby(places, sort=False).agg(", ".join)
+
+
+def paper_numbers() -> dict[tuple[str, ...], str]:
+    """The paper's numbers as texts, by table, model, row and column."""
+    frame = numbers().set_index(["table", *CELL])
+    return {key: f"{value:g}" for key, value in frame.value.items()}
+
+
+def tables_of_others() -> list[tuple[str, list[str]]]:
+    """The paper's tables that have rows of others, as titles and lines of Markdown."""
+    nothing = runs(Ledger())
+    labels = {*others().label}
+    shown = list[tuple[str, list[str]]]()
+    for name in TABLES:
+        for table in made_tables(name, nothing, others="all"):
+            if {row[1] for row in table.texts} & labels:
+                shown.append(
+                    (table.title, grid(table.header, table.texts, right=False))
+                )
+    return shown
+
+
+def others_picture() -> Figure:
+    """VeRA and LoRA of others minus the paper's, task by task; where the paper's LoRA
+    started from MNLI there is no point."""
+    paper = numbers()
+    is_shown = (
+        paper.table.isin(["table2", "table5"])
+        & (paper.like == paper.row)
+        & paper.row.isin(["vera", "lora"])
+        & (paper.task != "")
+    )
+    shown = paper[is_shown][[*CELL, "value"]]
+    both = shown.merge(others(), on=CELL, suffixes=("_paper", ""))
+    both = both.assign(difference=both.value - both.value_paper)
+    title = "What others report minus what the paper prints, in points"
+    data = both[[*CELL, "source", "same", "difference"]]
+    return Figure("others", title, data, [], _draw_others, size=(7.4, 3.6))
+
+
+def _draw_others(axes: Any, data: pd.DataFrame) -> None:
+    """The cells of the paper side by side, in its order."""
+    cells = dict.fromkeys(zip(data.model, data.column, strict=True))
+    places = {cell: place for place, cell in enumerate(cells)}
+    groups = data.groupby(["source", "row", "same"], sort=False)
+    for (source, row, is_same), group in groups:
+        shift = 0.15 if row == "vera" else -0.15
+        x = [
+            places[cell] + shift for cell in zip(group.model, group.column, strict=True)
+        ]
+        axes.plot(
+            x,
+            group.difference,
+            MARKS[source],
+            fillstyle="full" if is_same else "none",
+            linestyle="none",
+            color=look(row)[0],
+        )
+    axes.axhline(0, color="black", linewidth=1)
+    names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in places]
+    axes.set_xticks([*places.values()], names, rotation=60, ha="right")
+    for label, (mark, colour, fill) in _legend(data).items():
+        axes.plot([], [], mark, color=colour, fillstyle=fill, label=label)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _legend(data: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """The marker, colour and fill of each name in the legend."""
+    grey = "#555555"
+    legend = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
+    for source in data.source:
+        legend[SOURCES[source]["name"]] = (MARKS[source], grey, "full")
+    legend["other target modules"] = ("s", grey, "none")
+    return legend

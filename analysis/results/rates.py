@@ -1,0 +1,101 @@
+"""The claim that another rank needs no learning rate of its own, by the trials that
+chose the rates: how much a rank loses at the rate that is best for another one."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import reported
+from analysis.inference import Array, Mean, equivalence_verdict, mean_of
+from analysis.results.claims import Claim, Comparison, claims
+
+#: What trials of one search share. Scores of another search are of other rows.
+SEARCH = ["model", "task", "measured", "epochs"]
+
+
+def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
+    """The claim on every search that tried several rates for several ranks."""
+    trials = reported(runs[runs.kind == "trial"])
+    trials = trials.assign(
+        score=trials.number.where(~trials.lower_is_better, -trials.number)
+    )
+    for claim in claims():
+        if claim.kind != "rates":
+            continue
+        for pattern in claim.rows:
+            of_rows = trials[trials.row.astype(str).str.fullmatch(pattern)]
+            for _, search in of_rows.groupby(SEARCH, sort=False):
+                if search["rank"].nunique() > 1 and search.lr.nunique() > 1:
+                    yield _of_search(claim, search)
+
+
+def _of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
+    about = search.iloc[0]
+    scores = score_table(search)
+    seeds = search.seed.nunique()
+    mean = regret(scores.to_numpy().reshape(len(scores), -1, seeds))
+    return Comparison(
+        claim=claim,
+        model=about.model,
+        task=about.task,
+        model_label=about.model_label,
+        task_label=about.task_label,
+        family=about.family,
+        sides=(),
+        verdict=equivalence_verdict(mean),
+        numbers={"regret": float(mean.mean), "error": float(mean.error)},
+        table=_printed(scores, int(about.digits)),
+        counts=(seeds,),
+        size=seeds,
+        origins=(*dict.fromkeys(search.origin),),
+    )
+
+
+def score_table(search: pd.DataFrame) -> pd.DataFrame:
+    """The score of each rank (index) at each rate and seed (columns)."""
+    table = search.pivot_table(index="rank", columns=["lr", "seed"], values="score")
+    rates = sorted(search.lr.unique())
+    seeds = sorted(search.seed.unique())
+    return table.reindex(columns=pd.MultiIndex.from_product([rates, seeds]))
+
+
+def regret(scores: Array) -> Mean:
+    """How much a rank's score changes if it takes another rank's rate, over seeds.
+
+    Each rank's rate is chosen by the mean over all seeds but one and scored on that
+    one, so that no score chooses its own rate. With one seed it is unknown (NaN).
+
+    Args:
+        scores: by rank, rate and seed; more is better, NaN where nothing was tried.
+
+    Returns:
+        The mean difference in points, at another rank's rate minus at the own rate,
+        over all pairs of ranks, with its error over seeds.
+    """
+    ranks, _, seeds = scores.shape
+    if seeds < 2 or np.isnan(scores).any():
+        return Mean(math.nan, math.nan, math.nan)
+    by_seed = list[float]()
+    for seed in range(seeds):
+        others = np.delete(scores, seed, axis=2).mean(axis=2)
+        best = others.argmax(axis=1)
+        at_best = scores[:, best, seed]  # of each rank, at the rate of each rank
+        own = np.diag(at_best)[:, None]
+        losses = at_best - own
+        by_seed.append(float(losses.sum() / (ranks * (ranks - 1))))
+    return mean_of(by_seed)
+
+
+def _printed(scores: pd.DataFrame, digits: int) -> list[list[str]]:
+    """The table: a line for each rank, its mean at each rate, and the best rate."""
+    means = scores.T.groupby(level=0).mean().T
+    header = ["rank", *(f"rate {rate:g}" for rate in means.columns), "best rate"]
+    lines = [header]
+    for rank, of_rank in means.iterrows():
+        texts = [
+            "-" if math.isnan(score) else f"{score:.{digits}f}" for score in of_rank
+        ]
+        lines.append([f"{rank:g}", *texts, f"{of_rank.idxmax():g}"])
+    return lines

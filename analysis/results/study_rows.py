@@ -1,0 +1,279 @@
+"""The rows of a study beside VeRA: on each task by pairs of runs of one seed, and over
+tasks by a mixed model."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import in_cells, mark_left_out, pairs, reported, reported_cells
+from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
+from analysis.results.comparisons import collapsed
+from runs.record import LEVEL
+
+#: Rows with similar variances from which on the variance is pooled over them.
+MANY_ROWS = 10
+#: A p below this is firm, after Holm's correction.
+SIGNIFICANCE = 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class RowDifference:
+    """A row of a study on one task, and its mean difference from VeRA.
+
+    cell: its line of `frame.reported_cells`. mean: by the pooled variance where there
+    is one; paired: by the differences of its own pairs. p, paired_p: of these after
+    Holm's correction over the whole study. at_end: whether its best learning rate is
+    the lowest or the highest that was tried.
+    """
+
+    cell: Any
+    mean: Mean
+    paired: Mean
+    p: float
+    paired_p: float
+    at_end: bool
+
+    @property
+    def is_firm(self) -> bool:
+        return self.p < SIGNIFICANCE
+
+    @property
+    def is_firm_by_pairs(self) -> bool:
+        return self.paired_p < SIGNIFICANCE
+
+
+@dataclass(frozen=True)
+class PooledVariance:
+    """The variance of a run on one task, pooled over rows. apart: the labels of the
+    rows that are not in it, since a run collapsed or they vary more."""
+
+    variance: TwoWay
+    apart: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """Every row of a study on every task, with the variances by task where they are
+    pooled. cells: its lines of `frame.reported_cells`; alike: those without the rows
+    that are apart."""
+
+    rows: tuple[RowDifference, ...]
+    pooled: Mapping[str, PooledVariance]
+    cells: pd.DataFrame
+    alike: pd.DataFrame
+
+    @property
+    def comparisons(self) -> int:
+        """How many differences Holm's correction is for."""
+        return sum(not math.isnan(row.p) for row in self.rows)
+
+
+def study_rows(runs: pd.DataFrame) -> StudyRows:
+    """Each row of a study on each task beside VeRA. runs: every variant as a row."""
+    cells = reported_cells(runs)
+    results = collapsed(reported(mark_left_out(runs)))
+    trials = reported(runs[runs.kind == "trial"])
+    pooled = dict[str, PooledVariance]()
+    lines = list[tuple[Any, Mean, Mean]]()
+    alike = list[int]()
+    for (_, task), of_task in cells.groupby(["model", "task_label"], sort=False):
+        on_task = in_cells(results, of_task)
+        outliers = rows_apart(on_task)
+        is_apart = of_task.row.isin(outliers)
+        alike += of_task.index[~is_apart].tolist()
+        variance = pooled_variance(on_task[~on_task.row.isin(outliers)])
+        if variance:
+            labels = sorted(of_task.label[is_apart])
+            pooled[task] = PooledVariance(variance, (*labels,))
+        by_row = _paired_means(on_task)
+        ordered = of_task.sort_values("parameters", kind="stable")
+        if on_task.device.nunique() > 1:
+            # Seconds on several kinds of processor do not compare
+            ordered = ordered.assign(seconds=math.nan)
+        for cell in ordered.itertuples():
+            paired = by_row.get(cell.row, mean_of([]))
+            mean = paired
+            if variance and cell.row not in outliers:
+                mean = _with_variance(paired, variance)
+            lines.append((cell, mean, paired))
+    corrected = holm([mean.p() for _, mean, _ in lines])
+    paired_corrected = holm([paired.p() for _, _, paired in lines])
+    rows = tuple(
+        RowDifference(cell, mean, paired, float(p), float(q), at_end(cell, trials))
+        for (cell, mean, paired), p, q in zip(
+            lines, corrected, paired_corrected, strict=True
+        )
+    )
+    return StudyRows(rows, pooled, cells, cells.loc[alike])
+
+
+def _paired_means(runs: pd.DataFrame) -> dict[str, Mean]:
+    """The mean difference of each other row minus VeRA, in pairs of one seed."""
+    both = pairs(runs, "vera")
+    return {
+        row: mean_of(-of_row.difference)
+        for row, of_row in both.groupby("row_other", sort=False)
+    }
+
+
+def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
+    """A mean over pairs by the pooled standard deviation of a run."""
+    if not paired.freedom > 0:
+        return paired
+    error = variance.deviation * math.sqrt(2 / (paired.freedom + 1))
+    return Mean(paired.mean, error, variance.freedom)
+
+
+def rows_apart(runs: pd.DataFrame) -> list[str]:
+    """The rows of one task whose variance is not pooled: with a collapsed run, or above
+    that of the others (`outlying`)."""
+    broken = runs.groupby("row").collapsed.any()
+    numbers = runs[~runs.row.map(broken)].groupby("row").number
+    variances = numbers.var()
+    large = outlying(variances, numbers.count() - 1)
+    return [*broken.index[broken], *variances.index[large]]
+
+
+def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
+    """The variance of a run pooled over the rows of one task, on the seeds that give it
+    the most degrees of freedom; None where rows are few."""
+    by_row = runs[runs.parameters > 0].pivot_table(
+        index="row", columns="seed", values="number"
+    )
+    seeds = by_row.notna().sum().sort_values(ascending=False, kind="stable").index
+    best = by_row[:0]
+    for count in range(2, len(seeds) + 1):
+        whole = by_row[seeds[:count]].dropna()
+        if freedom_of(whole) > freedom_of(best):
+            best = whole
+    return two_way(best) if len(best) >= MANY_ROWS else None
+
+
+def freedom_of(table: pd.DataFrame) -> int:
+    """The residual degrees of freedom of rows by seeds."""
+    return max(len(table) - 1, 0) * max(table.shape[1] - 1, 0)
+
+
+def at_end(cell: Any, trials: pd.DataFrame) -> bool:
+    """Whether the best learning rate that trials tried for a cell is the lowest or the
+    highest of them: by their medians over seeds, each beside its best rate of the
+    head."""
+    is_same = (
+        (trials.conf_row == cell.conf_row)
+        & (trials.task == cell.task)
+        & (trials.model == cell.model)
+    )
+    of_row = trials[is_same]
+    prefix = of_row.label.map(lambda label: f"{cell.label},".startswith(f"{label},"))
+    of_row = of_row[prefix.astype(bool)]
+    better = of_row.number.where(~of_row.lower_is_better.astype(bool), -of_row.number)
+    rate = of_row.lr_head if cell.method == "head" else of_row.lr
+    medians = better.groupby([rate, of_row.lr_head], dropna=False).median()
+    rates = medians.groupby(level=0).max().sort_index()
+    if len(rates) < 2:
+        return False
+    best = rates.sort_values(ascending=False, kind="stable").index[0]
+    return bool(best in (rates.index[0], rates.index[-1]))
+
+
+# --- over tasks
+
+
+@dataclass(frozen=True)
+class OverTasks:
+    """The rows of a study over its tasks, beside VeRA.
+
+    means: of the rows that have all tasks, by model and task. labels, ids: of these
+    rows. difference: of each row from VeRA; p: after Holm's correction.
+    """
+
+    tasks: tuple[str, ...]
+    means: pd.DataFrame
+    variance: TwoWay
+    rows: tuple[str, ...]
+    labels: Mapping[str, str]
+    ids: Mapping[str, tuple[str, ...]]
+    difference: Mean
+    p: Any
+
+    def lines(self) -> Iterator[tuple[str, Mean, float]]:
+        """Each row with its difference and corrected p."""
+        for place, row in enumerate(self.rows):
+            error = self.difference.error
+            mean = Mean(self.difference.mean[place], error, self.difference.freedom)
+            yield row, mean, float(self.p[place])
+
+    def firm_rows(self, sign: int) -> list[str]:
+        """The labels of the rows that are firmly above (1) or below (-1) VeRA."""
+        return [
+            self.labels[row]
+            for row, mean, p in self.lines()
+            if p < SIGNIFICANCE and np.sign(mean.mean) == sign
+        ]
+
+
+def over_tasks(
+    cells: pd.DataFrame, tasks: tuple[str, ...] = (), gains: pd.DataFrame | None = None
+) -> OverTasks | None:
+    """The rows of a study over its tasks, by a mixed model in which rows are fixed, and
+    tasks, what a row gains on one of them and seeds are random: the analysis of
+    variance of the rows' means over seeds.
+
+    Args:
+        cells: of rows with similar variances (`StudyRows.alike`).
+        tasks: labels of tasks; by default all.
+        gains: cells of the study, where a score is replaced by the row's share of the
+            gain from the head alone to LoRA, in percent.
+
+    Returns:
+        Of the rows that have all tasks; None where rows or tasks are few.
+    """
+    trained = cells[cells.parameters > 0]
+    if tasks:
+        trained = trained[trained.task_label.isin(tasks)]
+    score = trained["mean"].where(
+        ~trained.lower_is_better.astype(bool), -trained["mean"]
+    )
+    trained = trained.assign(score=score)
+    if gains is not None:
+        trained = trained.assign(score=_share_of_gain(trained, gains))
+    means = trained.pivot_table(
+        index="row", columns=["model_label", "task_label"], values="score", sort=False
+    )
+    means = means.loc[:, means.notna().sum() >= MANY_ROWS].dropna()
+    if len(means) < MANY_ROWS or means.shape[1] < 2 or "vera" not in means.index:
+        return None
+    variance = two_way(means)
+    minus_vera = means.sub(means.loc["vera"]).mean(axis=1).drop("vera")
+    sizes = trained.groupby("row").parameters.first()[minus_vera.index]
+    minus_vera = minus_vera[sizes.sort_values(kind="stable").index]
+    error = variance.deviation * math.sqrt(2 / means.shape[1])
+    difference = Mean(minus_vera.to_numpy(), error, variance.freedom)
+    by_row = trained.groupby("row")
+    return OverTasks(
+        tasks=tuple(task for _, task in means.columns),
+        means=means,
+        variance=variance,
+        rows=tuple(minus_vera.index),
+        # A row's label on a task where it stands at several settings says which
+        labels=by_row.label.agg(lambda labels: min(labels, key=len)).to_dict(),
+        ids=by_row.ids.agg("sum").to_dict(),
+        difference=difference,
+        p=holm(difference.p()),
+    )
+
+
+def _share_of_gain(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
+    """Each row's score as a share of the gain from the head alone to LoRA, in
+    percent."""
+    by_task = cells.pivot_table(
+        index=["model_label", "task_label"], columns="row", values="mean"
+    )
+    places = pd.MultiIndex.from_frame(rows[["model_label", "task_label"]])
+    head = by_task["head"].reindex(places).to_numpy()
+    lora = by_task["lora"].reindex(places).to_numpy()
+    return 100 * (rows["mean"] - head) / (lora - head)

@@ -1,0 +1,105 @@
+"""The templates beside this file, and what they all know."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from analysis.inference import FIRM_PAIRS, MARGIN, Mean
+from runs.record.templates import environment, without_gaps
+
+FOLDER = Path(__file__).parent
+
+
+def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
+    """The project's environment on this folder and others, with filters that print a
+    mean: its value, its interval, and both."""
+    made = environment(*folders, FOLDER, autoescape=autoescape)
+    made.filters |= {
+        "signed": signed,
+        "interval": interval,
+        "with_interval": with_interval,
+        "distance": distance,
+        "percent": percent,
+        "spoken": spoken,
+    }
+    made.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
+    return made
+
+
+def rendered(page: str, **gaps: Any) -> str:
+    """A page: its template with the gaps filled."""
+    return without_gaps(templates().get_template(page).render(gaps))
+
+
+def macros(page: str) -> Any:
+    """The macros of a template, by name."""
+    return templates().get_template(page).module
+
+
+def is_unknown(value: Any) -> bool:
+    return value is None or math.isnan(value)
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """A difference with its sign: +1.2; "-" where it is unknown."""
+    return "-" if is_unknown(value) else f"{value:+.{decimals}f}"
+
+
+def interval(mean: Mean | Sequence[float], decimals: int = 1) -> str:
+    """The 95% interval of a mean, or two ends: -2.2 to -0.3; "-" where unknown."""
+    low, high = mean.interval() if isinstance(mean, Mean) else mean
+    if is_unknown(low) or is_unknown(high):
+        return "-"
+    return f"{signed(low, decimals)} to {signed(high, decimals)}"
+
+
+def with_interval(mean: Mean, decimals: int = 1) -> str:
+    """A mean with its interval: -1.2 (95% CI -2.2 to -0.3)."""
+    ends = interval(mean, decimals)
+    value = signed(mean.mean, decimals)
+    return value if ends == "-" else f"{value} (95% CI {ends})"
+
+
+def distance(mean: Mean, decimals: int = 1) -> str:
+    """A mean difference in words: 1.2 points below."""
+    side = "below" if mean.mean < 0 else "above"
+    return f"{abs(mean.mean):.{decimals}f} points {side}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, without decimals from 10% on."""
+    decimals = 0 if share >= 0.1 or share == 0 else 1
+    return f"{100 * share:.{decimals}f}%"
+
+
+WORDS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
+
+
+def spoken(count: int) -> str:
+    """A count in words up to twenty, as prose has it."""
+    return WORDS[count] if count < len(WORDS) else f"{count:,}"

@@ -1,0 +1,38 @@
+"""The project's one jinja2 environment: pages, the report, notes of studies and model
+cards are made with it."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from runs.record.text import megabytes, one_line, plural
+
+
+@cache
+def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
+    """Templates of these folders; a name that they use and nobody has defined is an
+    error. autoescape: for HTML. In Markdown the filter `cell` escapes a label."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders]),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["megabytes"] = megabytes
+    made.filters["cell"] = table_cell
+    made.globals["plural"] = plural
+    return made
+
+
+def table_cell(text: object) -> str:
+    """A text as a cell of a Markdown table."""
+    return one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
+
+
+def without_gaps(text: str) -> str:
+    """A page without the blank lines that empty parts of a template leave."""
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
