@@ -11,6 +11,9 @@ python -m runs.export RUN merged FOLDER the whole model, the adapter merged in:
                                            by how much its outputs differ, and refuses
                                            more than rounding
 
+python -m runs.export RUN leaderboard=FILE
+                                           a run of GSM8K as a result file of peft's method comparison
+
 RUN is a run id (or its beginning), as in outputs/records.
 """
 
@@ -29,7 +32,7 @@ import jinja2
 import numpy as np
 
 from runs import models
-from runs.command import OfRecords, entry_point, one_of, read, setting
+from runs.command import Line, OfRecords, entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.evaluate import find, kept_result, restore
 from runs.provenance import is_committed
@@ -42,6 +45,7 @@ from runs.record import (
     read_ledger,
     row_label,
     without_paths,
+    write_atomically,
 )
 from runs.record.cell import (
     Metric,
@@ -52,6 +56,7 @@ from runs.record.cell import (
 )
 from runs.record.templates import environment
 from runs.record.text import first_line, megabytes, one_line
+from runs.result_file import result_file
 from runs.run import overrides_of
 from tasks.images import ImageTask, write_preprocessing
 
@@ -91,9 +96,14 @@ class Settings(OfRecords):
     license: str | None = setting(
         None, "as the hub abbreviates it; by default the base model's"
     )
+    leaderboard: str | None = setting(
+        None, "in place of format and PATH: the result file of a run of GSM8K"
+    )
 
 
 def main(arguments: list[str]) -> int:
+    if any(word.startswith("leaderboard=") for word in arguments):
+        return export_result(read(arguments, Settings, names="RUN"))
     line = read(arguments, Settings, names=f"RUN {'|'.join(FORMATS)} PATH")
     (name, form, target), settings, output = (
         line.names,
@@ -152,6 +162,19 @@ def main(arguments: list[str]) -> int:
         print(
             f"{folder}: {megabytes(sum(file.stat().st_size for file in folder.iterdir()))}"
         )
+    return 0
+
+
+def export_result(line: Line[Settings]) -> int:
+    """Writes a run's score and costs as a result file."""
+    if others := sorted(line.given.keys() - {"leaderboard", "output", "debug"}):
+        raise UserError(f"{others[0]}= does not go with leaderboard=")
+    path = Path(str(line.settings.leaderboard))
+    if path.exists():
+        raise UserError(f"{path}: is there already. Name another, or remove it")
+    record = find(line.names[0], line.settings.output)
+    write_atomically(path, json.dumps(result_file(record), indent=2) + "\n")
+    print(f"{path}: python -m analysis.tables leaderboard={path.parent} reads it")
     return 0
 
 

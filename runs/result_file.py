@@ -1,0 +1,125 @@
+"""A run as a result file of peft's method comparison
+(https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA), so that it
+stands beside the others there; `analysis.tables leaderboard=FOLDER` reads it, too."""
+
+import datetime
+from typing import Any
+
+from runs.errors import UserError
+from runs.record import Record
+
+#: Test questions of GSM8K, of which a score of that benchmark is a share.
+QUESTIONS = 1319
+#: Keys of a method's configuration that say nothing of how it adapts a model.
+NO_SETTINGS = {"kind", "label", "keep", "recipe", "sites", "config", "config_class"}
+
+
+def result_file(record: Record) -> dict[str, Any]:
+    """The content of the file. Its date is that of the export, since records have none.
+
+    Raises UserError for a run that was not scored on all of GSM8K's test questions."""
+    config = record["config"]
+    share = gsm8k_share(record)
+    packages = {f"{name}-version": value for name, value in record["versions"].items()}
+    cost = record["cost"]
+    parameters = record["parameters"]
+    row = record["cell"]["row"]
+    return {
+        "run_info": {
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+            "total_time": cost["train_seconds"] + cost["evaluate_seconds"],
+            "experiment_name": f"{row}/{record['cell']['model']}-{record['id']}",
+            "peft_branch": None,
+            "train_config": train_config(record),
+            "peft_config": adapter_config(config["method"]),
+            "error_msg": "",
+        },
+        "train_info": {
+            "accelerator_memory_max": cost.get("peak_memory_bytes") or 0,
+            "train_time": cost["train_seconds"],
+            "file_size": cost.get("adapter_bytes") or 0,
+            "num_trainable_params": parameters["adapter"] + parameters["head"],
+            "num_total_params": parameters["total"],
+            "status": "success",
+            "metrics": [
+                {
+                    "step": record["steps"],
+                    "test accuracy": share,
+                    "train loss": record["curve"]["train_loss"][-1],
+                    "forgetting": forgetting(record),
+                }
+            ],
+        },
+        "meta_info": {
+            "package_info": packages,
+            "system_info": record["device"],
+            "vera_bench_run": record["id"],
+        },
+    }
+
+
+def gsm8k_share(record: Record) -> float:
+    """The share of GSM8K's test questions that the last epoch answers, as k / 1,319."""
+    run = f"run {record['id']} ({record['label']['row']}, {record['label']['task']})"
+    for scores in (record.get("texts") or {}).get("scores", []):
+        percent = (scores.get("parts") or {}).get("gsm8k")
+        if scores["which"] != "last" or percent is None:
+            continue
+        correct = round(percent / 100 * QUESTIONS)
+        if abs(100 * correct / QUESTIONS - percent) > 1e-6:
+            break
+        return correct / QUESTIONS
+    else:
+        raise UserError(f"{run} has no score on GSM8K, which leaderboard= is for")
+    raise UserError(
+        f"{run} was not scored on all of GSM8K's {QUESTIONS:,} test questions (task.items)"
+    )
+
+
+def train_config(record: Record) -> dict[str, Any]:
+    """How the run was trained and decoded, by the names of that benchmark."""
+    config = record["config"]
+    train, task = config["train"], config["task"]
+    return {
+        "model_id": config["model"].get("hub") or record["cell"]["model"],
+        "dtype": train.get("precision"),
+        "max_seq_length": train.get("max_length"),
+        "batch_size": record["effective_batch"],
+        "max_steps": record["steps"],
+        "seed": config["seed"],
+        "grad_norm_clip": train.get("clip"),
+        "optimizer_type": "AdamW",
+        "optimizer_kwargs": {
+            "lr": train["lr"],
+            "weight_decay": train.get("weight_decay"),
+        },
+        "lr_scheduler": train.get("schedule"),
+        "query_template": task.get("prompt"),
+        "generation_kwargs": {
+            "max_new_tokens": task.get("max_new_tokens"),
+            "num_beams": task.get("beams"),
+            "do_sample": False,
+        },
+    }
+
+
+def adapter_config(method: dict[str, Any]) -> dict[str, Any] | None:
+    """The method's own settings; None for full fine-tuning, as that benchmark has it."""
+    if method["kind"] == "full":
+        return None
+    kind = method.get("config_class", method["kind"]).removesuffix("Config")
+    settings = {key: value for key, value in method.items() if key not in NO_SETTINGS}
+    return {
+        "peft_type": kind.upper(),
+        "target_modules": method.get("sites"),
+        **settings,
+        **method.get("config", {}),
+    }
+
+
+def forgetting(record: Record) -> float | None:
+    """By how much the loss on a fixed text rose."""
+    measured = record["result"].get("forgetting")
+    if not measured or measured["after"] is None or measured["before"] is None:
+        return None
+    return float(measured["after"] - measured["before"])
