@@ -18,43 +18,53 @@ def result_file(record: Record) -> dict[str, Any]:
     """The content of the file. Its date is that of the export, since records have none.
 
     Raises UserError for a run that was not scored on all of GSM8K's test questions."""
-    config = record["config"]
     share = gsm8k_share(record)
-    packages = {f"{name}-version": value for name, value in record["versions"].items()}
+    return {
+        "run_info": run_info(record),
+        "train_info": train_info(record, share),
+        "meta_info": meta_info(record),
+    }
+
+
+def run_info(record: Record) -> dict[str, Any]:
+    """What was asked for."""
+    cell = record["cell"]
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "created_at": now.isoformat("T", "seconds"),
+        "experiment_name": f"{cell['row']}/{cell['model']}-{record['id']}",
+        "train_config": train_config(record),
+        "peft_config": adapter_config(record["config"]["method"]),
+        "error_msg": "",
+    }
+
+
+def train_info(record: Record, share: float) -> dict[str, Any]:
+    """What came of it, and what it cost. share: of the test questions."""
     cost = record["cost"]
     parameters = record["parameters"]
-    row = record["cell"]["row"]
+    last = {"step": record["steps"], "test accuracy": share}
+    last["train loss"] = record["curve"]["train_loss"][-1]
+    last["forgetting"] = forgetting(record)
     return {
-        "run_info": {
-            "created_at": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-            "total_time": cost["train_seconds"] + cost["evaluate_seconds"],
-            "experiment_name": f"{row}/{record['cell']['model']}-{record['id']}",
-            "peft_branch": None,
-            "train_config": train_config(record),
-            "peft_config": adapter_config(config["method"]),
-            "error_msg": "",
-        },
-        "train_info": {
-            "accelerator_memory_max": cost.get("peak_memory_bytes") or 0,
-            "train_time": cost["train_seconds"],
-            "file_size": cost.get("adapter_bytes") or 0,
-            "num_trainable_params": parameters["adapter"] + parameters["head"],
-            "num_total_params": parameters["total"],
-            "status": "success",
-            "metrics": [
-                {
-                    "step": record["steps"],
-                    "test accuracy": share,
-                    "train loss": record["curve"]["train_loss"][-1],
-                    "forgetting": forgetting(record),
-                }
-            ],
-        },
-        "meta_info": {
-            "package_info": packages,
-            "system_info": record["device"],
-            "vera_bench_run": record["id"],
-        },
+        "accelerator_memory_max": cost.get("peak_memory_bytes") or 0,
+        "train_time": cost["train_seconds"],
+        "file_size": cost.get("adapter_bytes") or 0,
+        "num_trainable_params": parameters["adapter"] + parameters["head"],
+        "num_total_params": parameters["total"],
+        "status": "success",
+        "metrics": [last],
+    }
+
+
+def meta_info(record: Record) -> dict[str, Any]:
+    """Versions, the machine, and the run."""
+    versions = record["versions"]
+    packages = {f"{name}-version": version for name, version in versions.items()}
+    return {
+        "package_info": packages,
+        "system_info": record["device"],
+        "vera_bench_run": record["id"],
     }
 
 

@@ -171,7 +171,10 @@ def package_decisions(folders):
         ]
         decided[board.name] = tuple(
             {pair for pair, yes in zip(pairs, of_question, strict=True) if yes}
-            for of_question in (board.decisions.rerun, board.decisions.questions)
+            for of_question in (
+                board.answers["rerun"].decided,
+                board.answers["questions"].decided,
+            )
         )
     return decided
 

@@ -1,6 +1,8 @@
 """A set of results with everything that is said of it: letters, intervals and decided
 pairs for both questions; and the shift between two sets."""
 
+import itertools
+import math
 import re
 from dataclasses import dataclass
 
@@ -36,18 +38,18 @@ TOP_ROWS = 10
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """Which pairs of a set are decided, in the order of `pair_indices`."""
+class Answer:
+    """What a question says of a set: which pairs are decided, in the order of
+    `pair_indices`. is_known: whether its variance is."""
 
-    rerun: NDArray[np.bool_]
-    rerun_any_decoding: NDArray[np.bool_]
-    questions: NDArray[np.bool_]
-    questions_correlated: NDArray[np.bool_]
+    label: str
+    decided: NDArray[np.bool_]
+    is_known: bool = True
 
 
 @dataclass(frozen=True)
 class Board:
-    """One set: its rows from the best to the worst, and its decisions.
+    """One set: its rows from the best to the worst, and answers to both questions.
 
     variances: of a re-run with this set's way of decoding; any_decoding: from all sets.
     rows: the reader's columns, and rerun_letters, question_letters, rerun_half, low and
@@ -58,7 +60,7 @@ class Board:
     decoding: str
     variances: dict[str, Variance | None]
     any_decoding: dict[str, Variance | None]
-    decisions: Decisions
+    answers: dict[str, Answer]
 
     @property
     def label(self) -> str:
@@ -70,48 +72,76 @@ class Board:
         return f"{newest:%B %Y} ({commit[1]}){commit[2]}"
 
     @property
+    def pairs(self) -> int:
+        """Pairs of rows."""
+        return math.comb(len(self.rows), 2)
+
+    @property
     def top(self) -> int:
         """Rows above TOP_SCORES, which come first."""
         return int((self.rows.score > TOP_SCORES).sum())
 
-    def decided_among_top(self, decided: NDArray[np.bool_]) -> int:
-        """Decided pairs of two rows above TOP_SCORES."""
+    @property
+    def top_pairs(self) -> int:
+        """Pairs of these rows."""
+        return math.comb(self.top, 2)
+
+    def decided(self, question: str) -> int:
+        """Pairs that a question decides."""
+        return int(self.answers[question].decided.sum())
+
+    def decided_top(self, question: str) -> int:
+        """Pairs that a question decides, of two rows above TOP_SCORES."""
         _, second = pair_indices(len(self.rows))
-        return int(decided[second < self.top].sum())
+        return int(self.answers[question].decided[second < self.top].sum())
 
 
 def boards(results: pd.DataFrame) -> list[Board]:
     """Every set with more than one row, in the order of the folders."""
-    names = results.groupby("set", sort=False).size()
-    return [board(results, str(name)) for name in names.index[names > 1]]
+    sizes = results.groupby("set", sort=False).size()
+    return [board(results, str(name)) for name in sizes.index[sizes > 1]]
 
 
 def board(results: pd.DataFrame, name: str) -> Board:
     """The board of one set; all results are used for the re-run variance."""
     rows = results[results.set == name]
-    rows = rows.sort_values(["score", "row"], ascending=[False, True])
+    rows = rows.sort_values(
+        ["score", "row"], ascending=[False, True], ignore_index=True
+    )
     decoding = str(rows.decoding.iloc[0])
     variances = rerun_variances(results[results.decoding == decoding])
     any_decoding = rerun_variances(results)
     scores = rows.score.to_numpy(dtype=float)
     correct = rows.correct.to_numpy(dtype=float)
-    decisions = Decisions(
-        rerun=decided_pairs(rerun_p(scores, variances)),
-        rerun_any_decoding=decided_pairs(rerun_p(scores, any_decoding)),
-        questions=decided_pairs(question_p(correct, QUESTIONS)),
-        questions_correlated=decided_pairs(question_p(correct, QUESTIONS, CORRELATION)),
+    rerun = Answer(
+        f"(a) re-run, {decoding} sets",
+        decided_pairs(rerun_p(scores, variances)),
+        any(variances.values()),
     )
-    low, high = wilson_interval(correct, QUESTIONS, LEVEL)
-    rows = rows.assign(
-        rerun_letters=letter_groups(len(rows), decisions.rerun),
-        question_letters=letter_groups(len(rows), decisions.questions),
-        rerun_half=rerun_half_width(scores, variances, LEVEL),
-        low=low,
-        high=high,
+    rerun_any_decoding = Answer(
+        "(a) re-run, all sets",
+        decided_pairs(rerun_p(scores, any_decoding)),
+        any(any_decoding.values()),
     )
-    return Board(
-        name, rows.reset_index(drop=True), decoding, variances, any_decoding, decisions
+    questions = Answer(
+        "(b) other questions, upper bound",
+        decided_pairs(question_p(correct, QUESTIONS)),
     )
+    questions_correlated = Answer(
+        f"(b) other questions, correlation {CORRELATION}",
+        decided_pairs(question_p(correct, QUESTIONS, CORRELATION)),
+    )
+    rows["rerun_letters"] = letter_groups(len(rows), rerun.decided)
+    rows["question_letters"] = letter_groups(len(rows), questions.decided)
+    rows["rerun_half"] = rerun_half_width(scores, variances, LEVEL)
+    rows["low"], rows["high"] = wilson_interval(correct, QUESTIONS, LEVEL)
+    answers = {
+        "rerun": rerun,
+        "rerun_any_decoding": rerun_any_decoding,
+        "questions": questions,
+        "questions_correlated": questions_correlated,
+    }
+    return Board(name, rows, decoding, variances, any_decoding, answers)
 
 
 # --- two sets
@@ -143,27 +173,19 @@ def shift(results: pd.DataFrame, before: str, after: str) -> Shift | None:
     differences = (pairs.score_after - pairs.score_before).to_numpy(dtype=float)
     losses = pairs.train_loss_after - pairs.train_loss_before
     mean, low, high = mean_interval(differences, LEVEL)
-    return Shift(
-        before,
-        after,
-        rows=len(pairs),
-        fell=int((differences < 0).sum()),
-        mean=mean,
-        low=low,
-        high=high,
-        loss=float(losses.mean()),
-    )
+    fell = int((differences < 0).sum())
+    loss = float(losses.mean())
+    return Shift(before, after, len(pairs), fell, mean, low, high, loss)
 
 
 def shifts(results: pd.DataFrame) -> list[Shift]:
     """Between every two sets that share rows."""
-    names = [*results.set.unique()]
-    found = []
-    for index, before in enumerate(names):
-        for after in names[index + 1 :]:
-            if (pair := shift(results, before, after)) is not None:
-                found.append(pair)
-    return found
+    pairs = []
+    for before, after in itertools.combinations(results.set.unique(), 2):
+        pair = shift(results, before, after)
+        if pair is not None:
+            pairs.append(pair)
+    return pairs
 
 
 # --- seeds
@@ -177,8 +199,8 @@ class Power:
 
     seeds: int
     hours: float
-    differences: tuple[float, ...]
-    pairs: tuple[int, ...]
+    differences: list[float]
+    pairs: list[int]
 
 
 def power_by_seeds(rows: pd.DataFrame) -> list[Power]:
@@ -190,13 +212,8 @@ def power_by_seeds(rows: pd.DataFrame) -> list[Power]:
     printed = np.abs(scores[first] - scores[second])
     lines = []
     for seeds in SEED_COUNTS:
-        found = [detectable_difference(sd, seeds, len(best)) for sd in SEED_SDS]
-        lines.append(
-            Power(
-                seeds,
-                hours=seeds * float(best.seconds.sum()) / 3600,
-                differences=tuple(found),
-                pairs=tuple(int((printed >= least).sum()) for least in found),
-            )
-        )
+        hours = seeds * float(best.seconds.sum()) / 3600
+        differences = [detectable_difference(sd, seeds, len(best)) for sd in SEED_SDS]
+        pairs = [int((printed >= least).sum()) for least in differences]
+        lines.append(Power(seeds, hours, differences, pairs))
     return lines

@@ -86,9 +86,9 @@ def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
     not known."""
     unknown = Variance(np.nan, 1, 0)
     groups = np.where(scores > UPPER_SCORES, "upper", "lower")
-    by_row = [variances[group] or unknown for group in groups]
-    variance = np.array([each.value for each in by_row])
-    freedom = np.array([each.freedom for each in by_row], dtype=float)
+    of_rows = [variances[group] or unknown for group in groups]
+    variance = np.array([row.value for row in of_rows])
+    freedom = np.array([row.freedom for row in of_rows], dtype=float)
     first, second = pair_indices(len(scores))
     total = variance[first] + variance[second]
     parts = variance**2 / freedom

@@ -73,13 +73,15 @@ def part_of(board: Board) -> Iterator[str]:
 
 def row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
     """One row."""
-    about = ", ".join(filter(None, [f"row: {experiment.row}", experiment.settings]))
-    return (
-        f"    - {{model: llama3_2_3b, {about}, params: '{result.parameters:,}',"
-        f" lr: {short_rate(result.lr)}, memory: {result.memory_bytes / 1e9:.2f} GB,"
-        f" time: '{result.seconds:,.0f} s',\n"
-        f"       by: in {month}, values: [{result.score:.1f}]}}\n"
-    )
+    parts = ["model: llama3_2_3b", f"row: {experiment.row}"]
+    if experiment.settings:
+        parts.append(experiment.settings)
+    parts.append(f"params: '{result.parameters:,}'")
+    parts.append(f"lr: {short_rate(result.lr)}")
+    parts.append(f"memory: {result.memory_bytes / 1e9:.2f} GB")
+    parts.append(f"time: '{result.seconds:,.0f} s'")
+    end = f"by: in {month}, values: [{result.score:.1f}]"
+    return f"    - {{{', '.join(parts)},\n       {end}}}\n"
 
 
 def short_rate(rate: float) -> str:

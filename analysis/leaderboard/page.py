@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -36,68 +35,46 @@ URL = "https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQ
 SIMULATION = PUBLISHED.with_name("leaderboard_simulation.yaml")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A board as the page's sentences take it."""
-
-    board: Board
-
-    @property
-    def label(self) -> str:
-        return self.board.label
-
-    @property
-    def rows(self) -> int:
-        return len(self.board.rows)
-
-    @property
-    def pairs(self) -> int:
-        return self.rows * (self.rows - 1) // 2
-
-    @property
-    def top(self) -> int:
-        return self.board.top
-
-    @property
-    def top_pairs(self) -> int:
-        return self.top * (self.top - 1) // 2
-
-    def count(self, question: str) -> int:
-        """Decided pairs among the rows above TOP_SCORES."""
-        return self.board.decided_among_top(getattr(self.board.decisions, question))
-
-    def count_all(self, question: str) -> int:
-        """Decided pairs of all rows."""
-        return int(getattr(self.board.decisions, question).sum())
+#: What the template calls.
+TABLES = {
+    "decided_table": decided_table,
+    "board_table": board_table,
+    "shift_table": shift_table,
+    "seeds_table": seeds_table,
+    "power_by_seeds": power_by_seeds,
+}
+#: What the template writes as they are.
+NUMBERS = {
+    "url": URL,
+    "questions": QUESTIONS,
+    "top_scores": f"{TOP_SCORES:.0f}",
+    "upper_scores": f"{UPPER_SCORES:.0f}",
+    "correlation": CORRELATION,
+    "letters": LETTERS,
+}
 
 
 def page_text(results: pd.DataFrame) -> str:
     """The page as Markdown. Its sets are the boards; the last one is shown in full."""
     every_board = boards(results)
-    latest = every_board[-1]
-    pairs = shifts(results)
-    labels = {board.name: board.label for board in every_board}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["markdown"] = markdown
+    environment.filters["thousands"] = "{:,}".format
+    environment.globals |= TABLES | NUMBERS
+    every_shift = shifts(results)
     text = environment.get_template("page.md").render(
-        url=URL,
-        questions=QUESTIONS,
-        latest=Shown(latest),
-        top_scores=f"{TOP_SCORES:.0f}",
-        upper_scores=f"{UPPER_SCORES:.0f}",
-        correlation=CORRELATION,
-        letters=LETTERS,
-        falls=[words_of(pair, labels) for pair in falls_of_decoding(pairs, results)],
-        decided=markdown(decided_table(every_board)),
-        best=markdown(board_table(latest, most=latest.top)),
-        shifted=markdown(shift_table(pairs, labels)),
-        power=markdown(seeds_table(latest, power_by_seeds(latest.rows))),
+        boards=every_board,
+        latest=every_board[-1],
+        labels={board.name: board.label for board in every_board},
+        shifts=every_shift,
+        falls=falls_of_decoding(every_shift, results),
         simulation=yaml.safe_load(SIMULATION.read_text()),
-        sources=markdown(sources_table(every_board)),
+        sources=sources_table(every_board),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -110,26 +87,11 @@ def markdown(table: Table) -> str:
 def falls_of_decoding(pairs: Sequence[Shift], results: pd.DataFrame) -> list[Shift]:
     """Of the shifts from a greedy to a sampled set the one over the most rows."""
     ways = results.groupby("set").decoding.first()
-    changed = [
-        pair
-        for pair in pairs
-        if (ways[pair.before], ways[pair.after]) == ("greedy", "sampled")
-    ]
+    changed = []
+    for pair in pairs:
+        if (ways[pair.before], ways[pair.after]) == ("greedy", "sampled"):
+            changed.append(pair)
     return sorted(changed, key=lambda pair: -pair.rows)[:1]
-
-
-def words_of(pair: Shift, labels: dict[str, str]) -> dict[str, str]:
-    """A shift for a sentence: how far scores fell."""
-    return {
-        "before": labels[pair.before],
-        "after": labels[pair.after],
-        "rows": str(pair.rows),
-        "fell": str(pair.fell),
-        "mean": f"{-pair.mean:.2f}",
-        "low": f"{-pair.high:.2f}",
-        "high": f"{-pair.low:.2f}",
-        "loss": f"{pair.loss:+.4f}",
-    }
 
 
 def sources_table(every_board: Sequence[Board]) -> Table:
@@ -138,14 +100,11 @@ def sources_table(every_board: Sequence[Board]) -> Table:
     for board in every_board:
         rows = board.rows
         dates = rows.date.str[:10]
-        line: dict[str, Entry] = {
-            "set": board.label,
-            "folder": board.name,
-            "rows": str(len(rows)),
-            "run": f"{dates.min()} to {dates.max()}",
-            "transformers": ", ".join(sorted({*rows.transformers})),
-            "answers": board.decoding,
-        }
+        line: dict[str, Entry] = {"set": board.label, "folder": board.name}
+        line["rows"] = str(len(rows))
+        line["run"] = f"{dates.min()} to {dates.max()}"
+        line["transformers"] = ", ".join(sorted({*rows.transformers}))
+        line["answers"] = board.decoding
         lines.append(line)
     return Table.of("Sets", lines)
 

@@ -55,9 +55,9 @@ def pareto_figures(board: Board) -> list[Figure]:
     return [score_figure(board, name) for name in COSTS]
 
 
-def score_figure(board: Board, by: str = "parameters") -> Figure:
+def score_figure(board: Board, cost_name: str = "parameters") -> Figure:
     """The picture of a set: score with both intervals over one cost."""
-    cost = COSTS[by]
+    cost = COSTS[cost_name]
     rows = board.rows[board.rows.score >= LEAST_SCORE]
     rows = rows[rows[cost.column] > 0].reset_index(drop=True)
     rows["frontier"] = on_frontier([*-rows[cost.column]], [*rows.score])
@@ -70,7 +70,7 @@ def score_figure(board: Board, by: str = "parameters") -> Figure:
         f"{LEAST_SCORE:.0f}% are not drawn",
     ]
     return Figure(
-        name=f"leaderboard_{by}",
+        name=f"leaderboard_{cost_name}",
         title=f"{board.label}: {board.decoding} answers, one seed",
         data=rows,
         notes=foot,
@@ -84,15 +84,10 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
     """Draws score over a cost, with names for the rows on the frontier."""
     x = rows[cost.column].astype(float)
     axes.vlines(x, rows.low, rows.high, color=QUESTIONS, linewidth=0.8, zorder=1)
-    axes.vlines(
-        x,
-        rows.score - rows.rerun_half,
-        rows.score + rows.rerun_half,
-        color=RERUN,
-        alpha=0.6,
-        linewidth=2.4,
-        zorder=2,
-    )
+    low = rows.score - rows.rerun_half
+    high = rows.score + rows.rerun_half
+    rerun = axes.vlines(x, low, high, color=RERUN, linewidth=2.4, zorder=2)
+    rerun.set_alpha(0.6)
     colours = rows.frontier.map({True: FRONTIER, False: RERUN})
     axes.scatter(x, rows.score, s=14, c=colours, zorder=3)
     axes.set_xscale("log")
@@ -115,9 +110,9 @@ def label_rows(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
     placed = list[tuple[float, float]]()
     for index in labelled.score.sort_values(ascending=False).index:
         row = rows.loc[index]
-        near = (rows.score - row.score).abs() < 2 * LABEL_GAP
-        near &= (places <= places[index]) & (places > places[index] - 0.35 * room)
-        place = float(places[near].min()) - 0.08 * room
+        in_the_way = (rows.score - row.score).abs() < 2 * LABEL_GAP
+        in_the_way &= places.between(places[index] - 0.35 * room, places[index])
+        place = float(places[in_the_way].min()) - 0.08 * room
         height = float(row.score)
         for other_place, other_height in placed:
             overlaps = abs(place - other_place) < room
@@ -125,17 +120,12 @@ def label_rows(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
                 height = other_height - LABEL_GAP
         placed.append((place, height))
         colour = FRONTIER if row.frontier else RERUN
-        axes.annotate(
-            short_name(str(row.row)),
-            (10 ** float(places[index]), float(row.score)),
-            xytext=(10**place, height),
-            ha="right",
-            va="center",
-            fontsize=6,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour},
-            zorder=1.5,
+        point = (10 ** float(places[index]), float(row.score))
+        line = {"arrowstyle": "-", "lw": 0.4, "color": colour}
+        label = axes.annotate(
+            short_name(str(row.row)), point, (10**place, height), arrowprops=line
         )
+        label.set(ha="right", va="center", fontsize=6, color=colour, zorder=1.5)
 
 
 def short_name(row: str) -> str:

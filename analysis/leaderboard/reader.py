@@ -150,8 +150,8 @@ def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {reason(error)}")
     if not results:
-        why = f": {problems[0]}" if problems else ""
-        raise UserError(f"{source}: no result files of peft's method comparison{why}")
+        first = f": {problems[0]}" if problems else ""
+        raise UserError(f"{source}: no result files of peft's method comparison{first}")
     frame = pd.DataFrame(results)
     frame["settings"] = settings_digests(frame.row, settings)
     frame, repeats = without_repeats(frame)
@@ -178,7 +178,8 @@ def reason(error: Exception) -> str:
 def facts(result: Result, folder: str) -> dict[str, JsonValue]:
     """The columns of a result. Raises ValueError if its score is no share of GSM8K's
     questions."""
-    run, train = result.run_info, result.train_info
+    run = result.run_info
+    train = result.train_info
     packages = result.meta_info.package_info
     last = train.metrics[-1]
     if last.test_accuracy is None:
@@ -187,26 +188,21 @@ def facts(result: Result, folder: str) -> dict[str, JsonValue]:
     if abs(last.test_accuracy - correct / QUESTIONS) > 1e-6:
         raise ValueError(f"its score is no share of GSM8K's {QUESTIONS:,} questions")
     method = "full" if run.peft_config is None else run.peft_config.get("peft_type")
-    return {
-        "set": folder,
-        "row": run.experiment_name,
-        "method": str(method).lower(),
-        "lr": run.train_config.optimizer_kwargs.get("lr"),
-        "seed": run.train_config.seed,
-        "parameters": train.num_trainable_params,
-        "correct": correct,
-        "train_loss": last.train_loss,
-        "forgetting": last.forgetting,
-        "memory_bytes": train.memory,
-        "seconds": round(train.train_time, 1),
-        "file_bytes": train.file_size,
-        "date": run.created_at.isoformat(),
-        "transformers": packages.transformers,
-        "peft": packages.peft,
-        "torch": packages.torch,
-        "peft_commit": packages.peft_commit,
-        "decoding": decoding(run.train_config, packages.transformers),
-    }
+    columns: dict[str, JsonValue] = {"set": folder, "row": run.experiment_name}
+    columns["method"] = str(method).lower()
+    columns["lr"] = run.train_config.optimizer_kwargs.get("lr")
+    columns["seed"] = run.train_config.seed
+    columns["parameters"] = train.num_trainable_params
+    columns["correct"] = correct
+    columns["train_loss"] = last.train_loss
+    columns["forgetting"] = last.forgetting
+    columns["memory_bytes"] = train.memory
+    columns["seconds"] = round(train.train_time, 1)
+    columns["file_bytes"] = train.file_size
+    columns["date"] = run.created_at.isoformat()
+    columns |= packages.model_dump()
+    columns["decoding"] = decoding(run.train_config, packages.transformers)
+    return columns
 
 
 def decoding(config: TrainConfig, transformers: str) -> str:

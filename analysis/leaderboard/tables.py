@@ -1,13 +1,13 @@
 """The boards as tables."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from analysis.leaderboard.board import (
-    CORRELATION,
     SEED_SDS,
     TOP_ROWS,
     TOP_SCORES,
+    Answer,
     Board,
     Power,
     Shift,
@@ -37,25 +37,9 @@ def leaderboard_tables(
     return tables
 
 
-def board_table(board: Board, most: int | None = None) -> Table:
-    """The rows of a set. most: the best ones alone."""
-    lines = []
-    rows = board.rows if most is None else board.rows.head(most)
-    for row in rows.to_dict("records"):
-        line: dict[str, Entry] = {
-            "row": row["row"],
-            "parameters": Number(row["parameters"], form="count"),
-            "score": Number(row["score"], row["rerun_half"]),
-            "(a) re-run": row["rerun_letters"],
-            "95% CI, questions": Number(row["low"], high=row["high"]),
-            "(b) questions": row["question_letters"],
-            "memory": Number(row["memory_bytes"], form="bytes"),
-            "seconds": Number(row["seconds"], form="seconds"),
-            "file": Number(row["file_bytes"], form="bytes"),
-        }
-        if not math.isfinite(row["rerun_half"]):
-            line["(a) re-run"] = NONE
-        lines.append(line)
+def board_table(board: Board, limit: int | None = None) -> Table:
+    """The rows of a set. limit: so many, the best ones."""
+    rows = board.rows if limit is None else board.rows.head(limit)
     versions = ", ".join(sorted({*board.rows.transformers}))
     title = f"{board.label}: {board.decoding} answers, transformers {versions}"
     notes = [
@@ -63,45 +47,30 @@ def board_table(board: Board, most: int | None = None) -> Table:
         "of a re-run with the same seed on the same questions.",
         LETTERS,
     ]
-    return Table.of(title, lines, notes)
+    return Table.of(title, [row_line(row) for row in rows.to_dict("records")], notes)
+
+
+def row_line(row: Mapping[Hashable, float]) -> dict[str, Entry]:
+    """The line of one result."""
+    line: dict[str, Entry] = {"row": str(row["row"])}
+    line["parameters"] = Number(row["parameters"], form="count")
+    line["score"] = Number(row["score"], row["rerun_half"])
+    is_known = math.isfinite(row["rerun_half"])
+    line["(a) re-run"] = str(row["rerun_letters"]) if is_known else NONE
+    line["95% CI, questions"] = Number(row["low"], high=row["high"])
+    line["(b) questions"] = str(row["question_letters"])
+    line["memory"] = Number(row["memory_bytes"], form="bytes")
+    line["seconds"] = Number(row["seconds"], form="seconds")
+    line["file"] = Number(row["file_bytes"], form="bytes")
+    return line
 
 
 def decided_table(boards: Sequence[Board]) -> Table:
     """How many pairs each question decides, of all rows and of the best ones."""
     lines = []
     for board in boards:
-        count = len(board.rows)
-        top = board.top
-        decisions = board.decisions
-        for label, decided, known in (
-            (
-                f"(a) re-run, {board.decoding} sets",
-                decisions.rerun,
-                any(board.variances.values()),
-            ),
-            (
-                "(a) re-run, all sets",
-                decisions.rerun_any_decoding,
-                any(board.any_decoding.values()),
-            ),
-            ("(b) other questions, upper bound", decisions.questions, True),
-            (
-                f"(b) other questions, correlation {CORRELATION}",
-                decisions.questions_correlated,
-                True,
-            ),
-        ):
-            among_top = board.decided_among_top(decided)
-            lines.append(
-                {
-                    "set": board.label,
-                    "question": label,
-                    "decided": _count(int(decided.sum()), known),
-                    "pairs": _count(count * (count - 1) // 2),
-                    f"decided above {TOP_SCORES:.0f}": _count(among_top, known),
-                    f"pairs above {TOP_SCORES:.0f}": _count(top * (top - 1) // 2),
-                }
-            )
+        for question, answer in board.answers.items():
+            lines.append(answer_line(board, question, answer))
     notes = [
         f"Decided: at {ALPHA:.0%} over all pairs of the set, by Holm's correction. "
         "The two questions are never added up.",
@@ -110,8 +79,19 @@ def decided_table(boards: Sequence[Board]) -> Table:
     return Table.of("Decided pairs", lines, notes)
 
 
-def _count(value: int, known: bool = True) -> Entry:
-    return Number(value, form="count") if known else NONE
+def answer_line(board: Board, question: str, answer: Answer) -> dict[str, Entry]:
+    """How many pairs of a set a question decides."""
+    line: dict[str, Entry] = {"set": board.label, "question": answer.label}
+    decided, decided_top = board.decided(question), board.decided_top(question)
+    line["decided"] = Number(decided, form="count") if answer.is_known else NONE
+    line["pairs"] = Number(board.pairs, form="count")
+    above = f"above {TOP_SCORES:.0f}"
+    if answer.is_known:
+        line[f"decided {above}"] = Number(decided_top, form="count")
+    else:
+        line[f"decided {above}"] = NONE
+    line[f"pairs {above}"] = Number(board.top_pairs, form="count")
+    return line
 
 
 def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
@@ -124,9 +104,9 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
 def variance_words(variances: dict[str, Variance | None]) -> str:
     """varies by 0.48 points (standard deviation, 10 degrees of freedom) above 40% ..."""
     words = []
-    for group, where in (("upper", "above"), ("lower", "up to")):
+    for group, side in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]
-        part = f"{where} {UPPER_SCORES:.0f}%"
+        part = f"{side} {UPPER_SCORES:.0f}%"
         if variance is None:
             words.append(f"by an unknown amount {part}, as no two sets share rows")
         else:
@@ -144,12 +124,12 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
         line: dict[str, Entry] = {
             "from": labels.get(pair.before, pair.before),
             "to": labels.get(pair.after, pair.after),
-            "rows": Number(pair.rows, form="count"),
-            "fell": Number(pair.fell, form="count"),
-            "mean difference": Number(pair.mean, decimals=2, sign=True),
-            "95% CI": Number(pair.low, decimals=2, sign=True, high=pair.high),
-            "training loss": Number(pair.loss, decimals=4, sign=True),
         }
+        line["rows"] = Number(pair.rows, form="count")
+        line["fell"] = Number(pair.fell, form="count")
+        line["mean difference"] = Number(pair.mean, decimals=2, sign=True)
+        line["95% CI"] = Number(pair.low, decimals=2, sign=True, high=pair.high)
+        line["training loss"] = Number(pair.loss, decimals=4, sign=True)
         lines.append(line)
     notes = [
         "In points, paired over rows of equal settings, by Student's t over rows. All "

@@ -250,8 +250,8 @@ def test_each_way_of_decoding_has_its_own_variance(folders):
     greedy, _, sampled = boards(results)
     assert greedy.variances["upper"].freedom == 8
     assert sampled.variances == {"upper": None, "lower": None}
-    assert not sampled.decisions.rerun.any()
-    assert sampled.decisions.rerun_any_decoding.any()
+    assert not sampled.answers["rerun"].decided.any()
+    assert sampled.answers["rerun_any_decoding"].decided.any()
     assert sampled.rows.rerun_half.isna().all()
 
 
@@ -322,7 +322,7 @@ def test_holms_family_is_all_pairs_of_a_set(folders):
     assert not decided_pairs(p).any()
     results, _ = read_leaderboard(names(folders))
     one = board(results, folders[0].name)
-    assert len(one.decisions.questions) == 14 * 13 / 2
+    assert len(one.answers["questions"].decided) == 14 * 13 / 2
 
 
 @pytest.mark.parametrize("question", ["rerun", "questions"])
