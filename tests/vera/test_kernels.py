@@ -16,7 +16,8 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, Plan, choose, flops, group
+from vera.kernels import Group, Plan, choose, flops, merged, products
+from vera.kernels.group import slower_merge
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, changes
 
@@ -212,8 +213,8 @@ def test_bf16_autocast_is_float32_to_its_precision(path, weights):
 @pytest.mark.parametrize("weights", ["keep", "recompute"])
 @pytest.mark.parametrize("path", ["hybrid", "materialised"])
 def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, monkeypatch):
-    merges, merge = [], group.merge
-    monkeypatch.setattr(group, "merge", lambda *a: merges.append(a[0]) or merge(*a))
+    merges, merge = [], merged.merge
+    monkeypatch.setattr(merged, "merge", lambda *a: merges.append(a[0]) or merge(*a))
     ours, theirs = pair(lambda: Attention(8, 6), 12, path, weights)
     x = torch.randn(6, 5, 8).double()
     with vera.unchanged(ours):
@@ -221,10 +222,10 @@ def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, monkeypa
             ours(x)  # the outer one holds
         for part in x.split(2):
             attend(ours, part.clone().requires_grad_()).backward()
-        assert len(ours.query.group.kept) == (2 if weights == "keep" else 0)
+        assert len(ours.query.group.kept_weights) == (2 if weights == "keep" else 0)
     # Query and value: a forward pass; and forward and backward of 3 micro-batches
     assert len(merges) == {"keep": 2, "recompute": 2 + 12}[weights]
-    assert ours.query.group.kept is None
+    assert ours.query.group.kept_weights is None
     attend(theirs, x).backward()
     same_of_parameters(ours, theirs)
     for model in (ours, theirs):  # and nothing that was merged outlives a change
@@ -373,7 +374,7 @@ def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(
         vera.VeRA(rank=40, path=path).adapt(model)
     assert not any(m._forward_pre_hooks for m in model.modules())
     vera.VeRA(rank=40).adapt(model)
-    monkeypatch.setattr(group, "merge", None)
+    monkeypatch.setattr(merged, "merge", None)
     answer(model)
     spoilt_later = Attention(8, 6)
     vera.VeRA(rank=12, path=path).adapt(spoilt_later)
@@ -397,7 +398,7 @@ def test_a_base_that_trains_after_all_gets_its_gradient():
 #: a 4096 x 4096 matrix.
 BASE, LARGE, SQUARE = (768, 1536, 1024), (1024, 2048, 256), (4096, 4096, 1024)
 #: On a GPU under autocast a merge in float32 is dear; many tokens are worth one.
-DEAR = group.slower_merge(torch.device("cuda"), autocast=True)
+DEAR = slower_merge(torch.device("cuda"), autocast=True)
 
 
 @pytest.mark.parametrize(
@@ -464,11 +465,11 @@ def test_flops_are_those_that_torch_counts(path, keep):
 
 def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
     assert DEAR > 1
-    assert group.slower_merge(torch.device("cuda"), autocast=False) == 1
-    assert group.slower_merge(torch.device("cpu"), autocast=True) == 1
+    assert slower_merge(torch.device("cuda"), autocast=False) == 1
+    assert slower_merge(torch.device("cpu"), autocast=True) == 1
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert group.slower_merge(torch.device("cuda"), autocast=True) == 1
+        assert slower_merge(torch.device("cuda"), autocast=True) == 1
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -476,18 +477,18 @@ def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
-    assert group.usable(x, weight)
+    assert products.usable(x, weight)
     # of B the leading rows, which are whole
-    assert group.usable(x, torch.randn(100, 96)[:32])
+    assert products.usable(x, torch.randn(100, 96)[:32])
     # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast
     # kernel
-    assert not group.usable(x, torch.randn(32, 128)[:, :96])
-    assert not group.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
+    assert not products.usable(x, torch.randn(32, 128)[:, :96])
+    assert not products.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
         assert torch.allclose(
-            group.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4
+            products.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4
         )
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    group.frozen_linear(inputs[0], weight).square().sum().backward()
+    products.frozen_linear(inputs[0], weight).square().sum().backward()
     F.linear(inputs[1], weight).square().sum().backward()
     assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-2)

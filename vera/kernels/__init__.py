@@ -19,4 +19,5 @@ pass, in elements:
 """
 
 from vera.kernels.cost import Plan, choose, flops
-from vera.kernels.group import Group, frozen_linear, unchanged
+from vera.kernels.group import Group, unchanged
+from vera.kernels.products import frozen_linear

@@ -23,21 +23,32 @@ def flops(
     pairs: int = 1,
     slower: int = 1,
 ) -> int:
-    """FLOPs beyond the frozen layers. outputs: of all matrices of the group; pairs: how
-    many different A they have. slower: how often those of weights count, which are
-    computed in float32 whatever x is."""
-    factor, merge = (
-        2 * tokens * rank * (outputs + inputs * pairs),
-        2 * outputs * inputs * rank * slower,
-    )
-    if not training:
-        return factor if plan.path == "factor" else merge
+    """FLOPs beyond the frozen layers.
+
+    Args:
+        plan: How the group computes.
+        tokens: Rows of the input.
+        inputs: Columns of the input.
+        outputs: Of all matrices of the group together.
+        rank: Of the changes.
+        training: Whether gradients are computed, too.
+        pairs: How many different A the matrices have.
+        slower: How often the FLOPs of weights count, which are computed in float32
+            whatever the input is.
+
+    Returns:
+        The number of FLOPs, by the table of vera/kernels/__init__.py.
+    """
+    factors = 2 * tokens * rank * (outputs + inputs * pairs)
+    merge = 2 * outputs * inputs * rank * slower
     if plan.path == "factor":
-        return 2 * factor
-    gradients = (
-        factor if plan.path == "hybrid" else merge + 2 * tokens * outputs * inputs
-    )
-    return merge * (1 if plan.keep else 2) + gradients
+        return 2 * factors if training else factors
+    if not training:
+        return merge
+    merges = 1 if plan.keep else 2
+    if plan.path == "hybrid":
+        return merges * merge + factors
+    return merges * merge + merge + 2 * tokens * outputs * inputs
 
 
 def choose(
@@ -51,22 +62,35 @@ def choose(
     weights: str = "auto",
     slower: int = 1,
 ) -> Plan:
-    """The cheapest plan by `flops`; `path` and `weights` force one.
+    """The cheapest plan by `flops`.
 
-    Merged weights are kept where they take no more memory than the factor path would.
     Nothing but the arguments decides: a resumed run takes the same paths as a straight
-    one, and its results have the same bits."""
-    fits = inputs * outputs <= tokens * (rank * pairs + outputs)
-    keep = fits if weights == "auto" else weights == "keep"
+    one, and its results have the same bits.
+
+    Args:
+        tokens: As for `flops`, and so are those without a word here.
+        inputs: See `flops`.
+        outputs: See `flops`.
+        rank: See `flops`.
+        training: See `flops`.
+        pairs: See `flops`.
+        path: Forces a path, unless it is "auto".
+        weights: "keep" keeps merged weights for the backward pass, "recompute" does
+            not. "auto" keeps them where they take no more memory than the factor path
+            would.
+        slower: See `flops`.
+
+    Returns:
+        The plan.
+    """
+    keep = weights == "keep"
+    if weights == "auto":
+        keep = inputs * outputs <= tokens * (rank * pairs + outputs)
+
+    def cost(plan: Plan) -> int:
+        return flops(plan, tokens, inputs, outputs, rank, training, pairs, slower)
+
     # Of equals, a merged path: it passes over activations less often.
-    plans = [
-        Plan(name, keep)
-        for name in ("hybrid", "materialised", "factor")
-        if path in ("auto", name)
-    ]
-    return min(
-        plans,
-        key=lambda plan: flops(
-            plan, tokens, inputs, outputs, rank, training, pairs, slower
-        ),
-    )
+    names = ("hybrid", "materialised", "factor")
+    plans = [Plan(name, keep) for name in names if path in ("auto", name)]
+    return min(plans, key=cost)

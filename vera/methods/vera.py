@@ -107,7 +107,7 @@ class VeRA(Method, kind="vera"):
             "projections", nn.ModuleList(pairs.values())
         )
         for parent, paths in same_input(targets):
-            layers = [model.get_submodule(path) for path in paths]
+            layers: list[Any] = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
             group.check(layers)
             if len(layers) > 1:

@@ -1,0 +1,230 @@
+"""Layers through their merged weights W = W0 + (b * B) (d * A), and the gradients of b
+and d without one of W."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vera.kernels.cost import Plan
+from vera.kernels.products import product
+from vera.sites import Blocks
+
+
+class Layer(Protocol):
+    """What this package knows of a methods.layers.AdaptedLinear whose changes are
+    VeRA's. Its files import this package."""
+
+    base: Any
+    changes: Any
+    blocks: Blocks
+    enabled: bool
+    merged: bool
+    group: Any
+
+    def weight(self) -> Tensor: ...
+
+    def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor: ...
+
+
+#: Merged weights that an earlier call computed, by `_key_of_weight`.
+Weights = dict[tuple[Layer, torch.dtype, bool], Tensor]
+
+
+@torch.no_grad()
+def merge(
+    layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Tensor | None]
+) -> Tensor:
+    """Adds (b * B) (d * A) to a weight in each of the layer's blocks.
+
+    Args:
+        layer: The layer.
+        dtype: Of the result. The sum itself is computed in the adapter's precision.
+        weight: The base weight, (outputs, inputs). It stays as it is.
+        vectors: b and d of each change, as `vectors_of` returns them.
+
+    Returns:
+        The merged weight, (outputs, inputs).
+    """
+    merged = weight.clone()
+    for number, (name, change) in enumerate(layer.changes.items()):
+        b, d = vectors[2 * number : 2 * number + 2]
+        scaled_a = change.A if d is None else d[:, None] * change.A
+        delta = product(change.B, scaled_a.T)
+        scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
+        merged[layer.blocks[name]].addcmul_(scale, delta)
+    return merged.to(dtype)
+
+
+def merged_weight(
+    layer: Layer, dtype: torch.dtype, kept_weights: Weights | None = None
+) -> Tensor:
+    """The layer's merged weight, (outputs, inputs); with `kept_weights`, that of an earlier
+    call."""
+    # A tensor of inference mode cannot be saved for a gradient
+    key = (layer, dtype, torch.is_inference_mode_enabled())
+    if kept_weights is None:
+        return merge(layer, dtype, layer.weight(), vectors_of([layer]))
+    if key not in kept_weights:
+        kept_weights[key] = merge(layer, dtype, layer.weight(), vectors_of([layer]))
+    return kept_weights[key]
+
+
+def vectors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
+    """b and d of each change of these layers, in order."""
+    vectors = []
+    for layer in layers:
+        for change in layer.changes.values():
+            vectors += [change.b, change.d]
+    return vectors
+
+
+def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
+    """A layer's bias in the dtype of the computation."""
+    own_bias: Tensor | None = layer.base.bias
+    return None if own_bias is None else own_bias.to(dtype)
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast off on a kind of device; torch knows none for meta."""
+    if device == "meta":
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+class Merged(torch.autograd.Function):
+    """y = x W^T + bias for each layer, and the gradients of x, b and d. W itself gets
+    none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        layers: Sequence[Layer],
+        merged: Sequence[Tensor],
+        plan: Plan,
+        dtype: torch.dtype,
+        *vectors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Computes the layers' outputs.
+
+        Args:
+            ctx: torch's.
+            x: (..., inputs).
+            layers: The layers that read x.
+            merged: Their merged weights, (outputs, inputs) each.
+            plan: How gradients are computed.
+            dtype: Of the products.
+            vectors: b and d of each change, None where there is none: they are inputs
+                so that they get gradients.
+
+        Returns:
+            (..., outputs) for each layer.
+        """
+        ctx.layers = layers
+        ctx.plan = plan
+        ctx.dtype = dtype
+        ctx.x_dtype = x.dtype
+        x = x.to(dtype)
+        weights: Sequence[Tensor] = []
+        # x needs no gradient in the first block of a model with frozen embeddings
+        if ctx.needs_input_grad[0]:
+            weights = merged if plan.keep else [layer.weight() for layer in layers]
+        ctx.save_for_backward(x, *vectors, *weights)
+        ctx.set_materialize_grads(False)
+        outputs = []
+        for layer, weight in zip(layers, merged, strict=True):
+            outputs.append(product(x, weight, bias(layer, dtype)))
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, *output_gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs of `forward`, from those of its outputs, which
+        are None where an output is not used."""
+        needs_x = ctx.needs_input_grad[0]
+        needs_vector = ctx.needs_input_grad[5:]
+        x, *saved = ctx.saved_tensors
+        vectors = saved[: len(needs_vector)]
+        weights = saved[len(needs_vector) :]
+        vector_gradients: list[Tensor | None] = [None] * len(needs_vector)
+        x_gradient: Tensor | None = None
+        with without_autocast(x.device.type):
+            products = _CommonProducts(x.reshape(-1, x.shape[-1]), ctx.plan, ctx.dtype)
+            for number, layer, places in _places(ctx.layers):
+                gradient = output_gradients[number]
+                if gradient is None:
+                    continue
+                gradient = gradient.reshape(-1, gradient.shape[-1])
+                if needs_x:
+                    weight = weights[number]
+                    if not ctx.plan.keep:
+                        own_vectors = vectors[places.start : places.stop]
+                        weight = merge(layer, ctx.dtype, weight, own_vectors)
+                    part = product(gradient, weight.T)
+                    x_gradient = part if x_gradient is None else x_gradient.add_(part)
+                for at_b, name in zip(places, layer.changes, strict=True):
+                    at_d = at_b + 1
+                    if not (needs_vector[at_b] or needs_vector[at_d]):
+                        continue
+                    rows = gradient[:, layer.blocks[name]]
+                    common = products.of_change(layer.changes[name], rows)
+                    b, d = vectors[at_b], vectors[at_d]
+                    if needs_vector[at_b]:
+                        vector_gradients[at_b] = (
+                            common.sum(1) if d is None else common @ d
+                        )
+                    if needs_vector[at_d]:
+                        vector_gradients[at_d] = (
+                            common.sum(0) if b is None else b @ common
+                        )
+        if x_gradient is not None:
+            x_gradient = x_gradient.view(x.shape).to(ctx.x_dtype)
+        # Nothing for layers, merged, plan and dtype
+        return x_gradient, None, None, None, None, *vector_gradients
+
+
+def _places(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, range]]:
+    """Each layer with its number, and with the places of each change's b among all
+    vectors. d comes right after b."""
+    start = 0
+    for number, layer in enumerate(layers):
+        places = range(start, start + 2 * len(layer.changes), 2)
+        yield number, layer, places
+        start = places.stop
+
+
+class _CommonProducts:
+    """C = B * (gy^T x A^T) of each change: both gradients come from it, as grad_b = C d
+    and grad_d = C^T b. x is (tokens, inputs)."""
+
+    def __init__(self, x: Tensor, plan: Plan, dtype: torch.dtype) -> None:
+        self.x = x
+        self.plan = plan
+        self.dtype = dtype
+        #: A x by the pair's id: changes share it.
+        self.downs: dict[int, Tensor] = {}
+
+    def of_change(self, change: Any, output_gradient: Tensor) -> Tensor:
+        """(outputs, rank), from the gradient (tokens, outputs)."""
+        if self.plan.path == "hybrid":
+            down = self._down(change)
+            # Float16 would overflow
+            is_narrow = self.dtype == torch.float16
+            wide = change.dtype if is_narrow else self.dtype
+            common = (output_gradient.T.to(wide) @ down.to(wide)).to(change.dtype)
+        else:
+            common = product((output_gradient.T @ self.x).to(change.dtype), change.A)
+        return common.mul_(change.B)
+
+    def _down(self, change: Any) -> Tensor:
+        """A x, (tokens, rank)."""
+        key = id(change.pair)
+        if key not in self.downs:
+            self.downs[key] = product(self.x, change.A.to(self.x.dtype))
+        return self.downs[key]
