@@ -258,8 +258,8 @@ def _factor(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
                 updates[name] = change(x.to(change.dtype))
                 continue
             if key not in downs:
-                downs[key] = change.down(x.to(change.dtype))
-            updates[name] = change.up(downs[key])
+                downs[key] = change.project_down(x.to(change.dtype))
+            updates[name] = change.project_up(downs[key])
         outputs.append(layer.add(_base(layer, x), updates))
     return outputs
 

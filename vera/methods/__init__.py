@@ -15,10 +15,14 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def make_method(kind: str, **settings: Any) -> Method:
-    """The method of this kind with these settings, such as `make_method("vera",
-    rank=256)`.
+    """Makes a method, such as `make_method("vera", rank=256)`.
 
-    Raises AdapterError for an unknown kind or setting, or a value that makes no sense.
+    Args:
+        kind: One of METHODS.
+        settings: The fields of its class.
+
+    Raises:
+        AdapterError: The kind or a setting is unknown, or a value makes no sense.
     """
     if not isinstance(kind, str) or kind not in METHODS:
         raise AdapterError(
@@ -27,7 +31,7 @@ def make_method(kind: str, **settings: Any) -> Method:
     try:
         return METHODS[kind](**settings)
     except TypeError as error:
-        own = ", ".join(sorted(types_of(METHODS[kind])))
+        fields = ", ".join(sorted(types_of(METHODS[kind])))
         raise AdapterError(
-            f"method {kind}: {first_line(error)}. It has: {own}"
+            f"method {kind}: {first_line(error)}. It has: {fields}"
         ) from None

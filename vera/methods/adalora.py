@@ -8,6 +8,7 @@ average, and the triplets of least importance lose their value of E. A penalty k
 and Q near orthogonal. The names A (Q), E and B (P), the start, the scale and the
 schedule are those of QingruZhang/AdaLoRA, loralib/adalora.py, and of peft."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,12 +26,13 @@ class TripletChange(LowRankChange):
     """One matrix's A (r, in) and B (out, r), from N(0, 0.02^2), and E (r, 1), zeros."""
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "AdaLoRA") -> None:
-        rank, at = method.first_rank, place(base)
-        # as in their code
+        rank = method.first_rank
+        # The 1e-5 is in their code
         super().__init__(inputs, outputs, method.alpha / (rank + 1e-5), method.dropout)
-        self.A = nn.Parameter(torch.empty(rank, inputs, **at).normal_(std=0.02))
-        self.E = nn.Parameter(torch.zeros(rank, 1, **at))
-        self.B = nn.Parameter(torch.empty(outputs, rank, **at).normal_(std=0.02))
+        placement = place(base)
+        self.A = nn.Parameter(torch.empty(rank, inputs, **placement).normal_(std=0.02))
+        self.E = nn.Parameter(torch.zeros(rank, 1, **placement))
+        self.B = nn.Parameter(torch.empty(outputs, rank, **placement).normal_(std=0.02))
         #: The run's optimizer steps, of `before_training`.
         self.total_steps = 0
         #: How much the loss depends on each entry of A, E and B, and how much that
@@ -44,24 +46,28 @@ class TripletChange(LowRankChange):
     @torch.no_grad()
     def gather(self, beta1: float, beta2: float) -> None:
         """Adds a step's gradients (the paper's equations 8 to 10)."""
-        for name, p in self.named_parameters():
-            kinds = f"sensitivity/{name}", f"uncertainty/{name}"
-            now = (p * cast(Tensor, p.grad)).abs()
-            of, varies = (
-                self.gathered.get(kind, torch.zeros_like(p)) for kind in kinds
-            )
-            of = beta1 * of + (1 - beta1) * now
-            new = of, beta2 * varies + (1 - beta2) * (now - of).abs()
-            self.gathered |= dict(zip(kinds, new, strict=True))
+        for name, parameter in self.named_parameters():
+            gradient = cast(Tensor, parameter.grad)
+            importance = (parameter * gradient).abs()
+            zeros = torch.zeros_like(parameter)
+            sensitivity = self.gathered.get(f"sensitivity/{name}", zeros)
+            sensitivity = beta1 * sensitivity + (1 - beta1) * importance
+            uncertainty = self.gathered.get(f"uncertainty/{name}", zeros)
+            deviation = (importance - sensitivity).abs()
+            uncertainty = beta2 * uncertainty + (1 - beta2) * deviation
+            self.gathered[f"sensitivity/{name}"] = sensitivity
+            self.gathered[f"uncertainty/{name}"] = uncertainty
 
     def scores(self) -> Tensor:
         """The importance of each triplet (r,): of its E, and on average of its row and
         its column (equations 7 and 11)."""
-        of = {
-            n: self.gathered[f"sensitivity/{n}"] * self.gathered[f"uncertainty/{n}"]
-            for n in "AEB"
-        }
-        return of["E"][:, 0] + (of["A"].mean(dim=1) + of["B"].mean(dim=0))
+        of_row = self._importance("A").mean(dim=1)
+        of_column = self._importance("B").mean(dim=0)
+        return self._importance("E")[:, 0] + (of_row + of_column)
+
+    def _importance(self, name: str) -> Tensor:
+        sensitivity = self.gathered[f"sensitivity/{name}"]
+        return sensitivity * self.gathered[f"uncertainty/{name}"]
 
 
 @dataclass(frozen=True)
@@ -91,30 +97,27 @@ class AdaLoRA(Method, kind="adalora"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = self.initial_share, self.final_share
-        for right, what in (
-            (
-                self.first_rank >= self.rank,
-                f"init_rank {self.first_rank} is below rank {self.rank}",
-            ),
-            (
-                min(shares) >= 0 and sum(shares) < 1,
-                "initial_share and final_share are parts of all steps",
-            ),
-            (self.interval >= 1, "interval is a number of steps, at least 1"),
-            (
-                0 < self.beta1 < 1 and 0 < self.beta2 < 1,
-                "beta1 and beta2 are in (0, 1)",
-            ),
-            (self.orthogonality >= 0, "orthogonality is a weight, at least 0"),
-        ):
-            if not right:
-                raise AdapterError(f"AdaLoRA: {what}")
+        shares = (self.initial_share, self.final_share)
+        complaint = None
+        if self.first_rank < self.rank:
+            complaint = f"init_rank {self.first_rank} is below rank {self.rank}"
+        elif min(shares) < 0 or sum(shares) >= 1:
+            complaint = "initial_share and final_share are parts of all steps"
+        elif self.interval < 1:
+            complaint = "interval is a number of steps, at least 1"
+        elif not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
+            complaint = "beta1 and beta2 are in (0, 1)"
+        elif self.orthogonality < 0:
+            complaint = "orthogonality is a weight, at least 0"
+        if complaint:
+            raise AdapterError(f"AdaLoRA: {complaint}")
 
     @property
     def first_rank(self) -> int:
         """The triplets of a matrix in the beginning."""
-        return -(-3 * self.rank // 2) if self.init_rank is None else self.init_rank
+        if self.init_rank is not None:
+            return self.init_rank
+        return math.ceil(1.5 * self.rank)
 
     def install(self, model: nn.Module) -> None:
         wrap_sites(model, self, TripletChange, init_rank=self.first_rank)
@@ -122,10 +125,8 @@ class AdaLoRA(Method, kind="adalora"):
     def count(self, model: nn.Module) -> int:
         """Sum of init_rank * (in + out + 1) over the adapted matrices: pruned triplets
         train on."""
-        return sum(
-            self.first_rank * (change.inputs + change.outputs + 1)
-            for change in changes(model)
-        )
+        widths = sum(change.inputs + change.outputs + 1 for change in changes(model))
+        return self.first_rank * widths
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
         begins, ends = self._pruned(total_steps)
@@ -134,21 +135,29 @@ class AdaLoRA(Method, kind="adalora"):
                 f"initial_share and final_share leave none of {total_steps} steps"
             )
         for change in changes(model):
-            change.total_steps, change.gathered = total_steps, {}
+            change.total_steps = total_steps
+            change.gathered = {}
 
     def _pruned(self, total_steps: int) -> tuple[int, int]:
         """The steps after which the budget begins to fall, and has fallen."""
-        return round(self.initial_share * total_steps), total_steps - round(
-            self.final_share * total_steps
-        )
+        begins = round(self.initial_share * total_steps)
+        return begins, total_steps - round(self.final_share * total_steps)
 
     def budget(self, step: int, total_steps: int, matrices: int) -> int | None:
-        """The triplets of all matrices that are left after a step (counted from 0, as
-        in the published code); None where none is pruned.
+        """The triplets of all matrices that are left after a step.
 
-        It falls with the cube of the steps left (equation 12), each `interval` steps;
-        in the last part each step prunes, as in peft (in the published code from that
-        part's second step on)."""
+        The number falls with the cube of the steps left (equation 12), each `interval`
+        steps. In the last part each step prunes, as in peft (in the published code from
+        that part's second step on).
+
+        Args:
+            step: Counted from 0, as in the published code.
+            total_steps: Of the run.
+            matrices: How many are adapted.
+
+        Returns:
+            Their number; None where none is pruned.
+        """
         begins, ends = self._pruned(total_steps)
         first, last = self.first_rank * matrices, self.rank * matrices
         if step >= ends:
@@ -159,51 +168,60 @@ class AdaLoRA(Method, kind="adalora"):
         return int((first - last) * left**3 + last)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        factors = [
-            factor for change in changes(model) for factor in (change.A, change.B.T)
-        ]
-        return off_orthogonal(factors) * self.orthogonality
+        factors = []
+        for change in changes(model):
+            factors += [change.A, change.B.T]
+        return distance_from_orthogonal(factors) * self.orthogonality
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        every, now = list(changes(model)), step - 1
-        total, first = every[0].total_steps, self.first_rank * len(every)
-        if not total:
+        adapted = list(changes(model))
+        steps_done = step - 1  # The published code counts from 0
+        total_steps = adapted[0].total_steps
+        if not total_steps:
             raise AdapterError(
                 "AdaLoRA: before_training, with the number of steps, comes first"
             )
-        if now < self._pruned(total)[1]:
-            for change in every:
+        _, ends = self._pruned(total_steps)
+        if steps_done < ends:
+            for change in adapted:
                 change.gather(self.beta1, self.beta2)
-        left = self.budget(now, total, len(every))
+        first = self.first_rank * len(adapted)
+        left = self.budget(steps_done, total_steps, len(adapted))
         if left is None or left >= first:
             return
-        scores = [change.scores() for change in every]
-        pruned = torch.cat(scores).sort().values[first - left - 1]
-        for change, score in zip(every, scores, strict=True):
-            change.E.masked_fill_((score <= pruned)[:, None], 0.0)
+        scores = [change.scores() for change in adapted]
+        highest_pruned = torch.cat(scores).sort().values[first - left - 1]
+        for change, score in zip(adapted, scores, strict=True):
+            change.E.masked_fill_((score <= highest_pruned)[:, None], 0.0)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            key.replace("/", f"/{i}."): tensor
-            for i, change in enumerate(changes(model))
-            for key, tensor in change.gathered.items()
-        }
+        state = {}
+        for number, change in enumerate(changes(model)):
+            for key, tensor in change.gathered.items():
+                state[key.replace("/", f"/{number}.")] = tensor
+        return state
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        every = list(changes(model))
+        adapted = list(changes(model))
         for key, tensor in state.items():
             kind, number, name = key.replace("/", ".").split(".")
-            change = every[int(number)]
+            change = adapted[int(number)]
             change.gathered[f"{kind}/{name}"] = tensor.to(change.E.device)
 
 
-def off_orthogonal(factors: Iterable[Tensor]) -> Tensor:
-    """The mean distance of F F^T from the identity over factors F (r, n) (equation
-    4)."""
-    grams = [factor @ factor.T for factor in factors]
-    off = [
-        torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype))
-        for g in grams
-    ]
-    return torch.stack(off).mean()
+def distance_from_orthogonal(factors: Iterable[Tensor]) -> Tensor:
+    """The mean distance of F F^T from the identity (equation 4).
+
+    Args:
+        factors: Matrices F, (rank, n) each.
+
+    Returns:
+        A scalar: the mean Frobenius norm of F F^T - 1.
+    """
+    distances = []
+    for factor in factors:
+        gram = factor @ factor.T
+        identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+        distances.append(torch.linalg.norm(gram - identity))
+    return torch.stack(distances).mean()

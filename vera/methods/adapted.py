@@ -88,15 +88,12 @@ def adapt_with(model: nn.Module, method: Any) -> None:
 def _put_back(model: nn.Module) -> Iterator[None]:
     """Puts the model back as it was, where a method refuses half way."""
     # A method of peft may replace parameters, too
-    tables: Any = [
-        (table, dict(table))
-        for m in model.modules()
-        for table in (m._modules, m._parameters)
-    ]
-    parameters, hooks = (
-        [(p, p.data, p.requires_grad) for p in model.parameters()],
-        hook_keys(model),
-    )
+    tables: Any = []
+    for module in model.modules():
+        for table in (module._modules, module._parameters):
+            tables.append((table, dict(table)))
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+    hooks = hook_keys(model)
     try:
         yield
     except BaseException:
@@ -112,12 +109,18 @@ def _put_back(model: nn.Module) -> Iterator[None]:
 
 
 def unload(model: nn.Module, merge: bool = False) -> None:
-    """Makes an adapted model the plain base model again, in place; with `merge`, the
-    adapter stays in its weights.
+    """Makes an adapted model the plain base model again.
 
     Parameters that were trainable before are so again. A merged model is then saved as
-    any model of its library (`model.save_pretrained(folder)`). Raises AdapterError
-    where the adapter cannot be merged."""
+    any model of its library (`model.save_pretrained(folder)`).
+
+    Args:
+        model: The model. It is changed in place; a base model stays as it is.
+        merge: Whether the adapter stays in the weights.
+
+    Raises:
+        AdapterError: The adapter cannot be merged.
+    """
     refuse_many(model)
     if not (adapted := adaptation(model)):
         return
@@ -140,12 +143,16 @@ def refuse_many(model: nn.Module) -> None:
         )
 
 
-def refuse_names(model: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+def refuse_names(
+    model: nn.Module, arguments: object, keywords: dict[str, object]
+) -> None:
     """A forward pre-hook of a model that carries one adapter, and of a part of a model
     that carries many: transformers' models ignore unknown keywords."""
     if "adapter_names" in keywords:
-        whole = "adapter_names goes to the whole model, which vera.Adapters holds"
-        raise AdapterError(f"{whole} (for a part: with adapters.use(names))")
+        raise AdapterError(
+            "adapter_names goes to the whole model, which vera.Adapters holds"
+            " (for a part: with adapters.use(names))"
+        )
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
@@ -156,11 +163,8 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-            if getattr(
-                getattr(module.weight, "quant_state", None),
-                "packing_format_for_cpu",
-                False,
-            ):
+            state = getattr(module.weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
                 module.state_dict()  # bitsandbytes unpacks to save, in place
 
 
@@ -181,17 +185,16 @@ def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
     """What a method added and does not train, such as VeRA's A and B: parameters and
     buffers by name."""
-    if not (adapted := adaptation(model)):
+    adapted = adaptation(model)
+    if adapted is None:
         return {}
-    plain, named = (
-        plain_names(model),
-        [*model.named_parameters(), *model.named_buffers()],
-    )
-    return {
-        n: t
-        for n, t in named
-        if n not in adapted.trained and plain[n] not in adapted.base_names
-    }
+    plain = plain_names(model)
+    extra: dict[str, Tensor] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        is_base = plain[name] in adapted.base_names
+        if not is_base and name not in adapted.trained:
+            extra[name] = tensor
+    return extra
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
@@ -226,21 +229,21 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 def hook_keys(model: nn.Module) -> set[int]:
     """The keys of all forward hooks, of one count: unlike handles, they survive a
     copy."""
-    return {
-        key
-        for m in model.modules()
-        for key in (*m._forward_hooks, *m._forward_pre_hooks)
-    }
+    keys: set[int] = set()
+    for module in model.modules():
+        keys |= {*module._forward_hooks, *module._forward_pre_hooks}
+    return keys
 
 
 def remove_hooks(model: nn.Module, keys: set[int]) -> None:
     """Takes the hooks of these keys out."""
-    for m in model.modules():
-        own: Any = m._forward_hooks, m._forward_pre_hooks
-        for table in (
-            *own,
-            m._forward_pre_hooks_with_kwargs,
-            m._forward_hooks_always_called,
-        ):
+    for module in model.modules():
+        tables: Any = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._forward_pre_hooks_with_kwargs,
+            module._forward_hooks_always_called,
+        )
+        for table in tables:
             for key in keys & table.keys():
                 del table[key]

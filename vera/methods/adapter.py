@@ -12,6 +12,7 @@ its input on the residual stream and LN the block's own, frozen LayerNorm:
 In a model that norms before its sub-layers (GPT-2, ViT, Llama) there is no LN after the
 sum, and the first two leave it out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,11 +23,15 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import Added, add_child
-from vera.methods.lora import place
+from vera.methods.lora import Placement, place
 from vera.methods.settings import check_rank
 from vera.sites import Layout, find_blocks, is_linear
 
-ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 class Bottleneck(Added):
@@ -37,12 +42,14 @@ class Bottleneck(Added):
     library: the model starts near the base model, not as it."""
 
     def __init__(
-        self, width: int, method: "Adapter", block: int, at: dict[str, Any]
+        self, width: int, method: "Adapter", block: int, placement: Placement
     ) -> None:
         super().__init__()
-        self.down = nn.Linear(width, method.bottleneck, **at)
-        self.up = nn.Linear(method.bottleneck, width, **at)
-        self.norm = nn.LayerNorm(width, **at) if method.placement == "lin" else None
+        self.down = nn.Linear(width, method.bottleneck, **placement)
+        self.up = nn.Linear(method.bottleneck, width, **placement)
+        self.norm = None
+        if method.placement == "lin":
+            self.norm = nn.LayerNorm(width, **placement)
         for layer in (self.down, self.up):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -52,11 +59,13 @@ class Bottleneck(Added):
 
     def forward(self, h: Tensor) -> Tensor:
         x = h.to(self.down.weight.dtype)
-        x = x if self.norm is None else self.norm(x)
-        return self.up(ACTIVATIONS[self.activation](self.down(x))).to(h.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        output: Tensor = self.up(ACTIVATIONS[self.activation](self.down(x)))
+        return output.to(h.dtype)
 
 
-def _add(module: Any, arguments: Any, output: Any) -> Any:
+def _add(module: Any, arguments: object, output: Any) -> Any:
     """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that
     begins with it."""
     adapter = module.adapter
@@ -76,7 +85,7 @@ def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
     return norm.forward(arguments[0] + adapter(output))
 
 
-def _draw_drop(model: nn.Module, arguments: Any) -> None:
+def _draw_drop(model: nn.Module, arguments: object) -> None:
     """A forward pre-hook of the whole model: in training, draws how many of the first
     blocks go without an adapter. From torch's generator on the CPU, so that a resumed
     run draws the same."""
@@ -124,27 +133,24 @@ class Adapter(Method, kind="adapter"):
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
             raise AdapterError("blocks of several widths share no adapter: share=false")
-        first: dict[int, Bottleneck] = {}  # by position in a block, for sharing
-        for index, (block, layout) in enumerate(
-            blocks[self.drop_layers :], self.drop_layers
-        ):
-            linear: Any = next(m for m in block.modules() if is_linear(m))
+        shared: dict[int, Bottleneck] = {}  # by position in a block
+        for index in range(self.drop_layers, len(blocks)):
+            block, layout = blocks[index]
+            linear = next(m for m in block.modules() if is_linear(m))
             for position, (path, hook) in enumerate(self._positions(layout)):
-                module = block.get_submodule(path)
                 adapter = Bottleneck(widths[index], self, index, place(linear))
                 if self.share:
-                    shared = first.setdefault(position, adapter)
-                    adapter.down, adapter.up, adapter.norm = (
-                        shared.down,
-                        shared.up,
-                        shared.norm,
-                    )
+                    first = shared.setdefault(position, adapter)
+                    adapter.down = first.down
+                    adapter.up = first.up
+                    adapter.norm = first.norm
+                module = block.get_submodule(path)
                 add_child(module, "adapter", adapter)
                 module.register_forward_hook(hook)
         if self.drop_per_batch:
             model.register_forward_pre_hook(_draw_drop)
 
-    def _positions(self, layout: Layout) -> list[tuple[str, Any]]:
+    def _positions(self, layout: Layout) -> list[tuple[str, Callable[..., object]]]:
         """The modules of a block whose outputs change, each with its hook."""
         if self.placement == "houlsby":
             return [(layout.attention, _add), (layout.feed_forward, _add)]
@@ -156,12 +162,14 @@ class Adapter(Method, kind="adapter"):
     def _width(block: nn.Module, layout: Layout) -> int:
         """The width of a block's residual stream: that of its last LayerNorm, or of the
         first norm that is its own child."""
-        norms: Any = (
-            [block.get_submodule(layout.norm)] if layout.norm else block.children()
-        )
-        for norm in norms:
-            if "norm" in type(norm).__name__.lower() and hasattr(norm, "weight"):
-                return int(norm.weight.numel())
+        candidates = list(block.children())
+        if layout.norm:
+            candidates = [block.get_submodule(layout.norm)]
+        for module in candidates:
+            weight = getattr(module, "weight", None)
+            is_norm = "norm" in type(module).__name__.lower()
+            if is_norm and isinstance(weight, Tensor):
+                return weight.numel()
         raise AdapterError(
             f"the width of a {type(block).__name__} is not known: no place for adapters"
         )
@@ -171,11 +179,12 @@ class Adapter(Method, kind="adapter"):
         2 * width more for a LayerNorm of its own."""
         widths = [self._width(block, layout) for block, layout in find_blocks(model)]
         widths = widths[:1] if self.share else widths[self.drop_layers :]
-        own_norm = 2 if self.placement == "lin" else 0
-        in_block = 2 if self.placement == "houlsby" else 1
-        return in_block * sum(
-            (2 * w + 1) * self.bottleneck + w + own_norm * w for w in widths
-        )
+        total = 0
+        for width in widths:
+            total += (2 * width + 1) * self.bottleneck + width
+            if self.placement == "lin":
+                total += 2 * width
+        return 2 * total if self.placement == "houlsby" else total
 
     def merge(self, model: nn.Module) -> None:
         raise AdapterError(

@@ -35,13 +35,11 @@ class Method(ABC):
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if kind:
-            of = METHODS.get(kind, cls)
+            taken = _full_name(METHODS.get(kind, cls))
             # The same class may come again: a reloaded module, a notebook's cell,
             # dataclass(slots=True)
-            if (of.__module__, of.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise AdapterError(
-                    f"kind {kind!r} is taken by {of.__module__}.{of.__qualname__}"
-                )
+            if taken != _full_name(cls):
+                raise AdapterError(f"kind {kind!r} is taken by {taken}")
             cls.kind = kind
             METHODS[kind] = cls
 
@@ -54,15 +52,15 @@ class Method(ABC):
 
         Without fields that are not compared: they change how the result is computed,
         not the result."""
-        values, names = (
-            asdict(self),
-            [field.name for field in fields(self) if field.compare],
-        )
-        plain = {
-            n: list(values[n]) if isinstance(values[n], tuple) else values[n]
-            for n in names
-        }
-        return {"kind": self.kind, **plain}
+        values = asdict(self)
+        settings: dict[str, Any] = {"kind": self.kind}
+        for field in fields(self):
+            if field.compare:
+                value = values[field.name]
+                settings[field.name] = (
+                    list(value) if isinstance(value, tuple) else value
+                )
+        return settings
 
     # --- a model's life with the method
 
@@ -102,19 +100,17 @@ class Method(ABC):
         """The parameters that the method trains, by name, without the head's; also
         while they are frozen."""
         adapted = adaptation(model)
-        return {
-            name: p
-            for name, p in model.named_parameters()
-            if adapted and name in adapted.trained
-        }
+        if adapted is None:
+            return {}
+        named = model.named_parameters()
+        return {name: p for name, p in named if name in adapted.trained}
 
     def parameter_groups(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable parameters by name in two groups, each with its own learning rate:
         "adapter", "head"."""
-        head = {
-            name: p for name, p in head_parameters(model).items() if p.requires_grad
-        }
-        return {"adapter": self.adapter_parameters(model), "head": head}
+        head = head_parameters(model).items()
+        trained_head = {name: p for name, p in head if p.requires_grad}
+        return {"adapter": self.adapter_parameters(model), "head": trained_head}
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
         """For a schedule of the method's own: called when training begins or is
@@ -179,11 +175,12 @@ class Method(ABC):
             return
         layers = list(self.merge_targets(model))
         check_mergeable(model, layers)
-        own = {id(p) for layer, _ in layers for p in layer.parameters(recurse=False)}
-        named = model.named_parameters()
-        adapted.unmerged.update(
-            {name: p.detach().clone() for name, p in named if id(p) in own}
-        )
+        changed_ids = set()
+        for layer, _ in layers:
+            changed_ids |= {id(p) for p in layer.parameters(recurse=False)}
+        for name, parameter in model.named_parameters():
+            if id(parameter) in changed_ids:
+                adapted.unmerged[name] = parameter.detach().clone()
         try:
             self.fold(model)
         except BaseException:
@@ -227,3 +224,7 @@ class Method(ABC):
         for module in model.modules():
             if isinstance(module, Added):
                 module.enabled = not disabled
+
+
+def _full_name(method_class: type[Method]) -> str:
+    return f"{method_class.__module__}.{method_class.__qualname__}"

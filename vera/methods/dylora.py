@@ -28,7 +28,8 @@ DRAW = "dylora.draw"
 def rank_of(seed: int, step: int, rank: int) -> int:
     """The number of ranks that a step trains, from 1 to rank: a function of its
     arguments alone."""
-    return 1 + int((float(unit_uniform(seed, step, 1, 1)[0, 0]) + 1) / 2 * rank)
+    uniform = float(unit_uniform(seed, step, 1, 1)[0, 0])  # on (-1, 1)
+    return 1 + int((uniform + 1) / 2 * rank)
 
 
 class DyLoRAChange(LoRAChange):
@@ -45,11 +46,13 @@ class DyLoRAChange(LoRAChange):
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.drawn if self.training else len(self.A)
-        a, b = self.A[:rank], self.B[:, :rank]
+        leading_a, leading_b = self.A[:rank], self.B[:, :rank]
         if self.training and self.frozen:
-            a = torch.cat([a[:-1].detach(), a[-1:]])
-            b = torch.cat([b[:, :-1].detach(), b[:, -1:]], dim=1)
-        return self.alpha / rank * F.linear(F.linear(self.dropout(x), a), b)
+            leading_a = torch.cat([leading_a[:-1].detach(), leading_a[-1:]])
+            detached_b = leading_b[:, :-1].detach()
+            leading_b = torch.cat([detached_b, leading_b[:, -1:]], dim=1)
+        down = F.linear(self.dropout(x), leading_a)
+        return self.alpha / rank * F.linear(down, leading_b)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,6 @@ class DyLoRA(Method, kind="dylora"):
 def _draw(model: nn.Module, seed: int, step: int) -> None:
     """Draws the ranks of a step."""
     for change in changes(model):
-        change.seed, change.step, change.drawn = (
-            seed,
-            step,
-            rank_of(seed, step, len(change.A)),
-        )
+        change.seed = seed
+        change.step = step
+        change.drawn = rank_of(seed, step, len(change.A))

@@ -39,15 +39,15 @@ class Change(nn.Module):
         """The rows of so many samples. Raises AdapterError where they are of another
         number."""
         rows = self.rows or {}
-        times, rest = divmod(count, given := max(map(len, rows.values()), default=1))
+        names = max(map(len, rows.values()), default=1)
+        times, rest = divmod(count, names)
         if rest or (times != 1 and not self.repeats):
             raise AdapterError(
-                f"a layer gets {count} samples, for {given} adapter names"
+                f"a layer gets {count} samples, for {names} adapter names"
             )
-        return {
-            n: rows[n] if times == 1 else rows[n].repeat_interleave(times, 0)
-            for n in rows
-        }
+        if times == 1:
+            return dict(rows)
+        return {n: tensor.repeat_interleave(times, 0) for n, tensor in rows.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""
@@ -101,17 +101,15 @@ class AdaptedLinear(Added):
         """The base layer's output y, with the change of each block added. Raises
         AdapterError for a change of another shape than its block of y."""
         for name, rows in self.blocks.items():
-            self.require(
-                name, "forward", updates[name], (*y.shape[:-1], rows.stop - rows.start)
-            )
+            expected = (*y.shape[:-1], rows.stop - rows.start)
+            self.require(name, "forward", updates[name], expected)
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
-        pieces, end = [], 0
+        pieces = []
+        end = 0
         for name, rows in self.blocks.items():
-            pieces += [
-                y[..., end : rows.start],
-                (y[..., rows] + updates[name]).to(y.dtype),
-            ]
+            changed = (y[..., rows] + updates[name]).to(y.dtype)
+            pieces += [y[..., end : rows.start], changed]
             end = rows.stop
         return torch.cat([*pieces, y[..., end:]], dim=-1)
 
@@ -123,10 +121,8 @@ class AdaptedLinear(Added):
     def merge(self) -> None:
         """Folds the changes into the base weight; Method.merge checks first whether
         that can be."""
-        weight, updates = (
-            self.weight(),
-            {name: change.weight() for name, change in self.changes.items()},
-        )
+        weight = self.weight()
+        updates = {name: change.weight() for name, change in self.changes.items()}
         for name, rows in self.blocks.items():
             self.require(name, "weight", updates[name], tuple(weight[rows].shape))
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
@@ -151,14 +147,20 @@ def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
     """The weight of a linear layer, or of one block of its outputs, as (outputs,
     inputs).
 
-    A view; the unpacked values where bitsandbytes packed it in 4 bit. Raises
-    AdapterError for another packing."""
+    Args:
+        base: torch's linear layer, its 4-bit form, or transformers' Conv1D.
+        rows: The block, of all outputs by default.
+
+    Returns:
+        A view; the unpacked values where bitsandbytes packed them in 4 bit.
+
+    Raises:
+        AdapterError: The weight is packed in another way.
+    """
     weight: Any = base.weight
     inputs, outputs = size(base)
-    packed, state = (
-        weight.numel() != inputs * outputs,
-        getattr(weight, "quant_state", None),
-    )
+    packed = weight.numel() != inputs * outputs
+    state = getattr(weight, "quant_state", None)
     if packed and state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -201,15 +203,20 @@ def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
 def wrap(
     model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]
 ) -> None:
-    """Puts an AdaptedLinear in the place of each target of `find_sites`.
+    """Puts an AdaptedLinear in the place of each target.
 
-    `make(path, block, base, inputs, outputs)` returns the Change of one block."""
+    Args:
+        model: The model.
+        targets: What `find_sites` returns.
+        make: Called as `make(path, block, base, inputs, outputs)`; returns the Change
+            of one block.
+    """
     for path, blocks in targets.items():
         base = model.get_submodule(path)
-        parts = {
-            n: make(path, n, base, size(base)[0], r.stop - r.start)
-            for n, r in blocks.items()
-        }
+        inputs, _ = size(base)
+        parts = {}
+        for name, rows in blocks.items():
+            parts[name] = make(path, name, base, inputs, rows.stop - rows.start)
         model.set_submodule(path, AdaptedLinear(path, base, parts, blocks))
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,16 @@ from vera.methods.settings import check_rank
 from vera.sites import find_sites
 
 
-def place(base: Any) -> dict[str, Any]:
+class Placement(TypedDict):
     """Device and dtype of what a method adds to a layer, as torch's functions take
     them."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def place(base: Any) -> Placement:
+    """Where what a method adds to a layer belongs."""
     return {"device": base.weight.device, "dtype": adapter_dtype(base)}
 
 
@@ -60,24 +67,35 @@ def wrap_sites(
     shared: tuple[str, Callable[..., nn.Module]] | None = None,
     **ranks: int,
 ) -> None:
-    """Puts make(base, inputs, outputs, method) onto each matrix that method.sites
-    names.
+    """Puts a change onto each matrix that a method's sites name.
 
-    shared: a name, and what makes the module that all changes share from (method,
-    inputs, outputs, place) of the widest matrices; `make` gets it before the method. It
-    is a child of the first layer, so that it moves between devices with the model and
-    leaves with the layer. ranks: by their names, to be checked by `check_rank`."""
+    Args:
+        model: The model.
+        method: With `sites`.
+        make: Called as `make(base, inputs, outputs, method)`; returns the Change of one
+            matrix.
+        shared: A name, and what makes the module that all changes share from (method,
+            inputs, outputs, placement) of the widest matrices; `make` gets it before
+            the method. It is a child of the first layer, so that it moves between
+            devices with the model and leaves with the layer.
+        ranks: By their names, to be checked by `check_rank`.
+    """
     targets = find_sites(model, method.sites)
     shape = widest(model, targets)
     for name, rank in ranks.items():
         check_rank(name, rank, max(shape))
-    first = model.get_submodule(next(iter(targets)))
-    common = [shared[1](method, *shape, place(first))] if shared else []
-    wrap(
-        model,
-        targets,
-        lambda path, block, base, *sizes: make(base, *sizes, *common, method),
-    )
+    common = []
+    if shared:
+        _, make_shared = shared
+        first = model.get_submodule(next(iter(targets)))
+        common.append(make_shared(method, *shape, place(first)))
+
+    def make_change(
+        path: str, block: str, base: nn.Module, inputs: int, outputs: int
+    ) -> Change:
+        return make(base, inputs, outputs, *common, method)
+
+    wrap(model, targets, make_change)
     if shared:
         next(adapted_layers(model)).add_module(shared[0], common[0])
 
@@ -88,11 +106,10 @@ class LoRAChange(LowRankChange):
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "LoRA") -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        at = place(base)
-        self.A = nn.Parameter(
-            torch.empty(method.rank, inputs, **at), requires_grad=not method.freeze_a
-        )
-        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
+        placement = place(base)
+        empty = torch.empty(method.rank, inputs, **placement)
+        self.A = nn.Parameter(empty, requires_grad=not method.freeze_a)
+        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **placement))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def factors(self) -> tuple[Tensor, ...]:
@@ -101,8 +118,9 @@ class LoRAChange(LowRankChange):
     def forward(self, x: Tensor) -> Tensor:
         if self.rows is None:
             return super().forward(x)
-        a, b = self.of_samples(len(x)).values()
-        return self.scale * torch.einsum("s...i,sri,sor->s...o", self.dropout(x), a, b)
+        factors = self.of_samples(len(x)).values()
+        x = self.dropout(x)
+        return self.scale * torch.einsum("s...i,sri,sor->s...o", x, *factors)
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,9 @@ class LoRA(Method, kind="lora"):
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is
         frozen."""
-        inputs = 0 if self.freeze_a else 1
-        return sum(
-            self.rank * (change.outputs + inputs * change.inputs)
-            for change in changes(model)
-        )
+        widths = 0
+        for change in changes(model):
+            widths += change.outputs
+            if not self.freeze_a:
+                widths += change.inputs
+        return self.rank * widths

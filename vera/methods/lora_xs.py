@@ -60,25 +60,20 @@ class XSChange(LowRankChange):
     def __init__(self, base: Any, weight: Tensor, method: "LoRAXS") -> None:
         outputs, inputs = weight.shape
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        at = place(base)
         #: The fingerprints of A and B; empty on the meta device.
         self.hashes = ("", "")
         if weight.is_meta:
-            a, b = (
-                weight.new_empty(method.rank, inputs),
-                weight.new_empty(outputs, method.rank),
-            )
+            frozen_a = weight.new_empty(method.rank, inputs)
+            frozen_b = weight.new_empty(outputs, method.rank)
         else:
-            a, b = singular_factors(weight, method.rank)
-            self.hashes = (
-                rounded_hash(a, max(float(a.norm(dim=1).max()), 1e-300)),
-                rounded_hash(b, 1.0),
-            )
-        self.register_buffer("A", a.to(**at), persistent=False)
-        self.register_buffer("B", b.to(**at), persistent=False)
-        self.R = nn.Parameter(
-            torch.empty(method.rank, method.rank, **at).normal_(std=method.init_std)
-        )
+            frozen_a, frozen_b = singular_factors(weight, method.rank)
+            largest = max(float(frozen_a.norm(dim=1).max()), 1e-300)
+            self.hashes = rounded_hash(frozen_a, largest), rounded_hash(frozen_b, 1.0)
+        placement = place(base)
+        self.register_buffer("A", frozen_a.to(**placement), persistent=False)
+        self.register_buffer("B", frozen_b.to(**placement), persistent=False)
+        start = torch.empty(method.rank, method.rank, **placement)
+        self.R = nn.Parameter(start.normal_(std=method.init_std))
 
     def factors(self) -> tuple[Tensor, ...]:
         return self.A, self.R, self.B
@@ -108,7 +103,7 @@ class LoRAXS(Method, kind="lora_xs"):
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
 
-        def change(
+        def make_change(
             path: str, block: str, base: Any, inputs: int, outputs: int
         ) -> XSChange:
             if not base.weight.is_floating_point():
@@ -121,17 +116,17 @@ class LoRAXS(Method, kind="lora_xs"):
                 )
             return XSChange(base, base_weight(base, targets[path][block]), self)
 
-        wrap(model, targets, change)
+        wrap(model, targets, make_change)
 
     def count(self, model: nn.Module) -> int:
         """rank^2 for each adapted matrix."""
         return sum(self.rank**2 for _ in changes(model))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            **self.adapter_parameters(model),
-            **(frozen_extra(model) if self.store else {}),
-        }
+        tensors: dict[str, Tensor] = dict(self.adapter_parameters(model))
+        if self.store:
+            tensors |= frozen_extra(model)
+        return tensors
 
     @property
     def reads_weights(self) -> bool:
@@ -142,12 +137,14 @@ class LoRAXS(Method, kind="lora_xs"):
     ) -> dict[str, Any]:
         """The fingerprints of every A and of every B, where the file does not hold
         them."""
-        hashes = (
-            []
-            if self.store
-            else zip(*(change.hashes for change in changes(model)), strict=True)
-        )
+        if self.store:
+            return {}
+        hashes_of_a, hashes_of_b = "", ""
+        for change in changes(model):
+            hash_of_a, hash_of_b = change.hashes
+            hashes_of_a += hash_of_a
+            hashes_of_b += hash_of_b
         return {
-            name: hashlib.sha256("".join(of_all).encode()).hexdigest()[:16]
-            for name, of_all in zip("AB", hashes, strict=False)
+            "A": hashlib.sha256(hashes_of_a.encode()).hexdigest()[:16],
+            "B": hashlib.sha256(hashes_of_b.encode()).hexdigest()[:16],
         }

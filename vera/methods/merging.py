@@ -22,8 +22,8 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
     """Raises AdapterError unless a change can be folded into the weight of each of
     these layers of a model. With each layer: whether its adapter is switched on."""
     names: dict[int, list[str]] = defaultdict(list)
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names[id(p)].append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
     for layer, enabled in layers:
         if not enabled:
             raise AdapterError(
@@ -33,41 +33,53 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
             raise AdapterError(
                 "a quantised base cannot be merged into: load it unquantised"
             )
-        if len(shared := names[id(layer.weight)]) > 1:
+        names_of_weight = names[id(layer.weight)]
+        if len(names_of_weight) > 1:
             raise AdapterError(
-                f"an adapted layer shares its weight ({' and '.join(shared)}): not merged"
+                f"an adapted layer shares its weight ({' and '.join(names_of_weight)}):"
+                " not merged"
             )
 
 
 @torch.no_grad()
 def try_merges(owner: str, layers: Iterable[Any]) -> None:
-    """Raises AdapterError where a linear layer or norm of ours (AdaptedLinear) or
-    peft's cannot be merged, or answers otherwise then: a copy of each in float64 is
-    merged. owner: the method, for the refusal."""
+    """Merges a copy of each layer in float64.
+
+    Args:
+        owner: The method, for the refusal.
+        layers: Linear layers and norms of ours (AdaptedLinear) or peft's; others are
+            left out.
+
+    Raises:
+        AdapterError: A layer cannot be merged, or answers otherwise then.
+    """
     for trial in map(in_float64, layers):
-        ours = hasattr(trial, "changes")
-        base = trial.base if ours else trial.base_layer
-        if not is_linear(base) and "norm" not in type(base).__name__.lower():
+        is_ours = hasattr(trial, "changes")
+        base = trial.base if is_ours else trial.base_layer
+        if is_linear(base):
+            width, _ = size(base)
+        elif "norm" in type(base).__name__.lower():
+            width = base.weight.shape[-1]
+        else:
             continue
-        width = size(base)[0] if is_linear(base) else base.weight.shape[-1]
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 3, width, generator=generator).to(base.weight)
         try:
-            of_base, before = base(x) if ours else 0, trial(x)
+            before = trial(x)
+            effect = before - base(x) if is_ours else before
             trial.merge()
-            off, largest = (
-                float(y.abs().max()) for y in (trial(x) - before, before - of_base)
-            )
+            distance = float((trial(x) - before).abs().max())
         except Exception as error:
             raise AdapterError(
                 f"{owner} cannot be merged: {first_line(error)}"
             ) from None
-        if off > NEAR * largest + 1e-12 * float(before.abs().max()):
-            why = (
-                "its forward is not x @ weight().T" if ours else "it answers otherwise"
-            )
+        largest = float(effect.abs().max())
+        if distance > NEAR * largest + 1e-12 * float(before.abs().max()):
+            reason = "it answers otherwise"
+            if is_ours:
+                reason = "its forward is not x @ weight().T"
             raise AdapterError(
-                f"{owner} cannot be merged: {why} (off by {off:.2g}, of {largest:.2g})"
+                f"{owner} cannot be merged: {reason} (off by {distance:.2g}, of {largest:.2g})"
             )
 
 
@@ -75,30 +87,36 @@ def in_float64(module: nn.Module) -> Any:
     """A copy of a module in float64, in evaluation mode, with tensors beside its own,
     such as a pair in a tuple, and dtypes that it remembers; without other layers that
     it computes with."""
-    beside: dict[int, Any] = {
-        id(d): torch.float64 for d in (torch.float16, torch.bfloat16, torch.float32)
-    }
-    if group := getattr(module, "group", None):
-        beside[id(group)] = None
-    copied = copy.deepcopy(module, beside)
+    replacements: dict[int, object] = {}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        replacements[id(dtype)] = torch.float64
+    group = getattr(module, "group", None)
+    if group is not None:
+        replacements[id(group)] = None
+    copied = copy.deepcopy(module, replacements)
     for tensor in _tensors(copied, set()):
         if tensor.is_floating_point() or tensor.is_complex():
             # Apple's GPUs have no float64
             device = "cpu" if tensor.device.type == "mps" else tensor.device
-            tensor.data = tensor.data.to(
-                device, torch.promote_types(tensor.dtype, torch.float64)
-            )
+            dtype = torch.promote_types(tensor.dtype, torch.float64)
+            tensor.data = tensor.data.to(device, dtype)
     return copied.eval()
 
 
-def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors that a module, or what it refers to, has."""
+def _tensors(thing: object, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors that a module, or what it refers to, has. seen: the ids of what was
+    looked at."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
     if isinstance(thing, Tensor):
         yield thing
-    parts = vars(thing) if isinstance(thing, nn.Module) else thing
-    parts = list(parts.values()) if isinstance(parts, dict) else parts
-    for part in parts if isinstance(parts, list | tuple) else ():
+    parts: Iterable[object] = ()
+    if isinstance(thing, nn.Module):
+        parts = list(vars(thing).values())
+    elif isinstance(thing, dict):
+        parts = list(thing.values())
+    elif isinstance(thing, list | tuple):
+        parts = thing
+    for part in parts:
         yield from _tensors(part, seen)

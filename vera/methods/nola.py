@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.lora import LowRankChange, place, wrap_sites
+from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
 #: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair
@@ -37,26 +37,30 @@ class Bases(nn.Module):
     B: Tensor
 
     def __init__(
-        self, method: "NoLA", inputs: int, outputs: int, at: dict[str, Any]
+        self, method: "NoLA", inputs: int, outputs: int, placement: Placement
     ) -> None:
         super().__init__()
-        self.method, self.inputs, self.outputs = method, inputs, outputs
+        self.method = method
+        self.inputs = inputs
+        self.outputs = outputs
         k, r = method.bases, method.rank
         self.shapes = {"A0": (r, inputs), "A": (k, r, inputs), "B": (k, r, outputs)}
-        blank = [torch.empty(shape, device="meta") for shape in self.shapes.values()]
-        drawn = (
-            blank if at["device"].type == "meta" else map(torch.from_numpy, self.draw())
-        )
+        if placement["device"].type == "meta":
+            shapes = self.shapes.values()
+            drawn = [torch.empty(shape, device="meta") for shape in shapes]
+        else:
+            drawn = [torch.from_numpy(matrix) for matrix in self.draw()]
         for (name, shape), tensor in zip(self.shapes.items(), drawn, strict=True):
-            self.register_buffer(name, tensor.view(shape).to(**at), persistent=False)
+            buffer = tensor.view(shape).to(**placement)
+            self.register_buffer(name, buffer, persistent=False)
 
     def draw(self) -> list[Matrix]:
         """The three as matrices of `inputs`, `inputs` and `outputs` columns."""
-        named = zip(KEYS, self.shapes.values(), strict=True)
-        return [
-            unit_uniform(self.method.basis_seed, k, math.prod(s[:-1]), s[-1])
-            for k, s in named
-        ]
+        matrices = []
+        for key, shape in zip(KEYS, self.shapes.values(), strict=True):
+            rows = math.prod(shape[:-1])
+            matrices.append(unit_uniform(self.method.basis_seed, key, rows, shape[-1]))
+        return matrices
 
 
 class NoLAChange(LowRankChange):
@@ -67,18 +71,22 @@ class NoLAChange(LowRankChange):
         self, base: Any, inputs: int, outputs: int, bases: Bases, method: "NoLA"
     ) -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        # in a tuple, so that the bases have one parent
-        self._shared, at = (bases,), place(base)
-        self.a = nn.Parameter(torch.zeros(method.bases, **at))
-        self.b = nn.Parameter(torch.zeros(method.bases, **at))
+        # In a tuple, so that the bases have one parent
+        self._shared = (bases,)
+        placement = place(base)
+        self.a = nn.Parameter(torch.zeros(method.bases, **placement))
+        self.b = nn.Parameter(torch.zeros(method.bases, **placement))
 
     def factors(self) -> tuple[Tensor, ...]:
         """A (r, in) and B (out, r)."""
         (bases,) = self._shared
-        n, root = self.inputs, math.sqrt(len(self.a))
-        start = bases.A0[:, :n] / math.sqrt(n)  # Kaiming uniform with a = sqrt(5)
-        a = start + torch.tensordot(self.a / root, bases.A[..., :n], 1)
-        return a, torch.tensordot(self.b / root, bases.B[..., : self.outputs], 1).T
+        root = math.sqrt(len(self.a))
+        # Kaiming uniform with a = sqrt(5)
+        start = bases.A0[:, : self.inputs] / math.sqrt(self.inputs)
+        bases_of_a = bases.A[..., : self.inputs]
+        bases_of_b = bases.B[..., : self.outputs]
+        change_of_a = torch.tensordot(self.a / root, bases_of_a, 1)
+        return start + change_of_a, torch.tensordot(self.b / root, bases_of_b, 1).T
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vera.base_weights import base_fingerprint, base_names
 from vera.errors import AdapterError, first_line
-from vera.methods.adalora import off_orthogonal
-from vera.methods.adapted import frozen_extra, plain_names
+from vera.methods.adalora import distance_from_orthogonal
+from vera.methods.adapted import adaptation, frozen_extra, plain_names
 from vera.methods.contract import Method
 from vera.methods.merging import try_merges
 from vera.methods.peft_install import digest, install, installed
@@ -51,11 +51,8 @@ class Peft(Method, kind="peft"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(
-            self,
-            "sites",
-            self.sites or tuple(SITES.get(self.config_class, SITES["others"])),
-        )
+        default_sites = tuple(SITES.get(self.config_class, SITES["others"]))
+        object.__setattr__(self, "sites", self.sites or default_sites)
         check_values(f"peft's {self.config_class}", self.config)
 
     def install(self, model: nn.Module) -> None:
@@ -68,11 +65,13 @@ class Peft(Method, kind="peft"):
         """Takes the tuner out. Then raises AdapterError where peft has changed the base
         weights (such as OSF): they do not come back."""
         self.unmerge(model)
-        of = installed(model)
-        # a merge that stays
-        final = any(getattr(m, "merged_adapters", None) for m in model.modules())
-        unchanged = final or base_fingerprint(model, base_names(model)) == of.base
-        of.wrapper.base_model.unload()
+        tuner = installed(model)
+        is_merged_for_good = any(
+            getattr(module, "merged_adapters", None) for module in model.modules()
+        )
+        weights = base_fingerprint(model, base_names(model))
+        unchanged = is_merged_for_good or weights == tuner.base
+        tuner.wrapper.base_model.unload()
         del model._peft
         if not unchanged:
             raise AdapterError(
@@ -96,16 +95,16 @@ class Peft(Method, kind="peft"):
         Empty where they are a fiftieth of what trains, or less: a file that holds them
         also loads onto a base model in half precision, where peft draws some in that
         precision."""
-        plain, hashes = plain_names(model), installed(model).stored
-        parts = {
-            plain[n]: t for n, t in frozen_extra(model).items() if plain[n] in hashes
-        }
-        trained = sum(p.nbytes for p in self.adapter_parameters(model).values())
-        if 50 * sum(t.nbytes for t in parts.values()) <= trained:
+        plain = plain_names(model)
+        hashes = installed(model).stored
+        parts = {}
+        for name, tensor in frozen_extra(model).items():
+            if plain[name] in hashes:
+                parts[plain[name]] = tensor
+        trained_bytes = sum(p.nbytes for p in self.adapter_parameters(model).values())
+        if 50 * sum(t.nbytes for t in parts.values()) <= trained_bytes:
             return frozenset()
-        return frozenset(
-            name for name, tensor in parts.items() if digest(tensor) == hashes[name]
-        )
+        return frozenset(name for name, t in parts.items() if digest(t) == hashes[name])
 
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
@@ -114,40 +113,36 @@ class Peft(Method, kind="peft"):
         file does not hold."""
         import peft
 
-        of = installed(model)
-        hashes = {name: of.stored.get(name) for name in left_out} | of.hidden
+        tuner = installed(model)
+        hashes = {name: tuner.stored.get(name) for name in left_out} | tuner.hidden
         if not hashes:
             return {}
-        digest_of_all = hashlib.sha256(
-            json.dumps(hashes, sort_keys=True).encode()
-        ).hexdigest()
-        return {"peft": peft.__version__, "fingerprint": digest_of_all[:32]}
+        listed = json.dumps(hashes, sort_keys=True).encode()
+        fingerprint = hashlib.sha256(listed).hexdigest()[:32]
+        return {"peft": peft.__version__, "fingerprint": fingerprint}
 
     def merge_targets(self, model: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
-        layers = self._layers(model)
-        return (
-            (m.base_layer, not getattr(m, "disable_adapters", False)) for m in layers
-        )
+        for layer in self._layers(model):
+            yield layer.base_layer, not getattr(layer, "disable_adapters", False)
 
     @staticmethod
     def _layers(model: nn.Module) -> list[Any]:
         """The layers that peft merges, but TrainableTokens': it changes rows that a
         tied layer has, too."""
-        layers = [
-            m
-            for m in model.modules()
-            if hasattr(m._modules.get("base_layer"), "weight")
-        ]
-        return [m for m in layers if type(m).__name__ != "TrainableTokensLayer"]
+        layers = []
+        for module in model.modules():
+            has_base = hasattr(module._modules.get("base_layer"), "weight")
+            if has_base and type(module).__name__ != "TrainableTokensLayer":
+                layers.append(module)
+        return layers
 
     def fold(self, model: nn.Module) -> None:
         try_merges(f"peft's {self.config_class}", self._layers(model))
-        kept: dict[str, Tensor] = model._adaptation.unmerged  # type: ignore[assignment, union-attr]
-        kept |= {
-            n: p.detach().clone()
-            for n, p in model.named_parameters()
-            if ".base_layer." in n
-        }
+        adapted = adaptation(model)
+        assert adapted is not None
+        for name, parameter in model.named_parameters():
+            if ".base_layer." in name:
+                adapted.unmerged[name] = parameter.detach().clone()
         try:
             with torch.no_grad():
                 installed(model).wrapper.base_model.merge_adapter()
@@ -157,13 +152,16 @@ class Peft(Method, kind="peft"):
             ) from None
 
     def unfold(self, model: nn.Module) -> None:
-        merged: list[Any] = [
-            m for m in model.modules() if getattr(m, "merged_adapters", None)
-        ]
+        merged: list[Any] = []
+        for module in model.modules():
+            if getattr(module, "merged_adapters", None):
+                merged.append(module)
+        if not merged:
+            return
         try:
-            _ = merged and installed(model).wrapper.base_model.unmerge_adapter()
+            installed(model).wrapper.base_model.unmerge_adapter()
         except NotImplementedError:
-            # such as OSF's: its merge changes no more than the weights kept here
+            # Such as OSF's: its merge changes no more than the weights stored here
             for module in merged:
                 module.merged_adapters.clear()
         except Exception as error:
@@ -175,12 +173,16 @@ class Peft(Method, kind="peft"):
         if disabled:
             self.unmerge(model)
         tuner = installed(model).wrapper.base_model
-        (tuner.disable_adapter_layers if disabled else tuner.enable_adapter_layers)()
+        if disabled:
+            tuner.disable_adapter_layers()
+        else:
+            tuner.enable_adapter_layers()
 
     # --- AdaLoRA's training; without an allocator, nothing here changes anything
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        if allocator := installed(model).allocator:
+        allocator = installed(model).allocator
+        if allocator:
             config = allocator.peft_config
             if config.tinit >= total_steps - config.tfinal:
                 raise AdapterError(
@@ -189,15 +191,17 @@ class Peft(Method, kind="peft"):
             allocator.set_total_step(total_steps)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        if not (allocator := installed(model).allocator):
+        allocator = installed(model).allocator
+        if not allocator:
             return None
-        named = model.named_parameters()
-        factors = [
-            p if "lora_A" in n else p.T
-            for n, p in named
-            if "lora_A" in n or "lora_B" in n
-        ]
-        return off_orthogonal(factors) * float(allocator.peft_config.orth_reg_weight)
+        factors: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                factors.append(parameter)
+            elif "lora_B" in name:
+                factors.append(parameter.T)
+        weight = float(allocator.peft_config.orth_reg_weight)
+        return distance_from_orthogonal(factors) * weight
 
     def after_step(self, model: nn.Module, step: int) -> None:
         tuner = installed(model).wrapper.base_model
@@ -205,25 +209,26 @@ class Peft(Method, kind="peft"):
             tuner.update_and_allocate(step - 1)  # peft counts from 0
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        if not (allocator := installed(model).allocator):
+        allocator = installed(model).allocator
+        if not allocator:
             return {}
-        masks = (allocator.peft_config.rank_pattern or {}).items()
-        state = {f"rank_pattern/{name}": torch.tensor(mask) for name, mask in masks}
-        return state | {
-            f"{part}/{n}": t
-            for part in GATHERED
-            for n, t in getattr(allocator, part).items()
-        }
+        state = {}
+        masks = allocator.peft_config.rank_pattern or {}
+        for name, mask in masks.items():
+            state[f"rank_pattern/{name}"] = torch.tensor(mask)
+        for part in GATHERED:
+            for name, tensor in getattr(allocator, part).items():
+                state[f"{part}/{name}"] = tensor
+        return state
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        allocator, parameters = (
-            installed(model).allocator,
-            dict(model.named_parameters()),
-        )
+        allocator = installed(model).allocator
+        parameters = dict(model.named_parameters())
         for key, tensor in state.items():
             part, _, name = key.partition("/")
             if part == "rank_pattern":
                 masks = allocator.peft_config.rank_pattern or {}
                 allocator.peft_config.rank_pattern = masks | {name: tensor.tolist()}
             else:
-                getattr(allocator, part)[name] = tensor.to(parameters[name].device)
+                device = parameters[name].device
+                getattr(allocator, part)[name] = tensor.to(device)

@@ -52,111 +52,186 @@ def install(
     config: dict[str, Any],
     settings: dict[str, Any],
 ) -> Installed:
-    """Puts a tuner of peft into a model, in place. owner: for refusals. settings:
-    identify the method.
+    """Puts a tuner of peft into a model, in place.
 
-    Raises AdapterError where peft refuses it, changes base weights, leaves nothing to
-    train, or draws a tensor that no file could hold otherwise each time."""
-    import peft
+    Args:
+        owner: What the method is called in refusals.
+        model: A frozen base model.
+        config_class: A configuration class of peft.
+        config: Its settings, complete for this model.
+        settings: The method's own, which identify it.
 
-    blank = any(p.is_meta for p in model.parameters())
+    Returns:
+        The tuner, with the hashes of what need not be in a file.
+
+    Raises:
+        AdapterError: peft refuses the model, changes base weights, leaves nothing to
+            train, or draws a tensor that no file could hold otherwise each time.
+    """
+    is_blank = any(p.is_meta for p in model.parameters())
     # Before installing: some methods move a part of the base weights into the adapter
-    base = {} if blank else base_fingerprint(model)
+    base = {} if is_blank else base_fingerprint(model)
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     weights = names - head_parameters(model).keys()
     first = next(model.parameters(), torch.empty(0))
     key = json.dumps([settings, base, str(first.dtype), str(first.device)])
-    # New on these weights: a copy that shares them, for a second installation
-    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    clean = None if blank or key in _REDRAWN else copy.deepcopy(model, shared)
+    clean = None
+    if not is_blank and key not in _REDRAWN:
+        # For a second installation: a copy that shares the weights
+        shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+        clean = copy.deepcopy(model, shared)
+    wrapper = _wrap(owner, model, config_class, config)
+    if not is_blank and fingerprint(model, _named_plainly(model, weights)) != base:
+        raise AdapterError(
+            f"{owner} rewrites base weights with these settings: not supported"
+        )
+    _check_trained(owner, model)
+    if is_blank:
+        return Installed(wrapper, base, {}, {})
+    drawn = _hash_frozen(model, wrapper, names)
+    if clean is not None:
+        redrawn: frozenset[str] = frozenset()
+        if drawn.stored or drawn.hidden:
+            _copy_layers(clean, _adapted_paths(model))
+            redrawn = _drawn_again(clean, config_class, config, names, drawn)
+        _REDRAWN[key] = redrawn
+    for name in drawn.hidden.keys() - _REDRAWN[key]:
+        raise AdapterError(
+            f"{owner} draws {name} anew each time, and no file holds it: fix its seed"
+        )
+    stored = {name: drawn.stored[name] for name in drawn.stored.keys() & _REDRAWN[key]}
+    return Installed(wrapper, base, stored, drawn.hidden)
+
+
+def _wrap(
+    owner: str, model: nn.Module, config_class: Any, config: dict[str, Any]
+) -> nn.Module:
+    """The model with peft's tuner."""
+    import peft
+
     try:
         with _one_thread():
-            wrapper = peft.get_peft_model(model, config_class(**config))
+            wrapper: nn.Module = peft.get_peft_model(model, config_class(**config))
     except Exception as error:
         raise AdapterError(
             f"{owner} on a {type(model).__name__}: {first_line(error)}"
         ) from None
-    plain, head = plain_names(model), head_prefixes(model)
-    now = {
-        plain[name]: p for name, p in model.named_parameters() if plain[name] in weights
-    }
-    trained = [n for n, p in model.named_parameters() if p.requires_grad and p.numel()]
-    if not blank and fingerprint(model, now) != base:
-        raise AdapterError(
-            f"{owner} rewrites base weights with these settings: not supported"
-        )
-    if all(name.startswith(head) for name in trained):
-        raise AdapterError(
-            f"{owner} leaves nothing to train in a {type(model).__name__}"
-        )
-    if blank:
-        return Installed(wrapper, base, {}, {})
-    stored, hidden = _frozen(model, wrapper, names)
-    if clean is not None and not (stored or hidden):
-        _REDRAWN[key] = frozenset()
-    elif clean is not None:
-        for path in [
-            path for path, m in model.named_modules() if "base_layer" in m._modules
-        ]:
-            # layers of its own
-            clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
-        with (
-            torch.random.fork_rng([first.device] if first.is_cuda else []),
-            _one_thread(),
-        ):
-            torch.manual_seed(torch.initial_seed() ^ 0x5EED)
-            second = peft.get_peft_model(clean, config_class(**config))
-        theirs, beside = _frozen(second.base_model.model, second, names)
-        same = (stored | hidden).items() & (theirs | beside).items()
-        _REDRAWN[key] = frozenset(name for name, _ in same)
-    for name in hidden.keys() - _REDRAWN[key]:
-        raise AdapterError(
-            f"{owner} draws {name} anew each time, and no file holds it: fix its seed"
-        )
-    return Installed(
-        wrapper, base, {n: stored[n] for n in stored.keys() & _REDRAWN[key]}, hidden
-    )
+    return wrapper
 
 
-def _frozen(
-    model: nn.Module, wrapper: nn.Module, names: set[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Hashes of what peft added to a model and does not train: of parameters and
-    buffers of the model, by the file's names, and of tensors that it keeps beside the
-    model, or as plain attributes of its layers. names: the base model's own."""
+def _check_trained(owner: str, model: nn.Module) -> None:
+    """Raises AdapterError where nothing trains beside the head."""
+    head = head_prefixes(model)
+    for name, parameter in model.named_parameters():
+        trains = parameter.requires_grad and parameter.numel()
+        if trains and not name.startswith(head):
+            return
+    raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
+
+
+def _named_plainly(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """The parameters that the base model has under these names."""
     plain = plain_names(model)
-    own = dict([*model.named_parameters(), *model.named_buffers()])
-    inside = {id(t) for t in own.values()}
-    found = [*wrapper.named_parameters(), *wrapper.named_buffers()]
+    parameters: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if plain[name] in names:
+            parameters[plain[name]] = parameter
+    return parameters
+
+
+def _adapted_paths(model: nn.Module) -> list[str]:
+    """The layers that peft has put a layer of its own around."""
+    paths = []
+    for path, module in model.named_modules():
+        if "base_layer" in module._modules:
+            paths.append(path)
+    return paths
+
+
+def _copy_layers(clean: nn.Module, paths: list[str]) -> None:
+    """Gives a model that shares another one's weights layers of its own at these
+    paths."""
+    for path in paths:
+        clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
+
+
+def _drawn_again(
+    clean: nn.Module,
+    config_class: Any,
+    config: dict[str, Any],
+    names: set[str],
+    drawn: "Frozen",
+) -> frozenset[str]:
+    """The names of the frozen tensors that a second installation draws again, with
+    another seed of torch. clean: a base model. names: its own. drawn: by the first
+    installation."""
+    import peft
+
+    first = next(clean.parameters(), torch.empty(0))
+    devices = [first.device] if first.is_cuda else []
+    with torch.random.fork_rng(devices), _one_thread():
+        torch.manual_seed(torch.initial_seed() ^ 0x5EED)
+        second = peft.get_peft_model(clean, config_class(**config))
+    again = _hash_frozen(second.base_model.model, second, names)
+    hashes = drawn.stored | drawn.hidden
+    hashes_again = again.stored | again.hidden
+    return frozenset(name for name, _ in hashes.items() & hashes_again.items())
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Hashes of what peft added to a model and does not train.
+
+    stored: of parameters and buffers of the model, by the file's names. hidden: of
+    tensors that peft keeps beside the model, or as plain attributes of its layers."""
+
+    stored: dict[str, str]
+    hidden: dict[str, str]
+
+
+def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Frozen:
+    """The hashes of an adapted model. names: the base model's own."""
+    plain = plain_names(model)
+    of_model = dict([*model.named_parameters(), *model.named_buffers()])
+    stored = {}
+    for name, tensor in of_model.items():
+        if plain[name] not in names and not tensor.requires_grad:
+            stored[plain[name]] = digest(tensor)
+    ids_of_model = {id(tensor) for tensor in of_model.values()}
+    tensors = [
+        *wrapper.named_parameters(),
+        *wrapper.named_buffers(),
+        *_attributes(wrapper),
+    ]
+    hidden = {}
+    for name, tensor in tensors:
+        if id(tensor) not in ids_of_model and not tensor.requires_grad:
+            hidden[name] = digest(tensor)
+    return Frozen(stored, hidden)
+
+
+def _attributes(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that peft's layers have as plain attributes, or in a dict."""
     for path, module in wrapper.named_modules():
-        if type(module).__module__.startswith("peft."):
-            for name, value in vars(module).items():
-                if not name.startswith("_"):  # torch's own attributes
-                    parts = value.items() if isinstance(value, dict) else [("", value)]
-                    found += [
-                        (f"{path}.{name}.{key}", t)
-                        for key, t in parts
-                        if isinstance(t, Tensor)
-                    ]
-    stored = {
-        plain[n]: digest(t)
-        for n, t in own.items()
-        if plain[n] not in names and not t.requires_grad
-    }
-    return stored, {
-        n: digest(t) for n, t in found if id(t) not in inside and not t.requires_grad
-    }
+        if not type(module).__module__.startswith("peft."):
+            continue
+        for name, value in vars(module).items():
+            if name.startswith("_"):  # torch's own attributes
+                continue
+            parts = value if isinstance(value, dict) else {"": value}
+            for key, part in parts.items():
+                if isinstance(part, Tensor):
+                    yield f"{path}.{name}.{key}", part
 
 
 def digest(tensor: Tensor) -> str:
-    """Of dtype, shape and every bit."""
-    dense = (
-        tensor.detach().to_dense()
-        if tensor.layout != torch.strided
-        else tensor.detach()
-    )
+    """A hash of dtype, shape and every bit."""
+    dense = tensor.detach()
+    if dense.layout != torch.strided:
+        dense = dense.to_dense()
     hasher = hashlib.sha256(f"{dense.dtype} {list(dense.shape)}".encode())
-    hasher.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    values = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
+    hasher.update(values.numpy().data)
     return hasher.hexdigest()[:32]
 
 

@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +35,25 @@ OUTSIDE = {
 #: Classes that train over quantised weights as docs/methods.md sets them; others fail,
 #: or train nothing (Uni-LoRA). Nothing here tries a user's own settings there.
 OVER_QUANTISED = (
-    *(
-        "AdaLora",
-        "Beft",
-        "BOFT",
-        "FourierFT",
-        "Hira",
-        "IA3",
-        "Lily",
-        "LNTuning",
-        "Lora",
-        "Miss",
-        "OFT",
-    ),
-    *(
-        "Pvera",
-        "RandLora",
-        "Road",
-        "Shira",
-        "TrainableTokens",
-        "VBLoRA",
-        "Vera",
-        "WaveFT",
-    ),
+    "AdaLora",
+    "Beft",
+    "BOFT",
+    "FourierFT",
+    "Hira",
+    "IA3",
+    "Lily",
+    "LNTuning",
+    "Lora",
+    "Miss",
+    "OFT",
+    "Pvera",
+    "RandLora",
+    "Road",
+    "Shira",
+    "TrainableTokens",
+    "VBLoRA",
+    "Vera",
+    "WaveFT",
 )
 #: The starts of LoRA's initialisations that change the base weights, in upper or lower
 #: case.
@@ -77,9 +74,16 @@ SITES: dict[str, list[str]] = json.loads(
 
 
 def check_values(owner: str, config: dict[str, Any]) -> None:
-    """Raises AdapterError for a configuration, perhaps from a stranger's file, that
-    could keep peft busy for ever. Patterns are refused here already: an adapter's file
-    could not be loaded again."""
+    """Refuses a configuration, perhaps from a stranger's file, that could keep peft busy
+    for ever. An adapter's file with such a one could not be loaded again.
+
+    Args:
+        owner: What the method is called in refusals.
+        config: The configuration.
+
+    Raises:
+        AdapterError: A value is no plain one, a pattern, too large or too deep.
+    """
     try:
         length = len(json.dumps(config))
     except (TypeError, ValueError, RecursionError) as error:
@@ -88,51 +92,59 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
         ) from None
     if length > LONGEST:
         raise AdapterError(f"{owner}: more than {LONGEST} letters are no configuration")
-    if str(init := config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
+    init = config.get("init_lora_weights")
+    if str(init).lower().startswith(REWRITES_BASE):
         raise AdapterError(
             f"{owner}: init_lora_weights={init} rewrites base weights: not supported"
         )
-    todo: list[tuple[str, Any, int]] = [
-        (key, value, 0) for key, value in config.items()
-    ]
-    while todo:
-        key, value, depth = todo.pop()
-        limit = 2**63 if "seed" in key or "key" in key else LARGEST
-        if isinstance(value, dict | list | tuple):
-            if depth == DEEPEST:
-                raise AdapterError(
-                    f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep"
-                )
-            parts = (
-                itertools.chain(*value.items()) if isinstance(value, dict) else value
-            )
-            todo += [(key, part, depth + 1) for part in parts]
-        elif isinstance(value, str) and not PLAIN.fullmatch(value):
+    for key, value in config.items():
+        _check_value(owner, key, value, depth=0)
+
+
+def _check_value(owner: str, key: str, value: object, depth: int) -> None:
+    """Checks the value of a key, or a part of it that is so deep inside."""
+    if isinstance(value, dict | list | tuple):
+        if depth == DEEPEST:
             raise AdapterError(
-                f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
+                f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep"
             )
-        elif isinstance(value, int | float) and not abs(value) < limit:
+        parts: Iterable[object] = value
+        if isinstance(value, dict):
+            parts = itertools.chain(*value.items())
+        for part in parts:
+            _check_value(owner, key, part, depth + 1)
+    elif isinstance(value, str) and not PLAIN.fullmatch(value):
+        raise AdapterError(
+            f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
+        )
+    elif isinstance(value, int | float):
+        limit = 2**63 if "seed" in key or "key" in key else LARGEST
+        if not abs(value) < limit:
             raise AdapterError(
                 f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}"
             )
 
 
 def config_class_of(name: str) -> Any:
-    """The configuration class of peft. Raises AdapterError, with a hint, for a name
-    that it lacks, and for a class that does more than change a model's layers."""
+    """A configuration class of peft.
+
+    Args:
+        name: Such as LoraConfig.
+
+    Raises:
+        AdapterError: peft lacks the class (the nearest name is given), or it does more
+            than change a model's layers.
+    """
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
-    kinds = {of.__name__: kind for kind, of in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kinds = {}
+    for kind, known_class in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        kinds[known_class.__name__] = kind
     if name not in kinds:
-        by_small = {of.lower(): of for of in kinds}
-        close = difflib.get_close_matches(name.lower(), by_small, 1)
-        hint = (
-            f"Did you mean {by_small[close[0]]}?"
-            if close
-            else f"It has: {', '.join(sorted(kinds))}"
+        raise AdapterError(
+            f"peft {peft.__version__} has no method {name!r}. {_nearest(name, list(kinds))}"
         )
-        raise AdapterError(f"peft {peft.__version__} has no method {name!r}. {hint}")
     config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
     if issubclass(config_class, peft.PromptLearningConfig):
         raise AdapterError(
@@ -140,20 +152,31 @@ def config_class_of(name: str) -> Any:
         )
     tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(kinds[name])
     # AdaLoRA's own forward pass adds a penalty, which Peft.penalty adds here
-    own = getattr(tuner, "forward", None) is not BaseTuner.forward
-    if own and not hasattr(tuner, "update_and_allocate"):
+    has_own_forward = getattr(tuner, "forward", None) is not BaseTuner.forward
+    if has_own_forward and not hasattr(tuner, "update_and_allocate"):
         raise AdapterError(
             f"peft's {name} needs a forward pass of its own: not supported"
         )
     return config_class
 
 
-def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
+def _nearest(name: str, names: list[str]) -> str:
+    """A hint for a name that is not among these."""
+    by_lower_case = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, 1)
+    if close:
+        return f"Did you mean {by_lower_case[close[0]]}?"
+    return f"It has: {', '.join(sorted(names))}"
+
+
+def _check_settings(
+    name: str, config: dict[str, Any], known_settings: Mapping[str, object]
+) -> None:
     """Raises AdapterError for a setting that peft lacks, or that is not supported."""
-    unknown = sorted(set(config) - set(own_fields))
+    unknown = sorted(set(config) - set(known_settings))
     if unknown:
         raise AdapterError(
-            f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(own_fields)}"
+            f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(known_settings)}"
         )
     for key in OUTSIDE.keys() & config.keys():
         if config[key] not in (None, False):
@@ -174,41 +197,59 @@ def _check_settings(name: str, config: dict[str, Any], own_fields: Any) -> None:
 def complete(
     name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module
 ) -> dict[str, Any]:
-    """A configuration with the defaults for this model. Raises AdapterError where it is
-    not supported."""
-    own_fields = config_class_of(name).__dataclass_fields__
-    _check_settings(name, config, own_fields)
-    packed = any(not p.is_floating_point() for p in model.parameters())
-    if packed and name.removesuffix("Config") not in OVER_QUANTISED:
+    """Completes a configuration with the defaults for a model.
+
+    Args:
+        name: The configuration class.
+        config: Its settings.
+        sites: Where it acts, unless the configuration says so.
+        model: The base model.
+
+    Returns:
+        All settings that the class needs here.
+
+    Raises:
+        AdapterError: The configuration is not supported, or not on this model.
+    """
+    known_settings = config_class_of(name).__dataclass_fields__
+    _check_settings(name, config, known_settings)
+    is_packed = any(not p.is_floating_point() for p in model.parameters())
+    if is_packed and name.removesuffix("Config") not in OVER_QUANTISED:
         raise AdapterError(
             f"peft's {name} does not train over quantised weights: load the base unquantised"
         )
-    full, feed_forward = dict(config), []
-    paths = full.get("target_modules")
-    if "target_modules" in own_fields and "target_modules" not in full:
+    completed = dict(config)
+    paths = completed.get("target_modules")
+    feed_forward: list[str] = []
+    if "target_modules" in known_settings and "target_modules" not in completed:
         paths = _targets(name, sites, model)
-        # peft takes a name in a list for the end of a path, too (timm's "norm" for
-        # "blocks.0.attn.norm")
-        ends = tuple(f".{path}" for path in paths)
-        wider = any(
-            path.endswith(ends) and path not in paths
-            for path, _ in model.named_modules()
-        )
-        full["target_modules"] = "|".join(map(re.escape, paths)) if wider else paths
+        completed["target_modules"] = _target_modules(paths, model)
         feed_forward = list(filter(is_feed_forward_out, paths))
     # IA3 scales the inputs of these and the outputs of the rest
-    if "feedforward_modules" in own_fields:
-        full.setdefault("feedforward_modules", feed_forward)
+    if "feedforward_modules" in known_settings:
+        completed.setdefault("feedforward_modules", feed_forward)
     # Weights stored transposed, as GPT-2's
-    if "fan_in_fan_out" in own_fields and isinstance(paths, list):
-        targets = [m for n, m in model.named_modules() if n in paths]
-        full.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
+    if "fan_in_fan_out" in known_settings and isinstance(paths, list):
+        targets = [module for path, module in model.named_modules() if path in paths]
+        completed.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
     # AdaLoRA's schedule; before_training sets the number
-    if "total_step" in own_fields:
-        full["total_step"] = 2**31
-    if "progressbar" in own_fields:  # FRoD's, while it is installed
-        full.setdefault("progressbar", False)
-    return full
+    if "total_step" in known_settings:
+        completed["total_step"] = 2**31
+    if "progressbar" in known_settings:  # FRoD's, while it is installed
+        completed.setdefault("progressbar", False)
+    return completed
+
+
+def _target_modules(paths: list[str], model: nn.Module) -> list[str] | str:
+    """target_modules that are just these paths.
+
+    peft takes a name in a list for the end of a path, too (timm's "norm" for
+    "blocks.0.attn.norm"); a pattern is matched as a whole."""
+    ends = tuple(f".{path}" for path in paths)
+    for path, _ in model.named_modules():
+        if path.endswith(ends) and path not in paths:
+            return "|".join(map(re.escape, paths))
+    return paths
 
 
 def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
@@ -222,19 +263,15 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
         linear = tuple(site for site in sites if site != NORMS)
         layers = find_sites(model, linear) if linear else {}
     except AdapterError as error:
-        own = f"peft's {name} adapts {', '.join(sites)}"
         raise AdapterError(
-            f"{own}: {error}. Name others: sites, or target_modules in config"
+            f"peft's {name} adapts {', '.join(sites)}: {error}."
+            " Name others: sites, or target_modules in config"
         ) from None
     for path, blocks in layers.items():
         if WHOLE not in blocks:
-            whole = ",".join(
-                [
-                    path.rpartition(".")[2],
-                    *(site for site in sites if site not in BLOCKS),
-                ]
-            )
+            other_sites = [site for site in sites if site not in BLOCKS]
+            names = [path.rpartition(".")[2], *other_sites]
             raise AdapterError(
-                f"peft adapts {path} as a whole: name it, sites=[{whole}]"
+                f"peft adapts {path} as a whole: name it, sites=[{','.join(names)}]"
             )
     return [*layers, *norms]

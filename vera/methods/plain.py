@@ -23,8 +23,8 @@ class Full(Method, kind="full"):
 
     def count(self, model: nn.Module) -> int:
         """All parameters less the head's."""
-        head = head_parameters(model).values()
-        return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head)
+        parameters = sum(p.numel() for p in model.parameters())
+        return parameters - sum(p.numel() for p in head_parameters(model).values())
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def _biases(model: nn.Module) -> list[nn.Parameter]:
     """Parameters by their names: a layer's "bias", an attention's "q_bias" (DeBERTa,
     BEiT)."""
     head = head_prefixes(model)
-    return [
-        p
-        for n, p in model.named_parameters()
-        if n.endswith("bias") and not n.startswith(head)
-    ]
+    biases = []
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and not name.startswith(head):
+            biases.append(parameter)
+    return biases

@@ -3,7 +3,16 @@ sense."""
 
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from vera.errors import AdapterError, first_line
 
@@ -35,16 +44,13 @@ def types_of(method: Any) -> dict[str, Any]:
         raise AdapterError(
             f"{method.__name__}: the type of a setting: {first_line(error)}"
         ) from None
-    own = [field.name for field in fields(method)]
-    if any(
-        get_origin(hint) is not ClassVar
-        for name, hint in hints.items()
-        if name not in own
-    ):
-        raise AdapterError(
-            f"{method.__name__}: its settings need @dataclass(frozen=True) above the class"
-        )
-    return {name: hints[name] for name in own}
+    names = [field.name for field in fields(method)]
+    for name, hint in hints.items():
+        if name not in names and get_origin(hint) is not ClassVar:
+            raise AdapterError(
+                f"{method.__name__}: its settings need @dataclass(frozen=True) above the class"
+            )
+    return {name: hints[name] for name in names}
 
 
 def check_settings(method: Any) -> None:
@@ -58,38 +64,50 @@ def check_settings(method: Any) -> None:
         if get_origin(annotation) in (UnionType, Union):  # int | None, or Optional[int]
             if value is None:
                 continue
-            annotation = next(
-                kind for kind in get_args(annotation) if kind is not NoneType
-            )
-        kind: Any = get_origin(annotation) or annotation
-        kind = tuple if kind is list else kind
-        words = value if kind is tuple and isinstance(value, tuple) else ()
-        if kind is Literal:
-            if value not in get_args(annotation):
-                options = ", ".join(map(str, get_args(annotation)))
-                raise AdapterError(f"{name} must be one of {options}, got {value!r}")
-        elif kind not in NAMES:
-            raise AdapterError(f"{name}: a setting of type {annotation} is not known")
-        elif isinstance(value, bool) is not (kind is bool) or not isinstance(
-            value, (int, float) if kind is float else kind
-        ):
-            raise AdapterError(f"{name} must be {NAMES[kind]}, got {value!r}")
-        elif kind is int and name.endswith("_seed") and not 0 <= value < 2**64:
-            raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
-        elif kind is float and not abs(value) <= LARGEST:
-            raise AdapterError(f"{name} must be a finite number, of at most 2^53")
-        elif len(words) > MOST_WORDS or any(
-            not isinstance(w, str) or len(w) > MOST_WORDS for w in words
-        ):
-            raise AdapterError(
-                f"{name} must be a list of words: at most {MOST_WORDS}, of as many letters"
-            )
-        elif name in COUNTS and value < 1:
-            raise AdapterError(
-                f"{name} must be a whole number of at least 1, got {value}"
-            )
-        elif name == "dropout" and not 0 <= value < 1:
-            raise AdapterError(f"dropout must be in [0, 1), got {value}")
+            alternatives = get_args(annotation)
+            annotation = next(kind for kind in alternatives if kind is not NoneType)
+        _check_type(name, value, annotation)
+        _check_range(name, value)
+
+
+def _check_type(name: str, value: object, annotation: Any) -> None:
+    kind: Any = get_origin(annotation) or annotation
+    kind = tuple if kind is list else kind
+    if kind is Literal:
+        options = get_args(annotation)
+        if value not in options:
+            listed = ", ".join(map(str, options))
+            raise AdapterError(f"{name} must be one of {listed}, got {value!r}")
+        return
+    if kind not in NAMES:
+        raise AdapterError(f"{name}: a setting of type {annotation} is not known")
+    accepted = (int, float) if kind is float else kind
+    # True is an int for Python
+    is_right_bool = isinstance(value, bool) is (kind is bool)
+    if not is_right_bool or not isinstance(value, accepted):
+        raise AdapterError(f"{name} must be {NAMES[kind]}, got {value!r}")
+    if kind is float and not abs(cast(float, value)) <= LARGEST:
+        raise AdapterError(f"{name} must be a finite number, of at most 2^53")
+    if kind is tuple and isinstance(value, tuple) and not _are_words(value):
+        raise AdapterError(
+            f"{name} must be a list of words: at most {MOST_WORDS}, of as many letters"
+        )
+
+
+def _are_words(values: tuple[object, ...]) -> bool:
+    """Whether these are words, not too many and not too long."""
+    if len(values) > MOST_WORDS:
+        return False
+    return all(isinstance(word, str) and len(word) <= MOST_WORDS for word in values)
+
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, int) and name.endswith("_seed") and not 0 <= value < 2**64:
+        raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
+    if name in COUNTS and value < 1:
+        raise AdapterError(f"{name} must be a whole number of at least 1, got {value}")
+    if name == "dropout" and not 0 <= value < 1:
+        raise AdapterError(f"dropout must be in [0, 1), got {value}")
 
 
 def check_rank(name: str, rank: int, widest: int) -> None:

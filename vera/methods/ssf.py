@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import Added, add_child
-from vera.methods.lora import place
+from vera.methods.lora import Placement, place
 from vera.sites import (
     ALL_LINEAR,
     find_norms,
@@ -32,10 +32,10 @@ class ScaleShift(Added):
     """gamma and beta (width), a child named "ssf" of the module whose output they
     change."""
 
-    def __init__(self, width: int, axis: int, at: dict[str, Any]) -> None:
+    def __init__(self, width: int, axis: int, placement: Placement) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.empty(width, **at).normal_(1.0, 0.02))
-        self.beta = nn.Parameter(torch.empty(width, **at).normal_(0.0, 0.02))
+        self.gamma = nn.Parameter(torch.empty(width, **placement).normal_(1.0, 0.02))
+        self.beta = nn.Parameter(torch.empty(width, **placement).normal_(0.0, 0.02))
         self.axis = axis
 
     def forward(self, y: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class ScaleShift(Added):
         return (self.gamma.view(shape) * y + self.beta.view(shape)).to(y.dtype)
 
 
-def _scale(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+def _scale(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
     """A forward hook."""
     ssf: Any = module.ssf
     return ssf(output) if ssf.enabled and not ssf.merged else output
@@ -55,9 +55,17 @@ def scale_and_shift(module: Any) -> None:
     and trains them."""
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
-    width = size(module)[1] if is_linear(module) else module.weight.shape[0]
-    add_child(module, "ssf", ScaleShift(width, 1 if images else -1, place(module)))
+    axis = 1 if images else -1
+    add_child(module, "ssf", ScaleShift(_outputs(module), axis, place(module)))
     module.register_forward_hook(_scale)
+
+
+def _outputs(module: Any) -> int:
+    """The number of channels that a linear layer, norm or convolution gives."""
+    if is_linear(module):
+        _, outputs = size(module)
+        return outputs
+    return int(module.weight.shape[0])
 
 
 def _scaled(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
@@ -73,26 +81,21 @@ class SSF(Method, kind="ssf"):
     outside the head."""
 
     def install(self, model: nn.Module) -> None:
-        convolutions = [
-            path for path, m in outside_head(model) if isinstance(m, nn.Conv2d)
-        ]
+        convolutions = []
+        for path, module in outside_head(model):
+            if isinstance(module, nn.Conv2d):
+                convolutions.append(path)
         if not convolutions:
             raise AdapterError(
                 f"a {type(model).__name__} has no patch embedding: SSF is for image models"
             )
-        for path in [
-            *find_sites(model, (ALL_LINEAR,)),
-            *find_norms(model),
-            *convolutions,
-        ]:
+        linears = find_sites(model, (ALL_LINEAR,))
+        for path in [*linears, *find_norms(model), *convolutions]:
             scale_and_shift(model.get_submodule(path))
 
     def count(self, model: nn.Module) -> int:
         """Twice the sum of the widths of these layers' outputs."""
-        return sum(
-            2 * (size(m)[1] if is_linear(m) else m.weight.shape[0])
-            for m, _ in _scaled(model)
-        )
+        return 2 * sum(_outputs(module) for module, _ in _scaled(model))
 
     def merge_targets(self, model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
         return ((module, ssf.enabled) for module, ssf in _scaled(model))
@@ -106,6 +109,7 @@ class SSF(Method, kind="ssf"):
                 )
         for module, ssf in _scaled(model):
             weight = module.weight.T if is_transposed(module) else module.weight
-            weight.copy_(ssf.gamma.view(-1, *[1] * (weight.dim() - 1)) * weight)
+            shape = [-1] + [1] * (weight.dim() - 1)
+            weight.copy_(ssf.gamma.view(shape) * weight)
             module.bias.copy_(ssf.gamma * module.bias + ssf.beta)
             ssf.merged = True

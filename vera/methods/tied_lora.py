@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.lora import LowRankChange, place, wrap_sites
+from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
 
 
 class TiedPair(nn.Module):
@@ -25,11 +25,11 @@ class TiedPair(nn.Module):
     zeros; both train."""
 
     def __init__(
-        self, method: "TiedLoRA", inputs: int, outputs: int, at: dict[str, Any]
+        self, method: "TiedLoRA", inputs: int, outputs: int, placement: Placement
     ) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.empty(method.rank, inputs, **at))
-        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **at))
+        self.A = nn.Parameter(torch.empty(method.rank, inputs, **placement))
+        self.B = nn.Parameter(torch.zeros(outputs, method.rank, **placement))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
 
@@ -41,24 +41,25 @@ class TiedChange(LowRankChange):
         self, base: Any, inputs: int, outputs: int, pair: TiedPair, method: "TiedLoRA"
     ) -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        # in a tuple, so that the pair has one parent
-        self._shared, at = (pair,), place(base)
-        self.u = nn.Parameter(torch.ones(method.rank, **at))
-        self.v = nn.Parameter(torch.ones(outputs, **at))
+        # In a tuple, so that the pair has one parent
+        self._shared = (pair,)
+        placement = place(base)
+        self.u = nn.Parameter(torch.ones(method.rank, **placement))
+        self.v = nn.Parameter(torch.ones(outputs, **placement))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         (pair,) = self._shared
         return pair.A[:, : self.inputs], pair.B[: self.outputs]
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.factors()
-        return self.scale * (
-            self.v * F.linear(self.u * F.linear(self.dropout(x), a), b)
-        )
+        shared_a, shared_b = self.factors()
+        down = self.u * F.linear(self.dropout(x), shared_a)
+        return self.scale * (self.v * F.linear(down, shared_b))
 
     def weight(self) -> Tensor:
-        a, b = self.factors()
-        return self.scale * (self.v[:, None] * b @ (self.u[:, None] * a))
+        shared_a, shared_b = self.factors()
+        scaled_b = self.v[:, None] * shared_b
+        return self.scale * (scaled_b @ (self.u[:, None] * shared_a))
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class TiedLoRA(Method, kind="tied_lora"):
     def count(self, model: nn.Module) -> int:
         """rank * (in + out) of the widest, once, and the sum of (rank + out) over the
         adapted matrices."""
-        of_model = list(changes(model))
-        pair = max(change.inputs for change in of_model) + max(
-            change.outputs for change in of_model
-        )
-        return self.rank * pair + sum(self.rank + change.outputs for change in of_model)
+        adapted = list(changes(model))
+        widest = max(change.inputs for change in adapted)
+        widest += max(change.outputs for change in adapted)
+        vectors = sum(self.rank + change.outputs for change in adapted)
+        return self.rank * widest + vectors

@@ -78,12 +78,9 @@ class VeRA(Method, kind="vera"):
         first: Any = model.get_submodule(next(iter(targets)))
         pairs: dict[str, Projections] = {}
 
-        def change(
+        def make_change(
             path: str, block: str, base: nn.Module, inputs: int, outputs: int
         ) -> VeRAChange:
-            shape: tuple[int, int] = (
-                largest if self.projections == "shared" else (inputs, outputs)
-            )
             names = {
                 "shared": "",
                 "by_shape": f"{outputs}x{inputs}",
@@ -91,15 +88,15 @@ class VeRA(Method, kind="vera"):
             }
             name = names[self.projections]
             if name not in pairs:
+                shape = largest if self.projections == "shared" else (inputs, outputs)
                 spec = ProjectionSpec(
                     self.projection_seed, self.rank, *shape, self.init, name
                 )
-                pairs[name] = Projections(
-                    spec, first.weight.device, adapter_dtype(first)
-                )
+                device, dtype = first.weight.device, adapter_dtype(first)
+                pairs[name] = Projections(spec, device, dtype)
             return VeRAChange(base, inputs, outputs, pairs[name], self)
 
-        wrap(model, targets, change)
+        wrap(model, targets, make_change)
         # In the first layer, the pairs move between devices with the model, and leave
         # with the layer. The model itself may be a Sequential, where another child
         # would be another layer.
@@ -116,8 +113,13 @@ class VeRA(Method, kind="vera"):
     def count(self, model: nn.Module) -> int:
         """Sum of (out + rank) over the adapted matrices; of out or rank alone with only
         b or only d."""
-        b, d = "b" in self.vectors, "d" in self.vectors
-        return sum(b * change.outputs + d * self.rank for change in changes(model))
+        total = 0
+        for change in changes(model):
+            if "b" in self.vectors:
+                total += change.outputs
+            if "d" in self.vectors:
+                total += self.rank
+        return total
 
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vera.kernels import frozen_linear
 from vera.methods.layers import Change, adapter_dtype
-from vera.projections import ProjectionSpec, fingerprint
+from vera.projections import Matrix, ProjectionSpec, fingerprint
 
 
 class Projections(nn.Module):
@@ -59,16 +59,13 @@ class VeRAChange(Change):
         self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair has one parent and moves between devices once.
         self._shared = (projections,)
-        at: Any = {"device": base.weight.device, "dtype": adapter_dtype(base)}
-        for name, length, value in (
-            ("d", method.rank, method.d_init),
-            ("b", outputs, 0.0),
-        ):
-            vector = (
-                nn.Parameter(torch.full((length,), value, **at))
-                if name in method.vectors
-                else None
-            )
+        device, dtype = base.weight.device, adapter_dtype(base)
+        starts = {
+            "d": torch.full((method.rank,), method.d_init, device=device, dtype=dtype),
+            "b": torch.zeros(outputs, device=device, dtype=dtype),
+        }
+        for name, start in starts.items():
+            vector = nn.Parameter(start) if name in method.vectors else None
             self.register_parameter(name, vector)
         self.dropout = nn.Dropout(method.dropout)
 
@@ -88,28 +85,29 @@ class VeRAChange(Change):
         return self.pair.B[: self.outputs]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(self.dropout(x)))
+        return self.project_up(self.project_down(self.dropout(x)))
 
-    def down(self, x: Tensor) -> Tensor:
+    def project_down(self, x: Tensor) -> Tensor:
         """A x, (..., inputs) -> (..., rank): the same for every matrix of the pair that
         reads x."""
         return frozen_linear(x, self.A)
 
-    def up(self, u: Tensor) -> Tensor:
+    def project_up(self, u: Tensor) -> Tensor:
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.rows is not None:
             # (samples, length) beside (samples, ..., length)
             shape = len(u), *[1] * (u.dim() - 2), -1
-            own = {name: v.view(shape) for name, v in self.of_samples(len(u)).items()}
-            b, d = own.get("b"), own.get("d")
+            vectors = self.of_samples(len(u)).items()
+            by_name = {name: vector.view(shape) for name, vector in vectors}
+            b, d = by_name.get("b"), by_name.get("d")
         v = frozen_linear(u if d is None else d * u, self.B)
         return v if b is None else b * v
 
     def weight(self) -> Tensor:
-        a = self.A if self.d is None else self.d[:, None] * self.A
-        b = self.B if self.b is None else self.b[:, None] * self.B
-        return b @ a
+        scaled_a = self.A if self.d is None else self.d[:, None] * self.A
+        scaled_b = self.B if self.b is None else self.b[:, None] * self.B
+        return scaled_b @ scaled_a
 
 
 def projections(model: nn.Module) -> list[Projections]:
@@ -133,4 +131,7 @@ def fixed_pairs(model: nn.Module) -> dict[str, Any]:
 @cache  # a thousand resident adapters have one pair
 def _fingerprint(*specs: ProjectionSpec) -> str:
     """Of pairs drawn again: the model's may have been cast to another dtype."""
-    return fingerprint(*(matrix for spec in specs for matrix in spec.make()))
+    matrices: list[Matrix] = []
+    for spec in specs:
+        matrices += spec.make()
+    return fingerprint(*matrices)

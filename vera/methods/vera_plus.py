@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import changes
-from vera.methods.lora import place, wrap_sites
+from vera.methods.lora import Placement, place, wrap_sites
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import ProjectionSpec
 
@@ -36,22 +36,21 @@ class VeRAPlusChange(VeRAChange):
         self.c = nn.Parameter(torch.full((inputs,), method.c_init, **place(base)))
         self.scale = method.alpha / math.sqrt(method.rank)
 
-    def down(self, x: Tensor) -> Tensor:
-        return super().down(self.c * x)
+    def project_down(self, x: Tensor) -> Tensor:
+        return super().project_down(self.c * x)
 
-    def up(self, u: Tensor) -> Tensor:
-        return self.scale * super().up(u)
+    def project_up(self, u: Tensor) -> Tensor:
+        return self.scale * super().project_up(u)
 
     def weight(self) -> Tensor:
         return self.scale * super().weight() * self.c
 
 
 def _pair(
-    method: "VeRAPlus", inputs: int, outputs: int, at: dict[str, Any]
+    method: "VeRAPlus", inputs: int, outputs: int, placement: Placement
 ) -> Projections:
-    return Projections(
-        ProjectionSpec(method.projection_seed, method.rank, inputs, outputs), **at
-    )
+    spec = ProjectionSpec(method.projection_seed, method.rank, inputs, outputs)
+    return Projections(spec, **placement)
 
 
 @dataclass(frozen=True)
