@@ -37,13 +37,12 @@ LONGER_FUNCTIONS = {
     "runs/training/result.py:build_record",
     "tasks/beam.py:beam_search",
     "tasks/fetch.py:snapshot",
-    "vera/methods/peft_install.py:install",
 }
 #: The most that each measure of tests/language.py may be, in percent. The goals are 3.5
 #: for dense statements, 0.5 for function words and 7 for Any: each room comes down to
 #: them as it is rewritten, and never goes up again.
 LIMITS = {
-    "vera": {"dense statements": 5.4, "function words": 4.5, "Any": 12.7},
+    "vera": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "tasks": {"dense statements": 5.2, "function words": 6.0, "Any": 16.7},
     "runs": {"dense statements": 5.8, "function words": 8.4, "Any": 15.8},
     "analysis": {"dense statements": 12.4, "function words": 20.4, "Any": 14.5},
