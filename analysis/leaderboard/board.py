@@ -95,6 +95,12 @@ class Board:
         _, second = pair_indices(len(self.rows))
         return int(self.answers[question].decided[second < self.top].sum())
 
+    def decided_top_alone(self) -> int:
+        """Pairs that question (b) would decide if the rows above TOP_SCORES were a
+        family of their own."""
+        correct = self.rows.correct.to_numpy(dtype=float)[: self.top]
+        return int(decided_pairs(question_p(correct, QUESTIONS)).sum())
+
 
 def boards(results: pd.DataFrame) -> list[Board]:
     """Every set with more than one row, in the order of the folders."""

@@ -31,12 +31,16 @@ EXPERIMENTS = {
     "lora/llama-3.2-3B-rank32-dora": Experiment("dora_r32", "rank: 32, sites: qv"),
     "full-finetuning/llama-3.2-3B-lr_0.00001": Experiment("full"),
     "randlora/llama-3.2-3B-default": Experiment("randlora", "rank: 32, sites: qv"),
-    "vblora/llama-3.2-3B-default": Experiment("vblora", "rank: 4, sites: qv"),
+    "vblora/llama-3.2-3B-default": Experiment(
+        "vblora", "rank: 4, sites: qv, note: a bank of 256 vectors"
+    ),
     "ia3/llama-3.2-3B-lr_0.001": Experiment("ia3"),
     "ia3/llama-3.2-3B-all-attn-5k-lr0.005": Experiment("ia3", "sites: all-linear"),
     "hira/llama-3.2-3B-rank32-lr4.5e-3": Experiment("hira", "rank: 32, sites: qv"),
     "pvera/llama-3.2-3B-default": Experiment("pvera", "rank: 256, sites: qv"),
-    "tinylora/llama-3.2-3B-default": Experiment("tinylora"),
+    "tinylora/llama-3.2-3B-default": Experiment(
+        "tinylora", "note: its rate was not tuned"
+    ),
 }
 
 

@@ -92,7 +92,7 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
     axes.scatter(x, rows.score, s=14, c=colours, zorder=3)
     axes.set_xscale("log")
     span = max(float(np.log10(x.max() / x.min())), 0.1)
-    axes.set_xlim(x.min() / 10 ** (0.4 * span), x.max() * 10 ** (0.05 * span))
+    axes.set_xlim(x.min() / 10 ** (0.35 * span), x.max() * 10 ** (0.05 * span))
     label_rows(axes, rows, cost)
     axes.set(xlabel=cost.label, ylabel="GSM8K, % of questions")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.tick(value)))

@@ -129,7 +129,8 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
         line["fell"] = Number(pair.fell, form="count")
         line["mean difference"] = Number(pair.mean, decimals=2, sign=True)
         line["95% CI"] = Number(pair.low, decimals=2, sign=True, high=pair.high)
-        line["training loss"] = Number(pair.loss, decimals=4, sign=True)
+        # no -0.0000
+        line["training loss"] = Number(round(pair.loss, 4) + 0.0, decimals=4)
         lines.append(line)
     notes = [
         "In points, paired over rows of equal settings, by Student's t over rows. All "

@@ -81,6 +81,7 @@ def test_the_page_is_what_the_data_give():
     )
     assert (ROOT / "docs" / "others.svg").is_file()
     assert "VB-LoRA 85.5 (r 1,024, all linear)" in made["others.md"]
+    assert "r 32, q, v, lr 1e-5 x 1,024 steps" in made["others.md"]
 
 
 def test_the_picture_leaves_out_what_started_from_mnli():
