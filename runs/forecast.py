@@ -34,7 +34,8 @@ from runs.record import (
     plural,
 )
 from runs.record.ledger import write_atomically
-from runs.run import UNLIKE_OTHERS, Plan, Run, epoch_batches
+from runs.record.steps import Plan
+from runs.run import UNLIKE_OTHERS, Run, epoch_batches
 from tasks.base import block, prompts_at_once
 from tasks.exact import ExactTask
 from tasks.fetch import cache_folder
@@ -237,9 +238,7 @@ def outline(run: Run) -> Outline:
     if (data := known_data(json.dumps(task))) is None:
         return Outline()
     train, dev, basis = _as_read(run, data[0]), _as_read(run, data[1]), data[2]
-    plan = Plan.of(
-        config["train"], train.rows, max(dev.rows, 2), run.method["kind"] != "none"
-    )
+    plan = Plan.of(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, basis)
     whole = min(plan.batch, train.rows)
@@ -542,9 +541,7 @@ def _as_finished(one: Planned, like: Sequence[Record]) -> float:
     )
     for record in like:
         cost, rows = record["cost"], record["data"]
-        steps = Plan.of(
-            train, rows["train_rows"], max(rows["dev_rows"], 2), trains
-        ).total_steps
+        steps = Plan.of(train, rows["train_rows"], trains).total_steps
         left = max(steps - one.progress.get("step", 0), 0)
         share = left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]

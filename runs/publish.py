@@ -43,6 +43,7 @@ from runs.record import (
     without_paths,
 )
 from runs.record import ledger as files
+from runs.record.derived import NOT_PROVABLE
 from tasks.files import module_file
 
 
@@ -79,6 +80,7 @@ def check(folder: Path) -> int:
         print(problem)
     if not study_check.has_history():
         print("not checked: the code, since an installed package has no commits")
+    print(f"not provable from records: {', '.join(NOT_PROVABLE)}")
     count = plural(len(study.records), "record")
     print(f"{folder}: {count}, {plural(len(problems), 'problem')}")
     return 1 if problems else 0

@@ -1,8 +1,7 @@
 """One run, before it is done: its settings, its steps and its batches."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -95,41 +94,11 @@ class Run:
         return f"{row_label(self.config)} on {self.config['task']['label']}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The number of a run's epochs and steps, and when it evaluates."""
-
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int
-    batch: int  # rows of a step
-    evaluate_every: int  # epochs
-
-    @classmethod
-    def of(
-        cls, train: Mapping[str, Any], rows: int, dev_rows: int, trains: bool
-    ) -> "Plan":
-        """train: the configuration's settings. trains: whether there are trainable
-        parameters; without them there are no steps. Raises UserError for a dev set of
-        one row."""
-        if dev_rows < 2:
-            why = "two are needed, since an epoch is also chosen on each half of it"
-            raise UserError(f"the dev set has 1 row: {why}")
-        batch = train["effective_batch"]
-        per_epoch = math.ceil(rows / batch)
-        whole = per_epoch * train["epochs"] if trains else 0
-        total = min(whole, train["max_steps"] or whole)
-        return cls(
-            math.ceil(total / per_epoch),
-            per_epoch,
-            total,
-            batch,
-            train["evaluate_every"],
-        )
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether an epoch, counted from 0, ends with an evaluation."""
-        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+def check_dev_rows(rows: int) -> None:
+    """Raises UserError for a dev set of one row."""
+    if rows < 2:
+        why = "two are needed, since an epoch is also chosen on each half of it"
+        raise UserError(f"the dev set has {rows} row: {why}")
 
 
 def epoch_batches(

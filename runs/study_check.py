@@ -11,11 +11,12 @@ imported or run."""
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,6 @@ from runs.errors import UserError
 from runs.methods import LABELS, adapted, make_method
 from runs.provenance import MAKING, git
 from runs.record import (
-    Metric,
     Record,
     cell,
     cell_id,
@@ -40,7 +40,10 @@ from runs.record import (
     schema,
     without_paths,
 )
-from runs.record.keys import is_own_setting
+from runs.record.agreement import difference_of_results
+from runs.record.derived import contradictions
+from runs.record.keys import PATH, is_own_setting, nearest_key
+from runs.record.override import Override
 from runs.run import overrides_of
 
 #: The name of a study, which is its folder's.
@@ -167,6 +170,7 @@ def problems(study: Study) -> list[str]:
         *_missing(study),
         *(f"{fault}: {_runs(ids)}" for fault, ids in ids_by_fault.items()),
         *_contradictions(finished),
+        *_other_results(study),
     ]
     return [refusal(line) for line in lines]
 
@@ -196,7 +200,7 @@ def _missing(study: Study) -> Iterator[str]:
         yield "records.jsonl has no record"
 
 
-def _contradictions(records: Iterable[Record]) -> Iterator[str]:
+def _contradictions(records: Sequence[Record]) -> Iterator[str]:
     """What records contradict in each other."""
     ids_by_seed = defaultdict(list)
     contents = defaultdict(set)
@@ -208,10 +212,31 @@ def _contradictions(records: Iterable[Record]) -> Iterator[str]:
     for (_, seed), ids in ids_by_seed.items():
         if len(ids) > 1:
             yield f"seed {seed} twice: {_runs(ids)}"
+    ids_by_curve = defaultdict(list)
+    for record in records:
+        if any(record["curve"].get("train_loss") or []):  # not of an untrained model
+            losses = json.dumps(record["curve"]["train_loss"])
+            ids_by_curve[cell_id(record), losses].append(record["id"])
+    for ids in ids_by_curve.values():
+        if len(ids) > 1:
+            yield f"the same training losses under several seeds: {_runs(ids)}"
     for (part, name), unlike in contents.items():
         if len(unlike) > 1:
             number = len(unlike)
             yield f"{part} {name}: of {number} contents, which are not to be compared"
+
+
+def _other_results(study: Study) -> Iterator[str]:
+    """The runs that another published study has with another result."""
+    records = {record["id"]: record for record in study.records}
+    for folder in ledger.study_folders():
+        if folder.resolve() == study.folder.resolve():
+            continue
+        for record in ledger.read_study(folder):
+            own = records.get(record["id"])
+            difference = difference_of_results(record, own) if own else None
+            if difference is not None:
+                yield f"run {record['id']} has another result in {folder.name}"
 
 
 # --- checking: a record
@@ -235,9 +260,8 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
         followed, current = cell.protocol(record), tasks.protocol(task)
         if followed != current:
             yield f"protocol {followed} of {task['name']}, which is at {current} here"
-    if not _curve_holds_result(record):
-        metric = record["result"]["metric"]
-        yield f"its curve does not hold its best or last {metric}"
+    yield from _metric_faults(record)
+    yield from _derived_faults(record)
     trained = record["parameters"]["adapter"]
     formula = record["parameters"]["formula"]
     if formula != trained:
@@ -253,24 +277,61 @@ def _is_without_paths(record: Record) -> bool:
     return all(cleaned[key] == value for key, value in record.items())
 
 
-def _curve_holds_result(record: Record) -> bool:
-    """Whether the curve has the selected and the last score that the result states."""
-    curve, result = record["curve"], record["result"]
-    scores = curve["metric"]
-    if record["status"] != "done" or None in scores:
+def _metric_faults(record: Record) -> Iterator[str]:
+    """A metric, or an epoch that tables report, that is not the task's."""
+    task, result = record["config"]["task"], record["result"]
+    family = task.get("family")
+    if family not in tasks.FAMILIES:
+        return
+    metrics = {"perplexity"}  # of tasks with a continuation
+    if family == "glue":
+        spec = tasks.family(task).SPECS.get(task["name"])
+        metrics = {spec.metric} if spec else {result["metric"]}
+    elif family == "images":
+        metrics = {"accuracy"}
+    elif family == "text":  # chosen, or by the labels
+        metrics = {task.get("metric")} - {None} or {"accuracy", "pearson"}
+    if result["metric"] not in metrics:
+        yield f"{result['metric']} is not the metric of {task['name']}"
+    reported = "best" if family in ("glue", "text") else "last"
+    if result["reported"] != reported:
+        yield f"tables report the {reported} epoch of {task['name']}"
+
+
+def _derived_faults(record: Record) -> Iterator[str]:
+    """What does not follow from the record's own configuration, curve and hashes."""
+    try:
+        yield from contradictions(record)
+        yield from _override_faults(record)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        # a stranger's configuration may lack what every run's has
+        yield f"its keys cannot be derived ({type(error).__name__}: {error})"
+
+
+def _override_faults(record: Record) -> Iterator[str]:
+    """Overrides that say something else than the configuration."""
+    for override in map(Override, record.get("overrides") or []):
+        declared = nearest_key(override.key)
+        if declared is None or declared.role == PATH or "${" in override.value:
+            continue
+        value: Any = record["config"]
+        for name in override.key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not _says(override.unquoted_value, value):
+            yield f"the override {override} is not in its configuration"
+
+
+def _says(text: str, value: Any) -> bool:
+    """Whether the text of an override may have given a value; of lists, mappings and
+    null that is not asked."""
+    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         return True
-    stated = [(result.get("protocols") or {}).get("paper")]
-    if result.get("select", "paper") == "paper":
-        stated.append(result)
-    selected = Metric.of_record(record).best(scores)
-    expected = {
-        "best": scores[selected],
-        "best_epoch": curve["epoch"][selected],
-        "last": scores[-1],
-    }
-    return all(
-        {key: part.get(key) for key in expected} == expected for part in stated if part
-    )
+    if isinstance(value, int | float):
+        try:
+            return math.isclose(float(text), value)
+        except ValueError:
+            return False
+    return text == value
 
 
 def _parameter_count(config: Mapping[str, Any]) -> int | None:

@@ -34,7 +34,6 @@ LONGER_FUNCTIONS = {
     "runs/command.py:read",
     "runs/forecast.py:estimate",
     "runs/models/load.py:load",
-    "runs/training/result.py:build_record",
     "tasks/beam.py:beam_search",
     "tasks/fetch.py:snapshot",
 }

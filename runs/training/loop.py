@@ -27,7 +27,8 @@ from runs.provenance import (
 )
 from runs.record import dev_halves, kept_epoch
 from runs.record.items import METRIC_OF_ITEMS, pack
-from runs.run import Plan, Run, epoch_batches
+from runs.record.steps import Plan
+from runs.run import Run, check_dev_rows, epoch_batches
 from runs.training.checkpoint import (
     Checkpoint,
     State,
@@ -95,13 +96,9 @@ class Training(Context):
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         path, device = self.folder / CHECKPOINT, self.accelerator.device
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
-        self.lengths, dev_rows = (
-            self.task.lengths("train"),
-            len(self.task.lengths("dev")),
-        )
-        self.plan = Plan.of(
-            self.settings, len(self.lengths), dev_rows, trains=bool(self.groups)
-        )
+        self.lengths = self.task.lengths("train")
+        check_dev_rows(len(self.task.lengths("dev")))
+        self.plan = Plan.of(self.settings, len(self.lengths), bool(self.groups))
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)

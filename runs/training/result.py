@@ -3,7 +3,6 @@
 import contextlib
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,17 @@ import vera
 from runs.identity import data_content, model_content, start_id
 from runs.methods import BASES, rates_of
 from runs.provenance import made_with
-from runs.record import SCHEMA, Metric, Record, cell_id, crossfit, hash_of
+from runs.record import SCHEMA, Record, hash_of
 from runs.record.cell import (
     from_recipe,
     lora_scaling,
     row_label,
 )
+from runs.record.derived import derived
 from runs.record.keys import COMPUTING, KEYS, names_with_role
 from runs.run import Run
 from runs.training.context import count, flags
 from runs.training.loop import Training
-
-#: A record's note on VeRA's A and B, by method.redrawn.
-DRAWS = {
-    False: (
-        "one draw of A and B for all seeds: the spread over seeds leaves out what another draw would change"
-    ),
-    True: "A and B are drawn anew for each seed: the spread over seeds holds what another draw changes",
-}
 
 
 def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
@@ -39,75 +31,44 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     its keys.
 
     texts: the decoded texts' scores, where the task decodes."""
-    run, config, task, state = (
-        training.run,
-        training.config,
-        training.task,
-        training.state,
-    )
-    method, recipe, accelerator = (
-        config["method"],
-        config["recipe"],
-        training.accelerator,
-    )
-    predictions, dev_rows = state.predictions, len(task.lengths("dev"))
-    groups, parameters = (
-        training.optimizer.param_groups if training.groups else [],
-        _parameters(training),
-    )
-    seeds = {"training": config["seed"], "data": config["data_seed"]}
-    seeds["projection"] = method.get("projection_seed")
-    here: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-    }
-    here |= {"resumed": state.resumed} if state.resumed else {}
-    record = {
+    run, config, state = training.run, training.config, training.state
+    measured = _measured(training, texts)
+    known = derived(measured)
+    if known["id"] != training.run_id:
+        raise RuntimeError(
+            f"the record's id is {known['id']}, the run's {training.run_id}: "
+            "its model or data changed while it ran"
+        )
+    result = known["result"]
+    if training.forgetting:
+        result["forgetting"] = training.forgetting
+    predictions = state.predictions
+    return {
         "schema": SCHEMA,
-        "id": training.run_id,
+        "id": known["id"],
         "status": state.status,
         "error": state.error,
         "tries": training.attempt.ended,
-        **run.names,
-        "start": {"from": config["init_from"], "id": start_id(run)}
-        if config["init_from"]
-        else None,
+        "cell": known["cell"],
+        "label": known["label"],
+        "overrides": run.names["overrides"],
+        "start": measured["start"],
         "config": config,
         "config_hash": hash_of(config)[:16],
-        "recipe": {
-            "name": run.recipe,
-            "source": recipe.get("source"),
-            "chosen": recipe.get("chosen", {}),
-        },
-        "seeds": seeds
-        | (
-            {"projection_note": DRAWS[method["redrawn"]]} if "redrawn" in method else {}
-        ),
-        **made_with(training.code, accelerator.device),
-        "determinism": flags(accelerator.device) | here,
-        "model": model_content(config["model"]),
-        "protocol": tasks.protocol(config["task"]),
-        "data": {
-            "content": data_content(config["task"]),
-            "train_rows": len(training.lengths),
-            "dev_rows": dev_rows,
-            **({"selection": task.selection} if task.selection else {}),
-            **(
-                {"labels": dict(zip(("mean", "spread"), task.scaling, strict=True))}
-                if task.scaling
-                else {}
-            ),
-        },
-        "parameters": parameters,
-        "groups": [_group(group) for group in groups],
-        "effective_batch": training.settings["effective_batch"],
-        "micro_batch": config["micro_batch"],
+        "recipe": known["recipe"],
+        "seeds": known["seeds"],
+        **made_with(training.code, training.accelerator.device),
+        "determinism": _determinism(training),
+        "model": measured["model"],
+        "protocol": measured["protocol"],
+        "data": measured["data"],
+        "parameters": _parameters(training),
+        "groups": _groups(training),
+        "effective_batch": known["effective_batch"],
+        "micro_batch": known["micro_batch"],
         "steps": state.step,
         "curve": state.curve,
-        "result": summarise(
-            state.curve, dev_rows, training.metric, task.reported, config["select"]
-        )
-        | ({"forgetting": training.forgetting} if training.forgetting else {}),
+        "result": result,
         "texts": texts,
         "cost": _cost(training, decoded=bool(texts)),
         "predictions": {
@@ -115,11 +76,66 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
             "last": predictions[-1] if predictions else None,
         },
         **({"right": state.right} if state.right else {}),
-        "deviations": deviations(run, task.notes)
-        + training.notes
-        + training.attempt.deviations,
+        "deviations": [
+            *deviations(run, training.task.notes),
+            *training.notes,
+            *training.attempt.deviations,
+        ],
+        "cell_id": known["cell_id"],
     }
-    return record | {"cell_id": cell_id(record)}
+
+
+def _measured(training: Training, texts: dict[str, Any] | None) -> Record:
+    """What the record's other keys are derived from."""
+    run, config, metric = training.run, training.config, training.metric
+    start = None
+    if config["init_from"]:
+        start = {"from": config["init_from"], "id": start_id(run)}
+    return {
+        "status": training.state.status,
+        "cell": run.names["cell"],
+        "config": config,
+        "recipe": {"name": run.recipe},
+        "start": start,
+        "model": model_content(config["model"]),
+        "protocol": tasks.protocol(config["task"]),
+        "data": _data(training),
+        "curve": training.state.curve,
+        "result": {
+            "metric": metric.name,
+            "higher_is_better": metric.higher_is_better,
+            "scale": metric.scale,
+            "reported": training.task.reported,
+        },
+        "texts": texts,
+    }
+
+
+def _data(training: Training) -> dict[str, Any]:
+    task = training.task
+    data: dict[str, Any] = {
+        "content": data_content(training.config["task"]),
+        "train_rows": len(training.lengths),
+        "dev_rows": len(task.lengths("dev")),
+    }
+    if task.selection:
+        data["selection"] = task.selection
+    if task.scaling:
+        mean, spread = task.scaling
+        data["labels"] = {"mean": mean, "spread": spread}
+    return data
+
+
+def _determinism(training: Training) -> dict[str, Any]:
+    accelerator = training.accelerator
+    conditions = {
+        **flags(accelerator.device),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
+    if training.state.resumed:
+        conditions["resumed"] = training.state.resumed
+    return conditions
 
 
 def _parameters(training: Training) -> dict[str, Any]:
@@ -137,13 +153,20 @@ def _parameters(training: Training) -> dict[str, Any]:
     }
 
 
-def _group(group: Mapping[str, Any]) -> dict[str, Any]:
-    rates = {"lr": group["initial_lr"], "weight_decay": group["weight_decay"]}
-    return {
-        "name": group["name"],
-        **rates,
-        "parameters": sum(p.numel() for p in group["params"]),
-    }
+def _groups(training: Training) -> list[dict[str, Any]]:
+    """The optimizer's groups; none where nothing trains."""
+    groups = []
+    for group in training.optimizer.param_groups if training.groups else []:
+        parameters = sum(parameter.numel() for parameter in group["params"])
+        groups.append(
+            {
+                "name": group["name"],
+                "lr": group["initial_lr"],
+                "weight_decay": group["weight_decay"],
+                "parameters": parameters,
+            }
+        )
+    return groups
 
 
 def _cost(training: Training, decoded: bool) -> dict[str, Any]:
@@ -167,39 +190,6 @@ def _cost(training: Training, decoded: bool) -> dict[str, Any]:
         "peak_memory_bytes": memory,
         "adapter_bytes": file.stat().st_size if file.is_file() else values,
     }
-
-
-def summarise(
-    curve: dict[str, list[Any]],
-    dev_rows: int,
-    metric: Metric,
-    reported: str,
-    select: str,
-) -> dict[str, Any]:
-    """The result by both protocols; `best` and `last` by `select`, best_epoch as its
-    adapter is kept.
-
-    paper: the best epoch on the dev set, reported on the same rows, which is
-    optimistic. crossfit: see runs.record.crossfit. reported: "best" or "last",
-    whichever the task's table shows."""
-    direction = {"higher_is_better": metric.higher_is_better, "scale": metric.scale}
-    of_table = {
-        "metric": metric.name,
-        **direction,
-        "reported": reported,
-        "select": select,
-    }
-    if not curve["metric"]:
-        return {**of_table, "best": None, "best_epoch": None, "last": None}
-    values, chosen = curve["metric"], metric.best(curve["metric"])
-    paper = {
-        "best": values[chosen],
-        "best_epoch": curve["epoch"][chosen],
-        "last": values[-1],
-    }
-    protocols = {"paper": paper, "crossfit": crossfit(curve, dev_rows, metric) or {}}
-    selected = {key: protocols[select].get(key) for key in ("best", "last")}
-    return {**of_table, **paper, **selected, "protocols": protocols}
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:

@@ -23,7 +23,8 @@ from runs.errors import UserError
 from runs.forecast import GRID, Lengths, Planned, known_data, outline
 from runs.identity import run_id
 from runs.record import Ledger, duration, read_ledger, read_study, run_folder
-from runs.run import Plan, epoch_batches
+from runs.record.steps import Plan
+from runs.run import epoch_batches
 from tasks import e2e, glue, images, instruct
 
 pytestmark = pytest.mark.parity
@@ -148,10 +149,8 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
             or config["task"].get("holdout")
         ):
             continue
-        train, dev = forecast._published(config["task"], entry)
-        where = Plan.of(
-            {"evaluate_every": 1, **config["train"]}, train.rows, dev.rows, True
-        )
+        train, _ = forecast._published(config["task"], entry)
+        where = Plan.of(config["train"], train.rows)
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
         if not rest:

@@ -28,10 +28,11 @@ from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import Metric, dev_halves
-from runs.run import Plan, epoch_batches
+from runs.record.derived import summarise
+from runs.run import check_dev_rows, epoch_batches
 from runs.training.checkpoint import rate_factor
 from runs.training.loop import Training
-from runs.training.result import deviations, summarise
+from runs.training.result import deviations
 from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
@@ -363,7 +364,7 @@ def test_divergence_is_a_result_and_the_record_stays_readable(
 
 def test_a_dev_set_of_one_row_is_refused():
     with pytest.raises(UserError, match="the dev set has 1 row"):
-        Plan.of({}, rows=40, dev_rows=1, trains=True)
+        check_dev_rows(1)
 
 
 def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):

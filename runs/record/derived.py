@@ -1,0 +1,305 @@
+"""What follows in a record from its configuration, its curve and its hashes.
+
+`derived` computes it, once: training writes it into the record (runs/training/result.py),
+and `publish check` compares it with what a record says. So a mistake or a careless edit
+shows. Somebody who computes every key anew is not caught: the curve, the costs, the
+texts' scores and a judge's cannot be derived."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runs.record.cell import (
+    Metric,
+    cell_id,
+    crossfit,
+    id_of,
+    protocol,
+    row_label,
+)
+from runs.record.items import METRIC_OF_ITEMS, right_items
+from runs.record.schema import Record
+from runs.record.steps import Plan
+
+#: A record's note on VeRA's A and B, by method.redrawn.
+PROJECTION_NOTES = {
+    False: (
+        "one draw of A and B for all seeds: "
+        "the spread over seeds leaves out what another draw would change"
+    ),
+    True: (
+        "A and B are drawn anew for each seed: "
+        "the spread over seeds holds what another draw changes"
+    ),
+}
+#: Scores that are computed twice, from floats, agree within this.
+TOLERANCE = 1e-9
+#: The lowest and the highest value of each metric.
+RANGES = {
+    "accuracy": (0.0, 1.0),
+    "balanced_accuracy": (0.0, 1.0),
+    "macro_f1": (0.0, 1.0),
+    "matthews": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "perplexity": (1.0, math.inf),
+}
+#: A record of more epochs is not looked into: it would take forever.
+MOST_EPOCHS = 100_000
+#: What `derived` and `contradictions` cannot check.
+NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_eval")
+
+
+def derived(record: Record) -> Record:
+    """The keys of a finished record that follow from its other keys: from config, curve,
+    the hashes of model and data, and the names of row, recipe and start."""
+    config, data = record["config"], record["data"]
+    without_id = {key: value for key, value in record.items() if key != "cell_id"}
+    keys: Record = {
+        "id": id_of(
+            config,
+            row=record["cell"]["row"],
+            model=record["model"],
+            data=data["content"],
+            protocol=protocol(record),
+            start=(record.get("start") or {}).get("id"),
+        ),
+        "cell": {
+            **record["cell"],
+            "task": config["task"]["name"],
+            "seed": config["seed"],
+        },
+        "label": {
+            "row": row_label(config),
+            "model": config["model"]["label"],
+            "task": config["task"]["label"],
+        },
+        "recipe": _recipe(record),
+        "seeds": _seeds(config),
+        "effective_batch": config["train"]["effective_batch"],
+        "micro_batch": config["micro_batch"],
+        "result": _result(record),
+        "cell_id": cell_id(without_id),
+    }
+    trains = config["method"]["kind"] != "none"
+    plan = Plan.of(config["train"], data["train_rows"], trains)
+    evaluated = plan.evaluated_steps()
+    if record["status"] == "done":
+        keys["steps"] = plan.total_steps
+    else:  # it ended before the last evaluation
+        evaluated = evaluated[: len(record["curve"]["metric"])]
+    keys["curve"] = {
+        "epoch": [round(step / plan.steps_per_epoch, 4) for step in evaluated],
+        "step": evaluated,
+    }
+    return keys
+
+
+def _recipe(record: Record) -> dict[str, Any]:
+    recipe = record["config"].get("recipe") or {}
+    return {
+        "name": record["recipe"]["name"],
+        "source": recipe.get("source"),
+        "chosen": recipe.get("chosen", {}),
+    }
+
+
+def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    method = config["method"]
+    seeds = {
+        "training": config["seed"],
+        "data": config["data_seed"],
+        "projection": method.get("projection_seed"),
+    }
+    if "redrawn" in method:
+        seeds["projection_note"] = PROJECTION_NOTES[method["redrawn"]]
+    return seeds
+
+
+def _result(record: Record) -> dict[str, Any]:
+    result = record["result"]
+    stated = Metric.of_record(record)
+    # An own task may have a metric of its own, whose direction only it knows
+    metric = stated
+    if stated.name in RANGES:
+        is_perplexity = stated.name == "perplexity"
+        scale = 1.0 if is_perplexity else 100.0
+        metric = Metric(stated.name, not is_perplexity, scale)
+    return summarise(
+        record["curve"],
+        record["data"]["dev_rows"],
+        metric,
+        result["reported"],
+        record["config"]["select"],
+    )
+
+
+def summarise(
+    curve: Mapping[str, list[Any]],
+    dev_rows: int,
+    metric: Metric,
+    reported: str,
+    select: str,
+) -> dict[str, Any]:
+    """The result by both protocols; `best` and `last` by `select`, best_epoch as its
+    adapter is kept.
+
+    paper: the best epoch on the dev set, reported on the same rows, which is
+    optimistic. crossfit: see runs.record.crossfit. reported: "best" or "last",
+    whichever the task's table shows."""
+    result = {
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
+        "scale": metric.scale,
+        "reported": reported,
+        "select": select,
+    }
+    scores = curve["metric"]
+    if not scores:
+        return {**result, "best": None, "best_epoch": None, "last": None}
+    selected = metric.best(scores)
+    paper = {
+        "best": scores[selected],
+        "best_epoch": curve["epoch"][selected],
+        "last": scores[-1],
+    }
+    protocols = {
+        "paper": paper,
+        "crossfit": crossfit(dict(curve), dev_rows, metric) or {},
+    }
+    stated = {key: protocols[select].get(key) for key in ("best", "last")}
+    return {**result, **paper, **stated, "protocols": protocols}
+
+
+# --- checking
+
+
+def contradictions(record: Record) -> Iterator[str]:
+    """What a finished record says that does not follow from its own keys, a sentence
+    each."""
+    if record["config"]["train"]["epochs"] > MOST_EPOCHS:
+        yield f"more than {MOST_EPOCHS:,} epochs"
+        return
+    for place in _differing_places(record, derived(record)):
+        if place == "label.row" and _is_own_label(record):
+            continue
+        yield f"{place} does not follow from the configuration, curve and hashes"
+    yield from _impossible_scores(record)
+    yield from _bits_without_score(record)
+    yield from _groups_without_parameters(record)
+
+
+def _is_own_label(record: Record) -> bool:
+    """Whether the row is labelled as its method is: older records spell peft's classes
+    as peft does."""
+    return bool(record["label"]["row"] == record["config"]["method"]["label"])
+
+
+def _differing_places(stated: Any, computed: Any, place: str = "") -> Iterator[str]:
+    """Where a record says something else than what was computed. Keys that older
+    records lack are passed over."""
+    if isinstance(computed, dict) and isinstance(stated, dict):
+        for key, value in computed.items():
+            if key in stated:
+                inner = f"{place}.{key}" if place else key
+                yield from _differing_places(stated[key], value, inner)
+        return
+    if isinstance(computed, list) and isinstance(stated, list):
+        if len(computed) != len(stated):
+            yield place
+            return
+        for pair in zip(stated, computed, strict=True):
+            if list(_differing_places(*pair, place)):
+                yield place
+                return
+        return
+    if not _equal(stated, computed):
+        yield place
+
+
+def _equal(stated: Any, computed: Any) -> bool:
+    if isinstance(stated, float | int) and isinstance(computed, float | int):
+        return math.isclose(stated, computed, rel_tol=0, abs_tol=TOLERANCE)
+    return bool(stated == computed)
+
+
+def _impossible_scores(record: Record) -> Iterator[str]:
+    """Scores outside the metric's range, and accuracies that no number of rows has."""
+    name, curve = record["result"]["metric"], record["curve"]
+    rows = record["data"]["dev_rows"]
+    halves = [rows // 2, rows - rows // 2]
+    columns = {
+        "metric": rows,
+        "metric_select": halves[0],
+        "metric_report": halves[1],
+    }
+    for column, count in columns.items():
+        for score in curve.get(column) or []:
+            if score is None:
+                yield f"curve.{column} has an evaluation without a score"
+            elif name in RANGES and not _within(score, RANGES[name]):
+                yield f"curve.{column}: {score} is no {name}"
+            elif name == METRIC_OF_ITEMS and not _is_whole(score * count):
+                yield f"curve.{column}: {score} is no {name} of {count} rows"
+    if name == METRIC_OF_ITEMS and curve.get("metric_select"):
+        by_halves = zip(curve["metric_select"], curve["metric_report"], strict=True)
+        for score, (select, report) in zip(curve["metric"], by_halves, strict=True):
+            right = select * halves[0] + report * halves[1]
+            if not _is_close(score * rows, right):
+                yield "curve.metric is not the mean of its two halves"
+                return
+
+
+def _within(score: float, bounds: tuple[float, float]) -> bool:
+    low, high = bounds
+    return low - TOLERANCE <= score <= high + TOLERANCE
+
+
+def _is_close(first: float, second: float) -> bool:
+    return math.isclose(first, second, abs_tol=1e-4)
+
+
+def _is_whole(number: float) -> bool:
+    return _is_close(number, round(number))
+
+
+def _bits_without_score(record: Record) -> Iterator[str]:
+    """Bits of right rows that give another score than the record states."""
+    protocols = record["result"].get("protocols") or {}
+    by_paper = protocols.get("paper") or {}
+    for epoch, stated in (record.get("right") or {}).items():
+        try:
+            bits = right_items(record, epoch)
+        except ValueError as error:
+            yield f"right.{epoch}: {error}"
+            continue
+        score = by_paper.get(epoch)
+        if stated is None or bits is None or score is None:
+            continue
+        if not _is_close(float(bits.mean()), score):
+            yield f"right.{epoch} are not the rows of its score"
+    for entry in (record.get("texts") or {}).get("scores", []):
+        if "right" not in entry:
+            continue
+        bits = right_items(record, entry["which"])
+        if bits is None or len(entry.get("parts") or {}) != 1:
+            continue
+        if not _is_close(100 * float(bits.mean()), entry["exact_match"]):
+            yield "texts: the right texts are not those of the exact match"
+
+
+def _groups_without_parameters(record: Record) -> Iterator[str]:
+    """Groups of the optimizer that do not hold the trained parameters, or have a rate
+    that the configuration has not."""
+    groups = record.get("groups") or []
+    if not groups:
+        return
+    parameters = record["parameters"]
+    trained = parameters["adapter"] + parameters["head"]
+    if sum(group["parameters"] for group in groups) != trained:
+        yield "groups do not hold the trained parameters"
+    train = record["config"]["train"]
+    rates = {train["lr"], train["lr_head"], *(train.get("lr_by") or {}).values()}
+    decays = {train["weight_decay"], 0.0, *(train.get("decay_by") or {}).values()}
+    for group in groups:
+        if group["lr"] not in rates or group["weight_decay"] not in decays:
+            yield f"group {group['name']} has another rate than the configuration"

@@ -1,0 +1,51 @@
+"""How many steps a run takes, and when it evaluates."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The number of a run's epochs and steps, and when it evaluates.
+
+    batch: rows of a step. evaluate_every: epochs between two evaluations."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch: int
+    evaluate_every: int
+
+    @classmethod
+    def of(cls, train: Mapping[str, Any], rows: int, trains: bool = True) -> "Plan":
+        """The plan of these settings of training on so many rows. trains: False where
+        no parameter is trained; then there are no steps."""
+        batch = train["effective_batch"]
+        steps_per_epoch = math.ceil(rows / batch)
+        total_steps = steps_per_epoch * train["epochs"] if trains else 0
+        if train.get("max_steps"):
+            total_steps = min(total_steps, train["max_steps"])
+        return cls(
+            epochs=math.ceil(total_steps / steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            batch=batch,
+            evaluate_every=train.get("evaluate_every") or 1,
+        )
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ends with an evaluation."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+
+    def evaluated_steps(self) -> list[int]:
+        """The number of steps before each evaluation. Where nothing trains, the
+        pretrained model is evaluated once."""
+        if not self.total_steps:
+            return [0]
+        steps = []
+        for epoch in range(self.epochs):
+            if self.evaluates(epoch):
+                steps.append(min((epoch + 1) * self.steps_per_epoch, self.total_steps))
+        return steps
