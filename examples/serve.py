@@ -1,11 +1,15 @@
 """Serves many adapters over HTTP, VeRA's and LoRA's: requests for different ones are
 answered in one batch.
 
-    pip install -e '.[serve]' python examples/serve.py --model FOLDER 'outputs/runs/*' #
-    under the ids of the runs python examples/serve.py --model FOLDER
-    films=outputs/runs/ID ... # under a name
+    pip install -e '.[serve]'
+    # under the ids of the runs, or one under a name
+    python examples/serve.py --model FOLDER 'outputs/runs/*'
+    python examples/serve.py --model FOLDER films=outputs/runs/ID
+    # one text, or a list of them, which is answered in its order
     curl localhost:8000/classify -H 'content-type: application/json' \
       -d '{"adapter": "films", "text": "A lovely film."}'
+    curl localhost:8000/classify -H 'content-type: application/json' \
+      -d '{"adapter": "films", "text": ["A lovely film.", "A dull one."]}'
 
 A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names
 of the classes, which answers have (numbers where it has no names). An adapter without a
@@ -46,7 +50,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -58,17 +62,59 @@ from vera.errors import first_line
 from vera.head_file import HEAD_FORMAT
 from vera.sites import head_parameters
 
-LARGEST_BATCH, LONGEST_QUEUE = 64, 256  # requests
+LARGEST_BATCH, LONGEST_QUEUE = 64, 256  # texts
 LARGEST_BODY = 1_000_000  # bytes
+LONGEST_NAME = 255  # characters
 ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
+
+
+Text = Annotated[str, Field(max_length=100_000)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=LONGEST_QUEUE)]
 
 
 class Question(BaseModel, extra="forbid"):
     adapter: str | None = Field(
-        None, max_length=255, description="its name; null: the base model"
+        None, max_length=LONGEST_NAME, description="its name; null: the base model"
     )
-    text: str = Field(max_length=100_000)
-    text_pair: str | None = Field(None, max_length=100_000)
+    text: Text | Texts = Field(
+        description="one text, or a list of them, which is answered in its order"
+    )
+    text_pair: Text | Texts | None = Field(
+        None, description="the second text of a pair; of a list, one for each text"
+    )
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> "Question":
+        if self.text_pair is not None and _length(self.text) != _length(self.text_pair):
+            raise ValueError("text_pair needs one text for each in text")
+        return self
+
+    def parts(self) -> list["Asked"]:
+        """What is asked of each text."""
+        texts = self.text if isinstance(self.text, list) else [self.text]
+        pairs: Sequence[str | None] = [None] * len(texts)
+        if isinstance(self.text_pair, list):
+            pairs = self.text_pair
+        elif self.text_pair is not None:
+            pairs = [self.text_pair]
+        return [
+            Asked(self.adapter, text, pair)
+            for text, pair in zip(texts, pairs, strict=True)
+        ]
+
+
+def _length(texts: str | list[str]) -> int | None:
+    """How many texts a list has; None of one text that is in no list."""
+    return len(texts) if isinstance(texts, list) else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text, or one pair, and who is to answer."""
+
+    adapter: str | None
+    text: str
+    text_pair: str | None
 
 
 class Answer(BaseModel):
@@ -87,7 +133,7 @@ class Answer(BaseModel):
 class Health(BaseModel):
     status: str
     adapters: int
-    waiting: int = Field(description="requests that wait for a batch")
+    waiting: int = Field(description="texts that wait for a batch")
 
 
 class Source(BaseModel, extra="forbid"):
@@ -198,9 +244,10 @@ class Registry:
                     # also an AdapterError, a loop of links
                     kept = "left as it was" if name in self.residents else "left out"
                     print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
-            others = {*before.items()} ^ {*self.residents.items()}
             report(self.residents, f"on {self.base.device}")
-            report({name for name, _ in others} if before else (), "changed")
+            if before:
+                changes = {*before.items()} ^ {*self.residents.items()}
+                report({name for name, _ in changes}, "changed")
 
     def put(self, name: str, folder: str | Path) -> None:
         """`add`, for a folder that with its files is below the root once links are
@@ -221,6 +268,10 @@ class Registry:
         """Serves a folder's adapter under a name, in place of another one. Raises
         AdapterError or OSError, with nothing changed, where it does not fit. For `read`
         and `put`."""
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise vera.AdapterError(
+                f"{name[:40]!a}: a name has at most {LONGEST_NAME} printable characters"
+            )
         hashes = check_record(folder)
         if name in self.residents and self.residents[name].hashes == hashes:
             return
@@ -302,7 +353,7 @@ def check_record(folder: Path) -> dict[str, str]:
 def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastAPI:
     """The application around a registry; token: of those who may change its
     adapters."""
-    waiting: deque[tuple[Question, Resident, asyncio.Future[Answer]]] = deque()
+    waiting: deque[tuple[Asked, Resident, asyncio.Future[Answer]]] = deque()
     # RoBERTa's and MPNet's positions begin after the padding index
     tables = [
         m
@@ -317,7 +368,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
         tokenizer.model_max_length, registry.base.config.max_position_embeddings - first
     )
 
-    def answer(question: Question, resident: Resident, outputs: torch.Tensor) -> Answer:
+    def answer(question: Asked, resident: Resident, outputs: torch.Tensor) -> Answer:
         if len(outputs) == 1:
             return Answer(adapter=question.adapter, score=float(outputs))
         row, classes = outputs.softmax(-1).tolist(), resident.classes
@@ -327,8 +378,8 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
             adapter=question.adapter, label=label, probabilities=probabilities
         )
 
-    def compute(work: Sequence[tuple[Question, Resident]]) -> list[Answer | Exception]:
-        """The answers of one model. A question that cannot be computed fails alone."""
+    def compute(work: Sequence[tuple[Asked, Resident]]) -> list[Answer | Exception]:
+        """The answers of one model. A text that cannot be computed fails alone."""
         adapters = work[0][1].adapters
         names = (
             {"adapter_names": [resident.key for _, resident in work]}
@@ -350,8 +401,8 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
             return [error] if len(work) == 1 else [compute([one])[0] for one in work]
 
     def answer_waiting() -> None:
-        """A batch of those that wait. Each request submits this once, which answers it
-        at the latest."""
+        """A batch of those that wait. Each text submits this once, which answers it at
+        the latest."""
         batch = [waiting.popleft() for _ in range(min(len(waiting), LARGEST_BATCH))]
         app.state.batches.append(len(batch))
         for adapters in {resident.adapters: None for _, resident, _ in batch}:
@@ -428,30 +479,33 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
         report([name], "taken by DELETE")
 
     @app.post("/classify", response_model_exclude_none=True)
-    async def classify(question: Question) -> Answer:
+    async def classify(question: Question) -> Answer | list[Answer]:
+        parts = question.parts()
         if question.adapter is None and not registry.own_head:
             raise HTTPException(
                 422,
                 "name an adapter: GET /adapters lists them (the base model has no head)",
             )
-        if len(waiting) >= LONGEST_QUEUE:
+        if len(waiting) + len(parts) > LONGEST_QUEUE:
             raise HTTPException(
-                503, f"{LONGEST_QUEUE} requests wait already", {"Retry-After": "1"}
+                503,
+                f"{len(waiting)} texts wait already, of at most {LONGEST_QUEUE}",
+                {"Retry-After": "1"},
             )
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in parts]
+        name = question.adapter
         with registry.ordering:
-            resident = (
-                registry.alone
-                if (name := question.adapter) is None
-                else registry.residents.get(name)
-            )
+            resident = registry.alone if name is None else registry.residents.get(name)
             if resident is None:
                 raise HTTPException(
                     404, f"no adapter {name!r}: GET /adapters lists those here"
                 )
-            waiting.append((question, resident, future))
-            registry.computing.submit(answer_waiting)
-        return await future
+            for part, future in zip(parts, futures, strict=True):
+                waiting.append((part, resident, future))
+                registry.computing.submit(answer_waiting)
+        answers = await asyncio.gather(*futures)
+        return answers if isinstance(question.text, list) else answers[0]
 
     return app
 

@@ -187,6 +187,39 @@ def test_an_unknown_key_is_refused_and_what_is_served_can_be_asked(served):
     assert client.get("/").url.path == "/docs"
 
 
+def test_a_list_of_texts_is_answered_in_its_order_and_in_shared_batches(served):
+    client, app, *_ = served
+    texts = [TEXTS[i % 4] for i in range(150)]
+    pairs = [TEXTS[i % 3] for i in range(150)]
+    alone = {
+        (text, pair): post(client, adapter="a3", text=text, text_pair=pair)
+        for text, pair in {*zip(texts, pairs, strict=True)}
+    }
+    app.state.batches.clear()
+    answers = post(client, adapter="a3", text=texts, text_pair=pairs)
+    assert len(answers) == 150
+    assert max(app.state.batches) == example().LARGEST_BATCH
+    for answer, asked in zip(answers, zip(texts, pairs, strict=True), strict=True):
+        expected = alone[asked]
+        assert answer["label"] == expected["label"]
+        assert answer["probabilities"] == pytest.approx(
+            expected["probabilities"], abs=1e-5
+        )
+    (only,) = post(client, adapter="stars", text=[TEXTS[0]])
+    assert only["score"] == pytest.approx(
+        post(client, adapter="stars", text=TEXTS[0])["score"], rel=1e-5
+    )
+    for body in (
+        {"text": []},
+        {"text": ["a"] * 257},
+        {"text": ["a", 1]},
+        {"text": ["a", "b"], "text_pair": ["c"]},
+        {"text": ["a"], "text_pair": "c"},
+        {"text": "a", "text_pair": ["c"]},
+    ):
+        assert client.post("/classify", json=body).status_code == 422, body
+
+
 def held(registry, name):
     """The model of an adapter computes its next batch, and ends none before the second
     event."""
@@ -217,6 +250,10 @@ def test_beyond_the_queue_the_answer_is_503_and_those_that_wait_are_answered(
         ]
         wait_for(lambda: len(app.state.waiting) == 3)
         full = client.post("/classify", json={"adapter": "a1", "text": "a"})
+        monkeypatch.setattr(example(), "LONGEST_QUEUE", 4)
+        many = client.post("/classify", json={"adapter": "a1", "text": ["a", "b"]})
+        assert many.status_code == 503
+        assert len(app.state.waiting) == 3
         go.set()
         assert (full.status_code, int(full.headers["retry-after"]) > 0) == (503, True)
         assert [answer.result()["adapter"] for answer in [first, *waiting]] == [
@@ -326,6 +363,8 @@ def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was
     for folder in (*wrong, tmp_path / "outside"):
         assert "\n" not in put(client, "films", folder, 422).json()["detail"]
         assert post(client, adapter="films", text=TEXTS[0]) == new
+    for name in ("a%0d%0ab", "a%00", "%e2%80%aea", "%ef%bb%bf", "a" * 256):
+        assert "255 printable" in put(client, name, "c", 422).json()["detail"]
     registry.words = [str(root / "a"), str(root / "loop")]
     registry.read()
     # the signal leaves it, too
@@ -477,6 +516,7 @@ def test_a_real_server_reads_no_large_body_and_needs_its_base_file_no_more(tmp_p
             server.terminate()
     assert "headless: no head.safetensors" in log.read_text()
     assert "2 adapters on cpu: 'films', 'whole'\n" in log.read_text()
+    assert log.read_text().count("changed") == 1  # by the signal
 
 
 def test_a_file_that_is_not_the_one_of_the_run_s_record_is_not_served(tmp_path):
