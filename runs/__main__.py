@@ -53,7 +53,7 @@ from runs.identity import identify
 from runs.record.keys import KEYS, PATH
 from runs.record.override import Override
 from runs.run import overrides_of, with_starts
-from runs.sweep.sweep import sweep
+from runs.sweep.sweep import dry_run, sweep
 from runs.tracking import agent_note
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -132,6 +132,9 @@ def main(arguments: list[str]) -> int:
     # without the runs that only others need
     again = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
+    if command.launch.launcher.dry_run:
+        print(dry_run(runs, command.launch.launcher))
+        return 0
     if note := agent_note(runs):
         print(note)
     return sweep(runs, launch=command.launch, again=again).exit_code

@@ -218,16 +218,11 @@ def changed(record: Record) -> list[str]:
 def differs(record: Record, run: Run) -> str:
     """What would be otherwise if a finished run were done now: sources, and the adapter
     on disk."""
-    # Records of old versions have no adapter_precision
-    had, keys = (
-        {"adapter_precision": "fp32"} | record["config"],
-        ["keep", "adapter_precision"],
-    )
-    kept = [
-        f"{key}={had[key]} (not {run.config[key]})"
-        for key in keys
-        if had[key] != run.config[key]
-    ]
+    kept = list[str]()
+    for key in ("keep", "adapter_precision"):
+        before, now = record["config"].get(key), run.config[key]
+        if before != now:
+            kept.append(f"{key}={before} (not {now})")
     files, found = changed(record), list[str]()
     if files:
         verb = "have" if len(files) > 1 else "has"

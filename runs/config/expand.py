@@ -41,7 +41,6 @@ REFUSED = {
     rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: KEY=VALUE, or KEY=null",
     r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
-    r"\+*lease_seconds=": "leave it out, since the kernel knows which runs are on",
     r".*_target_|\+*(method\.kind|task\.reader)=.*\.": "a file names what is called (--config-dir)",
 }
 #: Values of a list.

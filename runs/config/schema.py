@@ -90,13 +90,15 @@ class Launcher(Part):
     runs_per_device: Count = 1
     # slurm, ray: how many workers at once; null: one a run, at most 8
     executors: Count | None = None
+    # slurm: whether the sbatch script is printed, and nothing submitted
+    dry_run: bool = False
     init: dict[str, Any] | None = None  # of ray.init: {address: auto}
     remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
 
     @model_validator(mode="after")
     def _own(self) -> "Launcher":
         keys_of_launchers = {
-            "slurm": {"executors", *(self.model_extra or {})},
+            "slurm": {"executors", "dry_run", *(self.model_extra or {})},
             "ray": {"executors", "init", "remote"},
         }
         allowed = keys_of_launchers.get(self.name, {"runs_per_device"})

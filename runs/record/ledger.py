@@ -38,8 +38,11 @@ INSTALLED = (ROOT / "runs" / "conf").is_dir()
 CONF = ROOT / "runs" / "conf" if INSTALLED else ROOT / "conf"
 #: Studies that the project publishes.
 PUBLISHED = ROOT / "runs" / "records"
-#: What a file or a line holds: its newest schema, and what checks it.
-KINDS = {"record": (SCHEMA, check), "measure": (MEASURE_SCHEMA, check_measure)}
+#: What a file or a line holds: its oldest and newest schema, and what checks it.
+KINDS = {
+    "record": (2, SCHEMA, check),
+    "measure": (MEASURE_SCHEMA, MEASURE_SCHEMA, check_measure),
+}
 
 
 @cache
@@ -165,7 +168,7 @@ def record_text(record: Record, kind: str = "record") -> str:
     `printable` writes them. Raises ValueError for one that could not be read again: of
     another shape, or with NaN or infinity."""
     text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
-    KINDS[kind][1](orjson.loads(text))
+    KINDS[kind][2](orjson.loads(text))
     return text
 
 
@@ -225,13 +228,14 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
     """One record, or measure, in this schema: of a file, or a line, whose place `path`
     is then. Raises ValueError, naming the place, for one that is damaged or of an
     unknown schema."""
-    content, (schema, check) = line or read_regular(path), KINDS[kind]
+    content = line or read_regular(path)
+    oldest, newest, check = KINDS[kind]
     try:
         record: Record = orjson.loads(content)
         has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
         if not has_id or type(record.get("schema")) is not int:
             raise ValueError("it has no id and no schema")
-        if not 1 <= record["schema"] <= schema:
+        if not oldest <= record["schema"] <= newest:
             raise ValueError(
                 f"schema {record['schema']} is not known here; a newer version may read it"
             )

@@ -267,10 +267,8 @@ UNFINISHED = {
 
 
 def migrate(record: Record) -> Record:
-    """A record of an older schema in this one. Before 2 there were no tries; before 3
-    no direction and scale of the metric, and not the epoch that tables report."""
-    if record["schema"] == 1:
-        record |= {"schema": 2, "tries": []}
+    """A record of schema 2 in this one: it lacks the direction and scale of the metric,
+    and the epoch that tables report."""
     if record["schema"] == 2:
         record["schema"] = 3
         result, config = record.get("result"), record.get("config")

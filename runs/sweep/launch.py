@@ -23,18 +23,14 @@ from runs.sweep.pool import GRACE, Places, Sweep
 
 #: The most workers of a sweep where `executors` is null.
 WORKERS = 8
-#: Settings of submitit for every cluster, by its names; the others are Slurm's alone.
-GENERAL = ("timeout_min", "nodes", "cpus_per_task", "gpus_per_node", "mem_gb")
 
 
 def launched(sweep: Sweep, launcher: Launcher) -> None:
     """Has workers do the runs, and shows what they do."""
-    folder, pending = (
-        (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve(),
-        sweep.pending,
-    )
+    folder = folder_of(sweep)
+    pending = sweep.pending
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(launcher.executors or WORKERS, len(pending))
+    count = workers_for(launcher, len(pending))
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
         work = Work(sweep, folder, count)
@@ -58,20 +54,23 @@ def launched(sweep: Sweep, launcher: Launcher) -> None:
         )
 
 
+def folder_of(sweep: Sweep) -> Path:
+    """The folder of a sweep's logs."""
+    return (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve()
+
+
+def workers_for(launcher: Launcher, runs: int) -> int:
+    """How many workers do so many runs."""
+    return min(launcher.executors or WORKERS, runs)
+
+
 @contextlib.contextmanager
 def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
     """Submits an array of Slurm jobs, through submitit, unless those of an earlier
     command are there. Gives a function that counts them. Jobs go on without this
     command. Raises UserError where Slurm refuses."""
-    import submitit
-
-    name, jobs = work.folder.name, 0
-    given = {**(slurm.model_extra or {})}
-    # as in conf/launcher/slurm.yaml
-    limit = {"slurm_max_num_timeout": given.pop("max_num_timeout", 1000)}
-    given = {
-        key if key in GENERAL else f"slurm_{key}": value for key, value in given.items()
-    }
+    name = work.folder.name
+    jobs = 0
 
     def alive() -> int:
         nonlocal jobs
@@ -88,10 +87,7 @@ def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
     if not alive():
         os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]  # which sbatch passes on
         try:
-            executor = submitit.AutoExecutor(
-                work.folder / "submitit" / "%j", cluster="slurm", **limit
-            )
-            executor.update_parameters(name=name, tasks_per_node=1, **given)
+            executor = slurm_executor(slurm, work.folder)
             # sbatch's message is in the error below
             with contextlib.redirect_stderr(io.StringIO()):
                 executor.map_array(work, range(work.workers))
@@ -107,6 +103,42 @@ def on_slurm(slurm: Launcher, work: "Work") -> Iterator[Callable[[], int]]:
         elif alive():
             how = f"To end them: scancel --name={name}"
             print(f"{jobs} jobs go on without this command. {how}", file=sys.stderr)
+
+
+def slurm_executor(slurm: Launcher, folder: Path, without_slurm: bool = False) -> Any:
+    """submitit's executor with the launcher's settings. folder: of the sweep; its name
+    is the jobs'. without_slurm: whether it may be made where there is no Slurm."""
+    import submitit
+
+    class Executor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1 if without_slurm else int(super().affinity())
+
+    settings = dict(slurm.model_extra or {})
+    # as in conf/launcher/slurm.yaml
+    max_num_timeout = settings.pop("max_num_timeout", 1000)
+    executor = Executor(folder / "submitit" / "%j", max_num_timeout=max_num_timeout)
+    given = {key: value for key, value in settings.items() if value is not None}
+    # into sbatch's names
+    parameters = executor._convert_parameters(
+        {"name": folder.name, "tasks_per_node": 1, **given}
+    )
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def sbatch_script(slurm: Launcher, folder: Path, workers: int) -> str:
+    """What sbatch would get for so many workers. Raises UserError for a setting that
+    submitit does not take."""
+    try:
+        executor = slurm_executor(slurm, folder, without_slurm=True)
+    except Exception as error:
+        raise UserError(f"launcher=slurm: {_last_line(error)}") from None
+    if workers > 1:
+        executor.parameters["map_count"] = workers
+    command = executor._submitit_command_str
+    return str(executor._make_submission_file_text(command, ""))
 
 
 @contextlib.contextmanager

@@ -35,9 +35,16 @@ from runs.record.text import duration, plural
 from runs.run import Run
 from runs.shared_files import alone
 from runs.sweep.display import heads
-from runs.sweep.launch import check_launcher, environment, launched
+from runs.sweep.launch import (
+    check_launcher,
+    environment,
+    folder_of,
+    launched,
+    sbatch_script,
+    workers_for,
+)
 from runs.sweep.pool import Job, Places, Sweep, places
-from runs.tracking import log_file
+from runs.tracking import Tracking, log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 from tasks.images import preprocessing
@@ -99,6 +106,33 @@ def sweep(
     return done
 
 
+def dry_run(runs: list[Run], launcher: Launcher) -> str:
+    """The sbatch script of the runs that are left, without fetching, checking or
+    submitting anything."""
+    output, ids = runs[0].config["output"], identify(runs)
+    done = [bool(finished_record(output, run_id)) for run_id in ids]
+    left = done.count(False)
+    if not left:
+        return f"# {plural(len(runs), 'run')} already done: nothing to submit"
+    jobs = [
+        Job(run.label, run, run_id or "unknown")
+        for run, run_id in zip(runs, ids, strict=True)
+    ]
+    folder = folder_of(Sweep(jobs, Tracking("off")))
+    workers = workers_for(launcher, left)
+    head = (
+        f"# {plural(workers, 'worker')} for {plural(left, 'run')}; nothing is submitted"
+    )
+    if None in ids:
+        head += (
+            "\n# The jobs will have another name: it is known once models and data are"
+            " fetched"
+        )
+    # the first line of the script has to stay the first
+    shebang, _, rest = sbatch_script(launcher, folder, workers).partition("\n")
+    return f"{shebang}\n{head}\n{rest}".rstrip()
+
+
 def _begin(
     runs: list[Run], launcher: Launcher, again: Sequence[Run], here: bool
 ) -> tuple[list[Job], list[tuple[Job, Record]], Places]:
@@ -115,10 +149,6 @@ def _begin(
     if len({run.config["output"] for run in runs}) > 1:
         raise UserError(
             "output= differs from run to run: the runs of a command go to one folder"
-        )
-    if any(Path(output, "leases").glob("*")):
-        raise UserError(
-            f"{output}/leases is of an earlier version: end its commands, then delete the folder"
         )
     check_ids(runs, ids)
     records, on = [finished_record(output, run_id) for run_id in ids], Places()

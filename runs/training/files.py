@@ -237,10 +237,9 @@ def tidy(output: str | Path, record: Record) -> None:
 
 def _state(folder: Path) -> dict[str, Any]:
     """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking
-    over, and for a damaged file. Attempts of older versions lack the seconds of
-    decoding."""
+    over, and for a damaged file."""
     try:
-        state = {"decoding": 0.0} | json.loads(read_regular(folder / STATE, 2**20))
+        state = json.loads(read_regular(folder / STATE, 2**20))
         return {key: kind(state[key]) for key, kind in TOLD.items()}
     except (ValueError, KeyError, TypeError):
         return {}

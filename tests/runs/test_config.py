@@ -465,7 +465,7 @@ ALONE = {
 method.rank=abc method.sites=query init_from=lora
 """,
     "{word}: not taken here. Instead: ": """
-+hydra.launcher.nodes=2 hydra.searchpath=[file:///x] lease_seconds=5 recipe.lr=3 ~model ~train.lr
++hydra.launcher.nodes=2 hydra.searchpath=[file:///x] recipe.lr=3 ~model ~train.lr
 train={adam_eps:1e-4} method.kind=a.b task.reader=a.b model.settings={a:[{_target_:os.system}]}
 """,
     "no key '{key}'": """

@@ -112,7 +112,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(
         told = rf"CUDA {version or 'none'}\) can use no GPU here \(driver 550\.54.*device=cpu$"
         with pytest.raises(DeviceError, match=told):
             gpus.devices("auto")
-    for words in ("GPU-cccc", "0"):  # given by a lease, or by Slurm
+    for words in ("GPU-cccc", "0"):  # given by a sweep, or by Slurm
         machine.visible(words)
         with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}"):
             gpus.check_usable("auto")

@@ -173,15 +173,13 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     assert new["code"]["sources"] != old["code"]["sources"]
 
 
-@pytest.mark.parametrize("name", ["runs", "leases/run.1"])
+@pytest.mark.parametrize("name", ["runs", "locks"])
 def test_a_file_where_none_can_be_is_one_line(name, words):
     (path := Path(output_of(words), name)).parent.mkdir(parents=True)
     path.touch()
     done = call_here("runs", *words, check=2)
     assert (done.stderr.startswith("error: "), done.stderr.count("\n")) == (True, 1)
-    assert (
-        "/leases is of an" if "/" in name else f"/{name}: File exists"
-    ) in done.stderr
+    assert f"/{name}: File exists" in done.stderr
     assert not Path(output_of(words), "records").is_dir()
 
 
@@ -481,7 +479,8 @@ def test_one_function_counts_a_run_whoever_did_it(words, capsys):
 
 
 def test_a_skipped_run_says_that_its_adapter_is_not_the_one_asked_for():
-    record = ledgers.record() | {"config": {"keep": "best"}}
+    config = {"keep": "best", "adapter_precision": "fp32"}
+    record = ledgers.record() | {"config": config}
     said = {
         "keep=last": "keep=best (not last)",
         "adapter_precision=fp16": "=fp32 (not fp16)",
@@ -611,6 +610,43 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
         assert len(sent) == 2
     again = work.checkpoint(3)
     assert (again.function, again.args) == (work, (3,))
+
+
+def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monkeypatch):
+    """Without Slurm, models or data; the script is the one that is submitted later."""
+    few, output = [*words, "train.max_steps=1", "seed=0,1,2"], Path(output_of(words))
+    slurm = ["launcher=slurm", "launcher.partition=gpu", "launcher.timeout_min=90"]
+    dry = call_here("runs", *few, *slurm, "launcher.dry_run=true", check=0).stdout
+    lines = dry.splitlines()
+    assert lines[:2] == [
+        "#!/bin/bash",
+        "# 3 workers for 3 runs; nothing is submitted",
+    ]
+    for flag in ("partition=gpu", "time=90", "array=0-2%3", "nodes=1"):
+        assert f"#SBATCH --{flag}" in lines
+    assert not output.exists()
+
+    sent = []
+
+    def submit(self, command):
+        sent.append(self._make_submission_file_text(command, "x"))
+        return submitit.SlurmJob(folder=self.folder, job_id="12", tasks=[0])
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
+    monkeypatch.setattr(launch, "_output", lambda *_: "")
+    command = read_command([*few, *slurm])
+    sweep.sweep(command.runs, launch=command.launch)
+    assert sent[0].splitlines() == [lines[0], *lines[2:]]
+    (output / "locks").mkdir(exist_ok=True)
+    trained([*few[:-1], "seed=0"])
+    fewer = call_here("runs", *few, *slurm, "launcher.dry_run=true", check=0).stdout
+    assert "# 2 workers for 2 runs" in fewer
+    one = [*words, "train.max_steps=1", "seed=0", *slurm]
+    none = call_here("runs", *one, "launcher.dry_run=true", check=0).stdout
+    assert none == "# 1 run already done: nothing to submit\n"
+    wrong = [*one[:-1], "seed=1", "launcher.dry_run=true", "+launcher.colour=red"]
+    assert "colour" in call_here("runs", *wrong, check=2).stderr
 
 
 @pytest.mark.parametrize(
