@@ -5,27 +5,30 @@ difference, interval and list of rows is a call of what stands here:
     {{ minus("vera", "lora", task="mrpc") | gap }}.
 
 Everything is computed from the study's own records when `make results` writes its page.
-docs/records.md lists the calls."""
+docs/statistics.md lists the calls."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from analysis.frame import reported
-from analysis.inference import Mean, TwoWay, mean_of, two_way
+from analysis.frame import runs as all_runs
+from analysis.inference import TwoWay, two_way
 from analysis.paper import numbers
 from analysis.results.claims import MARGIN_TEXT
-from analysis.results.comparisons import collapsed
+from analysis.results.comparisons import CHANCE, collapsed
+from analysis.results.scores import FILTERS, Difference, Scores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, over_tasks
-from analysis.results.templates import distance, interval, templates
+from analysis.results.templates import templates
 from runs.errors import UserError
+from runs.record import read_study
 
 NOTES = "NOTES.md"
 
@@ -38,9 +41,9 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
     """
     if not (folder / NOTES).is_file():
         return ""
-    study = StudyNumbers(runs, rows)
+    study = StudyNumbers(runs, rows, folder.parent)
     environment = templates(folder).overlay()
-    environment.filters = {**environment.filters, "gap": gap, "fixed": fixed}
+    environment.filters = {**environment.filters, **FILTERS}
     try:
         template = environment.get_template(NOTES)
         return template.render(study.calls())
@@ -48,142 +51,32 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
         raise UserError(f"{folder.name}/{NOTES}: {error}") from error
 
 
-def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
-    """A number, or several, with this many decimals."""
-    if isinstance(value, int | float | np.floating):
-        return f"{value:,.{decimals}f}"
-    return listed([f"{one:,.{decimals}f}" for one in value])
-
-
-def gap(difference: "Difference", decimals: int = 1) -> str:
-    """A difference in words: 1.2 points below (95% CI -2.3 to -0.1)."""
-    ends = interval(difference.mean, decimals)
-    words = distance(difference.mean, decimals)
-    return words if ends == "-" else f"{words} (95% CI {ends})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as prose lists them: a, b and c; "none" of no names."""
-    if len(names) < 2:
-        return "".join(names) or "none"
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of some runs, by seed."""
-
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
-    collapsed: int
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.values))
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.values))
-
-    @property
-    def sd(self) -> float:
-        return float(np.std(self.values, ddof=1))
-
-    @property
-    def lowest(self) -> float:
-        return min(self.values)
-
-    @property
-    def highest(self) -> float:
-        return max(self.values)
-
-    @property
-    def lowest_seed(self) -> int:
-        return self.seeds[self.values.index(self.lowest)]
-
-    @property
-    def standard_error(self) -> float:
-        """Of a mean over these runs."""
-        return self.sd / math.sqrt(self.n)
-
-    def sd_without_lowest(self) -> float:
-        """The standard deviation without the lowest score, such as a collapsed run."""
-        return float(np.std(sorted(self.values)[1:], ddof=1))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Differences of pairs of one seed; positive: the first row is better."""
-
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @cached_property
-    def mean(self) -> Mean:
-        return mean_of(self.values)
-
-    @property
-    def sd(self) -> float:
-        return float(np.std(self.values, ddof=1))
-
-    @property
-    def p(self) -> float:
-        return float(self.mean.p())
-
-    @property
-    def above(self) -> int:
-        """In how many pairs the first row is better."""
-        return sum(value > 0 for value in self.values)
-
-    @property
-    def below(self) -> int:
-        return sum(value < 0 for value in self.values)
-
-    @property
-    def smallest(self) -> float:
-        """The smallest difference of a pair, without its sign."""
-        return min(map(abs, self.values))
-
-    @property
-    def largest(self) -> float:
-        return max(map(abs, self.values))
-
-    def ends(self, level: float = 0.95) -> tuple[float, float]:
-        """Both ends of the interval of the mean."""
-        low, high = self.mean.interval(level)
-        return float(low), float(high)
-
-    def corrected_ends(self, comparisons: int) -> tuple[float, float]:
-        """Both ends after Bonferroni's correction for this many comparisons."""
-        return self.ends(1 - 0.05 / comparisons)
-
-
 class StudyNumbers:
-    """What a study's notes can ask. runs: of the study; rows: beside VeRA."""
+    """What a study's notes can ask. runs: of the study; rows: beside VeRA; studies: the
+    folder of all studies, of which `study=` names another one."""
 
-    def __init__(self, runs: pd.DataFrame, rows: StudyRows) -> None:
-        self.runs = collapsed(reported(runs[runs.kind != "failed"]))
+    def __init__(self, runs: pd.DataFrame, rows: StudyRows, studies: Path) -> None:
+        self.runs = scored(runs)
         self.rows = rows
+        self.studies = studies
 
     def calls(self) -> dict[str, Any]:
         """The names that a template knows."""
         return {
             "score": self.score,
             "minus": self.minus,
+            "change": self.change,
+            "spread": self.spread,
+            "mean_of_runs": self.mean_of_runs,
+            "best_within": self.best_within,
+            "power_of_columns": power_of_columns,
             "count": self.count,
             "parameters": self.parameters,
             "ratio": self.ratio,
             "rates": self.rates,
             "best_rate": self.best_rate,
             "trial": self.trial,
+            "seeds": self.seeds,
             "best_is_last": self.best_is_last,
             "at_end": self.at_end,
             "firm": self.firm,
@@ -197,13 +90,22 @@ class StudyNumbers:
             "paper": paper_number,
             "margin": MARGIN_TEXT,
             "row_error": row_error,
+            "highest_trial": self.highest_trial,
+            "larger_class": larger_class,
+            "width": width,
+            "seeds_of": self.seeds_of,
+            "row_count": len(self.rows.rows),
+            "row_labels": self.row_labels,
         }
 
     # --- runs
 
-    def select(self, row: str = "", kind: str = "result", **where: Any) -> pd.DataFrame:
+    def select(
+        self, row: str = "", kind: str = "result", study: str = "", **where: Any
+    ) -> pd.DataFrame:
         """The runs of a row, by columns of `frame.runs` or by settings."""
-        chosen = self.runs[self.runs.kind == kind]
+        chosen = runs_of(self.studies / study) if study else self.runs
+        chosen = chosen[chosen.kind == kind]
         if row:
             chosen = chosen[chosen.row == row]
         for key, value in where.items():
@@ -229,10 +131,20 @@ class StudyNumbers:
         )
 
     def minus(
-        self, left: str, right: str, of: str = "number", **where: Any
+        self,
+        left: str,
+        right: str,
+        of: str = "number",
+        trained: bool = False,
+        **where: Any,
     ) -> Difference:
-        """One row minus another in pairs of one seed, such that more is better. where:
-        of both rows; with the prefix left_ or right_, of one of them."""
+        """One row minus another in pairs of one seed, such that more is better.
+
+        Args:
+            of: the score, as of `score`.
+            trained: only the pairs in which both runs trained.
+            where: of both rows; with the prefix left_ or right_, of one of them.
+        """
         sides = []
         for row, side in ((left, "left_"), (right, "right_")):
             other = "right_" if side == "left_" else "left_"
@@ -242,12 +154,46 @@ class StudyNumbers:
                 if not key.startswith(other)
             }
             sides.append(self._by_seed(row, of, of_side).set_index("seed"))
+        if trained:
+            sides = [side[~side.collapsed] for side in sides]
         shared = sides[0].index.intersection(sides[1].index)
         difference = sides[0].number[shared] - sides[1].number[shared]
         is_less = of == "number" and bool(sides[0].lower_is_better.iloc[0])
         if is_less or (of == "value" and sides[0].higher_is_better.iloc[0] == False):  # noqa: E712
             difference = -difference
         return Difference(tuple(shared), tuple(difference))
+
+    def change(
+        self, rows: str | list[str], left: str, right: str, **where: Any
+    ) -> Difference:
+        """One score of the same runs minus another, such as best minus last, by seed:
+        the mean over several rows."""
+        names = [rows] if isinstance(rows, str) else rows
+        by_row = [self._by_seed(row, left, where).set_index("seed") for row in names]
+        changes = [runs[left].astype(float) - runs[right] for runs in by_row]
+        mean = pd.concat(changes, axis=1).mean(axis=1)
+        return Difference(tuple(mean.index), tuple(mean))
+
+    def spread(
+        self, row: str, of: str = "number", within: str = "", **where: Any
+    ) -> float:
+        """The standard deviation of a row's scores; within: pooled over the groups that
+        have the same of a column or setting."""
+        chosen = self.select(row, **where)
+        scores = chosen[of].astype(float)
+        if not within:
+            return float(scores.std())
+        groups = scores.groupby(column_or_setting(chosen, within))
+        squares = (groups.var() * (groups.count() - 1)).sum()
+        return math.sqrt(squares / (len(scores) - groups.ngroups))
+
+    def mean_of_runs(self, row: str, of: str = "number", **where: Any) -> float:
+        """The mean of a row's scores over all of its runs."""
+        return float(self.select(row, **where)[of].mean())
+
+    def best_within(self, epoch: int, **where: Any) -> int:
+        """In how many runs the best epoch is among the first ones."""
+        return int((self.select(**where).best_epoch <= epoch).sum())
 
     def count(self, row: str = "", kind: str = "result", **where: Any) -> int:
         """How many runs there are (kind: result or trial)."""
@@ -286,6 +232,18 @@ class StudyNumbers:
         trials = self.select(row, "trial", **where)
         return float(trials[np.isclose(trials[column], lr)].number.mean())
 
+    def highest_trial(self, **where: Any) -> float:
+        """The highest score of any trial."""
+        return float(self.select("", "trial", **where).number.max())
+
+    def seeds(self, row: str = "", kind: str = "trial", **where: Any) -> int:
+        """How many seeds the trials (or results) of a row have."""
+        return int(self.select(row, kind, **where).seed.nunique())
+
+    def seeds_of(self, row: str, **where: Any) -> int:
+        """How many seeds the results of a row have."""
+        return self.seeds(row, "result", **where)
+
     def at_end(self, **where: Any) -> list[str]:
         """The labels of the rows whose best rate is at an end of those tried."""
         cells = [row.cell for row in self.rows.rows if row.at_end]
@@ -316,6 +274,11 @@ class StudyNumbers:
             if is_firm and matches and np.sign(mean.mean) == sign:
                 names.append(cell.label)
         return [name for name in names if name not in without]
+
+    def row_labels(self, task: str) -> list[str]:
+        """The rows that have results on a task (label)."""
+        cells = self.rows.cells
+        return sorted({*cells[cells.task_label == task].conf_row})
 
     def difference_of(self, label: str, **where: Any) -> Any:
         """The line of a row (`study_rows.RowDifference`) by its label."""
@@ -360,6 +323,20 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
     return runs.settings.map(lambda settings: settings.get(name))
 
 
+def scored(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs with their scores, and which results have collapsed."""
+    finished = reported(runs[runs.kind != "failed"])
+    is_result = finished.kind == "result"
+    results = collapsed(finished[is_result])
+    return pd.concat([results, finished[~is_result].assign(collapsed=False)])
+
+
+@cache
+def runs_of(folder: Path) -> pd.DataFrame:
+    """The runs of another study."""
+    return scored(all_runs(read_study(folder)))
+
+
 def paper_number(table: str, model: str, row: str, column: str) -> str:
     """A number that the paper prints."""
     frame = numbers()
@@ -369,9 +346,30 @@ def paper_number(table: str, model: str, row: str, column: str) -> str:
         & (frame.row == row)
         & (frame.column == column)
     ]
-    if len(chosen) != 1:
-        raise ValueError(f"{table} has {len(chosen)} numbers of {row} on {column}")
-    return f"{chosen.value.iloc[0]:g}"
+    values = {*chosen.value}  # a row may stand in several parts of a table
+    if len(values) != 1:
+        raise ValueError(f"{table} has {len(values)} numbers of {row} on {column}")
+    return f"{values.pop():.1f}"
+
+
+def larger_class(task: str) -> str:
+    """The share of the larger class in a task's dev set, in percent."""
+    return f"{CHANCE[task]:g}%"
+
+
+def width(difference: Difference) -> float:
+    """How wide the 95% interval of a mean difference is."""
+    low, high = difference.ends()
+    return high - low
+
+
+def power_of_columns(deviation: float, table: TwoWay, rows: int, columns: int) -> float:
+    """How often the F test at 5% of a table of rows by columns finds that columns
+    differ with this standard deviation."""
+    freedoms = (columns - 1, (rows - 1) * (columns - 1))
+    critical = special.fdtri(*freedoms, 0.95)
+    ratio = 1 + rows * (deviation / table.deviation) ** 2
+    return float(special.fdtrc(*freedoms, critical / ratio))
 
 
 def row_error(percent: float, rows: int) -> float:
