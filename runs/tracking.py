@@ -320,6 +320,22 @@ def provenance_of(source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+#: The columns of every curve. Others are of training by reward, whose names are TRL's:
+#: W&B gets them under these.
+PLAIN_COLUMNS = frozenset(
+    {
+        "epoch",
+        "step",
+        "train_loss",
+        "dev_loss",
+        "metric",
+        "metric_select",
+        "metric_report",
+        "lr",
+    }
+)
+
+
 def points(
     curve: Mapping[str, Sequence[Any]], metric: str, cell: str
 ) -> list[dict[str, Any]]:
@@ -328,7 +344,11 @@ def points(
     columns = [
         curve[key] for key in ("epoch", "step", "train_loss", "metric", "metric")
     ]
-    names = ("epoch", "step", "train/loss", f"dev/{metric}", f"{cell}/dev")
+    names = ["epoch", "step", "train/loss", f"dev/{metric}", f"{cell}/dev"]
+    for key in set(curve) - PLAIN_COLUMNS:
+        part = "dev" if key == "sampled_exact_match" else "train"
+        columns.append(curve[key])
+        names.append(f"{part}/{key}")
     return [
         dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
     ]

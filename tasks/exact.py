@@ -76,6 +76,7 @@ class ExactTask(Written):
             answered; by default the first one.
         read_response: the answer in the response of a training row; by default it is
             read like a text.
+        problem_key: what two prompts of one problem have in common.
         train_groups: the number of each training row's group. task.holdout then holds
             whole groups out."""
 
@@ -92,6 +93,7 @@ class ExactTask(Written):
         groups: Mapping[str, Sequence[int]] | None = None,
         training_part: str | None = None,
         read_response: Callable[[str], str | None] | None = None,
+        problem_key: Callable[[str], str] = str.strip,
         train_groups: Sequence[int] | None = None,
     ) -> None:
         decode, beams = settings["decode"], settings["beams"]
@@ -104,6 +106,7 @@ class ExactTask(Written):
         self.training_part = headline or next(iter(tests), "")
         if training_part is not None:
             self.training_part = training_part
+        self.problem_key = problem_key
         self.train_groups = train_groups
         if settings.get("dev_score") == "exact_match":
             self.answer_dev_rows()

@@ -85,8 +85,15 @@ def load(settings: Settings) -> ExactTask:
         tests,
         first_number,
         groups=groups,
+        problem_key=terms_of,
         train_groups=train_groups,
     )
+
+
+def terms_of(prompt: str) -> str:
+    """The terms of a problem in their order by size: the same for all its orders."""
+    terms = re.findall(r"[+-] \d+", f"+ {prompt}")
+    return " ".join(sorted(terms))
 
 
 def split_problems(

@@ -358,7 +358,8 @@ def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
     """best or last: the epoch that a table reports of runs with these settings, where
     their task's table reports `reported`. Where one epoch is evaluated, none is chosen:
     it is the last."""
-    return reported if train["epochs"] > (train.get("evaluate_every") or 1) else "last"
+    several = train["epochs"] > (train.get("evaluate_every") or 1)
+    return reported if several or train.get("evaluate_steps") else "last"
 
 
 def kept_epoch(keep: str, reported: str) -> str:

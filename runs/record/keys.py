@@ -200,6 +200,7 @@ class TaskKeys(Part):
     ] = "perplexity"
 
     # What does not change the result
+    pass_at: Annotated[Count | None, OUTCOME] = None
     workers: Annotated[Count | None, COMPUTING] = None
     keep: Annotated[str | None, DEFAULTS] = None
     id_column: Annotated[str | None, OUTCOME] = None
@@ -291,6 +292,7 @@ class TrainKeys(Part):
     ]
     max_steps: Annotated[Count | None, RESULT]
     evaluate_every: Annotated[Count, RESULT, Added(1)]
+    evaluate_steps: Annotated[Count | None, RESULT, Added(None)] = None
     objective: Annotated[
         Literal["likelihood", "reward"], RESULT, Added("likelihood")
     ] = "likelihood"

@@ -10,13 +10,15 @@ from typing import Any
 class Plan:
     """The number of a run's epochs and steps, and when it evaluates.
 
-    batch: rows of a step. evaluate_every: epochs between two evaluations."""
+    batch: rows of a step. evaluate_every: epochs between two evaluations.
+    evaluate_steps: in place of these, steps."""
 
     epochs: int
     steps_per_epoch: int
     total_steps: int
     batch: int
     evaluate_every: int
+    evaluate_steps: int | None
 
     @classmethod
     def of(cls, train: Mapping[str, Any], rows: int, trains: bool = True) -> "Plan":
@@ -33,10 +35,13 @@ class Plan:
             total_steps=total_steps,
             batch=batch,
             evaluate_every=train.get("evaluate_every") or 1,
+            evaluate_steps=train.get("evaluate_steps"),
         )
 
     def evaluates(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with an evaluation."""
+        if self.evaluate_steps:
+            return epoch + 1 == self.epochs
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def evaluated_steps(self) -> list[int]:
@@ -44,8 +49,15 @@ class Plan:
         pretrained model is evaluated once."""
         if not self.total_steps:
             return [0]
+        if self.evaluate_steps:
+            between = range(self.evaluate_steps, self.total_steps, self.evaluate_steps)
+            return [*between, self.total_steps]
         steps = []
         for epoch in range(self.epochs):
             if self.evaluates(epoch):
                 steps.append(min((epoch + 1) * self.steps_per_epoch, self.total_steps))
         return steps
+
+    def evaluates_step(self, step: int) -> bool:
+        """Whether an evaluation follows so many steps, besides the one at the end."""
+        return bool(self.evaluate_steps and step and step % self.evaluate_steps == 0)

@@ -117,6 +117,8 @@ def words(event: Event) -> str:
             f"step {event['step']}/{event['steps']}",
         ]
         parts += [f"loss {event['loss']:.3f}"]
+        if event.get("reward") is not None:
+            parts.append(f"reward {event['reward']:.3f}")
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
             now, best = metric.text(event["metric"]), metric.text(event["best"])

@@ -26,8 +26,9 @@ def answer_dev_rows(
     config: Mapping[str, Any],
     check_stop: Callable[[], None],
 ) -> np.ndarray[Any, Any]:
-    """Whether the model answers the dev rows exactly (rows, 2): greedily, and with one
-    completion sampled at the training's temperature. Processes share the work.
+    """Whether the model answers the dev rows exactly (rows, 1 + samples): greedily, and
+    with completions sampled at the training's temperature, one or task.pass_at of them.
+    Processes share the work.
 
     check_stop: called before each batch; raises where the run has to stop."""
     exercises = task.exercises("dev")
@@ -38,24 +39,26 @@ def answer_dev_rows(
     order = sorted(
         range(len(exercises)), key=lambda row: len(exercises[row].prompt_ids)
     )
-    size = max(1, config["eval_batch"] // 2)  # of two completions each
+    samples = config["task"].get("pass_at") or 1
+    size = max(1, config["eval_batch"] // (1 + samples))
     blocks = [order[i : i + size] for i in range(0, len(order), size)]
     right: list[tuple[int, list[bool]]] = []
     world = accelerator.num_processes
     for block in blocks[accelerator.process_index :: world]:
         check_stop()
         prompts = [exercises[row].prompt_ids for row in block]
-        numbers = np.full((len(block), 2, limit), GREEDY)
+        numbers = np.full((len(block), 1 + samples, limit), GREEDY)
         for index, row in enumerate(block):
-            position = Position(config["seed"], EVALUATION_STEP, row, 0)
-            numbers[index, 1] = uniform_numbers(position, limit)
+            for sample in range(samples):
+                position = Position(config["seed"], EVALUATION_STEP, row, sample)
+                numbers[index, 1 + sample] = uniform_numbers(position, limit)
         with vera.unchanged(model), accelerator.autocast():
             completions = sample_completions(
                 model, prompts, numbers, temperature, task.ends
             )
-        for row, pair in zip(block, completions, strict=True):
+        for row, texts in zip(block, completions, strict=True):
             exercise = exercises[row]
-            answers = [task.is_right(exercise, task.text(ids)) for ids in pair]
+            answers = [task.is_right(exercise, task.text(ids)) for ids in texts]
             right.append((row, answers))
     by_row = dict(gather_object(right))
     return np.array([by_row[row] for row in range(len(exercises))], dtype=float)

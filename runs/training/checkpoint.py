@@ -82,12 +82,12 @@ class State:
     # where an attempt had others than the one before
     resumed: list[str] = field(default_factory=list)
 
-    def end_epoch(self, point: Mapping[str, Any], predictions: str) -> None:
+    def add_point(self, point: Mapping[str, Any], predictions: str) -> None:
         """Adds an evaluation to the curve, with the hash of its predictions."""
         for key, value in point.items():
             self.curve.setdefault(key, []).append(value)
         self.predictions.append(predictions)
-        self.epoch, self.loss_sum, self.rows = self.epoch + 1, 0.0, 0
+        self.loss_sum, self.rows = 0.0, 0
         self.metric_sums, self.metric_steps = {}, 0
 
     def add_metrics(self, metrics: dict[str, float]) -> None:

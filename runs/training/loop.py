@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -47,8 +48,10 @@ from runs.training.context import (
 )
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.files import CHECKPOINT, Attempt
+from runs.training.leaks import check_start
 from runs.training.objective import Likelihood, Objective
 from runs.training.reward import Reward
+from tasks.exact import ExactTask
 
 #: Said where training by reward cannot teach anything.
 NO_SIGNAL = (
@@ -77,6 +80,8 @@ class Training(Context):
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
+        if self.config["init_from"] and isinstance(self.task, ExactTask):
+            check_start(run, self.task)
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
         self.code = code_state() | {
@@ -176,6 +181,12 @@ class Training(Context):
             done = self.state.step - epoch * self.plan.steps_per_epoch
             coming = batches[done : done + self.plan.total_steps - self.state.step]
             for rows in coming:
+                # Before a step, so that a run that was stopped after the one before
+                # still has its evaluation
+                if self.plan.evaluates_step(self.state.step):
+                    self._evaluate_once()
+                if self.state.status == "diverged":
+                    break
                 self._one_step(rows)
                 if self.state.status == "diverged":
                     break
@@ -187,15 +198,23 @@ class Training(Context):
                     self._save()
             self._read_losses()
             if self.state.status == "done" and self.plan.evaluates(epoch):
-                self.end_epoch()
-            elif self.state.status == "done":
-                # The training loss of the next evaluation includes this epoch.
+                self.evaluate_and_keep()
+            if self.state.status == "done":
+                # Without an evaluation, the training loss of the next one includes this
+                # epoch.
                 self.state.epoch += 1
             # So a run that is killed in the next epoch does not repeat this evaluation.
             self._save()
         # Where nothing trains (method=none), the pretrained model is evaluated.
         if not self.plan.total_steps:
-            self.end_epoch()
+            self.evaluate_and_keep()
+
+    def _evaluate_once(self) -> None:
+        """Evaluates, unless the curve has this step: a resumed run comes by again."""
+        self._read_losses()
+        steps = self.state.curve["step"]
+        if self.state.status == "done" and self.state.step not in steps[-1:]:
+            self.evaluate_and_keep()
 
     def _one_step(self, rows: list[int]) -> None:
         """A step. A GPU is not waited for: its loss is read after the next step, which
@@ -297,9 +316,9 @@ class Training(Context):
             self.accelerator.backward(loss * scale)
         return loss.detach()
 
-    # --- an epoch's end
+    # --- an evaluation
 
-    def end_epoch(self) -> None:
+    def evaluate_and_keep(self) -> None:
         """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch
         so far."""
         started, state = time.monotonic(), self.state
@@ -325,10 +344,13 @@ class Training(Context):
         }
         if self.task.answers_dev:
             point["sampled_exact_match"] = float(predictions[:, 1].mean())
+            if samples := self.config["task"].get("pass_at"):
+                point[f"pass@{samples}"] = float(predictions[:, 1:].any(1).mean())
+            predictions = np.ascontiguousarray(predictions[:, :2])
         if point.get("frac_reward_zero_std") == 1:
             print(f"note: {NO_SIGNAL}", flush=True)
         # A hash is enough to see whether another run predicts the same for every row.
-        state.end_epoch(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
+        state.add_point(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         self._keep_right_rows(predictions, labels)
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"

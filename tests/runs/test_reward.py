@@ -234,6 +234,31 @@ def test_a_record_has_the_curve_of_the_reward(digit_words):
     assert record["config"]["reward"]["samples"] == 4
 
 
+def test_pass_at_k_counts_rows_with_one_right_sample(digit_words):
+    """It has the first sample of a run that samples one answer, and its id."""
+    words = elsewhere(digit_words, **{"reward.function": "exact_match"})
+    one, several = begin(words), begin([*words, "task.pass_at=8"])
+    assert one.run_id == several.run_id
+    right = several.evaluate()[1]
+    assert right.shape == (20, 9)
+    assert np.array_equal(one.evaluate()[1], right[:, :2])
+    several.evaluate_and_keep()
+    assert several.state.curve["pass@8"] == [right[:, 1:].any(1).mean()]
+
+
+# --- warm starts
+
+
+def test_a_start_that_saw_a_test_problem_is_rejected(digit_words):
+    """The start's training rows are the last ones of the problems, or reach into the
+    test problems of a run with more of them."""
+    likelihood = elsewhere(digit_words, **{"train.objective": "likelihood"})
+    start = do([*likelihood, "keep=last"])["id"]
+    begin([*digit_words, f"init_from={start}"])
+    with refused(f"init_from={start}", "was trained on", "test problems"):
+        begin([*digit_words, "task.test_rows=200", f"init_from={start}"])
+
+
 def test_samples_are_written(reward_words):
     training = begin([*reward_words, "reward.samples_every=2", "train.epochs=1"])
     train(training)

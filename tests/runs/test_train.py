@@ -323,6 +323,20 @@ def test_fewer_evaluations_see_the_same_training(words, tmp_path):
     assert second["steps"] == every["steps"]
 
 
+def test_steps_between_evaluations_replace_epochs(words, tmp_path):
+    """The same training, seen at other steps: the last one is always among them."""
+    every = trained(elsewhere(words, output=tmp_path / "every"))
+    last = every["steps"]
+    record = do(
+        [*elsewhere(words, output=tmp_path / "steps"), "train.evaluate_steps=3"]
+    )
+    steps = [*range(3, last, 3), last]
+    assert record["curve"]["step"] == steps
+    assert record["curve"]["dev_loss"][-1] == every["curve"]["dev_loss"][-1]
+    assert record["predictions"]["last"] == every["predictions"]["last"]
+    assert record["id"] != every["id"]
+
+
 def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
     """And a row that trains much of the model says so, but for full fine-tuning."""
     plain, told = [w for w in words if not w.startswith("method.")], []
@@ -494,6 +508,7 @@ CHANGES = [
     # Has a frozen A, which the seed draws. In the second of two epochs nothing was
     # evaluated, and yet counted
     ["method=lora_fa", "train.evaluate_every=2"],
+    ["method=lora", "train.evaluate_steps=2"],
 ]
 
 

@@ -1,0 +1,45 @@
+"""That a warm start has not been trained on what its run is judged on."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tasks
+from runs.errors import UserError
+from runs.record import finished_record
+from runs.run import Run
+from tasks.exact import ExactTask
+
+
+def check_start(run: Run, task: ExactTask) -> None:
+    """Raises UserError where the run that this one starts from, or one before it, was
+    trained on a held-out or test problem of this run. Of an adapter file nothing is
+    known."""
+    judged = {task.problem_key(prompt) for prompt, _ in task.splits["dev"]}
+    judged |= {task.problem_key(item.prompt) for item in task.items}
+    for name, config in _starts(run):
+        start = tasks.load({**config["task"], "decode": "none"})
+        if not isinstance(start, ExactTask):
+            continue
+        trained = {start.problem_key(prompt) for prompt, _ in start.splits["train"]}
+        shared = len(judged & trained)
+        if shared:
+            raise UserError(
+                f"init_from={run.config['init_from']}: {name} was trained on {shared} "
+                f"of the {len(judged)} held-out and test problems of this run. Start "
+                "from a run on other problems"
+            )
+
+
+def _starts(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The runs that a run starts from, the last one first: what each is called, and its
+    configuration."""
+    source = run.config["init_from"]
+    if run.start is not None:
+        yield run.start.label, run.start.config
+        source = run.start.config["init_from"]
+    while source:
+        record = finished_record(run.config["output"], source)
+        if record is None:
+            return
+        yield f"run {source}", record["config"]
+        source = (record.get("start") or {}).get("id", "").partition(" ")[0]
