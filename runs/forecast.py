@@ -35,6 +35,7 @@ from runs.record import (
 )
 from runs.record.ledger import write_atomically
 from runs.record.steps import Plan
+from runs.reward_functions import completion_limit
 from runs.run import UNLIKE_OTHERS, Run, epoch_batches
 from tasks.base import block, prompts_at_once
 from tasks.exact import ExactTask
@@ -229,6 +230,8 @@ class Outline:
     # the new tokens
     prompts: float = 0.0
     reads: float = 0.0
+    # Of training by reward: the tokens that it samples at most
+    sampled: float = 0.0
 
 
 def outline(run: Run) -> Outline:
@@ -263,9 +266,17 @@ def outline(run: Run) -> Outline:
     # trains there is one
     of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
-    flops = trained * training + evaluations * dev.rows * of_dev
+    work, sampled = training, 0.0
+    if "reward" in config and counted:
+        work, sampled = _work_by_reward(run, rows, train.mean - train.predicted)
+    flops = trained * work + evaluations * dev.rows * of_dev
     made = Outline(
-        plan.total_steps, basis, trained * train.mean, flops, whole * training
+        plan.total_steps,
+        basis,
+        trained * train.mean,
+        flops,
+        whole * work,
+        sampled=trained * sampled,
     )
     # the last epoch's, and the best one's
     texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))
@@ -281,6 +292,26 @@ def outline(run: Run) -> Outline:
     read = methods.weights(run) * ((NF4_BYTES if in_4_bit else 4) + cast)
     reads = math.ceil(texts / batch) * task["max_new_tokens"] * read
     return replace(made, prompts=texts * of_dev, reads=reads)
+
+
+def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:
+    """The FLOPs of a prompt in training by reward, and the tokens that are sampled for
+    it, at most.
+
+    Args:
+        rows: of a micro-batch.
+        prompt: tokens of a prompt, on average."""
+    samples = run.config["reward"]["samples"]
+    limit = completion_limit(run.config)
+    tokens = samples * limit
+    # The last token of a completion is not read again, and all samples of one token
+    # share the prompt's pass.
+    length = max(1.0, prompt + limit - 1)
+    counted = methods.flops(run, rows, math.ceil(length), limit)
+    forward, training = (each / rows for each in counted or (0.0, 0.0))
+    sampling = forward * (prompt + samples * (limit - 1)) / length
+    passes = 1 if limit == 1 else samples
+    return passes * training + sampling, tokens
 
 
 def _as_read(run: Run, lengths: Lengths) -> Lengths:
@@ -462,7 +493,8 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
             disk += float(np.median(kept))
         elif (each := new[key]).basis:
             share = 1 - min(one.progress.get("step", 0) / max(each.steps, 1), 1.0)
-            amounts.append(share * np.array([each.steps, each.tokens, each.flops]))
+            amount = [each.steps, each.tokens, each.flops, each.sampled]
+            amounts.append(share * np.array(amount))
             if seconds is None and (rate := rates.get(key)):
                 seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
                 if card and each.reads:
@@ -472,7 +504,7 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
                     )
                     sources[DECODING] = None
         times += [] if seconds is None else [seconds]
-    steps, tokens, flops = np.sum(amounts, 0) if amounts else (0, 0, 0)
+    steps, tokens, flops, sampled = np.sum(amounts, 0) if amounts else (0, 0, 0, 0)
     bases = dict.fromkeys(
         word for each in new.values() if each.basis for word in each.basis.split("; ")
     )
@@ -498,6 +530,7 @@ def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -
     lines = {
         f"forecast for {plural(len(amounts), 'run')}: {steps:,.0f} steps"
         + (f", {tokens / 1e6:,.0f}M tokens" if tokens else "")
+        + (f", at most {sampled / 1e6:,.2f}M sampled tokens" if sampled else "")
         + (f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""): amounts,
         f"  ({'; '.join(bases)})": amounts,
         f"FLOPs are not known of {unknown}: its rows or lengths are not, or torch cannot count them": unknown,
@@ -528,6 +561,7 @@ def _like(run: Run, done: Sequence[Record]) -> list[Record]:
         for record in done
         if tuple(record["cell"][key] for key in ("row", "model", "task")) == cell
         and all(record["config"]["task"].get(key) == task.get(key) for key in amounts)
+        and record["config"].get("reward") == run.config.get("reward")
     ]
 
 

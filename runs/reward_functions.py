@@ -18,6 +18,9 @@ from tasks.exact import ExactTask, Exercise
 from tasks.files import module_file
 
 EXACT_MATCH = "exact_match"
+#: Completions that are sampled together. The number is fixed: another one would change
+#: the rounding of the logits that tokens are drawn from.
+SAMPLING_BLOCK = 128
 #: The setting reward.function: a name, or weights by name.
 Functions = str | Mapping[str, float]
 
@@ -106,3 +109,9 @@ def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:
     for function in functions:
         function.score(exercise, "")
         function.score(exercise, task.splits["train"][task.kept_rows["train"][0]][1])
+
+
+def completion_limit(config: Mapping[str, Any]) -> int:
+    """The most tokens that a completion may have."""
+    limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
+    return int(limit)

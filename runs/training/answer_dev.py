@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 import vera
+from runs.reward_functions import completion_limit
 from runs.training.sampling import (
     EVALUATION_STEP,
     GREEDY,
     Position,
-    completion_limit,
     sample_completions,
     uniform_numbers,
 )

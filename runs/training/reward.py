@@ -16,7 +16,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.reward_functions import check_functions, load_functions
+from runs.reward_functions import (
+    SAMPLING_BLOCK,
+    check_functions,
+    completion_limit,
+    load_functions,
+)
 from runs.training.context import Context
 from runs.training.policy import PolicyRow, policy_rows, token_tensors
 from runs.training.policy_gradient import (
@@ -27,15 +32,11 @@ from runs.training.policy_gradient import (
 )
 from runs.training.sampling import (
     Position,
-    completion_limit,
     sample_completions,
     uniform_numbers,
 )
 from tasks.exact import ExactTask
 
-#: Completions that are sampled together. The number is fixed: another one would change
-#: the rounding of the logits that tokens are drawn from.
-SAMPLING_BLOCK = 128
 #: Of each step's groups, those whose prompts and completions samples.jsonl shows.
 SHOWN_GROUPS = 2
 SAMPLES_FILE = "samples.jsonl"

@@ -5,7 +5,7 @@ The number behind a sampled token depends on seed, step, prompt, sample and the 
 position alone. It stays the same under another micro-batch, on another number of
 processes, and after a resume."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -23,12 +23,6 @@ GREEDY = float("nan")
 #: In place of the step's number where dev rows are answered: the same numbers each time,
 #: which are those of no step.
 EVALUATION_STEP = 2**63
-
-
-def completion_limit(config: Mapping[str, Any]) -> int:
-    """The most tokens that a completion may have."""
-    limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
-    return int(limit)
 
 
 class Position(NamedTuple):
