@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
 from runs.config import read_command
 from runs.errors import UserError
-from runs.forecast import Planned, estimate, probe
+from runs.forecast import Planned, estimate, outline, probe
 from runs.identity import Contents, check_ids, identify, start_file
 from runs.methods import refusal
+from runs.reach import reach_of_run
 from runs.record import Ledger, plural, run_folder
 from runs.run import Run, with_starts
 from runs.shared_files import run_lock
@@ -118,7 +119,8 @@ def text(
         ]
     cost = estimate(runs, ledger, card) if runs else "nothing that can be done now"
     title = f"{name}: {plural(len(planned), 'run')} on {models}"
-    return "\n".join([title, "", *_grid(planned), "", states, cost, *_remarks(planned)])
+    body = [title, "", *_grid(planned), "", states, cost, *_reaches(runs)]
+    return "\n".join([*body, *_remarks(planned)])
 
 
 def _grid(planned: list[Planned]) -> list[str]:
@@ -152,6 +154,23 @@ def _grid(planned: list[Planned]) -> list[str]:
         *("".join(map(str.ljust, line, widths)).rstrip() for line in lines),
         *filter(None, [legend]),
     ]
+
+
+def _reaches(planned: list[Planned]) -> list[str]:
+    """A line for each row of a language model: how far its steps can move a trained
+    number."""
+    lines = dict[str, None]()
+    for entry in planned:
+        run = entry.run
+        steps = outline(run).steps
+        if run.config["task"]["modality"] != "text generation" or not steps:
+            continue
+        reach = reach_of_run(run, steps)
+        lines[
+            f"reach of {run.row}: its rates add up to {reach.constant:.3g}, and Adam moves "
+            f"a number by {reach.adam:.3g} at most"
+        ] = None
+    return list(lines)
 
 
 def _remarks(planned: list[Planned]) -> list[str]:

@@ -242,6 +242,8 @@ RECORD = FAILED | {
     "effective_batch": Positive,
     "micro_batch?": Count | None,
     "steps": Count,
+    # how far trained numbers can move, and what that changes (runs/training/effect.py)
+    "reach?": {"constant": float, "adam": float, "effect": float, "unit": str},
     "curve": CURVE,
     "result": RESULT,
     "texts?": (None, TEXTS),

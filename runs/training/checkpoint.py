@@ -13,7 +13,6 @@ import errno
 import hashlib
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -33,6 +32,7 @@ from torch.optim import Optimizer
 import vera
 from runs.errors import DeviceError
 from runs.methods import patterns_of
+from runs.reach import rate_factor, warmup_of
 from runs.record import temporary
 
 #: The columns of a curve: a row for each evaluation.
@@ -67,6 +67,7 @@ class State:
     metrics: dict[str, float] = field(default_factory=dict)
     metric_sums: dict[str, float] = field(default_factory=dict)
     metric_steps: int = 0
+    reach: dict[str, Any] = field(default_factory=dict)  # of estimate_effect
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
     # which rows were right, at the best epoch so far and the last (runs/record/items.py)
     right: dict[str, str] = field(default_factory=dict)
@@ -326,28 +327,10 @@ def make_optimizer(
 def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> None:
     """Sets the learning rates for a step, from 0: the warm-up, then the schedule.
     total: all steps."""
-    warmup = train["warmup_steps"]
-    warmup = math.ceil(train["warmup_ratio"] * total) if warmup is None else warmup
+    warmup = warmup_of(train, total)
     for group in optimizer.param_groups:
         rate = group.setdefault("initial_lr", group["lr"])
         group["lr"] = rate * rate_factor(step, train["schedule"], warmup, total)
-
-
-def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine
-    to 0, or constant.
-
-    The same to the bit as transformers' get_scheduler, whose import takes seconds
-    (peft, bitsandbytes)."""
-    if step < warmup:
-        return step / warmup
-    span = max(1, total - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / span)))
-    return {
-        "linear": max(0.0, (total - step) / span),
-        "cosine": cosine,
-        "constant": 1.0,
-    }[kind]
 
 
 #: The step at which a gradient is looked for: earlier a token may be in no batch, or a

@@ -47,6 +47,7 @@ from runs.training.context import (
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
+from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import check_start
 from runs.training.objective import Likelihood, Objective
@@ -135,8 +136,10 @@ class Training(Context):
         for note in self.notes:
             print(f"note: {note}", flush=True)
         # A model that cannot decode fails here, and not after hours of training.
-        if not self._resume() and self.task.decodes:
-            rehearse(self)
+        if not self._resume():
+            if self.task.decodes:
+                rehearse(self)
+            self._estimate_reach()
         self.stop.listens = True
         try:
             self._epochs()
@@ -153,6 +156,23 @@ class Training(Context):
         if not self.task.decodes:
             return None
         return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
+
+    def _estimate_reach(self) -> None:
+        """Estimates what the run can change, where the model is a language model: a new
+        head moves far whatever the adapter does. Data parallel would wait for the other
+        processes' gradients."""
+        alone = self.accelerator.num_processes == 1
+        if self.plan.total_steps and alone and not self.task.num_labels:
+            self.report({"phase": "estimating the reach"})
+            self.state.reach = estimate_effect(
+                self,
+                self.objective,
+                self.optimizer.param_groups,
+                self.plan.total_steps,
+            )
+            self.optimizer.zero_grad()
+            if note := effect_note(self.state.reach):
+                print(f"note: {note}", flush=True)
 
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the

@@ -4,6 +4,7 @@ else of the training loop is the same for both."""
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from runs.training.context import Context
@@ -26,6 +27,15 @@ class Objective(Protocol):
 
     def loss(self, model: Any, part: Sequence[Any]) -> Tensor:
         """The loss of a micro-batch, a scalar."""
+
+    def add_gradient(self, rows: list[int], batches: int) -> None:
+        """Adds the gradient of what the objective is about, at the values of now and
+        without dropout: of the mean reward, or of the loss. batches: how many of these
+        are averaged."""
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """In what a change of this is measured, and how many of it are 1."""
 
     def finish(self) -> dict[str, float]:
         """What a step has measured besides its loss, by name; the same on every
@@ -51,6 +61,18 @@ class Likelihood:
     def loss(self, model: Any, part: Sequence[int]) -> Tensor:
         loss: Tensor = self.task.loss(model, self.context.batch("train", part))
         return loss
+
+    def add_gradient(self, rows: list[int], batches: int) -> None:
+        model = self.context.raw_model.eval()
+        size = self.context.config["micro_batch"] or len(rows)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            loss = self.loss(model, part) * self.share(part, rows)
+            torch.autograd.backward(loss / batches)
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        return "nats", 1.0
 
     def finish(self) -> dict[str, float]:
         return {}

@@ -1,7 +1,7 @@
 """The forward pass that computes the probabilities of sampled tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,13 +15,16 @@ class PolicyRow:
     """A row of the forward pass, and the sampled tokens that it predicts.
 
     ids: the input. positions: of each token, the place in the input that predicts it.
-    advantages, weights: of each token, as `policy_loss` takes them."""
+    advantages, weights: of each token, as `policy_loss` takes them. reference: the
+    log-probabilities of the tokens under the model at the start of training; empty
+    where they are not asked for."""
 
     ids: list[int]
     positions: list[int]
     tokens: list[int]
     advantages: list[float]
     weights: list[float]
+    reference: list[float] = field(default_factory=list)
 
 
 def policy_rows(

@@ -67,6 +67,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "effective_batch": known["effective_batch"],
         "micro_batch": known["micro_batch"],
         "steps": state.step,
+        **({"reach": state.reach} if state.reach else {}),
         "curve": state.curve,
         "result": result,
         "texts": texts,

@@ -6,7 +6,7 @@ adapter has sampled."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,8 @@ from tasks.exact import ExactTask
 
 #: Of each step's groups, those whose prompts and completions samples.jsonl shows.
 SHOWN_GROUPS = 2
+#: In place of a step's number, for completions that are sampled before training.
+BEFORE_TRAINING = 2**63 + 1
 SAMPLES_FILE = "samples.jsonl"
 
 
@@ -101,6 +103,8 @@ class Reward:
         ):
             prompt = self.exercises[group.row].prompt_ids
             policy += policy_rows(prompt, group.completions, of_group, of_tokens)
+        if self.settings["kl"]:
+            policy = self._with_reference(policy)
         return policy
 
     def share(self, part: Sequence[PolicyRow], whole: Sequence[PolicyRow]) -> float:
@@ -109,10 +113,11 @@ class Reward:
 
     def loss(self, model: Any, part: Sequence[PolicyRow]) -> Tensor:
         temperature, kl = self.settings["temperature"], self.settings["kl"]
+        tokens = token_tensors(model, part, temperature)
         reference_log_p = None
         if kl:
-            reference_log_p = self._reference_log_p(part)
-        tokens = token_tensors(model, part, temperature)
+            values = [value for row in part for value in row.reference]
+            reference_log_p = tokens.log_p.new_tensor(values)
         loss = policy_loss(
             tokens.log_p, tokens.advantages, tokens.weights, kl, reference_log_p
         )
@@ -130,6 +135,34 @@ class Reward:
         if self.settings["kl"]:
             self.metrics["kl"] = float(divergence / tokens)
         return self.metrics
+
+    # --- before the first step
+
+    def add_gradient(self, rows: list[int], batches: int) -> None:
+        """See Objective. Of the mean reward: the mean over completions of the advantage
+        times the log-probability, whatever reward.scale and reward.loss are."""
+        model = self.context.raw_model
+        use_policy_mode(model)
+        groups = self._sample(rows, BEFORE_TRAINING)
+        rewards = self._rewards(groups)
+        samples = rewards.shape[1]
+        advantages = group_advantages(rewards, "none") * samples / (samples - 1)
+        weight = 1 / (rewards.numel() * batches)
+        policy = []
+        for group, of_group in zip(groups, advantages.tolist(), strict=True):
+            prompt = self.exercises[group.row].prompt_ids
+            weights = [weight] * samples
+            policy += policy_rows(prompt, group.completions, of_group, weights)
+        size = self.context.config["micro_batch"] or len(policy)
+        for start in range(0, len(policy), size):
+            part = policy[start : start + size]
+            tokens = token_tensors(model, part, self.settings["temperature"])
+            loss = policy_loss(tokens.log_p, tokens.advantages, tokens.weights)
+            torch.autograd.backward(loss)
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        return "points of mean reward", 100.0
 
     # --- sampling and scoring
 
@@ -199,20 +232,33 @@ class Reward:
         return {name: p for name, p in parameters if p.requires_grad}
 
     @torch.no_grad()
-    def _reference_log_p(self, part: Sequence[PolicyRow]) -> Tensor:
-        """The log-probabilities of the tokens under the model at the start of training.
-        Its values take the place of the trained ones for one pass."""
-        trained = self._trained()
+    def _with_reference(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
+        """The rows with the log-probabilities of their tokens under the model at the
+        start of training; of another process's rows without. Its values take the place
+        of the trained ones meanwhile, before the step's micro-batches, which may share
+        a merged weight."""
+        accelerator, trained = self.context.accelerator, self._trained()
+        first, world = accelerator.process_index, accelerator.num_processes
+        size = self.context.config["micro_batch"] or len(rows)
         current = {name: p.detach().clone() for name, p in trained.items()}
         for name, parameter in trained.items():
             parameter.copy_(self.reference[name])
-        with vera.unchanged(self.context.raw_model):
-            tokens = token_tensors(
-                self.context.raw_model, part, self.settings["temperature"]
-            )
+        filled, mine = list(rows), range(first, len(rows), world)
+        with accelerator.autocast():
+            for start in range(0, len(mine), size):
+                indices = mine[start : start + size]
+                part = [rows[index] for index in indices]
+                tokens = token_tensors(
+                    self.context.raw_model, part, self.settings["temperature"]
+                )
+                values = tokens.log_p.tolist()
+                for index, row in zip(indices, part, strict=True):
+                    count = len(row.tokens)
+                    filled[index] = replace(row, reference=values[:count])
+                    values = values[count:]
         for name, parameter in trained.items():
             parameter.copy_(current[name])
-        return tokens.log_p
+        return filled
 
     # --- what is shown
 

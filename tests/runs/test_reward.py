@@ -10,7 +10,11 @@ from running import begin, comparable, do, elsewhere, refused, straight_and_resu
 
 from runs.config import expand
 from runs.identity import run_id
+from runs.reach import reach_of
 from runs.run import epoch_batches
+from runs.training.effect import estimate_effect
+from runs.training.loop import Training
+from runs.training.policy import token_tensors
 from runs.training.policy_gradient import group_advantages
 from runs.training.train import train
 
@@ -151,6 +155,79 @@ def test_the_divergence_is_measured_from_the_start(reward_words):
     assert training.state.metrics["kl"] == 0
     training.step(batches[1])
     assert training.state.metrics["kl"] > 0
+
+
+@pytest.mark.parametrize("path", ["factor", "materialised"])
+def test_the_reference_is_the_model_at_the_start(reward_words, path):
+    """Whether or not the micro-batches of a step share a merged weight."""
+    words = [*reward_words, "reward.kl=0.1", f"method.path={path}", "micro_batch=2"]
+    training = begin([*words, "train.lr=10", "train.warmup_ratio=0"])
+    started = begin(words)
+    batches = epoch_batches(training.lengths, 6, 0, 0, training.task.block)
+    training.step(batches[0])
+    before = {n: p.detach().clone() for n, p in training.parameters.items()}
+    rows = training.objective.begin(batches[1], 1)
+    for name, parameter in training.parameters.items():
+        assert torch.equal(parameter, before[name])
+    expected = token_tensors(started.raw_model.eval(), rows, 1.0).log_p
+    reference = torch.tensor([value for row in rows for value in row.reference])
+    assert torch.allclose(reference, expected, atol=1e-5)
+    current = token_tensors(training.raw_model, rows, 1.0).log_p
+    assert not torch.allclose(reference, current, atol=1e-3)
+    training.step(batches[1])
+    assert any(
+        not torch.equal(parameter, before[name])
+        for name, parameter in training.parameters.items()
+    )
+
+
+# --- what a run can change
+
+
+def test_the_effect_is_the_rates_sum_times_the_gradient(reward_words):
+    words = [*reward_words, "train.epochs=1", "train.warmup_ratio=0"]
+    training = begin([*words, "train.schedule=constant"])
+    effect = estimate_effect(
+        training, training.objective, training.optimizer.param_groups, 4
+    )
+    size = sum(
+        float(p.grad.abs().sum())
+        for p in training.parameters.values()
+        if p.grad is not None
+    )
+    assert effect["effect"] == pytest.approx(100 * 4 * 1e-2 * size, rel=1e-2)
+    assert effect["unit"] == "points of mean reward"
+    assert effect["constant"] == pytest.approx(0.04)
+
+
+def test_an_estimate_changes_nothing_that_follows(reward_words, tmp_path, monkeypatch):
+    with_it = do(elsewhere(reward_words, output=tmp_path / "with"))
+    monkeypatch.setattr(Training, "_estimate_reach", lambda training: None)
+    without = do(elsewhere(reward_words, output=tmp_path / "without"))
+    assert with_it["reach"]["effect"] > 0
+    assert with_it["curve"] == without["curve"]
+    assert with_it["predictions"] == without["predictions"]
+
+
+def test_a_run_that_can_change_nothing_warns(reward_words, capsys):
+    record = do([*reward_words, "train.lr=1e-9"])
+    assert record["reach"]["effect"] < 0.01
+    assert "points of mean reward at most" in capsys.readouterr().out
+
+
+def test_adams_bound_holds_for_any_gradient():
+    """And nearly so for the worst one: small gradients, then larger and larger ones."""
+    steps, beta2 = 200, 0.999
+    reach = reach_of([1.0] * steps, beta2)
+    assert reach.constant == steps
+    assert reach.adam == pytest.approx(2.15 * steps, rel=0.01)
+    for growth in (1.0, 1.01, 1.05, 1.3):
+        parameter = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        optimizer = torch.optim.Adam([parameter], lr=1.0, betas=(0.9, beta2), eps=0.0)
+        for step in range(steps):
+            parameter.grad = torch.tensor(growth**step, dtype=torch.float64)
+            optimizer.step()
+        assert abs(float(parameter)) <= reach.adam * (1 + 1e-9)
 
 
 # --- rewards

@@ -27,10 +27,10 @@ from runs import provenance
 from runs.config import expand
 from runs.errors import UserError
 from runs.identity import run_id
+from runs.reach import rate_factor
 from runs.record import Metric, dev_halves
 from runs.record.derived import summarise
 from runs.run import check_dev_rows, epoch_batches
-from runs.training.checkpoint import rate_factor
 from runs.training.loop import Training
 from runs.training.result import deviations
 from runs.training.train import train

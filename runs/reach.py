@@ -1,0 +1,77 @@
+"""What a run can do at most: the learning rates over its steps, and how far they carry
+a trained number."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from runs.run import Run
+
+#: Adam's first beta, which is the optimizer's default.
+BETA1 = 0.9
+
+
+class Reach(NamedTuple):
+    """How far a trained number can move at most. constant: under a constant gradient,
+    the sum of the learning rates. adam: under any gradient."""
+
+    constant: float
+    adam: float
+
+
+def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
+    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine
+    to 0, or constant.
+
+    The same to the bit as transformers' get_scheduler, whose import takes seconds
+    (peft, bitsandbytes)."""
+    if step < warmup:
+        return step / warmup
+    span = max(1, total - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / span)))
+    return {
+        "linear": max(0.0, (total - step) / span),
+        "cosine": cosine,
+        "constant": 1.0,
+    }[kind]
+
+
+def warmup_of(train: Mapping[str, Any], total: int) -> int:
+    """The steps of the warm-up. total: all steps."""
+    if train["warmup_steps"] is not None:
+        return int(train["warmup_steps"])
+    return math.ceil(train["warmup_ratio"] * total)
+
+
+def factors_of(train: Mapping[str, Any], total: int) -> list[float]:
+    """The rates' factor at each step."""
+    warmup = warmup_of(train, total)
+    return [
+        rate_factor(step, train["schedule"], warmup, total) for step in range(total)
+    ]
+
+
+def reach_of(rates: Sequence[float], beta2: float) -> Reach:
+    """The reach of these learning rates, one for each step.
+
+    The bound follows from Cauchy and Schwarz: at step t Adam moves a number by at most
+    lr_t c_t, where c_t^2 = (1 - b1)^2 (1 - b2^t) / ((1 - b2) (1 - b1^t)^2) times the
+    sum over k < t of (b1^2 / b2)^k. Without a second moment's memory (beta2 = 0) only
+    the last gradient counts in it, and there is no bound."""
+    if not beta2:
+        return Reach(sum(rates), math.inf)
+    ratio = BETA1**2 / beta2
+    bound = geometric = 0.0
+    for step, rate in enumerate(rates, 1):
+        geometric = 1 + ratio * geometric
+        square = (1 - BETA1) ** 2 * (1 - beta2**step) / (1 - beta2) * geometric
+        bound += rate * math.sqrt(square) / (1 - BETA1**step)
+    return Reach(sum(rates), bound)
+
+
+def reach_of_run(run: Run, steps: int) -> Reach:
+    """The reach of a run's adapter (of the head, where it alone trains)."""
+    train = run.config["train"]
+    rate = train["lr_head" if run.method["kind"] == "head" else "lr"]
+    rates = [rate * factor for factor in factors_of(train, steps)]
+    return reach_of(rates, train["adam_beta2"])
