@@ -12,7 +12,7 @@ pytestmark = pytest.mark.nets
 
 #: What another machine, day, folder or version changes; its type stands instead.
 ELSEWHERE = re.compile(
-    r"\.(id|cell_id|config_hash|model|content|selection|commit|dirty|hash|sha256|output|path|data_dir|mt_bench_dir|cache_dir)$"
+    r"\.(reach\.effect|id|cell_id|config_hash|model|content|selection|commit|dirty|hash|sha256|output|path|data_dir|mt_bench_dir|cache_dir)$"
     r"|\.(versions|device|cost|files|predictions|sources|determinism)\.[\w.-]+$"
 )
 
