@@ -38,6 +38,7 @@ TOLERANCE = 1e-9
 RANGES = {
     "accuracy": (0.0, 1.0),
     "balanced_accuracy": (0.0, 1.0),
+    "exact_match": (0.0, 1.0),
     "macro_f1": (0.0, 1.0),
     "matthews": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),
@@ -62,6 +63,7 @@ def derived(record: Record) -> Record:
             data=data["content"],
             protocol=protocol(record),
             start=(record.get("start") or {}).get("id"),
+            functions=record.get("functions"),
         ),
         "cell": {
             **record["cell"],

@@ -236,6 +236,7 @@ RECORD = FAILED | {
         # of the training rows, with task.scale_labels
         "labels?": {"mean": float, "spread": float},
     },
+    "functions?": str,  # a hash of one's own reward functions
     "parameters": {"adapter": Count, "head": Count, "total?": Count},
     # the optimizer's
     "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],

@@ -10,7 +10,7 @@ import torch
 
 import tasks
 import vera
-from runs.identity import data_content, model_content, start_id
+from runs.identity import data_content, functions_content, model_content, start_id
 from runs.methods import BASES, rates_of
 from runs.provenance import made_with
 from runs.record import SCHEMA, Record, hash_of
@@ -62,6 +62,7 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
         "model": measured["model"],
         "protocol": measured["protocol"],
         "data": measured["data"],
+        **({"functions": measured["functions"]} if measured["functions"] else {}),
         "parameters": _parameters(training),
         "groups": _groups(training),
         "effective_batch": known["effective_batch"],
@@ -101,6 +102,7 @@ def _measured(training: Training, texts: dict[str, Any] | None) -> Record:
         "model": model_content(config["model"]),
         "protocol": tasks.protocol(config["task"]),
         "data": _data(training),
+        "functions": functions_content(config),
         "curve": training.state.curve,
         "result": {
             "metric": metric.name,
