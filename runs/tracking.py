@@ -41,8 +41,8 @@ AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 @dataclass
 class Tracking:
-    """mode: online, offline or off. None: as W&B is set up on this machine, offline if
-    nobody is logged in. stats: with W&B's statistics of the system. adapter: the
+    """mode: online, offline or off. None: offline, unless the user says yes to
+    `ask_before_upload`. stats: with W&B's statistics of the system. adapter: the
     adapter that is kept becomes an artifact. agent: whether `wandb agent` started the
     command for this run (`of_run` sets it)."""
 
@@ -132,14 +132,11 @@ class Tracker:
         os.environ |= {"WANDB_SILENT": "true"} | ({"WANDB_MODE": mode} if mode else {})
         import wandb
 
-        asked = mode or str(wandb.setup().settings.mode)
-        self.off = asked == "disabled"
+        self.off = not mode and wandb.setup().settings.mode == "disabled"
         if self.off:
             return
-        online = asked not in ("offline", "dryrun") and wandb.login(
-            prompt=False, verify=False
-        )
-        if mode == "online" and not online:
+        online = mode == "online"
+        if online and not wandb.login(prompt=False, verify=False):
             raise ValueError(
                 "nobody is logged in to W&B: run `wandb login`, or set WANDB_API_KEY"
             )
@@ -242,6 +239,52 @@ class Tracker:
             # without copies
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.wandb.log_artifact(artifact, aliases=["latest", self.run_id])
+
+
+def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
+    """The settings of a command's runs, which are uploaded after a yes at the terminal
+    where tracking= says nothing; else a line says how to send them. Nobody is asked who
+    is not logged in to W&B, or has switched it off or offline.
+
+    runs: how many are left to do."""
+    set_otherwise = os.environ.get("WANDB_MODE", "online") != "online"
+    if settings.mode or set_otherwise or rank() or not runs or not is_logged_in():
+        return settings
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        what = "this run" if runs == 1 else f"these {runs} runs"
+        print(
+            f"You are logged in to W&B. Send it {what}? docs/tracking.md lists what is"
+            " sent; tracking=online or tracking=offline answers in advance. [y/N] ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return replace(settings, mode="online")
+    print(
+        "note: nothing is sent to W&B without tracking=online or a yes at a terminal."
+        f" To send these runs later: WANDB_DIR={output} wandb sync --yes",
+        file=sys.stderr,
+    )
+    return replace(settings, mode="offline")
+
+
+def is_logged_in() -> bool:
+    """Whether W&B has a key of this user. wandb, which takes a second to import, is
+    asked only where there is something like a key."""
+    variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
+    has_file = any(Path(file).expanduser().is_file() for file in files if file)
+    if not has_file and not any(os.environ.get(name) for name in variables):
+        return False
+    os.environ["WANDB_SILENT"] = "true"
+    with contextlib.suppress(Exception):  # whatever is wrong with wandb or its files
+        import wandb
+
+        known = bool(wandb.login(prompt=False, verify=False))
+        wandb.teardown()
+        return known
+    return False
 
 
 def log_file(output: str) -> Path:

@@ -44,7 +44,7 @@ from runs.sweep.launch import (
     workers_for,
 )
 from runs.sweep.pool import Job, Places, Sweep, places
-from runs.tracking import Tracking, log_file
+from runs.tracking import Tracking, ask_before_upload, log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 from tasks.images import preprocessing
@@ -78,7 +78,8 @@ def sweep(
             f"redo: {plural(count, 'record')} set aside, in {Path(output) / 'replaced'}",
             flush=True,
         )
-    done = Sweep(jobs, launch.tracking)
+    left = sum(not job.record.is_file() for job in jobs)
+    done = Sweep(jobs, ask_before_upload(launch.tracking, left, output))
     if whole:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for room
             write_sweep(output, done.name, [job.id for job in jobs])

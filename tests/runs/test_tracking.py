@@ -4,6 +4,7 @@ a run.
 The real wandb, with servers of our own, good and bad. What it wrote offline is read by
 `wandb sync`."""
 
+import io
 import os
 import shutil
 import signal
@@ -25,7 +26,15 @@ from runs.errors import StoppedError
 from runs.identity import run_id
 from runs.record import read_record, record_path
 from runs.run import with_starts
-from runs.tracking import Tracker, Tracking, about_run, agent_note, of_run, summary_of
+from runs.tracking import (
+    Tracker,
+    Tracking,
+    about_run,
+    agent_note,
+    ask_before_upload,
+    of_run,
+    summary_of,
+)
 from runs.training.loop import Training
 from runs.training.train import train
 
@@ -144,7 +153,7 @@ def test_how_a_run_ends_in_wandb(status, error, run, words):
     with logged_in() as server:
         if killed := os.fork():
             os.waitpid(killed, 0)
-        tracker = Tracker(Tracking(), run, "a" * 12, record)
+        tracker = Tracker(Tracking("online"), run, "a" * 12, record)
         tracker.start.join()
         tracker.epoch(first, "accuracy")
         if not killed:
@@ -186,7 +195,7 @@ def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_
     with logged_in({"hangs": None, "error 500": 500}.get(fault, 200)) as server:
         training = Training(run, run_id(run), report)
         begun = time.monotonic()
-        record = train(training, Tracking())
+        record = train(training, Tracking("online"))
         assert time.monotonic() - begun < 4 + 3 + 5
     assert comparable(record) == comparable(straight)
     assert run_id(run) in Path(output_of(words), "wandb", "tracking.log").read_text()
@@ -215,7 +224,9 @@ OFFLINE, RANK = KEY | {"WANDB_MODE": "offline"}, KEY | {"RANK": "1", "LOCAL_RANK
 #: logged in.
 MODES = [
     (None, {}, "offline"),
-    (None, KEY, "online"),
+    (None, KEY, "offline"),
+    (None, KEY | {"WANDB_MODE": "online"}, "offline"),
+    ("online", KEY, "online"),
     (None, OFFLINE, "offline"),
     ("online", {}, "offline"),
 ]
@@ -229,7 +240,9 @@ MODES += [
 @pytest.mark.parametrize(
     ("asked", "environment", "mode"), [*MODES, ("online", OFFLINE, "online")]
 )
-def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monkeypatch):
+def test_the_mode_is_the_commands_and_nothing_is_sent_without_it(
+    asked, environment, mode, run, monkeypatch
+):
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     started = []
@@ -238,6 +251,80 @@ def test_the_mode_is_the_commands_or_wandbs(asked, environment, mode, run, monke
     assert tracker.off or tracker.start.join() is None
     assert [given["mode"] for given in started][:1] == [mode] * bool(mode)
     assert not any(given["settings"].x_disable_stats for given in started)
+
+
+class Terminal(io.StringIO):
+    """Somebody who types an answer, or nobody."""
+
+    def __init__(self, answer=None):
+        super().__init__(answer or "")
+        self.is_there = answer is not None
+
+    def isatty(self):
+        return self.is_there
+
+
+@pytest.mark.parametrize(
+    ("answer", "mode"),
+    [
+        ("y\n", "online"),
+        (" YES\n", "online"),
+        ("n\n", "offline"),
+        ("\n", "offline"),
+        ("", "offline"),  # Ctrl-D
+        (None, "offline"),
+    ],
+)
+def test_a_user_who_is_logged_in_is_asked_before_anything_is_sent(
+    answer, mode, monkeypatch
+):
+    terminal, shown = Terminal(answer), Terminal("" if answer is not None else None)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys, "stderr", shown)
+    with logged_in():
+        found = ask_before_upload(Tracking(stats=True), 3, "there")
+    assert (found.mode, found.stats) == (mode, True)
+    told = shown.getvalue()
+    assert ("Send it these 3 runs?" in told) == (answer is not None)
+    how = "WANDB_DIR=there wandb sync --yes\n"
+    assert told.endswith(how) == (mode == "offline")
+    assert told.count("\n") == (mode == "offline")
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "runs"),
+    [
+        ("online", KEY, 1),
+        ("offline", KEY, 1),
+        ("off", KEY, 1),
+        (None, {}, 1),
+        (None, KEY, 0),
+        (None, OFFLINE, 1),
+        (None, KEY | {"WANDB_MODE": "disabled"}, 1),
+        (None, RANK, 1),
+    ],
+)
+def test_nobody_is_asked_in_vain(asked, environment, runs, monkeypatch, capsys):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    settings = Tracking(asked)
+    assert ask_before_upload(settings, runs, "there") == settings
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_sends_nothing_and_says_how_to_send(words):
+    with logged_in() as server:
+        done = call("runs", *words, "method=vera", check=0)
+        assert not server.streams
+        line = [line for line in done.stderr.splitlines() if "W&B" in line]
+        assert line == [
+            "note: nothing is sent to W&B without tracking=online or a yes at a"
+            " terminal. To send these runs later:"
+            f" WANDB_DIR={output_of(words)} wandb sync --yes"
+        ]
+        sync(output_of(words))
+        assert len(server.streams) > 0
 
 
 def test_job_types_tags_and_limits():
@@ -281,7 +368,8 @@ def test_scores_of_texts_are_in_the_summary():
 def test_the_real_agent_starts_a_run_that_attaches(words, monkeypatch, tmp_path):
     """And one that has its record already: the sweep waits for its numbers."""
     words = [*words, "method=vera"]
-    assert EXAMPLE["command"][1:] == ["python", "-m", "runs", "${args_no_hyphens}"]
+    assert EXAMPLE["command"][1:4] == ["python", "-m", "runs"]
+    assert EXAMPLE["command"][4:] == ["${args_no_hyphens}", "tracking=online"]
     with logged_in() as server:
         server.sweep = yaml.safe_dump(
             {**EXAMPLE, "command": [sys.executable, *EXAMPLE["command"][2:]]}
