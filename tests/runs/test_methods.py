@@ -164,11 +164,17 @@ PEFTS = {
     "dora_r32": 9289728,
     "vblora": 4849664,
     "unilora": 131072,
+    "ia3": 286720,
+    "full": 3212749824,
+    "lora_xs": 129024,
+    "randlora": 9289728,
+    "hira": 9175040,
+    "pvera": 143360,
+    "tinylora": 3584,
 }
-PEFTS |= {"ia3": 286720, "full": 3212749824, "lora_xs": 129024}
 
 
-@pytest.mark.parametrize("row", sample(PEFTS, "vera", "vblora", "lora_xs"))
+@pytest.mark.parametrize("row", sample(PEFTS, "vera", "vblora", "lora_xs", "tinylora"))
 def test_rows_train_as_many_parameters_as_pefts_results_print(row):
     (run,) = expand(["experiment=metamath_peft", "seed=0", f"method={row}"])
     model = models.skeleton(run.config["model"], num_labels=0)
