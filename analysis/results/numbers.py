@@ -51,6 +51,35 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
         raise UserError(f"{folder.name}/{NOTES}: {error}") from error
 
 
+#: The methods of StudyNumbers that a template knows.
+CALLS = (
+    "score",
+    "minus",
+    "change",
+    "spread",
+    "mean_of_runs",
+    "best_within",
+    "count",
+    "parameters",
+    "ratio",
+    "rates",
+    "best_rate",
+    "trial",
+    "highest_trial",
+    "seeds",
+    "seeds_of",
+    "best_is_last",
+    "at_end",
+    "firm",
+    "difference_of",
+    "row_labels",
+    "over_tasks",
+    "two_way_of",
+    "rank_correlation",
+    "label",
+)
+
+
 class StudyNumbers:
     """What a study's notes can ask. runs: of the study; rows: beside VeRA; studies: the
     folder of all studies, of which `study=` names another one."""
@@ -62,70 +91,41 @@ class StudyNumbers:
 
     def calls(self) -> dict[str, Any]:
         """The names that a template knows."""
-        return {
-            "score": self.score,
-            "minus": self.minus,
-            "change": self.change,
-            "spread": self.spread,
-            "mean_of_runs": self.mean_of_runs,
-            "best_within": self.best_within,
-            "power_of_columns": power_of_columns,
-            "count": self.count,
-            "parameters": self.parameters,
-            "ratio": self.ratio,
-            "rates": self.rates,
-            "best_rate": self.best_rate,
-            "trial": self.trial,
-            "seeds": self.seeds,
-            "best_is_last": self.best_is_last,
-            "at_end": self.at_end,
-            "firm": self.firm,
-            "difference_of": self.difference_of,
+        methods = {name: getattr(self, name) for name in CALLS}
+        counts = {
             "comparisons": self.rows.comparisons,
-            "over_tasks": self.over_tasks,
-            "two_way_of": self.two_way_of,
-            "rank_correlation": self.rank_correlation,
-            "label": self.label,
-            "listed": listed,
-            "paper": paper_number,
-            "margin": MARGIN_TEXT,
-            "row_error": row_error,
-            "highest_trial": self.highest_trial,
-            "larger_class": larger_class,
-            "width": width,
-            "seeds_of": self.seeds_of,
             "row_count": len(self.rows.rows),
-            "row_labels": self.row_labels,
         }
+        return {**methods, **counts, **HELPERS}
 
     # --- runs
 
     def select(
-        self, row: str = "", kind: str = "result", study: str = "", **where: Any
+        self, row: str = "", kind: str = "result", study: str = "", **filters: Any
     ) -> pd.DataFrame:
         """The runs of a row, by columns of `frame.runs` or by settings."""
         chosen = runs_of(self.studies / study) if study else self.runs
         chosen = chosen[chosen.kind == kind]
         if row:
             chosen = chosen[chosen.row == row]
-        for key, value in where.items():
+        for key, value in filters.items():
             values = value if isinstance(value, list) else [value]
             chosen = chosen[column_or_setting(chosen, key).isin(values)]
         if chosen.empty:
-            raise ValueError(f"no {kind} of {row or 'any row'} with {where}")
+            raise ValueError(f"no {kind} of {row or 'any row'} with {filters}")
         return chosen
 
-    def _by_seed(self, row: str, column: str, where: dict[str, Any]) -> pd.DataFrame:
+    def _by_seed(self, row: str, column: str, filters: dict[str, Any]) -> pd.DataFrame:
         """The runs of one cell, sorted by seed."""
-        chosen = self.select(row, **where).sort_values("seed")
+        chosen = self.select(row, **filters).sort_values("seed")
         if chosen.duplicated(["model", "task", "seed"]).any():
-            raise ValueError(f"{row} with {where} is several runs of one seed")
+            raise ValueError(f"{row} with {filters} is several runs of one seed")
         return chosen.assign(number=chosen[column].astype(float))
 
-    def score(self, row: str, of: str = "number", **where: Any) -> Scores:
-        """A row's scores. of: best, last, crossfit, or a column of `frame.runs`; by
+    def score(self, row: str, score: str = "number", **filters: Any) -> Scores:
+        """A row's scores. score: best, last, crossfit, or a column of `frame.runs`; by
         default what the task's table reports."""
-        chosen = self._by_seed(row, of, where)
+        chosen = self._by_seed(row, score, filters)
         return Scores(
             tuple(chosen.seed), tuple(chosen.number), int(chosen.collapsed.sum())
         )
@@ -134,134 +134,134 @@ class StudyNumbers:
         self,
         left: str,
         right: str,
-        of: str = "number",
+        score: str = "number",
         trained: bool = False,
-        **where: Any,
+        **filters: Any,
     ) -> Difference:
         """One row minus another in pairs of one seed, such that more is better.
 
         Args:
-            of: the score, as of `score`.
+            score: which, as of `score`.
             trained: only the pairs in which both runs trained.
-            where: of both rows; with the prefix left_ or right_, of one of them.
+            filters: of both rows; with the prefix left_ or right_, of one of them.
         """
         sides = []
         for row, side in ((left, "left_"), (right, "right_")):
-            other = "right_" if side == "left_" else "left_"
-            of_side = {
-                key.removeprefix(side): value
-                for key, value in where.items()
-                if not key.startswith(other)
-            }
-            sides.append(self._by_seed(row, of, of_side).set_index("seed"))
+            of_side = filters_of_side(filters, side)
+            sides.append(self._by_seed(row, score, of_side).set_index("seed"))
         if trained:
             sides = [side[~side.collapsed] for side in sides]
         shared = sides[0].index.intersection(sides[1].index)
         difference = sides[0].number[shared] - sides[1].number[shared]
-        is_less = of == "number" and bool(sides[0].lower_is_better.iloc[0])
-        if is_less or (of == "value" and sides[0].higher_is_better.iloc[0] == False):  # noqa: E712
+        if is_cost(sides[0], score):
             difference = -difference
         return Difference(tuple(shared), tuple(difference))
 
     def change(
-        self, rows: str | list[str], left: str, right: str, **where: Any
+        self, rows: str | list[str], left: str, right: str, **filters: Any
     ) -> Difference:
         """One score of the same runs minus another, such as best minus last, by seed:
         the mean over several rows."""
         names = [rows] if isinstance(rows, str) else rows
-        by_row = [self._by_seed(row, left, where).set_index("seed") for row in names]
+        by_row = [self._by_seed(row, left, filters).set_index("seed") for row in names]
         changes = [runs[left].astype(float) - runs[right] for runs in by_row]
         mean = pd.concat(changes, axis=1).mean(axis=1)
         return Difference(tuple(mean.index), tuple(mean))
 
     def spread(
-        self, row: str, of: str = "number", within: str = "", **where: Any
+        self, row: str, score: str = "number", within: str = "", **filters: Any
     ) -> float:
         """The standard deviation of a row's scores; within: pooled over the groups that
         have the same of a column or setting."""
-        chosen = self.select(row, **where)
-        scores = chosen[of].astype(float)
+        chosen = self.select(row, **filters)
+        scores = chosen[score].astype(float)
         if not within:
             return float(scores.std())
         groups = scores.groupby(column_or_setting(chosen, within))
         squares = (groups.var() * (groups.count() - 1)).sum()
         return math.sqrt(squares / (len(scores) - groups.ngroups))
 
-    def mean_of_runs(self, row: str, of: str = "number", **where: Any) -> float:
+    def mean_of_runs(self, row: str, score: str = "number", **filters: Any) -> float:
         """The mean of a row's scores over all of its runs."""
-        return float(self.select(row, **where)[of].mean())
+        return float(self.select(row, **filters)[score].mean())
 
-    def best_within(self, epoch: int, **where: Any) -> int:
+    def best_within(self, epoch: int, **filters: Any) -> int:
         """In how many runs the best epoch is among the first ones."""
-        return int((self.select(**where).best_epoch <= epoch).sum())
+        return int((self.select(**filters).best_epoch <= epoch).sum())
 
-    def count(self, row: str = "", kind: str = "result", **where: Any) -> int:
+    def count(self, row: str = "", kind: str = "result", **filters: Any) -> int:
         """How many runs there are (kind: result or trial)."""
-        return len(self.select(row, kind, **where))
+        return len(self.select(row, kind, **filters))
 
     def label(self, row: str) -> str:
         return str(self.select(row).label.iloc[0])
 
-    def parameters(self, row: str, **where: Any) -> str:
+    def parameters(self, row: str, **filters: Any) -> str:
         """How many parameters a row trains: 7,680."""
-        return f"{self.select(row, **where).parameters.iloc[0]:,.0f}"
+        return f"{self.select(row, **filters).parameters.iloc[0]:,.0f}"
 
-    def ratio(self, left: str, right: str, **where: Any) -> float:
+    def ratio(self, left: str, right: str, **filters: Any) -> float:
         """How many times as many parameters the first row trains."""
-        sizes = [self.select(row, **where).parameters.iloc[0] for row in (left, right)]
+        sizes = [
+            self.select(row, **filters).parameters.iloc[0] for row in (left, right)
+        ]
         return float(sizes[0] / sizes[1])
 
     # --- trials
 
-    def rates(self, row: str, **where: Any) -> list[float]:
+    def rates(self, row: str, **filters: Any) -> list[float]:
         """The learning rates that trials of a row tried."""
         column = "lr_head" if row == "head" else "lr"
-        return sorted(self.select(row, "trial", **where)[column].unique())
+        return sorted(self.select(row, "trial", **filters)[column].unique())
 
-    def best_rate(self, row: str, **where: Any) -> float:
+    def best_rate(self, row: str, **filters: Any) -> float:
         column = "lr_head" if row == "head" else "lr"
-        trials = self.select(row, "trial", **where)
+        trials = self.select(row, "trial", **filters)
         means = trials.groupby(column).number.mean()
         return float(
             means.idxmin() if trials.lower_is_better.iloc[0] else means.idxmax()
         )
 
-    def trial(self, row: str, lr: float, **where: Any) -> float:
+    def trial(self, row: str, lr: float, **filters: Any) -> float:
         """The mean score of the trials at a rate."""
         column = "lr_head" if row == "head" else "lr"
-        trials = self.select(row, "trial", **where)
+        trials = self.select(row, "trial", **filters)
         return float(trials[np.isclose(trials[column], lr)].number.mean())
 
-    def highest_trial(self, **where: Any) -> float:
+    def highest_trial(self, **filters: Any) -> float:
         """The highest score of any trial."""
-        return float(self.select("", "trial", **where).number.max())
+        return float(self.select("", "trial", **filters).number.max())
 
-    def seeds(self, row: str = "", kind: str = "trial", **where: Any) -> int:
+    def seeds(self, row: str = "", kind: str = "trial", **filters: Any) -> int:
         """How many seeds the trials (or results) of a row have."""
-        return int(self.select(row, kind, **where).seed.nunique())
+        return int(self.select(row, kind, **filters).seed.nunique())
 
-    def seeds_of(self, row: str, **where: Any) -> int:
+    def seeds_of(self, row: str, **filters: Any) -> int:
         """How many seeds the results of a row have."""
-        return self.seeds(row, "result", **where)
+        return self.seeds(row, "result", **filters)
 
-    def at_end(self, **where: Any) -> list[str]:
+    def at_end(self, **filters: Any) -> list[str]:
         """The labels of the rows whose best rate is at an end of those tried."""
         cells = [row.cell for row in self.rows.rows if row.at_end]
         return [
             cell.label
             for cell in cells
-            if all(getattr(cell, key) == value for key, value in where.items())
+            if all(getattr(cell, key) == value for key, value in filters.items())
         ]
 
-    def best_is_last(self, **where: Any) -> int:
+    def best_is_last(self, **filters: Any) -> int:
         """In how many runs the best epoch is the last."""
-        chosen = self.select(**where)
+        chosen = self.select(**filters)
         return int((chosen.best_epoch == chosen.last_epoch).sum())
 
     # --- a study of many rows
 
     def firm(
-        self, sign: int, pairs: bool = False, without: Sequence[str] = (), **where: Any
+        self,
+        sign: int,
+        pairs: bool = False,
+        excluded: Sequence[str] = (),
+        **filters: Any,
     ) -> list[str]:
         """The labels of the rows that are above (1) or below (-1) VeRA after Holm's
         correction. pairs: by their own pairs, in place of the pooled variance."""
@@ -269,51 +269,69 @@ class StudyNumbers:
         for row in self.rows.rows:
             cell: Any = row.cell
             is_firm = row.is_firm_by_pairs if pairs else row.is_firm
-            matches = all(getattr(cell, key) == value for key, value in where.items())
+            matches = all(getattr(cell, key) == value for key, value in filters.items())
             mean = row.paired if pairs else row.mean
             if is_firm and matches and np.sign(mean.mean) == sign:
                 names.append(cell.label)
-        return [name for name in names if name not in without]
+        return [name for name in names if name not in excluded]
 
     def row_labels(self, task: str) -> list[str]:
         """The rows that have results on a task (label)."""
         cells = self.rows.cells
         return sorted({*cells[cells.task_label == task].conf_row})
 
-    def difference_of(self, label: str, **where: Any) -> Any:
+    def difference_of(self, label: str, **filters: Any) -> Any:
         """The line of a row (`study_rows.RowDifference`) by its label."""
         for row in self.rows.rows:
             cell: Any = row.cell
-            matches = all(getattr(cell, key) == value for key, value in where.items())
+            matches = all(getattr(cell, key) == value for key, value in filters.items())
             if cell.label == label and matches:
                 return row
-        raise ValueError(f"no row {label} with {where}")
+        raise ValueError(f"no row {label} with {filters}")
 
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
         """The rows over these tasks (labels; by default all)."""
         gains = self.rows.cells if share_of_gain else None
-        made = over_tasks(self.rows.alike, tasks, gains)
-        if made is None:
+        compared = over_tasks(self.rows.alike, tasks, gains)
+        if compared is None:
             raise ValueError(f"too few rows or tasks: {tasks}")
-        return made
+        return compared
 
     def rank_correlation(self, left: str, right: str) -> tuple[float, int]:
         """Spearman's correlation of the rows' means on two tasks (labels), and of how
         many rows."""
         cells = self.rows.cells[self.rows.cells.parameters > 0]
         means = cells.pivot_table(index="row", columns="task_label", values="mean")
-        both = means[[left, right]].dropna()
-        return float(both.corr(method="spearman").iloc[0, 1]), len(both)
+        pairs = means[[left, right]].dropna()
+        return float(pairs.corr(method="spearman").iloc[0, 1]), len(pairs)
 
     def two_way_of(
-        self, rows: str, columns: str, of: str = "number", **where: Any
+        self, rows: str, columns: str, score: str = "number", **filters: Any
     ) -> TwoWay:
         """The analysis of variance of scores by two columns or settings of the runs."""
-        chosen = self.select(**where)
+        chosen = self.select(**filters)
         for name in (rows, columns):
             chosen = chosen.assign(**{name: column_or_setting(chosen, name)})
-        table = chosen.pivot_table(index=rows, columns=columns, values=of)
+        table = chosen.pivot_table(index=rows, columns=columns, values=score)
         return two_way(table.to_numpy())
+
+
+def filters_of_side(filters: dict[str, Any], side: str) -> dict[str, Any]:
+    """The filters of one side of a difference (left_ or right_)."""
+    opposite = "right_" if side == "left_" else "left_"
+    return {
+        key.removeprefix(side): value
+        for key, value in filters.items()
+        if not key.startswith(opposite)
+    }
+
+
+def is_cost(runs: pd.DataFrame, score: str) -> bool:
+    """Whether less of a score is better. Scores of texts other than the reported one
+    are all better where they are higher."""
+    if score == "number":
+        return bool(runs.lower_is_better.iloc[0])
+    return score == "value" and not runs.higher_is_better.iloc[0]
 
 
 def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
@@ -340,12 +358,8 @@ def runs_of(folder: Path) -> pd.DataFrame:
 def paper_number(table: str, model: str, row: str, column: str) -> str:
     """A number that the paper prints."""
     frame = numbers()
-    chosen = frame[
-        (frame.table == table)
-        & (frame.model == model)
-        & (frame.row == row)
-        & (frame.column == column)
-    ]
+    places = frame.set_index(["table", "model", "row", "column"]).sort_index()
+    chosen = places.loc[[(table, model, row, column)]]
     values = {*chosen.value}  # a row may stand in several parts of a table
     if len(values) != 1:
         raise ValueError(f"{table} has {len(values)} numbers of {row} on {column}")
@@ -375,3 +389,15 @@ def power_of_columns(deviation: float, table: TwoWay, rows: int, columns: int) -
 def row_error(percent: float, rows: int) -> float:
     """The standard error of an accuracy in percent, over this many rows."""
     return math.sqrt(percent * (100 - percent) / rows)
+
+
+#: The functions that a template knows.
+HELPERS = {
+    "listed": listed,
+    "paper": paper_number,
+    "margin": MARGIN_TEXT,
+    "row_error": row_error,
+    "larger_class": larger_class,
+    "width": width,
+    "power_of_columns": power_of_columns,
+}

@@ -16,13 +16,13 @@ def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
     """A number, or several, with this many decimals."""
     if isinstance(value, int | float | np.floating):
         return f"{value:,.{decimals}f}"
-    return listed([f"{one:,.{decimals}f}" for one in value])
+    return listed([f"{number:,.{decimals}f}" for number in value])
 
 
-def gap(difference: "Difference", other: str = "", decimals: int = 1) -> str:
+def gap(difference: "Difference", row: str = "", decimals: int = 1) -> str:
     """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1)."""
     ends = interval(difference.mean, decimals)
-    words = f"{distance(difference.mean, decimals)} {other}".rstrip()
+    words = f"{distance(difference.mean, decimals)} {row}".rstrip()
     return words if ends == "-" else f"{words} (95% CI {ends})"
 
 

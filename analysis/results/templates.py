@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent
 def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """The project's environment on this folder and others, with filters that print a
     mean: its value, its interval, and both."""
-    made = environment(*folders, FOLDER, autoescape=autoescape)
-    made.filters |= {
+    loaded = environment(*folders, FOLDER, autoescape=autoescape)
+    loaded.filters |= {
         "signed": signed,
         "interval": interval,
         "with_interval": with_interval,
@@ -25,8 +25,8 @@ def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
         "percent": percent,
         "spoken": spoken,
     }
-    made.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
-    return made
+    loaded.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
+    return loaded
 
 
 def rendered(page: str, **gaps: Any) -> str:

@@ -188,8 +188,12 @@ def test_collapsed_runs_can_be_left_out(study):
 def test_the_best_epoch_is_compared_with_another_of_the_same_runs(study):
     change = study.change(["vera", "lora"], "best", "last")
     assert change.n == 3
-    best = study.score("vera", of="best").mean - study.score("vera", of="last").mean
-    other = study.score("lora", of="best").mean - study.score("lora", of="last").mean
+    best = (
+        study.score("vera", score="best").mean - study.score("vera", score="last").mean
+    )
+    other = (
+        study.score("lora", score="best").mean - study.score("lora", score="last").mean
+    )
     assert change.mean.mean == pytest.approx((best + other) / 2)
 
 
