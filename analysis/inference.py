@@ -256,10 +256,10 @@ def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
     are Hartung and Knapp's (2001).
     """
     means = np.asarray(means, dtype=float)
-    known = ~np.isnan(means)
-    freedom = known.sum(axis=-1) - 1
-    means = np.where(known, means, 0.0)
-    variances = np.where(known, np.maximum(variances, 1e-12), np.inf)
+    is_mean = ~np.isnan(means)
+    freedom = is_mean.sum(axis=-1) - 1
+    means = np.where(is_mean, means, 0.0)
+    variances = np.where(is_mean, np.maximum(variances, 1e-12), np.inf)
     between = np.zeros(freedom.shape)
     spread = np.zeros(freedom.shape)
     # Newton's steps from 0 rise to the solution (DerSimonian and Kacker 2007)

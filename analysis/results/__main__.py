@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "no published records in runs/records yet (make publish STUDY=name)"
         )
-    made = pages(ledgers, settings.docs)
-    files = {settings.docs / path: text for path, text in made.files.items()}
+    written = pages(ledgers, settings.docs)
+    files = {settings.docs / path: text for path, text in written.files.items()}
     for folder, ledger in ledgers.items():
         if folder.name == FRONT:
             text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))
-            block = near_lora(made.findings)
+            block = near_lora(written.findings)
             files[settings.readme] = readme(text, "all studies", block)
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:

@@ -42,7 +42,7 @@ class Claim:
     source: str
     rows: Mapping[str, str] = field(default_factory=dict)
     paper: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    more: Mapping[str, str] = field(default_factory=dict)
+    larger: Mapping[str, str] = field(default_factory=dict)
 
     def verdict(self, mean: Mean) -> Verdict:
         """What the mean difference of two rows says about the claim."""
@@ -107,8 +107,8 @@ class Pairs:
     @property
     def collapsed(self) -> tuple[bool, ...]:
         """Which pairs have a collapsed run."""
-        both = zip(self.left_collapsed, self.right_collapsed, strict=True)
-        return tuple(left or right for left, right in both)
+        flags = zip(self.left_collapsed, self.right_collapsed, strict=True)
+        return tuple(left or right for left, right in flags)
 
     @cached_property
     def mean(self) -> Mean:
@@ -159,7 +159,8 @@ class Comparison:
     origins: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
+    def place(self) -> str:
+        """The model and task, as a text."""
         return ", ".join(filter(None, (self.model_label, self.task_label)))
 
     @property
@@ -194,7 +195,7 @@ class Exclusion:
     """Runs of a study that are in no pair of a finding, and why."""
 
     study: str
-    where: str
+    place: str
     reason: str
 
 
@@ -258,7 +259,7 @@ class Finding:
             for effect in EFFECTS
         }
 
-    def without(self, task: str) -> Mean:
+    def mean_without(self, task: str) -> Mean:
         """The mean over all tasks but one."""
         return mean_of([mean.mean for name, mean in self.tasks.items() if name != task])
 
@@ -266,7 +267,8 @@ class Finding:
     def farthest_task(self) -> str:
         """The task without which the mean changes most."""
         return max(
-            self.tasks, key=lambda task: abs(self.without(task).mean - self.mean.mean)
+            self.tasks,
+            key=lambda task: abs(self.mean_without(task).mean - self.mean.mean),
         )
 
     def verdict_counts(self) -> dict[Verdict, int]:

@@ -52,12 +52,13 @@ def comparisons(runs: pd.DataFrame) -> list[Comparison]:
     comparison so far.
     """
     results = runs[runs.kind == "result"]
-    shown = reported(results)
-    made = _of_groups(shown[in_points(shown)])
+    scored = reported(results)
+    compared = _of_groups(scored[in_points(scored)])
     by_halves = reported(results[results.reported == "best"], "crossfit")
-    crossfit = _of_groups(by_halves[by_halves.text_score.isna()])
-    verdicts = {(one.claim.finding, one.ids): one.verdict for one in crossfit}
-    return [_with_crossfit(comparison, verdicts) for comparison in made]
+    verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
+    for comparison in _of_groups(by_halves[by_halves.text_score.isna()]):
+        verdicts[comparison.claim.finding, comparison.ids] = comparison.verdict
+    return [_with_crossfit(comparison, verdicts) for comparison in compared]
 
 
 def _with_crossfit(
@@ -68,15 +69,15 @@ def _with_crossfit(
 
 
 def _of_groups(runs: pd.DataFrame) -> list[Comparison]:
-    made = list[Comparison]()
+    comparisons = list[Comparison]()
     compared = set[tuple[str, str]]()
     for group in comparable_groups(runs):
         for comparison in _of_rows(collapsed(group)):
             keys = {(comparison.claim.finding, run) for run in comparison.ids}
             if not keys <= compared:
-                made.append(comparison)
+                comparisons.append(comparison)
                 compared |= keys
-    return made
+    return comparisons
 
 
 def in_points(runs: pd.DataFrame) -> pd.Series:
@@ -215,7 +216,7 @@ def _shared_seeds(rows: Rows, names: Sequence[str]) -> list[Frames]:
     # A BLEU and a perplexity cannot be compared
     if pd.concat(frames)["name"].nunique() != 1:
         return []
-    return [(frames[0], other) for other in frames[1:]]
+    return [(frames[0], frame) for frame in frames[1:]]
 
 
 def _matched_ranks(rows: Rows, patterns: Sequence[str]) -> list[Frames]:

@@ -45,41 +45,41 @@ def findings(runs: pd.DataFrame, measures: Iterable[Record] = ()) -> list[Findin
         measures: of trained weights and matrix fits.
     """
     runs = runs.sort_values("id", kind="stable")
-    made = [
+    compared = [
         *comparisons(runs),
         *comparisons_of_rates(runs),
         *comparisons_of_measures(runs, [*measures]),
     ]
-    origins = runs.set_index("id").origin
-    made = [replace(one, origins=_origins(one, origins)) for one in made]
-    made.sort(key=lambda one: (one.where.casefold(), one.origins, one.epochs))
-    found = list[Finding]()
+    study_of = runs.set_index("id").origin
+    compared = [replace(item, origins=_origins(item, study_of)) for item in compared]
+    compared.sort(key=lambda item: (item.place.casefold(), item.origins, item.epochs))
+    of_all = list[Finding]()
     for claim in claims():
-        of_claim = [one for one in made if one.claim == claim]
+        of_claim = [item for item in compared if item.claim == claim]
         if of_claim:
-            found += _of_claim(claim, of_claim, runs)
-    return found
+            of_all += _of_claim(claim, of_claim, runs)
+    return of_all
 
 
 def _origins(comparison: Comparison, origins: pd.Series) -> tuple[str, ...]:
     """The studies whose runs a comparison has, sorted."""
-    known = [run for run in comparison.ids if run in origins.index]
-    return tuple(sorted({*comparison.origins, *origins[known]}))
+    of_runs = [run for run in comparison.ids if run in origins.index]
+    return tuple(sorted({*comparison.origins, *origins[of_runs]}))
 
 
 def _of_claim(
-    claim: Claim, made: Sequence[Comparison], runs: pd.DataFrame
+    claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Finding]:
     """A claim as one finding, or as one for each of several comparisons."""
     if claim.kind not in OF_ROWS:
-        verdict = common_verdict(one.verdict for one in made)
-        yield Finding(claim, "", (*made,), verdict)
+        verdict = common_verdict(item.verdict for item in compared)
+        yield Finding(claim, "", (*compared,), verdict)
         return
-    exclusions = (*_exclusions(claim, made, runs),)
-    several = len(made[0].pairs) > 1
-    names = [*claim.rows.values()][-len(made[0].pairs) :] if several else [""]
+    exclusions = (*_exclusions(claim, compared, runs),)
+    count = len(compared[0].pairs)
+    names = [*claim.rows.values()][-count:] if count > 1 else [""]
     for place, name in enumerate(names):
-        yield _over_tasks(claim, name, made, place, exclusions)
+        yield _over_tasks(claim, name, compared, place, exclusions)
 
 
 # --- over tasks
@@ -88,41 +88,43 @@ def _of_claim(
 def _over_tasks(
     claim: Claim,
     name: str,
-    made: Sequence[Comparison],
+    compared: Sequence[Comparison],
     place: int,
     exclusions: tuple[Exclusion, ...],
 ) -> Finding:
     """A claim over its tasks. A task on which it was compared several times counts
     once, with the mean of each seed's differences."""
-    counted = [
-        (one, one.pairs[place])
-        for one in made
-        if not one.excluded and place < len(one.pairs)
-    ]
-    of_rows = [(one, pairs) for one, pairs in counted if pairs is not None]
+    of_rows = list[tuple[Comparison, Pairs]]()
+    for item in compared:
+        pairs = item.pairs[place] if place < len(item.pairs) else None
+        if pairs is not None and not item.excluded:
+            of_rows.append((item, pairs))
     frame = _difference_frame(of_rows)
     if frame.collapsed.all():  # or there is none at all
-        verdict = common_verdict(one.verdict for one in made)
-        return Finding(claim, name, (*made,), verdict, exclusions=exclusions)
+        verdict = common_verdict(item.verdict for item in compared)
+        return Finding(claim, name, (*compared,), verdict, exclusions=exclusions)
     trained = _by_task(frame[~frame.collapsed])
-    kept = trained.to_numpy(float)
-    means = mean_of(kept)
-    several = len(trained) > 1
-    mean = mean_of(means.mean) if several else mean_of(kept[0])
+    differences = trained.to_numpy(float)
+    task_means = {
+        task: mean_of(line)
+        for task, line in zip(trained.index, differences, strict=True)
+    }
+    mean = mean_of([of_task.mean for of_task in task_means.values()])
+    if len(task_means) == 1:
+        (mean,) = task_means.values()
+    analyses = _analyses(frame, differences)
+    weighted = analyses.get("weighted mean")
     within = _within(frame[~frame.collapsed])
     can_decide = claim.kind in WITH_MARGIN and not math.isnan(within)
-    weighted = over_tasks(kept, np.zeros_like(kept, dtype=bool)) if several else None
     return Finding(
         claim=claim,
         name=name,
-        comparisons=(*made,),
+        comparisons=(*compared,),
         verdict=claim.verdict(mean),
-        tasks={
-            task: mean_of(line) for task, line in zip(trained.index, kept, strict=True)
-        },
+        tasks=task_means,
         pair_counts=trained.notna().sum(axis=1).to_dict(),
         mean=mean,
-        analyses=_analyses(frame, kept),
+        analyses=analyses,
         collapses=_collapses([pairs for _, pairs in of_rows]),
         within=within,
         between=float(weighted.between) if weighted else math.nan,
@@ -137,7 +139,7 @@ def _difference_frame(of_rows: Sequence[tuple[Comparison, Pairs]]) -> pd.DataFra
     lines = list[tuple[Any, ...]]()
     for number, (comparison, pairs) in enumerate(of_rows):
         differences = zip(pairs.seeds, pairs.differences, pairs.collapsed, strict=True)
-        lines += [(comparison.where, number, *line) for line in differences]
+        lines += [(comparison.place, number, *line) for line in differences]
     columns = ["where", "number", "seed", "difference", "collapsed"]
     frame = pd.DataFrame(lines, columns=columns)
     return frame.astype({"collapsed": bool, "difference": float})
@@ -162,21 +164,23 @@ def _within(frame: pd.DataFrame) -> float:
 def _analyses(frame: pd.DataFrame, trained: Any) -> dict[str, Mean]:
     """The means beside the rule. Those with collapsed runs stand only where there are
     some, and the weighted one only where there are several tasks."""
-    collapsed = frame.assign(number=frame.collapsed.astype(float))
-    flags = collapsed.groupby(["where", "seed"], sort=False).number.max().unstack()
-    every = _by_task(frame)
-    broken = flags.reindex(index=every.index, columns=every.columns).eq(1).to_numpy()
-    made = dict[str, Mean]()
+    flags = frame.assign(number=frame.collapsed.astype(float))
+    by_seed = flags.groupby(["where", "seed"], sort=False).number.max().unstack()
+    differences = _by_task(frame)
+    shape = {"index": differences.index, "columns": differences.columns}
+    is_collapsed = by_seed.reindex(**shape).eq(1).to_numpy()
+    analyses = dict[str, Mean]()
     for name, (with_collapsed, weighted) in ANALYSES.items():
-        values = every.to_numpy(float) if with_collapsed else trained
-        if with_collapsed and not broken.any():
+        values = differences.to_numpy(float) if with_collapsed else trained
+        if with_collapsed and not is_collapsed.any():
             continue
         if len(values) > 1:
-            of_values = broken if with_collapsed else np.zeros_like(values, dtype=bool)
-            made[name] = over_tasks(values, of_values, weighted)
+            nothing = np.zeros_like(values, dtype=bool)
+            flagged = is_collapsed if with_collapsed else nothing
+            analyses[name] = over_tasks(values, flagged, weighted)
         elif not weighted:
-            made[name] = mean_of(values[0])
-    return made
+            analyses[name] = mean_of(values[0])
+    return analyses
 
 
 def _collapses(of_rows: Sequence[Pairs]) -> tuple[Collapses, ...]:
@@ -204,12 +208,17 @@ def _method_name(label: str) -> str:
 
 
 def _exclusions(
-    claim: Claim, made: Sequence[Comparison], runs: pd.DataFrame
+    claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Exclusion]:
     """Why each study, model and task that has results is in no pair of a claim. A study
     in several pairs of which one counts is in."""
-    counted = {run for one in made if not one.excluded for run in one.ids}
-    reasons = {run: one.excluded for one in made if one.excluded for run in one.ids}
+    counted = set[str]()
+    reasons = dict[str, str]()
+    for item in compared:
+        if item.excluded:
+            reasons |= dict.fromkeys(item.ids, item.excluded)
+        else:
+            counted |= {*item.ids}
     results = reported(runs[runs.kind == "result"])
     results = results.assign(points=in_points(results))
     places = ["origin", "model_label", "task_label"]

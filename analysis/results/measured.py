@@ -42,7 +42,7 @@ def _of_means(
     values: pd.DataFrame,
     means: pd.DataFrame,
     unit: str,
-    more: Mapping[str, float],
+    extra: Mapping[str, float],
 ) -> Iterator[Comparison]:
     """The claims that some columns of `means`, a line for each run or pair, are larger
     than others. values: the measured values, with the ids of their runs."""
@@ -56,11 +56,11 @@ def _of_means(
     about = of_values[of_values.conf_row == of_values.conf_row.iloc[0]]
     about = about.sort_values(["seed", "id"]).iloc[0]
     for claim in claims():
-        if not claim.more or not {*claim.more} <= {*means}:
+        if not claim.larger or not {*claim.larger} <= {*means}:
             continue
         verdicts = [
             superiority_verdict(mean_of(means[larger] - means[smaller]))
-            for larger, smaller in claim.more.items()
+            for larger, smaller in claim.larger.items()
         ]
         yield Comparison(
             claim=claim,
@@ -71,7 +71,7 @@ def _of_means(
             family=about.family,
             sides=(*sides,),
             verdict=joint_verdict(verdicts),
-            numbers={**means.median().to_dict(), **more},
+            numbers={**means.median().to_dict(), **extra},
             unit=unit,
             counts=(len(means),),
             size=len(means),
@@ -82,18 +82,18 @@ def _of_means(
 def means_of_parts(values: pd.DataFrame) -> pd.DataFrame:
     """The means of d over parts of the layers and sites, by run; no line at all where a
     run lacks query or value."""
-    known = values.dropna()
-    later = known.layer >= known.layer.drop_duplicates().median()
+    finite = values.dropna()
+    later = finite.layer >= finite.layer.drop_duplicates().median()
     parts = {
-        "query": known.site == "query",
-        "value": known.site == "value",
+        "query": finite.site == "query",
+        "value": finite.site == "value",
         "early": ~later,
         "late": later,
-        "first": known.layer == known.layer.min(),
-        "last": known.layer == known.layer.max(),
+        "first": finite.layer == finite.layer.min(),
+        "last": finite.layer == finite.layer.max(),
     }
     means = pd.DataFrame(
-        {name: known[part].groupby("number").d.mean() for name, part in parts.items()}
+        {name: finite[part].groupby("number").d.mean() for name, part in parts.items()}
     )
     # A run without a finite value must not be left out in silence
     means = means.reindex(values.number.unique())
@@ -107,10 +107,10 @@ def null_band(cosines: pd.DataFrame) -> float:
     for fewer than two."""
     random = cosines[["lora_random", "vera_random"]]
     layers = random.groupby(cosines.number).count().max(axis=None)
-    known = random.stack().dropna()
-    if len(known) < 2:
+    finite = random.stack().dropna()
+    if len(finite) < 2:
         return math.nan
-    return float(1.96 * math.sqrt((known**2).mean() / layers))
+    return float(1.96 * math.sqrt((finite**2).mean() / layers))
 
 
 def _of_fit(fit: Record) -> Iterator[Comparison]:
@@ -118,18 +118,18 @@ def _of_fit(fit: Record) -> Iterator[Comparison]:
     contradicts it."""
     of_fit = errors(fit)
     by_count = of_fit[of_fit.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
-    both = by_count.pivot(index="parameters", columns="kind", values="mean")
-    both = both.reindex(columns=["vera", "lora"]).dropna()
-    if both.empty:
+    errors_of = by_count.pivot(index="parameters", columns="kind", values="mean")
+    errors_of = errors_of.reindex(columns=["vera", "lora"]).dropna()
+    if errors_of.empty:
         return
-    tolerance = (EQUAL_SHARE * both.lora).clip(lower=EXACT_FIT)
-    equal = (both.vera - both.lora).abs() <= tolerance
-    lower = (both.vera < both.lora) & ~equal
+    tolerance = (EQUAL_SHARE * errors_of.lora).clip(lower=EXACT_FIT)
+    equal = (errors_of.vera - errors_of.lora).abs() <= tolerance
+    lower = (errors_of.vera < errors_of.lora) & ~equal
     verdict = Verdict.SUPPORTED if equal.all() else Verdict.CONTRADICTED
     numbers = {
         "equal": int(equal.sum()),
         "lower": int(lower.sum()),
-        "counts": len(both),
+        "counts": len(errors_of),
     }
     for claim in claims():
         if claim.kind == "fit":

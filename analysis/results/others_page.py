@@ -55,9 +55,9 @@ def vera_minus_lora() -> pd.DataFrame:
     """VeRA minus the same source's LoRA, the best of each where there are several."""
     places = ["row", "label", "model", "column"]
     best = others().groupby(places, sort=False).value.max()
-    both = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
-    both["difference"] = both.vera - both.lora
-    return both.reset_index()
+    scores = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
+    scores["difference"] = scores.vera - scores.lora
+    return scores.reset_index()
 
 
 def numbers_by_reward(differences: pd.DataFrame) -> list[str]:
@@ -90,14 +90,14 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
     """The paper's tables that have rows of others, as titles and lines of Markdown."""
     nothing = runs(Ledger())
     labels = {*others().label}
-    shown = list[tuple[str, list[str]]]()
+    tables = list[tuple[str, list[str]]]()
     for name in TABLES:
         for table in made_tables(name, nothing, others="all"):
             if {row[1] for row in table.texts} & labels:
-                shown.append(
+                tables.append(
                     (table.title, grid(table.header, table.texts, right=False))
                 )
-    return shown
+    return tables
 
 
 def others_picture() -> Figure:
@@ -110,11 +110,11 @@ def others_picture() -> Figure:
         & paper.row.isin(["vera", "lora"])
         & (paper.task != "")
     )
-    shown = paper[is_shown][[*CELL, "value"]]
-    both = shown.merge(others(), on=CELL, suffixes=("_paper", ""))
-    both = both.assign(difference=both.value - both.value_paper)
+    printed = paper[is_shown][[*CELL, "value"]]
+    cells = printed.merge(others(), on=CELL, suffixes=("_paper", ""))
+    cells = cells.assign(difference=cells.value - cells.value_paper)
     title = "What others report minus what the paper prints, in points"
-    data = both[[*CELL, "source", "same", "difference"]]
+    data = cells[[*CELL, "source", "same", "difference"]]
     return Figure("others", title, data, [], _draw_others, size=(7.4, 3.6))
 
 

@@ -17,7 +17,7 @@ from analysis.notes import cautions
 from analysis.paper import GLUE
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
 from analysis.results.claims import Finding
-from analysis.results.findings import findings
+from analysis.results.findings import findings as findings_on
 from analysis.results.forest import forest
 from analysis.results.numbers import rendered_notes
 from analysis.results.others_page import others_pages
@@ -85,15 +85,15 @@ def findings_of(studies: Sequence[Study]) -> list[Finding]:
     measures = dict[str, Record]()
     for study in studies:
         measures |= study.ledger.measures
-    return findings(frame.drop_duplicates("id"), measures.values())
+    return findings_on(frame.drop_duplicates("id"), measures.values())
 
 
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of these studies, by their folders. They link what docs/bench has."""
     studies = studies_of(ledgers)
-    found = findings_of(studies)
+    of_all = findings_of(studies)
     files = others_pages()
-    plot = forest(found)
+    plot = forest(of_all)
     if plot:
         files["results/forest.svg"] = svg(plot)
     compared = dict[str, OverTasks]()
@@ -103,13 +103,13 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         if page.over_tasks:
             compared[study.name] = page.over_tasks
     benches = sorted(docs.glob("bench/*/*.md"))
-    files["results.md"] = overview(found, studies, benches, compared)
-    files["results/comparisons.md"] = comparisons_page(found)
-    return Pages(files, found)
+    files["results.md"] = overview(of_all, studies, benches, compared)
+    files["results/comparisons.md"] = comparisons_page(of_all)
+    return Pages(files, of_all)
 
 
 def overview(
-    found: Sequence[Finding],
+    findings: Sequence[Finding],
     studies: Sequence[Study] = (),
     benches: Sequence[Path] = (),
     compared: Mapping[str, OverTasks] = MappingProxyType({}),
@@ -118,24 +118,24 @@ def overview(
     studies that compare many rows over tasks."""
     return rendered(
         "results.md",
-        findings=found,
-        numbers=numbered_claims(found),
+        findings=findings,
+        numbers=numbered_claims(findings),
         studies=studies,
         benches=benches,
         compared=compared,
-        drawn=forest(found) is not None,
+        drawn=forest(findings) is not None,
     )
 
 
-def comparisons_page(found: Sequence[Finding]) -> str:
+def comparisons_page(findings: Sequence[Finding]) -> str:
     """The page of every comparison, and of what is left out."""
-    numbers = numbered_claims(found)
-    return rendered("comparisons.md", findings=found, numbers=numbers)
+    numbers = numbered_claims(findings)
+    return rendered("comparisons.md", findings=findings, numbers=numbers)
 
 
-def numbered_claims(found: Sequence[Finding]) -> dict[str, int]:
+def numbered_claims(findings: Sequence[Finding]) -> dict[str, int]:
     """The number of each claim on the pages."""
-    claims = dict.fromkeys(finding.claim.finding for finding in found)
+    claims = dict.fromkeys(finding.claim.finding for finding in findings)
     return {claim: place for place, claim in enumerate(claims, 1)}
 
 
@@ -167,10 +167,14 @@ def headline(runs: pd.DataFrame) -> str:
     return str(macros("readme.md").headline(rows, list(tasks.values()))).strip()
 
 
-def near_lora(found: Sequence[Finding]) -> str:
+def near_lora(findings: Sequence[Finding]) -> str:
     """The README's sentences on VeRA beside LoRA over all tasks."""
-    near = [one for one in found if one.claim.kind == "near" and one.opponent == "LoRA"]
-    return str(macros("readme.md").near_lora(near)).strip()
+    beside_lora = [
+        finding
+        for finding in findings
+        if finding.claim.kind == "near" and finding.opponent == "LoRA"
+    ]
+    return str(macros("readme.md").near_lora(beside_lora)).strip()
 
 
 def readme(text: str, study: str, block: str) -> str:
@@ -179,10 +183,10 @@ def readme(text: str, study: str, block: str) -> str:
     begin = BEGIN.format(study)
     end = END.format(study)
     pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-    old = re.search(pattern, text, re.DOTALL)
-    if not old:
+    previous = re.search(pattern, text, re.DOTALL)
+    if not previous:
         raise UserError(f"README.md lacks the lines {begin} and {end}")
-    return text.replace(old[0], f"{begin}\n\n{block}\n\n{end}")
+    return text.replace(previous[0], f"{begin}\n\n{block}\n\n{end}")
 
 
 # --- a study
@@ -199,7 +203,8 @@ class StudyPage:
     def files(self) -> dict[str, str]:
         """The page and its pictures, by their paths in docs/."""
         name = self.study.name
-        pictures = {f"{name}_{one.name}.svg": one for one in self._figures()}
+        drawn = self._figures()
+        pictures = {f"{name}_{figure.name}.svg": figure for figure in drawn}
         notes = rendered_notes(self.study.folder, self.study.runs, self.rows)
         answer, _, rest = notes.strip().partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
@@ -219,17 +224,23 @@ class StudyPage:
             cautions=cautions(self.rows.cells),
             over=self._over_tasks_lines(),
             over_tasks=self.over_tasks,
-            pictures=[(one_line(one.title), path) for path, one in pictures.items()],
+            pictures=[
+                (one_line(figure.title), path) for path, figure in pictures.items()
+            ],
         )
-        drawn = {f"results/{path}": svg(one) for path, one in pictures.items()}
-        return {f"results/{name}.md": page} | drawn
+        files = {f"results/{name}.md": page}
+        for path, figure in pictures.items():
+            files[f"results/{path}"] = svg(figure)
+        return files
 
     def _figures(self) -> list[Figure]:
         """A study may compare settings of one row, such as epochs. A figure, where they
         would stand on top of each other, has one of them."""
         part = Part(self.study.finished, [*self.study.ledger.measures.values()])
-        made = [one for make in figures.FIGURES.values() for one in make(part)]
-        return [one for one in made if len(one.data)]
+        drawn = list[Figure]()
+        for make in figures.FIGURES.values():
+            drawn += [figure for figure in make(part) if len(figure.data)]
+        return drawn
 
     def _metrics(self) -> list[tuple[str, str]]:
         """The metric of each task."""
@@ -256,8 +267,8 @@ def _by_task(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         equal[task] = [
             f"{name} {text}" for name, text in shared.items() if text not in (NONE, "")
         ]
-        kept = lines.drop(columns=shared.index)
-        tables[task] = grid([*kept], kept.to_numpy().tolist())
+        different = lines.drop(columns=shared.index)
+        tables[task] = grid([*different], different.to_numpy().tolist())
     return tables, equal
 
 

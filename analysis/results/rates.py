@@ -79,11 +79,10 @@ def regret(scores: Array) -> Mean:
         return Mean(math.nan, math.nan, math.nan)
     by_seed = list[float]()
     for seed in range(seeds):
-        others = np.delete(scores, seed, axis=2).mean(axis=2)
-        best = others.argmax(axis=1)
+        means = np.delete(scores, seed, axis=2).mean(axis=2)
+        best = means.argmax(axis=1)
         at_best = scores[:, best, seed]  # of each rank, at the rate of each rank
-        own = np.diag(at_best)[:, None]
-        losses = at_best - own
+        losses = at_best - np.diag(at_best)[:, None]
         by_seed.append(float(losses.sum() / (ranks * (ranks - 1))))
     return mean_of(by_seed)
 

@@ -48,11 +48,11 @@ class RowDifference:
 
 @dataclass(frozen=True)
 class PooledVariance:
-    """The variance of a run on one task, pooled over rows. apart: the labels of the
+    """The variance of a run on one task, pooled over rows. outliers: the labels of the
     rows that are not in it, since a run collapsed or they vary more."""
 
     variance: TwoWay
-    apart: tuple[str, ...]
+    outliers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,8 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
 
 def _paired_means(runs: pd.DataFrame) -> dict[str, Mean]:
     """The mean difference of each other row minus VeRA, in pairs of one seed."""
-    both = pairs(runs, "vera")
-    return {
-        row: mean_of(-of_row.difference)
-        for row, of_row in both.groupby("row_other", sort=False)
-    }
+    by_row = pairs(runs, "vera").groupby("row_other", sort=False)
+    return {row: mean_of(-of_row.difference) for row, of_row in by_row}
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
@@ -147,9 +144,9 @@ def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
     seeds = by_row.notna().sum().sort_values(ascending=False, kind="stable").index
     best = by_row[:0]
     for count in range(2, len(seeds) + 1):
-        whole = by_row[seeds[:count]].dropna()
-        if freedom_of(whole) > freedom_of(best):
-            best = whole
+        complete = by_row[seeds[:count]].dropna()
+        if freedom_of(complete) > freedom_of(best):
+            best = complete
     return two_way(best) if len(best) >= MANY_ROWS else None
 
 

@@ -72,7 +72,7 @@ def test_vera_is_near_lora_by_pairs_of_one_seed(vera, differences, verdict):
         3,
         (3,),
     )
-    assert near.where == "MiniLM, cola"
+    assert near.place == "MiniLM, cola"
 
 
 def test_pairs_are_of_seeds_that_both_rows_have_on_the_same_data():
@@ -339,7 +339,7 @@ def test_a_new_task_lies_in_a_wider_interval_than_the_mean():
     half = 3.182 * deviation * math.sqrt(1 + 1 / 4)
     assert (low, high) == pytest.approx((-1.75 - half, -1.75 + half), abs=2e-3)
     assert near.farthest_task == "MiniLM, cola"
-    assert near.without("MiniLM, cola").mean == pytest.approx(-2.0)
+    assert near.mean_without("MiniLM, cola").mean == pytest.approx(-2.0)
 
 
 def test_tasks_of_chance_are_out_of_the_mean_and_a_task_compared_twice_counts_once():
@@ -378,7 +378,7 @@ def test_a_score_that_is_not_in_points_is_left_out_with_its_reason():
     alone = rows("mrpc", vera=(0.8, 0.8)) + rows("sst2", vera=(0.8,), lora=(0.8,))
     near = the(found_on(*made, *alone, origin="mine"))
     assert [*near.tasks] == ["MiniLM, sst2"]
-    reasons = {one.where: (one.study, one.reason) for one in near.exclusions}
+    reasons = {one.place: (one.study, one.reason) for one in near.exclusions}
     assert reasons == {
         "MiniLM, cola": ("mine", "its score, perplexity, is not in points"),
         "MiniLM, mrpc": ("mine", "no run of its own of the row lora"),

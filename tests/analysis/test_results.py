@@ -142,7 +142,7 @@ def test_the_headline_of_the_published_records(published):
     assert (near.mean.mean, low, high) == pytest.approx((-1.70, -3.07, -0.32), abs=0.01)
     assert near.verdict == "contradicted"
     assert near.farthest_task == "SmolLM2-135M, sums"
-    without = near.without("SmolLM2-135M, sums")
+    without = near.mean_without("SmolLM2-135M, sums")
     assert (without.mean, *without.interval()) == pytest.approx(
         (-1.22, -2.18, -0.25), abs=0.01
     )

@@ -57,7 +57,7 @@ def test_a_row_that_varies_more_is_not_pooled_and_has_its_own_interval():
     wild = rows("cola", wild=(0.6, 0.7, 0.8))
     study = study_of(*many_rows(), *more, *wild)
     assert study.pooled["cola"].variance == pooled.variance
-    assert study.pooled["cola"].apart == ("wild",)
+    assert study.pooled["cola"].outliers == ("wild",)
     expected = scipy.stats.ttest_rel([60, 70, 80], [70, 71, 72]).confidence_interval()
     assert lines_of(study)["wild"][1] == f"{expected.low:+.1f} to {expected.high:+.1f}"
 

@@ -297,7 +297,7 @@ def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
     seen = set[tuple[str, ...]]()
     for finding in found_findings(frame, measures):
         for one in finding.comparisons:
-            key = (one.claim.finding, one.where, *one.ids, *one.origins)
+            key = (one.claim.finding, one.place, *one.ids, *one.origins)
             if key not in seen:
                 yield comparison_line(one, words)
             seen.add(key)
