@@ -1,4 +1,4 @@
-"""Writes one HTML page from the records: findings, verdicts, tables, figures,
+"""Writes one HTML page from the records: the paper's claims, verdicts, tables, figures,
 statistics, and a view of each cell with its runs and curves. report.html is its
 template.
 
@@ -10,7 +10,8 @@ analysis.tables; its verdicts and statistics are over your runs and the publishe
 together."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
 from analysis.frame import every_variant, reported_cells, runs
 from analysis.others import NAMED
-from analysis.render import Number
+from analysis.render import Number, Table
 from analysis.results.findings import findings
 from analysis.results.templates import templates
 from analysis.stats import statistics_tables
 from runs.command import OfRecords, entry_point, read
 from runs.record import (
     Ledger,
+    Record,
     median_interval,
     megabytes,
     without_paths,
@@ -36,7 +38,7 @@ from runs.record import (
 )
 
 #: Parts of a record that the view of a cell shows, and what of them it does not.
-SHOWN: tuple[str, ...] = (
+SHOWN_KEYS = (
     "config.",
     "recipe.",
     "start",
@@ -44,11 +46,14 @@ SHOWN: tuple[str, ...] = (
     "versions.",
     "device.",
     "determinism.",
+    "model",
+    "data.",
+    "parameters.",
+    "groups",
 )
-SHOWN += ("model", "data.", "parameters.", "groups")
-HIDDEN = ("config.recipe.", "config.output")
-#: And of each of its runs.
-OF_A_RUN = [
+HIDDEN_KEYS = ("config.recipe.", "config.output")
+#: What it shows of each run.
+RUN_COLUMNS = [
     "seed",
     "status",
     "origin",
@@ -61,95 +66,142 @@ OF_A_RUN = [
 ]
 #: Of a ledger of more runs, only so many of the newest cells show their runs one by
 #: one: a page stays below 20 MB.
-RUNS_SHOWN = 8_000
+MAX_RUNS_SHOWN = 8_000
+#: Rows that stand first among the cells.
+FIRST_ROWS = {"vera": 0, "lora": 1}
+
+
+#: The runs of this machine, and the published ones.
+Frames = tuple[pd.DataFrame, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class CellView:
+    """A cell as the report shows it: its line of `frame.reported_cells`, the interval
+    of its median, its verdicts beside the paper, configuration and provenance of its
+    first seed, and its runs with their curves."""
+
+    cell: Any
+    interval: tuple[float, float] | None
+    words: Sequence[str]
+    facts: Sequence[tuple[str, Any]]
+    runs: Sequence[dict[str, Any]]
 
 
 def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label."""
     frame = runs(ledger)
-    frames, judged = own_and_published(ledger, frame), tables.verdicts(frame)
-    found = [*_cells(ledger, every_variant(frame, paper=True), judged)]
+    frames = own_and_published(ledger, frame)
+    judged = tables.verdicts(frame)
+    cells = [*cell_views(ledger, every_variant(frame, paper=True), judged)]
     html = templates(Path(__file__).parent, autoescape=True)
     html.tests["number"] = lambda entry: isinstance(entry, Number)
     return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
         findings=findings(frame, ledger.measures.values()),
-        # By table and model; those of which a number has run first
-        verdicts=sorted(
-            (
-                (
-                    f"Table {table[5:]}, {NAMED[model]}",
-                    of.assign(column=of.column.replace(NAMED)),
-                )
-                for (table, model), of in judged.groupby(["table", "model"], sort=False)
-            ),
-            key=lambda group: not group[1].ran.any(),
-        ),
+        verdicts=verdicts_by_table(judged),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
-        tables=[
-            table
-            for name in tables.TABLES
-            for table in tables.make(name, ledger, frames)
-        ],
-        figures=[
-            (figure, figures.svg(figure))
-            for name in figures.FIGURES
-            for figure in figures.make(name, ledger, frames=frames)
-        ],
+        tables=all_tables(ledger, frames),
+        figures=all_figures(ledger, frames),
         statistics=statistics_tables(frame, judged=judged),
-        cells=found,
-        anchors={
-            run: number for number, cell in enumerate(found) for run in cell["cell"].ids
-        },
+        cells=cells,
+        anchors=anchors_of(cells),
         problems=ledger.problems,
     )
 
 
-def _cells(
-    ledger: Ledger, every: pd.DataFrame, verdicts: pd.DataFrame
-) -> Iterator[dict[str, Any]]:
+def verdicts_by_table(judged: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The verdicts by table and model, those first of which a number has run."""
+    groups = list[tuple[str, pd.DataFrame]]()
+    for (table, model), verdicts in judged.groupby(["table", "model"], sort=False):
+        title = f"Table {table[5:]}, {NAMED[model]}"
+        columns = verdicts.column.replace(NAMED)
+        groups.append((title, verdicts.assign(column=columns)))
+    return sorted(groups, key=lambda group: not group[1].ran.any())
+
+
+def all_tables(ledger: Ledger, frames: Frames) -> list[Table]:
+    """Every table of the paper, with the runs of this machine and the published ones
+    (`frames`)."""
+    made = list[Table]()
+    for name in tables.TABLES:
+        made += tables.make(name, ledger, frames)
+    return made
+
+
+def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, str]]:
+    """Every figure with its picture."""
+    drawn = list[tuple[figures.Figure, str]]()
+    for name in figures.FIGURES:
+        for figure in figures.make(name, ledger, frames=frames):
+            drawn.append((figure, figures.svg(figure)))
+    return drawn
+
+
+def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
+    """The place of the cell that shows each run."""
+    anchors = dict[str, int]()
+    for place, view in enumerate(cells):
+        anchors |= dict.fromkeys(view.cell.ids, place)
+    return anchors
+
+
+def cell_views(
+    ledger: Ledger, variants: pd.DataFrame, verdicts: pd.DataFrame
+) -> Iterator[CellView]:
     """Every variant of every row, with its runs and their curves: VeRA and LoRA
     first."""
-    cells, shown = reported_cells(every), 0
+    cells = reported_cells(variants)
+    order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
+    cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])
     words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
-    cells["first"] = cells.row.map({"vera": 0, "lora": 1}).fillna(2)
-    by_id = every.drop_duplicates("id").set_index("id")[OF_A_RUN].to_dict("index")
-    for cell in cells.sort_values(["first", "model", "task", "row"]).itertuples():
-        known = [value for value in cell.values if value == value]
-        shown += cell.runs
-        records = (
-            [ledger.records[run] for run in cell.ids] if shown <= RUNS_SHOWN else []
+    by_id = variants.drop_duplicates("id").set_index("id")
+    lines = by_id[RUN_COLUMNS].to_dict("index")
+    count = 0
+    for cell in cells.itertuples():
+        count += cell.runs
+        records = list[Record]()
+        if count <= MAX_RUNS_SHOWN:
+            records = [ledger.records[run] for run in cell.ids]
+        scores = [score for score in cell.values if not math.isnan(score)]
+        yield CellView(
+            cell=cell,
+            interval=median_interval(scores) if len(scores) >= beside.SEEDS else None,
+            words=words.get(cell.ids, []),
+            facts=facts_of(records[0]) if records else [],
+            runs=[_run_line(record, lines) for record in records],
         )
-        facts = leaves(without_paths(records[0])).items() if records else ()
-        yield {
-            "cell": cell,
-            "interval": median_interval(known) if len(known) >= beside.SEEDS else None,
-            "words": words.get(cell.ids, []),
-            "facts": [
-                of
-                for of in facts
-                if of[0].startswith(SHOWN) and not of[0].startswith(HIDDEN)
-            ],
-            "runs": [
-                {"id": r["id"], **by_id[r["id"]], "curve": curve(r["curve"])}
-                for r in records
-            ],
-        }
 
 
-def curve(of: dict[str, Any], width: int = 160, height: int = 36) -> str:
-    """A run's dev metric by epoch, as the points of a polyline."""
-    values = [
-        value for value in of["metric"] if value is not None and math.isfinite(value)
+def _run_line(record: Record, lines: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of a cell, with its curve."""
+    run = record["id"]
+    return {"id": run, **lines[run], "curve": curve(record["curve"]["metric"])}
+
+
+def facts_of(record: Record) -> list[tuple[str, Any]]:
+    """Configuration and provenance of a run, by their keys."""
+    return [
+        (key, value)
+        for key, value in leaves(without_paths(record)).items()
+        if key.startswith(SHOWN_KEYS) and not key.startswith(HIDDEN_KEYS)
     ]
-    top, step = max(values, default=0.0), width / max(len(values) - 1, 1)
-    scale = (height - 4) / ((top - min(values, default=0.0)) or 1.0)
-    return " ".join(
-        f"{i * step:.1f},{2 + (top - value) * scale:.1f}"
-        for i, value in enumerate(values)
-    )
+
+
+def curve(metric: Sequence[float | None], width: int = 160, height: int = 36) -> str:
+    """A run's dev metric by epoch, as the points of a polyline."""
+    values = [value for value in metric if value is not None and math.isfinite(value)]
+    top = max(values, default=0.0)
+    span = top - min(values, default=0.0)
+    step = width / max(len(values) - 1, 1)
+    scale = (height - 4) / (span or 1.0)
+    points = [
+        f"{place * step:.1f},{2 + (top - value) * scale:.1f}"
+        for place, value in enumerate(values)
+    ]
+    return " ".join(points)
 
 
 def main(arguments: list[str]) -> int:

@@ -148,10 +148,9 @@ def test_a_cell_has_its_runs_curves_and_configuration(page):
     assert "somebody" not in page  # where files lay
     # A curve spans its picture, and leaves out what is no number
     assert (
-        report.curve({"metric": [0.5, 1.0, None, 0.75]}, 100, 24)
-        == "0.0,22.0 50.0,2.0 100.0,12.0"
+        report.curve([0.5, 1.0, None, 0.75], 100, 24) == "0.0,22.0 50.0,2.0 100.0,12.0"
     )
-    assert (report.curve({"metric": [0.5]}), report.curve({"metric": []})) == (
+    assert (report.curve([0.5]), report.curve([])) == (
         "0.0,2.0",
         "",
     )
@@ -173,12 +172,12 @@ def test_what_is_left_out_is_said_with_its_reason(page):
 
 
 def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
-    monkeypatch.setattr(report, "RUNS_SHOWN", 5)
+    monkeypatch.setattr(report, "MAX_RUNS_SHOWN", 5)
     of, none = mixed(), pd.DataFrame({"ran": [], "ids": [], "word": []}, dtype=object)
-    found = report._cells(
+    found = report.cell_views(
         of, every_variant(runs(of), paper=True), none.astype({"ran": bool})
     )
-    assert [len(cell["runs"]) for cell in found] == [3, 2, 0, 0, 0]
+    assert [len(cell.runs) for cell in found] == [3, 2, 0, 0, 0]
 
 
 def test_an_empty_ledger_shows_the_papers_numbers(tmp_path, capsys, monkeypatch):
