@@ -33,7 +33,8 @@ from runs.record import Metric, Record, csv_text, plural, write_atomically
 from runs.shared_files import alone, digest, run_lock
 from tasks import DataError, Task, glue
 from tasks.images import NewImages
-from tasks.text import TextTask, check_columns, make_rows, read_file
+from tasks.tables import Table, read_file
+from tasks.text import TextTask, check_columns, make_rows
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def read_new(record: Record, path: Path, output: str) -> New:
         return New(images, images.key)
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file. This run was trained on texts")
-    table = path, list(read_file(path))
+    table = Table(path, list(read_file(path)))
     of_first = next((row for _, row in table[1]), {})
     settings = {**settings, "id_column": None}  # all columns are kept
     settings |= (

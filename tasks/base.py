@@ -3,7 +3,7 @@ uses."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 Array = npt.NDArray[Any]
 #: A batch on the model's device, by the names of Task.collate.
@@ -27,53 +28,58 @@ class DataError(ValueError):
     to mend it."""
 
 
-#: Error messages cut a value of a file after this many characters, and a list of names
-#: after this many names.
-SHOWN, LISTED = 80, 12
+#: The most characters of a file's value in an error message.
+SHOWN_CHARACTERS = 80
+#: The most names of a list in an error message.
+LISTED_NAMES = 12
 
 
-def quoted(value: Any) -> str:
-    """A value of a file for an error message: Python's notation, cut after SHOWN
-    characters."""
-    return _cut(repr(value))
+def quoted(value: object) -> str:
+    """A file's value for an error message: in Python's notation, shortened."""
+    return _shortened(repr(value), SHOWN_CHARACTERS)
 
 
-def named(value: Any, most: int = SHOWN) -> str:
-    """A name of a file for an error message: on one line, without quotation marks, cut
-    like `quoted`."""
-    return _cut(repr(str(value))[1:-1], most)
+def unquoted(value: object, characters: int = SHOWN_CHARACTERS) -> str:
+    """A file's name or text for an error message: on one line, without quotation marks,
+    shortened."""
+    return _shortened(repr(str(value))[1:-1], characters)
 
 
-def listed(names: Iterable[Any]) -> str:
-    """Names of a file for an error message: the first LISTED of them, and how many more
-    there are."""
-    every = list(names)
-    more = f" and {len(every) - LISTED:,} more" if len(every) > LISTED else ""
-    return ", ".join(map(named, every[:LISTED])) + more
+def _shortened(text: str, characters: int) -> str:
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]}... ({len(text):,} characters)"
 
 
-def _cut(text: str, most: int = SHOWN) -> str:
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+def list_names(names: Iterable[object]) -> str:
+    """Names of a file for an error message: the first ones, and how many more there
+    are."""
+    names = list(names)
+    text = ", ".join(unquoted(name) for name in names[:LISTED_NAMES])
+    if len(names) > LISTED_NAMES:
+        text += f" and {len(names) - LISTED_NAMES:,} more"
+    return text
 
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message; the name of the error's class where
     it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def require_columns(
-    where: Path | str, row: Collection[Any], columns: Iterable[str], hint: str = ""
+    place: Path | str, row: Collection[str], columns: Iterable[str], hint: str = ""
 ) -> None:
-    """Raises DataError unless the row has every column. hint: added to the message."""
+    """Raises DataError unless the row has every column. place: of the row, for the
+    message. hint: added to the message."""
     for column in columns:
         if column not in row:
-            raise DataError(
-                f"{where}: no column {column!r}. It has: {listed(row) or 'nothing'}{hint}"
-            )
+            names = list_names(row) or "nothing"
+            raise DataError(f"{place}: no column {column!r}. It has: {names}{hint}")
 
 
-def check(settings: Mapping[str, Any], key: str, fits: bool, should: str) -> None:
+def check(settings: Settings, key: str, fits: bool, should: str) -> None:
     """Raises DataError unless a setting of the task fits. should: what it should be."""
     if not fits:
         value = "null" if settings[key] is None else settings[key]
@@ -115,12 +121,9 @@ class Rows:
         about = {
             key: [values[i] for i in indices] for key, values in self.about.items()
         }
-        return Rows(
-            [self.texts[i] for i in indices],
-            pairs,
-            [self.labels[i] for i in indices],
-            about,
-        )
+        texts = [self.texts[i] for i in indices]
+        labels = [self.labels[i] for i in indices]
+        return Rows(texts, pairs, labels, about)
 
 
 class Task(ABC):
@@ -175,9 +178,10 @@ class Task(ABC):
     def prepare(
         self, tokenizer: Any, max_length: int, positions: int | None = None
     ) -> None:
-        """Tokenises every row, truncated to max_length tokens. positions: the model's,
-        if known. For images `tokenizer` is the model's preprocessing
-        (tasks/images/pixels.py)."""
+        """Tokenises every row, truncated to max_length tokens.
+
+        tokenizer: transformers' tokenizer, or of images the model's preprocessing
+        (tasks/images/pixels.py). positions: the model's, if known."""
 
     @abstractmethod
     def lengths(self, split: str) -> Sequence[int]:
@@ -202,12 +206,12 @@ class Task(ABC):
         model."""
         return len(indices)
 
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
-        """The mean training loss of a batch, a scalar tensor: the one of transformers'
+    def loss(self, model: "Module", batch: Batch) -> "Tensor":
+        """The mean training loss of a batch, a scalar: the one of transformers'
         models."""
         return model(**batch).loss
 
-    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
+    def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
         """The mean evaluation loss of a batch, and what `predict` takes: logits (rows,
         num_labels)."""
         outputs = model(**batch)
@@ -216,10 +220,10 @@ class Task(ABC):
     def predict(self, outputs: Array) -> Array:
         """Predictions (rows,) from the outputs of all rows: class indices, or the
         numbers of a regression."""
-        predictions: Array = (
-            outputs[:, 0] if self.problem == "regression" else outputs.argmax(-1)
-        )
-        return predictions
+        if self.problem == "regression":
+            return outputs[:, 0]
+        classes: Array = outputs.argmax(-1)
+        return classes
 
     def score(self, predictions: Array, labels: Array) -> float:
         """The metric, before tables scale it: an accuracy is a fraction, 0.89."""
@@ -239,7 +243,7 @@ def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
     return eval_batch if on_gpu else max(1, eval_batch // beams)
 
 
-def block(settings: Mapping[str, Any]) -> int:
+def block(settings: Settings) -> int:
     """Task.block by task.length_grouped. Records from before that key have batches of
     like lengths."""
     return Task.block if settings.get("length_grouped", True) else 1
@@ -250,26 +254,30 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
     them for None."""
     if rows is None or rows >= total:
         return list(range(total))
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return sorted(
-        np.random.Generator(np.random.Philox(key)).permutation(total)[:rows].tolist()
-    )
+    digest = hashlib.sha256(name.encode()).digest()
+    key = int.from_bytes(digest[:8], "little")
+    order = np.random.Generator(np.random.Philox(key)).permutation(total)
+    return sorted(order[:rows].tolist())
 
 
-def held_out(groups: Sequence[Any], share: float, name: str) -> list[int]:
+def held_out(groups: Sequence[Hashable], share: float, name: str) -> list[int]:
     """Indices of a random share of each group's rows, drawn by the name alone, in
-    order. A group of two or more rows has at least one row in both parts. groups: of
-    each row. Raises DataError for fewer than two."""
-    members: dict[Any, list[int]] = {}
+    order. A group of two or more rows has at least one row in both parts.
+
+    Args:
+        groups: the group of each row.
+        share: in (0, 1).
+        name: the task's.
+
+    Raises DataError for fewer than two rows."""
+    rows_by_group: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    held: list[int] = []
-    for group, rows in members.items():
+        rows_by_group.setdefault(group, []).append(row)
+    held_rows: list[int] = []
+    for group, rows in rows_by_group.items():
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        held += [
-            rows[i]
-            for i in fixed_subset(len(rows), count, f"{name}, held out, {group}")
-        ]
-    if len(held) < 2:
+        indices = fixed_subset(len(rows), count, f"{name}, held out, {group}")
+        held_rows += [rows[i] for i in indices]
+    if len(held_rows) < 2:
         raise DataError(f"task.holdout={share:g}: {name} has too few training rows")
-    return sorted(held)
+    return sorted(held_rows)

@@ -1,13 +1,15 @@
 """The beam search behind LoRA's and VeRA's E2E numbers (microsoft/LoRA, examples/NLG),
 batched, with a cache.
 
-It is not transformers' search:
-- no n-gram of the generated tokens may repeat (the prompt's do not count). A banned token's logit is removed
-  before the softmax, so that the rest is renormalised;
-- each step keeps the best `beams` of all beams x vocabulary candidates. A beam that ends with an end token
-  scores sum log p / length ** penalty (the generated length, with the end token), is kept if it is the best
-  so far, and is dropped without a replacement in that step;
-- after the last step the remaining beams compete under the same score.
+It differs from transformers' search in three ways:
+
+- No n-gram of the generated tokens may repeat (the prompt's do not count). A banned
+  token's logit is removed before the softmax, so that the rest is renormalised.
+- Each step keeps the best `beams` of all beams x vocabulary candidates. A beam that
+  ends with an end token scores sum log p / length ** penalty (the generated length,
+  with the end token), is kept if it is the best so far, and is dropped without a
+  replacement in that step.
+- After the last step the remaining beams compete under the same score.
 
 The penalty only chooses among the texts that the search finds, so one search serves
 several penalties. The search of a prompt stops when none of its beams can win any more.
@@ -18,12 +20,19 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tasks.generation import merged_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: The tokens of each prompt's texts, a text by each penalty.
+TextsByPrompt = list[list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -38,117 +47,164 @@ class Search:
     max_new_tokens: int
     ends: tuple[int, ...]
 
+    def length_powers(self, length: int, device: torch.device) -> Tensor:
+        """What a text's sum of log p is divided by, for each penalty."""
+        powers = [float(length) ** penalty for penalty in self.penalties]
+        return torch.tensor(powers, device=device)
+
 
 @torch.no_grad()
 def beam_search(
-    model: Any, prompts: Sequence[Sequence[int]], search: Search
-) -> list[list[list[int]]]:
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: Search
+) -> TextsByPrompt:
     """The best continuation of each prompt by each penalty: token ids, the end token
     included.
 
     model: a causal language model of transformers, in evaluation mode. All prompts are
     searched at once."""
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    beams, steps = search.beams, search.max_new_tokens
-    ends = torch.tensor(search.ends, device=device)
-    ids, mask = left_padded(prompts, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    # Transformers' older name
-    name = (
-        "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-    )
-    call: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
-    logits = _last_logits(model, ids, mask, positions, call)
-
-    powers = torch.tensor([float(steps) ** p for p in search.penalties], device=device)
-    best = _Best(len(prompts), search, device)
-    # From here on all tensors hold only the prompts that are still searched, `beams`
-    # rows each
-    alive = torch.arange(len(prompts), device=device)
-    # the first step has one beam
-    first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
-    empty = beams - first.values.shape[1]
-    scores = torch.nn.functional.pad(first.values, (0, empty), value=-torch.inf)
-    tokens = torch.nn.functional.pad(first.indices, (0, empty))
-    history = tokens.unsqueeze(-1)  # (prompts, beams, tokens so far)
-    cache.batch_repeat_interleave(beams)
-    mask, positions = (
-        mask.repeat_interleave(beams, 0),
-        positions[:, -1:].repeat_interleave(beams, 0),
-    )
-    for length in range(1, steps + 1):
-        over = length == steps
-        ended = (
-            torch.ones_like(tokens, dtype=torch.bool)
-            if over
-            else torch.isin(tokens, ends)
-        )
-        best.update(alive, scores, history, ended)
-        if over:
-            break
-        scores = scores.masked_fill(ended, -torch.inf)
-        hopeful = scores.max(1).values.unsqueeze(1) / powers
+    steps = search.max_new_tokens
+    decoder = _Decoder(model, prompts)
+    ends = torch.tensor(search.ends, device=decoder.device)
+    beams = _Beams.after_first_step(decoder, search.beams)
+    best = _Best(len(prompts), search, decoder.device)
+    for length in range(1, steps):
+        ended = torch.isin(beams.tokens, ends)
+        best.update(beams, ended)
+        beams.scores = beams.scores.masked_fill(ended, -torch.inf)
+        hopeful = best.hopeful(beams)
         # The one time in a step that the device is waited for
-        going = (hopeful > best.scores[alive]).any(1).tolist()
-        if not any(going):
-            break
-        if not all(going):
-            left = torch.tensor(
-                [i for i, goes in enumerate(going) if goes], device=device
-            )
-            rows = (
-                left.unsqueeze(1) * beams + torch.arange(beams, device=device)
-            ).flatten()
-            alive, scores, history = alive[left], scores[left], history[left]
-            cache.batch_select_indices(rows)
-            mask, positions = mask[rows], positions[rows]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions + 1
-        flat = history.flatten(0, 1)
-        logits = _last_logits(model, flat[:, -1:], mask, positions, call)
-        ban_repeats(logits, flat, search.no_repeat_ngram)
-        scores, parents, tokens = _best_successors(logits, scores)
-        before = history.gather(1, parents.unsqueeze(-1).expand(-1, -1, length))
-        history = torch.cat([before, tokens.unsqueeze(-1)], -1)
-        first_rows = beams * torch.arange(len(alive), device=device).unsqueeze(1)
-        cache.reorder_cache((parents + first_rows).flatten())
+        still_hopeful = hopeful.tolist()
+        if not any(still_hopeful):
+            return best.texts()
+        if not all(still_hopeful):
+            beams.keep([i for i, hope in enumerate(still_hopeful) if hope], decoder)
+        beams.extend(decoder, length, search.no_repeat_ngram)
+    best.update(beams, torch.ones_like(beams.tokens, dtype=torch.bool))
     return best.texts()
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, both (prompts, tokens of the longest)."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor(
-        [[0] * (longest - len(p)) + list(p) for p in prompts], device=device
-    )
-    return ids, torch.tensor(
-        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device
-    )
+class _Decoder:
+    """The model, with the cache of all rows that it reads: of each prompt that is still
+    searched one row, and from the second step on one for each beam."""
+
+    def __init__(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]]
+    ) -> None:
+        from transformers import DynamicCache
+
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.cache = DynamicCache(config=model.config)
+        self.prompt_ids, self.mask = left_padded(prompts, self.device)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        # "past_key_values" is transformers' older name
+        names = signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
+
+    def read_prompts(self, beams: int) -> Tensor:
+        """The logits after each prompt (prompts, vocabulary). Rows are then repeated
+        for the beams."""
+        logits = self._last_logits(self.prompt_ids)
+        self.cache.batch_repeat_interleave(beams)
+        self.mask = self.mask.repeat_interleave(beams, 0)
+        self.positions = self.positions[:, -1:].repeat_interleave(beams, 0)
+        return logits
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """The logits after a token of each row (rows, vocabulary). tokens: (rows,)."""
+        self.mask = pad(self.mask, (0, 1), value=1)
+        self.positions = self.positions + 1
+        return self._last_logits(tokens.unsqueeze(1))
+
+    def _last_logits(self, ids: Tensor) -> Tensor:
+        cache: dict[str, Any] = {self._cache_name: self.cache}
+        outputs = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **cache,
+        )
+        logits: Tensor = outputs.logits
+        return logits[:, -1].float()
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Forgets the other rows."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+        self.positions = self.positions[rows]
 
 
-def _last_logits(
-    model: Any, ids: Tensor, mask: Tensor, positions: Tensor, call: dict[str, Any]
-) -> Tensor:
-    """The logits after each row's last token (rows, vocabulary)."""
-    logits: Tensor = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, **call
-    ).logits
-    return logits[:, -1].float()
+@dataclass
+class _Beams:
+    """The beams of the prompts that are still searched.
+
+    Shapes: prompts (prompts,), which of all prompts these are; scores (prompts, beams),
+    the sums of log p; history (prompts, beams, tokens so far)."""
+
+    prompts: Tensor
+    scores: Tensor
+    history: Tensor
+
+    @classmethod
+    def after_first_step(cls, decoder: _Decoder, beams: int) -> "_Beams":
+        """The beams of one token: the best tokens after each prompt."""
+        logits = decoder.read_prompts(beams)
+        prompts = len(logits)
+        first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
+        # A vocabulary may have fewer tokens than there are beams.
+        missing = beams - first.values.shape[1]
+        return cls(
+            torch.arange(prompts, device=decoder.device),
+            pad(first.values, (0, missing), value=-torch.inf),
+            pad(first.indices, (0, missing)).unsqueeze(-1),
+        )
+
+    @property
+    def tokens(self) -> Tensor:
+        """The last token of each beam (prompts, beams)."""
+        return self.history[..., -1]
+
+    def keep(self, indices: list[int], decoder: _Decoder) -> None:
+        """Keeps the prompts of these indices."""
+        beams = self.scores.shape[1]
+        prompts = torch.tensor(indices, device=decoder.device)
+        first_rows = beams * prompts.unsqueeze(1)
+        rows = first_rows + torch.arange(beams, device=decoder.device)
+        self.prompts = self.prompts[prompts]
+        self.scores = self.scores[prompts]
+        self.history = self.history[prompts]
+        decoder.keep_rows(rows.flatten())
+
+    def extend(self, decoder: _Decoder, length: int, no_repeat_ngram: int) -> None:
+        """Replaces the beams by the best ones that are one token longer. length: of the
+        present ones."""
+        rows = self.history.flatten(0, 1)
+        logits = decoder.read(rows[:, -1])
+        ban_repeats(logits, rows, no_repeat_ngram)
+        self.scores, parents, tokens = _best_successors(logits, self.scores)
+        parent_tokens = parents.unsqueeze(-1).expand(-1, -1, length)
+        history = self.history.gather(1, parent_tokens)
+        self.history = torch.cat([history, tokens.unsqueeze(-1)], -1)
+        prompts, beams = self.scores.shape
+        first_rows = beams * torch.arange(prompts, device=decoder.device).unsqueeze(1)
+        decoder.cache.reorder_cache((parents + first_rows).flatten())
 
 
-def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Any, Tensor]:
+def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The best beams that are one token longer: their scores, the beams that they
-    extend, and the tokens. logits: (prompts x beams, vocabulary); scores and all
-    results: (prompts, beams)."""
+    extend, and the tokens.
+
+    logits: (prompts x beams, vocabulary); scores and all results: (prompts, beams)."""
     prompts, beams = scores.shape
     # The best of a prompt are among the best of its beams
-    each = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
-    best = (scores.flatten().unsqueeze(1) + each.values).view(prompts, -1).topk(beams)
-    tokens = each.indices.view(prompts, -1).gather(1, best.indices)
-    return best.values, best.indices // each.values.shape[1], tokens
+    per_beam = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
+    sums = scores.flatten().unsqueeze(1) + per_beam.values
+    best = sums.view(prompts, -1).topk(beams)
+    tokens = per_beam.indices.view(prompts, -1).gather(1, best.indices)
+    parents = best.indices // per_beam.values.shape[1]
+    return best.values, parents, tokens
 
 
 class _Best:
@@ -156,43 +212,60 @@ class _Best:
     its tokens, padded."""
 
     def __init__(self, prompts: int, search: Search, device: torch.device) -> None:
-        self.penalties = search.penalties
+        self.search = search
+        self.longest_powers = search.length_powers(search.max_new_tokens, device)
         shape = prompts, len(search.penalties)
         self.scores = torch.full(shape, -torch.inf, device=device)
         self.lengths = torch.zeros(shape, dtype=torch.long, device=device)
-        self.tokens = torch.zeros(
-            *shape, search.max_new_tokens, dtype=torch.long, device=device
-        )
+        shape_of_tokens = *shape, search.max_new_tokens
+        self.tokens = torch.zeros(shape_of_tokens, dtype=torch.long, device=device)
 
-    def update(
-        self, alive: Tensor, scores: Tensor, history: Tensor, ended: Tensor
-    ) -> None:
-        """Takes the better ones among the beams that have ended: their sums of log p
-        and `ended` (prompts, beams), their tokens (prompts, beams, length). alive:
-        which prompts these are."""
-        length = history.shape[-1]
-        score, beam = scores.masked_fill(~ended, -torch.inf).max(1)
-        text = history.gather(1, beam[:, None, None].expand(-1, 1, length))
-        powers = torch.tensor(
-            [float(length) ** p for p in self.penalties], device=scores.device
-        )
+    def hopeful(self, beams: _Beams) -> Tensor:
+        """Which prompts have a beam that can still win (prompts,)."""
+        bounds = beams.scores.max(1).values.unsqueeze(1) / self.longest_powers
+        return (bounds > self.scores[beams.prompts]).any(1)
+
+    def update(self, beams: _Beams, ended: Tensor) -> None:
+        """Takes the better ones among the beams that have ended. ended: (prompts,
+        beams)."""
+        prompts = beams.prompts
+        length = beams.history.shape[-1]
+        score, beam = beams.scores.masked_fill(~ended, -torch.inf).max(1)
+        text = beams.history.gather(1, beam[:, None, None].expand(-1, 1, length))
+        powers = self.search.length_powers(length, score.device)
         normalised = score.unsqueeze(1) / powers
-        better = normalised > self.scores[alive]
-        self.scores[alive] = torch.where(better, normalised, self.scores[alive])
-        self.lengths[alive] = torch.where(better, length, self.lengths[alive])
-        tokens = self.tokens[alive]
-        tokens[..., :length] = torch.where(
-            better.unsqueeze(-1), text, tokens[..., :length]
-        )
-        self.tokens[alive] = tokens
+        scores = self.scores[prompts]
+        better = normalised > scores
+        self.scores[prompts] = torch.where(better, normalised, scores)
+        self.lengths[prompts] = torch.where(better, length, self.lengths[prompts])
+        tokens = self.tokens[prompts]
+        start = tokens[..., :length]
+        tokens[..., :length] = torch.where(better.unsqueeze(-1), text, start)
+        self.tokens[prompts] = tokens
 
-    def texts(self) -> list[list[list[int]]]:
+    def texts(self) -> TextsByPrompt:
         """The tokens of each prompt's texts, by penalty."""
-        pairs = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
-        return [
-            [t[:n] for t, n in zip(tokens, lengths, strict=True)]
-            for tokens, lengths in pairs
-        ]
+        texts_by_prompt = []
+        all_lengths = self.lengths.tolist()
+        for padded, lengths in zip(self.tokens.tolist(), all_lengths, strict=True):
+            texts = [
+                tokens[:length] for tokens, length in zip(padded, lengths, strict=True)
+            ]
+            texts_by_prompt.append(texts)
+        return texts_by_prompt
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, both (prompts, tokens of the longest)."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids, mask = [], []
+    for prompt in prompts:
+        padding = [0] * (longest - len(prompt))
+        ids.append([*padding, *prompt])
+        mask.append([*padding, *[1] * len(prompt)])
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
@@ -205,28 +278,27 @@ def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
     repeats = (grams[..., :-1] == last.unsqueeze(1)).all(-1)
     tokens = grams[..., -1]
     # A token may end several n-grams: all that write its logit have to write the same.
-    banned = ((tokens.unsqueeze(2) == tokens.unsqueeze(1)) & repeats.unsqueeze(1)).any(
-        -1
-    )
+    same_token = tokens.unsqueeze(2) == tokens.unsqueeze(1)
+    banned = (same_token & repeats.unsqueeze(1)).any(-1)
     logits.scatter_(1, tokens, logits.gather(1, tokens).masked_fill(banned, -torch.inf))
 
 
 def transformers_search(
-    model: Any, prompts: Sequence[Sequence[int]], search: Search
-) -> list[list[list[int]]]:
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: Search
+) -> TextsByPrompt:
     """transformers' own beam search. It bans the prompt's n-grams too, and replaces
     beams that have ended."""
     ids, mask = left_padded(prompts, next(model.parameters()).device)
-    by_penalty = []
+    texts_by_penalty = []
     for penalty in search.penalties:
         with _configured(model, search, penalty):
             output = model.generate(input_ids=ids, attention_mask=mask)
-        by_penalty.append(output[:, ids.shape[1] :].tolist())
-    return [list(texts) for texts in zip(*by_penalty, strict=True)]
+        texts_by_penalty.append(output[:, ids.shape[1] :].tolist())
+    return [list(texts) for texts in zip(*texts_by_penalty, strict=True)]
 
 
 def transformers_settings(
-    model: Any, prompt: Sequence[int], search: Search
+    model: "PreTrainedModel", prompt: Sequence[int], search: Search
 ) -> dict[str, Any]:
     """What `transformers_search` really uses, after the library's own merge; with the
     first length penalty."""
@@ -235,12 +307,14 @@ def transformers_settings(
 
 
 @contextlib.contextmanager
-def _configured(model: Any, search: Search, penalty: float) -> Iterator[None]:
+def _configured(
+    model: "PreTrainedModel", search: Search, penalty: float
+) -> Iterator[None]:
     """The model with a configuration for this search in place of its own, whose file is
     no part of a run's id."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    own_config = model.generation_config
     model.generation_config = GenerationConfig(
         num_beams=search.beams,
         length_penalty=penalty,
@@ -253,4 +327,4 @@ def _configured(model: Any, search: Search, penalty: float) -> Iterator[None]:
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = own_config

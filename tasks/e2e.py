@@ -2,26 +2,41 @@
 3 and 10.
 
 The protocol is that of Hu et al. 2022 (appendix D.3; microsoft/LoRA, examples/NLG):
-- the meaning representation (MR) is written `name : Blue Spice | Type : pub`, references are tokenised;
-- a row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or the model's end of text;
-- the loss is the mean over the tokens of the reference and its end, with label smoothing over the whole
-  vocabulary. The dev loss is not smoothed;
-- a test MR is decoded once (tasks/beam.py) and scored against all its references (tasks/e2e_metrics.py).
+
+- The meaning representation (MR) is written `name : Blue Spice | Type : pub`, and
+  references are tokenised.
+- A row is BPE(MR), separator, BPE(" " + reference), end. Both are <|endoftext|>, or the
+  model's end of text.
+- The loss is the mean over the tokens of the reference and its end, with label
+  smoothing over the whole vocabulary. The dev loss is not smoothed.
+- A test MR is decoded once (tasks/beam.py) and scored against all its references
+  (tasks/e2e_metrics.py).
 
 Rows come from the hub, from the challenge's CSV files, or from files in
 microsoft/LoRA's format."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.base import DataError, Source, check, fixed_subset, held_out, quoted
+from tasks.base import (
+    DataError,
+    Settings,
+    Source,
+    check,
+    fixed_subset,
+    held_out,
+    quoted,
+)
 from tasks.continuations import Row, Written
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
-from tasks.e2e_metrics import NO_JAVA, scores
+from tasks.e2e_metrics import NO_JAVA, Scores, scores
 from tasks.fetch import content, data_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROTOCOL = 1
 
@@ -37,27 +52,32 @@ PUBLISHED = {
     "no_repeat_ngram": 4,
     "max_new_tokens": 64,
 }
+PUBLISHED_PENALTY = 0.9
+
+
+class Item(NamedTuple):
+    """An MR that is decoded, and its references."""
+
+    mr: str
+    references: list[str]
 
 
 class E2ETask(Written):
-    """See the module. items: an MR and its references."""
+    """See the module."""
+
+    items: list[Item]
 
     def __init__(
         self,
-        settings: Any,
+        settings: Settings,
         splits: Mapping[str, list[Pair]],
-        items: list[tuple[str, list[str]]],
+        items: list[Item],
     ) -> None:
         penalties = settings["length_penalty"]
-        check(
-            settings,
-            "length_penalty",
-            len({*penalties}) == len(penalties),
-            "different numbers",
-        )
-        super().__init__(
-            settings, splits, items, [f"{penalty:g}" for penalty in penalties]
-        )
+        fits = len(set(penalties)) == len(penalties)
+        check(settings, "length_penalty", fits, "different numbers")
+        variants = [f"{penalty:g}" for penalty in penalties]
+        super().__init__(settings, splits, items, variants)
         self.label_smoothing = settings["label_smoothing"]
 
     def hold_out(self, share: float) -> None:
@@ -65,166 +85,188 @@ class E2ETask(Written):
         parts."""
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
-        held = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
-        train, dev = (
-            [pair for pair in pairs if (pair[0] in held) is is_dev]
-            for is_dev in (False, True)
-        )
+        dev_mrs = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
+        train = [pair for pair in pairs if pair[0] not in dev_mrs]
+        dev = [pair for pair in pairs if pair[0] in dev_mrs]
         self.splits = {"train": train, "dev": dev}
-        rows = (
-            f"{len(dev)} of {len(pairs)} training rows ({len(held)} of {len(mrs)} MRs)"
-        )
         self.notes.append(
-            f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used"
+            f"dev: {len(dev)} of {len(pairs)} training rows ({len(dev_mrs)} of "
+            f"{len(mrs)} MRs) held out (task.holdout={share:g}), the dev set is not used"
         )
 
     def prepare(
-        self, tokenizer: Any, max_length: int, positions: int | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        positions: int | None = None,
     ) -> None:
         # GPT-2's separator where the vocabulary has it: an instruction model's end
         # token ends a turn
-        self._end = (
-            SEPARATOR if SEPARATOR in tokenizer.get_vocab() else tokenizer.eos_token
-        )
+        self._end = tokenizer.eos_token
+        if SEPARATOR in tokenizer.get_vocab():
+            self._end = SEPARATOR
         if self._end is None:
             raise DataError(
                 f"{self.name}: the model's tokenizer has no end-of-text token"
             )
         end = tokenizer.convert_tokens_to_ids(self._end)
         self.prepare_text(tokenizer, positions)
-
-        def ids(texts: list[str]) -> list[list[int]]:
-            return (
-                tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            )
-
         for split, pairs in self.splits.items():
-            prompts, references = (
-                ids([mr for mr, _ in pairs]),
-                ids([f" {text}" for _, text in pairs]),
-            )
-            self._rows[split] = []
-            for prompt, reference, (mr, _) in zip(
-                prompts, references, pairs, strict=True
-            ):
-                if len(prompt) + 2 > max_length:
-                    raise DataError(
-                        f"train.max_length={max_length} leaves no reference to {quoted(mr)}"
-                    )
-                self._rows[split].append(
-                    Row([*prompt, end, *reference, end][:max_length], len(prompt))
-                )
-        self._prompts = [[*prompt, end] for prompt in ids([mr for mr, _ in self.items])]
+            self._rows[split] = self._tokenised_rows(pairs, end, max_length)
+        prompts = self._ids([item.mr for item in self.items])
+        self._prompts = [[*prompt, end] for prompt in prompts]
         self.check_positions()
-        blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
-        self.ends = (end, *blank) if len(blank) == 1 else (end,)
+        blank_line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        self.ends = (end,)
+        if len(blank_line) == 1:
+            self.ends = (end, *blank_line)
+
+    def _tokenised_rows(
+        self, pairs: Sequence[Pair], end: int, max_length: int
+    ) -> list[Row]:
+        """Raises DataError for an MR that leaves no room for a reference."""
+        prompts = self._ids([mr for mr, _ in pairs])
+        references = self._ids([f" {reference}" for _, reference in pairs])
+        rows = []
+        for prompt, reference, (mr, _) in zip(prompts, references, pairs, strict=True):
+            if len(prompt) + 2 > max_length:
+                raise DataError(
+                    f"train.max_length={max_length} leaves no reference to {quoted(mr)}"
+                )
+            ids = [*prompt, end, *reference, end]
+            rows.append(Row(ids[:max_length], len(prompt)))
+        return rows
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of texts alone."""
+        if not texts:
+            return []
+        rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)[
+            "input_ids"
+        ]
+        return rows
 
     def text(self, ids: list[int]) -> str:
         """The text before the first end token and the first blank line."""
-        text = self.tokenizer.decode(
+        text: str = self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return str(text).split(self._end)[0].split("\n\n")[0].strip()
+        return text.split(self._end)[0].split("\n\n")[0].strip()
 
-    def scores(self, texts: Sequence[str]) -> dict[str, Any]:
-        return scores([references for _, references in self.items], texts)
+    def scores(self, texts: Sequence[str]) -> Scores:
+        return scores([item.references for item in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
         """references.txt (a block for each MR) and NAME.txt (a line), as
         tuetschek/e2e-metrics reads them."""
-        blocks = [
-            "".join(f"{line}\n" for line in [*references, ""])
-            for _, references in self.items
-        ]
+        blocks = [_lines([*item.references, ""]) for item in self.items]
         (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
-        for name, lines in texts.items():
-            content = "".join(f"{' '.join(line.split())}\n" for line in lines)
-            (folder / f"{name}.txt").write_text(content, encoding="utf-8")
+        for name, texts_of_items in texts.items():
+            lines = [" ".join(text.split()) for text in texts_of_items]
+            (folder / f"{name}.txt").write_text(_lines(lines), encoding="utf-8")
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 # --- rows
 
 
-def source(settings: Any) -> Source:
+def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=local_files(Path(settings["data_dir"]), settings["decode"]))
     return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
 
 
-def load(settings: Any) -> E2ETask:
+def load(settings: Settings) -> E2ETask:
     """See tasks.load. Raises DataError, with file and line, for a missing column or
     another wrong row."""
+    decode = settings["decode"]
     folder = data_folder(settings, ["*.parquet"], "/where/e2e")
-    files, split, name = (
-        local_files(folder, settings["decode"]),
-        settings["decode"],
-        settings["name"],
-    )
-    rows = {split: list(read_pairs(path)) for split, path in files.items()}
-    splits, notes = {}, []
-    for part in ("train", "dev"):
-        every = rows[part]
-        splits[part] = [
-            every[i]
-            for i in fixed_subset(len(every), settings.get(f"{part}_rows"), name)
-        ]
-        if (used := len(splits[part])) != ROWS[part]:
-            of = "a fixed subset of" if used < len(every) else "the files hold"
-            notes.append(
-                f"{name} {part}: {used} rows ({of} {len(every)}); E2E has {ROWS[part]}"
-            )
-    groups: dict[str, list[str]] = {}
-    for mr, reference in rows.get(split, []):
-        groups.setdefault(mr, []).append(reference)
-    mrs = list(groups.items())
-    task = E2ETask(
-        settings,
-        splits,
-        [mrs[i] for i in fixed_subset(len(mrs), settings.get("items"), name)],
-    )
-    if split == "none":
+    files = local_files(folder, decode)
+    pairs = {split: list(read_pairs(path)) for split, path in files.items()}
+    splits, notes = _splits(settings, pairs)
+    items = _items(pairs.get(decode, []))
+    indices = fixed_subset(len(items), settings.get("items"), settings["name"])
+    task = E2ETask(settings, splits, [items[i] for i in indices])
+    if decode == "none":
         notes.append("no texts are decoded")
-    elif len(task.items) < len(mrs) or len(rows[split]) != ROWS[split]:
+    elif len(task.items) < len(items) or len(pairs[decode]) != ROWS[decode]:
         notes.append(
-            f"{len(task.items)} MRs are decoded, of {len(mrs)} in the {split} set"
+            f"{len(task.items)} MRs are decoded, of {len(items)} in the {decode} set"
         )
     if any(path.suffix != ".txt" for path in files.values()):
         notes.append(
-            f"references tokenised here with spaCy {version('spacy')}'s English rules, as microsoft/LoRA's"
-            " test references are; its dev (and, it seems, train) references are tokenised differently"
-            f" ({OTHERWISE}): for table 3 use its txt files"
+            f"references tokenised here with spaCy {version('spacy')}'s English rules, "
+            "as microsoft/LoRA's test references are; its dev (and, it seems, train) "
+            f"references are tokenised differently ({OTHERWISE}): for table 3 use its "
+            "txt files"
         )
     task.notes = notes + _deviations(settings)
     if task.decodes and shutil.which("java") is None:
-        later = "python -m runs.evaluate ID adds them later"
-        task.advice = [f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. {later}"]
+        task.advice = [
+            f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. "
+            "python -m runs.evaluate ID adds them later"
+        ]
     return task
 
 
-def _deviations(settings: Any) -> list[str]:
+def _splits(
+    settings: Settings, pairs: Mapping[str, list[Pair]]
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """train and dev, of each a fixed subset where its size is given, and notes of sizes
+    that are not the published ones."""
+    splits, notes = {}, []
+    name = settings["name"]
+    for split in ("train", "dev"):
+        rows = pairs[split]
+        indices = fixed_subset(len(rows), settings.get(f"{split}_rows"), name)
+        splits[split] = [rows[i] for i in indices]
+        count = len(indices)
+        if count != ROWS[split]:
+            origin = "a fixed subset of" if count < len(rows) else "the files hold"
+            notes.append(
+                f"{name} {split}: {count} rows ({origin} {len(rows)}); "
+                f"E2E has {ROWS[split]}"
+            )
+    return splits, notes
+
+
+def _items(pairs: Sequence[Pair]) -> list[Item]:
+    """The MRs of a split, each with all its references."""
+    items: dict[str, Item] = {}
+    for mr, reference in pairs:
+        items.setdefault(mr, Item(mr, [])).references.append(reference)
+    return list(items.values())
+
+
+def _deviations(settings: Settings) -> list[str]:
     """Settings that differ from the published runs, in words."""
-    if settings["decode"] == "none":  # the settings of decoding are not used
-        kept = {
-            "search": "lora",
-            "length_penalty": [0.9],
-            "label_smoothing": settings["label_smoothing"],
-        }
-        settings = {**settings, **PUBLISHED, **kept}
-    wanted = PUBLISHED.items()
-    words = [
-        f"task.{k}={settings[k]}; the protocol's is {v}"
-        for k, v in wanted
-        if settings[k] != v
+    published = PUBLISHED.items()
+    if settings["decode"] == "none":
+        published = {"label_smoothing": PUBLISHED["label_smoothing"]}.items()
+    notes = [
+        f"task.{key}={settings[key]}; the protocol's is {value}"
+        for key, value in published
+        if settings[key] != value
     ]
-    if float(settings["length_penalty"][0]) != 0.9:
-        words.append(
-            f"length penalty {settings['length_penalty'][0]}; the paper's is 0.9"
-        )
-    if settings["decode"] == "dev":
-        words.append("texts are decoded and scored on the dev set, not on the test set")
-    if settings["search"] != "lora":
-        words.append("decoded with transformers' own beam search, not microsoft/LoRA's")
+    if settings["decode"] != "none":
+        notes += _deviations_of_decoding(settings)
     if settings["length_grouped"]:
-        words.append("batches of like lengths; the protocol's are random")
-    return words
+        notes.append("batches of like lengths; the protocol's are random")
+    return notes
+
+
+def _deviations_of_decoding(settings: Settings) -> list[str]:
+    """Those that are used only where texts are decoded."""
+    notes = []
+    penalty = settings["length_penalty"][0]
+    if float(penalty) != PUBLISHED_PENALTY:
+        notes.append(f"length penalty {penalty}; the paper's is {PUBLISHED_PENALTY}")
+    if settings["decode"] == "dev":
+        notes.append("texts are decoded and scored on the dev set, not on the test set")
+    if settings["search"] != "lora":
+        notes.append("decoded with transformers' own beam search, not microsoft/LoRA's")
+    return notes

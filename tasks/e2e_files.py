@@ -2,14 +2,14 @@
 the model reads."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
 from tasks.files import only_file, open_text, read_parquet, split_files
-from tasks.text import read_csv
+from tasks.tables import read_csv
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
 KEYS = {
@@ -22,19 +22,18 @@ KEYS = {
     "familyFriendly": "family friendly",
     "near": "near",
 }
-#: Each split's file by style, which are not mixed: the challenge's, microsoft/LoRA's,
-#: and the hub's parquet file of a split, such as validation-00000.parquet or
+#: Patterns of the hub's file of a split, such as validation-00000.parquet or
 #: default/validation/0000.parquet.
+HUB_FILES = ("{}*.parquet", "{}/*.parquet", "*/{}*.parquet", "*/{}/*.parquet")
+#: Patterns of each split's file by style: the challenge's files, microsoft/LoRA's, and
+#: the hub's. Styles are not mixed.
 STYLES: Sequence[Mapping[str, Sequence[str]]] = (
     {"train": ["trainset.csv"], "dev": ["devset.csv"], "test": ["testset_w_refs.csv"]},
     {"train": ["train.txt"], "dev": ["valid.txt"], "test": ["test.txt"]},
     {
-        split: [
-            f"{folder}{name}{rest}.parquet"
-            for folder in ("", "*/")
-            for rest in ("*", "/*")
-        ]
-        for split, name in (("train", "train"), ("dev", "validation"), ("test", "test"))
+        "train": [pattern.format("train") for pattern in HUB_FILES],
+        "dev": [pattern.format("validation") for pattern in HUB_FILES],
+        "test": [pattern.format("test") for pattern in HUB_FILES],
     },
 )
 #: Tokens of microsoft/LoRA's valid.txt that its test.txt writes differently.
@@ -53,27 +52,25 @@ def local_files(folder: Path, decode: str) -> dict[str, Path]:
         for style in STYLES:
             if enough(only_file(folder, *style[split]) for split in splits):
                 return split_files({split: style[split] for split in splits}, folder)
-    return split_files(
-        {"train": [name for style in STYLES for name in style["train"]]}, folder
-    )
+    # Names a file of each style as missing
+    train_files = [pattern for style in STYLES for pattern in style["train"]]
+    return split_files({"train": train_files}, folder)
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
     """The pairs of a file. Raises DataError with file and line, and for a file without
     rows."""
     count = 0
-    read = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}[path.suffix]
-    for line, mr, reference in read(path):
+    for line, mr, reference in READERS[path.suffix](path):
         if not reference.strip():
             raise DataError(f"{path} line {line}: an empty reference")
-        try:
-            yield (
-                (mr, reference)
-                if path.suffix == ".txt"
-                else (linearise(mr), tokenise(reference))
-            )
-        except ValueError as error:
-            raise DataError(f"{path} line {line}: {error}") from None
+        if path.suffix != ".txt":
+            try:
+                mr = linearise(mr)
+            except ValueError as error:
+                raise DataError(f"{path} line {line}: {error}") from None
+            reference = tokenise(reference)
+        yield mr, reference
         count += 1
     if not count:
         raise DataError(f"{path}: no rows")
@@ -110,6 +107,10 @@ def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
         yield number, mr, reference
 
 
+#: By a file's ending.
+READERS = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}
+
+
 def linearise(mr: str) -> str:
     """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type
     : pub | price : £ 20 - 25`. Raises ValueError for another form, or an attribute that
@@ -121,16 +122,18 @@ def linearise(mr: str) -> str:
         raise ValueError(
             f"the MR {quoted(mr)} is not written as name[...], eatType[...]"
         )
-    parts = []
+    attributes = []
     for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr):
-        if key.strip() not in KEYS:
-            raise ValueError(_unknown(key.strip(), KEYS))
-        value = re.sub(r"(?<=\d)-(?=\d)", " - ", value.replace("£", "£ ")).strip()
-        parts.append(f"{KEYS[key.strip()]} : {value}")
-    return " | ".join(parts)
+        key = key.strip()
+        if key not in KEYS:
+            raise ValueError(_unknown(key, KEYS))
+        value = value.replace("£", "£ ")
+        value = re.sub(r"(?<=\d)-(?=\d)", " - ", value).strip()
+        attributes.append(f"{KEYS[key]} : {value}")
+    return " | ".join(attributes)
 
 
-def _unknown(key: str, known: Any) -> str:
+def _unknown(key: str, known: Iterable[str]) -> str:
     return f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(known)}"
 
 
@@ -142,9 +145,8 @@ def tokenise(reference: str) -> str:
     only between letters (`kid - friendly`, `5-star`). On the challenge's test set the
     result is exactly as long as LoRA's file. LoRA's dev file follows other rules
     (OTHERWISE): 73 of its 4,672 references differ."""
-    return " ".join(
-        token.text for token in _tokenizer()(reference) if not token.is_space
-    )
+    tokens = _tokenizer()(reference)
+    return " ".join(token.text for token in tokens if not token.is_space)
 
 
 @cache

@@ -21,9 +21,9 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from tasks.base import DataError
 from tasks.files import open_text
@@ -35,28 +35,49 @@ METRICS = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
 }
-NO_JAVA = "no java on this machine (Debian: apt install default-jre-headless; conda: conda install openjdk)"
+NO_JAVA = (
+    "no java on this machine (Debian: apt install default-jre-headless; "
+    "conda: conda install openjdk)"
+)
 
 
-def scores(
-    references: Sequence[Sequence[str]], hypotheses: Sequence[str]
-) -> dict[str, Any]:
-    """The five scores of a hypothesis for each item, by the keys of METRICS.
+class JavaScores(TypedDict):
+    """The scores that need Java: None where it fails, with the reasons by key under
+    "unavailable"."""
 
-    Where Java is missing or fails, the scores that need it are None, with the reasons
-    by key under "unavailable". Raises ValueError for other numbers of items, none, or
-    one without references."""
+    meteor: float | None
+    rouge_l: float | None
+    cider: float | None
+    unavailable: NotRequired[dict[str, str]]
+
+
+class Scores(JavaScores):
+    """All five scores, by the keys of METRICS."""
+
+    bleu: float
+    nist: float
+
+
+def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Scores:
+    """The five scores of a hypothesis for each item. Raises ValueError for other
+    numbers of items, none, or one without references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
-    if not references or not all(any(r.strip() for r in item) for item in references):
-        raise ValueError("an item without references" if references else "no items")
-    references = [[_spaced(r) for r in item if r.strip()] for item in references]
-    hypotheses = [_spaced(h) for h in hypotheses]
-    without_java = {
-        "bleu": bleu(references, hypotheses),
-        "nist": nist(references, hypotheses),
+    if not references:
+        raise ValueError("no items")
+    spaced_references = []
+    for item in references:
+        texts = [_spaced(reference) for reference in item]
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ValueError("an item without references")
+        spaced_references.append(texts)
+    hypotheses = [_spaced(hypothesis) for hypothesis in hypotheses]
+    return {
+        "bleu": bleu(spaced_references, hypotheses),
+        "nist": nist(spaced_references, hypotheses),
+        **_with_java(spaced_references, hypotheses),
     }
-    return without_java | _with_java(references, hypotheses)
 
 
 def _spaced(text: str) -> str:
@@ -70,17 +91,25 @@ def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> floa
     of two the shorter."""
     from sacrebleu import corpus_bleu
 
-    most = max(map(len, references))
-    streams: Any = [
-        [item[i] if i < len(item) else None for item in references] for i in range(most)
-    ]
-    settings: Any = {
-        "lowercase": True,
-        "tokenize": "13a",
-        "smooth_method": "none",
-        "force": True,
-    }
-    return float(corpus_bleu(list(hypotheses), streams, **settings).score)
+    # sacrebleu takes the first reference of all items, then the second, and so on.
+    streams = []
+    for number in range(max(len(item) for item in references)):
+        streams.append(
+            [item[number] if number < len(item) else None for item in references]
+        )
+    result = corpus_bleu(
+        list(hypotheses),
+        streams,  # type: ignore[arg-type]  # None stands for no reference
+        lowercase=True,
+        tokenize="13a",
+        smooth_method="none",
+        force=True,
+    )
+    return float(result.score)
+
+
+#: N-grams and their numbers.
+Counts = Counter[tuple[str, ...]]
 
 
 def nist(
@@ -94,36 +123,55 @@ def nist(
     such that a ratio of 2/3 halves the score. The reference length is the mean over an
     item's references. The challenge's Python mode agrees with this; its Perl script
     averages differently where the number of references varies."""
-    # For each n, over all items
-    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
-    matched: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(longest + 1)]
-    total, reference_length = [0] * (longest + 1), 0.0
-    for item, hypothesis in zip(references, hypotheses, strict=True):
-        tokens, candidate = [_mteval(r) for r in item], _mteval(hypothesis)
-        words = sum(map(len, tokens))
-        counts[0][()] += words
-        reference_length += words / len(tokens)
-        for n in range(1, longest + 1):
-            each = [_ngrams(t, n) for t in tokens]
-            for grams in each:
-                counts[n] += grams
-            allowed: Counter[tuple[str, ...]] = Counter()
-            for grams in each:
-                allowed |= grams  # the most that any one reference has
-            own = _ngrams(candidate, n)
-            matched[n] += own & allowed
-            total[n] += own.total()
+    tokens = [[_mteval(reference) for reference in item] for item in references]
+    candidates = [_mteval(hypothesis) for hypothesis in hypotheses]
+    words = sum(len(text) for item in tokens for text in item)
+    shorter_counts: Counts = Counter({(): words})
     information = 0.0
     for n in range(1, longest + 1):
-        before, of = counts[n - 1], counts[n]
-        gained = sum(
-            k * math.log2(before[gram[:-1]] / of[gram])
-            for gram, k in matched[n].items()
-        )
-        information += gained / total[n] if total[n] else 0.0
-    ratio = min(1.0, total[1] / reference_length) if reference_length else 0.0
+        counts, matched, total = _matches(tokens, candidates, n)
+        gained = 0.0
+        for gram, number in matched.items():
+            gained += number * math.log2(shorter_counts[gram[:-1]] / counts[gram])
+        if total:
+            information += gained / total
+        shorter_counts = counts
+    return information * _brevity_penalty(tokens, candidates)
+
+
+def _matches(
+    references: Sequence[Sequence[list[str]]], candidates: Sequence[list[str]], n: int
+) -> tuple[Counts, Counts, int]:
+    """Over all items: the n-grams in the references, those of the candidates that match
+    one of their item's references, and how many n-grams the candidates have."""
+    counts: Counts = Counter()
+    matched: Counts = Counter()
+    total = 0
+    for item, candidate in zip(references, candidates, strict=True):
+        allowed: Counts = Counter()
+        for text in item:
+            grams = _ngrams(text, n)
+            counts += grams
+            allowed |= grams  # the most that any one reference has
+        candidate_grams = _ngrams(candidate, n)
+        matched += candidate_grams & allowed
+        total += candidate_grams.total()
+    return counts, matched, total
+
+
+def _brevity_penalty(
+    references: Sequence[Sequence[list[str]]], candidates: Sequence[list[str]]
+) -> float:
+    """A factor of at most 1 for candidates that are shorter than the references."""
+    reference_length = 0.0
+    for item in references:
+        reference_length += sum(len(text) for text in item) / len(item)
+    length = sum(len(candidate) for candidate in candidates)
+    ratio = min(1.0, length / reference_length) if reference_length else 0.0
+    if not ratio:
+        return 0.0
     beta = math.log(0.5) / math.log(1.5) ** 2
-    return information * math.exp(beta * math.log(ratio) ** 2) if ratio else 0.0
+    return math.exp(beta * math.log(ratio) ** 2)
 
 
 def _mteval(text: str) -> list[str]:
@@ -132,8 +180,9 @@ def _mteval(text: str) -> list[str]:
     return str(Tokenizer13a()(text)).lower().split()  # type: ignore[no-untyped-call]
 
 
-def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+def _ngrams(tokens: Sequence[str], n: int) -> Counts:
+    shifted = (tokens[start:] for start in range(n))
+    return Counter(zip(*shifted, strict=False))
 
 
 # --- scores that need Java
@@ -141,10 +190,10 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 def _with_java(
     references: Sequence[Sequence[str]], hypotheses: Sequence[str]
-) -> dict[str, Any]:
+) -> JavaScores:
     """METEOR, ROUGE-L, CIDEr on PTB-tokenised text without punctuation; None, and why,
     where Java fails."""
-    by_key: dict[str, Any] = dict.fromkeys(("meteor", "rouge_l", "cider"))
+    scores: JavaScores = {"meteor": None, "rouge_l": None, "cider": None}
     try:
         if shutil.which("java") is None:
             raise JavaError(NO_JAVA)
@@ -152,15 +201,14 @@ def _with_java(
         from pycocoevalcap.rouge.rouge import Rouge
 
         expected = _ptb(dict(enumerate(references)))
-        given = _ptb(dict(enumerate([h] for h in hypotheses)))
-        by_key["rouge_l"] = 100 * float(Rouge().compute_score(expected, given)[0])
-        by_key["cider"] = float(Cider().compute_score(expected, given)[0])
-        by_key["meteor"] = 100 * _meteor(expected, given)
+        written = _ptb({key: [text] for key, text in enumerate(hypotheses)})
+        scores["rouge_l"] = 100 * float(Rouge().compute_score(expected, written)[0])
+        scores["cider"] = float(Cider().compute_score(expected, written)[0])
+        scores["meteor"] = 100 * _meteor(expected, written)
     except JavaError as error:
-        by_key["unavailable"] = {
-            key: str(error) for key, score in by_key.items() if score is None
-        }
-    return by_key
+        missing = [key for key, score in scores.items() if score is None]
+        scores["unavailable"] = dict.fromkeys(missing, str(error))
+    return scores
 
 
 class JavaError(Exception):
@@ -170,7 +218,7 @@ class JavaError(Exception):
 Tokenised = dict[int, list[str]]
 
 
-def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
+def _ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
     """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without
     punctuation."""
     from pycocoevalcap.tokenizer import ptbtokenizer
@@ -178,50 +226,51 @@ def _ptb(texts: dict[int, Sequence[str]]) -> Tokenised:
     # The wrapper does not notice missing lines. A last line of our own shows that all
     # came.
     end = -1
-    marked = {
+    captions = {
         key: [{"caption": text} for text in lines] for key, lines in texts.items()
     }
-    marked[end] = [{"caption": "end"}]
+    captions[end] = [{"caption": "end"}]
 
-    with _quietly("the PTB tokeniser"):
-        tokenised: Tokenised = ptbtokenizer.PTBTokenizer().tokenize(marked)
+    with _silenced("the PTB tokeniser"):
+        tokenised: Tokenised = ptbtokenizer.PTBTokenizer().tokenize(captions)
     if tokenised.pop(end, None) != ["end"]:
         raise JavaError(
-            "java ended before the PTB tokeniser was done (out of memory, or older than 8?)"
+            "java ended before the PTB tokeniser was done (out of memory, or older than "
+            "8?)"
         )
     return tokenised
 
 
-def _meteor(expected: Tokenised, given: Tokenised) -> float:
+def _meteor(expected: Tokenised, written: Tokenised) -> float:
     from pycocoevalcap.meteor import meteor
 
-    with _quietly("METEOR"):
+    with _silenced("METEOR"):
         scorer = meteor.Meteor()
         try:
-            return float(scorer.compute_score(expected, given)[0])
+            return float(scorer.compute_score(expected, written)[0])
         finally:
             # an error leaves it locked, and the scorer's end would wait for ever
             if scorer.lock.locked():
                 scorer.lock.release()
 
 
+STDERR = 2
+
+
 @contextlib.contextmanager
-def _quietly(what: str) -> Iterator[None]:
+def _silenced(program: str) -> Iterator[None]:
     """Silences a wrapper of a Java program. Its various errors become a JavaError."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr = os.dup(STDERR)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)  # the tokeniser reports its speed there
+        os.dup2(null, STDERR)  # the tokeniser reports its speed there
         yield
     except (OSError, ValueError, IndexError, AssertionError) as error:
-        detail = (
-            error.strerror
-            if isinstance(error, OSError) and error.strerror
-            else "it gave no score"
-        )
-        raise JavaError(f"java failed in {what}: {detail}") from None
+        detail = getattr(error, "strerror", None) or "it gave no score"
+        raise JavaError(f"java failed in {program}: {detail}") from None
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, STDERR)
+        os.close(stderr)
         os.close(null)
 
 
@@ -233,11 +282,8 @@ def read_references(path: Path) -> list[list[str]]:
     file without blank lines, one line each. Raises DataError for an item without
     references."""
     text = "\n".join(line.strip() for line in _lines(path))
-    blocks = "\n\n" in f"{text}\n"
-    items = [
-        block.split("\n")
-        for block in text.rstrip("\n").split("\n\n" if blocks else "\n")
-    ]
+    separator = "\n\n" if "\n\n" in f"{text}\n" else "\n"
+    items = [item.split("\n") for item in text.rstrip("\n").split(separator)]
     for number, item in enumerate(items, 1):
         if not all(item):
             raise DataError(
@@ -265,7 +311,7 @@ def _lines(path: Path) -> list[str]:
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
-def main(arguments: list[str]) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.e2e_metrics",
         description=__doc__,
@@ -276,25 +322,37 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object instead of a table"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
     try:
         references = read_references(options.references)
-        by_key = scores(
-            references, read_hypotheses(options.hypotheses, len(references))
-        )
+        hypotheses = read_hypotheses(options.hypotheses, len(references))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    result = scores(references, hypotheses)
     if options.json:
-        print(json.dumps(by_key))
+        print(json.dumps(result))
         return 0
     print(f"{len(references)} items, {sum(map(len, references))} references")
-    for key, name in METRICS.items():
-        value = by_key[key]
-        print(f"  {name:<8}" + (f"{value:>9.4f}" if value is not None else f"{'-':>9}"))
-    for reason in dict.fromkeys(by_key.get("unavailable", {}).values()):
-        print(f"  -: {reason}")
+    print(_table(result))
     return 0
+
+
+def _table(scores: Mapping[str, object]) -> str:
+    """A line for each score, and one for each reason why scores are missing."""
+    lines = []
+    for key, name in METRICS.items():
+        score = scores[key]
+        number = "-" if score is None else f"{score:.4f}"
+        lines.append(f"  {name:<8}{number:>9}")
+    reasons = scores.get("unavailable")
+    if isinstance(reasons, dict):
+        lines += [f"  -: {reason}" for reason in dict.fromkeys(reasons.values())]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

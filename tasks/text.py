@@ -6,51 +6,53 @@ regression (`task.regression=` overrides this). A label that is not a finite num
 refused among numbers, since one missing value would turn a regression into classes. The
 demo's reviews are one such task (tasks/reviews.py)."""
 
-import csv
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks import reviews
 from tasks.base import (
-    LISTED,
+    LISTED_NAMES,
     Array,
     DataError,
     Rows,
+    Settings,
     Source,
     Task,
     block,
     check,
-    first_line,
     fixed_subset,
     held_out,
-    listed,
     quoted,
     require_columns,
 )
 from tasks.fetch import content
-from tasks.files import open_text, read_parquet, validated
+from tasks.labels import class_names, mean_and_spread, parse_label
+from tasks.tables import Table, read_file, read_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROTOCOL = 1
 
 #: The settings that name columns.
-SETTINGS = ("task.text=", "task.text_pair=", "task.label_column=", "task.id_column=")
-# those of tasks/metrics.py
+COLUMN_SETTINGS = (
+    "task.text=",
+    "task.text_pair=",
+    "task.label_column=",
+    "task.id_column=",
+)
+#: Of tasks/metrics.py.
 METRICS = ("accuracy", "matthews", "macro_f1", "balanced_accuracy", "pearson")
 #: Characters of a text in `about`.
 SHOWN_TEXT = 200
-LARGEST = float(np.finfo(np.float32).max)
 #: Labels of a larger mean or spread are far from what a new head answers, which is
 #: about 0.
-LARGE = 10.0
-
-#: The number of a row's line in its file, and the row's values by column.
-Row = tuple[int, dict[str, Any]]
-#: The name of a file or of a hub split, for messages, and its rows.
-Table = tuple[Path | str, list[Row]]
+LARGE_LABEL = 10.0
+#: Without a dev file, every so many rows one is held out for it.
+DEV_STRIDE = 10
 
 
 class TextTask(Task):
@@ -59,41 +61,46 @@ class TextTask(Task):
 
     def __init__(
         self,
-        settings: Any,
+        settings: Settings,
         classes: list[str] | None,
         metric: str,
         splits: Mapping[str, Rows],
     ) -> None:
-        self.name, self.block = settings["name"], block(settings)
-        self.classes, self.metric, self.splits = classes, metric, splits
-        self.num_labels = 1 if classes is None else len(classes)
-        self.problem = (
-            "regression" if classes is None else "single_label_classification"
-        )
-        self.notes: list[str] = []
-        self._scales = bool(settings.get("scale_labels"))
-        self._shows = settings.get("keep_text", True)
+        self.name = settings["name"]
+        self.block = block(settings)
+        self.classes = classes
+        self.metric = metric
+        self.splits = splits
+        self.num_labels = 1
+        self.problem = "regression"
+        if classes is not None:
+            self.num_labels = len(classes)
+            self.problem = "single_label_classification"
+        self.notes = []
+        self._scales_labels = bool(settings.get("scale_labels"))
+        self._shows_texts = settings.get("keep_text", True)
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
-        self._tokenizer: Any = None
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. Each class is in both parts, where it has two rows."""
         train = self.splits["train"]
-        held = held_out(
-            [0] * len(train) if self.classes is None else train.labels, share, self.name
-        )
-        rest = sorted(set(range(len(train))) - set(held))
-        self.splits = {"train": train.take(rest), "dev": train.take(held)}
-        rows = f"{len(held)} of {len(train)} training rows"
+        groups = [0] * len(train) if self.classes is None else train.labels
+        dev_rows = held_out(groups, share, self.name)
+        train_rows = sorted(set(range(len(train))) - set(dev_rows))
+        self.splits = {"train": train.take(train_rows), "dev": train.take(dev_rows)}
         self.notes.append(
-            f"dev: {rows} held out (task.holdout={share:g}), the dev set is not used"
+            f"dev: {len(dev_rows)} of {len(train)} training rows held out "
+            f"(task.holdout={share:g}), the dev set is not used"
         )
 
     def prepare(
-        self, tokenizer: Any, max_length: int, positions: int | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        positions: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        if self._scales and "train" in self.splits:
+        if self._scales_labels and "train" in self.splits:
             self.scaling = mean_and_spread(self.splits["train"].labels)
         for split, rows in self.splits.items():
             encoded = tokenizer(
@@ -103,13 +110,15 @@ class TextTask(Task):
 
     def cut(self, split: str) -> int:
         """How many of a prepared split's rows were longer than `prepare` left them."""
-        rows, lengths = self.splits[split], self.lengths(split)
-        longest = [i for i, length in enumerate(lengths) if length == max(lengths)]
-        whole = [
-            self._tokenizer(rows.texts[i], rows.pairs and rows.pairs[i])["input_ids"]
-            for i in longest
-        ]
-        return sum(len(ids) > max(lengths) for ids in whole)
+        rows = self.splits[split]
+        lengths = self.lengths(split)
+        longest = max(lengths)
+        count = 0
+        for i, length in enumerate(lengths):
+            if length == longest:
+                encoded = self._tokenizer(rows.texts[i], rows.pairs and rows.pairs[i])
+                count += len(encoded["input_ids"]) > longest
+        return count
 
     def lengths(self, split: str) -> Sequence[int]:
         return [len(ids) for ids in self._encoded[split]["input_ids"]]
@@ -127,36 +136,40 @@ class TextTask(Task):
         return batch | {"labels": labels}
 
     def labels(self, split: str) -> Array:
-        return np.asarray(
-            self.splits[split].labels,
-            dtype=np.float32 if self.classes is None else np.int64,
-        )
+        dtype = np.float32 if self.classes is None else np.int64
+        return np.asarray(self.splits[split].labels, dtype=dtype)
 
     def predict(self, outputs: Array) -> Array:
         """See Task.predict; in the labels' own units."""
-        mean, spread = self.scaling or (0.0, 1.0)
         predictions = super().predict(outputs)
-        return predictions * spread + mean if self.scaling else predictions
+        if self.scaling:
+            mean, spread = self.scaling
+            predictions = predictions * spread + mean
+        return predictions
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
         """File, row, id and the beginnings of the texts; without these where
         task.keep_text is false."""
         rows = self.splits[split]
-        texts = {"text": rows.texts, "text_pair": rows.pairs} if self._shows else {}
-        return rows.about | {
-            key: [text[:SHOWN_TEXT] for text in of] for key, of in texts.items() if of
-        }
+        columns = dict(rows.about)
+        if self._shows_texts:
+            for key, texts in (("text", rows.texts), ("text_pair", rows.pairs)):
+                if texts:
+                    columns[key] = [text[:SHOWN_TEXT] for text in texts]
+        return columns
 
 
-def source(settings: Any) -> Source:
+# --- loading
+
+
+def source(settings: Settings) -> Source:
     """See tasks.source. Settings: train_file and dev_file, or hub (and hub_config,
     revision)."""
     if settings.get("prepare") == "reviews":
         return reviews.source()
     if settings.get("hub"):
-        return Source(
-            pinned=content(settings["hub"], settings.get("revision"), "dataset")
-        )
+        pinned = content(settings["hub"], settings.get("revision"), "dataset")
+        return Source(pinned=pinned)
     if not settings.get("train_file"):
         raise DataError("the task names no data. Give task.train_file= or task.hub=")
     files = {"train": Path(settings["train_file"])}
@@ -168,291 +181,186 @@ def source(settings: Any) -> Source:
     return Source(files=files)
 
 
-def load(settings: Any) -> TextTask:
+def load(settings: Settings) -> TextTask:
     """See tasks.load. Without a dev file, a fixed tenth of the training rows is held
     out for it."""
-    name, label, tables, notes = (
-        settings["name"],
-        settings["label_column"],
-        _read(settings),
-        [],
-    )
-    where, training = tables["train"]
+    tables = _read_tables(settings)
+    training = tables["train"]
+    notes = []
     if "dev" not in tables:
-        if len(training) == 1:
-            raise DataError(
-                f"{where}: one row, and without a dev file (task.dev_file) two are the least"
-            )
-        held = training[::10]
-        of = f"every tenth, {len(held)} of the {len(training)} training rows"
-        notes.append(f"no dev file: {of} are held out for it")
-        training = [row for i, row in enumerate(training) if i % 10]
+        notes.append(_note_of_held_out_rows(training))
+        rows = [row for i, row in enumerate(training.rows) if i % DEV_STRIDE]
+        training = Table(training.place, rows)
     for table in tables.values():
         check_columns(table, settings)
-    classes = _classes((where, training), label, settings.get("regression"))
-    metric = settings.get("metric") or ("pearson" if classes is None else "accuracy")
-    if metric not in METRICS:
-        raise DataError(
-            f"no metric {metric!r} (task.metric). Known: {', '.join(METRICS)}"
-        )
-    if (classes is None) != (metric == "pearson"):
-        kind = "numbers" if classes is None else "classes"
-        raise DataError(f"{where}: its labels are {kind}: not task.metric={metric}")
+    classes = class_names(
+        training, settings["label_column"], settings.get("regression")
+    )
+    metric = _metric(settings, training, classes)
     if settings.get("scale_labels"):
-        check(
-            settings, "scale_labels", settings["scale_labels"] is True, "true or false"
-        )
-        check(
-            settings,
-            "scale_labels",
-            classes is None,
-            "false: its labels are classes, not numbers",
-        )
-    splits = {
-        split: make_rows(table, settings, classes) for split, table in tables.items()
-    }
-    if "dev" not in splits:
-        whole, every = splits["train"], range(len(splits["train"]))
-        splits = {
-            "train": whole.take([i for i in every if i % 10]),
-            "dev": whole.take(every[::10]),
-        }
-    for split, rows in splits.items():
-        splits[split] = rows.take(
-            fixed_subset(len(rows), settings.get(f"{split}_rows"), name)
-        )
+        given = settings["scale_labels"]
+        check(settings, "scale_labels", given is True, "true or false")
+        should = "false: its labels are classes, not numbers"
+        check(settings, "scale_labels", classes is None, should)
+    splits = _splits(settings, tables, classes)
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
-    if classes is None and not settings.get("scale_labels"):
-        mean, spread = mean_and_spread(splits["train"].labels)
-        if max(abs(mean), spread) > LARGE:
-            numbers = f"a regression whose labels have the mean {mean:.6g} and the spread {spread:.6g}"
-            task.advice = [
-                f"{name}: {numbers}: task.scale_labels=true trains on scaled ones"
-            ]
-    if classes and not settings.get("prepare"):
-        more = f" and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
-        task.advice = [
-            f"{name}: {len(classes)} classes: {', '.join(map(quoted, classes[:LISTED]))}{more}"
-        ]
-        if absent := len({*range(len(classes))} - {*splits["dev"].labels}):
-            task.advice.append(f"{name}: {absent} of them have no dev row")
+    task.advice = _advice(settings, classes, splits)
     return task
 
 
-def check_columns(table: Table, settings: Any, labelled: bool = True) -> None:
-    """Raises DataError for a table without rows, and with file and line for a row
-    without a column that the settings name, or with nothing in it. labelled: whether
-    rows need a label."""
-    (where, rows), label = table, settings["label_column"] if labelled else None
-    columns = [c for c in (settings["text"], settings.get("text_pair"), label) if c]
-    named = [*columns, *filter(None, [settings.get("id_column")])]
-    if not rows:
-        raise DataError(f"{where}: no rows")
-    own_columns = str(where).endswith((".jsonl", ".json"))  # each row names its own
-    for line, row in rows:
-        place = f"{where} line {line}" if own_columns else where
-        require_columns(place, row, named, f". They are named by {', '.join(SETTINGS)}")
-        for column in columns:
-            value = row[column]
-            # NaN
-            missing = not str(value).strip() if column == label else value != value
-            if value is None or missing:
-                raise DataError(f"{where} line {line}: nothing in column {column!r}")
-
-
-def numbered(where: Path | str, count: int) -> dict[str, list[Any]]:
-    """`Rows.about` of all rows of a file, or of a hub split."""
-    return {
-        "file": [getattr(where, "name", where)] * count,
-        "row": list(range(1, count + 1)),
-    }
-
-
-def make_rows(
-    table: Table, settings: Any, classes: list[str] | None, labelled: bool = True
-) -> Rows:
-    """The rows of a table that `check_columns` has checked. classes: as in TextTask.
-    labelled: whether they have labels, which are read and checked then."""
-    (where, rows), pair, own_id = (
-        table,
-        settings.get("text_pair"),
-        settings.get("id_column"),
-    )
-    label, texts = (
-        settings["label_column"],
-        [str(row[settings["text"]]) for _, row in rows],
-    )
-    labels: Any = [
-        parse_label(row[label], classes, where, line) for line, row in rows if labelled
-    ]
-    about = numbered(where, len(rows)) | (
-        {"id": [row[own_id] for _, row in rows]} if own_id else {}
-    )
-    return Rows(
-        texts, [str(row[pair]) for _, row in rows] if pair else None, labels, about
-    )
-
-
-def _read(settings: Any) -> dict[str, Table]:
+def _read_tables(settings: Settings) -> dict[str, Table]:
     """The rows of each split."""
     if settings.get("hub"):
         return {
-            split: _from_hub(settings, settings[f"{split}_split"])
+            split: read_hub(settings, settings[f"{split}_split"])
             for split in ("train", "dev")
         }
     if settings.get("prepare") == "reviews":
         return reviews.splits(settings["train_rows"], settings["dev_rows"])
     return {
-        split: (path, list(read_file(path)))
+        split: Table(path, list(read_file(path)))
         for split, path in source(settings).files.items()
     }
 
 
-def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a CSV, TSV, JSONL or parquet file. Raises DataError with the line that is
-    wrong."""
-    if path.suffix == ".parquet":
-        yield from read_parquet(path)
-    elif path.suffix in (".csv", ".tsv"):
-        yield from read_csv(path, TSV if path.suffix == ".tsv" else {})
-    elif path.suffix in (".jsonl", ".json"):
-        with open_text(path) as file:
-            for line, text in enumerate(file, 1):
-                yield line, validated(dict[str, Any], text, f"{path} line {line}")
-    else:
+def _note_of_held_out_rows(table: Table) -> str:
+    """What the record says where there is no dev file. Raises DataError for one row."""
+    count = len(table.rows)
+    if count == 1:
         raise DataError(
-            f"{path}: the name should end in .csv, .tsv, .jsonl or .parquet"
+            f"{table.place}: one row, and without a dev file (task.dev_file) two are the "
+            "least"
         )
+    held = len(table.rows[::DEV_STRIDE])
+    return (
+        f"no dev file: every tenth, {held} of the {count} training rows are held out "
+        "for it"
+    )
 
 
-#: Benchmarks write TSV without quoting: a lone quotation mark is text.
-TSV: Mapping[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-
-
-def read_csv(
-    path: Path, form: Mapping[str, Any], header: Sequence[str] | None = None
-) -> Iterator[Row]:
-    """Rows of a CSV file. form: of csv.reader. header: the columns where the file names
-    none. Raises DataError for a row with another number of columns than the header."""
-    csv.field_size_limit(10_000_000)
-    with open_text(path) as file:
-        reader = csv.DictReader(file, header, strict=True, **form)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    count = len(reader.fieldnames or [])
-                    tabs = (
-                        ". A .tsv has no quoting, a .csv has"
-                        if form.get("delimiter") == "\t"
-                        else ""
-                    )
-                    raise DataError(
-                        f"{path} line {reader.line_num}: not {count} columns{tabs}"
-                    )
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
-
-
-def _from_hub(settings: Any, split: str) -> Table:
-    from datasets import load_dataset
-
-    where = f"{settings['hub']}:{split}"
-    choice = {"split": split, "revision": settings.get("revision")}
-    try:
-        return where, list(
-            enumerate(
-                load_dataset(settings["hub"], settings.get("hub_config"), **choice), 1
-            )
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        instead = "Or give files: task.train_file= and task.dev_file="
-        raise DataError(f"{where}: {first_line(error)}. {instead}") from None
-
-
-def _classes(train: Table, column: str, regression: bool | None) -> list[str] | None:
-    """The names of the classes, numbers by size and then words; None for a
-    regression."""
-    where, labels = train[0], [(line, row[column]) for line, row in train[1]]
-    if _is_regression(where, labels) if regression is None else regression:
-        return None
-    names = {str(label) for _, label in labels}
-    numbers = sorted(filter(_is_finite, names), key=lambda name: (float(name), name))
-    classes = numbers + sorted(names.difference(numbers))
-    if len(classes) < 2:
+def _metric(settings: Settings, table: Table, classes: list[str] | None) -> str:
+    """The metric that is given, or the usual one. Raises DataError for one that does
+    not fit the labels."""
+    usual = "pearson" if classes is None else "accuracy"
+    metric: str = settings.get("metric") or usual
+    if metric not in METRICS:
+        known = ", ".join(METRICS)
+        raise DataError(f"no metric {metric!r} (task.metric). Known: {known}")
+    if (classes is None) != (metric == "pearson"):
+        kind = "numbers" if classes is None else "classes"
         raise DataError(
-            f"{where}: only one label, {quoted(classes[0])}: nothing to learn"
+            f"{table.place}: its labels are {kind}: not task.metric={metric}"
         )
-    return classes
+    return metric
 
 
-def _is_regression(where: Path | str, labels: list[tuple[int, Any]]) -> bool:
-    """Whether labels (line, label) are numbers, some with a fractional part. Raises
-    DataError for a word among such numbers, and for NaN or infinity among any numbers:
-    it may stand for a missing value."""
-    odd = next(((line, label) for line, label in labels if not _is_finite(label)), None)
-    fraction = next(
-        (label for _, label in labels if _is_finite(label) and float(label) % 1), None
-    )
-    if odd is None:
-        return fraction is not None
-    if fraction is None and any(_number(label) is None for _, label in labels):
-        return False
-    others = (
-        "are numbers"
-        if fraction is None
-        else f"have a fractional part ({quoted(fraction)})"
-    )
-    problem = f"label {quoted(odd[1])} is not a finite number, and others {others}"
-    raise DataError(
-        f"{where} line {odd[0]}: {problem}. For classes: task.regression=false"
-    )
+def _splits(
+    settings: Settings, tables: Mapping[str, Table], classes: list[str] | None
+) -> dict[str, Rows]:
+    """The rows of train and dev, of each a fixed subset where its size is given."""
+    splits = {
+        split: make_rows(table, settings, classes) for split, table in tables.items()
+    }
+    if "dev" not in splits:
+        rows = splits["train"]
+        indices = range(len(rows))
+        splits = {
+            "train": rows.take([i for i in indices if i % DEV_STRIDE]),
+            "dev": rows.take(indices[::DEV_STRIDE]),
+        }
+    for split, rows in splits.items():
+        size = settings.get(f"{split}_rows")
+        splits[split] = rows.take(fixed_subset(len(rows), size, settings["name"]))
+    return splits
 
 
-def parse_label(
-    value: Any, classes: list[str] | None, where: Path | str, line: int
-) -> int | float:
-    """The index of a class, or a number where classes is None. Raises DataError with
-    file and line for any other label, also for NaN where a file has numbers: it stands
-    for a missing value."""
-    number = _number(value)
-    if classes is None and number is not None and abs(number) <= LARGEST:
-        return number
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if classes is not None and finite and str(value) in classes:
-        return classes.index(str(value))
-    kind = (
-        f"one of {listed(classes)}"
-        if classes and finite
-        else "a finite number of 32 bits"
-    )
-    numeric = (
-        number is not None
-        and classes
-        and all(_number(name) is not None for name in classes)
-    )
-    mend = ". Numbers to predict: task.regression=true" if numeric else ""
-    raise DataError(f"{where} line {line}: label {quoted(value)} is not {kind}{mend}")
+def _advice(
+    settings: Settings, classes: list[str] | None, splits: Mapping[str, Rows]
+) -> list[str]:
+    """See Task.advice."""
+    name = settings["name"]
+    if classes is None:
+        mean, spread = mean_and_spread(splits["train"].labels)
+        if settings.get("scale_labels") or max(abs(mean), spread) <= LARGE_LABEL:
+            return []
+        return [
+            f"{name}: a regression whose labels have the mean {mean:.6g} and the spread "
+            f"{spread:.6g}: task.scale_labels=true trains on scaled ones"
+        ]
+    if settings.get("prepare"):
+        return []
+    names = ", ".join(quoted(label) for label in classes[:LISTED_NAMES])
+    if len(classes) > LISTED_NAMES:
+        names += f" and {len(classes) - LISTED_NAMES} more"
+    advice = [f"{name}: {len(classes)} classes: {names}"]
+    absent = set(range(len(classes))) - set(splits["dev"].labels)
+    if absent:
+        advice.append(f"{name}: {len(absent)} of them have no dev row")
+    return advice
 
 
-def mean_and_spread(labels: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of the labels of a regression; the deviation of equal
-    labels is 1."""
-    numbers = np.asarray(labels, dtype=np.float64)
-    return float(numbers.mean()), float(numbers.std()) or 1.0
+# --- rows
 
 
-def _is_finite(value: Any) -> bool:
-    number = _number(value)
-    return number is not None and math.isfinite(number)
+def check_columns(table: Table, settings: Settings, labelled: bool = True) -> None:
+    """Raises DataError for a table without rows, and with file and line for a row
+    without a column that the settings name, or with nothing in it. labelled: whether
+    rows need a label."""
+    place, rows = table
+    if not rows:
+        raise DataError(f"{place}: no rows")
+    label = settings["label_column"] if labelled else None
+    columns = [settings["text"], settings.get("text_pair"), label]
+    columns = [column for column in columns if column]
+    named_columns = list(columns)
+    if settings.get("id_column"):
+        named_columns.append(settings["id_column"])
+    # Each object of a JSONL file names its own columns.
+    by_line = str(place).endswith((".jsonl", ".json"))
+    hint = f". They are named by {', '.join(COLUMN_SETTINGS)}"
+    for line, row in rows:
+        row_place = f"{place} line {line}" if by_line else place
+        require_columns(row_place, row, named_columns, hint)
+        for column in columns:
+            if _is_missing(row[column], is_label=column == label):
+                raise DataError(f"{place} line {line}: nothing in column {column!r}")
 
 
-def _number(value: Any) -> float | None:
-    """The value as a number, which may be NaN or infinite; None for anything else."""
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return math.inf
-    except (TypeError, ValueError):
-        return None
+def _is_missing(value: Any, is_label: bool) -> bool:
+    """Whether a column holds nothing: a label without a word, or NaN as a text."""
+    if value is None:
+        return True
+    if is_label:
+        return not str(value).strip()
+    is_nan: bool = value != value
+    return is_nan
+
+
+def numbered(place: Path | str, count: int) -> dict[str, list[Any]]:
+    """`Rows.about` of all rows of a file, or of a hub split."""
+    name = place.name if isinstance(place, Path) else place
+    return {"file": [name] * count, "row": list(range(1, count + 1))}
+
+
+def make_rows(
+    table: Table,
+    settings: Settings,
+    classes: list[str] | None,
+    labelled: bool = True,
+) -> Rows:
+    """The rows of a table that `check_columns` has checked. classes: as in TextTask.
+    labelled: whether they have labels, which are read and checked then."""
+    place, rows = table
+    texts = [str(row[settings["text"]]) for _, row in rows]
+    pairs = None
+    if settings.get("text_pair"):
+        pairs = [str(row[settings["text_pair"]]) for _, row in rows]
+    labels: Any = []
+    if labelled:
+        column = settings["label_column"]
+        labels = [parse_label(row[column], classes, place, line) for line, row in rows]
+    about = numbered(place, len(rows))
+    if settings.get("id_column"):
+        about["id"] = [row[settings["id_column"]] for _, row in rows]
+    return Rows(texts, pairs, labels, about)

@@ -23,8 +23,8 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tasks.base import Array, DataError, first_line, named
-from tasks.files import validated, whole
+from tasks.base import Array, DataError, first_line, unquoted
+from tasks.files import atomic_write, validated
 
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height,
 #: width, 3).
@@ -120,7 +120,7 @@ def preprocessing(folder: Path) -> Preprocessing:
         if "pretrained_cfg" in config:
             return _timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = named(f"no {error}" if isinstance(error, KeyError) else error, 300)
+        why = unquoted(f"no {error}" if isinstance(error, KeyError) else error, 300)
         raise DataError(
             f"{folder}: how its images are prepared is not known here ({why})"
         ) from None
@@ -340,7 +340,7 @@ def prepared(
         for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
             if time.time() - leftover.stat().st_mtime > 600:
                 leftover.unlink(missing_ok=True)
-        with whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             header = {
                 "descr": "|u1",
                 "fortran_order": False,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, first_line, listed, quoted, require_columns
+from tasks.base import Array, DataError, first_line, list_names, quoted, require_columns
 from tasks.images.pixels import Item
 
 ENDINGS = (
@@ -86,7 +86,9 @@ def _from_folders(files: dict[str, Path]) -> ImageSet:
             "test": sorted(differing - set(classes)),
         }
         words = [
-            f"only {part} has {listed(names)}" for part, names in only.items() if names
+            f"only {part} has {list_names(names)}"
+            for part, names in only.items()
+            if names
         ]
         where = next(iter(files.values())).parents[2]
         raise DataError(
@@ -284,7 +286,9 @@ def _folders(data_dir: Path) -> dict[str, Path]:
             inner = sorted({path.relative_to(class_folder).parts[0] for path in images})
             if len(inner) > 1 and all(path.parent != class_folder for path in images):
                 mend = "Splits are called train and test; or is task.data_dir a folder too high?"
-                problem = f"holds folders of images, not of one class ({listed(inner)})"
+                problem = (
+                    f"holds folders of images, not of one class ({list_names(inner)})"
+                )
                 raise DataError(f"{class_folder} {problem}. {mend}")
             files |= {
                 f"{split}{path.relative_to(top).as_posix()}": path for path in images

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, Source, Task, first_line, fixed_subset, named
+from tasks.base import (
+    Array,
+    DataError,
+    Source,
+    Task,
+    first_line,
+    fixed_subset,
+    unquoted,
+)
 from tasks.fetch import cache_folder, content, data_folder
 from tasks.files import stamp
 from tasks.images import sets
@@ -114,12 +122,12 @@ class ImageTask(Task):
     def _check_set(self) -> None:
         if self.num_labels < 2:
             raise DataError(
-                f"{self.name}: one class, {named(self.classes[0])}. Is task.data_dir too high?"
+                f"{self.name}: one class, {unquoted(self.classes[0])}. Is task.data_dir too high?"
             )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         fewest = int(counts.argmin())
         if counts[fewest] < (self.shots or 1):
-            few = f"class {named(self.classes[fewest])} has {counts[fewest]} training images"
+            few = f"class {unquoted(self.classes[fewest])} has {counts[fewest]} training images"
             mend = f", fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
             raise DataError(f"{self.name}: {few}{mend if self.shots else ''}")
         whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.base import DataError, quoted
-from tasks.files import placeholders, read_objects, whole
+from tasks.files import atomic_write, placeholders, read_objects
 
 #: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
@@ -143,7 +143,7 @@ def write_answers(
         number: len(turns) for number, turns in answers.items()
     }:
         raise ValueError("the answers do not fit the questions and their turns")
-    with whole(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for question in questions:
             turns = list(answers[question.id])
             row = {
